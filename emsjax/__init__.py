@@ -1,0 +1,1 @@
+"""Fast batched text generation in JAX with EMS-SD speculative decoding."""

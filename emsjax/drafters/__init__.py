@@ -1,0 +1,1 @@
+"""Drafters: guess the next tokens of every slot; the target verifies them."""

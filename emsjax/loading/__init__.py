@@ -1,0 +1,1 @@
+"""Reading models: checkpoints of several formats, tokenizers, the default model."""

@@ -1,0 +1,1 @@
+"""Attention and cache kernels; each operation has one `api.py` that picks a backend."""

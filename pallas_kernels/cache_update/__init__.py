@@ -1,0 +1,1 @@
+"""Scatter of new K/V into the cache."""
