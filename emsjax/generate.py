@@ -1,0 +1,199 @@
+"""The command line: `python -m emsjax.generate`.
+
+Exit status: 0 all is well; 1 some input lines were bad (each has its error record); 2 a mistake
+in the call, told in one sentence; 130 interrupted; 141 the reader of standard output left.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from emsjax import job
+from emsjax.errors import UserError
+from emsjax.options import Options
+from emsjax.version import __version__
+
+_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def _option(flag: str, text: str, panel: str, metavar: str | None = None) -> Any:
+    return typer.Option(flag, help=text, rich_help_panel=panel, metavar=metavar)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"emsjax {__version__}")
+        raise typer.Exit
+
+
+_IO, _MODEL, _SAMPLING, _DRAFTING = "Input and output", "Model", "Sampling", "Drafting"
+
+
+@_app.command()
+def _generate(  # noqa: PLR0917 - typer reads the options off the signature
+    prompt: Annotated[
+        list[str] | None,
+        _option("--prompt", "A prompt; give it again for more.", _IO, "TEXT"),
+    ] = None,
+    input: Annotated[
+        str | None,
+        _option("--input", "JSON lines, one request each; - is standard input.", _IO, "FILE|-"),
+    ] = None,
+    output: Annotated[
+        str | None,
+        _option("--output", "Write JSON lines there; - is standard output.", _IO, "FILE|-"),
+    ] = None,
+    chat: Annotated[
+        bool, _option("--chat", "Put text prompts into the model's chat template.", _IO)
+    ] = False,
+    resume: Annotated[
+        bool, _option("--resume", "Continue --output: finished ids are not run again.", _IO)
+    ] = False,
+    overwrite: Annotated[
+        bool, _option("--overwrite", "Replace --output if it holds results.", _IO)
+    ] = False,
+    model: Annotated[
+        str | None,
+        _option("--model", "Directory or hub id. (default: SmolLM2-135M-Instruct)", _MODEL),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, _option("--tokenizer", "Directory or hub id. (default: the model's)", _MODEL)
+    ] = None,
+    dtype: Annotated[
+        str, _option("--dtype", "auto, float32, bfloat16 or float16.", _MODEL, "TYPE")
+    ] = "auto",
+    batch_size: Annotated[
+        int | None,
+        _option("--batch-size", "Prompts decoded together. (default: 8)", _MODEL),
+    ] = None,
+    max_model_len: Annotated[
+        int | None,
+        _option("--max-model-len", "Longest prompt and output together, tokens.", _MODEL),
+    ] = None,
+    exact: Annotated[
+        bool, _option("--exact", "Output equal to plain decoding's bit for bit.", _MODEL)
+    ] = False,
+    method: Annotated[
+        str, _option("--method", "ems, or none for plain decoding.", _DRAFTING, "METHOD")
+    ] = "ems",
+    drafter: Annotated[
+        str | None,
+        _option("--drafter", "prompt-lookup or none. (default: prompt-lookup)", _DRAFTING),
+    ] = None,
+    draft_model: Annotated[
+        str | None, _option("--draft-model", "Not there yet.", _DRAFTING)
+    ] = None,
+    draft_length: Annotated[
+        int | None,
+        _option("--draft-length", "Most tokens to draft a step. (default: 7)", _DRAFTING),
+    ] = None,
+    max_ngram: Annotated[
+        int | None,
+        _option("--max-ngram", "Longest n-gram to look up. (default: 3)", _DRAFTING),
+    ] = None,
+    min_ngram: Annotated[
+        int | None,
+        _option("--min-ngram", "Shortest n-gram to look up. (default: 1)", _DRAFTING),
+    ] = None,
+    max_tokens: Annotated[
+        int, _option("--max-tokens", "Most tokens to generate a prompt.", _SAMPLING)
+    ] = 128,
+    temperature: Annotated[
+        float, _option("--temperature", "0 is greedy; others are not there yet.", _SAMPLING)
+    ] = 0.0,
+    top_k: Annotated[int, _option("--top-k", "Not there yet.", _SAMPLING)] = 0,
+    top_p: Annotated[float, _option("--top-p", "Not there yet.", _SAMPLING)] = 1.0,
+    seed: Annotated[int, _option("--seed", "No effect on greedy decoding.", _SAMPLING)] = 0,
+    ignore_eos: Annotated[
+        bool, _option("--ignore-eos", "Go on to --max-tokens past the end of text.", _SAMPLING)
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show it and exit.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> Options:
+    """Generate text for a batch of prompts, several tokens a step.
+
+    Without --prompt and --input, standard input is read:
+    as JSON lines if its first line is a JSON object, else as one prompt.
+
+    Text goes to standard output, progress and figures to standard error.
+    """
+    given = dict(locals())
+    del given["version"]
+    return Options(**given | {"prompt": tuple(prompt or ())})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+      arguments: what follows the program's name; from the process where left out.
+
+    Returns:
+      The exit status, as the module's docstring lists it.
+    """
+    started = time.perf_counter()
+    _terminate_as_interrupt()
+    _quieten()
+    try:
+        options = _parse(arguments)
+        return job.run(options, started) if isinstance(options, Options) else options
+    except UserError as error:
+        return _fail(f"error: {error}", 2)
+    except KeyboardInterrupt as stop:
+        return _fail(f"interrupted: {stop}" if str(stop) else "interrupted", 130)
+    except BrokenPipeError:
+        return 141  # what a shell reports for a program ended by a closed pipe
+
+
+def _parse(arguments: Sequence[str] | None) -> Options | int:
+    """Return the options, or the exit status where only `--help` or `--version` was asked for."""
+    started_as_module = Path(sys.argv[0]).name == "generate.py"
+    try:
+        return typer.main.get_command(_app).main(
+            args=None if arguments is None else list(arguments),
+            prog_name="python -m emsjax.generate" if started_as_module else "emsjax",
+            standalone_mode=False,
+        )
+    except Exception as error:
+        # typer's usage errors: their class has lived in two packages, their method has not moved.
+        if not hasattr(error, "format_message"):
+            raise
+        raise UserError(f"{error.format_message().rstrip('.')}; see --help.") from error
+
+
+def _fail(message: str, status: int) -> int:
+    print(message, file=sys.stderr)
+    return status
+
+
+def _interrupt(_signal: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _terminate_as_interrupt() -> None:
+    """Let SIGTERM end a run as Ctrl-C does: with whole lines and a word on how to resume."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _quieten() -> None:
+    """Keep libraries' asides off standard error; what they say of a TPU or GPU stays."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

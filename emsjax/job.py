@@ -1,0 +1,149 @@
+"""One run of the command line: prompts in, results out as each is final."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+from emsjax import jsonl
+from emsjax.errors import UserError
+from emsjax.options import Options, check
+from emsjax.outputs import RequestOutput
+from emsjax.report import Report
+from emsjax.result_file import ResultFile, open_output, standard_output
+from emsjax.sampling_params import SamplingParams
+from emsjax.sources import Source, open_source
+
+
+class Engine(Protocol):
+    """What the command line needs of `emsjax.llm.LLM`."""
+
+    def request(self, prompt: Any, params: SamplingParams, request_id: str) -> Any:
+        """Tokenise and check one prompt; raises `UserError`."""
+
+    def run(
+        self, requests: Iterable[Any], *, on_progress: Callable[[int], None] | None = None
+    ) -> Iterator[RequestOutput]:
+        """Generate, taking requests as slots free up and yielding each as it is final."""
+
+
+def run(options: Options, command_started: float) -> int:
+    """Do what the options ask for.
+
+    Args:
+      options: the command line.
+      command_started: `time.perf_counter()` when the command started.
+
+    Returns:
+      The exit status: 0, or 1 where some line was bad.
+
+    Raises:
+      UserError: the run cannot start or go on; its results so far are whole.
+      KeyboardInterrupt: likewise, with a word on how to resume.
+      BrokenPipeError: the reader of standard output has left.
+    """
+    check(options)
+    with open_source(options) as source, _open_sink(options) as sink:
+        engine = _load(options)
+        sink.start()
+        with Report(source.total, command_started) as report:
+            if source.texts is not None and options.output is None:
+                _write_texts(engine, source, sink, report, options.chat)
+            else:
+                _write_records(engine, source, sink, report, options)
+    return 1 if report.errors else 0
+
+
+def _open_sink(options: Options) -> ResultFile:
+    if options.output in (None, "-"):
+        return standard_output()
+    return open_output(str(options.output), resume=options.resume, overwrite=options.overwrite)
+
+
+def _load(options: Options) -> Engine:
+    # Here and not above: jax and transformers take seconds to import, which a usage error or
+    # `--help` should not cost.
+    from emsjax.llm import LLM
+
+    return LLM(**options.engine())
+
+
+def _request(engine: Engine, line: jsonl.Line, chat: bool) -> Any:
+    prompt: Any = line.prompt
+    if chat and isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    try:
+        return engine.request(prompt, line.params, jsonl.key(line.id))
+    except UserError as error:
+        raise UserError(f"{line.where}: {error}") from error
+
+
+def _write_texts(
+    engine: Engine, source: Source, sink: ResultFile, report: Report, chat: bool
+) -> None:
+    """Texts in the order of their prompts, each as soon as those before it are out."""
+    texts = source.texts or ()
+    # All are checked before any is run: a mistake in the last prompt should not cost the first.
+    lines = [line for line in source.lines if isinstance(line, jsonl.Line)]
+    requests = [_request(engine, line, chat) for line in lines]
+    ready: dict[int, str] = {}
+    shown = 0
+    for output in engine.run(requests, on_progress=report.emitted):
+        report.finished(output.metrics)
+        ready[int(output.request_id)] = output.outputs[0].text or ""
+        while (number := shown + 1) in ready:
+            header = _header(number, texts) if len(texts) > 1 else ""
+            _write(sink, f"{header}{ready.pop(number)}\n".encode(), report)
+            shown = number
+
+
+def _header(number: int, texts: tuple[str, ...]) -> str:
+    line = " ".join(texts[number - 1].split())
+    short = line if len(line) <= 60 else f"{line[:59]}…"
+    gap = "\n" if number > 1 else ""
+    return f"{gap}=== prompt {number} of {len(texts)}: {short} ===\n"
+
+
+def _write_records(
+    engine: Engine, source: Source, sink: ResultFile, report: Report, options: Options
+) -> None:
+    """One record a line, as each is final."""
+
+    def failed(line_id: jsonl.LineId, error: str) -> None:
+        _write(sink, jsonl.encode({"id": line_id, "error": error}), report)
+        report.failed()
+
+    def requests() -> Iterator[Any]:
+        for line in source.lines:
+            if isinstance(line, jsonl.BadLine):
+                failed(line.id, line.error)
+            elif jsonl.key(line.id) in sink.finished:
+                report.skipped()
+            else:
+                try:
+                    request = _request(engine, line, options.chat)
+                except UserError as error:
+                    failed(line.id, str(error))
+                else:
+                    yield request
+
+    try:
+        for output in engine.run(requests(), on_progress=report.emitted):
+            _write(sink, jsonl.encode(jsonl.result(output)), report)
+            report.finished(output.metrics)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(_how_to_resume(options)) from stop
+
+
+def _write(sink: ResultFile, line: bytes, report: Report) -> None:
+    """Write a line, out of the way of a progress bar on the same terminal."""
+    on_terminal = sink.name == "-" and sys.stdout.isatty()
+    with report.paused() if on_terminal else nullcontext():
+        sink.write(line)
+
+
+def _how_to_resume(options: Options) -> str:
+    if options.output in (None, "-"):
+        return ""
+    change = "--resume instead of --overwrite" if options.overwrite else "--resume"
+    return f"the results so far are in {options.output!r}; the same command with {change} goes on."

@@ -1,0 +1,188 @@
+"""JSON lines: one request a line in, one record a line out."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, NoReturn
+
+from emsjax.errors import UserError
+from emsjax.outputs import RequestOutput
+from emsjax.sampling_params import SamplingParams
+
+LineId = str | int
+Prompt = str | list[int] | list[dict[str, str]]
+Record = dict[str, Any]
+
+_PROMPT_FIELDS = ("prompt", "prompt_token_ids", "messages")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A request as its line asks for it, not yet tokenised.
+
+    Attributes:
+      id: what the result is called.
+      where: how messages name the line to a person.
+      prompt: text, token ids or chat messages.
+      params: the line's own sampling parameters over the run's.
+    """
+
+    id: LineId
+    where: str
+    prompt: Prompt
+    params: SamplingParams
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line that cannot be run, and the sentence that says why."""
+
+    id: LineId
+    error: str
+
+
+def key(line_id: LineId) -> str:
+    """Write an id as one string, for sets and request ids; the number 1 and the text "1" differ."""
+    return json.dumps(line_id)
+
+
+def read(stream: Iterable[bytes], defaults: SamplingParams) -> Iterator[Line | BadLine]:
+    """Read requests one at a time; blank lines are skipped, bad ones come out as `BadLine`.
+
+    A line is an object with exactly one of `prompt` (text), `prompt_token_ids` and `messages`,
+    optionally `id` (text or a whole number; the line's number, counted from 1, where it is left
+    out) and any field of `SamplingParams`. A field that is null counts as left out.
+
+    Args:
+      stream: the lines, UTF-8.
+      defaults: sampling parameters for what a line leaves out.
+    """
+    seen: set[str] = set()
+    for number, raw in enumerate(stream, start=1):
+        if raw.strip():
+            yield _read_line(raw, number, defaults, seen)
+
+
+def _read_line(raw: bytes, number: int, defaults: SamplingParams, seen: set[str]) -> Line | BadLine:
+    where = f"line {number}"
+    line_id: LineId = number
+    try:
+        fields = _object(raw)
+        line_id = _id(fields.pop("id", number))
+        if key(line_id) in seen:
+            raise UserError(f"the id {line_id!r} was used before; give each line its own.")
+        seen.add(key(line_id))
+        prompt = _prompt(fields)
+        return Line(line_id, where, prompt, SamplingParams.from_mapping(fields, defaults))
+    except UserError as error:
+        return BadLine(line_id, f"{where}: {error}")
+
+
+def parse(raw: bytes) -> Any:
+    """One line's JSON value, strictly: no NaN, no Infinity.
+
+    Raises:
+      ValueError: it is not JSON, or not UTF-8.
+    """
+    try:
+        return json.loads(raw.decode("utf-8-sig"), parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _object(raw: bytes) -> Record:
+    try:
+        value = parse(raw)
+    except UnicodeDecodeError:
+        raise UserError("not UTF-8 text; save the file as UTF-8.") from None
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"not JSON ({error.msg} at column {error.colno}); write one object a line."
+        ) from None
+    except ValueError as error:
+        raise UserError(f"not JSON ({error}); write one object a line.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"not a JSON object but {_kind(value)}; write one object a line.")
+    return {name: item for name, item in value.items() if item is not None}
+
+
+def _kind(value: object) -> str:
+    names = {str: "text", list: "a list", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _id(value: object) -> LineId:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise UserError(f"the id {value!r} must be text or a whole number.")
+    return value
+
+
+def _prompt(fields: Record) -> Prompt:
+    """Take the prompt out of a line's fields."""
+    given = [name for name in _PROMPT_FIELDS if name in fields]
+    if len(given) != 1:
+        found = " and ".join(given) if given else "no prompt"
+        raise UserError(f"has {found}; give exactly one of {', '.join(_PROMPT_FIELDS)}.")
+    value = fields.pop(given[0])
+    if given[0] == "prompt":
+        return check_text("prompt", value)
+    return _token_ids(value) if given[0] == "prompt_token_ids" else _messages(value)
+
+
+def check_text(name: str, value: object) -> str:
+    """Return the value, if it is text that can be written as UTF-8.
+
+    Raises:
+      UserError: it is not.
+    """
+    if not isinstance(value, str):
+        raise UserError(f"{name} must be text, not {_kind(value)}.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        # JSON escapes and the bytes of a command line can hold what no tokenizer can read.
+        raise UserError(f"{name} is not text that UTF-8 can write; mend it.") from None
+    return value
+
+
+def _token_ids(value: object) -> list[int]:
+    whole = isinstance(value, list) and all(type(item) is int for item in value)
+    if not whole:
+        raise UserError("prompt_token_ids must be a list of whole numbers.")
+    return value  # type: ignore[return-value]
+
+
+def _messages(value: object) -> list[dict[str, str]]:
+    if not isinstance(value, list) or not value:
+        raise UserError("messages must be a list of objects with role and content, not empty.")
+    for item in value:
+        if not isinstance(item, dict) or not {"role", "content"} <= item.keys():
+            raise UserError("each of messages must be an object with role and content.")
+        for name, part in item.items():
+            check_text(f"{name} of a message", part)
+    return value
+
+
+def result(output: RequestOutput) -> Record:
+    """Make the record of a finished request, whose `request_id` was made by `key`."""
+    completion = output.outputs[0]
+    return {
+        "id": json.loads(output.request_id),
+        "prompt": output.prompt,
+        "text": completion.text,
+        "token_ids": completion.token_ids,
+        "finish_reason": completion.finish_reason,
+        "metrics": asdict(output.metrics),
+    }
+
+
+def encode(record: Record) -> bytes:
+    """Write a record as one line, readable in any script."""
+    try:
+        return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # half a surrogate pair in an id, say
+        return json.dumps(record).encode() + b"\n"

@@ -1,0 +1,94 @@
+"""What a request cost, counted; and the same summed over a run."""
+
+from dataclasses import dataclass, field
+from itertools import zip_longest
+
+
+@dataclass(frozen=True)
+class RequestMetrics:
+    """Counts of one finished request.
+
+    Attributes:
+      target_steps: decode steps in which the target verified this request, that is the steps
+        that emitted its tokens; the last prefill step, which emits the first, is one of them.
+      drafted_tokens: draft tokens the target was given to verify.
+      accepted_tokens: how many of those it agreed with.
+      emitted_tokens: tokens in the output, bonus tokens included.
+      drafted_by_position: `drafted_tokens` by place in the draft, the first token of a draft
+        first.
+      accepted_by_position: `accepted_tokens` likewise.
+      time_to_first_token: seconds from the request's taking a slot to its first token.
+      prefill_steps: steps that only read the prompt and emitted nothing.
+    """
+
+    target_steps: int
+    drafted_tokens: int
+    accepted_tokens: int
+    emitted_tokens: int
+    drafted_by_position: tuple[int, ...]
+    accepted_by_position: tuple[int, ...]
+    time_to_first_token: float
+    prefill_steps: int = 0
+
+    @property
+    def tokens_per_target_step(self) -> float:
+        """Emitted tokens a target step; 1.0 for plain decoding, 0.0 where nothing ran."""
+        return _ratio(self.emitted_tokens, self.target_steps)
+
+
+@dataclass
+class RunTotals:
+    """Sums over finished requests, in constant memory.
+
+    Attributes:
+      requests: requests added.
+      target_steps: summed over requests; a step that verified eight requests counts eight times,
+        so that tokens per target step is the speculative gain of a request, not the batch size.
+      emitted_tokens: summed over requests.
+      drafted_by_position: summed, as long as the longest draft.
+      accepted_by_position: likewise.
+      first_token_sum: summed times to first token, seconds.
+      first_token_max: the longest of them, seconds.
+    """
+
+    requests: int = 0
+    target_steps: int = 0
+    emitted_tokens: int = 0
+    drafted_by_position: list[int] = field(default_factory=list)
+    accepted_by_position: list[int] = field(default_factory=list)
+    first_token_sum: float = 0.0
+    first_token_max: float = 0.0
+
+    def add(self, metrics: RequestMetrics) -> None:
+        """Count one finished request in."""
+        self.requests += 1
+        self.target_steps += metrics.target_steps
+        self.emitted_tokens += metrics.emitted_tokens
+        self.drafted_by_position = _sum(self.drafted_by_position, metrics.drafted_by_position)
+        self.accepted_by_position = _sum(self.accepted_by_position, metrics.accepted_by_position)
+        self.first_token_sum += metrics.time_to_first_token
+        self.first_token_max = max(self.first_token_max, metrics.time_to_first_token)
+
+    @property
+    def tokens_per_target_step(self) -> float:
+        """Emitted tokens a target step, over all requests."""
+        return _ratio(self.emitted_tokens, self.target_steps)
+
+    @property
+    def mean_time_to_first_token(self) -> float:
+        """Seconds, over all requests."""
+        return _ratio(self.first_token_sum, self.requests)
+
+    @property
+    def acceptance_by_position(self) -> list[float | None]:
+        """Accepted share of the tokens drafted at each position; None where none were drafted."""
+        pairs = zip_longest(self.drafted_by_position, self.accepted_by_position, fillvalue=0)
+        return [accepted / drafted if drafted else None for drafted, accepted in pairs]
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def _sum(left: list[int], right: tuple[int, ...]) -> list[int]:
+    return [a + b for a, b in zip_longest(left, right, fillvalue=0)]

@@ -1,0 +1,157 @@
+"""What the command line was given, and which of it goes together."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from emsjax.errors import UserError
+from emsjax.sampling_params import SamplingParams
+
+_METHODS = ("ems", "none")
+_DRAFTERS = ("prompt-lookup", "none")
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Options:
+    """One field an option, named as `python -m emsjax.generate --help` names it.
+
+    None stands for an option that was not given, so that the engine's own default holds and
+    contradictions can tell what was asked for.
+    """
+
+    model: str | None = None
+    tokenizer: str | None = None
+    drafter: str | None = None
+    draft_model: str | None = None
+    method: str = "ems"
+    prompt: tuple[str, ...] = ()
+    input: str | None = None
+    output: str | None = None
+    chat: bool = False
+    max_tokens: int = 128
+    batch_size: int | None = None
+    max_model_len: int | None = None
+    draft_length: int | None = None
+    max_ngram: int | None = None
+    min_ngram: int | None = None
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    dtype: str = "auto"
+    exact: bool = False
+    ignore_eos: bool = False
+    resume: bool = False
+    overwrite: bool = False
+
+    @property
+    def drafts(self) -> bool:
+        """Whether anything is drafted at all."""
+        return self.method != "none" and self.drafter != "none"
+
+    def sampling_params(self) -> SamplingParams:
+        """Make what holds for every prompt, unless its line says otherwise."""
+        return SamplingParams(
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            seed=self.seed,
+            ignore_eos=self.ignore_eos,
+        )
+
+    def engine(self) -> dict[str, Any]:
+        """Make the arguments for `emsjax.llm.LLM`: those that were given."""
+        arguments = {
+            "model": self.model,
+            "tokenizer": self.tokenizer,
+            "drafter": self.drafter if self.method != "none" else "none",
+            "method": self.method,
+            "dtype": self.dtype,
+            "max_batch_size": self.batch_size,
+            "max_model_len": self.max_model_len,
+            "draft_length": self.draft_length,
+            "max_ngram": self.max_ngram,
+            "min_ngram": self.min_ngram,
+            "exact": self.exact,
+            "seed": self.seed,
+        }
+        return {name: value for name, value in arguments.items() if value is not None}
+
+
+def check(options: Options) -> None:
+    """Refuse what cannot be done or contradicts itself, before anything is loaded.
+
+    Raises:
+      UserError: the sentence to print.
+    """
+    _check_choice("--method", options.method, _METHODS)
+    _check_choice("--drafter", options.drafter or "none", _DRAFTERS)
+    _check_choice("--dtype", options.dtype, _DTYPES)
+    _check_positive(options)
+    _check_drafting(options)
+    _check_files(options)
+    options.sampling_params()
+
+
+def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{option} {value} is not there; choose from {', '.join(choices)}.")
+
+
+def _check_positive(options: Options) -> None:
+    for name in ("batch_size", "max_model_len", "draft_length", "max_ngram", "min_ngram"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"{_flag(name)} {value} is too small; give 1 or more.")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _check_drafting(options: Options) -> None:
+    if options.draft_model is not None:
+        raise UserError(
+            f"--draft-model {options.draft_model} is not there yet; leave it out and use "
+            "--drafter prompt-lookup."
+        )
+    if options.method == "none" and options.drafter not in (None, "none"):
+        raise UserError(
+            f"--method none drafts nothing, so --drafter {options.drafter} contradicts it; "
+            "leave one of them out."
+        )
+    for name in ("draft_length", "max_ngram", "min_ngram"):
+        if getattr(options, name) is not None and not options.drafts:
+            flag = _flag(name)
+            raise UserError(
+                f"{flag} says how to draft, and nothing is drafted here; leave out {flag}, or "
+                "--method none and --drafter none."
+            )
+    low, high = options.min_ngram, options.max_ngram
+    if low is not None and high is not None and low > high:
+        raise UserError(
+            f"--min-ngram {low} is more than --max-ngram {high}; make it {high} or less."
+        )
+
+
+def _check_files(options: Options) -> None:
+    to_file = options.output not in (None, "-")
+    if options.prompt and options.input is not None:
+        raise UserError("--prompt and --input contradict each other; give one of them.")
+    if options.resume and not to_file:
+        raise UserError("--resume needs a file to continue; give --output FILE.")
+    if options.resume and options.overwrite:
+        raise UserError("--resume and --overwrite contradict each other; give one of them.")
+    if to_file and options.input is not None and _same_file(options.input, str(options.output)):
+        raise UserError(
+            f"--input and --output are the same file, {options.input!r}; give another --output."
+        )
+
+
+def _same_file(left: str, right: str) -> bool:
+    try:
+        return os.path.samefile(left, right)
+    except OSError:  # one of them is not there
+        return False

@@ -1,0 +1,108 @@
+"""Where prompts come from: the command line, a file of JSON lines, or standard input."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import BinaryIO
+
+from emsjax import jsonl
+from emsjax.errors import UserError
+from emsjax.options import Options
+from emsjax.sampling_params import SamplingParams
+
+_HOW_TO_CALL = (
+    'nothing to generate from; give --prompt "some text", --input FILE.jsonl, or a pipe on '
+    "standard input (all options: --help)."
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The requests of a run.
+
+    Attributes:
+      lines: read as they are asked for.
+      total: how many there are, None where only reading on would tell.
+      texts: the prompts, where they came as plain text; None for JSON lines.
+    """
+
+    lines: Iterable[jsonl.Line | jsonl.BadLine]
+    total: int | None
+    texts: tuple[str, ...] | None = None
+
+
+@contextmanager
+def open_source(options: Options) -> Iterator[Source]:
+    """Open what the options name; nothing is read ahead of need.
+
+    Raises:
+      UserError: it cannot be read, is not text, or there is none.
+    """
+    params = options.sampling_params()
+    if options.prompt:
+        yield from_texts(options.prompt, params)
+    elif options.input not in (None, "-"):
+        with _open(str(options.input)) as file:
+            yield Source(jsonl.read(file, params), _count(file))
+    else:
+        yield _standard_input(params, json_lines=options.input == "-")
+
+
+def from_texts(texts: Sequence[str], params: SamplingParams) -> Source:
+    """Plain prompts, numbered from 1."""
+    lines = []
+    for number, text in enumerate(texts, start=1):
+        jsonl.check_text(f"prompt {number}", text)
+        lines.append(jsonl.Line(number, f"prompt {number}", text, params))
+    return Source(lines, len(lines), tuple(texts))
+
+
+def _open(path: str) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path!r} ({error.strerror or error}); give --input a file of JSON lines."
+        ) from error
+
+
+def _count(file: BinaryIO) -> int | None:
+    """Non-blank lines of a file that can be read twice."""
+    if not file.seekable():
+        return None
+    count = sum(1 for raw in file if raw.strip())
+    file.seek(0)
+    return count
+
+
+def _standard_input(params: SamplingParams, json_lines: bool) -> Source:
+    if sys.stdin is None or (sys.stdin.isatty() and not json_lines):
+        raise UserError(_HOW_TO_CALL)
+    stream = sys.stdin.buffer
+    head = [] if json_lines else _first_line(stream)
+    if json_lines or _is_object(head[-1]):
+        return Source(jsonl.read(chain(head, stream), params), None)
+    try:
+        text = b"".join(chain(head, stream)).decode()
+    except UnicodeDecodeError:
+        raise UserError("standard input is not UTF-8 text; convert it first.") from None
+    return from_texts([text.removesuffix("\n")], params)
+
+
+def _first_line(stream: BinaryIO) -> list[bytes]:
+    """Lines up to the first that is not blank, it included."""
+    head = []
+    for raw in stream:
+        head.append(raw)
+        if raw.strip():
+            return head
+    raise UserError(f"standard input is empty: {_HOW_TO_CALL}")
+
+
+def _is_object(raw: bytes) -> bool:
+    try:
+        return isinstance(jsonl.parse(raw), dict)
+    except ValueError:
+        return False
