@@ -28,6 +28,17 @@ def _option(flag: str, text: str, panel: str, metavar: str | None = None) -> Any
     return typer.Option(flag, help=text, rich_help_panel=panel, metavar=metavar)
 
 
+def _number(flag: str, text: str, panel: str, kind: type[int] | type[float] = int) -> Any:
+    def parse(value: object) -> float:
+        try:
+            return kind(str(value))
+        except ValueError:
+            wanted = "whole number" if kind is int else "number"
+            raise typer.BadParameter(f"{value!r} is not a {wanted}") from None
+
+    return typer.Option(flag, help=text, rich_help_panel=panel, metavar="N", parser=parse)
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         print(f"emsjax {__version__}")
@@ -72,11 +83,11 @@ def _generate(  # noqa: PLR0917 - typer reads the options off the signature
     ] = "auto",
     batch_size: Annotated[
         int | None,
-        _option("--batch-size", "Prompts decoded together. (default: 8)", _MODEL),
+        _number("--batch-size", "Prompts decoded together. (default: 8)", _MODEL),
     ] = None,
     max_model_len: Annotated[
         int | None,
-        _option("--max-model-len", "Longest prompt and output together, tokens.", _MODEL),
+        _number("--max-model-len", "Longest prompt and output together, tokens.", _MODEL),
     ] = None,
     exact: Annotated[
         bool, _option("--exact", "Output equal to plain decoding's bit for bit.", _MODEL)
@@ -93,25 +104,25 @@ def _generate(  # noqa: PLR0917 - typer reads the options off the signature
     ] = None,
     draft_length: Annotated[
         int | None,
-        _option("--draft-length", "Most tokens to draft a step. (default: 7)", _DRAFTING),
+        _number("--draft-length", "Most tokens to draft a step. (default: 7)", _DRAFTING),
     ] = None,
     max_ngram: Annotated[
         int | None,
-        _option("--max-ngram", "Longest n-gram to look up. (default: 3)", _DRAFTING),
+        _number("--max-ngram", "Longest n-gram to look up. (default: 3)", _DRAFTING),
     ] = None,
     min_ngram: Annotated[
         int | None,
-        _option("--min-ngram", "Shortest n-gram to look up. (default: 1)", _DRAFTING),
+        _number("--min-ngram", "Shortest n-gram to look up. (default: 1)", _DRAFTING),
     ] = None,
     max_tokens: Annotated[
-        int, _option("--max-tokens", "Most tokens to generate a prompt.", _SAMPLING)
+        int, _number("--max-tokens", "Most tokens to generate a prompt.", _SAMPLING)
     ] = 128,
     temperature: Annotated[
-        float, _option("--temperature", "0 is greedy; others are not there yet.", _SAMPLING)
+        float, _number("--temperature", "0 is greedy; others are not there yet.", _SAMPLING, float)
     ] = 0.0,
-    top_k: Annotated[int, _option("--top-k", "Not there yet.", _SAMPLING)] = 0,
-    top_p: Annotated[float, _option("--top-p", "Not there yet.", _SAMPLING)] = 1.0,
-    seed: Annotated[int, _option("--seed", "No effect on greedy decoding.", _SAMPLING)] = 0,
+    top_k: Annotated[int, _number("--top-k", "Not there yet.", _SAMPLING)] = 0,
+    top_p: Annotated[float, _number("--top-p", "Not there yet.", _SAMPLING, float)] = 1.0,
+    seed: Annotated[int, _number("--seed", "No effect on greedy decoding.", _SAMPLING)] = 0,
     ignore_eos: Annotated[
         bool, _option("--ignore-eos", "Go on to --max-tokens past the end of text.", _SAMPLING)
     ] = False,

@@ -85,7 +85,7 @@ def parse(raw: bytes) -> Any:
       ValueError: it is not JSON, or not UTF-8.
     """
     try:
-        return json.loads(raw.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        return json.loads(raw.decode("utf-8-sig").strip(), parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

@@ -151,7 +151,8 @@ def _record(raw: bytes, number: int, path: str) -> jsonl.Record:
         record = jsonl.parse(raw)
     except ValueError:
         record = None
-    if isinstance(record, dict) and ("error" in record or "token_ids" in record) and "id" in record:
+    named = isinstance(record, dict) and isinstance(record.get("id"), str | int)
+    if named and ("error" in record or "token_ids" in record):
         return record
     raise UserError(
         f"line {number} of {path!r} is not a result; --resume continues only a file that this "

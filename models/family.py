@@ -38,6 +38,28 @@ def rule(*sources: str, transform: Transform = _concat_rows) -> Rule:
     return Rule(sources, transform)
 
 
+def affine(
+    path: str,
+    *names: str,
+    bias: bool = True,
+    weight: str = "kernel",
+    transform: Transform = _concat_rows,
+) -> dict[str, Rule]:
+    """Rules of a weight and its bias; several names are joined along the output axis.
+
+    Args:
+      path: the parameter's module, "blocks.attention.qkv".
+      *names: the checkpoint's modules.
+      bias: whether there is a bias.
+      weight: what the module calls its weight, "kernel" or "scale".
+      transform: for the weight; a bias is only joined.
+    """
+    rules = {f"{path}.{weight}": rule(*(f"{n}.weight" for n in names), transform=transform)}
+    if bias:
+        rules[f"{path}.bias"] = rule(*(f"{n}.bias" for n in names))
+    return rules
+
+
 @dataclass(frozen=True)
 class WeightMap:
     """A family's checkpoint names.

@@ -1,0 +1,18 @@
+"""The axis letters used everywhere, in code, docstrings and einsums.
+
+B  slots: samples decoded together
+T  packed rows of a step (its capacity)
+W  rows of a step whose logits are wanted
+S  cache capacity of a slot, in tokens
+L  layers
+D  model width
+N  query heads
+K  key/value heads
+H  head width
+V  vocabulary
+"""
+
+
+def round_up(value: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is at least `value`."""
+    return -(-value // multiple) * multiple

@@ -1,0 +1,197 @@
+"""The packed forward pass: one decoder for all families, layers scanned over stacked weights."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from emsjax.models.config import DecoderConfig
+from emsjax.models.layers import MLP, Linear, RMSNorm, matmul, norm, rotary_angles, rotate
+from emsjax.packing import PackedBatch
+from emsjax.pallas_kernels.cache_update.api import update_kv_cache
+from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token, storage_dtype
+from emsjax.pallas_kernels.ragged_attention.api import ragged_attention
+
+Angles = tuple[jax.Array, jax.Array]
+
+
+class Attention(nnx.Module):
+    """Self-attention of packed rows over their slots' caches."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        self.heads = (config.num_heads, config.num_kv_heads, config.head_dim)
+        num_heads, num_kv_heads, head_dim = self.heads
+        width = (num_heads + 2 * num_kv_heads) * head_dim
+        self.qkv = Linear(config.hidden_size, width, bias=config.qkv_bias, rngs=rngs)
+        self.out = Linear(num_heads * head_dim, config.hidden_size, bias=config.out_bias, rngs=rngs)
+        self.q_norm = RMSNorm(head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(head_dim, config.norm_eps) if config.qk_norm else None
+
+    def _project(
+        self, x: jax.Array, angles: Angles | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries [T, N, H], keys and values [T, K, H], normalised and rotated."""
+        num_heads, num_kv_heads, head_dim = self.heads
+        packed = self.qkv(x).reshape(x.shape[0], -1, head_dim)
+        q, k, v = jnp.split(packed, (num_heads, num_heads + num_kv_heads), axis=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return rotate(q, angles), rotate(k, angles), v
+
+    def __call__(
+        self,
+        x: jax.Array,
+        cache: jax.Array,
+        layer: jax.Array,
+        batch: PackedBatch,
+        angles: Angles | None,
+        window: jax.Array | int | None,
+        max_q_len: int,
+    ) -> tuple[jax.Array, jax.Array]:
+        """x [T, D] to the sublayer's output [T, D] and the cache with these rows' K/V in it."""
+        q, k, v = self._project(x, angles)
+        lengths = {"cu_q_lens": batch.cu_q_lens, "kv_lens": batch.kv_lens}
+        cache = update_kv_cache(cache, k, v, layer=layer, slot_ids=batch.slot_ids, **lengths)
+        _, num_kv_heads, head_dim = self.heads
+        mixed = ragged_attention(
+            q,
+            cache,
+            layer=layer,
+            **lengths,
+            num_kv_heads=num_kv_heads,
+            max_q_len=max_q_len,
+            scale=head_dim**-0.5,
+            window=window,
+            ancestors=batch.ancestors,
+        )
+        return self.out(mixed.reshape(x.shape[0], -1)), cache
+
+
+class Block(nnx.Module):
+    """One layer: attention and feed-forward, each with a norm and a residual."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        self.attention_norm = norm(config, config.hidden_size)
+        self.attention = Attention(config, rngs=rngs)
+        self.mlp_norm = norm(config, config.hidden_size)
+        self.mlp = MLP(config, rngs=rngs)
+        self.pre_norm = config.pre_norm
+
+    def __call__(
+        self, x: jax.Array, cache: jax.Array, *attention_args: object
+    ) -> tuple[jax.Array, jax.Array]:
+        """x [T, D] and the cache to the same, one layer on."""
+        if self.pre_norm:
+            mixed, cache = self.attention(self.attention_norm(x), cache, *attention_args)
+            x = x + mixed
+            return x + self.mlp(self.mlp_norm(x)), cache
+        mixed, cache = self.attention(x, cache, *attention_args)
+        x = self.attention_norm(x + mixed)
+        return self.mlp_norm(x + self.mlp(x)), cache
+
+
+class Embedder(nnx.Module):
+    """Token (and learned position) embeddings, and the projections of a narrower embedding."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        width = config.embedding_size or config.hidden_size
+        init = nnx.initializers.normal(0.02)
+        self.tokens = nnx.Param(init(rngs.params(), (config.vocab_size, width), jnp.float32))
+        self.positions, self.project_in, self.project_out = None, None, None
+        if config.rope is None:
+            rows = config.max_positions + config.position_offset
+            self.positions = nnx.Param(init(rngs.params(), (rows, config.hidden_size), jnp.float32))
+        if config.embedding_size is not None:
+            sizes = (width, config.hidden_size)
+            self.project_in = Linear(*sizes, bias=False, rngs=rngs)
+            self.project_out = Linear(*reversed(sizes), bias=False, rngs=rngs)
+        self.position_offset = config.position_offset
+
+    def __call__(self, batch: PackedBatch) -> jax.Array:
+        """The first hidden states [T, D]."""
+        x = self.tokens[...][batch.tokens]
+        if self.project_in is not None:
+            x = self.project_in(x)
+        if self.positions is not None:
+            x = x + self.positions[...][batch.positions + self.position_offset]
+        return x
+
+
+class DecoderLM(nnx.Module):
+    """A causal language model over packed rows. Parameters of the layers are stacked, [L, ...]."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.embedder = Embedder(config, rngs=rngs)
+        make_block = nnx.vmap(lambda rngs: Block(config, rngs=rngs), in_axes=0, out_axes=0)
+        self.blocks = make_block(rngs.fork(split=config.num_layers))
+        self.final_norm = norm(config, config.hidden_size) if config.final_norm else None
+        self.head = None
+        if not config.tied:
+            width = config.embedding_size or config.hidden_size
+            self.head = Linear(width, config.vocab_size, bias=False, rngs=rngs)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Type of weights and activations."""
+        return self.embedder.tokens[...].dtype
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self.config.vocab_size
+
+    @property
+    def max_positions(self) -> int:
+        """The longest sequence the model was made for, in tokens."""
+        return self.config.max_positions
+
+    def cache_spec(self, num_slots: int, capacity: int) -> jax.ShapeDtypeStruct:
+        """Shape and type of the K/V cache for B slots of S tokens: [L, B, S, R, 128]."""
+        config = self.config
+        rows = rows_per_token(config.num_kv_heads, config.head_dim)
+        shape = (config.num_layers, num_slots, capacity, rows, LANES)
+        return jax.ShapeDtypeStruct(shape, storage_dtype(self.dtype))
+
+    def __call__(
+        self, batch: PackedBatch, cache: jax.Array, *, max_q_len: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """Runs the packed rows through all layers.
+
+        Args:
+          batch: the rows, see `PackedBatch`.
+          cache: as `cache_spec` says; the rows' K/V are written at each slot's own offset.
+          max_q_len: static bound on the rows of one slot.
+
+        Returns:
+          Hidden states of all packed rows [T, D], normalised, and the updated cache.
+        """
+        config = self.config
+        angles = None if config.rope is None else rotary_angles(config.rope, batch.positions)
+        block_def, weights = nnx.split(self.blocks)
+        layers = jnp.arange(config.num_layers, dtype=jnp.int32)
+        windows, shared_window = self._windows()
+
+        def run_layer(carry: tuple, scanned: tuple) -> tuple[tuple, None]:
+            block_weights, layer, window = scanned
+            window = shared_window if window is None else window
+            block = nnx.merge(block_def, block_weights)
+            return block(*carry, layer, batch, angles, window, max_q_len), None
+
+        start = (self.embedder(batch), cache)
+        (x, cache), _ = jax.lax.scan(run_layer, start, (weights, layers, windows))
+        return (x if self.final_norm is None else self.final_norm(x)), cache
+
+    def _windows(self) -> tuple[jax.Array | None, int | None]:
+        """Sliding windows of the layers: per layer where they differ, else one for all."""
+        windows = self.config.windows
+        if len(set(windows)) <= 1:
+            return None, (windows[0] or None) if windows else None
+        unlimited = jnp.iinfo(jnp.int32).max // 2
+        return jnp.asarray([w or unlimited for w in windows], jnp.int32), None
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Hidden states [W, D] to float32 logits [W, V]."""
+        if self.embedder.project_out is not None:
+            hidden = self.embedder.project_out(hidden)
+        kernel = self.embedder.tokens if self.head is None else self.head.kernel
+        return matmul(hidden, kernel[...], jnp.dtype(jnp.float32))

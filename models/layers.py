@@ -1,0 +1,115 @@
+"""The building blocks that all families share."""
+
+from collections.abc import Callable
+from types import MappingProxyType
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from emsjax.models.config import DecoderConfig, Rope
+
+ACTIVATIONS: MappingProxyType[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
+    {
+        "relu": jax.nn.relu,
+        "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+        "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+        "silu": jax.nn.silu,
+    }
+)
+
+
+class Linear(nnx.Module):
+    """x @ kernel.T + bias. The kernel is [out, in], as checkpoints have it."""
+
+    def __init__(self, num_in: int, num_out: int, *, bias: bool, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(num_in**-0.5)
+        self.kernel = nnx.Param(init(rngs.params(), (num_out, num_in), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((num_out,), jnp.float32)) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[T, in] to [T, out]."""
+        y = matmul(x, self.kernel[...])
+        return y if self.bias is None else y + self.bias[...]
+
+
+def matmul(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
+    """x [T, in] times kernel [out, in], transposed, in `dtype` (x's own by default)."""
+    return jax.lax.dot_general(
+        x, kernel, (((1,), (1,)), ((), ())), preferred_element_type=dtype or x.dtype
+    )
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale over the last axis, computed in float32."""
+
+    def __init__(self, width: int, eps: float):
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., width], any float type; returns the same."""
+        wide = x.astype(jnp.float32)
+        normal = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
+        return normal.astype(x.dtype) * self.scale[...]
+
+
+class LayerNorm(nnx.Module):
+    """(x - mean) / deviation * scale + bias over the last axis, computed in float32."""
+
+    def __init__(self, width: int, eps: float):
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., width], any float type; returns the same."""
+        wide = x.astype(jnp.float32)
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        normal = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + self.eps)
+        scale, bias = self.scale[...].astype(jnp.float32), self.bias[...].astype(jnp.float32)
+        return (normal * scale + bias).astype(x.dtype)
+
+
+def norm(config: DecoderConfig, width: int) -> RMSNorm | LayerNorm:
+    """The normalisation that `config` asks for."""
+    kind = RMSNorm if config.norm == "rms" else LayerNorm
+    return kind(width, config.norm_eps)
+
+
+def rotary_angles(rope: Rope, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine for `positions` int32[T], float32[T, 1, H / 2] each."""
+    frequencies = jnp.asarray(rope.inverse_frequencies, jnp.float32)
+    angles = positions.astype(jnp.float32)[:, None, None] * frequencies
+    return jnp.cos(angles) * rope.attention_factor, jnp.sin(angles) * rope.attention_factor
+
+
+def rotate(x: jax.Array, cos_sin: tuple[jax.Array, jax.Array] | None) -> jax.Array:
+    """Rotates the two halves of each head of x [T, heads, H]; None leaves x as it is."""
+    if cos_sin is None:
+        return x
+    cos, sin = cos_sin
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+class MLP(nnx.Module):
+    """The feed-forward layer; a gated one has gate and up projection in one kernel."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        width = config.intermediate_size * (2 if config.gated else 1)
+        self.up = Linear(config.hidden_size, width, bias=config.mlp_bias, rngs=rngs)
+        self.down = Linear(
+            config.intermediate_size, config.hidden_size, bias=config.mlp_bias, rngs=rngs
+        )
+        self.activation = config.activation
+        self.gated = config.gated
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[T, D] to [T, D]."""
+        activation = ACTIVATIONS[self.activation]
+        if not self.gated:
+            return self.down(activation(self.up(x)))
+        gate, up = jnp.split(self.up(x), 2, axis=-1)
+        return self.down(activation(gate) * up)

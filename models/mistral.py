@@ -1,0 +1,17 @@
+"""Mistral: Llama with a sliding window."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from emsjax.models.config import DecoderConfig
+from emsjax.models.family import Family
+from emsjax.models.llama import layer_windows, llama_config, llama_weights
+
+
+def mistral_config(hf: Mapping[str, Any]) -> DecoderConfig:
+    """From a Hugging Face `MistralConfig`."""
+    return replace(llama_config(hf), windows=layer_windows(hf))
+
+
+MISTRAL = Family("mistral", mistral_config, llama_weights)

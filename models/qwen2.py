@@ -1,0 +1,18 @@
+"""Qwen2 and Qwen2.5: Llama with biases on query, key and value."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from emsjax.models.config import DecoderConfig
+from emsjax.models.family import Family
+from emsjax.models.llama import layer_windows, llama_config, llama_weights
+
+
+def qwen2_config(hf: Mapping[str, Any]) -> DecoderConfig:
+    """From a Hugging Face `Qwen2Config`."""
+    windows = layer_windows(hf) if hf.get("use_sliding_window") else ()
+    return replace(llama_config(hf), qkv_bias=True, out_bias=False, windows=windows)
+
+
+QWEN2 = Family("qwen2", qwen2_config, llama_weights)

@@ -1,0 +1,18 @@
+"""Qwen3: Llama with norms on query and key heads."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from emsjax.models.config import DecoderConfig
+from emsjax.models.family import Family
+from emsjax.models.llama import layer_windows, llama_config, llama_weights
+
+
+def qwen3_config(hf: Mapping[str, Any]) -> DecoderConfig:
+    """From a Hugging Face `Qwen3Config`."""
+    windows = layer_windows(hf) if hf.get("use_sliding_window") else ()
+    return replace(llama_config(hf), qk_norm=True, windows=windows)
+
+
+QWEN3 = Family("qwen3", qwen3_config, llama_weights)

@@ -1,0 +1,42 @@
+"""Scatter-style cache update: each packed token's K/V at its own slot's own offset."""
+
+from types import MappingProxyType
+
+import jax
+
+from emsjax.pallas_kernels.backends import pick
+from emsjax.pallas_kernels.cache_update import reference
+
+BACKENDS = MappingProxyType({"reference": reference.update_kv_cache})
+
+
+def update_kv_cache(
+    cache: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    layer: jax.Array,
+    slot_ids: jax.Array,
+    cu_q_lens: jax.Array,
+    kv_lens: jax.Array,
+    backend: str | None = None,
+) -> jax.Array:
+    """Writes the K/V of packed rows into the cache, in place where the caller donates it.
+
+    The rows of slot b are the last `cu_q_lens[b+1] - cu_q_lens[b]` of its `kv_lens[b]` tokens.
+
+    Args:
+      cache: [L, B, S, R, 128], see `kv_layout`.
+      k: new keys [T, K, H].
+      v: new values [T, K, H].
+      layer: int32[], which layer of the cache to write.
+      slot_ids: int32[T], the slot of each row; B for an unused row, which writes nothing.
+      cu_q_lens: int32[B+1], where each slot's rows start.
+      kv_lens: int32[B], tokens of each slot valid once these rows are written.
+      backend: "reference"; None picks one.
+
+    Returns:
+      The updated cache.
+    """
+    update = pick("update_kv_cache", BACKENDS, backend)
+    return update(cache, k, v, layer, slot_ids, cu_q_lens, kv_lens)

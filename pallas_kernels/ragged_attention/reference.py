@@ -1,0 +1,142 @@
+"""Ragged attention in plain XLA: tile by tile, block by block, with an online softmax.
+
+A tile is a few consecutive rows of one slot. It walks over that slot's cache from the first
+block its rows may see to the last valid one, so the work follows each sample's length and not
+the capacity S. Blocks start at absolute positions: a row's sums are made in the same order
+whatever else is in the buffer.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from emsjax.pallas_kernels.backends import target_platform
+from emsjax.pallas_kernels.kv_layout import unpack_kv
+from emsjax.pallas_kernels.ragged_attention.tiles import query_tiles
+from emsjax.pallas_kernels.ragged_attention.tuning import BLOCKS
+
+# Finite, so that a row whose first blocks are all masked has no inf - inf.
+MASKED = -1e30
+
+
+class _Tile(NamedTuple):
+    """One tile's part of the work; `positions` are places in the slot's cache."""
+
+    queries: jax.Array  # [K, rows * G, H]
+    positions: jax.Array  # int32[rows * G], where each row's own K/V lies
+    ancestors: jax.Array | None  # uint32[rows * G]
+    slot: jax.Array  # int32[]
+    q_start: jax.Array  # int32[], cache position of the slot's first row of this step
+    kv_len: jax.Array  # int32[], 0 for an unused tile
+
+
+def _visible(tile: _Tile, kv_positions: jax.Array, window: int | jax.Array | None) -> jax.Array:
+    """Which cache positions [S] each row of the tile may attend to, bool[rows * G, S]."""
+    row, column = tile.positions[:, None], kv_positions[None, :]
+    visible = column <= row
+    if tile.ancestors is not None:
+        draft = column - tile.q_start
+        bit = (tile.ancestors[:, None] >> jnp.clip(draft, 0, 31).astype(jnp.uint32)) & 1
+        visible &= (draft < 0) | (bit == 1)
+    if window is not None:
+        visible &= column > row - window
+    return visible
+
+
+def _attend_tile(
+    tile: _Tile,
+    cache: jax.Array,
+    layer: jax.Array,
+    block: int,
+    num_kv_heads: int,
+    scale: float,
+    window: int | jax.Array | None,
+    soft_cap: float | None,
+) -> jax.Array:
+    """Attention of one tile over its slot's cache, float32[K, rows * G, H]."""
+    dtype, head_dim = tile.queries.dtype, tile.queries.shape[-1]
+    rows, lanes = cache.shape[-2:]
+
+    def read_block(start: jax.Array) -> tuple[jax.Array, jax.Array]:
+        index = (layer, tile.slot, start, 0, 0)
+        packed = jax.lax.dynamic_slice(cache, index, (1, 1, block, rows, lanes))
+        return unpack_kv(packed[0, 0], num_kv_heads, head_dim, dtype)
+
+    def attend_block(i: jax.Array, carry: tuple) -> tuple:
+        top, total, out = carry
+        k, v = read_block(i * block)
+        kv_positions = i * block + jnp.arange(block, dtype=jnp.int32)
+        scores = jnp.einsum("KMH,SKH->KMS", tile.queries, k, preferred_element_type=jnp.float32)
+        scores *= scale
+        if soft_cap is not None:
+            scores = soft_cap * jnp.tanh(scores / soft_cap)
+        scores = jnp.where(_visible(tile, kv_positions, window)[None], scores, MASKED)
+        new_top = jnp.maximum(top, scores.max(axis=-1))
+        weights = jnp.exp(scores - new_top[..., None])
+        decay = jnp.exp(top - new_top)
+        # Whatever lies past kv_len may be NaN, and 0 * NaN is NaN.
+        v = jnp.where((kv_positions < tile.kv_len)[:, None, None], v, jnp.zeros((), v.dtype))
+        gained = jnp.einsum(
+            "KMS,SKH->KMH", weights.astype(dtype), v, preferred_element_type=jnp.float32
+        )
+        return new_top, total * decay + weights.sum(axis=-1), out * decay[..., None] + gained
+
+    start = jnp.zeros((), jnp.int32)
+    if window is not None:
+        start = jnp.maximum(tile.positions[0] - window + 1, 0).astype(jnp.int32) // block
+    shape = tile.queries.shape[:2]
+    empty = (
+        jnp.full(shape, MASKED, jnp.float32),
+        jnp.zeros(shape, jnp.float32),
+        jnp.zeros((*shape, head_dim), jnp.float32),
+    )
+    end = (tile.kv_len + block - 1) // block
+    _, total, out = jax.lax.fori_loop(start, end, attend_block, empty)
+    return out / jnp.where(total == 0, 1, total)[..., None]
+
+
+def ragged_attention(
+    q: jax.Array,  # [T, N, H]
+    cache: jax.Array,  # [L, B, S, R, 128]
+    layer: jax.Array,  # int32[]
+    cu_q_lens: jax.Array,  # int32[B+1]
+    kv_lens: jax.Array,  # int32[B]
+    ancestors: jax.Array | None,  # uint32[T]
+    *,
+    num_kv_heads: int,
+    max_q_len: int,
+    scale: float,
+    window: int | jax.Array | None,
+    soft_cap: float | None,
+) -> jax.Array:
+    """See `api.ragged_attention`."""
+    num_rows, num_heads, head_dim = q.shape
+    group = num_heads // num_kv_heads
+    blocks = BLOCKS[target_platform()]
+    tile_rows = min(max_q_len, blocks.q)
+    tiles = query_tiles(cu_q_lens, num_rows, max_q_len, tile_rows)
+
+    def attend(slot: jax.Array, first_row: jax.Array, used_rows: jax.Array) -> jax.Array:
+        rows = jnp.minimum(first_row + jnp.arange(tile_rows, dtype=jnp.int32), num_rows - 1)
+        q_start = kv_lens[slot] - (cu_q_lens[slot + 1] - cu_q_lens[slot])
+        queries = q[rows].reshape(tile_rows, num_kv_heads, group, head_dim)
+        tile = _Tile(
+            queries=queries.swapaxes(0, 1).reshape(num_kv_heads, tile_rows * group, head_dim),
+            positions=jnp.repeat(q_start + rows - cu_q_lens[slot], group),
+            ancestors=None if ancestors is None else jnp.repeat(ancestors[rows], group),
+            slot=slot,
+            q_start=q_start,
+            kv_len=jnp.where(used_rows > 0, kv_lens[slot], 0),
+        )
+        block = math.gcd(cache.shape[2], blocks.kv)
+        out = _attend_tile(tile, cache, layer, block, num_kv_heads, scale, window, soft_cap)
+        out = out.astype(q.dtype).reshape(num_kv_heads, tile_rows, group, head_dim)
+        return out.swapaxes(0, 1).reshape(tile_rows, num_heads, head_dim)
+
+    work = (tiles.slot, tiles.first_row, tiles.num_rows)
+    out = jax.lax.map(lambda item: attend(*item), work, batch_size=blocks.tiles_at_once)
+    out = out[tiles.of_row, tiles.offset_of_row]
+    used = jnp.arange(num_rows, dtype=jnp.int32) < cu_q_lens[-1]
+    return jnp.where(used[:, None, None], out, jnp.zeros((), q.dtype))

@@ -1,0 +1,129 @@
+"""Stands in for `emsjax.llm`: a byte is a token, an answer is the prompt backwards.
+
+Results come in another order than the requests, as they do from a batch of slots. Run as a
+program it is the command line on this engine: `python fake_llm.py [options]`.
+"""
+
+import os
+import random
+import signal
+import sys
+import types
+from dataclasses import dataclass
+from typing import ClassVar
+
+from emsjax.errors import UserError
+from emsjax.metrics import RequestMetrics
+from emsjax.outputs import CompletionOutput, RequestOutput
+
+VOCABULARY = 256
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `LLM.request` makes of a prompt."""
+
+    request_id: str
+    prompt: str | None
+    token_ids: tuple[int, ...]
+    params: object
+
+
+class LLM:
+    """The engine's interface without an engine.
+
+    Attributes:
+      loads: constructor arguments of every instance, latest last.
+      pulled: requests taken and not yet answered, at most, over all runs.
+      before_result: called with the number of results given so far.
+    """
+
+    loads: ClassVar[list[dict]] = []
+    pulled = 0
+    before_result = staticmethod(lambda _number: None)
+
+    def __init__(self, model=None, *, max_batch_size=8, max_model_len=64, **options):
+        arguments = {"model": model, "max_batch_size": max_batch_size, **options}
+        LLM.loads.append(arguments | {"max_model_len": max_model_len})
+        if model == "missing":
+            raise UserError("the model 'missing' is not there; give --model a directory.")
+        self._slots = max_batch_size
+        self._longest = max_model_len
+
+    def request(self, prompt, params, request_id):
+        """Tokenise and check a prompt."""
+        if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict):
+            prompt = "".join(f"<{message['role']}>{message['content']}" for message in prompt)
+        ids = tuple(prompt.encode()) if isinstance(prompt, str) else tuple(prompt)
+        if not ids:
+            raise UserError("the prompt is empty; give it at least one token.")
+        if len(ids) > self._longest:
+            raise UserError(f"the prompt has {len(ids)} tokens, the model {self._longest}.")
+        wrong = [i for i in ids if not 0 <= i < VOCABULARY]
+        if wrong:
+            raise UserError(f"token id {wrong[0]} is outside the vocabulary of {VOCABULARY}.")
+        text = prompt if isinstance(prompt, str) else None
+        return Request(request_id, text, ids, params)
+
+    def run(self, requests, *, on_progress=None):
+        """Answer in a scrambled order, holding no more requests than there are slots."""
+        shuffle, waiting, slots, given = random.Random(0), iter(requests), [], 0
+        while True:
+            while len(slots) < self._slots and (request := next(waiting, None)):
+                slots.append(request)
+            LLM.pulled = max(LLM.pulled, len(slots))
+            if not slots:
+                return
+            output = _answer(slots.pop(shuffle.randrange(len(slots))))
+            LLM.before_result(given)
+            given += 1
+            if on_progress:
+                on_progress(output.metrics.emitted_tokens)
+            yield output
+
+
+def _answer(request):
+    ids = request.token_ids[::-1][: request.params.max_tokens]
+    full = len(ids) == request.params.max_tokens
+    completion = CompletionOutput(
+        0, bytes(ids).decode(errors="replace"), ids, "length" if full else "stop"
+    )
+    metrics = RequestMetrics(
+        target_steps=len(ids),
+        drafted_tokens=3,
+        accepted_tokens=1,
+        emitted_tokens=len(ids),
+        drafted_by_position=(2, 1),
+        accepted_by_position=(1, 0),
+        time_to_first_token=0.5,
+    )
+    return RequestOutput(
+        request.request_id, request.prompt, request.token_ids, [completion], metrics
+    )
+
+
+def install(modules=sys.modules):
+    """Make `import emsjax.llm` find this."""
+    module = types.ModuleType("emsjax.llm")
+    module.LLM = LLM
+    modules["emsjax.llm"] = module
+
+
+def _pause_at(result: int) -> None:
+    """Wait for a signal before this result: whoever sends it has seen those before."""
+
+    def before(number):
+        if number == result:
+            print("waiting", file=sys.stderr, flush=True)
+            signal.pause()
+
+    LLM.before_result = staticmethod(before)
+
+
+if __name__ == "__main__":
+    from emsjax.generate import main
+
+    install()
+    if "PAUSE_AT" in os.environ:
+        _pause_at(int(os.environ["PAUSE_AT"]))
+    sys.exit(main())

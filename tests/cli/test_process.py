@@ -1,0 +1,103 @@
+"""What only a process of its own shows: signals, closed pipes, what is imported."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FAKE = Path(__file__).with_name("fake_llm.py")
+PROMPTS = [f"--prompt=p{i}" for i in range(6)]
+
+
+def _start(*arguments, pause_at=None, **options):
+    environment = os.environ | ({} if pause_at is None else {"PAUSE_AT": str(pause_at)})
+    return subprocess.Popen(
+        [sys.executable, str(FAKE), *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def _interrupt(process, number):
+    """Send a signal once the fake engine waits for one, and see how it ends."""
+    for line in process.stderr:
+        if line == "waiting\n":
+            break
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_whole_lines_and_says_how_to_go_on(tmp_path, number):
+    path = tmp_path / "out.jsonl"
+    status, out, err = _interrupt(_start(*PROMPTS, "--output", path, pause_at=3), number)
+    assert (status, out) == (130, "")
+    assert "Traceback" not in err
+    assert "3 prompts, 6 tokens" in err
+    assert err.endswith(
+        f"interrupted: the results so far are in '{path}'; "
+        "the same command with --resume goes on.\n"
+    )
+    assert len([json.loads(line) for line in path.read_text().splitlines()]) == 3
+    resumed = _start(*PROMPTS, "--output", path, "--resume")
+    resumed.communicate(timeout=60)
+    assert resumed.returncode == 0
+    ids = [json.loads(line)["id"] for line in path.read_text().splitlines()]
+    assert sorted(ids) == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_interrupt_of_an_overwriting_run_does_not_suggest_overwriting_again(tmp_path):
+    path = tmp_path / "out.jsonl"
+    process = _start(*PROMPTS, "--output", path, "--overwrite", pause_at=1)
+    _, _, err = _interrupt(process, signal.SIGINT)
+    assert "the same command with --resume instead of --overwrite goes on" in err
+
+
+def test_an_interrupt_with_text_out():
+    status, _, err = _interrupt(_start(*PROMPTS, pause_at=1), signal.SIGINT)
+    assert status == 130
+    assert err.endswith("interrupted\n")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--output", "-"]])
+def test_a_closed_pipe_ends_quietly(arguments):
+    process = _start(*PROMPTS, *arguments)
+    process.stdout.close()
+    err = process.stderr.read()
+    assert (process.wait(timeout=60), err) == (141, "")
+    process.stderr.close()
+
+
+def test_usage_needs_neither_jax_nor_transformers():
+    script = (
+        "import sys\n"
+        "from emsjax.generate import main\n"
+        "for arguments in (['--help'], ['--prompt=a', '--resume'], ['--frobnicate']):\n"
+        "    main(arguments)\n"
+        "heavy = {'jax', 'transformers', 'flax', 'numpy', 'torch'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_module_runs_as_documented():
+    done = subprocess.run(
+        [sys.executable, "-m", "emsjax.generate", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert "python -m emsjax.generate [OPTIONS]" in done.stdout
+    assert done.stderr == ""
