@@ -1,17 +1,18 @@
 """A GGUF file: metadata as Python values, and its tensors under Hugging Face's names."""
 
 import re
+import struct
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 from gguf.quants import dequantize
 
 from emsjax.errors import UserError
 from emsjax.loading.buffers import aligned_empty
+from emsjax.loading.gguf_reader import GgufReader
 from emsjax.loading.shards import damaged
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -40,26 +41,6 @@ _ROWS = 2048  # dequantised at once
 _HALVES = {"F16": "float16", "BF16": "bfloat16"}
 
 
-class _Reader(gguf.GGUFReader):
-    """The package's reader, but it notes truncated tensors instead of failing at the first."""
-
-    def __init__(self, path: Path):
-        self.truncated: list[tuple[str, tuple[int, ...]]] = []
-        super().__init__(path)
-
-    def _build_tensors(self, start_offs: int, fields: list[Any]) -> None:
-        whole: list[Any] = []
-        for field in fields:
-            try:
-                super()._build_tensors(start_offs, [field])
-            except ValueError:
-                shape = tuple(field.parts[3].tolist()[::-1])
-                self.truncated.append((field.name, shape))
-            else:
-                whole += self.tensors
-        self.tensors = whole
-
-
 class GgufFile:
     """A `TensorSource` over one GGUF file, dequantising one tensor at a time to float32.
 
@@ -71,8 +52,8 @@ class GgufFile:
     def __init__(self, path: Path):
         self.path, self.name = path, str(path)
         try:
-            self._reader = _Reader(path)
-        except (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError) as error:
+            self._reader = GgufReader(path)
+        except (ValueError, IndexError, KeyError, OverflowError, struct.error) as error:
             raise damaged(path, f"it is not a whole GGUF file: {error}") from error
         self.architecture = str(self.get("general.architecture", "unknown"))
         if self.architecture not in ARCHITECTURES:
