@@ -49,7 +49,7 @@ _IO, _MODEL, _SAMPLING, _DRAFTING = "Input and output", "Model", "Sampling", "Dr
 
 
 @_app.command()
-def _generate(  # noqa: PLR0917 - typer reads the options off the signature
+def _generate(
     prompt: Annotated[
         list[str] | None,
         _option("--prompt", "A prompt; give it again for more.", _IO, "TEXT"),

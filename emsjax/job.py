@@ -9,10 +9,10 @@ from emsjax import jsonl
 from emsjax.errors import UserError
 from emsjax.options import Options, check
 from emsjax.outputs import RequestOutput
+from emsjax.prompt_source import Source, open_source
 from emsjax.report import Report
 from emsjax.result_file import ResultFile, open_output, standard_output
 from emsjax.sampling_params import SamplingParams
-from emsjax.sources import Source, open_source
 
 
 class Engine(Protocol):

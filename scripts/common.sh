@@ -1,0 +1,9 @@
+# Sourced by the other scripts: go to the repository root and find its Python.
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [ -z "${PYTHON:-}" ]; then
+  PYTHON=python3
+  [ -x .venv/bin/python ] && PYTHON=$PWD/.venv/bin/python
+fi
+export JAX_PLATFORMS=cpu
+# A second run of the suite finds its programs compiled.
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.jax_cache}
