@@ -36,11 +36,20 @@ def new_directory(target: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.chmod(0o755)  # mkdtemp lets only its owner in
-        os.replace(partial, target)
+        _rename(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if lock is not None:
             os.close(lock)
+
+
+def _rename(partial: Path, target: Path) -> None:
+    """Renames, unless another process was first to put something at `target`."""
+    try:
+        os.replace(partial, target)
+    except OSError as error:
+        check_free(target)
+        raise UserError(f"{target} cannot be written ({error.strerror}).") from error
 
 
 def check_free(target: Path) -> None:

@@ -84,7 +84,7 @@ def plan_parameters(
         problems.misshapen += _misshapen(path, parameters[path], there)
     used = {name for p in parameters.values() for names in p.layers for name in names}
     problems.surplus += sorted(_surplus(there.keys() - used, weight_map))
-    problems.truncated += sorted(source.truncated & used)
+    problems.truncated += sorted(source.truncated)
     problems.raise_if_any(source)
     return parameters
 

@@ -16,6 +16,7 @@ def progress_bar(label: str) -> Iterator[Progress]:
     Yields:
       A function of (done, total).
     """
-    with Bars(console=Console(stderr=True), transient=True) as bars:
+    console = Console(stderr=True)
+    with Bars(console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task(label)
         yield lambda done, total: bars.update(task, completed=done, total=total)

@@ -26,7 +26,7 @@ def _sharded(index: Path) -> tuple[Path, ...]:
     """The shards that `index` names, all of them present."""
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{index} is not a readable shard index ({error}); download the model again."
         ) from error

@@ -1,0 +1,37 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_models
+from safetensors.numpy import save_file
+from tiny_checkpoints import LAYER, write_config
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The stand-in family, and caches of this test's own."""
+    tiny_models.install(monkeypatch)
+    monkeypatch.setenv("EMSJAX_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def weights() -> dict[str, np.ndarray]:
+    """Tensors of a tiny Llama under Hugging Face's names, in float32."""
+    rng = np.random.default_rng(0)
+    shapes = {"model.embed_tokens": (64, 64), "model.norm": (64,), "lm_head": (64, 64)}
+    for i in range(3):
+        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in LAYER.items()}
+    return {
+        f"{name}.weight": rng.normal(size=shape).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+
+
+@pytest.fixture
+def hf_dir(tmp_path: Path, weights: dict[str, np.ndarray]) -> Path:
+    """A Hugging Face directory with one safetensors file."""
+    directory = tmp_path / "tiny-llama"
+    directory.mkdir()
+    write_config(directory)
+    save_file(weights, directory / "model.safetensors")
+    return directory
