@@ -1,6 +1,8 @@
 """The one entry point to models: a name or path in, a model ready to run out."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,12 +63,15 @@ def load_model(
     """
     check_dtype(dtype)
     opened = find_model(model)
-    vocabulary = opened.tokenizer() if tokenizer is None else _other_tokenizer(tokenizer)
     computed = dtype_for_device(dtype, opened.source.dtype)
-    graphdef, params = read_weights(opened, computed, progress)
+    read_tokenizer = opened.tokenizer if tokenizer is None else partial(_other_tokenizer, tokenizer)
+    # Beside the weights: importing transformers takes as long as copying those of a small model.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        vocabulary = pool.submit(read_tokenizer)
+        graphdef, params = read_weights(opened, computed, progress)
     return LoadedModel(
         model=nnx.merge(graphdef, params),
-        tokenizer=vocabulary,
+        tokenizer=vocabulary.result(),
         eos_token_ids=opened.eos_token_ids,
         name=DEFAULT_NAME if model is None else opened.name,
         hf_config=opened.hf_config,

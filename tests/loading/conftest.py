@@ -7,11 +7,21 @@ from safetensors.numpy import save_file
 from tiny_checkpoints import LAYER, write_config
 
 
+@pytest.fixture
+def real_models() -> None:
+    """Ask for this to have the project's own families."""
+
+
 @pytest.fixture(autouse=True)
-def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The stand-in family, and caches of this test's own."""
-    tiny_models.install(monkeypatch)
+def stand_in(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The stand-in family, caches of this test's own, and no network."""
+    if "real_models" not in request.fixturenames:
+        tiny_models.install(monkeypatch)
     monkeypatch.setenv("EMSJAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture

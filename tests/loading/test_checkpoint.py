@@ -93,9 +93,7 @@ def test_empty_output_directory_is_used(hf_dir: Path) -> None:
     assert flat(converted(hf_dir))
 
 
-def test_a_failed_conversion_leaves_nothing(
-    hf_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_conversion_leaves_nothing(hf_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 

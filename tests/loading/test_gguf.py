@@ -168,7 +168,7 @@ def test_cut_off_metadata(tmp_path: Path, weights: Weights, kept: int) -> None:
 
 def test_not_gguf(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"PK\3\4" + bytes(1000))
-    with pytest.raises(UserError, match="truncated or damaged.*magic"):
+    with pytest.raises(UserError, match=r"truncated or damaged.*magic"):
         GgufFile(tmp_path / "m.gguf")
 
 
