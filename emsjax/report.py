@@ -124,8 +124,10 @@ class Report:
             self._bar.update(done, self._tokens, rate)
         elif now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            of = f" of {self._total:,}" if self._total is not None else ""
-            self._print(f"{done:,}{of} prompts, {self._tokens:,} tokens, {rate:.1f} tokens/s")
+            prompts = (
+                _count(done, "prompt") if self._total is None else f"{done:,} of {self._total:,}"
+            )
+            self._print(f"{prompts} done, {_count(self._tokens, 'token')}, {rate:.1f} tokens/s")
 
     def _print(self, line: str) -> None:
         print(line, file=self._stream, flush=True)
@@ -137,7 +139,7 @@ class _Bar:
     def __init__(self, stream: TextIO, total: int | None):
         self._progress = Progress(
             BarColumn(),
-            TextColumn("{task.fields[done]} prompts · {task.fields[tokens]:,} tokens"),
+            TextColumn("prompts {task.fields[done]} · tokens {task.fields[tokens]:,}"),
             TextColumn("{task.fields[rate]:.1f} tokens/s"),
             TimeElapsedColumn(),
             console=Console(file=stream),

@@ -78,8 +78,8 @@ def test_a_log_gets_a_line_every_five_seconds_at_most():
             report.emitted(10)
         before_summary = stream.getvalue()
     assert before_summary.splitlines() == [
-        "0 of 40 prompts, 200 tokens, 40.0 tokens/s",
-        "0 of 40 prompts, 400 tokens, 40.0 tokens/s",
+        "0 of 40 done, 200 tokens, 40.0 tokens/s",
+        "0 of 40 done, 400 tokens, 40.0 tokens/s",
     ]
 
 
@@ -88,7 +88,7 @@ def test_an_unknown_total_is_left_out():
     report, clock = _report(stream=stream)
     clock.now += 5
     report.finished(METRICS)
-    assert stream.getvalue() == "1 prompts, 0 tokens, 0.0 tokens/s\n"
+    assert stream.getvalue() == "1 prompt done, 0 tokens, 0.0 tokens/s\n"
 
 
 @pytest.mark.parametrize("total", [None, 4])
@@ -102,7 +102,7 @@ def test_a_terminal_gets_a_bar_that_makes_way(total):
             held = stream.getvalue()
             report.emitted(1)
             assert stream.getvalue() == held
-    assert ("1/4 prompts" if total else "1 prompts") in stream.getvalue()
+    assert ("prompts 1/4 ·" if total else "prompts 1 ·") in stream.getvalue()
     assert stream.getvalue().endswith("longest 0.25 s\n")
 
 
