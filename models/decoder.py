@@ -96,14 +96,15 @@ class Embedder(nnx.Module):
         width = config.embedding_size or config.hidden_size
         init = nnx.initializers.normal(0.02)
         self.tokens = nnx.Param(init(rngs.params(), (config.vocab_size, width), jnp.float32))
-        self.positions, self.project_in, self.project_out = None, None, None
-        if config.rope is None:
-            rows = config.max_positions + config.position_offset
-            self.positions = nnx.Param(init(rngs.params(), (rows, config.hidden_size), jnp.float32))
-        if config.embedding_size is not None:
-            sizes = (width, config.hidden_size)
-            self.project_in = Linear(*sizes, bias=False, rngs=rngs)
-            self.project_out = Linear(*reversed(sizes), bias=False, rngs=rngs)
+        rows = config.max_positions + config.position_offset
+        self.positions = (
+            nnx.Param(init(rngs.params(), (rows, config.hidden_size), jnp.float32))
+            if config.rope is None
+            else None
+        )
+        narrow, sizes = config.embedding_size is not None, (width, config.hidden_size)
+        self.project_in = Linear(*sizes, bias=False, rngs=rngs) if narrow else None
+        self.project_out = Linear(*sizes[::-1], bias=False, rngs=rngs) if narrow else None
         self.position_offset = config.position_offset
 
     def __call__(self, batch: PackedBatch) -> jax.Array:
@@ -123,12 +124,12 @@ class DecoderLM(nnx.Module):
         self.config = config
         self.embedder = Embedder(config, rngs=rngs)
         make_block = nnx.vmap(lambda rngs: Block(config, rngs=rngs), in_axes=0, out_axes=0)
-        self.blocks = make_block(rngs.fork(split=config.num_layers))
+        self.blocks = make_block(rngs.split(config.num_layers))
         self.final_norm = norm(config, config.hidden_size) if config.final_norm else None
-        self.head = None
-        if not config.tied:
-            width = config.embedding_size or config.hidden_size
-            self.head = Linear(width, config.vocab_size, bias=False, rngs=rngs)
+        width = config.embedding_size or config.hidden_size
+        self.head = (
+            None if config.tied else Linear(width, config.vocab_size, bias=False, rngs=rngs)
+        )
 
     @property
     def dtype(self) -> jnp.dtype:

@@ -30,7 +30,7 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[T, in] to [T, out]."""
         y = matmul(x, self.kernel[...])
-        return y if self.bias is None else y + self.bias[...]
+        return y if self.bias is None else y + self.bias[...][None]
 
 
 def matmul(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
@@ -51,7 +51,7 @@ class RMSNorm(nnx.Module):
         """[..., width], any float type; returns the same."""
         wide = x.astype(jnp.float32)
         normal = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
-        return normal.astype(x.dtype) * self.scale[...]
+        return normal.astype(x.dtype) * jnp.broadcast_to(self.scale[...], x.shape)
 
 
 class LayerNorm(nnx.Module):
@@ -67,7 +67,9 @@ class LayerNorm(nnx.Module):
         wide = x.astype(jnp.float32)
         centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
         normal = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + self.eps)
-        scale, bias = self.scale[...].astype(jnp.float32), self.bias[...].astype(jnp.float32)
+        scale, bias = (
+            jnp.broadcast_to(p[...].astype(jnp.float32), x.shape) for p in (self.scale, self.bias)
+        )
         return (normal * scale + bias).astype(x.dtype)
 
 
@@ -80,7 +82,7 @@ def norm(config: DecoderConfig, width: int) -> RMSNorm | LayerNorm:
 def rotary_angles(rope: Rope, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine for `positions` int32[T], float32[T, 1, H / 2] each."""
     frequencies = jnp.asarray(rope.inverse_frequencies, jnp.float32)
-    angles = positions.astype(jnp.float32)[:, None, None] * frequencies
+    angles = positions.astype(jnp.float32)[:, None, None] * frequencies[None, None]
     return jnp.cos(angles) * rope.attention_factor, jnp.sin(angles) * rope.attention_factor
 
 

@@ -4,8 +4,8 @@ The cache is `[L, B, S, R, 128]`: layer, slot, position, then R rows of 128 lane
 token's keys (K heads of width H, one after the other), then its values, then padding. One token
 is one contiguous, aligned piece, so that writing it at any position is a single copy.
 
-R is rounded up to 2, 4 or a multiple of 8 on TPU, where other row counts make XLA keep the cache in a permuted layout and
-transpose all of it around every kernel.
+R is rounded up to 2, 4 or a multiple of 8 on TPU, where other row counts make XLA keep the cache
+in a permuted layout and transpose all of it around every kernel.
 """
 
 import jax

@@ -1,0 +1,86 @@
+"""Tiny random Hugging Face models of every family: the oracle, and checkpoints to load."""
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LLAMA_SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+OPT_SIZES = {
+    "hidden_size": 32,
+    "ffn_dim": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "word_embed_proj_dim": 32,
+}
+SLIDING = {"sliding_window": 24, "use_sliding_window": True}
+
+# name: (model type, Hugging Face configuration)
+TINY: dict[str, tuple[str, dict[str, Any]]] = {
+    "opt": ("opt", OPT_SIZES),
+    "opt-350m": (
+        "opt",
+        OPT_SIZES | {"word_embed_proj_dim": 16, "do_layer_norm_before": False},
+    ),
+    "gpt2": ("gpt2", {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 512}),
+    "llama": ("llama", LLAMA_SIZES | {"tie_word_embeddings": False}),
+    "llama3": ("llama", LLAMA_SIZES | {"rope_parameters": LLAMA3_ROPE}),
+    "llama-tied": ("llama", LLAMA_SIZES | {"tie_word_embeddings": True, "head_dim": 12}),
+    "mistral": ("mistral", LLAMA_SIZES | {"sliding_window": 24}),
+    "qwen2": ("qwen2", LLAMA_SIZES | {"rope_parameters": YARN_ROPE}),
+    "qwen2-mixed": ("qwen2", LLAMA_SIZES | SLIDING | {"max_window_layers": 1}),
+    "qwen3": ("qwen3", LLAMA_SIZES | {"head_dim": 16}),
+}
+VOCAB_SIZE = 101
+
+
+@functools.cache
+def oracle(name: str) -> Any:
+    """The tiny PyTorch model called `name`, in float32 and evaluation mode."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(len(name))
+    model_type, settings = TINY[name]
+    config = AutoConfig.for_model(
+        model_type,
+        **settings,
+        vocab_size=VOCAB_SIZE,
+        # wide enough that logits are apart and greedy text is not one token for ever
+        **{"init_std" if model_type == "opt" else "initializer_range": 0.3},
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        attn_implementation="eager",
+    )
+    return AutoModelForCausalLM.from_config(config).float().eval()
+
+
+@functools.cache
+def checkpoint(name: str) -> Path:
+    """A safetensors directory with the weights of `oracle(name)`."""
+    directory = Path(tempfile.mkdtemp(prefix=f"tiny-{name}-"))
+    oracle(name).save_pretrained(directory)
+    return directory
