@@ -111,7 +111,13 @@ class GgufFile:
             self.path, tensor.data.dtype, "r", int(tensor.data_offset), tensor.data.shape
         )
         shape = tuple(tensor.shape[::-1].tolist())
-        weight = _dequantised(data, tensor.tensor_type, shape)
+        try:
+            weight = _dequantised(data, tensor.tensor_type, shape)
+        except NotImplementedError as error:
+            raise UserError(
+                f"tensor {name} in {self.path} is quantised as {tensor.tensor_type.name}, which "
+                "the gguf package cannot undo; use another GGUF file of the model."
+            ) from error
         heads = self._permuted_heads(name)
         return _unpermuted(weight, heads) if heads else weight
 

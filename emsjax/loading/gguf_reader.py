@@ -9,6 +9,7 @@ import numpy as np
 from gguf import GGUFValueType
 
 _ARRAY_HEADER = struct.Struct("<IQ")  # type of the items, number of them
+_KINDS = frozenset(map(int, gguf.GGMLQuantizationType))
 _LENGTH = struct.Struct("<Q")
 
 
@@ -32,6 +33,8 @@ class GgufReader(gguf.GGUFReader):
             try:
                 super()._build_tensors(start_offs, [field])
             except ValueError:
+                if field.parts[4][0] not in _KINDS:
+                    raise
                 shape = tuple(field.parts[3].tolist()[::-1])
                 self.truncated.append((field.name, shape))
             else:

@@ -2,7 +2,7 @@
 
 import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import numpy as np
 from emsjax.errors import UserError
 from emsjax.loading.shards import damaged, find_weight_files
 
+_KEPT_BYTES = 64 << 20  # of a mapped file, before it is mapped anew
+
 
 class TorchSource:
     """A `TensorSource` over one or more PyTorch pickles, mapped from disk."""
@@ -20,12 +22,15 @@ class TorchSource:
 
     def __init__(self, directory: Path, files: Sequence[Path]):
         self.name = str(directory)
-        self._tensors: dict[str, Any] = {}
-        for file in files:
-            self._tensors |= _load(file)
-        dtypes = Counter(str(tensor.dtype) for tensor in self._tensors.values())
-        common = dtypes.most_common(1)[0][0].removeprefix("torch.") if dtypes else "float32"
-        self.dtype = common if common in ("bfloat16", "float16") else "float32"
+        self._mapped = {file: _load(file) for file in files}
+        self._files = {name: file for file, held in self._mapped.items() for name in held}
+        self._shapes = {
+            name: tuple(tensor.shape)
+            for held in self._mapped.values()
+            for name, tensor in held.items()
+        }
+        self._bytes_read = Counter[Path]()
+        self.dtype = _own_dtype(self._mapped.values())
 
     @staticmethod
     def find(directory: Path) -> tuple[Path, ...]:
@@ -34,17 +39,37 @@ class TorchSource:
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of every tensor."""
-        return {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+        return self._shapes
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, sharing the mapped file's memory, and read-only for that reason."""
-        tensor = self._tensors[name].detach()
+        tensor = self._tensor(name)
         if str(tensor.dtype) == "torch.bfloat16":  # numpy has no bfloat16 of its own
             array = _as_int16(tensor).numpy().view(ml_dtypes.bfloat16)
         else:
             array = tensor.numpy()
         array.flags.writeable = False
         return array
+
+    def _tensor(self, name: str) -> Any:
+        """One tensor of a mapping that is renewed now and then.
+
+        Pages stay in memory as long as their mapping: all of them would be a second model.
+        """
+        file = self._files[name]
+        if self._bytes_read[file] > _KEPT_BYTES and zipfile.is_zipfile(file):
+            self._mapped[file] = _load(file)
+            self._bytes_read[file] = 0
+        tensor = self._mapped[file][name].detach()
+        self._bytes_read[file] += tensor.numel() * tensor.element_size()
+        return tensor
+
+
+def _own_dtype(files: Iterable[Mapping[str, Any]]) -> str:
+    """The dtype that most tensors have; "float32" for any but halves."""
+    dtypes = Counter(str(tensor.dtype) for held in files for tensor in held.values())
+    common = dtypes.most_common(1)[0][0].removeprefix("torch.") if dtypes else "float32"
+    return common if common in ("bfloat16", "float16") else "float32"
 
 
 def _as_int16(tensor: Any) -> Any:

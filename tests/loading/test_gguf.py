@@ -176,3 +176,22 @@ def test_unsupported_architecture(tmp_path: Path, weights: Weights) -> None:
     path = write_gguf(tmp_path / "m.gguf", weights, "falcon")
     with pytest.raises(UserError, match=r"architecture 'falcon'; .* llama, qwen2, qwen3"):
         GgufFile(path)
+
+
+def test_quantisation_without_a_decoder(
+    tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = GgufFile(write_gguf(tmp_path / "m.gguf", weights, kind=Kind.Q8_0))
+    monkeypatch.setattr(gguf.quants, "_type_traits", {})
+    with pytest.raises(UserError, match=r"tensor lm_head\.weight in .* is quantised as Q8_0"):
+        file.read("lm_head.weight")
+
+
+def test_unknown_quantisation_is_not_called_truncated(tmp_path: Path, weights: Weights) -> None:
+    path = write_gguf(tmp_path / "m.gguf", weights)
+    content = path.read_bytes()
+    name = b"output_norm.weight"
+    kind = content.index(name) + len(name) + 4 + 8  # past the number of axes and the axis
+    path.write_bytes(content[:kind] + b"\xe7\x03\0\0" + content[kind + 4 :])
+    with pytest.raises(UserError, match="is not a valid GGMLQuantizationType"):
+        GgufFile(path)

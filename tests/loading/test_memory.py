@@ -76,11 +76,12 @@ def write(directory: Path, weights: dict[str, np.ndarray], form: str) -> Path:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory use from /proc")
-@pytest.mark.parametrize("form", ["safetensors", "bfloat16", "converted"])
+@pytest.mark.parametrize("form", ["safetensors", "bfloat16", "pickle", "converted"])
 def test_peak_is_about_one_model(tmp_path: Path, big: dict[str, np.ndarray], form: str) -> None:
     command = [sys.executable, "-c", _MEASURE, str(write(tmp_path, big, form))]
     environment = os.environ | {"PYTHONPATH": str(HERE)}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     models, size = map(float, done.stdout.split())
     assert size > 50e6
-    assert models < 1.3
+    renewed = 64e6 if form == "pickle" else 0  # pages PyTorch keeps before it maps anew
+    assert models < 1.3 + renewed / size
