@@ -27,22 +27,11 @@ class PackedBatch(NamedTuple):
     ancestors: jax.Array | None = None
 
 
-def pack(
-    tokens: jax.Array,
-    draft_tokens: jax.Array,
-    known: jax.Array,
-    starts: jax.Array,
-    q_lens: jax.Array,
-    capacity: int,
-) -> PackedBatch:
+def pack(tokens: jax.Array, starts: jax.Array, q_lens: jax.Array, capacity: int) -> PackedBatch:
     """Packs `q_lens[b]` tokens of each slot, from position `starts[b]` on.
 
-    Positions before `known[b]` come from `tokens`, those from there on from `draft_tokens`.
-
     Args:
-      tokens: int32[B, S], the tokens of each slot so far.
-      draft_tokens: int32[B, k], guesses for the positions from `known` on.
-      known: int32[B], how many tokens each slot has.
+      tokens: int32[B, S], the tokens of each slot, with guesses behind the known ones.
       starts: int32[B], position of each slot's first row.
       q_lens: int32[B], rows of each slot; their sum is at most `capacity`.
       capacity: T.
@@ -53,10 +42,8 @@ def pack(
     slot_ids = jnp.searchsorted(cu_q_lens[1:], rows, side="right").astype(jnp.int32)
     slot = jnp.minimum(slot_ids, num_slots - 1)
     positions = jnp.where(slot_ids < num_slots, starts[slot] + rows - cu_q_lens[slot], 0)
-    drafted = positions - known[slot]
-    from_draft = draft_tokens[slot, jnp.clip(drafted, 0, draft_tokens.shape[1] - 1)]
     return PackedBatch(
-        tokens=jnp.where(drafted >= 0, from_draft, tokens[slot, positions]),
+        tokens=tokens[slot, positions],
         positions=positions,
         slot_ids=slot_ids,
         cu_q_lens=cu_q_lens,

@@ -1,1 +1,23 @@
 """Drafters: guess the next tokens of every slot; the target verifies them."""
+
+from emsjax.drafters.base import Draft, Drafter
+from emsjax.drafters.none import NoDrafter
+from emsjax.drafters.prompt_lookup import PromptLookup
+from emsjax.errors import UserError
+
+__all__ = ["DRAFTERS", "Draft", "Drafter", "NoDrafter", "PromptLookup", "make_drafter"]
+
+DRAFTERS = ("prompt-lookup", "none")
+
+
+def make_drafter(name: str, draft_length: int, max_ngram: int, min_ngram: int) -> Drafter:
+    """The drafter called `name`.
+
+    Raises:
+      UserError: there is no such drafter, or its options are wrong.
+    """
+    if name == "none":
+        return NoDrafter()
+    if name == "prompt-lookup":
+        return PromptLookup(draft_length, max_ngram, min_ngram)
+    raise UserError(f"drafter {name!r} is unknown; there is {', '.join(DRAFTERS)}")

@@ -1,0 +1,78 @@
+"""Prompt lookup (LLMA, arXiv 2304.04487): copy what followed the same n-gram before.
+
+Text repeats itself: a summary quotes its source, code repeats names. The last tokens of the
+sample are looked for earlier in its own prompt and output, and what came after is the draft.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from emsjax.drafters.base import Draft
+from emsjax.errors import UserError
+from emsjax.state import DecodeState
+
+
+@dataclass(frozen=True)
+class PromptLookup:
+    """Longest n-gram first; of several places the latest.
+
+    Attributes:
+      draft_length: k, tokens copied at most.
+      max_ngram: longest suffix looked for, in tokens.
+      min_ngram: shortest suffix that counts as a match.
+    """
+
+    draft_length: int = 7
+    max_ngram: int = 3
+    min_ngram: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_ngram <= self.max_ngram:
+            raise UserError(
+                f"min_ngram {self.min_ngram} and max_ngram {self.max_ngram} do not fit: "
+                "they must satisfy 1 <= min_ngram <= max_ngram"
+            )
+        if self.draft_length < 1:
+            raise UserError(
+                f"draft_length {self.draft_length} is less than 1; use the drafter 'none' "
+                "to draft nothing"
+            )
+
+    def init(self, num_slots: int, capacity: int) -> Any:
+        """No state: the sample's own tokens are all there is."""
+        del num_slots, capacity
+        return ()
+
+    def admit(self, drafter_state: Any, slot: jax.Array) -> Any:
+        """Nothing to forget."""
+        del slot
+        return drafter_state
+
+    def propose(self, state: DecodeState) -> tuple[Draft, Any]:
+        """Copies the tokens behind the best earlier match; drafts nothing on a miss."""
+        ends, found = self._latest_match(state.tokens, state.lens)
+        # A copy that reaches the end of the sample goes on with its own beginning, as if token
+        # after token were copied: a period shorter than k fills the draft.
+        period = jnp.maximum(state.lens - 1 - ends, 1)[:, None]
+        steps = jnp.arange(self.draft_length, dtype=jnp.int32)[None]
+        source = (ends + 1)[:, None] + steps % period
+        tokens = jnp.take_along_axis(state.tokens, jnp.where(found[:, None], source, 0), axis=1)
+        return Draft(tokens, jnp.where(found, self.draft_length, 0)), ()
+
+    def _latest_match(self, tokens: jax.Array, lens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Where the best match ends, int32[B], and whether there is one, bool[B]."""
+        capacity = tokens.shape[1]
+        ends = jnp.arange(capacity, dtype=jnp.int32)[None]
+        matched = jnp.zeros(tokens.shape, jnp.int32)
+        matching = ends < (lens - 1)[:, None]
+        for back in range(self.max_ngram):
+            last = jnp.take_along_axis(tokens, jnp.maximum(lens - 1 - back, 0)[:, None], axis=1)
+            earlier = jnp.roll(tokens, back, axis=1)
+            matching &= (earlier == last) & (ends >= back)
+            matched += matching
+        score = jnp.where(matched >= self.min_ngram, matched * capacity + ends, -1)
+        best = jnp.argmax(score, axis=1).astype(jnp.int32)
+        return best, jnp.max(score, axis=1) >= 0

@@ -1,0 +1,73 @@
+"""The ladder: the few shapes that a step may take, and which one fits.
+
+A packed buffer whose capacity is that of the padded batch costs what padding costs. So the
+program holds several capacities, cheapest first, and each step runs the first that fits.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from emsjax.shapes import round_up
+
+# What matrix units and vector registers handle at full speed: fewer rows save little.
+ROW_MULTIPLE = 8
+EXACT_CAPACITY = 64
+
+
+class Rung(NamedTuple):
+    """One shape of a step.
+
+    Attributes:
+      capacity: T, the rows it can hold.
+      max_q_len: the most rows one slot may have in it.
+    """
+
+    capacity: int
+    max_q_len: int
+
+
+def make_ladder(
+    num_slots: int, draft_length: int, *, exact: bool = False, prefill_chunk: int = 256
+) -> tuple[Rung, ...]:
+    """Rungs from cheapest to dearest.
+
+    First one row a slot (plain decoding), then doubling capacities up to every slot's longest
+    draft, then prefill chunks.
+
+    Args:
+      num_slots: B.
+      draft_length: k, 0 where nothing is ever drafted.
+      exact: one capacity for everything, the same for every B up to it: results are then equal
+        bit for bit whatever is in the batch.
+      prefill_chunk: the most rows of one prefill step, in tokens.
+    """
+    if exact:
+        capacity = round_up(num_slots, EXACT_CAPACITY)
+        return (Rung(capacity, capacity),)
+    plain = 1 if num_slots == 1 else round_up(num_slots, ROW_MULTIPLE)
+    rungs = [Rung(plain, 1)]
+    if draft_length > 0:
+        rungs += _draft_rungs(num_slots, draft_length + 1)
+    widest = max(prefill_chunk, round_up(2 * num_slots, prefill_chunk))
+    return (*rungs, Rung(max(widest // 4, rungs[-1].capacity), widest // 4), Rung(widest, widest))
+
+
+def _draft_rungs(num_slots: int, longest: int) -> list[Rung]:
+    full = round_up(num_slots * longest, ROW_MULTIPLE)
+    capacity = round_up(num_slots + 1, ROW_MULTIPLE)
+    rungs = []
+    while capacity < full:
+        rungs.append(Rung(capacity, longest))
+        capacity *= 2
+    return [*rungs, Rung(full, longest)]
+
+
+def first_fit(ladder: Sequence[Rung], q_lens: jax.Array) -> jax.Array:
+    """Index of the cheapest rung that holds rows of `q_lens` int32[B]; int32[]."""
+    capacities = jnp.asarray([rung.capacity for rung in ladder], jnp.int32)
+    longest = jnp.asarray([rung.max_q_len for rung in ladder], jnp.int32)
+    fits = (capacities >= q_lens.sum()) & (longest >= q_lens.max())
+    return jnp.argmax(fits).astype(jnp.int32)

@@ -1,0 +1,305 @@
+"""`LLM`: the Python interface, named as users of vLLM know it."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from emsjax.compile_cache import use_compile_cache
+from emsjax.drafters import make_drafter
+from emsjax.drafters.base import Drafter
+from emsjax.engine import Engine, Finished, Job
+from emsjax.errors import UserError
+from emsjax.ladder import make_ladder
+from emsjax.loading.load import load_model
+from emsjax.memory import check_cache_fits
+from emsjax.outputs import CompletionOutput, RequestOutput
+from emsjax.sampling_params import SamplingParams
+from emsjax.shapes import round_up
+from emsjax.state import MAX_STOP_IDS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Message = Mapping[str, str]
+Prompt = str | Sequence[int] | Sequence[Message]
+
+METHODS = ("ems", "none")
+# Whole blocks of the cache for every backend.
+CAPACITY_MULTIPLE = 256
+DEFAULT_MAX_MODEL_LEN = 4096
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked prompt with its parameters, ready to run.
+
+    Attributes:
+      request_id: comes back with the result.
+      prompt: the text that was tokenised, None where token ids were given.
+      prompt_token_ids: the prompt's tokens.
+      params: how to decode it.
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+
+
+class LLM:
+    """A language model that generates for batches with speculative decoding."""
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        tokenizer: str | None = None,
+        drafter: str | Drafter = "prompt-lookup",
+        draft_model: str | None = None,
+        method: str = "ems",
+        dtype: str = "auto",
+        max_batch_size: int = 8,
+        max_model_len: int | None = None,
+        draft_length: int = 7,
+        max_ngram: int = 3,
+        min_ngram: int = 1,
+        exact: bool = False,
+        seed: int = 0,
+    ):
+        """Loads the model; the first prompt compiles it.
+
+        Args:
+          model: a directory, a GGUF file, one of our checkpoints or a hub id; None for the
+            default model, SmolLM2-135M-Instruct.
+          tokenizer: another tokenizer than the model's.
+          drafter: "prompt-lookup", "none", or an object as `drafters.base.Drafter` says.
+          draft_model: not there yet.
+          method: "ems", or "none" for plain decoding.
+          dtype: "auto", "float32", "bfloat16" or "float16".
+          max_batch_size: B, samples decoded together; more prompts wait for a free slot.
+          max_model_len: the most tokens of a sample, prompt and output; by default what the
+            model was made for, but no more than 4096.
+          draft_length: k, the most tokens drafted for a sample in a step.
+          max_ngram: longest n-gram prompt lookup looks for.
+          min_ngram: shortest one.
+          exact: one shape for every step, so that the output equals plain decoding's (also with
+            `exact`) bit for bit; slower.
+          seed: accepted, and without effect on greedy decoding.
+
+        Raises:
+          UserError: the model cannot be had or loaded, the cache does not fit in memory, or
+            options are wrong or contradict each other.
+        """
+        del seed
+        if draft_model is not None:
+            raise UserError("draft models are not there yet: leave draft_model out")
+        self._drafter = _drafter(method, drafter, draft_length, max_ngram, min_ngram)
+        if max_batch_size < 1:
+            raise UserError(f"max_batch_size is {max_batch_size}; it must be at least 1")
+        use_compile_cache()
+        loaded = load_model(model, dtype=dtype, tokenizer=tokenizer)
+        self.tokenizer: PreTrainedTokenizerBase | None = loaded.tokenizer
+        self.name = loaded.name
+        self._target: Any = loaded.model
+        self._eos_ids = loaded.eos_token_ids
+        self.max_model_len = self._max_model_len(max_model_len)
+        capacity = round_up(self.max_model_len, CAPACITY_MULTIPLE)
+        check_cache_fits(self._target, max_batch_size, capacity)
+        self.engine = Engine(
+            self._target,
+            self._drafter,
+            make_ladder(max_batch_size, self._drafter.draft_length, exact=exact),
+            num_slots=max_batch_size,
+            capacity=capacity,
+        )
+
+    def _max_model_len(self, wanted: int | None) -> int:
+        longest = self._target.max_positions
+        if wanted is None:
+            return min(longest, DEFAULT_MAX_MODEL_LEN)
+        if not 2 <= wanted <= longest:
+            raise UserError(
+                f"max_model_len is {wanted}; for {self.name} it must lie between 2 and {longest}"
+            )
+        return wanted
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Generates for all prompts; results come in the order of the prompts.
+
+        Args:
+          prompts: texts or lists of token ids, any number of them; one text alone will do.
+          sampling_params: one for all or one for each prompt.
+
+        Raises:
+          UserError: a prompt is empty, too long or not in the vocabulary.
+        """
+        many = [prompts] if isinstance(prompts, str) else list(prompts)
+        if many and isinstance(many[0], int):
+            many = [many]
+        params = _params_of_each(sampling_params, len(many))
+        requests = [
+            self.request(prompt, each, str(number))
+            for number, (prompt, each) in enumerate(zip(many, params, strict=True))
+        ]
+        outputs = {output.request_id: output for output in self.run(requests)}
+        return [outputs[request.request_id] for request in requests]
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Generates the next message of one conversation or of several."""
+        if messages and isinstance(messages[0], Mapping):
+            messages = [messages]  # type: ignore[list-item]
+        return self.generate(messages, sampling_params)  # type: ignore[arg-type]
+
+    def request(self, prompt: Prompt, params: SamplingParams, request_id: str) -> Request:
+        """Tokenises and checks one prompt.
+
+        Args:
+          prompt: text, token ids, or the messages of a conversation.
+          params: how to decode it.
+          request_id: comes back with the result.
+
+        Raises:
+          UserError: the prompt is empty, too long or not in the vocabulary, or it is text and
+            there is no tokenizer.
+        """
+        text, ids = self._tokenise(prompt)
+        if not ids:
+            raise UserError("the prompt is empty: it must have at least one token")
+        vocabulary = self._target.vocab_size
+        for token in (*ids, *(params.stop_token_ids or ())):
+            if not 0 <= token < vocabulary:
+                raise UserError(
+                    f"token id {token} is out of the vocabulary: {self.name} has {vocabulary}"
+                )
+        if len(ids) >= self.max_model_len:
+            raise UserError(
+                f"the prompt has {len(ids)} tokens and with {self.max_model_len} in all there "
+                "is no room for an answer: shorten it or raise max_model_len"
+            )
+        if len(self._stop_ids(params)) > MAX_STOP_IDS:
+            raise UserError(f"there are more than {MAX_STOP_IDS} stop tokens: give fewer")
+        return Request(request_id, text, ids, params)
+
+    def _tokenise(self, prompt: Prompt) -> tuple[str | None, tuple[int, ...]]:
+        if isinstance(prompt, str):
+            return prompt, tuple(self._require_tokenizer()(prompt)["input_ids"])
+        if prompt and isinstance(prompt[0], Mapping):
+            text = self._render(prompt)  # type: ignore[arg-type]
+            # The template writes the special tokens itself.
+            tokens = self._require_tokenizer()(text, add_special_tokens=False)
+            return text, tuple(tokens["input_ids"])
+        return None, tuple(_token_id(token) for token in prompt)
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        """The messages as the model's chat template writes them."""
+        from jinja2 import TemplateError
+
+        tokenizer = self._require_tokenizer()
+        if not tokenizer.chat_template:
+            raise UserError(f"{self.name} has no chat template: give a plain prompt")
+        try:
+            text = tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True
+            )
+        except (TemplateError, TypeError, KeyError) as error:
+            raise UserError(f"the chat template does not take these messages: {error}") from error
+        return str(text)
+
+    def _require_tokenizer(self) -> "PreTrainedTokenizerBase":
+        if self.tokenizer is None:
+            raise UserError(
+                f"{self.name} has no tokenizer: give prompts as token ids, or name a tokenizer"
+            )
+        return self.tokenizer
+
+    def _stop_ids(self, params: SamplingParams) -> tuple[int, ...]:
+        eos_ids = () if params.ignore_eos else self._eos_ids
+        return tuple(dict.fromkeys((*eos_ids, *(params.stop_token_ids or ()))))
+
+    def run(
+        self,
+        requests: Iterable[Request],
+        *,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Iterator[RequestOutput]:
+        """Generates for a stream of requests, in constant memory.
+
+        Args:
+          requests: taken one by one as slots become free.
+          on_progress: called with the number of tokens generated since the last call.
+
+        Yields:
+          Each result as it is final, in the order in which they finish.
+        """
+        jobs = (
+            Job(r, r.prompt_token_ids, self._max_tokens(r), self._stop_ids(r.params))
+            for r in requests
+        )
+        for finished in self.engine.run(jobs, on_progress):
+            yield self._output(finished)
+
+    def _max_tokens(self, request: Request) -> int:
+        return min(request.params.max_tokens, self.max_model_len - len(request.prompt_token_ids))
+
+    def _output(self, finished: Finished) -> RequestOutput:
+        request: Request = finished.job.key  # type: ignore[assignment]
+        last = finished.token_ids[-1]
+        by_request = finished.stopped and last in (request.params.stop_token_ids or ())
+        completion = CompletionOutput(
+            index=0,
+            text=self._text(finished),
+            token_ids=finished.token_ids,
+            finish_reason="stop" if finished.stopped else "length",
+            stop_reason=last if by_request else None,
+        )
+        return RequestOutput(
+            request.request_id,
+            request.prompt,
+            request.prompt_token_ids,
+            [completion],
+            finished.metrics,
+        )
+
+    def _text(self, finished: Finished) -> str | None:
+        """The generated text, without the token that ended it."""
+        if self.tokenizer is None:
+            return None
+        ids = finished.token_ids[:-1] if finished.stopped else finished.token_ids
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _drafter(
+    method: str, drafter: str | Drafter, draft_length: int, max_ngram: int, min_ngram: int
+) -> Drafter:
+    """The drafter that method and options ask for together."""
+    if method not in METHODS:
+        raise UserError(f"method {method!r} is unknown; there is {', '.join(METHODS)}")
+    if method == "none":
+        drafter = "none"
+    if not isinstance(drafter, str):
+        return drafter
+    return make_drafter(drafter, draft_length, max_ngram, min_ngram)
+
+
+def _params_of_each(
+    given: SamplingParams | Sequence[SamplingParams] | None, count: int
+) -> Sequence[SamplingParams]:
+    if given is None or isinstance(given, SamplingParams):
+        return [given or SamplingParams()] * count
+    if len(given) != count:
+        raise UserError(f"{len(given)} sampling_params do not fit {count} prompts: give one each")
+    return given
+
+
+def _token_id(token: Any) -> int:
+    if isinstance(token, bool) or not hasattr(token, "__index__"):
+        raise UserError(f"a prompt of token ids has {token!r} in it, which is no whole number")
+    return int(token)

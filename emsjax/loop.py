@@ -1,0 +1,130 @@
+"""The one decode loop: draft, plan, pack, forward, verify, commit, on the device.
+
+Plain decoding is this loop with a drafter that drafts nothing.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from emsjax.drafters.base import Drafter
+from emsjax.ladder import Rung
+from emsjax.model_protocol import Model
+from emsjax.packing import pack
+from emsjax.plan import Plan, make_plan
+from emsjax.state import DecodeState
+from emsjax.verify import commit, count_accepted, put_draft
+
+
+class Forward(NamedTuple):
+    """What the target's forward pass changes and finds.
+
+    Attributes:
+      cache: K/V [L, B, S, R, 128].
+      predicted: int32[B, k+1], the target's choice after the known tokens and each draft token.
+    """
+
+    cache: jax.Array
+    predicted: jax.Array
+
+
+def run(
+    model: Model,
+    drafter: Drafter,
+    ladder: Sequence[Rung],
+    state: DecodeState,
+    max_steps: jax.Array,
+    others_wait: jax.Array,
+) -> DecodeState:
+    """Steps until there is something for the host to do.
+
+    That is: no slot is live; a slot has its first token (its time is worth knowing); a slot
+    finished and others wait for it; or `max_steps` steps were made.
+
+    Args:
+      model: the target.
+      drafter: guesses tokens.
+      ladder: shapes of a step, cheapest first; static.
+      state: of all slots.
+      max_steps: int32[].
+      others_wait: bool[], whether requests wait for a slot.
+    """
+
+    def goes_on(carry: tuple[DecodeState, jax.Array, jax.Array]) -> jax.Array:
+        state, steps, called = carry
+        return state.live.any() & (steps < max_steps) & ~called
+
+    def body(
+        carry: tuple[DecodeState, jax.Array, jax.Array],
+    ) -> tuple[DecodeState, jax.Array, jax.Array]:
+        before, steps, _ = carry
+        after = step(model, drafter, ladder, before)
+        freed = (before.live & ~after.live).any() & others_wait
+        started = (
+            before.live & (after.stats.target_steps == 1) & (before.stats.target_steps == 0)
+        ).any()
+        return after, steps + 1, freed | started
+
+    start = (state, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.bool))
+    return jax.lax.while_loop(goes_on, body, start)[0]
+
+
+def step(model: Model, drafter: Drafter, ladder: Sequence[Rung], state: DecodeState) -> DecodeState:
+    """One target step for all slots."""
+    with jax.named_scope("draft"):
+        draft, drafter_state = drafter.propose(state)
+        state = put_draft(state, draft).replace(drafter=drafter_state)
+    with jax.named_scope("plan"):
+        plan = make_plan(state, draft, ladder)
+    with jax.named_scope("target"):
+        result = _forward(model, ladder, state, plan, drafter.draft_length)
+    with jax.named_scope("verify"):
+        accepted = count_accepted(draft, plan.draft_lens, result.predicted)
+    with jax.named_scope("commit"):
+        return commit(state.replace(cache=result.cache), plan, accepted, result.predicted)
+
+
+def _forward(
+    model: Model, ladder: Sequence[Rung], state: DecodeState, plan: Plan, draft_length: int
+) -> Forward:
+    """Runs the planned rows on the planned rung.
+
+    Each rung is a while loop of zero or one trip: a `lax.switch` around the scan over layers
+    would copy the whole cache (measured, for TPU and CPU).
+    """
+    num_slots = state.lens.shape[0]
+    predicted = jnp.zeros((num_slots, draft_length + 1), jnp.int32)
+    carry = (plan.rung, Forward(state.cache, predicted))
+    for index, rung in enumerate(ladder):
+
+        def chosen(carry: tuple[jax.Array, Forward], index: int = index) -> jax.Array:
+            return carry[0] == index
+
+        def forward(
+            carry: tuple[jax.Array, Forward], rung: Rung = rung
+        ) -> tuple[jax.Array, Forward]:
+            return jnp.full_like(carry[0], -1), _run_rung(model, rung, state, plan, carry[1])
+
+        carry = jax.lax.while_loop(chosen, forward, carry)
+    return carry[1]
+
+
+def _run_rung(
+    model: Model, rung: Rung, state: DecodeState, plan: Plan, previous: Forward
+) -> Forward:
+    """Packs, runs the model and picks the greedy choice of the rows that can emit."""
+    batch = pack(state.tokens, state.kv_lens, plan.q_lens, rung.capacity)
+    hidden, cache = model(batch, previous.cache, max_q_len=rung.max_q_len)
+    last_known = batch.cu_q_lens[1:] - 1 - plan.draft_lens
+    steps = jnp.arange(previous.predicted.shape[1], dtype=jnp.int32)[None]
+    rows = jnp.clip(last_known[:, None] + steps, 0, rung.capacity - 1)
+    if rung.capacity <= rows.size:
+        return Forward(cache, _greedy(model, hidden)[rows])
+    return Forward(cache, _greedy(model, hidden[rows.ravel()]).reshape(rows.shape))
+
+
+def _greedy(model: Model, hidden: jax.Array) -> jax.Array:
+    """The likeliest token after each row of `hidden` [W, D], int32[W]; ties go to the first."""
+    return jnp.argmax(model.logits(hidden), axis=-1).astype(jnp.int32)

@@ -1,0 +1,54 @@
+"""Does the cache fit? Asked before anything is allocated."""
+
+import os
+
+import jax
+
+from emsjax.errors import UserError
+from emsjax.model_protocol import Model
+
+
+def free_bytes() -> int | None:
+    """Memory left on the default device, in bytes; None where it cannot be known."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return _available_ram()
+    stats = device.memory_stats() or {}
+    if "bytes_limit" not in stats:
+        return None
+    return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+
+
+def _available_ram() -> int | None:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def check_cache_fits(model: Model, num_slots: int, capacity: int) -> None:
+    """Refuses a cache that cannot fit in what memory the device has left.
+
+    Args:
+      model: loaded already, so that what it takes is not counted as free.
+      num_slots: B.
+      capacity: S, in tokens.
+
+    Raises:
+      UserError: with the sizes and the largest batch that would fit.
+    """
+    spec = model.cache_spec(1, capacity)
+    per_slot = spec.size * spec.dtype.itemsize
+    free = free_bytes()
+    if free is None or num_slots * per_slot <= free:
+        return
+    fitting = free // per_slot
+    remedy = (
+        f"the largest batch size that fits is {fitting}"
+        if fitting
+        else f"one sample of at most {capacity * free // per_slot} tokens would fit"
+    )
+    raise UserError(
+        f"the K/V cache of {num_slots} samples of {capacity} tokens needs "
+        f"{num_slots * per_slot / 2**30:.2f} GiB and {free / 2**30:.2f} GiB are free: {remedy}"
+    )

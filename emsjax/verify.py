@@ -1,0 +1,81 @@
+"""Verifying drafts and committing what the target confirms."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from emsjax.drafters.base import Draft
+from emsjax.plan import Plan
+from emsjax.state import DecodeState, SlotStats
+
+
+def count_accepted(draft: Draft, draft_lens: jax.Array, predicted: jax.Array) -> jax.Array:
+    """How many draft tokens the target would have emitted itself, greedily.
+
+    Args:
+      draft: the guesses, [B, k].
+      draft_lens: int32[B], how many of them were verified.
+      predicted: int32[B, k+1], the target's choice after the known tokens and after each guess.
+
+    Returns:
+      int32[B], the length of the longest confirmed beginning.
+    """
+    position = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
+    hit = (draft.tokens == predicted[:, :-1]) & (position < draft_lens[:, None])
+    return jnp.cumprod(hit, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
+
+
+def commit(
+    state: DecodeState, plan: Plan, accepted: jax.Array, predicted: jax.Array
+) -> DecodeState:
+    """Appends accepted and bonus tokens, cut exactly at stop tokens and limits.
+
+    Rejected tokens leave K/V behind `kv_lens`, to be overwritten.
+
+    Args:
+      state: before the step, with the step's cache.
+      plan: of the step.
+      accepted: int32[B], see `count_accepted`.
+      predicted: int32[B, k+1]; the first `accepted + 1` are emitted.
+    """
+    steps = jnp.arange(predicted.shape[1], dtype=jnp.int32)[None]
+    is_stop = (predicted[:, :, None] == state.stop_ids[:, None, :]).any(axis=2)
+    offered = jnp.minimum(accepted + 1, state.max_lens - state.lens)
+    stopping = is_stop & (steps < offered[:, None]) & plan.complete[:, None]
+    stopped = stopping.any(axis=1)
+    emitted = jnp.where(stopped, jnp.argmax(stopping, axis=1).astype(jnp.int32) + 1, offered)
+    emitted = jnp.where(plan.complete, emitted, 0)
+    lens = state.lens + emitted
+    return state.replace(
+        tokens=_append(state.tokens, state.lens, predicted, emitted),
+        lens=lens,
+        kv_lens=jnp.where(plan.complete, lens - 1, state.kv_lens + plan.q_lens),
+        live=state.live & ~stopped & (lens < state.max_lens),
+        stats=_count(state.stats, state.live, plan, jnp.minimum(accepted, emitted)),
+    )
+
+
+def put_draft(state: DecodeState, draft: Draft) -> DecodeState:
+    """Writes the guesses behind each slot's known tokens, where packing finds them."""
+    return state.replace(tokens=_append(state.tokens, state.lens, draft.tokens, draft.lens))
+
+
+def _append(tokens: jax.Array, lens: jax.Array, new: jax.Array, count: jax.Array) -> jax.Array:
+    """tokens int32[B, S] with `count[b]` of `new` int32[B, n] written from `lens[b]` on."""
+    num_slots, capacity = tokens.shape
+    steps = jnp.arange(new.shape[1], dtype=jnp.int32)[None]
+    columns = jnp.where(steps < count[:, None], lens[:, None] + steps, capacity)
+    slots = jnp.arange(num_slots, dtype=jnp.int32)[:, None]
+    return tokens.at[slots, columns].set(new, mode="drop")
+
+
+def _count(stats: SlotStats, live: jax.Array, plan: Plan, accepted: jax.Array) -> SlotStats:
+    position = jnp.arange(stats.drafted.shape[1], dtype=jnp.int32)[None]
+    return dataclasses.replace(
+        stats,
+        target_steps=stats.target_steps + plan.complete,
+        prefill_steps=stats.prefill_steps + (live & ~plan.complete),
+        drafted=stats.drafted + (position < plan.draft_lens[:, None]),
+        accepted=stats.accepted + (position < jnp.where(plan.complete, accepted, 0)[:, None]),
+    )
