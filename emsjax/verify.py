@@ -72,10 +72,12 @@ def _append(tokens: jax.Array, lens: jax.Array, new: jax.Array, count: jax.Array
 
 def _count(stats: SlotStats, live: jax.Array, plan: Plan, accepted: jax.Array) -> SlotStats:
     position = jnp.arange(stats.drafted.shape[1], dtype=jnp.int32)[None]
-    return dataclasses.replace(
-        stats,
-        target_steps=stats.target_steps + plan.complete,
-        prefill_steps=stats.prefill_steps + (live & ~plan.complete),
-        drafted=stats.drafted + (position < plan.draft_lens[:, None]),
-        accepted=stats.accepted + (position < jnp.where(plan.complete, accepted, 0)[:, None]),
-    )
+    emitting = plan.complete[:, None]
+    events = {
+        "target_steps": plan.complete,
+        "prefill_steps": live & ~plan.complete,
+        "drafted": position < plan.draft_lens[:, None],
+        "accepted": emitting & (position < accepted[:, None]),
+    }
+    counted = {name: getattr(stats, name) + e.astype(jnp.int32) for name, e in events.items()}
+    return dataclasses.replace(stats, **counted)

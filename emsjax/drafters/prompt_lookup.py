@@ -72,7 +72,7 @@ class PromptLookup:
             last = jnp.take_along_axis(tokens, jnp.maximum(lens - 1 - back, 0)[:, None], axis=1)
             earlier = jnp.roll(tokens, back, axis=1)
             matching &= (earlier == last) & (ends >= back)
-            matched += matching
+            matched += matching.astype(jnp.int32)
         score = jnp.where(matched >= self.min_ngram, matched * capacity + ends, -1)
         best = jnp.argmax(score, axis=1).astype(jnp.int32)
         return best, jnp.max(score, axis=1) >= 0
