@@ -94,7 +94,7 @@ class Engine:
         """
         self.num_slots, self.capacity = num_slots, capacity
         graphdef, self._params = nnx.split(model)
-        self._cache_spec = model.cache_spec(num_slots, capacity)
+        self.cache_spec = model.cache_spec(num_slots, capacity)
         self._drafter = drafter
         # float32 means float32: TPUs and newer GPUs would round its products to fewer bits.
         precision = "highest" if model.dtype == jnp.float32 else None
@@ -113,14 +113,21 @@ class Engine:
         self._run_loop = jax.jit(run_loop, donate_argnums=1)
         self._admit = jax.jit(admit_job, donate_argnums=0)
 
-    def lower(self) -> jax.stages.Lowered:
-        """The decode program, for reading what it compiles to."""
-        scalar = jax.ShapeDtypeStruct((), jnp.int32)
-        flag = jax.ShapeDtypeStruct((), jnp.bool)
-        return self._run_loop.lower(self._params, jax.eval_shape(self._empty), scalar, flag)
+    def lower(self, sharding: jax.sharding.Sharding | None = None) -> jax.stages.Lowered:
+        """The decode program, for reading what it compiles to.
+
+        Args:
+          sharding: where the arguments lie; names a device to compile for that is not there.
+        """
+        scalar, flag = (jax.ShapeDtypeStruct((), t) for t in (jnp.int32, jnp.bool))
+        arguments = (self._params, jax.eval_shape(self._empty), scalar, flag)
+        placed = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments
+        )
+        return self._run_loop.lower(*placed)
 
     def _empty(self) -> DecodeState:
-        cache = jnp.zeros(self._cache_spec.shape, self._cache_spec.dtype)
+        cache = jnp.zeros(self.cache_spec.shape, self.cache_spec.dtype)
         drafter_state = self._drafter.init(self.num_slots, self.capacity)
         return empty_state(cache, self._drafter.draft_length, drafter_state)
 

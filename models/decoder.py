@@ -134,7 +134,7 @@ class DecoderLM(nnx.Module):
     @property
     def dtype(self) -> jnp.dtype:
         """Type of weights and activations."""
-        return self.embedder.tokens[...].dtype
+        return jnp.dtype(self.embedder.tokens.dtype)
 
     @property
     def vocab_size(self) -> int:

@@ -1,5 +1,16 @@
 """Settings of the whole suite: nothing is promoted silently, in rank or in type."""
 
+import os
+
+# Before jax is imported: run on the CPU, and let the TPU compiler load without a TPU.
+os.environ.update(
+    JAX_PLATFORMS="cpu",
+    TPU_SKIP_MDS_QUERY="1",
+    TPU_WORKER_HOSTNAMES="localhost",
+    TPU_ACCELERATOR_TYPE="v5litepod-4",
+    ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+)
+
 import jax
 import pytest
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from emsjax.pallas_kernels.backends import target_platform
 from emsjax.pallas_kernels.kv_layout import unpack_kv
@@ -62,6 +63,8 @@ def _attend_tile(
     def read_block(start: jax.Array) -> tuple[jax.Array, jax.Array]:
         index = (layer, tile.slot, start, 0, 0)
         packed = jax.lax.dynamic_slice(cache, index, (1, 1, block, rows, lanes))
+        # Else XLA gives the layout it wants for one block's products to the whole cache (TPU).
+        packed = with_layout_constraint(packed, Layout(tuple(range(packed.ndim))))
         return unpack_kv(packed[0, 0], num_kv_heads, head_dim, dtype)
 
     def attend_block(i: jax.Array, carry: tuple) -> tuple:

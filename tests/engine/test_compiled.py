@@ -1,0 +1,90 @@
+"""What the decode program compiles to: no copy of the cache, little temporary memory.
+
+For TPUs the real TPU compiler is asked, which needs no TPU.
+"""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.experimental import topologies
+from tests.engine.setup import make_engine
+
+from emsjax.engine import Engine
+from emsjax.models.config import DecoderConfig, Rope
+from emsjax.models.decoder import DecoderLM
+from emsjax.pallas_kernels.backends import compiling_for
+
+CONFIG = DecoderConfig(
+    vocab_size=2048,
+    hidden_size=512,
+    intermediate_size=1024,
+    num_layers=8,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=64,
+    max_positions=8192,
+    norm="rms",
+    norm_eps=1e-5,
+    activation="silu",
+    gated=True,
+    rope=Rope((0.1,) * 32),
+)
+HLO_TYPES = {"float32": "f32", "bfloat16": "bf16", "uint16": "u16"}
+# Operations that pass the cache on or write into it where it is.
+IN_PLACE = {"parameter", "get-tuple-element", "scatter", "fusion", "bitcast", "while"}
+
+
+def abstract_engine(dtype: jnp.dtype, drafter: str) -> Engine:
+    model = nnx.eval_shape(lambda: DecoderLM(CONFIG, rngs=nnx.Rngs(0)))
+    graphdef, weights = nnx.split(model)
+    weights = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), weights)
+    return make_engine(nnx.merge(graphdef, weights), drafter, num_slots=8, capacity=2048)
+
+
+def check_no_copy_of_the_cache(engine: Engine, compiled: jax.stages.Compiled) -> None:
+    spec = engine.cache_spec
+    cache_bytes = math.prod(spec.shape) * spec.dtype.itemsize
+    memory = compiled.memory_analysis()
+    assert memory.temp_size_in_bytes < cache_bytes / 10
+    assert memory.alias_size_in_bytes >= cache_bytes
+    shape = ",".join(map(str, spec.shape))
+    text = compiled.as_text()
+    pattern = rf"= {HLO_TYPES[spec.dtype.name]}\[{shape}\](?:{{\S*}})? ([a-z-]+)\("
+    operations = re.findall(pattern, text)
+    assert "scatter" in operations, "the pattern no longer finds the cache"
+    assert set(operations) <= IN_PLACE
+    # The same elements in any other type or order would be a convert or a transpose.
+    elements = math.prod(spec.shape)
+    for kind, sizes in re.findall(r"= (\w+)\[([0-9,]+)\]\S* (?:copy|convert|transpose)\(", text):
+        assert math.prod(map(int, sizes.split(","))) < elements, f"{kind}[{sizes}]"
+
+
+@pytest.mark.parametrize("drafter", ["none", "prompt-lookup"])
+def test_cpu(drafter: str):
+    engine = abstract_engine(jnp.float32, drafter)
+    check_no_copy_of_the_cache(engine, engine.lower().compile())
+
+
+def compile_for_tpu(topology: str, drafter: str) -> tuple[Engine, jax.stages.Compiled]:
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    mesh = jax.sharding.Mesh(np.asarray(devices[:1]), ("device",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    with compiling_for("tpu"), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        engine = abstract_engine(jnp.bfloat16, drafter)
+        return engine, engine.lower(sharding).compile()
+
+
+def test_tpu_v5e():
+    check_no_copy_of_the_cache(*compile_for_tpu("v5e:2x2", "prompt-lookup"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drafter", ["none", "prompt-lookup"])
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_every_tpu(topology: str, drafter: str):
+    check_no_copy_of_the_cache(*compile_for_tpu(topology, drafter))
