@@ -4,12 +4,12 @@ import functools
 from typing import Any
 
 import numpy as np
-from tests.tiny import VOCAB_SIZE, checkpoint, oracle
 
 from emsjax.drafters import make_drafter
 from emsjax.engine import Engine, Finished, Job
 from emsjax.ladder import make_ladder
 from emsjax.loading.load import load_model
+from tests.tiny import VOCAB_SIZE, checkpoint, oracle
 
 EOS = 2
 

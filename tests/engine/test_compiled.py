@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.experimental import topologies
-from tests.engine.setup import make_engine
 
 from emsjax.engine import Engine
 from emsjax.models.config import DecoderConfig, Rope
 from emsjax.models.decoder import DecoderLM
 from emsjax.pallas_kernels.backends import compiling_for
+from tests.engine.setup import make_engine
 
 CONFIG = DecoderConfig(
     vocab_size=2048,

@@ -1,6 +1,7 @@
 """Greedy output is token for token that of `transformers`, whatever the batch and the drafter."""
 
 import pytest
+
 from tests.engine.setup import EOS, expected, jobs, make_engine, run_all, tiny_model
 from tests.tiny import TINY
 

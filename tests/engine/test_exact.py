@@ -1,0 +1,57 @@
+"""`exact`: one capacity, so that output equals plain decoding alone, bit for bit."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from emsjax.ladder import make_ladder
+from emsjax.packing import pack
+from tests.engine.setup import jobs, make_engine, run_all, tiny_model
+
+
+def in_dtype(name: str, dtype: jnp.dtype):
+    graphdef, weights = nnx.split(tiny_model(name))
+    return nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(dtype), weights))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_speculation_in_a_batch_equals_plain_decoding_alone(dtype: jnp.dtype):
+    model = in_dtype("llama", dtype)
+    todo = jobs(8, longest=100)
+    batched = run_all(make_engine(model, "prompt-lookup", 3, exact=True), todo)
+    alone = run_all(make_engine(model, "none", 1, exact=True), todo)
+    assert [r.token_ids for r in batched] == [r.token_ids for r in alone]
+    assert sum(r.metrics.accepted_tokens for r in batched) > 0
+
+
+def test_ladders_differ_in_near_ties_only_in_float32():
+    """With the ladder, float32 texts of a tiny model are those of `exact`."""
+    model = tiny_model("llama")
+    todo = jobs(8, longest=100)
+    exact = run_all(make_engine(model, "prompt-lookup", 3, exact=True), todo)
+    laddered = run_all(make_engine(model, "prompt-lookup", 3), todo)
+    assert [r.token_ids for r in exact] == [r.token_ids for r in laddered]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_hidden_states_do_not_depend_on_the_other_rows(dtype: jnp.dtype):
+    """The same rows, alone and among others, in another slot and place: the same bits."""
+    model = in_dtype("llama3", dtype)
+    graphdef, weights = nnx.split(model)
+    spec = model.cache_spec(4, 256)
+    tokens = jax.random.randint(jax.random.key(0), (4, 256), 3, 101, jnp.int32)
+    tokens = tokens.at[2].set(tokens[1])
+
+    @jax.jit
+    def forward(q_lens: jax.Array) -> jax.Array:
+        cache = jnp.zeros(spec.shape, spec.dtype)
+        batch = pack(tokens, jnp.zeros(4, jnp.int32), q_lens, 64)
+        return nnx.merge(graphdef, weights)(batch, cache, max_q_len=64)[0]
+
+    alone = forward(jnp.asarray([0, 20, 0, 0], jnp.int32))[:20]
+    crowded = forward(jnp.asarray([13, 20, 0, 31], jnp.int32))[13:33]
+    elsewhere = forward(jnp.asarray([7, 0, 20, 1], jnp.int32))[7:27]
+    assert (alone == crowded).all()
+    assert (alone == elsewhere).all()
+    assert make_ladder(1, 7, exact=True) == make_ladder(8, 7, exact=True)

@@ -1,0 +1,112 @@
+"""Requests through slots: nothing lost, nothing longer than asked, nothing read that is stale."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from emsjax.engine import Engine, Job
+from tests.engine.setup import jobs, make_engine, run_all, tiny_model
+
+MODEL = "llama"
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return make_engine(tiny_model(MODEL), "prompt-lookup", 3)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Engine:
+    return make_engine(tiny_model(MODEL), "none", 1)
+
+
+def test_100_prompts_through_8_slots_each_comes_back_once(plain: Engine):
+    todo = jobs(100, longest=60)
+    results = run_all(make_engine(tiny_model(MODEL), "prompt-lookup", 8), todo)
+    alone = run_all(plain, todo)
+    assert [r.token_ids for r in results] == [r.token_ids for r in alone]
+
+
+def test_order_of_arrival_changes_nothing(engine: Engine):
+    todo = jobs(10)
+    forwards = run_all(engine, todo)
+    backwards = {r.job.key: r.token_ids for r in engine.run(todo[::-1])}
+    assert [r.token_ids for r in forwards] == [backwards[job.key] for job in todo]
+
+
+def test_no_jobs_give_no_results(engine: Engine):
+    assert list(engine.run([])) == []
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 7, 8, 9, 63])
+def test_max_tokens_cuts_exactly(engine: Engine, max_tokens: int):
+    todo = [Job(i, [5, 6, 7] * 20, max_tokens) for i in range(4)]
+    results = run_all(engine, todo)
+    assert [len(r.token_ids) for r in results] == [max_tokens] * 4
+    assert not any(r.stopped for r in results)
+
+
+def test_a_stop_token_cuts_exactly_wherever_it_is_accepted(engine: Engine):
+    prompt = [5, 6, 7] * 20
+    (free,) = run_all(engine, [Job(0, prompt, 64)])
+    for token in dict.fromkeys(free.token_ids):
+        (result,) = run_all(engine, [Job(0, prompt, 64, (token,))])
+        first = free.token_ids.index(token)
+        assert result.token_ids == free.token_ids[: first + 1]
+        assert result.stopped
+
+
+def test_the_cache_capacity_cuts_exactly():
+    small = make_engine(tiny_model(MODEL), "prompt-lookup", 2, capacity=256)
+    large = make_engine(tiny_model(MODEL), "none", 1)
+    todo = [Job(i, [5, 6, 7, 8] * 62, 64) for i in range(3)]
+    for result, longer in zip(run_all(small, todo), run_all(large, todo), strict=True):
+        assert result.token_ids == longer.token_ids[: 256 - 248]
+
+
+def test_jobs_are_taken_only_as_slots_become_free(engine: Engine):
+    taken = []
+
+    def stream():
+        for job in jobs(20):
+            taken.append(job.key)
+            yield job
+
+    results = engine.run(stream())
+    next(results)
+    assert len(taken) <= engine.num_slots + 1 + 1
+    assert len(list(results)) == 19
+
+
+def test_nothing_unwritten_is_read(monkeypatch: pytest.MonkeyPatch, engine: Engine):
+    """A cache full of NaN gives the same text."""
+    todo = jobs(6)
+    clean = run_all(engine, todo)
+    poisoned = make_engine(tiny_model(MODEL), "prompt-lookup", 3)
+    empty = poisoned._empty
+    monkeypatch.setattr(poisoned, "_empty", lambda: jax.tree.map(_poison_cache, empty()))
+    assert [r.token_ids for r in run_all(poisoned, todo)] == [r.token_ids for r in clean]
+
+
+def _poison_cache(x: jax.Array) -> jax.Array:
+    return jnp.full_like(x, jnp.nan) if x.ndim == 5 else x
+
+
+def test_metrics_add_up(engine: Engine):
+    for result in run_all(engine, jobs()):
+        metrics = result.metrics
+        assert metrics.emitted_tokens == len(result.token_ids)
+        # every step emits what it accepts and one token more, except where a limit cuts it
+        assert metrics.emitted_tokens <= metrics.accepted_tokens + metrics.target_steps
+        assert metrics.accepted_tokens <= metrics.drafted_tokens
+        assert metrics.target_steps <= metrics.emitted_tokens
+        assert metrics.time_to_first_token > 0
+        assert len(metrics.drafted_by_position) == 7
+        assert sum(metrics.drafted_by_position) == metrics.drafted_tokens
+        assert list(metrics.drafted_by_position) == sorted(metrics.drafted_by_position)[::-1]
+
+
+def test_progress_counts_every_token(engine: Engine):
+    counted = []
+    results = list(engine.run(jobs(5), counted.append))
+    assert sum(counted) == sum(len(r.token_ids) for r in results)
