@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from emsjax.compile_cache import use_compile_cache
 from emsjax.drafters import make_drafter
@@ -131,15 +131,13 @@ class LLM:
         """Generates for all prompts; results come in the order of the prompts.
 
         Args:
-          prompts: texts or lists of token ids, any number of them; one text alone will do.
+          prompts: texts, lists of token ids or conversations, any number of them, or one alone.
           sampling_params: one for all or one for each prompt.
 
         Raises:
           UserError: a prompt is empty, too long or not in the vocabulary.
         """
-        many = [prompts] if isinstance(prompts, str) else list(prompts)
-        if many and isinstance(many[0], int):
-            many = [many]
+        many = _as_list(prompts)
         params = _params_of_each(sampling_params, len(many))
         requests = [
             self.request(prompt, each, str(number))
@@ -154,9 +152,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
         """Generates the next message of one conversation or of several."""
-        if messages and isinstance(messages[0], Mapping):
-            messages = [messages]  # type: ignore[list-item]
-        return self.generate(messages, sampling_params)  # type: ignore[arg-type]
+        return self.generate(messages, sampling_params)
 
     def request(self, prompt: Prompt, params: SamplingParams, request_id: str) -> Request:
         """Tokenises and checks one prompt.
@@ -287,6 +283,12 @@ def _drafter(
     if not isinstance(drafter, str):
         return drafter
     return make_drafter(drafter, draft_length, max_ngram, min_ngram)
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt, in any of its forms, as a list of one."""
+    one = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int | Mapping))
+    return cast("list[Prompt]", [prompts] if one else list(prompts))
 
 
 def _params_of_each(

@@ -1,5 +1,7 @@
 """The packed forward pass: one decoder for all families, layers scanned over stacked weights."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -12,6 +14,24 @@ from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token, storage_dtype
 from emsjax.pallas_kernels.ragged_attention.api import ragged_attention
 
 Angles = tuple[jax.Array, jax.Array]
+
+
+class LayerContext(NamedTuple):
+    """What a layer needs to know beside its input.
+
+    Attributes:
+      layer: int32[], which layer of the cache is its own.
+      batch: the packed rows.
+      angles: cosine and sine of the rotary embedding; None without one.
+      window: sliding window in tokens; None for none.
+      max_q_len: static bound on the rows of one slot.
+    """
+
+    layer: jax.Array
+    batch: PackedBatch
+    angles: Angles | None
+    window: jax.Array | int | None
+    max_q_len: int
 
 
 class Attention(nnx.Module):
@@ -38,29 +58,31 @@ class Attention(nnx.Module):
         return rotate(q, angles), rotate(k, angles), v
 
     def __call__(
-        self,
-        x: jax.Array,
-        cache: jax.Array,
-        layer: jax.Array,
-        batch: PackedBatch,
-        angles: Angles | None,
-        window: jax.Array | int | None,
-        max_q_len: int,
+        self, x: jax.Array, cache: jax.Array, context: LayerContext
     ) -> tuple[jax.Array, jax.Array]:
         """x [T, D] to the sublayer's output [T, D] and the cache with these rows' K/V in it."""
-        q, k, v = self._project(x, angles)
-        lengths = {"cu_q_lens": batch.cu_q_lens, "kv_lens": batch.kv_lens}
-        cache = update_kv_cache(cache, k, v, layer=layer, slot_ids=batch.slot_ids, **lengths)
+        q, k, v = self._project(x, context.angles)
+        batch = context.batch
+        cache = update_kv_cache(
+            cache,
+            k,
+            v,
+            layer=context.layer,
+            slot_ids=batch.slot_ids,
+            cu_q_lens=batch.cu_q_lens,
+            kv_lens=batch.kv_lens,
+        )
         _, num_kv_heads, head_dim = self.heads
         mixed = ragged_attention(
             q,
             cache,
-            layer=layer,
-            **lengths,
+            layer=context.layer,
+            cu_q_lens=batch.cu_q_lens,
+            kv_lens=batch.kv_lens,
             num_kv_heads=num_kv_heads,
-            max_q_len=max_q_len,
+            max_q_len=context.max_q_len,
             scale=head_dim**-0.5,
-            window=window,
+            window=context.window,
             ancestors=batch.ancestors,
         )
         return self.out(mixed.reshape(x.shape[0], -1)), cache
@@ -77,14 +99,14 @@ class Block(nnx.Module):
         self.pre_norm = config.pre_norm
 
     def __call__(
-        self, x: jax.Array, cache: jax.Array, *attention_args: object
+        self, x: jax.Array, cache: jax.Array, context: LayerContext
     ) -> tuple[jax.Array, jax.Array]:
         """x [T, D] and the cache to the same, one layer on."""
         if self.pre_norm:
-            mixed, cache = self.attention(self.attention_norm(x), cache, *attention_args)
+            mixed, cache = self.attention(self.attention_norm(x), cache, context)
             x = x + mixed
             return x + self.mlp(self.mlp_norm(x)), cache
-        mixed, cache = self.attention(x, cache, *attention_args)
+        mixed, cache = self.attention(x, cache, context)
         x = self.attention_norm(x + mixed)
         return self.mlp_norm(x + self.mlp(x)), cache
 
@@ -127,9 +149,7 @@ class DecoderLM(nnx.Module):
         self.blocks = make_block(rngs.split(config.num_layers))
         self.final_norm = norm(config, config.hidden_size) if config.final_norm else None
         width = config.embedding_size or config.hidden_size
-        self.head = (
-            None if config.tied else Linear(width, config.vocab_size, bias=False, rngs=rngs)
-        )
+        self.head = None if config.tied else Linear(width, config.vocab_size, bias=False, rngs=rngs)
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -176,7 +196,8 @@ class DecoderLM(nnx.Module):
             block_weights, layer, window = scanned
             window = shared_window if window is None else window
             block = nnx.merge(block_def, block_weights)
-            return block(*carry, layer, batch, angles, window, max_q_len), None
+            context = LayerContext(layer, batch, angles, window, max_q_len)
+            return block(*carry, context), None
 
         start = (self.embedder(batch), cache)
         (x, cache), _ = jax.lax.scan(run_layer, start, (weights, layers, windows))

@@ -20,13 +20,11 @@ class Draft(NamedTuple):
 
 
 class Drafter(Protocol):
-    """Guesses tokens; wrong guesses cost time and never change the text.
+    """Guesses tokens; wrong guesses cost time and never change the text."""
 
-    Attributes:
-      draft_length: k, the most tokens drafted for a slot in one step.
-    """
-
-    draft_length: int
+    @property
+    def draft_length(self) -> int:
+        """k, the most tokens drafted for a slot in one step."""
 
     def init(self, num_slots: int, capacity: int) -> Any:
         """The drafter's state for B slots of S tokens: a pytree of arrays, `()` for none."""

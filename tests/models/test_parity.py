@@ -22,14 +22,12 @@ def our_logits(model, tokens: np.ndarray, chunk: int) -> np.ndarray:
     # NaN wherever nothing was written: reading past kv_lens cannot go unseen.
     cache = jnp.full(spec.shape, jnp.nan, spec.dtype)
     history = jnp.asarray(tokens, jnp.int32)
-    no_drafts = jnp.zeros((num_slots, 1), jnp.int32)
     graphdef, params = nnx.split(model)
 
     @functools.partial(jax.jit, static_argnums=(3, 4))
     def forward(params, cache, starts, rows, capacity):
         model = nnx.merge(graphdef, params)
-        q_lens, known = jnp.full_like(starts, rows), jnp.full_like(starts, length)
-        batch = pack(history, no_drafts, known, starts, q_lens, capacity)
+        batch = pack(history, starts, jnp.full_like(starts, rows), capacity)
         hidden, cache = model(batch, cache, max_q_len=rows)
         return model.logits(hidden), cache
 
