@@ -198,6 +198,9 @@ class LLM:
         """The messages as the model's chat template writes them."""
         from jinja2 import TemplateError
 
+        for message in messages:
+            if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+                raise UserError(f"the message {message!r} must have a 'role' and a 'content'")
         tokenizer = self._require_tokenizer()
         if not tokenizer.chat_template:
             raise UserError(f"{self.name} has no chat template: give a plain prompt")

@@ -1,0 +1,184 @@
+"""`LLM`: what goes in, what comes out, and every mistake told in one sentence."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from emsjax import LLM, SamplingParams, UserError, memory
+from emsjax.drafters import PromptLookup
+from tests.engine.setup import expected
+from tests.tiny import VOCAB_SIZE, checkpoint
+
+pytest.importorskip("torch")
+
+TEMPLATE = "{% for m in messages %}w5 {{ m['content'] }} {% endfor %}w6"
+
+
+def add_tokenizer(directory: Path) -> None:
+    """One word a token: w0 to w100."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB_SIZE)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w2", unk_token="w0")
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(directory)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    directory = tmp_path_factory.mktemp("with-tokenizer") / "model"
+    shutil.copytree(checkpoint("llama"), directory)
+    add_tokenizer(directory)
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def llm(model_dir: str) -> LLM:
+    return LLM(model_dir, max_batch_size=2, max_model_len=200)
+
+
+@pytest.fixture(scope="module")
+def without_tokenizer() -> LLM:
+    return LLM(str(checkpoint("llama")), max_batch_size=2, max_model_len=200)
+
+
+def test_texts_and_ids_come_back_in_order(llm: LLM):
+    prompts = ["w7 w8 w9", [7, 8, 9, 10], "w11", [12]]
+    outputs = llm.generate(prompts, SamplingParams(max_tokens=9))
+    for prompt, output in zip(prompts, outputs, strict=True):
+        ids = [int(word[1:]) for word in prompt.split()] if isinstance(prompt, str) else prompt
+        assert output.prompt_token_ids == tuple(ids)
+        assert output.prompt == (prompt if isinstance(prompt, str) else None)
+        (completion,) = output.outputs
+        assert list(completion.token_ids) == expected("llama", tuple(ids), 64, 2)[:9]
+        shown = completion.token_ids[: -1 if completion.finish_reason == "stop" else None]
+        assert completion.text.split() == [f"w{i}" for i in shown if i != 2]
+
+
+@pytest.mark.parametrize("prompt", ["w7 w8 w9", [7, 8, 9]])
+def test_one_prompt_alone_will_do(llm: LLM, prompt):
+    (output,) = llm.generate(prompt, SamplingParams(max_tokens=3))
+    assert output.prompt_token_ids == (7, 8, 9)
+
+
+def test_each_prompt_may_have_its_own_parameters(llm: LLM):
+    params = [SamplingParams(max_tokens=n, ignore_eos=True) for n in (1, 5, 3)]
+    outputs = llm.generate([[7], [8], [9]], params)
+    assert [len(o.outputs[0].token_ids) for o in outputs] == [1, 5, 3]
+
+
+def test_chat_goes_through_the_template(llm: LLM):
+    messages = [{"role": "user", "content": "w7 w8"}]
+    (output,) = llm.chat(messages, SamplingParams(max_tokens=2))
+    assert output.prompt_token_ids == (5, 7, 8, 6)
+    assert len(llm.chat([messages, messages], SamplingParams(max_tokens=2))) == 2
+
+
+def test_a_stop_token_is_named_and_not_shown(llm: LLM):
+    (free,) = llm.generate([[7, 8]], SamplingParams(max_tokens=20, ignore_eos=True))
+    token = free.outputs[0].token_ids[4]
+    params = SamplingParams(max_tokens=20, ignore_eos=True, stop_token_ids=[token])
+    (output,) = llm.generate([[7, 8]], params)
+    completion = output.outputs[0]
+    assert (completion.finish_reason, completion.stop_reason) == ("stop", token)
+    assert completion.token_ids[-1] == token
+    assert f"w{token}" not in completion.text.split()
+
+
+def test_the_model_length_bounds_prompt_and_output(llm: LLM):
+    params = SamplingParams(max_tokens=500, ignore_eos=True)
+    (output,) = llm.generate([[7] * 190], params)
+    assert len(output.outputs[0].token_ids) == 10
+    assert output.outputs[0].finish_reason == "length"
+
+
+def test_no_prompts_give_no_outputs(llm: LLM):
+    assert llm.generate([]) == []
+
+
+def test_without_a_tokenizer_ids_work_and_text_is_none(without_tokenizer: LLM):
+    (output,) = without_tokenizer.generate([[7, 8, 9]], SamplingParams(max_tokens=3))
+    assert output.outputs[0].text is None
+    assert len(output.outputs[0].token_ids) == 3
+
+
+def test_a_drafter_object_is_taken_as_it_is(model_dir: str, llm: LLM):
+    drafter = PromptLookup(draft_length=3, max_ngram=2, min_ngram=2)
+    other = LLM(model_dir, drafter=drafter, max_batch_size=1, max_model_len=100)
+    params = SamplingParams(max_tokens=30)
+    (ours,), (theirs,) = other.generate([[7, 8, 9]], params), llm.generate([[7, 8, 9]], params)
+    assert ours.outputs[0].token_ids == theirs.outputs[0].token_ids
+    assert len(ours.metrics.drafted_by_position) == 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        ("", "empty"),
+        ([], "empty"),
+        ([7, VOCAB_SIZE], f"{VOCAB_SIZE} is out of the vocabulary"),
+        ([-1], "-1 is out of the vocabulary"),
+        ([7, 1.5], "1.5"),
+        ([True], "True"),
+        ([7] * 200, "200 tokens"),
+        ([{"role": "user"}], "must have a 'role'"),
+    ],
+)
+def test_bad_prompts(llm: LLM, prompt, says: str):
+    with pytest.raises(UserError, match=says):
+        llm.generate([prompt])
+
+
+def test_text_without_a_tokenizer(without_tokenizer: LLM):
+    with pytest.raises(UserError, match="no tokenizer"):
+        without_tokenizer.generate(["w7"])
+
+
+def test_parameters_must_fit_the_prompts(llm: LLM):
+    with pytest.raises(UserError, match="2 sampling_params do not fit 1"):
+        llm.generate([[7]], [SamplingParams()] * 2)
+
+
+def test_stop_ids_must_be_in_the_vocabulary(llm: LLM):
+    with pytest.raises(UserError, match="999"):
+        llm.generate([[7]], SamplingParams(stop_token_ids=[999]))
+
+
+def test_too_many_stop_ids(llm: LLM):
+    with pytest.raises(UserError, match="more than 64"):
+        llm.generate([[7]], SamplingParams(stop_token_ids=list(range(70))))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"max_batch_size": 0}, "max_batch_size is 0"),
+        ({"max_model_len": 1}, "between 2 and 512"),
+        ({"max_model_len": 1000}, "between 2 and 512"),
+        ({"method": "padded"}, "'padded'"),
+        ({"drafter": "oracle"}, "'oracle'"),
+        ({"draft_length": 0}, "draft_length 0"),
+        ({"min_ngram": 4}, "min_ngram 4"),
+        ({"draft_model": "x"}, "not there yet"),
+        ({"dtype": "int3"}, "int3"),
+        ({"model": "no-such-directory"}, "no-such-directory"),
+    ],
+)
+def test_bad_options(model_dir: str, options: dict, says: str):
+    with pytest.raises(UserError, match=says):
+        LLM(**({"model": model_dir} | options))
+
+
+def test_a_cache_that_cannot_fit_names_the_largest_batch(
+    model_dir: str, monkeypatch: pytest.MonkeyPatch
+):
+    one_slot = 3 * 256 * 128 * 4  # layers, tokens, lanes, bytes
+    monkeypatch.setattr(memory, "free_bytes", lambda: 5 * one_slot)
+    with pytest.raises(UserError, match="largest batch size that fits is 5"):
+        LLM(model_dir, max_batch_size=6, max_model_len=200)
+    monkeypatch.setattr(memory, "free_bytes", lambda: one_slot // 2)
+    with pytest.raises(UserError, match="one sample of at most 128 tokens"):
+        LLM(model_dir, max_batch_size=6, max_model_len=200)
