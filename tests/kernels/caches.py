@@ -1,0 +1,108 @@
+"""Packed batches of any raggedness, and caches that are NaN wherever nothing was written."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import strategies as st
+
+from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token, storage_dtype
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows and valid tokens of each slot; the rows are the last of the tokens."""
+
+    q_lens: tuple[int, ...]
+    kv_lens: tuple[int, ...]
+
+    @property
+    def cu_q_lens(self) -> np.ndarray:
+        return np.cumsum([0, *self.q_lens], dtype=np.int32)
+
+    def rows(self) -> list[tuple[int, int, int]]:
+        """Slot, place in the slot's rows and cache position of each used row, in packed order."""
+        pairs = enumerate(zip(self.q_lens, self.kv_lens, strict=True))
+        return [(slot, j, kv - q + j) for slot, (q, kv) in pairs for j in range(q)]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"cu_q_lens": self.cu_q_lens, "kv_lens": np.asarray(self.kv_lens, np.int32)}
+
+    def only(self, slot: int, *, at: int) -> "Ragged":
+        """This slot's rows alone, in the slot `at`."""
+        here = range(len(self.q_lens))
+        return Ragged(
+            tuple(self.q_lens[slot] if b == at else 0 for b in here),
+            tuple(self.kv_lens[slot] if b == at else 0 for b in here),
+        )
+
+    def one_row_each(self, place: int) -> tuple[np.ndarray, "Ragged"]:
+        """Each slot's row at this place (or its last) as the last token of its slot.
+
+        Returns their packed indices here, and the batch of them alone.
+        """
+        used = [b for b, q in enumerate(self.q_lens) if q > 0]
+        places = [min(place, q - 1) for q in self.q_lens]
+        firsts = [kv - q for q, kv in zip(self.q_lens, self.kv_lens, strict=True)]
+        here = range(len(self.q_lens))
+        single = Ragged(
+            tuple(int(b in used) for b in here),
+            tuple(firsts[b] + places[b] + 1 if b in used else 0 for b in here),
+        )
+        rows = [self.cu_q_lens[b] + places[b] for b in used]
+        return np.asarray(rows, np.int32), single
+
+
+@st.composite
+def raggedness(draw: Any, num_slots: int, capacity: int, max_q_len: int, cache_len: int) -> Ragged:
+    """At most `capacity` rows; empty, one-row and longest slots are as likely as all others."""
+    q_lens, kv_lens = [0] * num_slots, [0] * num_slots
+    left = capacity
+    for slot in draw(st.permutations(range(num_slots))):
+        most = min(left, max_q_len)
+        q_lens[slot] = draw(st.sampled_from((0, min(1, most), most)) | st.integers(0, most))
+        fewest = q_lens[slot]
+        kv_lens[slot] = draw(st.sampled_from((fewest, cache_len)) | st.integers(fewest, cache_len))
+        left -= q_lens[slot]
+    return Ragged(tuple(q_lens), tuple(kv_lens))
+
+
+def edge_cases(num_slots: int, capacity: int, max_q_len: int, cache_len: int) -> list[Ragged]:
+    """What must not be left to chance."""
+    last = num_slots - 1
+    full, left = [], capacity
+    for _ in range(num_slots):
+        full.append(min(left, max_q_len))
+        left -= full[-1]
+    return [
+        Ragged((0,) * num_slots, (0,) * num_slots),  # nothing at all
+        Ragged((0,) * num_slots, (cache_len,) * num_slots),  # finished slots only
+        Ragged((0,) * last + (1,), (0,) * last + (1,)),  # the first token of one sample
+        Ragged((1,) * num_slots, (cache_len,) * num_slots),  # plain decoding, last position
+        Ragged(tuple(full), tuple(full)),  # full buffer, all of it prompts' beginnings
+        Ragged(tuple(full[::-1]), (cache_len,) * num_slots),
+    ]
+
+
+def store(values: np.ndarray) -> np.ndarray:
+    """Values in the cache's storage type, bit for bit."""
+    return values.view(storage_dtype(jnp.dtype(values.dtype)))
+
+
+def make_cache(
+    k: np.ndarray, v: np.ndarray, kv_lens: tuple[int, ...], *, layer: int, num_layers: int
+) -> np.ndarray:
+    """The cache [L, B, S, R, 128] with the first `kv_lens[b]` of k and v [B, S, K, H] in a layer.
+
+    All else is NaN. Written out by hand, so that the layout itself is under test.
+    """
+    num_slots, cache_len, num_kv_heads, head_dim = k.shape
+    rows, width = rows_per_token(num_kv_heads, head_dim), num_kv_heads * head_dim
+    cache = np.full((num_layers, num_slots, cache_len, rows * LANES), np.nan, k.dtype)
+    for slot, kv_len in enumerate(kv_lens):
+        token = cache[layer, slot, :kv_len]
+        token[:, :width] = k[slot, :kv_len].reshape(kv_len, width)
+        token[:, width : 2 * width] = v[slot, :kv_len].reshape(kv_len, width)
+        token[:, 2 * width :] = 0
+    return store(cache.reshape(num_layers, num_slots, cache_len, rows, LANES))

@@ -1,0 +1,262 @@
+"""What every backend of `ragged_attention` must do; each backend's test subclasses it."""
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from emsjax.pallas_kernels.ragged_attention.api import ragged_attention
+from tests.kernels.caches import Ragged, edge_cases, make_cache, raggedness
+
+NUM_LAYERS, LAYER = 2, 1
+# Relative to a row's weighted sum of |v|: what rounding in the product's own order leaves.
+FLOAT32_ERROR = 1e-5
+# Half of the distance between neighbouring numbers: the error of rounding once.
+ROUNDING = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+# Numbers below float16's normal range are rounded to multiples of 2**-24.
+TINY = {"float32": 0.0, "bfloat16": 0.0, "float16": 2.0**-25}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Everything about a call that is static; one program each."""
+
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 16
+    dtype: str = "float32"
+    window: int | None = None
+    traced_window: bool = False
+    soft_cap: float | None = None
+    tree: bool = False
+    num_slots: int = 4
+    capacity: int = 14
+    max_q_len: int = 8
+    cache_len: int = 96
+
+    def sizes(self) -> tuple[int, int, int, int]:
+        return self.num_slots, self.capacity, self.max_q_len, self.cache_len
+
+    @property
+    def scale(self) -> float:
+        return self.head_dim**-0.5
+
+
+CASES = {
+    "mha": Case(num_kv_heads=4),
+    "gqa": Case(num_heads=6, head_dim=64),
+    "mqa": Case(num_kv_heads=1, head_dim=80),
+    "h128": Case(head_dim=128),
+    "single-rows": Case(num_heads=9, num_kv_heads=3, head_dim=64, capacity=8, max_q_len=1),
+    "prompts": Case(capacity=56, max_q_len=45),
+    "window": Case(window=5),
+    "soft-cap": Case(soft_cap=1.5),
+    "tree": Case(tree=True),
+    "tree-of-32": Case(tree=True, capacity=40, max_q_len=32),
+    "all": Case(tree=True, window=37, soft_cap=1.5, head_dim=64),
+    "bfloat16": Case(head_dim=64, dtype="bfloat16"),
+    "float16": Case(head_dim=64, dtype="float16"),
+}
+# Those whose rows are also compared bit for bit, alone and in company.
+COMPARED = ("gqa", "prompts", "window", "all", "bfloat16", "float16")
+
+
+@functools.cache
+def numbers(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Queries for every cache position [B, S, N, H], and keys and values [B, S, K, H]."""
+    rng = np.random.default_rng(0)
+    place, dtype = (case.num_slots, case.cache_len), ml_dtypes.finfo(case.dtype).dtype
+    q = 2 * rng.standard_normal((*place, case.num_heads, case.head_dim))
+    k, v = rng.standard_normal((2, *place, case.num_kv_heads, case.head_dim))
+    return q.astype(dtype), k.astype(dtype), v.astype(dtype)
+
+
+def draw_tree(max_q_len: int, seed: int) -> list[int]:
+    """Ancestor masks: the bits of each row's parent, any earlier row or none, and its own."""
+    rng = np.random.default_rng(seed)
+    masks: list[int] = []
+    for row in range(max_q_len):
+        parent = rng.integers(-1, row)
+        masks.append((masks[parent] if parent >= 0 else 0) | 1 << row)
+    return masks
+
+
+def seen_positions(case: Case, tree: list[int], ragged: Ragged, row: int) -> list[int]:
+    """The cache positions that a packed row attends to."""
+    slot, place, position = ragged.rows()[row]
+    first = ragged.kv_lens[slot] - ragged.q_lens[slot]
+    seen = range(position + 1)
+    if case.window is not None:
+        seen = range(max(0, position + 1 - case.window), position + 1)
+    if case.tree:
+        return [s for s in seen if s < first or tree[place] >> (s - first) & 1]
+    return list(seen)
+
+
+def oracle(case: Case, tree: list[int], ragged: Ragged) -> tuple[np.ndarray, np.ndarray]:
+    """Float64 attention [T, N, H], row by row, and with |v| for v: how large its terms are."""
+    queries, keys, values = (x.astype(np.float64) for x in numbers(case))
+    out = np.zeros((2, case.capacity, case.num_heads, case.head_dim))
+    group = case.num_heads // case.num_kv_heads
+    for row, (slot, _, position) in enumerate(ragged.rows()):
+        seen = seen_positions(case, tree, ragged, row)
+        k, v = (np.repeat(x[slot, seen], group, axis=1) for x in (keys, values))
+        scores = case.scale * np.einsum("NH,SNH->NS", queries[slot, position], k)
+        if case.soft_cap is not None:
+            scores = case.soft_cap * np.tanh(scores / case.soft_cap)
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        weights /= weights.sum(axis=1, keepdims=True)
+        out[:, row] = [np.einsum("NS,SNH->NH", weights, x) for x in (v, np.abs(v))]
+    return out[0], out[1]
+
+
+def tolerance(case: Case, expected: np.ndarray, terms: np.ndarray) -> np.ndarray:
+    """Weights and result are each rounded to the dtype once; all else is float32."""
+    rounding = ROUNDING[case.dtype]
+    tiny = TINY[case.dtype] * (1 + np.abs(numbers(case)[2].astype(np.float64)).sum(axis=1).max())
+    return (FLOAT32_ERROR + rounding) * terms + rounding * np.abs(expected) + tiny
+
+
+def pack_queries(case: Case, ragged: Ragged, source: tuple[int, ...] | None = None) -> np.ndarray:
+    """q [T, N, H]; unused rows are NaN. The numbers of slot b are those of `source[b]`."""
+    queries = numbers(case)[0]
+    q = np.full((case.capacity, *queries.shape[2:]), np.nan, queries.dtype)
+    for row, (slot, _, position) in enumerate(ragged.rows()):
+        q[row] = queries[source[slot] if source else slot, position]
+    return q
+
+
+def bits(x: np.ndarray) -> np.ndarray:
+    return x.view(f"u{x.dtype.itemsize}")
+
+
+def contract_settings(max_examples: int) -> settings:
+    """No limits on time: a program is compiled on first use, on a machine that may be busy."""
+    slow = [HealthCheck.too_slow]
+    return settings(max_examples=max_examples, deadline=None, suppress_health_check=slow)
+
+
+class AttentionContract:
+    """Subclass as `TestX` and set `backend`; `cases` only where a second subclass covers all."""
+
+    backend: ClassVar[str]
+    cases: ClassVar[tuple[str, ...]] = tuple(CASES)
+    programs: ClassVar[dict[Case, Any]]
+
+    def __init_subclass__(cls) -> None:
+        cls.programs = {}
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        if "name" in metafunc.fixturenames:
+            compares = metafunc.function.__name__ == "test_a_row_depends_on_no_other"
+            names = [name for name in self.cases if name in COMPARED or not compares]
+            metafunc.parametrize("name", names)
+
+    def program(self, case: Case) -> Any:
+        """The jitted call, compiled once a case and subclass."""
+
+        def call(
+            q: jax.Array,
+            cache: jax.Array,
+            ancestors: jax.Array,
+            window: jax.Array,
+            lengths: dict[str, jax.Array],
+        ) -> jax.Array:
+            return ragged_attention(
+                q,
+                cache,
+                layer=jnp.asarray(LAYER, jnp.int32),
+                **lengths,
+                num_kv_heads=case.num_kv_heads,
+                max_q_len=case.max_q_len,
+                scale=case.scale,
+                window=window if case.traced_window else case.window,
+                soft_cap=case.soft_cap,
+                ancestors=ancestors if case.tree else None,
+                backend=self.backend,
+            )
+
+        key = replace(case, window=None) if case.traced_window else case
+        if key not in self.programs:
+            self.programs[key] = jax.jit(call)
+        return self.programs[key]
+
+    def attend(
+        self, case: Case, tree: list[int], ragged: Ragged, source: tuple[int, ...] | None = None
+    ) -> np.ndarray:
+        """Runs the backend; the numbers of slot b are those of `source[b]`."""
+        _, k, v = numbers(case)
+        if source:
+            k, v = k[list(source)], v[list(source)]
+        cache = make_cache(k, v, ragged.kv_lens, layer=LAYER, num_layers=NUM_LAYERS)
+        ancestors = np.full(case.capacity, 0xAAAAAAAA, np.uint32)
+        if case.tree:
+            ancestors[: ragged.cu_q_lens[-1]] = [tree[place] for _, place, _ in ragged.rows()]
+        window = np.asarray(case.window or 0, np.int32)
+        q = pack_queries(case, ragged, source)
+        return np.asarray(self.program(case)(q, cache, ancestors, window, ragged.arrays()))
+
+    def check(self, case: Case, tree: list[int], ragged: Ragged) -> None:
+        expected, terms = oracle(case, tree, ragged)
+        out = self.attend(case, tree, ragged)
+        assert out.dtype == numbers(case)[0].dtype
+        assert out.shape == expected.shape
+        assert np.isfinite(out).all()
+        error = np.abs(out.astype(np.float64) - expected)
+        allowed = tolerance(case, expected, terms)
+        worst = np.unravel_index(np.argmax(error - allowed), error.shape)
+        assert (error <= allowed).all(), f"{ragged}: at {worst} off by {error[worst]:.2e}"
+        assert not out[ragged.cu_q_lens[-1] :].any()
+
+    def check_independence(self, case: Case, ragged: Ragged, shift: int, place: int) -> None:
+        """Bit for bit: whatever shares the buffer, wherever the row and its slot are."""
+        tree = draw_tree(case.max_q_len, seed=2)
+        together = self.attend(case, tree, ragged)
+        for slot in range(case.num_slots):
+            at = (slot + shift) % case.num_slots
+            alone = ragged.only(slot, at=at)
+            out = self.attend(case, tree, alone, source=(slot,) * case.num_slots)
+            rows = slice(*ragged.cu_q_lens[slot : slot + 2])
+            rows_alone = slice(*alone.cu_q_lens[at : at + 2])
+            np.testing.assert_array_equal(bits(together[rows]), bits(out[rows_alone]))
+        if not case.tree:
+            rows, single = ragged.one_row_each(place)
+            out = self.attend(case, tree, single)
+            np.testing.assert_array_equal(bits(together[rows]), bits(out[: len(rows)]))
+
+    def test_equals_the_oracle(self, name):
+        case = CASES[name]
+        for ragged in edge_cases(*case.sizes()):
+            self.check(case, draw_tree(case.max_q_len, seed=1), ragged)
+
+        @contract_settings(max_examples=25)
+        @given(ragged=raggedness(*case.sizes()), seed=st.integers(0, 99))
+        def any_raggedness(ragged: Ragged, seed: int) -> None:
+            self.check(case, draw_tree(case.max_q_len, seed), ragged)
+
+        any_raggedness()
+
+    def test_a_row_depends_on_no_other(self, name):
+        case = CASES[name]
+        for ragged in edge_cases(*case.sizes()):
+            self.check_independence(case, ragged, shift=1, place=2)
+
+        @contract_settings(max_examples=15)
+        @given(raggedness(*case.sizes()), st.integers(0, 3), st.integers(0, case.max_q_len - 1))
+        def any_raggedness(ragged: Ragged, shift: int, place: int) -> None:
+            self.check_independence(case, ragged, shift, place)
+
+        any_raggedness()
+
+    @pytest.mark.parametrize("window", [1, 37, 2**30])
+    def test_a_window_may_be_traced(self, window):
+        case = Case(window=window, traced_window=True)
+        for ragged in edge_cases(*case.sizes()):
+            self.check(case, [1] * case.max_q_len, ragged)

@@ -1,0 +1,120 @@
+"""What every backend of `update_kv_cache` must do; each backend's test subclasses it."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emsjax.pallas_kernels.cache_update.api import update_kv_cache
+from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token
+from tests.kernels.caches import Ragged, edge_cases, raggedness, store
+from tests.kernels.contract_attention import bits, contract_settings
+
+NUM_LAYERS = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """Everything about a call that is static; one program each."""
+
+    num_kv_heads: int = 2
+    head_dim: int = 16
+    dtype: str = "float32"
+    num_slots: int = 3
+    capacity: int = 12
+    max_q_len: int = 12
+    cache_len: int = 24
+
+    def sizes(self) -> tuple[int, int, int, int]:
+        return self.num_slots, self.capacity, self.max_q_len, self.cache_len
+
+
+CASES = {
+    "padded-row": Case(),
+    "three-rows": Case(num_kv_heads=3, head_dim=64),
+    "h80": Case(num_kv_heads=1, head_dim=80),
+    "h128": Case(head_dim=128),
+    "bfloat16": Case(num_kv_heads=3, head_dim=64, dtype="bfloat16"),
+    "float16": Case(num_kv_heads=3, head_dim=64, dtype="float16"),
+}
+
+
+def old_cache(case: Case) -> np.ndarray:
+    """Random numbers, and here and there NaNs that carry a payload."""
+    rng = np.random.default_rng(0)
+    rows = rows_per_token(case.num_kv_heads, case.head_dim)
+    shape = (NUM_LAYERS, case.num_slots, case.cache_len, rows, LANES)
+    cache = rng.standard_normal(shape).astype(ml_dtypes.finfo(case.dtype).dtype)
+    quiet_nan = bits(np.asarray(np.nan, cache.dtype))
+    payload = rng.integers(1, 32, shape).astype(quiet_nan.dtype)
+    np.copyto(bits(cache), quiet_nan | payload, where=rng.random(shape) < 0.2)
+    return cache
+
+
+def new_rows(case: Case, ragged: Ragged) -> np.ndarray:
+    """k and v [2, T, K, H], NaN in unused rows."""
+    shape = (2, case.capacity, case.num_kv_heads, case.head_dim)
+    rows = np.random.default_rng(1).standard_normal(shape)
+    rows[:, ragged.cu_q_lens[-1] :] = np.nan
+    return rows.astype(ml_dtypes.finfo(case.dtype).dtype)
+
+
+def expected_cache(
+    case: Case, cache: np.ndarray, new: np.ndarray, layer: int, ragged: Ragged
+) -> np.ndarray:
+    """Token by token."""
+    expected = cache.copy()
+    width = case.num_kv_heads * case.head_dim
+    for row, (slot, _, position) in enumerate(ragged.rows()):
+        token = expected[layer, slot, position].reshape(-1)
+        token[:width], token[width : 2 * width] = (x[row].ravel() for x in new)
+        token[2 * width :] = 0
+    return expected
+
+
+class CacheUpdateContract:
+    """Subclass as `TestX` and set `backend`."""
+
+    backend: ClassVar[str]
+    programs: ClassVar[dict[bool, Any]]
+
+    def __init_subclass__(cls) -> None:
+        def call(cache: Any, k: Any, v: Any, layer: Any, lengths: Any) -> jax.Array:
+            return update_kv_cache(cache, k, v, layer=layer, **lengths, backend=cls.backend)
+
+        cls.programs = {
+            donated: jax.jit(call, donate_argnums=0 if donated else ()) for donated in (False, True)
+        }
+
+    def check(self, case: Case, ragged: Ragged, layer: int, *, donated: bool = False) -> None:
+        cache, new = old_cache(case), new_rows(case, ragged)
+        slot_ids = np.full(case.capacity, case.num_slots, np.int32)
+        slot_ids[: ragged.cu_q_lens[-1]] = [slot for slot, _, _ in ragged.rows()]
+        lengths = {**ragged.arrays(), "slot_ids": slot_ids}
+        stored = jax.numpy.asarray(store(cache))
+        out = self.programs[donated](stored, *new, np.asarray(layer, np.int32), lengths)
+        assert stored.is_deleted() == donated
+        expected = expected_cache(case, cache, new, layer, ragged)
+        assert out.dtype == stored.dtype
+        np.testing.assert_array_equal(bits(np.asarray(out)), bits(expected), str(ragged))
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_rows_are_written_at_their_offsets_and_nothing_else_changes(self, name):
+        case = CASES[name]
+        for layer, ragged in enumerate(edge_cases(*case.sizes())):
+            self.check(case, ragged, layer % NUM_LAYERS)
+
+        @contract_settings(max_examples=25)
+        @given(ragged=raggedness(*case.sizes()), layer=st.integers(0, NUM_LAYERS - 1))
+        def any_raggedness(ragged: Ragged, layer: int) -> None:
+            self.check(case, ragged, layer)
+
+        any_raggedness()
+
+    def test_in_place_where_the_cache_is_donated(self):
+        self.check(CASES["padded-row"], Ragged((1, 0, 4), (9, 3, 24)), layer=1, donated=True)

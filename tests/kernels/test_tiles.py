@@ -1,0 +1,64 @@
+"""Tiles against tiles cut one by one in Python."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from emsjax.pallas_kernels.ragged_attention.tiles import QueryTiles, query_tiles, tile_count
+from tests.kernels.caches import Ragged, edge_cases, raggedness
+
+NUM_SLOTS, NUM_ROWS = 5, 24
+
+
+def cut(ragged: Ragged, tile_rows: int) -> list[tuple[int, int, int]]:
+    """Slot, first row and number of rows of each used tile."""
+    tiles = []
+    for slot, q_len in enumerate(ragged.q_lens):
+        for offset in range(0, q_len, tile_rows):
+            first = int(ragged.cu_q_lens[slot]) + offset
+            tiles.append((slot, first, min(tile_rows, q_len - offset)))
+    return tiles
+
+
+@functools.cache
+def program(max_q_len: int, tile_rows: int):
+    return jax.jit(lambda cu_q_lens: query_tiles(cu_q_lens, NUM_ROWS, max_q_len, tile_rows))
+
+
+def check(ragged: Ragged, max_q_len: int, tile_rows: int) -> None:
+    tiles = QueryTiles(*map(np.asarray, program(max_q_len, tile_rows)(ragged.cu_q_lens)))
+    count = tile_count(NUM_ROWS, NUM_SLOTS, max_q_len, tile_rows)
+    assert tiles.slot.shape == tiles.first_row.shape == tiles.num_rows.shape == (count,)
+
+    expected = cut(ragged, tile_rows)
+    found = np.stack([tiles.slot, tiles.first_row, tiles.num_rows], axis=1)
+    assert [tuple(tile) for tile in found[: len(expected)].tolist()] == expected
+    assert not tiles.num_rows[len(expected) :].any()
+    assert ((tiles.slot >= 0) & (tiles.slot < NUM_SLOTS)).all()
+
+    used = np.arange(ragged.cu_q_lens[-1])
+    np.testing.assert_array_equal(
+        tiles.first_row[tiles.of_row[used]] + tiles.offset_of_row[used], used
+    )
+    assert (tiles.offset_of_row[used] < tiles.num_rows[tiles.of_row[used]]).all()
+    # Unused rows are looked up too.
+    assert ((tiles.of_row >= 0) & (tiles.of_row < count)).all()
+    assert ((tiles.offset_of_row >= 0) & (tiles.offset_of_row < tile_rows)).all()
+
+
+@pytest.mark.parametrize(
+    ("max_q_len", "tile_rows"), [(1, 1), (4, 4), (4, 8), (24, 1), (24, 4), (24, 7), (24, 24)]
+)
+def test_tiles_are_cut_as_stated(max_q_len, tile_rows):
+    for ragged in edge_cases(NUM_SLOTS, NUM_ROWS, max_q_len, 30):
+        check(ragged, max_q_len, tile_rows)
+
+    @settings(max_examples=100, deadline=None)
+    @given(raggedness(NUM_SLOTS, NUM_ROWS, max_q_len, 30))
+    def any_raggedness(ragged: Ragged) -> None:
+        check(ragged, max_q_len, tile_rows)
+
+    any_raggedness()
