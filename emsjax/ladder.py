@@ -51,7 +51,8 @@ def make_ladder(
     rungs = [Rung(plain, 1)]
     if draft_length > 0:
         rungs += _draft_rungs(num_slots, draft_length + 1)
-    widest = max(prefill_chunk, round_up(2 * num_slots, prefill_chunk))
+    # At least the drafts' rung: a plan may fill the largest capacity with one slot's prompt.
+    widest = round_up(max(2 * num_slots, rungs[-1].capacity), prefill_chunk)
     return (*rungs, Rung(max(widest // 4, rungs[-1].capacity), widest // 4), Rung(widest, widest))
 
 
