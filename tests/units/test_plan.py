@@ -1,0 +1,161 @@
+"""What a plan promises, for any state, on ladders that are in use."""
+
+import functools
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emsjax.drafters.base import Draft
+from emsjax.ladder import Rung, make_ladder
+from emsjax.plan import Plan, make_plan, trim
+from tests.units.states import int32s, make_state, slots
+
+CACHE_LEN = 600
+
+
+@dataclass(frozen=True)
+class Setting:
+    num_slots: int
+    draft_length: int
+    ladder: tuple[Rung, ...]
+
+
+def setting(num_slots: int, draft_length: int, **options) -> Setting:
+    return Setting(num_slots, draft_length, make_ladder(num_slots, draft_length, **options))
+
+
+SETTINGS = {
+    "one-slot": setting(1, 7, prefill_chunk=64),
+    "few": setting(4, 3, prefill_chunk=64),
+    "no-drafts": setting(5, 0, prefill_chunk=32),
+    "drafts-beyond-a-chunk": setting(16, 7, prefill_chunk=64),
+    "exact": setting(5, 3, exact=True),
+    # Fewer rows than drafts: what does not fit is trimmed.
+    "narrow": Setting(6, 3, (Rung(8, 4), Rung(12, 12))),
+    "a-row-a-slot": Setting(4, 3, (Rung(4, 4),)),
+}
+
+
+@functools.cache
+def program(ladder: tuple[Rung, ...]):
+    return jax.jit(functools.partial(make_plan, ladder=ladder))
+
+
+def plan_of(chosen: Setting, fields: dict, draft_lens: list[int]) -> Plan:
+    state = make_state(chosen.num_slots, 1, chosen.draft_length, **fields)
+    tokens = np.zeros((chosen.num_slots, chosen.draft_length), np.int32)
+    plan = program(chosen.ladder)(state, Draft(tokens, int32s(draft_lens)))
+    return Plan(*map(np.asarray, plan))
+
+
+def trimmed(draft_lens: list[int], budget: int) -> list[int]:
+    """Token by token: all first ones, then all second ones, until the budget is spent."""
+    kept = [0] * len(draft_lens)
+    for position in range(max(draft_lens, default=0)):
+        for slot, length in enumerate(draft_lens):
+            if position < length and sum(kept) < budget:
+                kept[slot] += 1
+    return kept
+
+
+def expected_plan(
+    fields: dict, draft_lens: list[int], capacity: int
+) -> tuple[list[int], list[int], list[bool]]:
+    """Rows, drafts and completeness of each slot, slot by slot."""
+    waiting, wanted = [], []
+    for slot, live in enumerate(fields["live"]):
+        lens, kv_len, max_len = (int(fields[x][slot]) for x in ("lens", "kv_lens", "max_lens"))
+        waiting.append(lens - kv_len - 1 if live else 0)
+        drafts = live and waiting[-1] == 0
+        wanted.append(min(draft_lens[slot], max_len - lens - 1) if drafts else 0)
+    left = capacity - int(fields["live"].sum())
+    drafted = trimmed(wanted, left)
+    left -= sum(drafted)
+    q_lens, complete = [], []
+    for live, more, draft_len in zip(fields["live"].tolist(), waiting, drafted, strict=True):
+        prefill = min(more, left)
+        left -= prefill
+        q_lens.append(live + draft_len + prefill)
+        complete.append(live and prefill == more)
+    return q_lens, drafted, complete
+
+
+def check(chosen: Setting, fields: dict, draft_lens: list[int]) -> Plan:
+    plan = plan_of(chosen, fields, draft_lens)
+    capacity = max(rung.capacity for rung in chosen.ladder)
+    live = fields["live"]
+
+    # What must hold of any plan, however it shares rows out.
+    total, longest = plan.q_lens.sum(), plan.q_lens.max()
+    rung = chosen.ladder[plan.rung]
+    assert total <= rung.capacity
+    assert longest <= rung.max_q_len
+    assert not any(
+        total <= cheaper.capacity and longest <= cheaper.max_q_len
+        for cheaper in chosen.ladder[: plan.rung]
+    )
+    assert (plan.q_lens[live] >= 1).all(), "every live slot gets on"
+    assert not plan.q_lens[~live].any(), "finished slots cost nothing"
+    assert not plan.complete[~live].any()
+    assert (plan.draft_lens <= draft_lens).all()
+    drafting = plan.draft_lens > 0
+    assert (fields["lens"] + plan.draft_lens < fields["max_lens"])[drafting].all()
+    assert plan.complete[drafting].all()
+    known = fields["lens"] - fields["kv_lens"]
+    assert (plan.q_lens - plan.draft_lens <= known)[live].all()
+    assert ((plan.q_lens - plan.draft_lens == known) == plan.complete)[live].all()
+
+    q_lens, drafted, complete = expected_plan(fields, draft_lens, capacity)
+    assert plan.draft_lens.tolist() == drafted
+    assert plan.q_lens.tolist() == q_lens
+    assert plan.complete.tolist() == complete
+    return plan
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_any_state_is_planned_as_promised(name):
+    chosen = SETTINGS[name]
+    draft = st.integers(0, chosen.draft_length)
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        slots(chosen.num_slots, CACHE_LEN),
+        st.lists(draft, min_size=chosen.num_slots, max_size=chosen.num_slots),
+    )
+    def any_state(fields: dict, draft_lens: list[int]) -> None:
+        check(chosen, fields, draft_lens)
+
+    any_state()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_long_prompts_beside_full_drafts(name):
+    """Half of the slots read a long prompt while the others draft all they can."""
+    chosen = SETTINGS[name]
+    odd = np.arange(chosen.num_slots) % 2 == 1
+    lens = np.full(chosen.num_slots, 500, np.int32)
+    fields = {
+        "lens": lens,
+        "kv_lens": np.where(odd, lens - 1, 0).astype(np.int32),
+        "max_lens": np.full(chosen.num_slots, CACHE_LEN, np.int32),
+        "live": np.full(chosen.num_slots, True),
+    }
+    draft_lens = [chosen.draft_length] * chosen.num_slots
+    steps = 0
+    while not (plan := check(chosen, fields, draft_lens)).complete.all():
+        fields["kv_lens"] = np.where(
+            plan.complete, fields["kv_lens"], fields["kv_lens"] + plan.q_lens
+        ).astype(np.int32)
+        steps += 1
+        assert steps <= 500, "every step reads at least a token of each prompt"
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=4, max_size=4), st.integers(0, 24))
+def test_trim_keeps_first_tokens_before_second_ones(draft_lens, budget):
+    kept = np.asarray(jax.jit(trim, static_argnums=2)(int32s(draft_lens), int32s(budget), 5))
+    assert kept.tolist() == trimmed(draft_lens, budget)
