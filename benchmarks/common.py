@@ -1,0 +1,182 @@
+"""What all benchmarks share: prompts, the machine, medians, memory, tables.
+
+Nothing here imports jax or PyTorch: a worker process must hold only what its method needs.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "numpy")
+
+
+class Prompt(NamedTuple):
+    """One prompt of a Spec-Bench file.
+
+    Attributes:
+      key: its `question_id`.
+      category: as the file names it.
+      text: the first turn, before the chat template.
+    """
+
+    key: str
+    category: str
+    text: str
+
+
+def read_prompts(file: Path, category: str | None = None) -> list[Prompt]:
+    """The first turns of a Spec-Bench file, all or those of one category."""
+    prompts = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        record = json.loads(line)
+        if category in (None, "all", record["category"]):
+            key = str(record.get("question_id", number))
+            prompts.append(Prompt(key, record["category"], record["turns"][0]))
+    if not prompts:
+        raise SystemExit(f"{file} has no prompts of category {category!r}")
+    return prompts
+
+
+def chat(text: str) -> list[dict[str, str]]:
+    """One user message."""
+    return [{"role": "user", "content": text}]
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def peak_rss() -> int:
+    """The most memory this process has held, bytes.
+
+    Linux's VmHWM rather than `ru_maxrss`, which a child takes over from its parent.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class Spread(NamedTuple):
+    """Median, least and greatest of repeated measurements."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Spread":
+        """The spread of at least one value."""
+        found = list(values)
+        return cls(statistics.median(found), min(found), max(found))
+
+    def show(self, digits: int = 1) -> str:
+        """As a table's cell: `12.3 (12.0-12.9)`."""
+        low, median, high = (f"{x:.{digits}f}" for x in (self.low, self.median, self.high))
+        return f"{median} ({low}-{high})"
+
+    def record(self) -> dict[str, float]:
+        """For JSON."""
+        return {"median": self.median, "min": self.low, "max": self.high}
+
+
+def machine() -> dict[str, Any]:
+    """Processor, system, versions and the commit measured; says so where the machine is busy."""
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        say(f"warning: the machine is not quiet (load {load:.1f}): figures will be noisy")
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "cpu": _cpu_name(),
+        "cores": cores(),
+        "load_at_start": load,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{name: _version(name) for name in PACKAGES},
+    }
+
+
+def _commit() -> str | None:
+    """The commit, with a `+` behind it where tracked files differ from it."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return commit + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+    ).stdout.strip()
+
+
+def _cpu_name() -> str:
+    """The processor, with what its instruction set offers where Linux says so."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor() or platform.machine()
+    lines = dict(
+        (part.strip() for part in line.split(":", 1))
+        for line in info.read_text().splitlines()
+        if ":" in line
+    )
+    flags = lines.get("flags", "").split()
+    widest = [flag for flag in ("avx2", "avx512f", "amx_tile") if flag in flags]
+    return " ".join([lines.get("model name", platform.machine()), *widest])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def say(text: str) -> None:
+    """Progress, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others are figures."""
+    rule = ["---", *["--:"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """The machine in one line, to stand under a table."""
+    versions = ", ".join(f"{name} {facts[name]}" for name in ("python", *PACKAGES) if facts[name])
+    return f"{facts['cpu']}, {facts['cores']} cores; {versions}; commit {facts['commit']}"
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Writes results, making the directory where it is not there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    say(f"wrote {file}")
+
+
+def first_difference(left: Sequence[int], right: Sequence[int]) -> int | None:
+    """Where two token sequences first differ, None where they are equal."""
+    for position, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return position
+    return None if len(left) == len(right) else min(len(left), len(right))
