@@ -21,7 +21,6 @@ def test_every_ladder_holds_what_a_plan_may_ask_for(draft_length, prefill_chunk,
         capacities = [rung.capacity for rung in ladder]
         assert capacities == sorted(capacities), (num_slots, ladder)
         assert min(capacities) >= num_slots, "one row for every slot"
-        assert all(rung.max_q_len <= rung.capacity for rung in ladder)
         # A plan may fill the largest capacity, and with one slot's rows.
         assert ladder[-1].max_q_len == ladder[-1].capacity == max(capacities), (num_slots, ladder)
 

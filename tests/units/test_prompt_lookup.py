@@ -56,7 +56,7 @@ DRAFTERS = [
     PromptLookup(4, 2, 2),
     PromptLookup(1, 1, 1),
     PromptLookup(5, 4, 2),
-    PromptLookup(20, CACHE_LEN + 2, 1),
+    PromptLookup(20, 5, 1),
 ]
 
 
