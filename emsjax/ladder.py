@@ -14,7 +14,6 @@ from emsjax.shapes import round_up
 
 # What matrix units and vector registers handle at full speed: fewer rows save little.
 ROW_MULTIPLE = 8
-EXACT_CAPACITY = 64
 
 
 class Rung(NamedTuple):
@@ -30,7 +29,12 @@ class Rung(NamedTuple):
 
 
 def make_ladder(
-    num_slots: int, draft_length: int, *, exact: bool = False, prefill_chunk: int = 256
+    num_slots: int,
+    draft_length: int,
+    *,
+    exact: bool = False,
+    exact_capacity: int = 64,
+    prefill_chunk: int = 256,
 ) -> tuple[Rung, ...]:
     """Rungs from cheapest to dearest.
 
@@ -42,10 +46,11 @@ def make_ladder(
       draft_length: k, 0 where nothing is ever drafted.
       exact: one capacity for everything, the same for every B up to it: results are then equal
         bit for bit whatever is in the batch.
+      exact_capacity: that capacity, in tokens; rounded up to a multiple of it for a larger B.
       prefill_chunk: the most rows of one prefill step, in tokens.
     """
     if exact:
-        capacity = round_up(num_slots, EXACT_CAPACITY)
+        capacity = round_up(num_slots, exact_capacity)
         return (Rung(capacity, capacity),)
     plain = 1 if num_slots == 1 else round_up(num_slots, ROW_MULTIPLE)
     rungs = [Rung(plain, 1)]

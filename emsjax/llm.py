@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+import jax
+
 from emsjax.compile_cache import use_compile_cache
 from emsjax.drafters import make_drafter
 from emsjax.drafters.base import Drafter
 from emsjax.engine import Engine, Finished, Job
 from emsjax.errors import UserError
-from emsjax.ladder import make_ladder
+from emsjax.ladder import Rung, make_ladder
 from emsjax.loading.load import load_model
 from emsjax.memory import check_cache_fits
 from emsjax.outputs import CompletionOutput, RequestOutput
@@ -108,7 +110,7 @@ class LLM:
         self.engine = Engine(
             self._target,
             self._drafter,
-            make_ladder(max_batch_size, self._drafter.draft_length, exact=exact),
+            _ladder(max_batch_size, self._drafter.draft_length, exact),
             num_slots=max_batch_size,
             capacity=capacity,
         )
@@ -286,6 +288,18 @@ def _drafter(
     if not isinstance(drafter, str):
         return drafter
     return make_drafter(drafter, draft_length, max_ngram, min_ngram)
+
+
+def _ladder(num_slots: int, draft_length: int, exact: bool) -> tuple[Rung, ...]:
+    """Capacities for this device: on a CPU rows cost time, elsewhere reading weights does."""
+    cpu = jax.default_backend() == "cpu"
+    return make_ladder(
+        num_slots,
+        draft_length,
+        exact=exact,
+        exact_capacity=16 if cpu else 64,
+        prefill_chunk=256 if cpu else 512,
+    )
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
