@@ -14,6 +14,7 @@ from emsjax.shapes import round_up
 
 # What matrix units and vector registers handle at full speed: fewer rows save little.
 ROW_MULTIPLE = 8
+EXACT_CAPACITY = 64
 
 
 class Rung(NamedTuple):
@@ -33,7 +34,7 @@ def make_ladder(
     draft_length: int,
     *,
     exact: bool = False,
-    exact_capacity: int = 64,
+    exact_capacity: int = EXACT_CAPACITY,
     prefill_chunk: int = 256,
 ) -> tuple[Rung, ...]:
     """Rungs from cheapest to dearest.
