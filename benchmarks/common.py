@@ -57,6 +57,18 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def machine_cpu_seconds() -> float | None:
+    """Processor time that all processes of the machine have used; None where Linux is not."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(
+        int, stat.read_text().splitlines()[0].split()[1:9]
+    )
+    ticks = user + nice + system + irq + softirq + steal
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def peak_rss() -> int:
     """The most memory this process has held, bytes.
 

@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks.common import (
     Spread,
     chat,
+    cores,
     describe,
     first_difference,
     machine,
@@ -28,6 +29,9 @@ from benchmarks.export import export_hugging_face
 from benchmarks.worker import TRANSFORMERS, Case, Run, Tokens, Worker
 
 WARM_UP_TOKENS = 2
+# Beyond this a run says nothing: PyTorch's threads wait for one another, and with one core taken
+# by other work they were up to twenty times slower, where emsjax lost far less.
+MOST_OTHERS_CORES = 0.1
 
 
 @dataclass
@@ -56,6 +60,11 @@ class Measured:
     def name(self) -> str:
         """For progress lines."""
         return f"{self.worker.case.method} at batch {self.worker.case.batch_size}"
+
+    @property
+    def others_cores(self) -> float:
+        """Processors that other processes took in the worst of the runs."""
+        return max(run.others_cores or 0.0 for run in self.prefill + self.full)
 
     def rates(self) -> list[float]:
         """Tokens/s of each repetition, prefill included."""
@@ -116,6 +125,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--ignore-eos", action=flag, default=True, help="equal work for all")
     parser.add_argument("--exact", action=flag, default=False, help="emsjax with exact=True")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--torch-threads", type=int, default=cores(), help="all cores if left out")
     parser.add_argument("--model", help="as for LLM; the default model if left out")
     parser.add_argument("--max-model-len", type=int, help="emsjax's; its own default if left out")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/generation.json"))
@@ -174,6 +184,7 @@ def _cases(options: argparse.Namespace, scratch: Path) -> list[Case]:
                 exact=options.exact,
                 max_model_len=options.max_model_len,
                 compile_cache=str(compile_cache),
+                torch_threads=options.torch_threads,
             )
         )
     return cases
@@ -199,6 +210,8 @@ def _repeat(number: int, cases: list[Measured], options: argparse.Namespace) -> 
         case.full.append(case.worker.generate(case.prompts, options.max_tokens))
         rate = case.rates()[-1]
         say(f"repetition {number + 1} of {options.repeats}: {case.name}: {rate:.1f} tokens/s")
+        if case.others_cores > MOST_OTHERS_CORES:
+            say(f"warning: other processes took {case.others_cores:.2f} cores: not a valid figure")
 
 
 def _result(case: Measured) -> dict[str, Any]:
@@ -215,6 +228,8 @@ def _result(case: Measured) -> dict[str, Any]:
         "tokens_per_s": Spread.of(case.rates()).record(),
         "decode_tokens_per_s": Spread.of(decode).record() if decode else None,
         "seconds": [run.seconds for run in case.full],
+        "others_cores": [run.others_cores for run in case.full],
+        "others_cores_worst": case.others_cores,
         "prefill_seconds": [run.seconds for run in case.prefill],
         "tokens_per_target_step": _count(run) / run.target_steps,
         "drafted_by_position": run.drafted,
@@ -275,7 +290,7 @@ def _report(
         title,
         table(_RESULT_HEADER, map(_result_row, results)),
         table(_COMPARISON_HEADER, map(_comparison_row, comparisons)),
-        *filter(None, map(_acceptance, results)),
+        *filter(None, [*map(_acceptance, results), _disturbed(results)]),
         describe(facts),
     ]
     return "\n\n".join(parts)
@@ -345,6 +360,17 @@ def _acceptance(result: dict[str, Any]) -> str:
     )
     name = f"{result['method']}, batch {result['batch_size']}"
     return f"Accepted of what was drafted at positions 1, 2, … ({name}): {shares}"
+
+
+def _disturbed(results: list[dict[str, Any]]) -> str:
+    """Says that the figures are not valid, if they are not; else empty."""
+    worst = max(result["others_cores_worst"] for result in results)
+    if worst <= MOST_OTHERS_CORES:
+        return ""
+    return (
+        f"**Not valid**: other processes took up to {worst:.2f} cores during a run, which slows "
+        "PyTorch far more than emsjax. Measure again on a quiet machine."
+    )
 
 
 if __name__ == "__main__":

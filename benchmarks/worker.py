@@ -7,11 +7,11 @@ one worker computes at a time, the others wait on their pipe.
 import multiprocessing
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
-from benchmarks.common import cores, peak_rss
+from benchmarks.common import machine_cpu_seconds, peak_rss
 
 Tokens = list[int]
 
@@ -32,6 +32,7 @@ class Case:
       exact: emsjax's `exact`.
       max_model_len: emsjax's; None for its default.
       compile_cache: an empty directory, so that compiling is measured.
+      torch_threads: for transformers.
     """
 
     method: str
@@ -43,6 +44,7 @@ class Case:
     exact: bool
     max_model_len: int | None
     compile_cache: str
+    torch_threads: int
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Run:
       target_steps: steps that emitted tokens, summed over prompts.
       drafted: tokens drafted, by position.
       accepted: tokens accepted, by position.
+      others_cores: processors that other processes kept busy meanwhile, on average; None where
+        that cannot be told.
     """
 
     seconds: float
@@ -62,6 +66,7 @@ class Run:
     target_steps: int
     drafted: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
+    others_cores: float | None = None
 
 
 class Method(Protocol):
@@ -115,8 +120,18 @@ def _serve(pipe: Connection, case: Case) -> None:
     seconds = time.perf_counter() - started
     pipe.send({"load_seconds": seconds, "loaded_rss": peak_rss(), "device": method.device})
     while (work := pipe.recv()) is not None:
-        pipe.send(asdict(method.generate(*work)))
+        pipe.send(asdict(_observed(method, *work)))
     pipe.send({"peak_rss": peak_rss()})
+
+
+def _observed(method: Method, prompts: list[Tokens], max_tokens: int) -> Run:
+    """The run, with what other processes took of the machine meanwhile."""
+    own, all_cpu, started = time.process_time(), machine_cpu_seconds(), time.perf_counter()
+    run = method.generate(prompts, max_tokens)
+    if all_cpu is None:
+        return run
+    own, all_cpu = time.process_time() - own, machine_cpu_seconds() - all_cpu
+    return replace(run, others_cores=max(all_cpu - own, 0.0) / (time.perf_counter() - started))
 
 
 class _Transformers:
@@ -126,7 +141,7 @@ class _Transformers:
         import torch
         from transformers import AutoModelForCausalLM
 
-        torch.set_num_threads(cores())
+        torch.set_num_threads(case.torch_threads)
         self._batch_size = case.batch_size
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         model = AutoModelForCausalLM.from_pretrained(
