@@ -52,8 +52,9 @@ def test_exact_is_one_capacity_whatever_the_batch():
     }
     assert ladders == {(Rung(EXACT_CAPACITY, EXACT_CAPACITY),)}
     assert BATCH_SIZES[-1] == EXACT_CAPACITY
-    (rung,) = make_ladder(100, 7, exact=True)
-    assert rung.capacity >= 100
+    assert make_ladder(100, 7, exact=True) == (Rung(128, 128),)
+    for num_slots in range(1, 17):
+        assert make_ladder(num_slots, 7, exact=True, exact_capacity=16) == (Rung(16, 16),)
 
 
 LADDER = (Rung(4, 1), Rung(8, 3), Rung(16, 5), Rung(16, 16), Rung(32, 32))
