@@ -5,7 +5,7 @@ finished sequences.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -112,6 +112,7 @@ class Engine:
 
         self._run_loop = jax.jit(run_loop, donate_argnums=1)
         self._admit = jax.jit(admit_job, donate_argnums=0)
+        self._idle: DecodeState | None = None
 
     def lower(self, sharding: jax.sharding.Sharding | None = None) -> jax.stages.Lowered:
         """The decode program, for reading what it compiles to.
@@ -143,7 +144,10 @@ class Engine:
         Yields:
           Each result as it is final, in the order in which they finish.
         """
-        return _Run(self, jobs, on_progress).results()
+        state = self._idle if self._idle is not None else jax.jit(self._empty)()
+        # A run that is left half-way leaves its slots occupied: the next one starts afresh.
+        self._idle = None
+        self._idle = yield from _Run(self, jobs, on_progress).results(state)
 
 
 class _Run:
@@ -158,16 +162,13 @@ class _Run:
         self._slots: list[_Occupant | None] = [None] * engine.num_slots
         self._next = next(self._jobs, None)
 
-    def results(self) -> Iterator[Finished]:
-        """See `Engine.run`."""
-        if self._next is None:
-            return
+    def results(self, state: DecodeState) -> Generator[Finished, None, DecodeState]:
+        """Runs from a state without live slots; returns such a state, the cache still in it."""
         engine = self._engine
-        state = jax.jit(engine._empty)()
         while True:
             state = self._refill(state)
             if not any(self._slots):
-                return
+                return state
             steps, others_wait = np.int32(STEPS_PER_CALL), np.bool(self._next is not None)
             state = engine._run_loop(engine._params, state, steps, others_wait)
             yield from self._collect(state)

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tests.tiny import TINY, VOCAB_SIZE, checkpoint, oracle
 
 from emsjax.loading.load import load_model
 from emsjax.packing import pack
+from tests.tiny import TINY, VOCAB_SIZE, checkpoint, oracle
 
 torch = pytest.importorskip("torch")
 
