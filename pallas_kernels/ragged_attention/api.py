@@ -48,7 +48,8 @@ def ragged_attention(
       window: sliding window in tokens, the row's own included; None for no window.
       soft_cap: logit soft cap; None for none.
       ancestors: uint32[T] for token trees: bit j of a row says that it attends to the j-th row
-        of its slot in this buffer (at most 32 rows a slot then). None means a chain.
+        of its slot in this buffer (at most 32 rows a slot then); a row's own bit must be set.
+        None means a chain.
       backend: "reference"; None picks one.
 
     Returns:
