@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from emsjax.errors import UserError
+from emsjax.names import DRAFTERS, METHODS
 from emsjax.sampling_params import SamplingParams
 
-_METHODS = ("ems", "none")
-_DRAFTERS = ("prompt-lookup", "none")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -86,8 +85,8 @@ def check(options: Options) -> None:
     Raises:
       UserError: the sentence to print.
     """
-    _check_choice("--method", options.method, _METHODS)
-    _check_choice("--drafter", options.drafter or "none", _DRAFTERS)
+    _check_choice("--method", options.method, METHODS)
+    _check_choice("--drafter", options.drafter or "none", DRAFTERS)
     _check_choice("--dtype", options.dtype, _DTYPES)
     _check_positive(options)
     _check_drafting(options)
