@@ -10,7 +10,7 @@ from emsjax.outputs import RequestOutput
 from emsjax.sampling_params import SamplingParams
 
 LineId = str | int
-Prompt = str | list[int] | list[dict[str, str]]
+Prompt = str | list[int] | list[dict[str, Any]]
 Record = dict[str, Any]
 
 _PROMPT_FIELDS = ("prompt", "prompt_token_ids", "messages")
@@ -156,15 +156,26 @@ def _token_ids(value: object) -> list[int]:
     return value  # type: ignore[return-value]
 
 
-def _messages(value: object) -> list[dict[str, str]]:
+def _messages(value: object) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not value:
         raise UserError("messages must be a list of objects with role and content, not empty.")
-    for item in value:
-        if not isinstance(item, dict) or not {"role", "content"} <= item.keys():
-            raise UserError("each of messages must be an object with role and content.")
-        for name, part in item.items():
-            check_text(f"{name} of a message", part)
-    return value
+    messages = [_message(item) for item in value]
+    check_text("messages", json.dumps(messages, ensure_ascii=False))
+    return messages
+
+
+def _message(item: object) -> dict[str, Any]:
+    """One message; a chat template may look at more fields than the two we know."""
+    if not isinstance(item, dict) or not {"role", "content"} <= item.keys():
+        raise UserError("each of messages must be an object with role and content.")
+    if isinstance(item["content"], list):
+        raise UserError(
+            "content of a message is a list of parts, which is not there yet; give its text alone."
+        )
+    # A template asks "is there a tool call", not "is it null". Logs have a null content beside one.
+    given = {name: part for name, part in item.items() if part is not None}
+    check_text("role of a message", given.get("role"))
+    return given | {"content": check_text("content of a message", given.get("content", ""))}
 
 
 def result(output: RequestOutput) -> Record:

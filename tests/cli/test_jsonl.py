@@ -27,6 +27,19 @@ def test_the_three_kinds_of_prompt():
     assert [line.params.max_tokens for line in lines] == [7, 3, 7]
 
 
+def test_messages_pass_as_chat_logs_have_them():
+    call = {"id": "c", "function": {"name": "f"}}
+    log = [
+        {"role": "user", "name": "Ann", "content": "hi", "tool_calls": None},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+    ]
+    (line,) = _read(json.dumps({"messages": log}))
+    assert line.prompt == [
+        {"role": "user", "name": "Ann", "content": "hi"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
+
+
 def test_blank_lines_are_skipped_and_counted():
     assert [line.id for line in _read("", '{"prompt": "a"}', "  \t", '{"prompt": "b"}')] == [2, 4]
 
@@ -70,6 +83,15 @@ def test_nothing_is_read_before_it_is_asked_for():
         ('{"messages": ["hi"]}', "must be an object with role and content"),
         ('{"messages": [{"role": "user"}]}', "must be an object with role and content"),
         ('{"messages": [{"role": "user", "content": 3}]}', "content of a message must be text"),
+        ('{"messages": [{"role": null, "content": "a"}]}', "role of a message must be text"),
+        (
+            '{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}',
+            "a list of parts, which is not there yet; give its text",
+        ),
+        (
+            '{"messages": [{"role": "a", "content": "b", "name": "\\ud800"}]}',
+            "messages is not text",
+        ),
         ('{"prompt": "a", "id": 1.5}', "the id 1.5 must be text or a whole number"),
         ('{"prompt": "a", "id": true}', "the id True must be"),
         ('{"prompt": "a", "id": ["x"]}', "must be text or a whole number"),
