@@ -132,7 +132,7 @@ def _write_records(
             _write(sink, jsonl.encode(jsonl.result(output)), report)
             report.finished(output.metrics)
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(_how_to_resume(options)) from stop
+        raise KeyboardInterrupt(_how_to_resume(options, sink)) from stop
 
 
 def _write(sink: ResultFile, line: bytes, report: Report) -> None:
@@ -142,8 +142,10 @@ def _write(sink: ResultFile, line: bytes, report: Report) -> None:
         sink.write(line)
 
 
-def _how_to_resume(options: Options) -> str:
+def _how_to_resume(options: Options, sink: ResultFile) -> str:
     if options.output in (None, "-"):
         return ""
+    if sink.empty:
+        return "no result was final yet."
     change = "--resume instead of --overwrite" if options.overwrite else "--resume"
     return f"the results so far are in {options.output!r}; the same command with {change} goes on."

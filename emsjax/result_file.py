@@ -19,7 +19,8 @@ class ResultFile:
     """An output that only ever holds whole lines.
 
     Made by `standard_output` or `open_output`. Lines are written unbuffered; what an interrupt
-    left half-written is cut off on the way out.
+    left half-written is cut off on the way out, and a new file that a failed run wrote nothing to
+    is removed.
 
     Attributes:
       name: how messages call it; "-" is standard output.
@@ -27,13 +28,24 @@ class ResultFile:
     """
 
     def __init__(
-        self, file: IO[bytes], name: str, keep: int = 0, finished: frozenset[str] = frozenset()
+        self,
+        file: IO[bytes],
+        name: str,
+        keep: int = 0,
+        finished: frozenset[str] = frozenset(),
+        created: Path | None = None,
     ):
         self._file = file
         self._whole = keep  # bytes of whole lines
+        self._created = created  # the file itself, where it was not there before
         self._regular = name != "-" and stat.S_ISREG(os.fstat(file.fileno()).st_mode)
         self.name = name
         self.finished = finished
+
+    @property
+    def empty(self) -> bool:
+        """Whether it holds no line, old or new."""
+        return self._whole == 0
 
     def start(self) -> None:
         """Drop what is being overwritten: only now, so that a failed start costs no results."""
@@ -70,6 +82,8 @@ class ResultFile:
         if self._regular and self._file.tell() > self._whole:
             self._file.truncate(self._whole)
         self._file.close()
+        if kind is not None and self.empty and self._created:
+            self._created.unlink(missing_ok=True)
 
 
 def standard_output() -> ResultFile:
@@ -99,7 +113,11 @@ def open_output(path: str, *, resume: bool = False, overwrite: bool = False) -> 
         set; or it is to be resumed and was not written by this program.
     """
     try:
-        held = Path(path).exists() and Path(path).stat().st_size > 0
+        if Path(path).is_dir():
+            inside = os.path.join(path, "results.jsonl")
+            raise UserError(f"{path!r} is a directory; give --output a file, say {inside!r}.")
+        there = Path(path).exists()
+        held = there and Path(path).stat().st_size > 0
         if held and not (resume or overwrite):
             raise UserError(
                 f"{path!r} already holds results; give --resume to continue it, --overwrite to "
@@ -107,7 +125,7 @@ def open_output(path: str, *, resume: bool = False, overwrite: bool = False) -> 
             )
         file = open(path, "r+b" if held else "wb", buffering=0)  # noqa: SIM115
         if not (resume and held):
-            return ResultFile(file, path)
+            return ResultFile(file, path, created=None if there else Path(path).resolve())
         file.close()
         return _resume(path)
     except OSError as error:
@@ -135,14 +153,17 @@ def _scan(path: str) -> tuple[set[str], int, int]:
     whole = errors = 0
     with open(path, "rb") as file:
         for number, raw in enumerate(file, start=1):
-            if not raw.endswith(b"\n") and raw.startswith(_RECORD_START[: len(raw)]):
+            ours = not raw.strip() or raw.startswith(_RECORD_START[: len(raw)])
+            if not raw.endswith(b"\n") and ours:
                 break
+            whole += len(raw)
+            if not raw.strip():
+                continue
             record = _record(raw, number, path)
             if "error" in record:
                 errors += 1
             else:
                 finished.add(jsonl.key(record["id"]))
-            whole += len(raw)
     return finished, whole, errors
 
 
@@ -165,7 +186,8 @@ def _rewrite_without_errors(path: Path) -> int:
     shorter = path.with_name(f"{path.name}.resume")
     with open(path, "rb") as old, open(shorter, "wb") as new:
         for raw in old:
-            if raw.endswith(b"\n") and "error" not in jsonl.parse(raw):
+            whole_line = raw.endswith(b"\n") and raw.strip()
+            if whole_line and "error" not in jsonl.parse(raw):
                 new.write(raw)
         new.flush()
         os.fsync(new.fileno())

@@ -179,6 +179,7 @@ def empty_folder(tmp_path, monkeypatch):
         (["--input=no/such.jsonl"], "cannot read 'no/such.jsonl' (No such file or directory)"),
         (["--input=."], "cannot read '.' (Is a directory)"),
         (["--prompt=a", "--output=no/such/out.jsonl"], "cannot write to 'no/such/out.jsonl'"),
+        (["--prompt=a", "--output=."], "'.' is a directory; give --output a file"),
         (["--prompt=a\udcff"], "prompt 1 is not text"),
     ],
 )
@@ -223,6 +224,12 @@ def test_the_engines_own_sentence_is_shown_and_costs_no_results(call, tmp_path):
     assert called.status == 2
     assert called.err == "error: the model 'missing' is not there; give --model a directory.\n"
     assert path.read_bytes() == before
+
+
+def test_a_failed_start_leaves_no_file_behind(call, tmp_path):
+    path = tmp_path / "out.jsonl"
+    assert call("--prompt=a", "--model=missing", "--output", path).status == 2
+    assert not path.exists()
 
 
 def test_a_bad_prompt_among_texts_ends_the_call_before_it_costs_anything(call):

@@ -61,6 +61,14 @@ def test_an_interrupt_of_an_overwriting_run_does_not_suggest_overwriting_again(t
     assert "the same command with --resume instead of --overwrite goes on" in err
 
 
+def test_an_interrupt_before_the_first_result_leaves_no_file(tmp_path):
+    path = tmp_path / "out.jsonl"
+    status, _, err = _interrupt(_start(*PROMPTS, "--output", path, pause_at=0), signal.SIGINT)
+    assert status == 130
+    assert err.endswith("interrupted: no result was final yet.\n")
+    assert not path.exists()
+
+
 def test_an_interrupt_with_text_out():
     status, _, err = _interrupt(_start(*PROMPTS, pause_at=1), signal.SIGINT)
     assert status == 130

@@ -106,7 +106,7 @@ def test_errors_are_dropped_at_once_and_the_mode_kept(tmp_path):
         b'{"id": [1], "token_ids": []}\n',
         b"[1]\n",
         b"\xff\n",
-        _result(1) + b"\n",
+        _result(1) + b"notes\n",
     ],
 )
 def test_a_file_of_something_else_is_left_alone(tmp_path, foreign):
@@ -145,10 +145,37 @@ def test_an_output_that_cannot_be_opened_is_told(tmp_path):
     missing = tmp_path / "no" / "out.jsonl"
     with pytest.raises(UserError, match=r"cannot write to .*No such file.*give another --output"):
         open_output(str(missing))
-    with pytest.raises(UserError, match=r"cannot write to .*directory"):
-        open_output(str(tmp_path), overwrite=True)
-    with pytest.raises(UserError, match=r"cannot write to .*directory"):
-        open_output(str(tmp_path), resume=True)
+
+
+@pytest.mark.parametrize("how", [{}, {"overwrite": True}, {"resume": True}])
+def test_a_directory_is_told(tmp_path, how):
+    with pytest.raises(UserError, match=r"is a directory; give --output a file, say .*jsonl"):
+        open_output(str(tmp_path), **how)
+
+
+def test_a_failed_run_leaves_no_empty_file_behind(tmp_path):
+    new, old, used = (tmp_path / name for name in ("new", "old", "used"))
+    old.touch()
+    for path in (new, old, used):
+        with pytest.raises(RuntimeError), open_output(str(path)) as file:  # noqa: PT012
+            if path == used:
+                file.start()
+                file.write(_result(1))
+            raise RuntimeError
+    assert sorted(os.listdir(tmp_path)) == ["old", "used"]
+    with open_output(str(new)):
+        pass
+    assert new.exists(), "a run that had nothing to do is no failure"
+
+
+def test_blank_lines_in_a_result_file_do_no_harm(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(_result(1) + b"\n" + _result(2) + b" \n ")
+    assert _resume(path) == {"1", "2"}
+    assert path.read_bytes() == _result(1) + b"\n" + _result(2) + b" \n"
+    path.write_bytes(_result(1) + b"\n" + _error(2) + b"\n")
+    assert _resume(path) == {"1"}
+    assert path.read_bytes() == _result(1)
 
 
 @given(st.lists(st.binary(min_size=1, max_size=5)), st.integers(1, 3))
