@@ -112,6 +112,7 @@ class Engine:
 
         self._run_loop = jax.jit(run_loop, donate_argnums=1)
         self._admit = jax.jit(admit_job, donate_argnums=0)
+        self._make_empty = jax.jit(self._empty)
         self._idle: DecodeState | None = None
 
     def lower(self, sharding: jax.sharding.Sharding | None = None) -> jax.stages.Lowered:
@@ -133,18 +134,19 @@ class Engine:
         return empty_state(cache, self._drafter.draft_length, drafter_state)
 
     def run(
-        self, jobs: Iterable[Job], on_progress: Callable[[int], None] | None = None
+        self, jobs: Iterable[Job | None], on_progress: Callable[[int], None] | None = None
     ) -> Iterator[Finished]:
         """Decodes all jobs, taking one more whenever a slot is free.
 
         Args:
-          jobs: taken one at a time, one more than there are slots.
+          jobs: taken one at a time. None among them says that none is ready yet: the jobs at
+            hand go on meanwhile. If taking one raises, those before it are finished first.
           on_progress: called with the number of tokens generated since the last call.
 
         Yields:
           Each result as it is final, in the order in which they finish.
         """
-        state = self._idle if self._idle is not None else jax.jit(self._empty)()
+        state = self._idle if self._idle is not None else self._make_empty()
         # A run that is left half-way leaves its slots occupied: the next one starts afresh.
         self._idle = None
         self._idle = yield from _Run(self, jobs, on_progress).results(state)
@@ -154,33 +156,56 @@ class _Run:
     """One pass over a stream of jobs."""
 
     def __init__(
-        self, engine: Engine, jobs: Iterable[Job], on_progress: Callable[[int], None] | None
+        self,
+        engine: Engine,
+        jobs: Iterable[Job | None],
+        on_progress: Callable[[int], None] | None,
     ):
         self._engine = engine
         self._jobs = iter(jobs)
         self._on_progress = on_progress or (lambda _count: None)
         self._slots: list[_Occupant | None] = [None] * engine.num_slots
-        self._next = next(self._jobs, None)
+        self._more = True
+        self._failure: Exception | None = None
 
     def results(self, state: DecodeState) -> Generator[Finished, None, DecodeState]:
         """Runs from a state without live slots; returns such a state, the cache still in it."""
         engine = self._engine
         while True:
             state = self._refill(state)
-            if not any(self._slots):
+            if any(self._slots):
+                steps, others_wait = np.int32(STEPS_PER_CALL), np.bool(self._more)
+                state = engine._run_loop(engine._params, state, steps, others_wait)
+                yield from self._collect(state)
+            elif self._failure is not None:
+                raise self._failure
+            elif not self._more:
                 return state
-            steps, others_wait = np.int32(STEPS_PER_CALL), np.bool(self._next is not None)
-            state = engine._run_loop(engine._params, state, steps, others_wait)
-            yield from self._collect(state)
 
     def _refill(self, state: DecodeState) -> DecodeState:
         for slot, occupant in enumerate(self._slots):
-            if occupant is not None or self._next is None:
+            if occupant is not None:
                 continue
-            job, self._next = self._next, next(self._jobs, None)
+            if (job := self._take()) is None:
+                break
             self._slots[slot] = _Occupant(job, time.perf_counter())
             state = self._engine._admit(state, np.int32(slot), *self._request(job))
         return state
+
+    def _take(self) -> Job | None:
+        """The next job; None where there is none yet, or none any more.
+
+        A stream that fails ends here; what it gave before is finished first.
+        """
+        if not self._more:
+            return None
+        try:
+            return next(self._jobs)
+        except StopIteration:
+            self._more = False
+        except Exception as failure:
+            self._more, self._failure = False, failure
+        return None
 
     def _request(self, job: Job) -> tuple[np.ndarray, ...]:
         """The job as `state.admit` wants it."""
@@ -194,8 +219,10 @@ class _Run:
 
     def _collect(self, state: DecodeState) -> Iterator[Finished]:
         """Notes progress and first tokens, and takes finished sequences out of their slots."""
+        occupied = [occupant is not None for occupant in self._slots]
         lens, live, stats = jax.device_get((state.lens, state.live, state.stats))
         now = time.perf_counter()
+        tokens = None if live[occupied].all() else np.asarray(state.tokens)
         for slot, occupant in enumerate(self._slots):
             if occupant is None:
                 continue
@@ -204,11 +231,11 @@ class _Run:
                 occupant.first_token = now
             self._on_progress(emitted - occupant.seen_tokens)
             occupant.seen_tokens = emitted
-            if not live[slot]:
+            if tokens is not None and not live[slot]:
                 self._slots[slot] = None
-                tokens = np.asarray(state.tokens[slot])[lens[slot] - emitted : lens[slot]]
+                output = tokens[slot, lens[slot] - emitted : lens[slot]]
                 metrics = _metrics(occupant, stats, slot)
-                yield Finished(occupant.job, tuple(tokens.tolist()), metrics)
+                yield Finished(occupant.job, tuple(output.tolist()), metrics)
 
 
 def _metrics(occupant: _Occupant, stats: SlotStats, slot: int) -> RequestMetrics:

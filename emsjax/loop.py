@@ -105,22 +105,27 @@ def _forward(
         def forward(
             carry: tuple[jax.Array, Forward], rung: Rung = rung
         ) -> tuple[jax.Array, Forward]:
-            return jnp.full_like(carry[0], -1), _run_rung(model, rung, state, plan, carry[1])
+            result = _run_rung(model, rung, state, plan, carry[1], exact=len(ladder) == 1)
+            return jnp.full_like(carry[0], -1), result
 
         carry = jax.lax.while_loop(chosen, forward, carry)
     return carry[1]
 
 
 def _run_rung(
-    model: Model, rung: Rung, state: DecodeState, plan: Plan, previous: Forward
+    model: Model, rung: Rung, state: DecodeState, plan: Plan, previous: Forward, exact: bool
 ) -> Forward:
-    """Packs, runs the model and picks the greedy choice of the rows that can emit."""
+    """Packs, runs the model and picks the greedy choice of the rows that can emit.
+
+    With `exact` the logits of all rows are computed, needed or not: how many are needed differs
+    with B and k, and a product over fewer rows may round differently.
+    """
     batch = pack(state.tokens, state.kv_lens, plan.q_lens, rung.capacity)
     hidden, cache = model(batch, previous.cache, max_q_len=rung.max_q_len)
     last_known = batch.cu_q_lens[1:] - 1 - plan.draft_lens
     steps = jnp.arange(previous.predicted.shape[1], dtype=jnp.int32)[None]
     rows = jnp.clip(last_known[:, None] + steps, 0, rung.capacity - 1)
-    if rung.capacity <= rows.size:
+    if exact or rung.capacity <= rows.size:
         return Forward(cache, _greedy(model, hidden)[rows])
     return Forward(cache, _greedy(model, hidden[rows.ravel()]).reshape(rows.shape))
 

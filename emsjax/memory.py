@@ -1,8 +1,9 @@
 """Does the cache fit? Asked before anything is allocated."""
 
-import os
+from pathlib import Path
 
 import jax
+import psutil
 
 from emsjax.errors import UserError
 from emsjax.model_protocol import Model
@@ -19,10 +20,20 @@ def free_bytes() -> int | None:
     return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
 
 
-def _available_ram() -> int | None:
+def _available_ram() -> int:
+    """What can be allocated without swapping, within the container's limit if there is one."""
+    available = psutil.virtual_memory().available
+    limit, used = (_cgroup_bytes(name) for name in ("memory.max", "memory.current"))
+    if limit is None or used is None:
+        return available
+    return min(available, limit - used)
+
+
+def _cgroup_bytes(name: str) -> int | None:
+    """A figure of this process's control group; None where there is none, or no limit."""
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
+        return int((Path("/sys/fs/cgroup") / name).read_text())
+    except (OSError, ValueError):
         return None
 
 

@@ -74,8 +74,41 @@ def test_jobs_are_taken_only_as_slots_become_free(engine: Engine):
 
     results = engine.run(stream())
     next(results)
-    assert len(taken) <= engine.num_slots + 1 + 1
+    assert len(taken) <= engine.num_slots + 1
     assert len(list(results)) == 19
+
+
+def test_jobs_that_are_not_ready_hold_up_nothing(engine: Engine):
+    todo = jobs(6, longest=30)
+    stream = iter([None, todo[0], None, None, *todo[1:4], None, *todo[4:], None])
+    results = engine.run(stream)
+    assert next(results).job.key == todo[0].key
+    later = {r.job.key: r.token_ids for r in results}
+    assert later == {r.job.key: r.token_ids for r in run_all(engine, todo)[1:]}
+
+
+def test_a_stream_that_fails_loses_nothing_it_gave(engine: Engine):
+    def stream():
+        yield from jobs(5)
+        raise OSError("the disk is gone")
+
+    finished = []
+
+    def run() -> None:
+        finished.extend(result.job.key for result in engine.run(stream()))
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        run()
+    assert sorted(finished) == [job.key for job in jobs(5)]
+
+
+def test_a_run_left_half_way_leaves_nothing_behind(engine: Engine):
+    todo = jobs(8)
+    fresh = [r.token_ids for r in run_all(engine, todo)]
+    abandoned = engine.run(todo[::-1])
+    next(abandoned)
+    abandoned.close()
+    assert [r.token_ids for r in run_all(engine, todo)] == fresh
 
 
 def test_nothing_unwritten_is_read(monkeypatch: pytest.MonkeyPatch, engine: Engine):
@@ -83,8 +116,8 @@ def test_nothing_unwritten_is_read(monkeypatch: pytest.MonkeyPatch, engine: Engi
     todo = jobs(6)
     clean = run_all(engine, todo)
     poisoned = make_engine(tiny_model(MODEL), "prompt-lookup", 3)
-    empty = poisoned._empty
-    monkeypatch.setattr(poisoned, "_empty", lambda: jax.tree.map(_poison_cache, empty()))
+    empty = poisoned._make_empty
+    monkeypatch.setattr(poisoned, "_make_empty", lambda: jax.tree.map(_poison_cache, empty()))
     assert [r.token_ids for r in run_all(poisoned, todo)] == [r.token_ids for r in clean]
 
 
