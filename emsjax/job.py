@@ -88,20 +88,32 @@ def _write_texts(
     requests = [_request(engine, line, chat) for line in lines]
     ready: dict[int, str] = {}
     shown = 0
-    for output in engine.run(requests, on_progress=report.emitted):
-        report.finished(output.metrics)
-        ready[int(output.request_id)] = output.outputs[0].text or ""
-        while (number := shown + 1) in ready:
-            header = _header(number, texts) if len(texts) > 1 else ""
-            _write(sink, f"{header}{ready.pop(number)}\n".encode(), report)
+
+    def show(number: int) -> None:
+        gap = "\n" if shown else ""
+        header = f"{gap}{_header(number, texts)}" if len(texts) > 1 else ""
+        _write(sink, f"{header}{ready[number]}\n".encode(), report)
+
+    try:
+        for output in engine.run(requests, on_progress=report.emitted):
+            report.finished(output.metrics)
+            ready[int(output.request_id)] = output.outputs[0].text or ""
+            while (number := shown + 1) in ready:
+                show(number)
+                shown = number
+                del ready[number]
+    except (KeyboardInterrupt, UserError):
+        # Nothing more comes, so what is final need not wait for the prompts before it.
+        for number in sorted(ready):
+            show(number)
             shown = number
+        raise
 
 
 def _header(number: int, texts: tuple[str, ...]) -> str:
     line = " ".join(texts[number - 1].split())
     short = line if len(line) <= 60 else f"{line[:59]}…"
-    gap = "\n" if number > 1 else ""
-    return f"{gap}=== prompt {number} of {len(texts)}: {short} ===\n"
+    return f"=== prompt {number} of {len(texts)}: {short} ===\n"
 
 
 def _write_records(

@@ -70,9 +70,14 @@ def test_an_interrupt_before_the_first_result_leaves_no_file(tmp_path):
 
 
 def test_an_interrupt_with_text_out():
-    status, _, err = _interrupt(_start(*PROMPTS, pause_at=1), signal.SIGINT)
+    status, out, err = _interrupt(_start(*PROMPTS, pause_at=3), signal.SIGINT)
     assert status == 130
     assert err.endswith("interrupted\n")
+    sections = [section.splitlines() for section in out.split("\n\n")]
+    numbers = [int(header.split()[2]) for header, _ in sections]
+    assert len(numbers) == 3, "all that was final is shown, whatever it waited for"
+    assert numbers == sorted(numbers) != [1, 2, 3]
+    assert [text for _, text in sections] == [f"{n - 1}p" for n in numbers]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--output", "-"]])
