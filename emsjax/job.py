@@ -24,7 +24,10 @@ class Engine(Protocol):
     def run(
         self, requests: Iterable[Any], *, on_progress: Callable[[int], None] | None = None
     ) -> Iterator[RequestOutput]:
-        """Generate, taking requests as slots free up and yielding each as it is final."""
+        """Generate, taking requests as slots free up and yielding each as it is final.
+
+        A request that is None says that none is there yet; it is asked for again later.
+        """
 
 
 def run(options: Options, command_started: float) -> int:
@@ -127,7 +130,9 @@ def _write_records(
 
     def requests() -> Iterator[Any]:
         for line in source.lines:
-            if isinstance(line, jsonl.BadLine):
+            if line is None:
+                yield None
+            elif isinstance(line, jsonl.BadLine):
                 failed(line.id, line.error)
             elif jsonl.key(line.id) in sink.finished:
                 report.skipped()

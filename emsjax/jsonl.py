@@ -46,7 +46,9 @@ def key(line_id: LineId) -> str:
     return json.dumps(line_id)
 
 
-def read(stream: Iterable[bytes], defaults: SamplingParams) -> Iterator[Line | BadLine]:
+def read(
+    stream: Iterable[bytes | None], defaults: SamplingParams
+) -> Iterator[Line | BadLine | None]:
     """Read requests one at a time; blank lines are skipped, bad ones come out as `BadLine`.
 
     A line is an object with exactly one of `prompt` (text), `prompt_token_ids` and `messages`,
@@ -54,11 +56,16 @@ def read(stream: Iterable[bytes], defaults: SamplingParams) -> Iterator[Line | B
     out) and any field of `SamplingParams`. A field that is null counts as left out.
 
     Args:
-      stream: the lines, UTF-8.
+      stream: the lines, UTF-8; None, for "none is there yet", is passed on.
       defaults: sampling parameters for what a line leaves out.
     """
     seen: set[str] = set()
-    for number, raw in enumerate(stream, start=1):
+    number = 0
+    for raw in stream:
+        if raw is None:
+            yield None
+            continue
+        number += 1
         if raw.strip():
             yield _read_line(raw, number, defaults, seen)
 

@@ -1,14 +1,17 @@
 """Where prompts come from: the command line, a file of JSON lines, or standard input."""
 
+import os
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from emsjax import jsonl
 from emsjax.errors import UserError
+from emsjax.live_lines import live_lines
 from emsjax.options import Options
 from emsjax.sampling_params import SamplingParams
 
@@ -23,12 +26,12 @@ class Source:
     """The requests of a run.
 
     Attributes:
-      lines: read as they are asked for.
+      lines: read as they are asked for; None stands for "none is there yet".
       total: how many there are, None where only reading on would tell.
       texts: the prompts, where they came as plain text; None for JSON lines.
     """
 
-    lines: Iterable[jsonl.Line | jsonl.BadLine]
+    lines: Iterable[jsonl.Line | jsonl.BadLine | None]
     total: int | None
     texts: tuple[str, ...] | None = None
 
@@ -44,8 +47,12 @@ def open_source(options: Options) -> Iterator[Source]:
     if options.prompt:
         yield from_texts(options.prompt, params)
     elif options.input not in (None, "-"):
-        with _open(str(options.input)) as file:
-            yield Source(jsonl.read(file, params), _count(file))
+        file = _open(str(options.input))
+        try:
+            yield Source(jsonl.read(_lines(file), params), _count(file))
+        finally:
+            if _is_file(file):  # else a thread may wait for a line, and closing would wait for it
+                file.close()
     else:
         yield _standard_input(params, json_lines=options.input == "-")
 
@@ -80,15 +87,38 @@ def _count(file: BinaryIO) -> int | None:
 def _standard_input(params: SamplingParams, json_lines: bool) -> Source:
     if sys.stdin is None or (sys.stdin.isatty() and not json_lines):
         raise UserError(_HOW_TO_CALL)
-    stream = sys.stdin.buffer
+    stream = _unshared(sys.stdin)
     head = [] if json_lines else _first_line(stream)
     if json_lines or _is_object(head[-1]):
-        return Source(jsonl.read(chain(head, stream), params), None)
+        return Source(jsonl.read(chain(head, _lines(stream)), params), None)
     try:
         text = b"".join(chain(head, stream)).decode()
     except UnicodeDecodeError:
         raise UserError("standard input is not UTF-8 text; convert it first.") from None
     return from_texts([text.removesuffix("\n")], params)
+
+
+def _unshared(stdin: TextIO) -> BinaryIO:
+    """Standard input through a reader of our own.
+
+    The interpreter closes its own one at the end, and dies if a thread still waits in it.
+    """
+    try:
+        return open(stdin.fileno(), "rb", closefd=False)
+    except OSError:  # no file is behind it
+        return stdin.buffer
+
+
+def _lines(stream: BinaryIO) -> Iterable[bytes | None]:
+    """Lines of a file as they are; of a pipe or a terminal, as they come."""
+    return stream if _is_file(stream) else live_lines(stream)
+
+
+def _is_file(stream: BinaryIO) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except OSError:
+        return True  # all of it is in memory
 
 
 def _first_line(stream: BinaryIO) -> list[bytes]:

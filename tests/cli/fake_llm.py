@@ -17,6 +17,7 @@ from emsjax.metrics import RequestMetrics
 from emsjax.outputs import CompletionOutput, RequestOutput
 
 VOCABULARY = 256
+_END = object()
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,14 @@ class LLM:
         """Answer in a scrambled order, holding no more requests than there are slots."""
         shuffle, waiting, slots, given = random.Random(0), iter(requests), [], 0
         while True:
-            while len(slots) < self._slots and (request := next(waiting, None)):
+            request = None
+            while len(slots) < self._slots and (request := next(waiting, _END)) not in (None, _END):
                 slots.append(request)
             LLM.pulled = max(LLM.pulled, len(slots))
-            if not slots:
+            if not slots and request is _END:
                 return
+            if not slots:
+                continue  # none is there yet: the iterator has waited a moment itself
             output = _answer(slots.pop(shuffle.randrange(len(slots))))
             LLM.before_result(given)
             given += 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -87,6 +88,51 @@ def test_a_closed_pipe_ends_quietly(arguments):
     err = process.stderr.read()
     assert (process.wait(timeout=60), err) == (141, "")
     process.stderr.close()
+
+
+@pytest.mark.parametrize("arguments", [[], ["--input", "-"], ["--input", "/dev/stdin"]])
+def test_a_live_pipe_answers_each_line_before_the_next_is_written(arguments):
+    process = _start(*arguments, stdin=subprocess.PIPE)
+    for number in (1, 2, 3):
+        process.stdin.write(f'{{"prompt": "p{number}"}}\n')
+        process.stdin.flush()
+        assert _answer(process)["text"] == f"{number}p"
+    process.stdin.write('{"prompt": 3}\n')
+    process.stdin.flush()
+    assert "error" in _answer(process), "a bad line is told as soon"
+    assert process.communicate(timeout=60)[0] == ""
+    assert process.returncode == 1
+
+
+def _answer(process):
+    ready, _, _ = select.select([process.stdout], [], [], 20)
+    if not ready:
+        process.kill()
+        pytest.fail("no answer to a line while the pipe stays open")
+    return json.loads(process.stdout.readline())
+
+
+@pytest.mark.parametrize("arguments", [[], ["--input", "-"], ["--input", "/dev/stdin"]])
+def test_an_interrupt_while_a_pipe_is_silent_ends_at_once(arguments):
+    process = _start(*arguments, stdin=subprocess.PIPE)
+    process.stdin.write('{"prompt": "ab"}\n')
+    process.stdin.flush()
+    assert _answer(process)["text"] == "ba"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 130
+    err = process.stderr.read()
+    assert err.endswith("interrupted\n")
+    assert "Traceback" not in err
+    assert "Fatal" not in err
+    for stream in (process.stdin, process.stdout, process.stderr):
+        stream.close()
+
+
+def test_a_long_pipe_loses_no_line(tmp_path):
+    lines = "".join(f'{{"prompt": "{number}"}}\n' for number in range(1000))
+    out, _ = _start("--input", "-", stdin=subprocess.PIPE).communicate(lines, timeout=60)
+    texts = [json.loads(line)["text"] for line in out.splitlines()]
+    assert sorted(texts) == sorted(str(number)[::-1] for number in range(1000))
 
 
 def test_usage_needs_neither_jax_nor_transformers():
