@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -14,7 +14,9 @@ from emsjax.errors import UserError
 from emsjax.ladder import Rung, make_ladder
 from emsjax.loading.load import load_model
 from emsjax.memory import check_cache_fits
+from emsjax.names import METHODS
 from emsjax.outputs import CompletionOutput, RequestOutput
+from emsjax.prompts import Message, Prompt, check_prompt, prompt_list
 from emsjax.sampling_params import SamplingParams
 from emsjax.shapes import round_up
 from emsjax.state import MAX_STOP_IDS
@@ -22,13 +24,13 @@ from emsjax.state import MAX_STOP_IDS
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Message = Mapping[str, str]
-Prompt = str | Sequence[int] | Sequence[Message]
-
-METHODS = ("ems", "none")
 # Whole blocks of the cache for every backend.
 CAPACITY_MULTIPLE = 256
 DEFAULT_MAX_MODEL_LEN = 4096
+# Longer drafts are never worth their rows, and each doubling is one more program to compile.
+MAX_DRAFT_LENGTH = 64
+# Tokens of the prompt that the first generated ones are decoded behind.
+CONTEXT_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,15 @@ class LLM:
         model: str | None = None,
         *,
         tokenizer: str | None = None,
-        drafter: str | Drafter = "prompt-lookup",
+        drafter: str | Drafter | None = None,
         draft_model: str | None = None,
         method: str = "ems",
         dtype: str = "auto",
         max_batch_size: int = 8,
         max_model_len: int | None = None,
-        draft_length: int = 7,
-        max_ngram: int = 3,
-        min_ngram: int = 1,
+        draft_length: int | None = None,
+        max_ngram: int | None = None,
+        min_ngram: int | None = None,
         exact: bool = False,
         seed: int = 0,
     ):
@@ -74,18 +76,20 @@ class LLM:
           model: a directory, a GGUF file, one of our checkpoints or a hub id; None for the
             default model, SmolLM2-135M-Instruct.
           tokenizer: another tokenizer than the model's.
-          drafter: "prompt-lookup", "none", or an object as `drafters.base.Drafter` says.
+          drafter: "prompt-lookup" (the default), "none", or an object as
+            `drafters.base.Drafter` says.
           draft_model: not there yet.
           method: "ems", or "none" for plain decoding.
           dtype: "auto", "float32", "bfloat16" or "float16".
           max_batch_size: B, samples decoded together; more prompts wait for a free slot.
           max_model_len: the most tokens of a sample, prompt and output; by default what the
             model was made for, but no more than 4096.
-          draft_length: k, the most tokens drafted for a sample in a step.
-          max_ngram: longest n-gram prompt lookup looks for.
-          min_ngram: shortest one.
-          exact: one shape for every step, so that the output equals plain decoding's (also with
-            `exact`) bit for bit; slower.
+          draft_length: k, the most tokens drafted for a sample in a step; by default 7.
+          max_ngram: longest n-gram prompt lookup looks for; by default 3.
+          min_ngram: shortest one; by default 1.
+          exact: one shape for every step, so that the output equals that of plain decoding with
+            `exact` bit for bit, for every `max_batch_size` up to 16 on a CPU and 64 elsewhere
+            (beyond, for the same one); slower.
           seed: accepted, and without effect on greedy decoding.
 
         Raises:
@@ -95,9 +99,9 @@ class LLM:
         del seed
         if draft_model is not None:
             raise UserError("draft models are not there yet: leave draft_model out")
-        self._drafter = _drafter(method, drafter, draft_length, max_ngram, min_ngram)
-        if max_batch_size < 1:
-            raise UserError(f"max_batch_size is {max_batch_size}; it must be at least 1")
+        lookup = {"draft_length": draft_length, "max_ngram": max_ngram, "min_ngram": min_ngram}
+        self._drafter = _drafter(method, drafter, lookup)
+        _check_whole("max_batch_size", max_batch_size, 1)
         use_compile_cache()
         loaded = load_model(model, dtype=dtype, tokenizer=tokenizer)
         self.tokenizer: PreTrainedTokenizerBase | None = loaded.tokenizer
@@ -119,10 +123,7 @@ class LLM:
         longest = self._target.max_positions
         if wanted is None:
             return min(longest, DEFAULT_MAX_MODEL_LEN)
-        if not 2 <= wanted <= longest:
-            raise UserError(
-                f"max_model_len is {wanted}; for {self.name} it must lie between 2 and {longest}"
-            )
+        _check_whole("max_model_len", wanted, 2, longest)
         return wanted
 
     def generate(
@@ -139,7 +140,7 @@ class LLM:
         Raises:
           UserError: a prompt is empty, too long or not in the vocabulary.
         """
-        many = _as_list(prompts)
+        many = prompt_list(prompts)
         params = _params_of_each(sampling_params, len(many))
         requests = [
             self.request(prompt, each, str(number))
@@ -153,7 +154,17 @@ class LLM:
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
-        """Generates the next message of one conversation or of several."""
+        """Generates the next message of one conversation or of several.
+
+        Args:
+          messages: mappings with `role` and `content`, or a list of such conversations.
+          sampling_params: as for `generate`.
+
+        Raises:
+          UserError: as for `generate`; or the model has no chat template.
+        """
+        if isinstance(messages, str):
+            raise UserError("chat takes messages with 'role' and 'content'; text is for generate")
         return self.generate(messages, sampling_params)
 
     def request(self, prompt: Prompt, params: SamplingParams, request_id: str) -> Request:
@@ -187,22 +198,20 @@ class LLM:
         return Request(request_id, text, ids, params)
 
     def _tokenise(self, prompt: Prompt) -> tuple[str | None, tuple[int, ...]]:
-        if isinstance(prompt, str):
-            return prompt, tuple(self._require_tokenizer()(prompt)["input_ids"])
-        if prompt and isinstance(prompt[0], Mapping):
-            text = self._render(prompt)  # type: ignore[arg-type]
-            # The template writes the special tokens itself.
-            tokens = self._require_tokenizer()(text, add_special_tokens=False)
-            return text, tuple(tokens["input_ids"])
-        return None, tuple(_token_id(token) for token in prompt)
+        checked = check_prompt(prompt)
+        if isinstance(checked, str):
+            return checked, tuple(self._require_tokenizer()(checked)["input_ids"])
+        if isinstance(checked, tuple):
+            return None, checked
+        text = self._render(checked)
+        # The template writes the special tokens itself.
+        tokens = self._require_tokenizer()(text, add_special_tokens=False)
+        return text, tuple(tokens["input_ids"])
 
     def _render(self, messages: Sequence[Message]) -> str:
         """The messages as the model's chat template writes them."""
         from jinja2 import TemplateError
 
-        for message in messages:
-            if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-                raise UserError(f"the message {message!r} must have a 'role' and a 'content'")
         tokenizer = self._require_tokenizer()
         if not tokenizer.chat_template:
             raise UserError(f"{self.name} has no chat template: give a plain prompt")
@@ -227,28 +236,29 @@ class LLM:
 
     def run(
         self,
-        requests: Iterable[Request],
+        requests: Iterable[Request | None],
         *,
         on_progress: Callable[[int], None] | None = None,
     ) -> Iterator[RequestOutput]:
         """Generates for a stream of requests, in constant memory.
 
         Args:
-          requests: taken one by one as slots become free.
+          requests: taken one by one as slots become free. None among them says that none is
+            ready yet: those at hand go on meanwhile. If taking one raises, those before it are
+            finished first.
           on_progress: called with the number of tokens generated since the last call.
 
         Yields:
           Each result as it is final, in the order in which they finish.
         """
-        jobs = (
-            Job(r, r.prompt_token_ids, self._max_tokens(r), self._stop_ids(r.params))
-            for r in requests
-        )
+        jobs = (None if request is None else self._job(request) for request in requests)
         for finished in self.engine.run(jobs, on_progress):
             yield self._output(finished)
 
-    def _max_tokens(self, request: Request) -> int:
-        return min(request.params.max_tokens, self.max_model_len - len(request.prompt_token_ids))
+    def _job(self, request: Request) -> Job:
+        prompt, params = request.prompt_token_ids, request.params
+        max_tokens = min(params.max_tokens, self.max_model_len - len(prompt))
+        return Job(request, prompt, max_tokens, self._stop_ids(params))
 
     def _output(self, finished: Finished) -> RequestOutput:
         request: Request = finished.job.key  # type: ignore[assignment]
@@ -270,24 +280,46 @@ class LLM:
         )
 
     def _text(self, finished: Finished) -> str | None:
-        """The generated text, without the token that ended it."""
+        """The generated text, without the token that ended it.
+
+        Decoded behind the end of the prompt and cut from it: some tokenizers drop the space at
+        the beginning of what they decode.
+        """
         if self.tokenizer is None:
             return None
-        ids = finished.token_ids[:-1] if finished.stopped else finished.token_ids
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        ids = list(finished.token_ids[:-1] if finished.stopped else finished.token_ids)
+        before = list(finished.job.prompt[-CONTEXT_TOKENS:])
+        context, whole, alone = (
+            str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+            for tokens in (before, before + ids, ids)
+        )
+        return whole[len(context) :] if whole.startswith(context) else alone
 
 
 def _drafter(
-    method: str, drafter: str | Drafter, draft_length: int, max_ngram: int, min_ngram: int
+    method: str, drafter: str | Drafter | None, lookup: Mapping[str, int | None]
 ) -> Drafter:
     """The drafter that method and options ask for together."""
     if method not in METHODS:
         raise UserError(f"method {method!r} is unknown; there is {', '.join(METHODS)}")
-    if method == "none":
-        drafter = "none"
-    if not isinstance(drafter, str):
-        return drafter
-    return make_drafter(drafter, draft_length, max_ngram, min_ngram)
+    if method == "none" and drafter not in (None, "none"):
+        raise UserError("method 'none' drafts nothing: leave the drafter out")
+    name = drafter or ("none" if method == "none" else "prompt-lookup")
+    given = {option: value for option, value in lookup.items() if value is not None}
+    for option, value in given.items():
+        if name != "prompt-lookup":
+            raise UserError(f"{option} is for the drafter 'prompt-lookup': leave it out")
+        _check_whole(option, value, 1, MAX_DRAFT_LENGTH)
+    return make_drafter(name, **given) if isinstance(name, str) else name
+
+
+def _check_whole(name: str, value: Any, low: int, high: int | None = None) -> None:
+    """Refuses what is not a whole number between `low` and `high`."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if whole and value >= low and (high is None or value <= high):
+        return
+    allowed = f"at least {low}" if high is None else f"between {low} and {high}"
+    raise UserError(f"{name} is {value!r}; it must be a whole number, {allowed}")
 
 
 def _ladder(num_slots: int, draft_length: int, exact: bool) -> tuple[Rung, ...]:
@@ -302,23 +334,14 @@ def _ladder(num_slots: int, draft_length: int, exact: bool) -> tuple[Rung, ...]:
     )
 
 
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt, in any of its forms, as a list of one."""
-    one = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int | Mapping))
-    return cast("list[Prompt]", [prompts] if one else list(prompts))
-
-
-def _params_of_each(
-    given: SamplingParams | Sequence[SamplingParams] | None, count: int
-) -> Sequence[SamplingParams]:
+def _params_of_each(given: Any, count: int) -> list[SamplingParams]:
+    """One `SamplingParams` for each of `count` prompts."""
     if given is None or isinstance(given, SamplingParams):
         return [given or SamplingParams()] * count
-    if len(given) != count:
-        raise UserError(f"{len(given)} sampling_params do not fit {count} prompts: give one each")
-    return given
-
-
-def _token_id(token: Any) -> int:
-    if isinstance(token, bool) or not hasattr(token, "__index__"):
-        raise UserError(f"a prompt of token ids has {token!r} in it, which is no whole number")
-    return int(token)
+    each = list(given) if isinstance(given, Sequence) else [given]
+    for params in each:
+        if not isinstance(params, SamplingParams):
+            raise UserError(f"sampling_params must be SamplingParams, not {params!r}")
+    if len(each) != count:
+        raise UserError(f"{len(each)} sampling_params do not fit {count} prompts: give one each")
+    return each

@@ -4,14 +4,15 @@ from emsjax.drafters.base import Draft, Drafter
 from emsjax.drafters.none import NoDrafter
 from emsjax.drafters.prompt_lookup import PromptLookup
 from emsjax.errors import UserError
+from emsjax.names import DRAFTERS
 
 __all__ = ["DRAFTERS", "Draft", "Drafter", "NoDrafter", "PromptLookup", "make_drafter"]
 
-DRAFTERS = ("prompt-lookup", "none")
 
-
-def make_drafter(name: str, draft_length: int, max_ngram: int, min_ngram: int) -> Drafter:
-    """The drafter called `name`.
+def make_drafter(
+    name: str, draft_length: int = 7, max_ngram: int = 3, min_ngram: int = 1
+) -> Drafter:
+    """The drafter called `name`; the numbers are for prompt lookup.
 
     Raises:
       UserError: there is no such drafter, or its options are wrong.

@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from emsjax import LLM, SamplingParams, UserError, memory
@@ -125,11 +127,48 @@ def test_a_drafter_object_is_taken_as_it_is(model_dir: str, llm: LLM):
         ([True], "True"),
         ([7] * 200, "200 tokens"),
         ([{"role": "user"}], "must have a 'role'"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "must be text"),
+        (None, "None is not"),
+        ({"prompt": "w7"}, "must have a 'role'"),
+        (b"ab", "is not"),
+        ("w7 \ud800", "UTF-8"),
     ],
 )
 def test_bad_prompts(llm: LLM, prompt, says: str):
     with pytest.raises(UserError, match=says):
         llm.generate([prompt])
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [np.array([7, 8, 9]), list(np.array([7, 8, 9])), jnp.array([7, 8, 9]), (7, 8, 9)],
+    ids=["numpy", "numbers of numpy", "jax", "tuple"],
+)
+def test_ids_of_any_kind_are_one_prompt(llm: LLM, prompt):
+    (output,) = llm.generate(prompt, SamplingParams(max_tokens=1))
+    assert output.prompt_token_ids == (7, 8, 9)
+
+
+def test_prompts_from_a_generator(llm: LLM):
+    outputs = llm.generate(([i] for i in (7, 8, 9)), SamplingParams(max_tokens=1))
+    assert [output.prompt_token_ids for output in outputs] == [(7,), (8,), (9,)]
+
+
+@pytest.mark.parametrize("prompts", [None, 5, {"prompt": "w7"}])
+def test_what_holds_no_prompts(llm: LLM, prompts):
+    with pytest.raises(UserError, match="prompts are"):
+        llm.generate(prompts)
+
+
+@pytest.mark.parametrize("params", [{"max_tokens": 3}, [None], "greedy"])
+def test_parameters_must_be_sampling_params(llm: LLM, params):
+    with pytest.raises(UserError, match="must be SamplingParams"):
+        llm.generate([[7]], params)
+
+
+def test_chat_wants_messages(llm: LLM):
+    with pytest.raises(UserError, match="messages"):
+        llm.chat("w7")
 
 
 def test_text_without_a_tokenizer(without_tokenizer: LLM):
@@ -160,8 +199,16 @@ def test_too_many_stop_ids(llm: LLM):
         ({"max_model_len": 1000}, "between 2 and 512"),
         ({"method": "padded"}, "'padded'"),
         ({"drafter": "oracle"}, "'oracle'"),
-        ({"draft_length": 0}, "draft_length 0"),
+        ({"draft_length": 0}, "draft_length is 0"),
         ({"min_ngram": 4}, "min_ngram 4"),
+        ({"draft_length": 65}, "draft_length is 65"),
+        ({"draft_length": 2.5}, "draft_length is 2.5"),
+        ({"max_batch_size": "8"}, "max_batch_size is '8'"),
+        ({"max_model_len": 64.5}, "max_model_len is 64.5"),
+        ({"drafter": "none", "draft_length": 3}, "draft_length is for"),
+        ({"drafter": PromptLookup(), "max_ngram": 3}, "max_ngram is for"),
+        ({"method": "none", "drafter": "prompt-lookup"}, "method 'none'"),
+        ({"method": "none", "drafter": PromptLookup()}, "method 'none'"),
         ({"draft_model": "x"}, "not there yet"),
         ({"dtype": "int3"}, "int3"),
         ({"model": "no-such-directory"}, "no-such-directory"),
