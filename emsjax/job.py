@@ -71,12 +71,15 @@ def _load(options: Options) -> Engine:
     return LLM(**options.engine())
 
 
+def _prompt(line: jsonl.Line, chat: bool) -> jsonl.Prompt:
+    if chat and isinstance(line.prompt, str):
+        return [{"role": "user", "content": line.prompt}]
+    return line.prompt
+
+
 def _request(engine: Engine, line: jsonl.Line, chat: bool) -> Any:
-    prompt: Any = line.prompt
-    if chat and isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
     try:
-        return engine.request(prompt, line.params, jsonl.key(line.id))
+        return engine.request(_prompt(line, chat), line.params, jsonl.key(line.id))
     except UserError as error:
         raise UserError(f"{line.where}: {error}") from error
 
@@ -123,33 +126,48 @@ def _write_records(
     engine: Engine, source: Source, sink: ResultFile, report: Report, options: Options
 ) -> None:
     """One record a line, as each is final."""
+    running: dict[str, str] = {}  # digests of prompts
 
-    def failed(line_id: jsonl.LineId, error: str) -> None:
-        _write(sink, jsonl.encode({"id": line_id, "error": error}), report)
+    def failed(line: jsonl.Line | jsonl.BadLine, error: str) -> None:
+        _write(sink, jsonl.encode(jsonl.failure(line, error)), report)
         report.failed()
 
     def requests() -> Iterator[Any]:
         for line in source.lines:
             if line is None:
                 yield None
-            elif isinstance(line, jsonl.BadLine):
-                failed(line.id, line.error)
             elif jsonl.key(line.id) in sink.finished:
+                _check_unchanged(line, sink, options.chat)
                 report.skipped()
+            elif isinstance(line, jsonl.BadLine):
+                failed(line, line.error)
             else:
                 try:
                     request = _request(engine, line, options.chat)
                 except UserError as error:
-                    failed(line.id, str(error))
+                    failed(line, str(error))
                 else:
+                    running[jsonl.key(line.id)] = jsonl.digest(_prompt(line, options.chat))
                     yield request
 
     try:
         for output in engine.run(requests(), on_progress=report.emitted):
-            _write(sink, jsonl.encode(jsonl.result(output)), report)
+            record = jsonl.result(output, running.pop(output.request_id))
+            _write(sink, jsonl.encode(record), report)
             report.finished(output.metrics)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(_how_to_resume(options, sink)) from stop
+
+
+def _check_unchanged(line: jsonl.Line | jsonl.BadLine, sink: ResultFile, chat: bool) -> None:
+    """Refuse to take the result of one prompt for that of another."""
+    then = sink.finished[jsonl.key(line.id)]
+    if isinstance(line, jsonl.BadLine) or jsonl.digest(_prompt(line, chat)) != then:
+        raise UserError(
+            f"{sink.name!r} holds a result with the id {line.id!r} for another prompt than the one "
+            "it has now; --resume needs the prompts and ids of the run it continues: "
+            "give those, or another --output."
+        )
 
 
 def _write(sink: ResultFile, line: bytes, report: Report) -> None:

@@ -1,5 +1,6 @@
 """JSON lines: one request a line in, one record a line out."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -22,12 +23,14 @@ class Line:
 
     Attributes:
       id: what the result is called.
+      number: the line's, counted from 1.
       where: how messages name the line to a person.
       prompt: text, token ids or chat messages.
       params: the line's own sampling parameters over the run's.
     """
 
     id: LineId
+    number: int
     where: str
     prompt: Prompt
     params: SamplingParams
@@ -35,15 +38,28 @@ class Line:
 
 @dataclass(frozen=True)
 class BadLine:
-    """A line that cannot be run, and the sentence that says why."""
+    """A line that cannot be run.
 
-    id: LineId
+    Attributes:
+      id: what it is called; None where that cannot be read, or names another line.
+      number: the line's, counted from 1.
+      error: the sentence that says why.
+    """
+
+    id: LineId | None
+    number: int
     error: str
 
 
-def key(line_id: LineId) -> str:
+def key(line_id: LineId | None) -> str:
     """Write an id as one string, for sets and request ids; the number 1 and the text "1" differ."""
     return json.dumps(line_id)
+
+
+def digest(prompt: Prompt) -> str:
+    """Write a prompt of any kind in a few characters, which another prompt will not have."""
+    canonical = json.dumps(prompt, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def read(
@@ -72,17 +88,15 @@ def read(
 
 def _read_line(raw: bytes, number: int, defaults: SamplingParams, seen: set[str]) -> Line | BadLine:
     where = f"line {number}"
-    line_id: LineId = number
+    line_id: LineId | None = None
     try:
         fields = _object(raw)
-        line_id = _id(fields.pop("id", number))
-        if key(line_id) in seen:
-            raise UserError(f"the id {line_id!r} was used before; give each line its own.")
-        seen.add(key(line_id))
+        line_id = _take_id(fields.pop("id", number), seen)
         prompt = _prompt(fields)
-        return Line(line_id, where, prompt, SamplingParams.from_mapping(fields, defaults))
+        params = SamplingParams.from_mapping(fields, defaults)
+        return Line(line_id, number, where, prompt, params)
     except UserError as error:
-        return BadLine(line_id, f"{where}: {error}")
+        return BadLine(line_id, number, f"{where}: {error}")
 
 
 def parse(raw: bytes) -> Any:
@@ -122,9 +136,12 @@ def _kind(value: object) -> str:
     return names.get(type(value), "a number")
 
 
-def _id(value: object) -> LineId:
+def _take_id(value: object, seen: set[str]) -> LineId:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise UserError(f"the id {value!r} must be text or a whole number.")
+    if key(value) in seen:
+        raise UserError(f"the id {value!r} was used before; give each line its own.")
+    seen.add(key(value))
     return value
 
 
@@ -185,7 +202,7 @@ def _message(item: object) -> dict[str, Any]:
     return given | {"content": check_text("content of a message", given.get("content", ""))}
 
 
-def result(output: RequestOutput) -> Record:
+def result(output: RequestOutput, prompt_digest: str) -> Record:
     """Make the record of a finished request, whose `request_id` was made by `key`."""
     completion = output.outputs[0]
     return {
@@ -195,7 +212,13 @@ def result(output: RequestOutput) -> Record:
         "token_ids": completion.token_ids,
         "finish_reason": completion.finish_reason,
         "metrics": asdict(output.metrics),
+        "prompt_digest": prompt_digest,
     }
+
+
+def failure(line: Line | BadLine, error: str) -> Record:
+    """Make the record of a line that was bad."""
+    return {"id": line.id, "line": line.number, "error": error}
 
 
 def encode(record: Record) -> bytes:

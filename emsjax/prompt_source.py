@@ -62,7 +62,7 @@ def from_texts(texts: Sequence[str], params: SamplingParams) -> Source:
     lines = []
     for number, text in enumerate(texts, start=1):
         jsonl.check_text(f"prompt {number}", text)
-        lines.append(jsonl.Line(number, f"prompt {number}", text, params))
+        lines.append(jsonl.Line(number, number, f"prompt {number}", text, params))
     return Source(lines, len(lines), tuple(texts))
 
 

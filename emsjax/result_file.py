@@ -4,8 +4,9 @@ import os
 import shutil
 import stat
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import IO, Self
 
 from emsjax import jsonl
@@ -24,7 +25,7 @@ class ResultFile:
 
     Attributes:
       name: how messages call it; "-" is standard output.
-      finished: keys (`jsonl.key`) of the results it already holds.
+      finished: the results it already holds: key (`jsonl.key`) to digest of the prompt.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class ResultFile:
         file: IO[bytes],
         name: str,
         keep: int = 0,
-        finished: frozenset[str] = frozenset(),
+        finished: Mapping[str, str] = MappingProxyType({}),
         created: Path | None = None,
     ):
         self._file = file
@@ -144,12 +145,12 @@ def _resume(path: str) -> ResultFile:
     if errors:
         whole = _rewrite_without_errors(Path(path).resolve())
     file = open(path, "r+b", buffering=0)  # noqa: SIM115
-    return ResultFile(file, path, whole, frozenset(finished))
+    return ResultFile(file, path, whole, finished)
 
 
-def _scan(path: str) -> tuple[set[str], int, int]:
-    """Find the keys of finished results, the bytes of whole lines, and the number of errors."""
-    finished: set[str] = set()
+def _scan(path: str) -> tuple[dict[str, str], int, int]:
+    """Find the finished results, the bytes of whole lines, and the number of errors."""
+    finished: dict[str, str] = {}
     whole = errors = 0
     with open(path, "rb") as file:
         for number, raw in enumerate(file, start=1):
@@ -163,7 +164,7 @@ def _scan(path: str) -> tuple[set[str], int, int]:
             if "error" in record:
                 errors += 1
             else:
-                finished.add(jsonl.key(record["id"]))
+                finished[jsonl.key(record["id"])] = record["prompt_digest"]
     return finished, whole, errors
 
 
@@ -172,13 +173,21 @@ def _record(raw: bytes, number: int, path: str) -> jsonl.Record:
         record = jsonl.parse(raw)
     except ValueError:
         record = None
-    named = isinstance(record, dict) and isinstance(record.get("id"), str | int)
-    if named and ("error" in record or "token_ids" in record):
+    if isinstance(record, dict) and (_is_failure(record) or _is_result(record)):
         return record
     raise UserError(
         f"line {number} of {path!r} is not a result; --resume continues only a file that this "
         "program wrote: give another --output."
     )
+
+
+def _is_failure(record: jsonl.Record) -> bool:
+    return record.keys() == {"id", "line", "error"}
+
+
+def _is_result(record: jsonl.Record) -> bool:
+    named = isinstance(record.get("id"), str | int)
+    return named and isinstance(record.get("prompt_digest"), str)
 
 
 def _rewrite_without_errors(path: Path) -> int:

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from emsjax import jsonl
 from emsjax.version import __version__
 
 
@@ -80,6 +81,7 @@ def test_a_record_has_the_documented_fields(call):
         "text": "\ufffd\ufffd",
         "token_ids": [0xA9, 0xC3],
         "finish_reason": "stop",
+        "prompt_digest": jsonl.digest("é"),
     }
     assert metrics["drafted_by_position"] == [2, 1]
     assert metrics.keys() >= {"target_steps", "emitted_tokens", "time_to_first_token"}
@@ -94,13 +96,26 @@ def test_a_file_with_bad_lines_loses_none_and_says_so(call, tmp_path):
     called = call("--input", file)
     assert called.status == 1
     by_id = {record["id"]: record for record in called.records}
-    assert by_id.keys() == {1, 2, "x", "y", "z"}
+    assert by_id.keys() == {1, None, "x", "y", "z"}
     assert by_id[1]["text"] == "ba"
     assert by_id["z"]["text"] == "q>resu<"
-    assert by_id[2]["error"].startswith("line 2: not JSON")
+    assert by_id[None]["error"].startswith("line 2: not JSON")
+    assert [by_id[name]["line"] for name in (None, "x", "y")] == [2, 4, 5]
     assert by_id["x"]["error"].startswith("line 4: token id 999")
     assert by_id["y"]["error"].startswith("line 5: the prompt is empty")
     assert "3 bad lines" in called.err
+
+
+def test_no_two_records_have_the_same_id(call, tmp_path):
+    file = tmp_path / "in.jsonl"
+    file.write_text(
+        'not json\n{"id": 1, "prompt": "ab"}\n{"id": 1, "prompt": "cd"}\n'
+        '{"id": 6, "prompt": "ef"}\n[]\n{"prompt": "gh"}\n'
+    )
+    records = call("--input", file).records
+    assert {r["id"]: r["text"] for r in records if "text" in r} == {1: "ba", 6: "fe"}
+    errors = [(r["id"], r["line"]) for r in records if "error" in r]
+    assert errors == [(None, 1), (None, 3), (None, 5), (None, 6)]
 
 
 def test_a_line_can_bring_its_own_parameters(call, tmp_path):
@@ -120,7 +135,7 @@ def test_json_lines_on_standard_input(call):
     called = call(stdin=b'\n{"prompt": "ab", "id": 7}\n{"prompt": "cd"}\n')
     assert {record["id"]: record["text"] for record in called.records} == {7: "ba", 3: "dc"}
     called = call("--input", "-", stdin=b"not json\n")
-    assert (called.status, called.records[0]["id"]) == (1, 1)
+    assert (called.status, called.records[0]["line"]) == (1, 1)
 
 
 def test_text_on_standard_input_is_one_prompt(call, tmp_path):

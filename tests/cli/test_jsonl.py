@@ -110,7 +110,7 @@ def test_a_bad_line_is_told_and_the_next_one_read(line, message):
 
 def test_a_line_that_is_not_utf8():
     (bad,) = jsonl.read([b'{"prompt": "\xff"}\n'], DEFAULTS)
-    assert bad == jsonl.BadLine(1, "line 1: not UTF-8 text; save the file as UTF-8.")
+    assert bad == jsonl.BadLine(None, 1, "line 1: not UTF-8 text; save the file as UTF-8.")
 
 
 def test_an_id_names_one_line_only():
@@ -122,7 +122,7 @@ def test_an_id_names_one_line_only():
     )
     assert first.prompt == "x"
     assert second == jsonl.BadLine(
-        "a", "line 2: the id 'a' was used before; give each line its own."
+        None, 2, "line 2: the id 'a' was used before; give each line its own."
     )
     assert (number.id, text.id) == (1, "1")
 
@@ -134,7 +134,20 @@ def test_an_id_given_to_an_earlier_line_is_not_taken_twice_as_a_line_number():
 
 def test_a_bad_line_keeps_its_own_id():
     (bad,) = _read('{"id": "mine", "prompt": 3}')
-    assert bad.id == "mine"
+    assert (bad.id, bad.number) == ("mine", 1)
+
+
+def test_an_unreadable_line_takes_no_id_from_another():
+    bad, good = _read("not json", '{"id": 1, "prompt": "a"}')
+    assert (bad.id, bad.number) == (None, 1)
+    assert isinstance(good, jsonl.Line)
+
+
+def test_a_digest_tells_prompts_apart_and_only_them():
+    prompts = ["", "a", "A", "[1]", [1], [11], [1, 1], [{"role": "a", "content": "b"}]]
+    assert len({jsonl.digest(prompt) for prompt in prompts}) == len(prompts)
+    swapped = [{"content": "b", "role": "a"}]
+    assert jsonl.digest(swapped) == jsonl.digest(prompts[-1])
 
 
 plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
@@ -152,11 +165,11 @@ raw_lines = st.lists(
 def test_every_line_that_is_not_blank_comes_out_once_in_order(raws):
     read = list(jsonl.read([raw + b"\n" for raw in raws], DEFAULTS))
     assert len(read) == sum(1 for raw in raws if raw.strip())
-    good = [jsonl.key(line.id) for line in read if isinstance(line, jsonl.Line)]
-    assert len(good) == len(set(good))
+    ids = [jsonl.key(line.id) for line in read if line.id is not None]
+    assert len(ids) == len(set(ids))
     for line in read:
         if isinstance(line, jsonl.BadLine):
-            assert jsonl.parse(jsonl.encode({"id": line.id, "error": line.error}))["id"] == line.id
+            assert jsonl.parse(jsonl.encode(jsonl.failure(line, "")))["id"] == line.id
 
 
 @given(st.text() | st.integers())

@@ -12,11 +12,11 @@ from emsjax.result_file import open_output
 
 
 def _result(line_id, text="a"):
-    return jsonl.encode({"id": line_id, "prompt": "p", "text": text, "token_ids": [1]})
+    return jsonl.encode({"id": line_id, "prompt": "p", "text": text, "prompt_digest": "d"})
 
 
 def _error(line_id):
-    return jsonl.encode({"id": line_id, "error": "line 1: no."})
+    return jsonl.encode({"id": line_id, "line": 1, "error": "line 1: no."})
 
 
 def _resume(path):
@@ -103,7 +103,8 @@ def test_errors_are_dropped_at_once_and_the_mode_kept(tmp_path):
         b"my notes\n",
         b"my notes without an end",
         b'{"id": 1, "prompt": "an input, not a result"}\n',
-        b'{"id": [1], "token_ids": []}\n',
+        b'{"id": [1], "prompt_digest": "d"}\n',
+        b'{"id": 1, "error": "a log of something else"}\n',
         b"[1]\n",
         b"\xff\n",
         _result(1) + b"notes\n",

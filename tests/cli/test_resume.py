@@ -33,12 +33,58 @@ def test_a_run_cut_at_any_byte_ends_with_the_same_records(call, tmp_path):
 
 def test_what_is_finished_is_not_generated_again(call, llm, tmp_path):
     path = tmp_path / "out.jsonl"
-    path.write_bytes(jsonl.encode({"id": 1, "text": "kept", "token_ids": []}))
+    path.write_bytes(jsonl.encode({"id": 1, "text": "kept", "prompt_digest": jsonl.digest("ab")}))
     called = call("--prompt=ab", "--prompt=cd", "--output", path, "--resume")
     records = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(record["id"], record["text"]) for record in records] == [(1, "kept"), (2, "dc")]
     assert "1 prompt, 2 tokens" in called.err
     assert "1 prompt already done by an earlier run" in called.err
+
+
+def test_a_result_is_not_taken_for_that_of_another_prompt(call, llm, tmp_path):
+    path = tmp_path / "out.jsonl"
+    call("--prompt=w7", "--output", path)
+    before = path.read_bytes()
+    for other in (["--prompt=w8"], ["--prompt=w7", "--chat"]):
+        called = call(*other, "--output", path, "--resume")
+        assert called.status == 2
+        assert called.err == (
+            f"error: {str(path)!r} holds a result with the id 1 for another prompt than the one it "
+            "has now; --resume needs the prompts and ids of the run it continues: give those, or "
+            "another --output.\n"
+        )
+        assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("then", "now"),
+    [
+        ('{"prompt": "a"}\n{"prompt": "b"}\n', '{"prompt": "b"}\n{"prompt": "a"}\n'),
+        ('{"prompt_token_ids": [1]}\n', '{"prompt_token_ids": [2]}\n'),
+        ('{"id": "x", "prompt": "a"}\n', '{"id": "x", "prompt": 3}\n'),
+    ],
+)
+def test_a_changed_input_is_told(call, tmp_path, then, now):
+    file, path = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    file.write_text(then)
+    call("--input", file, "--output", path)
+    file.write_text(now)
+    called = call("--input", file, "--output", path, "--resume")
+    assert called.status == 2
+    assert "for another prompt than the one it has now" in called.err
+
+
+def test_a_reordered_input_with_ids_is_resumed(call, tmp_path):
+    file, path = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    file.write_text(
+        '{"id": "x", "prompt": "a"}\n{"id": "y", "messages": [{"role": "user", "content": "b"}]}\n'
+    )
+    call("--input", file, "--output", path)
+    file.write_text(
+        '{"id": "y", "messages": [{"content": "b", "role": "user"}]}\n{"id": "x", "prompt": "a"}\n'
+    )
+    assert call("--input", file, "--output", path, "--resume").status == 0
+    assert len(path.read_text().splitlines()) == 2
 
 
 def test_a_mended_line_is_run_again(call, tmp_path):
