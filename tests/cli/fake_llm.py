@@ -128,6 +128,8 @@ if __name__ == "__main__":
     from emsjax.generate import main
 
     install()
+    # A shell's background job ignores SIGINT, and so would what it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if "PAUSE_AT" in os.environ:
         _pause_at(int(os.environ["PAUSE_AT"]))
     sys.exit(main())
