@@ -22,6 +22,8 @@ from emsjax.state import MAX_STOP_IDS, DecodeState, SlotStats, admit, empty_stat
 
 # How often the host looks in at the least; one look costs well under a millisecond.
 STEPS_PER_CALL = 32
+# The same where a slot is free and a request may come at any time.
+STEPS_PER_CALL_WAITING = 4
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,9 @@ class _Run:
         while True:
             state = self._refill(state)
             if any(self._slots):
-                steps, others_wait = np.int32(STEPS_PER_CALL), np.bool(self._more)
+                waiting = self._more and not all(self._slots)
+                steps = np.int32(STEPS_PER_CALL_WAITING if waiting else STEPS_PER_CALL)
+                others_wait = np.bool(self._more)
                 state = engine._run_loop(engine._params, state, steps, others_wait)
                 yield from self._collect(state)
             elif self._failure is not None:

@@ -5,6 +5,7 @@ For TPUs the real TPU compiler is asked, which needs no TPU.
 
 import math
 import re
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 
 from emsjax.engine import Engine
 from emsjax.models.config import DecoderConfig, Rope
@@ -70,6 +72,16 @@ def test_cpu(drafter: str):
     check_no_copy_of_the_cache(engine, engine.lower().compile())
 
 
+@pytest.fixture
+def no_compile_cache() -> Iterator[None]:
+    """A program for a TPU that is not there can be put into the cache and not taken out."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
+
+
 def compile_for_tpu(topology: str, drafter: str) -> tuple[Engine, jax.stages.Compiled]:
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     mesh = jax.sharding.Mesh(np.asarray(devices[:1]), ("device",))
@@ -79,11 +91,13 @@ def compile_for_tpu(topology: str, drafter: str) -> tuple[Engine, jax.stages.Com
         return engine, engine.lower(sharding).compile()
 
 
+@pytest.mark.usefixtures("no_compile_cache")
 def test_tpu_v5e():
     check_no_copy_of_the_cache(*compile_for_tpu("v5e:2x2", "prompt-lookup"))
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_compile_cache")
 @pytest.mark.parametrize("drafter", ["none", "prompt-lookup"])
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_every_tpu(topology: str, drafter: str):
