@@ -4,19 +4,32 @@ import functools
 from typing import Any
 
 import numpy as np
+from flax import nnx
+from transformers import AutoConfig
 
 from emsjax.drafters import make_drafter
 from emsjax.engine import Engine, Finished, Job
 from emsjax.ladder import make_ladder
 from emsjax.loading.load import load_model
-from tests.tiny import VOCAB_SIZE, checkpoint, oracle
+from emsjax.models.decoder import DecoderLM
+from emsjax.models.registry import FAMILIES
+from tests.tiny import TINY, VOCAB_SIZE, checkpoint, oracle
 
 EOS = 2
 
 
 @functools.cache
-def tiny_model(name: str) -> Any:
+def oracle_model(name: str) -> Any:
+    """With the oracle's weights."""
     return load_model(checkpoint(name)).model
+
+
+@functools.cache
+def tiny_model(name: str) -> Any:
+    """With weights of our own, which needs no PyTorch."""
+    model_type, settings = TINY[name]
+    config = AutoConfig.for_model(model_type, **settings, vocab_size=VOCAB_SIZE)
+    return DecoderLM(FAMILIES[model_type].config(config.to_dict()), rngs=nnx.Rngs(0))
 
 
 def make_engine(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.engine.setup import EOS, expected, jobs, make_engine, run_all, tiny_model
+from tests.engine.setup import EOS, expected, jobs, make_engine, oracle_model, run_all
 from tests.tiny import TINY
 
 pytest.importorskip("torch")
@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 
 def check(name: str, drafter: str, num_slots: int) -> None:
     todo = jobs()
-    results = run_all(make_engine(tiny_model(name), drafter, num_slots), todo)
+    results = run_all(make_engine(oracle_model(name), drafter, num_slots), todo)
     for job, result in zip(todo, results, strict=True):
         alone = expected(name, tuple(job.prompt), 64, EOS)[: job.max_tokens]
         assert list(result.token_ids) == alone, f"prompt {job.key} of {len(job.prompt)} tokens"
