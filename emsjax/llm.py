@@ -250,10 +250,21 @@ class LLM:
 
         Yields:
           Each result as it is final, in the order in which they finish.
+
+        Raises:
+          UserError: the device ran out of memory.
         """
         jobs = (None if request is None else self._job(request) for request in requests)
-        for finished in self.engine.run(jobs, on_progress):
-            yield self._output(finished)
+        try:
+            for finished in self.engine.run(jobs, on_progress):
+                yield self._output(finished)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise UserError(
+                f"the device ran out of memory with {self.engine.num_slots} samples of "
+                f"{self.engine.capacity} tokens: lower max_batch_size or max_model_len"
+            ) from error
 
     def _job(self, request: Request) -> Job:
         prompt, params = request.prompt_token_ids, request.params

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -229,3 +230,13 @@ def test_a_cache_that_cannot_fit_names_the_largest_batch(
     monkeypatch.setattr(memory, "free_bytes", lambda: one_slot // 2)
     with pytest.raises(UserError, match="one sample of at most 128 tokens"):
         LLM(model_dir, max_batch_size=6, max_model_len=200)
+
+
+def test_running_out_of_memory_on_the_device(llm: LLM, monkeypatch: pytest.MonkeyPatch):
+    def run(_jobs, _on_progress):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        yield
+
+    monkeypatch.setattr(llm.engine, "run", run)
+    with pytest.raises(UserError, match="2 samples of 256 tokens"):
+        llm.generate([[7]])
