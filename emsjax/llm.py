@@ -1,20 +1,18 @@
 """`LLM`: the Python interface, named as users of vLLM know it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
 
+from emsjax.choices import check_whole, choose_drafter, choose_ladder, params_of_each
 from emsjax.compile_cache import use_compile_cache
-from emsjax.drafters import make_drafter
 from emsjax.drafters.base import Drafter
 from emsjax.engine import Engine, Finished, Job
 from emsjax.errors import UserError
-from emsjax.ladder import Rung, make_ladder
 from emsjax.loading.load import load_model
 from emsjax.memory import check_cache_fits
-from emsjax.names import METHODS
 from emsjax.outputs import CompletionOutput, RequestOutput
 from emsjax.prompts import Message, Prompt, check_prompt, prompt_list
 from emsjax.sampling_params import SamplingParams
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
 # Whole blocks of the cache for every backend.
 CAPACITY_MULTIPLE = 256
 DEFAULT_MAX_MODEL_LEN = 4096
-# Longer drafts are never worth their rows, and each doubling is one more program to compile.
-MAX_DRAFT_LENGTH = 64
 # Tokens of the prompt that the first generated ones are decoded behind.
 CONTEXT_TOKENS = 8
 
@@ -100,8 +96,8 @@ class LLM:
         if draft_model is not None:
             raise UserError("draft models are not there yet: leave draft_model out")
         lookup = {"draft_length": draft_length, "max_ngram": max_ngram, "min_ngram": min_ngram}
-        self._drafter = _drafter(method, drafter, lookup)
-        _check_whole("max_batch_size", max_batch_size, 1)
+        self._drafter = choose_drafter(method, drafter, lookup)
+        check_whole("max_batch_size", max_batch_size, 1)
         use_compile_cache()
         loaded = load_model(model, dtype=dtype, tokenizer=tokenizer)
         self.tokenizer: PreTrainedTokenizerBase | None = loaded.tokenizer
@@ -114,7 +110,7 @@ class LLM:
         self.engine = Engine(
             self._target,
             self._drafter,
-            _ladder(max_batch_size, self._drafter.draft_length, exact),
+            choose_ladder(max_batch_size, self._drafter.draft_length, exact),
             num_slots=max_batch_size,
             capacity=capacity,
         )
@@ -123,7 +119,7 @@ class LLM:
         longest = self._target.max_positions
         if wanted is None:
             return min(longest, DEFAULT_MAX_MODEL_LEN)
-        _check_whole("max_model_len", wanted, 2, longest)
+        check_whole("max_model_len", wanted, 2, longest)
         return wanted
 
     def generate(
@@ -141,7 +137,7 @@ class LLM:
           UserError: a prompt is empty, too long or not in the vocabulary.
         """
         many = prompt_list(prompts)
-        params = _params_of_each(sampling_params, len(many))
+        params = params_of_each(sampling_params, len(many))
         requests = [
             self.request(prompt, each, str(number))
             for number, (prompt, each) in enumerate(zip(many, params, strict=True))
@@ -305,54 +301,3 @@ class LLM:
             for tokens in (before, before + ids, ids)
         )
         return whole[len(context) :] if whole.startswith(context) else alone
-
-
-def _drafter(
-    method: str, drafter: str | Drafter | None, lookup: Mapping[str, int | None]
-) -> Drafter:
-    """The drafter that method and options ask for together."""
-    if method not in METHODS:
-        raise UserError(f"method {method!r} is unknown; there is {', '.join(METHODS)}")
-    if method == "none" and drafter not in (None, "none"):
-        raise UserError("method 'none' drafts nothing: leave the drafter out")
-    name = drafter or ("none" if method == "none" else "prompt-lookup")
-    given = {option: value for option, value in lookup.items() if value is not None}
-    for option, value in given.items():
-        if name != "prompt-lookup":
-            raise UserError(f"{option} is for the drafter 'prompt-lookup': leave it out")
-        _check_whole(option, value, 1, MAX_DRAFT_LENGTH)
-    return make_drafter(name, **given) if isinstance(name, str) else name
-
-
-def _check_whole(name: str, value: Any, low: int, high: int | None = None) -> None:
-    """Refuses what is not a whole number between `low` and `high`."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if whole and value >= low and (high is None or value <= high):
-        return
-    allowed = f"at least {low}" if high is None else f"between {low} and {high}"
-    raise UserError(f"{name} is {value!r}; it must be a whole number, {allowed}")
-
-
-def _ladder(num_slots: int, draft_length: int, exact: bool) -> tuple[Rung, ...]:
-    """Capacities for this device: on a CPU rows cost time, elsewhere reading weights does."""
-    cpu = jax.default_backend() == "cpu"
-    return make_ladder(
-        num_slots,
-        draft_length,
-        exact=exact,
-        exact_capacity=16 if cpu else 64,
-        prefill_chunk=256 if cpu else 512,
-    )
-
-
-def _params_of_each(given: Any, count: int) -> list[SamplingParams]:
-    """One `SamplingParams` for each of `count` prompts."""
-    if given is None or isinstance(given, SamplingParams):
-        return [given or SamplingParams()] * count
-    each = list(given) if isinstance(given, Sequence) else [given]
-    for params in each:
-        if not isinstance(params, SamplingParams):
-            raise UserError(f"sampling_params must be SamplingParams, not {params!r}")
-    if len(each) != count:
-        raise UserError(f"{len(each)} sampling_params do not fit {count} prompts: give one each")
-    return each

@@ -28,6 +28,7 @@ LEAVES = (
     "emsjax.verify",
     "emsjax.errors",
     "emsjax.metrics",
+    "emsjax.names",
     "emsjax.model_protocol",
     "emsjax.drafters",
 )
