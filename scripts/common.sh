@@ -2,7 +2,7 @@
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ -z "${PYTHON:-}" ]; then
   PYTHON=python3
-  [ -x .venv/bin/python ] && PYTHON=$PWD/.venv/bin/python
+  [ -x .venv-test/bin/python ] && PYTHON=$PWD/.venv-test/bin/python
 fi
 export JAX_PLATFORMS=cpu
 # A second run of the suite finds its programs compiled.
