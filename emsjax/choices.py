@@ -30,6 +30,8 @@ def choose_drafter(
         if name != "prompt-lookup":
             raise UserError(f"{option} is for the drafter 'prompt-lookup': leave it out")
         check_whole(option, value, 1, MAX_DRAFT_LENGTH)
+    if given.get("max_ngram") == 1:  # below the default of min_ngram
+        given.setdefault("min_ngram", 1)
     return make_drafter(name, **given) if isinstance(name, str) else name
 
 

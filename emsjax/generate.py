@@ -112,7 +112,7 @@ def _generate(
     ] = None,
     min_ngram: Annotated[
         int | None,
-        _number("--min-ngram", "Shortest n-gram to look up. (default: 1)", _DRAFTING),
+        _number("--min-ngram", "Shortest n-gram to look up. (default: 2)", _DRAFTING),
     ] = None,
     max_tokens: Annotated[
         int, _number("--max-tokens", "Most tokens to generate a prompt.", _SAMPLING)

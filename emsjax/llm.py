@@ -82,7 +82,7 @@ class LLM:
             model was made for, but no more than 4096.
           draft_length: k, the most tokens drafted for a sample in a step; by default 7.
           max_ngram: longest n-gram prompt lookup looks for; by default 3.
-          min_ngram: shortest one; by default 1.
+          min_ngram: shortest one; by default 2.
           exact: one shape for every step, so that the output equals that of plain decoding with
             `exact` bit for bit, for every `max_batch_size` up to 16 on a CPU and 64 elsewhere
             (beyond, for the same one); slower.

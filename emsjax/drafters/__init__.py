@@ -10,7 +10,7 @@ __all__ = ["DRAFTERS", "Draft", "Drafter", "NoDrafter", "PromptLookup", "make_dr
 
 
 def make_drafter(
-    name: str, draft_length: int = 7, max_ngram: int = 3, min_ngram: int = 1
+    name: str, draft_length: int = 7, max_ngram: int = 3, min_ngram: int = 2
 ) -> Drafter:
     """The drafter called `name`; the numbers are for prompt lookup.
 

@@ -22,12 +22,13 @@ class PromptLookup:
     Attributes:
       draft_length: k, tokens copied at most.
       max_ngram: longest suffix looked for, in tokens.
-      min_ngram: shortest suffix that counts as a match.
+      min_ngram: shortest suffix that counts as a match. Copies behind a single token are mostly
+        wrong, and a step that verifies a draft costs more than one that does not.
     """
 
     draft_length: int = 7
     max_ngram: int = 3
-    min_ngram: int = 1
+    min_ngram: int = 2
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_ngram <= self.max_ngram:

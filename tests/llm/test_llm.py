@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from emsjax import LLM, SamplingParams, UserError, memory
+from emsjax.choices import choose_drafter
 from emsjax.drafters import PromptLookup
 from tests.engine.setup import expected
 from tests.tiny import VOCAB_SIZE, checkpoint
@@ -115,6 +116,10 @@ def test_a_drafter_object_is_taken_as_it_is(model_dir: str, llm: LLM):
     (ours,), (theirs,) = other.generate([[7, 8, 9]], params), llm.generate([[7, 8, 9]], params)
     assert ours.outputs[0].token_ids == theirs.outputs[0].token_ids
     assert len(ours.metrics.drafted_by_position) == 3
+
+
+def test_a_single_token_may_be_looked_up():
+    assert choose_drafter("ems", None, {"max_ngram": 1}) == PromptLookup(7, 1, 1)
 
 
 @pytest.mark.parametrize(
