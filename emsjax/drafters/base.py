@@ -34,3 +34,17 @@ class Drafter(Protocol):
 
     def propose(self, state: DecodeState) -> tuple[Draft, Any]:
         """A draft for every slot, and the drafter's next state."""
+
+
+class Stateless:
+    """What a drafter that remembers nothing between steps inherits."""
+
+    def init(self, num_slots: int, capacity: int) -> Any:
+        """No state."""
+        del num_slots, capacity
+        return ()
+
+    def admit(self, drafter_state: Any, slot: jax.Array) -> Any:
+        """Nothing to forget."""
+        del slot
+        return drafter_state

@@ -3,28 +3,17 @@
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from emsjax.drafters.base import Draft
+from emsjax.drafters.base import Draft, Stateless
 from emsjax.state import DecodeState
 
 
 @dataclass(frozen=True)
-class NoDrafter:
+class NoDrafter(Stateless):
     """Drafts nothing, so that every step emits one token a slot."""
 
     draft_length: int = 0
-
-    def init(self, num_slots: int, capacity: int) -> Any:
-        """No state."""
-        del num_slots, capacity
-        return ()
-
-    def admit(self, drafter_state: Any, slot: jax.Array) -> Any:
-        """Nothing to forget."""
-        del slot
-        return drafter_state
 
     def propose(self, state: DecodeState) -> tuple[Draft, Any]:
         """No tokens for any slot."""

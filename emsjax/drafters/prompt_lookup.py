@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emsjax.drafters.base import Draft
+from emsjax.drafters.base import Draft, Stateless
 from emsjax.errors import UserError
 from emsjax.state import DecodeState
 
 
 @dataclass(frozen=True)
-class PromptLookup:
+class PromptLookup(Stateless):
     """Longest n-gram first; of several places the latest.
 
     Attributes:
@@ -41,16 +41,6 @@ class PromptLookup:
                 f"draft_length {self.draft_length} is less than 1; use the drafter 'none' "
                 "to draft nothing"
             )
-
-    def init(self, num_slots: int, capacity: int) -> Any:
-        """No state: the sample's own tokens are all there is."""
-        del num_slots, capacity
-        return ()
-
-    def admit(self, drafter_state: Any, slot: jax.Array) -> Any:
-        """Nothing to forget."""
-        del slot
-        return drafter_state
 
     def propose(self, state: DecodeState) -> tuple[Draft, Any]:
         """Copies the tokens behind the best earlier match; drafts nothing on a miss."""
