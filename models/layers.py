@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from emsjax.models.config import DecoderConfig, Rope
+from emsjax.pallas_kernels.backends import target_platform
 
 ACTIVATIONS: MappingProxyType[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
     {
@@ -35,9 +36,22 @@ class Linear(nnx.Module):
 
 def matmul(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
     """x [T, in] times kernel [out, in], transposed, in `dtype` (x's own by default)."""
-    return jax.lax.dot_general(
-        x, kernel, (((1,), (1,)), ((), ())), preferred_element_type=dtype or x.dtype
+    dtype = dtype or x.dtype
+    if target_platform() == "cpu":
+        return _kernel_first(x, kernel, dtype)
+    return jax.lax.dot_general(x, kernel, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
+
+
+def _kernel_first(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The same as kernel @ x.T: for few rows that takes a CPU about half the time.
+
+    The barriers keep XLA from turning the product round again.
+    """
+    columns = jax.lax.optimization_barrier(x.T)
+    product = jax.lax.dot_general(
+        kernel, columns, (((1,), (0,)), ((), ())), preferred_element_type=dtype
     )
+    return jax.lax.optimization_barrier(product).T
 
 
 class RMSNorm(nnx.Module):

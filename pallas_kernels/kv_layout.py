@@ -10,6 +10,7 @@ in a permuted layout and transpose all of it around every kernel.
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from emsjax.pallas_kernels.backends import target_platform
 
@@ -50,13 +51,32 @@ def pack_kv(k: jax.Array, v: jax.Array, cache: jax.Array) -> jax.Array:
     return flat.reshape(num_tokens, rows, LANES)
 
 
-def unpack_kv(
-    rows: jax.Array, num_kv_heads: int, head_dim: int, dtype: jnp.dtype
+def read_kv(
+    cache: jax.Array,
+    layer: jax.Array,
+    slot: jax.Array,
+    start: jax.Array,
+    length: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dtype: jnp.dtype,
 ) -> tuple[jax.Array, jax.Array]:
-    """The inverse of `pack_kv`: rows [S, R, 128] to keys and values [S, K, H] in `dtype`."""
-    width = num_kv_heads * head_dim
-    flat = rows.reshape(rows.shape[0], -1)[:, : 2 * width]
-    if flat.dtype != dtype:
-        flat = jax.lax.bitcast_convert_type(flat, dtype)
-    kv = flat.reshape(-1, 2, num_kv_heads, head_dim)
-    return kv[:, 0], kv[:, 1]
+    """Keys and values of `length` tokens of a slot from `start` on, [K, length, H] each.
+
+    Head by head: one read of whole tokens would be copied twice on CPU, once as it lies and once
+    head by head (measured: 1.4 times the time of the attention of 8 rows).
+    """
+
+    def read_head(number: int) -> jax.Array:
+        first, end = number * head_dim // LANES, -(-(number + 1) * head_dim // LANES)
+        index = (layer, slot, start, first, 0)
+        rows = jax.lax.dynamic_slice(cache, index, (1, 1, length, end - first, LANES))
+        if target_platform() == "tpu":
+            # Else XLA gives the layout it wants for one block's products to the whole cache.
+            rows = with_layout_constraint(rows, Layout(tuple(range(rows.ndim))))
+        offset = number * head_dim - first * LANES
+        flat = rows.reshape(length, -1)[:, offset : offset + head_dim]
+        return flat if flat.dtype == dtype else jax.lax.bitcast_convert_type(flat, dtype)
+
+    heads = [read_head(number) for number in range(2 * num_kv_heads)]
+    return jnp.stack(heads[:num_kv_heads]), jnp.stack(heads[num_kv_heads:])

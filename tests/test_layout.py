@@ -37,6 +37,7 @@ API = (
     "emsjax.pallas_kernels.ragged_attention.api",
     "emsjax.pallas_kernels.cache_update.api",
     "emsjax.pallas_kernels.kv_layout",
+    "emsjax.pallas_kernels.backends",
 )
 # What each part may import besides the standard library; what is not named here is free.
 ALLOWED = {

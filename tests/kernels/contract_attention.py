@@ -65,7 +65,7 @@ CASES = {
     "float16": Case(head_dim=64, dtype="float16"),
 }
 # Those whose rows are also compared bit for bit, alone and in company.
-COMPARED = ("gqa", "prompts", "window", "all", "bfloat16", "float16")
+COMPARED = ("mha", "gqa", "prompts", "window", "all", "bfloat16", "float16")
 
 
 @functools.cache

@@ -8,16 +8,18 @@ from emsjax.pallas_kernels.backends import compiling_for, target_platform
 from emsjax.pallas_kernels.kv_layout import (
     LANES,
     pack_kv,
+    read_kv,
     rows_per_token,
     storage_dtype,
-    unpack_kv,
 )
 from tests.kernels.contract_attention import bits
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize(("num_kv_heads", "head_dim"), [(1, 16), (3, 64), (1, 80), (8, 128)])
+@pytest.mark.parametrize(
+    ("num_kv_heads", "head_dim"), [(1, 16), (3, 64), (3, 80), (8, 128), (2, 256)]
+)
 def test_packing_and_back_keeps_every_bit(platform, dtype, num_kv_heads, head_dim):
     shape = (2, 5, num_kv_heads, head_dim)
     k, v = np.random.default_rng(0).standard_normal(shape).astype(ml_dtypes.finfo(dtype).dtype)
@@ -29,7 +31,10 @@ def test_packing_and_back_keeps_every_bit(platform, dtype, num_kv_heads, head_di
 
     def there_and_back(k, v):
         packed = pack_kv(k, v, cache)
-        return packed, *unpack_kv(packed, num_kv_heads, head_dim, jnp.dtype(dtype))
+        kv = jnp.zeros((3, 4, 16, rows, LANES), stored).at[2, 1, 7:12].set(packed)
+        layer, slot, start = (jnp.asarray(n, jnp.int32) for n in (2, 1, 7))
+        kv = read_kv(kv, layer, slot, start, 5, num_kv_heads, head_dim, jnp.dtype(dtype))
+        return packed, *(heads.swapaxes(0, 1) for heads in kv)
 
     packed, *back = jax.jit(there_and_back)(k, v)
     assert (packed.shape, packed.dtype) == ((5, rows, LANES), stored)

@@ -3,7 +3,7 @@
 import pytest
 
 from emsjax.pallas_kernels.ragged_attention import reference
-from emsjax.pallas_kernels.ragged_attention.tuning import Blocks
+from emsjax.pallas_kernels.ragged_attention.tuning import BLOCKS, Blocks
 from tests.kernels.contract_attention import AttentionContract
 from tests.kernels.contract_cache_update import CacheUpdateContract
 
@@ -15,14 +15,18 @@ class TestAttention(AttentionContract):
 
 
 class TestAttentionSeveralTilesAtOnce(AttentionContract):
-    """As on GPU, with blocks so small that everything needs several, and a remainder."""
+    """As on GPU, with blocks so small that everything needs several, and a remainder.
+
+    The bits of a row are those of this platform's products, hence its multiple of rows.
+    """
 
     backend = "reference"
     cases = ("gqa", "prompts", "all", "bfloat16")
 
     @pytest.fixture(autouse=True)
     def _blocks(self, monkeypatch):
-        monkeypatch.setattr(reference, "BLOCKS", {"cpu": Blocks(kv=16, q=4, tiles_at_once=3)})
+        blocks = Blocks(kv=16, q=4, tiles_at_once=3, row_multiple=BLOCKS["cpu"].row_multiple)
+        monkeypatch.setattr(reference, "BLOCKS", {"cpu": blocks})
 
 
 class TestCacheUpdate(CacheUpdateContract):
