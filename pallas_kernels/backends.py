@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import jax
 
@@ -24,13 +25,49 @@ def compiling_for(platform: str) -> Iterator[None]:
         _TARGET.reset(token)
 
 
-def pick(operation: str, backends: Mapping[str, Callable], backend: str | None) -> Callable:
-    """The implementation of `operation` called `backend`; the reference where it is None.
+class Backend(NamedTuple):
+    """One implementation of an operation.
+
+    Attributes:
+      run: the implementation.
+      unsupported: given the operation's arguments, why it cannot be used; None if it can.
+    """
+
+    run: Callable[..., jax.Array]
+    unsupported: Callable[..., str | None]
+
+
+def pick(
+    operation: str, backends: Mapping[str, Backend], backend: str | None, *args: Any, **kwargs: Any
+) -> Callable[..., jax.Array]:
+    """The implementation of `operation` called `backend`.
+
+    None takes the one named like the platform, where there is one and it can be used, else the
+    reference. A named one never falls back to another.
+
+    Args:
+      operation: its name, for errors.
+      backends: all implementations, by name.
+      backend: the wanted one.
+      *args: what `unsupported` is asked about.
+      **kwargs: the same.
 
     Raises:
-      ValueError: there is no such backend. A named backend never falls back to another.
+      ValueError: there is no such backend, or it cannot be used with these arguments.
     """
-    name = backend or "reference"
+    name = backend or target_platform()
     if name not in backends:
+        if backend is None:
+            return backends["reference"].run
         raise ValueError(f"{operation} has no backend {name!r}; there is {', '.join(backends)}")
-    return backends[name]
+    reason = backends[name].unsupported(*args, **kwargs)
+    if reason is None:
+        return backends[name].run
+    if backend is None:
+        return backends["reference"].run
+    raise ValueError(f"{operation}: backend {name!r} cannot be used: {reason}")
+
+
+def always_supported(*args: Any, **kwargs: Any) -> None:
+    """What a backend says that takes everything."""
+    del args, kwargs

@@ -24,10 +24,21 @@ def rows_per_token(num_kv_heads: int, head_dim: int) -> int:
       num_kv_heads: K.
       head_dim: H.
     """
-    rows = -(-2 * num_kv_heads * head_dim // LANES)
+    rows = rows_needed(num_kv_heads, head_dim)
     if target_platform() != "tpu":
         return rows
     return next((r for r in (2, 4) if rows <= r), -(-rows // 8) * 8)
+
+
+def rows_needed(num_kv_heads: int, head_dim: int) -> int:
+    """The fewest rows of 128 lanes that hold a token's keys and values."""
+    return -(-2 * num_kv_heads * head_dim // LANES)
+
+
+def storage_dtypes(dtype: jnp.dtype) -> tuple[jnp.dtype, ...]:
+    """Types that a cache of `dtype` may have: its own, or the same bits as integers."""
+    own = jnp.dtype(dtype)
+    return (own, jnp.dtype(jnp.uint16)) if own.itemsize == 2 else (own,)
 
 
 def storage_dtype(dtype: jnp.dtype) -> jnp.dtype:

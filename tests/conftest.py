@@ -14,6 +14,8 @@ os.environ.update(
 import jax
 import pytest
 
+from tests.interpreters import interpreting_gpu, interpreting_tpu  # noqa: F401
+
 
 @pytest.fixture(autouse=True)
 def _strict_promotion():

@@ -4,10 +4,17 @@ from types import MappingProxyType
 
 import jax
 
-from emsjax.pallas_kernels.backends import pick
-from emsjax.pallas_kernels.cache_update import reference
+from emsjax.pallas_kernels.backends import Backend, always_supported, pick
+from emsjax.pallas_kernels.cache_update import reference, tpu
+from emsjax.pallas_kernels.checks import check_update, check_values
 
-BACKENDS = MappingProxyType({"reference": reference.update_kv_cache})
+# On GPU the reference is what there is to be had: one in-place scatter.
+BACKENDS = MappingProxyType(
+    {
+        "reference": Backend(reference.update_kv_cache, always_supported),
+        "tpu": Backend(tpu.update_kv_cache, tpu.unsupported),
+    }
+)
 
 
 def update_kv_cache(
@@ -33,10 +40,17 @@ def update_kv_cache(
       slot_ids: int32[T], the slot of each row; B for an unused row, which writes nothing.
       cu_q_lens: int32[B+1], where each slot's rows start.
       kv_lens: int32[B], tokens of each slot valid once these rows are written.
-      backend: "reference"; None picks one.
+      backend: "reference" (XLA, anywhere) or "tpu"; None picks the platform's where it can be
+        used, else the reference.
 
     Returns:
       The updated cache.
+
+    Raises:
+      ValueError: an argument has a wrong shape or type, or the named backend cannot be used.
     """
-    update = pick("update_kv_cache", BACKENDS, backend)
+    check_update(cache, k, v, layer, slot_ids, cu_q_lens, kv_lens)
+    num_rows = k.shape[0]
+    check_values(cu_q_lens, kv_lens, num_rows=num_rows, capacity=cache.shape[2], max_q_len=num_rows)
+    update = pick("update_kv_cache", BACKENDS, backend, cache, k)
     return update(cache, k, v, layer, slot_ids, cu_q_lens, kv_lens)

@@ -4,10 +4,17 @@ from types import MappingProxyType
 
 import jax
 
-from emsjax.pallas_kernels.backends import pick
-from emsjax.pallas_kernels.ragged_attention import reference
+from emsjax.pallas_kernels.backends import Backend, always_supported, pick
+from emsjax.pallas_kernels.checks import check_attention, check_values
+from emsjax.pallas_kernels.ragged_attention import gpu, reference, tpu
 
-BACKENDS = MappingProxyType({"reference": reference.ragged_attention})
+BACKENDS = MappingProxyType(
+    {
+        "reference": Backend(reference.ragged_attention, always_supported),
+        "tpu": Backend(tpu.ragged_attention, tpu.unsupported),
+        "gpu": Backend(gpu.ragged_attention, gpu.unsupported),
+    }
+)
 
 
 def ragged_attention(
@@ -50,12 +57,20 @@ def ragged_attention(
       ancestors: uint32[T] for token trees: bit j of a row says that it attends to the j-th row
         of its slot in this buffer (at most 32 rows a slot then); a row's own bit must be set.
         None means a chain.
-      backend: "reference"; None picks one.
+      backend: "reference" (XLA, anywhere), "tpu" or "gpu" (Hopper); None picks the platform's
+        where it can be used, else the reference.
 
     Returns:
       [T, N, H] in q's dtype; zeros in unused rows.
+
+    Raises:
+      ValueError: an argument has a wrong shape or type, or the named backend cannot be used.
     """
-    attend = pick("ragged_attention", BACKENDS, backend)
+    check_attention(q, cache, layer, cu_q_lens, kv_lens, ancestors, num_kv_heads, max_q_len)
+    check_values(
+        cu_q_lens, kv_lens, num_rows=q.shape[0], capacity=cache.shape[2], max_q_len=max_q_len
+    )
+    attend = pick("ragged_attention", BACKENDS, backend, q, cache, num_kv_heads)
     return attend(
         q,
         cache,

@@ -1,6 +1,6 @@
 """Cutting packed rows into tiles that each belong to one slot: pure bookkeeping."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,54 @@ def query_tiles(cu_q_lens: jax.Array, num_rows: int, max_q_len: int, tile_rows: 
         of_row=jnp.minimum(tile_starts[slot_of_row] + row_in_slot // tile_rows, tiles[-1]),
         offset_of_row=row_in_slot % tile_rows,
     )
+
+
+class TileFacts(NamedTuple):
+    """Cache positions of the tiles' rows, int32[tiles] each.
+
+    Attributes:
+      slot: the slot whose cache the tile reads.
+      q_start: position of the slot's first row of this step.
+      row_start: position of the tile's first row.
+      kv_end: past the position of the tile's last row; 0 for an unused tile.
+    """
+
+    slot: Any
+    q_start: Any
+    row_start: Any
+    kv_end: Any
+
+
+def tile_facts(tiles: QueryTiles, cu_q_lens: jax.Array, kv_lens: jax.Array) -> TileFacts:
+    """What a kernel has to know of each tile."""
+    first_of_slot = cu_q_lens[tiles.slot]
+    q_start = kv_lens[tiles.slot] - (cu_q_lens[tiles.slot + 1] - first_of_slot)
+    row_start = q_start + tiles.first_row - first_of_slot
+    kv_end = jnp.where(tiles.num_rows > 0, row_start + tiles.num_rows, 0)
+    return TileFacts(tiles.slot, q_start, row_start, kv_end)
+
+
+def cut_rows(packed: jax.Array, tiles: QueryTiles, tile_rows: int, height: int) -> jax.Array:
+    """Packed rows [T, K, G, X] tile by tile, [tiles, K, height, X].
+
+    The second last axis is G heads times `tile_rows` rows, then zeros up to `height`.
+    """
+    index = tiles.first_row[:, None] + jnp.arange(tile_rows, dtype=jnp.int32)[None]
+    cut = packed[jnp.minimum(index, packed.shape[0] - 1)].transpose(0, 2, 3, 1, 4)
+    cut = cut.reshape(*cut.shape[:2], -1, cut.shape[-1])
+    return jnp.pad(cut, ((0, 0), (0, 0), (0, height - cut.shape[2]), (0, 0)))
+
+
+def join_rows(
+    cut: jax.Array, tiles: QueryTiles, tile_rows: int, group: int, cu_q_lens: jax.Array
+) -> jax.Array:
+    """The inverse of `cut_rows`: [tiles, K, height, H] to [T, N, H], zeros in unused rows."""
+    num_tiles, num_kv_heads, _, head_dim = cut.shape
+    cut = cut[:, :, : group * tile_rows]
+    cut = cut.reshape(num_tiles, num_kv_heads, group, tile_rows, head_dim)
+    rows = cut[tiles.of_row, :, :, tiles.offset_of_row].reshape(-1, num_kv_heads * group, head_dim)
+    used = jnp.arange(rows.shape[0], dtype=jnp.int32) < cu_q_lens[-1]
+    return jnp.where(used[:, None, None], rows, jnp.zeros((), rows.dtype))
 
 
 def _owner(ends: jax.Array, items: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Block sizes of the XLA attention, by platform."""
+"""Block sizes of the attention: data where they were tuned, else a heuristic."""
 
 import math
 from types import MappingProxyType
@@ -47,3 +47,86 @@ def tile_height(blocks: Blocks, max_q_len: int, group: int) -> int:
         return 1
     step = blocks.row_multiple // math.gcd(blocks.row_multiple, group)
     return -(-rows // step) * step
+
+
+class TPUBlocks(NamedTuple):
+    """Sizes of the TPU kernel.
+
+    Attributes:
+      kv: tokens of the cache in one of the two buffers; a multiple of `piece`, divides S.
+      piece: tokens of one copy from HBM: what is fetched past a slot's end is less than this.
+      q: most rows of a tile, a power of two.
+    """
+
+    kv: int
+    piece: int
+    q: int
+
+
+# Bytes: of one buffer, of one copy, and of all that grows with the rows of a tile. A core has
+# 16 MiB or more of VMEM, some of which the compiler wants for itself.
+BUFFER_BYTES = 2 << 20
+PIECE_BYTES = 128 << 10
+TILE_BYTES = 5 << 20
+
+
+def tpu_blocks(
+    cache_shape: tuple[int, ...], itemsize: int, num_heads: int, max_q_len: int, lanes: int
+) -> TPUBlocks:
+    """Sizes for a cache [L, B, S, R, 128].
+
+    Args:
+      cache_shape: of the cache.
+      itemsize: bytes of a number in it.
+      num_heads: N.
+      max_q_len: the most rows of one slot.
+      lanes: W, lanes of the rows that one head touches.
+    """
+    _, _, capacity, rows, row_lanes = cache_shape
+    token_bytes = rows * row_lanes * itemsize
+    kv = math.gcd(capacity, min(max(_power_of_two(BUFFER_BYTES // token_bytes), 128), 512))
+    piece = math.gcd(kv, min(max(_power_of_two(PIECE_BYTES // token_bytes), 16), 64))
+    # Queries and outputs twice (one on its way), the running softmax in float32.
+    row_bytes = num_heads * (4 * lanes * itemsize + 4 * lanes + 2 * 4 * row_lanes)
+    fits = _power_of_two(TILE_BYTES // row_bytes)
+    return TPUBlocks(kv, piece, min(_power_of_two(2 * max_q_len - 1), fits))
+
+
+class GPUBlocks(NamedTuple):
+    """Sizes of the GPU kernel.
+
+    Attributes:
+      kv: tokens of one block of keys or values; divides S and `section`.
+      section: tokens of a slot that one thread block takes.
+      stages: blocks of keys, and of values, on their way or in use.
+      q: most rows of a tile, a power of two.
+      height: rows times query heads of a KV head, rounded up to what the tensor cores take.
+    """
+
+    kv: int
+    section: int
+    stages: int
+    q: int
+    height: int
+
+
+# Rows of a tensor core product; and rows times heads that one thread block takes.
+TENSOR_CORE_ROWS = 64
+MOST_HEIGHT = 128
+SECTION = 512
+# Shared memory for keys and values in flight: two thread blocks fit on a multiprocessor.
+STAGE_BYTES = 64 << 10
+
+
+def gpu_blocks(capacity: int, head_dim: int, group: int, max_q_len: int) -> GPUBlocks:
+    """Sizes for S tokens of capacity, heads of width H, G query heads of a KV head."""
+    kv = math.gcd(capacity, 64)
+    stages = max(2, STAGE_BYTES // (2 * kv * head_dim * 2))
+    rows = min(_power_of_two(2 * max_q_len - 1), _power_of_two(MOST_HEIGHT // group))
+    height = -(-rows * group // TENSOR_CORE_ROWS) * TENSOR_CORE_ROWS
+    return GPUBlocks(kv, SECTION, stages, rows, height)
+
+
+def _power_of_two(limit: int) -> int:
+    """The largest power of two that is at most `limit`; at least 1."""
+    return 1 << (max(limit, 1).bit_length() - 1)

@@ -1,6 +1,7 @@
 """What every backend of `ragged_attention` must do; each backend's test subclasses it."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -143,10 +144,23 @@ def contract_settings(max_examples: int) -> settings:
     return settings(max_examples=max_examples, deadline=None, suppress_health_check=slow)
 
 
+def with_marks(names: Sequence[str], quick: Sequence[str] | None) -> list[Any]:
+    """The names as parameters, all but the quick ones marked as slow."""
+    slow = set() if quick is None else set(names) - set(quick)
+    return [pytest.param(name, marks=pytest.mark.slow if name in slow else ()) for name in names]
+
+
 class AttentionContract:
-    """Subclass as `TestX` and set `backend`; `cases` only where a second subclass covers all."""
+    """Subclass as `TestX` and set `backend`.
+
+    Set `cases` where the backend takes fewer or another subclass covers all, and `examples`, how
+    many ragged batches are drawn a case, where it is slow; all but the `quick` cases are then
+    marked as slow tests.
+    """
 
     backend: ClassVar[str]
+    examples: ClassVar[int] = 25
+    quick: ClassVar[tuple[str, ...] | None] = None
     cases: ClassVar[tuple[str, ...]] = tuple(CASES)
     programs: ClassVar[dict[Case, Any]]
 
@@ -157,7 +171,7 @@ class AttentionContract:
         if "name" in metafunc.fixturenames:
             compares = metafunc.function.__name__ == "test_a_row_depends_on_no_other"
             names = [name for name in self.cases if name in COMPARED or not compares]
-            metafunc.parametrize("name", names)
+            metafunc.parametrize("name", with_marks(names, self.quick))
 
     def program(self, case: Case) -> Any:
         """The jitted call, compiled once a case and subclass."""
@@ -236,7 +250,7 @@ class AttentionContract:
         for ragged in edge_cases(*case.sizes()):
             self.check(case, draw_tree(case.max_q_len, seed=1), ragged)
 
-        @contract_settings(max_examples=25)
+        @contract_settings(self.examples)
         @given(ragged=raggedness(*case.sizes()), seed=st.integers(0, 99))
         def any_raggedness(ragged: Ragged, seed: int) -> None:
             self.check(case, draw_tree(case.max_q_len, seed), ragged)
@@ -248,7 +262,7 @@ class AttentionContract:
         for ragged in edge_cases(*case.sizes()):
             self.check_independence(case, ragged, shift=1, place=2)
 
-        @contract_settings(max_examples=15)
+        @contract_settings(-(-self.examples // 2))
         @given(raggedness(*case.sizes()), st.integers(0, 3), st.integers(0, case.max_q_len - 1))
         def any_raggedness(ragged: Ragged, shift: int, place: int) -> None:
             self.check_independence(case, ragged, shift, place)
@@ -257,6 +271,6 @@ class AttentionContract:
 
     @pytest.mark.parametrize("window", [1, 37, 2**30])
     def test_a_window_may_be_traced(self, window):
-        case = Case(window=window, traced_window=True)
+        case = replace(CASES["window"], window=window, traced_window=True)
         for ragged in edge_cases(*case.sizes()):
             self.check(case, [1] * case.max_q_len, ragged)

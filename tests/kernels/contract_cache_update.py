@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from emsjax.pallas_kernels.cache_update.api import update_kv_cache
 from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token
 from tests.kernels.caches import Ragged, edge_cases, raggedness, store
-from tests.kernels.contract_attention import bits, contract_settings
+from tests.kernels.contract_attention import bits, contract_settings, with_marks
 
 NUM_LAYERS = 3
 
@@ -78,9 +78,12 @@ def expected_cache(
 
 
 class CacheUpdateContract:
-    """Subclass as `TestX` and set `backend`."""
+    """Subclass as `TestX` and set `backend`; `cases`, `examples` and `quick` as for attention."""
 
     backend: ClassVar[str]
+    cases: ClassVar[tuple[str, ...]] = tuple(CASES)
+    examples: ClassVar[int] = 25
+    quick: ClassVar[tuple[str, ...] | None] = None
     programs: ClassVar[dict[bool, Any]]
 
     def __init_subclass__(cls) -> None:
@@ -103,13 +106,16 @@ class CacheUpdateContract:
         assert out.dtype == stored.dtype
         np.testing.assert_array_equal(bits(np.asarray(out)), bits(expected), str(ragged))
 
-    @pytest.mark.parametrize("name", CASES)
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        if "name" in metafunc.fixturenames:
+            metafunc.parametrize("name", with_marks(self.cases, self.quick))
+
     def test_rows_are_written_at_their_offsets_and_nothing_else_changes(self, name):
         case = CASES[name]
         for layer, ragged in enumerate(edge_cases(*case.sizes())):
             self.check(case, ragged, layer % NUM_LAYERS)
 
-        @contract_settings(max_examples=25)
+        @contract_settings(self.examples)
         @given(ragged=raggedness(*case.sizes()), layer=st.integers(0, NUM_LAYERS - 1))
         def any_raggedness(ragged: Ragged, layer: int) -> None:
             self.check(case, ragged, layer)

@@ -1,29 +1,54 @@
 import jax.numpy as jnp
 import pytest
 
-from emsjax.pallas_kernels.backends import compiling_for, pick, target_platform
+from emsjax.pallas_kernels.backends import (
+    Backend,
+    always_supported,
+    compiling_for,
+    pick,
+    target_platform,
+)
 from emsjax.pallas_kernels.cache_update.api import update_kv_cache
 from emsjax.pallas_kernels.ragged_attention.api import ragged_attention
 
-BACKENDS = {"reference": len, "tpu": max}
 
 
-def test_a_named_backend_is_taken_and_none_is_one_that_runs_anywhere():
-    assert pick("op", BACKENDS, "tpu") is max
-    assert pick("op", {"tpu": max, "reference": len}, None) in BACKENDS.values()
-    assert pick("op", {"reference": len}, None) is len
+def backends(reason: str | None = None) -> dict[str, Backend]:
+    return {
+        "reference": Backend(len, always_supported),
+        "tpu": Backend(max, lambda *_: reason),
+    }
+
+
+def test_a_named_backend_is_taken():
+    assert pick("op", backends(), "tpu") is max
+    assert pick("op", backends(), "reference") is len
+
+
+@pytest.mark.parametrize(
+    ("platform", "reason", "chosen"),
+    [("tpu", None, max), ("tpu", "too wide", len), ("gpu", None, len), ("cpu", None, len)],
+)
+def test_none_is_the_platforms_own_where_it_can_be_used(platform, reason, chosen):
+    with compiling_for(platform):
+        assert pick("op", backends(reason), None) is chosen
+
+
+def test_a_named_backend_that_cannot_be_used_says_why():
+    with compiling_for("tpu"), pytest.raises(ValueError, match=r"op: .*'tpu' .* too wide"):
+        pick("op", backends("too wide"), "tpu")
 
 
 def test_an_unknown_backend_is_an_error_that_names_all():
     with pytest.raises(ValueError, match=r"op has no backend 'triton'; there is reference, tpu"):
-        pick("op", BACKENDS, "triton")
+        pick("op", backends(), "triton")
 
 
 def test_both_operations_refuse_an_unknown_backend():
     x = jnp.zeros((1, 1, 1, 1, 128), jnp.float32)
     i = jnp.zeros(1, jnp.int32)
     lengths = {"layer": i[0], "cu_q_lens": jnp.zeros(2, jnp.int32), "kv_lens": i}
-    row = x[0, 0]
+    row = jnp.zeros((1, 1, 16), jnp.float32)
     with pytest.raises(ValueError, match="ragged_attention has no backend 'triton'"):
         ragged_attention(
             row, x, **lengths, num_kv_heads=1, max_q_len=1, scale=1.0, backend="triton"

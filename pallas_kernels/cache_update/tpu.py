@@ -1,0 +1,68 @@
+"""Cache update as a Mosaic kernel: each token's rows are one copy from HBM to HBM.
+
+All copies are on their way before the first is awaited. They cannot meet: a step writes each
+position of a slot once.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from emsjax.pallas_kernels.kv_layout import pack_kv
+
+DTYPES = (jnp.float32, jnp.bfloat16)
+
+
+def unsupported(cache: jax.Array, k: jax.Array) -> str | None:
+    """Why the kernel cannot be used, or None if it can."""
+    if cache.dtype not in DTYPES:
+        return f"the cache is {cache.dtype}, the TPU kernel takes float32 and bfloat16"
+    if cache.dtype != k.dtype:
+        return f"the cache is {cache.dtype} and k {k.dtype}: the TPU kernel wants one type"
+    return None
+
+
+def _kernel(
+    layer: Any, slots: Any, positions: Any, used: Any, new: Any, _: Any, cache: Any, written: Any
+) -> None:
+    def copy(row: jax.Array) -> Any:
+        target = cache.at[layer[0], slots[row], positions[row]]
+        return pltpu.make_async_copy(new.at[row], target, written)
+
+    jax.lax.fori_loop(0, used[0], lambda row, _: copy(row).start(), None)
+    jax.lax.fori_loop(0, used[0], lambda row, _: copy(row).wait(), None)
+
+
+def update_kv_cache(
+    cache: jax.Array,  # [L, B, S, R, 128]
+    k: jax.Array,  # [T, K, H]
+    v: jax.Array,  # [T, K, H]
+    layer: jax.Array,  # int32[]
+    slot_ids: jax.Array,  # int32[T]
+    cu_q_lens: jax.Array,  # int32[B+1]
+    kv_lens: jax.Array,  # int32[B]
+) -> jax.Array:
+    """See `api.update_kv_cache`."""
+    rows_after = cu_q_lens[slot_ids + 1] - jnp.arange(k.shape[0], dtype=jnp.int32)
+    scalars = (jnp.reshape(layer, 1), slot_ids, kv_lens[slot_ids] - rows_after, cu_q_lens[-1:])
+    rows = pack_kv(k, v, cache)
+    anywhere = pl.BlockSpec(memory_space=pl.ANY)
+    call = pl.pallas_call(
+        _kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(scalars),
+            in_specs=[anywhere, anywhere],
+            out_specs=anywhere,
+            scratch_shapes=[pltpu.SemaphoreType.DMA(())],
+        ),
+        out_shape=jax.ShapeDtypeStruct(cache.shape, cache.dtype),
+        input_output_aliases={len(scalars) + 1: 0},
+        cost_estimate=pl.CostEstimate(
+            flops=0, transcendentals=0, bytes_accessed=2 * rows.size * rows.dtype.itemsize
+        ),
+        name="update_kv_cache",
+    )
+    return call(*scalars, rows, cache)

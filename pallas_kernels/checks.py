@@ -1,0 +1,168 @@
+"""What the operations demand of their arguments, told in a sentence that names the argument.
+
+Shapes and types are checked whenever a program is traced. Values are known only when it runs, so
+they are checked only on demand: with `EMSJAX_CHECK_LENGTHS=1` in the environment or inside
+`checking_lengths`, at the price of a call to the host in every layer.
+"""
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emsjax.pallas_kernels.kv_layout import LANES, rows_needed, storage_dtypes
+
+_CHECKING: ContextVar[bool] = ContextVar(
+    "checking_lengths", default=os.environ.get("EMSJAX_CHECK_LENGTHS") == "1"
+)
+FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
+
+
+@contextlib.contextmanager
+def checking_lengths() -> Iterator[None]:
+    """Programs traced in here check the values of their lengths when they run."""
+    token = _CHECKING.set(True)
+    try:
+        yield
+    finally:
+        _CHECKING.reset(token)
+
+
+def check_attention(
+    q: jax.Array,
+    cache: jax.Array,
+    layer: jax.Array,
+    cu_q_lens: jax.Array,
+    kv_lens: jax.Array,
+    ancestors: jax.Array | None,
+    num_kv_heads: int,
+    max_q_len: int,
+) -> None:
+    """Shapes and types for `ragged_attention`.
+
+    Raises:
+      ValueError: an argument does not fit; the sentence begins with its name.
+    """
+    _check_shape("q", q, (None, None, None), "[T, N, H]")
+    _check_type("q", q, FLOATS)
+    num_rows, num_heads, head_dim = q.shape
+    if num_kv_heads < 1 or num_heads % num_kv_heads:
+        raise ValueError(f"num_kv_heads is {num_kv_heads}: it must divide q's {num_heads} heads")
+    if max_q_len < 1:
+        raise ValueError(f"max_q_len is {max_q_len}: it must be at least 1")
+    _check_cache(cache, q.dtype, num_kv_heads, head_dim)
+    _check_lengths_arrays(layer, cu_q_lens, kv_lens, cache.shape[1])
+    if ancestors is not None:
+        _check_shape("ancestors", ancestors, (num_rows,), "[T]")
+        _check_type("ancestors", ancestors, (jnp.uint32,))
+        if max_q_len > 32:
+            raise ValueError(
+                f"max_q_len is {max_q_len}: with ancestors a slot has at most 32 rows, one a bit"
+            )
+
+
+def check_update(
+    cache: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    layer: jax.Array,
+    slot_ids: jax.Array,
+    cu_q_lens: jax.Array,
+    kv_lens: jax.Array,
+) -> None:
+    """Shapes and types for `update_kv_cache`.
+
+    Raises:
+      ValueError: an argument does not fit; the sentence begins with its name.
+    """
+    _check_shape("k", k, (None, None, None), "[T, K, H]")
+    _check_type("k", k, FLOATS)
+    _check_shape("v", v, k.shape, "as k is")
+    _check_type("v", v, (k.dtype,))
+    _check_cache(cache, k.dtype, k.shape[1], k.shape[2])
+    _check_shape("slot_ids", slot_ids, (k.shape[0],), "[T]")
+    _check_type("slot_ids", slot_ids, (jnp.int32,))
+    _check_lengths_arrays(layer, cu_q_lens, kv_lens, cache.shape[1])
+
+
+def check_values(
+    cu_q_lens: jax.Array, kv_lens: jax.Array, *, num_rows: int, capacity: int, max_q_len: int
+) -> None:
+    """Has the program check its lengths when it runs, if that is switched on.
+
+    Args:
+      cu_q_lens: int32[B+1].
+      kv_lens: int32[B].
+      num_rows: T.
+      capacity: S.
+      max_q_len: the most rows of one slot.
+    """
+    if _CHECKING.get():
+        check = functools.partial(
+            lengths_must_fit, num_rows=num_rows, capacity=capacity, max_q_len=max_q_len
+        )
+        jax.debug.callback(check, cu_q_lens, kv_lens)
+
+
+def lengths_must_fit(
+    cu_q_lens: np.ndarray, kv_lens: np.ndarray, *, num_rows: int, capacity: int, max_q_len: int
+) -> None:
+    """Values of the lengths, on the host.
+
+    Raises:
+      ValueError: they contradict each other or the buffers; the sentence names the argument.
+    """
+    cu_q_lens, kv_lens = np.asarray(cu_q_lens), np.asarray(kv_lens)
+    q_lens = np.diff(cu_q_lens)
+    if cu_q_lens[0] != 0 or (q_lens < 0).any():
+        raise ValueError(f"cu_q_lens must begin with 0 and never fall: {cu_q_lens.tolist()}")
+    if cu_q_lens[-1] > num_rows:
+        raise ValueError(f"cu_q_lens ends with {cu_q_lens[-1]}, the buffer has {num_rows} rows")
+    if (q_lens > max_q_len).any():
+        raise ValueError(f"cu_q_lens gives a slot {q_lens.max()} rows, max_q_len is {max_q_len}")
+    if (kv_lens > capacity).any() or (kv_lens < 0).any():
+        raise ValueError(f"kv_lens must be in 0 to {capacity}: {kv_lens.tolist()}")
+    if (kv_lens < q_lens).any():
+        raise ValueError(
+            f"kv_lens must count each slot's rows: {kv_lens.tolist()} for rows {q_lens.tolist()}"
+        )
+
+
+def _check_cache(cache: jax.Array, dtype: jnp.dtype, num_kv_heads: int, head_dim: int) -> None:
+    _check_shape("cache", cache, (None, None, None, None, LANES), f"[L, B, S, R, {LANES}]")
+    needed = rows_needed(num_kv_heads, head_dim)
+    if cache.shape[3] < needed:
+        raise ValueError(
+            f"cache has {cache.shape[3]} rows a token: {num_kv_heads} key and value heads of "
+            f"width {head_dim} take {needed}"
+        )
+    _check_type("cache", cache, storage_dtypes(dtype))
+
+
+def _check_lengths_arrays(
+    layer: jax.Array, cu_q_lens: jax.Array, kv_lens: jax.Array, num_slots: int
+) -> None:
+    arrays = {"layer": (layer, ()), "cu_q_lens": (cu_q_lens, (num_slots + 1,))}
+    arrays["kv_lens"] = (kv_lens, (num_slots,))
+    for name, (array, shape) in arrays.items():
+        _check_shape(name, array, shape, f"{list(shape)} for a cache of {num_slots} slots")
+        _check_type(name, array, (jnp.int32,))
+
+
+def _check_shape(name: str, array: jax.Array, shape: tuple[int | None, ...], wanted: str) -> None:
+    fits = len(array.shape) == len(shape) and all(
+        size in (None, actual) for size, actual in zip(shape, array.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"{name} has shape {list(array.shape)}: it must be {wanted}")
+
+
+def _check_type(name: str, array: jax.Array, dtypes: tuple) -> None:
+    if array.dtype not in dtypes:
+        names = " or ".join(jnp.dtype(dtype).name for dtype in dtypes)
+        raise ValueError(f"{name} is {array.dtype}: it must be {names}")

@@ -1,0 +1,333 @@
+"""Ragged attention as a Mosaic GPU kernel, for Hopper.
+
+A thread block takes one tile (rows of one slot with the query heads of one KV head) and one
+section of that slot's cache. It streams keys and values through shared memory, several blocks on
+their way at a time, and multiplies on the tensor cores. Sections begin at fixed positions, so a
+row's sums are made in the same order whatever else is in the batch; XLA combines them at the end.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from emsjax.pallas_kernels.ragged_attention.tiles import (
+    TileFacts,
+    cut_rows,
+    join_rows,
+    query_tiles,
+    tile_facts,
+)
+from emsjax.pallas_kernels.ragged_attention.tuning import (
+    MOST_HEIGHT,
+    TENSOR_CORE_ROWS,
+    GPUBlocks,
+    gpu_blocks,
+)
+
+# Finite, so that a row whose first blocks are all masked has no inf - inf.
+MASKED = -1e30
+DTYPES = (jnp.bfloat16, jnp.float16)
+HOPPER = "9.0"
+AXES = ("tile", "head", "section")
+# Numbers of a head that are written out together: all of them would not fit beside the blocks.
+WRITTEN_AT_ONCE = 128
+LOG2_E = math.log2(math.e)
+
+
+class _Options(NamedTuple):
+    """What is static about a call."""
+
+    num_kv_heads: int
+    scale: float
+    window: bool
+    tree: bool
+    soft_cap: float | None
+    blocks: GPUBlocks
+    capacity: int
+
+
+class _Shared(NamedTuple):
+    """Shared memory of a thread block, beside the blocks of keys and values."""
+
+    q: Any  # [M, H]
+    ancestors: Any  # int32[M]
+    out: Any  # float32[M, up to WRITTEN_AT_ONCE]
+    top: Any  # float32[M]
+    total: Any  # float32[M]
+    arrived: Any  # barrier
+
+
+class _Running(NamedTuple):
+    """The softmax so far; scores are in units of log 2."""
+
+    out: Any  # float32[M, H]
+    top: Any  # float32[M]
+    total: Any  # float32[M]
+
+
+def unsupported(q: jax.Array, cache: jax.Array, num_kv_heads: int) -> str | None:
+    """Why the kernel cannot be used, or None if it can."""
+    group = q.shape[1] // num_kv_heads
+    if jax.default_backend() == "gpu":
+        capability = jax.devices()[0].compute_capability
+        if capability != HOPPER:
+            return f"the GPU has compute capability {capability}, the kernel is for {HOPPER}"
+    if q.dtype not in DTYPES:
+        return f"q is {q.dtype}, the GPU kernel takes bfloat16 and float16"
+    if cache.dtype != q.dtype:
+        return f"the cache is {cache.dtype} and q {q.dtype}: the GPU kernel wants one type"
+    if cache.shape[2] % TENSOR_CORE_ROWS:
+        return f"S is {cache.shape[2]}, the GPU kernel wants a multiple of {TENSOR_CORE_ROWS}"
+    if group > MOST_HEIGHT:
+        return f"{group} query heads share a KV head, the GPU kernel takes {MOST_HEIGHT}"
+    return None
+
+
+def _visible(
+    shape: tuple[int, int],
+    block_start: jax.Array,
+    q_start: jax.Array,
+    row_start: jax.Array,
+    window: jax.Array | None,
+    ancestors: jax.Array | None,
+    rows: int,
+) -> jax.Array:
+    """Which tokens of the block each row attends to, bool[M, tokens]; M is heads times rows."""
+    iota = functools.partial(plgpu.broadcasted_iota, jnp.int32, shape, layout=plgpu.Layout.WGMMA)
+    column = iota(1) + block_start
+    row = (iota(0) & (rows - 1)) + row_start
+    visible = column <= row
+    if window is not None:
+        visible &= column > row - window
+    if ancestors is not None:
+        draft = column - q_start
+        bits = jax.lax.broadcast_in_dim(ancestors, shape, [0])
+        bit = jax.lax.shift_right_logical(bits, jnp.clip(draft, 0, 31)) & 1
+        visible &= (draft < 0) | (bit == 1)
+    return visible
+
+
+def _product(left: Any, right: Any) -> jax.Array:
+    """left [M, X], in shared memory or registers, times right [X, Y] in shared memory, float32."""
+
+    def multiply(product: Any) -> jax.Array:
+        plgpu.wgmma(product, left, right)
+        return product[...]
+
+    return pl.run_scoped(
+        multiply, plgpu.WGMMAAccumulatorRef((left.shape[0], right.shape[1]), jnp.float32)
+    )
+
+
+def _product_transposed(left: Any, right: Any) -> jax.Array:
+    """left [M, X] times right [Y, X] transposed, both in shared memory, float32."""
+    return _product(left, plgpu.transpose_ref(right, (1, 0)))
+
+
+def _scores(q: Any, k: Any, visible: jax.Array, options: _Options) -> jax.Array:
+    """Masked scores [M, tokens] in units of log 2."""
+    scores = _product_transposed(q, k)
+    if options.soft_cap is None:
+        scores *= options.scale * LOG2_E
+    else:
+        cap = options.soft_cap
+        scores = jnp.tanh(scores * (options.scale / cap)) * (cap * LOG2_E)
+    return jnp.where(visible, scores, MASKED)
+
+
+def _add_block(running: _Running, scores: jax.Array, v: Any, dtype: jnp.dtype) -> _Running:
+    """One more block of the softmax."""
+    top = jnp.maximum(running.top, scores.max(axis=1))
+    decay = jnp.exp2(running.top - top)
+    weights = jnp.exp2(scores - jax.lax.broadcast_in_dim(top, scores.shape, [0]))
+    gained = _product(weights.astype(dtype), v)
+    out = running.out * jax.lax.broadcast_in_dim(decay, running.out.shape, [0]) + gained
+    return _Running(out, top, running.total * decay + weights.sum(axis=1))
+
+
+def _clear_past(end: jax.Array, v: Any) -> None:
+    """Zeros behind the last valid token: it may be NaN, and 0 * NaN is NaN."""
+    values = plgpu.layout_cast(v[...], plgpu.Layout.WGMMA)
+    token = plgpu.broadcasted_iota(jnp.int32, v.shape, 0, layout=plgpu.Layout.WGMMA)
+    v[...] = jnp.where(token < end, values, jnp.zeros_like(values))
+    plgpu.commit_smem()
+
+
+def _empty(rows: int, head_dim: int) -> _Running:
+    """The softmax of no tokens."""
+    by_row = functools.partial(plgpu.layout_cast, new_layout=plgpu.Layout.WGMMA.reduce(1))
+    return _Running(
+        plgpu.layout_cast(jnp.zeros((rows, head_dim), jnp.float32), plgpu.Layout.WGMMA),
+        by_row(jnp.full((rows,), MASKED, jnp.float32)),
+        by_row(jnp.zeros((rows,), jnp.float32)),
+    )
+
+
+def _load(source: Any, target: Any, arrived: Any) -> None:
+    """Copies from global into shared memory and waits."""
+    plgpu.copy_gmem_to_smem(source, target, arrived)
+    plgpu.barrier_wait(arrived)
+
+
+def _store(source: Any, target: Any) -> None:
+    """Copies what was just written from shared into global memory and waits."""
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(source, target)
+    plgpu.wait_smem_to_gmem(0)
+
+
+def _kernel(*refs: Any, options: _Options) -> None:
+    """One tile, one KV head, one section; see the module."""
+    given = iter(refs)
+    layer = next(given)[0]
+    facts = TileFacts(*(next(given) for _ in TileFacts._fields))
+    window_ref = next(given) if options.window else None
+    ancestors_ref = next(given) if options.tree else None
+    q_ref, cache, out_ref, top_ref, total_ref = (next(given) for _ in range(5))
+    shared = _Shared(*given)
+    at = tile, head, section = tuple(jax.lax.axis_index(name) for name in AXES)
+    blocks = options.blocks
+    height, head_dim = shared.q.shape
+
+    window = None if window_ref is None else window_ref[0]
+    slot, q_start, row_start, kv_end = (fact[tile] for fact in facts)
+    per_section = blocks.section // blocks.kv
+    first = section * per_section
+    end = jnp.minimum(pl.cdiv(kv_end, blocks.kv), first + per_section)
+    if window is not None:
+        first = jnp.maximum(first, jnp.maximum(row_start - window + 1, 0) // blocks.kv)
+
+    def write_sums(running: _Running) -> None:
+        shared.top[...] = running.top
+        _store(shared.top, top_ref.at[at])
+        shared.total[...] = running.total
+        _store(shared.total, total_ref.at[at])
+
+    @pl.when(first >= end)
+    def _nothing() -> None:
+        write_sums(_empty(height, head_dim))
+
+    @pl.when(first < end)
+    def _attend() -> None:
+        _load(q_ref.at[tile, head], shared.q, shared.arrived)
+        ancestors = None
+        if ancestors_ref is not None:
+            _load(ancestors_ref.at[tile], shared.ancestors, shared.arrived)
+            ancestors = plgpu.layout_cast(shared.ancestors[...], plgpu.Layout.WGMMA.reduce(1))
+
+        def block(indices: Any, k: Any, v: Any, running: _Running) -> _Running:
+            start = (first + indices[0]) * blocks.kv
+
+            @pl.when(start + blocks.kv > kv_end)
+            def _clear() -> None:
+                _clear_past(kv_end - start, v)
+
+            shape = (height, blocks.kv)
+            visible = _visible(shape, start, q_start, row_start, window, ancestors, blocks.q)
+            scores = _scores(shared.q, k, visible, options)
+            return _add_block(running, scores, v, shared.q.dtype)
+
+        block_before = slot * (options.capacity // blocks.kv) + first
+        transforms = _transforms(head_dim, shared.q.dtype)
+        done = plgpu.emit_pipeline(
+            block,
+            grid=(end - first,),
+            in_specs=[
+                plgpu.BlockSpec(
+                    (blocks.kv, head_dim),
+                    lambda i, number=number: (block_before + i, number),
+                    transforms=transforms,
+                )
+                for number in (head, options.num_kv_heads + head)
+            ],
+            max_concurrent_steps=blocks.stages,
+            init_carry=_empty(height, head_dim),
+        )(cache.at[layer], cache.at[layer])
+        write_sums(done)
+        width = shared.out.shape[1]
+        for lane in range(0, head_dim, width):
+            shared.out[...] = done.out[:, lane : lane + width]
+            _store(shared.out, out_ref.at[(*at, slice(None), pl.ds(lane, width))])
+
+
+def _transforms(head_dim: int, dtype: jnp.dtype) -> tuple[Any, ...]:
+    """How a tile [rows, H] lies in shared memory, so that the tensor cores can read it."""
+    swizzle = plgpu.find_swizzle(head_dim * dtype.itemsize * 8)
+    tile = (8, swizzle // dtype.itemsize)
+    return plgpu.TilingTransform(tile), plgpu.SwizzleTransform(swizzle)
+
+
+def ragged_attention(
+    q: jax.Array,  # [T, N, H]
+    cache: jax.Array,  # [L, B, S, R, 128]
+    layer: jax.Array,  # int32[]
+    cu_q_lens: jax.Array,  # int32[B+1]
+    kv_lens: jax.Array,  # int32[B]
+    ancestors: jax.Array | None,  # uint32[T]
+    *,
+    num_kv_heads: int,
+    max_q_len: int,
+    scale: float,
+    window: int | jax.Array | None,
+    soft_cap: float | None,
+) -> jax.Array:
+    """See `api.ragged_attention`."""
+    num_rows, num_heads, head_dim = q.shape
+    num_layers, _, capacity, *token = cache.shape
+    group = num_heads // num_kv_heads
+    blocks = gpu_blocks(capacity, head_dim, group, max_q_len)
+    options = _Options(
+        num_kv_heads, scale, window is not None, ancestors is not None, soft_cap, blocks, capacity
+    )
+    tiles = query_tiles(cu_q_lens, num_rows, max_q_len, blocks.q)
+
+    inputs = [jnp.reshape(layer, 1), *tile_facts(tiles, cu_q_lens, kv_lens)]
+    if window is not None:
+        inputs.append(jnp.reshape(jnp.asarray(window, jnp.int32), 1))
+    if ancestors is not None:
+        bits = jax.lax.bitcast_convert_type(ancestors, jnp.int32)
+        bits = jnp.broadcast_to(bits[:, None, None, None], (num_rows, 1, group, 1))
+        inputs.append(cut_rows(bits, tiles, blocks.q, blocks.height)[:, 0, :, 0])
+    by_head = q.reshape(num_rows, num_kv_heads, group, head_dim)
+    inputs.append(cut_rows(by_head, tiles, blocks.q, blocks.height))
+    inputs.append(cache.reshape(num_layers, -1, math.prod(token)))
+    sections = _combine(*_call(inputs, options))
+    return join_rows(sections.astype(q.dtype), tiles, blocks.q, group, cu_q_lens)
+
+
+def _call(inputs: list[jax.Array], options: _Options) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Runs the kernel: sums [tiles, K, sections, M, H], largest scores and totals without H."""
+    q, blocks = inputs[-2], options.blocks
+    num_tiles, num_kv_heads, height, head_dim = q.shape
+    grid = (num_tiles, num_kv_heads, pl.cdiv(options.capacity, blocks.section))
+    rows = jax.ShapeDtypeStruct((*grid, height), jnp.float32)
+    call = plgpu.kernel(
+        functools.partial(_kernel, options=options),
+        out_type=[jax.ShapeDtypeStruct((*rows.shape, head_dim), jnp.float32), rows, rows],
+        scratch_types=_Shared(
+            q=plgpu.SMEM((height, head_dim), q.dtype, transforms=_transforms(head_dim, q.dtype)),
+            ancestors=plgpu.SMEM((height,), jnp.int32),
+            out=plgpu.SMEM((height, min(head_dim, WRITTEN_AT_ONCE)), jnp.float32),
+            top=plgpu.SMEM((height,), jnp.float32),
+            total=plgpu.SMEM((height,), jnp.float32),
+            arrived=plgpu.Barrier(),
+        ),
+        grid=grid,
+        grid_names=AXES,
+    )
+    out, top, total = call(*inputs)
+    return out, top, total
+
+
+def _combine(out: jax.Array, top: jax.Array, total: jax.Array) -> jax.Array:
+    """One softmax of all sections, float32[tiles, K, M, H]."""
+    share = jnp.where(total > 0, jnp.exp2(top - top.max(axis=2, keepdims=True)), 0.0)
+    # Sections that had nothing to do left `out` as it was.
+    summed = jnp.where((share > 0)[..., None], out * share[..., None], 0.0).sum(axis=2)
+    total = (total * share).sum(axis=2)
+    return summed / jnp.where(total == 0, 1.0, total)[..., None]

@@ -1,0 +1,115 @@
+"""Arguments that do not fit are refused in a sentence that names the argument."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emsjax.pallas_kernels.cache_update.api import update_kv_cache
+from emsjax.pallas_kernels.checks import checking_lengths, lengths_must_fit
+from emsjax.pallas_kernels.ragged_attention.api import ragged_attention
+
+T, N, K, H, B, S = 8, 4, 2, 64, 3, 32
+
+
+def good() -> dict[str, Any]:
+    return {
+        "q": jnp.zeros((T, N, H), jnp.float32),
+        "cache": jnp.zeros((1, B, S, 2, 128), jnp.float32),
+        "layer": jnp.zeros((), jnp.int32),
+        "cu_q_lens": jnp.asarray([0, 1, 1, 4], jnp.int32),
+        "kv_lens": jnp.asarray([5, 0, 32], jnp.int32),
+        "num_kv_heads": K,
+        "max_q_len": 4,
+        "scale": 0.125,
+    }
+
+
+def zeros(*shape: int, dtype: Any = jnp.float32) -> jax.Array:
+    return jnp.zeros(shape, dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("q", zeros(T, N * H), r"q has shape \[8, 256\]: it must be \[T, N, H\]"),
+        ("q", zeros(T, N, H, dtype=jnp.int32), "q is int32: it must be float32 or bfloat16"),
+        ("num_kv_heads", 3, "num_kv_heads is 3: it must divide q's 4 heads"),
+        ("max_q_len", 0, "max_q_len is 0"),
+        ("cache", zeros(B, S, 2, 128), r"cache has shape .* \[L, B, S, R, 128\]"),
+        ("cache", zeros(1, B, S, 1, 128), "cache has 1 rows a token: .* take 2"),
+        ("cache", zeros(1, B, S, 2, 128, dtype=jnp.bfloat16), "cache is bfloat16"),
+        ("layer", zeros(1, dtype=jnp.int32), r"layer has shape \[1\]"),
+        ("cu_q_lens", zeros(B, dtype=jnp.int32), r"cu_q_lens has shape \[3\]: .*\[4\]"),
+        ("cu_q_lens", zeros(B + 1), "cu_q_lens is float32: it must be int32"),
+        ("kv_lens", zeros(B + 1, dtype=jnp.int32), r"kv_lens has shape \[4\]"),
+        ("ancestors", zeros(T - 1, dtype=jnp.uint32), r"ancestors has shape \[7\]"),
+        ("ancestors", zeros(T, dtype=jnp.int32), "ancestors is int32: it must be uint32"),
+    ],
+)
+def test_attention(name, value, sentence):
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        ragged_attention(**good() | {name: value})
+
+
+def test_trees_have_at_most_32_rows_a_slot():
+    with pytest.raises(ValueError, match="max_q_len is 33: with ancestors"):
+        ragged_attention(**good() | {"ancestors": zeros(T, dtype=jnp.uint32), "max_q_len": 33})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("k", zeros(T, K * H), r"k has shape \[8, 128\]"),
+        ("v", zeros(T, K, 1), r"v has shape \[8, 2, 1\]: it must be as k is"),
+        ("v", zeros(T, K, H, dtype=jnp.bfloat16), "v is bfloat16: it must be float32"),
+        ("slot_ids", zeros(T + 1, dtype=jnp.int32), r"slot_ids has shape \[9\]"),
+        ("slot_ids", zeros(T), "slot_ids is float32"),
+        ("cache", zeros(1, B, S, 1, 128), "cache has 1 rows a token"),
+    ],
+)
+def test_update(name, value, sentence):
+    arguments = {key: good()[key] for key in ("cache", "layer", "cu_q_lens", "kv_lens")}
+    arguments |= {"k": zeros(T, K, H), "v": zeros(T, K, H)}
+    arguments["slot_ids"] = jnp.full(T, B, jnp.int32)
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        update_kv_cache(**arguments | {name: value})
+
+
+LENGTHS = [
+    ([0, 2, 1, 4], [5, 5, 5], "cu_q_lens must begin with 0 and never fall"),
+    ([1, 2, 3, 4], [5, 5, 5], "cu_q_lens must begin with 0"),
+    ([0, 4, 8, 9], [5, 5, 5], "cu_q_lens ends with 9, the buffer has 8 rows"),
+    ([0, 5, 5, 5], [5, 5, 5], "cu_q_lens gives a slot 5 rows, max_q_len is 4"),
+    ([0, 1, 2, 3], [5, 5, 33], "kv_lens must be in 0 to 32"),
+    ([0, 1, 2, 3], [5, -1, 5], "kv_lens must be in 0 to 32"),
+    ([0, 3, 4, 5], [2, 5, 5], "kv_lens must count each slot's rows"),
+]
+
+
+@pytest.mark.parametrize(("cu_q_lens", "kv_lens", "sentence"), LENGTHS)
+def test_lengths(cu_q_lens, kv_lens, sentence):
+    sizes = {"num_rows": T, "capacity": S, "max_q_len": 4}
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        lengths_must_fit(np.asarray(cu_q_lens), np.asarray(kv_lens), **sizes)
+    lengths_must_fit(np.asarray([0, 1, 1, 4]), np.asarray([5, 0, 32]), **sizes)
+
+
+def test_a_program_checks_its_lengths_only_where_that_is_switched_on():
+    arguments = good()
+    static = {key: arguments.pop(key) for key in ("num_kv_heads", "max_q_len", "scale")}
+    bad = arguments | {"cu_q_lens": jnp.asarray([0, 2, 1, 4], jnp.int32)}
+
+    def call(arguments: dict[str, jax.Array]) -> jax.Array:
+        return ragged_attention(**arguments, **static)
+
+    jax.block_until_ready(jax.jit(lambda x: call(x))(bad))
+    with checking_lengths():
+        checked = jax.jit(lambda x: call(x))
+        jax.block_until_ready(checked(arguments))
+        jax.effects_barrier()
+        with pytest.raises(jax.errors.JaxRuntimeError, match="cu_q_lens must begin with 0"):
+            jax.block_until_ready(checked(bad))
+            jax.effects_barrier()

@@ -1,0 +1,32 @@
+"""The TPU kernels keep the contracts, interpreted on CPU with the race detector on.
+
+The interpreter fills fresh memory with NaN, raises on reads out of bounds, and runs a copy as late
+as it may: when it is awaited.
+"""
+
+from typing import ClassVar
+
+import pytest
+
+from tests.kernels.contract_attention import CASES, AttentionContract
+from tests.kernels.contract_cache_update import CASES as UPDATE_CASES
+from tests.kernels.contract_cache_update import CacheUpdateContract
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(interpreting_tpu: None) -> None:
+    pass
+
+
+class TestAttention(AttentionContract):
+    backend = "tpu"
+    cases: ClassVar = tuple(name for name in CASES if name != "float16")
+    examples = 4
+    quick: ClassVar = ("gqa", "all", "bfloat16")
+
+
+class TestCacheUpdate(CacheUpdateContract):
+    backend = "tpu"
+    cases: ClassVar = tuple(name for name in UPDATE_CASES if name != "float16")
+    examples = 4
+    quick: ClassVar = ("three-rows", "bfloat16")
