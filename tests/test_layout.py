@@ -93,6 +93,8 @@ def test_there_is_something_to_check():
         "jax",
         "emsjax.pallas_kernels.backends",
         "emsjax.pallas_kernels.cache_update.reference",
+        "emsjax.pallas_kernels.cache_update.tpu",
+        "emsjax.pallas_kernels.checks",
     }
 
 

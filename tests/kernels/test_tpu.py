@@ -8,6 +8,8 @@ from typing import ClassVar
 
 import pytest
 
+from emsjax.pallas_kernels.ragged_attention import tpu
+from emsjax.pallas_kernels.ragged_attention.tuning import TPUBlocks
 from tests.kernels.contract_attention import CASES, AttentionContract
 from tests.kernels.contract_cache_update import CASES as UPDATE_CASES
 from tests.kernels.contract_cache_update import CacheUpdateContract
@@ -22,7 +24,20 @@ class TestAttention(AttentionContract):
     backend = "tpu"
     cases: ClassVar = tuple(name for name in CASES if name != "float16")
     examples = 4
-    quick: ClassVar = ("gqa", "all", "bfloat16")
+    quick: ClassVar = ("bfloat16",)
+
+
+class TestAttentionSmallBlocks(AttentionContract):
+    """Several blocks a slot, several pieces a block, several tiles a slot."""
+
+    backend = "tpu"
+    cases: ClassVar = ("gqa", "prompts", "all", "bfloat16")
+    examples = 4
+    quick: ClassVar = ("gqa", "all")
+
+    @pytest.fixture(autouse=True)
+    def _blocks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tpu, "tpu_blocks", lambda *_: TPUBlocks(kv=32, piece=8, q=4))
 
 
 class TestCacheUpdate(CacheUpdateContract):
