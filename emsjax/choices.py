@@ -52,6 +52,7 @@ def choose_ladder(num_slots: int, draft_length: int, exact: bool) -> tuple[Rung,
         draft_length,
         exact=exact,
         exact_capacity=16 if cpu else 64,
+        narrowest=4 if cpu else 8,
         prefill_chunk=256 if cpu else 512,
     )
 

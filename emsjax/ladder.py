@@ -35,6 +35,7 @@ def make_ladder(
     *,
     exact: bool = False,
     exact_capacity: int = EXACT_CAPACITY,
+    narrowest: int = ROW_MULTIPLE,
     prefill_chunk: int = 256,
 ) -> tuple[Rung, ...]:
     """Rungs from cheapest to dearest.
@@ -48,23 +49,28 @@ def make_ladder(
       exact: one capacity for everything, the same for every B up to it: results are then equal
         bit for bit whatever is in the batch.
       exact_capacity: that capacity, in tokens; rounded up to a multiple of it for a larger B.
+      narrowest: the fewest rows, beside one alone, that are worth a rung.
       prefill_chunk: the most rows of one prefill step, in tokens.
     """
     if exact:
         capacity = round_up(num_slots, exact_capacity)
         return (Rung(capacity, capacity),)
-    plain = 1 if num_slots == 1 else round_up(num_slots, ROW_MULTIPLE)
+    plain = 1 if num_slots == 1 else _capacity(num_slots, narrowest)
     rungs = [Rung(plain, 1)]
     if draft_length > 0:
-        rungs += _draft_rungs(num_slots, draft_length + 1)
+        rungs += _draft_rungs(num_slots, draft_length + 1, narrowest)
     # At least the drafts' rung: a plan may fill the largest capacity with one slot's prompt.
     widest = round_up(max(2 * num_slots, rungs[-1].capacity), prefill_chunk)
     return (*rungs, Rung(max(widest // 4, rungs[-1].capacity), widest // 4), Rung(widest, widest))
 
 
-def _draft_rungs(num_slots: int, longest: int) -> list[Rung]:
-    full = round_up(num_slots * longest, ROW_MULTIPLE)
-    capacity = round_up(num_slots + 1, ROW_MULTIPLE)
+def _capacity(rows: int, narrowest: int) -> int:
+    return narrowest if rows <= narrowest else round_up(rows, ROW_MULTIPLE)
+
+
+def _draft_rungs(num_slots: int, longest: int, narrowest: int) -> list[Rung]:
+    full = _capacity(num_slots * longest, narrowest)
+    capacity = _capacity(num_slots + 1, narrowest)
     rungs = []
     while capacity < full:
         rungs.append(Rung(capacity, longest))

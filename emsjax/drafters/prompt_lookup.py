@@ -19,16 +19,21 @@ from emsjax.state import DecodeState
 class PromptLookup(Stateless):
     """Longest n-gram first; of several places the latest.
 
+    The longer the match, the more of what is copied is right: with the longest n-gram `draft_length`
+    tokens are copied, with a shorter one `short_draft`.
+
     Attributes:
       draft_length: k, tokens copied at most.
       max_ngram: longest suffix looked for, in tokens.
       min_ngram: shortest suffix that counts as a match. Copies behind a single token are mostly
         wrong, and a step that verifies a draft costs more than one that does not.
+      short_draft: tokens copied at most where the match is shorter than `max_ngram`.
     """
 
     draft_length: int = 7
     max_ngram: int = 3
     min_ngram: int = 2
+    short_draft: int = 3
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_ngram <= self.max_ngram:
@@ -44,17 +49,24 @@ class PromptLookup(Stateless):
 
     def propose(self, state: DecodeState) -> tuple[Draft, Any]:
         """Copies the tokens behind the best earlier match; drafts nothing on a miss."""
-        ends, found = self._latest_match(state.tokens, state.lens)
+        ends, matched = self._best_match(state.tokens, state.lens)
         # A copy that reaches the end of the sample goes on with its own beginning, as if token
         # after token were copied: a period shorter than k fills the draft.
         period = jnp.maximum(state.lens - 1 - ends, 1)[:, None]
         steps = jnp.arange(self.draft_length, dtype=jnp.int32)[None]
         source = (ends + 1)[:, None] + steps % period
-        tokens = jnp.take_along_axis(state.tokens, jnp.where(found[:, None], source, 0), axis=1)
-        return Draft(tokens, jnp.where(found, self.draft_length, 0)), ()
+        found = (matched > 0)[:, None]
+        tokens = jnp.take_along_axis(state.tokens, jnp.where(found, source, 0), axis=1)
+        return Draft(tokens, self._lengths()[matched]), ()
 
-    def _latest_match(self, tokens: jax.Array, lens: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Where the best match ends, int32[B], and whether there is one, bool[B]."""
+    def _lengths(self) -> jax.Array:
+        """How much to copy behind a match of 0 to `max_ngram` tokens, int32[max_ngram + 1]."""
+        short = min(self.short_draft, self.draft_length)
+        lengths = [0, *[short] * (self.max_ngram - 1), self.draft_length]
+        return jnp.asarray(lengths, jnp.int32)
+
+    def _best_match(self, tokens: jax.Array, lens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Where the best match ends and how long it is (0: none), int32[B] each."""
         capacity = tokens.shape[1]
         ends = jnp.arange(capacity, dtype=jnp.int32)[None]
         matched = jnp.zeros(tokens.shape, jnp.int32)
@@ -64,6 +76,7 @@ class PromptLookup(Stateless):
             earlier = jnp.roll(tokens, back, axis=1)
             matching &= (earlier == last) & (ends >= back)
             matched += matching.astype(jnp.int32)
-        score = jnp.where(matched >= self.min_ngram, matched * capacity + ends, -1)
+        matched = jnp.where(matched >= self.min_ngram, matched, 0)
+        score = matched * capacity + ends
         best = jnp.argmax(score, axis=1).astype(jnp.int32)
-        return best, jnp.max(score, axis=1) >= 0
+        return best, jnp.max(score, axis=1) // capacity

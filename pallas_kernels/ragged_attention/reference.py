@@ -24,7 +24,7 @@ MASKED = -1e30
 class _Tile(NamedTuple):
     """One tile's part of the work; `positions` are places in the slot's cache."""
 
-    queries: jax.Array  # [K, H, rows * G]
+    queries: jax.Array  # [K, rows * G, H]
     positions: jax.Array  # int32[rows * G], where each row's own K/V lies
     ancestors: jax.Array | None  # uint32[rows * G]
     slot: jax.Array  # int32[]
@@ -33,12 +33,12 @@ class _Tile(NamedTuple):
 
 
 def _visible(tile: _Tile, kv_positions: jax.Array, window: int | jax.Array | None) -> jax.Array:
-    """Which cache positions [S] each row of the tile may attend to, bool[S, rows * G]."""
-    row, column = tile.positions[None, :], kv_positions[:, None]
+    """Which cache positions [S] each row of the tile may attend to, bool[rows * G, S]."""
+    row, column = tile.positions[:, None], kv_positions[None, :]
     visible = column <= row
     if tile.ancestors is not None:
         draft = column - tile.q_start
-        bit = (tile.ancestors[None, :] >> jnp.clip(draft, 0, 31).astype(jnp.uint32)) & 1
+        bit = (tile.ancestors[:, None] >> jnp.clip(draft, 0, 31).astype(jnp.uint32)) & 1
         visible &= (draft < 0) | (bit == 1)
     if window is not None:
         visible &= column > row - window
@@ -56,33 +56,32 @@ def _attend_tile(
     soft_cap: float | None,
 ) -> jax.Array:
     """Attention of one tile over its slot's cache, float32[K, rows * G, H]."""
-    dtype, head_dim = tile.queries.dtype, tile.queries.shape[1]
+    dtype, head_dim = tile.queries.dtype, tile.queries.shape[2]
 
     def attend_block(i: jax.Array, carry: tuple) -> tuple:
         top, total, out = carry
         first = i * block
         k, v = read_kv(cache, layer, tile.slot, first, block, num_kv_heads, head_dim, dtype)
         kv_positions = first + jnp.arange(block, dtype=jnp.int32)
-        # Keys first: the cache is the larger operand, and is used as it lies.
-        scores = jnp.einsum("KSH,KHM->KSM", k, tile.queries, preferred_element_type=jnp.float32)
+        scores = jnp.einsum("KMH,KSH->KMS", tile.queries, k, preferred_element_type=jnp.float32)
         scores *= scale
         if soft_cap is not None:
             scores = soft_cap * jnp.tanh(scores / soft_cap)
         scores = jnp.where(_visible(tile, kv_positions, window)[None], scores, MASKED)
-        new_top = jnp.maximum(top, scores.max(axis=1))
-        weights = jnp.exp(scores - new_top[:, None])
+        new_top = jnp.maximum(top, scores.max(axis=2))
+        weights = jnp.exp(scores - new_top[..., None])
         decay = jnp.exp(top - new_top)
         # Whatever lies past kv_len may be NaN, and 0 * NaN is NaN.
         v = jnp.where((kv_positions < tile.kv_len)[None, :, None], v, jnp.zeros((), v.dtype))
         gained = jnp.einsum(
-            "KSM,KSH->KMH", weights.astype(dtype), v, preferred_element_type=jnp.float32
+            "KMS,KSH->KMH", weights.astype(dtype), v, preferred_element_type=jnp.float32
         )
-        return new_top, total * decay + weights.sum(axis=1), out * decay[..., None] + gained
+        return new_top, total * decay + weights.sum(axis=2), out * decay[..., None] + gained
 
     start = jnp.zeros((), jnp.int32)
     if window is not None:
         start = jnp.maximum(tile.positions[0] - window + 1, 0).astype(jnp.int32) // block
-    shape = (num_kv_heads, tile.queries.shape[2])
+    shape = tile.queries.shape[:2]
     empty = (
         jnp.full(shape, MASKED, jnp.float32),
         jnp.zeros(shape, jnp.float32),
@@ -111,7 +110,7 @@ def ragged_attention(
     num_rows, num_heads, head_dim = q.shape
     group = num_heads // num_kv_heads
     blocks = BLOCKS[target_platform()]
-    tile_rows = tile_height(blocks, max_q_len, group)
+    tile_rows = tile_height(blocks, num_rows, cache.shape[1], max_q_len, group)
     tiles = query_tiles(cu_q_lens, num_rows, max_q_len, tile_rows)
 
     def attend(slot: jax.Array, first_row: jax.Array, used_rows: jax.Array) -> jax.Array:
@@ -119,7 +118,7 @@ def ragged_attention(
         q_start = kv_lens[slot] - (cu_q_lens[slot + 1] - cu_q_lens[slot])
         queries = q[rows].reshape(tile_rows, num_kv_heads, group, head_dim)
         tile = _Tile(
-            queries=queries.transpose(1, 3, 0, 2).reshape(num_kv_heads, head_dim, -1),
+            queries=queries.swapaxes(0, 1).reshape(num_kv_heads, -1, head_dim),
             positions=jnp.repeat(q_start + rows - cu_q_lens[slot], group),
             ancestors=None if ancestors is None else jnp.repeat(ancestors[rows], group),
             slot=slot,

@@ -34,15 +34,24 @@ BLOCKS = MappingProxyType(
 )
 
 
-def tile_height(blocks: Blocks, max_q_len: int, group: int) -> int:
+def tile_height(
+    blocks: Blocks, num_rows: int, num_slots: int, max_q_len: int, group: int
+) -> int:
     """Rows of a tile.
+
+    A tile costs what a full one costs. Where the buffer is too small for every slot's longest
+    draft, most slots have fewer rows, so a tile is of the average: who has more takes several.
 
     Args:
       blocks: sizes for the platform.
-      max_q_len: the most rows of one slot.
+      num_rows: T.
+      num_slots: B.
+      max_q_len: the most rows of one slot; T itself where one slot may fill the buffer.
       group: query heads of a KV head.
     """
     rows = min(max_q_len, blocks.q)
+    if max_q_len < num_rows:
+        rows = min(rows, -(-num_rows // num_slots))
     if rows == 1:
         return 1
     step = blocks.row_multiple // math.gcd(blocks.row_multiple, group)

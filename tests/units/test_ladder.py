@@ -16,8 +16,9 @@ BATCH_SIZES = range(1, 65)
 @pytest.mark.parametrize("draft_length", [0, 1, 3, 7, 15])
 @pytest.mark.parametrize("exact", [False, True])
 def test_every_ladder_holds_what_a_plan_may_ask_for(draft_length, prefill_chunk, exact):
-    for num_slots in BATCH_SIZES:
-        ladder = make_ladder(num_slots, draft_length, exact=exact, prefill_chunk=prefill_chunk)
+    options = {"exact": exact, "prefill_chunk": prefill_chunk}
+    for num_slots, narrowest in itertools.product(BATCH_SIZES, (4, 8)):
+        ladder = make_ladder(num_slots, draft_length, narrowest=narrowest, **options)
         capacities = [rung.capacity for rung in ladder]
         assert capacities == sorted(capacities), (num_slots, ladder)
         assert min(capacities) >= num_slots, "one row for every slot"
@@ -41,6 +42,12 @@ def test_plain_decoding_has_a_rung_of_one_row_a_slot():
     assert make_ladder(1, 7)[0] == Rung(1, 1)
     assert make_ladder(8, 0)[0] == Rung(8, 1)
     assert make_ladder(9, 0)[0] == Rung(16, 1)
+
+
+def test_few_rows_have_a_rung_where_that_is_worth_one():
+    assert make_ladder(1, 7, narrowest=4)[:3] == (Rung(1, 1), Rung(4, 8), Rung(8, 8))
+    assert make_ladder(3, 7, narrowest=4)[:3] == (Rung(4, 1), Rung(4, 8), Rung(8, 8))
+    assert make_ladder(8, 7, narrowest=4) == make_ladder(8, 7)
 
 
 def test_exact_is_one_capacity_whatever_the_batch():

@@ -22,7 +22,10 @@ def draft_by_hand(known: list[int], drafter: PromptLookup) -> list[int]:
         for start in range(len(known) - length - 1, -1, -1):
             if known[start : start + length] == suffix:
                 text = list(known)
-                for source in range(start + length, start + length + drafter.draft_length):
+                count = drafter.draft_length
+                if length < drafter.max_ngram:
+                    count = min(count, drafter.short_draft)
+                for source in range(start + length, start + length + count):
                     text.append(text[source])
                 return text[len(known) :]
     return []
@@ -57,6 +60,7 @@ DRAFTERS = [
     PromptLookup(1, 1, 1),
     PromptLookup(5, 4, 2),
     PromptLookup(20, 5, 1),
+    PromptLookup(7, 3, 1, short_draft=7),
 ]
 
 
@@ -104,7 +108,12 @@ def test_generated_text_is_searched_like_the_prompt():
 
 
 def test_a_period_goes_on_past_the_end():
-    assert check(PromptLookup(7, 3, 1), *texts([1, 2, 3, 1, 2]))[0] == [3, 1, 2, 3, 1, 2, 3]
+    assert check(PromptLookup(7, 2, 1), *texts([1, 2, 3, 1, 2]))[0] == [3, 1, 2, 3, 1, 2, 3]
+
+
+def test_a_short_match_earns_a_short_draft():
+    rows = texts([1, 2, 3, 4, 5, 6, 1, 2], [1, 2, 3, 4, 5, 6, 1, 2, 3])
+    assert check(PromptLookup(5, 3, 1), *rows)[:2] == [[3, 4, 5], [4, 5, 6, 1, 2]]
 
 
 def test_tokens_behind_the_known_ones_are_not_looked_at():
