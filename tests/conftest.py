@@ -2,17 +2,16 @@
 
 import os
 
+from emsjax.pallas_kernels.report.environment import tpu_compiler
+
 # Before jax is imported: run on the CPU, and let the TPU compiler load without a TPU.
-os.environ.update(
-    JAX_PLATFORMS="cpu",
-    TPU_SKIP_MDS_QUERY="1",
-    TPU_WORKER_HOSTNAMES="localhost",
-    TPU_ACCELERATOR_TYPE="v5litepod-4",
-    ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-)
+os.environ.update(tpu_compiler())
+
+from collections.abc import Iterator
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from tests.interpreters import interpreting_gpu, interpreting_tpu  # noqa: F401
 
@@ -21,3 +20,13 @@ from tests.interpreters import interpreting_gpu, interpreting_tpu  # noqa: F401
 def _strict_promotion():
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
+
+
+@pytest.fixture
+def no_compile_cache() -> Iterator[None]:
+    """A program for a TPU that is not there can be put into the cache and not taken out."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()

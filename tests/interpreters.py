@@ -15,14 +15,14 @@ from jax.experimental.pallas import tpu as pltpu
 
 from emsjax.pallas_kernels.backends import compiling_for
 from emsjax.pallas_kernels.ragged_attention import gpu as gpu_attention
-from emsjax.pallas_kernels.ragged_attention import tpu as tpu_attention
+from emsjax.pallas_kernels.ragged_attention import tpu_block
 
 # The interpreter leaves a layout of registers to XLA, which on a CPU has none.
 mlir.register_lowering(gpu_core.layout_cast_p, lambda _, x, **__: [x], platform="cpu")
 
 
 def flat_value(block: Any) -> jax.Array:
-    """What `tpu._flat` gives; the interpreter reshapes and bitcasts values, not references."""
+    """What `tpu_block._flat` gives; the interpreter reshapes values, not references."""
     flat = block[...].reshape(-1, block.shape[-1])
     return flat if flat.dtype == jnp.float32 else pltpu.bitcast(flat, jnp.uint32)
 
@@ -40,7 +40,7 @@ def product(left: Any, right: Any, over: int) -> jax.Array:
 @pytest.fixture
 def interpreting_tpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """TPU kernels run interpreted; a race fails the test."""
-    monkeypatch.setattr(tpu_attention, "_flat", flat_value)
+    monkeypatch.setattr(tpu_block, "_flat", flat_value)
     params = pltpu.InterpretParams(detect_races=True)
     with compiling_for("tpu"), pltpu.force_tpu_interpret_mode(params):
         yield

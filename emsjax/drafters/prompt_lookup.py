@@ -19,8 +19,8 @@ from emsjax.state import DecodeState
 class PromptLookup(Stateless):
     """Longest n-gram first; of several places the latest.
 
-    The longer the match, the more of what is copied is right: with the longest n-gram `draft_length`
-    tokens are copied, with a shorter one `short_draft`.
+    The longer the match, the more of what is copied is right: behind the longest n-gram
+    `draft_length` tokens are copied, behind a shorter one `short_draft`.
 
     Attributes:
       draft_length: k, tokens copied at most.

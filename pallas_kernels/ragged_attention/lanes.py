@@ -6,6 +6,7 @@ the product with the head alone; of a product with whole rows of values only the
 are taken. No row is ever cut or shifted in the kernel.
 """
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -27,6 +28,10 @@ class Place(NamedTuple):
     end: int
     lane: int
 
+    def rows(self) -> range:
+        """The rows that it touches."""
+        return range(self.first, self.end)
+
 
 def place_of(number: int, head_dim: int) -> Place:
     """The place of key head `number`, or of value head `number - K`."""
@@ -38,6 +43,17 @@ def places(num_kv_heads: int, head_dim: int) -> tuple[list[Place], list[Place]]:
     """The places of all key heads and of all value heads."""
     every = [place_of(number, head_dim) for number in range(2 * num_kv_heads)]
     return every[:num_kv_heads], every[num_kv_heads:]
+
+
+def sharing_rows(heads: list[Place], packing: int) -> list[list[tuple[int, Place]]]:
+    """Heads with their numbers, in groups that begin in the same `packing` rows.
+
+    Rows of 16 bits lie two by two in words of 32 and are loaded together.
+    """
+    numbered = enumerate(heads)
+    return [
+        list(group) for _, group in itertools.groupby(numbered, lambda x: x[1].first // packing)
+    ]
 
 
 def width(num_kv_heads: int, head_dim: int) -> int:

@@ -7,6 +7,7 @@ each fetched block serves every head and every row of the tile.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -15,13 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from emsjax.pallas_kernels.kv_layout import LANES
-from emsjax.pallas_kernels.ragged_attention.lanes import (
-    Place,
-    gather_values,
-    places,
-    spread_queries,
-    width,
-)
+from emsjax.pallas_kernels.ragged_attention.lanes import gather_values, spread_queries, width
 from emsjax.pallas_kernels.ragged_attention.tiles import (
     TileFacts,
     cut_rows,
@@ -29,36 +24,87 @@ from emsjax.pallas_kernels.ragged_attention.tiles import (
     query_tiles,
     tile_facts,
 )
-from emsjax.pallas_kernels.ragged_attention.tuning import TPUBlocks, tpu_blocks
+from emsjax.pallas_kernels.ragged_attention.tpu_block import (
+    Options,
+    Running,
+    add_block,
+    clear,
+    visible_tokens,
+)
+from emsjax.pallas_kernels.ragged_attention.tuning import tpu_blocks
 
-# Finite, so that a row whose first blocks are all masked has no inf - inf.
-MASKED = -1e30
 # Rows of a vector register: products with fewer rows cost as much.
 SUBLANES = 8
 DTYPES = (jnp.float32, jnp.bfloat16)
 
 
-class _Options(NamedTuple):
-    """What is static about a call."""
+class _Stream(NamedTuple):
+    """Blocks of the cache on their way from HBM."""
 
-    num_kv_heads: int
-    head_dim: int
-    scale: float
-    windowed: bool
-    tree: bool
-    soft_cap: float | None
-    blocks: TPUBlocks
-
-
-class _Scratch(NamedTuple):
-    """What outlives a grid step, and the running softmax of a tile."""
-
-    buffers: Any  # [2, block, R, 128], blocks of the cache
+    layer: jax.Array  # int32[]
+    tiles: TileFacts
+    cache: Any  # [L, B, S, R, 128] in HBM
+    window: Any  # int32[1] or None
+    buffers: Any  # [2, parts, block, rows of a part, 128] in VMEM
     arrived: Any  # DMA semaphores, one a buffer
-    blocks_done: Any  # int32[1] in SMEM: which buffer is next
-    top: Any  # float32[K, M, 128], largest score so far, the same in all lanes
-    total: Any  # float32[K, M, 128], sum of weights so far
-    out: Any  # float32[K, M, W], weighted values so far
+    piece: int
+
+    @property
+    def block(self) -> int:
+        """Tokens of a block."""
+        return int(self.buffers.shape[2])
+
+    def first_block(self, tile: jax.Array) -> jax.Array:
+        """The first block that any row of the tile sees."""
+        if self.window is None:
+            return jnp.zeros((), jnp.int32)
+        seen = self.tiles.row_start[tile] - self.window[0] + 1
+        return jnp.maximum(seen, 0) // self.block
+
+    def valid(self, tile: jax.Array, block: jax.Array) -> jax.Array:
+        """Tokens of the block that come before the tile's end."""
+        return jnp.minimum(self.tiles.kv_end[tile] - block * self.block, self.block)
+
+    def fetched(self, valid: jax.Array) -> jax.Array:
+        """Tokens that are copied where that many are valid: whole pieces."""
+        return pl.cdiv(valid, self.piece) * self.piece
+
+    def copy(self, act: str, tile: jax.Array, block: jax.Array, buffer: jax.Array) -> None:
+        """Starts or awaits the copy of a block: at once, or in pieces up to the tile's end."""
+        valid = self.valid(tile, block)
+
+        @pl.when(valid == self.block)
+        def _whole() -> None:
+            self._copy_some(act, tile, block, buffer, 0, self.block)
+
+        @pl.when(valid < self.block)
+        def _pieces() -> None:
+            def piece(number: jax.Array, _: None) -> None:
+                self._copy_some(act, tile, block, buffer, number * self.piece, self.piece)
+
+            jax.lax.fori_loop(0, self.fetched(valid) // self.piece, piece, None)
+
+    def _copy_some(
+        self,
+        act: str,
+        tile: jax.Array,
+        block: jax.Array,
+        buffer: jax.Array,
+        first: jax.Array | int,
+        count: int,
+    ) -> None:
+        """`count` tokens, part by part.
+
+        A row of every token is loaded at a stride of a token's rows. Beyond the 8 of a register a
+        load would take but one row, so wider tokens come apart.
+        """
+        start = block * self.block + first
+        tokens = self.cache.at[self.layer, self.tiles.slot[tile], pl.ds(start, count)]
+        _, parts, _, rows, _ = self.buffers.shape
+        for part in range(parts):
+            source = tokens.at[:, pl.ds(part * rows, rows)]
+            target = self.buffers.at[buffer, part, pl.ds(first, count)]
+            getattr(pltpu.make_async_copy(source, target, self.arrived.at[buffer]), act)()
 
 
 def unsupported(q: jax.Array, cache: jax.Array, num_kv_heads: int) -> str | None:
@@ -71,213 +117,63 @@ def unsupported(q: jax.Array, cache: jax.Array, num_kv_heads: int) -> str | None
     return None
 
 
-def _fetch(
-    act: str,
-    tile: jax.Array,
-    block: jax.Array,
-    buffer: jax.Array,
-    layer: jax.Array,
-    tiles: TileFacts,
-    cache: Any,
-    scratch: _Scratch,
-    blocks: TPUBlocks,
-) -> None:
-    """Starts or awaits the copy of a block into a buffer, in pieces, up to the tile's end."""
-    start = block * blocks.kv
-    tokens = jnp.minimum(tiles.kv_end[tile] - start, blocks.kv)
-
-    def piece(number: jax.Array, _: None) -> None:
-        first = number * blocks.piece
-        source = cache.at[layer, tiles.slot[tile], pl.ds(start + first, blocks.piece)]
-        target = scratch.buffers.at[buffer, pl.ds(first, blocks.piece)]
-        getattr(pltpu.make_async_copy(source, target, scratch.arrived.at[buffer]), act)()
-
-    jax.lax.fori_loop(0, pl.cdiv(tokens, blocks.piece), piece, None)
-
-
-def _clear(first: jax.Array, end: jax.Array, buffer: jax.Array, scratch: _Scratch) -> None:
-    """Zeros in tokens of a buffer: what lies there may be NaN, and 0 * NaN is NaN."""
-
-    def clear(token: jax.Array, _: None) -> None:
-        scratch.buffers[buffer, token] = jnp.zeros_like(scratch.buffers[buffer, token])
-
-    jax.lax.fori_loop(first, end, clear, None)
-
-
-def _flat(block: Any) -> Any:
-    """A block [tokens, R, 128] as one matrix of lanes; two rows of 16 bits make one of words."""
-    tokens, rows, lanes = block.shape
-    flat = block.reshape(tokens * rows, lanes)
-    return flat if block.dtype == jnp.float32 else flat.bitcast(jnp.uint32)
-
-
-class _Rows:
-    """Rows of a block [tokens, R, 128], each loaded from VMEM once for the heads that share it."""
-
-    def __init__(self, block: Any):
-        self.dtype = block.dtype
-        self._packing = 4 // block.dtype.itemsize
-        self._step = block.shape[1] // self._packing
-        self._flat = _flat(block)
-        self._loaded: dict[int, jax.Array] = {}
-
-    def __getitem__(self, row: int) -> jax.Array:
-        """One row of 128 lanes of every token, [tokens, 128]."""
-        first = row // self._packing
-        if first not in self._loaded:
-            self._loaded[first] = self._flat[first :: self._step, :]
-        loaded = self._loaded[first]
-        if self._packing == 1:
-            return loaded
-        # Of two rows that share words the even one is in the lower halves.
-        upper = loaded << 16 if row % 2 == 0 else loaded & jnp.uint32(0xFFFF0000)
-        return pltpu.bitcast(upper, jnp.float32).astype(self.dtype)
-
-
-def _product(left: jax.Array, right: jax.Array, contract_right: int) -> jax.Array:
-    """left [M, X] with right over X, in float32."""
-    exact = left.dtype == jnp.float32
-    return jax.lax.dot_general(
-        left,
-        right,
-        (((1,), (contract_right,)), ((), ())),
-        precision=jax.lax.Precision.HIGHEST if exact else None,
-        preferred_element_type=jnp.float32,
-    )
-
-
-def _visible(
-    shape: tuple[int, int],
-    block_start: jax.Array,
-    q_start: jax.Array,
-    row_start: jax.Array,
-    window: Any,
-    ancestors: Any,
-    rows: int,
-) -> jax.Array:
-    """Which tokens of the block each row attends to, bool[M, tokens]; M is heads times rows."""
-    column = block_start + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    row = row_start + (jax.lax.broadcasted_iota(jnp.int32, shape, 0) & (rows - 1))
-    visible = column <= row
-    if window is not None:
-        visible &= column > row - window[0]
-    if ancestors is not None:
-        draft = column - q_start
-        bit = jax.lax.shift_right_logical(ancestors[:, :1], jnp.clip(draft, 0, 31)) & 1
-        visible &= (draft < 0) | (bit == 1)
-    return visible
-
-
-def _attend_head(
-    head: int,
-    key: Place,
-    value: Place,
-    q: Any,
-    rows: _Rows,
-    visible: jax.Array,
-    scratch: _Scratch,
-    options: _Options,
-) -> None:
-    """Adds one block to the running softmax of all rows of one KV head."""
-    scores = jnp.zeros(visible.shape, jnp.float32)
-    for number, row in enumerate(range(key.first, key.end)):
-        lanes = slice(number * LANES, (number + 1) * LANES)
-        scores += _product(q[head, :, lanes], rows[row], 1)
-    scores *= options.scale
-    if options.soft_cap is not None:
-        scores = options.soft_cap * jnp.tanh(scores / options.soft_cap)
-    scores = jnp.where(visible, scores, MASKED)
-
-    top = scratch.top[head]
-    new_top = jnp.maximum(top, scores.max(axis=1, keepdims=True))
-    weights = jnp.exp(scores - new_top[:, :1])
-    decay = jnp.exp(top - new_top)
-    scratch.top[head] = new_top
-    scratch.total[head] = scratch.total[head] * decay + weights.sum(axis=1, keepdims=True)
-    for number, row in enumerate(range(value.first, value.end)):
-        lanes = slice(number * LANES, (number + 1) * LANES)
-        gained = _product(weights.astype(rows.dtype), rows[row], 0)
-        scratch.out[head, :, lanes] = scratch.out[head, :, lanes] * decay + gained
-
-
-def _kernel(*refs: Any, options: _Options) -> None:
+def _kernel(*refs: Any, options: Options) -> None:
     """One tile; see the module."""
-    blocks = options.blocks
     given = iter(refs)
     layer = next(given)[0]
     tiles = TileFacts(*(next(given) for _ in TileFacts._fields))
     window = next(given) if options.windowed else None
     q = next(given)
     ancestors = next(given) if options.tree else None
-    cache, out = next(given), next(given)
-    scratch = _Scratch(*given)
-    tile, num_tiles = pl.program_id(0), pl.num_programs(0)
-
-    def first_block(tile: jax.Array) -> jax.Array:
-        if window is None:
-            return jnp.zeros((), jnp.int32)
-        return jnp.maximum(tiles.row_start[tile] - window[0] + 1, 0) // blocks.kv
-
-    def fetch(act: str, tile: jax.Array, block: jax.Array, buffer: jax.Array) -> None:
-        _fetch(act, tile, block, buffer, layer, tiles, cache, scratch, blocks)
+    cache, out, blocks_done, buffers, arrived = (next(given) for _ in range(5))
+    stream = _Stream(layer, tiles, cache, window, buffers, arrived, options.blocks.piece)
+    running = Running(*given)
+    tile = pl.program_id(0)
+    following = jnp.minimum(tile + 1, pl.num_programs(0) - 1)
 
     @pl.when(tile == 0)
     def _begin() -> None:
-        scratch.blocks_done[0] = 0
-        fetch("start", tile, first_block(tile), jnp.zeros((), jnp.int32))
+        blocks_done[0] = 0
+        stream.copy("start", tile, stream.first_block(tile), jnp.zeros((), jnp.int32))
 
-    scratch.top[...] = jnp.full_like(scratch.top, MASKED)
-    scratch.total[...] = jnp.zeros_like(scratch.total)
-    scratch.out[...] = jnp.zeros_like(scratch.out)
-    first, kv_end = first_block(tile), tiles.kv_end[tile]
-    end = pl.cdiv(kv_end, blocks.kv)
-    done = scratch.blocks_done[0]
+    running.begin()
+    first = stream.first_block(tile)
+    end = pl.cdiv(tiles.kv_end[tile], stream.block)
+    done = blocks_done[0]
 
     def attend(number: jax.Array, _: None) -> None:
-        buffer = (done + number - first) % 2
+        count = done + number - first
+        buffer = count % 2
         last = number + 1 == end
 
-        @pl.when(~last)
-        def _next_block() -> None:
-            fetch("start", tile, number + 1, 1 - buffer)
+        @pl.when(~last | (following > tile))
+        def _next() -> None:
+            next_block = jnp.where(last, stream.first_block(following), number + 1)
+            stream.copy("start", jnp.where(last, following, tile), next_block, 1 - buffer)
 
-        @pl.when(last & (tile + 1 < num_tiles))
-        def _next_tile() -> None:
-            following = jnp.minimum(tile + 1, num_tiles - 1)
-            fetch("start", following, first_block(following), 1 - buffer)
-
-        fetch("wait", tile, number, buffer)
-        start = number * blocks.kv
+        stream.copy("wait", tile, number, buffer)
+        block = buffers.at[buffer]
 
         @pl.when(last)
         def _clear_past_end() -> None:
             # To the end of what was fetched; in a buffer that was never full, to its end.
-            valid = kv_end - start
-            fetched = pl.cdiv(valid, blocks.piece) * blocks.piece
-            fresh = done + number - first < 2
-            _clear(valid, jnp.where(fresh, blocks.kv, fetched), buffer, scratch)
+            valid = stream.valid(tile, number)
+            clear(valid, jnp.where(count < 2, stream.block, stream.fetched(valid)), block)
 
-        visible = _visible(
-            (q.shape[1], blocks.kv),
-            start,
+        visible = visible_tokens(
+            (q.shape[1], stream.block),
+            number * stream.block,
             tiles.q_start[tile],
             tiles.row_start[tile],
             window,
             ancestors,
-            blocks.q,
+            options.blocks.q,
         )
-        keys, values = places(options.num_kv_heads, options.head_dim)
-        block = _Rows(scratch.buffers.at[buffer])
-        for head, (key, value) in enumerate(zip(keys, values, strict=True)):
-            _attend_head(head, key, value, q, block, visible, scratch, options)
+        add_block(q, block, visible, running, options)
 
     jax.lax.fori_loop(first, end, attend, None)
-    scratch.blocks_done[0] = done + jnp.maximum(end - first, 0)
-    total = scratch.total[...]
-    total = jnp.where(total == 0, 1.0, total)
-    for lane in range(0, out.shape[-1], LANES):
-        lanes = slice(lane, lane + LANES)
-        out[:, :, lanes] = (scratch.out[:, :, lanes] / total).astype(out.dtype)
+    blocks_done[0] = done + jnp.maximum(end - first, 0)
+    running.finish(out)
 
 
 def ragged_attention(
@@ -299,7 +195,7 @@ def ragged_attention(
     group = num_heads // num_kv_heads
     lanes = width(num_kv_heads, head_dim)
     blocks = tpu_blocks(cache.shape, q.dtype.itemsize, num_heads, max_q_len, lanes)
-    options = _Options(
+    options = Options(
         num_kv_heads, head_dim, scale, window is not None, ancestors is not None, soft_cap, blocks
     )
     tiles = query_tiles(cu_q_lens, num_rows, max_q_len, blocks.q)
@@ -318,7 +214,7 @@ def ragged_attention(
 
 
 def _call(
-    scalars: list[jax.Array], inputs: list[jax.Array], cache: jax.Array, options: _Options
+    scalars: list[jax.Array], inputs: list[jax.Array], cache: jax.Array, options: Options
 ) -> jax.Array:
     """Runs the kernel over all tiles: [tiles, K, M, W] in the type of the queries."""
     num_tiles, num_kv_heads, heads, lanes = inputs[0].shape
@@ -327,16 +223,14 @@ def _call(
         rest = array.shape[1:]
         return pl.BlockSpec((None, *rest), lambda tile, *_: (tile, *(0 for _ in rest)))
 
-    blocks = options.blocks
-    state = (num_kv_heads, heads)
-    scratch = _Scratch(
-        buffers=pltpu.VMEM((2, blocks.kv, *cache.shape[3:]), cache.dtype),
-        arrived=pltpu.SemaphoreType.DMA((2,)),
-        blocks_done=pltpu.SMEM((1,), jnp.int32),
-        top=pltpu.VMEM((*state, LANES), jnp.float32),
-        total=pltpu.VMEM((*state, LANES), jnp.float32),
-        out=pltpu.VMEM((*state, lanes), jnp.float32),
-    )
+    blocks, rows = options.blocks, cache.shape[3]
+    parts = rows // math.gcd(rows, SUBLANES * 4 // cache.dtype.itemsize)
+    scratch = [
+        pltpu.SMEM((1,), jnp.int32),
+        pltpu.VMEM((2, parts, blocks.kv, rows // parts, LANES), cache.dtype),
+        pltpu.SemaphoreType.DMA((2,)),
+        *Running.scratch(num_kv_heads, heads, lanes, blocks.kv),
+    ]
     longest = cache.shape[2]
     cost = pl.CostEstimate(
         flops=4 * num_tiles * num_kv_heads * heads * lanes * longest,

@@ -34,9 +34,7 @@ BLOCKS = MappingProxyType(
 )
 
 
-def tile_height(
-    blocks: Blocks, num_rows: int, num_slots: int, max_q_len: int, group: int
-) -> int:
+def tile_height(blocks: Blocks, num_rows: int, num_slots: int, max_q_len: int, group: int) -> int:
     """Rows of a tile.
 
     A tile costs what a full one costs. Where the buffer is too small for every slot's longest
@@ -95,8 +93,8 @@ def tpu_blocks(
     token_bytes = rows * row_lanes * itemsize
     kv = math.gcd(capacity, min(max(_power_of_two(BUFFER_BYTES // token_bytes), 128), 512))
     piece = math.gcd(kv, min(max(_power_of_two(PIECE_BYTES // token_bytes), 16), 64))
-    # Queries and outputs twice (one on its way), the running softmax in float32.
-    row_bytes = num_heads * (4 * lanes * itemsize + 4 * lanes + 2 * 4 * row_lanes)
+    # Queries and outputs twice (one on its way), weights and the running softmax in float32.
+    row_bytes = num_heads * (4 * lanes * itemsize + 4 * (lanes + kv + 3 * row_lanes))
     fits = _power_of_two(TILE_BYTES // row_bytes)
     return TPUBlocks(kv, piece, min(_power_of_two(2 * max_q_len - 1), fits))
 

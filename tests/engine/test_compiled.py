@@ -5,20 +5,16 @@ For TPUs the real TPU compiler is asked, which needs no TPU.
 
 import math
 import re
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import nnx
-from jax.experimental import topologies
-from jax.experimental.compilation_cache import compilation_cache
 
 from emsjax.engine import Engine
 from emsjax.models.config import DecoderConfig, Rope
 from emsjax.models.decoder import DecoderLM
-from emsjax.pallas_kernels.backends import compiling_for
+from emsjax.pallas_kernels.report.ahead import TOPOLOGIES, on_tpu
 from tests.engine.setup import make_engine
 
 CONFIG = DecoderConfig(
@@ -76,33 +72,20 @@ def test_cpu(drafter: str):
     check_no_copy_of_the_cache(engine, engine.lower().compile(), "cpu")
 
 
-@pytest.fixture
-def no_compile_cache() -> Iterator[None]:
-    """A program for a TPU that is not there can be put into the cache and not taken out."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
-    compilation_cache.reset_cache()
-
-
-def compile_for_tpu(topology: str, drafter: str) -> tuple[Engine, jax.stages.Compiled]:
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    mesh = jax.sharding.Mesh(np.asarray(devices[:1]), ("device",))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    with compiling_for("tpu"), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+def compile_for_tpu(generation: str, drafter: str) -> tuple[Engine, jax.stages.Compiled]:
+    with on_tpu(generation) as sharding:
         engine = abstract_engine(jnp.bfloat16, drafter)
         return engine, engine.lower(sharding).compile()
 
 
 @pytest.mark.usefixtures("no_compile_cache")
 def test_tpu_v5e():
-    check_no_copy_of_the_cache(*compile_for_tpu("v5e:2x2", "prompt-lookup"), "tpu")
+    check_no_copy_of_the_cache(*compile_for_tpu("v5e", "prompt-lookup"), "tpu")
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_compile_cache")
 @pytest.mark.parametrize("drafter", ["none", "prompt-lookup"])
-@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
-def test_every_tpu(topology: str, drafter: str):
-    check_no_copy_of_the_cache(*compile_for_tpu(topology, drafter), "tpu")
+@pytest.mark.parametrize("generation", TOPOLOGIES)
+def test_every_tpu(generation: str, drafter: str):
+    check_no_copy_of_the_cache(*compile_for_tpu(generation, drafter), "tpu")

@@ -12,7 +12,6 @@ from emsjax.pallas_kernels.cache_update.api import update_kv_cache
 from emsjax.pallas_kernels.ragged_attention.api import ragged_attention
 
 
-
 def backends(reason: str | None = None) -> dict[str, Backend]:
     return {
         "reference": Backend(len, always_supported),

@@ -102,14 +102,19 @@ def test_a_program_checks_its_lengths_only_where_that_is_switched_on():
     static = {key: arguments.pop(key) for key in ("num_kv_heads", "max_q_len", "scale")}
     bad = arguments | {"cu_q_lens": jnp.asarray([0, 2, 1, 4], jnp.int32)}
 
-    def call(arguments: dict[str, jax.Array]) -> jax.Array:
-        return ragged_attention(**arguments, **static)
+    def fresh_program():
+        def call(arguments: dict[str, jax.Array]) -> jax.Array:
+            return ragged_attention(**arguments, **static)
 
-    jax.block_until_ready(jax.jit(lambda x: call(x))(bad))
-    with checking_lengths():
-        checked = jax.jit(lambda x: call(x))
-        jax.block_until_ready(checked(arguments))
+        return jax.jit(call)
+
+    def run(program, arguments: dict[str, jax.Array]) -> None:
+        jax.block_until_ready(program(arguments))
         jax.effects_barrier()
+
+    run(fresh_program(), bad)
+    with checking_lengths():
+        checked = fresh_program()
+        run(checked, arguments)
         with pytest.raises(jax.errors.JaxRuntimeError, match="cu_q_lens must begin with 0"):
-            jax.block_until_ready(checked(bad))
-            jax.effects_barrier()
+            run(checked, bad)

@@ -1,0 +1,217 @@
+"""One block of keys and values added to the running softmax of a tile, in a TPU kernel.
+
+All heads are scored, then all weighed, then all gain their values: the matrix units answer after
+long, and so there is always another head to go on with (a third fewer instruction words than head
+after head).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
+
+from emsjax.pallas_kernels.kv_layout import LANES
+from emsjax.pallas_kernels.ragged_attention.lanes import Place, places, sharing_rows
+from emsjax.pallas_kernels.ragged_attention.tuning import TPUBlocks
+
+# Finite, so that a row whose first blocks are all masked has no inf - inf.
+MASKED = -1e30
+
+
+class Options(NamedTuple):
+    """What is static about a call."""
+
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    windowed: bool
+    tree: bool
+    soft_cap: float | None
+    blocks: TPUBlocks
+
+
+class Running(NamedTuple):
+    """The softmax of a tile so far, in VMEM: K heads, M rows and query heads of each."""
+
+    top: Any  # float32[K, M, 128], largest score, the same in all lanes
+    total: Any  # float32[K, M, 128], sum of weights
+    out: Any  # float32[K, M, W], weighted values
+    weights: Any  # float32[K, M, block], scores of the block, then weights
+    decay: Any  # float32[K, M, 128], what the block leaves of the weights before it
+
+    @classmethod
+    def scratch(cls, num_kv_heads: int, height: int, width: int, block: int) -> "Running":
+        """What to ask VMEM for."""
+        sizes = (LANES, LANES, width, block, LANES)
+        return cls(*(pltpu.VMEM((num_kv_heads, height, size), jnp.float32) for size in sizes))
+
+    def begin(self) -> None:
+        """No block yet."""
+        self.top[...] = jnp.full_like(self.top, MASKED)
+        self.total[...] = jnp.zeros_like(self.total)
+        self.out[...] = jnp.zeros_like(self.out)
+
+    def finish(self, out: Any) -> None:
+        """Writes the weighted mean to `out` [K, M, W]; zeros where nothing was seen."""
+        total = self.total[...]
+        total = jnp.where(total == 0, 1.0, total)
+        for number in range(out.shape[-1] // LANES):
+            lanes = _lanes(number)
+            out[:, :, lanes] = (self.out[:, :, lanes] / total).astype(out.dtype)
+
+
+def add_block(q: Any, block: Any, visible: jax.Array, running: Running, options: Options) -> None:
+    """Adds one block.
+
+    Args:
+      q: queries [K, M, W], see `lanes.spread_queries`.
+      block: keys and values [parts, tokens, rows of a part, 128].
+      visible: bool[M, tokens].
+      running: is changed.
+      options: of the call.
+    """
+    packing = 4 // block.dtype.itemsize
+    keys, values = places(options.num_kv_heads, options.head_dim)
+    for heads in sharing_rows(keys, packing):
+        _score(heads, q, block, visible, running, options)
+    _weigh(running)
+    for heads in sharing_rows(values, packing):
+        _gain(heads, block, running, options)
+
+
+def clear(first: jax.Array, end: jax.Array, block: Any) -> None:
+    """Zeros in tokens of a block: what lies there may be NaN, and 0 * NaN is NaN."""
+
+    def clear_token(token: jax.Array, _: None) -> None:
+        block[:, token] = jnp.zeros_like(block[:, token])
+
+    jax.lax.fori_loop(first, end, clear_token, None)
+
+
+def visible_tokens(
+    shape: tuple[int, int],
+    block_start: jax.Array,
+    q_start: jax.Array,
+    row_start: jax.Array,
+    window: Any,
+    ancestors: Any,
+    rows: int,
+) -> jax.Array:
+    """Which tokens of the block each row attends to, bool[M, tokens]; M is heads times rows."""
+    column = block_start + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    row = row_start + (jax.lax.broadcasted_iota(jnp.int32, shape, 0) & (rows - 1))
+    visible = column <= row
+    if window is not None:
+        visible &= column > row - window[0]
+    if ancestors is not None:
+        draft = column - q_start
+        bit = jax.lax.shift_right_logical(ancestors[:, :1], jnp.clip(draft, 0, 31)) & 1
+        visible &= (draft < 0) | (bit == 1)
+    return visible
+
+
+def _score(
+    heads: list[tuple[int, Place]],
+    q: Any,
+    block: Any,
+    visible: jax.Array,
+    running: Running,
+    options: Options,
+) -> None:
+    """Masked scores of all rows for KV heads whose keys share rows of the cache."""
+    for tokens in _chunks(options.blocks.kv):
+        rows = _Rows(block, tokens)
+        for head, key in heads:
+            scores = _product(q[head, :, :LANES], rows[key.first], 1)
+            for row in key.rows()[1:]:
+                lanes = _lanes(row - key.first)
+                scores += _product(q[head, :, lanes], rows[row], 1)
+            scores *= options.scale
+            if options.soft_cap is not None:
+                scores = options.soft_cap * jnp.tanh(scores / options.soft_cap)
+            running.weights[head, :, tokens] = jnp.where(visible[:, tokens], scores, MASKED)
+
+
+def _weigh(running: Running) -> None:
+    """Turns the scores into weights, and lets what earlier blocks weighed decay."""
+    scores, top = running.weights[...], running.top[...]
+    new_top = jnp.maximum(top, scores.max(axis=2, keepdims=True))
+    weights = jnp.exp(scores - new_top[:, :, :1])
+    decay = jnp.exp(top - new_top)
+    running.top[...] = new_top
+    running.total[...] = running.total[...] * decay + weights.sum(axis=2, keepdims=True)
+    running.weights[...], running.decay[...] = weights, decay
+
+
+def _gain(heads: list[tuple[int, Place]], block: Any, running: Running, options: Options) -> None:
+    """Adds the block's weighted values for KV heads whose values share rows of the cache."""
+    shape = (running.out.shape[1], LANES)
+    gained = {(h, row): jnp.zeros(shape, jnp.float32) for h, v in heads for row in v.rows()}
+    for tokens in _chunks(options.blocks.kv):
+        rows = _Rows(block, tokens)
+        for head, row in gained:
+            weights = running.weights[head, :, tokens].astype(rows.dtype)
+            gained[head, row] += _product(weights, rows[row], 0)
+    for head, value in heads:
+        for row in value.rows():
+            lanes = _lanes(row - value.first)
+            kept = running.out[head, :, lanes] * running.decay[head]
+            running.out[head, :, lanes] = kept + gained[head, row]
+
+
+class _Rows:
+    """Rows of some tokens of a block, each loaded from VMEM once for the heads that share it."""
+
+    def __init__(self, block: Any, tokens: slice):
+        """Loads nothing yet; `block` is [parts, tokens, rows of a part, 128]."""
+        self.dtype = block.dtype
+        self._packing = 4 // block.dtype.itemsize
+        self._block, self._tokens, self._rows = block, tokens, block.shape[2]
+        self._loaded: dict[tuple[int, int], jax.Array] = {}
+
+    def __getitem__(self, row: int) -> jax.Array:
+        """One row of 128 lanes of every token, [tokens, 128]."""
+        place = row // self._rows, row % self._rows // self._packing
+        if place not in self._loaded:
+            self._loaded[place] = self._load(*place)
+        loaded = self._loaded[place]
+        if self._packing == 1:
+            return loaded
+        # Of two rows that share words the even one is in the lower halves.
+        upper = loaded << 16 if row % 2 == 0 else loaded & jnp.uint32(0xFFFF0000)
+        return pltpu.bitcast(upper, jnp.float32).astype(self.dtype)
+
+    def _load(self, part: int, first: int) -> jax.Array:
+        step = self._rows // self._packing
+        start, stop = self._tokens.start * step + first, self._tokens.stop * step
+        return _flat(self._block.at[part])[start:stop:step, :]
+
+
+def _flat(block: Any) -> Any:
+    """A block [tokens, R, 128] as one matrix of lanes; two rows of 16 bits make one of words."""
+    tokens, rows, lanes = block.shape
+    flat = block.reshape(tokens * rows, lanes)
+    return flat if block.dtype == jnp.float32 else flat.bitcast(jnp.uint32)
+
+
+def _product(left: jax.Array, right: jax.Array, contract_right: int) -> jax.Array:
+    """left [M, X] with right over X, in float32."""
+    exact = left.dtype == jnp.float32
+    return jax.lax.dot_general(
+        left,
+        right,
+        (((1,), (contract_right,)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST if exact else None,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _lanes(number: int) -> slice:
+    return slice(number * LANES, (number + 1) * LANES)
+
+
+def _chunks(tokens: int) -> list[slice]:
+    """What a matrix unit holds at a time; more would not stay in registers."""
+    size = min(tokens, LANES)
+    return [slice(first, first + size) for first in range(0, tokens, size)]

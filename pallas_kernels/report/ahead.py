@@ -1,0 +1,95 @@
+"""Compiling for a TPU that is not there; see `environment` for what that needs."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emsjax.pallas_kernels.backends import compiling_for
+from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token
+from emsjax.pallas_kernels.ragged_attention.api import ragged_attention
+from emsjax.pallas_kernels.report.work import Work
+
+TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+
+
+@contextlib.contextmanager
+def on_tpu(generation: str) -> Iterator[jax.sharding.Sharding]:
+    """Traces for a TPU; gives the sharding that places arguments on one.
+
+    Args:
+      generation: one of `TOPOLOGIES`.
+
+    Raises:
+      KeyError: there is no such generation.
+    """
+    from jax.experimental import topologies
+
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[generation])
+    mesh = jax.sharding.Mesh(np.asarray(topology.devices[:1]), ("device",))
+    with compiling_for("tpu"), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        yield jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+
+def compile_on(
+    generation: str,
+    call: Callable[..., jax.Array],
+    arguments: Callable[[], tuple],
+    donate: int | tuple[int, ...] = (),
+) -> jax.stages.Compiled:
+    """Compiles `call` for abstract arguments, which are made while tracing for the TPU."""
+    with on_tpu(generation) as sharding:
+        placed = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in arguments()]
+        return jax.jit(call, donate_argnums=donate).lower(*placed).compile()
+
+
+def compile_attention(generation: str, work: Work, **options: Any) -> jax.stages.Compiled:
+    """Our kernel for this work; fails where the TPU compiler would.
+
+    Args:
+      generation: one of `TOPOLOGIES`.
+      work: its shapes.
+      **options: of `ragged_attention`, static ones.
+    """
+    num_heads, num_kv_heads, head_dim = work.heads
+    dtype = jnp.bfloat16 if work.itemsize == 2 else jnp.float32
+    tree = options.pop("tree", False)
+
+    def call(
+        q: jax.Array,
+        cache: jax.Array,
+        layer: jax.Array,
+        cu_q_lens: jax.Array,
+        kv_lens: jax.Array,
+        ancestors: jax.Array,
+    ) -> jax.Array:
+        return ragged_attention(
+            q,
+            cache,
+            layer=layer,
+            cu_q_lens=cu_q_lens,
+            kv_lens=kv_lens,
+            num_kv_heads=num_kv_heads,
+            max_q_len=work.max_q_len,
+            scale=head_dim**-0.5,
+            ancestors=ancestors if tree else None,
+            backend="tpu",
+            **options,
+        )
+
+    def arguments() -> tuple:
+        rows = rows_per_token(num_kv_heads, head_dim)
+        cache = (4, work.num_slots, work.capacity, rows, LANES)
+        return (
+            jax.ShapeDtypeStruct((work.num_rows, num_heads, head_dim), dtype),
+            jax.ShapeDtypeStruct(cache, dtype),
+            jax.ShapeDtypeStruct((), jnp.int32),
+            jax.ShapeDtypeStruct((work.num_slots + 1,), jnp.int32),
+            jax.ShapeDtypeStruct((work.num_slots,), jnp.int32),
+            jax.ShapeDtypeStruct((work.num_rows,), jnp.uint32),
+        )
+
+    return compile_on(generation, call, arguments)

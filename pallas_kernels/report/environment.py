@@ -1,0 +1,27 @@
+"""What must be in the environment before jax is imported, for the TPU compiler to load.
+
+Imports nothing of jax, so that it can be used first.
+"""
+
+from pathlib import Path
+
+
+def tpu_compiler(dump: Path | None = None) -> dict[str, str]:
+    """Variables for a machine without a TPU.
+
+    Args:
+      dump: an empty directory for the compiler's own account of every kernel.
+    """
+    found = {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    if dump is not None:
+        found["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        # What comes out of a cache writes nothing down.
+        found["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+        found["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true"
+    return found

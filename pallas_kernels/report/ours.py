@@ -1,0 +1,74 @@
+"""What our kernel moves and executes for some work."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from emsjax.pallas_kernels.backends import compiling_for
+from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token
+from emsjax.pallas_kernels.ragged_attention.lanes import width
+from emsjax.pallas_kernels.ragged_attention.tuning import TPUBlocks, tpu_blocks
+from emsjax.pallas_kernels.report.ahead import compile_attention
+from emsjax.pallas_kernels.report.bundles import read_loop
+from emsjax.pallas_kernels.report.row import Row
+from emsjax.pallas_kernels.report.work import Work
+
+SUBLANES = 8
+
+
+def measure(generation: str, model: str, work: Work, dump: Path) -> Row:
+    """Compiles our kernel for the work and reads what came out.
+
+    Args:
+      generation: of the TPU.
+      model: name, for the table.
+      work: what is computed.
+      dump: where this process's TPU compiler writes.
+    """
+    compile_attention(generation, work)
+    loop = read_loop(dump, "ragged_attention")
+    blocks, token_rows = _sizes(work)
+    token_bytes = token_rows * LANES * work.itemsize
+    tiles = list(_tiles(work, blocks))
+    whole = sum(end // blocks.kv for end in tiles)
+    pieces = sum(-(-(end % blocks.kv) // blocks.piece) for end in tiles)
+    fetched = whole * blocks.kv + pieces * blocks.piece
+    trips = sum(-(-end // blocks.kv) for end in tiles)
+    return Row(
+        model=model,
+        kernel="emsjax",
+        vmem_bytes=loop.vmem_bytes,
+        block=blocks.kv,
+        bundles=loop.bundles,
+        least=loop.least,
+        busiest=loop.busiest,
+        spills=loop.spills,
+        all_bundles=trips * loop.bundles + pieces * sum(loop.inner[:2]),
+        all_bytes=fetched * token_bytes + len(tiles) * _tile_bytes(work, blocks),
+        least_bytes=work.least_bytes,
+        allocated=token_bytes,
+        needed=work.token_bytes,
+    )
+
+
+def _sizes(work: Work) -> tuple[TPUBlocks, int]:
+    """Block sizes, and rows of a cached token."""
+    num_heads, num_kv_heads, head_dim = work.heads
+    with compiling_for("tpu"):
+        rows = rows_per_token(num_kv_heads, head_dim)
+    shape = (1, work.num_slots, work.capacity, rows, LANES)
+    lanes = width(num_kv_heads, head_dim)
+    return tpu_blocks(shape, work.itemsize, num_heads, work.max_q_len, lanes), rows
+
+
+def _tiles(work: Work, blocks: TPUBlocks) -> Iterator[int]:
+    """Where each tile's keys and values end."""
+    for q_len, kv_len in zip(work.q_lens, work.kv_lens, strict=True):
+        for first in range(0, q_len, blocks.q):
+            yield kv_len - q_len + min(first + blocks.q, q_len)
+
+
+def _tile_bytes(work: Work, blocks: TPUBlocks) -> int:
+    """Queries and results of one tile, as the kernel takes them."""
+    num_heads, num_kv_heads, head_dim = work.heads
+    height = -(-blocks.q * (num_heads // num_kv_heads) // SUBLANES) * SUBLANES
+    return 2 * num_kv_heads * height * width(num_kv_heads, head_dim) * work.itemsize

@@ -1,0 +1,109 @@
+"""jax's `ragged_paged_attention` on the same work, for comparison.
+
+It is paged: here the pages of a sequence lie one after the other. It takes heads of width 128 and
+head counts that fill whole memory tiles; others are padded, as its users have to.
+"""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.ragged_paged_attention import kernel as peer
+
+from emsjax.pallas_kernels.kv_layout import LANES
+from emsjax.pallas_kernels.report.ahead import compile_on
+from emsjax.pallas_kernels.report.bundles import read_loop
+from emsjax.pallas_kernels.report.row import Row
+from emsjax.pallas_kernels.report.work import Heads, Work
+
+# As in its table of tuned sizes for sequences of this length.
+PAGE, QUERIES = 128, 32
+BLOCK = 512
+# A block of every head it takes at once, and no more of VMEM than this for two of them.
+BUFFER_BYTES = 8 << 20
+VMEM_LIMIT = 64 << 20
+
+
+def measure(generation: str, model: str, work: Work, dump: Path) -> Row:
+    """Compiles jax's kernel for the work and reads what came out."""
+    heads = _padded(work.heads)
+    at_once = peer.get_min_heads_per_blk(
+        heads.num_heads, 2 * heads.num_kv_heads, jnp.bfloat16, jnp.bfloat16
+    )[1]
+    head_blocks = 2 * heads.num_kv_heads // at_once
+    block = _block(at_once, work.itemsize)
+    _compile(generation, work, heads, block)
+    loop = read_loop(dump, "ragged_paged_attention_kernel")
+    trips = sum(
+        visits * -(-kv_len // block)
+        for visits, kv_len in zip(_visits(work.q_lens), work.kv_lens, strict=True)
+    )
+    token_bytes = 2 * heads.num_kv_heads * heads.head_dim * work.itemsize
+    queries = 2 * work.num_rows * heads.num_heads * heads.head_dim * work.itemsize
+    return Row(
+        model=model,
+        kernel="jax",
+        vmem_bytes=loop.vmem_bytes,
+        block=block,
+        bundles=loop.bundles * head_blocks,
+        least=loop.least * head_blocks,
+        busiest=loop.busiest,
+        spills=loop.spills * head_blocks,
+        all_bundles=trips * loop.bundles * head_blocks,
+        all_bytes=trips * block * token_bytes + queries,
+        least_bytes=work.least_bytes,
+        allocated=token_bytes,
+        needed=work.token_bytes,
+    )
+
+
+def _padded(heads: Heads) -> Heads:
+    """The next heads that it takes."""
+    kv_heads = heads.num_kv_heads
+    fits = next(k for k in range(kv_heads, 2 * kv_heads + 8) if k in (1, 2, 4) or k % 8 == 0)
+    group = heads.num_heads // kv_heads
+    return Heads(fits * group, fits, -(-heads.head_dim // LANES) * LANES)
+
+
+def _block(heads_at_once: int, itemsize: int) -> int:
+    """Tokens of a block whose two buffers fit."""
+    block = BLOCK
+    while 2 * block * heads_at_once * LANES * itemsize > BUFFER_BYTES and block > PAGE:
+        block //= 2
+    return block
+
+
+def _visits(q_lens: tuple[int, ...]) -> list[int]:
+    """How many blocks of queries hold rows of each slot: it reads the slot once for each."""
+    visits, start = [], 0
+    for q_len in q_lens:
+        end = start + q_len
+        visits.append(-(-end // QUERIES) - start // QUERIES if q_len else 0)
+        start = end
+    return visits
+
+
+def _compile(generation: str, work: Work, heads: Heads, block: int) -> None:
+    pages = work.capacity // PAGE
+    call = functools.partial(
+        peer.ragged_paged_attention,
+        sm_scale=heads.head_dim**-0.5,
+        num_kv_pages_per_block=block // PAGE,
+        num_queries_per_block=QUERIES,
+        vmem_limit_bytes=VMEM_LIMIT,
+    )
+    slots = work.num_slots
+    cache = (slots * pages, PAGE, 2 * heads.num_kv_heads, heads.head_dim)
+
+    def arguments() -> tuple:
+        return (
+            jax.ShapeDtypeStruct((work.num_rows, heads.num_heads, heads.head_dim), jnp.bfloat16),
+            jax.ShapeDtypeStruct(cache, jnp.bfloat16),
+            jax.ShapeDtypeStruct((slots,), jnp.int32),
+            jax.ShapeDtypeStruct((slots, pages), jnp.int32),
+            jax.ShapeDtypeStruct((slots + 1,), jnp.int32),
+            jax.ShapeDtypeStruct((1,), jnp.int32),
+        )
+
+    compile_on(generation, call, arguments)

@@ -1,0 +1,116 @@
+"""The TPU kernels through the real TPU compiler, for the shapes of known models; nothing runs."""
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from emsjax.pallas_kernels.cache_update.api import update_kv_cache
+from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token
+from emsjax.pallas_kernels.report.ahead import TOPOLOGIES, compile_attention, compile_on
+from emsjax.pallas_kernels.report.work import MODELS, Heads, Work, ragged
+
+pytestmark = pytest.mark.usefixtures("no_compile_cache")
+
+CONTEXT = 2048
+# Slots, and most rows of a slot.
+BATCHES = ((1, 16), (8, 8), (64, 2))
+OTHER_HEADS = {
+    "mqa": Heads(8, 1, 128),
+    "narrow-k": Heads(14, 2, 64),
+    "h96": Heads(12, 12, 96),
+    "h256": Heads(16, 8, 256),
+    "12-kv-heads": Heads(24, 12, 128),
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "all": {"window": 512, "soft_cap": 30.0, "tree": True},
+}
+
+
+def check(compiled: jax.stages.Compiled, work: Work) -> None:
+    """No copy of the cache, in whatever layout."""
+    rows = rows_per_token_on_tpu(work.heads)
+    cache_bytes = 4 * work.num_slots * work.capacity * rows * LANES * work.itemsize
+    memory = compiled.memory_analysis()
+    assert memory.argument_size_in_bytes >= cache_bytes
+    padded = 4 * work.num_rows * work.heads.num_heads * 2 * LANES * 4
+    assert memory.temp_size_in_bytes <= max(cache_bytes / 10, 4 * padded)
+    assert "tpu_custom_call" in compiled.as_text()
+
+
+def rows_per_token_on_tpu(heads: Heads) -> int:
+    from emsjax.pallas_kernels.backends import compiling_for
+
+    with compiling_for("tpu"):
+        return rows_per_token(heads.num_kv_heads, heads.head_dim)
+
+
+@pytest.mark.parametrize("model", ["smollm2-135m", "opt-13b", "llama-3-8b"])
+def test_a_step_of_drafts(model: str):
+    work = ragged(MODELS[model], 8, 8, CONTEXT)
+    check(compile_attention("v5e", work), work)
+
+
+def every_shape() -> list[Any]:
+    """Every model on every TPU, every batch; two of the three batches each, to save time."""
+    cases = []
+    for number, (model, generation) in enumerate(itertools.product(MODELS, TOPOLOGIES)):
+        for batch in range(2):
+            slots, rows = BATCHES[(number + batch) % len(BATCHES)]
+            cases.append((model, generation, slots, rows))
+    return cases
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "generation", "slots", "rows"), every_shape())
+def test_every_model_on_every_tpu(model: str, generation: str, slots: int, rows: int):
+    work = ragged(MODELS[model], slots, rows, CONTEXT)
+    check(compile_attention(generation, work), work)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("heads", OTHER_HEADS)
+def test_other_heads_and_options(heads: str, options: str):
+    work = ragged(OTHER_HEADS[heads], 8, 8, CONTEXT)
+    check(compile_attention("v5e", work, **OPTIONS[options]), work)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["smollm2-135m", "opt-13b", "llama-3-8b"])
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_a_chunk_of_a_prompt(model: str, itemsize: int):
+    work = ragged(MODELS[model], 4, 512, CONTEXT)._replace(itemsize=itemsize)
+    check(compile_attention("v5e", work), work)
+
+
+@pytest.mark.parametrize("model", ["smollm2-135m", "opt-13b"])
+def test_the_cache_update_stays_in_place(model: str):
+    heads = MODELS[model]
+    shape = (4, 8, CONTEXT, rows_per_token_on_tpu(heads), LANES)
+
+    def call(cache, k, v, layer, slot_ids, cu_q_lens, kv_lens):
+        return update_kv_cache(
+            cache,
+            k,
+            v,
+            layer=layer,
+            slot_ids=slot_ids,
+            cu_q_lens=cu_q_lens,
+            kv_lens=kv_lens,
+            backend="tpu",
+        )
+
+    def arguments() -> tuple:
+        rows = jax.ShapeDtypeStruct((64, heads.num_kv_heads, heads.head_dim), jnp.bfloat16)
+        counts = [jax.ShapeDtypeStruct(s, jnp.int32) for s in ((), (64,), (9,), (8,))]
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16), rows, rows, *counts
+
+    compiled = compile_on("v5e", call, arguments, donate=0)
+    memory = compiled.memory_analysis()
+    cache_bytes = 2 * jnp.prod(jnp.asarray(shape)).item()
+    assert memory.alias_size_in_bytes >= cache_bytes
+    assert memory.temp_size_in_bytes < cache_bytes / 100
