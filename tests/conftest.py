@@ -4,8 +4,10 @@ import os
 
 from emsjax.pallas_kernels.report.environment import tpu_compiler
 
-# Before jax is imported: run on the CPU, and let the TPU compiler load without a TPU.
-os.environ.update(tpu_compiler())
+# Before jax is imported: run on the CPU, and let the TPU compiler load without a TPU. With this
+# variable the kernels' contracts run on the device that is there: see CONTRIBUTING.md.
+if "EMSJAX_TEST_ON_DEVICE" not in os.environ:
+    os.environ.update(tpu_compiler())
 
 from collections.abc import Iterator
 

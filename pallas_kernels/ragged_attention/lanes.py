@@ -45,15 +45,31 @@ def places(num_kv_heads: int, head_dim: int) -> tuple[list[Place], list[Place]]:
     return every[:num_kv_heads], every[num_kv_heads:]
 
 
-def sharing_rows(heads: list[Place], packing: int) -> list[list[tuple[int, Place]]]:
-    """Heads with their numbers, in groups that begin in the same `packing` rows.
+class Heads(NamedTuple):
+    """Consecutive heads in the same rows: one product serves them.
 
-    Rows of 16 bits lie two by two in words of 32 and are loaded together.
+    Attributes:
+      first: number of the first.
+      end: past the number of the last.
+      rows: of a cached token.
     """
-    numbered = enumerate(heads)
-    return [
-        list(group) for _, group in itertools.groupby(numbered, lambda x: x[1].first // packing)
-    ]
+
+    first: int
+    end: int
+    rows: range
+
+
+def together(heads: list[Place], packing: int) -> list[list[Heads]]:
+    """Heads in the same rows, in groups whose rows begin in the same word.
+
+    `packing` rows of 16 bits, two, lie in words of 32 and are loaded together.
+    """
+    found, first = [], 0
+    for rows, group in itertools.groupby(place.rows() for place in heads):
+        end = first + len(list(group))
+        found.append(Heads(first, end, rows))
+        first = end
+    return [list(g) for _, g in itertools.groupby(found, lambda x: x.rows.start // packing)]
 
 
 def width(num_kv_heads: int, head_dim: int) -> int:

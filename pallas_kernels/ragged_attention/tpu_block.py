@@ -5,6 +5,7 @@ long, and so there is always another head to go on with (a third fewer instructi
 after head).
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
 from emsjax.pallas_kernels.kv_layout import LANES
-from emsjax.pallas_kernels.ragged_attention.lanes import Place, places, sharing_rows
+from emsjax.pallas_kernels.ragged_attention.lanes import Heads, places, together
 from emsjax.pallas_kernels.ragged_attention.tuning import TPUBlocks
 
 # Finite, so that a row whose first blocks are all masked has no inf - inf.
@@ -73,10 +74,10 @@ def add_block(q: Any, block: Any, visible: jax.Array, running: Running, options:
     """
     packing = 4 // block.dtype.itemsize
     keys, values = places(options.num_kv_heads, options.head_dim)
-    for heads in sharing_rows(keys, packing):
+    for heads in together(keys, packing):
         _score(heads, q, block, visible, running, options)
     _weigh(running)
-    for heads in sharing_rows(values, packing):
+    for heads in together(values, packing):
         _gain(heads, block, running, options)
 
 
@@ -112,25 +113,23 @@ def visible_tokens(
 
 
 def _score(
-    heads: list[tuple[int, Place]],
-    q: Any,
-    block: Any,
-    visible: jax.Array,
-    running: Running,
-    options: Options,
+    heads: list[Heads], q: Any, block: Any, visible: jax.Array, running: Running, options: Options
 ) -> None:
-    """Masked scores of all rows for KV heads whose keys share rows of the cache."""
+    """Masked scores of all rows for KV heads whose keys are loaded together."""
     for tokens in _chunks(options.blocks.kv):
         rows = _Rows(block, tokens)
-        for head, key in heads:
-            scores = _product(q[head, :, :LANES], rows[key.first], 1)
-            for row in key.rows()[1:]:
-                lanes = _lanes(row - key.first)
-                scores += _product(q[head, :, lanes], rows[row], 1)
-            scores *= options.scale
+        for some in heads:
+            queries = q[some.first : some.end].reshape(-1, q.shape[2])
+            products = [
+                _product(queries[:, _lanes(number)], rows[row], 1)
+                for number, row in enumerate(some.rows)
+            ]
+            scores = functools.reduce(jnp.add, products) * options.scale
+            scores = scores.reshape(some.end - some.first, -1, scores.shape[1])
             if options.soft_cap is not None:
                 scores = options.soft_cap * jnp.tanh(scores / options.soft_cap)
-            running.weights[head, :, tokens] = jnp.where(visible[:, tokens], scores, MASKED)
+            masked = jnp.where(visible[None, :, tokens], scores, MASKED)
+            running.weights[some.first : some.end, :, tokens] = masked
 
 
 def _weigh(running: Running) -> None:
@@ -144,20 +143,22 @@ def _weigh(running: Running) -> None:
     running.weights[...], running.decay[...] = weights, decay
 
 
-def _gain(heads: list[tuple[int, Place]], block: Any, running: Running, options: Options) -> None:
-    """Adds the block's weighted values for KV heads whose values share rows of the cache."""
-    shape = (running.out.shape[1], LANES)
-    gained = {(h, row): jnp.zeros(shape, jnp.float32) for h, v in heads for row in v.rows()}
+def _gain(heads: list[Heads], block: Any, running: Running, options: Options) -> None:
+    """Adds the block's weighted values for KV heads whose values are loaded together."""
+    gained: dict[tuple[Heads, int], jax.Array] = {}
     for tokens in _chunks(options.blocks.kv):
         rows = _Rows(block, tokens)
-        for head, row in gained:
-            weights = running.weights[head, :, tokens].astype(rows.dtype)
-            gained[head, row] += _product(weights, rows[row], 0)
-    for head, value in heads:
-        for row in value.rows():
-            lanes = _lanes(row - value.first)
-            kept = running.out[head, :, lanes] * running.decay[head]
-            running.out[head, :, lanes] = kept + gained[head, row]
+        for some in heads:
+            weights = running.weights[some.first : some.end, :, tokens].astype(rows.dtype)
+            weights = weights.reshape(-1, weights.shape[2])
+            for number, row in enumerate(some.rows):
+                product = _product(weights, rows[row], 0)
+                earlier = gained.get((some, number))
+                gained[some, number] = product if earlier is None else earlier + product
+    for (some, number), values in gained.items():
+        numbers, lanes = slice(some.first, some.end), _lanes(number)
+        kept = running.out[numbers, :, lanes] * running.decay[numbers]
+        running.out[numbers, :, lanes] = kept + values.reshape(kept.shape)
 
 
 class _Rows:

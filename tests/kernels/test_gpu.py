@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import pytest
 
 from emsjax.pallas_kernels.backends import compiling_for
+from emsjax.pallas_kernels.ragged_attention import gpu
 from emsjax.pallas_kernels.ragged_attention.api import ragged_attention
+from emsjax.pallas_kernels.ragged_attention.tuning import GPUBlocks, gpu_blocks
 from tests.kernels import contract_attention
 from tests.kernels.contract_attention import CASES, AttentionContract
 
@@ -28,6 +30,25 @@ class TestAttention(AttentionContract):
     @pytest.fixture(autouse=True)
     def _interpreted(self, interpreting_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(contract_attention, "CASES", GPU_CASES)
+
+
+def small_sections(*args) -> GPUBlocks:
+    """Three sections of one block each for 192 tokens of cache."""
+    return gpu_blocks(*args)._replace(section=64)
+
+
+class TestAttentionSections(AttentionContract):
+    """Several sections a slot, and so sums that are combined."""
+
+    backend = "gpu"
+    cases: ClassVar = ("gqa", "prompts", "window", "all", "bfloat16")
+    examples = 3
+    quick: ClassVar = ("gqa",)
+
+    @pytest.fixture(autouse=True)
+    def _interpreted(self, interpreting_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(contract_attention, "CASES", GPU_CASES)
+        monkeypatch.setattr(gpu, "gpu_blocks", small_sections)
 
 
 SHAPES = {
