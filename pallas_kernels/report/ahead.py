@@ -1,6 +1,7 @@
 """Compiling for a TPU that is not there; see `environment` for what that needs."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from emsjax.pallas_kernels.ragged_attention.api import ragged_attention
 from emsjax.pallas_kernels.report.work import Work
 
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+# Of the cache that is compiled for.
+NUM_LAYERS = 4
 
 
 @contextlib.contextmanager
@@ -52,11 +55,24 @@ def compile_attention(generation: str, work: Work, **options: Any) -> jax.stages
     Args:
       generation: one of `TOPOLOGIES`.
       work: its shapes.
-      **options: of `ragged_attention`, static ones.
+      **options: see `attention_call`.
     """
-    num_heads, num_kv_heads, head_dim = work.heads
-    dtype = jnp.bfloat16 if work.itemsize == 2 else jnp.float32
-    tree = options.pop("tree", False)
+    call = attention_call(work, "tpu", **options)
+    return compile_on(generation, call, functools.partial(attention_arguments, work))
+
+
+def attention_call(
+    work: Work, backend: str, *, tree: bool = False, **options: Any
+) -> Callable[..., jax.Array]:
+    """The attention of one layer, as a function of `attention_arguments`.
+
+    Args:
+      work: its shapes.
+      backend: of `ragged_attention`.
+      tree: whether ancestors are used.
+      **options: static ones of `ragged_attention`.
+    """
+    _, num_kv_heads, head_dim = work.heads
 
     def call(
         q: jax.Array,
@@ -76,20 +92,24 @@ def compile_attention(generation: str, work: Work, **options: Any) -> jax.stages
             max_q_len=work.max_q_len,
             scale=head_dim**-0.5,
             ancestors=ancestors if tree else None,
-            backend="tpu",
+            backend=backend,
             **options,
         )
 
-    def arguments() -> tuple:
-        rows = rows_per_token(num_kv_heads, head_dim)
-        cache = (4, work.num_slots, work.capacity, rows, LANES)
-        return (
-            jax.ShapeDtypeStruct((work.num_rows, num_heads, head_dim), dtype),
-            jax.ShapeDtypeStruct(cache, dtype),
-            jax.ShapeDtypeStruct((), jnp.int32),
-            jax.ShapeDtypeStruct((work.num_slots + 1,), jnp.int32),
-            jax.ShapeDtypeStruct((work.num_slots,), jnp.int32),
-            jax.ShapeDtypeStruct((work.num_rows,), jnp.uint32),
-        )
+    return call
 
-    return compile_on(generation, call, arguments)
+
+def attention_arguments(work: Work) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Abstract arguments for the platform that is being compiled for."""
+    num_heads, num_kv_heads, head_dim = work.heads
+    dtype = jnp.bfloat16 if work.itemsize == 2 else jnp.float32
+    rows = rows_per_token(num_kv_heads, head_dim)
+    cache = (NUM_LAYERS, work.num_slots, work.capacity, rows, LANES)
+    return (
+        jax.ShapeDtypeStruct((work.num_rows, num_heads, head_dim), dtype),
+        jax.ShapeDtypeStruct(cache, dtype),
+        jax.ShapeDtypeStruct((), jnp.int32),
+        jax.ShapeDtypeStruct((work.num_slots + 1,), jnp.int32),
+        jax.ShapeDtypeStruct((work.num_slots,), jnp.int32),
+        jax.ShapeDtypeStruct((work.num_rows,), jnp.uint32),
+    )

@@ -1,16 +1,16 @@
 """The GPU kernel keeps the contract, interpreted on CPU, and lowers for a Hopper GPU."""
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from emsjax.pallas_kernels.backends import compiling_for
 from emsjax.pallas_kernels.ragged_attention import gpu
-from emsjax.pallas_kernels.ragged_attention.api import ragged_attention
 from emsjax.pallas_kernels.ragged_attention.tuning import GPUBlocks, gpu_blocks
+from emsjax.pallas_kernels.report.ahead import attention_arguments, attention_call
+from emsjax.pallas_kernels.report.work import Heads, ragged
 from tests.kernels import contract_attention
 from tests.kernels.contract_attention import CASES, AttentionContract
 
@@ -52,51 +52,28 @@ class TestAttentionSections(AttentionContract):
 
 
 SHAPES = {
-    "smollm2-135m": (9, 3, 64),
-    "opt-2.7b": (32, 32, 80),
-    "gpt2-h96": (12, 12, 96),
-    "llama-3-8b": (32, 8, 128),
-    "h256": (8, 4, 256),
-    "mqa": (64, 1, 128),
+    "smollm2-135m": Heads(9, 3, 64),
+    "opt-2.7b": Heads(32, 32, 80),
+    "h96": Heads(12, 12, 96),
+    "llama-3-8b": Heads(32, 8, 128),
+    "h256": Heads(8, 4, 256),
+    "mqa": Heads(64, 1, 128),
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "all": {"window": 512, "soft_cap": 30.0, "tree": True},
 }
 
 
-@pytest.mark.parametrize("options", ["plain", "all"])
+@pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("model", SHAPES)
-def test_lowers_for_hopper(model, options):
-    num_heads, num_kv_heads, head_dim = SHAPES[model]
-    num_slots, num_rows, capacity, dtype = 8, 64, 2048, jnp.bfloat16
-    rows = -(-2 * num_kv_heads * head_dim // 128)
-    extra = {"window": 512, "soft_cap": 30.0} if options == "all" else {}
-
-    def call(q, cache, layer, cu_q_lens, kv_lens, ancestors):
-        return ragged_attention(
-            q,
-            cache,
-            layer=layer,
-            cu_q_lens=cu_q_lens,
-            kv_lens=kv_lens,
-            num_kv_heads=num_kv_heads,
-            max_q_len=8,
-            scale=head_dim**-0.5,
-            ancestors=ancestors if options == "all" else None,
-            backend="gpu",
-            **extra,
-        )
-
-    arguments = [
-        jax.ShapeDtypeStruct((num_rows, num_heads, head_dim), dtype),
-        jax.ShapeDtypeStruct((4, num_slots, capacity, rows, 128), dtype),
-        jax.ShapeDtypeStruct((), jnp.int32),
-        jax.ShapeDtypeStruct((num_slots + 1,), jnp.int32),
-        jax.ShapeDtypeStruct((num_slots,), jnp.int32),
-        jax.ShapeDtypeStruct((num_rows,), jnp.uint32),
-    ]
+def test_lowers_for_hopper(model: str, options: str):
+    work = ragged(SHAPES[model], batch=8, rows=8, context=2048)
+    call = attention_call(work, "gpu", **OPTIONS[options])
     disabled = [
         jax.export.DisabledSafetyCheck.custom_call(f"mosaic_gpu{suffix}") for suffix in ("", "_v2")
     ]
+    export = jax.export.export(jax.jit(call), platforms=["cuda"], disabled_checks=disabled)
     with compiling_for("gpu"):
-        exported = jax.export.export(jax.jit(call), platforms=["cuda"], disabled_checks=disabled)(
-            *arguments
-        )
+        exported = export(*attention_arguments(work))
     assert "mosaic_gpu" in exported.mlir_module()

@@ -9,7 +9,12 @@ import pytest
 
 from emsjax.pallas_kernels.cache_update.api import update_kv_cache
 from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token
-from emsjax.pallas_kernels.report.ahead import TOPOLOGIES, compile_attention, compile_on
+from emsjax.pallas_kernels.report.ahead import (
+    NUM_LAYERS,
+    TOPOLOGIES,
+    compile_attention,
+    compile_on,
+)
 from emsjax.pallas_kernels.report.work import MODELS, Heads, Work, ragged
 
 pytestmark = pytest.mark.usefixtures("no_compile_cache")
@@ -33,7 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def check(compiled: jax.stages.Compiled, work: Work) -> None:
     """No copy of the cache, in whatever layout."""
     rows = rows_per_token_on_tpu(work.heads)
-    cache_bytes = 4 * work.num_slots * work.capacity * rows * LANES * work.itemsize
+    cache_bytes = NUM_LAYERS * work.num_slots * work.capacity * rows * LANES * work.itemsize
     memory = compiled.memory_analysis()
     assert memory.argument_size_in_bytes >= cache_bytes
     padded = 4 * work.num_rows * work.heads.num_heads * 2 * LANES * 4
