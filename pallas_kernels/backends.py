@@ -55,7 +55,7 @@ def pick(
     Raises:
       ValueError: there is no such backend, or it cannot be used with these arguments.
     """
-    name = backend or target_platform()
+    name = target_platform() if backend is None else backend
     if name not in backends:
         if backend is None:
             return backends["reference"].run

@@ -42,8 +42,11 @@ def check_attention(
     ancestors: jax.Array | None,
     num_kv_heads: int,
     max_q_len: int,
+    scale: float,
+    window: int | jax.Array | None,
+    soft_cap: float | None,
 ) -> None:
-    """Shapes and types for `ragged_attention`.
+    """Shapes, types and static options for `ragged_attention`.
 
     Raises:
       ValueError: an argument does not fit; the sentence begins with its name.
@@ -51,12 +54,16 @@ def check_attention(
     _check_shape("q", q, (None, None, None), "[T, N, H]")
     _check_type("q", q, FLOATS)
     num_rows, num_heads, head_dim = q.shape
-    if num_kv_heads < 1 or num_heads % num_kv_heads:
+    _check_whole("num_kv_heads", num_kv_heads)
+    _check_whole("max_q_len", max_q_len)
+    if num_heads % num_kv_heads:
         raise ValueError(f"num_kv_heads is {num_kv_heads}: it must divide q's {num_heads} heads")
-    if max_q_len < 1:
-        raise ValueError(f"max_q_len is {max_q_len}: it must be at least 1")
     _check_cache(cache, q.dtype, num_kv_heads, head_dim)
     _check_lengths_arrays(layer, cu_q_lens, kv_lens, cache.shape[1])
+    _check_positive("scale", scale)
+    if soft_cap is not None:
+        _check_positive("soft_cap", soft_cap)
+    _check_window(window)
     if ancestors is not None:
         _check_shape("ancestors", ancestors, (num_rows,), "[T]")
         _check_type("ancestors", ancestors, (jnp.uint32,))
@@ -91,33 +98,53 @@ def check_update(
 
 
 def check_values(
-    cu_q_lens: jax.Array, kv_lens: jax.Array, *, num_rows: int, capacity: int, max_q_len: int
+    cu_q_lens: jax.Array,
+    kv_lens: jax.Array,
+    layer: jax.Array,
+    slot_ids: jax.Array | None = None,
+    window: int | jax.Array | None = None,
+    *,
+    num_rows: int,
+    max_q_len: int,
+    cache_shape: tuple[int, ...],
 ) -> None:
-    """Has the program check its lengths when it runs, if that is switched on.
+    """Has the program check its numbers when it runs, if that is switched on.
 
     Args:
       cu_q_lens: int32[B+1].
       kv_lens: int32[B].
+      layer: int32[].
+      slot_ids: int32[T], for the update.
+      window: for the attention.
       num_rows: T.
-      capacity: S.
       max_q_len: the most rows of one slot.
+      cache_shape: [L, B, S, R, 128].
     """
     if _CHECKING.get():
         check = functools.partial(
-            lengths_must_fit, num_rows=num_rows, capacity=capacity, max_q_len=max_q_len
+            values_must_fit, num_rows=num_rows, max_q_len=max_q_len, cache_shape=cache_shape
         )
-        jax.debug.callback(check, cu_q_lens, kv_lens)
+        jax.debug.callback(check, cu_q_lens, kv_lens, layer, slot_ids, window)
 
 
-def lengths_must_fit(
-    cu_q_lens: np.ndarray, kv_lens: np.ndarray, *, num_rows: int, capacity: int, max_q_len: int
+def values_must_fit(
+    cu_q_lens: np.ndarray,
+    kv_lens: np.ndarray,
+    layer: np.ndarray,
+    slot_ids: np.ndarray | None = None,
+    window: np.ndarray | None = None,
+    *,
+    num_rows: int,
+    max_q_len: int,
+    cache_shape: tuple[int, ...],
 ) -> None:
-    """Values of the lengths, on the host.
+    """The numbers themselves, on the host.
 
     Raises:
       ValueError: they contradict each other or the buffers; the sentence names the argument.
     """
     cu_q_lens, kv_lens = np.asarray(cu_q_lens), np.asarray(kv_lens)
+    num_layers, num_slots, capacity = cache_shape[:3]
     q_lens = np.diff(cu_q_lens)
     if cu_q_lens[0] != 0 or (q_lens < 0).any():
         raise ValueError(f"cu_q_lens must begin with 0 and never fall: {cu_q_lens.tolist()}")
@@ -130,6 +157,21 @@ def lengths_must_fit(
     if (kv_lens < q_lens).any():
         raise ValueError(
             f"kv_lens must count each slot's rows: {kv_lens.tolist()} for rows {q_lens.tolist()}"
+        )
+    if not 0 <= layer < num_layers:
+        raise ValueError(f"layer is {layer}: the cache has {num_layers}, counted from 0")
+    if window is not None and window < 1:
+        raise ValueError(f"window is {window}: it must be at least 1")
+    if slot_ids is not None:
+        _slots_must_fit(np.asarray(slot_ids), q_lens, num_slots)
+
+
+def _slots_must_fit(slot_ids: np.ndarray, q_lens: np.ndarray, num_slots: int) -> None:
+    used = np.repeat(np.arange(num_slots), q_lens)
+    unused = np.full(len(slot_ids) - len(used), num_slots)
+    if (slot_ids != np.concatenate([used, unused])).any():
+        raise ValueError(
+            f"slot_ids must be as cu_q_lens says, {num_slots} for unused rows: {slot_ids.tolist()}"
         )
 
 
@@ -154,12 +196,36 @@ def _check_lengths_arrays(
         _check_type(name, array, (jnp.int32,))
 
 
+def _check_whole(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} is {value!r}: it must be a whole number, at least 1")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ValueError(f"{name} is {value!r}: it must be a number above 0")
+
+
+def _check_window(window: int | jax.Array | None) -> None:
+    if isinstance(window, int):
+        _check_whole("window", window)
+        if window > jnp.iinfo(jnp.int32).max:
+            raise ValueError(f"window is {window}: it must fit int32; None means no window")
+    elif window is not None:
+        _check_shape("window", window, (), "a whole number or int32[]")
+        _check_type("window", window, (jnp.int32,))
+
+
 def _check_shape(name: str, array: jax.Array, shape: tuple[int | None, ...], wanted: str) -> None:
+    if not hasattr(array, "shape") or not hasattr(array, "dtype"):
+        raise ValueError(f"{name} is {array!r}: it must be an array, {wanted}")
     fits = len(array.shape) == len(shape) and all(
         size in (None, actual) for size, actual in zip(shape, array.shape, strict=True)
     )
     if not fits:
         raise ValueError(f"{name} has shape {list(array.shape)}: it must be {wanted}")
+    if 0 in array.shape:
+        raise ValueError(f"{name} has shape {list(array.shape)}: nothing is in it")
 
 
 def _check_type(name: str, array: jax.Array, dtypes: tuple) -> None:

@@ -91,6 +91,7 @@ def test_there_is_something_to_check():
     assert set(named) <= SOURCES.keys()
     assert imports("emsjax.pallas_kernels.cache_update.api") == {
         "jax",
+        "jax.numpy",
         "emsjax.pallas_kernels.backends",
         "emsjax.pallas_kernels.cache_update.reference",
         "emsjax.pallas_kernels.cache_update.tpu",

@@ -3,6 +3,7 @@
 from types import MappingProxyType
 
 import jax
+import jax.numpy as jnp
 
 from emsjax.pallas_kernels.backends import Backend, always_supported, pick
 from emsjax.pallas_kernels.cache_update import reference, tpu
@@ -49,8 +50,17 @@ def update_kv_cache(
     Raises:
       ValueError: an argument has a wrong shape or type, or the named backend cannot be used.
     """
+    layer, slot_ids, cu_q_lens, kv_lens = map(jnp.asarray, (layer, slot_ids, cu_q_lens, kv_lens))
     check_update(cache, k, v, layer, slot_ids, cu_q_lens, kv_lens)
     num_rows = k.shape[0]
-    check_values(cu_q_lens, kv_lens, num_rows=num_rows, capacity=cache.shape[2], max_q_len=num_rows)
+    check_values(
+        cu_q_lens,
+        kv_lens,
+        layer,
+        slot_ids,
+        num_rows=num_rows,
+        max_q_len=num_rows,
+        cache_shape=cache.shape,
+    )
     update = pick("update_kv_cache", BACKENDS, backend, cache, k)
     return update(cache, k, v, layer, slot_ids, cu_q_lens, kv_lens)

@@ -3,6 +3,7 @@
 from types import MappingProxyType
 
 import jax
+import jax.numpy as jnp
 
 from emsjax.pallas_kernels.backends import Backend, always_supported, pick
 from emsjax.pallas_kernels.checks import check_attention, check_values
@@ -41,7 +42,8 @@ def ragged_attention(
         s = soft_cap * tanh(scale * (k @ q) / soft_cap)      # plain scale * (k @ q) without cap
         softmax(s where position <= p and position > p - window) @ v
 
-    Nothing at or past `kv_lens` is used, and a row's result does not depend on other rows.
+    Nothing at or past `kv_lens` is used, and a row's result does not depend on other slots, nor on
+    the rows behind it as long as their values are finite.
 
     Args:
       q: packed queries [T, N, H].
@@ -66,9 +68,28 @@ def ragged_attention(
     Raises:
       ValueError: an argument has a wrong shape or type, or the named backend cannot be used.
     """
-    check_attention(q, cache, layer, cu_q_lens, kv_lens, ancestors, num_kv_heads, max_q_len)
+    layer, cu_q_lens, kv_lens = map(jnp.asarray, (layer, cu_q_lens, kv_lens))
+    check_attention(
+        q,
+        cache,
+        layer,
+        cu_q_lens,
+        kv_lens,
+        ancestors,
+        num_kv_heads,
+        max_q_len,
+        scale,
+        window,
+        soft_cap,
+    )
     check_values(
-        cu_q_lens, kv_lens, num_rows=q.shape[0], capacity=cache.shape[2], max_q_len=max_q_len
+        cu_q_lens,
+        kv_lens,
+        layer,
+        window=window,
+        num_rows=q.shape[0],
+        max_q_len=max_q_len,
+        cache_shape=cache.shape,
     )
     attend = pick("ragged_attention", BACKENDS, backend, q, cache, num_kv_heads)
     return attend(

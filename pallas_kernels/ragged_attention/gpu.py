@@ -33,6 +33,8 @@ from emsjax.pallas_kernels.ragged_attention.tuning import (
 MASKED = -1e30
 DTYPES = (jnp.bfloat16, jnp.float16)
 HOPPER = "9.0"
+# 16 bytes: the least that a copy into shared memory can take.
+HEAD_MULTIPLE = 8
 AXES = ("tile", "head", "section")
 # Numbers of a head that are written out together: all of them would not fit beside the blocks.
 WRITTEN_AT_ONCE = 128
@@ -72,20 +74,39 @@ class _Running(NamedTuple):
 
 def unsupported(q: jax.Array, cache: jax.Array, num_kv_heads: int) -> str | None:
     """Why the kernel cannot be used, or None if it can."""
-    group = q.shape[1] // num_kv_heads
-    if jax.default_backend() == "gpu":
-        capability = jax.devices()[0].compute_capability
-        if capability != HOPPER:
-            return f"the GPU has compute capability {capability}, the kernel is for {HOPPER}"
-    if q.dtype not in DTYPES:
-        return f"q is {q.dtype}, the GPU kernel takes bfloat16 and float16"
-    if cache.dtype != q.dtype:
-        return f"the cache is {cache.dtype} and q {q.dtype}: the GPU kernel wants one type"
-    if cache.shape[2] % TENSOR_CORE_ROWS:
-        return f"S is {cache.shape[2]}, the GPU kernel wants a multiple of {TENSOR_CORE_ROWS}"
-    if group > MOST_HEIGHT:
-        return f"{group} query heads share a KV head, the GPU kernel takes {MOST_HEIGHT}"
-    return None
+    _, num_heads, head_dim = q.shape
+    group, capacity, found = num_heads // num_kv_heads, cache.shape[2], _capability()
+    problems = (
+        (
+            found not in (None, HOPPER),
+            f"the GPU has compute capability {found}, the kernel is for {HOPPER}",
+        ),
+        (q.dtype not in DTYPES, f"q is {q.dtype}, the GPU kernel takes bfloat16 and float16"),
+        (
+            cache.dtype != q.dtype,
+            f"the cache is {cache.dtype} and q {q.dtype}: the GPU kernel wants one type",
+        ),
+        (
+            capacity % TENSOR_CORE_ROWS,
+            f"S is {capacity}, the GPU kernel wants a multiple of {TENSOR_CORE_ROWS}",
+        ),
+        (
+            head_dim % HEAD_MULTIPLE,
+            f"heads are {head_dim} wide, the GPU kernel wants a multiple of {HEAD_MULTIPLE}",
+        ),
+        (
+            group > MOST_HEIGHT,
+            f"{group} query heads share a KV head, the GPU kernel takes {MOST_HEIGHT}",
+        ),
+    )
+    return next((reason for problem, reason in problems if problem), None)
+
+
+def _capability() -> str | None:
+    """Compute capability of the GPU; None where there is none, and one is compiled for."""
+    if jax.default_backend() != "gpu":
+        return None
+    return str(jax.devices()[0].compute_capability)
 
 
 def _visible(

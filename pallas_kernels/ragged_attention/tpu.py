@@ -36,6 +36,8 @@ from emsjax.pallas_kernels.ragged_attention.tuning import tpu_blocks
 # Rows of a vector register: products with fewer rows cost as much.
 SUBLANES = 8
 DTYPES = (jnp.float32, jnp.bfloat16)
+# Blocks divide S: with a capacity that has no such divisor they would be tiny.
+CAPACITY_MULTIPLE = 32
 
 
 class _Stream(NamedTuple):
@@ -59,15 +61,13 @@ class _Stream(NamedTuple):
         if self.window is None:
             return jnp.zeros((), jnp.int32)
         seen = self.tiles.row_start[tile] - self.window[0] + 1
-        return jnp.maximum(seen, 0) // self.block
+        # At most the last one: a tile that took no block would leave its successor's unasked for.
+        last = jnp.maximum(self.tiles.kv_end[tile] - 1, 0)
+        return jnp.clip(seen, 0, last) // self.block
 
     def valid(self, tile: jax.Array, block: jax.Array) -> jax.Array:
         """Tokens of the block that come before the tile's end."""
         return jnp.minimum(self.tiles.kv_end[tile] - block * self.block, self.block)
-
-    def fetched(self, valid: jax.Array) -> jax.Array:
-        """Tokens that are copied where that many are valid: whole pieces."""
-        return pl.cdiv(valid, self.piece) * self.piece
 
     def copy(self, act: str, tile: jax.Array, block: jax.Array, buffer: jax.Array) -> None:
         """Starts or awaits the copy of a block: at once, or in pieces up to the tile's end."""
@@ -82,7 +82,7 @@ class _Stream(NamedTuple):
             def piece(number: jax.Array, _: None) -> None:
                 self._copy_some(act, tile, block, buffer, number * self.piece, self.piece)
 
-            jax.lax.fori_loop(0, self.fetched(valid) // self.piece, piece, None)
+            jax.lax.fori_loop(0, pl.cdiv(valid, self.piece), piece, None)
 
     def _copy_some(
         self,
@@ -114,6 +114,8 @@ def unsupported(q: jax.Array, cache: jax.Array, num_kv_heads: int) -> str | None
         return f"q is {q.dtype}, the TPU kernel takes float32 and bfloat16"
     if cache.dtype != q.dtype:
         return f"the cache is {cache.dtype} and q {q.dtype}: the TPU kernel wants one type"
+    if cache.shape[2] % CAPACITY_MULTIPLE:
+        return f"S is {cache.shape[2]}, the TPU kernel wants a multiple of {CAPACITY_MULTIPLE}"
     return None
 
 
@@ -142,8 +144,7 @@ def _kernel(*refs: Any, options: Options) -> None:
     done = blocks_done[0]
 
     def attend(number: jax.Array, _: None) -> None:
-        count = done + number - first
-        buffer = count % 2
+        buffer = (done + number - first) % 2
         last = number + 1 == end
 
         @pl.when(~last | (following > tile))
@@ -156,9 +157,7 @@ def _kernel(*refs: Any, options: Options) -> None:
 
         @pl.when(last)
         def _clear_past_end() -> None:
-            # To the end of what was fetched; in a buffer that was never full, to its end.
-            valid = stream.valid(tile, number)
-            clear(valid, jnp.where(count < 2, stream.block, stream.fetched(valid)), block)
+            clear(stream.valid(tile, number), block)
 
         visible = visible_tokens(
             (q.shape[1], stream.block),

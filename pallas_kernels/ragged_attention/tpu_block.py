@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from emsjax.pallas_kernels.kv_layout import LANES
@@ -18,6 +19,7 @@ from emsjax.pallas_kernels.ragged_attention.tuning import TPUBlocks
 
 # Finite, so that a row whose first blocks are all masked has no inf - inf.
 MASKED = -1e30
+CLEARED_AT_ONCE = 8
 
 
 class Options(NamedTuple):
@@ -81,13 +83,22 @@ def add_block(q: Any, block: Any, visible: jax.Array, running: Running, options:
         _gain(heads, block, running, options)
 
 
-def clear(first: jax.Array, end: jax.Array, block: Any) -> None:
-    """Zeros in tokens of a block: what lies there may be NaN, and 0 * NaN is NaN."""
+def clear(first: jax.Array, block: Any) -> None:
+    """Zeros from a token to the end of a block [parts, tokens, rows of a part, 128].
 
-    def clear_token(token: jax.Array, _: None) -> None:
-        block[:, token] = jnp.zeros_like(block[:, token])
+    What lies there may be NaN, or another slot's: 0 * inf is NaN too.
+    """
 
-    jax.lax.fori_loop(first, end, clear_token, None)
+    def clear_tokens(start: jax.Array, count: int) -> None:
+        place = block.at[:, pl.ds(start, count)]
+        place[...] = jnp.zeros_like(place)
+
+    aligned = pl.cdiv(first, CLEARED_AT_ONCE)
+    one_by_one = functools.partial(clear_tokens, count=1)
+    jax.lax.fori_loop(first, aligned * CLEARED_AT_ONCE, lambda t, _: one_by_one(t), None)
+    end = block.shape[1] // CLEARED_AT_ONCE
+    several = functools.partial(clear_tokens, count=CLEARED_AT_ONCE)
+    jax.lax.fori_loop(aligned, end, lambda n, _: several(n * CLEARED_AT_ONCE), None)
 
 
 def visible_tokens(

@@ -60,7 +60,7 @@ def _rows(options: argparse.Namespace, dump: Path) -> Iterator["Row"]:
         work = ragged(MODELS[model], **options.work)
         for kernel in (ours, peer):
             print(f"compiling {kernel.__name__.split('.')[-1]}: {model}", file=sys.stderr)
-            yield kernel.measure(options.topology, model, work, dump)
+            yield from kernel.measure(options.topology, model, work, dump)
 
 
 def _versions() -> dict[str, str]:

@@ -22,8 +22,9 @@ class Loop(NamedTuple):
 
     Attributes:
       bundles: of one trip, without loops inside it.
-      inner: bundles of one trip of each loop inside it, in order: pieces of a copy.
-      least: cycles that the busiest unit needs for one trip's instructions.
+      inner: bundles of one trip of each loop inside it, in order.
+      outer: bundles at each level around it, outermost first: a grid step's own, and so on.
+      least: cycles that the busiest unit takes for one trip's instructions, spills included.
       busiest: that unit.
       spills: registers put into memory and taken back.
       vmem_bytes: scratch of the kernel.
@@ -31,6 +32,7 @@ class Loop(NamedTuple):
 
     bundles: int
     inner: tuple[int, ...]
+    outer: tuple[int, ...]
     least: int
     busiest: str
     spills: int
@@ -59,6 +61,7 @@ def read_loop(dump: Path, kernel: str) -> Loop:
     return Loop(
         bundles=depths.count(depth),
         inner=tuple(size for d, size in _loops(depths, heads) if d == depth + 1),
+        outer=tuple(depths.count(level) for level in range(1, depth)),
         least=cycles[busiest],
         busiest=busiest,
         spills=sum(needed[name] for name in SPILLS),

@@ -6,6 +6,7 @@ from pathlib import Path
 from emsjax.pallas_kernels.backends import compiling_for
 from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token
 from emsjax.pallas_kernels.ragged_attention.lanes import width
+from emsjax.pallas_kernels.ragged_attention.tpu_block import CLEARED_AT_ONCE
 from emsjax.pallas_kernels.ragged_attention.tuning import TPUBlocks, tpu_blocks
 from emsjax.pallas_kernels.report.ahead import compile_attention
 from emsjax.pallas_kernels.report.bundles import read_loop
@@ -15,8 +16,8 @@ from emsjax.pallas_kernels.report.work import Work
 SUBLANES = 8
 
 
-def measure(generation: str, model: str, work: Work, dump: Path) -> Row:
-    """Compiles our kernel for the work and reads what came out.
+def measure(generation: str, model: str, work: Work, dump: Path) -> Iterator[Row]:
+    """Compiles our kernel for the work and reads what came out: one row.
 
     Args:
       generation: of the TPU.
@@ -33,7 +34,10 @@ def measure(generation: str, model: str, work: Work, dump: Path) -> Row:
     pieces = sum(-(-(end % blocks.kv) // blocks.piece) for end in tiles)
     fetched = whole * blocks.kv + pieces * blocks.piece
     trips = sum(-(-end // blocks.kv) for end in tiles)
-    return Row(
+    # In the order in which they stand: pieces started, awaited; tokens cleared, by one and by more.
+    start, wait, one, several = loop.inner
+    cleared = [_cleared(end, blocks) for end in tiles]
+    yield Row(
         model=model,
         kernel="emsjax",
         vmem_bytes=loop.vmem_bytes,
@@ -42,7 +46,10 @@ def measure(generation: str, model: str, work: Work, dump: Path) -> Row:
         least=loop.least,
         busiest=loop.busiest,
         spills=loop.spills,
-        all_bundles=trips * loop.bundles + pieces * sum(loop.inner[:2]),
+        all_bundles=trips * loop.bundles
+        + pieces * (start + wait)
+        + sum(ones * one + more * several for ones, more in cleared)
+        + len(tiles) * sum(loop.outer),
         all_bytes=fetched * token_bytes + len(tiles) * _tile_bytes(work, blocks),
         least_bytes=work.least_bytes,
         allocated=token_bytes,
@@ -65,6 +72,12 @@ def _tiles(work: Work, blocks: TPUBlocks) -> Iterator[int]:
     for q_len, kv_len in zip(work.q_lens, work.kv_lens, strict=True):
         for first in range(0, q_len, blocks.q):
             yield kv_len - q_len + min(first + blocks.q, q_len)
+
+
+def _cleared(end: int, blocks: TPUBlocks) -> tuple[int, int]:
+    """Trips of the two loops that clear the last block behind a tile's end."""
+    behind = -end % blocks.kv
+    return behind % CLEARED_AT_ONCE, behind // CLEARED_AT_ONCE
 
 
 def _tile_bytes(work: Work, blocks: TPUBlocks) -> int:

@@ -5,7 +5,9 @@ head counts that fill whole memory tiles; others are padded, as its users have t
 """
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,40 +19,57 @@ from emsjax.pallas_kernels.report.bundles import read_loop
 from emsjax.pallas_kernels.report.row import Row
 from emsjax.pallas_kernels.report.work import Heads, Work
 
-# As in its table of tuned sizes for sequences of this length.
-PAGE, QUERIES = 128, 32
-BLOCK = 512
+PAGE = 128
+
+
+class Sizes(NamedTuple):
+    """Tokens of a block of keys and values, and queries of a block."""
+
+    tokens: int
+    queries: int
+
+
+# As in its table of tuned sizes; with fewer queries, since there are few; in shorter blocks, which
+# fetch less past a slot's end.
+SIZES = (Sizes(512, 32), Sizes(512, 8), Sizes(128, 32))
 # A block of every head it takes at once, and no more of VMEM than this for two of them.
 BUFFER_BYTES = 8 << 20
 VMEM_LIMIT = 64 << 20
 
 
-def measure(generation: str, model: str, work: Work, dump: Path) -> Row:
-    """Compiles jax's kernel for the work and reads what came out."""
+def measure(generation: str, model: str, work: Work, dump: Path) -> Iterator[Row]:
+    """Compiles jax's kernel for the work and reads what came out: a row for each of `SIZES`."""
+    for sizes in SIZES:
+        yield _measure(generation, model, work, dump, sizes)
+
+
+def _measure(generation: str, model: str, work: Work, dump: Path, sizes: Sizes) -> Row:
     heads = _padded(work.heads)
     at_once = peer.get_min_heads_per_blk(
         heads.num_heads, 2 * heads.num_kv_heads, jnp.bfloat16, jnp.bfloat16
     )[1]
     head_blocks = 2 * heads.num_kv_heads // at_once
-    block = _block(at_once, work.itemsize)
-    _compile(generation, work, heads, block)
+    block = _block(sizes.tokens, at_once, work.itemsize)
+    _compile(generation, work, heads, Sizes(block, sizes.queries))
     loop = read_loop(dump, "ragged_paged_attention_kernel")
-    trips = sum(
-        visits * -(-kv_len // block)
-        for visits, kv_len in zip(_visits(work.q_lens), work.kv_lens, strict=True)
-    )
+    visits = _visits(work.q_lens, sizes.queries)
+    blocks_of = [-(-kv_len // block) for kv_len in work.kv_lens]
+    trips = sum(times * blocks for times, blocks in zip(visits, blocks_of, strict=True))
+    # A single grid step is no loop.
+    *steps, visit = loop.outer
+    grid = -(-work.num_rows // sizes.queries)
     token_bytes = 2 * heads.num_kv_heads * heads.head_dim * work.itemsize
     queries = 2 * work.num_rows * heads.num_heads * heads.head_dim * work.itemsize
     return Row(
         model=model,
-        kernel="jax",
+        kernel=f"jax, {block} tokens, {sizes.queries} queries",
         vmem_bytes=loop.vmem_bytes,
         block=block,
         bundles=loop.bundles * head_blocks,
         least=loop.least * head_blocks,
         busiest=loop.busiest,
         spills=loop.spills * head_blocks,
-        all_bundles=trips * loop.bundles * head_blocks,
+        all_bundles=head_blocks * (trips * loop.bundles + sum(visits) * visit + grid * sum(steps)),
         all_bytes=trips * block * token_bytes + queries,
         least_bytes=work.least_bytes,
         allocated=token_bytes,
@@ -66,31 +85,30 @@ def _padded(heads: Heads) -> Heads:
     return Heads(fits * group, fits, -(-heads.head_dim // LANES) * LANES)
 
 
-def _block(heads_at_once: int, itemsize: int) -> int:
+def _block(block: int, heads_at_once: int, itemsize: int) -> int:
     """Tokens of a block whose two buffers fit."""
-    block = BLOCK
     while 2 * block * heads_at_once * LANES * itemsize > BUFFER_BYTES and block > PAGE:
         block //= 2
     return block
 
 
-def _visits(q_lens: tuple[int, ...]) -> list[int]:
+def _visits(q_lens: tuple[int, ...], queries: int) -> list[int]:
     """How many blocks of queries hold rows of each slot: it reads the slot once for each."""
     visits, start = [], 0
     for q_len in q_lens:
         end = start + q_len
-        visits.append(-(-end // QUERIES) - start // QUERIES if q_len else 0)
+        visits.append(-(-end // queries) - start // queries if q_len else 0)
         start = end
     return visits
 
 
-def _compile(generation: str, work: Work, heads: Heads, block: int) -> None:
+def _compile(generation: str, work: Work, heads: Heads, sizes: Sizes) -> None:
     pages = work.capacity // PAGE
     call = functools.partial(
         peer.ragged_paged_attention,
         sm_scale=heads.head_dim**-0.5,
-        num_kv_pages_per_block=block // PAGE,
-        num_queries_per_block=QUERIES,
+        num_kv_pages_per_block=sizes.tokens // PAGE,
+        num_queries_per_block=sizes.queries,
         vmem_limit_bytes=VMEM_LIMIT,
     )
     slots = work.num_slots

@@ -9,7 +9,7 @@ HEADER = (
     "VMEM MiB",
     "tokens a block",
     "bundles a block",
-    "of which needed",
+    "busiest unit's cycles",
     "busiest unit",
     "spills",
     "bundles in all, thousands",
@@ -25,14 +25,14 @@ class Row(NamedTuple):
 
     Attributes:
       model: name.
-      kernel: "emsjax" or "jax".
+      kernel: "emsjax", or "jax" with its sizes.
       vmem_bytes: scratch memory.
       block: tokens of keys and values in one trip of the inner loop.
       bundles: of that trip.
-      least: what the busiest unit needs for it.
+      least: cycles that the busiest unit takes for it.
       busiest: that unit.
       spills: registers put into memory and taken back in that trip.
-      all_bundles: of the inner loop for the whole work.
+      all_bundles: for the whole work.
       all_bytes: moved between HBM and VMEM for the whole work.
       least_bytes: what has to be moved.
       allocated: bytes of a token in the cache.

@@ -54,7 +54,9 @@ CASES = {
     "mha": Case(num_kv_heads=4),
     "gqa": Case(num_heads=6, head_dim=64),
     "mqa": Case(num_kv_heads=1, head_dim=80),
+    "h96": Case(head_dim=96),
     "h128": Case(head_dim=128),
+    "h256": Case(num_heads=2, num_kv_heads=1, head_dim=256),
     "single-rows": Case(num_heads=9, num_kv_heads=3, head_dim=64, capacity=8, max_q_len=1),
     "prompts": Case(capacity=56, max_q_len=45),
     "window": Case(window=5),
@@ -169,8 +171,8 @@ class AttentionContract:
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if "name" in metafunc.fixturenames:
-            compares = metafunc.function.__name__ == "test_a_row_depends_on_no_other"
-            names = [name for name in self.cases if name in COMPARED or not compares]
+            everywhere = metafunc.function.__name__ == "test_equals_the_oracle"
+            names = [name for name in self.cases if name in COMPARED or everywhere]
             metafunc.parametrize("name", with_marks(names, self.quick))
 
     def program(self, case: Case) -> Any:
@@ -203,12 +205,26 @@ class AttentionContract:
         return self.programs[key]
 
     def attend(
-        self, case: Case, tree: list[int], ragged: Ragged, source: tuple[int, ...] | None = None
+        self,
+        case: Case,
+        tree: list[int],
+        ragged: Ragged,
+        source: tuple[int, ...] | None = None,
+        only_sound: int | None = None,
     ) -> np.ndarray:
-        """Runs the backend; the numbers of slot b are those of `source[b]`."""
+        """Runs the backend; the numbers of slot b are those of `source[b]`.
+
+        Where `only_sound` is given, the keys and values of all other slots are NaN and inf.
+        """
         _, k, v = numbers(case)
         if source:
             k, v = k[list(source)], v[list(source)]
+        if only_sound is not None:
+            others = np.arange(case.num_slots) != only_sound
+            k, v = (
+                np.where(others[:, None, None, None], bad, x).astype(x.dtype)
+                for x, bad in ((k, np.nan), (v, np.inf))
+            )
         cache = make_cache(k, v, ragged.kv_lens, layer=LAYER, num_layers=NUM_LAYERS)
         ancestors = np.full(case.capacity, 0xAAAAAAAA, np.uint32)
         if case.tree:
@@ -268,6 +284,18 @@ class AttentionContract:
             self.check_independence(case, ragged, shift, place)
 
         any_raggedness()
+
+    def test_a_slot_is_sound_beside_slots_that_are_not(self, name):
+        case = CASES[name]
+        tree = draw_tree(case.max_q_len, seed=2)
+        q_lens = tuple(min(q, case.max_q_len) for q in (3, 1, 4, 2))
+        for kv_lens in ((96, 70, 96, 33), (40, 96, 9, 64)):
+            ragged = Ragged(q_lens, kv_lens)
+            expected = self.attend(case, tree, ragged)
+            for slot in range(case.num_slots):
+                out = self.attend(case, tree, ragged, only_sound=slot)
+                rows = slice(*ragged.cu_q_lens[slot : slot + 2])
+                np.testing.assert_array_equal(bits(out[rows]), bits(expected[rows]))
 
     @pytest.mark.parametrize("window", [1, 37, 2**30])
     def test_a_window_may_be_traced(self, window):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from emsjax.pallas_kernels.cache_update.api import update_kv_cache
-from emsjax.pallas_kernels.checks import checking_lengths, lengths_must_fit
+from emsjax.pallas_kernels.checks import checking_lengths, values_must_fit
 from emsjax.pallas_kernels.ragged_attention.api import ragged_attention
 
 T, N, K, H, B, S = 8, 4, 2, 64, 3, 32
@@ -37,7 +37,15 @@ def zeros(*shape: int, dtype: Any = jnp.float32) -> jax.Array:
         ("q", zeros(T, N * H), r"q has shape \[8, 256\]: it must be \[T, N, H\]"),
         ("q", zeros(T, N, H, dtype=jnp.int32), "q is int32: it must be float32 or bfloat16"),
         ("num_kv_heads", 3, "num_kv_heads is 3: it must divide q's 4 heads"),
-        ("max_q_len", 0, "max_q_len is 0"),
+        ("num_kv_heads", 2.0, "num_kv_heads is 2.0: it must be a whole number"),
+        ("max_q_len", 0, "max_q_len is 0: it must be a whole number, at least 1"),
+        ("scale", zeros(1), "scale is .*: it must be a number above 0"),
+        ("soft_cap", 0.0, "soft_cap is 0.0: it must be a number above 0"),
+        ("window", 0, "window is 0: it must be a whole number, at least 1"),
+        ("window", 2**31, "window is 2147483648: it must fit int32"),
+        ("window", zeros(3, dtype=jnp.int32), r"window has shape \[3\]"),
+        ("q", zeros(0, N, H), r"q has shape \[0, 4, 64\]: nothing is in it"),
+        ("q", [1.0], r"q is \[1.0\]: it must be an array, \[T, N, H\]"),
         ("cache", zeros(B, S, 2, 128), r"cache has shape .* \[L, B, S, R, 128\]"),
         ("cache", zeros(1, B, S, 1, 128), "cache has 1 rows a token: .* take 2"),
         ("cache", zeros(1, B, S, 2, 128, dtype=jnp.bfloat16), "cache is bfloat16"),
@@ -91,10 +99,40 @@ LENGTHS = [
 
 @pytest.mark.parametrize(("cu_q_lens", "kv_lens", "sentence"), LENGTHS)
 def test_lengths(cu_q_lens, kv_lens, sentence):
-    sizes = {"num_rows": T, "capacity": S, "max_q_len": 4}
     with pytest.raises(ValueError, match=f"^{sentence}"):
-        lengths_must_fit(np.asarray(cu_q_lens), np.asarray(kv_lens), **sizes)
-    lengths_must_fit(np.asarray([0, 1, 1, 4]), np.asarray([5, 0, 32]), **sizes)
+        values_must_fit(np.asarray(cu_q_lens), np.asarray(kv_lens), np.asarray(0), **SIZES)
+
+
+SIZES = {"num_rows": T, "max_q_len": 4, "cache_shape": (2, B, S, 2, 128)}
+GOOD_VALUES = {
+    "cu_q_lens": np.asarray([0, 1, 1, 4]),
+    "kv_lens": np.asarray([5, 0, 32]),
+    "layer": np.asarray(1),
+    "slot_ids": np.asarray([0, 2, 2, 2, 3, 3, 3, 3]),
+    "window": np.asarray(1),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("layer", 2, "layer is 2: the cache has 2"),
+        ("layer", -1, "layer is -1"),
+        ("window", 0, "window is 0: it must be at least 1"),
+        ("slot_ids", [0, 1, 2, 2, 3, 3, 3, 3], "slot_ids must be as cu_q_lens says"),
+        ("slot_ids", [0, 2, 2, 2, 2, 3, 3, 3], "slot_ids must be as cu_q_lens says, 3 for unused"),
+    ],
+)
+def test_other_values(name, value, sentence):
+    values_must_fit(**GOOD_VALUES, **SIZES)
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        values_must_fit(**GOOD_VALUES | {name: np.asarray(value)}, **SIZES)
+
+
+def test_numbers_and_lists_will_do_for_lengths():
+    plain = {"layer": 0, "cu_q_lens": [0, 1, 1, 4], "kv_lens": np.asarray([5, 0, 32], np.int32)}
+    expected = ragged_attention(**good())
+    np.testing.assert_array_equal(ragged_attention(**good() | plain), expected)
 
 
 def test_a_program_checks_its_lengths_only_where_that_is_switched_on():

@@ -39,6 +39,19 @@ def change(number: int, by: Callable[[Any], Any]) -> Fault:
     return fault
 
 
+def result(**by: Callable[[Any], Any]) -> Fault:
+    """Changes fields of what comes back."""
+
+    def fault(function: Callable) -> Callable:
+        def faulty(*args: Any) -> Any:
+            right = function(*args)
+            return right._replace(**{name: f(getattr(right, name)) for name, f in by.items()})
+
+        return faulty
+
+    return fault
+
+
 def nothing(function: Callable) -> Callable:
     """Does nothing."""
     del function
@@ -76,8 +89,10 @@ TPU_FAULTS: dict[str, tuple[Any, str, Fault]] = {
     "every block is taken for the first": (tpu, "visible_tokens", change(1, lambda x: x * 0)),
     "copies are not awaited": (tpu._Stream, "copy", without("wait")),
     "both blocks go into one buffer": (tpu._Stream, "copy", change(4, lambda x: x * 0)),
-    "copies begin a token too late": (tpu._Stream, "valid", change(2, lambda x: x + 1)),
+    "a block's end is misjudged": (tpu._Stream, "valid", change(2, lambda x: x + 1)),
     "pieces lie a token too far": (tpu._Stream, "_copy_some", change(5, lambda x: x + 1)),
+    "a tile reads another slot": (tpu, "tile_facts", result(slot=lambda x: x * 0)),
+    "rows are taken for later ones": (tpu, "tile_facts", result(row_start=lambda x: x + 1)),
     "what lies past the end is left": (tpu, "clear", nothing),
     "earlier blocks do not decay": (tpu_block, "_weigh", keep_all),
 }

@@ -1,0 +1,71 @@
+"""What the TPU kernel fetches: each slot's tokens once a tile, up to its end, and nothing else.
+
+Too much would change no number, so it is counted.
+"""
+
+from dataclasses import replace
+
+import jax
+import pytest
+
+from emsjax.pallas_kernels.ragged_attention import tpu
+from emsjax.pallas_kernels.ragged_attention.tuning import TPUBlocks
+from tests.kernels.caches import Ragged
+from tests.kernels.contract_attention import CASES, AttentionContract
+
+BLOCKS = TPUBlocks(kv=32, piece=8, q=4)
+
+
+class Attention(AttentionContract):
+    """Not collected: its name does not begin with Test."""
+
+    backend = "tpu"
+
+
+@pytest.fixture
+def fetched(interpreting_tpu: None, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens of every copy that is started."""
+    counts: list[int] = []
+    copy = tpu._Stream._copy_some
+
+    def counted(self, act, tile, block, buffer, first, count):
+        if act == "start":
+            jax.debug.callback(lambda: counts.append(count))
+        copy(self, act, tile, block, buffer, first, count)
+
+    monkeypatch.setattr(tpu._Stream, "_copy_some", counted)
+    monkeypatch.setattr(tpu, "tpu_blocks", lambda *_: BLOCKS)
+    Attention.programs.clear()
+    return counts
+
+
+def needed(ragged: Ragged, window: int | None) -> int:
+    """Tile by tile: whole blocks, and pieces of the last one."""
+    total = 0
+    for q_len, kv_len in zip(ragged.q_lens, ragged.kv_lens, strict=True):
+        for first in range(0, q_len, BLOCKS.q):
+            row = kv_len - q_len + first
+            end = kv_len - q_len + min(first + BLOCKS.q, q_len)
+            seen = 0 if window is None else max(row - window + 1, 0)
+            begin = seen // BLOCKS.kv * BLOCKS.kv
+            whole = end // BLOCKS.kv * BLOCKS.kv
+            total += max(whole - begin, 0) + -(-(end - whole) // BLOCKS.piece) * BLOCKS.piece
+    return total
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize(
+    "ragged",
+    [
+        Ragged((0, 0, 0, 0), (96, 10, 0, 40)),
+        Ragged((0, 0, 1, 0), (96, 96, 33, 96)),
+        Ragged((8, 0, 1, 5), (96, 10, 70, 64)),
+        Ragged((1, 1, 1, 1), (1, 96, 57, 32)),
+    ],
+    ids=["no rows", "one row", "ragged", "plain"],
+)
+def test_only_what_is_needed_is_fetched(fetched: list[int], ragged: Ragged, window: int | None):
+    case = replace(CASES["gqa"], window=window)
+    Attention().check(case, [1] * case.max_q_len, ragged)
+    jax.effects_barrier()
+    assert sum(fetched) == needed(ragged, window)
