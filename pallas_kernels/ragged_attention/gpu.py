@@ -147,7 +147,7 @@ def _product(left: Any, right: Any) -> jax.Array:
 
 def _product_transposed(left: Any, right: Any) -> jax.Array:
     """left [M, X] times right [Y, X] transposed, both in shared memory, float32."""
-    return _product(left, plgpu.transpose_ref(right, (1, 0)))
+    return _product(left, right.transpose((1, 0)))
 
 
 def _scores(q: Any, k: Any, visible: jax.Array, options: _Options) -> jax.Array:

@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from transformers import AutoConfig
 
 from emsjax.engine import Engine
 from emsjax.models.config import DecoderConfig, Rope
 from emsjax.models.decoder import DecoderLM
+from emsjax.models.registry import FAMILIES
 from emsjax.pallas_kernels.report.ahead import TOPOLOGIES, on_tpu
 from tests.engine.setup import make_engine
 
@@ -39,20 +41,21 @@ PASS_ON = {"parameter", "get-tuple-element", "fusion", "bitcast", "while"}
 WRITERS = {"cpu": "scatter", "tpu": "custom-call"}
 
 
-def abstract_engine(dtype: jnp.dtype, drafter: str) -> Engine:
-    model = nnx.eval_shape(lambda: DecoderLM(CONFIG, rngs=nnx.Rngs(0)))
+def abstract_engine(dtype: jnp.dtype, drafter: str, config: DecoderConfig = CONFIG) -> Engine:
+    model = nnx.eval_shape(lambda: DecoderLM(config, rngs=nnx.Rngs(0)))
     graphdef, weights = nnx.split(model)
     weights = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), weights)
     return make_engine(nnx.merge(graphdef, weights), drafter, num_slots=8, capacity=2048)
 
 
 def check_no_copy_of_the_cache(
-    engine: Engine, compiled: jax.stages.Compiled, platform: str
+    engine: Engine, compiled: jax.stages.Compiled, platform: str, weights: int = 0
 ) -> None:
+    """`weights`: bytes of weights that XLA is known to keep in another layout as well."""
     spec = engine.cache_spec
     cache_bytes = math.prod(spec.shape) * spec.dtype.itemsize
     memory = compiled.memory_analysis()
-    assert memory.temp_size_in_bytes < cache_bytes / 10
+    assert memory.temp_size_in_bytes - weights < cache_bytes / 10
     assert memory.alias_size_in_bytes >= cache_bytes
     shape = ",".join(map(str, spec.shape))
     text = compiled.as_text()
@@ -72,9 +75,11 @@ def test_cpu(drafter: str):
     check_no_copy_of_the_cache(engine, engine.lower().compile(), "cpu")
 
 
-def compile_for_tpu(generation: str, drafter: str) -> tuple[Engine, jax.stages.Compiled]:
+def compile_for_tpu(
+    generation: str, drafter: str, config: DecoderConfig = CONFIG
+) -> tuple[Engine, jax.stages.Compiled]:
     with on_tpu(generation) as sharding:
-        engine = abstract_engine(jnp.bfloat16, drafter)
+        engine = abstract_engine(jnp.bfloat16, drafter, config)
         return engine, engine.lower(sharding).compile()
 
 
@@ -89,3 +94,60 @@ def test_tpu_v5e():
 @pytest.mark.parametrize("generation", TOPOLOGIES)
 def test_every_tpu(generation: str, drafter: str):
     check_no_copy_of_the_cache(*compile_for_tpu(generation, drafter), "tpu")
+
+
+# Hugging Face configurations; the larger models are compiled for TPUs whose memory holds them.
+NAMED = {
+    "smollm2-135m": (
+        "v5e",
+        "llama",
+        {
+            "vocab_size": 49152,
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "max_position_embeddings": 8192,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "opt-6.7b": (
+        "v6e",
+        "opt",
+        {
+            "hidden_size": 4096,
+            "ffn_dim": 16384,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "word_embed_proj_dim": 4096,
+        },
+    ),
+    "llama-3-8b": (
+        "v5p",
+        "llama",
+        {
+            "vocab_size": 128256,
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 8192,
+            "tie_word_embeddings": False,
+        },
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_compile_cache")
+@pytest.mark.parametrize("name", NAMED)
+def test_named_models(name: str):
+    generation, family, settings = NAMED[name]
+    settings = AutoConfig.for_model(family, **settings).to_dict()
+    config = FAMILIES[family].config(settings)
+    # The gate and up projections: 576 wide is no multiple of 128. Once a call, not once a step.
+    weights = 30 * 3072 * 576 * 2 if name == "smollm2-135m" else 0
+    compiled = compile_for_tpu(generation, "prompt-lookup", config)
+    check_no_copy_of_the_cache(*compiled, "tpu", weights)
