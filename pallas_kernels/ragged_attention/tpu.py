@@ -31,10 +31,8 @@ from emsjax.pallas_kernels.ragged_attention.tpu_block import (
     clear,
     visible_tokens,
 )
-from emsjax.pallas_kernels.ragged_attention.tuning import tpu_blocks
+from emsjax.pallas_kernels.ragged_attention.tuning import SUBLANES, tpu_blocks, tpu_tile_height
 
-# Rows of a vector register: products with fewer rows cost as much.
-SUBLANES = 8
 DTYPES = (jnp.float32, jnp.bfloat16)
 # Blocks divide S: with a capacity that has no such divisor they would be tiny.
 CAPACITY_MULTIPLE = 32
@@ -198,7 +196,7 @@ def ragged_attention(
         num_kv_heads, head_dim, scale, window is not None, ancestors is not None, soft_cap, blocks
     )
     tiles = query_tiles(cu_q_lens, num_rows, max_q_len, blocks.q)
-    height = pl.cdiv(group * blocks.q, SUBLANES) * SUBLANES
+    height = tpu_tile_height(blocks.q, group)
 
     scalars = [jnp.reshape(layer, 1), *tile_facts(tiles, cu_q_lens, kv_lens)]
     if window is not None:

@@ -99,6 +99,15 @@ def tpu_blocks(
     return TPUBlocks(kv, piece, min(_power_of_two(2 * max_q_len - 1), fits))
 
 
+# Rows of a vector register: products with fewer rows cost as much.
+SUBLANES = 8
+
+
+def tpu_tile_height(rows: int, group: int) -> int:
+    """Rows of a TPU tile times the query heads of a KV head, padded to whole registers."""
+    return -(-rows * group // SUBLANES) * SUBLANES
+
+
 class GPUBlocks(NamedTuple):
     """Sizes of the GPU kernel.
 

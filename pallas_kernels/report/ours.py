@@ -7,13 +7,11 @@ from emsjax.pallas_kernels.backends import compiling_for
 from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token
 from emsjax.pallas_kernels.ragged_attention.lanes import width
 from emsjax.pallas_kernels.ragged_attention.tpu_block import CLEARED_AT_ONCE
-from emsjax.pallas_kernels.ragged_attention.tuning import TPUBlocks, tpu_blocks
+from emsjax.pallas_kernels.ragged_attention.tuning import TPUBlocks, tpu_blocks, tpu_tile_height
 from emsjax.pallas_kernels.report.ahead import compile_attention
 from emsjax.pallas_kernels.report.bundles import read_loop
 from emsjax.pallas_kernels.report.row import Row
 from emsjax.pallas_kernels.report.work import Work
-
-SUBLANES = 8
 
 
 def measure(generation: str, model: str, work: Work, dump: Path) -> Iterator[Row]:
@@ -83,5 +81,5 @@ def _cleared(end: int, blocks: TPUBlocks) -> tuple[int, int]:
 def _tile_bytes(work: Work, blocks: TPUBlocks) -> int:
     """Queries and results of one tile, as the kernel takes them."""
     num_heads, num_kv_heads, head_dim = work.heads
-    height = -(-blocks.q * (num_heads // num_kv_heads) // SUBLANES) * SUBLANES
+    height = tpu_tile_height(blocks.q, num_heads // num_kv_heads)
     return 2 * num_kv_heads * height * width(num_kv_heads, head_dim) * work.itemsize

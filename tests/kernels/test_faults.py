@@ -104,6 +104,11 @@ GPU_FAULTS: dict[str, tuple[Any, str, Fault]] = {
 }
 
 
+def put(place: Any, function: str, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts a fault into the function of that name."""
+    monkeypatch.setattr(place, function, fault(getattr(place, function)))
+
+
 class Attention(AttentionContract):
     """Not collected: its name does not begin with Test."""
 
@@ -143,8 +148,7 @@ def test_tpu_without_a_fault():
 @pytest.mark.usefixtures("_small_blocks")
 @pytest.mark.parametrize("name", TPU_FAULTS)
 def test_tpu(name: str, monkeypatch: pytest.MonkeyPatch):
-    place, function, fault = TPU_FAULTS[name]
-    monkeypatch.setattr(place, function, fault(getattr(place, function)))
+    put(*TPU_FAULTS[name], monkeypatch)
     with pytest.raises(CAUGHT):
         check_tpu()
 
@@ -163,8 +167,7 @@ def test_gpu_without_a_fault():
 @pytest.mark.usefixtures("_small_sections")
 @pytest.mark.parametrize("name", GPU_FAULTS)
 def test_gpu(name: str, monkeypatch: pytest.MonkeyPatch):
-    place, function, fault = GPU_FAULTS[name]
-    monkeypatch.setattr(place, function, fault(getattr(place, function)))
+    put(*GPU_FAULTS[name], monkeypatch)
     with pytest.raises(CAUGHT):
         check_attention("gpu")
 
@@ -176,6 +179,6 @@ def test_an_update_a_token_too_far(monkeypatch: pytest.MonkeyPatch):
 
     check()
     Update.__init_subclass__()
-    monkeypatch.setattr(tpu_update, "_kernel", change(2, OneMore)(tpu_update._kernel))
+    put(tpu_update, "_kernel", change(2, OneMore), monkeypatch)
     with pytest.raises(CAUGHT):
         check()

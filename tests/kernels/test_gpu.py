@@ -1,7 +1,7 @@
 """The GPU kernel keeps the contract, interpreted on CPU, and lowers for a Hopper GPU."""
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import pytest
@@ -13,6 +13,7 @@ from emsjax.pallas_kernels.report.ahead import attention_arguments, attention_ca
 from emsjax.pallas_kernels.report.work import Heads, ragged
 from tests.kernels import contract_attention
 from tests.kernels.contract_attention import CASES, AttentionContract
+from tests.kernels.test_tpu_compiled import OPTIONS
 
 # The kernel takes 16-bit types, and caches in multiples of 64 tokens.
 GPU_CASES = {
@@ -58,10 +59,6 @@ SHAPES = {
     "llama-3-8b": Heads(32, 8, 128),
     "h256": Heads(8, 4, 256),
     "mqa": Heads(64, 1, 128),
-}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "all": {"window": 512, "soft_cap": 30.0, "tree": True},
 }
 
 
