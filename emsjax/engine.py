@@ -1,12 +1,7 @@
-"""The host's side of decoding: requests into slots, results out of them.
+"""The device's side of decoding: the compiled programs over one state, for jobs in B slots."""
 
-The device loop runs by itself; the host comes in to refill slots, to note times and to take
-finished sequences.
-"""
-
-import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,63 +9,14 @@ import numpy as np
 from flax import nnx
 
 from emsjax.drafters.base import Drafter
+from emsjax.jobs import Finished, Job
 from emsjax.ladder import Rung
 from emsjax.loop import run
-from emsjax.metrics import RequestMetrics
 from emsjax.model_protocol import Model
-from emsjax.state import MAX_STOP_IDS, DecodeState, SlotStats, admit, empty_state
-
-# How often the host looks in at the least; one look costs well under a millisecond.
-STEPS_PER_CALL = 32
-# The same where a slot is free and a request may come at any time.
-STEPS_PER_CALL_WAITING = 4
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to generate.
-
-    Attributes:
-      key: comes back with the result.
-      prompt: token ids, 1 to S - 1 of them.
-      max_tokens: the most tokens to generate; the cache's capacity bounds it too.
-      stop_ids: tokens that end it, at most `MAX_STOP_IDS`.
-    """
-
-    key: object
-    prompt: Sequence[int]
-    max_tokens: int
-    stop_ids: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A job's result.
-
-    Attributes:
-      job: as it was given.
-      token_ids: what was generated, the stop token included.
-      metrics: what it cost.
-    """
-
-    job: Job
-    token_ids: tuple[int, ...]
-    metrics: RequestMetrics
-
-    @property
-    def stopped(self) -> bool:
-        """Whether a stop token ended it, and not a limit."""
-        return self.token_ids[-1] in self.job.stop_ids
-
-
-@dataclass
-class _Occupant:
-    """The job in a slot, its start, and when its first token was seen."""
-
-    job: Job
-    started: float
-    first_token: float | None = None
-    seen_tokens: int = 0
+from emsjax.sampling.logprobs import empty_logprobs
+from emsjax.sampling.state import SamplingState, empty_sampling
+from emsjax.slots import SlotRun
+from emsjax.state import MAX_STOP_IDS, DecodeState, admit, copy_cache, empty_state
 
 
 class Engine:
@@ -95,6 +41,7 @@ class Engine:
           capacity: S, tokens of a slot, prompt and output.
         """
         self.num_slots, self.capacity = num_slots, capacity
+        self.token_classes = np.zeros(model.vocab_size, np.uint8)
         graphdef, self._params = nnx.split(model)
         self.cache_spec = model.cache_spec(num_slots, capacity)
         self._drafter = drafter
@@ -108,23 +55,41 @@ class Engine:
                 target = nnx.merge(graphdef, params)
                 return run(target, drafter, ladder, state, max_steps, others_wait)
 
-        def admit_job(state: DecodeState, slot: jax.Array, *request: jax.Array) -> DecodeState:
+        def admit_job(state: DecodeState, slot: jax.Array, *request: Any) -> DecodeState:
             state = admit(state, slot, *request)
             return state.replace(drafter=drafter.admit(state.drafter, slot))
 
         self._run_loop = jax.jit(run_loop, donate_argnums=1)
         self._admit = jax.jit(admit_job, donate_argnums=0)
+        self._release = jax.jit(_release, donate_argnums=0)
+        self._copy_cache = jax.jit(copy_cache, donate_argnums=0)
         self._make_empty = jax.jit(self._empty)
+        self._make_sampling = jax.jit(self._empty_sampling, static_argnums=1)
         self._idle: DecodeState | None = None
 
-    def lower(self, sharding: jax.sharding.Sharding | None = None) -> jax.stages.Lowered:
+    def lower(
+        self,
+        sharding: jax.sharding.Sharding | None = None,
+        *,
+        sampling: bool = False,
+        logprobs: bool = False,
+    ) -> jax.stages.Lowered:
         """The decode program, for reading what it compiles to.
 
         Args:
           sharding: where the arguments lie; names a device to compile for that is not there.
+          sampling: the program for batches in which not all take the likeliest token.
+          logprobs: that program where log-probabilities are wanted.
         """
+
+        def empty() -> DecodeState:
+            state = self._empty()
+            return state.replace(
+                sampling=self._empty_sampling(self.token_classes, logprobs) if sampling else None
+            )
+
         scalar, flag = (jax.ShapeDtypeStruct((), t) for t in (jnp.int32, jnp.bool))
-        arguments = (self._params, jax.eval_shape(self._empty), scalar, flag)
+        arguments = (self._params, jax.eval_shape(empty), scalar, flag)
         placed = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments
         )
@@ -135,9 +100,12 @@ class Engine:
         drafter_state = self._drafter.init(self.num_slots, self.capacity)
         return empty_state(cache, self._drafter.draft_length, drafter_state)
 
+    def _empty_sampling(self, token_classes: jax.Array, logprobs: bool) -> SamplingState:
+        return empty_sampling(self.num_slots, self.capacity, jnp.asarray(token_classes), logprobs)
+
     def run(
         self, jobs: Iterable[Job | None], on_progress: Callable[[int], None] | None = None
-    ) -> Iterator[Finished]:
+    ) -> Generator[Finished | None, None, None]:
         """Decodes all jobs, taking one more whenever a slot is free.
 
         Args:
@@ -146,111 +114,63 @@ class Engine:
           on_progress: called with the number of tokens generated since the last call.
 
         Yields:
-          Each result as it is final, in the order in which they finish.
+          Each result as it is final, in the order in which they finish; None whenever tokens of
+          a watched job have come.
         """
         state = self._idle if self._idle is not None else self._make_empty()
         # A run that is left half-way leaves its slots occupied: the next one starts afresh.
         self._idle = None
-        self._idle = yield from _Run(self, jobs, on_progress).results(state)
+        state = yield from SlotRun(self, jobs, on_progress).results(state)
+        self._idle = state.replace(sampling=None)
 
+    def advance(self, state: DecodeState, max_steps: int, others_wait: bool) -> DecodeState:
+        """Steps until there is something for the host to do, see `loop.run`."""
+        return self._run_loop(self._params, state, np.int32(max_steps), np.bool(others_wait))
 
-class _Run:
-    """One pass over a stream of jobs."""
+    def admit(self, state: DecodeState, slot: int, job: Job, source: int | None) -> DecodeState:
+        """Puts a job into a free slot.
 
-    def __init__(
-        self,
-        engine: Engine,
-        jobs: Iterable[Job | None],
-        on_progress: Callable[[int], None] | None,
-    ):
-        self._engine = engine
-        self._jobs = iter(jobs)
-        self._on_progress = on_progress or (lambda _count: None)
-        self._slots: list[_Occupant | None] = [None] * engine.num_slots
-        self._more = True
-        self._failure: Exception | None = None
-
-    def results(self, state: DecodeState) -> Generator[Finished, None, DecodeState]:
-        """Runs from a state without live slots; returns such a state, the cache still in it."""
-        engine = self._engine
-        while True:
-            state = self._refill(state)
-            if any(self._slots):
-                waiting = self._more and not all(self._slots)
-                steps = np.int32(STEPS_PER_CALL_WAITING if waiting else STEPS_PER_CALL)
-                others_wait = np.bool(self._more)
-                state = engine._run_loop(engine._params, state, steps, others_wait)
-                yield from self._collect(state)
-            elif self._failure is not None:
-                raise self._failure
-            elif not self._more:
-                return state
-
-    def _refill(self, state: DecodeState) -> DecodeState:
-        for slot, occupant in enumerate(self._slots):
-            if occupant is not None:
-                continue
-            if (job := self._take()) is None:
-                break
-            self._slots[slot] = _Occupant(job, time.perf_counter())
-            state = self._engine._admit(state, np.int32(slot), *self._request(job))
-        return state
-
-    def _take(self) -> Job | None:
-        """The next job; None where there is none yet, or none any more.
-
-        A stream that fails ends here; what it gave before is finished first.
+        Args:
+          state: of all slots.
+          slot: which.
+          job: what to decode there.
+          source: a slot whose cache holds all of the job's prompt, perhaps this one; None where
+            the prompt is to be read.
         """
-        if not self._more:
-            return None
-        try:
-            return next(self._jobs)
-        except StopIteration:
-            self._more = False
-        except Exception as failure:
-            self._more, self._failure = False, failure
-        return None
+        if not job.choice.greedy:
+            state = self._with_sampling(state, bool(job.choice.wants_logprobs))
+        cached = 0
+        if source is not None:
+            cached = len(job.prompt) - 1
+            if source != slot:
+                cache = self._copy_cache(state.cache, np.int32(source), np.int32(slot))
+                state = state.replace(cache=cache)
+        return self._admit(state, np.int32(slot), *self._request(job, cached))
 
-    def _request(self, job: Job) -> tuple[np.ndarray, ...]:
+    def release(self, state: DecodeState, slot: int) -> DecodeState:
+        """Frees a slot before its job is done."""
+        return self._release(state, np.int32(slot))
+
+    def _with_sampling(self, state: DecodeState, logprobs: bool) -> DecodeState:
+        """The state with room for choices, which greedy runs do without."""
+        sampling = state.sampling
+        if sampling is None:
+            return state.replace(sampling=self._make_sampling(self.token_classes, logprobs))
+        if logprobs and sampling.logprobs is None:
+            table = empty_logprobs((self.num_slots, self.capacity))
+            sampling = sampling.replace(logprobs=table)
+        return state.replace(sampling=sampling.replace(token_classes=self.token_classes))
+
+    def _request(self, job: Job, cached: int) -> tuple[Any, ...]:
         """The job as `state.admit` wants it."""
-        capacity, length = self._engine.capacity, len(job.prompt)
-        prompt = np.zeros(capacity, np.int32)
+        length = len(job.prompt)
+        prompt = np.zeros(self.capacity, np.int32)
         prompt[:length] = job.prompt
         stop_ids = np.full(MAX_STOP_IDS, -1, np.int32)
         stop_ids[: len(job.stop_ids)] = job.stop_ids
-        max_len = min(length + job.max_tokens, capacity)
-        return prompt, np.asarray(length, np.int32), np.asarray(max_len, np.int32), stop_ids
-
-    def _collect(self, state: DecodeState) -> Iterator[Finished]:
-        """Notes progress and first tokens, and takes finished sequences out of their slots."""
-        occupied = [occupant is not None for occupant in self._slots]
-        lens, live, stats = jax.device_get((state.lens, state.live, state.stats))
-        now = time.perf_counter()
-        tokens = None if live[occupied].all() else np.asarray(state.tokens)
-        for slot, occupant in enumerate(self._slots):
-            if occupant is None:
-                continue
-            emitted = int(lens[slot]) - len(occupant.job.prompt)
-            if emitted and occupant.first_token is None:
-                occupant.first_token = now
-            self._on_progress(emitted - occupant.seen_tokens)
-            occupant.seen_tokens = emitted
-            if tokens is not None and not live[slot]:
-                self._slots[slot] = None
-                output = tokens[slot, lens[slot] - emitted : lens[slot]]
-                metrics = _metrics(occupant, stats, slot)
-                yield Finished(occupant.job, tuple(output.tolist()), metrics)
+        max_len = min(length + job.max_tokens, self.capacity)
+        return prompt, *map(np.int32, (length, cached, max_len)), stop_ids, job.choice
 
 
-def _metrics(occupant: _Occupant, stats: SlotStats, slot: int) -> RequestMetrics:
-    drafted, accepted = stats.drafted[slot].tolist(), stats.accepted[slot].tolist()
-    return RequestMetrics(
-        target_steps=int(stats.target_steps[slot]),
-        drafted_tokens=sum(drafted),
-        accepted_tokens=sum(accepted),
-        emitted_tokens=occupant.seen_tokens,
-        drafted_by_position=tuple(drafted),
-        accepted_by_position=tuple(accepted),
-        time_to_first_token=(occupant.first_token or occupant.started) - occupant.started,
-        prefill_steps=int(stats.prefill_steps[slot]),
-    )
+def _release(state: DecodeState, slot: jax.Array) -> DecodeState:
+    return state.replace(live=state.live.at[slot].set(False))

@@ -1,7 +1,6 @@
 """`LLM`: the Python interface, named as users of vLLM know it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -9,12 +8,23 @@ import jax
 from emsjax.choices import check_whole, choose_drafter, choose_ladder, params_of_each
 from emsjax.compile_cache import use_compile_cache
 from emsjax.drafters.base import Drafter
-from emsjax.engine import Engine, Finished, Job
+from emsjax.engine import Engine
 from emsjax.errors import UserError
+from emsjax.jobs import Job
 from emsjax.loading.load import load_model
 from emsjax.memory import check_cache_fits
-from emsjax.outputs import CompletionOutput, RequestOutput
+from emsjax.outputs import Piece, RequestOutput
 from emsjax.prompts import Message, Prompt, check_prompt, prompt_list
+from emsjax.requests import (
+    Request,
+    check_choice_left,
+    check_tokens,
+    configured_defaults,
+    derive_seed,
+    with_defaults,
+)
+from emsjax.samples import Sample, make_samples, request_output
+from emsjax.sampling.adapt import classify
 from emsjax.sampling_params import SamplingParams
 from emsjax.shapes import round_up
 from emsjax.state import MAX_STOP_IDS
@@ -25,25 +35,6 @@ if TYPE_CHECKING:
 # Whole blocks of the cache for every backend.
 CAPACITY_MULTIPLE = 256
 DEFAULT_MAX_MODEL_LEN = 4096
-# Tokens of the prompt that the first generated ones are decoded behind.
-CONTEXT_TOKENS = 8
-
-
-@dataclass(frozen=True)
-class Request:
-    """A checked prompt with its parameters, ready to run.
-
-    Attributes:
-      request_id: comes back with the result.
-      prompt: the text that was tokenised, None where token ids were given.
-      prompt_token_ids: the prompt's tokens.
-      params: how to decode it.
-    """
-
-    request_id: str
-    prompt: str | None
-    prompt_token_ids: tuple[int, ...]
-    params: SamplingParams
 
 
 class LLM:
@@ -86,24 +77,27 @@ class LLM:
           exact: one shape for every step, so that the output equals that of plain decoding with
             `exact` bit for bit, for every `max_batch_size` up to 16 on a CPU and 64 elsewhere
             (beyond, for the same one); slower.
-          seed: accepted, and without effect on greedy decoding.
+          seed: what requests without a seed of their own draw theirs from.
 
         Raises:
           UserError: the model cannot be had or loaded, the cache does not fit in memory, or
             options are wrong or contradict each other.
         """
-        del seed
         if draft_model is not None:
             raise UserError("draft models are not there yet: leave draft_model out")
         lookup = {"draft_length": draft_length, "max_ngram": max_ngram, "min_ngram": min_ngram}
         self._drafter = choose_drafter(method, drafter, lookup)
         check_whole("max_batch_size", max_batch_size, 1)
+        check_whole("seed", seed, 0)
         use_compile_cache()
         loaded = load_model(model, dtype=dtype, tokenizer=tokenizer)
         self.tokenizer: PreTrainedTokenizerBase | None = loaded.tokenizer
         self.name = loaded.name
         self._target: Any = loaded.model
         self._eos_ids = loaded.eos_token_ids
+        self._configured = configured_defaults(loaded.generation_config, loaded.name)
+        self._seed, self._requests = seed, 0
+        self._token_texts: dict[int, str] = {}
         self.max_model_len = self._max_model_len(max_model_len)
         capacity = round_up(self.max_model_len, CAPACITY_MULTIPLE)
         check_cache_fits(self._target, max_batch_size, capacity)
@@ -136,14 +130,39 @@ class LLM:
         Raises:
           UserError: a prompt is empty, too long or not in the vocabulary.
         """
-        many = prompt_list(prompts)
-        params = params_of_each(sampling_params, len(many))
-        requests = [
-            self.request(prompt, each, str(number))
-            for number, (prompt, each) in enumerate(zip(many, params, strict=True))
-        ]
+        requests = self._all_requests(prompts, sampling_params)
         outputs = {output.request_id: output for output in self.run(requests)}
         return [outputs[request.request_id] for request in requests]
+
+    def stream(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> Iterator[Piece]:
+        """Generates for all prompts and gives each piece of text as soon as it is final.
+
+        Args:
+          prompts: as for `generate`.
+          sampling_params: as for `generate`.
+
+        Yields:
+          Pieces of all outputs as they come; those of one output, put together, are its text.
+          `request_id` counts up in the order of the prompts.
+
+        Raises:
+          UserError: as for `generate`, before the first piece.
+        """
+        return self.run_streaming(self._all_requests(prompts, sampling_params))
+
+    def _all_requests(self, prompts: Any, sampling_params: Any) -> list[Request]:
+        many = prompt_list(prompts)
+        params = params_of_each(sampling_params, len(many))
+        first = self._requests
+        self._requests += len(many)
+        return [
+            self.request(prompt, each, str(first + number))
+            for number, (prompt, each) in enumerate(zip(many, params, strict=True))
+        ]
 
     def chat(
         self,
@@ -169,17 +188,18 @@ class LLM:
         Args:
           prompt: text, token ids, or the messages of a conversation.
           params: how to decode it.
-          request_id: comes back with the result.
+          request_id: comes back with the result; without a seed in `params`, the request's own
+            follows from this and the seed of the `LLM`.
 
         Raises:
-          UserError: the prompt is empty, too long or not in the vocabulary, or it is text and
-            there is no tokenizer.
+          UserError: the prompt is empty, too long or not in the vocabulary, there is no tokenizer
+            and it or its parameters need one, or the parameters do not fit the model.
         """
         text, ids = self._tokenise(prompt)
         if not ids:
             raise UserError("the prompt is empty: it must have at least one token")
         vocabulary = self._target.vocab_size
-        for token in (*ids, *(params.stop_token_ids or ())):
+        for token in ids:
             if not 0 <= token < vocabulary:
                 raise UserError(
                     f"token id {token} is out of the vocabulary: {self.name} has {vocabulary}"
@@ -189,9 +209,41 @@ class LLM:
                 f"the prompt has {len(ids)} tokens and with {self.max_model_len} in all there "
                 "is no room for an answer: shorten it or raise max_model_len"
             )
-        if len(self._stop_ids(params)) > MAX_STOP_IDS:
+        params = with_defaults(params, self._configured)
+        seed = derive_seed(self._seed, request_id) if params.seed is None else params.seed
+        return Request(
+            request_id,
+            text,
+            ids,
+            params,
+            max_tokens=min(params.max_tokens, self.max_model_len - len(ids)),
+            stop_ids=self._checked_stop_ids(params),
+            seed=seed,
+            vocab_size=vocabulary,
+            has_text=self.tokenizer is not None,
+        )
+
+    def _checked_stop_ids(self, params: SamplingParams) -> tuple[int, ...]:
+        """End of text and stop tokens; the rest of the parameters is checked against the model."""
+        check_tokens(params, self._target.vocab_size, self.name)
+        eos_ids = () if params.ignore_eos else self._eos_ids
+        stop_ids = tuple(dict.fromkeys((*eos_ids, *(params.stop_token_ids or ()))))
+        if len(stop_ids) > MAX_STOP_IDS:
             raise UserError(f"there are more than {MAX_STOP_IDS} stop tokens: give fewer")
-        return Request(request_id, text, ids, params)
+        check_choice_left(params, stop_ids, self._target.vocab_size)
+        if params.stop and self.tokenizer is None:
+            raise UserError(f"{self.name} has no tokenizer: stop strings need one")
+        if params.adapt_temperature is not None:
+            self._classify_tokens()
+        return stop_ids
+
+    def _classify_tokens(self) -> None:
+        """Makes known to the engine which tokens are blanks and line breaks, once."""
+        tokenizer = self._require_tokenizer()
+        if not self.engine.token_classes.any():
+            count = min(self._target.vocab_size, len(tokenizer))
+            texts = [tokenizer.decode([token]) for token in range(count)]
+            self.engine.token_classes[:count] = classify(texts)
 
     def _tokenise(self, prompt: Prompt) -> tuple[str | None, tuple[int, ...]]:
         checked = check_prompt(prompt)
@@ -226,10 +278,6 @@ class LLM:
             )
         return self.tokenizer
 
-    def _stop_ids(self, params: SamplingParams) -> tuple[int, ...]:
-        eos_ids = () if params.ignore_eos else self._eos_ids
-        return tuple(dict.fromkeys((*eos_ids, *(params.stop_token_ids or ()))))
-
     def run(
         self,
         requests: Iterable[Request | None],
@@ -250,10 +298,65 @@ class LLM:
         Raises:
           UserError: the device ran out of memory.
         """
-        jobs = (None if request is None else self._job(request) for request in requests)
+        for sample in self._finished(requests, on_progress, streaming=False):
+            if sample is not None and sample.is_last:
+                yield request_output(sample.siblings, self._token_text)
+
+    def run_streaming(
+        self,
+        requests: Iterable[Request | None],
+        *,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Iterator[Piece]:
+        """The same, with each piece of text as soon as it is final.
+
+        Args:
+          requests: as for `run`.
+          on_progress: as for `run`.
+
+        Yields:
+          Pieces of all outputs as they come; the last of a request has its result.
+
+        Raises:
+          UserError: the device ran out of memory.
+        """
+        live: dict[int, Sample] = {}
+        for sample in self._finished(requests, on_progress, streaming=True, started=live):
+            if sample is None:
+                yield from (each.piece() for each in live.values() if each.waiting)
+                continue
+            del live[id(sample)]
+            last = request_output(sample.siblings, self._token_text) if sample.is_last else None
+            yield sample.piece(last)
+
+    def _finished(
+        self,
+        requests: Iterable[Request | None],
+        on_progress: Callable[[int], None] | None,
+        *,
+        streaming: bool,
+        started: dict[int, Sample] | None = None,
+    ) -> Iterator[Sample | None]:
+        """Samples as they finish; None whenever some have new tokens."""
+
+        def jobs() -> Iterator[Job | None]:
+            for request in requests:
+                if request is None:
+                    yield None
+                    continue
+                for sample in make_samples(request, self.tokenizer, streaming):
+                    if started is not None:
+                        started[id(sample)] = sample
+                    yield sample.job()
+
         try:
-            for finished in self.engine.run(jobs, on_progress):
-                yield self._output(finished)
+            for finished in self.engine.run(jobs(), on_progress):
+                if finished is None:
+                    yield None
+                    continue
+                sample: Sample = finished.job.key  # type: ignore[assignment]
+                sample.finish(finished)
+                yield sample
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -262,42 +365,10 @@ class LLM:
                 f"{self.engine.capacity} tokens: lower max_batch_size or max_model_len"
             ) from error
 
-    def _job(self, request: Request) -> Job:
-        prompt, params = request.prompt_token_ids, request.params
-        max_tokens = min(params.max_tokens, self.max_model_len - len(prompt))
-        return Job(request, prompt, max_tokens, self._stop_ids(params))
-
-    def _output(self, finished: Finished) -> RequestOutput:
-        request: Request = finished.job.key  # type: ignore[assignment]
-        last = finished.token_ids[-1]
-        by_request = finished.stopped and last in (request.params.stop_token_ids or ())
-        completion = CompletionOutput(
-            index=0,
-            text=self._text(finished),
-            token_ids=finished.token_ids,
-            finish_reason="stop" if finished.stopped else "length",
-            stop_reason=last if by_request else None,
-        )
-        return RequestOutput(
-            request.request_id,
-            request.prompt,
-            request.prompt_token_ids,
-            [completion],
-            finished.metrics,
-        )
-
-    def _text(self, finished: Finished) -> str | None:
-        """The generated text, without the token that ended it.
-
-        Decoded behind the end of the prompt and cut from it: some tokenizers drop the space at
-        the beginning of what they decode.
-        """
+    def _token_text(self, token: int) -> str | None:
+        """What a token stands for by itself."""
         if self.tokenizer is None:
             return None
-        ids = list(finished.token_ids[:-1] if finished.stopped else finished.token_ids)
-        before = list(finished.job.prompt[-CONTEXT_TOKENS:])
-        context, whole, alone = (
-            str(self.tokenizer.decode(tokens, skip_special_tokens=True))
-            for tokens in (before, before + ids, ids)
-        )
-        return whole[len(context) :] if whole.startswith(context) else alone
+        if token not in self._token_texts:
+            self._token_texts[token] = str(self.tokenizer.decode([token]))
+        return self._token_texts[token]

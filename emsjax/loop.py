@@ -12,8 +12,11 @@ import jax.numpy as jnp
 from emsjax.drafters.base import Drafter
 from emsjax.ladder import Rung
 from emsjax.model_protocol import Model
-from emsjax.packing import pack
+from emsjax.packing import PackedBatch, pack
 from emsjax.plan import Plan, make_plan
+from emsjax.sampling.choose import Chosen, choose
+from emsjax.sampling.logprobs import empty_logprobs
+from emsjax.sampling.rows import Rows
 from emsjax.state import DecodeState
 from emsjax.verify import commit, count_accepted, put_draft
 
@@ -23,11 +26,11 @@ class Forward(NamedTuple):
 
     Attributes:
       cache: K/V [L, B, S, R, 128].
-      predicted: int32[B, k+1], the target's choice after the known tokens and each draft token.
+      chosen: [B, k+1], the target's choice after the known tokens and after each draft token.
     """
 
     cache: jax.Array
-    predicted: jax.Array
+    chosen: Chosen
 
 
 def run(
@@ -81,9 +84,9 @@ def step(model: Model, drafter: Drafter, ladder: Sequence[Rung], state: DecodeSt
     with jax.named_scope("target"):
         result = _forward(model, ladder, state, plan, drafter.draft_length)
     with jax.named_scope("verify"):
-        accepted = count_accepted(draft, plan.draft_lens, result.predicted)
+        accepted = count_accepted(draft, plan.draft_lens, result.chosen.tokens)
     with jax.named_scope("commit"):
-        return commit(state.replace(cache=result.cache), plan, accepted, result.predicted)
+        return commit(state.replace(cache=result.cache), plan, accepted, result.chosen)
 
 
 def _forward(
@@ -94,9 +97,8 @@ def _forward(
     Each rung is a while loop of zero or one trip: a `lax.switch` around the scan over layers
     would copy the whole cache (measured, for TPU and CPU).
     """
-    num_slots = state.lens.shape[0]
-    predicted = jnp.zeros((num_slots, draft_length + 1), jnp.int32)
-    carry = (plan.rung, Forward(state.cache, predicted))
+    nothing = _nothing_chosen((state.lens.shape[0], draft_length + 1), state)
+    carry = (plan.rung, Forward(state.cache, nothing))
     for index, rung in enumerate(ladder):
 
         def chosen(carry: tuple[jax.Array, Forward], index: int = index) -> jax.Array:
@@ -115,7 +117,7 @@ def _forward(
 def _run_rung(
     model: Model, rung: Rung, state: DecodeState, plan: Plan, previous: Forward, exact: bool
 ) -> Forward:
-    """Packs, runs the model and picks the greedy choice of the rows that can emit.
+    """Packs, runs the model and chooses a token behind each row that can emit.
 
     With `exact` the logits of all rows are computed, needed or not: how many are needed differs
     with B and k, and a product over fewer rows may round differently.
@@ -123,13 +125,24 @@ def _run_rung(
     batch = pack(state.tokens, state.kv_lens, plan.q_lens, rung.capacity)
     hidden, cache = model(batch, previous.cache, max_q_len=rung.max_q_len)
     last_known = batch.cu_q_lens[1:] - 1 - plan.draft_lens
-    steps = jnp.arange(previous.predicted.shape[1], dtype=jnp.int32)[None]
+    steps = jnp.arange(previous.chosen.tokens.shape[1], dtype=jnp.int32)[None]
     rows = jnp.clip(last_known[:, None] + steps, 0, rung.capacity - 1)
     if exact or rung.capacity <= rows.size:
-        return Forward(cache, _greedy(model, hidden)[rows])
-    return Forward(cache, _greedy(model, hidden[rows.ravel()]).reshape(rows.shape))
+        chosen = _choose(model, hidden, batch, state)
+        return Forward(cache, jax.tree.map(lambda x: x[rows], chosen))
+    batch = batch._replace(
+        slot_ids=batch.slot_ids[rows].ravel(), positions=batch.positions[rows].ravel()
+    )
+    chosen = _choose(model, hidden[rows.ravel()], batch, state)
+    return Forward(cache, jax.tree.map(lambda x: x.reshape(*rows.shape, *x.shape[1:]), chosen))
 
 
-def _greedy(model: Model, hidden: jax.Array) -> jax.Array:
-    """The likeliest token after each row of `hidden` [W, D], int32[W]; ties go to the first."""
-    return jnp.argmax(model.logits(hidden), axis=-1).astype(jnp.int32)
+def _choose(model: Model, hidden: jax.Array, batch: PackedBatch, state: DecodeState) -> Chosen:
+    """The token behind each row of `hidden` [W, D]; that of an unused row means nothing."""
+    slots = jnp.minimum(batch.slot_ids, state.lens.shape[0] - 1)
+    return choose(model.logits(hidden), Rows(slots, batch.positions), state)
+
+
+def _nothing_chosen(shape: tuple[int, ...], state: DecodeState) -> Chosen:
+    wanted = state.sampling is not None and state.sampling.logprobs is not None
+    return Chosen(jnp.zeros(shape, jnp.int32), empty_logprobs(shape) if wanted else None)

@@ -1,5 +1,6 @@
 """What a request cost, counted; and the same summed over a run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
@@ -34,6 +35,22 @@ class RequestMetrics:
     def tokens_per_target_step(self) -> float:
         """Emitted tokens a target step; 1.0 for plain decoding, 0.0 where nothing ran."""
         return _ratio(self.emitted_tokens, self.target_steps)
+
+
+def together(outputs: Sequence[RequestMetrics]) -> RequestMetrics:
+    """What several outputs of one prompt cost; the first of them waited for the prompt."""
+    drafted = [sum(each) for each in zip(*(m.drafted_by_position for m in outputs), strict=True)]
+    accepted = [sum(each) for each in zip(*(m.accepted_by_position for m in outputs), strict=True)]
+    return RequestMetrics(
+        target_steps=sum(m.target_steps for m in outputs),
+        drafted_tokens=sum(drafted),
+        accepted_tokens=sum(accepted),
+        emitted_tokens=sum(m.emitted_tokens for m in outputs),
+        drafted_by_position=tuple(drafted),
+        accepted_by_position=tuple(accepted),
+        time_to_first_token=outputs[0].time_to_first_token,
+        prefill_steps=sum(m.prefill_steps for m in outputs),
+    )
 
 
 @dataclass

@@ -8,46 +8,58 @@ from emsjax.errors import UserError
 
 # Token counts and ids live in int32 arrays on the device.
 _INT32_MAX = 2**31 - 1
-
-_GREEDY = frozenset({"max_tokens", "seed", "stop_token_ids", "ignore_eos"})
+MAX_LOGPROBS = 20
 
 
 @dataclass(frozen=True)
 class SamplingParams:
     """How one request is decoded; names and meanings are those of vLLM.
 
-    This release decodes greedily. Options that would change that are here under their final
-    names, but any value other than the default raises: an option is never silently ignored.
+    The logits of the next token pass, in this order: `logit_bias`, allowed and banned tokens,
+    `min_tokens`; the repetition, frequency and presence penalties; then, where the temperature is
+    above 0: temperature, `top_k`, `top_p`, `min_p`. Speculation changes none of it: a draft token
+    counts only if the target would have chosen it itself, with these parameters and the prefix
+    that it has there.
 
     Attributes:
       max_tokens: the most tokens to generate, 1 or more.
-      min_tokens: not there yet.
-      temperature: 0 is greedy; other values are not there yet.
-      top_k: not there yet.
-      top_p: not there yet.
-      min_p: not there yet.
-      seed: makes sampling repeatable; accepted, and without effect on greedy decoding.
-      stop: stop strings; not there yet.
+      min_tokens: no end of text, stop token or stop string before so many tokens.
+      temperature: 0 is greedy; the higher, the more even the choice.
+      adapt_temperature: the temperature of the first token of an indented line instead, that is
+        of one behind a line break and blanks, where code is hardest to guess (AdapT,
+        arXiv 2309.02772, which has 0.8 there and 0.6 elsewhere); None for the same one.
+      top_k: keep the k likeliest tokens (and those as likely as the last of them); 0 or -1 keeps
+        all; None is the model's generation config's, else all.
+      top_p: keep the likeliest tokens that together have this probability, above 0 to 1; None
+        likewise.
+      min_p: keep tokens at least this likely, as a share of the likeliest, 0 to 1; None likewise.
+      seed: 0 to 2**63 - 1. The tokens depend on the seed, the prompt, these parameters and the
+        model alone. None gives each request a seed of its own, from that of the `LLM`.
+      stop: strings that end the output, which is cut before them.
       stop_token_ids: ids that end the output besides the model's end of text; kept as a tuple.
-        The id that ended it is `CompletionOutput.stop_reason`.
       ignore_eos: go on to `max_tokens` even where the model ends its text.
-      logprobs: not there yet.
-      n: outputs per prompt; more than 1 is not there yet.
-      presence_penalty: not there yet.
-      frequency_penalty: not there yet.
-      repetition_penalty: not there yet.
-      logit_bias: not there yet.
+      logprobs: give the log-probability of each token and of so many of the likeliest, 0 to 20:
+        the model's own, before bias, penalties and temperature; None for none.
+      n: outputs for the prompt; more than one need a temperature above 0.
+      presence_penalty: taken from the logits of tokens that are in the output, -2 to 2.
+      frequency_penalty: taken from a token's logit each time that it is in the output, -2 to 2.
+      repetition_penalty: logits of tokens in prompt or output are divided by this where positive
+        and multiplied where negative, above 0; None is the model's generation config's, else 1.
+      logit_bias: added to logits, by token id.
+      allowed_token_ids: only these may be chosen; None allows all.
+      banned_token_ids: these may not.
 
     Raises:
-      UserError: a value has the wrong type, is out of range, or asks for something not there yet.
+      UserError: a value has the wrong type or is out of range, or two contradict each other.
     """
 
     max_tokens: int = 16
     min_tokens: int = 0
     temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
+    adapt_temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
     seed: int | None = None
     stop: str | Sequence[str] | None = None
     stop_token_ids: Sequence[int] | None = None
@@ -56,20 +68,34 @@ class SamplingParams:
     n: int = 1
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
+    repetition_penalty: float | None = None
     logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: Sequence[int] | None = None
+    banned_token_ids: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        _check_whole("max_tokens", self.max_tokens, low=1)
-        if self.seed is not None:
-            _check_whole("seed", self.seed, low=0, high=2**63 - 1)
+        for name, (low, high) in _WHOLE.items():
+            _check_optional(name, getattr(self, name), low, high, _check_whole)
+        for name, (low, high) in _NUMBERS.items():
+            _check_optional(name, getattr(self, name), low, high, _check_number)
         if not isinstance(self.ignore_eos, bool):
             raise UserError(f"ignore_eos={self.ignore_eos!r} must be true or false.")
         # A frozen dataclass is set this way; a tuple cannot change under a running request.
-        object.__setattr__(self, "stop_token_ids", _token_ids(self.stop_token_ids))
-        for field in fields(self):
-            if field.name not in _GREEDY:
-                _check_default(field.name, getattr(self, field.name), field.default)
+        object.__setattr__(self, "stop", _strings(self.stop))
+        for name in ("stop_token_ids", "allowed_token_ids", "banned_token_ids"):
+            object.__setattr__(self, name, _token_ids(name, getattr(self, name)))
+        object.__setattr__(self, "logit_bias", _bias(self.logit_bias))
+        _check_together(self)
+
+    @property
+    def samples(self) -> bool:
+        """Whether chance has a part in it."""
+        return self.temperature > 0 or (self.adapt_temperature or 0) > 0
+
+    @property
+    def biases(self) -> dict[int, float]:
+        """`logit_bias` as a dictionary, empty where there is none."""
+        return dict(self.logit_bias or ())  # type: ignore[call-overload]
 
     @classmethod
     def from_mapping(
@@ -90,34 +116,112 @@ class SamplingParams:
         return replace(defaults or cls(), **mapping)
 
 
+_OPTIONAL = {f.name for f in fields(SamplingParams) if f.default is None}
+# The smallest and the largest value; a bound in a tuple is itself not allowed.
+_WHOLE: dict[str, tuple[Any, Any]] = {
+    "max_tokens": (1, _INT32_MAX),
+    "min_tokens": (0, _INT32_MAX),
+    "top_k": (-1, _INT32_MAX),
+    "seed": (0, 2**63 - 1),
+    "logprobs": (0, MAX_LOGPROBS),
+    "n": (1, 1024),
+}
+_NUMBERS: dict[str, tuple[Any, Any]] = {
+    "temperature": (0, 100),
+    "adapt_temperature": (0, 100),
+    "top_p": ((0,), 1),
+    "min_p": (0, 1),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "repetition_penalty": ((0,), 100),
+}
+
+
+def _check_optional(name: str, value: object, low: Any, high: Any, check: Any) -> None:
+    if value is not None or name not in _OPTIONAL:
+        check(name, value, low, high)
+
+
 def _is_whole(value: object) -> bool:
     """Whether this is an int proper: True counts as 1 in Python, and is never meant as one."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _check_whole(name: str, value: object, low: int, high: int = _INT32_MAX) -> None:
+def _check_whole(name: str, value: Any, low: int, high: int = _INT32_MAX) -> None:
     if not _is_whole(value):
         raise UserError(f"{name}={value!r} must be a whole number.")
-    if not low <= value <= high:  # type: ignore[operator]
+    if not low <= value <= high:
         raise UserError(f"{name}={value} is out of range; give a number from {low} to {high}.")
 
 
-def _token_ids(value: object) -> tuple[int, ...] | None:
+def _check_number(name: str, value: Any, low: Any, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{name}={value!r} must be a number.")
+    above = value > low[0] if isinstance(low, tuple) else value >= low
+    if not (above and value <= high):  # also refuses what is not a number, such as NaN
+        lowest = f"above {low[0]}" if isinstance(low, tuple) else f"from {low}"
+        raise UserError(f"{name}={value} is out of range; give a number {lowest} to {high}.")
+
+
+def _strings(value: object) -> tuple[str, ...] | None:
+    given = (value,) if isinstance(value, str) else value
+    if given is None:
+        return None
+    if isinstance(given, bytes) or not isinstance(given, Sequence):
+        raise UserError(f"stop={value!r} must be text or a list of texts.")
+    for each in given:
+        if not isinstance(each, str):
+            raise UserError(f"a stop string is {each!r}; it must be text.")
+        if not each:
+            raise UserError("a stop string is empty; give it at least one character.")
+    return tuple(given) or None
+
+
+def _token_ids(name: str, value: object) -> tuple[int, ...] | None:
     if value is None:
         return None
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise UserError(f"stop_token_ids={value!r} must be a list of token ids.")
+        raise UserError(f"{name}={value!r} must be a list of token ids.")
     for token_id in value:
-        _check_whole("a stop_token_ids entry", token_id, low=0)
+        _check_whole(f"a {name} entry", token_id, low=0)
     return tuple(value)
 
 
-def _check_default(name: str, value: object, default: object) -> None:
-    """Refuse what a greedy decoder would have to ignore."""
-    empty = default is None and isinstance(value, str | Sequence | Mapping) and not value
-    if empty or (not isinstance(value, bool) and value == default):
-        return
-    raise UserError(
-        f"{name}={value!r} is not there yet: this release decodes greedily; "
-        f"leave {name} out or at {default!r}."
-    )
+def _bias(value: Any) -> tuple[tuple[int, float], ...] | None:
+    """Pairs, sorted, so that it stays hashable; ids may be text, as the keys of JSON are."""
+    if isinstance(value, tuple):  # through here before
+        value = dict(value)
+    if value is None or value == {}:
+        return None
+    if not isinstance(value, Mapping):
+        raise UserError(f"logit_bias={value!r} must map token ids to numbers.")
+    return tuple(sorted((_bias_id(token), _bias_value(b)) for token, b in value.items()))
+
+
+def _bias_id(token: Any) -> int:
+    if isinstance(token, str) and token.isascii() and token.isdigit():
+        token = int(token)
+    _check_whole("a token id of logit_bias", token, low=0)
+    return token
+
+
+def _bias_value(value: Any) -> float:
+    _check_number("a value of logit_bias", value, -1000, 1000)
+    return float(value)
+
+
+def _check_together(params: SamplingParams) -> None:
+    """Refuse what contradicts itself."""
+    if params.min_tokens > params.max_tokens:
+        raise UserError(
+            f"min_tokens={params.min_tokens} is more than max_tokens={params.max_tokens}; "
+            "lower one or raise the other."
+        )
+    if params.n > 1 and not params.samples:
+        raise UserError(
+            f"n={params.n} outputs would all be the same at temperature 0; "
+            "give a temperature, or leave n out."
+        )
+    allowed = params.allowed_token_ids
+    if allowed is not None and not set(allowed) - set(params.banned_token_ids or ()):
+        raise UserError("allowed_token_ids and banned_token_ids leave no token to choose.")

@@ -7,6 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from emsjax.sampling.choice import Choice
+from emsjax.sampling.state import SamplingState, admit_choice
+
 # Stop tokens a slot can hold; shorter lists are filled up with -1, which is no token.
 MAX_STOP_IDS = 64
 
@@ -45,6 +48,7 @@ class DecodeState:
       live: bool[B], whether the slot is being worked on.
       drafter: the drafter's own state.
       stats: see `SlotStats`.
+      sampling: see `SamplingState`; None where every slot takes the likeliest token.
     """
 
     cache: jax.Array
@@ -57,6 +61,7 @@ class DecodeState:
     live: jax.Array
     drafter: Any
     stats: SlotStats
+    sampling: SamplingState | None = None
 
     def replace(self, **changes: Any) -> "DecodeState":
         """A copy with some fields changed."""
@@ -89,8 +94,10 @@ def admit(
     slot: jax.Array,
     prompt: jax.Array,
     prompt_len: jax.Array,
+    cached: jax.Array,
     max_len: jax.Array,
     stop_ids: jax.Array,
+    choice: Choice,
 ) -> DecodeState:
     """Puts a request into a free slot; what the slot held before is overwritten in time.
 
@@ -99,17 +106,44 @@ def admit(
       slot: int32[], the slot to fill.
       prompt: int32[S], garbage behind `prompt_len`.
       prompt_len: int32[].
+      cached: int32[], tokens of the prompt whose K/V is in the slot's cache already; less than
+        `prompt_len`.
       max_len: int32[], prompt and output together, at most S.
       stop_ids: int32[E].
+      choice: how its tokens are chosen; the likeliest ones where `state.sampling` is None.
     """
+    sampling = state.sampling
+    if sampling is not None:
+        sampling = admit_choice(sampling, slot, choice, prompt, prompt_len)
     cleared = jax.tree.map(lambda x: x.at[slot].set(0), state.stats)
     return state.replace(
         tokens=state.tokens.at[slot].set(prompt),
         lens=state.lens.at[slot].set(prompt_len),
-        kv_lens=state.kv_lens.at[slot].set(0),
+        kv_lens=state.kv_lens.at[slot].set(cached),
         prompt_lens=state.prompt_lens.at[slot].set(prompt_len),
         max_lens=state.max_lens.at[slot].set(max_len),
         stop_ids=state.stop_ids.at[slot].set(stop_ids),
         live=state.live.at[slot].set(True),
         stats=cleared,
+        sampling=sampling,
     )
+
+
+def copy_cache(cache: jax.Array, source: jax.Array, slot: jax.Array) -> jax.Array:
+    """The cache [L, B, S, ...] with the slot's K/V replaced by those of another slot.
+
+    Layer by layer: all of it at once would need room for another slot.
+
+    Args:
+      cache: of all slots.
+      source: int32[], the slot to copy from.
+      slot: int32[], the slot to copy to.
+    """
+
+    def copy_layer(layer: jax.Array, cache: jax.Array) -> jax.Array:
+        rest = (0,) * (cache.ndim - 2)
+        size = (1, 1, *cache.shape[2:])
+        there = jax.lax.dynamic_slice(cache, (layer, source, *rest), size)
+        return jax.lax.dynamic_update_slice(cache, there, (layer, slot, *rest))
+
+    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(cache.shape[0]), copy_layer, cache)

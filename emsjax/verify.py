@@ -7,11 +7,14 @@ import jax.numpy as jnp
 
 from emsjax.drafters.base import Draft
 from emsjax.plan import Plan
+from emsjax.sampling.choose import Chosen
+from emsjax.sampling.logprobs import record
+from emsjax.sampling.state import SamplingState, count_tokens
 from emsjax.state import DecodeState, SlotStats
 
 
 def count_accepted(draft: Draft, draft_lens: jax.Array, predicted: jax.Array) -> jax.Array:
-    """How many draft tokens the target would have emitted itself, greedily.
+    """How many draft tokens the target chose itself.
 
     Args:
       draft: the guesses, [B, k].
@@ -26,9 +29,7 @@ def count_accepted(draft: Draft, draft_lens: jax.Array, predicted: jax.Array) ->
     return jnp.cumprod(hit, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
 
 
-def commit(
-    state: DecodeState, plan: Plan, accepted: jax.Array, predicted: jax.Array
-) -> DecodeState:
+def commit(state: DecodeState, plan: Plan, accepted: jax.Array, chosen: Chosen) -> DecodeState:
     """Appends accepted and bonus tokens, cut exactly at stop tokens and limits.
 
     Rejected tokens leave K/V behind `kv_lens`, to be overwritten.
@@ -37,8 +38,9 @@ def commit(
       state: before the step, with the step's cache.
       plan: of the step.
       accepted: int32[B], see `count_accepted`.
-      predicted: int32[B, k+1]; the first `accepted + 1` are emitted.
+      chosen: [B, k+1]; the first `accepted + 1` are emitted.
     """
+    predicted = chosen.tokens
     steps = jnp.arange(predicted.shape[1], dtype=jnp.int32)[None]
     is_stop = (predicted[:, :, None] == state.stop_ids[:, None, :]).any(axis=2)
     offered = jnp.minimum(accepted + 1, state.max_lens - state.lens)
@@ -53,7 +55,20 @@ def commit(
         kv_lens=jnp.where(plan.complete, lens - 1, state.kv_lens + plan.q_lens),
         live=state.live & ~stopped & (lens < state.max_lens),
         stats=_count(state.stats, state.live, plan, jnp.minimum(accepted, emitted)),
+        sampling=_note(state.sampling, chosen, state.lens, emitted),
     )
+
+
+def _note(
+    sampling: SamplingState | None, chosen: Chosen, lens: jax.Array, emitted: jax.Array
+) -> SamplingState | None:
+    """What penalties and log-probabilities need to know of the emitted tokens."""
+    if sampling is None:
+        return None
+    sampling = count_tokens(sampling, chosen.tokens, emitted)
+    if sampling.logprobs is None or chosen.logprobs is None:
+        return sampling
+    return sampling.replace(logprobs=record(sampling.logprobs, chosen.logprobs, lens, emitted))
 
 
 def put_draft(state: DecodeState, draft: Draft) -> DecodeState:

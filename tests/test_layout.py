@@ -31,8 +31,10 @@ LEAVES = (
     "emsjax.names",
     "emsjax.model_protocol",
     "emsjax.drafters",
+    "emsjax.sampling",
+    "emsjax.sampling_params",
 )
-ENGINE = ("emsjax.engine", "emsjax.loop")
+ENGINE = ("emsjax.engine", "emsjax.loop", "emsjax.slots", "emsjax.jobs")
 API = (
     "emsjax.pallas_kernels.ragged_attention.api",
     "emsjax.pallas_kernels.cache_update.api",

@@ -30,6 +30,7 @@ class LoadedModel:
       tokenizer: None where the model comes without one: use token ids then.
       eos_token_ids: tokens that end a text; empty where the model names none.
       name: the model's name, for people.
+      generation_config: what it says of how to generate; empty where it says nothing.
       hf_config: its Hugging Face configuration, every default filled in.
     """
 
@@ -38,6 +39,7 @@ class LoadedModel:
     eos_token_ids: tuple[int, ...]
     name: str
     hf_config: dict[str, Any]
+    generation_config: dict[str, Any]
 
 
 def load_model(
@@ -75,6 +77,7 @@ def load_model(
         eos_token_ids=opened.eos_token_ids,
         name=DEFAULT_NAME if model is None else opened.name,
         hf_config=opened.hf_config,
+        generation_config=opened.generation_config,
     )
 
 

@@ -1,7 +1,7 @@
 """A model on disk, of any format, before its weights are read."""
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class OpenedModel:
       own_names: whether the tensors bear our parameters' names (one of our checkpoints).
       hf_config: the Hugging Face configuration, every default filled in.
       eos_token_ids: tokens that end a text; empty where the model names none.
+      generation_config: what the model says of how to generate; empty where it says nothing.
       tokenizer: reads the tokenizer; gives None where there is none.
       extra_files: small files that a conversion keeps.
     """
@@ -37,6 +38,7 @@ class OpenedModel:
     hf_config: dict[str, Any]
     eos_token_ids: tuple[int, ...]
     tokenizer: Callable[[], Any]
+    generation_config: dict[str, Any] = field(default_factory=dict)
     extra_files: tuple[Path, ...] = ()
 
 
@@ -87,21 +89,23 @@ def _open_ours(directory: Path, supported: Collection[str]) -> OpenedModel:
         hf_config=manifest.config,
         eos_token_ids=tuple(manifest.eos_token_ids),
         tokenizer=lambda: load_tokenizer(directory),
+        generation_config=_generation_config(directory),
         extra_files=_extra(directory),
     )
 
 
 def _open_hugging_face(directory: Path, supported: Collection[str]) -> OpenedModel:
     config = read_config(directory, supported)
-    extra = _extra(directory)
+    generation_config = _generation_config(directory)
     return OpenedModel(
         name=_name(directory),
         source=open_directory(directory),
         own_names=False,
         hf_config=config,
-        eos_token_ids=eos_token_ids(*map(read_json, extra), config),
+        eos_token_ids=eos_token_ids(generation_config, config),
         tokenizer=lambda: load_tokenizer(directory),
-        extra_files=extra,
+        generation_config=generation_config,
+        extra_files=_extra(directory),
     )
 
 
@@ -121,6 +125,11 @@ def _open_gguf(path: Path, supported: Collection[str]) -> OpenedModel:
 def _extra(directory: Path) -> tuple[Path, ...]:
     file = directory / _GENERATION_CONFIG
     return (file,) if file.is_file() else ()
+
+
+def _generation_config(directory: Path) -> dict[str, Any]:
+    """Of the model; empty where it has none."""
+    return {} if not _extra(directory) else read_json(directory / _GENERATION_CONFIG)
 
 
 def _name(directory: Path) -> str:

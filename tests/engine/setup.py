@@ -8,7 +8,8 @@ from flax import nnx
 from transformers import AutoConfig
 
 from emsjax.drafters import make_drafter
-from emsjax.engine import Engine, Finished, Job
+from emsjax.engine import Engine
+from emsjax.jobs import Finished, Job
 from emsjax.ladder import make_ladder
 from emsjax.loading.load import load_model
 from emsjax.models.decoder import DecoderLM

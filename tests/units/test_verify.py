@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from emsjax.drafters.base import Draft
 from emsjax.plan import Plan
+from emsjax.sampling.choose import Chosen
 from emsjax.state import MAX_STOP_IDS, DecodeState
 from emsjax.verify import commit, count_accepted, put_draft
 from tests.units.states import int32s, make_state, slots
@@ -91,7 +92,7 @@ def commit_by_hand(
 @jax.jit
 def step(state: DecodeState, draft: Draft, plan: Plan, predicted: jax.Array) -> Any:
     accepted = count_accepted(draft, plan.draft_lens, predicted)
-    return accepted, commit(put_draft(state, draft), plan, accepted, predicted)
+    return accepted, commit(put_draft(state, draft), plan, accepted, Chosen(predicted, None))
 
 
 def check(fields: dict, draft: Draft, plan: Plan, predicted: np.ndarray) -> DecodeState:

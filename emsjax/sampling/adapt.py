@@ -1,0 +1,43 @@
+"""AdapT sampling (arXiv 2309.02772): another temperature where code is hard to guess.
+
+A token is hard where it begins an indented line: the one before it is blanks right behind a line
+break. That is a function of the prefix alone, so speculation stays exact.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emsjax.sampling.rows import Rows
+
+# Bits of a token's class.
+BLANK, LINE_BREAK, INDENTATION = 1, 2, 4
+
+
+def classify(texts: Sequence[str]) -> np.ndarray:
+    """The class of each token of a vocabulary, uint8[V], from the text that it stands for."""
+    return np.asarray([_class_of(text) for text in texts], np.uint8)
+
+
+def _class_of(text: str) -> int:
+    rest = text.rstrip(" \t")
+    blanks, breaks = len(rest) < len(text), rest.endswith("\n")
+    if not rest:
+        return BLANK if blanks else 0
+    return (INDENTATION if blanks else LINE_BREAK) if breaks else 0
+
+
+def is_hard(rows: Rows, tokens: jax.Array, token_classes: jax.Array) -> jax.Array:
+    """Whether each row's next token begins an indented line, bool[W].
+
+    Args:
+      rows: which rows.
+      tokens: int32[B, S], tokens of all slots.
+      token_classes: uint8[V], see `classify`.
+    """
+    last = token_classes[tokens[rows.slots, rows.positions]]
+    before = token_classes[tokens[rows.slots, jnp.maximum(rows.positions - 1, 0)]]
+    blanks_behind_break = ((last & BLANK) > 0) & ((before & LINE_BREAK) > 0)
+    return ((last & INDENTATION) > 0) | (blanks_behind_break & (rows.positions > 0))

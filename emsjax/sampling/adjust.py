@@ -1,0 +1,51 @@
+"""What changes logits before anything is chosen: bias, forbidden tokens, penalties.
+
+Each row is adjusted as the prefix that it has demands: the tokens of the slot up to the row, drafts
+among them.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from emsjax.sampling.rows import Rows
+from emsjax.sampling.state import SamplingState
+from emsjax.state import DecodeState
+
+
+def adjust(logits: jax.Array, rows: Rows, state: DecodeState, sampling: SamplingState) -> jax.Array:
+    """Bias, allowed and banned tokens, `min_tokens`, penalties; float32[W, V].
+
+    A row of a slot that wants none of it comes out bit for bit as it went in.
+    """
+    slots = rows.slots
+    logits = logits + sampling.bias[slots]
+    logits = _forbid_stops(logits, rows, state, sampling)
+    counts = _counts(rows, state, sampling)
+    seen = sampling.in_prompt[slots] | (counts > 0)
+    repetition = jnp.where(seen, sampling.repetition_penalty[slots][:, None], 1.0)
+    logits = jnp.where(logits > 0, logits / repetition, logits * repetition)
+    logits = logits - sampling.frequency_penalty[slots][:, None] * counts.astype(jnp.float32)
+    return logits - sampling.presence_penalty[slots][:, None] * (counts > 0).astype(jnp.float32)
+
+
+def _forbid_stops(
+    logits: jax.Array, rows: Rows, state: DecodeState, sampling: SamplingState
+) -> jax.Array:
+    """-inf for stop tokens where the sample would still be shorter than it has to be."""
+    early = rows.positions + 1 < sampling.min_lens[rows.slots]
+    stop_ids = state.stop_ids[rows.slots]
+    columns = jnp.where(early[:, None] & (stop_ids >= 0), stop_ids, logits.shape[1])
+    numbers = jnp.arange(logits.shape[0], dtype=jnp.int32)[:, None]
+    return logits.at[numbers, columns].set(-jnp.inf, mode="drop")
+
+
+def _counts(rows: Rows, state: DecodeState, sampling: SamplingState) -> jax.Array:
+    """How often each token is in the output that the row follows, int32[W, V]."""
+    slots, draft_length = rows.slots, state.stats.drafted.shape[1]
+    capacity, vocab_size = state.tokens.shape[1], sampling.counts.shape[1]
+    steps = jnp.arange(draft_length, dtype=jnp.int32)[None]
+    places = state.lens[slots][:, None] + steps
+    drafted = state.tokens[slots[:, None], jnp.minimum(places, capacity - 1)]
+    columns = jnp.where(places <= rows.positions[:, None], drafted, vocab_size)
+    numbers = jnp.arange(slots.shape[0], dtype=jnp.int32)[:, None]
+    return sampling.counts[slots].at[numbers, columns].add(1, mode="drop")

@@ -1,0 +1,79 @@
+"""From logits to tokens: the one place where a token is chosen."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from emsjax.sampling.adapt import is_hard
+from emsjax.sampling.adjust import adjust
+from emsjax.sampling.blocks import first_max
+from emsjax.sampling.draw import draw
+from emsjax.sampling.filters import Filters, keep, scale
+from emsjax.sampling.logprobs import Logprobs, empty_logprobs, logprobs_of
+from emsjax.sampling.rows import Rows
+from emsjax.sampling.state import SamplingState
+from emsjax.state import DecodeState
+
+
+class Chosen(NamedTuple):
+    """Tokens, arranged [...].
+
+    Attributes:
+      tokens: int32[...].
+      logprobs: of the tokens; None where no slot wants them.
+    """
+
+    tokens: jax.Array
+    logprobs: Logprobs | None
+
+
+def choose(logits: jax.Array, rows: Rows, state: DecodeState) -> Chosen:
+    """The token that follows each row, [W].
+
+    Args:
+      logits: float32[W, V], the model's.
+      rows: where they stand.
+      state: of all slots, with this step's drafts behind their known tokens.
+    """
+    sampling = state.sampling
+    if sampling is None:
+        return Chosen(first_max(logits), None)
+    adjusted = jax.lax.cond(
+        (sampling.adjusted & state.live).any(),
+        lambda: adjust(logits, rows, state, sampling),
+        lambda: logits,
+    )
+    tokens = first_max(adjusted)
+    hot = (_temperature(rows, state, sampling) > 0) & state.live[rows.slots]
+    tokens = jax.lax.cond(
+        hot.any(),
+        lambda: jnp.where(hot, _sample(adjusted, rows, state, sampling), tokens),
+        lambda: tokens,
+    )
+    return Chosen(tokens, _logprobs(logits, tokens, state, sampling))
+
+
+def _logprobs(
+    logits: jax.Array, tokens: jax.Array, state: DecodeState, sampling: SamplingState
+) -> Logprobs | None:
+    if sampling.logprobs is None:
+        return None
+    wanted = (sampling.wants_logprobs & state.live).any()
+    return jax.lax.cond(
+        wanted, lambda: logprobs_of(logits, tokens), lambda: empty_logprobs(tokens.shape)
+    )
+
+
+def _temperature(rows: Rows, state: DecodeState, sampling: SamplingState) -> jax.Array:
+    hard = is_hard(rows, state.tokens, sampling.token_classes)
+    return jnp.where(hard, sampling.adapt_temperature[rows.slots], sampling.temperature[rows.slots])
+
+
+def _sample(
+    logits: jax.Array, rows: Rows, state: DecodeState, sampling: SamplingState
+) -> jax.Array:
+    slots = rows.slots
+    x = scale(logits, _temperature(rows, state, sampling))
+    filters = Filters(sampling.top_k[slots], sampling.top_p[slots], sampling.min_p[slots])
+    return draw(keep(x, filters), sampling.keys[slots], rows.positions)

@@ -1,0 +1,165 @@
+"""Sequences come with the probabilities that the model and the parameters give them."""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emsjax import loop
+from emsjax.drafters import NoDrafter, PromptLookup
+from emsjax.drafters.base import Drafter
+from emsjax.jobs import Job
+from emsjax.plan import Plan
+from emsjax.sampling import choose as choosing
+from emsjax.sampling.choose import Chosen
+from emsjax.sampling.draw import draw
+from emsjax.sampling.filters import Filters, keep, scale
+from emsjax.state import DecodeState
+from tests.sampling.enumerated import (
+    PROMPT,
+    VOCAB,
+    Liar,
+    Rule,
+    Sampler,
+    make_engine,
+    p_value,
+    sample,
+)
+
+# Fixed before the first run. Seeds are fixed too, so that a test passes or fails for good.
+SIGNIFICANCE = 1e-3
+SEQUENCES = 20_000
+RULES = (
+    Rule(temperature=1.0),
+    Rule(temperature=0.3),
+    Rule(temperature=0.7, top_p=0.8),
+    Rule(temperature=1.5, top_k=4, top_p=0.9, min_p=0.05),
+    Rule(top_k=3),
+    Rule(min_p=0.2, temperature=1.2),
+    Rule(repetition_penalty=1.5, frequency_penalty=0.7, presence_penalty=0.4, bias={4: 1.0}),
+    Rule(temperature=0, repetition_penalty=1.3),
+)
+DRAFTERS: dict[str, Drafter] = {
+    "none": NoDrafter(),
+    "prompt-lookup": PromptLookup(3, 2, 1),
+    "liar": Liar(),
+    "sampler": Sampler(),
+}
+
+
+def mixed(rules: tuple[Rule, ...], count: int) -> Iterator[tuple[Rule, int]]:
+    """Each rule `count` times, neighbours of different rules; no seed twice."""
+    for seed in range(count * len(rules)):
+        yield rules[seed % len(rules)], seed
+
+
+def check(drafter: str, num_slots: int, rules: tuple[Rule, ...], *, exact: bool) -> None:
+    engine = make_engine(DRAFTERS[drafter], num_slots, exact=exact)
+    found = sample(engine, mixed(rules, SEQUENCES))
+    for rule in rules:
+        assert found[rule].total() == SEQUENCES
+        assert p_value(found[rule], rule) > SIGNIFICANCE, rule
+
+
+def test_the_probabilities_of_all_sequences_sum_to_one():
+    for rule in RULES:
+        assert rule.sequences().sum() == pytest.approx(1, abs=1e-12)
+    assert len({tuple(rule.sequences()) for rule in RULES}) == len(RULES)
+
+
+def test_prompt_lookup_in_a_batch():
+    check("prompt-lookup", 8, RULES[3:4], exact=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_every_drafter_and_rule_in_mixed_batches(drafter: str):
+    check(drafter, 8, RULES, exact=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_every_drafter_alone(drafter: str):
+    check(drafter, 1, RULES[2:4], exact=False)
+
+
+def temperature_after_top_p(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(logits, rows, state, sampling):
+        slots = rows.slots
+        filters = Filters(sampling.top_k[slots], sampling.top_p[slots], sampling.min_p[slots])
+        kept = keep(scale(logits, jnp.ones_like(sampling.temperature[slots])), filters)
+        kept = kept / sampling.temperature[slots][:, None]
+        return draw(kept, sampling.keys[slots], rows.positions)
+
+    monkeypatch.setattr(choosing, "_sample", wrong)
+
+
+def residual_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What replaces a rejected token is drawn afresh, also from the token that was rejected."""
+    right_choose, right_commit = loop.choose, loop.commit
+
+    def two_draws(logits, rows, state: DecodeState) -> Chosen:
+        other = state.replace(sampling=state.sampling.replace(keys=state.sampling.keys + 1))
+        fresh = right_choose(logits, rows, other).tokens
+        return Chosen(right_choose(logits, rows, state).tokens + VOCAB * fresh, None)
+
+    def accepted_by_the_first(draft, draft_lens, predicted):
+        return COUNT_ACCEPTED(draft, draft_lens, predicted % VOCAB)
+
+    def replaced_by_the_second(state: DecodeState, plan: Plan, accepted, chosen: Chosen):
+        places = jnp.arange(chosen.tokens.shape[1], dtype=jnp.int32)[None]
+        rejected = (places == accepted[:, None]) & (accepted < plan.draft_lens)[:, None]
+        tokens = jnp.where(rejected, chosen.tokens // VOCAB, chosen.tokens % VOCAB)
+        return right_commit(state, plan, accepted, Chosen(tokens, None))
+
+    monkeypatch.setattr(loop, "choose", two_draws)
+    monkeypatch.setattr(loop, "count_accepted", accepted_by_the_first)
+    monkeypatch.setattr(loop, "commit", replaced_by_the_second)
+
+
+COUNT_ACCEPTED = loop.count_accepted
+
+
+def bonus_from_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last token of a draft is taken for the bonus token, unseen."""
+    right_commit = loop.commit
+
+    def wrong(state: DecodeState, plan: Plan, accepted: jax.Array, chosen: Chosen) -> DecodeState:
+        slots = jnp.arange(accepted.shape[0], dtype=jnp.int32)
+        guess = state.tokens[slots, jnp.minimum(state.lens + accepted, 255)]
+        places = jnp.arange(chosen.tokens.shape[1], dtype=jnp.int32)[None]
+        bonus = (places == accepted[:, None]) & (accepted == plan.draft_lens - 1)[:, None]
+        tokens = jnp.where(bonus, guess[:, None], chosen.tokens)
+        return right_commit(state, plan, accepted, Chosen(tokens, None))
+
+    monkeypatch.setattr(loop, "commit", wrong)
+
+
+@pytest.mark.parametrize("fault", [temperature_after_top_p, residual_forgotten])
+def test_a_mistake_is_found(fault, monkeypatch: pytest.MonkeyPatch):
+    fault(monkeypatch)
+    rule = RULES[2]
+    found = sample(make_engine(DRAFTERS["prompt-lookup"], 8), mixed((rule,), SEQUENCES // 4))
+    assert p_value(found[rule], rule) < SIGNIFICANCE
+
+
+@pytest.mark.parametrize("drafter", ["prompt-lookup", "sampler"])
+def test_a_bonus_from_the_draft_is_found(drafter: str, monkeypatch: pytest.MonkeyPatch):
+    bonus_from_the_draft(monkeypatch)
+    rule = RULES[0]
+    found = sample(make_engine(DRAFTERS[drafter], 8), mixed((rule,), SEQUENCES // 4))
+    assert p_value(found[rule], rule) < SIGNIFICANCE
+
+
+def test_drafts_are_accepted_as_often_as_the_target_would_choose_them():
+    """For a drafter that copies, that is p itself, the most that there can be."""
+    engine, rule = make_engine(Liar(guesses=(2, 3)), 1), RULES[0]
+    jobs = (Job(seed, PROMPT, 3, choice=rule.choice(seed)) for seed in range(2000))
+    results = list(engine.run(jobs))
+    first_tried = sum(result.metrics.drafted_by_position[0] for result in results)
+    first_right = sum(result.metrics.accepted_by_position[0] for result in results)
+    share = sum(rule.next(())[t] * rule.next((t,))[2] for t in range(VOCAB))
+    assert first_tried == 2000
+    assert first_right / first_tried == pytest.approx(share, abs=3 * np.sqrt(share / 2000))
