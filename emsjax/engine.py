@@ -81,11 +81,12 @@ class Engine:
           sampling: the program for batches in which not all take the likeliest token.
           logprobs: that program where log-probabilities are wanted.
         """
+        classes = jnp.asarray(self.token_classes)
 
         def empty() -> DecodeState:
             state = self._empty()
             return state.replace(
-                sampling=self._empty_sampling(self.token_classes, logprobs) if sampling else None
+                sampling=self._empty_sampling(classes, logprobs) if sampling else None
             )
 
         scalar, flag = (jax.ShapeDtypeStruct((), t) for t in (jnp.int32, jnp.bool))
@@ -101,7 +102,7 @@ class Engine:
         return empty_state(cache, self._drafter.draft_length, drafter_state)
 
     def _empty_sampling(self, token_classes: jax.Array, logprobs: bool) -> SamplingState:
-        return empty_sampling(self.num_slots, self.capacity, jnp.asarray(token_classes), logprobs)
+        return empty_sampling(self.num_slots, self.capacity, token_classes, logprobs)
 
     def run(
         self, jobs: Iterable[Job | None], on_progress: Callable[[int], None] | None = None

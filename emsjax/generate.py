@@ -45,6 +45,8 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+# Where a model's generation config may say otherwise.
+_MODELS = "(default: the model's, else off)"
 _IO, _MODEL, _SAMPLING, _DRAFTING = "Input and output", "Model", "Sampling", "Drafting"
 
 
@@ -117,15 +119,55 @@ def _generate(
     max_tokens: Annotated[
         int, _number("--max-tokens", "Most tokens to generate a prompt.", _SAMPLING)
     ] = 128,
+    min_tokens: Annotated[
+        int, _number("--min-tokens", "No end of text before so many tokens.", _SAMPLING)
+    ] = 0,
     temperature: Annotated[
-        float, _number("--temperature", "0 is greedy; others are not there yet.", _SAMPLING, float)
+        float, _number("--temperature", "0 is greedy: the likeliest token.", _SAMPLING, float)
     ] = 0.0,
-    top_k: Annotated[int, _number("--top-k", "Not there yet.", _SAMPLING)] = 0,
-    top_p: Annotated[float, _number("--top-p", "Not there yet.", _SAMPLING, float)] = 1.0,
-    seed: Annotated[int, _number("--seed", "No effect on greedy decoding.", _SAMPLING)] = 0,
+    adapt_temperature: Annotated[
+        float | None,
+        _number("--adapt-temperature", "That at the start of indented lines.", _SAMPLING, float),
+    ] = None,
+    top_k: Annotated[
+        int | None, _number("--top-k", f"Only the N likeliest tokens. {_MODELS}", _SAMPLING)
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        _number("--top-p", f"Only the likeliest that make up N. {_MODELS}", _SAMPLING, float),
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        _number("--min-p", f"Only those N times as likely as the 1st. {_MODELS}", _SAMPLING, float),
+    ] = None,
+    n: Annotated[int, _number("--n", "Outputs a prompt.", _SAMPLING)] = 1,
+    presence_penalty: Annotated[
+        float, _number("--presence-penalty", "On tokens in the output.", _SAMPLING, float)
+    ] = 0.0,
+    frequency_penalty: Annotated[
+        float, _number("--frequency-penalty", "On them, each time.", _SAMPLING, float)
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float | None,
+        _number(
+            "--repetition-penalty", f"On tokens in prompt or output. {_MODELS}", _SAMPLING, float
+        ),
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        _option("--stop", "Ends the text before this; again for more.", _SAMPLING, "TEXT"),
+    ] = None,
+    logprobs: Annotated[
+        int | None,
+        _number("--logprobs", "Of each token and of the N likeliest, in JSON lines.", _SAMPLING),
+    ] = None,
+    seed: Annotated[
+        int, _number("--seed", "Each prompt's own follows from it and its id.", _SAMPLING)
+    ] = 0,
     ignore_eos: Annotated[
         bool, _option("--ignore-eos", "Go on to --max-tokens past the end of text.", _SAMPLING)
     ] = False,
+    stream: Annotated[bool, _option("--stream", "Show texts as they are generated.", _IO)] = False,
     version: Annotated[
         bool,
         typer.Option("--version", help="Show it and exit.", callback=_show_version, is_eager=True),
@@ -140,7 +182,7 @@ def _generate(
     """
     given = dict(locals())
     del given["version"]
-    return Options(**given | {"prompt": tuple(prompt or ())})
+    return Options(**given | {"prompt": tuple(prompt or ()), "stop": tuple(stop or ())})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

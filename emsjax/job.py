@@ -3,16 +3,19 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 from emsjax import jsonl
 from emsjax.errors import UserError
 from emsjax.options import Options, check
-from emsjax.outputs import RequestOutput
+from emsjax.outputs import CompletionOutput, Piece, RequestOutput
 from emsjax.prompt_source import Source, open_source
 from emsjax.report import Report
 from emsjax.result_file import ResultFile, open_output, standard_output
 from emsjax.sampling_params import SamplingParams
+from emsjax.text_output import OrderedTexts
 
 
 class Engine(Protocol):
@@ -28,6 +31,11 @@ class Engine(Protocol):
 
         A request that is None says that none is there yet; it is asked for again later.
         """
+
+    def run_streaming(
+        self, requests: Iterable[Any], *, on_progress: Callable[[int], None] | None = None
+    ) -> Iterator[Piece]:
+        """The same, with each piece of text as soon as it is final."""
 
 
 def run(options: Options, command_started: float) -> int:
@@ -47,11 +55,16 @@ def run(options: Options, command_started: float) -> int:
     """
     check(options)
     with open_source(options) as source, _open_sink(options) as sink:
+        if options.stream and source.texts is None:
+            raise UserError(
+                "--stream is for texts, and JSON lines hold whole results; leave it out."
+            )
         engine = _load(options)
         sink.start()
-        with Report(source.total, command_started) as report:
+        live = not (options.stream and sys.stdout.isatty())
+        with Report(source.total, command_started, live=live) as report:
             if source.texts is not None and options.output is None:
-                _write_texts(engine, source, sink, report, options.chat)
+                _write_texts(engine, source, sink, report, options)
             else:
                 _write_records(engine, source, sink, report, options)
     return 1 if report.errors else 0
@@ -85,41 +98,45 @@ def _request(engine: Engine, line: jsonl.Line, chat: bool) -> Any:
 
 
 def _write_texts(
-    engine: Engine, source: Source, sink: ResultFile, report: Report, chat: bool
+    engine: Engine, source: Source, sink: ResultFile, report: Report, options: Options
 ) -> None:
-    """Texts in the order of their prompts, each as soon as those before it are out."""
-    texts = source.texts or ()
     # All are checked before any is run: a mistake in the last prompt should not cost the first.
     lines = [line for line in source.lines if isinstance(line, jsonl.Line)]
-    requests = [_request(engine, line, chat) for line in lines]
-    ready: dict[int, str] = {}
-    shown = 0
-
-    def show(number: int) -> None:
-        gap = "\n" if shown else ""
-        header = f"{gap}{_header(number, texts)}" if len(texts) > 1 else ""
-        _write(sink, f"{header}{ready[number]}\n".encode(), report)
-
+    requests = [_request(engine, line, options.chat) for line in lines]
+    show = partial(_write_text, sink, report)
+    texts = OrderedTexts(lines, source.texts or (), show)
     try:
-        for output in engine.run(requests, on_progress=report.emitted):
-            report.finished(output.metrics)
-            ready[int(output.request_id)] = output.outputs[0].text or ""
-            while (number := shown + 1) in ready:
-                show(number)
-                shown = number
-                del ready[number]
+        for piece in _pieces(engine, requests, report, options.stream):
+            finished = piece.finish_reason is not None
+            texts.add(int(piece.request_id), piece.index, piece.text or "", finished=finished)
+            if piece.output is not None:
+                report.finished(piece.output.metrics)
     except (KeyboardInterrupt, UserError):
-        # Nothing more comes, so what is final need not wait for the prompts before it.
-        for number in sorted(ready):
-            show(number)
-            shown = number
+        texts.give_up()
         raise
 
 
-def _header(number: int, texts: tuple[str, ...]) -> str:
-    line = " ".join(texts[number - 1].split())
-    short = line if len(line) <= 60 else f"{line[:59]}…"
-    return f"=== prompt {number} of {len(texts)}: {short} ===\n"
+def _write_text(sink: ResultFile, report: Report, text: str) -> None:
+    _write(sink, text.encode(), report)
+
+
+def _pieces(
+    engine: Engine, requests: Iterable[Any], report: Report, stream: bool
+) -> Iterator[Piece]:
+    """Texts bit by bit, or each whole once its request is finished."""
+    if stream:
+        yield from engine.run_streaming(requests, on_progress=report.emitted)
+        return
+    for output in engine.run(requests, on_progress=report.emitted):
+        *others, last = output.outputs
+        for each in others:
+            yield _whole(output.request_id, each)
+        yield replace(_whole(output.request_id, last), output=output)
+
+
+def _whole(request_id: str, completion: CompletionOutput) -> Piece:
+    parts = completion.index, completion.text, completion.token_ids, completion.finish_reason
+    return Piece(request_id, *parts)
 
 
 def _write_records(

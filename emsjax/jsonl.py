@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 from emsjax.errors import UserError
-from emsjax.outputs import RequestOutput
+from emsjax.outputs import CompletionOutput, Logprob, RequestOutput
 from emsjax.sampling_params import SamplingParams
 
 LineId = str | int
@@ -204,16 +204,42 @@ def _message(item: object) -> dict[str, Any]:
 
 def result(output: RequestOutput, prompt_digest: str) -> Record:
     """Make the record of a finished request, whose `request_id` was made by `key`."""
-    completion = output.outputs[0]
+    first, *others = map(_completion, output.outputs)
+    several = {"outputs": [first, *others]} if others else {}
     return {
         "id": json.loads(output.request_id),
         "prompt": output.prompt,
-        "text": completion.text,
-        "token_ids": completion.token_ids,
-        "finish_reason": completion.finish_reason,
+        **first,
+        **several,
         "metrics": asdict(output.metrics),
         "prompt_digest": prompt_digest,
     }
+
+
+def _completion(completion: CompletionOutput) -> Record:
+    """What is known of one output; what there is not always only where there is."""
+    record: Record = {
+        "text": completion.text,
+        "token_ids": completion.token_ids,
+        "finish_reason": completion.finish_reason,
+    }
+    if completion.stop_reason is not None:
+        record["stop_reason"] = completion.stop_reason
+    if completion.logprobs is not None:
+        tokens = zip(completion.token_ids, completion.logprobs, strict=True)
+        record["logprobs"] = [_logprobs(token, table) for token, table in tokens]
+    return record
+
+
+def _logprobs(token: int, table: Mapping[int, Logprob]) -> Record:
+    """A token's own, and the likeliest ones beside it in order."""
+    likeliest = sorted(table, key=lambda other: table[other].rank)
+    top = [_logprob(other, table[other]) for other in likeliest]
+    return {**_logprob(token, table[token]), "top_logprobs": top}
+
+
+def _logprob(token: int, found: Logprob) -> Record:
+    return {"token_id": token, "token": found.decoded_token, "logprob": found.logprob}
 
 
 def failure(line: Line | BadLine, error: str) -> Record:

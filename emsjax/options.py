@@ -1,7 +1,7 @@
 """What the command line was given, and which of it goes together."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from emsjax.errors import UserError
@@ -34,15 +34,25 @@ class Options:
     draft_length: int | None = None
     max_ngram: int | None = None
     min_ngram: int | None = None
+    min_tokens: int = 0
     temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
+    adapt_temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    n: int = 1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
     seed: int = 0
     dtype: str = "auto"
     exact: bool = False
     ignore_eos: bool = False
     resume: bool = False
     overwrite: bool = False
+    stream: bool = False
 
     @property
     def drafts(self) -> bool:
@@ -51,14 +61,10 @@ class Options:
 
     def sampling_params(self) -> SamplingParams:
         """Make what holds for every prompt, unless its line says otherwise."""
-        return SamplingParams(
-            max_tokens=self.max_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            seed=self.seed,
-            ignore_eos=self.ignore_eos,
-        )
+        # Without the seed: from that of the run and its id each prompt gets one of its own.
+        names = {field.name for field in fields(SamplingParams)} - {"seed"}
+        given = {name: value for name, value in vars(self).items() if name in names}
+        return SamplingParams(**given)
 
     def engine(self) -> dict[str, Any]:
         """Make the arguments for `emsjax.llm.LLM`: those that were given."""
@@ -91,6 +97,7 @@ def check(options: Options) -> None:
     _check_positive(options)
     _check_drafting(options)
     _check_files(options)
+    _check_seed(options.seed)
     options.sampling_params()
 
 
@@ -104,6 +111,11 @@ def _check_positive(options: Options) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"{_flag(name)} {value} is too small; give 1 or more.")
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise UserError(f"--seed {seed} is too small; give 0 or more.")
 
 
 def _flag(name: str) -> str:
@@ -137,6 +149,13 @@ def _check_drafting(options: Options) -> None:
 
 def _check_files(options: Options) -> None:
     to_file = options.output not in (None, "-")
+    if options.stream and (options.output is not None or options.input is not None):
+        raise UserError(
+            "--stream is for texts, and JSON lines hold whole results; leave out --stream, or "
+            "--input and --output."
+        )
+    if options.logprobs is not None and options.prompt and options.output is None:
+        raise UserError("--logprobs has no place in a text; give --output FILE.jsonl, or - .")
     if options.prompt and options.input is not None:
         raise UserError("--prompt and --input contradict each other; give one of them.")
     if options.resume and not to_file:

@@ -26,6 +26,8 @@ class Report:
       command_started: `clock()` when the command started, for the time to the first token.
       stream: where it goes.
       clock: seconds; a test brings its own.
+      live: whether to show anything before the summary; not where text appears on the same
+        terminal piece by piece.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Report:
         command_started: float,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        live: bool = True,
     ):
         self.totals = RunTotals()
         self.errors = 0
@@ -45,7 +48,8 @@ class Report:
         self._tokens = 0
         self._first_token: float | None = None
         self._started = self._last_line = clock()
-        self._bar = _Bar(self._stream, total) if self._stream.isatty() else None
+        self._bar = _Bar(self._stream, total) if live and self._stream.isatty() else None
+        self._live = live
 
     def __enter__(self) -> Self:
         self._started = self._last_line = self._clock()
@@ -122,7 +126,7 @@ class Report:
         rate = self._tokens / (now - self._started) if now > self._started else 0.0
         if self._bar:
             self._bar.update(done, self._tokens, rate)
-        elif now - self._last_line >= _SECONDS_BETWEEN_LINES:
+        elif self._live and now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
             prompts = (
                 _count(done, "prompt") if self._total is None else f"{done:,} of {self._total:,}"

@@ -10,7 +10,6 @@ import numpy as np
 
 from emsjax.jobs import Finished, Job
 from emsjax.metrics import RequestMetrics
-from emsjax.sampling.logprobs import Logprobs
 from emsjax.state import DecodeState, SlotStats
 
 # How often the host looks in at the least; one look costs well under a millisecond.
@@ -187,7 +186,7 @@ def _finished(occupant: _Occupant, look: _Look, state: DecodeState, slot: int) -
     table = None if state.sampling is None else state.sampling.logprobs
     logprobs = None
     if job.choice.wants_logprobs and table is not None:
-        logprobs = Logprobs(*(np.asarray(x[slot])[span] for x in table))
+        logprobs = jax.tree.map(lambda x: np.asarray(x[slot])[span], table)
     tokens = tuple(look.output(slot, span).tolist())
     return Finished(job, tokens, _metrics(occupant, look.stats, slot), occupant.cut, logprobs)
 

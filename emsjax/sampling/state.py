@@ -132,7 +132,7 @@ def admit_choice(
     known = jnp.arange(prompt.shape[0], dtype=jnp.int32) < prompt_len
     in_prompt = jnp.zeros(vocab_size, jnp.bool)
     in_prompt = in_prompt.at[jnp.where(known, prompt, vocab_size)].set(True, mode="drop")
-    key = jax.random.wrap_key_data(choice.seed, impl="threefry2x32")
+    key = jax.random.wrap_key_data(jnp.asarray(choice.seed), impl="threefry2x32")
     values = {name: getattr(choice, name) for name in _PLAIN} | {
         "keys": jax.random.key_data(jax.random.fold_in(key, choice.index)),
         "bias": 0.0 if choice.bias is None else choice.bias,

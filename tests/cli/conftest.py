@@ -41,6 +41,8 @@ def llm(monkeypatch):
     monkeypatch.setattr(fake_llm.LLM, "loads", [])
     monkeypatch.setattr(fake_llm.LLM, "pulled", 0)
     monkeypatch.setattr(fake_llm.LLM, "before_result", fake_llm.LLM.before_result)
+    monkeypatch.setattr(fake_llm.LLM, "before_piece", fake_llm.LLM.before_piece)
+    monkeypatch.setattr(fake_llm.LLM, "before_piece", fake_llm.LLM.before_piece)
     return fake_llm.LLM
 
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from emsjax.errors import UserError
 from emsjax.metrics import RequestMetrics
-from emsjax.outputs import CompletionOutput, RequestOutput
+from emsjax.outputs import CompletionOutput, Piece, RequestOutput
 
 VOCABULARY = 256
 _END = object()
@@ -37,11 +37,13 @@ class LLM:
       loads: constructor arguments of every instance, latest last.
       pulled: requests taken and not yet answered, at most, over all runs.
       before_result: called with the number of results given so far.
+      before_piece: called with the place of the letters that come next.
     """
 
     loads: ClassVar[list[dict]] = []
     pulled = 0
     before_result = staticmethod(lambda _number: None)
+    before_piece = staticmethod(lambda _place: None)
 
     def __init__(self, model=None, *, max_batch_size=8, max_model_len=64, **options):
         arguments = {"model": model, "max_batch_size": max_batch_size, **options}
@@ -85,13 +87,32 @@ class LLM:
                 on_progress(output.metrics.emitted_tokens)
             yield output
 
+    def run_streaming(self, requests, *, on_progress=None):
+        """Answer letter by letter, all prompts in turn."""
+        outputs = list(self.run(requests, on_progress=on_progress))
+        longest = max(len(c.text) for o in outputs for c in o.outputs)
+        for place in range(longest + 1):
+            LLM.before_piece(place)
+            for output in outputs:
+                for completion in output.outputs:
+                    yield from _piece(output, completion, place)
+
+
+def _piece(output, completion, place):
+    """The letter at this place; none behind the text, where it is finished."""
+    text, index = completion.text, completion.index
+    if place < len(text):
+        yield Piece(output.request_id, index, text[place], (place,))
+    elif place == len(text):
+        last = output if index == len(output.outputs) - 1 else None
+        yield Piece(output.request_id, index, "", (), completion.finish_reason, last)
+
 
 def _answer(request):
     ids = request.token_ids[::-1][: request.params.max_tokens]
     full = len(ids) == request.params.max_tokens
-    completion = CompletionOutput(
-        0, bytes(ids).decode(errors="replace"), ids, "length" if full else "stop"
-    )
+    text, reason = bytes(ids).decode(errors="replace"), "length" if full else "stop"
+    completions = [CompletionOutput(n, text, ids, reason) for n in range(request.params.n)]
     metrics = RequestMetrics(
         target_steps=len(ids),
         drafted_tokens=3,
@@ -102,7 +123,7 @@ def _answer(request):
         time_to_first_token=0.5,
     )
     return RequestOutput(
-        request.request_id, request.prompt, request.token_ids, [completion], metrics
+        request.request_id, request.prompt, request.token_ids, completions, metrics
     )
 
 

@@ -65,6 +65,51 @@ def test_options_reach_the_engine_and_only_those_given(call, llm):
     assert llm.loads[-1]["drafter"] == "none"
 
 
+def test_several_outputs_of_a_prompt_have_a_header_each(call):
+    called = call("--prompt=ab", "--prompt=c", "--n=2", "--temperature=1")
+    sections = [
+        f"=== prompt {number} of 2, output {index} of 2: {prompt} ===\n{text}\n"
+        for number, prompt, text in ((1, "ab", "ba"), (2, "c", "c"))
+        for index in (1, 2)
+    ]
+    assert called.out == "\n".join(sections)
+    (record,) = call("--prompt=ab", "--n=2", "--temperature=1", "--output=-").records
+    assert [each["text"] for each in record["outputs"]] == ["ba", "ba"]
+    assert record["text"] == "ba"
+
+
+def test_streamed_texts_are_those_of_a_run_without(call):
+    prompts = [f"--prompt={'p' * n}{n}" for n in (3, 1, 5)]
+    for more in ((), ("--n=2", "--temperature=1")):
+        assert call(*prompts, "--stream", *more).out == call(*prompts, *more).out
+    assert call("--prompt=abc", "--stream").out == "cba\n"
+
+
+def test_a_stream_shows_what_is_there(call, llm, capfd):
+    seen = []
+    llm.before_piece = staticmethod(lambda _place: seen.append(capfd.readouterr().out))
+    rest = call("--prompt=abc", "--prompt=de", "--stream").out
+    assert seen[1:] == ["=== prompt 1 of 2: abc ===\nc", "b", "a"]
+    assert rest == "\n\n=== prompt 2 of 2: de ===\ned\n"
+
+
+def test_an_interrupted_stream_ends_its_line(call, llm):
+    def interrupt(place):
+        if place == 3:
+            raise KeyboardInterrupt
+
+    llm.before_piece = staticmethod(interrupt)
+    called = call("--prompt=abcd", "--prompt=ef", "--stream")
+    assert called.status == 130
+    assert called.out == "=== prompt 1 of 2: abcd ===\ndcb\n\n=== prompt 2 of 2: ef ===\nfe\n"
+
+
+def test_streaming_is_not_for_json_lines_from_a_pipe(call):
+    called = call("--stream", stdin=b'{"prompt": "a"}\n')
+    assert (called.status, called.out) == (2, "")
+    assert "--stream is for texts" in called.err
+
+
 def test_prompts_with_an_output_are_records(call, tmp_path):
     path = tmp_path / "out.jsonl"
     called = call("--prompt", "ab", "--prompt", "cd", "--output", path)
@@ -172,10 +217,16 @@ def empty_folder(tmp_path, monkeypatch):
         (["--prompt=a", "--batch-size=0"], "--batch-size 0 is too small"),
         (["--prompt=a", "--max-model-len=-4"], "--max-model-len -4 is too small"),
         (["--prompt=a", "--draft-length=0"], "--draft-length 0 is too small"),
-        (["--prompt=a", "--seed=-1"], "seed=-1 is out of range"),
-        (["--prompt=a", "--temperature=0.7"], "temperature=0.7 is not there yet"),
-        (["--prompt=a", "--top-k=4"], "top_k=4 is not there yet"),
-        (["--prompt=a", "--top-p=0.5"], "top_p=0.5 is not there yet"),
+        (["--prompt=a", "--seed=-1"], "--seed -1 is too small"),
+        (["--prompt=a", "--temperature=-1"], "temperature=-1.0 is out of range"),
+        (["--prompt=a", "--temperature=nan"], "temperature=nan is out of range"),
+        (["--prompt=a", "--n=2"], "n=2 outputs would all be the same"),
+        (["--prompt=a", "--stop="], "a stop string is empty"),
+        (["--prompt=a", "--logprobs=3"], "--logprobs has no place in a text"),
+        (["--prompt=a", "--stream", "--output=-"], "--stream is for texts"),
+        (["--input=x.jsonl", "--stream"], "--stream is for texts"),
+        (["--prompt=a", "--top-k=-4"], "top_k=-4 is out of range"),
+        (["--prompt=a", "--top-p=0"], "top_p=0.0 is out of range; give a number above 0 to 1"),
         (
             ["--prompt=a", "--method=vanilla"],
             "--method vanilla is not there; choose from ems, none",

@@ -97,7 +97,11 @@ def test_nothing_is_read_before_it_is_asked_for():
         ('{"prompt": "a", "id": ["x"]}', "must be text or a whole number"),
         ('{"prompt": "a", "max_token": 3}', "'max_token' is not a sampling parameter"),
         ('{"prompt": "a", "max_tokens": "3"}', "max_tokens='3' must be a whole number"),
-        ('{"prompt": "a", "temperature": 0.7}', "temperature=0.7 is not there yet"),
+        ('{"prompt": "a", "temperature": -0.7}', "temperature=-0.7 is out of range"),
+        ('{"prompt": "a", "stop": ["b", ""]}', "a stop string is empty"),
+        ('{"prompt": "a", "n": 3}', "n=3 outputs would all be the same at temperature 0"),
+        ('{"prompt": "a", "logprobs": 21}', "logprobs=21 is out of range; .* from 0 to 20"),
+        ('{"prompt": "a", "logit_bias": {"x": 1}}', "logit_bias='x' must be a whole number"),
     ],
 )
 def test_a_bad_line_is_told_and_the_next_one_read(line, message):

@@ -24,29 +24,38 @@ def test_it_is_frozen_and_hashable():
 @pytest.mark.parametrize(
     "options",
     [
-        {"min_tokens": 1},
+        {"min_tokens": 16},
         {"temperature": 0.7},
-        {"top_k": 5},
-        {"top_p": 0.9},
-        {"min_p": 0.1},
+        {"temperature": 2},
+        {"adapt_temperature": 0.8},
+        {"top_k": -1},
+        {"top_p": 1e-9},
+        {"min_p": 1},
         {"stop": "\n"},
-        {"stop": ["a"]},
+        {"stop": ["a", "bc"]},
         {"logprobs": 0},
-        {"n": 2},
-        {"presence_penalty": 0.5},
-        {"frequency_penalty": 0.5},
-        {"repetition_penalty": 1.1},
-        {"logit_bias": {3: 1.0}},
-        {"temperature": False},
-        {"n": True},
-        {"temperature": "hot"},
+        {"logprobs": 20},
+        {"n": 2, "temperature": 1},
+        {"n": 2, "adapt_temperature": 1},
+        {"presence_penalty": -2},
+        {"frequency_penalty": 2},
+        {"repetition_penalty": 0.5},
+        {"logit_bias": {3: 1, "4": -2.5}},
+        {"allowed_token_ids": [3], "banned_token_ids": [4]},
     ],
 )
-def test_what_is_not_there_yet_is_refused_by_name(options):
-    ((name, value),) = options.items()
-    with pytest.raises(UserError, match=f"^{name}=.*not there yet") as caught:
-        SamplingParams(**options)
-    assert repr(value) in str(caught.value)
+def test_what_may_be_asked_for_can_be_kept_and_changed(options):
+    params = SamplingParams(**options)
+    hash(params)
+    changed = dataclasses.replace(params, max_tokens=17)
+    assert changed == SamplingParams(**options | {"max_tokens": 17})
+    assert params.samples == bool(options.keys() & {"temperature", "adapt_temperature"})
+
+
+def test_forms_are_brought_to_one():
+    assert SamplingParams(stop="a") == SamplingParams(stop=["a"])
+    assert SamplingParams(logit_bias={"4": -2, 3: 1}).biases == {3: 1.0, 4: -2.0}
+    assert SamplingParams().biases == {}
 
 
 @pytest.mark.parametrize(
@@ -80,6 +89,36 @@ def test_what_changes_nothing_is_accepted(options):
         ({"max_tokens": None}, "max_tokens=None must be a whole number"),
         ({"seed": -1}, "seed=-1 is out of range"),
         ({"seed": "x"}, "seed='x' must be a whole number"),
+        ({"temperature": False}, "temperature=False must be a number"),
+        ({"temperature": "hot"}, "temperature='hot' must be a number"),
+        ({"temperature": None}, "temperature=None must be a number"),
+        ({"temperature": float("nan")}, "temperature=nan is out of range"),
+        ({"temperature": float("inf")}, "temperature=inf is out of range"),
+        ({"top_k": -2}, "top_k=-2 is out of range"),
+        ({"top_k": 2.0}, "top_k=2.0 must be a whole number"),
+        ({"top_p": 0}, "top_p=0 is out of range; give a number above 0 to 1"),
+        ({"top_p": 1.01}, "top_p=1.01 is out of range"),
+        ({"min_p": -0.1}, "min_p=-0.1 is out of range; give a number from 0 to 1"),
+        ({"repetition_penalty": 0}, "repetition_penalty=0 is out of range"),
+        ({"presence_penalty": 2.1}, "presence_penalty=2.1 is out of range"),
+        ({"n": True}, "n=True must be a whole number"),
+        ({"n": 0}, "n=0 is out of range"),
+        ({"n": 2}, "n=2 outputs would all be the same at temperature 0"),
+        ({"min_tokens": 17}, "min_tokens=17 is more than max_tokens=16"),
+        ({"logprobs": 21}, "logprobs=21 is out of range; give a number from 0 to 20"),
+        ({"logprobs": True}, "logprobs=True must be a whole number"),
+        ({"stop": ""}, "a stop string is empty"),
+        ({"stop": ["a", ""]}, "a stop string is empty"),
+        ({"stop": [3]}, "a stop string is 3; it must be text"),
+        ({"stop": 3}, "stop=3 must be text or a list of texts"),
+        ({"stop": b"x"}, "must be text or a list of texts"),
+        ({"logit_bias": [3]}, "must map token ids to numbers"),
+        ({"logit_bias": {-3: 1}}, "a token id of logit_bias=-3 is out of range"),
+        ({"logit_bias": {3: "x"}}, "a value of logit_bias='x' must be a number"),
+        ({"logit_bias": {3: float("inf")}}, "a value of logit_bias=inf is out of range"),
+        ({"allowed_token_ids": []}, "leave no token to choose"),
+        ({"allowed_token_ids": [1], "banned_token_ids": [1, 2]}, "leave no token to choose"),
+        ({"banned_token_ids": 3}, "banned_token_ids=3 must be a list"),
         ({"ignore_eos": 1}, "ignore_eos=1 must be true or false"),
         ({"stop_token_ids": 5}, "stop_token_ids=5 must be a list"),
         ({"stop_token_ids": "5"}, "stop_token_ids='5' must be a list"),

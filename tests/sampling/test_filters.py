@@ -97,11 +97,7 @@ def test_both_ways_find_the_same_threshold(drawn):
     """Within rounding: where sums differ in the last bit, a token at the border may."""
     x = np.asarray(scale(jnp.asarray(drawn[0]), jnp.ones(ROWS)))
     for k, p in ((3, 1.0), (50, 0.9), (1, 0.5)):
-        of_all = (
-            np.full(ROWS, k, np.int32),
-            np.full(ROWS, p, np.float32),
-            np.zeros(ROWS, np.float32),
-        )
+        top_p, min_p = np.full(ROWS, p, np.float32), np.zeros(ROWS, np.float32)
         few, decided, halved = both_ways(x, Filters(np.full(ROWS, k, np.int32), top_p, min_p))
         assert decided.all()
         mass = [np.where(x >= t[:, None], np.exp(x), 0).sum(1) for t in (few, halved)]
