@@ -76,8 +76,8 @@ class Transcript:
         if not new or self._tokens < self._min_tokens:
             return False
         # Only what is complete now and was not before.
-        start = max(0, len(self.text) - len(new) - self._longest + 1)
-        places = {stop: self.text.find(stop, start) for stop in self._stop}
+        before = len(self.text) - len(new)
+        places = {s: self.text.find(s, max(0, before - len(s) + 1)) for s in self._stop}
         found = [stop for stop, place in places.items() if place >= 0]
         if not found:
             return False

@@ -1,8 +1,5 @@
 """`LLM`: what goes in, what comes out, and every mistake told in one sentence."""
 
-import shutil
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,28 +12,6 @@ from tests.engine.setup import expected
 from tests.tiny import VOCAB_SIZE, checkpoint
 
 pytest.importorskip("torch")
-
-TEMPLATE = "{% for m in messages %}w5 {{ m['content'] }} {% endfor %}w6"
-
-
-def add_tokenizer(directory: Path) -> None:
-    """One word a token: w0 to w100."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB_SIZE)}, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w2", unk_token="w0")
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(directory)
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    directory = tmp_path_factory.mktemp("with-tokenizer") / "model"
-    shutil.copytree(checkpoint("llama"), directory)
-    add_tokenizer(directory)
-    return str(directory)
 
 
 @pytest.fixture(scope="module")

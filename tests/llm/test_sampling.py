@@ -1,0 +1,292 @@
+"""Whatever a request asks for: with speculation, in a batch, it is what plain decoding gives."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emsjax import LLM, SamplingParams, UserError
+from emsjax.outputs import RequestOutput
+from tests.tiny import VOCAB_SIZE, oracle
+
+torch = pytest.importorskip("torch")
+
+PROMPTS = ([7, 8, 9] * 6, [11], [5, 6] * 10, list(range(3, 40)), [7, 7, 7, 7])
+TOKENS = st.integers(3, VOCAB_SIZE - 1)
+
+
+@pytest.fixture(scope="module")
+def llm(model_dir: str) -> LLM:
+    return LLM(model_dir, max_batch_size=3, max_model_len=128, exact=True)
+
+
+@pytest.fixture(scope="module")
+def plain(model_dir: str) -> LLM:
+    return LLM(model_dir, drafter="none", max_batch_size=1, max_model_len=128, exact=True)
+
+
+@st.composite
+def params(draw) -> SamplingParams:
+    """Any parameters that go together."""
+    max_tokens = draw(st.integers(1, 30))
+    temperature = draw(st.sampled_from((0.0, 0.0, 0.5, 1.0, 1.5)))
+    words = st.sampled_from(("w7", "7 w", "w1", " w2", "9 w8 w", "w30 ", "zz"))
+    return SamplingParams(
+        max_tokens=max_tokens,
+        min_tokens=draw(st.integers(0, max_tokens)),
+        temperature=temperature,
+        top_k=draw(st.sampled_from((None, -1, 1, 5))),
+        top_p=draw(st.sampled_from((None, 0.5, 0.95))),
+        min_p=draw(st.sampled_from((None, 0.1))),
+        seed=draw(st.integers(0, 2**63 - 1)),
+        stop=draw(st.none() | st.lists(words, max_size=3)),
+        stop_token_ids=draw(st.none() | st.lists(TOKENS, max_size=3)),
+        ignore_eos=draw(st.booleans()),
+        logprobs=draw(st.sampled_from((None, 0, 1, 20))),
+        n=draw(st.integers(1, 3)) if temperature else 1,
+        presence_penalty=draw(st.sampled_from((0.0, 1.5, -1.0))),
+        frequency_penalty=draw(st.sampled_from((0.0, 0.7, -0.5))),
+        repetition_penalty=draw(st.sampled_from((None, 1.3, 0.8))),
+        logit_bias=draw(st.none() | st.dictionaries(TOKENS, st.floats(-5, 5), max_size=3)),
+        allowed_token_ids=draw(st.none() | st.just(range(2, 60))),
+        banned_token_ids=draw(st.none() | st.lists(TOKENS, max_size=3)),
+    )
+
+
+def comparable(output: RequestOutput) -> list:
+    return [vars(completion) for completion in output.outputs]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(params(), min_size=len(PROMPTS), max_size=len(PROMPTS)))
+def test_speculation_in_a_batch_equals_plain_decoding(llm: LLM, plain: LLM, each: list):
+    together = llm.generate(PROMPTS, each)
+    alone = plain.generate(PROMPTS, each)
+    for ours, theirs in zip(together, alone, strict=True):
+        assert comparable(ours) == comparable(theirs)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(params(), min_size=len(PROMPTS), max_size=len(PROMPTS)))
+def test_streamed_pieces_put_together_are_the_result(llm: LLM, each: list):
+    whole = llm.generate(PROMPTS, each)
+    texts: dict[tuple[str, int], str] = {}
+    tokens: dict[tuple[str, int], tuple[int, ...]] = {}
+    finished = {}
+    for piece in llm.stream(PROMPTS, each):
+        key = (piece.request_id, piece.index)
+        assert key not in finished
+        texts[key] = texts.get(key, "") + piece.text
+        tokens[key] = tokens.get(key, ()) + piece.token_ids
+        if piece.finish_reason:
+            finished[key] = piece.output
+    outputs = sorted((o for o in finished.values() if o), key=lambda o: int(o.request_id))
+    assert [comparable(o) for o in outputs] == [comparable(o) for o in whole]
+    for output in outputs:
+        for completion in output.outputs:
+            key = (output.request_id, completion.index)
+            assert texts[key] == completion.text
+            assert tokens[key] == completion.token_ids
+
+
+def test_pieces_come_while_others_are_still_running(llm: LLM):
+    params = SamplingParams(max_tokens=60, ignore_eos=True)
+    pieces = list(llm.stream([[7, 8, 9], [5, 6]], params))
+    assert len({piece.request_id for piece in pieces[:4]}) == 2
+    assert len(pieces) > 10
+    assert all(piece.text is not None for piece in pieces)
+
+
+def teacher_forced(prompt: list[int], tokens: tuple[int, ...]) -> np.ndarray:
+    """Log-probabilities at each generated token by PyTorch, [tokens, V]."""
+    with torch.no_grad():
+        logits = oracle("llama")(torch.tensor([[*prompt, *tokens]])).logits[0]
+    return torch.log_softmax(logits, -1).numpy()[len(prompt) - 1 : -1]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logprobs_are_the_models_own(llm: LLM, temperature: float):
+    params = SamplingParams(
+        max_tokens=20,
+        temperature=temperature,
+        logprobs=5,
+        ignore_eos=True,
+        logit_bias={9: 4.0},
+        frequency_penalty=1.0,
+    )
+    for prompt, output in zip(PROMPTS, llm.generate(PROMPTS, params), strict=True):
+        (completion,) = output.outputs
+        wanted = teacher_forced(prompt, completion.token_ids)
+        assert len(completion.logprobs) == len(completion.token_ids)
+        for token, found, row in zip(
+            completion.token_ids, completion.logprobs, wanted, strict=True
+        ):
+            assert next(iter(found)) == token
+            likeliest = np.argsort(-row)[:5].tolist()
+            assert set(found) == {token, *likeliest}
+            for other, logprob in found.items():
+                # float32 through three layers, twice
+                assert logprob.logprob == pytest.approx(row[other], abs=2e-5)
+                assert logprob.rank == (row > row[other]).sum() + 1
+                assert logprob.decoded_token == f"w{other}"
+
+
+def test_repetition_penalty_is_that_of_transformers(llm: LLM):
+    for prompt in PROMPTS:
+        (output,) = llm.generate(
+            [prompt], SamplingParams(max_tokens=30, repetition_penalty=1.7, ignore_eos=True)
+        )
+        generated = oracle("llama").generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            do_sample=False,
+            repetition_penalty=1.7,
+            max_new_tokens=30,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        assert list(output.outputs[0].token_ids) == generated[0, len(prompt) :].tolist()
+
+
+def test_penalties_see_the_prefix_that_a_draft_has(llm: LLM):
+    """A token that may not come twice does not, however it was guessed."""
+    params = SamplingParams(
+        max_tokens=40, temperature=0.5, frequency_penalty=2.0, presence_penalty=2.0, seed=1
+    )
+    biased = replace(params, logit_bias=dict.fromkeys((7, 8, 9), 1000.0), ignore_eos=True)
+    (output,) = llm.generate([[7, 8, 9] * 8], biased)
+    counts = [output.outputs[0].token_ids.count(token) for token in (7, 8, 9)]
+    assert sum(counts) == 40
+    assert max(counts) - min(counts) <= 3
+    assert output.metrics.drafted_tokens > 0
+
+
+def test_allowed_and_banned_tokens(llm: LLM):
+    params = SamplingParams(
+        max_tokens=30, temperature=1.5, allowed_token_ids=[7, 8, 9, 10], banned_token_ids=[8]
+    )
+    for output in llm.generate(PROMPTS, params):
+        assert set(output.outputs[0].token_ids) <= {7, 9, 10}
+        assert output.outputs[0].finish_reason == "length"
+
+
+def test_min_tokens_holds_back_every_end(llm: LLM):
+    free = SamplingParams(max_tokens=40, temperature=1.5, stop_token_ids=list(range(3, 40)), seed=3)
+    held = replace(free, min_tokens=25, stop="w9")
+    for output in llm.generate(PROMPTS, free):
+        assert len(output.outputs[0].token_ids) < 25
+    for output in llm.generate(PROMPTS, held):
+        assert len(output.outputs[0].token_ids) >= 25
+        assert not set(output.outputs[0].token_ids[:24]) & {2, *range(3, 40)}
+
+
+def test_a_stop_string_cuts_text_and_tokens(llm: LLM):
+    (free,) = llm.generate([[7, 8, 9]], SamplingParams(max_tokens=30, ignore_eos=True))
+    tokens = free.outputs[0].token_ids
+    texts = [f"w{token}" for token in tokens]
+    stop = f"{texts[10][1:]} {texts[11][:2]}"  # across a border, and ends within a token
+    (output,) = llm.generate([[7, 8, 9]], SamplingParams(max_tokens=30, ignore_eos=True, stop=stop))
+    (completion,) = output.outputs
+    whole = " " + " ".join(texts)
+    assert completion.text == whole[: whole.index(stop)]
+    assert (completion.finish_reason, completion.stop_reason) == ("stop", stop)
+    assert completion.token_ids == tokens[: len(completion.token_ids)]
+    assert stop in " " + " ".join(texts[: len(completion.token_ids)])
+    assert stop not in " " + " ".join(texts[: len(completion.token_ids) - 1])
+    assert output.metrics.emitted_tokens == len(completion.token_ids)
+
+
+def test_n_samples_differ_and_read_the_prompt_once(llm: LLM, plain: LLM):
+    prompt = list(range(3, 90))
+    params = SamplingParams(max_tokens=10, temperature=1.0, n=7, seed=5, ignore_eos=True)
+    (output,) = llm.generate([prompt], params)
+    assert [completion.index for completion in output.outputs] == list(range(7))
+    assert len({completion.token_ids for completion in output.outputs}) == 7
+    (alone,) = llm.generate([prompt], replace(params, n=1))
+    assert alone.outputs[0] == output.outputs[0]
+    # 87 tokens in steps of 16; each other sample runs the prompt's last token again.
+    assert output.metrics.prefill_steps == alone.metrics.prefill_steps == 5
+    assert output.metrics.emitted_tokens == 70
+    (one_slot,) = plain.generate([prompt], params)
+    assert comparable(one_slot) == comparable(output)
+
+
+def test_groups_do_not_mix(llm: LLM):
+    params = SamplingParams(max_tokens=6, temperature=1.0, n=3, seed=5, ignore_eos=True)
+    many = llm.generate(PROMPTS * 2, params)
+    for prompt, output in zip(PROMPTS * 2, many, strict=True):
+        (alone,) = llm.generate([prompt], params)
+        assert comparable(alone) == comparable(output)
+
+
+def test_requests_without_a_seed_get_one_each(model_dir: str, llm: LLM):
+    params = SamplingParams(max_tokens=10, temperature=1.0)
+    outputs = llm.generate([[7, 8]] * 4, params) + llm.generate([[7, 8]] * 4, params)
+    assert len({output.outputs[0].token_ids for output in outputs}) == 8
+    first, again, other = (
+        LLM(model_dir, max_batch_size=3, max_model_len=128, exact=True, seed=seed)
+        for seed in (0, 0, 1)
+    )
+    runs = [each.generate([[7, 8]] * 4, params) for each in (first, again, other)]
+    texts = [[output.outputs[0].text for output in run] for run in runs]
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize(
+    ("params", "says"),
+    [
+        ({"logit_bias": {999: 1.0}}, "logit_bias has token id 999"),
+        ({"allowed_token_ids": [999]}, "allowed_token_ids has token id 999"),
+        ({"banned_token_ids": [VOCAB_SIZE]}, "banned_token_ids has token id 101"),
+        ({"allowed_token_ids": [2], "min_tokens": 1}, "leave no token to choose"),
+        ({"banned_token_ids": list(range(VOCAB_SIZE))}, "leave no token to choose"),
+    ],
+)
+def test_parameters_that_do_not_fit_the_model(llm: LLM, params: dict, says: str):
+    with pytest.raises(UserError, match=says):
+        llm.generate([[7]], SamplingParams(**params))
+
+
+@pytest.mark.parametrize("params", [{"stop": "w7"}, {"adapt_temperature": 0.8}])
+def test_text_parameters_need_a_tokenizer(llm: LLM, monkeypatch, params: dict):
+    monkeypatch.setattr(llm, "tokenizer", None)
+    with pytest.raises(UserError, match="no tokenizer"):
+        llm.generate([[7]], SamplingParams(**params))
+
+
+@pytest.fixture
+def configured(model_dir: str, tmp_path: Path):
+    """A model whose generation config says something."""
+
+    def make(**config: object) -> LLM:
+        directory = tmp_path / "configured"
+        shutil.copytree(model_dir, directory)
+        (directory / "generation_config.json").write_text(json.dumps(config))
+        return LLM(str(directory), max_batch_size=3, max_model_len=128, exact=True)
+
+    return make
+
+
+def test_the_generation_config_gives_what_is_left_open(configured, llm: LLM):
+    config = {"do_sample": True, "temperature": 0.7, "top_k": 5, "repetition_penalty": 1.4}
+    theirs = configured(**config, eos_token_id=[2, 9])
+    open_ones = SamplingParams(max_tokens=20, temperature=1.0, seed=1)
+    asked = replace(open_ones, top_k=5, repetition_penalty=1.4, stop_token_ids=[9])
+    found, wanted = theirs.generate(PROMPTS, open_ones), llm.generate(PROMPTS, asked)
+    for left, right in zip(found, wanted, strict=True):
+        assert left.outputs[0].token_ids == right.outputs[0].token_ids
+    closed = replace(open_ones, top_k=0, repetition_penalty=1.0)
+    found = theirs.generate(PROMPTS, closed)
+    wanted = llm.generate(PROMPTS, replace(open_ones, stop_token_ids=[9]))
+    for left, right in zip(found, wanted, strict=True):
+        assert left.outputs[0].token_ids == right.outputs[0].token_ids
+
+
+def test_a_generation_config_that_cannot_be(configured):
+    with pytest.raises(UserError, match=r"the generation config of configured: top_p=3"):
+        configured(top_p=3)
