@@ -13,7 +13,7 @@ from emsjax.jobs import Finished, Job
 from emsjax.ladder import Rung
 from emsjax.loop import run
 from emsjax.model_protocol import Model
-from emsjax.sampling.logprobs import empty_logprobs
+from emsjax.sampling.logprobs import empty_table
 from emsjax.sampling.state import SamplingState, empty_sampling
 from emsjax.slots import SlotRun
 from emsjax.state import MAX_STOP_IDS, DecodeState, admit, copy_cache, empty_state
@@ -158,7 +158,7 @@ class Engine:
         if sampling is None:
             return state.replace(sampling=self._make_sampling(self.token_classes, logprobs))
         if logprobs and sampling.logprobs is None:
-            table = empty_logprobs((self.num_slots, self.capacity))
+            table = empty_table(self.num_slots, self.capacity)
             sampling = sampling.replace(logprobs=table)
         return state.replace(sampling=sampling.replace(token_classes=self.token_classes))
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from emsjax.jobs import Finished, Job
 from emsjax.metrics import RequestMetrics
+from emsjax.sampling.logprobs import of_slot
 from emsjax.state import DecodeState, SlotStats
 
 # How often the host looks in at the least; one look costs well under a millisecond.
@@ -186,7 +187,7 @@ def _finished(occupant: _Occupant, look: _Look, state: DecodeState, slot: int) -
     table = None if state.sampling is None else state.sampling.logprobs
     logprobs = None
     if job.choice.wants_logprobs and table is not None:
-        logprobs = jax.tree.map(lambda x: np.asarray(x[slot])[span], table)
+        logprobs = of_slot(table, len(look.live), slot, span)
     tokens = tuple(look.output(slot, span).tolist())
     return Finished(job, tokens, _metrics(occupant, look.stats, slot), occupant.cut, logprobs)
 

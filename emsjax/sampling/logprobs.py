@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from emsjax.sampling_params import MAX_LOGPROBS
 
@@ -16,6 +17,9 @@ class Logprobs(NamedTuple):
       rank: int32[...], its place among all, 1 for the likeliest.
       top_ids: int32[..., 20], the likeliest tokens, likeliest first.
       top: float32[..., 20], theirs.
+
+    In the table of all slots, B of S tokens, all four are flat, so that writing a few tokens
+    copies none of it, which on TPU it would.
     """
 
     chosen: jax.Array
@@ -26,9 +30,14 @@ class Logprobs(NamedTuple):
 
 def empty_logprobs(shape: tuple[int, ...]) -> Logprobs:
     """Zeros for tokens arranged as `shape`."""
-    each = (jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32))
     many = (*shape, MAX_LOGPROBS)
-    return Logprobs(*each, jnp.zeros(many, jnp.int32), jnp.zeros(many, jnp.float32))
+    shapes = (shape, jnp.float32), (shape, jnp.int32), (many, jnp.int32), (many, jnp.float32)
+    return Logprobs(*(jnp.zeros(each, dtype) for each, dtype in shapes))
+
+
+def empty_table(num_slots: int, capacity: int) -> Logprobs:
+    """Zeros for B slots of S tokens."""
+    return jax.tree.map(jnp.ravel, empty_logprobs((num_slots, capacity)))
 
 
 def logprobs_of(logits: jax.Array, tokens: jax.Array) -> Logprobs:
@@ -48,11 +57,26 @@ def logprobs_of(logits: jax.Array, tokens: jax.Array) -> Logprobs:
 
 
 def record(table: Logprobs, new: Logprobs, lens: jax.Array, emitted: jax.Array) -> Logprobs:
-    """Writes each slot's first `emitted[b]` of [B, n, ...] into [B, S, ...] from `lens[b]` on."""
-    num_slots, capacity = table.chosen.shape
-    steps = jnp.arange(new.chosen.shape[1], dtype=jnp.int32)[None]
-    columns = jnp.where(steps < emitted[:, None], lens[:, None] + steps, capacity)
-    slots = jnp.arange(num_slots, dtype=jnp.int32)[:, None]
+    """Writes each slot's first `emitted[b]` of [B, n, ...] into the table from `lens[b]` on."""
+    num_slots, count = new.chosen.shape
+    size = table.chosen.shape[0]
+    steps = jnp.arange(count, dtype=jnp.int32)[None]
+    firsts = jnp.arange(num_slots, dtype=jnp.int32) * (size // num_slots) + lens
+    places = jnp.where(steps < emitted[:, None], firsts[:, None] + steps, size)
+    lanes = jnp.arange(MAX_LOGPROBS, dtype=jnp.int32)[None, None]
+    spread = places[:, :, None] * MAX_LOGPROBS + lanes
+    indices = (places, places, spread, spread)
     return Logprobs(
-        *(old.at[slots, columns].set(x, mode="drop") for old, x in zip(table, new, strict=True))
+        *(
+            old.at[index.ravel()].set(x.ravel(), mode="drop")
+            for old, index, x in zip(table, indices, new, strict=True)
+        )
     )
+
+
+def of_slot(table: Logprobs, num_slots: int, slot: int, span: slice) -> Logprobs:
+    """Some tokens of a slot, as numpy arrays [n, ...]."""
+    arrays = jax.tree.map(lambda x: x.reshape(num_slots, -1)[slot], table)
+    chosen, rank, top_ids, top = map(np.asarray, arrays)
+    many = [x.reshape(-1, MAX_LOGPROBS)[span] for x in (top_ids, top)]
+    return Logprobs(chosen[span], rank[span], *many)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.sampling.choice import Choice
-from emsjax.sampling.logprobs import Logprobs, empty_logprobs
+from emsjax.sampling.logprobs import Logprobs, empty_table
 
 
 @jax.tree_util.register_dataclass
@@ -33,7 +33,7 @@ class SamplingState:
       in_prompt: bool[B, V], tokens of the prompt.
       counts: int32[B, V], how often each token is in the output.
       token_classes: uint8[V], see `sampling.adapt`.
-      logprobs: of the output's tokens, [B, S, ...]; None where no slot wants any.
+      logprobs: table of the output's tokens; None where no slot wants any.
     """
 
     keys: jax.Array
@@ -108,7 +108,7 @@ def empty_sampling(
         in_prompt=full(False, jnp.bool, vocab_size),
         counts=full(0, jnp.int32, vocab_size),
         token_classes=token_classes,
-        logprobs=empty_logprobs((num_slots, capacity)) if logprobs else None,
+        logprobs=empty_table(num_slots, capacity) if logprobs else None,
     )
 
 
