@@ -23,7 +23,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "top-k 50": {"top_k": 50},
     "min-p 0.05": {"min_p": 0.05},
     "top-k 50, top-p 0.95, min-p 0.05": {"top_k": 50, "top_p": 0.95, "min_p": 0.05},
-    "temperature 5, top-p 0.95 (flat: halving)": {"temperature": 5.0, "top_p": 0.95},
     "temperature, penalties": {"repetition_penalty": 1.1, "frequency_penalty": 0.1},
     "temperature, 5 log-probabilities": {"logprobs": 5},
 }

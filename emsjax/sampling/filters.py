@@ -1,8 +1,8 @@
 """Temperature, top-k, top-p, min-p: in this order, as `transformers` has it.
 
 Each keeps the likeliest tokens, so all of them together are one threshold a row. None of it sorts
-the vocabulary: the likeliest 128 tokens almost always decide, and where they do not, the threshold
-is found by halving the range of float32.
+the vocabulary: a top-k of up to 128 is decided among the likeliest 128 tokens, and elsewhere the
+threshold is found by halving the range of float32.
 """
 
 from collections.abc import Callable
@@ -40,69 +40,76 @@ def scale(logits: jax.Array, temperature: jax.Array) -> jax.Array:
 def keep(x: jax.Array, filters: Filters) -> jax.Array:
     """x [W, V] as `scale` gives it, with -inf for each token that is filtered out."""
     wanted = (filters.top_k > 0) | (filters.top_p < 1) | (filters.min_p > 0)
-    lowest = jnp.full(x.shape[0], -jnp.inf, x.dtype)
-    threshold = jax.lax.cond(wanted.any(), lambda: _threshold(x, filters), lambda: lowest)
-    return jnp.where(x >= threshold[:, None], x, -jnp.inf)
+    return jax.lax.cond(wanted.any(), lambda: _keep(x, filters), lambda: x)
 
 
-def _threshold(x: jax.Array, filters: Filters) -> jax.Array:
-    """The smallest value of each row to keep, float32[W]."""
-    few, decided = _among_candidates(x, filters)
-    # Row by row: which of the two finds it may depend on a row itself, never on its neighbours.
-    found = jax.lax.cond(
-        decided.all(), lambda: few, lambda: jnp.where(decided, few, _by_halving(x, filters))
-    )
-    return jnp.maximum(found, jnp.log(filters.min_p))
+def _keep(x: jax.Array, filters: Filters) -> jax.Array:
+    """What is kept of a row depends on its own filters alone, to the last bit."""
+    # Computed once: another exp of the same x may round differently, and lose the last token.
+    weights = jax.lax.optimization_barrier(jnp.exp(x))
+    few = (filters.top_k > 0) & (filters.top_k <= CANDIDATES)
+    among_few = _if_any(few, lambda: _among_candidates(weights, filters))
+    by_halving = _if_any(~few, lambda: _by_halving(weights, filters))
+    threshold = jnp.maximum(jnp.where(few, among_few, by_halving), filters.min_p)
+    return jnp.where(weights >= threshold[:, None], x, -jnp.inf)
 
 
-def _among_candidates(x: jax.Array, filters: Filters) -> tuple[jax.Array, jax.Array]:
-    """The threshold of top-k and top-p, and whether the likeliest 128 tokens decide it."""
-    top_k, top_p = filters.top_k, filters.top_p
-    values = jax.lax.top_k(x, min(CANDIDATES, x.shape[1]))[0]
-    count = values.shape[1]
-    limit = jnp.where(top_k > 0, jnp.minimum(top_k, x.shape[1]), 0)
-    last = jnp.take_along_axis(values, jnp.clip(limit - 1, 0, count - 1)[:, None], axis=1)
-    kth = jnp.where(limit > 0, last[:, 0], -jnp.inf)
-    weights = jnp.where(values >= kth[:, None], jnp.exp(values), 0)
-    total = jnp.where(limit > 0, weights.sum(axis=1), jnp.exp(x).sum(axis=1))
-    reached = jnp.cumsum(weights, axis=1) >= (top_p * total)[:, None]
+def _if_any(wanted: jax.Array, find: Callable[[], jax.Array]) -> jax.Array:
+    """What `find` finds for each row where some row wants it, else zeros."""
+    return jax.lax.cond(wanted.any(), find, lambda: jnp.zeros(wanted.shape, jnp.float32))
+
+
+def _among_candidates(weights: jax.Array, filters: Filters) -> jax.Array:
+    """Top-k and top-p of rows that keep 1 to 128 tokens."""
+    likeliest = jax.lax.top_k(weights, min(CANDIDATES, weights.shape[1]))[0]
+    last = jnp.clip(filters.top_k - 1, 0, likeliest.shape[1] - 1)[:, None]
+    kth = jnp.take_along_axis(likeliest, last, axis=1)
+    kept = jnp.where(likeliest >= kth, likeliest, 0)
+    enough = filters.top_p * kept.sum(axis=1)
+    reached = jnp.cumsum(kept, axis=1) >= enough[:, None]
     place = jnp.argmax(reached, axis=1)[:, None]
-    nucleus = jnp.where(top_p < 1, jnp.take_along_axis(values, place, axis=1)[:, 0], -jnp.inf)
-    decided = (limit <= count) & ((top_p >= 1) | reached.any(axis=1))
-    return jnp.maximum(kth, nucleus), decided
+    nucleus = jnp.take_along_axis(likeliest, place, axis=1)
+    cut = (filters.top_p < 1) & reached.any(axis=1)
+    return jnp.where(cut, jnp.maximum(kth, nucleus)[:, 0], kth[:, 0])
 
 
-def _by_halving(x: jax.Array, filters: Filters) -> jax.Array:
-    """The same threshold for any k and p."""
-    limit = jnp.minimum(filters.top_k, x.shape[1])
-    ones = jnp.ones_like(x)
-    kth = jnp.where(limit > 0, _largest_with(x, ones, limit.astype(x.dtype)), -jnp.inf)
-    weights = jnp.where(x >= kth[:, None], jnp.exp(x), 0)
-    nucleus = _largest_with(x, weights, filters.top_p * weights.sum(axis=1))
-    return jnp.maximum(kth, jnp.where(filters.top_p < 1, nucleus, -jnp.inf))
+def _by_halving(weights: jax.Array, filters: Filters) -> jax.Array:
+    """Top-k and top-p for any k and p."""
+    limit = jnp.where(filters.top_k > 0, jnp.minimum(filters.top_k, weights.shape[1]), 0)
+
+    def count(bound: jax.Array) -> jax.Array:
+        return (weights >= bound[:, None]).sum(axis=1, dtype=jnp.int32) >= limit
+
+    kth = _if_any(limit > 0, lambda: _largest_that(count, jnp.zeros_like(filters.top_p)))
+    kth = jnp.where(limit > 0, kth, 0.0)
+    within = jnp.where(weights >= kth[:, None], weights, 0)
+    enough = filters.top_p * within.sum(axis=1)
+
+    def mass(bound: jax.Array) -> jax.Array:
+        return jnp.where(within >= bound[:, None], within, 0).sum(axis=1) >= enough
+
+    # Tokens below this are less than 1 - p all together; half of it, for what rounding does.
+    lowest = 0.5 * (1 - filters.top_p) / weights.shape[1]
+    nucleus = _if_any(filters.top_p < 1, lambda: _largest_that(mass, lowest))
+    return jnp.where(filters.top_p < 1, jnp.maximum(kth, nucleus), kth)
 
 
-def _largest_with(x: jax.Array, weights: jax.Array, wanted: jax.Array) -> jax.Array:
-    """The largest value v of each row so that tokens of at least v together weigh `wanted`.
+def _largest_that(holds: Callable[[jax.Array], jax.Array], lowest: jax.Array) -> jax.Array:
+    """The largest float32 from `lowest` to 1 of each row for which `holds`; it does for `lowest`.
 
-    x is at most 0: the bits of its size, read as an integer, fall as it rises.
+    Positive floats are in the order of their bits, read as integers.
     """
-    order = jax.lax.bitcast_convert_type(jnp.abs(x), jnp.int32)
 
-    def enough(bound: jax.Array) -> jax.Array:
-        return jnp.where(order <= bound[:, None], weights, 0).sum(axis=1) >= wanted
+    def go_on(bounds: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return (bounds[1] - bounds[0] > 1).any()
 
-    return -jax.lax.bitcast_convert_type(_first_true(enough, x.shape[0]), jnp.float32)
-
-
-def _first_true(holds: Callable[[jax.Array], jax.Array], rows: int) -> jax.Array:
-    """The smallest int32[W] from 0 to infinity's bits on for which `holds`, if any below does."""
-
-    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def halve(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
         middle = low + (high - low) // 2
-        true = holds(middle)
-        return jnp.where(true, low, middle + 1), jnp.where(true, middle, high)
+        true = holds(jax.lax.bitcast_convert_type(middle, jnp.float32))
+        return jnp.where(true, middle, low), jnp.where(true, high, middle)
 
-    infinity = jnp.full(rows, 0x7F800000, jnp.int32)
-    return jax.lax.fori_loop(0, 31, halve, (jnp.zeros_like(infinity), infinity))[1]
+    start = jax.lax.bitcast_convert_type(lowest, jnp.int32)
+    above_one = jnp.full_like(start, 0x3F800001)
+    found = jax.lax.while_loop(go_on, halve, (start, above_one))[0]
+    return jax.lax.bitcast_convert_type(found, jnp.float32)
