@@ -4,18 +4,23 @@ python -m benchmarks.sampling --output results.json
 """
 
 import argparse
+import statistics
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Spread, describe, machine, say, table, write_json
+import jax
+
+from benchmarks.common import describe, machine, say, table, write_json
 from emsjax.llm import LLM
+from emsjax.samples import make_samples
 from emsjax.sampling_params import SamplingParams
 
 PROMPT = "Write down everything that you know about {}, in full sentences and in good order."
 TOPICS = ("rivers", "bread", "glass", "moths", "sails", "copper", "chess", "salt")
 GREEDY = "greedy"
+STEPS = 8
 KINDS: dict[str, dict[str, Any]] = {
     GREEDY: {"temperature": 0.0},
     "temperature": {},
@@ -32,15 +37,20 @@ def main() -> None:
     """Measures, prints a Markdown table and writes JSON."""
     options = _options()
     facts = machine()
-    llm = LLM(options.model, drafter=options.drafter, max_batch_size=options.batch_size)
-    base = SamplingParams(max_tokens=options.max_tokens, temperature=0.8, seed=0, ignore_eos=True)
+    tokens = STEPS * (options.repeats + 2)
+    llm = LLM(
+        options.model,
+        drafter="none",
+        max_batch_size=options.batch_size,
+        max_model_len=64 + tokens,
+    )
+    base = SamplingParams(max_tokens=tokens, temperature=0.8, seed=0, ignore_eos=True)
     kinds = {name: replace(base, **given) for name, given in KINDS.items()}
-    for params in kinds.values():
-        _step_seconds(llm, replace(params, max_tokens=8), options.batch_size)
+    batches = {name: _Batch(llm, params) for name, params in kinds.items()}
     found: dict[str, list[float]] = {name: [] for name in kinds}
     for number in range(options.repeats):
-        for name, params in kinds.items():
-            found[name].append(_step_seconds(llm, params, options.batch_size))
+        for name, batch in _rotated(batches, number):
+            found[name].append(batch.step_seconds())
         say(f"{number + 1} of {options.repeats} repetitions")
     settings = vars(options) | {"output": options.output.name}
     settings["model"] = Path(options.model).name if options.model else "default"
@@ -56,28 +66,38 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--drafter", default="none", help="none: one token a step")
+    parser.add_argument("--repeats", type=int, default=41)
     parser.add_argument("--model", help="as for LLM; the default model if left out")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/sampling.json"))
     return parser.parse_args()
 
 
-def _step_seconds(llm: LLM, params: SamplingParams, batch_size: int) -> float:
-    """Of a step behind the first token; drafts make steps of several tokens."""
-    prompts = [PROMPT.format(TOPICS[n % len(TOPICS)]) for n in range(batch_size)]
-    short, long = (
-        _run(llm, prompts, replace(params, max_tokens=n)) for n in (1, params.max_tokens)
-    )
-    return (long[0] - short[0]) / (long[1] - short[1])
+def _rotated(batches: dict[str, "_Batch"], by: int) -> list[tuple[str, "_Batch"]]:
+    """All of them, beginning with another one each time."""
+    items = list(batches.items())
+    first = by % len(items)
+    return items[first:] + items[:first]
 
 
-def _run(llm: LLM, prompts: list[str], params: SamplingParams) -> tuple[float, int]:
-    """Seconds, and steps of the slot that took most."""
-    started = time.perf_counter()
-    outputs = llm.generate(prompts, params)
-    return time.perf_counter() - started, max(o.metrics.target_steps for o in outputs)
+class _Batch:
+    """A full batch of one kind in the middle of decoding; each has a cache of its own."""
+
+    def __init__(self, llm: LLM, params: SamplingParams):
+        self._engine = llm.engine
+        self._state = self._engine._make_empty()
+        for slot in range(self._engine.num_slots):
+            prompt = PROMPT.format(TOPICS[slot % len(TOPICS)])
+            (sample,) = make_samples(llm.request(prompt, params, str(slot)), None, streamed=False)
+            self._state = self._engine.admit(self._state, slot, sample.job(), None)
+        for _ in range(2):  # compiles; reads the prompts
+            self.step_seconds()
+
+    def step_seconds(self) -> float:
+        """Of a step, over a few of them; each emits a token a slot."""
+        started = time.perf_counter()
+        self._state = self._engine.advance(self._state, STEPS, others_wait=False)
+        jax.block_until_ready(self._state.lens)
+        return (time.perf_counter() - started) / STEPS
 
 
 def _report(
@@ -85,13 +105,13 @@ def _report(
 ) -> str:
     rows = []
     for name, seconds in found.items():
-        added = [
-            100 * (one / greedy - 1) for one, greedy in zip(seconds, found[GREEDY], strict=True)
-        ]
-        step = Spread.of(1000 * one for one in seconds)
-        rows.append((name, step.show(1), Spread.of(added).show(1)))
-    header = (f"batch {options.batch_size}, drafter {options.drafter}", "ms a step", "added, %")
-    title = f"Median (min-max) of {options.repeats}; temperature 0.8 unless said otherwise:"
+        pairs = zip(seconds, found[GREEDY], strict=True)
+        added = [100 * (one / greedy - 1) for one, greedy in pairs]
+        quarters = statistics.quantiles(added, n=4)
+        spread = f"{quarters[1]:.1f} ({quarters[0]:.1f} to {quarters[2]:.1f})"
+        rows.append((name, f"{1000 * statistics.median(seconds):.1f}", spread))
+    header = (f"batch {options.batch_size}, plain decoding", "ms a step", "added, %")
+    title = f"Medians (and quartiles) of {options.repeats}; temperature 0.8:"
     return "\n\n".join([title, table(header, rows), describe(facts)])
 
 

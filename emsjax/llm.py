@@ -14,20 +14,13 @@ from emsjax.jobs import Job
 from emsjax.loading.load import load_model
 from emsjax.memory import check_cache_fits
 from emsjax.outputs import Piece, RequestOutput
-from emsjax.prompts import Message, Prompt, check_prompt, prompt_list
-from emsjax.requests import (
-    Request,
-    check_choice_left,
-    check_tokens,
-    configured_defaults,
-    derive_seed,
-    with_defaults,
-)
+from emsjax.prompts import Message, Prompt, prompt_list
+from emsjax.request_reader import RequestReader
+from emsjax.requests import Request
 from emsjax.samples import Sample, make_samples, request_output
 from emsjax.sampling.adapt import classify
 from emsjax.sampling_params import SamplingParams
 from emsjax.shapes import round_up
-from emsjax.state import MAX_STOP_IDS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -94,11 +87,10 @@ class LLM:
         self.tokenizer: PreTrainedTokenizerBase | None = loaded.tokenizer
         self.name = loaded.name
         self._target: Any = loaded.model
-        self._eos_ids = loaded.eos_token_ids
-        self._configured = configured_defaults(loaded.generation_config, loaded.name)
-        self._seed, self._requests = seed, 0
         self._token_texts: dict[int, str] = {}
+        self._requests = 0
         self.max_model_len = self._max_model_len(max_model_len)
+        self._reader = RequestReader(loaded, self._target.vocab_size, self.max_model_len, seed)
         capacity = round_up(self.max_model_len, CAPACITY_MULTIPLE)
         check_cache_fits(self._target, max_batch_size, capacity)
         self.engine = Engine(
@@ -195,88 +187,17 @@ class LLM:
           UserError: the prompt is empty, too long or not in the vocabulary, there is no tokenizer
             and it or its parameters need one, or the parameters do not fit the model.
         """
-        text, ids = self._tokenise(prompt)
-        if not ids:
-            raise UserError("the prompt is empty: it must have at least one token")
-        vocabulary = self._target.vocab_size
-        for token in ids:
-            if not 0 <= token < vocabulary:
-                raise UserError(
-                    f"token id {token} is out of the vocabulary: {self.name} has {vocabulary}"
-                )
-        if len(ids) >= self.max_model_len:
-            raise UserError(
-                f"the prompt has {len(ids)} tokens and with {self.max_model_len} in all there "
-                "is no room for an answer: shorten it or raise max_model_len"
-            )
-        params = with_defaults(params, self._configured)
-        seed = derive_seed(self._seed, request_id) if params.seed is None else params.seed
-        return Request(
-            request_id,
-            text,
-            ids,
-            params,
-            max_tokens=min(params.max_tokens, self.max_model_len - len(ids)),
-            stop_ids=self._checked_stop_ids(params),
-            seed=seed,
-            vocab_size=vocabulary,
-            has_text=self.tokenizer is not None,
-        )
-
-    def _checked_stop_ids(self, params: SamplingParams) -> tuple[int, ...]:
-        """End of text and stop tokens; the rest of the parameters is checked against the model."""
-        check_tokens(params, self._target.vocab_size, self.name)
-        eos_ids = () if params.ignore_eos else self._eos_ids
-        stop_ids = tuple(dict.fromkeys((*eos_ids, *(params.stop_token_ids or ()))))
-        if len(stop_ids) > MAX_STOP_IDS:
-            raise UserError(f"there are more than {MAX_STOP_IDS} stop tokens: give fewer")
-        check_choice_left(params, stop_ids, self._target.vocab_size)
-        if params.stop and self.tokenizer is None:
-            raise UserError(f"{self.name} has no tokenizer: stop strings need one")
+        request = self._reader.read(prompt, params, request_id)
         if params.adapt_temperature is not None:
             self._classify_tokens()
-        return stop_ids
+        return request
 
     def _classify_tokens(self) -> None:
         """Makes known to the engine which tokens are blanks and line breaks, once."""
-        tokenizer = self._require_tokenizer()
-        if not self.engine.token_classes.any():
-            count = min(self._target.vocab_size, len(tokenizer))
-            texts = [tokenizer.decode([token]) for token in range(count)]
+        if self.tokenizer is not None and not self.engine.token_classes.any():
+            count = min(self._target.vocab_size, len(self.tokenizer))
+            texts = [self.tokenizer.decode([token]) for token in range(count)]
             self.engine.token_classes[:count] = classify(texts)
-
-    def _tokenise(self, prompt: Prompt) -> tuple[str | None, tuple[int, ...]]:
-        checked = check_prompt(prompt)
-        if isinstance(checked, str):
-            return checked, tuple(self._require_tokenizer()(checked)["input_ids"])
-        if isinstance(checked, tuple):
-            return None, checked
-        text = self._render(checked)
-        # The template writes the special tokens itself.
-        tokens = self._require_tokenizer()(text, add_special_tokens=False)
-        return text, tuple(tokens["input_ids"])
-
-    def _render(self, messages: Sequence[Message]) -> str:
-        """The messages as the model's chat template writes them."""
-        from jinja2 import TemplateError
-
-        tokenizer = self._require_tokenizer()
-        if not tokenizer.chat_template:
-            raise UserError(f"{self.name} has no chat template: give a plain prompt")
-        try:
-            text = tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
-            )
-        except (TemplateError, TypeError, KeyError) as error:
-            raise UserError(f"the chat template does not take these messages: {error}") from error
-        return str(text)
-
-    def _require_tokenizer(self) -> "PreTrainedTokenizerBase":
-        if self.tokenizer is None:
-            raise UserError(
-                f"{self.name} has no tokenizer: give prompts as token ids, or name a tokenizer"
-            )
-        return self.tokenizer
 
     def run(
         self,
@@ -320,12 +241,12 @@ class LLM:
         Raises:
           UserError: the device ran out of memory.
         """
-        live: dict[int, Sample] = {}
+        live: dict[Sample, None] = {}
         for sample in self._finished(requests, on_progress, streaming=True, started=live):
             if sample is None:
-                yield from (each.piece() for each in live.values() if each.waiting)
+                yield from (each.piece() for each in live if each.waiting)
                 continue
-            del live[id(sample)]
+            del live[sample]
             last = request_output(sample.siblings, self._token_text) if sample.is_last else None
             yield sample.piece(last)
 
@@ -335,7 +256,7 @@ class LLM:
         on_progress: Callable[[int], None] | None,
         *,
         streaming: bool,
-        started: dict[int, Sample] | None = None,
+        started: dict[Sample, None] | None = None,
     ) -> Iterator[Sample | None]:
         """Samples as they finish; None whenever some have new tokens."""
 
@@ -346,7 +267,7 @@ class LLM:
                     continue
                 for sample in make_samples(request, self.tokenizer, streaming):
                     if started is not None:
-                        started[id(sample)] = sample
+                        started[sample] = None
                     yield sample.job()
 
         try:

@@ -48,9 +48,11 @@ def _keep(x: jax.Array, filters: Filters) -> jax.Array:
     # Computed once: another exp of the same x may round differently, and lose the last token.
     weights = jax.lax.optimization_barrier(jnp.exp(x))
     few = (filters.top_k > 0) & (filters.top_k <= CANDIDATES)
+    many = ~few & ((filters.top_k > 0) | (filters.top_p < 1))
     among_few = _if_any(few, lambda: _among_candidates(weights, filters))
-    by_halving = _if_any(~few, lambda: _by_halving(weights, filters))
-    threshold = jnp.maximum(jnp.where(few, among_few, by_halving), filters.min_p)
+    by_halving = _if_any(many, lambda: _by_halving(weights, filters))
+    found = jnp.where(few, among_few, jnp.where(many, by_halving, 0.0))
+    threshold = jnp.maximum(found, filters.min_p)
     return jnp.where(weights >= threshold[:, None], x, -jnp.inf)
 
 
@@ -82,16 +84,16 @@ def _by_halving(weights: jax.Array, filters: Filters) -> jax.Array:
 
     kth = _if_any(limit > 0, lambda: _largest_that(count, jnp.zeros_like(filters.top_p)))
     kth = jnp.where(limit > 0, kth, 0.0)
-    within = jnp.where(weights >= kth[:, None], weights, 0)
-    enough = filters.top_p * within.sum(axis=1)
-
-    def mass(bound: jax.Array) -> jax.Array:
-        return jnp.where(within >= bound[:, None], within, 0).sum(axis=1) >= enough
-
+    enough = filters.top_p * _mass(weights, kth)
     # Tokens below this are less than 1 - p all together; half of it, for what rounding does.
-    lowest = 0.5 * (1 - filters.top_p) / weights.shape[1]
-    nucleus = _if_any(filters.top_p < 1, lambda: _largest_that(mass, lowest))
-    return jnp.where(filters.top_p < 1, jnp.maximum(kth, nucleus), kth)
+    lowest = jnp.maximum(kth, 0.5 * (1 - filters.top_p) / weights.shape[1])
+    nucleus = _largest_that(lambda bound: _mass(weights, bound) >= enough, lowest)
+    return jnp.where(filters.top_p < 1, nucleus, kth)
+
+
+def _mass(weights: jax.Array, bound: jax.Array) -> jax.Array:
+    """Of the tokens of each row that weigh at least its bound, float32[W]."""
+    return jnp.where(weights >= bound[:, None], weights, 0).sum(axis=1)
 
 
 def _largest_that(holds: Callable[[jax.Array], jax.Array], lowest: jax.Array) -> jax.Array:
