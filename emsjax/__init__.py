@@ -9,10 +9,19 @@ from emsjax.version import __version__
 
 if TYPE_CHECKING:
     from emsjax.llm import LLM
-    from emsjax.outputs import CompletionOutput, RequestOutput
+    from emsjax.outputs import CompletionOutput, Logprob, Piece, RequestOutput
     from emsjax.sampling_params import SamplingParams
 
-__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "UserError", "__version__"]
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "Logprob",
+    "Piece",
+    "RequestOutput",
+    "SamplingParams",
+    "UserError",
+    "__version__",
+]
 
 # In a checkout `emsjax/` has no `models/` or `pallas_kernels/` in it. An installed copy has, and
 # is found through this also from the checkout's root, where `./emsjax` comes first.
@@ -22,6 +31,8 @@ __path__ = extend_path(__path__, __name__)
 _LAZY = {
     "LLM": "emsjax.llm",
     "CompletionOutput": "emsjax.outputs",
+    "Logprob": "emsjax.outputs",
+    "Piece": "emsjax.outputs",
     "RequestOutput": "emsjax.outputs",
     "SamplingParams": "emsjax.sampling_params",
 }

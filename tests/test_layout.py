@@ -138,6 +138,8 @@ def test_exported_names_are_there_and_as_documented():
     documented = {
         "LLM",
         "CompletionOutput",
+        "Logprob",
+        "Piece",
         "RequestOutput",
         "SamplingParams",
         "UserError",
