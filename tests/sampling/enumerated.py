@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from scipy import stats
 
 from emsjax.drafters.base import Draft, Drafter, Stateless
 from emsjax.engine import Engine
@@ -23,6 +22,7 @@ from emsjax.packing import pack
 from emsjax.sampling.choice import Choice, make_choice
 from emsjax.sampling.draw import draw
 from emsjax.state import DecodeState
+from tests.sampling import chi_square
 
 VOCAB, LENGTH = 6, 3
 PROMPT = (1, 2, 3, 1, 2)
@@ -170,21 +170,6 @@ def sample(engine: Engine, rules: Iterable[tuple[Rule, int]]) -> dict[Rule, Coun
 
 
 def p_value(found: Counter, rule: Rule) -> float:
-    """Of the chi-square test that the counts come from the rule's distribution.
-
-    Sequences expected fewer than 5 times count together; one that cannot come is certain proof.
-    """
-    total = found.total()
-    expected = rule.sequences() * total
-    counts = np.asarray([found[s] for s in SEQUENCES], np.float64)
-    if counts[expected == 0].any():
-        return 0.0
-    common = expected >= 5
-    rare = (counts[~common].sum(), expected[~common].sum())
-    pairs = [*zip(counts[common], expected[common], strict=True)]
-    pairs += [rare] if rare[1] > 0 else []
-    if len(pairs) == 1:
-        return 1.0
-    observed, wanted = np.transpose(pairs)
-    statistic = ((observed - wanted) ** 2 / wanted).sum()
-    return float(stats.chi2.sf(statistic, len(pairs) - 1))
+    """Of the test that the counts come from the rule's distribution."""
+    counts = np.asarray([found[sequence] for sequence in SEQUENCES])
+    return chi_square.p_value(counts, rule.sequences())

@@ -1,0 +1,23 @@
+"""Whether counts come from a distribution."""
+
+import numpy as np
+from scipy import stats
+
+
+def p_value(counts: np.ndarray, probabilities: np.ndarray) -> float:
+    """Of the chi-square test; 0 where something came that cannot.
+
+    What is expected fewer than 5 times counts together.
+    """
+    expected = probabilities * counts.sum()
+    if counts[expected == 0].any():
+        return 0.0
+    common = expected >= 5
+    observed, wanted = counts[common], expected[common]
+    if (~common & (expected > 0)).any():
+        observed = np.append(observed, counts[~common].sum())
+        wanted = np.append(wanted, expected[~common].sum())
+    if len(wanted) == 1:
+        return 1.0
+    statistic = ((observed - wanted) ** 2 / wanted).sum()
+    return float(stats.chi2.sf(statistic, len(wanted) - 1))
