@@ -23,7 +23,8 @@ class SamplingParams:
 
     Attributes:
       max_tokens: the most tokens to generate, 1 or more.
-      min_tokens: no end of text, stop token or stop string before so many tokens.
+      min_tokens: so many tokens come before any end of text or stop token, and a stop string is
+        not complete before the last of them.
       temperature: 0 is greedy; the higher, the more even the choice.
       adapt_temperature: the temperature of the first token of an indented line instead, that is
         of one behind a line break and blanks, where code is hardest to guess (AdapT,

@@ -177,12 +177,12 @@ def test_allowed_and_banned_tokens(llm: LLM):
 
 def test_min_tokens_holds_back_every_end(llm: LLM):
     free = SamplingParams(max_tokens=40, temperature=1.5, stop_token_ids=list(range(3, 40)), seed=3)
-    held = replace(free, min_tokens=25, stop="w9")
+    held = replace(free, min_tokens=25, stop="w9", logit_bias=dict.fromkeys(range(3, 40), 50.0))
     for output in llm.generate(PROMPTS, free):
         assert len(output.outputs[0].token_ids) < 25
     for output in llm.generate(PROMPTS, held):
-        assert len(output.outputs[0].token_ids) >= 25
-        assert not set(output.outputs[0].token_ids[:24]) & {2, *range(3, 40)}
+        assert len(output.outputs[0].token_ids) == 26  # 25 tokens, and then the end at once
+        assert not set(output.outputs[0].token_ids[:25]) & {2, *range(3, 40)}
 
 
 def test_a_stop_string_cuts_text_and_tokens(llm: LLM):
