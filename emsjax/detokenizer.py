@@ -6,43 +6,76 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Tokens before the new ones that they are decoded behind: some tokenizers drop the space at the
-# beginning of what they decode, and a character may need several tokens.
+# Tokens that new ones are decoded behind: some tokenizers drop the space at the beginning of what
+# they decode. A few more where these begin inside of a character, which is 4 bytes at most.
 CONTEXT_TOKENS = 8
+_LONGEST_CHARACTER = 4
 _HALF = "\ufffd"
 
 
 class Detokenizer:
-    """The text behind a prompt, in pieces that later tokens do not change."""
+    """The text behind a prompt, in pieces that are not taken back.
+
+    The text is what tokens give one by one, however many come at once: where the bytes of a broken
+    character spoil those before it, which some decoders do, that may differ from decoding all.
+    """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int]):
         self._tokenizer = tokenizer
-        self._window = list(prompt[-CONTEXT_TOKENS:])
-        self._shown = self._decode()
+        added = tokenizer.added_tokens_decoder
+        self._textless = {token for token, what in added.items() if what.special}
+        self._window: list[int] = []
+        self._settled = 0
+        self._shown = ""
+        self._restart(self._with_text(prompt[-2 * CONTEXT_TOKENS :]))
+        self._shown = self._shown.rstrip(_HALF)
 
     def push(self, tokens: Sequence[int]) -> str:
         """The text that these tokens add; a character that is not whole yet waits."""
-        self._window.extend(tokens)
-        text = self._decode()
-        if text.endswith(_HALF):
-            return ""
-        return self._settle(text)
+        tokens = self._with_text(tokens)
+        if len(tokens) > 1:
+            text = self._decode([*self._window, *tokens])
+            if _HALF not in text:
+                new = text[len(self._shown) :]
+                self._restart([*self._window, *tokens])
+                return new
+        return "".join(map(self._push_one, tokens))
 
     def flush(self) -> str:
         """What is left at the end: a character that never became whole."""
-        return self._settle(self._decode())
+        return self._show(self._decode(self._window))
 
-    def _settle(self, text: str) -> str:
-        same = zip(self._shown, text, strict=False)
-        kept = next((place for place, (old, new) in enumerate(same) if old != new), None)
-        new = text[len(self._shown) if kept is None else kept :]
-        del self._window[:-CONTEXT_TOKENS]
-        self._shown = self._decode()
+    def _push_one(self, token: int) -> str:
+        self._window.append(token)
+        text = self._decode(self._window)
+        new = self._show(text.rstrip(_HALF) if text.endswith(_HALF) else text)
+        if new and not text.endswith(_HALF):
+            # What gave text is context enough, and begins no character that is not whole.
+            del self._window[: self._settled]
+            self._settled = len(self._window)
+            self._shown = self._decode(self._window)
         return new
 
-    def _decode(self) -> str:
+    def _show(self, text: str) -> str:
+        new = text[len(self._shown) :]
+        self._shown += new
+        return new
+
+    def _restart(self, tokens: Sequence[int]) -> None:
+        """Takes the end of tokens that have been shown for the context of what comes."""
+        lengths = range(CONTEXT_TOKENS, CONTEXT_TOKENS + _LONGEST_CHARACTER)
+        tails = [list(tokens[-length:]) for length in lengths]
+        whole = (tail for tail in tails if _HALF not in self._decode(tail))
+        self._window = next(whole, tails[0])
+        self._settled = len(self._window)
+        self._shown = self._decode(self._window)
+
+    def _with_text(self, tokens: Sequence[int]) -> list[int]:
+        return [token for token in tokens if token not in self._textless]
+
+    def _decode(self, tokens: Sequence[int]) -> str:
         # Without clean-up, which would take back a space that was shown.
         text = self._tokenizer.decode(
-            self._window, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return str(text)

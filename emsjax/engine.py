@@ -13,7 +13,6 @@ from emsjax.jobs import Finished, Job
 from emsjax.ladder import Rung
 from emsjax.loop import run
 from emsjax.model_protocol import Model
-from emsjax.sampling.logprobs import empty_table
 from emsjax.sampling.state import SamplingState, empty_sampling
 from emsjax.slots import SlotRun
 from emsjax.state import MAX_STOP_IDS, DecodeState, admit, copy_cache, empty_state
@@ -64,7 +63,7 @@ class Engine:
         self._release = jax.jit(_release, donate_argnums=0)
         self._copy_cache = jax.jit(copy_cache, donate_argnums=0)
         self._make_empty = jax.jit(self._empty)
-        self._make_sampling = jax.jit(self._empty_sampling, static_argnums=1)
+        self._make_sampling = jax.jit(self._empty_sampling)
         self._idle: DecodeState | None = None
 
     def lower(
@@ -72,22 +71,18 @@ class Engine:
         sharding: jax.sharding.Sharding | None = None,
         *,
         sampling: bool = False,
-        logprobs: bool = False,
     ) -> jax.stages.Lowered:
         """The decode program, for reading what it compiles to.
 
         Args:
           sharding: where the arguments lie; names a device to compile for that is not there.
           sampling: the program for batches in which not all take the likeliest token.
-          logprobs: that program where log-probabilities are wanted.
         """
         classes = jnp.asarray(self.token_classes)
 
         def empty() -> DecodeState:
             state = self._empty()
-            return state.replace(
-                sampling=self._empty_sampling(classes, logprobs) if sampling else None
-            )
+            return state.replace(sampling=self._empty_sampling(classes) if sampling else None)
 
         scalar, flag = (jax.ShapeDtypeStruct((), t) for t in (jnp.int32, jnp.bool))
         arguments = (self._params, jax.eval_shape(empty), scalar, flag)
@@ -101,8 +96,8 @@ class Engine:
         drafter_state = self._drafter.init(self.num_slots, self.capacity)
         return empty_state(cache, self._drafter.draft_length, drafter_state)
 
-    def _empty_sampling(self, token_classes: jax.Array, logprobs: bool) -> SamplingState:
-        return empty_sampling(self.num_slots, self.capacity, token_classes, logprobs)
+    def _empty_sampling(self, token_classes: jax.Array) -> SamplingState:
+        return empty_sampling(self.num_slots, self.capacity, token_classes)
 
     def run(
         self, jobs: Iterable[Job | None], on_progress: Callable[[int], None] | None = None
@@ -139,7 +134,7 @@ class Engine:
             the prompt is to be read.
         """
         if not job.choice.greedy:
-            state = self._with_sampling(state, bool(job.choice.wants_logprobs))
+            state = self._with_sampling(state)
         cached = 0
         if source is not None:
             cached = len(job.prompt) - 1
@@ -152,14 +147,11 @@ class Engine:
         """Frees a slot before its job is done."""
         return self._release(state, np.int32(slot))
 
-    def _with_sampling(self, state: DecodeState, logprobs: bool) -> DecodeState:
+    def _with_sampling(self, state: DecodeState) -> DecodeState:
         """The state with room for choices, which greedy runs do without."""
         sampling = state.sampling
         if sampling is None:
-            return state.replace(sampling=self._make_sampling(self.token_classes, logprobs))
-        if logprobs and sampling.logprobs is None:
-            table = empty_table(self.num_slots, self.capacity)
-            sampling = sampling.replace(logprobs=table)
+            return state.replace(sampling=self._make_sampling(self.token_classes))
         return state.replace(sampling=sampling.replace(token_classes=self.token_classes))
 
     def _request(self, job: Job, cached: int) -> tuple[Any, ...]:

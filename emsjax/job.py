@@ -59,6 +59,8 @@ def run(options: Options, command_started: float) -> int:
             raise UserError(
                 "--stream is for texts, and JSON lines hold whole results; leave it out."
             )
+        if options.logprobs is not None and source.texts is not None and options.output is None:
+            raise UserError("--logprobs has no place in a text; give --output FILE.jsonl, or - .")
         engine = _load(options)
         sink.start()
         live = not (options.stream and sys.stdout.isatty())

@@ -63,7 +63,7 @@ def digest(prompt: Prompt) -> str:
 
 
 def read(
-    stream: Iterable[bytes | None], defaults: SamplingParams
+    stream: Iterable[bytes | None], defaults: Mapping[str, Any]
 ) -> Iterator[Line | BadLine | None]:
     """Read requests one at a time; blank lines are skipped, bad ones come out as `BadLine`.
 
@@ -73,7 +73,8 @@ def read(
 
     Args:
       stream: the lines, UTF-8; None, for "none is there yet", is passed on.
-      defaults: sampling parameters for what a line leaves out.
+      defaults: sampling parameters by name, for what a line leaves out; they have to go together
+        only with what the line says.
     """
     seen: set[str] = set()
     number = 0
@@ -86,14 +87,16 @@ def read(
             yield _read_line(raw, number, defaults, seen)
 
 
-def _read_line(raw: bytes, number: int, defaults: SamplingParams, seen: set[str]) -> Line | BadLine:
+def _read_line(
+    raw: bytes, number: int, defaults: Mapping[str, Any], seen: set[str]
+) -> Line | BadLine:
     where = f"line {number}"
     line_id: LineId | None = None
     try:
         fields = _object(raw)
         line_id = _take_id(fields.pop("id", number), seen)
         prompt = _prompt(fields)
-        params = SamplingParams.from_mapping(fields, defaults)
+        params = SamplingParams.from_mapping({**defaults, **fields})
         return Line(line_id, number, where, prompt, params)
     except UserError as error:
         return BadLine(line_id, number, f"{where}: {error}")

@@ -144,5 +144,5 @@ def _choose(model: Model, hidden: jax.Array, batch: PackedBatch, state: DecodeSt
 
 
 def _nothing_chosen(shape: tuple[int, ...], state: DecodeState) -> Chosen:
-    wanted = state.sampling is not None and state.sampling.logprobs is not None
-    return Chosen(jnp.zeros(shape, jnp.int32), empty_logprobs(shape) if wanted else None)
+    logprobs = None if state.sampling is None else empty_logprobs(shape)
+    return Chosen(jnp.zeros(shape, jnp.int32), logprobs)

@@ -9,6 +9,9 @@ from itertools import zip_longest
 class RequestMetrics:
     """Counts of one finished request.
 
+    Where a stop string ended it, all but `emitted_tokens` also count what was done until that was
+    noticed: up to 3 steps more.
+
     Attributes:
       target_steps: decode steps in which the target verified this request, that is the steps
         that emitted its tokens; the last prefill step, which emits the first, is one of them.

@@ -59,12 +59,11 @@ class Options:
         """Whether anything is drafted at all."""
         return self.method != "none" and self.drafter != "none"
 
-    def sampling_params(self) -> SamplingParams:
-        """Make what holds for every prompt, unless its line says otherwise."""
+    def sampling(self) -> dict[str, Any]:
+        """Name the sampling parameters for every prompt, unless its line says otherwise."""
         # Without the seed: from that of the run and its id each prompt gets one of its own.
         names = {field.name for field in fields(SamplingParams)} - {"seed"}
-        given = {name: value for name, value in vars(self).items() if name in names}
-        return SamplingParams(**given)
+        return {name: value for name, value in vars(self).items() if name in names}
 
     def engine(self) -> dict[str, Any]:
         """Make the arguments for `emsjax.llm.LLM`: those that were given."""
@@ -98,7 +97,7 @@ def check(options: Options) -> None:
     _check_drafting(options)
     _check_files(options)
     _check_seed(options.seed)
-    options.sampling_params()
+    _check_sampling(options)
 
 
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
@@ -111,6 +110,17 @@ def _check_positive(options: Options) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"{_flag(name)} {value} is too small; give 1 or more.")
+
+
+def _check_sampling(options: Options) -> None:
+    """Refuse values; what contradicts only until a line says otherwise waits for the line."""
+    given = options.sampling()
+    if options.prompt:
+        SamplingParams(**given)
+        return
+    SamplingParams(**given | {"n": 1, "min_tokens": 0})
+    SamplingParams(n=given["n"], temperature=1.0)
+    SamplingParams(min_tokens=given["min_tokens"], max_tokens=2**31 - 1)
 
 
 def _check_seed(seed: int) -> None:
@@ -154,8 +164,6 @@ def _check_files(options: Options) -> None:
             "--stream is for texts, and JSON lines hold whole results; leave out --stream, or "
             "--input and --output."
         )
-    if options.logprobs is not None and options.prompt and options.output is None:
-        raise UserError("--logprobs has no place in a text; give --output FILE.jsonl, or - .")
     if options.prompt and options.input is not None:
         raise UserError("--prompt and --input contradict each other; give one of them.")
     if options.resume and not to_file:

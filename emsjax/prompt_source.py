@@ -3,11 +3,11 @@
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from emsjax import jsonl
 from emsjax.errors import UserError
@@ -43,22 +43,23 @@ def open_source(options: Options) -> Iterator[Source]:
     Raises:
       UserError: it cannot be read, is not text, or there is none.
     """
-    params = options.sampling_params()
+    sampling = options.sampling()
     if options.prompt:
-        yield from_texts(options.prompt, params)
+        yield from_texts(options.prompt, sampling)
     elif options.input not in (None, "-"):
         file = _open(str(options.input))
         try:
-            yield Source(jsonl.read(_lines(file), params), _count(file))
+            yield Source(jsonl.read(_lines(file), sampling), _count(file))
         finally:
             if _is_file(file):  # else a thread may wait for a line, and closing would wait for it
                 file.close()
     else:
-        yield _standard_input(params, json_lines=options.input == "-")
+        yield _standard_input(sampling, json_lines=options.input == "-")
 
 
-def from_texts(texts: Sequence[str], params: SamplingParams) -> Source:
-    """Plain prompts, numbered from 1."""
+def from_texts(texts: Sequence[str], sampling: Mapping[str, Any]) -> Source:
+    """Plain prompts, numbered from 1, with the sampling parameters of that name."""
+    params = SamplingParams(**sampling)
     lines = []
     for number, text in enumerate(texts, start=1):
         jsonl.check_text(f"prompt {number}", text)
@@ -84,18 +85,18 @@ def _count(file: BinaryIO) -> int | None:
     return count
 
 
-def _standard_input(params: SamplingParams, json_lines: bool) -> Source:
+def _standard_input(sampling: Mapping[str, Any], json_lines: bool) -> Source:
     if sys.stdin is None or (sys.stdin.isatty() and not json_lines):
         raise UserError(_HOW_TO_CALL)
     stream = _unshared(sys.stdin)
     head = [] if json_lines else _first_line(stream)
     if json_lines or _is_object(head[-1]):
-        return Source(jsonl.read(chain(head, _lines(stream)), params), None)
+        return Source(jsonl.read(chain(head, _lines(stream)), sampling), None)
     try:
         text = b"".join(chain(head, stream)).decode()
     except UnicodeDecodeError:
         raise UserError("standard input is not UTF-8 text; convert it first.") from None
-    return from_texts([text.removesuffix("\n")], params)
+    return from_texts([text.removesuffix("\n")], sampling)
 
 
 def _unshared(stdin: TextIO) -> BinaryIO:

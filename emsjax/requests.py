@@ -93,7 +93,9 @@ def configured_defaults(generation_config: Mapping[str, Any], origin: str) -> di
     try:
         SamplingParams(**given)
     except UserError as error:
-        raise UserError(f"the generation config of {origin}: {error}") from error
+        raise UserError(
+            f"the generation config of {origin}: {error} Mend its file, or take it away."
+        ) from error
     return given
 
 
@@ -125,6 +127,8 @@ def check_choice_left(params: SamplingParams, stop_ids: tuple[int, ...], vocab_s
       UserError: allowed tokens less banned ones and, before `min_tokens`, stop tokens are none.
     """
     allowed = params.allowed_token_ids
+    if allowed is None and not params.banned_token_ids and len(stop_ids) < vocab_size:
+        return
     left = set(range(vocab_size) if allowed is None else allowed)
     left -= set(params.banned_token_ids or ())
     if params.min_tokens:

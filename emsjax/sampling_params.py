@@ -1,7 +1,9 @@
 """How the tokens of one request are chosen, and when it ends."""
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 from emsjax.errors import UserError
@@ -31,8 +33,8 @@ class SamplingParams:
         arXiv 2309.02772, which has 0.8 there and 0.6 elsewhere); None for the same one.
       top_k: keep the k likeliest tokens (and those as likely as the last of them); 0 or -1 keeps
         all; None is the model's generation config's, else all.
-      top_p: keep the likeliest tokens that together have this probability, above 0 to 1; None
-        likewise.
+      top_p: keep the likeliest tokens that together have this probability (and those as likely as
+        the last of them), above 0 to 1; None likewise.
       min_p: keep tokens at least this likely, as a share of the likeliest, 0 to 1; None likewise.
       seed: 0 to 2**63 - 1. The tokens depend on the seed, the prompt, these parameters and the
         model alone. None gives each request a seed of its own, from that of the `LLM`.
@@ -45,7 +47,7 @@ class SamplingParams:
       presence_penalty: taken from the logits of tokens that are in the output, -2 to 2.
       frequency_penalty: taken from a token's logit each time that it is in the output, -2 to 2.
       repetition_penalty: logits of tokens in prompt or output are divided by this where positive
-        and multiplied where negative, above 0; None is the model's generation config's, else 1.
+        and multiplied where negative, 0.01 to 100; None is the model's generation config's, else 1.
       logit_bias: added to logits, by token id.
       allowed_token_ids: only these may be chosen; None allows all.
       banned_token_ids: these may not.
@@ -99,10 +101,8 @@ class SamplingParams:
         return dict(self.logit_bias or ())  # type: ignore[call-overload]
 
     @classmethod
-    def from_mapping(
-        cls, mapping: Mapping[str, Any], defaults: "SamplingParams | None" = None
-    ) -> "SamplingParams":
-        """Parameters by name, as a line of JSON gives them, over `defaults`.
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> "SamplingParams":
+        """Parameters by name, as a line of JSON gives them.
 
         Raises:
           UserError: a name is unknown or a value is refused.
@@ -114,7 +114,7 @@ class SamplingParams:
                 f"{', '.join(map(repr, unknown))} is not a sampling parameter; "
                 f"take it out or use one of {', '.join(known)}."
             )
-        return replace(defaults or cls(), **mapping)
+        return cls(**mapping)
 
 
 _OPTIONAL = {f.name for f in fields(SamplingParams) if f.default is None}
@@ -134,7 +134,7 @@ _NUMBERS: dict[str, tuple[Any, Any]] = {
     "min_p": (0, 1),
     "presence_penalty": (-2, 2),
     "frequency_penalty": (-2, 2),
-    "repetition_penalty": ((0,), 100),
+    "repetition_penalty": (0.01, 100),
 }
 
 
@@ -152,7 +152,9 @@ def _check_whole(name: str, value: Any, low: int, high: int = _INT32_MAX) -> Non
     if not _is_whole(value):
         raise UserError(f"{name}={value!r} must be a whole number.")
     if not low <= value <= high:
-        raise UserError(f"{name}={value} is out of range; give a number from {low} to {high}.")
+        raise UserError(
+            f"{name}={_shown(value)} is out of range; give a number from {low} to {high}."
+        )
 
 
 def _check_number(name: str, value: Any, low: Any, high: float) -> None:
@@ -161,7 +163,17 @@ def _check_number(name: str, value: Any, low: Any, high: float) -> None:
     above = value > low[0] if isinstance(low, tuple) else value >= low
     if not (above and value <= high):  # also refuses what is not a number, such as NaN
         lowest = f"above {low[0]}" if isinstance(low, tuple) else f"from {low}"
-        raise UserError(f"{name}={value} is out of range; give a number {lowest} to {high}.")
+        raise UserError(
+            f"{name}={_shown(value)} is out of range; give a number {lowest} to {high}."
+        )
+
+
+def _shown(value: Any) -> str:
+    """A number as text; Python refuses to write very long ones."""
+    try:
+        return str(value)
+    except ValueError:
+        return "(thousands of digits)"
 
 
 def _strings(value: object) -> tuple[str, ...] | None:
@@ -188,19 +200,25 @@ def _token_ids(name: str, value: object) -> tuple[int, ...] | None:
     return tuple(value)
 
 
-def _bias(value: Any) -> tuple[tuple[int, float], ...] | None:
-    """Pairs, sorted, so that it stays hashable; ids may be text, as the keys of JSON are."""
-    if isinstance(value, tuple):  # through here before
-        value = dict(value)
-    if value is None or value == {}:
-        return None
+class _Biases(tuple):
+    """Pairs of a checked `logit_bias`: unlike a dictionary, they can be hashed."""
+
+
+def _bias(value: Any) -> _Biases | None:
+    """Checked and sorted; ids may be text, as the keys of JSON are."""
+    if value is None or isinstance(value, _Biases):
+        return value
     if not isinstance(value, Mapping):
         raise UserError(f"logit_bias={value!r} must map token ids to numbers.")
-    return tuple(sorted((_bias_id(token), _bias_value(b)) for token, b in value.items()))
+    pairs = sorted((_bias_id(token), _bias_value(bias)) for token, bias in value.items())
+    for (token, _), (other, _) in pairwise(pairs):
+        if token == other:
+            raise UserError(f"logit_bias has the token id {token} twice; give it once.")
+    return _Biases(pairs) or None
 
 
 def _bias_id(token: Any) -> int:
-    if isinstance(token, str) and token.isascii() and token.isdigit():
+    if isinstance(token, str) and re.fullmatch("[0-9]{1,10}", token):
         token = int(token)
     _check_whole("a token id of logit_bias", token, low=0)
     return token

@@ -184,10 +184,9 @@ def _look(state: DecodeState, occupied: list[int], watched: bool) -> _Look:
 def _finished(occupant: _Occupant, look: _Look, state: DecodeState, slot: int) -> Finished:
     job = occupant.job
     span = slice(len(job.prompt), len(job.prompt) + occupant.seen_tokens)
-    table = None if state.sampling is None else state.sampling.logprobs
     logprobs = None
-    if job.choice.wants_logprobs and table is not None:
-        logprobs = of_slot(table, len(look.live), slot, span)
+    if job.choice.wants_logprobs and state.sampling is not None:
+        logprobs = of_slot(state.sampling.logprobs, len(look.live), slot, span)
     tokens = tuple(look.output(slot, span).tolist())
     return Finished(job, tokens, _metrics(occupant, look.stats, slot), occupant.cut, logprobs)
 

@@ -8,7 +8,7 @@ from emsjax.detokenizer import Detokenizer
 class Transcript:
     """Tokens and text of one sample; what `Job.watch` feeds.
 
-    Tokens are looked at one by one, so that text and end do not depend on how many came at once.
+    Text and end do not depend on how many tokens came at once.
 
     Attributes:
       text: all text so far, cut before the stop string; "" without a detokenizer.

@@ -63,11 +63,9 @@ def _note(
     sampling: SamplingState | None, chosen: Chosen, lens: jax.Array, emitted: jax.Array
 ) -> SamplingState | None:
     """What penalties and log-probabilities need to know of the emitted tokens."""
-    if sampling is None:
+    if sampling is None or chosen.logprobs is None:
         return None
     sampling = count_tokens(sampling, chosen.tokens, emitted)
-    if sampling.logprobs is None or chosen.logprobs is None:
-        return sampling
     return sampling.replace(logprobs=record(sampling.logprobs, chosen.logprobs, lens, emitted))
 
 

@@ -21,7 +21,7 @@ class Chosen(NamedTuple):
 
     Attributes:
       tokens: int32[...].
-      logprobs: of the tokens; None where no slot wants them.
+      logprobs: of the tokens; None where `DecodeState.sampling` is.
     """
 
     tokens: jax.Array
@@ -51,18 +51,11 @@ def choose(logits: jax.Array, rows: Rows, state: DecodeState) -> Chosen:
         lambda: jnp.where(hot, _sample(adjusted, rows, state, sampling), tokens),
         lambda: tokens,
     )
-    return Chosen(tokens, _logprobs(logits, tokens, state, sampling))
-
-
-def _logprobs(
-    logits: jax.Array, tokens: jax.Array, state: DecodeState, sampling: SamplingState
-) -> Logprobs | None:
-    if sampling.logprobs is None:
-        return None
     wanted = (sampling.wants_logprobs & state.live).any()
-    return jax.lax.cond(
+    logprobs = jax.lax.cond(
         wanted, lambda: logprobs_of(logits, tokens), lambda: empty_logprobs(tokens.shape)
     )
+    return Chosen(tokens, logprobs)
 
 
 def _temperature(rows: Rows, state: DecodeState, sampling: SamplingState) -> jax.Array:

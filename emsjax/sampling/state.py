@@ -33,7 +33,7 @@ class SamplingState:
       in_prompt: bool[B, V], tokens of the prompt.
       counts: int32[B, V], how often each token is in the output.
       token_classes: uint8[V], see `sampling.adapt`.
-      logprobs: table of the output's tokens; None where no slot wants any.
+      logprobs: table of the output's tokens, for slots that want them.
     """
 
     keys: jax.Array
@@ -52,7 +52,7 @@ class SamplingState:
     in_prompt: jax.Array
     counts: jax.Array
     token_classes: jax.Array
-    logprobs: Logprobs | None
+    logprobs: Logprobs
 
     def replace(self, **changes: Any) -> "SamplingState":
         """A copy with some fields changed."""
@@ -75,16 +75,13 @@ _PLAIN = (
 )
 
 
-def empty_sampling(
-    num_slots: int, capacity: int, token_classes: jax.Array, logprobs: bool
-) -> SamplingState:
+def empty_sampling(num_slots: int, capacity: int, token_classes: jax.Array) -> SamplingState:
     """For B slots of S tokens, each of them greedy.
 
     Args:
       num_slots: B.
       capacity: S.
       token_classes: uint8[V], see `sampling.adapt`.
-      logprobs: whether there is room for log-probabilities.
     """
     vocab_size = token_classes.shape[0]
 
@@ -108,7 +105,7 @@ def empty_sampling(
         in_prompt=full(False, jnp.bool, vocab_size),
         counts=full(0, jnp.int32, vocab_size),
         token_classes=token_classes,
-        logprobs=empty_table(num_slots, capacity) if logprobs else None,
+        logprobs=empty_table(num_slots, capacity),
     )
 
 

@@ -104,6 +104,12 @@ def test_an_interrupted_stream_ends_its_line(call, llm):
     assert called.out == "=== prompt 1 of 2: abcd ===\ndcb\n\n=== prompt 2 of 2: ef ===\nfe\n"
 
 
+def test_logprobs_have_no_place_in_text_from_a_pipe(call):
+    called = call("--logprobs=2", stdin=b"Hello")
+    assert (called.status, called.out) == (2, "")
+    assert "--logprobs has no place in a text" in called.err
+
+
 def test_streaming_is_not_for_json_lines_from_a_pipe(call):
     called = call("--stream", stdin=b'{"prompt": "a"}\n')
     assert (called.status, called.out) == (2, "")
@@ -167,6 +173,17 @@ def test_a_line_can_bring_its_own_parameters(call, tmp_path):
     file = _write(tmp_path / "in", {"prompt": "abc", "max_tokens": 1}, {"prompt": "abc"})
     called = call("--input", file, "--max-tokens", 2)
     assert {record["id"]: record["text"] for record in called.records} == {1: "c", 2: "cb"}
+
+
+def test_what_lines_make_whole_is_no_contradiction(call, tmp_path):
+    """Each line brings the temperature that several outputs need, or room for so many tokens."""
+    lines = ({"prompt": "ab", "temperature": 1, "max_tokens": 300}, {"prompt": "cd"})
+    called = call("--input", _write(tmp_path / "in", *lines), "--n=2", "--min-tokens=200")
+    good, bad = called.records if "text" in called.records[0] else called.records[::-1]
+    assert len(good["outputs"]) == 2
+    assert "error" in bad
+    called = call("--input", _write(tmp_path / "in", *lines), "--n=0")
+    assert (called.status, called.out) == (2, "")
 
 
 def test_requests_are_pulled_as_slots_free_up(call, llm, tmp_path):

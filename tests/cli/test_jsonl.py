@@ -6,9 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emsjax import jsonl
-from emsjax.sampling_params import SamplingParams
 
-DEFAULTS = SamplingParams(max_tokens=7)
+DEFAULTS = {"max_tokens": 7}
 
 
 def _read(*lines):
@@ -101,6 +100,7 @@ def test_nothing_is_read_before_it_is_asked_for():
         ('{"prompt": "a", "stop": ["b", ""]}', "a stop string is empty"),
         ('{"prompt": "a", "n": 3}', "n=3 outputs would all be the same at temperature 0"),
         ('{"prompt": "a", "logprobs": 21}', "logprobs=21 is out of range; .* from 0 to 20"),
+        ('{"prompt": "a", "logit_bias": {"' + "9" * 5000 + '": 1}}', "must be a whole number"),
         ('{"prompt": "a", "logit_bias": {"x": 1}}', "logit_bias='x' must be a whole number"),
     ],
 )

@@ -141,7 +141,7 @@ def test_no_line_is_lost_and_every_id_is_matched(call, folder, raws):
     records = [json.loads(line) for line in path.read_bytes().splitlines()]
     assert len(records) == sum(1 for raw in raws if raw.strip())
     assert status == any("error" in record for record in records)
-    asked = {jsonl.key(line.id): line for line in jsonl.read(raws, _params()) if _good(line)}
+    asked = {jsonl.key(line.id): line for line in jsonl.read(raws, {}) if _good(line)}
     for record in records:
         if "error" not in record:
             prompt = asked.pop(jsonl.key(record["id"])).prompt
@@ -151,9 +151,3 @@ def test_no_line_is_lost_and_every_id_is_matched(call, folder, raws):
 
 def _good(line):
     return isinstance(line, jsonl.Line)
-
-
-def _params():
-    from emsjax.sampling_params import SamplingParams
-
-    return SamplingParams()

@@ -100,6 +100,12 @@ def test_what_changes_nothing_is_accepted(options):
         ({"top_p": 1.01}, "top_p=1.01 is out of range"),
         ({"min_p": -0.1}, "min_p=-0.1 is out of range; give a number from 0 to 1"),
         ({"repetition_penalty": 0}, "repetition_penalty=0 is out of range"),
+        ({"repetition_penalty": 1e-38}, "repetition_penalty=1e-38 is out of range"),
+        ({"temperature": 10**5000}, "out of range"),
+        ({"stop_token_ids": [10**5000]}, "out of range"),
+        ({"logit_bias": {"9" * 5000: 1}}, "must be a whole number"),
+        ({"logit_bias": (1, 2)}, "must map token ids to numbers"),
+        ({"logit_bias": {"5": 1, 5: 2}}, "logit_bias has the token id 5 twice"),
         ({"presence_penalty": 2.1}, "presence_penalty=2.1 is out of range"),
         ({"n": True}, "n=True must be a whole number"),
         ({"n": 0}, "n=0 is out of range"),
@@ -131,11 +137,8 @@ def test_wrong_types_and_ranges_are_told(options, message):
         SamplingParams(**options)
 
 
-def test_a_mapping_goes_over_the_defaults():
-    defaults = SamplingParams(max_tokens=3, ignore_eos=True)
-    assert SamplingParams.from_mapping({"max_tokens": 5}, defaults) == SamplingParams(
-        max_tokens=5, ignore_eos=True
-    )
+def test_parameters_by_name():
+    assert SamplingParams.from_mapping({"max_tokens": 5}) == SamplingParams(max_tokens=5)
     assert SamplingParams.from_mapping({}) == SamplingParams()
 
 

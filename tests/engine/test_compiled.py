@@ -77,7 +77,7 @@ def test_cpu(drafter: str):
 
 def test_cpu_sampling():
     engine = abstract_engine(jnp.float32, "prompt-lookup")
-    compiled = engine.lower(sampling=True, logprobs=True).compile()
+    compiled = engine.lower(sampling=True).compile()
     check_no_copy_of_the_cache(engine, compiled, "cpu")
     check_no_sort_of_the_vocabulary(compiled)
 
@@ -113,10 +113,9 @@ def test_every_tpu(generation: str, drafter: str):
 @pytest.mark.usefixtures("no_compile_cache")
 @pytest.mark.parametrize("generation", TOPOLOGIES)
 def test_every_tpu_sampling(generation: str):
-    program = {"sampling": True, "logprobs": True}
-    engine, compiled = compile_for_tpu(generation, "prompt-lookup", **program)
-    # Logits of 64 rows and their like: measured 21 MB on v5e, and 13 more for 16 times V.
-    check_no_copy_of_the_cache(engine, compiled, "tpu", others=22_000_000)
+    engine, compiled = compile_for_tpu(generation, "prompt-lookup", sampling=True)
+    # Logits of 64 rows and their like: measured 27 MB on v5e, and 60 for 16 times V.
+    check_no_copy_of_the_cache(engine, compiled, "tpu", others=28_000_000)
 
 
 def test_copying_a_prompts_cache_needs_room_for_one_layer_only():

@@ -153,19 +153,6 @@ def test_repetition_penalty_is_that_of_transformers(llm: LLM):
         assert list(output.outputs[0].token_ids) == generated[0, len(prompt) :].tolist()
 
 
-def test_penalties_see_the_prefix_that_a_draft_has(llm: LLM):
-    """A token that may not come twice does not, however it was guessed."""
-    params = SamplingParams(
-        max_tokens=40, temperature=0.5, frequency_penalty=2.0, presence_penalty=2.0, seed=1
-    )
-    biased = replace(params, logit_bias=dict.fromkeys((7, 8, 9), 1000.0), ignore_eos=True)
-    (output,) = llm.generate([[7, 8, 9] * 8], biased)
-    counts = [output.outputs[0].token_ids.count(token) for token in (7, 8, 9)]
-    assert sum(counts) == 40
-    assert max(counts) - min(counts) <= 3
-    assert output.metrics.drafted_tokens > 0
-
-
 def test_allowed_and_banned_tokens(llm: LLM):
     params = SamplingParams(
         max_tokens=30, temperature=1.5, allowed_token_ids=[7, 8, 9, 10], banned_token_ids=[8]

@@ -76,7 +76,7 @@ def test_every_row_against_a_loop_over_its_prefix(drawn: dict, seed: int):
     prompt = places < drawn["prompt_lens"][:, None]
     output = (places < drawn["lens"][:, None]) & ~prompt
     one_hot = np.eye(VOCAB, dtype=np.int32)[drawn["tokens"]]
-    sampling = empty_sampling(NUM_SLOTS, CAPACITY, np.zeros(VOCAB, np.uint8), logprobs=False)
+    sampling = empty_sampling(NUM_SLOTS, CAPACITY, np.zeros(VOCAB, np.uint8))
     sampling = sampling.replace(
         bias=bias.astype(np.float32),
         in_prompt=(one_hot * prompt[..., None]).any(axis=1),
@@ -97,7 +97,7 @@ def test_every_row_against_a_loop_over_its_prefix(drawn: dict, seed: int):
 
 def test_nothing_asked_for_changes_no_bit():
     state = make_state(NUM_SLOTS, CAPACITY, K, lens=int32s([5, 6, 7]))
-    sampling = empty_sampling(NUM_SLOTS, CAPACITY, np.zeros(VOCAB, np.uint8), logprobs=False)
+    sampling = empty_sampling(NUM_SLOTS, CAPACITY, np.zeros(VOCAB, np.uint8))
     sampling = sampling.replace(
         counts=np.ones((NUM_SLOTS, VOCAB), np.int32), in_prompt=np.ones((NUM_SLOTS, VOCAB), bool)
     )
@@ -116,7 +116,7 @@ def test_the_repetition_penalty_is_that_of_transformers(penalty: float):
     logits = (np.random.default_rng(1).normal(size=(1, VOCAB)) * 3).astype(np.float32)
     tokens = int32s([[1, 2, 2, 5] + [0] * 8])
     state = make_state(1, CAPACITY, K, tokens=tokens, lens=int32s([4]), prompt_lens=int32s([2]))
-    sampling = empty_sampling(1, CAPACITY, np.zeros(VOCAB, np.uint8), logprobs=False)
+    sampling = empty_sampling(1, CAPACITY, np.zeros(VOCAB, np.uint8))
     seen = np.zeros((2, 1, VOCAB), np.int32)
     seen[0, 0, [1, 2]], seen[1, 0, [2, 5]] = 1, 1
     sampling = sampling.replace(

@@ -103,7 +103,8 @@ def residual_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     def two_draws(logits, rows, state: DecodeState) -> Chosen:
         other = state.replace(sampling=state.sampling.replace(keys=state.sampling.keys + 1))
         fresh = right_choose(logits, rows, other).tokens
-        return Chosen(right_choose(logits, rows, state).tokens + VOCAB * fresh, None)
+        chosen = right_choose(logits, rows, state)
+        return chosen._replace(tokens=chosen.tokens + VOCAB * fresh)
 
     def accepted_by_the_first(draft, draft_lens, predicted):
         return COUNT_ACCEPTED(draft, draft_lens, predicted % VOCAB)
@@ -112,7 +113,7 @@ def residual_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
         places = jnp.arange(chosen.tokens.shape[1], dtype=jnp.int32)[None]
         rejected = (places == accepted[:, None]) & (accepted < plan.draft_lens)[:, None]
         tokens = jnp.where(rejected, chosen.tokens // VOCAB, chosen.tokens % VOCAB)
-        return right_commit(state, plan, accepted, Chosen(tokens, None))
+        return right_commit(state, plan, accepted, chosen._replace(tokens=tokens))
 
     monkeypatch.setattr(loop, "choose", two_draws)
     monkeypatch.setattr(loop, "count_accepted", accepted_by_the_first)
@@ -132,7 +133,7 @@ def bonus_from_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
         places = jnp.arange(chosen.tokens.shape[1], dtype=jnp.int32)[None]
         bonus = (places == accepted[:, None]) & (accepted == plan.draft_lens - 1)[:, None]
         tokens = jnp.where(bonus, guess[:, None], chosen.tokens)
-        return right_commit(state, plan, accepted, Chosen(tokens, None))
+        return right_commit(state, plan, accepted, chosen._replace(tokens=tokens))
 
     monkeypatch.setattr(loop, "commit", wrong)
 

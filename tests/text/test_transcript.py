@@ -1,6 +1,7 @@
 """Text as it grows: nothing behind a stop string, nothing that changes later, no half character."""
 
 from functools import cache
+from itertools import chain
 
 import pytest
 from hypothesis import given, settings
@@ -12,19 +13,48 @@ from emsjax.transcript import Transcript
 STOP_ID = 300
 
 
+def wrapped(tokenizer, specials: range):
+    """As `transformers` gives it, with special tokens that have no text."""
+    from tokenizers import AddedToken
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer.add_special_tokens([AddedToken(f"<s{n}>", special=True) for n in specials])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
 @cache
 def byte_tokenizer():
-    """Every byte a token, some pairs too; 300 is special."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    """As GPT-2's: every byte a token, some pairs too; 298 to 300 are special."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pairs = [a + b for a in alphabet[60:66] for b in alphabet[60:67]]
     vocabulary = {piece: number for number, piece in enumerate([*alphabet, *pairs])}
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(f"<s{n}>") for n in range(len(vocabulary), 301)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    return wrapped(tokenizer, range(len(vocabulary), 301))
+
+
+@cache
+def fallback_tokenizer():
+    """As Llama 2's: words, and bytes for what they lack; drops the first space of what it decodes.
+
+    One byte too many, and its decoder gives up the whole run of bytes.
+    """
+    from tokenizers import Tokenizer, decoders, models
+
+    pieces = [*(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "\u2581ab", "b", "\u2581a"]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return wrapped(tokenizer, range(len(vocabulary), 301))
 
 
 def ids(text: str) -> list[int]:
@@ -36,8 +66,9 @@ def ids(text: str) -> list[int]:
     return [vocabulary[char] for piece, _ in pieces for char in piece]
 
 
-def transcript(prompt: list[int] | None = None, **options) -> Transcript:
-    detokenizer = Detokenizer(byte_tokenizer(), ids("Say:") if prompt is None else prompt)
+def transcript(prompt: list[int] | None = None, tokenizer=None, **options) -> Transcript:
+    before = ids("Say:") if prompt is None else prompt
+    detokenizer = Detokenizer(tokenizer or byte_tokenizer(), before)
     return Transcript(detokenizer, stop_ids=(STOP_ID,), **options)
 
 
@@ -70,14 +101,53 @@ def test_pieces_are_the_text_and_no_half_of_a_character(parts):
     assert seen == growing.text == whole
 
 
-@settings(deadline=None)
-@given(cut(st.lists(st.integers(0, 290), max_size=30)), st.lists(st.integers(0, 290), max_size=12))
-def test_any_bytes_give_the_text_that_they_give_at_once(parts, prompt):
-    growing, once = transcript(prompt), transcript(prompt)
-    for part in parts:
-        growing.feed(part)
-    once.feed([token for part in parts for token in part])
-    assert growing.finish() == once.finish()
+any_tokens = st.lists(st.integers(0, 299), max_size=30)
+TOKENIZERS = {"byte-level": byte_tokenizer, "byte-fallback": fallback_tokenizer}
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_any_tokens_give_the_text_that_they_give_at_once(tokenizer: str):
+    made = TOKENIZERS[tokenizer]()
+
+    @settings(deadline=None, max_examples=200)
+    @given(cut(any_tokens), any_tokens)
+    def any_cut(parts: list[list[int]], prompt: list[int]) -> None:
+        tokens = [token for part in parts for token in part]
+        once, growing = transcript(prompt, made), transcript(prompt, made)
+        watched = transcript(prompt, made, stop=["never there"])
+        once.feed(tokens)
+        watched.feed(tokens)
+        seen = ""
+        for part in parts:
+            growing.feed(part)
+            seen += growing.take()
+        growing.finish()
+        assert once.finish() == watched.finish() == growing.text == seen + growing.take()
+
+    any_cut()
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_whole_characters_give_the_text_behind_the_prompt(tokenizer: str):
+    """Words, characters of several bytes and tokens without text, however long the run."""
+    made = TOKENIZERS[tokenizer]()
+    characters = [list(character.encode()) for character in ("日", "é", "🎉", "\n", " ")]
+    if tokenizer == "byte-level":
+        characters = [ids(bytes(character).decode()) for character in characters]
+    words = st.sampled_from([*characters, [299], [256], [257], [259]])
+
+    @settings(deadline=None, max_examples=200)
+    @given(st.lists(words, max_size=30), st.lists(words, max_size=20))
+    def any_text(prompt: list[list[int]], output: list[list[int]]) -> None:
+        before, tokens = list(chain(*prompt)), list(chain(*output))
+        growing = transcript(before, made)
+        for token in tokens:
+            growing.feed([token])
+        options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        context, whole = (made.decode(each, **options) for each in (before, before + tokens))
+        assert whole == context + growing.finish()
+
+    any_text()
 
 
 def first_stop(text: str, stops: list[str], min_tokens: int) -> tuple[str, str | None, int]:
@@ -136,9 +206,17 @@ def test_a_character_may_begin_in_the_prompt():
 def test_what_never_becomes_a_character_is_shown_at_the_end():
     growing = transcript()
     growing.feed(ids("a日")[:-1])
-    assert growing.take() == ""
+    assert growing.take() == "a"
     growing.finish()
-    assert growing.take() == "a\ufffd"
+    assert growing.take() == "\ufffd"
+
+
+def test_a_stop_string_before_half_a_character_is_found_at_once():
+    growing = transcript(stop=["a"])
+    assert growing.feed([*ids("b"), 256, *ids("日")[:2]]) is None  # no pair has an a in it
+    growing = transcript(stop=["b "])
+    assert growing.feed(ids("ab 日")[:4]) == 3
+    assert growing.finish() == "a"
 
 
 def test_special_tokens_have_no_text():

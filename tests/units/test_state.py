@@ -27,7 +27,7 @@ def test_admit_resets_its_slot_and_leaves_the_others_alone():
     cache = jnp.ones((2, NUM_SLOTS, CACHE_LEN, 1, 128), jnp.float32)
     # As if every slot had been through something: 7 everywhere.
     used = jax.tree.map(lambda x: jnp.full_like(x, 7), empty_state(cache, K, jnp.zeros(1)))
-    sampling = empty_sampling(NUM_SLOTS, CACHE_LEN, np.zeros(VOCAB, np.uint8), logprobs=True)
+    sampling = empty_sampling(NUM_SLOTS, CACHE_LEN, np.zeros(VOCAB, np.uint8))
     used = used.replace(sampling=jax.tree.map(lambda x: jnp.full_like(x, 7), sampling))
     used = used.replace(live=jnp.asarray([True, False, True]))
     prompt, stop_ids = np.arange(CACHE_LEN), np.full(MAX_STOP_IDS, -1)
