@@ -9,8 +9,8 @@ from itertools import zip_longest
 class RequestMetrics:
     """Counts of one finished request.
 
-    Where a stop string ended it, all but `emitted_tokens` also count what was done until that was
-    noticed: up to 3 steps more.
+    Where a stop string ended it, what was drafted and accepted also counts what was done until that
+    was noticed: up to 3 steps more.
 
     Attributes:
       target_steps: decode steps in which the target verified this request, that is the steps

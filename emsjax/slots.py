@@ -188,13 +188,17 @@ def _finished(occupant: _Occupant, look: _Look, state: DecodeState, slot: int) -
     if job.choice.wants_logprobs and state.sampling is not None:
         logprobs = of_slot(state.sampling.logprobs, len(look.live), slot, span)
     tokens = tuple(look.output(slot, span).tolist())
-    return Finished(job, tokens, _metrics(occupant, look.stats, slot), occupant.cut, logprobs)
+    steps = int(look.stats.target_steps[slot])
+    if occupant.cut:  # steps behind the cut are none of the request's
+        steps = int(state.emitted_at[slot, span.stop - 1])
+    metrics = _metrics(occupant, look.stats, slot, steps)
+    return Finished(job, tokens, metrics, occupant.cut, logprobs)
 
 
-def _metrics(occupant: _Occupant, stats: SlotStats, slot: int) -> RequestMetrics:
+def _metrics(occupant: _Occupant, stats: SlotStats, slot: int, target_steps: int) -> RequestMetrics:
     drafted, accepted = stats.drafted[slot].tolist(), stats.accepted[slot].tolist()
     return RequestMetrics(
-        target_steps=int(stats.target_steps[slot]),
+        target_steps=target_steps,
         drafted_tokens=sum(drafted),
         accepted_tokens=sum(accepted),
         emitted_tokens=occupant.seen_tokens,

@@ -40,6 +40,8 @@ class DecodeState:
     Attributes:
       cache: K/V [L, B, S, R, 128]; only `[:kv_lens[b]]` of slot b means anything.
       tokens: int32[B, S], prompt and output; entries from `lens` on are guesses or garbage.
+      emitted_at: int32[B, S], the target step of its request that emitted each token, from 1 on;
+        of the prompt's tokens it means nothing.
       lens: int32[B], known tokens of each slot.
       kv_lens: int32[B], tokens whose K/V is in the cache; less than `lens` for a live slot.
       prompt_lens: int32[B], how many of `lens` came with the request.
@@ -53,6 +55,7 @@ class DecodeState:
 
     cache: jax.Array
     tokens: jax.Array
+    emitted_at: jax.Array
     lens: jax.Array
     kv_lens: jax.Array
     prompt_lens: jax.Array
@@ -78,6 +81,7 @@ def empty_state(cache: jax.Array, draft_length: int, drafter: Any) -> DecodeStat
     return DecodeState(
         cache=cache,
         tokens=zeros(capacity),
+        emitted_at=zeros(capacity),
         lens=zeros(),
         kv_lens=zeros(),
         prompt_lens=zeros(),

@@ -49,8 +49,10 @@ def commit(state: DecodeState, plan: Plan, accepted: jax.Array, chosen: Chosen) 
     emitted = jnp.where(stopped, jnp.argmax(stopping, axis=1).astype(jnp.int32) + 1, offered)
     emitted = jnp.where(plan.complete, emitted, 0)
     lens = state.lens + emitted
+    step = jnp.broadcast_to(state.stats.target_steps[:, None] + 1, predicted.shape)
     return state.replace(
         tokens=_append(state.tokens, state.lens, predicted, emitted),
+        emitted_at=_append(state.emitted_at, state.lens, step, emitted),
         lens=lens,
         kv_lens=jnp.where(plan.complete, lens - 1, state.kv_lens + plan.q_lens),
         live=state.live & ~stopped & (lens < state.max_lens),

@@ -188,6 +188,15 @@ def test_a_stop_string_cuts_text_and_tokens(llm: LLM):
     assert output.metrics.emitted_tokens == len(completion.token_ids)
 
 
+def test_steps_behind_a_stop_string_do_not_count(plain: LLM):
+    (free,) = plain.generate([[7, 8, 9]], SamplingParams(max_tokens=30, ignore_eos=True))
+    for count in range(1, 8):
+        stop = f"w{free.outputs[0].token_ids[count - 1]}"
+        params = SamplingParams(max_tokens=30, ignore_eos=True, stop=stop)
+        (output,) = plain.generate([[7, 8, 9]], params)
+        assert output.metrics.target_steps == output.metrics.emitted_tokens <= count
+
+
 def test_n_samples_differ_and_read_the_prompt_once(llm: LLM, plain: LLM):
     prompt = list(range(3, 90))
     params = SamplingParams(max_tokens=10, temperature=1.0, n=7, seed=5, ignore_eos=True)

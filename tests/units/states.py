@@ -19,6 +19,7 @@ def make_state(num_slots: int, capacity: int, draft_length: int, **fields: Any) 
     defaults = {
         "cache": np.zeros((1, num_slots, 1, 1, 1), np.float32),
         "tokens": np.zeros((num_slots, capacity), np.int32),
+        "emitted_at": np.zeros((num_slots, capacity), np.int32),
         "lens": zeros,
         "kv_lens": zeros,
         "prompt_lens": zeros,

@@ -52,6 +52,7 @@ class Slot:
     kv_len: int
     live: bool
     drafted: list[int]
+    emitted_at: list[int] = field(default_factory=list)
     target_steps: int = 0
     prefill_steps: int = 0
     accepted: list[int] = field(default_factory=lambda: [0] * K)
@@ -80,6 +81,7 @@ def commit_by_hand(
     accepted = accepted_by_hand(draft.tokens[slot].tolist(), draft_len, choices)
     for place, token in enumerate(choices[: accepted + 1]):
         known.append(token)
+        after.emitted_at.append(1)
         if place < accepted:
             after.accepted[place] = 1
         if token in fields["stop_ids"][slot] or len(known) == fields["max_lens"][slot]:
@@ -108,6 +110,7 @@ def check(fields: dict, draft: Draft, plan: Plan, predicted: np.ndarray) -> Deco
             int(after.kv_lens[slot]),
             bool(after.live[slot]),
             after.stats.drafted[slot].tolist(),
+            after.emitted_at[slot, fields["lens"][slot] : after.lens[slot]].tolist(),
             int(after.stats.target_steps[slot]),
             int(after.stats.prefill_steps[slot]),
             after.stats.accepted[slot].tolist(),
