@@ -36,8 +36,6 @@ RULES = (
     Rule(temperature=0.3),
     Rule(temperature=0.7, top_p=0.8),
     Rule(temperature=1.5, top_k=4, top_p=0.9, min_p=0.05),
-    Rule(top_k=3),
-    Rule(min_p=0.2, temperature=1.2),
     Rule(repetition_penalty=1.5, frequency_penalty=0.7, presence_penalty=0.4, bias={4: 1.0}),
     Rule(temperature=0, repetition_penalty=1.3),
 )
@@ -76,13 +74,15 @@ def test_prompt_lookup_in_a_batch():
 @pytest.mark.slow
 @pytest.mark.parametrize("drafter", DRAFTERS)
 def test_every_drafter_and_rule_in_mixed_batches(drafter: str):
-    check(drafter, 8, RULES, exact=False)
+    # What a seed gives is the same with every drafter, so fewer will do for those of the tests.
+    rules = RULES if drafter in ("none", "prompt-lookup") else RULES[2:5]
+    check(drafter, 8, rules, exact=False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("drafter", DRAFTERS)
 def test_every_drafter_alone(drafter: str):
-    check(drafter, 1, RULES[2:4], exact=False)
+    check(drafter, 1, RULES[3:4], exact=False)
 
 
 def temperature_after_top_p(monkeypatch: pytest.MonkeyPatch) -> None:
