@@ -24,22 +24,22 @@ class Detokenizer:
         self._tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder
         self._textless = {token for token, what in added.items() if what.special}
-        self._window: list[int] = []
-        self._settled = 0
-        self._shown = ""
-        self._restart(self._with_text(prompt[-2 * CONTEXT_TOKENS :]))
-        self._shown = self._shown.rstrip(_HALF)
+        self._window = self._context(self._with_text(prompt))
+        self._settled = len(self._window)
+        self._shown = self._decode(self._window).rstrip(_HALF)
 
     def push(self, tokens: Sequence[int]) -> str:
         """The text that these tokens add; a character that is not whole yet waits."""
+        return "".join(map(self._push_one, self._with_text(tokens)))
+
+    def push_all(self, tokens: Sequence[int]) -> str:
+        """The same for all there will be, as the first and only call: faster."""
         tokens = self._with_text(tokens)
-        if len(tokens) > 1:
-            text = self._decode([*self._window, *tokens])
-            if _HALF not in text:
-                new = text[len(self._shown) :]
-                self._restart([*self._window, *tokens])
-                return new
-        return "".join(map(self._push_one, tokens))
+        text = self._decode([*self._window, *tokens])
+        if _HALF in text:
+            return self.push(tokens)
+        self._window.extend(tokens)
+        return self._show(text)
 
     def flush(self) -> str:
         """What is left at the end: a character that never became whole."""
@@ -50,25 +50,28 @@ class Detokenizer:
         text = self._decode(self._window)
         new = self._show(text.rstrip(_HALF) if text.endswith(_HALF) else text)
         if new and not text.endswith(_HALF):
-            # What gave text is context enough, and begins no character that is not whole.
-            del self._window[: self._settled]
-            self._settled = len(self._window)
-            self._shown = self._decode(self._window)
+            self._settle()
         return new
+
+    def _settle(self) -> None:
+        """Makes the latest tokens that gave text the context, where they are whole characters."""
+        latest = self._window[self._settled :]
+        text = self._decode(latest)
+        if _HALF not in text:
+            self._window, self._shown = latest, text
+        self._settled = len(self._window)
 
     def _show(self, text: str) -> str:
         new = text[len(self._shown) :]
         self._shown += new
         return new
 
-    def _restart(self, tokens: Sequence[int]) -> None:
-        """Takes the end of tokens that have been shown for the context of what comes."""
+    def _context(self, prompt: Sequence[int]) -> list[int]:
+        """The end of the prompt, not cut inside of a character if that can be."""
         lengths = range(CONTEXT_TOKENS, CONTEXT_TOKENS + _LONGEST_CHARACTER)
-        tails = [list(tokens[-length:]) for length in lengths]
+        tails = [list(prompt[-length:]) for length in lengths]
         whole = (tail for tail in tails if _HALF not in self._decode(tail))
-        self._window = next(whole, tails[0])
-        self._settled = len(self._window)
-        self._shown = self._decode(self._window)
+        return next(whole, tails[0])
 
     def _with_text(self, tokens: Sequence[int]) -> list[int]:
         return [token for token in tokens if token not in self._textless]

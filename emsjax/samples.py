@@ -67,7 +67,7 @@ class Sample:
     def finish(self, finished: Finished) -> None:
         """Takes the engine's result."""
         if finished.job.watch is None:
-            self.transcript.feed(finished.token_ids)
+            self.transcript.feed_all(finished.token_ids)
         self.transcript.finish()
         self.finished = finished
 

@@ -42,9 +42,6 @@ class Transcript:
 
     def feed(self, tokens: Sequence[int]) -> int | None:
         """Takes the next tokens; says after how many of them a stop string ends it, or None."""
-        if not self._stop:
-            self._feed_text([token for token in tokens if token not in self._stop_ids])
-            return None
         for count, token in enumerate(tokens, start=1):
             self._tokens += 1
             if token in self._stop_ids:
@@ -52,6 +49,12 @@ class Transcript:
             if self._stops_with(token):
                 return count
         return None
+
+    def feed_all(self, tokens: Sequence[int]) -> None:
+        """Takes all tokens there will be at once; there must be no stop strings."""
+        if self._detokenizer is not None:
+            shown = [token for token in tokens if token not in self._stop_ids]
+            self.text += self._detokenizer.push_all(shown)
 
     def finish(self) -> str:
         """All of the text; no token follows."""
@@ -66,13 +69,9 @@ class Transcript:
         start, self._taken = self._taken, max(self._taken, end)
         return self.text[start : self._taken]
 
-    def _feed_text(self, tokens: Sequence[int]) -> str:
-        new = "" if self._detokenizer is None else self._detokenizer.push(tokens)
-        self.text += new
-        return new
-
     def _stops_with(self, token: int) -> bool:
-        new = self._feed_text([token])
+        new = "" if self._detokenizer is None else self._detokenizer.push([token])
+        self.text += new
         if not new or self._tokens < self._min_tokens:
             return False
         # Only what is complete now and was not before.

@@ -114,6 +114,7 @@ def test_logprobs_are_the_models_own(llm: LLM, temperature: float):
     params = SamplingParams(
         max_tokens=20,
         temperature=temperature,
+        seed=0,
         logprobs=5,
         ignore_eos=True,
         logit_bias={9: 4.0},
@@ -130,8 +131,8 @@ def test_logprobs_are_the_models_own(llm: LLM, temperature: float):
             likeliest = np.argsort(-row)[:5].tolist()
             assert set(found) == {token, *likeliest}
             for other, logprob in found.items():
-                # float32 through three layers, twice
-                assert logprob.logprob == pytest.approx(row[other], abs=2e-5)
+                # float32 through three layers, twice: as far apart as logits may be
+                assert logprob.logprob == pytest.approx(row[other], abs=1e-4)
                 assert logprob.rank == (row > row[other]).sum() + 1
                 assert logprob.decoded_token == f"w{other}"
 

@@ -115,7 +115,7 @@ def test_any_tokens_give_the_text_that_they_give_at_once(tokenizer: str):
         tokens = [token for part in parts for token in part]
         once, growing = transcript(prompt, made), transcript(prompt, made)
         watched = transcript(prompt, made, stop=["never there"])
-        once.feed(tokens)
+        once.feed_all(tokens)
         watched.feed(tokens)
         seen = ""
         for part in parts:
@@ -141,8 +141,7 @@ def test_whole_characters_give_the_text_behind_the_prompt(tokenizer: str):
     def any_text(prompt: list[list[int]], output: list[list[int]]) -> None:
         before, tokens = list(chain(*prompt)), list(chain(*output))
         growing = transcript(before, made)
-        for token in tokens:
-            growing.feed([token])
+        growing.feed(tokens)
         options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
         context, whole = (made.decode(each, **options) for each in (before, before + tokens))
         assert whole == context + growing.finish()
