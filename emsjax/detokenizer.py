@@ -1,6 +1,7 @@
 """From tokens to text, piece by piece."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,8 +23,7 @@ class Detokenizer:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int]):
         self._tokenizer = tokenizer
-        added = tokenizer.added_tokens_decoder
-        self._textless = {token for token, what in added.items() if what.special}
+        self._textless = _special_tokens(tokenizer)
         self._window = self._context(self._with_text(prompt))
         self._settled = len(self._window)
         self._shown = self._decode(self._window).rstrip(_HALF)
@@ -82,3 +82,10 @@ class Detokenizer:
             tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return str(text)
+
+
+@lru_cache(maxsize=4)
+def _special_tokens(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    """Tokens without text; asked once a tokenizer, since making the list takes a while."""
+    added = tokenizer.added_tokens_decoder
+    return frozenset(token for token, what in added.items() if what.special)
