@@ -84,7 +84,7 @@ class _Batch:
 
     def __init__(self, llm: LLM, params: SamplingParams):
         self._engine = llm.engine
-        self._state = self._engine._make_empty()
+        self._state = self._engine.empty()
         for slot in range(self._engine.num_slots):
             prompt = PROMPT.format(TOPICS[slot % len(TOPICS)])
             (sample,) = make_samples(llm.request(prompt, params, str(slot)), None, streamed=False)

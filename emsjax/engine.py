@@ -16,6 +16,7 @@ from emsjax.model_protocol import Model
 from emsjax.sampling.state import SamplingState, empty_sampling
 from emsjax.slots import SlotRun
 from emsjax.state import MAX_STOP_IDS, DecodeState, admit, copy_cache, empty_state
+from emsjax.worth import StepCosts
 
 
 class Engine:
@@ -29,6 +30,7 @@ class Engine:
         *,
         num_slots: int,
         capacity: int,
+        costs: StepCosts | None = None,
     ):
         """Compiles nothing yet and allocates nothing; the first `run` does.
 
@@ -38,31 +40,40 @@ class Engine:
           ladder: shapes of a step, see `make_ladder`.
           num_slots: B.
           capacity: S, tokens of a slot, prompt and output.
+          costs: what a step costs on each rung; None to verify every draft that fits, whatever
+            it costs.
         """
         self.num_slots, self.capacity = num_slots, capacity
+        self.ladder = tuple(ladder)
+        self.costs = costs
         self.token_classes = np.zeros(model.vocab_size, np.uint8)
         graphdef, self._params = nnx.split(model)
         self.cache_spec = model.cache_spec(num_slots, capacity)
-        self._drafter = drafter
+        self.drafter, self._dtype = drafter, model.dtype
         # float32 means float32: TPUs and newer GPUs would round its products to fewer bits.
         precision = "highest" if model.dtype == jnp.float32 else None
 
         def run_loop(
-            params: nnx.State, state: DecodeState, max_steps: jax.Array, others_wait: jax.Array
+            params: nnx.State,
+            weights: Any,
+            costs: StepCosts | None,
+            state: DecodeState,
+            max_steps: jax.Array,
+            others_wait: jax.Array,
         ) -> DecodeState:
             with jax.default_matmul_precision(precision):
                 target = nnx.merge(graphdef, params)
-                return run(target, drafter, ladder, state, max_steps, others_wait)
+                return run(target, drafter, ladder, weights, costs, state, max_steps, others_wait)
 
         def admit_job(state: DecodeState, slot: jax.Array, *request: Any) -> DecodeState:
             state = admit(state, slot, *request)
             return state.replace(drafter=drafter.admit(state.drafter, slot))
 
-        self._run_loop = jax.jit(run_loop, donate_argnums=1)
+        self._run_loop = jax.jit(run_loop, donate_argnums=3)
         self._admit = jax.jit(admit_job, donate_argnums=0)
         self._release = jax.jit(_release, donate_argnums=0)
         self._copy_cache = jax.jit(copy_cache, donate_argnums=0)
-        self._make_empty = jax.jit(self._empty)
+        self.empty = jax.jit(self._empty)
         self._make_sampling = jax.jit(self._empty_sampling)
         self._idle: DecodeState | None = None
 
@@ -85,7 +96,9 @@ class Engine:
             return state.replace(sampling=self._empty_sampling(classes) if sampling else None)
 
         scalar, flag = (jax.ShapeDtypeStruct((), t) for t in (jnp.int32, jnp.bool))
-        arguments = (self._params, jax.eval_shape(empty), scalar, flag)
+        costs = self.costs
+        weights = self.drafter.weights
+        arguments = (self._params, weights, costs, jax.eval_shape(empty), scalar, flag)
         placed = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments
         )
@@ -93,8 +106,11 @@ class Engine:
 
     def _empty(self) -> DecodeState:
         cache = jnp.zeros(self.cache_spec.shape, self.cache_spec.dtype)
-        drafter_state = self._drafter.init(self.num_slots, self.capacity)
-        return empty_state(cache, self._drafter.draft_length, drafter_state)
+        drafter_state = self.drafter.init(self.num_slots, self.capacity)
+        hidden = None
+        if self.drafter.hidden_size:
+            hidden = jnp.zeros((self.num_slots, self.drafter.hidden_size), self._dtype)
+        return empty_state(cache, self.drafter.draft_length, drafter_state, hidden)
 
     def _empty_sampling(self, token_classes: jax.Array) -> SamplingState:
         return empty_sampling(self.num_slots, self.capacity, token_classes)
@@ -113,7 +129,7 @@ class Engine:
           Each result as it is final, in the order in which they finish; None whenever tokens of
           a watched job have come.
         """
-        state = self._idle if self._idle is not None else self._make_empty()
+        state = self._idle if self._idle is not None else self.empty()
         # A run that is left half-way leaves its slots occupied: the next one starts afresh.
         self._idle = None
         state = yield from SlotRun(self, jobs, on_progress).results(state)
@@ -121,7 +137,8 @@ class Engine:
 
     def advance(self, state: DecodeState, max_steps: int, others_wait: bool) -> DecodeState:
         """Steps until there is something for the host to do, see `loop.run`."""
-        return self._run_loop(self._params, state, np.int32(max_steps), np.bool(others_wait))
+        limits = np.int32(max_steps), np.bool(others_wait)
+        return self._run_loop(self._params, self.drafter.weights, self.costs, state, *limits)
 
     def admit(self, state: DecodeState, slot: int, job: Job, source: int | None) -> DecodeState:
         """Puts a job into a free slot.

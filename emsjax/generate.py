@@ -18,6 +18,7 @@ import typer
 
 from emsjax import job
 from emsjax.errors import UserError
+from emsjax.names import DRAFTERS
 from emsjax.options import Options
 from emsjax.version import __version__
 
@@ -99,10 +100,11 @@ def _generate(
     ] = "ems",
     drafter: Annotated[
         str | None,
-        _option("--drafter", "prompt-lookup or none. (default: prompt-lookup)", _DRAFTING),
+        _option("--drafter", f"{', '.join(DRAFTERS)}. (default: the best at hand)", _DRAFTING),
     ] = None,
     draft_model: Annotated[
-        str | None, _option("--draft-model", "Not there yet.", _DRAFTING)
+        str | None,
+        _option("--draft-model", "A smaller model, or one trained as a draft.", _DRAFTING),
     ] = None,
     draft_length: Annotated[
         int | None,
@@ -114,8 +116,12 @@ def _generate(
     ] = None,
     min_ngram: Annotated[
         int | None,
-        _number("--min-ngram", "Shortest n-gram to look up. (default: 2)", _DRAFTING),
+        _number("--min-ngram", "Shortest n-gram to look up. (default: 1)", _DRAFTING),
     ] = None,
+    planner: Annotated[
+        bool,
+        _option("--planner/--no-planner", "Verify only drafts that are worth it.", _DRAFTING),
+    ] = True,
     max_tokens: Annotated[
         int, _number("--max-tokens", "Most tokens to generate a prompt.", _SAMPLING)
     ] = 128,

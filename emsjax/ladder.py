@@ -41,7 +41,7 @@ def make_ladder(
     """Rungs from cheapest to dearest.
 
     First one row a slot (plain decoding), then doubling capacities up to every slot's longest
-    draft, then prefill chunks.
+    draft, and prefill chunks beside and beyond them.
 
     Args:
       num_slots: B.
@@ -55,22 +55,27 @@ def make_ladder(
     if exact:
         capacity = round_up(num_slots, exact_capacity)
         return (Rung(capacity, capacity),)
-    plain = 1 if num_slots == 1 else _capacity(num_slots, narrowest)
+    plain = row_capacity(num_slots, narrowest)
     rungs = [Rung(plain, 1)]
     if draft_length > 0:
         rungs += _draft_rungs(num_slots, draft_length + 1, narrowest)
     # At least the drafts' rung: a plan may fill the largest capacity with one slot's prompt.
     widest = round_up(max(2 * num_slots, rungs[-1].capacity), prefill_chunk)
-    return (*rungs, Rung(max(widest // 4, rungs[-1].capacity), widest // 4), Rung(widest, widest))
+    # Where slots free up one by one, prompts are read one by one: short ones want less room.
+    chunks = [chunk for chunk in (widest // 4, widest // 2, widest) if chunk > plain]
+    return tuple(sorted([*rungs, *(Rung(chunk, chunk) for chunk in chunks)]))
 
 
-def _capacity(rows: int, narrowest: int) -> int:
+def row_capacity(rows: int, narrowest: int) -> int:
+    """The capacity that holds so many rows; one row alone may have its own."""
+    if rows == 1:
+        return 1
     return narrowest if rows <= narrowest else round_up(rows, ROW_MULTIPLE)
 
 
 def _draft_rungs(num_slots: int, longest: int, narrowest: int) -> list[Rung]:
-    full = _capacity(num_slots * longest, narrowest)
-    capacity = _capacity(num_slots + 1, narrowest)
+    full = row_capacity(num_slots * longest, narrowest)
+    capacity = row_capacity(num_slots + 1, narrowest)
     rungs = []
     while capacity < full:
         rungs.append(Rung(capacity, longest))

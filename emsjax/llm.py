@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from emsjax.choices import check_whole, choose_drafter, choose_ladder, params_of_each
+from emsjax.checks import check_whole
+from emsjax.choices import choose_ladder, params_of_each
 from emsjax.compile_cache import use_compile_cache
+from emsjax.cost_table import known_costs
 from emsjax.drafters.base import Drafter
+from emsjax.drafting import build_drafter, check_drafting
 from emsjax.engine import Engine
 from emsjax.errors import UserError
 from emsjax.jobs import Job
@@ -47,6 +50,7 @@ class LLM:
         draft_length: int | None = None,
         max_ngram: int | None = None,
         min_ngram: int | None = None,
+        planner: bool = True,
         exact: bool = False,
         seed: int = 0,
     ):
@@ -56,9 +60,11 @@ class LLM:
           model: a directory, a GGUF file, one of our checkpoints or a hub id; None for the
             default model, SmolLM2-135M-Instruct.
           tokenizer: another tokenizer than the model's.
-          drafter: "prompt-lookup" (the default), "none", or an object as
-            `drafters.base.Drafter` says.
-          draft_model: not there yet.
+          drafter: "prompt-lookup", "draft-model", "combined" (lookup where it matches
+            confidently, the model elsewhere), "none", or an object as `drafters.base.Drafter`
+            says. By default "combined" where there is a draft model, else "prompt-lookup".
+          draft_model: a smaller model of the same vocabulary, or a draft trained for this one
+            (`python -m emsjax.train`); the default model comes with one.
           method: "ems", or "none" for plain decoding.
           dtype: "auto", "float32", "bfloat16" or "float16".
           max_batch_size: B, samples decoded together; more prompts wait for a free slot.
@@ -66,7 +72,10 @@ class LLM:
             model was made for, but no more than 4096.
           draft_length: k, the most tokens drafted for a sample in a step; by default 7.
           max_ngram: longest n-gram prompt lookup looks for; by default 3.
-          min_ngram: shortest one; by default 2.
+          min_ngram: shortest one; by default 1.
+          planner: whether each step verifies only what is worth it, going by what steps cost on
+            this device (measured at the first use, which takes a moment); otherwise all that was
+            drafted. `exact` does without.
           exact: one shape for every step, so that the output equals that of plain decoding with
             `exact` bit for bit, for every `max_batch_size` up to 16 on a CPU and 64 elsewhere
             (beyond, for the same one); slower.
@@ -76,16 +85,20 @@ class LLM:
           UserError: the model cannot be had or loaded, the cache does not fit in memory, or
             options are wrong or contradict each other.
         """
-        if draft_model is not None:
-            raise UserError("draft models are not there yet: leave draft_model out")
-        lookup = {"draft_length": draft_length, "max_ngram": max_ngram, "min_ngram": min_ngram}
-        self._drafter = choose_drafter(method, drafter, lookup)
+        options = {
+            "draft_model": draft_model,
+            "draft_length": draft_length,
+            "max_ngram": max_ngram,
+            "min_ngram": min_ngram,
+        }
+        drafting = check_drafting(method, drafter, options)
         check_whole("max_batch_size", max_batch_size, 1)
         check_whole("seed", seed, 0)
         use_compile_cache()
         loaded = load_model(model, dtype=dtype, tokenizer=tokenizer)
         self.tokenizer: PreTrainedTokenizerBase | None = loaded.tokenizer
         self.name = loaded.name
+        self._drafter = build_drafter(drafting, loaded, dtype)
         self._target: Any = loaded.model
         self._token_texts: dict[int, str] = {}
         self._requests = 0
@@ -93,6 +106,7 @@ class LLM:
         self._reader = RequestReader(loaded, self._target.vocab_size, self.max_model_len, seed)
         capacity = round_up(self.max_model_len, CAPACITY_MULTIPLE)
         check_cache_fits(self._target, max_batch_size, capacity)
+        self._plans = planner and not exact and self._drafter.draft_length > 0
         self.engine = Engine(
             self._target,
             self._drafter,
@@ -271,6 +285,8 @@ class LLM:
                     yield sample.job()
 
         try:
+            if self._plans and self.engine.costs is None:
+                self.engine.costs = known_costs(self.engine, self.name)
             for finished in self.engine.run(jobs(), on_progress):
                 if finished is None:
                     yield None

@@ -4,21 +4,23 @@ Plain decoding is this loop with a drafter that drafts nothing.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from emsjax.drafters.base import Drafter
+from emsjax.acceptance import learn, predict
+from emsjax.drafters.base import Drafter, WorthDrafting
 from emsjax.ladder import Rung
 from emsjax.model_protocol import Model
 from emsjax.packing import PackedBatch, pack
-from emsjax.plan import Plan, make_plan
+from emsjax.plan import Plan, load_of, make_plan
 from emsjax.sampling.choose import Chosen, choose
 from emsjax.sampling.logprobs import empty_logprobs
 from emsjax.sampling.rows import Rows
 from emsjax.state import DecodeState
 from emsjax.verify import commit, count_accepted, put_draft
+from emsjax.worth import StepCosts, worth_drafting
 
 
 class Forward(NamedTuple):
@@ -27,16 +29,20 @@ class Forward(NamedTuple):
     Attributes:
       cache: K/V [L, B, S, R, 128].
       chosen: [B, k+1], the target's choice after the known tokens and after each draft token.
+      hidden: [B, k+1, D], what it was chosen from; None where the drafter does not read it.
     """
 
     cache: jax.Array
     chosen: Chosen
+    hidden: jax.Array | None
 
 
 def run(
     model: Model,
     drafter: Drafter,
     ladder: Sequence[Rung],
+    weights: Any,
+    costs: StepCosts | None,
     state: DecodeState,
     max_steps: jax.Array,
     others_wait: jax.Array,
@@ -50,6 +56,8 @@ def run(
       model: the target.
       drafter: guesses tokens.
       ladder: shapes of a step, cheapest first; static.
+      weights: the drafter's.
+      costs: what a step costs on each rung; None to verify all that fits.
       state: of all slots.
       max_steps: int32[].
       others_wait: bool[], whether requests wait for a slot.
@@ -63,7 +71,7 @@ def run(
         carry: tuple[DecodeState, jax.Array, jax.Array],
     ) -> tuple[DecodeState, jax.Array, jax.Array]:
         before, steps, _ = carry
-        after = step(model, drafter, ladder, before)
+        after = step(model, drafter, ladder, weights, costs, before)
         freed = (before.live & ~after.live).any() & others_wait
         started = (
             before.live & (after.stats.target_steps == 1) & (before.stats.target_steps == 0)
@@ -74,19 +82,51 @@ def run(
     return jax.lax.while_loop(goes_on, body, start)[0]
 
 
-def step(model: Model, drafter: Drafter, ladder: Sequence[Rung], state: DecodeState) -> DecodeState:
+def step(
+    model: Model,
+    drafter: Drafter,
+    ladder: Sequence[Rung],
+    weights: Any,
+    costs: StepCosts | None,
+    state: DecodeState,
+) -> DecodeState:
     """One target step for all slots."""
     with jax.named_scope("draft"):
-        draft, drafter_state = drafter.propose(state)
+        worth = _worth_drafting(drafter, ladder, costs, state)
+        draft, drafter_state = drafter.propose(state, weights, worth)
         state = put_draft(state, draft).replace(drafter=drafter_state)
     with jax.named_scope("plan"):
-        plan = make_plan(state, draft, ladder)
+        likely = predict(draft, state.experience)
+        plan = make_plan(state, draft, likely, ladder, costs)
     with jax.named_scope("target"):
         result = _forward(model, ladder, state, plan, drafter.draft_length)
     with jax.named_scope("verify"):
         accepted = count_accepted(draft, plan.draft_lens, result.chosen.tokens)
+        experience = learn(state.experience, draft, likely, plan.draft_lens, accepted)
+        hidden = _behind_newest(result.hidden, accepted, plan, state)
     with jax.named_scope("commit"):
-        return commit(state.replace(cache=result.cache), plan, accepted, result.chosen)
+        state = state.replace(cache=result.cache, experience=experience, hidden=hidden)
+        return commit(state, plan, accepted, result.chosen)
+
+
+def _worth_drafting(
+    drafter: Drafter, ladder: Sequence[Rung], costs: StepCosts | None, state: DecodeState
+) -> WorthDrafting:
+    """How many tokens a slot are worth drafting; all of them where costs are not known."""
+    if costs is None:
+        return lambda _survival: jnp.full((), drafter.draft_length, jnp.int32)
+    load = load_of(state)
+    return lambda survival: worth_drafting(survival, load, ladder, costs)
+
+
+def _behind_newest(
+    hidden: jax.Array | None, accepted: jax.Array, plan: Plan, state: DecodeState
+) -> jax.Array | None:
+    """The hidden state [B, D] from which each slot's newest token was chosen."""
+    if hidden is None or state.hidden is None:
+        return None
+    newest = jnp.take_along_axis(hidden, accepted[:, None, None], axis=1)[:, 0]
+    return jnp.where(plan.complete[:, None], newest, state.hidden)
 
 
 def _forward(
@@ -97,8 +137,11 @@ def _forward(
     Each rung is a while loop of zero or one trip: a `lax.switch` around the scan over layers
     would copy the whole cache (measured, for TPU and CPU).
     """
-    nothing = _nothing_chosen((state.lens.shape[0], draft_length + 1), state)
-    carry = (plan.rung, Forward(state.cache, nothing))
+    shape = (state.lens.shape[0], draft_length + 1)
+    hidden = state.hidden
+    if hidden is not None:
+        hidden = jnp.zeros((*shape, hidden.shape[1]), hidden.dtype)
+    carry = (plan.rung, Forward(state.cache, _nothing_chosen(shape, state), hidden))
     for index, rung in enumerate(ladder):
 
         def chosen(carry: tuple[jax.Array, Forward], index: int = index) -> jax.Array:
@@ -127,14 +170,16 @@ def _run_rung(
     last_known = batch.cu_q_lens[1:] - 1 - plan.draft_lens
     steps = jnp.arange(previous.chosen.tokens.shape[1], dtype=jnp.int32)[None]
     rows = jnp.clip(last_known[:, None] + steps, 0, rung.capacity - 1)
+    kept = None if previous.hidden is None else hidden[rows]
     if exact or rung.capacity <= rows.size:
         chosen = _choose(model, hidden, batch, state)
-        return Forward(cache, jax.tree.map(lambda x: x[rows], chosen))
+        return Forward(cache, jax.tree.map(lambda x: x[rows], chosen), kept)
     batch = batch._replace(
         slot_ids=batch.slot_ids[rows].ravel(), positions=batch.positions[rows].ravel()
     )
     chosen = _choose(model, hidden[rows.ravel()], batch, state)
-    return Forward(cache, jax.tree.map(lambda x: x.reshape(*rows.shape, *x.shape[1:]), chosen))
+    by_slot = jax.tree.map(lambda x: x.reshape(*rows.shape, *x.shape[1:]), chosen)
+    return Forward(cache, by_slot, kept)
 
 
 def _choose(model: Model, hidden: jax.Array, batch: PackedBatch, state: DecodeState) -> Chosen:

@@ -48,6 +48,7 @@ class Options:
     logprobs: int | None = None
     seed: int = 0
     dtype: str = "auto"
+    planner: bool = True
     exact: bool = False
     ignore_eos: bool = False
     resume: bool = False
@@ -75,9 +76,11 @@ class Options:
             "dtype": self.dtype,
             "max_batch_size": self.batch_size,
             "max_model_len": self.max_model_len,
+            "draft_model": self.draft_model,
             "draft_length": self.draft_length,
             "max_ngram": self.max_ngram,
             "min_ngram": self.min_ngram,
+            "planner": self.planner,
             "exact": self.exact,
             "seed": self.seed,
         }
@@ -133,22 +136,28 @@ def _flag(name: str) -> str:
 
 
 def _check_drafting(options: Options) -> None:
-    if options.draft_model is not None:
+    if options.draft_model is not None and options.drafter == "prompt-lookup":
         raise UserError(
-            f"--draft-model {options.draft_model} is not there yet; leave it out and use "
-            "--drafter prompt-lookup."
+            f"--drafter prompt-lookup has no use for --draft-model {options.draft_model}; leave "
+            "one of them out."
         )
     if options.method == "none" and options.drafter not in (None, "none"):
         raise UserError(
             f"--method none drafts nothing, so --drafter {options.drafter} contradicts it; "
             "leave one of them out."
         )
-    for name in ("draft_length", "max_ngram", "min_ngram"):
+    for name in ("draft_model", "draft_length", "max_ngram", "min_ngram"):
         if getattr(options, name) is not None and not options.drafts:
             flag = _flag(name)
             raise UserError(
                 f"{flag} says how to draft, and nothing is drafted here; leave out {flag}, or "
                 "--method none and --drafter none."
+            )
+    for name in ("max_ngram", "min_ngram"):
+        if getattr(options, name) is not None and options.drafter == "draft-model":
+            raise UserError(
+                f"{_flag(name)} is for looking up, and --drafter draft-model does not; leave out "
+                f"{_flag(name)}, or use --drafter combined."
             )
     low, high = options.min_ngram, options.max_ngram
     if low is not None and high is not None and low > high:

@@ -6,9 +6,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from emsjax.drafters.base import Draft
+from emsjax.draft import Draft
 from emsjax.ladder import Rung, first_fit
 from emsjax.state import DecodeState
+from emsjax.worth import Load, StepCosts, most_worth
+
+# How likely a draft token has to be for its row to be worth more than a row of a waiting prompt.
+WORTH_A_PROMPTS_ROW = 0.5
 
 
 class Plan(NamedTuple):
@@ -27,33 +31,68 @@ class Plan(NamedTuple):
     rung: jax.Array
 
 
-def make_plan(state: DecodeState, draft: Draft, ladder: Sequence[Rung]) -> Plan:
+def make_plan(
+    state: DecodeState,
+    draft: Draft,
+    likely: jax.Array,
+    ladder: Sequence[Rung],
+    costs: StepCosts | None = None,
+) -> Plan:
     """One row for every live slot, then draft tokens, then prompts, as far as capacity goes.
 
     A slot still reading its prompt drafts nothing. A draft never reaches past the slot's limit:
-    `lens + draft_lens < max_lens`.
+    `lens + draft_lens < max_lens`. With `costs`, draft tokens that are not worth their rows are
+    left out; beside a prompt, whose rows are many, all are taken that fit.
+
+    Args:
+      state: of all slots.
+      draft: the guesses.
+      likely: float32[B, k], how likely each is to be accepted if those before it are.
+      ladder: shapes of a step, cheapest first.
+      costs: what a step costs on each of them; None to verify all that fits.
     """
     capacity = max(rung.capacity for rung in ladder)
     first = state.live.astype(jnp.int32)
     waiting = jnp.where(state.live, state.lens - state.kv_lens - 1, 0)
     room = jnp.maximum(state.max_lens - state.lens - 1, 0)
     wanted = jnp.where(state.live & (waiting == 0), jnp.minimum(draft.lens, room), 0)
-    draft_lens = trim(wanted, capacity - first.sum(), draft.tokens.shape[1])
+    position = jnp.arange(likely.shape[1], dtype=jnp.int32)[None]
+    survival = jnp.where(position < wanted[:, None], jnp.cumprod(likely, axis=1), 0.0)
+    reading, budget = (waiting > 0).any(), capacity - first.sum()
+    worth = None if costs is None else most_worth(survival, load_of(state), ladder, costs)
+    if worth is not None:
+        budget = jnp.where(reading, budget, worth.drafts)
+        survival = jnp.where(reading & (survival < WORTH_A_PROMPTS_ROW), 0.0, survival)
+    draft_lens = trim(survival, budget)
     prefill = _share_in_order(waiting, capacity - first.sum() - draft_lens.sum())
     q_lens = first + draft_lens + prefill
     complete = state.live & (prefill == waiting)
-    return Plan(q_lens, draft_lens, complete, first_fit(ladder, q_lens))
+    rung = first_fit(ladder, q_lens)
+    if worth is not None:
+        rung = jnp.where(reading, rung, worth.rung)
+    return Plan(q_lens, draft_lens, complete, rung)
 
 
-def trim(draft_lens: jax.Array, budget: jax.Array, draft_length: int) -> jax.Array:
-    """Cuts drafts int32[B] from their ends until at most `budget` tokens are left.
+def load_of(state: DecodeState) -> Load:
+    """What the next step has to carry in any case."""
+    cached = jnp.where(state.live, state.kv_lens, 0)
+    return Load(state.live.sum(dtype=jnp.int32), cached.sum(dtype=jnp.int32))
 
-    Later tokens are the less likely ones, so first tokens of all slots come before second ones.
+
+def trim(survival: jax.Array, budget: jax.Array) -> jax.Array:
+    """How many tokens of each draft are among the `budget` likeliest of all, int32[B].
+
+    Args:
+      survival: float32[B, k], falling along each draft; 0 for what is no draft token.
+      budget: int32[].
     """
-    position = jnp.arange(draft_length, dtype=jnp.int32)[:, None]
-    drafted = position < draft_lens[None]
-    rank = jnp.cumsum(drafted.ravel(), dtype=jnp.int32).reshape(drafted.shape)
-    return jnp.sum(drafted & (rank <= budget), axis=0, dtype=jnp.int32)
+    # Of equally likely ones, first tokens of all slots come before second ones.
+    by_place = survival.T
+    order = jnp.argsort(-by_place.ravel(), stable=True)
+    count = order.shape[0]
+    places = jnp.arange(count, dtype=jnp.int32)
+    rank = jnp.zeros(count, jnp.int32).at[order].set(places).reshape(by_place.shape)
+    return jnp.sum((by_place > 0) & (rank < budget), axis=0, dtype=jnp.int32)
 
 
 def _share_in_order(wanted: jax.Array, budget: jax.Array) -> jax.Array:

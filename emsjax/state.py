@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from emsjax.acceptance import Experience, forget, no_experience
 from emsjax.sampling.choice import Choice
 from emsjax.sampling.state import SamplingState, admit_choice
 
@@ -50,6 +51,9 @@ class DecodeState:
       live: bool[B], whether the slot is being worked on.
       drafter: the drafter's own state.
       stats: see `SlotStats`.
+      experience: what came of the drafts so far, see `acceptance`.
+      hidden: [B, D], the target's hidden state from which each slot's newest token was chosen;
+        None where the drafter does not read it.
       sampling: see `SamplingState`; None where every slot takes the likeliest token.
     """
 
@@ -64,6 +68,8 @@ class DecodeState:
     live: jax.Array
     drafter: Any
     stats: SlotStats
+    experience: Experience
+    hidden: jax.Array | None = None
     sampling: SamplingState | None = None
 
     def replace(self, **changes: Any) -> "DecodeState":
@@ -71,7 +77,9 @@ class DecodeState:
         return dataclasses.replace(self, **changes)
 
 
-def empty_state(cache: jax.Array, draft_length: int, drafter: Any) -> DecodeState:
+def empty_state(
+    cache: jax.Array, draft_length: int, drafter: Any, hidden: jax.Array | None = None
+) -> DecodeState:
     """B idle slots of S tokens, taken from the shape of `cache`."""
     num_slots, capacity = cache.shape[1:3]
 
@@ -90,6 +98,8 @@ def empty_state(cache: jax.Array, draft_length: int, drafter: Any) -> DecodeStat
         live=jnp.zeros(num_slots, jnp.bool),
         drafter=drafter,
         stats=SlotStats(zeros(), zeros(), zeros(draft_length), zeros(draft_length)),
+        experience=no_experience(num_slots),
+        hidden=hidden,
     )
 
 
@@ -129,6 +139,7 @@ def admit(
         stop_ids=state.stop_ids.at[slot].set(stop_ids),
         live=state.live.at[slot].set(True),
         stats=cleared,
+        experience=forget(state.experience, slot),
         sampling=sampling,
     )
 

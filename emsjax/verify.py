@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from emsjax.drafters.base import Draft
+from emsjax.draft import Draft
 from emsjax.plan import Plan
 from emsjax.sampling.choose import Chosen
 from emsjax.sampling.logprobs import record

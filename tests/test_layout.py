@@ -31,6 +31,9 @@ LEAVES = (
     "emsjax.names",
     "emsjax.model_protocol",
     "emsjax.drafters",
+    "emsjax.acceptance",
+    "emsjax.worth",
+    "emsjax.draft",
     "emsjax.sampling",
     "emsjax.sampling_params",
 )
@@ -49,7 +52,7 @@ ALLOWED = {
     **dict.fromkeys(ENGINE, ("jax", "numpy", "flax", *LEAVES, *ENGINE)),
 }
 # Only these know that there are families; the rest has `model_protocol`.
-KNOW_MODELS = ("emsjax.models", "emsjax.loading")
+KNOW_MODELS = ("emsjax.models", "emsjax.loading", "emsjax.training")
 
 
 def folder_of(package: str) -> Path:

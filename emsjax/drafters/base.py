@@ -1,22 +1,19 @@
 """What a drafter is: an object whose state travels in the loop's pytree."""
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import jax
 
+from emsjax.draft import Draft
 from emsjax.state import DecodeState
 
+# Of a drafter with several sources (`Draft.source`), the one whose drafting takes time.
+COSTLY_SOURCE = 1
 
-class Draft(NamedTuple):
-    """Guesses for the tokens that follow each slot's known ones.
-
-    Attributes:
-      tokens: int32[B, k]; entries from `lens` on are not looked at.
-      lens: int32[B], guesses of each slot, 0 to k.
-    """
-
-    tokens: jax.Array
-    lens: jax.Array
+# How many tokens to draft for each slot, int32[], where `survival` float32[B, k] says how likely
+# they and all before them are to be accepted; 0 for slots that will not have any.
+WorthDrafting = Callable[[jax.Array], jax.Array]
 
 
 class Drafter(Protocol):
@@ -26,18 +23,41 @@ class Drafter(Protocol):
     def draft_length(self) -> int:
         """k, the most tokens drafted for a slot in one step."""
 
+    @property
+    def costly(self) -> bool:
+        """Whether drafting takes time that counts, so that less may be drafted than could be."""
+
+    @property
+    def hidden_size(self) -> int:
+        """D, if it reads the target's hidden states (`DecodeState.hidden`), else 0."""
+
+    @property
+    def weights(self) -> Any:
+        """What it computes with: a pytree of arrays, `()` for none."""
+
     def init(self, num_slots: int, capacity: int) -> Any:
         """The drafter's state for B slots of S tokens: a pytree of arrays, `()` for none."""
 
     def admit(self, drafter_state: Any, slot: jax.Array) -> Any:
         """The state once slot int32[] holds a new request."""
 
-    def propose(self, state: DecodeState) -> tuple[Draft, Any]:
-        """A draft for every slot, and the drafter's next state."""
+    def propose(self, state: DecodeState, weights: Any, worth: WorthDrafting) -> tuple[Draft, Any]:
+        """A draft for every slot, and the drafter's next state.
+
+        Args:
+          state: of all slots.
+          weights: as `self.weights`, on the device.
+          worth: tells how many tokens a slot are worth drafting; of interest where drafting is
+            `costly`.
+        """
 
 
 class Stateless:
-    """What a drafter that remembers nothing between steps inherits."""
+    """What a drafter that only reads the text, and remembers nothing between steps, inherits."""
+
+    costly = False
+    hidden_size = 0
+    weights = ()
 
     def init(self, num_slots: int, capacity: int) -> Any:
         """No state."""

@@ -5,7 +5,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from emsjax.drafters.base import Draft, Stateless
+from emsjax.draft import Draft
+from emsjax.drafters.base import Stateless, WorthDrafting
 from emsjax.state import DecodeState
 
 
@@ -15,7 +16,8 @@ class NoDrafter(Stateless):
 
     draft_length: int = 0
 
-    def propose(self, state: DecodeState) -> tuple[Draft, Any]:
+    def propose(self, state: DecodeState, weights: Any, worth: WorthDrafting) -> tuple[Draft, Any]:
         """No tokens for any slot."""
+        del weights, worth
         num_slots = state.lens.shape[0]
         return Draft(jnp.zeros((num_slots, 0), jnp.int32), jnp.zeros(num_slots, jnp.int32)), ()

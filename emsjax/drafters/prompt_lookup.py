@@ -5,35 +5,60 @@ sample are looked for earlier in its own prompt and output, and what came after 
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from emsjax.drafters.base import Draft, Stateless
+from emsjax.draft import Draft
+from emsjax.drafters.base import WorthDrafting
+from emsjax.drafters.ngram_index import (
+    LONGEST_MATCH,
+    NgramIndex,
+    clear,
+    empty_index,
+    enter,
+    find,
+)
 from emsjax.errors import UserError
 from emsjax.state import DecodeState
 
+# How often the token behind a match of 1, 2, ... tokens is the next one: counted over 42,000
+# tokens that SmolLM2-135M-Instruct wrote in answer to prompts about Wikipedia's articles.
+RIGHT_BEHIND: tuple[float, ...] = (
+    0.23,
+    0.53,
+    0.63,
+    0.67,
+    0.73,
+    0.76,
+    0.83,
+    0.85,
+    0.85,
+    0.88,
+    0.90,
+    0.90,
+    0.91,
+    0.92,
+)
+RIGHT_BEHIND += (0.92, 0.957)
+
 
 @dataclass(frozen=True)
-class PromptLookup(Stateless):
+class PromptLookup:
     """Longest n-gram first; of several places the latest.
-
-    The longer the match, the more of what is copied is right: behind the longest n-gram
-    `draft_length` tokens are copied, behind a shorter one `short_draft`.
 
     Attributes:
       draft_length: k, tokens copied at most.
       max_ngram: longest suffix looked for, in tokens.
-      min_ngram: shortest suffix that counts as a match. Copies behind a single token are mostly
-        wrong, and a step that verifies a draft costs more than one that does not.
-      short_draft: tokens copied at most where the match is shorter than `max_ngram`.
+      min_ngram: shortest suffix that counts as a match.
     """
 
     draft_length: int = 7
     max_ngram: int = 3
-    min_ngram: int = 2
-    short_draft: int = 3
+    min_ngram: int = 1
+    costly = False
+    hidden_size = 0
+    weights = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_ngram <= self.max_ngram:
@@ -47,36 +72,35 @@ class PromptLookup(Stateless):
                 "to draft nothing"
             )
 
-    def propose(self, state: DecodeState) -> tuple[Draft, Any]:
+    @property
+    def _orders(self) -> tuple[int, ...]:
+        return tuple(range(self.min_ngram, self.max_ngram + 1))
+
+    def init(self, num_slots: int, capacity: int) -> NgramIndex:
+        """An index with about two places for each token."""
+        size = 1 << (2 * capacity - 1).bit_length()
+        return empty_index(num_slots, len(self._orders), size)
+
+    def admit(self, drafter_state: NgramIndex, slot: jax.Array) -> NgramIndex:
+        """Nothing is known of the slot's new text."""
+        return clear(drafter_state, slot)
+
+    def propose(
+        self, state: DecodeState, weights: tuple[()], worth: WorthDrafting
+    ) -> tuple[Draft, NgramIndex]:
         """Copies the tokens behind the best earlier match; drafts nothing on a miss."""
-        ends, matched = self._best_match(state.tokens, state.lens)
+        del weights, worth
+        until = jnp.where(state.live, state.lens - 1, 0)
+        index = enter(state.drafter, state.tokens, until, self._orders)
+        ends, matched = find(index, state.tokens, state.lens, self._orders)
         # A copy that reaches the end of the sample goes on with its own beginning, as if token
         # after token were copied: a period shorter than k fills the draft.
         period = jnp.maximum(state.lens - 1 - ends, 1)[:, None]
         steps = jnp.arange(self.draft_length, dtype=jnp.int32)[None]
         source = (ends + 1)[:, None] + steps % period
-        found = (matched > 0)[:, None]
-        tokens = jnp.take_along_axis(state.tokens, jnp.where(found, source, 0), axis=1)
-        return Draft(tokens, self._lengths()[matched]), ()
-
-    def _lengths(self) -> jax.Array:
-        """How much to copy behind a match of 0 to `max_ngram` tokens, int32[max_ngram + 1]."""
-        short = min(self.short_draft, self.draft_length)
-        lengths = [0, *[short] * (self.max_ngram - 1), self.draft_length]
-        return jnp.asarray(lengths, jnp.int32)
-
-    def _best_match(self, tokens: jax.Array, lens: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Where the best match ends and how long it is (0: none), int32[B] each."""
-        capacity = tokens.shape[1]
-        ends = jnp.arange(capacity, dtype=jnp.int32)[None]
-        matched = jnp.zeros(tokens.shape, jnp.int32)
-        matching = ends < (lens - 1)[:, None]
-        for back in range(self.max_ngram):
-            last = jnp.take_along_axis(tokens, jnp.maximum(lens - 1 - back, 0)[:, None], axis=1)
-            earlier = jnp.roll(tokens, back, axis=1)
-            matching &= (earlier == last) & (ends >= back)
-            matched += matching.astype(jnp.int32)
-        matched = jnp.where(matched >= self.min_ngram, matched, 0)
-        score = matched * capacity + ends
-        best = jnp.argmax(score, axis=1).astype(jnp.int32)
-        return best, jnp.max(score, axis=1) // capacity
+        found = matched > 0
+        tokens = jnp.take_along_axis(state.tokens, jnp.where(found[:, None], source, 0), axis=1)
+        lens = jnp.where(found, self.draft_length, 0).astype(jnp.int32)
+        # Each right token makes the match one longer.
+        grown = jnp.clip(matched[:, None] - 1 + steps, 0, LONGEST_MATCH - 1)
+        return Draft(tokens, lens, jnp.asarray(RIGHT_BEHIND, jnp.float32)[grown]), index

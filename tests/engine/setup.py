@@ -3,17 +3,22 @@
 import functools
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from transformers import AutoConfig
 
-from emsjax.drafters import make_drafter
+from emsjax.drafters import Combined, DraftModel, NoDrafter, PromptLookup, Recurrent
+from emsjax.drafters.base import Drafter
 from emsjax.engine import Engine
 from emsjax.jobs import Finished, Job
-from emsjax.ladder import make_ladder
+from emsjax.ladder import Rung, make_ladder
 from emsjax.loading.load import load_model
 from emsjax.models.decoder import DecoderLM
+from emsjax.models.recurrent_draft import RecurrentConfig, RecurrentDraft, Shared
 from emsjax.models.registry import FAMILIES
+from emsjax.worth import StepCosts
 from tests.tiny import TINY, VOCAB_SIZE, checkpoint, oracle
 
 EOS = 2
@@ -34,11 +39,74 @@ def tiny_model(name: str) -> Any:
 
 
 def make_engine(
-    model: Any, drafter: str, num_slots: int, *, capacity: int = 512, exact: bool = False
+    model: Any,
+    drafter: str,
+    num_slots: int,
+    *,
+    capacity: int = 512,
+    exact: bool = False,
+    costs: float | None = None,
 ) -> Engine:
-    chosen = make_drafter(drafter, draft_length=7, max_ngram=3, min_ngram=1)
+    chosen = make_drafter(model, drafter)
     ladder = make_ladder(num_slots, chosen.draft_length, exact=exact, prefill_chunk=64)
-    return Engine(model, chosen, ladder, num_slots=num_slots, capacity=capacity)
+    return Engine(
+        model, chosen, ladder, num_slots=num_slots, capacity=capacity, costs=costs_of(ladder, costs)
+    )
+
+
+def costs_of(ladder: tuple[Rung, ...], draft: float | None) -> StepCosts | None:
+    """Of a device that pays 20 for any step and 1 for each row, and `draft` for a draft token."""
+    if draft is None:
+        return None
+    rungs = np.asarray([20.0 + rung.capacity for rung in ladder], np.float32)
+    return StepCosts(rungs, np.full(len(ladder), 0.001, np.float32), np.float32(draft))
+
+
+def make_drafter(model: Any, name: str) -> Drafter:
+    """A drafter for a tiny model; those that compute are as good as they can be, or untrained."""
+    lookup = PromptLookup(7, 3, 1)
+    if name == "none":
+        return NoDrafter()
+    if name == "prompt-lookup":
+        return lookup
+    if name == "combined":
+        return Combined(lookup, recurrent(model))
+    return {"itself": itself, "draft-model": another, "recurrent": recurrent}[name](model)
+
+
+def itself(model: Any) -> DraftModel:
+    """The target as its own draft model: all it drafts is accepted."""
+    graphdef, weights = nnx.split(model)
+    merge = functools.partial(nnx.merge, graphdef)
+    return DraftModel("itself", weights, merge, model.vocab_size, 4, prefill_chunk=32)
+
+
+def another(model: Any) -> DraftModel:
+    """A model that is right now and then: the target with its weights disturbed."""
+    graphdef, weights = nnx.split(model)
+    noise = nnx.Rngs(7).params
+    disturbed = jax.tree.map(
+        lambda x: x + 0.3 * x.std() * jax.random.normal(noise(), x.shape, x.dtype), weights
+    )
+    merge = functools.partial(nnx.merge, graphdef)
+    return DraftModel("disturbed", disturbed, merge, model.vocab_size, 4, prefill_chunk=32)
+
+
+def recurrent(model: Any) -> Recurrent:
+    """A draft of random weights that knows every other token."""
+    config = RecurrentConfig(model.config.hidden_size, 32, 1)
+    graphdef, params = nnx.split(RecurrentDraft(config, rngs=nnx.Rngs(0)))
+    params = jax.tree.map(lambda x: x.astype(model.dtype), params)
+    ids = jnp.arange(0, model.vocab_size, 2, dtype=jnp.int32)
+    embedding = model.embedder.tokens[...]
+    return Recurrent(
+        "random",
+        (params, Shared(embedding, embedding[ids], ids)),
+        functools.partial(nnx.merge, graphdef),
+        model.vocab_size,
+        config.hidden_size,
+        5,
+    )
 
 
 def jobs(count: int = 20, longest: int = 200, stop_ids: tuple[int, ...] = (EOS,)) -> list[Job]:

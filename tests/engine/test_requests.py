@@ -117,8 +117,8 @@ def test_nothing_unwritten_is_read(monkeypatch: pytest.MonkeyPatch, engine: Engi
     todo = jobs(6)
     clean = run_all(engine, todo)
     poisoned = make_engine(tiny_model(MODEL), "prompt-lookup", 3)
-    empty = poisoned._make_empty
-    monkeypatch.setattr(poisoned, "_make_empty", lambda: jax.tree.map(_poison_cache, empty()))
+    empty = poisoned.empty
+    monkeypatch.setattr(poisoned, "empty", lambda: jax.tree.map(_poison_cache, empty()))
     assert [r.token_ids for r in run_all(poisoned, todo)] == [r.token_ids for r in clean]
 
 

@@ -2,25 +2,30 @@
 
 import pytest
 
+from emsjax.jobs import Finished
 from tests.engine.setup import EOS, expected, jobs, make_engine, oracle_model, run_all
 from tests.tiny import TINY
 
 pytest.importorskip("torch")
 
 
-def check(name: str, drafter: str, num_slots: int) -> None:
+def check(name: str, drafter: str, num_slots: int, costs: float | None = None) -> list[Finished]:
     todo = jobs()
-    results = run_all(make_engine(oracle_model(name), drafter, num_slots), todo)
+    results = run_all(make_engine(oracle_model(name), drafter, num_slots, costs=costs), todo)
     for job, result in zip(todo, results, strict=True):
         alone = expected(name, tuple(job.prompt), 64, EOS)[: job.max_tokens]
         assert list(result.token_ids) == alone, f"prompt {job.key} of {len(job.prompt)} tokens"
-    accepted = sum(result.metrics.accepted_tokens for result in results)
-    assert (accepted > 0) == (drafter != "none")
+    return results
+
+
+def accepted_share(results: list[Finished]) -> float:
+    drafted = sum(result.metrics.drafted_tokens for result in results)
+    return sum(result.metrics.accepted_tokens for result in results) / drafted
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_20_prompts_through_3_slots_with_prompt_lookup(name: str):
-    check(name, "prompt-lookup", 3)
+    assert accepted_share(check(name, "prompt-lookup", 3)) > 0
 
 
 @pytest.mark.parametrize("num_slots", [1, 8])
@@ -28,9 +33,32 @@ def test_other_batch_sizes(num_slots: int):
     check("llama3", "prompt-lookup", num_slots)
 
 
+@pytest.mark.parametrize("drafter", ["draft-model", "recurrent", "combined"])
+@pytest.mark.parametrize("costs", [None, 0.5])
+def test_drafters_that_compute(drafter: str, costs: float | None):
+    """With and without a planner, which drafts and verifies less."""
+    assert accepted_share(check("llama3", drafter, 3, costs)) < 1
+
+
+def test_a_model_that_drafts_for_itself_is_always_right():
+    """Also behind a fully accepted draft, which leaves its cache one token short."""
+    results = check("llama3", "itself", 3)
+    assert accepted_share(results) > 0.99  # all but where a text ends inside a draft
+    steps = sum(result.metrics.target_steps for result in results)
+    emitted = sum(result.metrics.emitted_tokens for result in results)
+    assert emitted / steps > 3  # of at most 5, and a prompt is read first
+
+
+@pytest.mark.parametrize("drafter", ["itself", "recurrent", "combined"])
+def test_drafting_that_costs_too_much_is_not_done(drafter: str):
+    results = check("llama3", drafter, 3, costs=1e6)
+    drafted = [result.metrics.drafted_tokens for result in results]
+    assert (sum(drafted) == 0) == (drafter != "combined")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("num_slots", [1, 3, 8])
-@pytest.mark.parametrize("drafter", ["none", "prompt-lookup"])
+@pytest.mark.parametrize("drafter", ["none", "prompt-lookup", "draft-model", "combined"])
 @pytest.mark.parametrize("name", TINY)
 def test_every_family_drafter_and_batch_size(name: str, drafter: str, num_slots: int):
-    check(name, drafter, num_slots)
+    check(name, drafter, num_slots, costs=0.5)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from emsjax import LLM, SamplingParams, UserError, memory
-from emsjax.choices import choose_drafter
 from emsjax.drafters import PromptLookup
+from emsjax.drafting import check_drafting
 from tests.engine.setup import expected
 from tests.tiny import VOCAB_SIZE, checkpoint
 
@@ -94,7 +94,7 @@ def test_a_drafter_object_is_taken_as_it_is(model_dir: str, llm: LLM):
 
 
 def test_a_single_token_may_be_looked_up():
-    assert choose_drafter("ems", None, {"max_ngram": 1}) == PromptLookup(7, 1, 1)
+    assert check_drafting("ems", None, {"max_ngram": 1}).lookup == PromptLookup(7, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,11 @@ def test_too_many_stop_ids(llm: LLM):
         ({"drafter": PromptLookup(), "max_ngram": 3}, "max_ngram is for"),
         ({"method": "none", "drafter": "prompt-lookup"}, "method 'none'"),
         ({"method": "none", "drafter": PromptLookup()}, "method 'none'"),
-        ({"draft_model": "x"}, "not there yet"),
+        ({"draft_model": "no-such-draft"}, "no-such-draft"),
+        ({"drafter": "draft-model"}, "'draft-model' needs a draft model"),
+        ({"drafter": "combined"}, "'combined' needs a draft model"),
+        ({"drafter": "prompt-lookup", "draft_model": "x"}, "draft_model is for the drafter"),
+        ({"drafter": "draft-model", "max_ngram": 2}, "max_ngram is for the drafter"),
         ({"dtype": "int3"}, "int3"),
         ({"model": "no-such-directory"}, "no-such-directory"),
     ],

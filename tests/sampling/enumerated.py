@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from emsjax.drafters.base import Draft, Drafter, Stateless
+from emsjax.draft import Draft
+from emsjax.drafters.base import Drafter, Stateless
 from emsjax.engine import Engine
 from emsjax.jobs import Job
 from emsjax.ladder import make_ladder
@@ -128,7 +129,7 @@ class Liar(Stateless):
     draft_length: int = 2
     guesses: tuple[int, ...] = (4, VOCAB + 3)
 
-    def propose(self, state: DecodeState) -> tuple[Draft, Any]:
+    def propose(self, state: DecodeState, weights: Any, worth: Any) -> tuple[Draft, Any]:
         num_slots = state.lens.shape[0]
         tokens = jnp.broadcast_to(jnp.asarray(self.guesses, jnp.int32), (num_slots, 2))
         return Draft(tokens, jnp.full(num_slots, 2, jnp.int32)), ()
@@ -140,7 +141,7 @@ class Sampler(Stateless):
 
     draft_length: int = 3
 
-    def propose(self, state: DecodeState) -> tuple[Draft, Any]:
+    def propose(self, state: DecodeState, weights: Any, worth: Any) -> tuple[Draft, Any]:
         table = jax.nn.log_softmax(jax.random.normal(jax.random.key(3), (VOCAB, VOCAB)))
         slots = jnp.arange(state.lens.shape[0], dtype=jnp.int32)
         last, guesses = state.tokens[slots, jnp.maximum(state.lens - 1, 0)], []

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
+from emsjax.acceptance import no_experience
 from emsjax.state import MAX_STOP_IDS, DecodeState, SlotStats
 
 IDLE, DECODING, PREFILLING = "idle", "decoding", "prefilling"
@@ -28,7 +29,12 @@ def make_state(num_slots: int, capacity: int, draft_length: int, **fields: Any) 
         "live": np.zeros(num_slots, np.bool),
     }
     stats = SlotStats(zeros, zeros, counts, counts)
-    return DecodeState(**{**defaults, **given}, drafter=(), stats=stats)
+    return DecodeState(
+        **{**defaults, **given},
+        drafter=(),
+        stats=stats,
+        experience=no_experience(num_slots),
+    )
 
 
 def int32s(values: Any) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emsjax.drafters.base import Draft
+from emsjax.draft import Draft
 from emsjax.ladder import Rung, make_ladder
 from emsjax.plan import Plan, make_plan, trim
 from tests.units.states import int32s, make_state, slots
@@ -48,7 +48,8 @@ def program(ladder: tuple[Rung, ...]):
 def plan_of(chosen: Setting, fields: dict, draft_lens: list[int]) -> Plan:
     state = make_state(chosen.num_slots, 1, chosen.draft_length, **fields)
     tokens = np.zeros((chosen.num_slots, chosen.draft_length), np.int32)
-    plan = program(chosen.ladder)(state, Draft(tokens, int32s(draft_lens)))
+    likely = np.full(tokens.shape, 0.5, np.float32)
+    plan = program(chosen.ladder)(state, Draft(tokens, int32s(draft_lens)), likely)
     return Plan(*map(np.asarray, plan))
 
 
@@ -157,5 +158,6 @@ def test_long_prompts_beside_full_drafts(name):
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=4, max_size=4), st.integers(0, 24))
 def test_trim_keeps_first_tokens_before_second_ones(draft_lens, budget):
-    kept = np.asarray(jax.jit(trim, static_argnums=2)(int32s(draft_lens), int32s(budget), 5))
+    drafted = np.arange(5)[None] < np.asarray(draft_lens)[:, None]
+    kept = np.asarray(jax.jit(trim)(drafted.astype(np.float32), int32s(budget)))
     assert kept.tolist() == trimmed(draft_lens, budget)

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emsjax.drafters.base import Draft
+from emsjax.draft import Draft
 from emsjax.plan import Plan
 from emsjax.sampling.choose import Chosen
 from emsjax.state import MAX_STOP_IDS, DecodeState

@@ -1,0 +1,18 @@
+"""Checks of options that several parts share."""
+
+from typing import Any
+
+from emsjax.errors import UserError
+
+
+def check_whole(name: str, value: Any, low: int, high: int | None = None) -> None:
+    """Refuses what is not a whole number between `low` and `high`.
+
+    Raises:
+      UserError: says what is allowed.
+    """
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if whole and value >= low and (high is None or value <= high):
+        return
+    allowed = f"at least {low}" if high is None else f"between {low} and {high}"
+    raise UserError(f"{name} is {value!r}; it must be a whole number, {allowed}")

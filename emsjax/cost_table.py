@@ -1,0 +1,79 @@
+"""Step costs kept on disk, so that they are measured once for a model, a device and a batch."""
+
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from emsjax.engine import Engine
+from emsjax.loading.default_model import cache_dir
+from emsjax.step_costs import measure_costs
+from emsjax.version import __version__
+from emsjax.worth import StepCosts
+
+
+def known_costs(engine: Engine, model: str, say: Callable[[str], None] | None = None) -> StepCosts:
+    """The costs of the engine's steps, measured if they are not known yet.
+
+    Args:
+      engine: with the ladder to price; its programs are compiled for this.
+      model: the name under which they are kept.
+      say: told of a damaged table; standard error by default.
+    """
+    say = say or (lambda line: print(line, file=sys.stderr))
+    what = _what(engine, model)
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+    file = cache_dir() / "step-costs" / f"{digest}.json"
+    try:
+        if file.is_file():
+            return _read(file, len(engine.ladder))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        say(f"the table of step costs {file} is damaged ({error}): measuring again")
+    costs = measure_costs(engine)
+    _write(file, what, costs)
+    return costs
+
+
+def _what(engine: Engine, model: str) -> dict[str, Any]:
+    """All that the costs depend on."""
+    device = jax.devices()[0]
+    return {
+        "model": model,
+        "cache": [list(engine.cache_spec.shape), str(engine.cache_spec.dtype)],
+        "ladder": [list(rung) for rung in engine.ladder],
+        "drafter": repr(engine.drafter),
+        "device": f"{device.platform} {device.device_kind}",
+        "versions": [jax.__version__, __version__],
+    }
+
+
+def _read(file: Path, rungs: int) -> StepCosts:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    seconds = [math.inf if cost is None else float(cost) for cost in content["rungs"]]
+    more = [float(cost) for cost in [*content["cached"], content["draft"]]]
+    if len(seconds) != rungs or len(more) != rungs + 1:
+        raise ValueError("of another ladder")
+    if not all(cost > 0 for cost in seconds) or not all(0 <= cost < math.inf for cost in more):
+        raise ValueError("costs that cannot be")
+    draft = more.pop()
+    cached = np.asarray(more, np.float32)
+    return StepCosts(np.asarray(seconds, np.float32), cached, np.float32(draft))
+
+
+def _write(file: Path, what: dict[str, Any], costs: StepCosts) -> None:
+    seconds = [None if math.isinf(cost) else float(cost) for cost in np.asarray(costs.rungs)]
+    cached = np.asarray(costs.cached).tolist()
+    content = {**what, "rungs": seconds, "cached": cached, "draft": float(costs.draft)}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        partial.replace(file)
+    except OSError:
+        return  # measured again next time

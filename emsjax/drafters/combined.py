@@ -1,0 +1,87 @@
+"""Prompt lookup where it matches confidently, a model elsewhere, sample by sample."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from emsjax.acceptance import expect, predict
+from emsjax.draft import Draft
+from emsjax.drafters.base import COSTLY_SOURCE, Drafter, WorthDrafting
+from emsjax.state import DecodeState
+
+
+@dataclass(frozen=True)
+class Combined:
+    """Two drafters: each sample's draft comes from the one that promises more accepted tokens.
+
+    Attributes:
+      lookup: looks up; costs next to nothing.
+      model: drafts for the samples that are left, or not at all if there are none.
+    """
+
+    lookup: Drafter
+    model: Drafter
+    costly = True
+
+    @property
+    def draft_length(self) -> int:
+        """k, of the longer one."""
+        return max(self.lookup.draft_length, self.model.draft_length)
+
+    @property
+    def hidden_size(self) -> int:
+        """D, if the model reads hidden states."""
+        return self.model.hidden_size
+
+    @property
+    def weights(self) -> Any:
+        """The model's."""
+        return self.model.weights
+
+    def init(self, num_slots: int, capacity: int) -> Any:
+        """The states of both."""
+        return self.lookup.init(num_slots, capacity), self.model.init(num_slots, capacity)
+
+    def admit(self, drafter_state: Any, slot: jax.Array) -> Any:
+        """Both forget."""
+        looked, modelled = drafter_state
+        return self.lookup.admit(looked, slot), self.model.admit(modelled, slot)
+
+    def propose(self, state: DecodeState, weights: Any, worth: WorthDrafting) -> tuple[Draft, Any]:
+        """Looks up for all, then lets the model draft where that promises more."""
+        looked, modelled = state.drafter
+        found, looked = self.lookup.propose(state.replace(drafter=looked), (), worth)
+        confident = _promise(predict(found, state.experience), found.lens) > _promise(
+            expect(state.experience, COSTLY_SOURCE, self.model.draft_length)
+        )
+        rest = state.replace(drafter=modelled, live=state.live & ~confident)
+        guessed, modelled = self.model.propose(rest, weights, worth)
+        guessed = guessed._replace(lens=jnp.where(rest.live, guessed.lens, 0))
+        # Where the model has nothing to say, what was found is better than nothing.
+        use_found = confident | (guessed.lens == 0)
+        return self._merge(use_found, found, guessed), (looked, modelled)
+
+    def _merge(self, use_found: jax.Array, found: Draft, guessed: Draft) -> Draft:
+        found, guessed = (_widen(draft, self.draft_length) for draft in (found, guessed))
+        return jax.tree.map(
+            lambda a, b: jnp.where(use_found.reshape(-1, *[1] * (a.ndim - 1)), a, b), found, guessed
+        )
+
+
+def _promise(likely: jax.Array, lens: jax.Array | None = None) -> jax.Array:
+    """Expected accepted tokens of drafts float32[B, k]."""
+    survival = jnp.cumprod(likely, axis=1)
+    if lens is not None:
+        places = jnp.arange(likely.shape[1], dtype=jnp.int32)[None]
+        survival = jnp.where(places < lens[:, None], survival, 0.0)
+    return survival.sum(axis=1)
+
+
+def _widen(draft: Draft, length: int) -> Draft:
+    """The same with all fields there, and room for `length` tokens."""
+    more = ((0, 0), (0, length - draft.tokens.shape[1]))
+    assert draft.confidence is not None
+    source = jnp.zeros_like(draft.lens) if draft.source is None else draft.source
+    return Draft(jnp.pad(draft.tokens, more), draft.lens, jnp.pad(draft.confidence, more), source)

@@ -1,0 +1,189 @@
+"""A smaller model of the same vocabulary drafts (Leviathan et al., arXiv 2211.17192).
+
+It has a cache of its own. After a step that cache holds what was fed: the last draft token was not,
+so that a fully accepted draft leaves one entry missing, which the next draft's first pass fills in.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from emsjax.acceptance import expect
+from emsjax.draft import Draft
+from emsjax.drafters.base import COSTLY_SOURCE, WorthDrafting
+from emsjax.ladder import row_capacity
+from emsjax.model_protocol import Model
+from emsjax.packing import pack
+from emsjax.sampling.choose import choose
+from emsjax.sampling.rows import Rows
+from emsjax.state import DecodeState
+
+# Tokens that a slot may be behind and still draft: its newest one, and one a full draft left out.
+READY = 2
+
+
+class DraftModelState(NamedTuple):
+    """What the draft model knows of each slot.
+
+    Attributes:
+      cache: its K/V, [Ld, B, S, R, 128].
+      kv_lens: int32[B], how many of the slot's tokens are in it, if those were all accepted.
+    """
+
+    cache: jax.Array
+    kv_lens: jax.Array
+
+
+class _Drafting(NamedTuple):
+    """What changes from draft token to draft token.
+
+    Attributes:
+      done: int32[], tokens drafted so far.
+      cache: the draft model's.
+      tokens: int32[B, S], the slots' tokens with the guesses behind.
+      guesses: int32[B, k].
+      confidence: float32[B, k].
+    """
+
+    done: jax.Array
+    cache: jax.Array
+    tokens: jax.Array
+    guesses: jax.Array
+    confidence: jax.Array
+
+
+@dataclass(frozen=True)
+class DraftModel:
+    """Drafts token by token, for all slots at once, in packed rows.
+
+    Attributes:
+      name: of the draft model, for people and for the table of step costs.
+      weights: its parameters.
+      merge: makes the model from them.
+      vocab_size: V, of the target.
+      draft_length: k.
+      prefill_chunk: tokens of prompts that are read in one step.
+      narrowest: the fewest rows, beside one alone, worth a shape of their own.
+    """
+
+    name: str
+    weights: Any = field(repr=False)
+    merge: Callable[[Any], Model] = field(repr=False)
+    vocab_size: int
+    draft_length: int = 4
+    prefill_chunk: int = 256
+    narrowest: int = 8
+    costly: bool = field(default=True, init=False)
+    hidden_size: int = field(default=0, init=False)
+
+    def init(self, num_slots: int, capacity: int) -> DraftModelState:
+        """An empty cache."""
+        spec = self.merge(self.weights).cache_spec(num_slots, capacity)
+        return DraftModelState(jnp.zeros(spec.shape, spec.dtype), jnp.zeros(num_slots, jnp.int32))
+
+    def admit(self, drafter_state: DraftModelState, slot: jax.Array) -> DraftModelState:
+        """Nothing is known of the slot's new request."""
+        return drafter_state._replace(kv_lens=drafter_state.kv_lens.at[slot].set(0))
+
+    def propose(
+        self, state: DecodeState, weights: Any, worth: WorthDrafting
+    ) -> tuple[Draft, DraftModelState]:
+        """Reads what it has missed and drafts for each slot that is up to date."""
+        model, mine = self.merge(weights), state.drafter
+        # Rejected guesses are in its cache as well: they are overwritten.
+        mine = mine._replace(kv_lens=jnp.minimum(mine.kv_lens, state.lens - 1))
+        likely = expect(state.experience, COSTLY_SOURCE, self.draft_length)
+        survival = jnp.where(state.live[:, None], jnp.cumprod(likely, axis=1), 0.0)
+        length = worth(survival)
+        mine = self._catch_up(model, state, mine, wanted=length > 0)
+        behind = state.lens - mine.kv_lens
+        ready = state.live & (behind <= READY)
+        room = jnp.maximum(state.max_lens - state.lens - 1, 0)
+        lens = jnp.where(ready, jnp.minimum(length, room), 0)
+        drafted = self._draft(model, state, mine, lens)
+        fed = jnp.where(lens > 0, state.lens + lens - 1, mine.kv_lens)
+        draft = Draft(drafted.guesses, lens, drafted.confidence, jnp.full_like(lens, COSTLY_SOURCE))
+        return draft, DraftModelState(drafted.cache, fed)
+
+    def _catch_up(
+        self, model: Model, state: DecodeState, mine: DraftModelState, wanted: jax.Array
+    ) -> DraftModelState:
+        """Reads a chunk of what slots that are far behind have missed."""
+        behind = jnp.where(state.live, state.lens - 1 - mine.kv_lens, 0)
+        missed = jnp.where(behind + 1 > READY, behind, 0)
+        taken = jnp.minimum(jnp.cumsum(missed, dtype=jnp.int32), self.prefill_chunk)
+        q_lens = jnp.diff(taken, prepend=jnp.zeros(1, jnp.int32))
+
+        # A while loop of one trip at most: a `cond` would copy the cache, see `loop`.
+        def goes_on(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
+            return carry[0]
+
+        def read(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            batch = pack(state.tokens, mine.kv_lens, q_lens, self.prefill_chunk)
+            _, cache = model(batch, carry[1], max_q_len=self.prefill_chunk)
+            return jnp.zeros_like(carry[0]), cache
+
+        pending = wanted & (q_lens > 0).any()
+        _, cache = jax.lax.while_loop(goes_on, read, (pending, mine.cache))
+        read_lens = jnp.where(wanted, mine.kv_lens + q_lens, mine.kv_lens)
+        return DraftModelState(cache, read_lens)
+
+    def _draft(
+        self, model: Model, state: DecodeState, mine: DraftModelState, lens: jax.Array
+    ) -> _Drafting:
+        """The draft tokens of each slot, `lens` int32[B] of them."""
+        num_slots = lens.shape[0]
+        shape = (num_slots, self.draft_length)
+        start = _Drafting(
+            jnp.zeros((), jnp.int32),
+            mine.cache,
+            state.tokens,
+            jnp.zeros(shape, jnp.int32),
+            jnp.zeros(shape, jnp.float32),
+        )
+        late = jnp.where(lens > 0, state.lens - mine.kv_lens, 0)
+        for rows in (READY, 1):
+            capacity = row_capacity(num_slots * rows, self.narrowest)
+
+            def goes_on(now: _Drafting, rows: int = rows) -> jax.Array:
+                more = (now.done < lens).any()
+                return more & (now.done == 0) & (late.max() > 1) if rows > 1 else more
+
+            def step(now: _Drafting, rows: int = rows, capacity: int = capacity) -> _Drafting:
+                q_lens = jnp.where(now.done < lens, jnp.where(now.done == 0, late, 1), 0)
+                starts = state.lens + now.done - q_lens
+                batch = pack(now.tokens, starts, q_lens, capacity)
+                hidden, cache = model(batch, now.cache, max_q_len=rows)
+                newest = hidden[jnp.maximum(batch.cu_q_lens[1:] - 1, 0)]
+                return self._guess(now._replace(cache=cache), model.logits(newest), state, lens)
+
+            start = jax.lax.while_loop(goes_on, step, start)
+        return start
+
+    def _guess(
+        self, now: _Drafting, logits: jax.Array, state: DecodeState, lens: jax.Array
+    ) -> _Drafting:
+        """One more guess a slot, chosen as the target will choose: with the same noise."""
+        slots = jnp.arange(lens.shape[0], dtype=jnp.int32)
+        logits = _fit(logits, self.vocab_size)
+        rows = Rows(slots, jnp.maximum(state.lens + now.done - 1, 0))
+        guess = choose(logits, rows, state.replace(tokens=now.tokens)).tokens
+        sure = jnp.take_along_axis(jax.nn.softmax(logits, axis=1), guess[:, None], axis=1)[:, 0]
+        place = jnp.where(now.done < lens, state.lens + now.done, now.tokens.shape[1])
+        return now._replace(
+            done=now.done + 1,
+            tokens=now.tokens.at[slots, place].set(guess, mode="drop"),
+            guesses=now.guesses.at[:, now.done].set(guess),
+            confidence=now.confidence.at[:, now.done].set(sure),
+        )
+
+
+def _fit(logits: jax.Array, vocab_size: int) -> jax.Array:
+    """Logits [B, V] of the target's vocabulary: some models pad theirs with unused entries."""
+    missing = vocab_size - logits.shape[1]
+    if missing <= 0:
+        return logits[:, :vocab_size]
+    return jnp.pad(logits, ((0, 0), (0, missing)), constant_values=-jnp.inf)

@@ -1,0 +1,143 @@
+"""Drafts from the target's own last hidden state, without a cache: see `models.recurrent_draft`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from emsjax.acceptance import expect
+from emsjax.draft import Draft
+from emsjax.drafters.base import COSTLY_SOURCE, WorthDrafting
+from emsjax.sampling.choose import choose
+from emsjax.sampling.rows import Rows
+from emsjax.state import DecodeState
+
+
+class Cell(Protocol):
+    """What the drafter needs of `RecurrentDraft`."""
+
+    def __call__(self, hidden: jax.Array, embedded: jax.Array) -> jax.Array:
+        """The next hidden state [B, D]."""
+
+    def logits(self, hidden: jax.Array, shared: Any) -> jax.Array:
+        """float32[B, Vd]."""
+
+    def confidence(self, hidden: jax.Array, probability: jax.Array) -> jax.Array:
+        """Log-odds float32[B] that the guess is right."""
+
+
+class _Drafting(NamedTuple):
+    """What changes from draft token to draft token.
+
+    Attributes:
+      done: int32[], tokens drafted so far.
+      hidden: [B, D].
+      tokens: int32[B, S], the slots' tokens with the guesses behind.
+      guesses: int32[B, k].
+      confidence: float32[B, k].
+    """
+
+    done: jax.Array
+    hidden: jax.Array
+    tokens: jax.Array
+    guesses: jax.Array
+    confidence: jax.Array
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """Drafts for all slots at once, one small cell a token; remembers nothing between steps.
+
+    Attributes:
+      name: of the draft, for people and for the table of step costs.
+      weights: the cell's parameters, and what it shares with the target.
+      merge: makes the cell from its parameters.
+      vocab_size: V, of the target.
+      hidden_size: D.
+      draft_length: k.
+    """
+
+    name: str
+    weights: tuple[Any, Any] = field(repr=False)
+    merge: Callable[[Any], Cell] = field(repr=False)
+    vocab_size: int
+    hidden_size: int
+    draft_length: int = 7
+    costly: bool = field(default=True, init=False)
+
+    def init(self, num_slots: int, capacity: int) -> tuple[()]:
+        """No state."""
+        del num_slots, capacity
+        return ()
+
+    def admit(self, drafter_state: tuple[()], slot: jax.Array) -> tuple[()]:
+        """Nothing to forget."""
+        del slot
+        return drafter_state
+
+    def propose(
+        self, state: DecodeState, weights: Any, worth: WorthDrafting
+    ) -> tuple[Draft, tuple[()]]:
+        """Drafts for each slot that has read its prompt."""
+        assert state.hidden is not None
+        ready = state.live & (state.lens - state.kv_lens == 1)
+        likely = expect(state.experience, COSTLY_SOURCE, self.draft_length)
+        length = worth(jnp.where(ready[:, None], jnp.cumprod(likely, axis=1), 0.0))
+        shape = (ready.shape[0], self.draft_length)
+        start = _Drafting(
+            jnp.zeros((), jnp.int32),
+            state.hidden,
+            state.tokens,
+            jnp.zeros(shape, jnp.int32),
+            jnp.zeros(shape, jnp.float32),
+        )
+        params, shared = weights
+        cell = self.merge(params)
+        drafted = jax.lax.while_loop(
+            lambda now: (now.done < length) & ready.any(),
+            lambda now: self._guess(cell, shared, state, now),
+            start,
+        )
+        lens = jnp.where(ready, length, 0)
+        source = jnp.full_like(lens, COSTLY_SOURCE)
+        return Draft(drafted.guesses, lens, drafted.confidence, source), ()
+
+    def _guess(self, cell: Cell, shared: Any, state: DecodeState, now: _Drafting) -> _Drafting:
+        """One more guess a slot."""
+        slots = jnp.arange(state.lens.shape[0], dtype=jnp.int32)
+        last = jnp.maximum(state.lens - 1 + now.done, 0)
+        token = now.tokens[slots, jnp.minimum(last, now.tokens.shape[1] - 1)]
+        hidden = cell(now.hidden, shared.embedding[token])
+        logits = cell.logits(hidden, shared)
+        if state.sampling is None:
+            place = jnp.argmax(logits, axis=1)
+            guess = shared.token_ids[place]
+        else:
+            guess, place = self._choose(logits, shared.token_ids, last, state, now.tokens)
+        given = jnp.take_along_axis(jax.nn.softmax(logits, axis=1), place[:, None], axis=1)[:, 0]
+        sure = jax.nn.sigmoid(cell.confidence(hidden, given))
+        return _Drafting(
+            done=now.done + 1,
+            hidden=hidden,
+            tokens=now.tokens.at[slots, last + 1].set(guess, mode="drop"),
+            guesses=now.guesses.at[:, now.done].set(guess),
+            confidence=now.confidence.at[:, now.done].set(sure),
+        )
+
+    def _choose(
+        self,
+        logits: jax.Array,
+        token_ids: jax.Array,
+        last: jax.Array,
+        state: DecodeState,
+        tokens: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Guesses chosen as the target will choose, with the same noise, and their places."""
+        slots = jnp.arange(last.shape[0], dtype=jnp.int32)
+        full = jnp.full((last.shape[0], self.vocab_size), -jnp.inf, jnp.float32)
+        full = full.at[:, token_ids].set(logits)
+        guess = choose(full, Rows(slots, last), state.replace(tokens=tokens)).tokens
+        place = jnp.argmax(token_ids[None] == guess[:, None], axis=1)
+        return guess, place

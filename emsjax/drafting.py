@@ -1,0 +1,104 @@
+"""From the options for drafting to a drafter; what contradicts itself is refused, never ignored."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from emsjax.checks import check_whole
+from emsjax.drafters import NoDrafter, PromptLookup
+from emsjax.drafters.base import Drafter
+from emsjax.drafters.combined import Combined
+from emsjax.errors import UserError
+from emsjax.loading.draft import load_drafter, shipped_draft
+from emsjax.loading.load import LoadedModel
+from emsjax.names import DRAFTERS, METHODS
+
+# Longer drafts are never worth their rows, and each doubling is one more program to compile.
+MAX_DRAFT_LENGTH = 64
+DRAFT_LENGTH = 7
+# Which drafters take which option.
+_TAKES = {
+    "none": (),
+    "prompt-lookup": ("draft_length", "max_ngram", "min_ngram"),
+    "draft-model": ("draft_length", "draft_model"),
+    "combined": ("draft_length", "max_ngram", "min_ngram", "draft_model"),
+}
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """What was asked for, checked.
+
+    Attributes:
+      name: one of `DRAFTERS`, or a drafter; None to choose by the target.
+      given: the options of `_TAKES` that were given.
+    """
+
+    name: str | Drafter | None
+    given: Mapping[str, Any]
+
+    @property
+    def lookup(self) -> PromptLookup:
+        """Prompt lookup with these options."""
+        sizes = {option: value for option, value in self.given.items() if option != "draft_model"}
+        return PromptLookup(**sizes)
+
+
+def check_drafting(
+    method: str, drafter: str | Drafter | None, options: Mapping[str, Any]
+) -> Drafting:
+    """Checks options against each other, before anything is loaded; None is what was left out.
+
+    Raises:
+      UserError: something is unknown, out of range, or for another drafter.
+    """
+    if method not in METHODS:
+        raise UserError(f"method {method!r} is unknown; there is {', '.join(METHODS)}")
+    if isinstance(drafter, str) and drafter not in DRAFTERS:
+        raise UserError(f"drafter {drafter!r} is unknown; there is {', '.join(DRAFTERS)}")
+    if method == "none" and drafter not in (None, "none"):
+        raise UserError("method 'none' drafts nothing: leave the drafter out")
+    given = {option: value for option, value in options.items() if value is not None}
+    name = "none" if method == "none" else drafter
+    if name is None and "draft_model" in given:
+        name = "combined"
+    for option, value in given.items():
+        takers = [each for each, takes in _TAKES.items() if option in takes]
+        if name is not None and name not in takers:
+            raise UserError(f"{option} is for the drafter {_either(takers)}: leave it out")
+        if option != "draft_model":
+            check_whole(option, value, 1, MAX_DRAFT_LENGTH)
+    drafting = Drafting(name, given)
+    _ = drafting.lookup  # says which sizes do not fit
+    return drafting
+
+
+def _either(names: list[str]) -> str:
+    return " or ".join(repr(name) for name in names)
+
+
+def build_drafter(drafting: Drafting, target: LoadedModel, dtype: str) -> Drafter:
+    """The drafter for a target; by default the best that is at hand.
+
+    Raises:
+      UserError: a draft model is needed and not given, cannot be loaded, or does not fit.
+    """
+    if drafting.name is not None and not isinstance(drafting.name, str):
+        return drafting.name
+    draft = drafting.given.get("draft_model") or shipped_draft(target)
+    name = drafting.name or ("prompt-lookup" if draft is None else "combined")
+    if name == "none":
+        return NoDrafter()
+    if name == "prompt-lookup":
+        return drafting.lookup
+    if draft is None:
+        raise UserError(
+            f"the drafter {name!r} needs a draft model for {target.name}: name one with "
+            "draft_model, or train one with `python -m emsjax.train`"
+        )
+    length = drafting.given.get("draft_length", DRAFT_LENGTH)
+    narrowest = 4 if jax.default_backend() == "cpu" else 8
+    model = load_drafter(draft, target, length, dtype=dtype, narrowest=narrowest)
+    return model if name == "draft-model" else Combined(drafting.lookup, model)

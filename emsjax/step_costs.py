@@ -1,0 +1,122 @@
+"""What a step costs on each rung of the ladder, measured on the device at hand."""
+
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emsjax.engine import Engine
+from emsjax.state import MAX_STOP_IDS, DecodeState
+from emsjax.worth import StepCosts
+
+# Tokens of each sample: attention costs more the longer they are.
+SHORT, LONG = 64, 1024
+STEPS = 2
+# Turns, the first of which does not count; no more are begun after so many seconds.
+TURNS, ENOUGH_SECONDS = 4, 4.0
+# Prices that leave no choice.
+CHEAP, DEAR = 1e-9, 1e9
+
+
+class _Case(NamedTuple):
+    """What is timed: steps on one rung, with samples of some length, drafting all or nothing."""
+
+    rung: int
+    length: int
+    drafting: bool
+
+
+def measure_costs(engine: Engine) -> StepCosts:
+    """Times steps with all slots busy; the rungs that only prompts need are infinitely dear.
+
+    The decode program itself is timed, made to choose the rung, and how much to draft, by prices
+    that leave no choice. Rungs take turns and the fastest turn counts: a machine can be slower than
+    it is, never faster.
+    """
+    before, state, started = engine.costs, engine.empty(), time.perf_counter()
+    turns: list[list[float]] = []
+    try:
+        while len(turns) < 2 or (
+            len(turns) < TURNS and time.perf_counter() - started < ENOUGH_SECONDS
+        ):
+            turns.append([])
+            for case in _cases(engine):
+                engine.costs = _prices(engine, case)
+                state, seconds = _time_steps(engine, _busy(engine, state, case.length))
+                turns[-1].append(seconds)
+    finally:
+        engine.costs = before
+    # The first turn finds caches cold and memory untouched.
+    fastest = np.min(turns[1:], axis=0).tolist()
+    return _table(engine, dict(zip(_cases(engine), fastest, strict=True)))
+
+
+def _lengths(engine: Engine) -> tuple[int, int]:
+    """Of short and long samples, with room for what the timed steps add."""
+    longest = engine.capacity - (STEPS + 1) * (engine.drafter.draft_length + 1) - 1
+    long = min(LONG, longest)
+    return min(SHORT, long // 2), long
+
+
+def _cases(engine: Engine) -> list[_Case]:
+    rungs = _useful(engine)
+    cases = [_Case(rung, length, False) for length in _lengths(engine) for rung in rungs]
+    if engine.drafter.costly:
+        cases.append(_Case(rungs[-1], min(_lengths(engine)), True))
+    return cases
+
+
+def _useful(engine: Engine) -> list[int]:
+    """The rungs that are not for prompts."""
+    longest = engine.drafter.draft_length + 1
+    return [number for number, rung in enumerate(engine.ladder) if rung.max_q_len <= longest]
+
+
+def _prices(engine: Engine, case: _Case) -> StepCosts:
+    """Such that the planner can only choose this case."""
+    rungs = np.ones(len(engine.ladder), np.float32)
+    rungs[case.rung] = CHEAP
+    return StepCosts(rungs, np.zeros_like(rungs), np.float32(CHEAP if case.drafting else DEAR))
+
+
+def _table(engine: Engine, seconds: dict[_Case, float]) -> StepCosts:
+    useful, (short, long) = _useful(engine), _lengths(engine)
+    at_short, at_long = (
+        # More rows never cost less: where they seem to, the machine was slow.
+        np.minimum.accumulate([seconds[_Case(r, length, False)] for r in useful[::-1]])[::-1]
+        for length in (short, long)
+    )
+    rungs = np.full(len(engine.ladder), np.inf, np.float32)
+    cached = np.zeros_like(rungs)
+    cached[useful] = np.maximum(at_long - at_short, 0.0) / (long - short) / engine.num_slots
+    rungs[useful] = at_short - cached[useful] * short * engine.num_slots
+    draft = 0.0
+    if engine.drafter.costly:
+        drafting = seconds[_Case(useful[-1], short, True)] - at_short[-1]
+        draft = max(drafting, 0.0) / engine.drafter.draft_length
+    return StepCosts(rungs, cached, np.float32(draft))
+
+
+def _busy(engine: Engine, state: DecodeState, length: int) -> DecodeState:
+    """All slots in the middle of a text that repeats itself, so that drafts are found."""
+    slots = engine.num_slots
+    lens = jnp.full(slots, length, jnp.int32)
+    return state.replace(
+        tokens=jnp.zeros_like(state.tokens),
+        lens=lens,
+        prompt_lens=lens + 0,
+        kv_lens=lens - 1,
+        max_lens=jnp.full(slots, engine.capacity, jnp.int32),
+        stop_ids=jnp.full((slots, MAX_STOP_IDS), -1, jnp.int32),
+        live=jnp.ones(slots, jnp.bool),
+    )
+
+
+def _time_steps(engine: Engine, state: DecodeState) -> tuple[DecodeState, float]:
+    """The state some steps later, and the seconds of one."""
+    state = jax.block_until_ready(engine.advance(state, 1, others_wait=False))
+    started = time.perf_counter()
+    state = jax.block_until_ready(engine.advance(state, STEPS, others_wait=False))
+    return state, (time.perf_counter() - started) / STEPS

@@ -1,0 +1,108 @@
+"""Which draft tokens are worth verifying: as many as give most expected tokens a second.
+
+A step emits one token a live slot, and each draft token that is accepted besides. More rows need a
+dearer rung of the ladder. So for each rung: the likeliest draft tokens that fit it, what they are
+expected to add, and what the step costs. (TurboSpec, arXiv 2406.14066, calls the ratio goodput.)
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emsjax.ladder import Rung
+
+
+class StepCosts(NamedTuple):
+    """What a step costs, in seconds.
+
+    Attributes:
+      rungs: float32[R], on each rung of the ladder, were there nothing in the cache.
+      cached: float32[R], more for each cached token of all slots together.
+      draft: float32[], drafting one token for every slot; 0 where drafts cost next to nothing.
+    """
+
+    rungs: jax.Array | np.ndarray
+    cached: jax.Array | np.ndarray
+    draft: jax.Array | np.floating
+
+
+class Load(NamedTuple):
+    """What a step has to carry in any case.
+
+    Attributes:
+      live: int32[], slots that emit.
+      cached: int32[], tokens in the cache of all of them.
+    """
+
+    live: jax.Array
+    cached: jax.Array
+
+
+class Worth(NamedTuple):
+    """The best a step can do.
+
+    Attributes:
+      rung: int32[], index into the ladder.
+      drafts: int32[], how many draft tokens go with it, the likeliest ones.
+      rate: float32[], expected tokens a second.
+    """
+
+    rung: jax.Array
+    drafts: jax.Array
+    rate: jax.Array
+
+
+def most_worth(
+    survival: jax.Array,
+    load: Load,
+    ladder: Sequence[Rung],
+    costs: StepCosts,
+    drafted: jax.Array | float = 0.0,
+) -> Worth:
+    """The rung with most expected tokens a second.
+
+    Args:
+      survival: float32[B, k], how likely each draft token and all before it are to be accepted; 0
+        for what may not be verified.
+      load: the slots; no more live ones than the largest capacity.
+      ladder: rungs; a draft rung has `max_q_len` of k + 1 at least, a plain one of 1.
+      costs: of this ladder.
+      drafted: tokens drafted for each slot, to be paid for with the step.
+    """
+    capacities = jnp.asarray([rung.capacity for rung in ladder], jnp.int32)
+    plain = jnp.asarray([rung.max_q_len <= survival.shape[1] for rung in ladder])
+    some = (survival > 0).sum(dtype=jnp.int32)
+    room = capacities - load.live
+    room = jnp.where(plain, jnp.minimum(room, 0), room)
+    counts = jnp.minimum(room, some)
+    likeliest = -jnp.sort(-survival.ravel())
+    added = jnp.concatenate([jnp.zeros(1, jnp.float32), jnp.cumsum(likeliest)])
+    expected = load.live.astype(jnp.float32) + added[jnp.maximum(counts, 0)]
+    seconds = costs.rungs + costs.cached * load.cached.astype(jnp.float32)
+    seconds += costs.draft * jnp.asarray(drafted, jnp.float32)
+    rates = jnp.where(room >= 0, expected / seconds, -1.0)
+    rung = jnp.argmax(rates).astype(jnp.int32)
+    return Worth(rung, counts[rung], rates[rung])
+
+
+def worth_drafting(
+    survival: jax.Array, load: Load, ladder: Sequence[Rung], costs: StepCosts
+) -> jax.Array:
+    """How many tokens to draft for each slot, 0 to k, before any is drafted; int32[].
+
+    Args:
+      survival: float32[B, k], as far as it can be told by then.
+      load: the slots.
+      ladder: rungs.
+      costs: of this ladder.
+    """
+    lengths = jnp.arange(survival.shape[1] + 1, dtype=jnp.int32)
+
+    def rate(length: jax.Array) -> jax.Array:
+        shown = jnp.where(lengths[None, :-1] < length, survival, 0.0)
+        return most_worth(shown, load, ladder, costs, length.astype(jnp.float32)).rate
+
+    return jnp.argmax(jax.vmap(rate)(lengths)).astype(jnp.int32)
