@@ -93,8 +93,13 @@ def learn(
     return Experience(
         slots=SLOT_MEMORY * experience.slots + SLOT_RATE * error[:, None] * mine,
         shared=SHARED_MEMORY * experience.shared + SHARED_RATE * error @ mine,
-        typical=experience.typical + SHARED_RATE * surprise.sum(axis=1) @ mine,
+        typical=_faded_to_unknown(experience.typical) + SHARED_RATE * surprise.sum(axis=1) @ mine,
     )
+
+
+def _faded_to_unknown(typical: jax.Array) -> jax.Array:
+    """So that drafting that once did not pay is tried again in time."""
+    return SHARED_MEMORY * typical + (1 - SHARED_MEMORY) * _odds(UNKNOWN)
 
 
 def _source(draft: Draft) -> jax.Array:

@@ -1,0 +1,56 @@
+"""Texts into batches, and into those to learn from and those held out."""
+
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from emsjax.training.loss import Texts
+from emsjax.training.record import Text
+
+
+def is_held_out(prompt: int, share: float) -> bool:
+    """Whether all texts of this prompt are for evaluation only; the same in every run."""
+    return zlib.crc32(f"prompt {prompt}".encode()) % 10_000 < 10_000 * share
+
+
+def frequent_tokens(texts: Sequence[Text], vocab_size: int, count: int) -> np.ndarray:
+    """The `count` tokens that occur most often, in ascending order, int32[count].
+
+    Of tokens that never occur the first ones: merges are numbered by how frequent they are.
+    """
+    every = np.concatenate([text.tokens for text in texts])
+    often = np.bincount(every, minlength=vocab_size).astype(np.float64)
+    often -= np.linspace(0.0, 0.5, len(often))
+    return np.sort(np.argsort(-often, kind="stable")[:count]).astype(np.int32)
+
+
+def batch_of(texts: Sequence[Text], width: int) -> Texts:
+    """The first `width` tokens of each text, in arrays."""
+    depth = texts[0].hidden.shape[1]
+    tokens = np.zeros((len(texts), width), np.int32)
+    hidden = np.zeros((len(texts), width, depth), np.float32)
+    lens = np.zeros(len(texts), np.int32)
+    for row, text in enumerate(texts):
+        kept, seen = text.tokens[:width], text.hidden[:width]
+        tokens[row, : len(kept)], hidden[row, : len(seen)] = kept, seen
+        lens[row] = len(kept)
+    return Texts(tokens, hidden, lens)  # type: ignore[arg-type]
+
+
+def batch_number(texts: Sequence[Text], number: int, rows: int, width: int, seed: int) -> Texts:
+    """The batch of a step: the texts in another order each time round, the same in every run."""
+    places = np.arange(number * rows, (number + 1) * rows)
+    rounds, within = (places // len(texts)).tolist(), (places % len(texts)).tolist()
+    orders = {r: np.random.default_rng((seed, r)).permutation(len(texts)) for r in set(rounds)}
+    chosen = [orders[r][at] for r, at in zip(rounds, within, strict=True)]
+    return batch_of([texts[at] for at in chosen], width)
+
+
+def all_batches(texts: Sequence[Text], rows: int, width: int) -> Iterator[Texts]:
+    """Every text once; the last batch is filled up with texts of no length."""
+    for start in range(0, len(texts), rows):
+        some = list(texts[start : start + rows])
+        batch = batch_of(some + [some[-1]] * (rows - len(some)), width)
+        batch.lens[len(some) :] = 0  # type: ignore[index]
+        yield batch

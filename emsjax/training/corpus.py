@@ -1,0 +1,76 @@
+"""Prompts for the target to write about: JSON lines, or plain text to go on with."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from emsjax.errors import UserError
+from emsjax.loading.load import LoadedModel
+
+# Of a plain text the target reads so many tokens of each passage and goes on from there.
+PASSAGE_TOKENS = 48
+
+
+def read_prompts(files: Sequence[Path], target: LoadedModel, longest: int) -> list[list[int]]:
+    """Token ids of all prompts, those longer than `longest` left out.
+
+    A `.jsonl` file has one object a line with `prompt`, `messages`, `prompt_token_ids` or `text`;
+    any other file is plain text with an empty line between passages.
+
+    Raises:
+      UserError: a file cannot be read, or holds no prompt.
+    """
+    prompts = [ids for file in files for ids in _of_file(file, target)]
+    kept = [ids for ids in prompts if 0 < len(ids) <= longest]
+    if not kept:
+        names = ", ".join(map(str, files))
+        raise UserError(f"there is no prompt of at most {longest} tokens in {names}")
+    return kept
+
+
+def _of_file(file: Path, target: LoadedModel) -> Iterator[list[int]]:
+    try:
+        content = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {str(file)!r} ({error})") from error
+    if file.suffix == ".jsonl":
+        for number, line in enumerate(content.splitlines(), start=1):
+            if line.strip():
+                yield _of_line(line, f"{file}, line {number}", target)
+        return
+    for passage in content.split("\n\n"):
+        if passage.strip():
+            yield _tokens(passage.strip(), target)[:PASSAGE_TOKENS]
+
+
+def _of_line(line: str, where: str, target: LoadedModel) -> list[int]:
+    try:
+        content = json.loads(line)
+        return _of_object(content, target)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{where} is no prompt ({error}): it needs 'prompt', 'messages', 'prompt_token_ids' or "
+            "'text'"
+        ) from error
+
+
+def _of_object(content: dict[str, Any], target: LoadedModel) -> list[int]:
+    if "prompt_token_ids" in content:
+        return [int(token) for token in content["prompt_token_ids"]]
+    if "messages" in content:
+        if target.tokenizer is None:
+            raise TypeError("the target has no tokenizer")
+        encoded = target.tokenizer.apply_chat_template(
+            content["messages"], add_generation_prompt=True
+        )
+        return list(encoded["input_ids"])
+    if "text" in content:
+        return _tokens(content["text"], target)[:PASSAGE_TOKENS]
+    return _tokens(content["prompt"], target)
+
+
+def _tokens(text: str, target: LoadedModel) -> list[int]:
+    if target.tokenizer is None:
+        raise TypeError("the target has no tokenizer")
+    return list(target.tokenizer(text)["input_ids"])

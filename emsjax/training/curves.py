@@ -1,0 +1,29 @@
+"""Loss and acceptance over the training, as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from emsjax.training.fit import Progress
+
+_SHOWN_LENGTHS = (1, 3, 5)
+
+
+def draw_curves(progress: Sequence[Progress], file: Path) -> None:
+    """Writes a PNG."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    steps = [each.step for each in progress]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    left.plot(steps, [each.loss for each in progress])
+    left.set(title="Loss on the texts learnt from", xlabel="updates", ylabel="loss a guess")
+    for length in _SHOWN_LENGTHS:
+        accepted = [each.accepted[length - 1] for each in progress]
+        right.plot(steps, accepted, label=f"draft of {length}")
+    right.set(title="Accepted tokens a step, texts held out", xlabel="updates", ylabel="tokens")
+    right.set_ylim(bottom=0)
+    right.legend()
+    figure.savefig(file, dpi=120)
+    plt.close(figure)

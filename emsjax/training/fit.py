@@ -1,0 +1,147 @@
+"""The training loop: AdamW on batches of texts, kept in orbax checkpoints as it goes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from emsjax.models.recurrent_draft import RecurrentConfig, RecurrentDraft, Shared
+from emsjax.training.batches import all_batches, batch_number
+from emsjax.training.loss import Texts, total, unroll
+from emsjax.training.record import Text
+
+EVALUATED_LENGTH = 8
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How a draft is trained.
+
+    Attributes:
+      steps: updates.
+      rows: texts a batch.
+      width: tokens of each text that are used.
+      unroll: tokens drafted from each place.
+      learning_rate: at its highest; it warms up and then falls along a cosine.
+      evaluate_every: steps between evaluations and checkpoints.
+      seed: of the weights and the order of texts.
+    """
+
+    steps: int = 2000
+    rows: int = 8
+    width: int = 160
+    unroll: int = 4
+    learning_rate: float = 2e-3
+    evaluate_every: int = 200
+    seed: int = 0
+
+
+class Progress(NamedTuple):
+    """What is known at an evaluation.
+
+    Attributes:
+      step: updates done.
+      loss: of the texts learnt from, mean since the last evaluation.
+      accepted: mean accepted tokens a step on texts held out, by draft length 1, 2, ...
+    """
+
+    step: int
+    loss: float
+    accepted: list[float]
+
+
+class _Learner(NamedTuple):
+    """What changes with each update."""
+
+    params: nnx.State
+    optimizer: Any
+
+
+def fit(
+    config: RecurrentConfig,
+    shared: Shared,
+    learn: Sequence[Text],
+    held_out: Sequence[Text],
+    fitting: Fitting,
+    directory: Path,
+    on_progress: Callable[[Progress], None],
+) -> RecurrentDraft:
+    """Trains a draft, going on from the last checkpoint in `directory` if there is one."""
+    graphdef, params = nnx.split(RecurrentDraft(config, rngs=nnx.Rngs(fitting.seed)))
+    optimizer = _optimizer(fitting)
+    learner = _Learner(params, optimizer.init(params))
+
+    @jax.jit
+    def update(learner: _Learner, batch: Texts) -> tuple[_Learner, jax.Array]:
+        def loss(params: nnx.State) -> jax.Array:
+            return total(unroll(nnx.merge(graphdef, params), shared, batch, fitting.unroll))
+
+        value, gradient = jax.value_and_grad(loss)(learner.params)
+        with (
+            jax.numpy_dtype_promotion("standard"),
+            jax.numpy_rank_promotion("allow"),
+        ):  # as optax is
+            change, state = optimizer.update(gradient, learner.optimizer, learner.params)
+            return _Learner(optax.apply_updates(learner.params, change), state), value
+
+    @jax.jit
+    def judge(params: nnx.State, batch: Texts) -> jax.Array:
+        places = unroll(nnx.merge(graphdef, params), shared, batch, EVALUATED_LENGTH)
+        return jnp.stack([jnp.stack([each.right, each.counted]) for each in places])
+
+    def evaluate(params: nnx.State) -> list[float]:
+        batches = all_batches(held_out, fitting.rows, fitting.width)
+        sums = sum(np.asarray(judge(params, batch), np.float64) for batch in batches)
+        return accepted_by_length(sums)  # type: ignore[arg-type]
+
+    with ocp.CheckpointManager(directory.absolute(), options=_KEEP) as checkpoints:
+        learner, first = _latest(checkpoints, learner)
+        losses: list[jax.Array] = []
+        for step in range(first, fitting.steps):
+            batch = batch_number(learn, step, fitting.rows, fitting.width, fitting.seed)
+            learner, loss = update(learner, batch)
+            losses.append(loss)
+            if (step + 1) % fitting.evaluate_every == 0 or step + 1 == fitting.steps:
+                mean = float(np.mean(jax.device_get(losses)))
+                on_progress(Progress(step + 1, mean, evaluate(learner.params)))
+                losses = []
+                checkpoints.save(step + 1, args=ocp.args.StandardSave(_pure(learner)))
+    return nnx.merge(graphdef, learner.params)
+
+
+def accepted_by_length(sums: np.ndarray) -> list[float]:
+    """Mean accepted tokens by draft length, from [k, 2]: right so far and judged at each place."""
+    return np.cumsum(sums[:, 0] / np.maximum(sums[:, 1], 1)).tolist()
+
+
+_KEEP = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+
+
+def _optimizer(fitting: Fitting) -> optax.GradientTransformation:
+    warm_up = min(200, fitting.steps // 10 + 1)
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, fitting.learning_rate, warm_up, max(fitting.steps, warm_up + 1)
+    )
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98))
+
+
+def _latest(checkpoints: ocp.CheckpointManager, fresh: _Learner) -> tuple[_Learner, int]:
+    """The learner of the last checkpoint and its step; a fresh one where there is none."""
+    step = checkpoints.latest_step()
+    if step is None:
+        return fresh, 0
+    found = checkpoints.restore(step, args=ocp.args.StandardRestore(_pure(fresh)))
+    leaves = jax.tree.leaves(found)
+    return jax.tree.unflatten(jax.tree.structure(fresh), leaves), step
+
+
+def _pure(learner: _Learner) -> dict[str, Any]:
+    """The learner as plain lists of arrays, in the order of its leaves."""
+    return {"leaves": jax.tree.leaves(learner)}

@@ -1,0 +1,66 @@
+"""Draft models by name: which fit, which do not, and that they change no text."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from emsjax import LLM, SamplingParams, UserError
+from emsjax.loading.draft import check_vocabulary
+from emsjax.loading.load import LoadedModel
+from tests.tiny import checkpoint
+
+OPTIONS = {"max_batch_size": 2, "max_model_len": 100}
+PROMPTS = [[5, 6, 7], [8, 9, 5, 6], [11]]
+PARAMS = SamplingParams(max_tokens=30)
+
+
+class Vocabulary:
+    """A tokenizer that knows its tokens and nothing else."""
+
+    def __init__(self, *tokens: str):
+        self._tokens = tokens
+
+    def get_vocab(self) -> dict[str, int]:
+        return {token: number for number, token in enumerate(self._tokens)}
+
+
+def named(name: str, *tokens: str) -> LoadedModel:
+    return LoadedModel(None, Vocabulary(*tokens), (), name, {}, {})  # type: ignore[arg-type]
+
+
+def test_any_model_of_the_vocabulary_drafts():
+    target, draft = str(checkpoint("llama3")), str(checkpoint("opt"))
+    plain = LLM(target, drafter="none", **OPTIONS).generate(PROMPTS, PARAMS)
+    for drafter in ("draft-model", "combined", None):
+        llm = LLM(target, drafter=drafter, draft_model=draft, **OPTIONS)
+        outputs = llm.generate(PROMPTS, PARAMS)
+        assert [o.outputs[0].token_ids for o in outputs] == [p.outputs[0].token_ids for p in plain]
+
+
+def test_a_draft_model_as_large_as_its_target_is_warned_of(capsys: pytest.CaptureFixture):
+    model = str(checkpoint("llama3"))
+    LLM(model, drafter="draft-model", draft_model=model, **OPTIONS)
+    assert "is not smaller than" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("theirs", "says"),
+    [
+        (("a", "x", "c"), "token 1 is 'x' there and 'b' here"),
+        (("a", "b"), "token 2 is missing there and 'c' here"),
+        (("a", "b", "c", "d"), "token 3 is 'd' there and missing here"),
+    ],
+)
+def test_the_first_difference_of_the_vocabularies_is_named(theirs: tuple[str, ...], says: str):
+    with pytest.raises(UserError, match=says):
+        check_vocabulary(named("draft", *theirs), named("target", "a", "b", "c"))
+    check_vocabulary(named("draft", "a", "b"), named("target", "a", "b"))
+
+
+def test_without_tokenizers_the_sizes_must_agree():
+    def of_size(size: int) -> LoadedModel:
+        return LoadedModel(SimpleNamespace(vocab_size=size), None, (), f"of {size}", {}, {})  # type: ignore[arg-type]
+
+    check_vocabulary(of_size(7), of_size(7))
+    with pytest.raises(UserError, match="of 8 has 8 tokens and of 7 has 7"):
+        check_vocabulary(of_size(8), of_size(7))

@@ -1,0 +1,92 @@
+"""Costs are measured once for a model, a device and a batch, and kept."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emsjax import cost_table
+from emsjax.cost_table import known_costs
+from emsjax.engine import Engine
+from emsjax.step_costs import measure_costs
+from tests.engine.setup import jobs, make_engine, run_all, tiny_model
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return make_engine(tiny_model("llama"), "combined", 2, costs=1.0)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Engine]:
+    """The engines that were measured; the cache is empty."""
+    monkeypatch.setenv("EMSJAX_CACHE", str(tmp_path))
+    engines: list[Engine] = []
+
+    def measure(engine: Engine):
+        engines.append(engine)
+        return measure_costs(engine)
+
+    monkeypatch.setattr(cost_table, "measure_costs", measure)
+    return engines
+
+
+def table(tmp_path: Path) -> Path:
+    (file,) = (tmp_path / "step-costs").glob("*")
+    return file
+
+
+def test_costs_are_measured_once(engine: Engine, measured: list[Engine], tmp_path: Path):
+    first = known_costs(engine, "tiny")
+    again = known_costs(engine, "tiny")
+    assert measured == [engine]
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert json.loads(table(tmp_path).read_text())["model"] == "tiny"
+    known_costs(engine, "another")
+    assert len(measured) == 2
+
+
+def test_costs_make_sense(engine: Engine):
+    costs = measure_costs(engine)
+    drafting = [rung.max_q_len <= engine.drafter.draft_length + 1 for rung in engine.ladder]
+    assert np.isfinite(costs.rungs).tolist() == drafting
+    assert (costs.rungs > 0).all()
+    assert (costs.cached >= 0).all()
+    assert costs.draft >= 0
+    assert engine.costs.draft == 1.0, "what the engine had is put back"
+
+
+def test_measuring_leaves_the_engine_as_it_was(engine: Engine):
+    todo = jobs(6)
+    before = [r.token_ids for r in run_all(engine, todo)]
+    measure_costs(engine)
+    assert [r.token_ids for r in run_all(engine, todo)] == before
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"rungs": []}', "damage", '{"rungs": 3}'])
+def test_a_damaged_table_is_measured_again_and_said_so(
+    engine: Engine, measured: list[Engine], tmp_path: Path, content: str
+):
+    known_costs(engine, "tiny")
+    file = table(tmp_path)
+    whole = json.loads(file.read_text())
+    damaged = json.dumps(whole | {"rungs": [-1.0] * len(whole["rungs"])})
+    file.write_text(damaged if content == "damage" else content)
+    said: list[str] = []
+    known_costs(engine, "tiny", said.append)
+    assert len(measured) == 2
+    assert "is damaged" in said[0]
+    assert str(file) in said[0]
+    known_costs(engine, "tiny", said.append)
+    assert (len(measured), len(said)) == (2, 1), "the new one is whole"
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(
+    engine: Engine, measured: list[Engine], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EMSJAX_CACHE", str(tmp_path / "file"))
+    assert known_costs(engine, "tiny").draft >= 0
+    assert measured == [engine]

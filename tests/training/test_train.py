@@ -1,0 +1,154 @@
+"""A draft trained from end to end, by the command that users have."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from emsjax import LLM, SamplingParams, UserError
+from emsjax.loading.draft_checkpoint import read_draft, read_manifest
+from emsjax.training.fit import Fitting, Progress
+from emsjax.training.record import Writing
+from emsjax.training.run import Training, train
+from tests.tiny import checkpoint
+
+PROMPTS = [[5, 6, 7, n] for n in range(3, 63)]
+FITTING = Fitting(steps=60, rows=4, width=40, unroll=2, learning_rate=5e-3, evaluate_every=20)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("corpus") / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt_token_ids": p}) + "\n" for p in PROMPTS))
+    return file
+
+
+def training(corpus: Path, output: Path) -> Training:
+    return Training(
+        model=str(checkpoint("llama3")),
+        inputs=(corpus,),
+        output=output,
+        writing=Writing(outputs=2, max_tokens=40, batch_size=8, ignore_eos=True),
+        layers=1,
+        width=64,
+        vocabulary=80,
+        held_out=0.2,
+        fitting=FITTING,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("run")
+    train(training(corpus, output))
+    return output
+
+
+def log(output: Path) -> list[Progress]:
+    return [
+        Progress(**json.loads(line)) for line in (output / "log.jsonl").read_text().splitlines()
+    ]
+
+
+def test_it_learns_and_says_how(trained: Path):
+    progress = log(trained)
+    assert [each.step for each in progress] == [20, 40, 60]
+    assert progress[-1].loss < progress[0].loss
+    assert progress[-1].accepted[0] > 0.05, "chance is about 0.01"
+    assert sorted(progress[-1].accepted) == progress[-1].accepted
+    assert (trained / "curves.png").read_bytes().startswith(b"\x89PNG")
+    manifest = read_manifest(trained / "draft")
+    assert "prompts.jsonl" in manifest.trained_on
+    assert manifest.evaluation["accepted_tokens_by_draft_length"][0] > 0.05
+
+
+def test_a_killed_training_ends_as_if_it_had_not_been(corpus: Path, trained: Path, tmp_path: Path):
+    shutil.copytree(trained / "texts", tmp_path / "texts")
+
+    def killed(progress: Progress) -> None:
+        if progress.step == 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(training(corpus, tmp_path), on_progress=killed)
+    assert not (tmp_path / "draft").exists()
+    steps = []
+    train(training(corpus, tmp_path), on_progress=lambda progress: steps.append(progress.step))
+    assert steps == [40, 60], "the last checkpoint was that of 20"
+    whole, resumed = (read_draft(run / "draft", np.float32)[0] for run in (trained, tmp_path))
+    for one, other in zip(*(jax.tree.leaves(nnx.state(d)) for d in (whole, resumed)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert log(trained) == log(tmp_path)
+
+
+def test_other_settings_do_not_go_on_with_a_run(corpus: Path, trained: Path):
+    with pytest.raises(UserError, match="holds a training with layers 1, not 2"):
+        train(replace(training(corpus, trained), layers=2))
+
+
+def test_the_draft_drafts_and_changes_no_text(trained: Path):
+    prompts, params = PROMPTS[:6], SamplingParams(max_tokens=40, ignore_eos=True)
+    model = str(checkpoint("llama3"))
+    options = {"max_batch_size": 2, "max_model_len": 100, "planner": False}
+    plain = LLM(model, drafter="none", max_batch_size=2, max_model_len=100)
+    expected = [out.outputs[0].token_ids for out in plain.generate(prompts, params)]
+    for drafter in ("draft-model", "combined"):
+        llm = LLM(model, drafter=drafter, draft_model=str(trained / "draft"), **options)
+        outputs = llm.generate(prompts, params)
+        assert [out.outputs[0].token_ids for out in outputs] == expected
+        assert sum(out.metrics.accepted_tokens for out in outputs) > 0
+
+
+def test_a_draft_of_another_target_is_refused(trained: Path):
+    with pytest.raises(UserError, match=r"was trained for .*, not for"):
+        LLM(str(checkpoint("mistral")), draft_model=str(trained / "draft"))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("draft.safetensors", b"no tensors", "is damaged"),
+        ("draft.json", b"{", "draft.json"),
+        ("draft.json", b'{"format": 2}', "format this version cannot read"),
+        ("draft.json", b'{"format": 1, "target": "x"}', "is damaged"),
+    ],
+)
+def test_a_damaged_draft_is_refused(
+    trained: Path, tmp_path: Path, file: str, content: bytes, says: str
+):
+    shutil.copytree(trained / "draft", tmp_path / "draft")
+    (tmp_path / "draft" / file).write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        LLM(str(checkpoint("llama3")), draft_model=str(tmp_path / "draft"))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "there is no prompt of at most 512 tokens"),
+        ('{"prompt_token_ids": [4]}\nnonsense\n', "line 2 is no prompt"),
+        ('{"prompt": "text"}\n', "the target has no tokenizer"),
+        ('{"prompt_token_ids": [4, 5]}\n', "too few to hold some out"),
+    ],
+)
+def test_bad_corpora(tmp_path: Path, content: str, says: str):
+    file = tmp_path / "bad.jsonl"
+    file.write_text(content)
+    with pytest.raises(UserError, match=says):
+        train(training(file, tmp_path / "run"))
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path):
+    command = [sys.executable, "-m", "emsjax.train", "--input", "no/such.jsonl"]
+    command += ["--output", str(tmp_path / "run"), "--model", str(checkpoint("llama3"))]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "cannot read 'no/such.jsonl'" in result.stderr
+    assert "Traceback" not in result.stderr
