@@ -23,7 +23,8 @@ class Case:
     """What a worker runs.
 
     Attributes:
-      method: "transformers", or the name of an emsjax drafter.
+      method: "transformers", or the name of an emsjax drafter; with "@" and a number behind it
+        that many tokens are drafted and verified every time, without a planner.
       batch_size: B.
       model: for emsjax: as for `LLM`.
       hf_directory: for transformers: the same weights.
@@ -193,9 +194,12 @@ class _Emsjax:
 
         self._ignore_eos = case.ignore_eos
         self.device = jax.devices()[0].device_kind
+        drafter, _, fixed = case.method.partition("@")
         self._llm = LLM(
             case.model,
-            drafter=case.method,
+            drafter=drafter,
+            draft_length=int(fixed) if fixed else None,
+            planner=not fixed,
             dtype=case.dtype,
             max_batch_size=case.batch_size,
             max_model_len=case.max_model_len,

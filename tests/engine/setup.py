@@ -98,10 +98,13 @@ def recurrent(model: Any) -> Recurrent:
     graphdef, params = nnx.split(RecurrentDraft(config, rngs=nnx.Rngs(0)))
     params = jax.tree.map(lambda x: x.astype(model.dtype), params)
     ids = jnp.arange(0, model.vocab_size, 2, dtype=jnp.int32)
-    embedding = model.embedder.tokens[...]
+    embedding = model.embedder.tokens.get_value()
+    head = jax.ShapeDtypeStruct((len(ids), embedding.shape[1]), embedding.dtype)
+    if isinstance(embedding, jax.Array):
+        head = embedding[ids]
     return Recurrent(
         "random",
-        (params, Shared(embedding, embedding[ids], ids)),
+        (params, Shared(embedding, head, ids)),
         functools.partial(nnx.merge, graphdef),
         model.vocab_size,
         config.hidden_size,

@@ -15,11 +15,20 @@ def in_dtype(name: str, dtype: jnp.dtype):
     return nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(dtype), weights))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-def test_speculation_in_a_batch_equals_plain_decoding_alone(dtype: jnp.dtype):
+@pytest.mark.parametrize(
+    ("dtype", "drafter"),
+    [
+        (jnp.float32, "prompt-lookup"),
+        (jnp.bfloat16, "prompt-lookup"),
+        (jnp.float16, "prompt-lookup"),
+        (jnp.bfloat16, "itself"),
+        (jnp.bfloat16, "combined"),
+    ],
+)
+def test_speculation_in_a_batch_equals_plain_decoding_alone(dtype: jnp.dtype, drafter: str):
     model = in_dtype("llama", dtype)
     todo = jobs(8, longest=100)
-    batched = run_all(make_engine(model, "prompt-lookup", 3, exact=True), todo)
+    batched = run_all(make_engine(model, drafter, 3, exact=True), todo)
     alone = run_all(make_engine(model, "none", 1, exact=True), todo)
     assert [r.token_ids for r in batched] == [r.token_ids for r in alone]
     assert sum(r.metrics.accepted_tokens for r in batched) > 0

@@ -17,6 +17,7 @@ from emsjax.sampling.choose import Chosen
 from emsjax.sampling.draw import draw
 from emsjax.sampling.filters import Filters, keep, scale
 from emsjax.state import DecodeState
+from tests.engine.setup import make_drafter
 from tests.sampling.enumerated import (
     PROMPT,
     VOCAB,
@@ -24,6 +25,7 @@ from tests.sampling.enumerated import (
     Rule,
     Sampler,
     make_engine,
+    model,
     p_value,
     sample,
 )
@@ -45,6 +47,12 @@ DRAFTERS: dict[str, Drafter] = {
     "liar": Liar(),
     "sampler": Sampler(),
 }
+# Those that compute are made for the model, once they are asked for.
+COMPUTING = ("draft-model", "recurrent", "combined")
+
+
+def drafter_of(name: str) -> Drafter:
+    return DRAFTERS[name] if name in DRAFTERS else make_drafter(model(), name)
 
 
 def mixed(rules: tuple[Rule, ...], count: int) -> Iterator[tuple[Rule, int]]:
@@ -54,7 +62,7 @@ def mixed(rules: tuple[Rule, ...], count: int) -> Iterator[tuple[Rule, int]]:
 
 
 def check(drafter: str, num_slots: int, rules: tuple[Rule, ...], *, exact: bool) -> None:
-    engine = make_engine(DRAFTERS[drafter], num_slots, exact=exact)
+    engine = make_engine(drafter_of(drafter), num_slots, exact=exact)
     found = sample(engine, mixed(rules, SEQUENCES))
     for rule in rules:
         assert found[rule].total() == SEQUENCES
@@ -67,12 +75,13 @@ def test_the_probabilities_of_all_sequences_sum_to_one():
     assert len({tuple(rule.sequences()) for rule in RULES}) == len(RULES)
 
 
-def test_prompt_lookup_in_a_batch():
-    check("prompt-lookup", 8, RULES[3:4], exact=True)
+@pytest.mark.parametrize("drafter", ["prompt-lookup", "combined"])
+def test_in_a_batch(drafter: str):
+    check(drafter, 8, RULES[3:4], exact=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("drafter", DRAFTERS)
+@pytest.mark.parametrize("drafter", [*DRAFTERS, *COMPUTING])
 def test_every_drafter_and_rule_in_mixed_batches(drafter: str):
     # What a seed gives is the same with every drafter, so fewer will do for those of the tests.
     rules = RULES if drafter in ("none", "prompt-lookup") else RULES[2:5]

@@ -44,7 +44,7 @@ def alone() -> list[tuple[int, ...]]:
     return [run_all(plain, [replace(job, key=0)])[0].token_ids for job in sampled_jobs(14)]
 
 
-@pytest.mark.parametrize("drafter", ["none", "prompt-lookup"])
+@pytest.mark.parametrize("drafter", ["none", "prompt-lookup", "draft-model", "combined"])
 def test_neighbours_order_slot_and_batch_size_change_nothing(drafter: str, alone: list):
     todo = sampled_jobs(14)
     engine = make_engine(tiny_model(MODEL), drafter, 3, exact=True)
