@@ -105,7 +105,7 @@ class LLM:
         self.max_model_len = self._max_model_len(max_model_len)
         self._reader = RequestReader(loaded, self._target.vocab_size, self.max_model_len, seed)
         capacity = round_up(self.max_model_len, CAPACITY_MULTIPLE)
-        check_cache_fits(self._target, max_batch_size, capacity)
+        check_cache_fits(self._target, self._drafter, max_batch_size, capacity)
         self._plans = planner and not exact and self._drafter.draft_length > 0
         self.engine = Engine(
             self._target,

@@ -1,10 +1,12 @@
 """Does the cache fit? Asked before anything is allocated."""
 
+import math
 from pathlib import Path
 
 import jax
 import psutil
 
+from emsjax.drafters.base import Drafter
 from emsjax.errors import UserError
 from emsjax.model_protocol import Model
 
@@ -37,19 +39,21 @@ def _cgroup_bytes(name: str) -> int | None:
         return None
 
 
-def check_cache_fits(model: Model, num_slots: int, capacity: int) -> None:
+def check_cache_fits(model: Model, drafter: Drafter, num_slots: int, capacity: int) -> None:
     """Refuses a cache that cannot fit in what memory the device has left.
 
     Args:
       model: loaded already, so that what it takes is not counted as free.
+      drafter: likewise; a draft model has a cache of its own.
       num_slots: B.
       capacity: S, in tokens.
 
     Raises:
       UserError: with the sizes and the largest batch that would fit.
     """
-    spec = model.cache_spec(1, capacity)
-    per_slot = spec.size * spec.dtype.itemsize
+    own = jax.eval_shape(lambda: drafter.init(1, capacity))
+    parts = [model.cache_spec(1, capacity), *jax.tree.leaves(own)]
+    per_slot = sum(math.prod(part.shape) * part.dtype.itemsize for part in parts)
     free = free_bytes()
     if free is None or num_slots * per_slot <= free:
         return

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,9 @@ class Fitting:
       steps: updates.
       rows: texts a batch.
       width: tokens of each text that are used.
-      unroll: tokens drafted from each place.
+      unroll: tokens drafted from each place, in the last part of the training; one token before,
+        which is that much faster and is what the others build on.
+      one_ahead: the share of the updates that draft one token.
       learning_rate: at its highest; it warms up and then falls along a cosine.
       evaluate_every: steps between evaluations and checkpoints.
       seed: of the weights and the order of texts.
@@ -38,6 +41,7 @@ class Fitting:
     rows: int = 8
     width: int = 160
     unroll: int = 4
+    one_ahead: float = 0.6
     learning_rate: float = 2e-3
     evaluate_every: int = 200
     seed: int = 0
@@ -76,37 +80,20 @@ def fit(
     """Trains a draft, going on from the last checkpoint in `directory` if there is one."""
     graphdef, params = nnx.split(RecurrentDraft(config, rngs=nnx.Rngs(fitting.seed)))
     optimizer = _optimizer(fitting)
-    learner = _Learner(params, optimizer.init(params))
-
-    @jax.jit
-    def update(learner: _Learner, batch: Texts) -> tuple[_Learner, jax.Array]:
-        def loss(params: nnx.State) -> jax.Array:
-            return total(unroll(nnx.merge(graphdef, params), shared, batch, fitting.unroll))
-
-        value, gradient = jax.value_and_grad(loss)(learner.params)
-        with (
-            jax.numpy_dtype_promotion("standard"),
-            jax.numpy_rank_promotion("allow"),
-        ):  # as optax is
-            change, state = optimizer.update(gradient, learner.optimizer, learner.params)
-            return _Learner(optax.apply_updates(learner.params, change), state), value
-
-    @jax.jit
-    def judge(params: nnx.State, batch: Texts) -> jax.Array:
-        places = unroll(nnx.merge(graphdef, params), shared, batch, EVALUATED_LENGTH)
-        return jnp.stack([jnp.stack([each.right, each.counted]) for each in places])
+    update, judge = _programs(graphdef, optimizer)
 
     def evaluate(params: nnx.State) -> list[float]:
         batches = all_batches(held_out, fitting.rows, fitting.width)
-        sums = sum(np.asarray(judge(params, batch), np.float64) for batch in batches)
+        sums = sum(np.asarray(judge(params, shared, batch), np.float64) for batch in batches)
         return accepted_by_length(sums)  # type: ignore[arg-type]
 
     with ocp.CheckpointManager(directory.absolute(), options=_KEEP) as checkpoints:
-        learner, first = _latest(checkpoints, learner)
+        learner, first = _latest(checkpoints, _Learner(params, optimizer.init(params)))
         losses: list[jax.Array] = []
         for step in range(first, fitting.steps):
             batch = batch_number(learn, step, fitting.rows, fitting.width, fitting.seed)
-            learner, loss = update(learner, batch)
+            ahead = 1 if step < fitting.one_ahead * fitting.steps else fitting.unroll
+            learner, loss = update(learner, shared, batch, ahead)
             losses.append(loss)
             if (step + 1) % fitting.evaluate_every == 0 or step + 1 == fitting.steps:
                 mean = float(np.mean(jax.device_get(losses)))
@@ -114,6 +101,30 @@ def fit(
                 losses = []
                 checkpoints.save(step + 1, args=ocp.args.StandardSave(_pure(learner)))
     return nnx.merge(graphdef, learner.params)
+
+
+def _programs(graphdef: Any, optimizer: optax.GradientTransformation) -> tuple[Any, Any]:
+    """One update, and the counts of an evaluation, compiled."""
+
+    @partial(jax.jit, static_argnums=3, donate_argnums=0)
+    def update(
+        learner: _Learner, shared: Shared, batch: Texts, ahead: int
+    ) -> tuple[_Learner, jax.Array]:
+        def loss(params: nnx.State) -> jax.Array:
+            return total(unroll(nnx.merge(graphdef, params), shared, batch, ahead))
+
+        value, gradient = jax.value_and_grad(loss)(learner.params)
+        # optax promotes types and ranks.
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            change, state = optimizer.update(gradient, learner.optimizer, learner.params)
+            return _Learner(optax.apply_updates(learner.params, change), state), value
+
+    @jax.jit
+    def judge(params: nnx.State, shared: Shared, batch: Texts) -> jax.Array:
+        places = unroll(nnx.merge(graphdef, params), shared, batch, EVALUATED_LENGTH)
+        return jnp.stack([jnp.stack([each.right, each.counted]) for each in places])
+
+    return update, judge
 
 
 def accepted_by_length(sums: np.ndarray) -> list[float]:

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from emsjax import LLM, SamplingParams, UserError
+from emsjax import LLM, SamplingParams, UserError, memory
 from emsjax.loading.draft import check_vocabulary
 from emsjax.loading.load import LoadedModel
 from tests.tiny import checkpoint
@@ -64,3 +64,17 @@ def test_without_tokenizers_the_sizes_must_agree():
     check_vocabulary(of_size(7), of_size(7))
     with pytest.raises(UserError, match="of 8 has 8 tokens and of 7 has 7"):
         check_vocabulary(of_size(8), of_size(7))
+
+
+def test_a_draft_models_cache_counts(monkeypatch: pytest.MonkeyPatch):
+    target, layers, one_layer = str(checkpoint("llama3")), 3, 256 * 128 * 4  # tokens, lanes, bytes
+    monkeypatch.setattr(memory, "free_bytes", lambda: 6 * layers * one_layer)
+    LLM(target, drafter="none", max_batch_size=6, max_model_len=200)
+    with pytest.raises(UserError, match="largest batch size that fits is 2"):
+        LLM(
+            target,
+            drafter="draft-model",
+            draft_model=str(checkpoint("opt")),
+            max_batch_size=6,
+            max_model_len=200,
+        )

@@ -210,10 +210,10 @@ def test_a_cache_that_cannot_fit_names_the_largest_batch(
     one_slot = 3 * 256 * 128 * 4  # layers, tokens, lanes, bytes
     monkeypatch.setattr(memory, "free_bytes", lambda: 5 * one_slot)
     with pytest.raises(UserError, match="largest batch size that fits is 5"):
-        LLM(model_dir, max_batch_size=6, max_model_len=200)
+        LLM(model_dir, drafter="none", max_batch_size=6, max_model_len=200)
     monkeypatch.setattr(memory, "free_bytes", lambda: one_slot // 2)
     with pytest.raises(UserError, match="one sample of at most 128 tokens"):
-        LLM(model_dir, max_batch_size=6, max_model_len=200)
+        LLM(model_dir, drafter="none", max_batch_size=6, max_model_len=200)
 
 
 def test_running_out_of_memory_on_the_device(llm: LLM, monkeypatch: pytest.MonkeyPatch):
