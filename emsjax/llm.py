@@ -99,16 +99,16 @@ class LLM:
         self.tokenizer: PreTrainedTokenizerBase | None = loaded.tokenizer
         self.name = loaded.name
         self._drafter = build_drafter(drafting, loaded, dtype)
-        self._target: Any = loaded.model
+        self.target: Any = loaded.model
         self._token_texts: dict[int, str] = {}
         self._requests = 0
         self.max_model_len = self._max_model_len(max_model_len)
-        self._reader = RequestReader(loaded, self._target.vocab_size, self.max_model_len, seed)
+        self._reader = RequestReader(loaded, self.target.vocab_size, self.max_model_len, seed)
         capacity = round_up(self.max_model_len, CAPACITY_MULTIPLE)
-        check_cache_fits(self._target, self._drafter, max_batch_size, capacity)
+        check_cache_fits(self.target, self._drafter, max_batch_size, capacity)
         self._plans = planner and not exact and self._drafter.draft_length > 0
         self.engine = Engine(
-            self._target,
+            self.target,
             self._drafter,
             choose_ladder(max_batch_size, self._drafter.draft_length, exact),
             num_slots=max_batch_size,
@@ -116,7 +116,7 @@ class LLM:
         )
 
     def _max_model_len(self, wanted: int | None) -> int:
-        longest = self._target.max_positions
+        longest = self.target.max_positions
         if wanted is None:
             return min(longest, DEFAULT_MAX_MODEL_LEN)
         check_whole("max_model_len", wanted, 2, longest)
@@ -209,7 +209,7 @@ class LLM:
     def _classify_tokens(self) -> None:
         """Makes known to the engine which tokens are blanks and line breaks, once."""
         if self.tokenizer is not None and not self.engine.token_classes.any():
-            count = min(self._target.vocab_size, len(self.tokenizer))
+            count = min(self.target.vocab_size, len(self.tokenizer))
             texts = [self.tokenizer.decode([token]) for token in range(count)]
             self.engine.token_classes[:count] = classify(texts)
 

@@ -92,7 +92,7 @@ def step(
 ) -> DecodeState:
     """One target step for all slots."""
     with jax.named_scope("draft"):
-        worth = _worth_drafting(drafter, ladder, costs, state)
+        worth = worth_in(ladder, costs, state)
         draft, drafter_state = drafter.propose(state, weights, worth)
         state = put_draft(state, draft).replace(drafter=drafter_state)
     with jax.named_scope("plan"):
@@ -109,12 +109,10 @@ def step(
         return commit(state, plan, accepted, result.chosen)
 
 
-def _worth_drafting(
-    drafter: Drafter, ladder: Sequence[Rung], costs: StepCosts | None, state: DecodeState
-) -> WorthDrafting:
+def worth_in(ladder: Sequence[Rung], costs: StepCosts | None, state: DecodeState) -> WorthDrafting:
     """How many tokens a slot are worth drafting; all of them where costs are not known."""
     if costs is None:
-        return lambda _survival: jnp.full((), drafter.draft_length, jnp.int32)
+        return lambda survival: jnp.full((), survival.shape[1], jnp.int32)
     load = load_of(state)
     return lambda survival: worth_drafting(survival, load, ladder, costs)
 

@@ -80,7 +80,7 @@ class Options:
             "draft_length": self.draft_length,
             "max_ngram": self.max_ngram,
             "min_ngram": self.min_ngram,
-            "planner": self.planner,
+            "planner": None if self.planner else False,
             "exact": self.exact,
             "seed": self.seed,
         }

@@ -1,0 +1,209 @@
+"""Expected speedup on hardware that is not here: real texts and drafts, estimated step costs.
+
+python -m benchmarks.simulation --input spec_bench.jsonl --output results.json
+
+The default model writes its answers once. Then the real loop, drafter and planner run over them,
+with a stand-in for the target that knows what comes next, and each step is charged what it would
+cost.
+"""
+
+import argparse
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from benchmarks.common import chat, describe, machine, read_prompts, say, table, write_json
+from benchmarks.looking import LookingEngine, Step
+from benchmarks.roofline import HARDWARE, SHAPES, estimated_costs
+from emsjax.drafters import NoDrafter, PromptLookup
+from emsjax.drafters.base import Drafter
+from emsjax.jobs import Finished, Job
+from emsjax.ladder import make_ladder
+from emsjax.packing import PackedBatch
+from emsjax.worth import StepCosts
+
+CAPACITY = 2048
+FIXED_LENGTHS = (1, 3, 5, 7)
+
+
+class Answer(NamedTuple):
+    """A prompt and what the model wrote, token ids."""
+
+    prompt: list[int]
+    output: list[int]
+
+
+class Replay(nnx.Module):
+    """Stands in for a target: knows every text, told apart by its first token."""
+
+    dtype = jnp.dtype(jnp.float32)
+    max_positions = CAPACITY
+
+    def __init__(self, texts: np.ndarray, vocab_size: int):
+        self.texts = nnx.Param(jnp.asarray(texts))
+        self.vocab_size = vocab_size
+
+    def cache_spec(self, num_slots: int, capacity: int) -> jax.ShapeDtypeStruct:
+        """Room for each slot's tokens."""
+        return jax.ShapeDtypeStruct((1, num_slots, capacity, 1, 1), jnp.float32)
+
+    def __call__(
+        self, batch: PackedBatch, cache: jax.Array, *, max_q_len: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """The token behind each row, as its hidden state [T, 1]."""
+        del max_q_len
+        tokens = batch.tokens.astype(jnp.float32)[:, None, None]
+        cache = cache.at[0, batch.slot_ids, batch.positions].set(tokens, mode="drop")
+        number = cache[0, jnp.minimum(batch.slot_ids, cache.shape[1] - 1), 0, 0, 0]
+        place = jnp.minimum(batch.positions + 1, CAPACITY - 1)
+        following = self.texts[...][number.astype(jnp.int32) % self.texts.shape[0], place]
+        return following.astype(jnp.float32)[:, None], cache
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """All on the token that comes next."""
+        return jax.nn.one_hot(hidden[:, 0].astype(jnp.int32), self.vocab_size)
+
+
+@dataclass
+class Clock:
+    """What the steps of a run would have cost, those that read prompts left out.
+
+    Attributes:
+      costs: what a step costs.
+      seconds: of the steps so far.
+      tokens: that they emitted.
+    """
+
+    costs: StepCosts
+    seconds: float = 0.0
+    tokens: int = 0
+
+    def charge(self, step: Step) -> None:
+        """One step more."""
+        if not step.reading:
+            rung = step.plan.rung
+            price = self.costs.rungs[rung] + self.costs.cached[rung] * step.load.cached
+            self.seconds += float(price)
+            self.tokens += int(step.emitted.sum())
+
+
+def main() -> None:
+    """Simulates, prints a Markdown table and writes JSON."""
+    options = _options()
+    facts = machine()
+    answers = _answers(options)
+    texts, vocab_size = _renumbered(answers)
+    results = []
+    for name, place in itertools.product(SHAPES, HARDWARE):
+        for size in options.batch_sizes:
+            record = _simulate(answers, texts, vocab_size, name, place, size)
+            say(f"{name} on {place} at batch {size}: {record['speedup']}")
+            results.append(record)
+    settings = vars(options) | {n: getattr(options, n).name for n in ("input", "answers", "output")}
+    content = {"benchmark": "simulation", "machine": facts, "settings": settings}
+    write_json(options.output, content | {"results": results})
+    print(_table(results), describe(facts), sep="\n\n")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--input", type=Path, required=True, help="prompts in Spec-Bench's format")
+    parser.add_argument("--prompts", type=int, default=128)
+    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument(
+        "--batch-sizes",
+        type=lambda text: [int(part) for part in text.split(",")],
+        default=[1, 4, 8, 16, 32, 64],
+    )
+    parser.add_argument("--answers", type=Path, default=Path("answers.jsonl"), help="made once")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/simulation.json"))
+    return parser.parse_args()
+
+
+def _answers(options: argparse.Namespace) -> list[Answer]:
+    """What the default model writes, evenly over the file; kept for the next time."""
+    if not options.answers.is_file():
+        from emsjax import LLM, SamplingParams
+
+        texts = [prompt.text for prompt in read_prompts(options.input)]
+        some = texts[:: max(len(texts) // options.prompts, 1)][: options.prompts]
+        outputs = LLM(max_model_len=CAPACITY, drafter="none").chat(
+            [chat(text) for text in some], SamplingParams(max_tokens=options.max_tokens)
+        )
+        lines = [json.dumps([o.prompt_token_ids, o.outputs[0].token_ids]) for o in outputs]
+        options.answers.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines = options.answers.read_text(encoding="utf-8").splitlines()
+    return [Answer(*json.loads(line)) for line in lines]
+
+
+def _renumbered(answers: Sequence[Answer]) -> tuple[np.ndarray, int]:
+    """All texts as int32[N, S], each behind its number, and how many different tokens there are."""
+    texts = np.zeros((len(answers), CAPACITY), np.int32)
+    used = np.unique(np.concatenate([[*a.prompt, *a.output] for a in answers]))
+    for number, answer in enumerate(answers):
+        whole = np.searchsorted(used, [*answer.prompt, *answer.output]) + len(answers)
+        texts[number, 0] = number
+        texts[number, 1 : len(whole) + 1] = whole
+    return texts, len(used) + len(answers)
+
+
+def _simulate(
+    answers: Sequence[Answer],
+    texts: np.ndarray,
+    vocab_size: int,
+    name: str,
+    place: str,
+    size: int,
+) -> dict[str, Any]:
+    """Tokens a second with each way of drafting, over plain decoding."""
+
+    def rate(drafter: Drafter, planned: bool) -> float:
+        ladder = make_ladder(size, drafter.draft_length)
+        costs = estimated_costs(SHAPES[name], HARDWARE[place], ladder)
+        clock = Clock(costs)
+        options = {"num_slots": size, "capacity": CAPACITY, "costs": costs if planned else None}
+        model = Replay(texts, vocab_size)
+        engine = LookingEngine(model, drafter, ladder, clock.charge, **options)
+        prompts = [texts[n, : len(a.prompt) + 1].tolist() for n, a in enumerate(answers)]
+        jobs = [Job(n, prompt, len(answers[n].output)) for n, prompt in enumerate(prompts)]
+        for finished in engine.run(jobs):
+            if finished is not None:
+                _check(finished, texts)
+        return clock.tokens / clock.seconds
+
+    plain = rate(NoDrafter(), planned=False)
+    speedup = {f"fixed {k}": rate(PromptLookup(k), planned=False) / plain for k in FIXED_LENGTHS}
+    speedup["planned"] = rate(PromptLookup(7), planned=True) / plain
+    rounded = {way: round(value, 3) for way, value in speedup.items()}
+    return {"model": name, "hardware": place, "batch_size": size, "speedup": rounded}
+
+
+def _check(finished: Finished, texts: np.ndarray) -> None:
+    """The text must be what the model wrote, or the simulation is of something else."""
+    start = len(finished.job.prompt)
+    expected = texts[int(str(finished.job.key)), start : start + len(finished.token_ids)]
+    assert list(finished.token_ids) == expected.tolist()
+
+
+def _table(results: Sequence[dict[str, Any]]) -> str:
+    ways = list(results[0]["speedup"])
+    rows = [
+        [
+            f"{r['model']} on {r['hardware']}, batch {r['batch_size']}",
+            *(f"{r['speedup'][way]:.2f}" for way in ways),
+        ]
+        for r in results
+    ]
+    return table(["speedup over plain decoding, simulated", *ways], rows)
+
+
+if __name__ == "__main__":
+    main()
