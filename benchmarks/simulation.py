@@ -11,7 +11,6 @@ import argparse
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +30,8 @@ from emsjax.packing import PackedBatch
 from emsjax.worth import StepCosts
 
 CAPACITY = 2048
+# Prompts are read in few steps.
+PREFILL_CHUNK = 8192
 FIXED_LENGTHS = (1, 3, 5, 7)
 
 
@@ -72,27 +73,64 @@ class Replay(nnx.Module):
         return jax.nn.one_hot(hidden[:, 0].astype(jnp.int32), self.vocab_size)
 
 
-@dataclass
-class Clock:
-    """What the steps of a run would have cost, those that read prompts left out.
+class Charged(NamedTuple):
+    """What a step is charged for.
 
     Attributes:
-      costs: what a step costs.
-      seconds: of the steps so far.
-      tokens: that they emitted.
+      rung: index into the ladder.
+      cached: tokens in the cache.
+      emitted: tokens.
     """
 
-    costs: StepCosts
-    seconds: float = 0.0
-    tokens: int = 0
+    rung: int
+    cached: int
+    emitted: int
 
-    def charge(self, step: Step) -> None:
-        """One step more."""
+
+class Simulation:
+    """One way of drafting at one batch size, compiled once for all hardware."""
+
+    def __init__(self, answers: Sequence[Answer], drafter: Drafter, size: int):
+        texts, vocab_size = _renumbered(answers)
+        self.ladder = make_ladder(size, drafter.draft_length, prefill_chunk=PREFILL_CHUNK)
+        self._steps: list[Charged] = []
+        self._engine = LookingEngine(
+            Replay(texts, vocab_size),
+            drafter,
+            self.ladder,
+            self._see,
+            num_slots=size,
+            capacity=CAPACITY,
+        )
+        prompts = [texts[n, : len(a.prompt) + 1].tolist() for n, a in enumerate(answers)]
+        jobs = [Job(n, prompt, len(answers[n].output)) for n, prompt in enumerate(prompts)]
+        self._waves = [jobs[n : n + size] for n in range(0, len(jobs) - size + 1, size)]
+        self._texts = texts
+
+    def run(self, costs: StepCosts | None) -> list[Charged]:
+        """The steps of a run, those that read prompts left out; planned where costs are given.
+
+        Batch after batch, each until its last text ends: with refills a large batch would read
+        some prompt in almost every step.
+        """
+        self._engine.costs, self._steps = costs, []
+        for wave in self._waves:
+            for finished in self._engine.run(wave):
+                if finished is not None:
+                    _check(finished, self._texts)
+        return self._steps
+
+    def _see(self, step: Step) -> None:
         if not step.reading:
-            rung = step.plan.rung
-            price = self.costs.rungs[rung] + self.costs.cached[rung] * step.load.cached
-            self.seconds += float(price)
-            self.tokens += int(step.emitted.sum())
+            load = int(step.load.cached)
+            self._steps.append(Charged(int(step.plan.rung), load, int(step.emitted.sum())))
+
+
+def rate(steps: Sequence[Charged], costs: StepCosts) -> float:
+    """Tokens a second."""
+    rungs, cached, emitted = np.asarray(steps).T
+    seconds = np.asarray(costs.rungs)[rungs] + np.asarray(costs.cached)[rungs] * cached
+    return float(emitted.sum() / seconds.sum())
 
 
 def main() -> None:
@@ -100,13 +138,7 @@ def main() -> None:
     options = _options()
     facts = machine()
     answers = _answers(options)
-    texts, vocab_size = _renumbered(answers)
-    results = []
-    for name, place in itertools.product(SHAPES, HARDWARE):
-        for size in options.batch_sizes:
-            record = _simulate(answers, texts, vocab_size, name, place, size)
-            say(f"{name} on {place} at batch {size}: {record['speedup']}")
-            results.append(record)
+    results = [record for size in options.batch_sizes for record in _simulate(answers, size)]
     settings = vars(options) | {n: getattr(options, n).name for n in ("input", "answers", "output")}
     content = {"benchmark": "simulation", "machine": facts, "settings": settings}
     write_json(options.output, content | {"results": results})
@@ -155,35 +187,25 @@ def _renumbered(answers: Sequence[Answer]) -> tuple[np.ndarray, int]:
     return texts, len(used) + len(answers)
 
 
-def _simulate(
-    answers: Sequence[Answer],
-    texts: np.ndarray,
-    vocab_size: int,
-    name: str,
-    place: str,
-    size: int,
-) -> dict[str, Any]:
-    """Tokens a second with each way of drafting, over plain decoding."""
-
-    def rate(drafter: Drafter, planned: bool) -> float:
-        ladder = make_ladder(size, drafter.draft_length)
-        costs = estimated_costs(SHAPES[name], HARDWARE[place], ladder)
-        clock = Clock(costs)
-        options = {"num_slots": size, "capacity": CAPACITY, "costs": costs if planned else None}
-        model = Replay(texts, vocab_size)
-        engine = LookingEngine(model, drafter, ladder, clock.charge, **options)
-        prompts = [texts[n, : len(a.prompt) + 1].tolist() for n, a in enumerate(answers)]
-        jobs = [Job(n, prompt, len(answers[n].output)) for n, prompt in enumerate(prompts)]
-        for finished in engine.run(jobs):
-            if finished is not None:
-                _check(finished, texts)
-        return clock.tokens / clock.seconds
-
-    plain = rate(NoDrafter(), planned=False)
-    speedup = {f"fixed {k}": rate(PromptLookup(k), planned=False) / plain for k in FIXED_LENGTHS}
-    speedup["planned"] = rate(PromptLookup(7), planned=True) / plain
-    rounded = {way: round(value, 3) for way, value in speedup.items()}
-    return {"model": name, "hardware": place, "batch_size": size, "speedup": rounded}
+def _simulate(answers: Sequence[Answer], size: int) -> list[dict[str, Any]]:
+    """At one batch size: tokens a second with each way of drafting, over plain decoding."""
+    simulations = {"plain": Simulation(answers, NoDrafter(), size)}
+    for length in FIXED_LENGTHS:
+        simulations[f"fixed {length}"] = Simulation(answers, PromptLookup(length), size)
+    planned = Simulation(answers, PromptLookup(), size)
+    unplanned = {way: simulation.run(None) for way, simulation in simulations.items()}
+    records = []
+    for name, place in itertools.product(SHAPES, HARDWARE):
+        say(f"batch {size}: {name} on {place}")
+        costs = {
+            way: estimated_costs(SHAPES[name], HARDWARE[place], simulation.ladder)
+            for way, simulation in (simulations | {"planned": planned}).items()
+        }
+        steps = unplanned | {"planned": planned.run(costs["planned"])}
+        rates = {way: rate(steps[way], costs[way]) for way in steps}
+        speedup = {way: round(r / rates["plain"], 3) for way, r in rates.items() if way != "plain"}
+        records.append({"model": name, "hardware": place, "batch_size": size, "speedup": speedup})
+    return records
 
 
 def _check(finished: Finished, texts: np.ndarray) -> None:

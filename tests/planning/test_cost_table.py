@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emsjax import cost_table
+from emsjax import cost_table, step_costs
 from emsjax.cost_table import known_costs
 from emsjax.engine import Engine
 from emsjax.step_costs import measure_costs
@@ -16,6 +16,11 @@ from tests.engine.setup import jobs, make_engine, run_all, tiny_model
 @pytest.fixture(scope="module")
 def engine() -> Engine:
     return make_engine(tiny_model("llama"), "combined", 2, costs=1.0)
+
+
+@pytest.fixture(autouse=True)
+def _briefly(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(step_costs, "ENOUGH_SECONDS", 0.0)
 
 
 @pytest.fixture
