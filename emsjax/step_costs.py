@@ -15,7 +15,7 @@ from emsjax.worth import StepCosts
 SHORT, LONG = 64, 1024
 STEPS = 2
 # Turns, the first of which does not count; no more are begun after so many seconds.
-TURNS, ENOUGH_SECONDS = 4, 4.0
+TURNS, ENOUGH_SECONDS = 4, 2.0
 # Prices that leave no choice.
 CHEAP, DEAR = 1e-9, 1e9
 
@@ -44,7 +44,8 @@ def measure_costs(engine: Engine) -> StepCosts:
             turns.append([])
             for case in _cases(engine):
                 engine.costs = _prices(engine, case)
-                state, seconds = _time_steps(engine, _busy(engine, state, case.length))
+                steps = STEPS if len(turns) > 1 else 1
+                state, seconds = _time_steps(engine, _busy(engine, state, case.length), steps)
                 turns[-1].append(seconds)
     finally:
         engine.costs = before
@@ -55,16 +56,18 @@ def measure_costs(engine: Engine) -> StepCosts:
 
 def _lengths(engine: Engine) -> tuple[int, int]:
     """Of short and long samples, with room for what the timed steps add."""
-    longest = engine.capacity - (STEPS + 1) * (engine.drafter.draft_length + 1) - 1
+    longest = engine.capacity - STEPS * (engine.drafter.draft_length + 1) - 1
     long = min(LONG, longest)
     return min(SHORT, long // 2), long
 
 
 def _cases(engine: Engine) -> list[_Case]:
-    rungs = _useful(engine)
-    cases = [_Case(rung, length, False) for length in _lengths(engine) for rung in rungs]
+    rungs, (short, long) = _useful(engine), _lengths(engine)
+    cases = [_Case(rung, short, False) for rung in rungs]
+    # What longer samples add grows about evenly with the rows: two rungs tell.
+    cases += [_Case(rung, long, False) for rung in (rungs[0], rungs[-1])]
     if engine.drafter.costly:
-        cases.append(_Case(rungs[-1], min(_lengths(engine)), True))
+        cases.append(_Case(rungs[-1], short, True))
     return cases
 
 
@@ -83,14 +86,15 @@ def _prices(engine: Engine, case: _Case) -> StepCosts:
 
 def _table(engine: Engine, seconds: dict[_Case, float]) -> StepCosts:
     useful, (short, long) = _useful(engine), _lengths(engine)
-    at_short, at_long = (
-        # More rows never cost less: where they seem to, the machine was slow.
-        np.minimum.accumulate([seconds[_Case(r, length, False)] for r in useful[::-1]])[::-1]
-        for length in (short, long)
-    )
+    # More rows never cost less: where they seem to, the machine was slow.
+    at_short = np.minimum.accumulate([seconds[_Case(r, short, False)] for r in useful[::-1]])[::-1]
+    ends = useful[0], useful[-1]
+    more = [seconds[_Case(r, long, False)] - seconds[_Case(r, short, False)] for r in ends]
+    each = np.maximum(more, 0.0) / (long - short) / engine.num_slots
+    capacities = [rung.capacity for rung in engine.ladder]
     rungs = np.full(len(engine.ladder), np.inf, np.float32)
     cached = np.zeros_like(rungs)
-    cached[useful] = np.maximum(at_long - at_short, 0.0) / (long - short) / engine.num_slots
+    cached[useful] = np.interp([capacities[r] for r in useful], [capacities[r] for r in ends], each)
     rungs[useful] = at_short - cached[useful] * short * engine.num_slots
     draft = 0.0
     if engine.drafter.costly:
@@ -114,9 +118,9 @@ def _busy(engine: Engine, state: DecodeState, length: int) -> DecodeState:
     )
 
 
-def _time_steps(engine: Engine, state: DecodeState) -> tuple[DecodeState, float]:
+def _time_steps(engine: Engine, state: DecodeState, steps: int) -> tuple[DecodeState, float]:
     """The state some steps later, and the seconds of one."""
-    state = jax.block_until_ready(engine.advance(state, 1, others_wait=False))
+    state = jax.block_until_ready(state)
     started = time.perf_counter()
-    state = jax.block_until_ready(engine.advance(state, STEPS, others_wait=False))
-    return state, (time.perf_counter() - started) / STEPS
+    state = jax.block_until_ready(engine.advance(state, steps, others_wait=False))
+    return state, (time.perf_counter() - started) / steps
