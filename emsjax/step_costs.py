@@ -14,8 +14,8 @@ from emsjax.worth import StepCosts
 # Tokens of each sample: attention costs more the longer they are.
 SHORT, LONG = 64, 1024
 STEPS = 2
-# Turns, the first of which does not count; no more are begun after so many seconds.
-TURNS, ENOUGH_SECONDS = 4, 2.0
+# Turns, the first of which does not count; beyond the fewest, none is begun after so many seconds.
+FEWEST_TURNS, MOST_TURNS, ENOUGH_SECONDS = 3, 8, 4.0
 # Prices that leave no choice.
 CHEAP, DEAR = 1e-9, 1e9
 
@@ -38,8 +38,8 @@ def measure_costs(engine: Engine) -> StepCosts:
     before, state, started = engine.costs, engine.empty(), time.perf_counter()
     turns: list[list[float]] = []
     try:
-        while len(turns) < 2 or (
-            len(turns) < TURNS and time.perf_counter() - started < ENOUGH_SECONDS
+        while len(turns) < FEWEST_TURNS or (
+            len(turns) < MOST_TURNS and time.perf_counter() - started < ENOUGH_SECONDS
         ):
             turns.append([])
             for case in _cases(engine):

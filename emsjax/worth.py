@@ -14,6 +14,10 @@ import numpy as np
 
 from emsjax.ladder import Rung
 
+# How much more verifying has to promise than plain decoding gives. The best of several estimates is
+# more often one that is too high than one that is too low.
+CAUTION = 1.05
+
 
 class StepCosts(NamedTuple):
     """What a step costs, in seconds.
@@ -84,7 +88,7 @@ def most_worth(
     seconds = costs.rungs + costs.cached * load.cached.astype(jnp.float32)
     seconds += costs.draft * jnp.asarray(drafted, jnp.float32)
     rates = jnp.where(room >= 0, expected / seconds, -1.0)
-    rung = jnp.argmax(rates).astype(jnp.int32)
+    rung = jnp.argmax(jnp.where(plain, CAUTION * rates, rates)).astype(jnp.int32)
     return Worth(rung, counts[rung], rates[rung])
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emsjax.ladder import Rung
-from emsjax.worth import Load, StepCosts, most_worth, worth_drafting
+from emsjax.worth import CAUTION, Load, StepCosts, most_worth, worth_drafting
 from tests.units.states import int32s
 
 B, K = 3, 2
@@ -57,8 +57,11 @@ def test_nothing_is_worth_more_than_what_is_chosen(survival, live, seconds, cach
     rung, drafts, rate = map(np.asarray, program(False)(survival, load, costs))
     assert live + drafts <= LADDER[rung].capacity
     assert LADDER[rung].max_q_len > K or drafts == 0
-    # float32 sums of a few numbers
-    assert rate == pytest.approx(best_by_hand(survival, live, costs, tokens), rel=1e-5)
+    best = best_by_hand(survival, live, costs, tokens)
+    if rung == 0:
+        assert best <= CAUTION * rate * (1 + 1e-5)
+    else:  # float32 sums of a few numbers
+        assert rate == pytest.approx(best, rel=1e-5)
 
 
 @settings(max_examples=200, deadline=None)
@@ -71,7 +74,7 @@ def test_as_much_is_drafted_as_pays(survival, live, seconds, draft):
         shown = np.where(np.arange(K)[None] < n, survival, 0)
         dearer = costs._replace(rungs=costs.rungs + np.float32(n * draft))
         rates.append(best_by_hand(shown, live, dearer, 0))
-    assert rates[length] == pytest.approx(max(rates), rel=1e-5)
+    assert rates[length] * CAUTION >= max(rates) * (1 - 1e-5)
 
 
 def test_drafts_that_cost_more_than_they_give_are_left_out():
