@@ -64,7 +64,7 @@ class LLM:
             confidently, the model elsewhere), "none", or an object as `drafters.base.Drafter`
             says. By default "combined" where there is a draft model, else "prompt-lookup".
           draft_model: a smaller model of the same vocabulary, or a draft trained for this one
-            (`python -m emsjax.train`); the default model comes with one.
+            (`python -m emsjax.train`).
           method: "ems", or "none" for plain decoding.
           dtype: "auto", "float32", "bfloat16" or "float16".
           max_batch_size: B, samples decoded together; more prompts wait for a free slot.
