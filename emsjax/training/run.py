@@ -104,7 +104,7 @@ def train(
         log.add,
     )
     directory = training.output / DRAFT
-    save_draft(directory, draft, token_ids, _manifest(training, target, config, texts, log))
+    save_draft(directory, draft, token_ids, _manifest(training, target, config, learn, log))
     return directory
 
 
@@ -167,11 +167,10 @@ def _manifest(
     training: Training,
     target: LoadedModel,
     config: RecurrentConfig,
-    texts: Sequence[Text],
+    learn: Sequence[Text],
     log: _Log,
 ) -> DraftManifest:
     model: Any = target.model
-    learnt = [text for text in texts if not is_held_out(text.prompt, training.held_out)]
     names = ", ".join(file.name for file in training.inputs)
     accepted = [round(value, 3) for value in log.progress[-1].accepted]
     return DraftManifest(
@@ -179,7 +178,7 @@ def _manifest(
         probe=probe(model.embedder.tokens[...]),
         sizes=asdict(config),
         trained_on=(
-            f"{sum(len(text.tokens) for text in learnt)} tokens that {target.name} wrote in answer "
+            f"{sum(len(text.tokens) for text in learn)} tokens that {target.name} wrote in answer "
             f"to prompts from {names}"
         ),
         evaluation={"accepted_tokens_by_draft_length": accepted, "held_out": training.held_out},
