@@ -1,14 +1,18 @@
 """The command line of conversions: `python -m emsjax.convert SOURCE OUTPUT`."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from emsjax.errors import UserError
+from emsjax import command
+
+_app = command.new_app()
 
 
+@_app.command()
 def convert(
     source: Annotated[str, typer.Argument(help="Model directory, .gguf file or hub id.")],
     output: Annotated[Path, typer.Argument(help="Directory to make; it must not hold anything.")],
@@ -21,21 +25,15 @@ def convert(
     from emsjax.loading.load import find_model
     from emsjax.loading.progress import progress_bar
 
-    try:
-        with progress_bar(f"converting {source}") as progress:
-            convert_model(find_model(source), output, dtype, progress)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(2) from None
+    with progress_bar(f"converting {source}") as progress:
+        convert_model(find_model(source), output, dtype, progress)
     print(f"wrote {output}", file=sys.stderr)
 
 
-def main() -> None:
-    """Run the command line."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(convert)
-    app()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status, see `command`."""
+    return command.run(lambda: command.parse(_app, "convert", arguments))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -35,8 +35,10 @@ def known_costs(engine: Engine, model: str, say: Callable[[str], None] | None = 
             return _read(file, len(engine.ladder))
     except (OSError, ValueError, KeyError, TypeError) as error:
         say(f"the table of step costs {file} is damaged ({error}): measuring again")
-    costs = measure_costs(engine)
-    _write(file, what, costs)
+    costs, settled = measure_costs(engine)
+    # A table from a restless moment would mislead every later run: those look for themselves.
+    if settled:
+        _write(file, what, costs)
     return costs
 
 

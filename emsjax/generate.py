@@ -1,28 +1,18 @@
-"""The command line: `python -m emsjax.generate`.
+"""The command line of generation: `python -m emsjax.generate`."""
 
-Exit status: 0 all is well; 1 some input lines were bad (each has its error record); 2 a mistake
-in the call, told in one sentence; 130 interrupted; 141 the reader of standard output left.
-"""
-
-import logging
-import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
-from emsjax import job
-from emsjax.errors import UserError
+from emsjax import command, job
 from emsjax.names import DRAFTERS
 from emsjax.options import Options
 from emsjax.version import __version__
 
-_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+_app = command.new_app()
 
 
 def _option(flag: str, text: str, panel: str, metavar: str | None = None) -> Any:
@@ -198,60 +188,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: what follows the program's name; from the process where left out.
 
     Returns:
-      The exit status, as the module's docstring lists it.
+      The exit status, see `command`.
     """
     started = time.perf_counter()
-    _terminate_as_interrupt()
-    _quieten()
-    try:
-        options = _parse(arguments)
+
+    def body() -> int:
+        options = command.parse(_app, "generate", arguments)
         return job.run(options, started) if isinstance(options, Options) else options
-    except UserError as error:
-        return _fail(f"error: {error}", 2)
-    except KeyboardInterrupt as stop:
-        return _fail(f"interrupted: {stop}" if str(stop) else "interrupted", 130)
-    except BrokenPipeError:
-        return 141  # what a shell reports for a program ended by a closed pipe
 
-
-def _parse(arguments: Sequence[str] | None) -> Options | int:
-    """Return the options, or the exit status where only `--help` or `--version` was asked for."""
-    started_as_module = Path(sys.argv[0]).name == "generate.py"
-    try:
-        return typer.main.get_command(_app).main(
-            args=None if arguments is None else list(arguments),
-            prog_name="python -m emsjax.generate" if started_as_module else "emsjax",
-            standalone_mode=False,
-        )
-    except Exception as error:
-        # typer's usage errors: their class has lived in two packages, their method has not moved.
-        if not hasattr(error, "format_message"):
-            raise
-        raise UserError(f"{error.format_message().rstrip('.')}; see --help.") from error
-
-
-def _fail(message: str, status: int) -> int:
-    print(message, file=sys.stderr)
-    return status
-
-
-def _interrupt(_signal: int, _frame: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
-def _terminate_as_interrupt() -> None:
-    """Let SIGTERM end a run as Ctrl-C does: with whole lines and a word on how to resume."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)
-
-
-def _quieten() -> None:
-    """Keep libraries' asides off standard error; what they say of a TPU or GPU stays."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    return command.run(body)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,11 @@ from emsjax.worth import StepCosts
 # Tokens of each sample: attention costs more the longer they are.
 SHORT, LONG = 64, 1024
 STEPS = 2
-# Turns, the first of which does not count; beyond the fewest, none is begun after so many seconds.
-FEWEST_TURNS, MOST_TURNS, ENOUGH_SECONDS = 3, 8, 4.0
+# Turns, the first of which does not count; after the fewest, none is begun that is not needed, and
+# after so many seconds none at all.
+FEWEST_TURNS, MOST_TURNS, ENOUGH_SECONDS = 4, 10, 4.0
+# How close the two fastest turns of everything must be for the costs to be believed.
+SETTLED = 1.1
 # Prices that leave no choice.
 CHEAP, DEAR = 1e-9, 1e9
 
@@ -28,30 +31,62 @@ class _Case(NamedTuple):
     drafting: bool
 
 
-def measure_costs(engine: Engine) -> StepCosts:
-    """Times steps with all slots busy; the rungs that only prompts need are infinitely dear.
+class Measured(NamedTuple):
+    """What was found.
+
+    Attributes:
+      costs: of each rung; those that only prompts need are infinitely dear.
+      settled: whether the machine was quiet enough for another look to find the same.
+    """
+
+    costs: StepCosts
+    settled: bool
+
+
+def measure_costs(engine: Engine) -> Measured:
+    """Times steps with all slots busy.
 
     The decode program itself is timed, made to choose the rung, and how much to draft, by prices
     that leave no choice. Rungs take turns and the fastest turn counts: a machine can be slower than
     it is, never faster.
     """
     before, state, started = engine.costs, engine.empty(), time.perf_counter()
+    cases = _cases(engine)
     turns: list[list[float]] = []
     try:
-        while len(turns) < FEWEST_TURNS or (
-            len(turns) < MOST_TURNS and time.perf_counter() - started < ENOUGH_SECONDS
-        ):
-            turns.append([])
-            for case in _cases(engine):
-                engine.costs = _prices(engine, case)
-                steps = STEPS if len(turns) > 1 else 1
-                state, seconds = _time_steps(engine, _busy(engine, state, case.length), steps)
-                turns[-1].append(seconds)
+        while _goes_on(turns, time.perf_counter() - started):
+            state, seconds = _time_cases(engine, state, cases, steps=STEPS if turns else 1)
+            turns.append(seconds)
     finally:
         engine.costs = before
-    # The first turn finds caches cold and memory untouched.
     fastest = np.min(turns[1:], axis=0).tolist()
-    return _table(engine, dict(zip(_cases(engine), fastest, strict=True)))
+    costs = _table(engine, dict(zip(cases, fastest, strict=True)))
+    return Measured(costs, _settled(turns))
+
+
+def _goes_on(turns: list[list[float]], seconds: float) -> bool:
+    """Whether another turn is needed, and there is time for it."""
+    if len(turns) < FEWEST_TURNS:
+        return True
+    return not _settled(turns) and len(turns) < MOST_TURNS and seconds < ENOUGH_SECONDS
+
+
+def _settled(turns: list[list[float]]) -> bool:
+    """Whether the two fastest turns say the same; the first finds memory untouched."""
+    fastest, next_to_it = np.sort(turns[1:], axis=0)[:2]
+    return bool((next_to_it < SETTLED * fastest).all())
+
+
+def _time_cases(
+    engine: Engine, state: DecodeState, cases: list[_Case], steps: int
+) -> tuple[DecodeState, list[float]]:
+    """Seconds of a step in each case, one after the other."""
+    found = []
+    for case in cases:
+        engine.costs = _prices(engine, case)
+        state, seconds = _time_steps(engine, _busy(engine, state, case.length), steps)
+        found.append(seconds)
+    return state, found
 
 
 def _lengths(engine: Engine) -> tuple[int, int]:

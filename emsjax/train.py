@@ -1,18 +1,21 @@
 """The command line of training: `python -m emsjax.train --input PROMPTS --output DIRECTORY`."""
 
-import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from emsjax.errors import UserError
+from emsjax import command
 
 if TYPE_CHECKING:
     from emsjax.training.fit import Progress
 
+_app = command.new_app()
 
+
+@_app.command()
 def train(
     inputs: Annotated[
         list[Path],
@@ -78,12 +81,8 @@ def train(
     try:
         with progress_bar("the target writes") as progress:
             draft = run(training, progress, _say)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise KeyboardInterrupt("the same command goes on") from None
     print(f"wrote {draft}: use it with --draft-model {draft}", file=sys.stderr)
 
 
@@ -96,17 +95,10 @@ def _say(progress: "Progress") -> None:
     )
 
 
-def _interrupt(_signal: int, _frame: object) -> None:
-    raise KeyboardInterrupt
-
-
-def main() -> None:
-    """Run the command line."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(train)
-    app()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status, see `command`."""
+    return command.run(lambda: command.parse(_app, "train", arguments))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -184,7 +184,8 @@ class DecoderLM(nnx.Module):
           max_q_len: static bound on the rows of one slot.
 
         Returns:
-          Hidden states of all packed rows [T, D], normalised, and the updated cache.
+          Hidden states of all packed rows as the output projection reads them, normalised and as
+          wide as the embedding [T, E], and the updated cache.
         """
         config = self.config
         angles = None if config.rope is None else rotary_angles(config.rope, batch.positions)
@@ -201,7 +202,9 @@ class DecoderLM(nnx.Module):
 
         start = (self.embedder(batch), cache)
         (x, cache), _ = jax.lax.scan(run_layer, start, (weights, layers, windows))
-        return (x if self.final_norm is None else self.final_norm(x)), cache
+        x = x if self.final_norm is None else self.final_norm(x)
+        project_out = self.embedder.project_out
+        return (x if project_out is None else project_out(x)), cache
 
     def _windows(self) -> tuple[jax.Array | None, int | None]:
         """Sliding windows of the layers: per layer where they differ, else one for all."""
@@ -212,8 +215,6 @@ class DecoderLM(nnx.Module):
         return jnp.asarray([w or unlimited for w in windows], jnp.int32), None
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Hidden states [W, D] to float32 logits [W, V]."""
-        if self.embedder.project_out is not None:
-            hidden = self.embedder.project_out(hidden)
+        """Hidden states [W, E] to float32 logits [W, V]."""
         kernel = self.embedder.tokens if self.head is None else self.head.kernel
         return matmul(hidden, kernel[...], jnp.dtype(jnp.float32))

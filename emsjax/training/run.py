@@ -89,7 +89,7 @@ def train(
     model: Any = target.model
     token_ids = frequent_tokens(learn, model.vocab_size, min(training.vocabulary, model.vocab_size))
     config = RecurrentConfig(
-        model.config.hidden_size,
+        model.embedder.tokens.shape[1],
         training.width or model.config.intermediate_size,
         training.layers,
     )

@@ -94,7 +94,7 @@ def another(model: Any) -> DraftModel:
 
 def recurrent(model: Any) -> Recurrent:
     """A draft of random weights that knows every other token."""
-    config = RecurrentConfig(model.config.hidden_size, 32, 1)
+    config = RecurrentConfig(model.embedder.tokens.shape[1], 32, 1)
     graphdef, params = nnx.split(RecurrentDraft(config, rngs=nnx.Rngs(0)))
     params = jax.tree.map(lambda x: x.astype(model.dtype), params)
     ids = jnp.arange(0, model.vocab_size, 2, dtype=jnp.int32)

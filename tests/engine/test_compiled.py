@@ -58,7 +58,8 @@ def check_no_copy_of_the_cache(
     spec = engine.cache_spec
     cache_bytes = math.prod(spec.shape) * spec.dtype.itemsize
     memory = compiled.memory_analysis()
-    assert memory.temp_size_in_bytes - others < cache_bytes / 10
+    # Not even one layer's: what there is belongs to the drafter's index and the logits.
+    assert memory.temp_size_in_bytes - others < cache_bytes / spec.shape[0]
     assert memory.alias_size_in_bytes >= cache_bytes * _caches(engine)
     shape = ",".join(map(str, spec.shape))
     text = compiled.as_text()

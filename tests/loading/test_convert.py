@@ -11,25 +11,19 @@ from emsjax import convert
 from emsjax.loading.load import load_model
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
-    with pytest.raises(SystemExit) as exit_:
-        convert.main()
-    return int(exit_.value.code or 0)
+def run(*arguments: object) -> int:
+    return convert.main([*map(str, arguments)])
 
 
-def test_converts(hf_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_converts(hf_dir: Path) -> None:
     output = hf_dir.parent / "out"
-    assert run(monkeypatch, hf_dir, output, "--dtype", "bfloat16") == 0
+    assert run(hf_dir, output, "--dtype", "bfloat16") == 0
     assert load_model(output).name == "tiny-llama"
 
 
 @pytest.mark.parametrize("wrong", ["source", "output", "dtype", "weights"])
 def test_mistakes_are_one_sentence(
-    hf_dir: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    wrong: str,
+    hf_dir: Path, capsys: pytest.CaptureFixture[str], wrong: str
 ) -> None:
     output = hf_dir.parent / "out"
     arguments = [hf_dir, output]
@@ -42,7 +36,7 @@ def test_mistakes_are_one_sentence(
         arguments += ["--dtype", "int8"]
     else:
         save_file({}, hf_dir / "model.safetensors")
-    assert run(monkeypatch, *arguments) == 2
+    assert run(*arguments) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert len(printed.err.strip().splitlines()) == 1
@@ -53,5 +47,5 @@ def test_as_a_module() -> None:
     command = [sys.executable, "-m", "emsjax.convert", "/no/such/model", "/no/output"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("model '/no/such/model' does not exist")
+    assert done.stderr.startswith("error: model '/no/such/model' does not exist")
     assert done.stdout == ""

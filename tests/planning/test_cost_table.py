@@ -25,13 +25,13 @@ def _briefly(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Engine]:
-    """The engines that were measured; the cache is empty."""
+    """The engines that were measured, on a machine that is quiet; the cache is empty."""
     monkeypatch.setenv("EMSJAX_CACHE", str(tmp_path))
     engines: list[Engine] = []
 
     def measure(engine: Engine):
         engines.append(engine)
-        return measure_costs(engine)
+        return measure_costs(engine)._replace(settled=True)
 
     monkeypatch.setattr(cost_table, "measure_costs", measure)
     return engines
@@ -54,7 +54,7 @@ def test_costs_are_measured_once(engine: Engine, measured: list[Engine], tmp_pat
 
 
 def test_costs_make_sense(engine: Engine):
-    costs = measure_costs(engine)
+    costs = measure_costs(engine).costs
     drafting = [rung.max_q_len <= engine.drafter.draft_length + 1 for rung in engine.ladder]
     assert np.isfinite(costs.rungs).tolist() == drafting
     assert (costs.rungs > 0).all()
@@ -95,3 +95,31 @@ def test_a_cache_that_cannot_be_written_costs_time_only(
     monkeypatch.setenv("EMSJAX_CACHE", str(tmp_path / "file"))
     assert known_costs(engine, "tiny").draft >= 0
     assert measured == [engine]
+
+
+def test_a_table_from_a_restless_machine_is_used_but_not_kept(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("EMSJAX_CACHE", str(tmp_path))
+    seen = iter(range(10_000))
+    # Every step seems twice as slow as the one before.
+    monkeypatch.setattr(
+        step_costs, "_time_steps", lambda _engine, state, _steps: (state, 2.0 ** (next(seen) % 60))
+    )
+    assert np.isfinite(known_costs(engine, "tiny").rungs[:1]).all()
+    assert not (tmp_path / "step-costs").exists()
+
+
+def test_a_quiet_machine_is_timed_in_the_fewest_turns(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    timed: list[int] = []
+
+    def time_steps(_engine: Engine, state, steps: int):
+        timed.append(steps)
+        return state, 1.0
+
+    monkeypatch.setattr(step_costs, "_time_steps", time_steps)
+    monkeypatch.setattr(step_costs, "ENOUGH_SECONDS", 100.0)
+    assert measure_costs(engine).settled
+    assert len(timed) == step_costs.FEWEST_TURNS * len(step_costs._cases(engine))
