@@ -54,46 +54,60 @@ def unroll(draft: RecurrentDraft, shared: Shared, texts: Texts, steps: int) -> l
     alive = (places < texts.lens[:, None] - 1).ravel()
     in_head = jnp.zeros(shared.embedding.shape[0], jnp.int32).at[shared.token_ids]
     number = in_head.set(jnp.arange(1, shared.token_ids.shape[0] + 1, dtype=jnp.int32)) - 1
+    chosen_from = jax.nn.softmax(draft.logits(hidden, shared), axis=1).reshape(rows, width, -1)
     results = []
     for step in range(steps):
         fed = jnp.roll(texts.tokens, -step, axis=1).ravel()
         wanted = jnp.roll(texts.tokens, -step - 1, axis=1).ravel()
-        there = (places + step + 1 < texts.lens[:, None]).ravel()
-        known = (places + step + 2 < texts.lens[:, None]).ravel()
-        its_hidden = jnp.roll(texts.hidden, -step - 1, axis=1).reshape(rows * width, -1)
-        hidden = draft(hidden, shared.embedding[fed])
-        guessed, alive = _judge(
-            draft, shared, hidden, number[wanted], its_hidden, there, known, alive
+        truth = _Truth(
+            wanted=number[wanted],
+            hidden=jnp.roll(texts.hidden, -step - 1, axis=1).reshape(rows * width, -1),
+            p=jnp.roll(chosen_from, -step - 1, axis=1).reshape(rows * width, -1),
+            there=(places + step + 1 < texts.lens[:, None]).ravel(),
+            known=(places + step + 2 < texts.lens[:, None]).ravel(),
         )
+        hidden = draft(hidden, shared.embedding[fed])
+        guessed, alive = _judge(draft, shared, hidden, truth, alive)
         results.append(guessed)
     return results
 
 
+class _Truth(NamedTuple):
+    """What the target chose at one place of the draft, for each of N drafts.
+
+    Attributes:
+      wanted: int32[N], its token's place in the draft's vocabulary; -1 for none.
+      hidden: [N, D], chosen from.
+      p: float32[N, Vd], with these probabilities.
+      there: bool[N], whether the text goes so far.
+      known: bool[N], whether `hidden` and `p` are.
+    """
+
+    wanted: jax.Array
+    hidden: jax.Array
+    p: jax.Array
+    there: jax.Array
+    known: jax.Array
+
+
 def _judge(
-    draft: RecurrentDraft,
-    shared: Shared,
-    hidden: jax.Array,
-    wanted: jax.Array,
-    its_hidden: jax.Array,
-    there: jax.Array,
-    known: jax.Array,
-    alive: jax.Array,
+    draft: RecurrentDraft, shared: Shared, hidden: jax.Array, truth: _Truth, alive: jax.Array
 ) -> tuple[Guessed, jax.Array]:
     """One place: the loss, and which drafts are still right."""
     logits = draft.logits(hidden, shared)
     logq = jax.nn.log_softmax(logits, axis=1)
-    p = jax.nn.softmax(draft.logits(its_hidden, shared), axis=1)
-    soft = -(p * logq).sum(axis=1)
-    hard = -jnp.take_along_axis(logq, jnp.maximum(wanted, 0)[:, None], axis=1)[:, 0]
-    off = jnp.abs(hidden - its_hidden)
+    soft = -(truth.p * logq).sum(axis=1)
+    hard = -jnp.take_along_axis(logq, jnp.maximum(truth.wanted, 0)[:, None], axis=1)[:, 0]
+    off = jnp.abs(hidden - truth.hidden)
     regress = jnp.where(off < 1, 0.5 * off**2, off - 0.5).mean(axis=1)
-    right = (jnp.argmax(logits, axis=1) == wanted) & there
+    there = truth.there
+    right = (jnp.argmax(logits, axis=1) == truth.wanted) & there
     given = jnp.exp(logq.max(axis=1))
     odds = draft.confidence(*jax.lax.stop_gradient((hidden, given)))
     doubt = jax.nn.softplus(jnp.where(right, -odds, odds))
     parts = (
-        jnp.where(known, soft + HIDDEN * regress, 0.0)
-        + jnp.where(there & (wanted >= 0), HARD * hard, 0.0)
+        jnp.where(truth.known, soft + HIDDEN * regress, 0.0)
+        + jnp.where(there & (truth.wanted >= 0), HARD * hard, 0.0)
         + jnp.where(there & alive, JUDGE * doubt, 0.0)
     )
     reached = alive & there
