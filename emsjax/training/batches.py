@@ -5,8 +5,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from emsjax.shapes import round_up
 from emsjax.training.loss import Texts
 from emsjax.training.record import Text
+
+# Few widths, for each is a program to compile.
+WIDTH_MULTIPLE = 64
+# Texts of one batch differ in length by about so many tokens.
+SPREAD = 32.0
 
 
 def is_held_out(prompt: int, share: float) -> bool:
@@ -39,12 +45,25 @@ def batch_of(texts: Sequence[Text], width: int) -> Texts:
 
 
 def batch_number(texts: Sequence[Text], number: int, rows: int, width: int, seed: int) -> Texts:
-    """The batch of a step: the texts in another order each time round, the same in every run."""
-    places = np.arange(number * rows, (number + 1) * rows)
-    rounds, within = (places // len(texts)).tolist(), (places % len(texts)).tolist()
-    orders = {r: np.random.default_rng((seed, r)).permutation(len(texts)) for r in set(rounds)}
-    chosen = [orders[r][at] for r, at in zip(rounds, within, strict=True)]
-    return batch_of([texts[at] for at in chosen], width)
+    """The batch of a step: texts about as long as each other, others each time round.
+
+    The same in every run.
+
+    Args:
+      texts: to choose from.
+      number: of the step, from 0 on.
+      rows: texts a batch.
+      width: tokens of each text that are used, at most.
+      seed: of the order.
+    """
+    turn, place = divmod(number, max(len(texts) // rows, 1))
+    random = np.random.default_rng((seed, turn))
+    drawn = np.resize(random.permutation(len(texts)), (max(len(texts) // rows, 1), rows)).ravel()
+    lens = np.minimum([len(texts[at].tokens) for at in drawn], width)
+    alike = drawn[np.argsort(lens + random.uniform(0, SPREAD, len(drawn)))].reshape(-1, rows)
+    chosen = [texts[at] for at in random.permutation(alike)[place]]
+    longest = max(len(text.tokens) for text in chosen)
+    return batch_of(chosen, min(round_up(longest, WIDTH_MULTIPLE), width))
 
 
 def all_batches(texts: Sequence[Text], rows: int, width: int) -> Iterator[Texts]:
