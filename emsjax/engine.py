@@ -9,10 +9,12 @@ import numpy as np
 from flax import nnx
 
 from emsjax.drafters.base import Drafter
+from emsjax.holes import no_holes
 from emsjax.jobs import Finished, Job
 from emsjax.ladder import Rung
 from emsjax.loop import run
 from emsjax.model_protocol import Model
+from emsjax.policy import EMS, Policy
 from emsjax.sampling.state import SamplingState, empty_sampling
 from emsjax.slots import SlotRun
 from emsjax.state import MAX_STOP_IDS, DecodeState, admit, copy_cache, empty_state
@@ -31,6 +33,7 @@ class Engine:
         num_slots: int,
         capacity: int,
         costs: StepCosts | None = None,
+        policy: Policy = EMS,
     ):
         """Compiles nothing yet and allocates nothing; the first `run` does.
 
@@ -42,10 +45,11 @@ class Engine:
           capacity: S, tokens of a slot, prompt and output.
           costs: what a step costs on each rung; None to verify every draft that fits, whatever
             it costs.
+          policy: what to pad: nothing, but to compare.
         """
         self.num_slots, self.capacity = num_slots, capacity
         self.ladder = tuple(ladder)
-        self.costs = costs
+        self.costs, self.policy = costs, policy
         self.token_classes = np.zeros(model.vocab_size, np.uint8)
         graphdef, self._params = nnx.split(model)
         self.cache_spec = model.cache_spec(num_slots, capacity)
@@ -63,7 +67,9 @@ class Engine:
         ) -> DecodeState:
             with jax.default_matmul_precision(precision):
                 target = nnx.merge(graphdef, params)
-                return run(target, drafter, ladder, weights, costs, state, max_steps, others_wait)
+                return run(
+                    target, drafter, ladder, weights, costs, state, max_steps, others_wait, policy
+                )
 
         def admit_job(state: DecodeState, slot: jax.Array, *request: Any) -> DecodeState:
             state = admit(state, slot, *request)
@@ -110,7 +116,8 @@ class Engine:
         hidden = None
         if self.drafter.hidden_size:
             hidden = jnp.zeros((self.num_slots, self.drafter.hidden_size), self._dtype)
-        return empty_state(cache, self.drafter.draft_length, drafter_state, hidden)
+        holes = no_holes(self.num_slots, self.capacity) if self.policy.align_cache else None
+        return empty_state(cache, self.drafter.draft_length, drafter_state, hidden, holes)
 
     def _empty_sampling(self, token_classes: jax.Array) -> SamplingState:
         return empty_sampling(self.num_slots, self.capacity, token_classes)

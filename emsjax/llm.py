@@ -17,6 +17,7 @@ from emsjax.jobs import Job
 from emsjax.loading.load import load_model
 from emsjax.memory import check_cache_fits
 from emsjax.outputs import Piece, RequestOutput
+from emsjax.policy import EMS, POLICIES
 from emsjax.prompts import Message, Prompt, prompt_list
 from emsjax.request_reader import RequestReader
 from emsjax.requests import Request
@@ -65,7 +66,9 @@ class LLM:
             says. By default "combined" where there is a draft model, else "prompt-lookup".
           draft_model: a smaller model of the same vocabulary, or a draft trained for this one
             (`python -m emsjax.train`).
-          method: "ems", or "none" for plain decoding.
+          method: "ems", or "none" for plain decoding; to compare with: "vanilla" pads the inputs
+            and aligns the cache as most implementations do, "unpad-kv" only pads inputs,
+            "unpad-input" only aligns the cache. All give the same text.
           dtype: "auto", "float32", "bfloat16" or "float16".
           max_batch_size: B, samples decoded together; more prompts wait for a free slot.
           max_model_len: the most tokens of a sample, prompt and output; by default what the
@@ -75,7 +78,7 @@ class LLM:
           min_ngram: shortest one; by default 1.
           planner: whether each step verifies only what is worth it, going by what steps cost on
             this device (measured at the first use, which takes a moment); otherwise all that was
-            drafted. `exact` does without.
+            drafted. `exact` and the methods that pad do without.
           exact: one shape for every step, so that the output equals that of plain decoding with
             `exact` bit for bit, for every `max_batch_size` up to 16 on a CPU and 64 elsewhere
             (beyond, for the same one); slower.
@@ -106,13 +109,15 @@ class LLM:
         self._reader = RequestReader(loaded, self.target.vocab_size, self.max_model_len, seed)
         capacity = round_up(self.max_model_len, CAPACITY_MULTIPLE)
         check_cache_fits(self.target, self._drafter, max_batch_size, capacity)
-        self._plans = planner and not exact and self._drafter.draft_length > 0
+        policy = POLICIES[method]
+        self._plans = planner and not exact and self._drafter.draft_length > 0 and policy == EMS
         self.engine = Engine(
             self.target,
             self._drafter,
             choose_ladder(max_batch_size, self._drafter.draft_length, exact),
             num_slots=max_batch_size,
             capacity=capacity,
+            policy=policy,
         )
 
     def _max_model_len(self, wanted: int | None) -> int:

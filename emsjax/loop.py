@@ -1,6 +1,6 @@
 """The one decode loop: draft, plan, pack, forward, verify, commit, on the device.
 
-Plain decoding is this loop with a drafter that drafts nothing.
+Plain decoding is this loop with a drafter that drafts nothing; the padded methods are policies.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,12 @@ import jax.numpy as jnp
 
 from emsjax.acceptance import learn, predict
 from emsjax.drafters.base import Drafter, WorthDrafting
+from emsjax.holes import behind_holes
 from emsjax.ladder import Rung
 from emsjax.model_protocol import Model
 from emsjax.packing import PackedBatch, pack
 from emsjax.plan import Plan, load_of, make_plan
+from emsjax.policy import EMS, Policy
 from emsjax.sampling.choose import Chosen, choose
 from emsjax.sampling.logprobs import empty_logprobs
 from emsjax.sampling.rows import Rows
@@ -46,6 +48,7 @@ def run(
     state: DecodeState,
     max_steps: jax.Array,
     others_wait: jax.Array,
+    policy: Policy = EMS,
 ) -> DecodeState:
     """Steps until there is something for the host to do.
 
@@ -61,6 +64,7 @@ def run(
       state: of all slots.
       max_steps: int32[].
       others_wait: bool[], whether requests wait for a slot.
+      policy: what to pad; static.
     """
 
     def goes_on(carry: tuple[DecodeState, jax.Array, jax.Array]) -> jax.Array:
@@ -71,7 +75,7 @@ def run(
         carry: tuple[DecodeState, jax.Array, jax.Array],
     ) -> tuple[DecodeState, jax.Array, jax.Array]:
         before, steps, _ = carry
-        after = step(model, drafter, ladder, weights, costs, before)
+        after = step(model, drafter, ladder, weights, costs, before, policy)
         freed = (before.live & ~after.live).any() & others_wait
         started = (
             before.live & (after.stats.target_steps == 1) & (before.stats.target_steps == 0)
@@ -89,6 +93,7 @@ def step(
     weights: Any,
     costs: StepCosts | None,
     state: DecodeState,
+    policy: Policy = EMS,
 ) -> DecodeState:
     """One target step for all slots."""
     with jax.named_scope("draft"):
@@ -97,7 +102,7 @@ def step(
         state = put_draft(state, draft).replace(drafter=drafter_state)
     with jax.named_scope("plan"):
         likely = predict(draft, state.experience)
-        plan = make_plan(state, draft, likely, ladder, costs)
+        plan = make_plan(state, draft, likely, ladder, costs, policy)
     with jax.named_scope("target"):
         result = _forward(model, ladder, state, plan, drafter.draft_length)
     with jax.named_scope("verify"):
@@ -164,8 +169,10 @@ def _run_rung(
     with B and k, and a product over fewer rows may round differently.
     """
     batch = pack(state.tokens, state.kv_lens, plan.q_lens, rung.capacity)
+    if state.holes is not None:
+        batch = behind_holes(batch, state.holes)
     hidden, cache = model(batch, previous.cache, max_q_len=rung.max_q_len)
-    last_known = batch.cu_q_lens[1:] - 1 - plan.draft_lens
+    last_known = batch.cu_q_lens[1:] - 1 - plan.pad_lens - plan.draft_lens
     steps = jnp.arange(previous.chosen.tokens.shape[1], dtype=jnp.int32)[None]
     rows = jnp.clip(last_known[:, None] + steps, 0, rung.capacity - 1)
     kept = None if previous.hidden is None else hidden[rows]

@@ -17,6 +17,7 @@ class PackedBatch(NamedTuple):
       kv_lens: int32[B], tokens of each slot in the cache once this step's are written.
       ancestors: uint32[T] or None: bit j says that the row attends to its slot's j-th row of
         this step (token trees); None where each slot's rows are a chain.
+      holes: bool[B, S] or None: places of the cache before `kv_lens` that hold no token.
     """
 
     tokens: jax.Array
@@ -25,6 +26,7 @@ class PackedBatch(NamedTuple):
     cu_q_lens: jax.Array
     kv_lens: jax.Array
     ancestors: jax.Array | None = None
+    holes: jax.Array | None = None
 
 
 def pack(tokens: jax.Array, starts: jax.Array, q_lens: jax.Array, capacity: int) -> PackedBatch:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from emsjax.draft import Draft
 from emsjax.ladder import Rung, first_fit
+from emsjax.policy import EMS, Policy
 from emsjax.state import DecodeState
 from emsjax.worth import Load, StepCosts, most_worth
 
@@ -21,12 +22,14 @@ class Plan(NamedTuple):
     Attributes:
       q_lens: int32[B], rows of each slot: known tokens without K/V, then draft tokens.
       draft_lens: int32[B], how many of them are draft tokens.
+      pad_lens: int32[B], how many behind those are padding.
       complete: bool[B], the slot's known tokens all have K/V after this step, so that it emits.
       rung: int32[], index into the ladder.
     """
 
     q_lens: jax.Array
     draft_lens: jax.Array
+    pad_lens: jax.Array
     complete: jax.Array
     rung: jax.Array
 
@@ -37,6 +40,7 @@ def make_plan(
     likely: jax.Array,
     ladder: Sequence[Rung],
     costs: StepCosts | None = None,
+    policy: Policy = EMS,
 ) -> Plan:
     """One row for every live slot, then draft tokens, then prompts, as far as capacity goes.
 
@@ -50,6 +54,7 @@ def make_plan(
       likely: float32[B, k], how likely each is to be accepted if those before it are.
       ladder: shapes of a step, cheapest first.
       costs: what a step costs on each of them; None to verify all that fits.
+      policy: what to pad.
     """
     capacity = max(rung.capacity for rung in ladder)
     first = state.live.astype(jnp.int32)
@@ -64,13 +69,24 @@ def make_plan(
         budget = jnp.where(reading, budget, worth.drafts)
         survival = jnp.where(reading & (survival < WORTH_A_PROMPTS_ROW), 0.0, survival)
     draft_lens = trim(survival, budget)
-    prefill = _share_in_order(waiting, capacity - first.sum() - draft_lens.sum())
-    q_lens = first + draft_lens + prefill
+    pad_lens = jnp.zeros_like(first)
+    if policy.pad_inputs:
+        pad_lens = _padding(state, draft_lens, decoding=state.live & (waiting == 0))
+    emitting = first + draft_lens + pad_lens
+    prefill = _share_in_order(waiting, capacity - emitting.sum())
+    q_lens = emitting + prefill
     complete = state.live & (prefill == waiting)
     rung = first_fit(ladder, q_lens)
     if worth is not None:
         rung = jnp.where(reading, rung, worth.rung)
-    return Plan(q_lens, draft_lens, complete, rung)
+    return Plan(q_lens, draft_lens, pad_lens, complete, rung)
+
+
+def _padding(state: DecodeState, draft_lens: jax.Array, decoding: jax.Array) -> jax.Array:
+    """Rows that make each decoding slot's as many as the longest draft's, as far as it has room."""
+    used = state.lens + draft_lens + (0 if state.holes is None else state.holes.counts)
+    room = jnp.maximum(state.tokens.shape[1] - used, 0)
+    return jnp.where(decoding, jnp.minimum(draft_lens.max() - draft_lens, room), 0)
 
 
 def load_of(state: DecodeState) -> Load:

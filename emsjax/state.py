@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.acceptance import Experience, forget, no_experience
+from emsjax.holes import Holes, fill
 from emsjax.sampling.choice import Choice
 from emsjax.sampling.state import SamplingState, admit_choice
 
@@ -25,12 +26,20 @@ class SlotStats:
       prefill_steps: int32[B], earlier steps that only read its prompt.
       drafted: int32[B, k], how often a draft token at this position was verified.
       accepted: int32[B, k], how often such a token was accepted and emitted.
+      rows: int32[B], rows computed for it in those steps, padding included.
+      padded: int32[B], how many of them were padding.
+      cached: int32[B], places of its cache that those steps read, holes included.
+      empty: int32[B], how many of them were holes.
     """
 
     target_steps: jax.Array
     prefill_steps: jax.Array
     drafted: jax.Array
     accepted: jax.Array
+    rows: jax.Array
+    padded: jax.Array
+    cached: jax.Array
+    empty: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -55,6 +64,7 @@ class DecodeState:
       hidden: [B, D], the target's hidden state from which each slot's newest token was chosen;
         None where the drafter does not read it.
       sampling: see `SamplingState`; None where every slot takes the likeliest token.
+      holes: those of an aligned cache; None where every slot's has its own length.
     """
 
     cache: jax.Array
@@ -71,6 +81,7 @@ class DecodeState:
     experience: Experience
     hidden: jax.Array | None = None
     sampling: SamplingState | None = None
+    holes: Holes | None = None
 
     def replace(self, **changes: Any) -> "DecodeState":
         """A copy with some fields changed."""
@@ -78,7 +89,11 @@ class DecodeState:
 
 
 def empty_state(
-    cache: jax.Array, draft_length: int, drafter: Any, hidden: jax.Array | None = None
+    cache: jax.Array,
+    draft_length: int,
+    drafter: Any,
+    hidden: jax.Array | None = None,
+    holes: Holes | None = None,
 ) -> DecodeState:
     """B idle slots of S tokens, taken from the shape of `cache`."""
     num_slots, capacity = cache.shape[1:3]
@@ -97,9 +112,19 @@ def empty_state(
         stop_ids=zeros(MAX_STOP_IDS),
         live=jnp.zeros(num_slots, jnp.bool),
         drafter=drafter,
-        stats=SlotStats(zeros(), zeros(), zeros(draft_length), zeros(draft_length)),
+        stats=SlotStats(
+            target_steps=zeros(),
+            prefill_steps=zeros(),
+            drafted=zeros(draft_length),
+            accepted=zeros(draft_length),
+            rows=zeros(),
+            padded=zeros(),
+            cached=zeros(),
+            empty=zeros(),
+        ),
         experience=no_experience(num_slots),
         hidden=hidden,
+        holes=holes,
     )
 
 
@@ -129,6 +154,7 @@ def admit(
     sampling = state.sampling
     if sampling is not None:
         sampling = admit_choice(sampling, slot, choice, prompt, prompt_len)
+    holes = None if state.holes is None else fill(state.holes, slot)
     cleared = jax.tree.map(lambda x: x.at[slot].set(0), state.stats)
     return state.replace(
         tokens=state.tokens.at[slot].set(prompt),
@@ -141,6 +167,7 @@ def admit(
         stats=cleared,
         experience=forget(state.experience, slot),
         sampling=sampling,
+        holes=holes,
     )
 
 

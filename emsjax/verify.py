@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.draft import Draft
+from emsjax.holes import Holes, align
 from emsjax.plan import Plan
 from emsjax.sampling.choose import Chosen
 from emsjax.sampling.logprobs import record
@@ -56,9 +57,18 @@ def commit(state: DecodeState, plan: Plan, accepted: jax.Array, chosen: Chosen) 
         lens=lens,
         kv_lens=jnp.where(plan.complete, lens - 1, state.kv_lens + plan.q_lens),
         live=state.live & ~stopped & (lens < state.max_lens),
-        stats=_count(state.stats, state.live, plan, jnp.minimum(accepted, emitted)),
+        stats=_count(state, plan, jnp.minimum(accepted, emitted)),
         sampling=_note(state.sampling, chosen, state.lens, emitted),
+        holes=_aligned(state, plan, lens),
     )
+
+
+def _aligned(state: DecodeState, plan: Plan, lens: jax.Array) -> Holes | None:
+    """The holes that keep the slots' caches growing together; prompts are read alone."""
+    if state.holes is None:
+        return None
+    decoding = plan.complete & (state.lens - state.kv_lens == 1)
+    return align(state.holes, lens - 1, lens - state.lens, decoding, state.max_lens)
 
 
 def _note(
@@ -85,14 +95,21 @@ def _append(tokens: jax.Array, lens: jax.Array, new: jax.Array, count: jax.Array
     return tokens.at[slots, columns].set(new, mode="drop")
 
 
-def _count(stats: SlotStats, live: jax.Array, plan: Plan, accepted: jax.Array) -> SlotStats:
+def _count(state: DecodeState, plan: Plan, accepted: jax.Array) -> SlotStats:
+    stats = state.stats
     position = jnp.arange(stats.drafted.shape[1], dtype=jnp.int32)[None]
     emitting = plan.complete[:, None]
+    decoding = plan.complete & (state.lens - state.kv_lens == 1)
+    holes = jnp.zeros_like(state.lens) if state.holes is None else state.holes.counts
     events = {
         "target_steps": plan.complete,
-        "prefill_steps": live & ~plan.complete,
+        "prefill_steps": state.live & ~plan.complete,
         "drafted": position < plan.draft_lens[:, None],
         "accepted": emitting & (position < accepted[:, None]),
+        "rows": jnp.where(decoding, plan.q_lens, 0),
+        "padded": plan.pad_lens,
+        "cached": jnp.where(decoding, state.kv_lens + holes, 0),
+        "empty": jnp.where(decoding, holes, 0),
     }
     counted = {name: getattr(stats, name) + e.astype(jnp.int32) for name, e in events.items()}
     return dataclasses.replace(stats, **counted)

@@ -84,6 +84,7 @@ class Attention(nnx.Module):
             scale=head_dim**-0.5,
             window=context.window,
             ancestors=batch.ancestors,
+            holes=batch.holes,
         )
         return self.out(mixed.reshape(x.shape[0], -1)), cache
 

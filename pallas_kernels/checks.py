@@ -45,6 +45,7 @@ def check_attention(
     scale: float,
     window: int | jax.Array | None,
     soft_cap: float | None,
+    holes: jax.Array | None = None,
 ) -> None:
     """Shapes, types and static options for `ragged_attention`.
 
@@ -64,6 +65,9 @@ def check_attention(
     if soft_cap is not None:
         _check_positive("soft_cap", soft_cap)
     _check_window(window)
+    if holes is not None:
+        _check_shape("holes", holes, cache.shape[1:3], "[B, S]")
+        _check_type("holes", holes, (jnp.bool,))
     if ancestors is not None:
         _check_shape("ancestors", ancestors, (num_rows,), "[T]")
         _check_type("ancestors", ancestors, (jnp.uint32,))

@@ -59,9 +59,9 @@ def batch_number(texts: Sequence[Text], number: int, rows: int, width: int, seed
     turn, place = divmod(number, max(len(texts) // rows, 1))
     random = np.random.default_rng((seed, turn))
     drawn = np.resize(random.permutation(len(texts)), (max(len(texts) // rows, 1), rows)).ravel()
-    lens = np.minimum([len(texts[at].tokens) for at in drawn], width)
+    lens = np.minimum([len(texts[at].tokens) for at in drawn.tolist()], width)
     alike = drawn[np.argsort(lens + random.uniform(0, SPREAD, len(drawn)))].reshape(-1, rows)
-    chosen = [texts[at] for at in random.permutation(alike)[place]]
+    chosen = [texts[int(at)] for at in random.permutation(alike)[place]]
     longest = max(len(text.tokens) for text in chosen)
     return batch_of(chosen, min(round_up(longest, WIDTH_MULTIPLE), width))
 

@@ -31,6 +31,7 @@ def ragged_attention(
     window: int | jax.Array | None = None,
     soft_cap: float | None = None,
     ancestors: jax.Array | None = None,
+    holes: jax.Array | None = None,
     backend: str | None = None,
 ) -> jax.Array:
     """Causal attention of the rows of every slot over that slot's cache.
@@ -59,6 +60,8 @@ def ragged_attention(
       ancestors: uint32[T] for token trees: bit j of a row says that it attends to the j-th row
         of its slot in this buffer (at most 32 rows a slot then); a row's own bit must be set.
         None means a chain.
+      holes: bool[B, S], places before `kv_lens` that hold nothing and are not attended to; None
+        where there are none. Windows count them. Only the reference takes them.
       backend: "reference" (XLA, anywhere), "tpu" or "gpu" (Hopper); None picks the platform's
         where it can be used, else the reference.
 
@@ -81,6 +84,7 @@ def ragged_attention(
         scale,
         window,
         soft_cap,
+        holes,
     )
     check_values(
         cu_q_lens,
@@ -91,7 +95,8 @@ def ragged_attention(
         max_q_len=max_q_len,
         cache_shape=cache.shape,
     )
-    attend = pick("ragged_attention", BACKENDS, backend, q, cache, num_kv_heads)
+    attend = pick("ragged_attention", BACKENDS, backend, q, cache, num_kv_heads, holes)
+    options = {} if holes is None else {"holes": holes}
     return attend(
         q,
         cache,
@@ -104,4 +109,5 @@ def ragged_attention(
         scale=scale,
         window=window,
         soft_cap=soft_cap,
+        **options,
     )

@@ -72,11 +72,14 @@ class _Running(NamedTuple):
     total: Any  # float32[M]
 
 
-def unsupported(q: jax.Array, cache: jax.Array, num_kv_heads: int) -> str | None:
+def unsupported(
+    q: jax.Array, cache: jax.Array, num_kv_heads: int, holes: jax.Array | None = None
+) -> str | None:
     """Why the kernel cannot be used, or None if it can."""
     _, num_heads, head_dim = q.shape
     group, capacity, found = num_heads // num_kv_heads, cache.shape[2], _capability()
     problems = (
+        (holes is not None, "the GPU kernel takes no holes"),
         (
             found not in (None, HOPPER),
             f"the GPU has compute capability {found}, the kernel is for {HOPPER}",

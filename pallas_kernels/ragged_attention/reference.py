@@ -32,10 +32,12 @@ class _Tile(NamedTuple):
     kv_len: jax.Array  # int32[], 0 for an unused tile
 
 
-def _visible(tile: _Tile, kv_positions: jax.Array, window: int | jax.Array | None) -> jax.Array:
+def _visible(
+    tile: _Tile, kv_positions: jax.Array, window: int | jax.Array | None, there: jax.Array
+) -> jax.Array:
     """Which cache positions [S] each row of the tile may attend to, bool[rows * G, S]."""
     row, column = tile.positions[:, None], kv_positions[None, :]
-    visible = column <= row
+    visible = (column <= row) & there[None, :]
     if tile.ancestors is not None:
         draft = column - tile.q_start
         bit = (tile.ancestors[:, None] >> jnp.clip(draft, 0, 31).astype(jnp.uint32)) & 1
@@ -54,6 +56,7 @@ def _attend_tile(
     scale: float,
     window: int | jax.Array | None,
     soft_cap: float | None,
+    holes: jax.Array | None,
 ) -> jax.Array:
     """Attention of one tile over its slot's cache, float32[K, rows * G, H]."""
     dtype, head_dim = tile.queries.dtype, tile.queries.shape[2]
@@ -67,12 +70,16 @@ def _attend_tile(
         scores *= scale
         if soft_cap is not None:
             scores = soft_cap * jnp.tanh(scores / soft_cap)
-        scores = jnp.where(_visible(tile, kv_positions, window)[None], scores, MASKED)
+        # Whatever lies past kv_len or in a hole may be NaN, and 0 * NaN is NaN.
+        there = kv_positions < tile.kv_len
+        if holes is not None:
+            hole = jax.lax.dynamic_slice(holes, (tile.slot, first), (1, block))[0]
+            there &= ~hole
+        scores = jnp.where(_visible(tile, kv_positions, window, there)[None], scores, MASKED)
         new_top = jnp.maximum(top, scores.max(axis=2))
         weights = jnp.exp(scores - new_top[..., None])
         decay = jnp.exp(top - new_top)
-        # Whatever lies past kv_len may be NaN, and 0 * NaN is NaN.
-        v = jnp.where((kv_positions < tile.kv_len)[None, :, None], v, jnp.zeros((), v.dtype))
+        v = jnp.where(there[None, :, None], v, jnp.zeros((), v.dtype))
         gained = jnp.einsum(
             "KMS,KSH->KMH", weights.astype(dtype), v, preferred_element_type=jnp.float32
         )
@@ -105,6 +112,7 @@ def ragged_attention(
     scale: float,
     window: int | jax.Array | None,
     soft_cap: float | None,
+    holes: jax.Array | None = None,  # bool[B, S]
 ) -> jax.Array:
     """See `api.ragged_attention`."""
     num_rows, num_heads, head_dim = q.shape
@@ -126,7 +134,7 @@ def ragged_attention(
             kv_len=jnp.where(used_rows > 0, kv_lens[slot], 0),
         )
         block = math.gcd(cache.shape[2], blocks.kv)
-        out = _attend_tile(tile, cache, layer, block, num_kv_heads, scale, window, soft_cap)
+        out = _attend_tile(tile, cache, layer, block, num_kv_heads, scale, window, soft_cap, holes)
         out = out.astype(q.dtype).reshape(num_kv_heads, tile_rows, group, head_dim)
         return out.swapaxes(0, 1).reshape(tile_rows, num_heads, head_dim)
 

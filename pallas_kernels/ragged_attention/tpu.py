@@ -105,9 +105,13 @@ class _Stream(NamedTuple):
             getattr(pltpu.make_async_copy(source, target, self.arrived.at[buffer]), act)()
 
 
-def unsupported(q: jax.Array, cache: jax.Array, num_kv_heads: int) -> str | None:
+def unsupported(
+    q: jax.Array, cache: jax.Array, num_kv_heads: int, holes: jax.Array | None = None
+) -> str | None:
     """Why the kernel cannot be used, or None if it can."""
     del num_kv_heads
+    if holes is not None:
+        return "the TPU kernel takes no holes"
     if q.dtype not in DTYPES:
         return f"q is {q.dtype}, the TPU kernel takes float32 and bfloat16"
     if cache.dtype != q.dtype:

@@ -18,6 +18,7 @@ from emsjax.loading.load import load_model
 from emsjax.models.decoder import DecoderLM
 from emsjax.models.recurrent_draft import RecurrentConfig, RecurrentDraft, Shared
 from emsjax.models.registry import FAMILIES
+from emsjax.policy import POLICIES
 from emsjax.worth import StepCosts
 from tests.tiny import TINY, VOCAB_SIZE, checkpoint, oracle
 
@@ -46,11 +47,18 @@ def make_engine(
     capacity: int = 512,
     exact: bool = False,
     costs: float | None = None,
+    method: str = "ems",
 ) -> Engine:
     chosen = make_drafter(model, drafter)
     ladder = make_ladder(num_slots, chosen.draft_length, exact=exact, prefill_chunk=64)
     return Engine(
-        model, chosen, ladder, num_slots=num_slots, capacity=capacity, costs=costs_of(ladder, costs)
+        model,
+        chosen,
+        ladder,
+        num_slots=num_slots,
+        capacity=capacity,
+        costs=costs_of(ladder, costs),
+        policy=POLICIES[method],
     )
 
 

@@ -40,7 +40,10 @@ def steps(draw: Any) -> tuple[dict, Draft, Plan, np.ndarray]:
         # Also drafts that reach past the limit: `commit` is not to rely on the plan there.
         draft_lens.append(draw(st.integers(0, K if complete[-1] and known == 1 else 0)))
         q_lens.append(known + draft_lens[-1])
-    plan = Plan(int32s(q_lens), int32s(draft_lens), np.asarray(complete), int32s(0))
+    unpadded = [0] * NUM_SLOTS
+    plan = Plan(
+        int32s(q_lens), int32s(draft_lens), int32s(unpadded), np.asarray(complete), int32s(0)
+    )
     return fields, Draft(draft_tokens, int32s(draft_lens)), plan, predicted
 
 
@@ -144,7 +147,7 @@ def test_a_stop_token_among_accepted_ones_cuts_there():
     predicted = int32s([[1, stop, 2, 1], [1, 2, 2, stop], [1, 2, 1, 2], [stop, 1, 1, 1]])
     draft = Draft(predicted[:, :K].copy(), int32s([3, 3, 3, 0]))
     complete = np.asarray([True, True, True, False])
-    plan = Plan(int32s([4, 4, 4, 2]), draft.lens, complete, int32s(0))
+    plan = Plan(int32s([4, 4, 4, 2]), draft.lens, draft.lens * 0, complete, int32s(0))
     after = check(fields, draft, plan, predicted)
     assert after.lens.tolist() == [6, 8, 12, 6]
     assert after.kv_lens.tolist() == [5, 7, 11, 3]

@@ -1,0 +1,100 @@
+"""What pads, and where: the padded method and its ablations give the same text, and pad."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emsjax.engine import Engine
+from emsjax.jobs import Finished, Job
+from tests.engine.setup import jobs, make_engine, run_all, tiny_model
+
+SLOTS = 3
+PADDED = {"vanilla": (True, True), "unpad-kv": (True, False), "unpad-input": (False, True)}
+
+
+@functools.cache
+def engine(method: str, drafter: str = "prompt-lookup", capacity: int = 512) -> Engine:
+    return make_engine(tiny_model("llama3"), drafter, SLOTS, method=method, capacity=capacity)
+
+
+def texts(results: list[Finished]) -> list[tuple[int, ...]]:
+    return [result.token_ids for result in results]
+
+
+@functools.cache
+def run(method: str, drafter: str = "prompt-lookup") -> list[Finished]:
+    return run_all(engine(method, drafter), jobs())
+
+
+@pytest.mark.parametrize("method", PADDED)
+def test_the_same_text(method: str):
+    assert texts(run(method)) == texts(run("none", "none"))
+
+
+def test_the_same_text_with_drafters_that_compute():
+    assert texts(run("vanilla", "combined")) == texts(run("none", "none"))
+
+
+@pytest.mark.parametrize("method", PADDED)
+def test_what_is_padded(method: str):
+    inputs, cache = PADDED[method]
+    metrics = [result.metrics for result in run(method)]
+    assert (sum(m.padded_rows for m in metrics) > 0) == inputs
+    assert (sum(m.hole_reads for m in metrics) > 0) == cache
+    for m in metrics:
+        assert m.padded_rows < m.rows or m.rows == 0
+        assert m.hole_reads <= m.cache_reads
+
+
+def test_ems_pads_nothing():
+    for result in run("ems"):
+        m = result.metrics
+        assert m.padded_rows == m.hole_reads == 0
+        # A row for the newest token, and one for each draft token verified; the first token may
+        # come with the prompt's rows, which do not count.
+        assert m.rows - m.drafted_tokens in (m.target_steps, m.target_steps - 1)
+
+
+@pytest.mark.parametrize("method", PADDED)
+def test_nothing_in_a_hole_or_behind_the_texts_is_read(method: str):
+    """A cache full of NaN gives the same text: holes hold what was there before."""
+    todo = jobs()
+    ours = engine(method)
+    clean = texts(run_all(ours, todo))
+    poisoned = ours.empty()
+    ours._idle = poisoned.replace(cache=jnp.full_like(poisoned.cache, jnp.nan))
+    assert texts(run_all(ours, todo)) == clean
+
+
+def test_a_slot_without_room_for_padding_goes_without():
+    """Texts that fill their slots to the last place are not cut short, and nothing overflows."""
+    random = np.random.default_rng(0)
+    model = tiny_model("llama3")
+    todo = [
+        Job(n, random.integers(3, model.vocab_size, size=20 + 9 * n).tolist(), 1000)
+        for n in range(4)
+    ]
+    plain = texts(run_all(engine("none", "none", 128), todo))
+    assert [len(job.prompt) + len(text) for job, text in zip(todo, plain, strict=True)] == [128] * 4
+    assert texts(run_all(engine("vanilla", capacity=128), todo)) == plain
+
+
+def test_slots_move_together():
+    """Behind the prompt all caches of a batch grow by the same number of places each step."""
+    ours, random, state = engine("vanilla"), np.random.default_rng(1), engine("vanilla").empty()
+    for slot in range(SLOTS):
+        prompt = random.integers(3, 20, size=16).tolist()
+        state = ours.admit(state, slot, Job(slot, prompt * 3, 64), None)
+    while not (state.lens - state.kv_lens == 1).all():
+        state = ours.advance(state, 1, others_wait=False)
+    for _ in range(10):
+        before = jax.device_get(state.kv_lens + state.holes.counts)
+        state = ours.advance(state, 1, others_wait=False)
+        grown = jax.device_get(state.kv_lens + state.holes.counts) - before
+        assert len(set(grown[np.asarray(state.live)].tolist())) == 1
+        holes = np.asarray(state.holes.at).sum(axis=1)
+        np.testing.assert_array_equal(holes, np.asarray(state.holes.counts))
+    assert holes.any(), "else this says nothing"
