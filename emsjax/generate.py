@@ -86,7 +86,13 @@ def _generate(
         bool, _option("--exact", "Output equal to plain decoding's bit for bit.", _MODEL)
     ] = False,
     method: Annotated[
-        str, _option("--method", "ems, or none for plain decoding.", _DRAFTING, "METHOD")
+        str,
+        _option(
+            "--method",
+            "ems; none: plain decoding; or padded: vanilla, unpad-kv, unpad-input.",
+            _DRAFTING,
+            "METHOD",
+        ),
     ] = "ems",
     drafter: Annotated[
         str | None,
