@@ -3,6 +3,8 @@
 import hashlib
 import json
 import math
+import os
+import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from emsjax.engine import Engine
 from emsjax.loading.default_model import cache_dir
 from emsjax.step_costs import measure_costs
 from emsjax.version import __version__
+from emsjax.whole_files import replace_text
 from emsjax.worth import StepCosts
 
 
@@ -44,15 +47,38 @@ def known_costs(engine: Engine, model: str, say: Callable[[str], None] | None = 
 
 def _what(engine: Engine, model: str) -> dict[str, Any]:
     """All that the costs depend on."""
-    device = jax.devices()[0]
     return {
         "model": model,
+        "weights": _shapes(engine.params),
         "cache": [list(engine.cache_spec.shape), str(engine.cache_spec.dtype)],
         "ladder": [list(rung) for rung in engine.ladder],
-        "drafter": repr(engine.drafter),
-        "device": f"{device.platform} {device.device_kind}",
+        "drafter": [repr(engine.drafter), _shapes(engine.drafter.weights)],
+        "device": _device(),
         "versions": [jax.__version__, __version__],
     }
+
+
+def _shapes(weights: Any) -> str:
+    """Sizes and types of all arrays, in a few characters."""
+    every = [f"{x.shape} {x.dtype}" for x in jax.tree.leaves(weights)]
+    return hashlib.sha256("\n".join(every).encode()).hexdigest()[:16]
+
+
+def _device() -> str:
+    """What computes; of a processor also how much of it there is."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return f"{device.platform} {device.device_kind}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"cpu {_processor()}, {cores} cores"
+
+
+def _processor() -> str:
+    """Its name, where Linux tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def _read(file: Path, rungs: int) -> StepCosts:
@@ -74,8 +100,6 @@ def _write(file: Path, what: dict[str, Any], costs: StepCosts) -> None:
     content = {**what, "rungs": seconds, "cached": cached, "draft": float(costs.draft)}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        partial.replace(file)
+        replace_text(file, json.dumps(content, indent=1) + "\n")
     except OSError:
         return  # measured again next time

@@ -51,7 +51,7 @@ class Engine:
         self.ladder = tuple(ladder)
         self.costs, self.policy = costs, policy
         self.token_classes = np.zeros(model.vocab_size, np.uint8)
-        graphdef, self._params = nnx.split(model)
+        graphdef, self.params = nnx.split(model)
         self.cache_spec = model.cache_spec(num_slots, capacity)
         self.drafter, self._dtype = drafter, model.dtype
         # float32 means float32: TPUs and newer GPUs would round its products to fewer bits.
@@ -104,7 +104,7 @@ class Engine:
         scalar, flag = (jax.ShapeDtypeStruct((), t) for t in (jnp.int32, jnp.bool))
         costs = self.costs
         weights = self.drafter.weights
-        arguments = (self._params, weights, costs, jax.eval_shape(empty), scalar, flag)
+        arguments = (self.params, weights, costs, jax.eval_shape(empty), scalar, flag)
         placed = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments
         )
@@ -145,7 +145,7 @@ class Engine:
     def advance(self, state: DecodeState, max_steps: int, others_wait: bool) -> DecodeState:
         """Steps until there is something for the host to do, see `loop.run`."""
         limits = np.int32(max_steps), np.bool(others_wait)
-        return self._run_loop(self._params, self.drafter.weights, self.costs, state, *limits)
+        return self._run_loop(self.params, self.drafter.weights, self.costs, state, *limits)
 
     def admit(self, state: DecodeState, slot: int, job: Job, source: int | None) -> DecodeState:
         """Puts a job into a free slot.

@@ -146,8 +146,8 @@ class SlotRun:
         return [n for n, o in enumerate(self._latest) if o is not None and o.job.group is job.group]
 
     def _prompt_is_being_read(self, job: Job) -> bool:
-        siblings = self._siblings(job)
-        return bool(siblings) and self._source(job) is None
+        reading = any(self._slots[n] is self._latest[n] for n in self._siblings(job))
+        return reading and self._source(job) is None
 
     def _source(self, job: Job) -> int | None:
         """A slot whose cache holds all of the job's prompt: one that has had its first token."""

@@ -1,5 +1,6 @@
 """What a step costs on each rung of the ladder, measured on the device at hand."""
 
+import dataclasses
 import time
 from typing import NamedTuple
 
@@ -7,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emsjax.acceptance import no_experience
+from emsjax.drafters.base import COSTLY_SOURCE
 from emsjax.engine import Engine
 from emsjax.state import MAX_STOP_IDS, DecodeState
 from emsjax.worth import StepCosts
@@ -19,6 +22,10 @@ STEPS = 2
 FEWEST_TURNS, MOST_TURNS, ENOUGH_SECONDS = 4, 10, 4.0
 # How close the two fastest turns of everything must be for the costs to be believed.
 SETTLED = 1.1
+# Steps that a draft model is given to catch up with the texts, at most.
+CATCHING_UP = 200
+# Log-odds that leave no doubt which drafts are good.
+SURE = 20.0
 # Prices that leave no choice.
 CHEAP, DEAR = 1e-9, 1e9
 
@@ -50,17 +57,19 @@ def measure_costs(engine: Engine) -> Measured:
     that leave no choice. Rungs take turns and the fastest turn counts: a machine can be slower than
     it is, never faster.
     """
-    before, state, started = engine.costs, engine.empty(), time.perf_counter()
+    before, state = engine.costs, engine.empty()
     cases = _cases(engine)
     turns: list[list[float]] = []
     try:
+        state, drafted = _caught_up(engine, state, cases[-1])
+        started = time.perf_counter()
         while _goes_on(turns, time.perf_counter() - started):
             state, seconds = _time_cases(engine, state, cases, steps=STEPS if turns else 1)
             turns.append(seconds)
     finally:
         engine.costs = before
     fastest = np.min(turns[1:], axis=0).tolist()
-    costs = _table(engine, dict(zip(cases, fastest, strict=True)))
+    costs = _table(engine, dict(zip(cases, fastest, strict=True)), drafted)
     return Measured(costs, _settled(turns))
 
 
@@ -84,7 +93,7 @@ def _time_cases(
     found = []
     for case in cases:
         engine.costs = _prices(engine, case)
-        state, seconds = _time_steps(engine, _busy(engine, state, case.length), steps)
+        state, seconds = _time_steps(engine, _busy(engine, state, case), steps)
         found.append(seconds)
     return state, found
 
@@ -116,10 +125,10 @@ def _prices(engine: Engine, case: _Case) -> StepCosts:
     """Such that the planner can only choose this case."""
     rungs = np.ones(len(engine.ladder), np.float32)
     rungs[case.rung] = CHEAP
-    return StepCosts(rungs, np.zeros_like(rungs), np.float32(CHEAP if case.drafting else DEAR))
+    return StepCosts(rungs, np.zeros_like(rungs), np.float32(0.0 if case.drafting else DEAR))
 
 
-def _table(engine: Engine, seconds: dict[_Case, float]) -> StepCosts:
+def _table(engine: Engine, seconds: dict[_Case, float], drafted: int) -> StepCosts:
     useful, (short, long) = _useful(engine), _lengths(engine)
     # More rows never cost less: where they seem to, the machine was slow.
     at_short = np.minimum.accumulate([seconds[_Case(r, short, False)] for r in useful[::-1]])[::-1]
@@ -134,14 +143,22 @@ def _table(engine: Engine, seconds: dict[_Case, float]) -> StepCosts:
     draft = 0.0
     if engine.drafter.costly:
         drafting = seconds[_Case(useful[-1], short, True)] - at_short[-1]
-        draft = max(drafting, 0.0) / engine.drafter.draft_length
+        draft = max(drafting, 0.0) / max(drafted, 1)
     return StepCosts(rungs, cached, np.float32(draft))
 
 
-def _busy(engine: Engine, state: DecodeState, length: int) -> DecodeState:
-    """All slots in the middle of a text that repeats itself, so that drafts are found."""
+def _busy(engine: Engine, state: DecodeState, case: _Case) -> DecodeState:
+    """All slots in the middle of a text.
+
+    It repeats itself, so that drafts are found where they cost nothing. Where drafting is timed
+    nothing found is trusted, so that the draft model is asked.
+    """
     slots = engine.num_slots
-    lens = jnp.full(slots, length, jnp.int32)
+    lens = jnp.full(slots, case.length, jnp.int32)
+    experience = no_experience(slots)
+    if case.drafting:
+        trust = experience.slots.at[:].set(-SURE).at[:, COSTLY_SOURCE].set(SURE)
+        experience = dataclasses.replace(experience, slots=trust)
     return state.replace(
         tokens=jnp.zeros_like(state.tokens),
         lens=lens,
@@ -150,7 +167,27 @@ def _busy(engine: Engine, state: DecodeState, length: int) -> DecodeState:
         max_lens=jnp.full(slots, engine.capacity, jnp.int32),
         stop_ids=jnp.full((slots, MAX_STOP_IDS), -1, jnp.int32),
         live=jnp.ones(slots, jnp.bool),
+        # As behind the first token, which would end a call.
+        stats=dataclasses.replace(
+            jax.tree.map(jnp.zeros_like, state.stats), target_steps=jnp.ones_like(lens)
+        ),
+        experience=experience,
     )
+
+
+def _caught_up(engine: Engine, state: DecodeState, case: _Case) -> tuple[DecodeState, int]:
+    """The state once drafts come for every slot, and how many tokens each of them then has.
+
+    A draft model first has to read the texts.
+    """
+    if not case.drafting:
+        return state, 0
+    engine.costs = _prices(engine, case)
+    for _ in range(CATCHING_UP):
+        state = engine.advance(_busy(engine, state, case), 1, others_wait=False)
+        if (state.stats.drafted[:, 0] > 0).all():
+            break
+    return state, int((state.stats.drafted[0] > 0).sum())
 
 
 def _time_steps(engine: Engine, state: DecodeState, steps: int) -> tuple[DecodeState, float]:

@@ -100,7 +100,7 @@ class DraftModel:
         length = worth(survival)
         mine = self._catch_up(model, state, mine, wanted=length > 0)
         behind = state.lens - mine.kv_lens
-        ready = state.live & (behind <= READY)
+        ready = state.live & (behind <= READY) & (state.lens - state.kv_lens == 1)
         room = jnp.maximum(state.max_lens - state.lens - 1, 0)
         lens = jnp.where(ready, jnp.minimum(length, room), 0)
         drafted = self._draft(model, state, mine, lens)

@@ -61,10 +61,10 @@ class PromptLookup:
     weights = ()
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min_ngram <= self.max_ngram:
+        if not 1 <= self.min_ngram <= self.max_ngram <= LONGEST_MATCH:
             raise UserError(
                 f"min_ngram {self.min_ngram} and max_ngram {self.max_ngram} do not fit: "
-                "they must satisfy 1 <= min_ngram <= max_ngram"
+                f"they must satisfy 1 <= min_ngram <= max_ngram <= {LONGEST_MATCH}"
             )
         if self.draft_length < 1:
             raise UserError(

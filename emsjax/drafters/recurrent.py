@@ -82,7 +82,8 @@ class Recurrent:
     ) -> tuple[Draft, tuple[()]]:
         """Drafts for each slot that has read its prompt."""
         assert state.hidden is not None
-        ready = state.live & (state.lens - state.kv_lens == 1)
+        # Before its first token a slot has the hidden state of another request.
+        ready = state.live & (state.lens - state.kv_lens == 1) & (state.stats.target_steps > 0)
         likely = expect(state.experience, COSTLY_SOURCE, self.draft_length)
         length = worth(jnp.where(ready[:, None], jnp.cumprod(likely, axis=1), 0.0))
         shape = (ready.shape[0], self.draft_length)

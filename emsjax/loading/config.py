@@ -22,8 +22,12 @@ def read_config(directory: Path, supported: Collection[str]) -> dict[str, Any]:
     return complete_config(read_json(file), supported, str(file))
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path, remedy: str = "download it again") -> dict[str, Any]:
     """A JSON object from a file.
+
+    Args:
+      file: where it is.
+      remedy: what a message says to do about a damaged one.
 
     Raises:
       UserError: there is no such file, or it is damaged.
@@ -33,9 +37,9 @@ def read_json(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}).") from error
     except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error}); download it again.") from error
+        raise UserError(f"{file} is not valid JSON ({error}); {remedy}.") from error
     if not isinstance(content, dict):
-        raise UserError(f"{file} is not a JSON object; download it again.")
+        raise UserError(f"{file} is not a JSON object; {remedy}.")
     return content
 
 

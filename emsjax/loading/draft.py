@@ -111,6 +111,8 @@ def _recurrent(directory: Path, target: LoadedModel, draft_length: int) -> Recur
             "train one for it with `python -m emsjax.train`"
         )
     draft, token_ids = read_draft(directory, embedding.dtype)
+    if token_ids[-1] >= len(embedding):
+        raise UserError(f"the draft {directory} is damaged (it knows tokens that are none)")
     graphdef, params = nnx.split(draft)
     return Recurrent(
         name=f"{directory.name} {manifest.sizes}",

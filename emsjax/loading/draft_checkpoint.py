@@ -82,16 +82,34 @@ def read_manifest(directory: Path) -> DraftManifest:
     Raises:
       UserError: it is damaged, or from a newer version.
     """
-    content = read_json(directory / MANIFEST)
+    content = read_json(directory / MANIFEST, "train it again")
     if content.pop("format", None) != _FORMAT:
         raise UserError(
             f"the draft {directory} is in a format this version cannot read; train it again with "
             "`python -m emsjax.train`."
         )
     try:
-        return DraftManifest(**content)
-    except TypeError as error:
+        manifest = DraftManifest(**content)
+        _check_manifest(manifest)
+    except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{directory / MANIFEST} is damaged ({error}); train it again.") from error
+    return manifest
+
+
+def _check_manifest(manifest: DraftManifest) -> None:
+    """Refuses what a draft cannot be made or recognised from."""
+    if not np.isfinite(np.asarray(manifest.probe, np.float32)).all():
+        raise ValueError("the probe is not of numbers")
+    sizes = RecurrentConfig(**manifest.sizes)
+    if any(not isinstance(size, int) or size < 1 for size in asdict(sizes).values()):
+        raise ValueError(f"the sizes are {manifest.sizes}")
+
+
+def _check_ids(ids: np.ndarray) -> None:
+    """Refuses what are not different tokens in ascending order."""
+    ascending = ids.ndim == 1 and len(ids) > 0 and ids.dtype == np.int32
+    if not ascending or ids[0] < 0 or (np.diff(ids) <= 0).any():
+        raise ValueError("the tokens it knows are not in order")
 
 
 def read_draft(directory: Path, dtype: Any) -> tuple[RecurrentDraft, np.ndarray]:
@@ -112,8 +130,11 @@ def read_draft(directory: Path, dtype: Any) -> tuple[RecurrentDraft, np.ndarray]
             tensor = tensors[".".join(map(str, path))]
             if tensor.shape != value.shape:
                 raise ValueError(f"{'.'.join(map(str, path))} has the shape {tensor.shape}")
+            if not np.isfinite(tensor.astype(np.float32)).all():
+                raise ValueError(f"{'.'.join(map(str, path))} is not of numbers")
             filled.append((path, value.replace(tensor.astype(dtype))))
         ids = tensors[_TOKEN_IDS]
+        _check_ids(ids)
     except Exception as error:  # safetensors raises a kind of its own
         raise UserError(
             f"the draft {directory} is damaged ({' '.join(str(error).split())}); train it again."

@@ -15,9 +15,12 @@ WIDTH_MULTIPLE = 64
 SPREAD = 32.0
 
 
-def is_held_out(prompt: int, share: float) -> bool:
-    """Whether all texts of this prompt are for evaluation only; the same in every run."""
-    return zlib.crc32(f"prompt {prompt}".encode()) % 10_000 < 10_000 * share
+def is_held_out(prompt: Sequence[int], share: float) -> bool:
+    """Whether all texts of this prompt, token ids, are for evaluation only; the same in every run.
+
+    A prompt that is there twice is held out twice.
+    """
+    return zlib.crc32(repr(list(prompt)).encode()) % 10_000 < 10_000 * share
 
 
 def frequent_tokens(texts: Sequence[Text], vocab_size: int, count: int) -> np.ndarray:

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from emsjax.errors import UserError
 from emsjax.loading.load import LoadedModel
 
@@ -22,6 +24,8 @@ def read_prompts(files: Sequence[Path], target: LoadedModel, longest: int) -> li
       UserError: a file cannot be read, or holds no prompt.
     """
     prompts = [ids for file in files for ids in _of_file(file, target)]
+    model: Any = target.model
+    longest = min(longest, model.max_positions - 1)
     kept = [ids for ids in prompts if 0 < len(ids) <= longest]
     if not kept:
         names = ", ".join(map(str, files))
@@ -48,7 +52,7 @@ def _of_line(line: str, where: str, target: LoadedModel) -> list[int]:
     try:
         content = json.loads(line)
         return _of_object(content, target)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, TemplateError) as error:
         raise UserError(
             f"{where} is no prompt ({error}): it needs 'prompt', 'messages', 'prompt_token_ids' or "
             "'text'"
@@ -57,7 +61,7 @@ def _of_line(line: str, where: str, target: LoadedModel) -> list[int]:
 
 def _of_object(content: dict[str, Any], target: LoadedModel) -> list[int]:
     if "prompt_token_ids" in content:
-        return [int(token) for token in content["prompt_token_ids"]]
+        return _checked(content["prompt_token_ids"], target)
     if "messages" in content:
         if target.tokenizer is None:
             raise TypeError("the target has no tokenizer")
@@ -68,6 +72,16 @@ def _of_object(content: dict[str, Any], target: LoadedModel) -> list[int]:
     if "text" in content:
         return _tokens(content["text"], target)[:PASSAGE_TOKENS]
     return _tokens(content["prompt"], target)
+
+
+def _checked(ids: Any, target: LoadedModel) -> list[int]:
+    """Token ids, if they are that."""
+    model: Any = target.model
+    if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+        raise TypeError("'prompt_token_ids' must be a list of whole numbers")
+    if any(not 0 <= token < model.vocab_size for token in ids):
+        raise ValueError(f"the tokens go from 0 to {model.vocab_size - 1}")
+    return ids
 
 
 def _tokens(text: str, target: LoadedModel) -> list[int]:

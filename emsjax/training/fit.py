@@ -13,6 +13,7 @@ import optax
 import orbax.checkpoint as ocp
 from flax import nnx
 
+from emsjax.errors import UserError
 from emsjax.models.recurrent_draft import RecurrentConfig, RecurrentDraft, Shared
 from emsjax.training.batches import all_batches, batch_number
 from emsjax.training.loss import Texts, total, unroll
@@ -148,7 +149,12 @@ def _latest(checkpoints: ocp.CheckpointManager, fresh: _Learner) -> tuple[_Learn
     step = checkpoints.latest_step()
     if step is None:
         return fresh, 0
-    found = checkpoints.restore(step, args=ocp.args.StandardRestore(_pure(fresh)))
+    try:
+        found = checkpoints.restore(step, args=ocp.args.StandardRestore(_pure(fresh)))
+    except Exception as error:  # orbax raises many kinds
+        where = checkpoints.directory / str(step)
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{where} is damaged ({reason}): delete it, and run again") from error
     leaves = jax.tree.leaves(found)
     return jax.tree.unflatten(jax.tree.structure(fresh), leaves), step
 

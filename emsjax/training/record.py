@@ -3,6 +3,7 @@
 In files of some hundred texts each, so that a killed run goes on where it was.
 """
 
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from emsjax.choices import choose_ladder
 from emsjax.engine import Engine
+from emsjax.errors import UserError
 from emsjax.jobs import Finished, Job
 from emsjax.loading.load import LoadedModel
 from emsjax.sampling.choice import GREEDY, Choice, make_choice
@@ -91,13 +93,24 @@ def record(
 
 
 def read_texts(directory: Path) -> Iterator[Text]:
-    """All texts that were written into a directory."""
+    """All texts that were written into a directory.
+
+    Raises:
+      UserError: a file is damaged.
+    """
     for file in sorted(directory.glob("*.npz")):
-        with np.load(file) as content:
+        yield from _read(file)
+
+
+def _read(file: Path) -> list[Text]:
+    try:
+        with file.open("rb") as stream, np.load(stream) as content:
             ends = np.cumsum(content["lens"])
             tokens = np.split(content["tokens"], ends[:-1])
             hidden = np.split(content["hidden"], (ends - np.arange(1, len(ends) + 1))[:-1])
-            yield from map(Text, content["prompts"], content["outputs"], tokens, hidden)
+            return list(map(Text, content["prompts"], content["outputs"], tokens, hidden))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{file} is damaged ({error}): delete it, and run again") from error
 
 
 def _save(file: Path, texts: list[Text]) -> None:
@@ -140,13 +153,16 @@ def _jobs(
     writing: Writing,
     done: set[tuple[int, int]],
 ) -> Iterator[Job]:
+    model: Any = target.model
     stop_ids = () if writing.ignore_eos else target.eos_token_ids
     for number, prompt in enumerate(prompts):
         group = object()
         for output in range(writing.outputs):
             if (number, output) not in done:
                 choice = _choice(writing, number, output)
-                yield Job((number, output), prompt, writing.max_tokens, stop_ids, choice, group)
+                room = model.max_positions - len(prompt)
+                longest = min(writing.max_tokens, room)
+                yield Job((number, output), prompt, longest, stop_ids, choice, group)
 
 
 def _choice(writing: Writing, number: int, output: int) -> Choice:

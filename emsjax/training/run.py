@@ -1,5 +1,6 @@
 """Training a draft from end to end: the target writes, the draft learns, the result is kept."""
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emsjax.errors import UserError
+from emsjax.loading.config import read_json
 from emsjax.loading.draft import share
 from emsjax.loading.draft_checkpoint import DraftManifest, probe, save_draft
 from emsjax.loading.load import LoadedModel, load_model
@@ -16,6 +18,7 @@ from emsjax.training.corpus import read_prompts
 from emsjax.training.curves import draw_curves
 from emsjax.training.fit import Fitting, Progress, fit
 from emsjax.training.record import Text, Writing, read_texts, record
+from emsjax.whole_files import replace_text
 
 TEXTS, CHECKPOINTS, LOG, CURVES, DRAFT, SETTINGS = (
     "texts",
@@ -76,12 +79,14 @@ def train(
     Raises:
       UserError: the inputs cannot be read, or the output holds a run with other settings.
     """
-    _check_settings(training)
+    before = _settings_before(training)
     target = load_model(training.model, dtype=training.dtype)
     prompts = read_prompts(training.inputs, target, training.longest_prompt)
+    _settle(training, prompts, before)
     texts = _texts(training, target, prompts, on_text)
-    learn = [text for text in texts if not is_held_out(text.prompt, training.held_out)]
-    held_out = [text for text in texts if is_held_out(text.prompt, training.held_out)]
+    kept = [is_held_out(prompts[text.prompt], training.held_out) for text in texts]
+    learn = [text for text, held in zip(texts, kept, strict=True) if not held]
+    held_out = [text for text, held in zip(texts, kept, strict=True) if held]
     if not learn or not held_out:
         raise UserError(
             f"{len(prompts)} prompts are too few to hold some out for evaluation: give more"
@@ -108,21 +113,42 @@ def train(
     return directory
 
 
-def _check_settings(training: Training) -> None:
-    """Writes the settings down, or compares them with those of the run to go on with."""
-    training.output.mkdir(parents=True, exist_ok=True)
+def _settings_before(training: Training) -> dict[str, Any] | None:
+    """Those of the run to go on with, if they are the same; None where a new one begins."""
     file = training.output / SETTINGS
-    settings = json.loads(json.dumps(asdict(training), default=str))
     if not file.is_file():
-        file.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        return
-    before = json.loads(file.read_text(encoding="utf-8"))
-    for name in settings:
-        if settings[name] != before.get(name) and name != "output":
+        return None
+    before = read_json(file, "delete it, and run again")
+    for name, value in _as_json(training).items():
+        if value != before.get(name) and name != "output":
             raise UserError(
                 f"{training.output} holds a training with {name} {before.get(name)}, not "
-                f"{settings[name]}: give the same settings to go on with it, or another --output"
+                f"{value}: give the same settings to go on with it, or another --output"
             )
+    return before
+
+
+def _settle(
+    training: Training, prompts: Sequence[Sequence[int]], before: dict[str, Any] | None
+) -> None:
+    """Writes the settings down, now that model and prompts are known to be good."""
+    digest = hashlib.sha256(repr([list(prompt) for prompt in prompts]).encode()).hexdigest()[:16]
+    if before is None:
+        try:
+            training.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {training.output} ({error.strerror})") from error
+        content = json.dumps(_as_json(training) | {"prompts": digest}, indent=1)
+        replace_text(training.output / SETTINGS, content + "\n")
+    elif before.get("prompts") != digest:
+        raise UserError(
+            f"{training.output} holds a training with other prompts than those of "
+            f"{', '.join(map(str, training.inputs))} today: give another --output"
+        )
+
+
+def _as_json(training: Training) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(asdict(training), default=str)))
 
 
 def _texts(
@@ -141,7 +167,8 @@ def _texts(
         on_text(done, wanted)
 
     record(target, prompts, directory, training.writing, count)
-    return list(read_texts(directory))
+    # In an order that does not depend on where the run was cut short.
+    return sorted(read_texts(directory), key=lambda text: (text.prompt, text.output))
 
 
 class _Log:
@@ -151,14 +178,17 @@ class _Log:
         self._directory, self._on_progress = directory, on_progress
         file = directory / LOG
         lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        self.progress = [Progress(**json.loads(line)) for line in lines]
+        try:
+            self.progress = [Progress(**json.loads(line)) for line in lines]
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{file} is damaged ({error}): delete it, and run again") from error
 
     def add(self, progress: Progress) -> None:
         # What was done again after a kill replaces what is there.
         self.progress = [each for each in self.progress if each.step < progress.step]
         self.progress.append(progress)
         lines = [json.dumps(each._asdict()) + "\n" for each in self.progress]
-        (self._directory / LOG).write_text("".join(lines), encoding="utf-8")
+        replace_text(self._directory / LOG, "".join(lines))
         draw_curves(self.progress, self._directory / CURVES)
         self._on_progress(progress)
 
@@ -172,7 +202,7 @@ def _manifest(
 ) -> DraftManifest:
     model: Any = target.model
     names = ", ".join(file.name for file in training.inputs)
-    accepted = [round(value, 3) for value in log.progress[-1].accepted]
+    accepted = [round(value, 3) for each in log.progress[-1:] for value in each.accepted]
     return DraftManifest(
         target=target.name,
         probe=probe(model.embedder.tokens[...]),

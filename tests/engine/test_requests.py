@@ -35,6 +35,13 @@ def test_order_of_arrival_changes_nothing(engine: Engine):
     assert [r.token_ids for r in forwards] == [backwards[job.key] for job in todo]
 
 
+def test_a_group_whose_first_job_has_no_room_for_a_token_ends(plain: Engine):
+    """It leaves no cache to share, and nothing to wait for."""
+    full, group = [5] * plain.capacity, object()
+    todo = [Job(n, full, 4, group=group) for n in range(3)] + [Job(3, [5, 6], 4)]
+    assert [len(r.token_ids) for r in run_all(plain, todo)] == [0, 0, 0, 4]
+
+
 def test_no_jobs_give_no_results(engine: Engine):
     assert list(engine.run([])) == []
 

@@ -123,3 +123,36 @@ def test_a_quiet_machine_is_timed_in_the_fewest_turns(
     monkeypatch.setattr(step_costs, "ENOUGH_SECONDS", 100.0)
     assert measure_costs(engine).settled
     assert len(timed) == step_costs.FEWEST_TURNS * len(step_costs._cases(engine))
+
+
+@pytest.mark.parametrize("drafter", ["itself", "recurrent", "combined"])
+def test_what_is_timed_as_drafting_is_drafting(drafter: str, monkeypatch: pytest.MonkeyPatch):
+    """By all slots, as many tokens as there can be; else by none."""
+    engine = make_engine(tiny_model("llama"), drafter, 3, costs=1.0)
+    model = engine.drafter.model if drafter == "combined" else engine.drafter
+    seen: list[tuple[bool, bool]] = []
+    time_steps = step_costs._time_steps
+
+    def watch(engine: Engine, state, steps: int):
+        state, seconds = time_steps(engine, state, steps)
+        drafted = np.asarray(state.stats.drafted[:, model.draft_length - 1])
+        seen.append((engine.costs.draft == 0, bool((drafted == steps).all())))
+        if model is engine.drafter and engine.costs.draft > 0:
+            assert not drafted.any()
+        return state, seconds
+
+    monkeypatch.setattr(step_costs, "_time_steps", watch)
+    measure_costs(engine)
+    assert [all_drafted for drafting, all_drafted in seen if drafting] == [True] * 4
+
+
+def test_other_weights_are_another_table(monkeypatch: pytest.MonkeyPatch):
+    """Also where model and drafter have the same names."""
+    engines = [
+        make_engine(tiny_model(name), "recurrent", 2, costs=1.0) for name in ("llama", "gpt2")
+    ]
+    keys = [cost_table._what(engine, "tiny") for engine in engines]
+    assert keys[0]["weights"] != keys[1]["weights"]
+    assert keys[0]["drafter"][1] == cost_table._what(engines[0], "tiny")["drafter"][1]
+    monkeypatch.setattr(cost_table.os, "sched_getaffinity", lambda _process: {1, 2, 3})
+    assert ", 3 cores" in cost_table._what(engines[0], "tiny")["device"]

@@ -11,11 +11,13 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 from emsjax import LLM, SamplingParams, UserError
 from emsjax.loading.draft_checkpoint import read_draft, read_manifest
+from emsjax.training.batches import is_held_out
 from emsjax.training.fit import Fitting, Progress
-from emsjax.training.record import Writing
+from emsjax.training.record import Writing, _save, read_texts
 from emsjax.training.run import Training, train
 from tests.tiny import checkpoint
 
@@ -70,7 +72,9 @@ def test_it_learns_and_says_how(trained: Path):
 
 
 def test_a_killed_training_ends_as_if_it_had_not_been(corpus: Path, trained: Path, tmp_path: Path):
+    # As if the texts had come in another order: those of the last half first.
     shutil.copytree(trained / "texts", tmp_path / "texts")
+    _turn_round(tmp_path / "texts" / "000000.npz")
 
     def killed(progress: Progress) -> None:
         if progress.step == 40:
@@ -86,6 +90,11 @@ def test_a_killed_training_ends_as_if_it_had_not_been(corpus: Path, trained: Pat
     for one, other in zip(*(jax.tree.leaves(nnx.state(d)) for d in (whole, resumed)), strict=True):
         np.testing.assert_array_equal(one, other)
     assert log(trained) == log(tmp_path)
+
+
+def _turn_round(file: Path) -> None:
+    texts = list(read_texts(file.parent))
+    _save(file, texts[len(texts) // 2 :] + texts[: len(texts) // 2])
 
 
 def test_other_settings_do_not_go_on_with_a_run(corpus: Path, trained: Path):
@@ -132,9 +141,11 @@ def test_a_damaged_draft_is_refused(
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("", "there is no prompt of at most 512 tokens"),
+        ("", r"there is no prompt of at most \d+ tokens"),
         ('{"prompt_token_ids": [4]}\nnonsense\n', "line 2 is no prompt"),
         ('{"prompt": "text"}\n', "the target has no tokenizer"),
+        ('{"prompt_token_ids": [4, 999999]}\n', "the tokens go from 0 to"),
+        ('{"prompt_token_ids": "123"}\n', "must be a list of whole numbers"),
         ('{"prompt_token_ids": [4, 5]}\n', "too few to hold some out"),
     ],
 )
@@ -143,6 +154,81 @@ def test_bad_corpora(tmp_path: Path, content: str, says: str):
     file.write_text(content)
     with pytest.raises(UserError, match=says):
         train(training(file, tmp_path / "run"))
+
+
+def test_a_mistake_leaves_nothing_in_the_way_of_the_mended_command(corpus: Path, tmp_path: Path):
+    output = tmp_path / "run"
+    for wrong in (
+        {"inputs": (tmp_path / "typo.jsonl",)},
+        {"dtype": "float3"},
+        {"model": "no/such"},
+    ):
+        with pytest.raises(UserError):
+            train(replace(training(corpus, output), **wrong))
+    assert not output.exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write to"):
+        train(training(corpus, tmp_path / "file" / "run"))
+
+
+def test_prompts_that_changed_do_not_go_on_with_a_run(trained: Path, tmp_path: Path):
+    shutil.copytree(trained, tmp_path / "run")
+    changed = tmp_path / "prompts.jsonl"
+    changed.write_text('{"prompt_token_ids": [4, 5]}\n' * 30)
+    settings = tmp_path / "run" / "settings.json"
+    content = json.loads(settings.read_text()) | {"inputs": [str(changed)]}
+    settings.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="holds a training with other prompts"):
+        train(training(changed, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("file", ["settings.json", "log.jsonl", "texts/000000.npz"])
+def test_a_damaged_run_is_refused_in_one_sentence(
+    corpus: Path, trained: Path, tmp_path: Path, file: str
+):
+    shutil.copytree(trained, tmp_path / "run")
+    whole = (tmp_path / "run" / file).read_bytes()
+    (tmp_path / "run" / file).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"is (damaged|not valid JSON).*delete it, and run again"):
+        train(training(corpus, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("sizes", []),
+        ("sizes", {"hidden_size": 32, "intermediate_size": 64, "num_layers": -1}),
+        ("probe", ["a"]),
+        ("probe", [[1.0], [1.0, 2.0]]),
+        ("probe", None),
+    ],
+)
+def test_a_manifest_with_nonsense_is_refused(
+    trained: Path, tmp_path: Path, field: str, value: object
+):
+    shutil.copytree(trained / "draft", tmp_path / "draft")
+    file = tmp_path / "draft" / "draft.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    with pytest.raises(UserError, match=r"draft.json is damaged .*; train it again"):
+        read_manifest(tmp_path / "draft")
+
+
+@pytest.mark.parametrize("ids", [[], [3, 2], [-1, 2], [[1, 2]], [1, 1], [5, 10**6]])
+def test_a_draft_that_knows_tokens_that_are_none_is_refused(
+    trained: Path, tmp_path: Path, ids: list
+):
+    shutil.copytree(trained / "draft", tmp_path / "draft")
+    file = tmp_path / "draft" / "draft.safetensors"
+    save_file(load_file(file) | {"token_ids": np.asarray(ids, np.int32)}, file)
+    with pytest.raises(UserError, match="is damaged"):
+        LLM(str(checkpoint("llama3")), draft_model=str(tmp_path / "draft"))
+
+
+def test_a_prompt_that_is_there_twice_is_held_out_twice():
+    prompts = [[n % 20, 7, 9] for n in range(60)]
+    held = [is_held_out(prompt, 0.3) for prompt in prompts]
+    assert held[:20] == held[20:40] == held[40:]
+    assert 0 < sum(held) < 60
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path):
