@@ -79,7 +79,8 @@ def make_drafter(model: Any, name: str) -> Drafter:
         return lookup
     if name == "combined":
         return Combined(lookup, recurrent(model))
-    return {"itself": itself, "draft-model": another, "recurrent": recurrent}[name](model)
+    kinds = {"itself": itself, "draft-model": another, "alike": alike, "recurrent": recurrent}
+    return kinds[name](model)
 
 
 def itself(model: Any) -> DraftModel:
@@ -89,12 +90,17 @@ def itself(model: Any) -> DraftModel:
     return DraftModel("itself", weights, merge, model.vocab_size, 4, prefill_chunk=32)
 
 
-def another(model: Any) -> DraftModel:
+def alike(model: Any) -> DraftModel:
+    """A model that is right most of the time."""
+    return another(model, noise=0.03)
+
+
+def another(model: Any, noise: float = 0.3) -> DraftModel:
     """A model that is right now and then: the target with its weights disturbed."""
     graphdef, weights = nnx.split(model)
-    noise = nnx.Rngs(7).params
+    keys = nnx.Rngs(7).params
     disturbed = jax.tree.map(
-        lambda x: x + 0.3 * x.std() * jax.random.normal(noise(), x.shape, x.dtype), weights
+        lambda x: x + noise * x.std() * jax.random.normal(keys(), x.shape, x.dtype), weights
     )
     merge = functools.partial(nnx.merge, graphdef)
     return DraftModel("disturbed", disturbed, merge, model.vocab_size, 4, prefill_chunk=32)
