@@ -63,7 +63,8 @@ class LLM:
           tokenizer: another tokenizer than the model's.
           drafter: "prompt-lookup", "draft-model", "combined" (lookup where it matches
             confidently, the model elsewhere), "none", or an object as `drafters.base.Drafter`
-            says. By default "combined" where there is a draft model, else "prompt-lookup".
+            says. By default "combined" where there is a draft model (one comes with the default
+            model), else "prompt-lookup".
           draft_model: a smaller model of the same vocabulary, or a draft trained for this one
             (`python -m emsjax.train`).
           method: "ems", or "none" for plain decoding; to compare with: "vanilla" pads the inputs

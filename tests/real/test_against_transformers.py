@@ -51,7 +51,7 @@ def assert_greedy(oracle: Any, prompt: tuple[int, ...], output: tuple[int, ...])
     assert tuple(logits.argmax(-1).tolist()) == output
 
 
-@pytest.mark.parametrize("drafter", ["prompt-lookup", "none"])
+@pytest.mark.parametrize("drafter", ["prompt-lookup", "draft-model", "combined", "none"])
 def test_greedy_text_of_20_prompts(oracle: Any, drafter: str):
     llm = LLM(drafter=drafter, max_batch_size=8, max_model_len=4096)
     chats = [[{"role": "user", "content": text}] for text in prompts()]

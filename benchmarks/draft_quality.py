@@ -1,0 +1,107 @@
+"""Accepted tokens a step, by draft length: the shipped draft against the target's first layers.
+
+python -m benchmarks.draft_quality --input spec_bench.jsonl --output results.json
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import chat, describe, machine, read_prompts, say, table, write_json
+
+_RESULTS = Path("benchmarks/results/draft_quality.json")
+
+
+def main() -> None:
+    """Runs, prints a Markdown table and writes JSON."""
+    options = _options()
+    facts, results = machine(), []
+    prompts = read_prompts(options.input)
+    chosen = prompts[:: max(len(prompts) // options.prompts, 1)][: options.prompts]
+    for name, make in _drafters(options.layers).items():
+        for length in options.lengths:
+            accepted = _accepted(make, length, [chat(p.text) for p in chosen], options)
+            results.append({"drafter": name, "draft_length": length, "accepted_a_step": accepted})
+            say(f"{name}, {length}: {accepted:.3f}")
+    settings = vars(options) | {"input": options.input.name, "output": options.output.name}
+    content = {"benchmark": "draft_quality", "machine": facts, "settings": settings}
+    write_json(options.output, content | {"results": results})
+    print(_table(results, options.lengths), describe(facts), sep="\n\n")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--input", type=Path, required=True, help="prompts in Spec-Bench's format")
+    parser.add_argument("--prompts", type=int, default=24, help="evenly from all categories")
+    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--lengths", type=_numbers, default=[1, 2, 3, 4, 6, 8])
+    parser.add_argument("--layers", type=_numbers, default=[1, 2, 4], help="of the target")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--output", type=Path, default=_RESULTS)
+    return parser.parse_args()
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _drafters(layers: list[int]) -> dict[str, Callable[[int], Any]]:
+    """For each name what makes the drafter of a draft length, for the default model."""
+    from emsjax.loading.draft import load_drafter, shipped_draft
+    from emsjax.loading.load import load_model
+
+    target = load_model(None)
+    draft = shipped_draft(target)
+    if draft is None:
+        raise SystemExit("no draft comes with the default model")
+    made: dict[str, Callable[[int], Any]] = {
+        "shipped": lambda length: load_drafter(draft, target, length, dtype="auto", narrowest=4)
+    }
+    for count in layers:
+        made[f"first {count} of {target.model.config.num_layers} layers"] = partial(
+            _first_layers, target.model, count
+        )
+    return made
+
+
+def _first_layers(target: Any, count: int, length: int) -> Any:
+    """A draft model of the target's first layers, its final norm and its output projection."""
+    import jax
+    from flax import nnx
+
+    from emsjax.drafters import DraftModel
+    from emsjax.models.decoder import DecoderLM
+
+    config = dataclasses.replace(target.config, num_layers=count)
+    small = nnx.eval_shape(lambda: DecoderLM(config, rngs=nnx.Rngs(0)))
+    graphdef, shapes = nnx.split(small)
+    weights = nnx.split(target)[1]
+    cut = jax.tree.map(lambda x, shape: x[:count] if x.shape != shape.shape else x, weights, shapes)
+    merge = partial(nnx.merge, graphdef)
+    return DraftModel(f"{count} layers", cut, merge, target.vocab_size, length, narrowest=4)
+
+
+def _accepted(make: Callable[[int], Any], length: int, chats: Any, options: Any) -> float:
+    """Mean accepted tokens of the steps that verified a draft of this length."""
+    from emsjax import LLM, SamplingParams
+
+    llm = LLM(
+        drafter=make(length), planner=False, max_batch_size=options.batch_size, max_model_len=2048
+    )
+    outputs = llm.chat(chats, SamplingParams(max_tokens=options.max_tokens))
+    accepted = sum(output.metrics.accepted_tokens for output in outputs)
+    return accepted / sum(output.metrics.drafted_by_position[0] for output in outputs)
+
+
+def _table(results: list[dict[str, Any]], lengths: list[int]) -> str:
+    found = {(r["drafter"], r["draft_length"]): r["accepted_a_step"] for r in results}
+    names = list(dict.fromkeys(r["drafter"] for r in results))
+    rows = [[name, *(f"{found[name, length]:.2f}" for length in lengths)] for name in names]
+    return table(["draft", *map(str, lengths)], rows)
+
+
+if __name__ == "__main__":
+    main()
