@@ -25,6 +25,8 @@ LEAVES = (
     "emsjax.ladder",
     "emsjax.state",
     "emsjax.plan",
+    "emsjax.holes",
+    "emsjax.policy",
     "emsjax.verify",
     "emsjax.errors",
     "emsjax.metrics",

@@ -245,8 +245,8 @@ def empty_folder(tmp_path, monkeypatch):
         (["--prompt=a", "--top-k=-4"], "top_k=-4 is out of range"),
         (["--prompt=a", "--top-p=0"], "top_p=0.0 is out of range; give a number above 0 to 1"),
         (
-            ["--prompt=a", "--method=vanilla"],
-            "--method vanilla is not there; choose from ems, none",
+            ["--prompt=a", "--method=padded"],
+            "--method padded is not there; choose from ems, none",
         ),
         (["--prompt=a", "--drafter=eagle"], "--drafter eagle is not there; choose from"),
         (["--prompt=a", "--dtype=int3"], "--dtype int3 is not there; choose from auto"),
