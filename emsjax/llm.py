@@ -111,6 +111,11 @@ class LLM:
         capacity = round_up(self.max_model_len, CAPACITY_MULTIPLE)
         check_cache_fits(self.target, self._drafter, max_batch_size, capacity)
         policy = POLICIES[method]
+        if policy.align_cache and any(0 < w < capacity for w in self.target.config.windows):
+            raise UserError(
+                f"method {method!r} aligns the cache, and the sliding window of {self.name} would "
+                "count its holes: compare with 'unpad-kv'"
+            )
         self._plans = planner and not exact and self._drafter.draft_length > 0 and policy == EMS
         self.engine = Engine(
             self.target,

@@ -78,3 +78,14 @@ def test_a_draft_models_cache_counts(monkeypatch: pytest.MonkeyPatch):
             max_batch_size=6,
             max_model_len=200,
         )
+
+
+@pytest.mark.parametrize("method", ["vanilla", "unpad-input"])
+def test_an_aligned_cache_is_refused_for_models_with_windows(method: str):
+    with pytest.raises(UserError, match=f"method '{method}' aligns the cache"):
+        LLM(str(checkpoint("mistral")), method=method)
+
+
+def test_the_padded_methods_have_a_name_for_users():
+    outputs = LLM(str(checkpoint("llama3")), method="vanilla").generate([[5, 6, 7] * 9])
+    assert outputs[0].metrics.emitted_tokens > 0
