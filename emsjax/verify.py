@@ -67,8 +67,13 @@ def _aligned(state: DecodeState, plan: Plan, lens: jax.Array) -> Holes | None:
     """The holes that keep the slots' caches growing together; prompts are read alone."""
     if state.holes is None:
         return None
-    decoding = plan.complete & (state.lens - state.kv_lens == 1)
-    return align(state.holes, lens - 1, lens - state.lens, decoding, state.max_lens)
+    grown = lens - state.lens
+    return align(state.holes, lens - 1, grown, _decoding(state, plan), state.max_lens)
+
+
+def _decoding(state: DecodeState, plan: Plan) -> jax.Array:
+    """The slots bool[B] that emit without any of their prompt left to read."""
+    return plan.complete & (state.lens - state.kv_lens == 1)
 
 
 def _note(
@@ -99,7 +104,7 @@ def _count(state: DecodeState, plan: Plan, accepted: jax.Array) -> SlotStats:
     stats = state.stats
     position = jnp.arange(stats.drafted.shape[1], dtype=jnp.int32)[None]
     emitting = plan.complete[:, None]
-    decoding = plan.complete & (state.lens - state.kv_lens == 1)
+    decoding = _decoding(state, plan)
     holes = jnp.zeros_like(state.lens) if state.holes is None else state.holes.counts
     events = {
         "target_steps": plan.complete,
