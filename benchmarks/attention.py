@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.common import Spread, describe, machine, say, table, write_json
+from emsjax.loading.named import named_config
 from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token
 from emsjax.pallas_kernels.ragged_attention.api import BACKENDS, ragged_attention
-from emsjax.pallas_kernels.report.work import MODELS, Heads
+from emsjax.pallas_kernels.report.work import Heads, heads_of
 
 HEADER = ("batch", "context", "rows", "K/V MB", "kernel", "ms", "GB/s", "of a copy", "against XLA")
 
@@ -60,7 +61,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=MODELS, default="llama-3-8b")
+    parser.add_argument("--model", default="llama-3-8b", help="a name or a config.json")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--batch-sizes", type=_numbers, default=[1, 8, 32, 64])
     parser.add_argument("--contexts", type=_numbers, default=[512, 2048, 8192])
@@ -108,7 +109,7 @@ def _seconds(call: Callable[[], Any], repeats: int) -> list[float]:
 
 def _measure(setting: Setting, options: argparse.Namespace) -> Measured:
     """Every backend in turn on the same cache."""
-    heads, dtype = MODELS[options.model], jnp.dtype(options.dtype)
+    heads, dtype = heads_of(named_config(options.model)), jnp.dtype(options.dtype)
     token_bytes = 2 * heads.num_kv_heads * heads.head_dim * dtype.itemsize
     kv_bytes = setting.batch * setting.context * token_bytes
     num_layers = max(1, min(64, options.cache_mb * 2**20 // kv_bytes))

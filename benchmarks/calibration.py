@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.common import chat, describe, machine, read_prompts, table, write_json
-from benchmarks.looking import LookingEngine, Step
+from emsjax.bench.stepped import Step, SteppedEngine
 
 BINS = 10
 
@@ -66,11 +66,11 @@ def _outcomes(drafter: str, size: int, options: argparse.Namespace) -> list[Outc
     llm = LLM(drafter=drafter, max_batch_size=size, max_model_len=2048)
     outcomes: list[Outcome] = []
     engine = llm.engine
-    llm.engine = LookingEngine(
+    llm.engine = SteppedEngine(
         llm.target,
         engine.drafter,
         engine.ladder,
-        lambda step: outcomes.extend(_of_step(step)),
+        on_step=lambda step: outcomes.extend(_of_step(step)),
         num_slots=size,
         capacity=engine.capacity,
         costs=known_costs(engine, llm.name),

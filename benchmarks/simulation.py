@@ -20,19 +20,24 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.common import chat, describe, machine, read_prompts, say, table, write_json
-from benchmarks.looking import LookingEngine, Step
-from benchmarks.roofline import HARDWARE, SHAPES, estimated_costs
+from emsjax.bench.stepped import Step, SteppedEngine
 from emsjax.drafters import NoDrafter, PromptLookup
 from emsjax.drafters.base import Drafter
 from emsjax.jobs import Finished, Job
 from emsjax.ladder import make_ladder
+from emsjax.loading.build import shape_of_model
+from emsjax.loading.named import named_config
 from emsjax.packing import PackedBatch
+from emsjax.planning.hardware import HARDWARE
+from emsjax.planning.roofline import estimated_costs, sizes_of
 from emsjax.worth import StepCosts
 
 CAPACITY = 2048
 # Prompts are read in few steps.
 PREFILL_CHUNK = 8192
 FIXED_LENGTHS = (1, 3, 5, 7)
+MODELS = ("opt-6.7b", "llama-3-8b")
+DEVICES = ("v5e", "h100")
 
 
 class Answer(NamedTuple):
@@ -93,12 +98,13 @@ class Simulation:
     def __init__(self, answers: Sequence[Answer], drafter: Drafter, size: int):
         texts, vocab_size = _renumbered(answers)
         self.ladder = make_ladder(size, drafter.draft_length, prefill_chunk=PREFILL_CHUNK)
+        self._size, self._draft_length = size, drafter.draft_length
         self._steps: list[Charged] = []
-        self._engine = LookingEngine(
+        self._engine = SteppedEngine(
             Replay(texts, vocab_size),
             drafter,
             self.ladder,
-            self._see,
+            on_step=self._see,
             num_slots=size,
             capacity=CAPACITY,
         )
@@ -119,6 +125,14 @@ class Simulation:
                 if finished is not None:
                     _check(finished, self._texts)
         return self._steps
+
+    def costs(self, model: str, device: str) -> StepCosts:
+        """Of this ladder's steps."""
+        sizes = sizes_of(shape_of_model(named_config(model), jnp.dtype("bfloat16")))
+        slots, length = self._size, self._draft_length
+        return estimated_costs(
+            sizes, HARDWARE[device], self.ladder, num_slots=slots, draft_length=length
+        )
 
     def _see(self, step: Step) -> None:
         if not step.reading:
@@ -195,10 +209,10 @@ def _simulate(answers: Sequence[Answer], size: int) -> list[dict[str, Any]]:
     planned = Simulation(answers, PromptLookup(), size)
     unplanned = {way: simulation.run(None) for way, simulation in simulations.items()}
     records = []
-    for name, place in itertools.product(SHAPES, HARDWARE):
+    for name, place in itertools.product(MODELS, DEVICES):
         say(f"batch {size}: {name} on {place}")
         costs = {
-            way: estimated_costs(SHAPES[name], HARDWARE[place], simulation.ladder)
+            way: simulation.costs(name, place)
             for way, simulation in (simulations | {"planned": planned}).items()
         }
         steps = unplanned | {"planned": planned.run(costs["planned"])}

@@ -11,14 +11,19 @@ if TYPE_CHECKING:
     from emsjax.llm import LLM
     from emsjax.outputs import CompletionOutput, Logprob, Piece, RequestOutput
     from emsjax.sampling_params import SamplingParams
+    from emsjax.token_view.report import Report
+    from emsjax.trace import Trace, TraceStep
 
 __all__ = [
     "LLM",
     "CompletionOutput",
     "Logprob",
     "Piece",
+    "Report",
     "RequestOutput",
     "SamplingParams",
+    "Trace",
+    "TraceStep",
     "UserError",
     "__version__",
 ]
@@ -33,8 +38,11 @@ _LAZY = {
     "CompletionOutput": "emsjax.outputs",
     "Logprob": "emsjax.outputs",
     "Piece": "emsjax.outputs",
+    "Report": "emsjax.token_view.report",
     "RequestOutput": "emsjax.outputs",
     "SamplingParams": "emsjax.sampling_params",
+    "Trace": "emsjax.trace",
+    "TraceStep": "emsjax.trace",
 }
 
 

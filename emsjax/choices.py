@@ -3,16 +3,23 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
+from emsjax.drafters.base import Drafter
+from emsjax.engine import Engine
 from emsjax.errors import UserError
 from emsjax.ladder import Rung, make_ladder
+from emsjax.memory import check_cache_fits
+from emsjax.pallas_kernels.backends import target_platform
+from emsjax.policy import POLICIES
 from emsjax.sampling_params import SamplingParams
+from emsjax.shapes import round_up
+
+# Whole blocks of the cache for every backend.
+CAPACITY_MULTIPLE = 256
 
 
 def choose_ladder(num_slots: int, draft_length: int, exact: bool) -> tuple[Rung, ...]:
-    """Capacities for this device: on a CPU rows cost time, elsewhere reading weights does."""
-    cpu = jax.default_backend() == "cpu"
+    """Capacities for the target platform: on a CPU rows cost time, elsewhere reading weights."""
+    cpu = target_platform() == "cpu"
     return make_ladder(
         num_slots,
         draft_length,
@@ -20,6 +27,52 @@ def choose_ladder(num_slots: int, draft_length: int, exact: bool) -> tuple[Rung,
         exact_capacity=16 if cpu else 64,
         narrowest=4 if cpu else 8,
         prefill_chunk=256 if cpu else 512,
+    )
+
+
+def build_engine(
+    target: Any,
+    drafter: Drafter,
+    *,
+    name: str,
+    max_batch_size: int,
+    max_model_len: int,
+    method: str = "ems",
+    exact: bool = False,
+    **options: Any,
+) -> Engine:
+    """An engine for this device.
+
+    Args:
+      target: the model.
+      drafter: guesses tokens.
+      name: the model's, for messages.
+      max_batch_size: B.
+      max_model_len: the most tokens of a sample.
+      method: one of `POLICIES`.
+      exact: one shape for every step.
+      options: further ones of `Engine`.
+
+    Raises:
+      UserError: the cache does not fit in memory, or the method does not fit the model.
+    """
+    capacity = round_up(max_model_len, CAPACITY_MULTIPLE)
+    check_cache_fits(target, drafter, max_batch_size, capacity)
+    policy = POLICIES[method]
+    if policy.align_cache and any(0 < w < capacity for w in target.config.windows):
+        raise UserError(
+            f"method {method!r} aligns the cache, and the sliding window of {name} would "
+            "count its holes: compare with 'unpad-kv'"
+        )
+    ladder = choose_ladder(max_batch_size, drafter.draft_length, exact)
+    return Engine(
+        target,
+        drafter,
+        ladder,
+        num_slots=max_batch_size,
+        capacity=capacity,
+        policy=policy,
+        **options,
     )
 
 

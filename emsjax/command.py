@@ -6,16 +6,17 @@ sentence; 130 interrupted; 141 the reader of standard output left.
 
 import logging
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import typer
 
 from emsjax.errors import UserError
+from emsjax.interrupts import comes_from_interrupt, no_interrupt_is_lost
+
+_INTERRUPTED = 130
 
 
 def new_app() -> typer.Typer:
@@ -34,13 +35,16 @@ def parse(app: typer.Typer, module: str, arguments: Sequence[str] | None) -> Any
     Raises:
       UserError: the arguments do not fit.
     """
-    started_as_module = Path(sys.argv[0]).name == f"{module}.py"
+    started_as_module = Path(sys.argv[0]).name in (f"{module}.py", "__main__.py")
+    name = f"python -m emsjax.{module}" if started_as_module else "emsjax"
+    program = typer.main.get_command(app)
     try:
-        return typer.main.get_command(app).main(
-            args=None if arguments is None else list(arguments),
-            prog_name=f"python -m emsjax.{module}" if started_as_module else "emsjax",
-            standalone_mode=False,
-        )
+        # Not `main`: typer's own turns an interrupt into a number, and loses what it says.
+        words = sys.argv[1:] if arguments is None else arguments
+        with program.make_context(name, list(words)) as context:
+            return program.invoke(context)
+    except typer.Exit as done:
+        return done.exit_code
     except Exception as error:
         # typer's usage errors: their class has lived in two packages, their method has not moved.
         if not hasattr(error, "format_message"):
@@ -50,31 +54,25 @@ def parse(app: typer.Typer, module: str, arguments: Sequence[str] | None) -> Any
 
 def run(body: Callable[[], int | None]) -> int:
     """Runs a command and returns its exit status; the module's docstring lists them."""
-    _terminate_as_interrupt()
     _quieten()
-    try:
-        return body() or 0
-    except UserError as error:
-        return _fail(f"error: {error}", 2)
-    except KeyboardInterrupt as stop:
-        return _fail(f"interrupted: {stop}" if str(stop) else "interrupted", 130)
-    except BrokenPipeError:
-        return 141  # what a shell reports for a program ended by a closed pipe
+    with no_interrupt_is_lost():
+        try:
+            return body() or 0
+        except KeyboardInterrupt as stop:
+            return _fail(f"interrupted: {stop}" if str(stop) else "interrupted", _INTERRUPTED)
+        except BrokenPipeError:
+            return 141  # what a shell reports for a program ended by a closed pipe
+        except Exception as error:
+            if comes_from_interrupt(error):
+                return _fail("interrupted", _INTERRUPTED)
+            if isinstance(error, UserError):
+                return _fail(f"error: {error}", 2)
+            raise
 
 
 def _fail(message: str, status: int) -> int:
     print(message, file=sys.stderr)
     return status
-
-
-def _interrupt(_signal: int, _frame: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
-def _terminate_as_interrupt() -> None:
-    """Let SIGTERM end a run as Ctrl-C does: with whole lines and a word on how to resume."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)
 
 
 def _quieten() -> None:

@@ -3,16 +3,15 @@
 import hashlib
 import json
 import math
-import os
-import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from emsjax.device import device_name
 from emsjax.engine import Engine
 from emsjax.loading.default_model import cache_dir
 from emsjax.step_costs import measure_costs
@@ -21,7 +20,23 @@ from emsjax.whole_files import replace_text
 from emsjax.worth import StepCosts
 
 
-def known_costs(engine: Engine, model: str, say: Callable[[str], None] | None = None) -> StepCosts:
+class Known(NamedTuple):
+    """What is known of an engine's steps.
+
+    Attributes:
+      costs: of this ladder.
+      settled: whether measuring them again would find the same; if not, they were measured on a
+        busy machine, or estimated.
+    """
+
+    costs: StepCosts
+    settled: bool
+
+
+Say = Callable[[str], None]
+
+
+def known_costs(engine: Engine, model: str, say: Say | None = None) -> StepCosts:
     """The costs of the engine's steps, measured if they are not known yet.
 
     Args:
@@ -29,20 +44,36 @@ def known_costs(engine: Engine, model: str, say: Callable[[str], None] | None = 
       model: the name under which they are kept.
       say: told of a damaged table; standard error by default.
     """
-    say = say or (lambda line: print(line, file=sys.stderr))
-    what = _what(engine, model)
-    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
-    file = cache_dir() / "step-costs" / f"{digest}.json"
-    try:
-        if file.is_file():
-            return _read(file, len(engine.ladder))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        say(f"the table of step costs {file} is damaged ({error}): measuring again")
-    costs, settled = measure_costs(engine)
-    # A table from a restless moment would mislead every later run: those look for themselves.
-    if settled:
-        _write(file, what, costs)
-    return costs
+    table = CostTable(engine, model, say)
+    known = table.read()
+    return known.costs if known is not None and known.settled else table.measure().costs
+
+
+class CostTable:
+    """The file that keeps the costs of an engine's steps."""
+
+    def __init__(self, engine: Engine, model: str, say: Say | None = None):
+        """See `known_costs`."""
+        self._engine = engine
+        self._say = say or (lambda line: print(line, file=sys.stderr))
+        self._what = _what(engine, model)
+        digest = hashlib.sha256(json.dumps(self._what, sort_keys=True).encode()).hexdigest()[:16]
+        self._file = cache_dir() / "step-costs" / f"{digest}.json"
+
+    def read(self) -> Known | None:
+        """What was measured before; None where nothing was, or the file is damaged."""
+        try:
+            if self._file.is_file():
+                return _read(self._file, len(self._engine.ladder))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._say(f"the table of step costs {self._file} is damaged ({error}): made anew")
+        return None
+
+    def measure(self) -> Known:
+        """Times the engine's steps, which takes some seconds, and keeps what is found."""
+        known = Known(*measure_costs(self._engine))
+        _write(self._file, self._what, known)
+        return known
 
 
 def _what(engine: Engine, model: str) -> dict[str, Any]:
@@ -53,7 +84,7 @@ def _what(engine: Engine, model: str) -> dict[str, Any]:
         "cache": [list(engine.cache_spec.shape), str(engine.cache_spec.dtype)],
         "ladder": [list(rung) for rung in engine.ladder],
         "drafter": [repr(engine.drafter), _shapes(engine.drafter.weights)],
-        "device": _device(),
+        "device": device_name(),
         "versions": [jax.__version__, __version__],
     }
 
@@ -64,24 +95,7 @@ def _shapes(weights: Any) -> str:
     return hashlib.sha256("\n".join(every).encode()).hexdigest()[:16]
 
 
-def _device() -> str:
-    """What computes; of a processor also how much of it there is."""
-    device = jax.devices()[0]
-    if device.platform != "cpu":
-        return f"{device.platform} {device.device_kind}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"cpu {_processor()}, {cores} cores"
-
-
-def _processor() -> str:
-    """Its name, where Linux tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _read(file: Path, rungs: int) -> StepCosts:
+def _read(file: Path, rungs: int) -> Known:
     content = json.loads(file.read_text(encoding="utf-8"))
     seconds = [math.inf if cost is None else float(cost) for cost in content["rungs"]]
     more = [float(cost) for cost in [*content["cached"], content["draft"]]]
@@ -91,13 +105,16 @@ def _read(file: Path, rungs: int) -> StepCosts:
         raise ValueError("costs that cannot be")
     draft = more.pop()
     cached = np.asarray(more, np.float32)
-    return StepCosts(np.asarray(seconds, np.float32), cached, np.float32(draft))
+    costs = StepCosts(np.asarray(seconds, np.float32), cached, np.float32(draft))
+    return Known(costs, content["settled"] is True)
 
 
-def _write(file: Path, what: dict[str, Any], costs: StepCosts) -> None:
+def _write(file: Path, what: dict[str, Any], known: Known) -> None:
+    costs = known.costs
     seconds = [None if math.isinf(cost) else float(cost) for cost in np.asarray(costs.rungs)]
     cached = np.asarray(costs.cached).tolist()
     content = {**what, "rungs": seconds, "cached": cached, "draft": float(costs.draft)}
+    content["settled"] = known.settled
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_text(file, json.dumps(content, indent=1) + "\n")

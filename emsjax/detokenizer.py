@@ -1,6 +1,6 @@
 """From tokens to text, piece by piece."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -82,6 +82,30 @@ class Detokenizer:
             tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return str(text)
+
+
+def text_pieces(
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: Sequence[int],
+    tokens: Sequence[int],
+    stop_ids: Collection[int] = (),
+) -> tuple[str, ...]:
+    """The text that each token adds behind a prompt; put together, they are the whole text.
+
+    Args:
+      tokenizer: of the model.
+      prompt: token ids.
+      tokens: all that were generated.
+      stop_ids: such a token ends the text; its piece is what it stands for by itself, if anything.
+    """
+    detokenizer = Detokenizer(tokenizer, prompt)
+    stops = bool(tokens) and tokens[-1] in stop_ids
+    shown = tokens[:-1] if stops else tokens
+    pieces = [detokenizer.push([token]) for token in shown]
+    left = detokenizer.flush()
+    if left and pieces:  # a character that never became whole
+        pieces[-1] += left
+    return (*pieces, detokenizer.push(tokens[-1:])) if stops else tuple(pieces)
 
 
 @lru_cache(maxsize=4)

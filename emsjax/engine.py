@@ -8,13 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from emsjax.draft_record import no_drafts
 from emsjax.drafters.base import Drafter
 from emsjax.holes import no_holes
 from emsjax.jobs import Finished, Job
 from emsjax.ladder import Rung
-from emsjax.loop import run
+from emsjax.loop import Setup, run
 from emsjax.model_protocol import Model
 from emsjax.policy import EMS, Policy
+from emsjax.sampling.choose import Chosen, choose
+from emsjax.sampling.rows import Rows
 from emsjax.sampling.state import SamplingState, empty_sampling
 from emsjax.slots import SlotRun
 from emsjax.state import MAX_STOP_IDS, DecodeState, admit, copy_cache, empty_state
@@ -34,6 +37,8 @@ class Engine:
         capacity: int,
         costs: StepCosts | None = None,
         policy: Policy = EMS,
+        trace: bool = False,
+        choose: Callable[[jax.Array, Rows, DecodeState], Chosen] = choose,
     ):
         """Compiles nothing yet and allocates nothing; the first `run` does.
 
@@ -46,16 +51,19 @@ class Engine:
           costs: what a step costs on each rung; None to verify every draft that fits, whatever
             it costs.
           policy: what to pad: nothing, but to compare.
+          trace: whether to note what was drafted, so that results have a `trace`.
+          choose: from the target's logits to tokens; another one to simulate.
         """
         self.num_slots, self.capacity = num_slots, capacity
         self.ladder = tuple(ladder)
         self.costs, self.policy = costs, policy
+        self.trace, self._choose = trace, choose
         self.token_classes = np.zeros(model.vocab_size, np.uint8)
-        graphdef, self.params = nnx.split(model)
+        self._graphdef, self.params = nnx.split(model)
         self.cache_spec = model.cache_spec(num_slots, capacity)
         self.drafter, self._dtype = drafter, model.dtype
         # float32 means float32: TPUs and newer GPUs would round its products to fewer bits.
-        precision = "highest" if model.dtype == jnp.float32 else None
+        self.precision = "highest" if model.dtype == jnp.float32 else None
 
         def run_loop(
             params: nnx.State,
@@ -65,11 +73,8 @@ class Engine:
             max_steps: jax.Array,
             others_wait: jax.Array,
         ) -> DecodeState:
-            with jax.default_matmul_precision(precision):
-                target = nnx.merge(graphdef, params)
-                return run(
-                    target, drafter, ladder, weights, costs, state, max_steps, others_wait, policy
-                )
+            with jax.default_matmul_precision(self.precision):
+                return run(self.setup(params), weights, costs, state, max_steps, others_wait)
 
         def admit_job(state: DecodeState, slot: jax.Array, *request: Any) -> DecodeState:
             state = admit(state, slot, *request)
@@ -80,8 +85,14 @@ class Engine:
         self._release = jax.jit(_release, donate_argnums=0)
         self._copy_cache = jax.jit(copy_cache, donate_argnums=0)
         self.empty = jax.jit(self._empty)
+        self.around = jax.jit(self._around, donate_argnums=0)
         self._make_sampling = jax.jit(self._empty_sampling)
         self._idle: DecodeState | None = None
+
+    def setup(self, params: nnx.State) -> Setup:
+        """What the loop is made of, with these weights."""
+        model = nnx.merge(self._graphdef, params)
+        return Setup(model, self.drafter, self.ladder, self.policy, self._choose)
 
     def lower(
         self,
@@ -111,13 +122,20 @@ class Engine:
         return self._run_loop.lower(*placed)
 
     def _empty(self) -> DecodeState:
-        cache = jnp.zeros(self.cache_spec.shape, self.cache_spec.dtype)
+        return self._around(jnp.zeros(self.cache_spec.shape, self.cache_spec.dtype))
+
+    def _around(self, cache: jax.Array) -> DecodeState:
+        """Idle slots around a cache that may hold prompts."""
         drafter_state = self.drafter.init(self.num_slots, self.capacity)
         hidden = None
         if self.drafter.hidden_size:
             hidden = jnp.zeros((self.num_slots, self.drafter.hidden_size), self._dtype)
         holes = no_holes(self.num_slots, self.capacity) if self.policy.align_cache else None
-        return empty_state(cache, self.drafter.draft_length, drafter_state, hidden, holes)
+        state = empty_state(cache, self.drafter.draft_length, drafter_state, hidden, holes)
+        if self.trace:
+            drafts = no_drafts(self.num_slots, self.drafter.draft_length, self.capacity)
+            state = state.replace(drafts=drafts)
+        return state
 
     def _empty_sampling(self, token_classes: jax.Array) -> SamplingState:
         return empty_sampling(self.num_slots, self.capacity, token_classes)
@@ -141,6 +159,10 @@ class Engine:
         self._idle = None
         state = yield from SlotRun(self, jobs, on_progress).results(state)
         self._idle = state.replace(sampling=None)
+
+    def forget(self) -> None:
+        """Gives up the memory that is kept for the next run."""
+        self._idle = None
 
     def advance(self, state: DecodeState, max_steps: int, others_wait: bool) -> DecodeState:
         """Steps until there is something for the host to do, see `loop.run`."""

@@ -55,6 +55,10 @@ def _generate(
         str | None,
         _option("--output", "Write JSON lines there; - is standard output.", _IO, "FILE|-"),
     ] = None,
+    report: Annotated[
+        str | None,
+        _option("--report", "Write a page there: where each token came from.", _IO, "FILE.html"),
+    ] = None,
     chat: Annotated[
         bool, _option("--chat", "Put text prompts into the model's chat template.", _IO)
     ] = False,

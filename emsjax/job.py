@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from emsjax import jsonl
 from emsjax.errors import UserError
+from emsjax.interrupts import interrupts_wait
 from emsjax.options import Options, check
 from emsjax.outputs import CompletionOutput, Piece, RequestOutput
 from emsjax.prompt_source import Source, open_source
@@ -16,10 +17,17 @@ from emsjax.report import Report
 from emsjax.result_file import ResultFile, open_output, standard_output
 from emsjax.sampling_params import SamplingParams
 from emsjax.text_output import OrderedTexts
+from emsjax.token_view.file import page_of_run
 
 
 class Engine(Protocol):
-    """What the command line needs of `emsjax.llm.LLM`."""
+    """What the command line needs of `emsjax.llm.LLM`.
+
+    Attributes:
+      name: of the model.
+    """
+
+    name: str
 
     def request(self, prompt: Any, params: SamplingParams, request_id: str) -> Any:
         """Tokenise and check one prompt; raises `UserError`."""
@@ -62,13 +70,18 @@ def run(options: Options, command_started: float) -> int:
         if options.logprobs is not None and source.texts is not None and options.output is None:
             raise UserError("--logprobs has no place in a text; give --output FILE.jsonl, or - .")
         engine = _load(options)
-        sink.start()
         live = not (options.stream and sys.stdout.isatty())
-        with Report(source.total, command_started, live=live) as report:
+        progress = Report(source.total, command_started, live=live)
+        with page_of_run(options.report, engine.name) as show, progress as report:
+
+            def finished(output: RequestOutput) -> None:
+                report.finished(output.metrics)
+                show(output)
+
             if source.texts is not None and options.output is None:
-                _write_texts(engine, source, sink, report, options)
+                _write_texts(engine, source, sink, report, finished, options)
             else:
-                _write_records(engine, source, sink, report, options)
+                _write_records(engine, source, sink, report, finished, options)
     return 1 if report.errors else 0
 
 
@@ -81,7 +94,8 @@ def _open_sink(options: Options) -> ResultFile:
 def _load(options: Options) -> Engine:
     # Here and not above: jax and transformers take seconds to import, which a usage error or
     # `--help` should not cost.
-    from emsjax.llm import LLM
+    with interrupts_wait():
+        from emsjax.llm import LLM
 
     return LLM(**options.engine())
 
@@ -100,7 +114,12 @@ def _request(engine: Engine, line: jsonl.Line, chat: bool) -> Any:
 
 
 def _write_texts(
-    engine: Engine, source: Source, sink: ResultFile, report: Report, options: Options
+    engine: Engine,
+    source: Source,
+    sink: ResultFile,
+    report: Report,
+    finished: Callable[[RequestOutput], None],
+    options: Options,
 ) -> None:
     # All are checked before any is run: a mistake in the last prompt should not cost the first.
     lines = [line for line in source.lines if isinstance(line, jsonl.Line)]
@@ -109,10 +128,10 @@ def _write_texts(
     texts = OrderedTexts(lines, source.texts or (), show)
     try:
         for piece in _pieces(engine, requests, report, options.stream):
-            finished = piece.finish_reason is not None
-            texts.add(int(piece.request_id), piece.index, piece.text or "", finished=finished)
+            ended = piece.finish_reason is not None
+            texts.add(int(piece.request_id), piece.index, piece.text or "", finished=ended)
             if piece.output is not None:
-                report.finished(piece.output.metrics)
+                finished(piece.output)
     except (KeyboardInterrupt, UserError):
         texts.give_up()
         raise
@@ -126,6 +145,7 @@ def _pieces(
     engine: Engine, requests: Iterable[Any], report: Report, stream: bool
 ) -> Iterator[Piece]:
     """Texts bit by bit, or each whole once its request is finished."""
+    report.starting()
     if stream:
         yield from engine.run_streaming(requests, on_progress=report.emitted)
         return
@@ -142,7 +162,12 @@ def _whole(request_id: str, completion: CompletionOutput) -> Piece:
 
 
 def _write_records(
-    engine: Engine, source: Source, sink: ResultFile, report: Report, options: Options
+    engine: Engine,
+    source: Source,
+    sink: ResultFile,
+    report: Report,
+    finished: Callable[[RequestOutput], None],
+    options: Options,
 ) -> None:
     """One record a line, as each is final."""
     running: dict[str, str] = {}  # digests of prompts
@@ -167,13 +192,14 @@ def _write_records(
                     failed(line, str(error))
                 else:
                     running[jsonl.key(line.id)] = jsonl.digest(_prompt(line, options.chat))
+                    report.starting()
                     yield request
 
     try:
         for output in engine.run(requests(), on_progress=report.emitted):
             record = jsonl.result(output, running.pop(output.request_id))
             _write(sink, jsonl.encode(record), report)
-            report.finished(output.metrics)
+            finished(output)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(_how_to_resume(options, sink)) from stop
 

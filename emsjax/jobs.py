@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from emsjax.metrics import RequestMetrics
 from emsjax.sampling.choice import GREEDY, Choice
 from emsjax.sampling.logprobs import Logprobs
+from emsjax.trace import Trace
 
 # Sees a job's new tokens in their order; says after how many of them it ends, or None.
 Watch = Callable[[Sequence[int]], int | None]
@@ -45,6 +46,7 @@ class Finished:
       metrics: what it cost.
       cut: whether `job.watch` ended it.
       logprobs: numpy arrays [tokens, ...]; None where they were not wanted.
+      trace: how it came about, without texts; None where the engine does not note it.
     """
 
     job: Job
@@ -52,6 +54,7 @@ class Finished:
     metrics: RequestMetrics
     cut: bool = False
     logprobs: Logprobs | None = None
+    trace: Trace | None = None
 
     @property
     def stopped(self) -> bool:

@@ -143,7 +143,10 @@ def _take_id(value: object, seen: set[str]) -> LineId:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise UserError(f"the id {value!r} must be text or a whole number.")
     if key(value) in seen:
-        raise UserError(f"the id {value!r} was used before; give each line its own.")
+        raise UserError(
+            f"the id {value!r} was used before, and a line without one has its number; give each "
+            "line its own."
+        )
     seen.add(key(value))
     return value
 

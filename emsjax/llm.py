@@ -6,31 +6,26 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from emsjax.checks import check_whole
-from emsjax.choices import choose_ladder, params_of_each
+from emsjax.choices import build_engine, params_of_each
 from emsjax.compile_cache import use_compile_cache
-from emsjax.cost_table import known_costs
 from emsjax.drafters.base import Drafter
 from emsjax.drafting import build_drafter, check_drafting
-from emsjax.engine import Engine
 from emsjax.errors import UserError
 from emsjax.jobs import Job
 from emsjax.loading.load import load_model
-from emsjax.memory import check_cache_fits
 from emsjax.outputs import Piece, RequestOutput
-from emsjax.policy import EMS, POLICIES
+from emsjax.policy import EMS
+from emsjax.pricing import Pricing
 from emsjax.prompts import Message, Prompt, prompt_list
 from emsjax.request_reader import RequestReader
 from emsjax.requests import Request
 from emsjax.samples import Sample, make_samples, request_output
 from emsjax.sampling.adapt import classify
 from emsjax.sampling_params import SamplingParams
-from emsjax.shapes import round_up
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Whole blocks of the cache for every backend.
-CAPACITY_MULTIPLE = 256
 DEFAULT_MAX_MODEL_LEN = 4096
 
 
@@ -54,6 +49,7 @@ class LLM:
         planner: bool = True,
         exact: bool = False,
         seed: int = 0,
+        trace: bool = False,
     ):
         """Loads the model; the first prompt compiles it.
 
@@ -78,12 +74,14 @@ class LLM:
           max_ngram: longest n-gram prompt lookup looks for; by default 3.
           min_ngram: shortest one; by default 1.
           planner: whether each step verifies only what is worth it, going by what steps cost on
-            this device (measured at the first use, which takes a moment); otherwise all that was
-            drafted. `exact` and the methods that pad do without.
+            this device (estimated, for long runs measured); otherwise all that was drafted.
+            `exact` and the methods that pad do without.
           exact: one shape for every step, so that the output equals that of plain decoding with
             `exact` bit for bit, for every `max_batch_size` up to 16 on a CPU and 64 elsewhere
             (beyond, for the same one); slower.
           seed: what requests without a seed of their own draw theirs from.
+          trace: whether outputs tell where each token came from and what was drafted
+            (`CompletionOutput.trace`), which `Report` shows.
 
         Raises:
           UserError: the model cannot be had or loaded, the cache does not fit in memory, or
@@ -108,23 +106,19 @@ class LLM:
         self._requests = 0
         self.max_model_len = self._max_model_len(max_model_len)
         self._reader = RequestReader(loaded, self.target.vocab_size, self.max_model_len, seed)
-        capacity = round_up(self.max_model_len, CAPACITY_MULTIPLE)
-        check_cache_fits(self.target, self._drafter, max_batch_size, capacity)
-        policy = POLICIES[method]
-        if policy.align_cache and any(0 < w < capacity for w in self.target.config.windows):
-            raise UserError(
-                f"method {method!r} aligns the cache, and the sliding window of {self.name} would "
-                "count its holes: compare with 'unpad-kv'"
-            )
-        self._plans = planner and not exact and self._drafter.draft_length > 0 and policy == EMS
-        self.engine = Engine(
+        self.engine = build_engine(
             self.target,
             self._drafter,
-            choose_ladder(max_batch_size, self._drafter.draft_length, exact),
-            num_slots=max_batch_size,
-            capacity=capacity,
-            policy=policy,
+            name=self.name,
+            max_batch_size=max_batch_size,
+            max_model_len=self.max_model_len,
+            method=method,
+            exact=exact,
+            trace=trace,
         )
+        plans = planner and not exact and self._drafter.draft_length > 0
+        plans = plans and self.engine.policy == EMS
+        self._pricing = Pricing(self.engine, self.name) if plans else None
 
     def _max_model_len(self, wanted: int | None) -> int:
         longest = self.target.max_positions
@@ -296,8 +290,8 @@ class LLM:
                     yield sample.job()
 
         try:
-            if self._plans and self.engine.costs is None:
-                self.engine.costs = known_costs(self.engine, self.name)
+            if self._pricing is not None:
+                requests = self._pricing.before_run(requests)
             for finished in self.engine.run(jobs(), on_progress):
                 if finished is None:
                     yield None

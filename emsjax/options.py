@@ -2,11 +2,13 @@
 
 import os
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from emsjax.errors import UserError
 from emsjax.names import DRAFTERS, METHODS
 from emsjax.sampling_params import SamplingParams
+from emsjax.token_view.file import check_page
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -54,6 +56,7 @@ class Options:
     resume: bool = False
     overwrite: bool = False
     stream: bool = False
+    report: str | None = None
 
     @property
     def drafts(self) -> bool:
@@ -83,6 +86,7 @@ class Options:
             "planner": None if self.planner else False,
             "exact": self.exact,
             "seed": self.seed,
+            "trace": None if self.report is None else True,
         }
         return {name: value for name, value in arguments.items() if value is not None}
 
@@ -183,10 +187,24 @@ def _check_files(options: Options) -> None:
         raise UserError(
             f"--input and --output are the same file, {options.input!r}; give another --output."
         )
+    _check_report(options)
+
+
+def _check_report(options: Options) -> None:
+    if options.report is None:
+        return
+    if options.report == "-":
+        raise UserError("--report is a page for a browser; give it a file, say report.html.")
+    check_page(Path(options.report))
+    for flag, file in (("--input", options.input), ("--output", options.output)):
+        if file is not None and _same_file(file, options.report):
+            raise UserError(
+                f"{flag} and --report are the same file, {file!r}; give another --report."
+            )
 
 
 def _same_file(left: str, right: str) -> bool:
     try:
         return os.path.samefile(left, right)
     except OSError:  # one of them is not there
-        return False
+        return os.path.realpath(left) == os.path.realpath(right)

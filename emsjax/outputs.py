@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from emsjax.metrics import RequestMetrics
+from emsjax.trace import Trace
 
 FinishReason = Literal["stop", "length"]
 
@@ -39,6 +40,7 @@ class CompletionOutput:
         end.
       logprobs: for each token, by token id: the token's own first, then the likeliest ones; None
         where they were not asked for.
+      trace: where each token came from; None unless the `LLM` was made with `trace=True`.
     """
 
     index: int
@@ -47,6 +49,7 @@ class CompletionOutput:
     finish_reason: FinishReason
     stop_reason: int | str | None = None
     logprobs: Sequence[Mapping[int, Logprob]] | None = None
+    trace: Trace | None = None
 
 
 @dataclass(frozen=True)

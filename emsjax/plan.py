@@ -1,117 +1,126 @@
-"""Planning a step: how many rows each slot gets, and on which rung of the ladder."""
+"""The command line of planning: `python -m emsjax.plan --model M --topology v5e`."""
 
+import json
+import os
+import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
-import jax
-import jax.numpy as jnp
+import typer
 
-from emsjax.draft import Draft
-from emsjax.ladder import Rung, first_fit
-from emsjax.policy import EMS, Policy
-from emsjax.state import DecodeState
-from emsjax.worth import Load, StepCosts, most_worth
+from emsjax import command
+from emsjax.errors import UserError
+from emsjax.interrupts import interrupts_wait
+from emsjax.planning.hardware import HARDWARE
 
-# How likely a draft token has to be for its row to be worth more than a row of a waiting prompt.
-WORTH_A_PROMPTS_ROW = 0.5
+if TYPE_CHECKING:
+    from emsjax.planning.plan import Plan
+
+# Of the model's, where no length is asked for.
+DEFAULT_MODEL = "smollm2-135m"
+_DTYPES = ("bfloat16", "float16", "float32")
+
+_app = command.new_app()
 
 
-class Plan(NamedTuple):
-    """What the step computes.
+@_app.command()
+def plan(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A built-in name such as opt-6.7b, a config.json, or as for generate; may be "
+            f"repeated. (default: {DEFAULT_MODEL})"
+        ),
+    ] = None,
+    topology: Annotated[
+        list[str] | None,
+        typer.Option(help=f"{', '.join(HARDWARE)}: one device; may be repeated. (default: v5e)"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples decoded together.")] = 8,
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(help="Longest prompt and output together, tokens. (default: as generate)"),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            help="Cached tokens of each sample when a step is timed. (default: half of the most)"
+        ),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help=f"{', '.join(_DTYPES)}.")] = "bfloat16",
+    acceptance: Annotated[
+        float, typer.Option(help="How likely a draft token is right if those before it are.")
+    ] = 0.7,
+    draft_length: Annotated[int, typer.Option(help="Most tokens to draft a step.")] = 7,
+    compile: Annotated[
+        bool, typer.Option(help="Ask the TPU compiler; otherwise all is arithmetic.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines: a list of plans.")] = False,
+) -> None:
+    """Does a model fit on a device that is not here, how long is a step, how much faster is it.
 
-    Attributes:
-      q_lens: int32[B], rows of each slot: known tokens without K/V, then draft tokens.
-      draft_lens: int32[B], how many of them are draft tokens.
-      pad_lens: int32[B], how many behind those are padding.
-      complete: bool[B], the slot's known tokens all have K/V after this step, so that it emits.
-      rung: int32[], index into the ladder.
+    Programs are compiled by the TPU compiler, which needs no TPU; nothing runs. Several models or
+    devices give one table.
     """
+    devices = [_device(name) for name in topology or ["v5e"]]
+    _check_name("--dtype", dtype, _DTYPES)
+    if not 0 <= acceptance <= 1:
+        raise UserError(f"--acceptance {acceptance:g} is no probability; give one from 0 to 1.")
+    compiling = compile and any(HARDWARE[name].is_tpu for name in devices)
+    _prepare_environment(compiling)
+    with interrupts_wait():
+        from emsjax.planning.ask import Asked, ask
 
-    q_lens: jax.Array
-    draft_lens: jax.Array
-    pad_lens: jax.Array
-    complete: jax.Array
-    rung: jax.Array
-
-
-def make_plan(
-    state: DecodeState,
-    draft: Draft,
-    likely: jax.Array,
-    ladder: Sequence[Rung],
-    costs: StepCosts | None = None,
-    policy: Policy = EMS,
-) -> Plan:
-    """One row for every live slot, then draft tokens, then prompts, as far as capacity goes.
-
-    A slot still reading its prompt drafts nothing. A draft never reaches past the slot's limit:
-    `lens + draft_lens < max_lens`. With `costs`, draft tokens that are not worth their rows are
-    left out; beside a prompt, whose rows are many, all are taken that fit.
-
-    Args:
-      state: of all slots.
-      draft: the guesses.
-      likely: float32[B, k], how likely each is to be accepted if those before it are.
-      ladder: shapes of a step, cheapest first.
-      costs: what a step costs on each of them; None to verify all that fits.
-      policy: what to pad.
-    """
-    capacity = max(rung.capacity for rung in ladder)
-    first = state.live.astype(jnp.int32)
-    waiting = jnp.where(state.live, state.lens - state.kv_lens - 1, 0)
-    room = jnp.maximum(state.max_lens - state.lens - 1, 0)
-    wanted = jnp.where(state.live & (waiting == 0), jnp.minimum(draft.lens, room), 0)
-    position = jnp.arange(likely.shape[1], dtype=jnp.int32)[None]
-    survival = jnp.where(position < wanted[:, None], jnp.cumprod(likely, axis=1), 0.0)
-    reading, budget = (waiting > 0).any(), capacity - first.sum()
-    worth = None if costs is None else most_worth(survival, load_of(state), ladder, costs)
-    if worth is not None:
-        budget = jnp.where(reading, budget, worth.drafts)
-        survival = jnp.where(reading & (survival < WORTH_A_PROMPTS_ROW), 0.0, survival)
-    draft_lens = trim(survival, budget)
-    pad_lens = jnp.zeros_like(first)
-    if policy.pad_inputs:
-        pad_lens = _padding(state, draft_lens, decoding=state.live & (waiting == 0))
-    emitting = first + draft_lens + pad_lens
-    prefill = _share_in_order(waiting, capacity - emitting.sum())
-    q_lens = emitting + prefill
-    complete = state.live & (prefill == waiting)
-    rung = first_fit(ladder, q_lens)
-    if worth is not None:
-        rung = jnp.where(reading, rung, worth.rung)
-    return Plan(q_lens, draft_lens, pad_lens, complete, rung)
+    asked = Asked(batch_size, max_model_len, context, dtype, acceptance, draft_length, compile)
+    plans: list[Plan] = []
+    try:
+        for each in ask(model or [DEFAULT_MODEL], devices, asked, _say):
+            plans.append(each)  # noqa: PERF402 those before an interrupt are to be had
+    finally:
+        if plans:
+            several = len(devices) * len(model or [DEFAULT_MODEL]) > 1
+            print(_written(plans, as_json, several))
 
 
-def _padding(state: DecodeState, draft_lens: jax.Array, decoding: jax.Array) -> jax.Array:
-    """Rows that make each decoding slot's as many as the longest draft's, as far as it has room."""
-    used = state.lens + draft_lens + (0 if state.holes is None else state.holes.counts)
-    room = jnp.maximum(state.tokens.shape[1] - used, 0)
-    return jnp.where(decoding, jnp.minimum(draft_lens.max() - draft_lens, room), 0)
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
-def load_of(state: DecodeState) -> Load:
-    """What the next step has to carry in any case."""
-    cached = jnp.where(state.live, state.kv_lens, 0)
-    return Load(state.live.sum(dtype=jnp.int32), cached.sum(dtype=jnp.int32))
+def _written(plans: "Sequence[Plan]", as_json: bool, several: bool) -> str:
+    from emsjax.planning import record, text
+
+    if as_json:
+        return json.dumps([record.record(each) for each in plans], indent=1)
+    return text.overview(plans) if several else text.details(plans[0])
 
 
-def trim(survival: jax.Array, budget: jax.Array) -> jax.Array:
-    """How many tokens of each draft are among the `budget` likeliest of all, int32[B].
-
-    Args:
-      survival: float32[B, k], falling along each draft; 0 for what is no draft token.
-      budget: int32[].
-    """
-    # Of equally likely ones, first tokens of all slots come before second ones.
-    by_place = survival.T
-    order = jnp.argsort(-by_place.ravel(), stable=True)
-    count = order.shape[0]
-    places = jnp.arange(count, dtype=jnp.int32)
-    rank = jnp.zeros(count, jnp.int32).at[order].set(places).reshape(by_place.shape)
-    return jnp.sum((by_place > 0) & (rank < budget), axis=0, dtype=jnp.int32)
+def _device(name: str) -> str:
+    """The topology as the table has it: one chip of v5e is v5e-1, too."""
+    known = name.lower().removesuffix("-1")
+    _check_name("--topology", known, tuple(HARDWARE), name)
+    return known
 
 
-def _share_in_order(wanted: jax.Array, budget: jax.Array) -> jax.Array:
-    """Gives each slot what it wants, int32[B], first slot first, until `budget` is used up."""
-    before = jnp.cumsum(wanted, dtype=jnp.int32) - wanted
-    return jnp.clip(budget - before, 0, wanted)
+def _check_name(option: str, value: str, names: Sequence[str], given: str | None = None) -> None:
+    if value not in names:
+        raise UserError(f"{option} {given or value} is not there; choose from {', '.join(names)}.")
+
+
+def _prepare_environment(compiling: bool) -> None:
+    """For this process alone, before jax looks: no device of this machine is touched."""
+    from emsjax.pallas_kernels.report.environment import tpu_compiler
+
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if compiling:
+        os.environ.update(tpu_compiler())
+    # Programs for devices that are not here can be put into the cache but not taken out.
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status, see `command`."""
+    return command.run(lambda: command.parse(_app, "plan", arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from emsjax.metrics import RequestMetrics, RunTotals
+from emsjax.words import count
 
 _SECONDS_BETWEEN_LINES = 5.0
+STARTING = "starting; the first run with a model and a batch size compiles, which takes a while"
 
 
 class Report:
@@ -50,6 +52,7 @@ class Report:
         self._started = self._last_line = clock()
         self._bar = _Bar(self._stream, total) if live and self._stream.isatty() else None
         self._live = live
+        self._starting = False
 
     def __enter__(self) -> Self:
         self._started = self._last_line = self._clock()
@@ -68,6 +71,13 @@ class Report:
         if kind is None or kind is KeyboardInterrupt:
             for line in self.summary():
                 self._print(line)
+
+    def starting(self) -> None:
+        """Say, once, why there may be nothing to see for a while."""
+        if not self._starting:
+            self._starting = True
+            with self.paused():
+                self._print(STARTING)
 
     def emitted(self, tokens: int) -> None:
         """Count tokens as they come out of the engine."""
@@ -109,13 +119,13 @@ class Report:
         tokens = self.totals.emitted_tokens
         rate = tokens / seconds if seconds else 0.0
         yield (
-            f"{_count(self.totals.requests, 'prompt')}, {_count(tokens, 'token')} "
+            f"{count(self.totals.requests, 'prompt')}, {count(tokens, 'token')} "
             f"in {seconds:.1f} s: {rate:.1f} tokens/s"
         )
         if self._skipped:
-            yield f"{_count(self._skipped, 'prompt')} already done by an earlier run"
+            yield f"{count(self._skipped, 'prompt')} already done by an earlier run"
         if self.errors:
-            yield f"{_count(self.errors, 'bad line')}: see the error records in the output"
+            yield f"{count(self.errors, 'bad line')}: see the error records in the output"
         if self._first_token is not None:
             waited = self._first_token - self._command_started
             yield f"first token {waited:.2f} s after the command, loading and compiling included"
@@ -129,9 +139,9 @@ class Report:
         elif self._live and now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
             prompts = (
-                _count(done, "prompt") if self._total is None else f"{done:,} of {self._total:,}"
+                count(done, "prompt") if self._total is None else f"{done:,} of {self._total:,}"
             )
-            self._print(f"{prompts} done, {_count(self._tokens, 'token')}, {rate:.1f} tokens/s")
+            self._print(f"{prompts} done, {count(self._tokens, 'token')}, {rate:.1f} tokens/s")
 
     def _print(self, line: str) -> None:
         print(line, file=self._stream, flush=True)
@@ -166,7 +176,7 @@ class _Bar:
 def _figures(totals: RunTotals) -> Iterator[str]:
     yield (
         f"{totals.tokens_per_target_step:.2f} tokens per target step "
-        f"({_count(totals.target_steps, 'step')})"
+        f"({count(totals.target_steps, 'step')})"
     )
     shares = totals.acceptance_by_position
     if any(share is not None for share in shares):
@@ -180,7 +190,3 @@ def _figures(totals: RunTotals) -> Iterator[str]:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.0%}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

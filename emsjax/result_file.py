@@ -39,6 +39,7 @@ class ResultFile:
         self._file = file
         self._whole = keep  # bytes of whole lines
         self._created = created  # the file itself, where it was not there before
+        self._dropped = False
         self._regular = name != "-" and stat.S_ISREG(os.fstat(file.fileno()).st_mode)
         self.name = name
         self.finished = finished
@@ -48,12 +49,6 @@ class ResultFile:
         """Whether it holds no line, old or new."""
         return self._whole == 0
 
-    def start(self) -> None:
-        """Drop what is being overwritten: only now, so that a failed start costs no results."""
-        if self._regular:
-            self._file.truncate(self._whole)
-            self._file.seek(self._whole)
-
     def write(self, line: bytes) -> None:
         """Write one whole line.
 
@@ -61,6 +56,7 @@ class ResultFile:
           UserError: the device is full or gone.
           BrokenPipeError: the reader has left.
         """
+        self._drop_the_old()
         rest = memoryview(line)
         try:
             while rest:
@@ -71,6 +67,13 @@ class ResultFile:
             raise _unwritable(self.name, error) from error
         self._whole += len(line)
 
+    def _drop_the_old(self) -> None:
+        """What is overwritten goes with the first new line: a run that gives none costs none."""
+        if self._regular and not self._dropped:
+            self._file.truncate(self._whole)
+            self._file.seek(self._whole)
+        self._dropped = True
+
     def __enter__(self) -> Self:
         return self
 
@@ -80,6 +83,8 @@ class ResultFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if kind is None:
+            self._drop_the_old()
         if self._regular and self._file.tell() > self._whole:
             self._file.truncate(self._whole)
         self._file.close()
@@ -107,7 +112,7 @@ def open_output(path: str, *, resume: bool = False, overwrite: bool = False) -> 
       path: where.
       resume: keep the results that are there; errors and a half-written last line go, so that
         those lines run again.
-      overwrite: replace whatever is there, once `ResultFile.start` is called.
+      overwrite: replace whatever is there, once there is a first result.
 
     Raises:
       UserError: it cannot be written; it holds results and neither `resume` nor `overwrite` is

@@ -1,15 +1,16 @@
 """One output of a request on its way from the engine's tokens to the user's text."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from emsjax.detokenizer import Detokenizer
+from emsjax.detokenizer import Detokenizer, text_pieces
 from emsjax.jobs import Finished, Job
 from emsjax.metrics import together
 from emsjax.outputs import CompletionOutput, FinishReason, Logprob, Piece, RequestOutput
 from emsjax.requests import Request
 from emsjax.sampling.logprobs import Logprobs
+from emsjax.trace import Trace
 from emsjax.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Sample:
       waiting: tokens that were not passed on yet.
       finished: the engine's result, once there is one.
       siblings: all outputs of the request, in order, this one included.
+      tokenizer: of the model; None where it came without one.
     """
 
     request: Request
@@ -39,6 +41,7 @@ class Sample:
     waiting: list[int] = field(default_factory=list)
     finished: Finished | None = None
     siblings: list["Sample"] = field(default_factory=list)
+    tokenizer: "PreTrainedTokenizerBase | None" = None
 
     @property
     def is_last(self) -> bool:
@@ -91,6 +94,19 @@ class Sample:
             finish_reason=_finish_reason(finished),
             stop_reason=last if by_token else self.transcript.stop,
             logprobs=_logprobs(finished, params.logprobs, token_text),
+            trace=self._trace(finished, token_text),
+        )
+
+    def _trace(self, finished: Finished, token_text: TokenText) -> Trace | None:
+        """The engine's, with texts."""
+        trace, request, tokens = finished.trace, self.request, finished.token_ids
+        if trace is None or self.tokenizer is None:
+            return trace
+        drafted = {token for step in trace.steps for token in step.drafted}
+        return replace(
+            trace,
+            pieces=text_pieces(self.tokenizer, request.prompt_token_ids, tokens, request.stop_ids),
+            token_texts={token: token_text(token) or "" for token in {*tokens, *drafted}},
         )
 
 
@@ -110,7 +126,9 @@ def make_samples(
 
     siblings: list[Sample] = []
     for index in range(params.n):
-        siblings.append(Sample(request, index, transcript(), streamed, siblings=siblings))
+        siblings.append(
+            Sample(request, index, transcript(), streamed, siblings=siblings, tokenizer=tokenizer)
+        )
     return siblings
 
 

@@ -8,10 +8,12 @@ from typing import NamedTuple, Protocol
 import jax
 import numpy as np
 
+from emsjax.draft_record import steps_of
 from emsjax.jobs import Finished, Job
 from emsjax.metrics import RequestMetrics
 from emsjax.sampling.logprobs import of_slot
 from emsjax.state import DecodeState, SlotStats
+from emsjax.trace import Trace
 
 # How often the host looks in at the least; one look costs well under a millisecond.
 STEPS_PER_CALL = 32
@@ -55,8 +57,11 @@ class _Occupant:
 
     job: Job
     started: float
+    first_step: int
+    shared: bool
     first_token: float | None = None
     seen_tokens: int = 0
+    seen_steps: int = 0
     cut: bool = False
 
     def see(self, look: _Look, slot: int) -> None:
@@ -89,6 +94,8 @@ class SlotRun:
         self._held: Job | None = None
         self._more = True
         self._failure: Exception | None = None
+        self._began = time.perf_counter()
+        self._steps = 0
 
     def results(self, state: DecodeState) -> Generator[Finished | None, None, DecodeState]:
         """Runs from a state without live slots; returns such a state, the cache still in it.
@@ -120,8 +127,10 @@ class SlotRun:
             if job is None or self._prompt_is_being_read(job):
                 break
             self._held = None
-            state = self._device.admit(state, slot, job, self._source(job))
-            self._slots[slot] = self._latest[slot] = _Occupant(job, time.perf_counter())
+            source = self._source(job)
+            state = self._device.admit(state, slot, job, source)
+            taken = _Occupant(job, time.perf_counter(), self._steps, source is not None)
+            self._slots[slot] = self._latest[slot] = taken
         return state
 
     def _take(self) -> Job | None:
@@ -159,6 +168,7 @@ class SlotRun:
         occupied = [(slot, o) for slot, o in enumerate(self._slots) if o is not None]
         watched = any(occupant.job.watch for _, occupant in occupied)
         look = _look(state, [slot for slot, _ in occupied], watched)
+        self._count_steps(look, occupied)
         for slot, occupant in occupied:
             before = occupant.seen_tokens
             occupant.see(look, slot)
@@ -168,10 +178,19 @@ class SlotRun:
             if look.live[slot]:
                 state = self._device.release(state, slot)
             self._slots[slot] = None
-            yield _finished(occupant, look, state, slot)
+            yield _finished(occupant, look, state, slot, self._began)
         if watched:
             yield None
         return state
+
+    def _count_steps(self, look: _Look, occupied: list[tuple[int, _Occupant]]) -> None:
+        """How many were made since the last look: some slot took part in all of them."""
+        made = []
+        for slot, occupant in occupied:
+            steps = int(look.stats.target_steps[slot] + look.stats.prefill_steps[slot])
+            made.append(steps - occupant.seen_steps)
+            occupant.seen_steps = steps
+        self._steps += max(made)
 
 
 def _look(state: DecodeState, occupied: list[int], watched: bool) -> _Look:
@@ -181,7 +200,9 @@ def _look(state: DecodeState, occupied: list[int], watched: bool) -> _Look:
     return _Look(lens, live, stats, tokens, time.perf_counter())
 
 
-def _finished(occupant: _Occupant, look: _Look, state: DecodeState, slot: int) -> Finished:
+def _finished(
+    occupant: _Occupant, look: _Look, state: DecodeState, slot: int, began: float
+) -> Finished:
     job = occupant.job
     span = slice(len(job.prompt), len(job.prompt) + occupant.seen_tokens)
     logprobs = None
@@ -192,7 +213,30 @@ def _finished(occupant: _Occupant, look: _Look, state: DecodeState, slot: int) -
     if occupant.cut:  # steps behind the cut are none of the request's
         steps = int(state.emitted_at[slot, span.stop - 1])
     metrics = _metrics(occupant, look.stats, slot, steps)
-    return Finished(job, tokens, metrics, occupant.cut, logprobs)
+    trace = _trace(occupant, look, state, slot, began)
+    return Finished(job, tokens, metrics, occupant.cut, logprobs, trace)
+
+
+def _trace(
+    occupant: _Occupant, look: _Look, state: DecodeState, slot: int, began: float
+) -> Trace | None:
+    if state.drafts is None:
+        return None
+    span = slice(len(occupant.job.prompt), int(look.lens[slot]))
+    emitted_at, drafts = jax.device_get((state.emitted_at[slot], state.drafts[slot]))
+    return Trace(
+        steps=steps_of(
+            look.output(slot, span), emitted_at[span], drafts[:, span], occupant.seen_tokens
+        ),
+        prefill_steps=int(look.stats.prefill_steps[slot]),
+        prompt_shared=occupant.shared,
+        slot=slot,
+        first_step=occupant.first_step,
+        started=occupant.started - began,
+        first_token=(occupant.first_token or look.time) - began,
+        finished=look.time - began,
+        run_began=began,
+    )
 
 
 def _metrics(occupant: _Occupant, stats: SlotStats, slot: int, target_steps: int) -> RequestMetrics:

@@ -65,6 +65,7 @@ class DecodeState:
         None where the drafter does not read it.
       sampling: see `SamplingState`; None where every slot takes the likeliest token.
       holes: those of an aligned cache; None where every slot's has its own length.
+      drafts: int32[B, k, S], what each step drafted, see `draft_record`; None where nobody asked.
     """
 
     cache: jax.Array
@@ -82,6 +83,7 @@ class DecodeState:
     hidden: jax.Array | None = None
     sampling: SamplingState | None = None
     holes: Holes | None = None
+    drafts: jax.Array | None = None
 
     def replace(self, **changes: Any) -> "DecodeState":
         """A copy with some fields changed."""

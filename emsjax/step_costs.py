@@ -8,20 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emsjax.acceptance import no_experience
+from emsjax.acceptance import SOURCES, no_experience
 from emsjax.drafters.base import COSTLY_SOURCE
 from emsjax.engine import Engine
+from emsjax.shapes import round_up
 from emsjax.state import MAX_STOP_IDS, DecodeState
-from emsjax.worth import StepCosts
+from emsjax.worth import KV_BLOCK, StepCosts
 
-# Tokens of each sample: attention costs more the longer they are.
-SHORT, LONG = 64, 1024
+# Tokens of each sample behind the timed steps, in whole blocks: the more, the dearer attention.
+SHORT, LONG = KV_BLOCK, 4 * KV_BLOCK
 STEPS = 2
 # Turns, the first of which does not count; after the fewest, none is begun that is not needed, and
 # after so many seconds none at all.
-FEWEST_TURNS, MOST_TURNS, ENOUGH_SECONDS = 4, 10, 4.0
+FEWEST_TURNS, MOST_TURNS, ENOUGH_SECONDS = 3, 10, 4.0
 # How close the two fastest turns of everything must be for the costs to be believed.
 SETTLED = 1.1
+# Of a step's time with short samples, what is not due to those.
+LEAST_SHARE = 0.1
 # Steps that a draft model is given to catch up with the texts, at most.
 CATCHING_UP = 200
 # Log-odds that leave no doubt which drafts are good.
@@ -57,6 +60,7 @@ def measure_costs(engine: Engine) -> Measured:
     that leave no choice. Rungs take turns and the fastest turn counts: a machine can be slower than
     it is, never faster.
     """
+    engine.forget()
     before, state = engine.costs, engine.empty()
     cases = _cases(engine)
     turns: list[list[float]] = []
@@ -99,20 +103,28 @@ def _time_cases(
 
 
 def _lengths(engine: Engine) -> tuple[int, int]:
-    """Of short and long samples, with room for what the timed steps add."""
-    longest = engine.capacity - STEPS * (engine.drafter.draft_length + 1) - 1
-    long = min(LONG, longest)
-    return min(SHORT, long // 2), long
+    """Of short and long samples before the timed steps, which add to them."""
+    added = STEPS * (engine.drafter.draft_length + 1)
+    long = min(LONG, engine.capacity - 1) - added
+    return min(SHORT - added, long // 2), long
 
 
 def _cases(engine: Engine) -> list[_Case]:
     rungs, (short, long) = _useful(engine), _lengths(engine)
     cases = [_Case(rung, short, False) for rung in rungs]
-    # What longer samples add grows about evenly with the rows: two rungs tell.
-    cases += [_Case(rung, long, False) for rung in (rungs[0], rungs[-1])]
-    if engine.drafter.costly:
+    cases += [_Case(rung, long, False) for rung in _told_by(rungs)]
+    if engine.drafter.read_bytes:
         cases.append(_Case(rungs[-1], short, True))
     return cases
+
+
+def _told_by(rungs: list[int]) -> list[int]:
+    """The rungs on which longer samples are timed.
+
+    A plain step attends otherwise than one with drafts; among those, what longer samples add grows
+    about evenly with the rows.
+    """
+    return sorted({rungs[0], *rungs[1:2], rungs[-1]})
 
 
 def _useful(engine: Engine) -> list[int]:
@@ -130,35 +142,44 @@ def _prices(engine: Engine, case: _Case) -> StepCosts:
 
 def _table(engine: Engine, seconds: dict[_Case, float], drafted: int) -> StepCosts:
     useful, (short, long) = _useful(engine), _lengths(engine)
+    read_short, read_long = (engine.num_slots * round_up(n, KV_BLOCK) for n in (short, long))
     # More rows never cost less: where they seem to, the machine was slow.
     at_short = np.minimum.accumulate([seconds[_Case(r, short, False)] for r in useful[::-1]])[::-1]
-    ends = useful[0], useful[-1]
-    more = [seconds[_Case(r, long, False)] - seconds[_Case(r, short, False)] for r in ends]
-    each = np.maximum(more, 0.0) / (long - short) / engine.num_slots
-    capacities = [rung.capacity for rung in engine.ladder]
+    told = _told_by(useful)
+    more = [seconds[_Case(r, long, False)] - seconds[_Case(r, short, False)] for r in told]
+    each = np.maximum(more, 0.0) / max(read_long - read_short, KV_BLOCK)
+    capacities = np.asarray([rung.capacity for rung in engine.ladder])
     rungs = np.full(len(engine.ladder), np.inf, np.float32)
     cached = np.zeros_like(rungs)
-    cached[useful] = np.interp([capacities[r] for r in useful], [capacities[r] for r in ends], each)
-    rungs[useful] = at_short - cached[useful] * short * engine.num_slots
+    drafting = told[1:] or told
+    cached[useful] = np.interp(capacities[useful], capacities[drafting], each[-len(drafting) :])
+    cached[useful[0]] = each[0]
+    # Noise may seem to say that nothing is left but the cache.
+    without = at_short - cached[useful] * read_short
+    rungs[useful] = np.maximum(without, LEAST_SHARE * at_short)
     draft = 0.0
-    if engine.drafter.costly:
-        drafting = seconds[_Case(useful[-1], short, True)] - at_short[-1]
-        draft = max(drafting, 0.0) / max(drafted, 1)
+    if engine.drafter.read_bytes:
+        more_time = seconds[_Case(useful[-1], short, True)] - at_short[-1]
+        draft = max(more_time, 0.0) / max(drafted, 1)
     return StepCosts(rungs, cached, np.float32(draft))
 
 
 def _busy(engine: Engine, state: DecodeState, case: _Case) -> DecodeState:
     """All slots in the middle of a text.
 
-    It repeats itself, so that drafts are found where they cost nothing. Where drafting is timed
-    nothing found is trusted, so that the draft model is asked.
+    It repeats itself, so that drafts are found where they cost nothing. Only so many of them are
+    trusted as fill the rung: a few whole drafts are dearer than many short ones, for attention
+    reads the cache of a slot with many rows more than once. Where drafting is timed nothing found
+    is trusted, so that the draft model is asked.
     """
     slots = engine.num_slots
     lens = jnp.full(slots, case.length, jnp.int32)
-    experience = no_experience(slots)
+    drafting = -(-(engine.ladder[case.rung].capacity - slots) // engine.drafter.draft_length)
+    trust = jnp.where(jnp.arange(slots)[:, None] < drafting, SURE, -SURE)
+    trust = jnp.broadcast_to(trust, (slots, SOURCES))
     if case.drafting:
-        trust = experience.slots.at[:].set(-SURE).at[:, COSTLY_SOURCE].set(SURE)
-        experience = dataclasses.replace(experience, slots=trust)
+        trust = jnp.full((slots, SOURCES), -SURE).at[:, COSTLY_SOURCE].set(SURE)
+    experience = dataclasses.replace(no_experience(slots), slots=trust)
     return state.replace(
         tokens=jnp.zeros_like(state.tokens),
         lens=lens,

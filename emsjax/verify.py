@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.draft import Draft
+from emsjax.draft_record import record_drafts
 from emsjax.holes import Holes, align
-from emsjax.plan import Plan
 from emsjax.sampling.choose import Chosen
 from emsjax.sampling.logprobs import record
 from emsjax.sampling.state import SamplingState, count_tokens
 from emsjax.state import DecodeState, SlotStats
+from emsjax.step_plan import Plan
 
 
 def count_accepted(draft: Draft, draft_lens: jax.Array, predicted: jax.Array) -> jax.Array:
@@ -60,6 +61,7 @@ def commit(state: DecodeState, plan: Plan, accepted: jax.Array, chosen: Chosen) 
         stats=_count(state, plan, jnp.minimum(accepted, emitted)),
         sampling=_note(state.sampling, chosen, state.lens, emitted),
         holes=_aligned(state, plan, lens),
+        drafts=_recorded(state, plan),
     )
 
 
@@ -69,6 +71,13 @@ def _aligned(state: DecodeState, plan: Plan, lens: jax.Array) -> Holes | None:
         return None
     grown = lens - state.lens
     return align(state.holes, lens - 1, grown, _decoding(state, plan), state.max_lens)
+
+
+def _recorded(state: DecodeState, plan: Plan) -> jax.Array | None:
+    """What was drafted, for those who want to see it."""
+    if state.drafts is None:
+        return None
+    return record_drafts(state.drafts, state.tokens, state.lens, plan.draft_lens, plan.complete)
 
 
 def _decoding(state: DecodeState, plan: Plan) -> jax.Array:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 _TARGET: ContextVar[str | None] = ContextVar("target_platform", default=None)
+_PICKED: ContextVar[dict[str, str] | None] = ContextVar("picked_backends", default=None)
 
 
 def target_platform() -> str:
@@ -23,6 +24,17 @@ def compiling_for(platform: str) -> Iterator[None]:
         yield
     finally:
         _TARGET.reset(token)
+
+
+@contextlib.contextmanager
+def noting_backends() -> Iterator[dict[str, str]]:
+    """The backend that each operation traced within is given, filled in as that happens."""
+    picked: dict[str, str] = {}
+    token = _PICKED.set(picked)
+    try:
+        yield picked
+    finally:
+        _PICKED.reset(token)
 
 
 class Backend(NamedTuple):
@@ -55,17 +67,17 @@ def pick(
     Raises:
       ValueError: there is no such backend, or it cannot be used with these arguments.
     """
-    name = target_platform() if backend is None else backend
+    name, why_not = target_platform() if backend is None else backend, None
     if name not in backends:
-        if backend is None:
-            return backends["reference"].run
-        raise ValueError(f"{operation} has no backend {name!r}; there is {', '.join(backends)}")
-    reason = backends[name].unsupported(*args, **kwargs)
-    if reason is None:
-        return backends[name].run
-    if backend is None:
-        return backends["reference"].run
-    raise ValueError(f"{operation}: backend {name!r} cannot be used: {reason}")
+        why_not = f"{operation} has no backend {name!r}; there is {', '.join(backends)}"
+    elif reason := backends[name].unsupported(*args, **kwargs):
+        why_not = f"{operation}: backend {name!r} cannot be used: {reason}"
+    if why_not and backend is not None:
+        raise ValueError(why_not)
+    name = "reference" if why_not else name
+    if (picked := _PICKED.get()) is not None:
+        picked[operation] = name
+    return backends[name].run
 
 
 def always_supported(*args: Any, **kwargs: Any) -> None:

@@ -8,14 +8,27 @@ from emsjax.pallas_kernels.report.environment import tpu_compiler
 # variable the kernels' contracts run on the device that is there: see CONTRIBUTING.md.
 if "EMSJAX_TEST_ON_DEVICE" not in os.environ:
     os.environ.update(tpu_compiler())
+# Tests run side by side. PyTorch's threads wait for work by spinning: with as many of them as cores
+# in each of two processes, a test takes five times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator
 
 import jax
 import pytest
+from hypothesis import settings
 from jax.experimental.compilation_cache import compilation_cache
 
+from emsjax.compile_cache import use_compile_cache
 from tests.interpreters import interpreting_gpu, interpreting_tpu  # noqa: F401
+
+# A program is compiled on first use, on a machine that may be busy: time is no matter of a test.
+settings.register_profile("any-time", deadline=None)
+settings.load_profile("any-time")
+
+# The same tiny models are compiled over and over: on disk, as users' programs are.
+use_compile_cache()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 @pytest.fixture(autouse=True)

@@ -24,8 +24,11 @@ class Drafter(Protocol):
         """k, the most tokens drafted for a slot in one step."""
 
     @property
-    def costly(self) -> bool:
-        """Whether drafting takes time that counts, so that less may be drafted than could be."""
+    def read_bytes(self) -> int:
+        """Bytes of weights that drafting a token reads, by which its time is estimated at first.
+
+        0 where drafting takes next to no time. Else less may be drafted than could be.
+        """
 
     @property
     def hidden_size(self) -> int:
@@ -33,10 +36,10 @@ class Drafter(Protocol):
 
     @property
     def weights(self) -> Any:
-        """What it computes with: a pytree of arrays, `()` for none."""
+        """The arrays that it computes with, a pytree; `()` for none."""
 
     def init(self, num_slots: int, capacity: int) -> Any:
-        """The drafter's state for B slots of S tokens: a pytree of arrays, `()` for none."""
+        """The drafter's state for B slots of S tokens, a pytree of arrays; `()` for none."""
 
     def admit(self, drafter_state: Any, slot: jax.Array) -> Any:
         """The state once slot int32[] holds a new request."""
@@ -47,15 +50,15 @@ class Drafter(Protocol):
         Args:
           state: of all slots.
           weights: as `self.weights`, on the device.
-          worth: tells how many tokens a slot are worth drafting; of interest where drafting is
-            `costly`.
+          worth: tells how many tokens a slot are worth drafting; of interest where drafting
+            takes time.
         """
 
 
 class Stateless:
     """What a drafter that only reads the text, and remembers nothing between steps, inherits."""
 
-    costly = False
+    read_bytes = 0
     hidden_size = 0
     weights = ()
 

@@ -23,12 +23,16 @@ class Combined:
 
     lookup: Drafter
     model: Drafter
-    costly = True
 
     @property
     def draft_length(self) -> int:
         """k, of the longer one."""
         return max(self.lookup.draft_length, self.model.draft_length)
+
+    @property
+    def read_bytes(self) -> int:
+        """The model's."""
+        return self.model.read_bytes
 
     @property
     def hidden_size(self) -> int:

@@ -76,8 +76,12 @@ class DraftModel:
     draft_length: int = 4
     prefill_chunk: int = 256
     narrowest: int = 8
-    costly: bool = field(default=True, init=False)
     hidden_size: int = field(default=0, init=False)
+
+    @property
+    def read_bytes(self) -> int:
+        """All weights."""
+        return sum(x.nbytes for x in jax.tree.leaves(self.weights))
 
     def init(self, num_slots: int, capacity: int) -> DraftModelState:
         """An empty cache."""

@@ -56,7 +56,7 @@ class PromptLookup:
     draft_length: int = 7
     max_ngram: int = 3
     min_ngram: int = 1
-    costly = False
+    read_bytes = 0
     hidden_size = 0
     weights = ()
 

@@ -65,7 +65,12 @@ class Recurrent:
     vocab_size: int
     hidden_size: int
     draft_length: int = 7
-    costly: bool = field(default=True, init=False)
+
+    @property
+    def read_bytes(self) -> int:
+        """All weights but the embedding, of which a token takes a row."""
+        params, shared = self.weights
+        return sum(x.nbytes for x in jax.tree.leaves((params, shared.head)))
 
     def init(self, num_slots: int, capacity: int) -> tuple[()]:
         """No state."""

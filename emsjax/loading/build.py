@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from emsjax.loading.opened import OpenedModel
 from emsjax.loading.weights import Progress, load_params
-from emsjax.models.family import WeightMap, rule
+from emsjax.models.config import DecoderConfig
+from emsjax.models.family import Family, WeightMap, rule
 
 
 def supported() -> frozenset[str]:
@@ -18,20 +20,44 @@ def supported() -> frozenset[str]:
     return frozenset(FAMILIES)
 
 
+def _family(hf_config: Mapping[str, Any]) -> Family:
+    from emsjax.models.registry import FAMILIES
+
+    return FAMILIES[hf_config["model_type"]]
+
+
+def model_config(hf_config: Mapping[str, Any]) -> DecoderConfig:
+    """Our configuration of a model.
+
+    Raises:
+      UserError: the configuration asks for something the family does not support.
+    """
+    return _family(hf_config).config(hf_config)
+
+
 def abstract_model(hf_config: Mapping[str, Any]) -> tuple[Any, nnx.State, WeightMap]:
     """A model's graph definition, the shapes of its parameters, and where they come from.
 
     Raises:
       UserError: the configuration asks for something the family does not support.
     """
-    from emsjax.models.decoder import DecoderLM
-    from emsjax.models.registry import FAMILIES
+    config = model_config(hf_config)
+    graphdef, params = _split(config)
+    return graphdef, params, _family(hf_config).weights(config)
 
-    family = FAMILIES[hf_config["model_type"]]
-    config = family.config(hf_config)
-    model = nnx.eval_shape(lambda: DecoderLM(config, rngs=nnx.Rngs(0)))
-    graphdef, params = nnx.split(model)
-    return graphdef, params, family.weights(config)
+
+def shape_of_model(config: DecoderConfig, dtype: jnp.dtype) -> nnx.Module:
+    """A model with the shapes of its weights in `dtype`, but no weights."""
+    graphdef, params = _split(config)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params)
+    return nnx.merge(graphdef, params)
+
+
+def _split(config: DecoderConfig) -> tuple[Any, nnx.State]:
+    """Graph definition and the shapes of the parameters."""
+    from emsjax.models.decoder import DecoderLM
+
+    return nnx.split(nnx.eval_shape(lambda: DecoderLM(config, rngs=nnx.Rngs(0))))
 
 
 def read_weights(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from emsjax.errors import UserError
+from emsjax.loading.unadvised import without_advice
 
 
 def read_config(directory: Path, supported: Collection[str]) -> dict[str, Any]:
@@ -62,7 +63,8 @@ def complete_config(
             f"{origin} has model type {model_type!r}, which is not supported; "
             f"choose a model of one of these families: {', '.join(sorted(supported))}."
         )
-    from transformers import CONFIG_MAPPING
+    with without_advice():
+        from transformers import CONFIG_MAPPING
 
     try:
         return CONFIG_MAPPING[model_type].from_dict(dict(given)).to_dict()

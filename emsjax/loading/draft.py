@@ -73,7 +73,7 @@ def check_vocabulary(draft: LoadedModel, target: LoadedModel) -> None:
             "a draft model needs the vocabulary of its target"
         )
     ours, theirs = (_by_id(m.tokenizer) for m in (target, draft))
-    for token in range(max(len(ours), len(theirs))):
+    for token in sorted(ours.keys() | theirs.keys()):  # there may be gaps
         if ours.get(token) != theirs.get(token):
             raise UserError(
                 f"the draft model {draft.name} has another vocabulary than {target.name}: token "

@@ -8,6 +8,7 @@ from tokenizers.models import BPE
 
 from emsjax.errors import UserError
 from emsjax.loading.gguf_file import GgufFile
+from emsjax.loading.unadvised import without_advice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -152,7 +153,8 @@ def _wrapped(
     file: GgufFile, tokens: Sequence[str], tokenizer: Tokenizer
 ) -> "PreTrainedTokenizerBase":
     """`tokenizer` as `transformers` has it, with special tokens and chat template."""
-    from transformers import PreTrainedTokenizerFast
+    with without_advice():
+        from transformers import PreTrainedTokenizerFast
 
     template = file.get("tokenizer.chat_template")
     return PreTrainedTokenizerFast(

@@ -37,6 +37,20 @@ def hub_snapshot(repo_id: str) -> Path:
     return cached_snapshot(repo_id) or _download(repo_id)
 
 
+def hub_config(repo_id: str) -> Path:
+    """The model's `config.json` alone, from the hub's local cache or downloaded.
+
+    Raises:
+      UserError: no such model, or the hub cannot be reached.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo_id, "config.json", etag_timeout=_TIMEOUT))
+    except Exception as error:  # the hub's client raises its HTTP library's errors as they are
+        raise _refused(repo_id, error) from error
+
+
 def _complete(snapshot: Path) -> bool:
     """Whether configuration and all weight files are there."""
     try:
@@ -51,7 +65,6 @@ def _complete(snapshot: Path) -> bool:
 def _download(repo_id: str) -> Path:
     """Downloads configuration, tokenizer and weights; pickles only for want of safetensors."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         siblings = HfApi().model_info(repo_id, timeout=_TIMEOUT).siblings or []
@@ -60,14 +73,21 @@ def _download(repo_id: str) -> Path:
         patterns = [*_SMALL_FILES, weights]
         ignored = ["*/*"]  # exports to other formats live in subfolders
         return Path(snapshot_download(repo_id, allow_patterns=patterns, ignore_patterns=ignored))
-    except RepositoryNotFoundError as error:
-        raise UserError(
+    except Exception as error:  # the hub's client raises its HTTP library's errors as they are
+        raise _refused(repo_id, error) from error
+
+
+def _refused(repo_id: str, error: Exception) -> UserError:
+    """What to say of a download that failed."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if isinstance(error, RepositoryNotFoundError):
+        return UserError(
             f"model {repo_id!r} is neither a local directory or GGUF file nor a model of the "
             "Hugging Face hub that you have access to; check the name."
-        ) from error
-    except Exception as error:  # the hub's client raises its HTTP library's errors as they are
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"model {repo_id!r} is neither a local directory or GGUF file nor in the Hugging Face "
-            f"cache, and the hub cannot be reached ({reason}); check the path, or connect."
-        ) from error
+        )
+    reason = " ".join(str(error).split())[:200]
+    return UserError(
+        f"model {repo_id!r} is neither a local directory or GGUF file nor in the Hugging Face "
+        f"cache, and the hub cannot be reached ({reason}); check the path, or connect."
+    )

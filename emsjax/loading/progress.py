@@ -1,5 +1,6 @@
 """A progress bar on standard error."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,7 +17,8 @@ def progress_bar(label: str) -> Iterator[Progress]:
     Yields:
       A function of (done, total).
     """
-    console = Console(stderr=True)
-    with Bars(console=console, transient=True, disable=not console.is_terminal) as bars:
+    # Not the console's own word: notebooks set FORCE_COLOR, and it takes a pipe for a terminal.
+    hidden = not sys.stderr.isatty()
+    with Bars(console=Console(stderr=True), transient=True, disable=hidden) as bars:
         task = bars.add_task(label)
         yield lambda done, total: bars.update(task, completed=done, total=total)

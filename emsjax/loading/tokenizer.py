@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emsjax.errors import UserError
+from emsjax.loading.unadvised import without_advice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,10 +22,12 @@ def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase | None":
         return None
     try:
         if (directory / "emsjax.json").is_file():  # written by us: no need to look for the class
-            from transformers import PreTrainedTokenizerFast
+            with without_advice():
+                from transformers import PreTrainedTokenizerFast
 
             return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
-        from transformers import AutoTokenizer
+        with without_advice():
+            from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except Exception as error:  # transformers raises many kinds for damaged files

@@ -10,13 +10,12 @@ _SHOWN_LENGTHS = (1, 3, 5)
 
 def draw_curves(progress: Sequence[Progress], file: Path) -> None:
     """Writes a PNG."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+    # Not pyplot, which would change how the caller's own figures are shown.
+    from matplotlib.figure import Figure
 
     steps = [each.step for each in progress]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     left.plot(steps, [each.loss for each in progress])
     left.set(title="Loss on the texts learnt from", xlabel="updates", ylabel="loss a guess")
     for length in _SHOWN_LENGTHS:
@@ -26,4 +25,3 @@ def draw_curves(progress: Sequence[Progress], file: Path) -> None:
     right.set_ylim(bottom=0)
     right.legend()
     figure.savefig(file, dpi=120)
-    plt.close(figure)

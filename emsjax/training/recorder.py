@@ -21,7 +21,7 @@ class Recorder:
 
     hidden_size: int
     draft_length = 0
-    costly = False
+    read_bytes = 0
     weights = ()
 
     def init(self, num_slots: int, capacity: int) -> jax.Array:

@@ -109,9 +109,7 @@ def unsupported(
     q: jax.Array, cache: jax.Array, num_kv_heads: int, holes: jax.Array | None = None
 ) -> str | None:
     """Why the kernel cannot be used, or None if it can."""
-    del num_kv_heads
-    if holes is not None:
-        return "the TPU kernel takes no holes"
+    del num_kv_heads, holes
     if q.dtype not in DTYPES:
         return f"q is {q.dtype}, the TPU kernel takes float32 and bfloat16"
     if cache.dtype != q.dtype:
@@ -129,6 +127,7 @@ def _kernel(*refs: Any, options: Options) -> None:
     window = next(given) if options.windowed else None
     q = next(given)
     ancestors = next(given) if options.tree else None
+    holes = next(given) if options.holed else None
     cache, out, blocks_done, buffers, arrived = (next(given) for _ in range(5))
     stream = _Stream(layer, tiles, cache, window, buffers, arrived, options.blocks.piece)
     running = Running(*given)
@@ -170,6 +169,8 @@ def _kernel(*refs: Any, options: Options) -> None:
             ancestors,
             options.blocks.q,
         )
+        if holes is not None:
+            visible &= holes[pl.ds(number, 1), :] == 0
         add_block(q, block, visible, running, options)
 
     jax.lax.fori_loop(first, end, attend, None)
@@ -190,6 +191,7 @@ def ragged_attention(
     scale: float,
     window: int | jax.Array | None,
     soft_cap: float | None,
+    holes: jax.Array | None = None,  # bool[B, S]
 ) -> jax.Array:
     """See `api.ragged_attention`."""
     num_rows, num_heads, head_dim = q.shape
@@ -197,7 +199,14 @@ def ragged_attention(
     lanes = width(num_kv_heads, head_dim)
     blocks = tpu_blocks(cache.shape, q.dtype.itemsize, num_heads, max_q_len, lanes)
     options = Options(
-        num_kv_heads, head_dim, scale, window is not None, ancestors is not None, soft_cap, blocks
+        num_kv_heads,
+        head_dim,
+        scale,
+        windowed=window is not None,
+        tree=ancestors is not None,
+        holed=holes is not None,
+        soft_cap=soft_cap,
+        blocks=blocks,
     )
     tiles = query_tiles(cu_q_lens, num_rows, max_q_len, blocks.q)
     height = tpu_tile_height(blocks.q, group)
@@ -210,12 +219,19 @@ def ragged_attention(
         bits = jax.lax.bitcast_convert_type(ancestors, jnp.int32)
         bits = jnp.broadcast_to(bits[:, None, None, None], (num_rows, 1, group, LANES))
         inputs.append(cut_rows(bits, tiles, blocks.q, height)[:, 0])
-    out = gather_values(_call(scalars, inputs, cache, options), head_dim)
+    if holes is not None:
+        # A row a block: that is how a vector memory can be cut at any place.
+        holes = holes.astype(jnp.int32).reshape(holes.shape[0], -1, blocks.kv)
+    out = gather_values(_call(scalars, inputs, holes, cache, options), head_dim)
     return join_rows(out, tiles, blocks.q, group, cu_q_lens)
 
 
 def _call(
-    scalars: list[jax.Array], inputs: list[jax.Array], cache: jax.Array, options: Options
+    scalars: list[jax.Array],
+    inputs: list[jax.Array],
+    holes: jax.Array | None,
+    cache: jax.Array,
+    options: Options,
 ) -> jax.Array:
     """Runs the kernel over all tiles: [tiles, K, M, W] in the type of the queries."""
     num_tiles, num_kv_heads, heads, lanes = inputs[0].shape
@@ -224,6 +240,13 @@ def _call(
         rest = array.shape[1:]
         return pl.BlockSpec((None, *rest), lambda tile, *_: (tile, *(0 for _ in rest)))
 
+    def of_slot(array: jax.Array) -> pl.BlockSpec:
+        """The tile's slot is the second scalar, see `TileFacts`."""
+        return pl.BlockSpec(
+            (None, *array.shape[1:]), lambda tile, _layer, slots, *_: (slots[tile], 0, 0)
+        )
+
+    by_slot = [] if holes is None else [holes]
     blocks, rows = options.blocks, cache.shape[3]
     parts = rows // math.gcd(rows, SUBLANES * 4 // cache.dtype.itemsize)
     scratch = [
@@ -243,7 +266,11 @@ def _call(
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
             grid=(num_tiles,),
-            in_specs=[*map(of_tile, inputs), pl.BlockSpec(memory_space=pl.ANY)],
+            in_specs=[
+                *map(of_tile, inputs),
+                *map(of_slot, by_slot),
+                pl.BlockSpec(memory_space=pl.ANY),
+            ],
             out_specs=of_tile(inputs[0]),
             scratch_shapes=scratch,
         ),
@@ -252,4 +279,4 @@ def _call(
         cost_estimate=cost,
         name="ragged_attention",
     )
-    return call(*scalars, *inputs, cache)
+    return call(*scalars, *inputs, *by_slot, cache)

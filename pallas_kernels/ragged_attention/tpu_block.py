@@ -30,6 +30,7 @@ class Options(NamedTuple):
     scale: float
     windowed: bool
     tree: bool
+    holed: bool
     soft_cap: float | None
     blocks: TPUBlocks
 
@@ -209,12 +210,14 @@ def _flat(block: Any) -> Any:
 
 def _product(left: jax.Array, right: jax.Array, contract_right: int) -> jax.Array:
     """left [M, X] with right over X, in float32."""
+    # Named in both cases: the compiler refuses 16-bit numbers at a precision set around the call.
     exact = left.dtype == jnp.float32
+    precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
     return jax.lax.dot_general(
         left,
         right,
         (((1,), (contract_right,)), ((), ())),
-        precision=jax.lax.Precision.HIGHEST if exact else None,
+        precision=precision,
         preferred_element_type=jnp.float32,
     )
 

@@ -15,8 +15,29 @@ from emsjax.pallas_kernels.ragged_attention.api import ragged_attention
 from emsjax.pallas_kernels.report.work import Work
 
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+# Both cores of a chip as one device, with all of its memory: what jax makes of a v4 by itself, and
+# the compiler only if told.
+MEGACORE = {"v4": "megacore"}
 # Of the cache that is compiled for.
 NUM_LAYERS = 4
+
+
+def find_device(generation: str) -> jax.Device:
+    """One TPU to compile for.
+
+    Args:
+      generation: one of `TOPOLOGIES`.
+
+    Raises:
+      KeyError: there is no such generation.
+      RuntimeError: the compiler does not know it, or there is none.
+    """
+    from jax.experimental import topologies
+
+    name, config = TOPOLOGIES[generation], MEGACORE.get(generation)
+    options = {} if config is None else {"chip_config_name": config}
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    return topology.devices[0]
 
 
 @contextlib.contextmanager
@@ -28,11 +49,9 @@ def on_tpu(generation: str) -> Iterator[jax.sharding.Sharding]:
 
     Raises:
       KeyError: there is no such generation.
+      RuntimeError: as for `find_device`.
     """
-    from jax.experimental import topologies
-
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[generation])
-    mesh = jax.sharding.Mesh(np.asarray(topology.devices[:1]), ("device",))
+    mesh = jax.sharding.Mesh(np.asarray([find_device(generation)]), ("device",))
     with compiling_for("tpu"), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         yield jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
@@ -62,7 +81,7 @@ def compile_attention(generation: str, work: Work, **options: Any) -> jax.stages
 
 
 def attention_call(
-    work: Work, backend: str, *, tree: bool = False, **options: Any
+    work: Work, backend: str, *, tree: bool = False, holed: bool = False, **options: Any
 ) -> Callable[..., jax.Array]:
     """The attention of one layer, as a function of `attention_arguments`.
 
@@ -70,6 +89,7 @@ def attention_call(
       work: its shapes.
       backend: of `ragged_attention`.
       tree: whether ancestors are used.
+      holed: whether there are holes.
       **options: static ones of `ragged_attention`.
     """
     _, num_kv_heads, head_dim = work.heads
@@ -92,11 +112,18 @@ def attention_call(
             max_q_len=work.max_q_len,
             scale=head_dim**-0.5,
             ancestors=ancestors if tree else None,
+            holes=some_holes(kv_lens, cache.shape[2]) if holed else None,
             backend=backend,
             **options,
         )
 
     return call
+
+
+def some_holes(kv_lens: jax.Array, capacity: int) -> jax.Array:
+    """Places bool[B, S] that no compiler can know beforehand."""
+    places = jnp.arange(capacity, dtype=jnp.int32)[None]
+    return places % 7 == (kv_lens % 7)[:, None]
 
 
 def attention_arguments(work: Work) -> tuple[jax.ShapeDtypeStruct, ...]:

@@ -1,6 +1,6 @@
-"""The attention work that is compiled and counted: shapes of known models, ragged batches."""
+"""The attention work that is compiled and counted: ragged batches of a model's heads."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,17 +13,23 @@ class Heads(NamedTuple):
     head_dim: int
 
 
-MODELS = {
-    "smollm2-135m": Heads(9, 3, 64),
-    "opt-125m": Heads(12, 12, 64),
-    "opt-350m": Heads(16, 16, 64),
-    "opt-1.3b": Heads(32, 32, 64),
-    "opt-2.7b": Heads(32, 32, 80),
-    "opt-6.7b": Heads(32, 32, 128),
-    "opt-13b": Heads(40, 40, 128),
-    "llama-3-8b": Heads(32, 8, 128),
-    "qwen3-8b": Heads(32, 8, 128),
-}
+def heads_of(config: Any) -> Heads:
+    """Of a model, from its `emsjax.models.config.DecoderConfig`."""
+    return Heads(config.num_heads, config.num_kv_heads, config.head_dim)
+
+
+# Every kind of head there is among the built-in configurations.
+MODELS = (
+    "smollm2-135m",
+    "opt-125m",
+    "opt-350m",
+    "opt-1.3b",
+    "opt-2.7b",
+    "opt-6.7b",
+    "opt-13b",
+    "llama-3-8b",
+    "qwen3-8b",
+)
 ROW_MULTIPLE = 8
 
 

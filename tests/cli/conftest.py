@@ -19,6 +19,14 @@ settings.register_profile("emsjax", deadline=None, suppress_health_check=[Health
 settings.load_profile("emsjax")
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """As at a terminal: what a shell starts in the background ignores interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @dataclass(frozen=True)
 class Called:
     """What a call of the command line left."""

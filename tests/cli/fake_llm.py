@@ -15,6 +15,7 @@ from typing import ClassVar
 from emsjax.errors import UserError
 from emsjax.metrics import RequestMetrics
 from emsjax.outputs import CompletionOutput, Piece, RequestOutput
+from emsjax.trace import Trace, TraceStep
 
 VOCABULARY = 256
 _END = object()
@@ -34,12 +35,14 @@ class LLM:
     """The engine's interface without an engine.
 
     Attributes:
+      name: of the model.
       loads: constructor arguments of every instance, latest last.
       pulled: requests taken and not yet answered, at most, over all runs.
       before_result: called with the number of results given so far.
       before_piece: called with the place of the letters that come next.
     """
 
+    name = "fake"
     loads: ClassVar[list[dict]] = []
     pulled = 0
     before_result = staticmethod(lambda _number: None)
@@ -52,6 +55,7 @@ class LLM:
             raise UserError("the model 'missing' is not there; give --model a directory.")
         self._slots = max_batch_size
         self._longest = max_model_len
+        self._traced = options.get("trace", False)
 
     def request(self, prompt, params, request_id):
         """Tokenise and check a prompt."""
@@ -80,7 +84,7 @@ class LLM:
                 return
             if not slots:
                 continue  # none is there yet: the iterator has waited a moment itself
-            output = _answer(slots.pop(shuffle.randrange(len(slots))))
+            output = _answer(slots.pop(shuffle.randrange(len(slots))), self._traced)
             LLM.before_result(given)
             given += 1
             if on_progress:
@@ -108,11 +112,14 @@ def _piece(output, completion, place):
         yield Piece(output.request_id, index, "", (), completion.finish_reason, last)
 
 
-def _answer(request):
+def _answer(request, traced):
     ids = request.token_ids[::-1][: request.params.max_tokens]
     full = len(ids) == request.params.max_tokens
     text, reason = bytes(ids).decode(errors="replace"), "length" if full else "stop"
-    completions = [CompletionOutput(n, text, ids, reason) for n in range(request.params.n)]
+    trace = _trace(ids) if traced else None
+    completions = [
+        CompletionOutput(n, text, ids, reason, trace=trace) for n in range(request.params.n)
+    ]
     metrics = RequestMetrics(
         target_steps=len(ids),
         drafted_tokens=3,
@@ -125,6 +132,13 @@ def _answer(request):
     return RequestOutput(
         request.request_id, request.prompt, request.token_ids, completions, metrics
     )
+
+
+def _trace(ids):
+    """One step a token."""
+    steps = tuple(TraceStep((), 0, 1) for _ in ids)
+    pieces = tuple(bytes([token]).decode(errors="replace") for token in ids)
+    return Trace(steps, 0, False, 0, 0, 0.0, 0.5, 1.0, 0.0, pieces)
 
 
 def install(modules=sys.modules):

@@ -266,6 +266,11 @@ def empty_folder(tmp_path, monkeypatch):
         (["--prompt=a", "--output=no/such/out.jsonl"], "cannot write to 'no/such/out.jsonl'"),
         (["--prompt=a", "--output=."], "'.' is a directory; give --output a file"),
         (["--prompt=a\udcff"], "prompt 1 is not text"),
+        (["--prompt=a", "--report=-"], "--report is a page for a browser; give it a file"),
+        (["--prompt=a", "--report=."], "cannot write the report to '.' (it is no regular file)"),
+        (["--prompt=a", "--report=/dev/null"], "'/dev/null' (it is no regular file)"),
+        (["--prompt=a", "--report=no/such.html"], "(there is no directory 'no')"),
+        (["--prompt=a", "--output=f", "--report=./f"], "--output and --report are the same file"),
     ],
 )
 def test_a_mistake_is_one_sentence_before_anything_is_loaded(

@@ -126,7 +126,10 @@ def test_an_id_names_one_line_only():
     )
     assert first.prompt == "x"
     assert second == jsonl.BadLine(
-        None, 2, "line 2: the id 'a' was used before; give each line its own."
+        None,
+        2,
+        "line 2: the id 'a' was used before, and a line without one has its number; give each "
+        "line its own.",
     )
     assert (number.id, text.id) == (1, "1")
 

@@ -3,7 +3,7 @@ import io
 import pytest
 
 from emsjax.metrics import RequestMetrics
-from emsjax.report import Report
+from emsjax.report import STARTING, Report
 
 METRICS = RequestMetrics(
     target_steps=500,
@@ -89,6 +89,16 @@ def test_an_unknown_total_is_left_out():
     clock.now += 5
     report.finished(METRICS)
     assert stream.getvalue() == "1 prompt done, 0 tokens, 0.0 tokens/s\n"
+
+
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_the_wait_is_explained_once(kind):
+    stream = kind()
+    report, _ = _report(stream=stream)
+    with report:
+        report.starting()
+        report.starting()
+    assert stream.getvalue().count(STARTING) == 1
 
 
 @pytest.mark.parametrize("total", [None, 4])

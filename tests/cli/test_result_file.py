@@ -21,14 +21,12 @@ def _error(line_id):
 
 def _resume(path):
     with open_output(str(path), resume=True) as file:
-        file.start()
         return set(file.finished)
 
 
 def test_each_line_is_in_the_file_as_soon_as_it_is_written(tmp_path):
     path = tmp_path / "out.jsonl"
     with open_output(str(path)) as file:
-        file.start()
         file.write(b"one\n")
         assert path.read_bytes() == b"one\n"
         file.write(b"two\n")
@@ -43,15 +41,30 @@ def test_results_are_not_overwritten_unasked(tmp_path):
     assert path.read_bytes() == _result(1)
 
 
-def test_overwriting_waits_for_the_start(tmp_path):
+def test_overwriting_waits_for_the_first_result(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(_result(1) + _result(2))
+    with open_output(str(path), overwrite=True) as file:
+        assert path.read_bytes() == _result(1) + _result(2)
+        file.write(_result(3))
+        assert path.read_bytes() == _result(3)
+    assert path.read_bytes() == _result(3)
+
+
+def test_what_ends_before_a_result_overwrites_nothing(tmp_path):
     path = tmp_path / "out.jsonl"
     path.write_bytes(_result(1))
-    with open_output(str(path), overwrite=True) as file:
-        assert path.read_bytes() == _result(1)
-        file.start()
-        assert path.read_bytes() == b""
-        file.write(_result(2))
-    assert path.read_bytes() == _result(2)
+    with pytest.raises(KeyboardInterrupt), open_output(str(path), overwrite=True):
+        raise KeyboardInterrupt
+    assert path.read_bytes() == _result(1)
+
+
+def test_a_whole_run_without_results_leaves_none(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(_result(1))
+    with open_output(str(path), overwrite=True):
+        pass
+    assert path.read_bytes() == b""
 
 
 @pytest.mark.parametrize("resume", [False, True])
@@ -59,7 +72,6 @@ def test_an_empty_file_is_as_good_as_none(tmp_path, resume):
     path = tmp_path / "out.jsonl"
     path.touch()
     with open_output(str(path), resume=resume) as file:
-        file.start()
         file.write(_result(1))
     assert path.read_bytes() == _result(1)
 
@@ -74,7 +86,6 @@ def test_a_file_cut_anywhere_resumes_with_its_whole_results(tmp_path, cut):
     path = tmp_path / "out.jsonl"
     path.write_bytes(b"".join(lines)[:cut])
     with open_output(str(path), resume=True) as file:
-        file.start()
         file.write(_result("next"))
         finished = set(file.finished)
     whole = [
@@ -121,24 +132,19 @@ def test_a_file_of_something_else_is_left_alone(tmp_path, foreign):
 def test_what_an_interrupt_left_half_written_is_cut_off(tmp_path):
     path = tmp_path / "out.jsonl"
     with open_output(str(path)) as file:
-        file.start()
         file.write(_result(1))
         file._file.write(_result(2)[:9])
     assert path.read_bytes() == _result(1)
 
 
 def test_a_full_device_is_told():
-    with open_output("/dev/full") as file:
-        file.start()
-        with pytest.raises(
-            UserError, match=r"cannot write to '/dev/full' .No space left on device"
-        ):
-            file.write(b"line\n")
+    told = r"cannot write to '/dev/full' .No space left on device"
+    with open_output("/dev/full") as file, pytest.raises(UserError, match=told):
+        file.write(b"line\n")
 
 
 def test_a_device_is_written_to_without_ado():
     with open_output("/dev/null") as file:
-        file.start()
         file.write(b"line\n")
 
 
@@ -160,7 +166,6 @@ def test_a_failed_run_leaves_no_empty_file_behind(tmp_path):
     for path in (new, old, used):
         with pytest.raises(RuntimeError), open_output(str(path)) as file:  # noqa: PT012
             if path == used:
-                file.start()
                 file.write(_result(1))
             raise RuntimeError
     assert sorted(os.listdir(tmp_path)) == ["old", "used"]
@@ -183,7 +188,6 @@ def test_blank_lines_in_a_result_file_do_no_harm(tmp_path):
 def test_short_writes_lose_nothing(tmp_path_factory, lines, most):
     path = tmp_path_factory.mktemp("short") / "out"
     with open_output(str(path)) as file:
-        file.start()
         raw = file._file
 
         class Short:

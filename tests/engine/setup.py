@@ -41,15 +41,17 @@ def tiny_model(name: str) -> Any:
 
 def make_engine(
     model: Any,
-    drafter: str,
+    drafter: str | Drafter,
     num_slots: int,
     *,
     capacity: int = 512,
     exact: bool = False,
     costs: float | None = None,
     method: str = "ems",
+    trace: bool = False,
 ) -> Engine:
-    chosen = make_drafter(model, drafter)
+    """The drafter by its name, or one of the test's own."""
+    chosen = make_drafter(model, drafter) if isinstance(drafter, str) else drafter
     ladder = make_ladder(num_slots, chosen.draft_length, exact=exact, prefill_chunk=64)
     return Engine(
         model,
@@ -59,6 +61,7 @@ def make_engine(
         capacity=capacity,
         costs=costs_of(ladder, costs),
         policy=POLICIES[method],
+        trace=trace,
     )
 
 

@@ -9,16 +9,16 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from flax import nnx
-from transformers import AutoConfig
 
 from emsjax.drafters import DraftModel
 from emsjax.engine import Engine
+from emsjax.loading.build import shape_of_model
+from emsjax.loading.named import named_config
 from emsjax.models.config import DecoderConfig, Rope
-from emsjax.models.decoder import DecoderLM
-from emsjax.models.registry import FAMILIES
 from emsjax.pallas_kernels.report.ahead import TOPOLOGIES, on_tpu
 from tests.engine.setup import make_engine
+
+pytestmark = pytest.mark.usefixtures("no_compile_cache")
 
 CONFIG = DecoderConfig(
     vocab_size=2048,
@@ -42,13 +42,12 @@ PASS_ON = {"parameter", "get-tuple-element", "fusion", "bitcast", "while"}
 WRITERS = {"cpu": "scatter", "tpu": "custom-call"}
 
 
-def abstract_engine(dtype: jnp.dtype, drafter: str, config: DecoderConfig = CONFIG) -> Engine:
-    model = nnx.eval_shape(lambda: DecoderLM(config, rngs=nnx.Rngs(0)))
-    graphdef, weights = nnx.split(model)
-    weights = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), weights)
+def abstract_engine(
+    dtype: jnp.dtype, drafter: str, config: DecoderConfig = CONFIG, method: str = "ems"
+) -> Engine:
     costs = None if drafter == "none" else 1.0
-    model = nnx.merge(graphdef, weights)
-    return make_engine(model, drafter, num_slots=8, capacity=2048, costs=costs)
+    model = shape_of_model(config, dtype)
+    return make_engine(model, drafter, num_slots=8, capacity=2048, costs=costs, method=method)
 
 
 def check_no_copy_of_the_cache(
@@ -105,13 +104,11 @@ def compile_for_tpu(
         return engine, engine.lower(sharding, **program).compile()
 
 
-@pytest.mark.usefixtures("no_compile_cache")
 def test_tpu_v5e():
     check_no_copy_of_the_cache(*compile_for_tpu("v5e", "prompt-lookup"), "tpu")
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_compile_cache")
 @pytest.mark.parametrize("drafter", ["none", "prompt-lookup", "itself"])
 @pytest.mark.parametrize("generation", TOPOLOGIES)
 def test_every_tpu(generation: str, drafter: str):
@@ -119,13 +116,22 @@ def test_every_tpu(generation: str, drafter: str):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_compile_cache")
+def test_tpu_v5e_padded():
+    """The padded method is compared with its own kernel, holes and all."""
+    with on_tpu("v5e") as sharding:
+        engine = abstract_engine(jnp.bfloat16, "prompt-lookup", method="vanilla")
+        compiled = engine.lower(sharding).compile()
+    check_no_copy_of_the_cache(engine, compiled, "tpu")
+    kernels = re.findall(r"%(ragged_attention\S*) = .* custom-call\(", compiled.as_text())
+    assert len(kernels) == len(engine.ladder)
+
+
+@pytest.mark.slow
 def test_tpu_v5e_recurrent():
     check_no_copy_of_the_cache(*compile_for_tpu("v5e", "combined"), "tpu")
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_compile_cache")
 @pytest.mark.parametrize("generation", TOPOLOGIES)
 def test_every_tpu_sampling(generation: str):
     engine, compiled = compile_for_tpu(generation, "prompt-lookup", sampling=True)
@@ -144,58 +150,14 @@ def test_copying_a_prompts_cache_needs_room_for_one_layer_only():
     assert memory.temp_size_in_bytes <= 1.1 * cache_bytes / layers / slots
 
 
-# Hugging Face configurations; the larger models are compiled for TPUs whose memory holds them.
-NAMED = {
-    "smollm2-135m": (
-        "v5e",
-        "llama",
-        {
-            "vocab_size": 49152,
-            "hidden_size": 576,
-            "intermediate_size": 1536,
-            "num_hidden_layers": 30,
-            "num_attention_heads": 9,
-            "num_key_value_heads": 3,
-            "max_position_embeddings": 8192,
-            "tie_word_embeddings": True,
-        },
-    ),
-    "opt-6.7b": (
-        "v6e",
-        "opt",
-        {
-            "hidden_size": 4096,
-            "ffn_dim": 16384,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "word_embed_proj_dim": 4096,
-        },
-    ),
-    "llama-3-8b": (
-        "v5p",
-        "llama",
-        {
-            "vocab_size": 128256,
-            "hidden_size": 4096,
-            "intermediate_size": 14336,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "max_position_embeddings": 8192,
-            "tie_word_embeddings": False,
-        },
-    ),
-}
+# The larger models are compiled for TPUs whose memory holds them.
+NAMED = {"smollm2-135m": "v5e", "opt-6.7b": "v6e", "llama-3-8b": "v5p"}
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_compile_cache")
 @pytest.mark.parametrize("name", NAMED)
 def test_named_models(name: str):
-    generation, family, settings = NAMED[name]
-    settings = AutoConfig.for_model(family, **settings).to_dict()
-    config = FAMILIES[family].config(settings)
     # The gate and up projections: 576 wide is no multiple of 128. Once a call, not once a step.
     weights = 30 * 3072 * 576 * 2 if name == "smollm2-135m" else 0
-    compiled = compile_for_tpu(generation, "prompt-lookup", config)
+    compiled = compile_for_tpu(NAMED[name], "prompt-lookup", named_config(name))
     check_no_copy_of_the_cache(*compiled, "tpu", weights)

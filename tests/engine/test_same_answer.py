@@ -23,7 +23,13 @@ def accepted_share(results: list[Finished]) -> float:
     return sum(result.metrics.accepted_tokens for result in results) / drafted
 
 
-@pytest.mark.parametrize("name", TINY)
+# With a learnt position, with windows on some layers, and the default model's; the others are slow.
+QUICK = ("opt", "qwen2-mixed", "llama-tied")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in TINY]
+)
 def test_20_prompts_through_3_slots_with_prompt_lookup(name: str):
     assert accepted_share(check(name, "prompt-lookup", 3)) > 0
 
@@ -56,11 +62,20 @@ def test_drafting_that_costs_too_much_is_not_done(drafter: str):
     assert (sum(drafted) == 0) == (drafter != "combined")
 
 
+DRAFTING = (
+    ("none", 3),
+    ("draft-model", 3),
+    ("prompt-lookup", 8),
+    ("combined", 8),
+    ("prompt-lookup", 1),
+)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("drafter", "num_slots"),
-    [("none", 3), ("prompt-lookup", 1), ("prompt-lookup", 8), ("draft-model", 3), ("combined", 8)],
+    ("name", "drafter", "num_slots"),
+    # Of each family two, so that every kind of drafting meets several families.
+    [(name, *DRAFTING[(2 * at + k) % 5]) for at, name in enumerate(TINY) for k in range(2)],
 )
-@pytest.mark.parametrize("name", TINY)
 def test_every_family_drafter_and_batch_size(name: str, drafter: str, num_slots: int):
     check(name, drafter, num_slots, costs=0.5)

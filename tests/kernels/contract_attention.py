@@ -37,6 +37,7 @@ class Case:
     traced_window: bool = False
     soft_cap: float | None = None
     tree: bool = False
+    holes: bool = False
     num_slots: int = 4
     capacity: int = 14
     max_q_len: int = 8
@@ -64,6 +65,8 @@ CASES = {
     "tree": Case(tree=True),
     "tree-of-32": Case(tree=True, capacity=40, max_q_len=32),
     "all": Case(tree=True, window=37, soft_cap=1.5, head_dim=64),
+    "holes": Case(holes=True),
+    "holes-and-all": Case(holes=True, tree=True, window=37, soft_cap=1.5, head_dim=64),
     "bfloat16": Case(head_dim=64, dtype="bfloat16"),
     "float16": Case(head_dim=64, dtype="float16"),
 }
@@ -99,8 +102,16 @@ def seen_positions(case: Case, tree: list[int], ragged: Ragged, row: int) -> lis
     if case.window is not None:
         seen = range(max(0, position + 1 - case.window), position + 1)
     if case.tree:
-        return [s for s in seen if s < first or tree[place] >> (s - first) & 1]
-    return list(seen)
+        seen = [s for s in seen if s < first or tree[place] >> (s - first) & 1]
+    holes = draw_holes(case, ragged)[slot]
+    return [s for s in seen if not (case.holes and holes[s])]
+
+
+def draw_holes(case: Case, ragged: Ragged) -> np.ndarray:
+    """bool[B, S], some of the places before each slot's rows."""
+    firsts = np.subtract(ragged.kv_lens, ragged.q_lens)
+    drawn = np.random.default_rng(3).random((case.num_slots, case.cache_len)) < 0.4
+    return drawn & (np.arange(case.cache_len) < firsts[:, None])
 
 
 def oracle(case: Case, tree: list[int], ragged: Ragged) -> tuple[np.ndarray, np.ndarray]:
@@ -143,7 +154,7 @@ def bits(x: np.ndarray) -> np.ndarray:
 def contract_settings(max_examples: int) -> settings:
     """No limits on time: a program is compiled on first use, on a machine that may be busy."""
     slow = [HealthCheck.too_slow]
-    return settings(max_examples=max_examples, deadline=None, suppress_health_check=slow)
+    return settings(max_examples=max_examples, suppress_health_check=slow)
 
 
 def with_marks(names: Sequence[str], quick: Sequence[str] | None) -> list[Any]:
@@ -183,6 +194,7 @@ class AttentionContract:
             cache: jax.Array,
             ancestors: jax.Array,
             window: jax.Array,
+            holes: jax.Array,
             lengths: dict[str, jax.Array],
         ) -> jax.Array:
             return ragged_attention(
@@ -196,6 +208,7 @@ class AttentionContract:
                 window=window if case.traced_window else case.window,
                 soft_cap=case.soft_cap,
                 ancestors=ancestors if case.tree else None,
+                holes=holes if case.holes else None,
                 backend=self.backend,
             )
 
@@ -230,8 +243,8 @@ class AttentionContract:
         if case.tree:
             ancestors[: ragged.cu_q_lens[-1]] = [tree[place] for _, place, _ in ragged.rows()]
         window = np.asarray(case.window or 0, np.int32)
-        q = pack_queries(case, ragged, source)
-        return np.asarray(self.program(case)(q, cache, ancestors, window, ragged.arrays()))
+        q, holes = pack_queries(case, ragged, source), draw_holes(case, ragged)
+        return np.asarray(self.program(case)(q, cache, ancestors, window, holes, ragged.arrays()))
 
     def check(self, case: Case, tree: list[int], ragged: Ragged) -> None:
         expected, terms = oracle(case, tree, ragged)

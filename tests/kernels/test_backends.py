@@ -5,6 +5,7 @@ from emsjax.pallas_kernels.backends import (
     Backend,
     always_supported,
     compiling_for,
+    noting_backends,
     pick,
     target_platform,
 )
@@ -41,6 +42,15 @@ def test_a_named_backend_that_cannot_be_used_says_why():
 def test_an_unknown_backend_is_an_error_that_names_all():
     with pytest.raises(ValueError, match=r"op has no backend 'triton'; there is reference, tpu"):
         pick("op", backends(), "triton")
+
+
+def test_what_was_picked_is_noted_under_the_name_of_what_ran():
+    with compiling_for("tpu"), noting_backends() as picked:
+        pick("can", backends(), None)
+        pick("cannot", backends("too wide"), None)
+        pick("named", backends(), "reference")
+    pick("later", backends(), None)
+    assert picked == {"can": "tpu", "cannot": "reference", "named": "reference"}
 
 
 def test_both_operations_refuse_an_unknown_backend():

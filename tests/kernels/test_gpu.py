@@ -15,18 +15,19 @@ from tests.kernels import contract_attention
 from tests.kernels.contract_attention import CASES, AttentionContract
 from tests.kernels.test_tpu_compiled import OPTIONS
 
-# The kernel takes 16-bit types, and caches in multiples of 64 tokens.
+# The kernel takes 16-bit types, and caches in multiples of 64 tokens; no holes.
 GPU_CASES = {
     name: replace(case, cache_len=192, dtype="float16" if name == "float16" else "bfloat16")
     for name, case in CASES.items()
+    if not case.holes
 }
 
 
 class TestAttention(AttentionContract):
     backend = "gpu"
     cases: ClassVar = tuple(GPU_CASES)
-    examples = 3
-    quick: ClassVar = ("gqa", "all")
+    examples = 2
+    quick: ClassVar = ("all",)
 
     @pytest.fixture(autouse=True)
     def _interpreted(self, interpreting_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,8 +43,8 @@ class TestAttentionSections(AttentionContract):
     """Several sections a slot, and so sums that are combined."""
 
     backend = "gpu"
-    cases: ClassVar = ("gqa", "prompts", "window", "all", "bfloat16")
-    examples = 3
+    cases: ClassVar = ("gqa", "prompts", "all")
+    examples = 2
     quick: ClassVar = ("gqa",)
 
     @pytest.fixture(autouse=True)

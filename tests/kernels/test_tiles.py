@@ -56,7 +56,7 @@ def test_tiles_are_cut_as_stated(max_q_len, tile_rows):
     for ragged in edge_cases(NUM_SLOTS, NUM_ROWS, max_q_len, 30):
         check(ragged, max_q_len, tile_rows)
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(raggedness(NUM_SLOTS, NUM_ROWS, max_q_len, 30))
     def any_raggedness(ragged: Ragged) -> None:
         check(ragged, max_q_len, tile_rows)

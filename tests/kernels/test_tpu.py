@@ -24,14 +24,14 @@ class TestAttention(AttentionContract):
     backend = "tpu"
     cases: ClassVar = tuple(name for name in CASES if name != "float16")
     examples = 4
-    quick: ClassVar = ("bfloat16",)
+    quick: ClassVar = ("bfloat16", "holes")
 
 
 class TestAttentionSmallBlocks(AttentionContract):
     """Several blocks a slot, several pieces a block, several tiles a slot."""
 
     backend = "tpu"
-    cases: ClassVar = ("gqa", "prompts", "all", "bfloat16")
+    cases: ClassVar = ("gqa", "prompts", "all", "holes-and-all", "bfloat16")
     examples = 4
     quick: ClassVar = ("gqa", "all")
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from emsjax.loading.named import named_config
 from emsjax.pallas_kernels.cache_update.api import update_kv_cache
 from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token
 from emsjax.pallas_kernels.report.ahead import (
@@ -15,7 +16,7 @@ from emsjax.pallas_kernels.report.ahead import (
     compile_attention,
     compile_on,
 )
-from emsjax.pallas_kernels.report.work import MODELS, Heads, Work, ragged
+from emsjax.pallas_kernels.report.work import MODELS, Heads, Work, heads_of, ragged
 
 pytestmark = pytest.mark.usefixtures("no_compile_cache")
 
@@ -33,6 +34,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "all": {"window": 512, "soft_cap": 30.0, "tree": True},
 }
+TPU_OPTIONS = OPTIONS | {"holes": {"holed": True}}
 
 
 def check(compiled: jax.stages.Compiled, work: Work) -> None:
@@ -56,46 +58,54 @@ def rows_per_token_on_tpu(heads: Heads) -> int:
 
 @pytest.mark.parametrize("model", ["smollm2-135m", "opt-13b", "llama-3-8b"])
 def test_a_step_of_drafts(model: str):
-    work = ragged(MODELS[model], 8, 8, CONTEXT)
+    work = ragged(heads_of(named_config(model)), 8, 8, CONTEXT)
     check(compile_attention("v5e", work), work)
 
 
+def test_whatever_precision_is_set_around_it():
+    work = ragged(heads_of(named_config("smollm2-135m")), 8, 8, CONTEXT)
+    with jax.default_matmul_precision("highest"):
+        check(compile_attention("v5e", work), work)
+
+
 def every_shape() -> list[Any]:
-    """Every model on every TPU, every batch; two of the three batches each, to save time."""
-    cases = []
-    for number, (model, generation) in enumerate(itertools.product(MODELS, TOPOLOGIES)):
-        for batch in range(2):
-            slots, rows = BATCHES[(number + batch) % len(BATCHES)]
-            cases.append((model, generation, slots, rows))
-    return cases
+    """Every model on two TPUs, every TPU with half of the models, with one batch each."""
+    return [
+        (model, generation, *BATCHES[(m + t // 2) % len(BATCHES)])
+        for m, model in enumerate(MODELS)
+        for t, generation in enumerate(TOPOLOGIES)
+        if (m + t) % 2 == 0
+    ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "generation", "slots", "rows"), every_shape())
-def test_every_model_on_every_tpu(model: str, generation: str, slots: int, rows: int):
-    work = ragged(MODELS[model], slots, rows, CONTEXT)
+def test_every_model_and_every_tpu(model: str, generation: str, slots: int, rows: int):
+    work = ragged(heads_of(named_config(model)), slots, rows, CONTEXT)
     check(compile_attention(generation, work), work)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("heads", OTHER_HEADS)
+@pytest.mark.parametrize(
+    ("heads", "options"),
+    [*itertools.product(OTHER_HEADS, OPTIONS), ("h96", "holes")],
+)
 def test_other_heads_and_options(heads: str, options: str):
     work = ragged(OTHER_HEADS[heads], 8, 8, CONTEXT)
-    check(compile_attention("v5e", work, **OPTIONS[options]), work)
+    check(compile_attention("v5e", work, **TPU_OPTIONS[options]), work)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["smollm2-135m", "opt-13b", "llama-3-8b"])
 @pytest.mark.parametrize("itemsize", [2, 4])
 def test_a_chunk_of_a_prompt(model: str, itemsize: int):
-    work = ragged(MODELS[model], 4, 512, CONTEXT)._replace(itemsize=itemsize)
+    work = ragged(heads_of(named_config(model)), 4, 512, CONTEXT)._replace(itemsize=itemsize)
     check(compile_attention("v5e", work), work)
 
 
 @pytest.mark.parametrize("model", ["smollm2-135m", "opt-13b"])
 def test_the_cache_update_stays_in_place(model: str):
-    heads = MODELS[model]
+    heads = heads_of(named_config(model))
     shape = (4, 8, CONTEXT, rows_per_token_on_tpu(heads), LANES)
 
     def call(cache, k, v, layer, slot_ids, cu_q_lens, kv_lens):

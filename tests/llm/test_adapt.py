@@ -5,7 +5,7 @@ import re
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from emsjax import LLM, SamplingParams
@@ -15,7 +15,6 @@ from emsjax.sampling.rows import Rows
 VOCABULARY = ["a", "  ", "\t", "\n", "x\n", "\n  ", ":\n\t", " b", "\n\n", "", " \n", "if  "]
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, len(VOCABULARY) - 1), min_size=1, max_size=12))
 def test_hard_is_what_follows_indentation(tokens: list[int]):
     classes = jnp.asarray(classify(VOCABULARY))

@@ -57,6 +57,16 @@ def test_the_first_difference_of_the_vocabularies_is_named(theirs: tuple[str, ..
     check_vocabulary(named("draft", "a", "b"), named("target", "a", "b"))
 
 
+def test_vocabularies_with_gaps_are_compared_beyond_them():
+    ours, same, other = (
+        SimpleNamespace(name="x", tokenizer=SimpleNamespace(get_vocab=lambda v=v: v))
+        for v in ({"a": 0, "b": 9}, {"b": 9, "a": 0}, {"a": 0, "c": 9})
+    )
+    check_vocabulary(same, ours)
+    with pytest.raises(UserError, match="token 9 is 'c' there and 'b' here"):
+        check_vocabulary(other, ours)
+
+
 def test_without_tokenizers_the_sizes_must_agree():
     def of_size(size: int) -> LoadedModel:
         return LoadedModel(SimpleNamespace(vocab_size=size), None, (), f"of {size}", {}, {})  # type: ignore[arg-type]

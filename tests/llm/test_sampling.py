@@ -62,7 +62,7 @@ def comparable(output: RequestOutput) -> list:
     return [vars(completion) for completion in output.outputs]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(params(), min_size=len(PROMPTS), max_size=len(PROMPTS)))
 def test_speculation_in_a_batch_equals_plain_decoding(llm: LLM, plain: LLM, each: list):
     together = llm.generate(PROMPTS, each)
@@ -71,7 +71,7 @@ def test_speculation_in_a_batch_equals_plain_decoding(llm: LLM, plain: LLM, each
         assert comparable(ours) == comparable(theirs)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.lists(params(), min_size=len(PROMPTS), max_size=len(PROMPTS)))
 def test_streamed_pieces_put_together_are_the_result(llm: LLM, each: list):
     whole = llm.generate(PROMPTS, each)

@@ -1,15 +1,20 @@
 """Costs are measured once for a model, a device and a batch, and kept."""
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from emsjax import cost_table, step_costs
-from emsjax.cost_table import known_costs
+from emsjax.bench.stepped import SteppedEngine
+from emsjax.cost_table import CostTable, known_costs
 from emsjax.engine import Engine
+from emsjax.shapes import round_up
 from emsjax.step_costs import measure_costs
+from emsjax.worth import KV_BLOCK
 from tests.engine.setup import jobs, make_engine, run_all, tiny_model
 
 
@@ -97,7 +102,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(
     assert measured == [engine]
 
 
-def test_a_table_from_a_restless_machine_is_used_but_not_kept(
+def test_a_table_from_a_restless_machine_is_kept_as_such(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setenv("EMSJAX_CACHE", str(tmp_path))
@@ -106,8 +111,12 @@ def test_a_table_from_a_restless_machine_is_used_but_not_kept(
     monkeypatch.setattr(
         step_costs, "_time_steps", lambda _engine, state, _steps: (state, 2.0 ** (next(seen) % 60))
     )
-    assert np.isfinite(known_costs(engine, "tiny").rungs[:1]).all()
-    assert not (tmp_path / "step-costs").exists()
+    first = known_costs(engine, "tiny")
+    known = CostTable(engine, "tiny").read()
+    assert known is not None
+    assert not known.settled
+    np.testing.assert_array_equal(known.costs.rungs, first.rungs)
+    assert known_costs(engine, "tiny").rungs[0] != first.rungs[0], "who wants to know looks again"
 
 
 def test_a_quiet_machine_is_timed_in_the_fewest_turns(
@@ -123,6 +132,25 @@ def test_a_quiet_machine_is_timed_in_the_fewest_turns(
     monkeypatch.setattr(step_costs, "ENOUGH_SECONDS", 100.0)
     assert measure_costs(engine).settled
     assert len(timed) == step_costs.FEWEST_TURNS * len(step_costs._cases(engine))
+
+
+def test_each_rung_is_timed_with_few_long_drafts_that_fill_it():
+    engine = make_engine(tiny_model("llama"), "prompt-lookup", 4)
+    plans: dict[int, list[int]] = {}
+    watched = SteppedEngine(
+        tiny_model("llama"),
+        engine.drafter,
+        engine.ladder,
+        on_step=lambda step: plans.setdefault(int(step.plan.rung), step.plan.draft_lens.tolist()),
+        num_slots=4,
+        capacity=engine.capacity,
+    )
+    measure_costs(watched)
+    length = engine.drafter.draft_length
+    for number in step_costs._useful(engine):
+        room = engine.ladder[number].capacity - 4 if number else 0
+        assert sum(plans[number]) == min(room, 4 * length)
+        assert sum(each > 0 for each in plans[number]) == min(-(-room // length), 4)
 
 
 @pytest.mark.parametrize("drafter", ["itself", "recurrent", "combined"])
@@ -143,7 +171,8 @@ def test_what_is_timed_as_drafting_is_drafting(drafter: str, monkeypatch: pytest
 
     monkeypatch.setattr(step_costs, "_time_steps", watch)
     measure_costs(engine)
-    assert [all_drafted for drafting, all_drafted in seen if drafting] == [True] * 4
+    when_drafting = [all_drafted for drafting, all_drafted in seen if drafting]
+    assert when_drafting == [True] * step_costs.FEWEST_TURNS
 
 
 def test_other_weights_are_another_table(monkeypatch: pytest.MonkeyPatch):
@@ -154,5 +183,26 @@ def test_other_weights_are_another_table(monkeypatch: pytest.MonkeyPatch):
     keys = [cost_table._what(engine, "tiny") for engine in engines]
     assert keys[0]["weights"] != keys[1]["weights"]
     assert keys[0]["drafter"][1] == cost_table._what(engines[0], "tiny")["drafter"][1]
-    monkeypatch.setattr(cost_table.os, "sched_getaffinity", lambda _process: {1, 2, 3})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {1, 2, 3})
     assert ", 3 cores" in cost_table._what(engines[0], "tiny")["device"]
+
+
+def test_what_longer_samples_cost_on_each_rung():
+    """A plain step attends in its own way: what it costs says nothing of steps with drafts."""
+
+    def blocks(case: Any) -> int:
+        return round_up(case.length, KV_BLOCK)
+
+    engine = make_engine(tiny_model("llama"), "prompt-lookup", 4)
+    useful = step_costs._useful(engine)
+    capacities = np.asarray([rung.capacity for rung in engine.ladder])[useful]
+    base, each = 0.1 + 0.01 * capacities, 1e-6 * (20 + capacities)
+    each[0] = 1e-6
+    seconds = {
+        case: base[useful.index(case.rung)] + each[useful.index(case.rung)] * 4 * blocks(case)
+        for case in step_costs._cases(engine)
+    }
+    costs = step_costs._table(engine, seconds, drafted=0)
+    assert len(useful) > 3
+    np.testing.assert_allclose(costs.cached[useful], each, rtol=1e-5)
+    np.testing.assert_allclose(costs.rungs[useful], base, rtol=1e-5)

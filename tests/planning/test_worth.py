@@ -23,6 +23,10 @@ def costs_of(seconds: list[float], draft: float = 0.0, cached: float = 0.0) -> S
     return StepCosts(rungs, np.full(len(rungs), cached, np.float32), np.float32(draft))
 
 
+def load_of(live: int, cached: int) -> Load:
+    return Load(int32s(live), np.float32(live), int32s(cached))
+
+
 def survivals() -> st.SearchStrategy[np.ndarray]:
     """Falling along each draft; 0 for what may not be verified."""
     one = st.sampled_from((0.0, 0.2, 0.5, 0.9, 1.0))
@@ -49,11 +53,11 @@ def program(drafting: bool):
     return jax.jit(lambda survival, load, costs: function(survival, load, LADDER, costs))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(survivals(), st.integers(1, B), SECONDS, st.floats(0, 0.1), st.integers(0, 100))
 def test_nothing_is_worth_more_than_what_is_chosen(survival, live, seconds, cached, tokens):
     costs = costs_of(seconds, cached=cached)
-    load = Load(int32s(live), int32s(tokens))
+    load = load_of(live, tokens)
     rung, drafts, rate = map(np.asarray, program(False)(survival, load, costs))
     assert live + drafts <= LADDER[rung].capacity
     assert LADDER[rung].max_q_len > K or drafts == 0
@@ -64,11 +68,11 @@ def test_nothing_is_worth_more_than_what_is_chosen(survival, live, seconds, cach
         assert rate == pytest.approx(best, rel=1e-5)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(survivals(), st.integers(1, B), SECONDS, st.floats(0, 5))
 def test_as_much_is_drafted_as_pays(survival, live, seconds, draft):
     costs = costs_of(seconds, draft)
-    length = int(program(True)(survival, Load(int32s(live), int32s(0)), costs))
+    length = int(program(True)(survival, load_of(live, 0), costs))
     rates = []
     for n in range(K + 1):
         shown = np.where(np.arange(K)[None] < n, survival, 0)
@@ -80,8 +84,8 @@ def test_as_much_is_drafted_as_pays(survival, live, seconds, draft):
 def test_drafts_that_cost_more_than_they_give_are_left_out():
     survival = np.full((B, K), 0.5, np.float32)
     dear = costs_of([1.0, 1.9, 2.8, 4.0])
-    rung, drafts, _ = program(False)(survival, Load(int32s(3), int32s(0)), dear)
+    rung, drafts, _ = program(False)(survival, load_of(3, 0), dear)
     assert (int(rung), int(drafts)) == (0, 0)
     cheap = costs_of([1.0, 1.01, 1.02, 1.03])
-    rung, drafts, _ = program(False)(survival, Load(int32s(3), int32s(0)), cheap)
+    rung, drafts, _ = program(False)(survival, load_of(3, 0), cheap)
     assert (int(rung), int(drafts)) == (3, B * K)

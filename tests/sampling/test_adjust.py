@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from emsjax.sampling.adjust import adjust
@@ -63,7 +63,6 @@ def ours(logits: jax.Array, rows: Rows, state: Any) -> jax.Array:
     return adjust(logits, rows, state, state.sampling)
 
 
-@settings(deadline=None)
 @given(slots(), st.integers(0, 2**32))
 def test_every_row_against_a_loop_over_its_prefix(drawn: dict, seed: int):
     rng = np.random.default_rng(seed)

@@ -66,7 +66,7 @@ def theirs(logits: np.ndarray, row: dict) -> np.ndarray:
     return torch.softmax(scores, -1)[0].numpy()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows())
 def test_as_in_transformers(drawn):
     pytest.importorskip("torch")
@@ -75,7 +75,7 @@ def test_as_in_transformers(drawn):
         np.testing.assert_allclose(found, theirs(row, asked), atol=1e-5, rtol=0)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(rows())
 def test_a_row_does_not_depend_on_its_neighbours(drawn):
     """Whatever path they take: a flat row has to be halved, a peaked one has not."""
@@ -91,7 +91,7 @@ def both_ways(weights: jax.Array, filters: Filters) -> tuple[jax.Array, jax.Arra
     return module._among_candidates(weights, filters), module._by_halving(weights, filters)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(rows())
 def test_both_ways_find_the_same_threshold(drawn):
     """Within rounding: where sums differ in the last bit, a token at the border may."""

@@ -86,7 +86,6 @@ def cut(draw, tokens: st.SearchStrategy[list[int]]) -> list[list[int]]:
 texts = st.text(alphabet="ab é日🎉\n", max_size=20)
 
 
-@settings(deadline=None)
 @given(cut(texts.map(ids)))
 def test_pieces_are_the_text_and_no_half_of_a_character(parts):
     growing, seen = transcript(), ""
@@ -109,7 +108,7 @@ TOKENIZERS = {"byte-level": byte_tokenizer, "byte-fallback": fallback_tokenizer}
 def test_any_tokens_give_the_text_that_they_give_at_once(tokenizer: str):
     made = TOKENIZERS[tokenizer]()
 
-    @settings(deadline=None, max_examples=200)
+    @settings(max_examples=200)
     @given(cut(any_tokens), any_tokens)
     def any_cut(parts: list[list[int]], prompt: list[int]) -> None:
         tokens = [token for part in parts for token in part]
@@ -136,7 +135,7 @@ def test_whole_characters_give_the_text_behind_the_prompt(tokenizer: str):
         characters = [ids(bytes(character).decode()) for character in characters]
     words = st.sampled_from([*characters, [299], [256], [257], [259]])
 
-    @settings(deadline=None, max_examples=200)
+    @settings(max_examples=200)
     @given(st.lists(words, max_size=30), st.lists(words, max_size=20))
     def any_text(prompt: list[list[int]], output: list[list[int]]) -> None:
         before, tokens = list(chain(*prompt)), list(chain(*output))
@@ -165,7 +164,7 @@ def first_stop(text: str, stops: list[str], min_tokens: int) -> tuple[str, str |
     return text, None, len(data)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.text(alphabet="abé", max_size=20),
     st.lists(st.text(alphabet="abé", min_size=1, max_size=3), min_size=1, max_size=3),

@@ -3,7 +3,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from emsjax.ladder import EXACT_CAPACITY, Rung, first_fit, make_ladder
@@ -68,7 +68,6 @@ LADDER = (Rung(4, 1), Rung(8, 3), Rung(16, 5), Rung(16, 16), Rung(32, 32))
 fit = jax.jit(lambda q_lens: first_fit(LADDER, q_lens))
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 8), min_size=4, max_size=4))
 def test_first_fit_is_the_first_that_fits(q_lens):
     expected = next(

@@ -2,7 +2,7 @@
 
 import jax
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from emsjax.packing import PackedBatch, pack
@@ -24,7 +24,6 @@ def rows(draw):
     return starts, q_lens
 
 
-@settings(deadline=None)
 @given(rows())
 def test_rows_lie_slot_after_slot_without_gaps(drawn):
     starts, q_lens = drawn

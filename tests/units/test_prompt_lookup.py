@@ -80,7 +80,7 @@ def test_any_text_is_searched_as_by_hand(drafter):
     row = st.lists(token, min_size=CACHE_LEN, max_size=CACHE_LEN)
     length = st.sampled_from((0, 1, 2, CACHE_LEN)) | st.integers(0, CACHE_LEN)
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(
         st.lists(row, min_size=NUM_SLOTS, max_size=NUM_SLOTS).map(int32s),
         st.lists(length, min_size=NUM_SLOTS, max_size=NUM_SLOTS),

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emsjax.draft import Draft
-from emsjax.plan import Plan
 from emsjax.sampling.choose import Chosen
 from emsjax.state import MAX_STOP_IDS, DecodeState
+from emsjax.step_plan import Plan
 from emsjax.verify import commit, count_accepted, put_draft
 from tests.units.states import int32s, make_state, slots
 
@@ -125,7 +125,7 @@ def check(fields: dict, draft: Draft, plan: Plan, predicted: np.ndarray) -> Deco
     return after
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(steps())
 def test_a_step_equals_committing_token_by_token(drawn):
     check(*drawn)

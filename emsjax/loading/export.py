@@ -4,25 +4,32 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from flax import nnx
 
-def export_hugging_face(model: str | None, directory: Path) -> None:
-    """Writes any model that emsjax reads as safetensors in float32, with config and tokenizer.
+from emsjax.errors import UserError
+from emsjax.loading.build import abstract_model
+from emsjax.loading.load import LoadedModel
+from emsjax.models.family import rule
+
+
+def export_hugging_face(loaded: LoadedModel, directory: Path) -> None:
+    """Writes any model that emsjax reads as safetensors in float32, with its config.
 
     The family's own weight map is run backwards. That works where it only joins tensors, as for
     Llama, Mistral, Qwen and OPT.
 
     Args:
-      model: as for `LLM`; None for the default model.
+      loaded: the model.
       directory: to write into.
+
+    Raises:
+      UserError: the weight map cannot be run backwards.
     """
     import torch
     from safetensors.torch import save_file
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from emsjax.loading.build import abstract_model
-    from emsjax.loading.load import load_model
-
-    loaded = load_model(model, dtype="float32")
     config = AutoConfig.for_model(**loaded.hf_config)
     with torch.device("meta"):
         shapes = {
@@ -37,25 +44,18 @@ def export_hugging_face(model: str | None, directory: Path) -> None:
     _check_complete(set(tensors), set(shapes), config)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(directory)
-    if loaded.tokenizer is not None:
-        loaded.tokenizer.save_pretrained(directory)
 
 
 def _tensors(
     model: Any, weight_map: Any, shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, Any]]:
     """Names and values (numpy) of the checkpoint's tensors."""
-    import numpy as np
-    from flax import nnx
-
-    from emsjax.models.family import rule
-
     joined_only = rule("").transform
     for path, leaf in nnx.to_flat_state(nnx.state(model)):
         its_rule = weight_map.rules[".".join(map(str, path))]
         if its_rule.transform is not joined_only:
-            raise SystemExit(f"{'.'.join(map(str, path))} is not merely joined: cannot be undone")
-        value = np.asarray(leaf[...])
+            raise UserError(f"{'.'.join(map(str, path))} is not merely joined: cannot be undone")
+        value = np.asarray(leaf[...], np.float32)
         layers = enumerate(value) if its_rule.stacked else [(None, value)]
         for number, layer in layers:
             names = [
@@ -70,11 +70,11 @@ def _full_name(bare: str, prefixes: tuple[str, ...], shapes: Mapping[str, tuple[
     for name in (bare, *(prefix + bare for prefix in prefixes)):
         if name in shapes:
             return name
-    raise SystemExit(f"transformers has no tensor {bare}")
+    raise UserError(f"transformers has no tensor {bare}")
 
 
 def _check_complete(written: set[str], wanted: set[str], config: Any) -> None:
     """Nothing but a head tied to the embedding may be left for `transformers` to fill in."""
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     if missing := wanted - written - tied:
-        raise SystemExit(f"transformers wants tensors we do not have: {sorted(missing)}")
+        raise UserError(f"transformers wants tensors we do not have: {sorted(missing)}")

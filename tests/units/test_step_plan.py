@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from emsjax.draft import Draft
 from emsjax.ladder import Rung, make_ladder
-from emsjax.plan import Plan, make_plan, trim
+from emsjax.step_plan import KV_BLOCK, Plan, load_of, make_plan, trim, value_of
+from emsjax.worth import StepCosts
 from tests.units.states import int32s, make_state, slots
 
 CACHE_LEN = 600
@@ -122,7 +123,7 @@ def test_any_state_is_planned_as_promised(name):
     chosen = SETTINGS[name]
     draft = st.integers(0, chosen.draft_length)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(
         slots(chosen.num_slots, CACHE_LEN),
         st.lists(draft, min_size=chosen.num_slots, max_size=chosen.num_slots),
@@ -155,9 +156,54 @@ def test_long_prompts_beside_full_drafts(name):
         assert steps <= 500, "every step reads at least a token of each prompt"
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=4, max_size=4), st.integers(0, 24))
 def test_trim_keeps_first_tokens_before_second_ones(draft_lens, budget):
     drafted = np.arange(5)[None] < np.asarray(draft_lens)[:, None]
     kept = np.asarray(jax.jit(trim)(drafted.astype(np.float32), int32s(budget)))
     assert kept.tolist() == trimmed(draft_lens, budget)
+
+
+def four_slots(**fields) -> dict:
+    """All decoding; the first one's text is nearly done, the last one is idle."""
+    lens = np.asarray([90, 50, 10, 5])
+    return {
+        "lens": lens,
+        "kv_lens": lens - 1,
+        "max_lens": np.asarray([100, 100, 100, 100]),
+        "live": np.asarray([True, True, True, False]),
+        **fields,
+    }
+
+
+def test_tokens_of_slots_that_are_ahead_are_worth_less_once_no_one_waits():
+    state = make_state(4, 100, 3, **four_slots())
+    assert value_of(state, True).tolist() == [1, 1, 1, 0]
+    ahead, half, behind, idle = value_of(state, False).tolist()
+    assert behind == 1
+    assert idle == 0
+    assert 0 < ahead < half < behind
+    assert half == pytest.approx((50 / 90) ** 2)
+    load = load_of(state, value_of(state, False))
+    assert int(load.live) == 3
+    assert float(load.value) == pytest.approx(ahead + half + behind)
+
+
+def test_a_part_of_a_block_of_the_cache_counts_as_a_whole_one():
+    lens = np.asarray([1, KV_BLOCK, KV_BLOCK + 1, 9])
+    state = make_state(4, 600, 3, **four_slots(kv_lens=lens))
+    assert int(load_of(state, value_of(state, True)).cached) == 4 * KV_BLOCK
+
+
+@pytest.mark.parametrize("others_wait", [True, False])
+def test_who_has_most_left_is_given_the_rows(others_wait: bool):
+    """The first slot's guesses are the surest, and its text ends soon anyway."""
+    ladder = (Rung(4, 1), Rung(6, 4), Rung(100, 100))
+    costs = StepCosts(
+        np.asarray([1.0, 1.1, 100.0], np.float32), np.zeros(3, np.float32), np.float32(0)
+    )
+    state = make_state(4, 100, 3, **four_slots())
+    likely = np.full((4, 3), 0.8, np.float32)
+    likely[0] = 0.9
+    draft = Draft(np.zeros((4, 3), np.int32), int32s([3, 3, 3, 0]))
+    plan = make_plan(state, draft, likely, ladder, costs, others_wait=others_wait)
+    assert plan.draft_lens.tolist() == ([2, 1, 0, 0] if others_wait else [0, 0, 3, 0])

@@ -1,0 +1,139 @@
+"""The paper's example of two samples (arXiv 2405.07542), run through the real loop step by step.
+
+Step 1 drafts 5 and 2 tokens and emits 4 and 1 (the accepted ones and the bonus token), step 2
+drafts 2 and 5 and emits 2 and 6.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from emsjax.acceptance import predict
+from emsjax.draft import Draft
+from emsjax.drafters.base import Stateless, WorthDrafting
+from emsjax.engine import Engine
+from emsjax.jobs import Job
+from emsjax.ladder import Rung
+from emsjax.loop import worth_in
+from emsjax.packing import PackedBatch, pack
+from emsjax.policy import POLICIES
+from emsjax.state import DecodeState
+from emsjax.step_plan import Plan, make_plan
+from emsjax.verify import put_draft
+
+CAPACITY, VOCAB_SIZE = 32, 64
+# Token ids count up along each sample's text; a guess that is none of the text's is wrong.
+TEXTS = np.arange(CAPACITY, dtype=np.int32) + np.array([[0], [CAPACITY]], np.int32)
+WRONG = -1
+PROMPT_LENS = (3, 5)
+# Of each step and sample: tokens drafted, and how many of them are right.
+DRAFTED, RIGHT = ((5, 2), (2, 5)), ((3, 0), (1, 5))
+# As many rows as the figure needs: plain steps, packed drafts, padded drafts, prompts.
+LADDER = (Rung(2, 1), Rung(10, 6), Rung(12, 6), Rung(24, 24))
+
+
+class KnownTexts(nnx.Module):
+    """Stands in for the target: the token that follows is known. Its cache holds the tokens."""
+
+    dtype = jnp.dtype(jnp.float32)
+    vocab_size, max_positions = VOCAB_SIZE, CAPACITY
+
+    def cache_spec(self, num_slots: int, capacity: int) -> jax.ShapeDtypeStruct:
+        """One number a token."""
+        return jax.ShapeDtypeStruct((1, num_slots, capacity, 1, 1), jnp.float32)
+
+    def __call__(
+        self, batch: PackedBatch, cache: jax.Array, *, max_q_len: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """The token behind each row, as its hidden state [T, 1]."""
+        del max_q_len
+        slots = jnp.minimum(batch.slot_ids, len(TEXTS) - 1)
+        last = batch.cu_q_lens[slots + 1] - jnp.arange(batch.tokens.shape[0], dtype=jnp.int32)
+        places = batch.kv_lens[slots] - last
+        new = batch.tokens.astype(jnp.float32)[:, None, None]
+        cache = cache.at[0, batch.slot_ids, places].set(new, mode="drop")
+        following = jnp.asarray(TEXTS)[slots, jnp.minimum(batch.positions + 1, CAPACITY - 1)]
+        return following.astype(jnp.float32)[:, None], cache
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """All on the token that follows."""
+        return jax.nn.one_hot(hidden[:, 0].astype(jnp.int32), VOCAB_SIZE)
+
+
+@dataclass(frozen=True)
+class Scripted(Stateless):
+    """Drafts what the example says."""
+
+    draft_length: int = 5
+
+    def propose(self, state: DecodeState, weights: Any, worth: WorthDrafting) -> tuple[Draft, Any]:
+        """Right tokens first, then wrong ones."""
+        del weights, worth
+        step = jnp.clip(state.stats.target_steps - 1, 0, len(DRAFTED) - 1)
+        slots, places = jnp.arange(2), jnp.arange(self.draft_length, dtype=jnp.int32)[None]
+        lens, right = (jnp.asarray(x, jnp.int32)[step, slots] for x in (DRAFTED, RIGHT))
+        at = jnp.minimum(state.lens[:, None] + places, CAPACITY - 1)
+        guesses = jnp.asarray(TEXTS)[slots[:, None], at]
+        return Draft(jnp.where(places < right[:, None], guesses, WRONG), lens), ()
+
+
+class Seen(NamedTuple):
+    """One step, numpy arrays.
+
+    Attributes:
+      plan: how many rows each slot gets.
+      batch: the packed rows.
+      emitted: int32[B].
+      kv_lens: int32[B], valid tokens in each slot's cache after the step.
+      cache: int32[B, S], the tokens whose K/V lies there after the step, valid or left over.
+      holes: bool[B, S]; no slot has any but where the cache is aligned.
+    """
+
+    plan: Plan
+    batch: PackedBatch
+    emitted: np.ndarray
+    kv_lens: np.ndarray
+    cache: np.ndarray
+    holes: np.ndarray
+
+
+@functools.cache
+def run(method: str) -> list[Seen]:
+    """The example's two steps, behind one that reads the prompts."""
+    sizes = {"num_slots": 2, "capacity": CAPACITY}
+    engine = Engine(KnownTexts(), Scripted(), LADDER, policy=POLICIES[method], **sizes)
+    state = engine.empty()
+    # What was never written is no token.
+    state = state.replace(cache=jnp.full_like(state.cache, WRONG - 1))
+    for slot, length in enumerate(PROMPT_LENS):
+        state = engine.admit(state, slot, Job(slot, TEXTS[slot, :length].tolist(), 20), None)
+    state = engine.advance(state, 1, others_wait=False)
+    steps = []
+    for _ in DRAFTED:
+        plan, batch = _planned(engine, state)
+        before = np.asarray(state.lens)
+        state = engine.advance(state, 1, others_wait=False)
+        steps.append(_seen(plan, batch, np.asarray(state.lens) - before, state))
+    return steps
+
+
+def _planned(engine: Engine, state: DecodeState) -> tuple[Plan, PackedBatch]:
+    """What the loop is about to run, from the functions that it is made of."""
+    draft, _ = engine.drafter.propose(state, (), worth_in(engine.ladder, None, state))
+    likely = predict(draft, state.experience)
+    plan = make_plan(state, draft, likely, engine.ladder, policy=engine.policy)
+    tokens = put_draft(state, draft).tokens
+    capacity = engine.ladder[int(plan.rung)].capacity
+    return jax.device_get((plan, pack(tokens, state.kv_lens, plan.q_lens, capacity)))
+
+
+def _seen(plan: Plan, batch: PackedBatch, emitted: np.ndarray, state: DecodeState) -> Seen:
+    cache = np.asarray(state.cache)[0, :, :, 0, 0].astype(np.int32)
+    none = np.zeros(cache.shape, bool)
+    holes = none if state.holes is None else np.asarray(state.holes.at)
+    return Seen(plan, batch, emitted, np.asarray(state.kv_lens), cache, holes)

@@ -1,0 +1,243 @@
+"""What is compared: a method with a drafter, at one batch size."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from emsjax.bench.prompts import Tokens
+from emsjax.bench.simulated import LONGEST, Simulated
+from emsjax.bench.target import Target
+from emsjax.checks import check_whole
+from emsjax.choices import build_engine
+from emsjax.cost_table import known_costs
+from emsjax.drafters import NoDrafter
+from emsjax.drafters.base import Drafter
+from emsjax.drafting import build_drafter, check_drafting
+from emsjax.engine import Engine
+from emsjax.errors import UserError
+from emsjax.jobs import Job
+from emsjax.pallas_kernels.backends import noting_backends
+from emsjax.policy import POLICIES
+from emsjax.slots import STEPS_PER_CALL
+from emsjax.state import DecodeState
+from emsjax.worth import StepCosts
+
+PLAIN, EMS, FIXED, SIMULATED = "none", "ems", "ems-fixed", "simulated"
+METHODS = (*POLICIES, FIXED)
+WITH_DRAFT_MODEL = ("draft-model", "combined")
+# Drafted at once where acceptance is a rate.
+SIMULATED_LENGTH = 7
+
+
+class Spec(NamedTuple):
+    """What a contender is called.
+
+    Attributes:
+      method: one of `METHODS`; "ems" plans, all others verify every draft.
+      drafter: a drafter's name; with "@" and a number behind it at most so many tokens are drafted
+        at once. Nothing for plain decoding.
+    """
+
+    method: str
+    drafter: str = PLAIN
+
+    @property
+    def planned(self) -> bool:
+        """Whether only drafts that are worth it are verified."""
+        return self.method == EMS and self.drafter != PLAIN
+
+    @property
+    def draft_length(self) -> int | None:
+        """The number behind the "@"."""
+        length = self.drafter.partition("@")[2]
+        return int(length) if length else None
+
+
+def check_spec(spec: Spec) -> None:
+    """Before anything is loaded.
+
+    Raises:
+      UserError: the method or the drafter is unknown.
+    """
+    if spec.method not in METHODS:
+        raise UserError(f"method {spec.method!r} is unknown; there is {', '.join(METHODS)}")
+    name, at, length = spec.drafter.partition("@")
+    if at and not (length.isdecimal() and int(length)):
+        raise UserError(f"drafter {spec.drafter!r}: behind the @ belongs a number of tokens")
+    if name == SIMULATED:
+        check_whole("draft length", spec.draft_length or 1, 1, LONGEST)
+    else:
+        check_drafting(EMS, name, {"draft_length": spec.draft_length} if at else {})
+
+
+class Run(NamedTuple):
+    """One decoding of a batch of prompts that had been read.
+
+    Attributes:
+      seconds: from the first step to the last.
+      tokens: what each prompt gave.
+      steps: target steps.
+      counts: of `SlotStats`, numpy arrays summed over slots.
+      prefill: seconds that reading the prompts took.
+    """
+
+    seconds: float
+    tokens: list[Tokens]
+    steps: int
+    counts: dict[str, np.ndarray]
+    prefill: float
+
+
+def together(runs: Sequence[Run]) -> Run:
+    """The sum of several; without their texts."""
+    counts = {name: np.sum([run.counts[name] for run in runs], axis=0) for name in runs[0].counts}
+    seconds, steps = sum(run.seconds for run in runs), sum(run.steps for run in runs)
+    return Run(seconds, [], steps, counts, sum(run.prefill for run in runs))
+
+
+@dataclass
+class Contender:
+    """A compiled engine.
+
+    Attributes:
+      spec: what it is called.
+      engine: of B slots.
+      compile_seconds: of its decode program; little where it was compiled before.
+      peak_memory_bytes: of that program: weights, cache, state and temporaries; None where the
+        compiler does not tell.
+      attention: the backend that it attends with; None where not known.
+    """
+
+    spec: Spec
+    engine: Engine
+    compile_seconds: float
+    peak_memory_bytes: int | None
+    attention: str | None = None
+
+    def prefill(self, jobs: Sequence[Job]) -> tuple[jax.Array, float]:
+        """A cache that holds the jobs' prompts, and the seconds that reading them takes."""
+        state = jax.block_until_ready(self.engine.empty())
+        state, seconds = self._run(state, jobs, read=False, max_tokens=1)
+        return state.cache, seconds
+
+    def decode(
+        self, cache: jax.Array, jobs: Sequence[Job], prefill: float = 0.0
+    ) -> tuple[jax.Array, Run]:
+        """Writes the texts of prompts that are in the cache, which is used up and given back.
+
+        Args:
+          cache: of B slots.
+          jobs: whose prompts it holds, slot by slot.
+          prefill: what reading them took, for the record.
+        """
+        state = self.engine.around(cache)
+        state, seconds = self._run(state, jobs, read=True)
+        return state.cache, _run(state, jobs, seconds, prefill)
+
+    def _run(
+        self, state: DecodeState, jobs: Sequence[Job], *, read: bool, max_tokens: int | None = None
+    ) -> tuple[DecodeState, float]:
+        for slot, job in enumerate(jobs):
+            limited = job if max_tokens is None else replace(job, max_tokens=max_tokens)
+            state = self.engine.admit(state, slot, limited, slot if read else None)
+        state = jax.block_until_ready(state)
+        started = time.perf_counter()
+        while bool(state.live.any()):
+            state = self.engine.advance(state, STEPS_PER_CALL, others_wait=False)
+        return state, time.perf_counter() - started
+
+
+def _run(state: DecodeState, jobs: Sequence[Job], seconds: float, prefill: float) -> Run:
+    tokens, lens, stats = jax.device_get((state.tokens, state.lens, state.stats))
+    texts = [
+        tuple(tokens[slot, len(job.prompt) : lens[slot]].tolist()) for slot, job in enumerate(jobs)
+    ]
+    steps = int(stats.target_steps.max())
+    counts = {name: np.asarray(value).sum(axis=0) for name, value in vars(stats).items()}
+    return Run(seconds, texts, steps, counts, prefill)
+
+
+def start(
+    spec: Spec, target: Target, batch_size: int, max_model_len: int, room: int = 0
+) -> Contender:
+    """Builds and compiles.
+
+    Args:
+      spec: which.
+      target: the model.
+      batch_size: B.
+      max_model_len: the most tokens of a sample.
+      room: places of the cache beyond those, for holes.
+
+    Raises:
+      UserError: it does not fit in memory, or not the model.
+    """
+    engine = _engine(spec, target, batch_size, max_model_len, room)
+    if spec.planned:  # that is another program; which costs it is given is no matter
+        free = np.zeros(len(engine.ladder), np.float32)
+        engine.costs = StepCosts(free + 1, free, np.float32(0))
+    started = time.perf_counter()
+    with noting_backends() as picked:
+        compiled = engine.lower().compile()
+    seconds = time.perf_counter() - started
+    memory = _memory(compiled)
+    if spec.planned:
+        engine.costs = _costs(engine, target.name)
+    return Contender(spec, engine, seconds, memory, picked.get("ragged_attention"))
+
+
+def _costs(engine: Engine, name: str) -> StepCosts:
+    """Those of the steps; with simulated drafts, those of steps that have some to verify."""
+    drafter = engine.drafter
+    if not isinstance(drafter, Simulated):
+        return known_costs(engine, name)
+    engine.drafter = drafter.always()
+    try:
+        return known_costs(engine, name)
+    finally:
+        engine.drafter = drafter
+
+
+def _engine(spec: Spec, target: Target, batch_size: int, max_model_len: int, room: int) -> Engine:
+    return build_engine(
+        target.model,
+        drafter_of(spec, target),
+        name=target.name,
+        max_batch_size=batch_size,
+        max_model_len=max_model_len + room,
+        method=EMS if spec.method == FIXED else spec.method,
+        **target.options,
+    )
+
+
+def drafter_of(spec: Spec, target: Target) -> Drafter:
+    """The drafter, loaded once for all methods."""
+    if PLAIN in (spec.method, spec.drafter):
+        return NoDrafter()
+    if spec.drafter not in target.drafters:
+        target.drafters[spec.drafter] = _drafter(spec.drafter, target)
+    return target.drafters[spec.drafter]
+
+
+def _drafter(name: str, target: Target) -> Drafter:
+    length, name = Spec(EMS, name).draft_length, name.partition("@")[0]
+    if target.acceptance is not None:
+        widest = int(np.max(target.acceptance.drafted, initial=1))
+        length = length or (SIMULATED_LENGTH if widest == LONGEST else widest)
+        return Simulated(target.acceptance, target.model.vocab_size, length)
+    draft_model = target.draft_model if name in WITH_DRAFT_MODEL else None
+    options = {"draft_length": length, "draft_model": draft_model}
+    assert target.loaded is not None
+    return build_drafter(check_drafting(EMS, name, options), target.loaded, target.dtype)
+
+
+def _memory(compiled: jax.stages.Compiled) -> int | None:
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return None
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return int(held - memory.alias_size_in_bytes + memory.temp_size_in_bytes)

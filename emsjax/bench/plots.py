@@ -1,0 +1,97 @@
+"""Records as pictures: speedup beside the paper's, tokens a step, where the time goes."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from emsjax.bench.contenders import PLAIN
+from emsjax.bench.paper import SPEEDUP
+from emsjax.bench.records import Record
+from emsjax.bench.stepped import PARTS
+from emsjax.bench.tables import name_of
+
+
+def draw(records: Sequence[Record], directory: Path) -> list[Path]:
+    """Writes the plots of a run, one set a dataset, and gives their files."""
+    # Not pyplot, which would change how the caller's own figures are shown.
+    from matplotlib.figure import Figure
+
+    files = []
+    for dataset in dict.fromkeys(record["dataset"] for record in records):
+        some = [r for r in records if r["dataset"] == dataset and not r["error"]]
+        for name, plot in (("speedup", _speedup), ("tokens-per-step", _tokens), ("time", _time)):
+            figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+            axes = figure.subplots()
+            if plot(axes, some):
+                note = " (simulated acceptance)" if records[0]["simulated"] else ""
+                axes.set_title(f"{records[0]['model']}, {dataset}{note}", fontsize=10)
+                files.append(directory / f"{name}-{_file_name(dataset)}.png")
+                figure.savefig(files[-1], dpi=120)
+    return files
+
+
+def _file_name(dataset: str) -> str:
+    """A dataset's name where a file's may stand."""
+    return re.sub(r"[^\w.-]+", "_", dataset)
+
+
+def _lines(records: Sequence[Record], field: str) -> dict[str, list[tuple[int, float, Any]]]:
+    """Batch size, value and spread, by contender."""
+    found: dict[str, list[tuple[int, float, Any]]] = {}
+    for record in records:
+        if record["method"] != PLAIN and record.get(field) is not None:
+            point = record["batch_size"], record[field], record.get(f"{field}_spread")
+            found.setdefault(name_of(record), []).append(point)
+    return found
+
+
+def _speedup(axes: Any, records: Sequence[Record]) -> bool:
+    lines = _lines(records, "decode_speedup")
+    if not lines:
+        return False
+    for name, points in lines.items():
+        sizes, values, spreads = zip(*points, strict=True)
+        (line,) = axes.plot(sizes, values, marker="o", markersize=4, label=name)
+        low, high = zip(*spreads, strict=True)
+        axes.fill_between(sizes, low, high, alpha=0.15, color=line.get_color())
+    for method, found in SPEEDUP.items():
+        style = "--" if method == "ems" else ":"
+        axes.plot(found.keys(), found.values(), style, color="grey", linewidth=1)
+        end = max(found)
+        axes.annotate(f"paper: {method}", (end, found[end]), fontsize=7, color="grey")
+    axes.axhline(1.0, color="black", linewidth=0.8)
+    axes.set(xlabel="batch size", ylabel="speedup over plain decoding")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8)
+    return True
+
+
+def _tokens(axes: Any, records: Sequence[Record]) -> bool:
+    lines = _lines(records, "tokens_per_step")
+    if not lines:
+        return False
+    for name, points in lines.items():
+        axes.plot(*list(zip(*points, strict=True))[:2], marker="o", markersize=4, label=name)
+    axes.axhline(1.0, color="black", linewidth=0.8)
+    axes.set(xlabel="batch size", ylabel="tokens a target step")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8)
+    return True
+
+
+def _time(axes: Any, records: Sequence[Record]) -> bool:
+    """A bar a contender and batch size, a colour a part."""
+    timed = [record for record in records if record["parts"]]
+    if not timed:
+        return False
+    labels = [f"{name_of(record)}, {record['batch_size']}" for record in timed]
+    left = [0.0] * len(timed)
+    for part in PARTS:
+        widths = [1000 * record["parts"][part] for record in timed]
+        axes.barh(labels, widths, left=left, label=part)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.set(xlabel="milliseconds a step")
+    axes.tick_params(axis="y", labelsize=7)
+    axes.legend(fontsize=8)
+    return True

@@ -1,0 +1,94 @@
+"""Prompts to measure with, by dataset: from files of JSON lines, or made up."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emsjax import jsonl
+from emsjax.errors import UserError
+
+Tokens = tuple[int, ...]
+# Spec-Bench's own grouping: what is in none of these is its multi-turn conversations.
+SPEC_BENCH = ("summarization", "rag", "qa", "math_reasoning", "translation")
+CONVERSATION = "mt_bench"
+
+
+def read_datasets(files: Iterable[Path], wanted: Sequence[str]) -> dict[str, list[Any]]:
+    """Prompts as `LLM.generate` takes them, by dataset.
+
+    A line has `prompt`, `prompt_token_ids` or `messages`, as for `emsjax.generate`, or `turns` as
+    Spec-Bench has, of which the first is used. Its dataset is its `category`, else the file's name.
+
+    Args:
+      files: JSON lines.
+      wanted: names of datasets; all where there are none.
+
+    Raises:
+      UserError: a file cannot be read, a line is bad, or a wanted dataset is not there.
+    """
+    found: dict[str, list[Any]] = defaultdict(list)
+    for file in files:
+        for number, line in enumerate(_lines(file), start=1):
+            if line.strip():
+                dataset, prompt = _read(line, file, number)
+                found[dataset].append(prompt)
+    for name in wanted or ["any"]:
+        if not found or (wanted and name not in found):
+            names = ", ".join(found) or "no prompts"
+            raise UserError(f"there are no prompts of {name!r} in the input: it has {names}")
+    return {name: found[name] for name in wanted or found}
+
+
+def _lines(file: Path) -> list[bytes]:
+    try:
+        return file.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"input {str(file)!r} cannot be read ({error.strerror})") from error
+
+
+def _read(line: bytes, file: Path, number: int) -> tuple[str, Any]:
+    try:
+        record = jsonl.parse(line)
+        if "turns" in record:
+            category = record["category"]
+            dataset = category if category in SPEC_BENCH else CONVERSATION
+            return dataset, [{"role": "user", "content": record["turns"][0]}]
+        (prompt,) = (record[f] for f in ("prompt", "prompt_token_ids", "messages") if f in record)
+        return str(record.get("category", file.stem)), prompt
+    except (ValueError, TypeError, LookupError) as error:
+        raise UserError(
+            f"{file}, line {number}: not an object with one of prompt, prompt_token_ids, "
+            f"messages and turns ({error!r})"
+        ) from error
+
+
+def take_evenly(prompts: Sequence[Any], least: int, batch_size: int) -> list[Any]:
+    """Prompts from all over a dataset, in full batches if there are enough for one.
+
+    The fewest batches that hold `least` prompts, or as many as there are.
+    """
+    count, there = -(-least // batch_size) * batch_size, len(prompts)
+    if count > there:
+        count = there // batch_size * batch_size or there
+    return [prompts[n * there // count] for n in range(count)]
+
+
+def tokenise(
+    prompts: Iterable[Any], read: Callable[[Any], Sequence[int]], chat: bool
+) -> list[Tokens]:
+    """Token ids; text goes into the chat template with `chat`."""
+    as_message = [
+        [{"role": "user", "content": prompt}] if chat and isinstance(prompt, str) else prompt
+        for prompt in prompts
+    ]
+    return [tuple(read(prompt)) for prompt in as_message]
+
+
+def made_up(count: int, length: int, vocab_size: int) -> list[Tokens]:
+    """Prompts of any tokens; each begins with its number, by which simulated texts know it."""
+    tokens = np.random.default_rng(0).integers(0, vocab_size, (count, length))
+    tokens[:, 0] = np.arange(count) % vocab_size
+    return [tuple(row) for row in tokens.tolist()]

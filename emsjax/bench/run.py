@@ -1,0 +1,159 @@
+"""A call of the benchmark from its settings to its files."""
+
+import importlib.util
+import itertools
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from emsjax.bench.cells import Cell
+from emsjax.bench.contenders import FIXED, SIMULATED, Spec, start
+from emsjax.bench.parts import watched
+from emsjax.bench.peer import Peer
+from emsjax.bench.plots import draw
+from emsjax.bench.prompts import Tokens, made_up, read_datasets, take_evenly, tokenise
+from emsjax.bench.recording import Recorder
+from emsjax.bench.records import Record, merge, read_records, records_of, run_facts
+from emsjax.bench.settings import Settings
+from emsjax.bench.simulated import write_acceptance
+from emsjax.bench.sweep import run_sweep
+from emsjax.bench.tables import report
+from emsjax.bench.target import Target, random_target, real_target
+from emsjax.compile_cache import use_compile_cache
+from emsjax.errors import UserError
+from emsjax.whole_files import replace_text
+
+
+def run(settings: Settings) -> None:
+    """Measures; writes what there is after each batch size.
+
+    Raises:
+      UserError: the model or the prompts cannot be had, or the output not be written.
+    """
+    facts = {"load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None}
+    use_compile_cache()
+    files = _Files(settings.output, settings.append)
+    if settings.trace is not None:
+        _make(settings.trace)
+    target = _target(settings)
+    datasets = _datasets(settings, target)
+    peer = None
+    if settings.compare is not None and target.loaded is not None:
+        peer = Peer(target.loaded)
+    facts |= run_facts() | {
+        "model": target.name,
+        "dtype": str(target.model.dtype),
+        "simulated": settings.simulated,
+        "texts": settings.texts(),
+        "command": "python -m emsjax.bench " + shlex.join(sys.argv[1:]),
+    }
+
+    def done(cells: list[Cell]) -> None:
+        files.add(records_of(cells, facts))
+
+    run_sweep(settings.sweep(), target, datasets, done, say, peer)
+    for line in files.summary():
+        say(line)
+
+
+def record_acceptance(settings: Settings) -> None:
+    """Decodes all prompts and writes what was accepted of each draft.
+
+    Raises:
+      UserError: as for `run`.
+    """
+    use_compile_cache()
+    assert settings.record is not None
+    _make(settings.record.parent)
+    target = _target(settings)
+    size, drafter = settings.batch_sizes[0], settings.recorded().drafter
+    recorder = Recorder()
+    datasets = _datasets(settings, target)
+    chosen = [take_evenly(prompts, settings.prompts, size) for prompts in datasets.values()]
+    prompts = list(itertools.chain(*chosen))
+    longest = max(map(len, prompts)) + settings.max_tokens
+    plain = start(Spec(FIXED, drafter), target, size, min(longest, target.max_model_len))
+    stepped = watched(plain, target, recorder.see)
+    done = 0
+    for jobs in target.batches(prompts, size, settings.max_tokens):
+        stepped.decode(plain.prefill(jobs)[0], jobs)
+        done += len(jobs)
+        say(f"{done} of {len(prompts)} prompts")
+    write_acceptance(recorder.samples, settings.record)
+    say(f"wrote {settings.record}: use it with --simulate-acceptance {settings.record}")
+
+
+def say(line: str) -> None:
+    """Progress, on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _target(settings: Settings) -> Target:
+    acceptance = settings.acceptance()
+    if settings.config is not None and acceptance is not None:
+        return random_target(settings.config, settings.dtype, acceptance)
+    return real_target(
+        settings.model,
+        settings.dtype,
+        draft_model=settings.draft_model,
+        ignore_eos=settings.ignore_eos,
+    )
+
+
+def _datasets(settings: Settings, target: Target) -> dict[str, list[Tokens]]:
+    if target.read is None:
+        if settings.prompt_tokens >= target.max_model_len:
+            raise UserError(
+                f"prompts of {settings.prompt_tokens} tokens leave {target.name} no room for a "
+                f"text: it takes {target.max_model_len} together"
+            )
+        count = max(settings.prompts, *settings.batch_sizes, 1)
+        vocab_size = target.model.vocab_size
+        return {SIMULATED: made_up(2 * count, settings.prompt_tokens, vocab_size)}
+    found = read_datasets(settings.inputs, settings.datasets)
+    most = max(settings.prompts + size for size in settings.batch_sizes)
+    return {
+        name: tokenise(take_evenly(prompts, most, 1), target.read, settings.chat)
+        for name, prompts in found.items()
+    }
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"directory {str(directory)!r}: {error.strerror}") from error
+
+
+class _Files:
+    """The output directory."""
+
+    def __init__(self, directory: Path, append: bool):
+        _make(directory)
+        self._directory = directory
+        self._results = directory / "results.json"
+        self._records: list[Record] = []
+        if self._results.is_file() and not append:
+            raise UserError(f"{self._results} is there already: --append adds to it")
+        if self._results.is_file():
+            self._records = read_records(self._results)
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Writes everything measured so far."""
+        self._records = merge(self._records, records)
+        replace_text(self._results, json.dumps(self._records, indent=1) + "\n")
+        replace_text(self._directory / "results.md", report(self._records))
+
+    def summary(self) -> list[str]:
+        """Draws the plots and says what is where."""
+        written = [self._results, self._directory / "results.md"]
+        if importlib.util.find_spec("matplotlib") is None:
+            return [*map(_wrote, written), "no plots: pip install 'emsjax[plot]' for those"]
+        return [*map(_wrote, written), *map(_wrote, draw(self._records, self._directory))]
+
+
+def _wrote(file: Path) -> str:
+    return f"wrote {file}"

@@ -1,0 +1,175 @@
+"""What a call of the benchmark asks for, checked before anything is loaded."""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emsjax.bench.contenders import PLAIN, SIMULATED, Spec, check_spec
+from emsjax.bench.simulated import Acceptance, acceptance_of
+from emsjax.bench.sweep import Sweep
+from emsjax.checks import check_whole
+from emsjax.errors import UserError
+
+PEERS = ("transformers",)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """As the command line has them; see its help.
+
+    Attributes:
+      methods: of the contenders.
+      drafters: each method is run with each.
+      batch_sizes: B.
+      inputs: files of prompts.
+      datasets: those wanted; all where empty.
+      output: directory for results.
+      model: as for `LLM`.
+      draft_model: as for `LLM`.
+      config: a model's shape, for random weights.
+      random_weights: whether it is meant.
+      simulate_acceptance: a rate or a file.
+      prompt_tokens: of each made-up prompt.
+      prompts: the fewest a dataset.
+      max_tokens: of each text.
+      repeats: of each run.
+      ignore_eos: whether texts go on past their end.
+      chat: whether text prompts go into the chat template.
+      dtype: as for `LLM`.
+      parts: whether to time the parts of a step.
+      compare: another library.
+      record: a file for acceptance, instead of a benchmark.
+      trace: directory for profiler traces.
+      append: whether to add to results that are there.
+    """
+
+    methods: tuple[str, ...]
+    drafters: tuple[str, ...] | None
+    batch_sizes: tuple[int, ...]
+    inputs: tuple[Path, ...]
+    datasets: tuple[str, ...]
+    output: Path
+    model: str | None
+    draft_model: str | None
+    config: str | None
+    random_weights: bool
+    simulate_acceptance: str | None
+    prompt_tokens: int
+    prompts: int
+    max_tokens: int
+    repeats: int
+    ignore_eos: bool
+    chat: bool
+    dtype: str
+    parts: bool
+    compare: str | None
+    record: Path | None
+    trace: Path | None
+    append: bool
+
+    @property
+    def simulated(self) -> str | None:
+        """In words; None where texts and drafts are real."""
+        if self.simulate_acceptance is None:
+            return None
+        given = self.simulate_acceptance
+        return f"random weights in the shape of {self.config}, acceptance forced: {given}"
+
+    def acceptance(self) -> Acceptance | None:
+        """What is simulated.
+
+        Raises:
+          UserError: the rate is out of range, or the file cannot be read.
+        """
+        given = self.simulate_acceptance
+        return None if given is None else acceptance_of(given)
+
+    def texts(self) -> dict[str, Any]:
+        """What is written to what prompts, apart from how many of them."""
+        return {
+            "max_tokens": self.max_tokens,
+            "ignore_eos": self.ignore_eos,
+            "chat": self.chat,
+            "prompt_tokens": self.prompt_tokens if self.config else None,
+        }
+
+    def recorded(self) -> Spec:
+        """The contender whose drafts are recorded: the first that drafts.
+
+        Raises:
+          UserError: none does.
+        """
+        found = [spec for spec in self.specs() if spec.drafter != PLAIN]
+        if not found:
+            raise UserError("--record needs a method and a drafter that draft")
+        return found[0]
+
+    def specs(self) -> list[Spec]:
+        """All contenders."""
+        drafters = self.drafters or ((SIMULATED,) if self.config else ("prompt-lookup",))
+        pairs = itertools.product(self.methods, drafters)
+        return list(dict.fromkeys(Spec(m) if m == PLAIN else Spec(m, d) for m, d in pairs))
+
+    def sweep(self) -> Sweep:
+        """What is measured."""
+        return Sweep(
+            self.specs(),
+            self.batch_sizes,
+            self.prompts,
+            self.max_tokens,
+            self.repeats,
+            self.parts,
+            self.trace,
+        )
+
+
+def check(settings: Settings) -> None:
+    """Options against each other.
+
+    Raises:
+      UserError: something is unknown, out of range, missing, or contradicts something else.
+    """
+    if not settings.specs():
+        raise UserError("there is nothing to measure: name --methods")
+    for spec in settings.specs():
+        check_spec(spec)
+    if settings.record is not None:
+        settings.recorded()
+    for size in settings.batch_sizes:
+        check_whole("batch size", size, 1)
+    if settings.compare not in (None, *PEERS):
+        raise UserError(f"--compare {settings.compare!r} is unknown; there is transformers")
+    if settings.config is None:
+        _check_real(settings)
+    else:
+        _check_simulated(settings)
+
+
+def _check_real(settings: Settings) -> None:
+    if settings.random_weights or settings.simulate_acceptance is not None:
+        raise UserError("--random-weights and --simulate-acceptance are for a --config: name one")
+    if any(spec.drafter.partition("@")[0] == SIMULATED for spec in settings.specs()):
+        raise UserError(f"the drafter {SIMULATED!r} is for --simulate-acceptance")
+    if not settings.inputs:
+        raise UserError("there are no prompts: name a file of JSON lines with --input")
+
+
+def _check_simulated(settings: Settings) -> None:
+    if not settings.random_weights or settings.simulate_acceptance is None:
+        raise UserError(
+            "--config has no weights: it needs --random-weights, and --simulate-acceptance with a "
+            "rate or a recorded file"
+        )
+    others = {
+        "--model": settings.model,
+        "--draft-model": settings.draft_model,
+        "--input": settings.inputs,
+        "--datasets": settings.datasets,
+        "--compare": settings.compare,
+        "--record": settings.record,
+    }
+    if given := [name for name, value in others.items() if value]:
+        raise UserError(f"{given[0]} needs a real model: leave it out, or --config")
+    if any(drafter.partition("@")[0] != SIMULATED for drafter in settings.drafters or ()):
+        raise UserError(f"with --simulate-acceptance the drafter is {SIMULATED!r}, or with @K")

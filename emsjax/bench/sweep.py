@@ -1,0 +1,229 @@
+"""All contenders at all batch sizes on all datasets, taking turns."""
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from emsjax.bench.cells import Cell, mishaps
+from emsjax.bench.contenders import PLAIN, Contender, Spec, start, together
+from emsjax.bench.limits import Limits, measure_limits, share_of_limit
+from emsjax.bench.parts import time_parts
+from emsjax.bench.peer import PEER, Peer
+from emsjax.bench.prompts import Tokens, take_evenly
+from emsjax.bench.target import Target
+from emsjax.jobs import Job
+from emsjax.policy import POLICIES
+
+# Of the first batch, so that nothing of the measured runs is done for the first time.
+WARM_UP_TOKENS = 16
+# Places for holes, in texts of full length: more are not made, which spares the aligned methods.
+TEXTS_OF_HOLES = 2
+BASELINE = Spec(PLAIN)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is measured.
+
+    Attributes:
+      specs: contenders; plain decoding is always one.
+      batch_sizes: B of each.
+      prompts: the fewest prompts of a dataset, in full batches.
+      max_tokens: of each text.
+      repeats: of each decoding.
+      parts: whether to time the parts of a step.
+      trace: directory for profiler traces of a few steps of each contender.
+    """
+
+    specs: Sequence[Spec]
+    batch_sizes: Sequence[int]
+    prompts: int
+    max_tokens: int
+    repeats: int
+    parts: bool = False
+    trace: Path | None = None
+
+
+class PromptCache:
+    """The one cache of all contenders, with a batch of prompts in it.
+
+    A text is written behind its prompt and changes nothing of it, so that the next contender finds
+    the prompts as the first one did.
+    """
+
+    def __init__(self, plain: Contender, jobs: Sequence[Job]):
+        self.jobs, self._plain = jobs, plain
+        self._cache: jax.Array | None = None
+        self.seconds = 0.0
+
+    def lend(self) -> jax.Array:
+        """The cache, to be given back; read anew where it was lost."""
+        cache, self._cache = self._cache, None
+        if cache is None:
+            cache, self.seconds = self._plain.prefill(self.jobs)
+        return cache
+
+    def give_back(self, cache: jax.Array) -> None:
+        """After a run that went well."""
+        self._cache = cache
+
+
+Say = Callable[[str], None]
+
+
+def run_sweep(
+    sweep: Sweep,
+    target: Target,
+    datasets: Mapping[str, Sequence[Tokens]],
+    on_size: Callable[[list[Cell]], None],
+    say: Say,
+    peer: Peer | None = None,
+) -> None:
+    """Measures, one batch size after the other.
+
+    Args:
+      sweep: what.
+      target: the model.
+      datasets: prompts by name.
+      on_size: called with the cells of each batch size as they are done.
+      say: told of what is being done.
+      peer: another library to compare with.
+    """
+    model: Any = target.model
+    limits = None
+    with mishaps(lambda error: say(f"how fast the device can be is not known: {error}")):
+        precision = "highest" if model.dtype == jnp.float32 else None
+        limits = measure_limits(model.dtype, precision)
+    specs = list(dict.fromkeys([BASELINE, *sweep.specs]))
+    for size in sweep.batch_sizes:
+        on_size(_Size(sweep, target, size, limits, say, peer).cells(specs, datasets))
+        gc.collect()
+
+
+class _Size:
+    """Everything at one batch size."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        target: Target,
+        size: int,
+        limits: Limits | None,
+        say: Say,
+        peer: Peer | None,
+    ):
+        self._sweep, self._target, self._size = sweep, target, size
+        self._limits, self._say, self._peer = limits, say, peer
+        self._running: dict[Spec, Contender | Peer] = {}
+        self._errors: dict[Spec, str] = {}
+
+    def cells(self, specs: Sequence[Spec], datasets: Mapping[str, Sequence[Tokens]]) -> list[Cell]:
+        """Of every contender on every dataset."""
+        sweep = self._sweep
+        chosen = {name: take_evenly(p, sweep.prompts, self._size) for name, p in datasets.items()}
+        longest = max(len(prompt) for prompts in chosen.values() for prompt in prompts)
+        self._longest = min(longest + sweep.max_tokens, self._target.max_model_len)
+        self._start(specs)
+        cells = []
+        for dataset, prompts in chosen.items():
+            batches = self._target.batches(prompts, self._size, sweep.max_tokens)
+            cells += self._measure(dataset, specs, batches)
+        return cells
+
+    def _start(self, specs: Sequence[Spec]) -> None:
+        """All contenders with caches of one size, for they lend theirs to each other."""
+        aligned = any(POLICIES[s.method].align_cache for s in specs if s.method in POLICIES)
+        room = TEXTS_OF_HOLES * self._sweep.max_tokens if aligned else 0
+        for spec in specs:
+            self._say(f"batch {self._size}: compiling {' '.join(spec)}")
+            with mishaps(partial(self._errors.__setitem__, spec)):
+                contender = start(spec, self._target, self._size, self._longest, room)
+                if spec == BASELINE:
+                    # Else the first batch's prompts would take as long as loading programs does.
+                    contender.prefill([Job(0, (0, 0), 1)])
+                self._running[spec] = contender
+        if self._peer is not None:
+            self._running[PEER] = self._peer
+
+    def _measure(
+        self, dataset: str, specs: Sequence[Spec], batches: Sequence[Sequence[Job]]
+    ) -> list[Cell]:
+        named = [*specs, *([PEER] if self._peer else [])]
+        cells = {spec: self._cell(spec, dataset) for spec in named}
+        for number, jobs in enumerate(batches):
+            self._say(f"batch {self._size}, {dataset}: prompts {number + 1} of {len(batches)}")
+            self._batch(jobs, list(cells.values()), first=number == 0)
+        return list(cells.values())
+
+    def _cell(self, spec: Spec, dataset: str) -> Cell:
+        cell = Cell(spec, dataset, self._size, error=self._errors.get(spec))
+        if isinstance(contender := self._running.get(spec), Contender):
+            cell.facts = {
+                "compile_seconds": contender.compile_seconds,
+                "peak_memory_bytes": contender.peak_memory_bytes,
+                "attention": contender.attention,
+            }
+        cell.runs = [[] for _ in range(self._sweep.repeats)]
+        return cell
+
+    def _batch(self, jobs: Sequence[Job], cells: Sequence[Cell], first: bool) -> None:
+        """All contenders on one batch of prompts, in turns, beginning with another each time."""
+        if BASELINE not in self._running:
+            for cell in cells:
+                cell.error = cell.error or "plain decoding, which reads the prompts, did not run"
+            return
+        plain = self._running[BASELINE]
+        assert isinstance(plain, Contender)
+        cache = PromptCache(plain, jobs)
+        for cell in cells if first else ():
+            self._attempt(cell, self._warm_up, cache)
+        for number in range(self._sweep.repeats):
+            start_at = number % len(cells)
+            for cell in [*cells[start_at:], *cells[:start_at]]:
+                self._attempt(cell, self._decode, cache, number)
+
+    def _attempt(self, cell: Cell, action: Callable[..., None], *arguments: Any) -> None:
+        """Unless it failed before; what fails is not tried again at this batch size."""
+        if cell.error is not None:
+            return
+        with mishaps(lambda error: self._fail(cell, error)):
+            action(cell, *arguments)
+
+    def _fail(self, cell: Cell, error: str) -> None:
+        cell.error = self._errors[cell.spec] = error
+        self._running.pop(cell.spec, None)
+        self._say(f"batch {self._size}: {' '.join(cell.spec)}: {error}")
+
+    def _warm_up(self, cell: Cell, cache: PromptCache) -> None:
+        contender = self._running[cell.spec]
+        short = [replace(job, max_tokens=WARM_UP_TOKENS) for job in cache.jobs]
+        cache.give_back(contender.decode(cache.lend(), short)[0])
+        with mishaps(lambda error: self._say(f"{' '.join(cell.spec)} is not looked into: {error}")):
+            self._look_into(cell, contender, cache, short)
+
+    def _look_into(
+        self, cell: Cell, contender: Contender | Peer, cache: PromptCache, short: Sequence[Job]
+    ) -> None:
+        """What is wanted besides figures, without which those are worth having."""
+        if self._sweep.trace is not None:
+            name = "-".join((*cell.spec, str(self._size)))
+            with jax.profiler.trace(self._sweep.trace / name):
+                cache.give_back(contender.decode(cache.lend(), short)[0])
+        if self._sweep.parts and isinstance(contender, Contender):
+            lent, cell.parts = time_parts(contender, self._target, cache.lend(), cache.jobs)
+            cache.give_back(lent)
+
+    def _decode(self, cell: Cell, cache: PromptCache, number: int) -> None:
+        contender = self._running[cell.spec]
+        lent, run = contender.decode(cache.lend(), cache.jobs, cache.seconds)
+        cache.give_back(lent)
+        cell.runs[number].append(run)
+        if isinstance(contender, Contender) and self._limits is not None:
+            every = together([run for runs in cell.runs for run in runs])
+            cell.limit_share = share_of_limit(every, self._target.model, self._limits)

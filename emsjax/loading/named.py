@@ -1,0 +1,56 @@
+"""A model's configuration where no weights are needed: by name, or from a `config.json`."""
+
+from pathlib import Path
+from typing import Any
+
+from emsjax.errors import UserError
+from emsjax.loading.build import model_config, supported
+from emsjax.loading.checkpoint import MANIFEST
+from emsjax.loading.config import complete_config, read_config, read_json
+from emsjax.loading.hub import hub_config, is_repo_id
+from emsjax.loading.opened import open_model
+from emsjax.loading.published import PUBLISHED
+from emsjax.models.config import DecoderConfig
+
+
+def named_config(model: str | Path) -> DecoderConfig:
+    """The configuration of a model of which only the shape is wanted.
+
+    Args:
+      model: a built-in name such as "opt-6.7b" (any case; it wins over a file of that name), a
+        Hugging Face `config.json` or a directory with one, or whatever `LLM` takes. Only the
+        configuration is read, or downloaded.
+
+    Raises:
+      UserError: there is no such name or file, or its configuration is damaged or unsupported.
+    """
+    return model_config(_hugging_face(model))
+
+
+def _hugging_face(model: str | Path) -> dict[str, Any]:
+    """The Hugging Face configuration, every default filled in."""
+    name = str(model).lower()
+    if name in PUBLISHED:
+        return complete_config(PUBLISHED[name], supported(), name)
+    path = Path(model).expanduser()
+    if path.exists():
+        return _on_disk(path)
+    if "/" in name and not isinstance(model, Path) and is_repo_id(str(model)):
+        return _from_file(hub_config(str(model)))
+    raise UserError(
+        f"there is no configuration {str(model)!r}; name a config.json, a model directory, a model "
+        f"of the Hugging Face hub (owner/name), or one of {', '.join(PUBLISHED)}."
+    )
+
+
+def _on_disk(path: Path) -> dict[str, Any]:
+    """Of a configuration file or a model."""
+    if path.suffix == ".json":
+        return _from_file(path)
+    if (path / "config.json").is_file() and not (path / MANIFEST).is_file():
+        return read_config(path, supported())
+    return open_model(path, supported()).hf_config
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    return complete_config(read_json(file), supported(), str(file))

@@ -1,0 +1,116 @@
+"""`Report`: collects finished requests and shows them."""
+
+import html
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from emsjax.checks import check_whole
+from emsjax.errors import UserError
+from emsjax.metrics import RunTotals
+from emsjax.outputs import RequestOutput
+from emsjax.token_view.file import write_page
+from emsjax.token_view.page import render
+from emsjax.token_view.shown import ShownOutput, shown_outputs
+from emsjax.trace import Source
+
+# More would make a file of many megabytes that no one reads.
+MOST_OUTPUTS = 200
+
+
+class Report:
+    """A page on finished requests: their texts coloured by where each token came from.
+
+    At the end of a notebook's cell it shows itself; `save` writes it to one file that needs no
+    network. It also shows the rejected drafts, the tokens of each step, the slots over the steps of
+    the run, and its figures.
+
+    Memory is bounded: the first requests are kept in full, of the rest only the sums.
+    """
+
+    def __init__(
+        self,
+        outputs: RequestOutput | Iterable[RequestOutput] = (),
+        *,
+        title: str = "Token view",
+        most_outputs: int = MOST_OUTPUTS,
+    ):
+        """A page on outputs of an `LLM` made with `trace=True`.
+
+        Args:
+          outputs: finished requests, one or more; `add` takes others.
+          title: the page's.
+          most_outputs: how many texts it shows at the most; the last request shown is shown whole.
+
+        Raises:
+          UserError: an output has no trace, or `most_outputs` is below 1.
+        """
+        check_whole("most_outputs", most_outputs, 1)
+        self.title = title
+        self._most = most_outputs
+        self._totals = RunTotals()
+        self._sources: Counter[Source] = Counter()
+        self._shown: list[ShownOutput] = []
+        self._shown_requests = 0
+        for output in [outputs] if isinstance(outputs, RequestOutput) else outputs:
+            self.add(output)
+
+    @property
+    def totals(self) -> RunTotals:
+        """The figures of all requests, shown or not."""
+        return self._totals
+
+    @property
+    def sources(self) -> Mapping[Source, int]:
+        """How many tokens came from where, of all requests, shown or not; see `Trace.sources`."""
+        return dict(self._sources)
+
+    def add(self, output: RequestOutput, name: str | None = None) -> None:
+        """Takes one more finished request.
+
+        Args:
+          output: with traces.
+          name: what the page calls it; its `request_id` by default.
+
+        Raises:
+          UserError: it has no trace.
+        """
+        for completion in output.outputs:
+            if completion.trace is None:
+                raise UserError(
+                    f"the output of request {output.request_id} has no trace: make the LLM with "
+                    "trace=True"
+                )
+            self._sources.update(completion.trace.sources)
+        self._totals.add(output.metrics)
+        if len(self._shown) < self._most:
+            name = output.request_id if name is None else name
+            self._shown += shown_outputs(output, name, first=len(self._shown))
+            self._shown_requests += 1
+
+    def html(self) -> str:
+        """The page; texts are in the order in which they took their slots."""
+        shown = sorted(self._shown, key=_admission)
+        return render(self.title, self._totals, self._sources, shown, self._shown_requests)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the page to one file, in the place of what is there.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        write_page(Path(path), self.html())
+
+    def _repr_html_(self) -> str:
+        """The page in a frame of its own, so that neither its style nor the notebook's leaks."""
+        page = html.escape(self.html())
+        style = "width: 100%; height: 720px; border: 0; resize: vertical"
+        return (
+            f'<iframe title="{html.escape(self.title)}" style="{style}" '
+            f'sandbox="allow-scripts" srcdoc="{page}"></iframe>'
+        )
+
+
+def _admission(output: ShownOutput) -> tuple[float, int, int]:
+    trace = output.trace
+    return trace.run_began, trace.first_step, trace.slot

@@ -1,0 +1,119 @@
+"""Which request was in which slot, step by step of the batch."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from emsjax.token_view.columns import Columns, columns, highest
+from emsjax.token_view.shown import ShownOutput
+from emsjax.trace import Trace
+from emsjax.words import count
+
+_MOST_TICKS = 10
+
+
+@dataclass(frozen=True)
+class Stay:
+    """An output in its slot; places and lengths in steps of the batch.
+
+    Attributes:
+      output: whose.
+      first: the step it began with.
+      prefill: steps that read the prompt; the last of them gave the first token too.
+      length: all steps.
+      told: the same in words, a line each.
+    """
+
+    output: ShownOutput
+    first: int
+    prefill: int
+    length: int
+    told: list[str]
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A slot with those that stayed in it, in order."""
+
+    slot: int
+    stays: list[Stay]
+    columns: Columns
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """One run of the engine.
+
+    Attributes:
+      lanes: by slot.
+      steps: how many the run made, as far as the outputs tell.
+      highest: the most tokens of a step.
+      ticks: steps to mark.
+    """
+
+    lanes: list[Lane]
+    steps: int
+    highest: int
+    ticks: list[int]
+
+
+def timelines(outputs: Sequence[ShownOutput]) -> list[Timeline]:
+    """One for each run, in order."""
+    runs: dict[float, list[ShownOutput]] = defaultdict(list)
+    for output in outputs:
+        runs[output.trace.run_began].append(output)
+    return [_timeline(runs[began]) for began in sorted(runs)]
+
+
+def _timeline(outputs: Iterable[ShownOutput]) -> Timeline:
+    slots: dict[int, list[Stay]] = defaultdict(list)
+    for output in sorted(outputs, key=lambda output: output.trace.first_step):
+        slots[output.trace.slot].append(_stay(output))
+    stays = [stay for slot in slots.values() for stay in slot]
+    steps = max(stay.first + stay.length for stay in stays)
+    return Timeline(
+        lanes=[Lane(slot, slots[slot], _columns(slots[slot])) for slot in sorted(slots)],
+        steps=steps,
+        highest=max(highest(stay.output.trace.steps) for stay in stays),
+        ticks=list(range(0, steps + 1, _between_ticks(steps))),
+    )
+
+
+def _stay(output: ShownOutput) -> Stay:
+    trace = output.trace
+    prefill = 0 if trace.prompt_shared else trace.prefill_steps + 1
+    length = trace.prefill_steps + len(trace.steps)
+    return Stay(output, trace.first_step, prefill, length, _told(output, trace, prefill))
+
+
+def _told(output: ShownOutput, trace: Trace, prefill: int) -> list[str]:
+    first = trace.first_step + 1
+    last = trace.first_step + trace.prefill_steps + len(trace.steps)
+    which = "which" if prefill == 1 else "the last of which"
+    reading = f"{count(prefill, 'step')}, {which} gave the first token too"
+    return [
+        f"Request {output.name}",
+        f"slot {trace.slot}, steps {first} to {last} of the batch",
+        f"prefill: {reading if prefill else 'none, another output of the request had it'}",
+        f"decode: {count(output.emitted, 'token')} in {count(len(output.steps), 'step')}",
+        f"from {trace.started:.2f} s to {trace.finished:.2f} s, "
+        f"first token at {trace.first_token:.2f} s",
+    ]
+
+
+def _columns(stays: Iterable[Stay]) -> Columns:
+    return columns(
+        (stay.first + stay.output.trace.prefill_steps + place, step)
+        for stay in stays
+        for place, step in enumerate(stay.output.trace.steps)
+    )
+
+
+def _between_ticks(steps: int) -> int:
+    """1, 2 or 5 times a power of ten."""
+    power = 1
+    while True:
+        for factor in (1, 2, 5):
+            if factor * power * _MOST_TICKS >= steps:
+                return factor * power
+        power *= 10

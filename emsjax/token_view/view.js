@@ -1,0 +1,208 @@
+"use strict";
+(() => {
+  const tip = document.getElementById("tip");
+  // Whitespace that a chip would not show.
+  const shown = (text) =>
+    (text.trim() ? text : text.replaceAll(" ", "␣")).replaceAll("\n", "↵").replaceAll("\t", "⇥");
+
+  function element(name, className, text = "") {
+    const made = document.createElement(name);
+    made.className = className;
+    made.textContent = text;
+    return made;
+  }
+
+  function row(label, chips) {
+    const made = element("div", "row");
+    made.append(element("span", "", label), ...chips);
+    return made;
+  }
+
+  // Accepted, wrong, or behind a wrong one; each with a sign, for those who see no colours.
+  function guess(text, place, accepted, ended) {
+    const kind = place < accepted ? "accepted" : place === accepted && !ended ? "wrong" : "behind";
+    const sign = { accepted: " ✓", wrong: " ✗", behind: "" }[kind];
+    return element("span", `guess ${kind}`, shown(text) + sign);
+  }
+
+  function aboutStep(step) {
+    const steps = [...step.parentElement.children];
+    const tokens = step.childElementCount;
+    const number = steps.indexOf(step) + 1;
+    const head = `Step ${number} of ${steps.length}: ${tokens} token${tokens === 1 ? "" : "s"}`;
+    const found = [element("p", "head", head)];
+    const accepted = Number(step.dataset.accepted);
+    const ended = "ended" in step.dataset;
+    const draft = JSON.parse(step.dataset.draft ?? "[]");
+    if (!draft.length) {
+      found.push(element("p", "", "Nothing was drafted: the target's own token."));
+      return found;
+    }
+    found.push(row("drafted", draft.map((text, i) => guess(text, i, accepted, ended))));
+    const missed = step.querySelector(".miss");
+    if (missed) {
+      const kind = `guess ${sourceOf(missed)}`;
+      const text = missed.textContent || `#${missed.dataset.id}`; // it may be part of a character
+      found.push(row("instead", [element("span", kind, shown(text))]));
+    }
+    if (ended && accepted < draft.length) {
+      found.push(element("p", "", "The text ended here; the rest of the draft was dropped."));
+    }
+    return found;
+  }
+
+  const WORDS = {
+    drafted: "drafted and accepted",
+    bonus: "bonus, the target's own",
+    plain: "plain, the target's own",
+  };
+
+  const sourceOf = (token) => Object.keys(WORDS).find((name) => token.classList.contains(name));
+
+  function aboutToken(token) {
+    const missed = token.classList.contains("miss");
+    const words = WORDS[sourceOf(token)] + (missed ? " in the place of a rejected draft" : "");
+    const found = [...aboutStep(token.parentElement)];
+    found.push(element("p", "", `Token ${token.dataset.id}: ${words}.`));
+    if (token.querySelector(".half")) {
+      found.push(element("p", "", "It is a part of a character that a later token completes."));
+    }
+    if (token.querySelector("s")) {
+      found.push(element("p", "", "Struck out: behind the end of the text."));
+    }
+    return found;
+  }
+
+  const aboutStay = (stay) => {
+    const [head, ...lines] = stay.dataset.tip.split("\n");
+    return [element("p", "head", head), ...lines.map((line) => element("p", "", line))];
+  };
+
+  function place(box) {
+    tip.hidden = false;
+    const { width, height } = tip.getBoundingClientRect();
+    const below = box.bottom + 8 + height <= innerHeight;
+    const left = Math.min(Math.max(box.left, 8), innerWidth - width - 8);
+    tip.style.left = `${Math.max(left, 8)}px`;
+    tip.style.top = `${below ? box.bottom + 8 : Math.max(box.top - height - 10, 4)}px`;
+  }
+
+  // The step that is told of, marked in its text and in its chart.
+  let marked = [];
+  function unmark() {
+    for (const [node, name] of marked) {
+      node.classList.remove(name);
+      if (name === "cursor") { node.hidden = true; node.classList.add(name); }
+    }
+    marked = [];
+  }
+
+  function mark(step) {
+    unmark();
+    step.classList.add("on");
+    const cursor = step.closest("article").querySelector(".cursor");
+    const steps = [...step.parentElement.children];
+    cursor.style.left = `${(100 * steps.indexOf(step)) / steps.length}%`;
+    cursor.hidden = false;
+    marked = [[step, "on"], [cursor, "cursor"]];
+  }
+
+  // A token that wraps has a box on each of its lines.
+  const boxOf = (node) => node.getClientRects()[0];
+
+  let anchor; // tells the box that the tip stays beside when the page is scrolled
+  function tell(lines, where) {
+    tip.replaceChildren(...lines);
+    anchor = where;
+    place(anchor());
+  }
+
+  function tellToken(token) {
+    mark(token.parentElement);
+    tell(aboutToken(token), () => boxOf(token));
+  }
+
+  function hide() {
+    tip.hidden = true;
+    unmark();
+  }
+
+  // With the pointer.
+  document.addEventListener("pointerover", ({ target }) => {
+    const token = target.closest(".text .t");
+    const stay = target.closest(".stay");
+    if (token) tellToken(token);
+    else if (stay) tell(aboutStay(stay), () => boxOf(stay));
+  });
+  document.addEventListener("pointerout", ({ target, relatedTarget }) => {
+    const from = target.closest(".text, .stay, .chart");
+    if (from && !from.contains(relatedTarget)) hide();
+  });
+  document.addEventListener("pointermove", (event) => {
+    const chart = event.target.closest(".chart");
+    if (!chart) return;
+    const box = chart.getBoundingClientRect();
+    const steps = chart.closest("article").querySelector(".text").children;
+    const at = Math.floor(((event.clientX - box.left) / box.width) * steps.length);
+    const step = steps[Math.min(Math.max(at, 0), steps.length - 1)];
+    mark(step);
+    tell(aboutStep(step), () => {
+      const { top, bottom } = boxOf(chart);
+      return { left: event.clientX + 12, top, bottom };
+    });
+  });
+
+  // With the keyboard: a text has one token at a time that the arrow keys move from.
+  const current = new WeakMap();
+  function go(text, token) {
+    if (!token) return;
+    current.get(text)?.classList.remove("at");
+    current.set(text, token);
+    token.classList.add("at");
+    token.scrollIntoView({ block: "nearest" });
+    tellToken(token);
+  }
+
+  const MOVES = {
+    ArrowRight: (all, at) => all[at + 1],
+    ArrowLeft: (all, at) => all[at - 1],
+    ArrowDown: (all, at) => all.slice(at + 1).find((token) => token.matches(".miss")),
+    ArrowUp: (all, at) => all.slice(0, at).findLast((token) => token.matches(".miss")),
+    Home: (all) => all[0],
+    End: (all) => all.at(-1),
+  };
+
+  for (const text of document.querySelectorAll(".text")) {
+    text.addEventListener("focus", () => {
+      if (text.matches(":focus-visible")) go(text, current.get(text) ?? text.querySelector(".t"));
+    });
+    text.addEventListener("blur", () => {
+      current.get(text)?.classList.remove("at");
+      hide();
+    });
+    text.addEventListener("click", ({ target }) => go(text, target.closest(".t")));
+    text.addEventListener("keydown", (event) => {
+      const move = MOVES[event.key];
+      if (!move || event.ctrlKey || event.metaKey || event.altKey) return;
+      event.preventDefault();
+      const all = [...text.querySelectorAll(".t")];
+      go(text, move(all, all.indexOf(current.get(text))));
+    });
+  }
+  for (const stay of document.querySelectorAll(".stay")) {
+    stay.addEventListener("focus", () => {
+      if (stay.matches(":focus-visible")) tell(aboutStay(stay), () => boxOf(stay));
+    });
+    stay.addEventListener("blur", hide);
+    // In a notebook's frame a link to a place would leave the page.
+    stay.addEventListener("click", (event) => {
+      event.preventDefault();
+      hide();
+      const article = document.querySelector(stay.getAttribute("href"));
+      article.scrollIntoView({ block: "start" });
+      article.focus({ preventScroll: true });
+    });
+  }
+  document.addEventListener("keydown", ({ key }) => { if (key === "Escape") hide(); });
+  document.addEventListener("scroll", () => { if (!tip.hidden) place(anchor()); }, true);
+})();

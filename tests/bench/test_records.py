@@ -1,0 +1,144 @@
+"""From runs to records, tables and shares of the hardware's limit; made-up runs."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from emsjax.bench.cells import Cell, mishaps
+from emsjax.bench.contenders import Run, Spec
+from emsjax.bench.limits import Limits, measure_limits, share_of_limit
+from emsjax.bench.parts import StepParts
+from emsjax.bench.records import merge, records_of
+from emsjax.bench.tables import report
+from emsjax.errors import UserError
+from tests.engine.setup import tiny_model
+
+COUNTS = {
+    name: np.asarray(value)
+    for name, value in {
+        "target_steps": 4,
+        "rows": 20,
+        "padded": 5,
+        "cached": 100,
+        "empty": 10,
+        "drafted": [3, 2],
+        "accepted": [2, 1],
+    }.items()
+}
+FACTS = {"model": "m", "dtype": "float32", "simulated": None, "device": "cpu", "texts": {}}
+FACTS |= {"versions": {"jax": "1"}, "load_at_start": 0.1, "command": "the command"}
+FOUR, FIVE = (1, 2, 3, 4), (1, 2, 3, 4, 5)
+
+
+def cell(method: str, seconds: list[float], text=FOUR, size: int = 1, **facts) -> Cell:
+    """A repetition a second."""
+    runs = [[Run(each, [text], 4, COUNTS, 1.0)] for each in seconds]
+    drafter = "none" if method == "none" else "prompt-lookup"
+    return Cell(Spec(method, drafter), "data", size, {"attention": "tpu"} | facts, runs)
+
+
+def test_speedup_is_of_tokens_a_second_repetition_by_repetition():
+    """Longer texts are no slower ones."""
+    plain, ours = cell("none", [8.0, 10.0, 4.0]), cell("ems", [4.0, 2.5, 4.0], text=FIVE)
+    _, record = records_of([plain, ours], FACTS)
+    assert record["decode_tokens_per_second"] == 1.25
+    assert record["decode_speedup"] == 2.5  # of 2.5, 5, 1.25
+    assert record["decode_speedup_spread"] == [1.25, 5.0]
+    assert record["speedup"] == pytest.approx(9 / 5 * 5 / 4)  # with a second for the prompts
+    assert record["prompts_differing"] == 1
+    assert record["tokens_per_step"] == 1.25
+    assert (record["input_padding"], record["cache_padding"]) == (0.25, 0.1)
+    assert record["accepted_by_position"] == [2, 1]
+
+
+def test_where_plain_decoding_failed_there_are_rates_but_no_speedup():
+    plain = cell("none", [1.0])
+    plain.error = "out of memory"
+    found = records_of([plain, cell("ems", [4.0])], FACTS)
+    assert found[0]["tokens_per_second"] is None
+    assert found[1]["decode_tokens_per_second"] == 1.0
+    assert (found[1]["speedup"], found[1]["decode_speedup_spread"]) == (None, None)
+    assert "| failed |" in report(found)
+
+
+def test_newer_records_replace_those_of_the_same_thing():
+    def found(size: int, seconds: float):
+        return records_of([cell("none", [seconds], size=size)], FACTS)
+
+    both = merge(merge([], found(2, 1.0)), found(1, 1.0))
+    records = merge(both, found(1, 2.0))
+    assert [(r["batch_size"], r["decode_tokens_per_second"]) for r in records] == [(1, 2), (2, 4)]
+
+
+@pytest.mark.parametrize("field", ["model", "dtype", "simulated", "device", "texts"])
+def test_records_of_something_else_are_not_added(field: str):
+    earlier, newer = (records_of([cell("none", [1.0])], FACTS | {field: x}) for x in "ab")
+    with pytest.raises(UserError, match=f"another {field}: there it is a, here b"):
+        merge(earlier, newer)
+
+
+def test_the_report_says_what_makes_figures_incomparable():
+    plain, ours = cell("none", [4.0]), cell("ems", [2.0], text=FIVE)
+    ours.parts = StepParts({}, 0.125)
+    quiet = report(records_of([plain, cell("ems", [2.0])], FACTS))
+    assert "†" not in quiet
+    assert "kernel" not in quiet
+    ours.facts["attention"] = "reference"
+    records = records_of([plain, ours], FACTS | {"load_at_start": 2.0})
+    records[1]["command"] = "another command"
+    text = report(records)
+    assert "2.50 (2.08)† |" in text
+    assert "| 1 of 1 |" in text
+    assert "12% |" in text
+    assert "tpu in none; reference in ems" in text
+    assert "(load 2.0)" in text
+    assert "the command\nanother command\n" in text
+
+
+class OutOfMemoryError(RuntimeError):
+    """As PyTorch calls its own."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no"),
+        OutOfMemoryError(),
+        MemoryError(),
+    ],
+)
+def test_who_lacks_memory_does_not_end_the_sweep(error: Exception):
+    said: list[str] = []
+    with mishaps(said.append):
+        raise error
+    assert said == ["out of memory"]
+
+
+@pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError("INTERNAL"), RuntimeError("bug")])
+def test_other_errors_are_not_hidden(error: Exception):
+    said: list[str] = []
+    with pytest.raises(type(error)), mishaps(said.append):
+        raise error
+    assert said == []
+
+
+def test_the_limit_is_the_longer_of_reading_and_computing():
+    model = tiny_model("llama3")
+    run = Run(2.0, [], 10, {"rows": np.asarray(30), "cached": np.asarray(70)}, 0.0)
+    spec = model.cache_spec(1, 1)
+    weights = sum(x.nbytes for x in jax.tree.leaves(nnx.state(model)))
+    if not model.config.tied:
+        weights -= model.embedder.tokens.nbytes
+    read = 10 * weights + 70 * int(np.prod(spec.shape)) * spec.dtype.itemsize
+    assert share_of_limit(run, model, Limits(1e6, 1e18)) == pytest.approx(read / 1e6 / 2)
+    # Every weight meets every row in a multiplication and an addition.
+    computed = 2 * 30 * weights / 4
+    found = share_of_limit(run, model, Limits(1e18, 1e6))
+    assert found == pytest.approx(computed / 1e6 / 2, rel=0.02)  # norms are no products
+
+
+def test_the_limits_of_this_machine_are_those_of_a_machine():
+    limits = measure_limits(np.dtype(np.float32), "highest")
+    assert 1e8 < limits.bytes_per_second < 1e13
+    assert 1e8 < limits.flops < 1e15

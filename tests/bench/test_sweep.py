@@ -1,0 +1,299 @@
+"""The benchmark itself, on a tiny model."""
+
+import json
+import math
+
+import jax
+import pytest
+
+from emsjax.bench import contenders, sweep
+from emsjax.bench.__main__ import main
+from emsjax.bench.contenders import Contender
+from emsjax.bench.limits import Limits
+from emsjax.bench.prompts import made_up, read_datasets, take_evenly
+from emsjax.errors import UserError
+from emsjax.loading.load import load_model
+from tests.tiny import VOCAB_SIZE, checkpoint
+
+FIELDS = {
+    "method",
+    "drafter",
+    "batch_size",
+    "dataset",
+    "tokens_per_second",
+    "tokens_per_step",
+    "speedup",
+    "input_padding",
+    "cache_padding",
+    "peak_memory_bytes",
+    "device",
+    "versions",
+}
+
+
+@pytest.fixture(autouse=True)
+def limits(monkeypatch):
+    """Not measured each time, which takes seconds: `test_records` does."""
+    monkeypatch.setattr(sweep, "measure_limits", lambda *_: Limits(1e12, 1e15))
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    file = tmp_path_factory.mktemp("bench") / "some.jsonl"
+    lines = [
+        {"prompt_token_ids": [3 + n, 7, 8, 9] * (2 + n), "category": "ab"[n % 2]} for n in range(8)
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def bench(directory, *arguments):
+    return main([*map(str, arguments), "--output", str(directory)])
+
+
+def results(directory):
+    return json.loads((directory / "results.json").read_text())
+
+
+@pytest.mark.slow
+def test_one_run_of_everything(prompts, tmp_path):
+    directory = checkpoint("llama-tied")
+    status = bench(
+        tmp_path,
+        *("--model", directory, "--input", prompts, "--repeats", "2"),
+        *("--methods", "none,vanilla,ems", "--batch-sizes", "3", "--drafters", "prompt-lookup"),
+        *("--prompts", "2", "--max-tokens", "16", "--compare", "transformers"),
+    )
+    assert status == 0
+    records = results(tmp_path)
+    assert len(records) == 2 * 4
+    weights = (directory / "model.safetensors").stat().st_size
+    spec = load_model(str(directory)).model.cache_spec(3, 256)
+    cache = math.prod(spec.shape) * spec.dtype.itemsize
+    assert {record["dataset"] for record in records} == {"a", "b"}
+    for record in records:
+        assert record.keys() >= FIELDS
+        assert record["error"] is None
+        assert record["tokens_per_second"] > 0
+        # The text is the same, whoever wrote it.
+        assert (record["prompts"], record["prompts_differing"]) == (3, 0)
+        if record["method"] != "transformers":
+            padded = record["input_padding"] > 0, record["cache_padding"] > 0
+            assert padded == ((True, True) if record["method"] == "vanilla" else (False, False))
+            assert record["parts"].keys() == {"draft", "plan", "target", "verify"}
+            assert record["attention"] == "reference"
+            assert 0 < record["limit_share"] < 1
+            assert record["peak_memory_bytes"] > weights + cache
+            if record["method"] == "none":
+                assert record["unused_rows"] >= 0.25  # four rows for three slots
+    assert len({(record["dataset"], record["tokens"]) for record in records}) == 2
+    text = (tmp_path / "results.md").read_text()
+    assert "| vanilla, prompt-lookup |" in text
+    assert "paper: ems" in text
+    names = {file.name for file in tmp_path.glob("*.png")}
+    assert {"speedup-a.png", "tokens-per-step-b.png", "time-a.png"} <= names
+
+
+def test_another_batch_size_is_added_to_what_is_there(prompts, tmp_path, capsys):
+    options = [*("--model", checkpoint("llama-tied"), "--input", prompts, "--datasets", "a")]
+    options += ["--methods", "none", "--prompts", "1", "--max-tokens", "4", "--repeats", "1"]
+    assert bench(tmp_path, *options, "--batch-sizes", "1", "--no-parts") == 0
+    assert bench(tmp_path, *options, "--batch-sizes", "2", "--no-parts") == 2
+    for _ in range(2):  # the second replaces the first
+        assert bench(tmp_path, *options, "--batch-sizes", "2", "--no-parts", "--append") == 0
+    assert [record["batch_size"] for record in results(tmp_path)] == [1, 2]
+    options[-3] = "5"
+    assert bench(tmp_path, *options, "--batch-sizes", "2", "--no-parts", "--append") == 2
+    assert "another texts" in capsys.readouterr().err
+
+
+def test_contenders_take_turns_and_another_one_is_first_each_time(prompts, tmp_path, monkeypatch):
+    order, real = [], Contender.decode
+
+    def decode(self, cache, jobs, *rest):
+        order.append((self.spec.method, jobs[0].max_tokens))
+        return real(self, cache, jobs, *rest)
+
+    monkeypatch.setattr(Contender, "decode", decode)
+    status = bench(
+        tmp_path,
+        *("--model", checkpoint("llama-tied"), "--input", prompts, "--datasets", "a"),
+        *("--methods", "vanilla,ems-fixed", "--batch-sizes", "2", "--prompts", "2"),
+        *("--max-tokens", "17", "--repeats", "3", "--no-parts"),
+    )
+    assert status == 0
+    one, two, three = "none", "vanilla", "ems-fixed"
+    turns = [one, two, three, two, three, one, three, one, two]
+    assert [method for method, tokens in order if tokens == 17] == turns
+    assert [method for method, tokens in order if tokens < 17] == turns[:3]  # to warm up
+
+
+def test_no_text_goes_on_where_the_model_ends(tmp_path):
+    """The cache is made in whole blocks, and has places that the model has none for."""
+    config = json.loads((checkpoint("llama-tied") / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 40}))
+    options = ["--config", tmp_path / "config.json", "--random-weights", "--repeats", "1"]
+    options += ["--simulate-acceptance", "0.5", "--methods", "none", "--batch-sizes", "2"]
+    options += ["--prompts", "2", "--no-parts", "--max-tokens", "64"]
+    assert bench(tmp_path / "a", *options, "--prompt-tokens", "30") == 0
+    assert [record["tokens"] for record in results(tmp_path / "a")] == [20]
+    assert bench(tmp_path / "b", *options, "--prompt-tokens", "40") == 2
+
+
+def test_without_the_parts_figures_are_had(prompts, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "time_parts", out_of_memory)
+    status = bench(
+        tmp_path,
+        *("--model", checkpoint("llama-tied"), "--input", prompts, "--datasets", "a"),
+        *("--methods", "none", "--batch-sizes", "2", "--prompts", "2", "--max-tokens", "4"),
+        *("--repeats", "1", "--trace", tmp_path / "new" / "traces"),
+    )
+    assert status == 0
+    (record,) = results(tmp_path)
+    assert (record["error"], record["parts"], record["unused_rows"]) == (None, None, None)
+    assert "none none is not looked into: out of memory" in capsys.readouterr().err
+    assert list((tmp_path / "new" / "traces" / "none-none-2").rglob("*.trace.json.gz"))
+
+
+@pytest.mark.slow
+def test_what_was_recorded_can_be_simulated(prompts, tmp_path):
+    directory, file = checkpoint("llama-tied"), tmp_path / "new" / "acceptance.jsonl"
+    common = ["--batch-sizes", "2", "--prompts", "2", "--max-tokens", "40"]
+    model = ["--model", directory, "--input", prompts, "--datasets", "a", "--ignore-eos"]
+    assert bench(tmp_path, *model, *common, "--methods", "none,ems", "--record", file) == 0
+    shape = ["--config", directory / "config.json", "--random-weights", "--repeats", "1"]
+    shape += ["--methods", "ems-fixed", "--simulate-acceptance", file, "--no-parts"]
+    assert bench(tmp_path / "simulated", *shape, *common, "--prompt-tokens", "9") == 0
+    (_, record) = results(tmp_path / "simulated")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(lines) == 2
+    assert sum(record["accepted_by_position"]) > 0
+
+
+def out_of_memory(*_):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+
+@pytest.mark.parametrize("when", ["compiling", "decoding"])
+def test_what_does_not_fit_says_so_and_the_rest_goes_on(when, prompts, tmp_path, monkeypatch):
+    real_start, real_decode = contenders.start, Contender.decode
+
+    def start(spec, *rest):
+        return out_of_memory() if spec.method == "vanilla" else real_start(spec, *rest)
+
+    def decode(self, cache, *rest):
+        if self.spec.method == "vanilla":
+            cache.delete()  # as a donated buffer is
+            out_of_memory()
+        return real_decode(self, cache, *rest)
+
+    if when == "compiling":
+        monkeypatch.setattr(sweep, "start", start)
+    else:
+        monkeypatch.setattr(Contender, "decode", decode)
+    status = bench(
+        tmp_path,
+        *("--model", checkpoint("llama-tied"), "--input", prompts, "--datasets", "a"),
+        *("--methods", "none,vanilla,ems-fixed", "--batch-sizes", "2", "--prompts", "2"),
+        *("--max-tokens", "8", "--repeats", "1", "--no-parts"),
+    )
+    assert status == 0
+    found = {record["method"]: record for record in results(tmp_path)}
+    assert found["vanilla"]["error"] == "out of memory"
+    assert found["vanilla"]["tokens_per_second"] is None
+    assert found["ems-fixed"]["error"] is None
+    assert found["ems-fixed"]["prompts_differing"] == 0
+    assert "batch 2, vanilla, prompt-lookup: out of memory" in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.slow
+def test_random_weights_of_some_shape(tmp_path):
+    config = checkpoint("llama-tied") / "config.json"
+    status = bench(
+        tmp_path,
+        *("--config", config, "--random-weights", "--simulate-acceptance", "0.8"),
+        *("--methods", "ems", "--batch-sizes", "2", "--prompts", "2", "--prompt-tokens", "20"),
+        *("--max-tokens", "16", "--repeats", "1", "--no-parts"),
+    )
+    assert status == 0
+    plain, ems = results(tmp_path)
+    assert "acceptance forced: 0.8" in ems["simulated"]
+    assert "**Simulated**" in (tmp_path / "results.md").read_text()
+    assert plain["tokens_per_step"] == 1.0
+    assert ems["prompts_differing"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "there are no prompts"),
+        (["--input", "there/is/none"], "cannot be read"),
+        (["--methods", "fast"], "method 'fast' is unknown"),
+        (["--drafters", "crystal-ball"], "drafter 'crystal-ball' is unknown"),
+        (["--drafters", "prompt-lookup@many"], "belongs a number"),
+        (["--batch-sizes", "1,x"], "whole numbers"),
+        (["--drafters", "simulated@0", "--config", "opt-125m"], "belongs a number"),
+        (["--drafters", "simulated@65", "--config", "opt-125m"], "draft length"),
+        (["--drafters", "simulated"], "is for --simulate-acceptance"),
+        (["--methods", ","], "nothing to measure"),
+        (["--methods", "none", "--record", "x.jsonl"], "that draft"),
+        (["--batch-sizes", "0"], "batch size"),
+        (["--config", "opt-125m"], "needs --random-weights"),
+        (["--random-weights"], "are for a --config"),
+        (["--compare", "vllm"], "is unknown"),
+        (
+            ["--config", "opt-6.7z", "--random-weights", "--simulate-acceptance", "0.5"],
+            "opt-6.7b",
+        ),
+        (
+            ["--config", "opt-125m", "--random-weights", "--simulate-acceptance", "2"],
+            "no share",
+        ),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(arguments, message, tmp_path, capsys):
+    assert bench(tmp_path / "out", *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_datasets_are_categories(tmp_path):
+    file = tmp_path / "file.jsonl"
+    lines = [
+        {"question_id": 1, "category": "qa", "turns": ["first", "second"]},
+        {"question_id": 2, "category": "writing", "turns": ["first"]},
+        {"prompt": "text"},
+        {"messages": [{"role": "user", "content": "hi"}], "category": "own"},
+    ]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    found = read_datasets([file], [])
+    assert found == {
+        "qa": [[{"role": "user", "content": "first"}]],
+        "mt_bench": [[{"role": "user", "content": "first"}]],
+        "file": ["text"],
+        "own": [[{"role": "user", "content": "hi"}]],
+    }
+    assert list(read_datasets([file], ["own"])) == ["own"]
+    with pytest.raises(UserError, match="no prompts of 'rag'"):
+        read_datasets([file], ["rag"])
+
+
+@pytest.mark.parametrize("line", ['{"prompt": "a", "messages": []}', "{}", "nonsense", "[1]"])
+def test_a_bad_line_is_named(line, tmp_path):
+    file = tmp_path / "file.jsonl"
+    file.write_text('{"prompt": "a"}\n' + line)
+    with pytest.raises(UserError, match="line 2"):
+        read_datasets([file], [])
+
+
+def test_prompts_come_evenly_in_full_batches():
+    assert take_evenly(range(100), 3, 4) == [0, 25, 50, 75]
+    assert take_evenly(range(6), 10, 4) == [0, 1, 3, 4]  # no batch that is not full
+    assert take_evenly(range(3), 10, 4) == [0, 1, 2]
+    assert take_evenly(range(10), 6, 3) == [0, 1, 3, 5, 6, 8]
+    assert len(take_evenly(range(100), 24, 16)) == 32
+
+
+def test_made_up_prompts_begin_with_their_number():
+    prompts = made_up(5, 7, VOCAB_SIZE)
+    assert [prompt[0] for prompt in prompts] == [0, 1, 2, 3, 4]
+    assert {len(prompt) for prompt in prompts} == {7}

@@ -1,0 +1,106 @@
+"""Interrupts at moments where Python or a library would lose them."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from emsjax import command
+from emsjax.errors import UserError
+from emsjax.interrupts import comes_from_interrupt, interrupts_wait
+
+# jax collects in such a callback while it loads and compiles.
+IN_A_CALLBACK = """
+import gc, os, sys, time
+from emsjax import command
+
+def callback(phase, info):
+    gc.callbacks.remove(callback)
+    os.kill(os.getpid(), int(sys.argv[1]))
+    sum(range(1000))  # the signal is seen here
+
+def body():
+    gc.callbacks.append(callback)
+    gc.collect()
+    time.sleep(60)
+
+sys.exit(command.run(body))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_garbage_is_collected_counts(number):
+    script = [sys.executable, "-c", IN_A_CALLBACK, str(int(number))]
+    done = subprocess.run(script, capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("kind", [ImportError, UserError])
+def test_what_a_library_makes_of_an_interrupt(kind, capsys):
+    def body():
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as stop:
+            raise kind("Encountered an error while initializing the extension.") from stop
+
+    assert command.run(body) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_other_errors_are_none():
+    error = ValueError("no")
+    error.__context__ = OSError("neither")
+    assert not comes_from_interrupt(error)
+
+
+def test_all_is_as_before_afterwards():
+    before = sys.unraisablehook, signal.getsignal(signal.SIGTERM)
+    assert command.run(lambda: 0) == 0
+    assert (sys.unraisablehook, signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_while_they_wait_the_work_is_finished_first():
+    done = []
+
+    def work():
+        with interrupts_wait():
+            signal.raise_signal(signal.SIGINT)
+            done.append(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done
+
+
+def test_what_fails_meanwhile_is_told():
+    before = signal.getsignal(signal.SIGINT)
+
+    def work():
+        with interrupts_wait():
+            signal.raise_signal(signal.SIGINT)
+            raise ImportError
+
+    with pytest.raises(ImportError):
+        work()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupts_wait():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_what_an_interrupt_says_is_told(capsys):
+    app = command.new_app()
+
+    @app.command()
+    def stop():
+        raise KeyboardInterrupt("the same command goes on")
+
+    assert command.run(lambda: command.parse(app, "stop", [])) == 130
+    assert capsys.readouterr().err == "interrupted: the same command goes on\n"

@@ -1,0 +1,127 @@
+"""Built-in configurations, and those of files without weights."""
+
+import json
+import math
+from pathlib import Path
+
+import jax
+import pytest
+from flax import nnx
+
+from emsjax.errors import UserError
+from emsjax.loading import hub
+from emsjax.loading.build import abstract_model, supported
+from emsjax.loading.config import complete_config
+from emsjax.loading.conversion import convert_model
+from emsjax.loading.load import find_model
+from emsjax.loading.named import named_config
+from emsjax.loading.published import PUBLISHED
+
+# Parameters of the published checkpoints, tied ones counted once.
+PARAMETERS = {
+    "opt-125m": 125_239_296,
+    "opt-350m": 331_196_416,
+    "opt-1.3b": 1_315_758_080,
+    "opt-2.7b": 2_651_596_800,
+    "opt-6.7b": 6_658_473_984,
+    "opt-13b": 12_853_473_280,
+    "opt-30b": 29_974_540_288,
+    "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
+    "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-13b": 13_015_864_320,
+    "llama-3-8b": 8_030_261_248,
+    "llama-3-70b": 70_553_706_496,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "mistral-7b": 7_241_732_096,
+    "mistral-7b-v0.3": 7_248_023_552,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-14b": 14_768_307_200,
+    "qwen3-32b": 32_762_123_264,
+}
+
+pytestmark = pytest.mark.usefixtures("real_models")
+
+
+def test_every_name_has_the_published_number_of_parameters():
+    found = {}
+    for name, config in PUBLISHED.items():
+        _, params, _ = abstract_model(complete_config(config, supported(), name))
+        sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.to_pure_dict(params))]
+        found[name] = sum(sizes)
+    assert found == PARAMETERS
+
+
+def test_what_the_number_of_parameters_does_not_tell():
+    opt, llama, qwen = (named_config(n) for n in ("opt-350m", "llama-3.2-3b", "Qwen3-4B"))
+    assert (opt.num_heads, opt.embedding_size, opt.pre_norm, opt.final_norm) == (
+        16,
+        512,
+        False,
+        False,
+    )
+    assert (llama.num_heads, llama.num_kv_heads, llama.head_dim) == (24, 8, 128)
+    assert (llama.max_positions, llama.tied) == (131072, True)
+    assert (qwen.num_heads, qwen.head_dim, qwen.max_positions) == (32, 128, 40960)
+    assert set(named_config("mistral-7b").windows) == {4096}
+    assert named_config("mistral-7b-v0.3").windows == ()
+
+
+def test_rope_settings_reach_the_configuration():
+    theta = [named_config(n).rope.inverse_frequencies[1] ** -32 for n in ("smollm2-135m",)]
+    assert theta == pytest.approx([1e5], rel=1e-4)
+    plain, long = named_config("llama-3-8b").rope, named_config("llama-3.1-8b").rope
+    assert plain.inverse_frequencies[1] ** -64 == pytest.approx(5e5, rel=1e-4)
+    assert long.inverse_frequencies[0] == plain.inverse_frequencies[0]
+    assert long.inverse_frequencies[-1] == pytest.approx(plain.inverse_frequencies[-1] / 8)
+
+
+def test_files_without_weights(tmp_path: Path):
+    file = tmp_path / "other.json"
+    file.write_text(json.dumps(PUBLISHED["opt-125m"] | {"num_hidden_layers": 3}))
+    assert named_config(file).num_layers == 3
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED["opt-125m"]))
+    assert named_config(str(tmp_path)) == named_config("opt-125m")
+
+
+def test_a_converted_model(tmp_path: Path, hf_dir: Path):
+    convert_model(find_model(hf_dir), tmp_path / "converted")
+    assert named_config(tmp_path / "converted") == named_config(hf_dir)
+
+
+def test_only_the_configuration_of_a_model_of_the_hub_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(PUBLISHED["gpt2"]))
+    asked = []
+
+    def download(*args, **_options):
+        asked.append(args)
+        return str(file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert named_config("some/model") == named_config("gpt2")
+    assert asked == [("some/model", "config.json")]
+
+
+def test_a_hub_out_of_reach():
+    with pytest.raises(UserError, match=r"some/model.*the hub cannot be reached"):
+        hub.hub_config("some/model")
+
+
+@pytest.mark.parametrize("name", ["opt-7b", "opt-6.7", "no/such/path"])
+def test_an_unknown_name_gets_the_list_of_names(name: str):
+    with pytest.raises(UserError, match=rf"{name}.*opt-6\.7b, .*qwen3-8b"):
+        named_config(name)

@@ -1,0 +1,34 @@
+"""What somebody without PyTorch is told of it: nothing."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+IMPORT = """
+import importlib.util
+
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
+"""
+QUIETLY = """
+from emsjax.loading.config import complete_config
+
+complete_config({"model_type": "opt"}, ["opt"], "here")
+"""
+
+
+@pytest.mark.parametrize(("script", "told"), [("import transformers", True), (QUIETLY, False)])
+def test_no_word_of_pytorch(script, told):
+    # Other tests' commands quieten transformers for all that this process starts.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TRANSFORMERS_")}
+    check = "\nimport os\nassert 'TRANSFORMERS_NO_ADVISORY_WARNINGS' not in os.environ\n"
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT + script + check],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ("PyTorch was not found" in done.stderr) == told, done.stderr
