@@ -19,8 +19,10 @@ import pytest
 from hypothesis import settings
 from jax.experimental.compilation_cache import compilation_cache
 
+from emsjax import choices
 from emsjax.compile_cache import use_compile_cache
 from tests.interpreters import interpreting_gpu, interpreting_tpu  # noqa: F401
+from tests.ladders import short_ladder
 
 # A program is compiled on first use, on a machine that may be busy: time is no matter of a test.
 settings.register_profile("any-time", deadline=None)
@@ -35,6 +37,12 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 def _strict_promotion():
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _short_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only commands, notebooks and the tests of real models compile all rungs of an `LLM`."""
+    monkeypatch.setattr(choices, "make_ladder", short_ladder)
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ from emsjax.drafters import NoDrafter, PromptLookup
 from emsjax.engine import Engine
 from emsjax.errors import UserError
 from emsjax.jobs import Job
-from emsjax.ladder import make_ladder
 from emsjax.policy import POLICIES
 from tests.engine.setup import tiny_model
+from tests.ladders import short_ladder
 from tests.tiny import VOCAB_SIZE
 
 MODEL = tiny_model("llama3")
@@ -40,7 +40,7 @@ def contender(drafter, method="ems", **options) -> Contender:
     engine = Engine(
         MODEL,
         drafter,
-        make_ladder(SLOTS, drafter.draft_length, prefill_chunk=64),
+        short_ladder(SLOTS, drafter.draft_length, prefill_chunk=64),
         num_slots=SLOTS,
         capacity=256,
         policy=POLICIES[method],

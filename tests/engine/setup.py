@@ -20,6 +20,7 @@ from emsjax.models.recurrent_draft import RecurrentConfig, RecurrentDraft, Share
 from emsjax.models.registry import FAMILIES
 from emsjax.policy import POLICIES
 from emsjax.worth import StepCosts
+from tests.ladders import short_ladder
 from tests.tiny import TINY, VOCAB_SIZE, checkpoint, oracle
 
 EOS = 2
@@ -49,10 +50,12 @@ def make_engine(
     costs: float | None = None,
     method: str = "ems",
     trace: bool = False,
+    all_rungs: bool = False,
 ) -> Engine:
     """The drafter by its name, or one of the test's own."""
     chosen = make_drafter(model, drafter) if isinstance(drafter, str) else drafter
-    ladder = make_ladder(num_slots, chosen.draft_length, exact=exact, prefill_chunk=64)
+    make = make_ladder if all_rungs else short_ladder
+    ladder = make(num_slots, chosen.draft_length, exact=exact, prefill_chunk=64)
     return Engine(
         model,
         chosen,

@@ -23,7 +23,8 @@ def plain() -> Engine:
 
 def test_100_prompts_through_8_slots_each_comes_back_once(plain: Engine):
     todo = jobs(100, longest=60)
-    results = run_all(make_engine(tiny_model(MODEL), "prompt-lookup", 8), todo)
+    eight = make_engine(tiny_model(MODEL), "prompt-lookup", 8, all_rungs=True)
+    results = run_all(eight, todo)
     alone = run_all(plain, todo)
     assert [r.token_ids for r in results] == [r.token_ids for r in alone]
 

@@ -193,7 +193,7 @@ def test_what_longer_samples_cost_on_each_rung():
     def blocks(case: Any) -> int:
         return round_up(case.length, KV_BLOCK)
 
-    engine = make_engine(tiny_model("llama"), "prompt-lookup", 4)
+    engine = make_engine(tiny_model("llama"), "prompt-lookup", 4, all_rungs=True)
     useful = step_costs._useful(engine)
     capacities = np.asarray([rung.capacity for rung in engine.ladder])[useful]
     base, each = 0.1 + 0.01 * capacities, 1e-6 * (20 + capacities)

@@ -31,6 +31,11 @@ def prompts() -> list[str]:
     return [f"Summarize what this function does:\n\n{text}" for text in texts[:COUNT]]
 
 
+@pytest.fixture
+def _short_ladder() -> None:
+    """All rungs, as users have them."""
+
+
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from transformers import AutoModelForCausalLM
