@@ -30,7 +30,7 @@ from emsjax.loading.named import named_config
 from emsjax.packing import PackedBatch
 from emsjax.planning.hardware import HARDWARE
 from emsjax.planning.roofline import estimated_costs, sizes_of
-from emsjax.worth import StepCosts
+from emsjax.worth import StepCosts, without_prompts
 
 CAPACITY = 2048
 # Prompts are read in few steps.
@@ -130,9 +130,10 @@ class Simulation:
         """Of this ladder's steps."""
         sizes = sizes_of(shape_of_model(named_config(model), jnp.dtype("bfloat16")))
         slots, length = self._size, self._draft_length
-        return estimated_costs(
+        costs = estimated_costs(
             sizes, HARDWARE[device], self.ladder, num_slots=slots, draft_length=length
         )
+        return without_prompts(costs, self.ladder, length)
 
     def _see(self, step: Step) -> None:
         if not step.reading:

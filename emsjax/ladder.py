@@ -83,9 +83,22 @@ def _draft_rungs(num_slots: int, longest: int, narrowest: int) -> list[Rung]:
     return [*rungs, Rung(full, longest)]
 
 
-def first_fit(ladder: Sequence[Rung], q_lens: jax.Array) -> jax.Array:
-    """Index of the cheapest rung that holds rows of `q_lens` int32[B]; int32[]."""
+def for_drafts(ladder: Sequence[Rung], draft_length: int) -> list[bool]:
+    """Which rungs are for steps that read no prompt; all, where there are no others.
+
+    Prompts are attended to in taller tiles, which cost more where each slot has few rows.
+    """
+    narrow = [rung.max_q_len <= draft_length + 1 for rung in ladder]
+    return narrow if any(narrow) else [True] * len(narrow)
+
+
+def first_fit(ladder: Sequence[Rung], q_lens: jax.Array, draft_length: int) -> jax.Array:
+    """Index of the cheapest rung that holds rows of `q_lens` int32[B]; int32[].
+
+    One for prompts only where no other one does.
+    """
     capacities = jnp.asarray([rung.capacity for rung in ladder], jnp.int32)
     longest = jnp.asarray([rung.max_q_len for rung in ladder], jnp.int32)
     fits = (capacities >= q_lens.sum()) & (longest >= q_lens.max())
-    return jnp.argmax(fits).astype(jnp.int32)
+    narrow = fits & jnp.asarray(for_drafts(ladder, draft_length))
+    return jnp.argmax(jnp.where(narrow.any(), narrow, fits)).astype(jnp.int32)

@@ -14,7 +14,7 @@ from emsjax.engine import Engine
 from emsjax.planning.hardware import hardware_like
 from emsjax.planning.roofline import estimated_costs, sizes_of
 from emsjax.requests import Request
-from emsjax.worth import StepCosts
+from emsjax.worth import StepCosts, without_prompts
 
 # Tokens of each slot for which it is worth to measure: some tens of steps are timed, and what they
 # tell may save a few steps in a hundred.
@@ -95,7 +95,7 @@ def guessed_costs(engine: Engine) -> StepCosts:
     """What the engine's steps should take by the bytes they read and the products they need."""
     device, model = jax.devices()[0], engine.setup(engine.params).model
     drafter = engine.drafter
-    return estimated_costs(
+    costs = estimated_costs(
         sizes_of(model),
         hardware_like(device.platform, device.device_kind),
         engine.ladder,
@@ -103,3 +103,4 @@ def guessed_costs(engine: Engine) -> StepCosts:
         draft_length=drafter.draft_length,
         drafter_bytes=drafter.read_bytes,
     )
+    return without_prompts(costs, engine.ladder, drafter.draft_length)

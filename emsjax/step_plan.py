@@ -65,7 +65,12 @@ def make_plan(
     first = state.live.astype(jnp.int32)
     waiting = jnp.where(state.live, state.lens - state.kv_lens - 1, 0)
     room = jnp.maximum(state.max_lens - state.lens - 1, 0)
-    wanted = jnp.where(state.live & (waiting == 0), jnp.minimum(draft.lens, room), 0)
+    decoding = state.live & (waiting == 0)
+    wanted = jnp.where(decoding, jnp.minimum(draft.lens, room), 0)
+    if policy.pad_inputs:
+        # The longest draft's rows must fit for every one that is padded to it.
+        widest = (capacity - first.sum()) // jnp.maximum(decoding.sum(dtype=jnp.int32), 1)
+        wanted = jnp.minimum(wanted, widest)
     position = jnp.arange(likely.shape[1], dtype=jnp.int32)[None]
     survival = jnp.where(position < wanted[:, None], jnp.cumprod(likely, axis=1), 0.0)
     reading, budget = (waiting > 0).any(), capacity - first.sum()
@@ -79,12 +84,12 @@ def make_plan(
     draft_lens = trim(survival, budget)
     pad_lens = jnp.zeros_like(first)
     if policy.pad_inputs:
-        pad_lens = _padding(state, draft_lens, decoding=state.live & (waiting == 0))
+        pad_lens = _padding(state, draft_lens, decoding)
     emitting = first + draft_lens + pad_lens
     prefill = _share_in_order(waiting, capacity - emitting.sum())
     q_lens = emitting + prefill
     complete = state.live & (prefill == waiting)
-    rung = first_fit(ladder, q_lens)
+    rung = first_fit(ladder, q_lens, likely.shape[1])
     if worth is not None:
         rung = jnp.where(reading, rung, worth.rung)
     return Plan(q_lens, draft_lens, pad_lens, complete, rung)

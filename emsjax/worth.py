@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emsjax.ladder import Rung
+from emsjax.ladder import Rung, for_drafts
 
 # How much more verifying has to promise than plain decoding gives. The best of several estimates is
 # more often one that is too high than one that is too low: promises were 8 to 18% above what came
@@ -36,6 +36,12 @@ class StepCosts(NamedTuple):
     rungs: jax.Array | np.ndarray
     cached: jax.Array | np.ndarray
     draft: jax.Array | np.floating
+
+
+def without_prompts(costs: StepCosts, ladder: Sequence[Rung], draft_length: int) -> StepCosts:
+    """The same where rungs that are for prompts only are infinitely dear: as they are measured."""
+    rungs = np.where(for_drafts(ladder, draft_length), np.asarray(costs.rungs), np.float32(np.inf))
+    return costs._replace(rungs=rungs)
 
 
 class Load(NamedTuple):
@@ -85,7 +91,7 @@ def most_worth(
       drafted: tokens drafted for each slot, to be paid for with the step.
     """
     capacities = jnp.asarray([rung.capacity for rung in ladder], jnp.int32)
-    plain = jnp.asarray([rung.max_q_len <= survival.shape[1] for rung in ladder])
+    plain = jnp.asarray([rung.max_q_len == 1 for rung in ladder])
     some = (survival > 0).sum(dtype=jnp.int32)
     room = capacities - load.live
     room = jnp.where(plain, jnp.minimum(room, 0), room)

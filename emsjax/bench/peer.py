@@ -72,7 +72,10 @@ class Peer:
                 eos_token_id=list(jobs[0].stop_ids) or None,
                 pad_token_id=0,
             )
-        return [_cut(row, jobs[0].stop_ids) for row in out[:, width:].tolist()]
+        rows = out[:, width:].tolist()
+        return [
+            _cut(row[: job.max_tokens], job.stop_ids) for row, job in zip(rows, jobs, strict=True)
+        ]
 
 
 def _cut(row: list[int], stop_ids: Sequence[int]) -> Tokens:

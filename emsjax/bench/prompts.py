@@ -66,13 +66,14 @@ def _read(line: bytes, file: Path, number: int) -> tuple[str, Any]:
 
 
 def take_evenly(prompts: Sequence[Any], least: int, batch_size: int) -> list[Any]:
-    """Prompts from all over a dataset, in full batches if there are enough for one.
+    """Prompts from all over a dataset, in full batches.
 
-    The fewest batches that hold `least` prompts, or as many as there are.
+    The fewest batches that hold `least` prompts, or as many as there are; where there are not
+    enough for one, some prompts come more than once.
     """
     count, there = -(-least // batch_size) * batch_size, len(prompts)
     if count > there:
-        count = there // batch_size * batch_size or there
+        count = max(there // batch_size, 1) * batch_size
     return [prompts[n * there // count] for n in range(count)]
 
 

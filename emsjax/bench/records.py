@@ -53,26 +53,35 @@ def run_facts() -> Record:
 
 
 # Records that differ in one of these do not belong into one table.
-ALIKE = ("model", "dtype", "simulated", "device", "texts")
+ALIKE = ("model", "dtype", "simulated", "device", "versions", "texts", "draft_model")
+
+
+def check_alike(earlier: Sequence[Record], facts: Mapping[str, Any]) -> None:
+    """Whether records with these facts may be added.
+
+    Raises:
+      UserError: the earlier ones are of another model, device, or kind of text.
+    """
+    for field in ALIKE:
+        if found := [r for r in earlier if r.get(field) != facts[field]]:
+            raise UserError(
+                f"these results cannot be added to those of another {field}: there it is "
+                f"{found[0].get(field)}, here {facts[field]}; name another --output"
+            )
 
 
 def merge(earlier: Sequence[Record], newer: Sequence[Record]) -> list[Record]:
-    """All records by batch size; of those that measure the same thing the newer one.
+    """All records by batch size; newer ones take the place of all of their batch size and dataset.
 
-    Raises:
-      UserError: they are of another model, device, or kind of text.
+    Speedups are over plain decoding beside them, in the same run: none may outlive it.
     """
-    for field in ALIKE:
-        if found := [r for r in earlier if r.get(field) != newer[0][field]]:
-            raise UserError(
-                f"these results cannot be added to those of another {field}: there it is "
-                f"{found[0].get(field)}, here {newer[0][field]}; name another --output"
-            )
-    every = {tuple(r[name] for name in _KEY): r for r in [*earlier, *newer]}
-    return sorted(every.values(), key=lambda record: record["batch_size"])
+    anew = {_place(record) for record in newer}
+    kept = [record for record in earlier if _place(record) not in anew]
+    return sorted([*kept, *newer], key=lambda record: record["batch_size"])
 
 
-_KEY = ("method", "drafter", "batch_size", "dataset")
+def _place(record: Record) -> tuple[int, str]:
+    return record["batch_size"], record["dataset"]
 
 
 def _version(package: str) -> str | None:

@@ -6,8 +6,9 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from emsjax.bench.cells import Cell
 from emsjax.bench.contenders import FIXED, SIMULATED, Spec, start
@@ -16,7 +17,7 @@ from emsjax.bench.peer import Peer
 from emsjax.bench.plots import draw
 from emsjax.bench.prompts import Tokens, made_up, read_datasets, take_evenly, tokenise
 from emsjax.bench.recording import Recorder
-from emsjax.bench.records import Record, merge, read_records, records_of, run_facts
+from emsjax.bench.records import Record, check_alike, merge, read_records, records_of, run_facts
 from emsjax.bench.settings import Settings
 from emsjax.bench.simulated import write_acceptance
 from emsjax.bench.sweep import run_sweep
@@ -48,8 +49,11 @@ def run(settings: Settings) -> None:
         "dtype": str(target.model.dtype),
         "simulated": settings.simulated,
         "texts": settings.texts(),
+        "draft_model": settings.draft_model,
         "command": "python -m emsjax.bench " + shlex.join(sys.argv[1:]),
     }
+
+    files.check(facts)
 
     def done(cells: list[Cell]) -> None:
         files.add(records_of(cells, facts))
@@ -140,6 +144,10 @@ class _Files:
             raise UserError(f"{self._results} is there already: --append adds to it")
         if self._results.is_file():
             self._records = read_records(self._results)
+
+    def check(self, facts: Mapping[str, Any]) -> None:
+        """Before anything is measured: whether it may be added, see `check_alike`."""
+        check_alike(self._records, facts)
 
     def add(self, records: Sequence[Record]) -> None:
         """Writes everything measured so far."""

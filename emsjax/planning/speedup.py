@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emsjax.ladder import Rung
-from emsjax.worth import Load, StepCosts, most_worth
+from emsjax.worth import Load, StepCosts, most_worth, without_prompts
 
 
 class Speedup(NamedTuple):
@@ -43,6 +43,7 @@ def expected_speedup(
       acceptance: how likely a draft token is right where those before it are.
       draft_length: k.
     """
+    costs = without_prompts(costs, ladder, draft_length)
     survival = acceptance ** np.arange(1, draft_length + 1, dtype=np.float32)
     every = jnp.asarray(np.tile(survival.astype(np.float32), (num_slots, 1)))
     cached = num_slots * context
@@ -66,6 +67,6 @@ def _seconds(costs: StepCosts, rung: int, cached: int) -> float:
 
 
 def _first_fit(ladder: Sequence[Rung], rows: int, longest: int) -> int:
-    """The cheapest rung for so many rows, so many of them of one slot."""
-    wide = (n for n, rung in enumerate(ladder) if rung.capacity >= rows)
-    return next(n for n in wide if ladder[n].max_q_len >= longest)
+    """The cheapest rung for so many rows, so many of them of one slot, and no more if there is."""
+    fits = [n for n, r in enumerate(ladder) if r.capacity >= rows and r.max_q_len >= longest]
+    return min(fits, key=lambda n: (ladder[n].max_q_len, n))

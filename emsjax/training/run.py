@@ -86,7 +86,8 @@ def train(
     texts = _texts(training, target, prompts, on_text)
     kept = [is_held_out(prompts[text.prompt], training.held_out) for text in texts]
     learn = [text for text, held in zip(texts, kept, strict=True) if not held]
-    held_out = [text for text, held in zip(texts, kept, strict=True) if held]
+    # One text of each prompt, or prompts with many would count for more.
+    held_out = [t for t, held in zip(texts, kept, strict=True) if held and t.output == 0]
     if not learn or not held_out:
         raise UserError(
             f"{len(prompts)} prompts are too few to hold some out for evaluation: give more"
@@ -103,7 +104,7 @@ def train(
         config,
         share(target, token_ids),
         learn,
-        [text for text in held_out if text.output == 0],
+        held_out,
         training.fitting,
         training.output / CHECKPOINTS,
         log.add,

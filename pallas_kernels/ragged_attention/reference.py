@@ -60,6 +60,8 @@ def _attend_tile(
 ) -> jax.Array:
     """Attention of one tile over its slot's cache, float32[K, rows * G, H]."""
     dtype, head_dim = tile.queries.dtype, tile.queries.shape[2]
+    # Taken once a tile: a part of the whole mask for each block takes as long as attending to it.
+    slot_holes = None if holes is None else holes[tile.slot]
 
     def attend_block(i: jax.Array, carry: tuple) -> tuple:
         top, total, out = carry
@@ -72,9 +74,8 @@ def _attend_tile(
             scores = soft_cap * jnp.tanh(scores / soft_cap)
         # Whatever lies past kv_len or in a hole may be NaN, and 0 * NaN is NaN.
         there = kv_positions < tile.kv_len
-        if holes is not None:
-            hole = jax.lax.dynamic_slice(holes, (tile.slot, first), (1, block))[0]
-            there &= ~hole
+        if slot_holes is not None:
+            there &= ~slot_holes[kv_positions]
         scores = jnp.where(_visible(tile, kv_positions, window, there)[None], scores, MASKED)
         new_top = jnp.maximum(top, scores.max(axis=2))
         weights = jnp.exp(scores - new_top[..., None])

@@ -9,7 +9,7 @@ from emsjax.bench.cells import Cell, mishaps
 from emsjax.bench.contenders import Run, Spec
 from emsjax.bench.limits import Limits, measure_limits, share_of_limit
 from emsjax.bench.parts import StepParts
-from emsjax.bench.records import merge, records_of
+from emsjax.bench.records import ALIKE, check_alike, merge, records_of
 from emsjax.bench.tables import report
 from emsjax.errors import UserError
 from tests.engine.setup import tiny_model
@@ -27,6 +27,7 @@ COUNTS = {
     }.items()
 }
 FACTS = {"model": "m", "dtype": "float32", "simulated": None, "device": "cpu", "texts": {}}
+FACTS |= {"draft_model": None}
 FACTS |= {"versions": {"jax": "1"}, "load_at_start": 0.1, "command": "the command"}
 FOUR, FIVE = (1, 2, 3, 4), (1, 2, 3, 4, 5)
 
@@ -71,11 +72,18 @@ def test_newer_records_replace_those_of_the_same_thing():
     assert [(r["batch_size"], r["decode_tokens_per_second"]) for r in records] == [(1, 2), (2, 4)]
 
 
-@pytest.mark.parametrize("field", ["model", "dtype", "simulated", "device", "texts"])
+def test_no_speedup_outlives_the_plain_decoding_that_it_is_over():
+    earlier = records_of([cell("none", [4.0]), cell("ems", [2.0])], FACTS)
+    newer = records_of([cell("none", [1.0]), cell("vanilla", [2.0])], FACTS)
+    assert [record["method"] for record in merge(earlier, newer)] == ["none", "vanilla"]
+
+
+@pytest.mark.parametrize("field", ALIKE)
 def test_records_of_something_else_are_not_added(field: str):
-    earlier, newer = (records_of([cell("none", [1.0])], FACTS | {field: x}) for x in "ab")
+    earlier = records_of([cell("none", [1.0])], FACTS | {field: "a"})
+    check_alike(earlier, FACTS | {field: "a"})
     with pytest.raises(UserError, match=f"another {field}: there it is a, here b"):
-        merge(earlier, newer)
+        check_alike(earlier, FACTS | {field: "b"})
 
 
 def test_the_report_says_what_makes_figures_incomparable():

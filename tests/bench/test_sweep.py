@@ -288,7 +288,7 @@ def test_a_bad_line_is_named(line, tmp_path):
 def test_prompts_come_evenly_in_full_batches():
     assert take_evenly(range(100), 3, 4) == [0, 25, 50, 75]
     assert take_evenly(range(6), 10, 4) == [0, 1, 3, 4]  # no batch that is not full
-    assert take_evenly(range(3), 10, 4) == [0, 1, 2]
+    assert take_evenly(range(3), 10, 4) == [0, 0, 1, 2]
     assert take_evenly(range(10), 6, 3) == [0, 1, 3, 5, 6, 8]
     assert len(take_evenly(range(100), 24, 16)) == 32
 

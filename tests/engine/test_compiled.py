@@ -48,7 +48,7 @@ WRITERS = {"cpu": "scatter", "tpu": "custom-call"}
 def abstract_engine(
     dtype: jnp.dtype, drafter: str, config: DecoderConfig = CONFIG, method: str = "ems"
 ) -> Engine:
-    """With all rungs where the drafter costs little to compile; what one adds is like the others'."""
+    """With all rungs where the drafter costs little to compile: they are much alike."""
     return make_engine(
         shape_of_model(config, dtype),
         drafter,

@@ -34,6 +34,17 @@ def test_speculation_in_a_batch_equals_plain_decoding_alone(dtype: jnp.dtype, dr
     assert sum(r.metrics.accepted_tokens for r in batched) > 0
 
 
+@pytest.mark.parametrize("method", ["vanilla", "unpad-kv"])
+def test_padding_of_many_slots_fits_the_one_capacity(method: str):
+    """Whole drafts of 12 slots would not, padded."""
+    model, todo = tiny_model("llama3"), jobs(12, longest=40)
+    padded = make_engine(model, "prompt-lookup", 12, exact=True, method=method)
+    plain = make_engine(model, "none", 12, exact=True)
+    assert [r.token_ids for r in run_all(padded, todo)] == [
+        r.token_ids for r in run_all(plain, todo)
+    ]
+
+
 def with_near_ties(name: str, dtype: jnp.dtype):
     """Every second token is almost its neighbour: the last bit of a logit decides."""
     model = in_dtype(name, dtype)

@@ -65,3 +65,14 @@ def test_every_ladder_has_a_rung_for_whole_drafts(slots: int):
         same, ladder, num_slots=slots, context=1, acceptance=1.0, draft_length=7
     )
     assert found == pytest.approx((8, 7, 8))
+
+
+def test_no_planned_step_takes_a_rung_that_is_for_prompts():
+    """One for prompts comes between those for drafts; steps without prompts do without it."""
+    ladder = (Rung(16, 1), Rung(64, 64), Rung(96, 8), Rung(128, 8), Rung(256, 256))
+    rungs = np.asarray([1, 1, 1.5, 2, 3], np.float32)
+    costs = StepCosts(rungs, np.zeros(5, np.float32), np.float32(0))
+    asked = {"num_slots": 16, "context": 1, "acceptance": 1.0, "draft_length": 7}
+    free = expected_speedup(costs._replace(rungs=np.ones(5, np.float32)), ladder, **asked)
+    assert (free.planned, free.fixed) == (8, 8)  # whole drafts of all slots fit the fourth
+    assert expected_speedup(costs, ladder, **asked).planned == 4

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emsjax.draft import Draft
-from emsjax.ladder import Rung, make_ladder
+from emsjax.ladder import Rung, for_drafts, make_ladder
+from emsjax.policy import EMS, POLICIES, Policy
 from emsjax.step_plan import KV_BLOCK, Plan, load_of, make_plan, trim, value_of
 from emsjax.worth import StepCosts
 from tests.units.states import int32s, make_state, slots
@@ -42,15 +43,15 @@ SETTINGS = {
 
 
 @functools.cache
-def program(ladder: tuple[Rung, ...]):
-    return jax.jit(functools.partial(make_plan, ladder=ladder))
+def program(ladder: tuple[Rung, ...], policy: Policy):
+    return jax.jit(functools.partial(make_plan, ladder=ladder, policy=policy))
 
 
-def plan_of(chosen: Setting, fields: dict, draft_lens: list[int]) -> Plan:
+def plan_of(chosen: Setting, fields: dict, draft_lens: list[int], policy: Policy = EMS) -> Plan:
     state = make_state(chosen.num_slots, 1, chosen.draft_length, **fields)
     tokens = np.zeros((chosen.num_slots, chosen.draft_length), np.int32)
     likely = np.full(tokens.shape, 0.5, np.float32)
-    plan = program(chosen.ladder)(state, Draft(tokens, int32s(draft_lens)), likely)
+    plan = program(chosen.ladder, policy)(state, Draft(tokens, int32s(draft_lens)), likely)
     return Plan(*map(np.asarray, plan))
 
 
@@ -96,9 +97,11 @@ def check(chosen: Setting, fields: dict, draft_lens: list[int]) -> Plan:
     rung = chosen.ladder[plan.rung]
     assert total <= rung.capacity
     assert longest <= rung.max_q_len
+    narrow = for_drafts(chosen.ladder, chosen.draft_length)
     assert not any(
         total <= cheaper.capacity and longest <= cheaper.max_q_len
-        for cheaper in chosen.ladder[: plan.rung]
+        for number, cheaper in enumerate(chosen.ladder[: plan.rung])
+        if narrow[number] or not narrow[plan.rung]
     )
     assert (plan.q_lens[live] >= 1).all(), "every live slot gets on"
     assert not plan.q_lens[~live].any(), "finished slots cost nothing"
@@ -154,6 +157,30 @@ def test_long_prompts_beside_full_drafts(name):
         ).astype(np.int32)
         steps += 1
         assert steps <= 500, "every step reads at least a token of each prompt"
+
+
+@pytest.mark.parametrize("method", POLICIES)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_padding_takes_no_more_rows_than_there_are(name, method):
+    """Every slot's known tokens have their rows, and every padded one as many as the longest."""
+    chosen = SETTINGS[name]
+    draft = st.integers(0, chosen.draft_length)
+
+    @settings(max_examples=30)
+    @given(
+        slots(chosen.num_slots, CACHE_LEN),
+        st.lists(draft, min_size=chosen.num_slots, max_size=chosen.num_slots),
+    )
+    def any_state(fields: dict, draft_lens: list[int]) -> None:
+        plan = plan_of(chosen, fields, draft_lens, POLICIES[method])
+        rung = chosen.ladder[plan.rung]
+        assert plan.q_lens.sum() <= rung.capacity
+        assert plan.q_lens.max() <= rung.max_q_len
+        assert (plan.q_lens >= plan.draft_lens + plan.pad_lens + fields["live"]).all()
+        if not POLICIES[method].pad_inputs:
+            assert not plan.pad_lens.any()
+
+    any_state()
 
 
 @given(st.lists(st.integers(0, 5), min_size=4, max_size=4), st.integers(0, 24))
