@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.bench.contenders import Run
-from emsjax.planning.roofline import sizes_of
+from emsjax.planning.roofline import attended, sizes_of
 
 # Numbers read to measure the bandwidth, far more bytes than caches hold: rows of so many columns.
 # Rows and columns of the products.
@@ -81,6 +81,9 @@ def share_of_limit(run: Run, model: Any, limits: Limits) -> float:
     """
     sizes = sizes_of(model)
     rows, cached = float(run.counts["rows"]), float(run.counts["cached"])
+    # As if all texts were of their mean length.
+    length = cached / max(float(run.counts["target_steps"]), 1.0)
+    cached *= attended(model.config.windows, length) / max(length, 1.0)
     read = run.steps * sizes.read_bytes + cached * sizes.token_bytes
     computed = rows * (sizes.row_flops + sizes.logit_flops)
     return max(read / limits.bytes_per_second, computed / limits.flops) / run.seconds

@@ -125,7 +125,7 @@ def make_plan(setting: Setting, compiling: bool, say: Callable[[str], None]) -> 
 
 def _steps(setting: Setting, program: Program) -> Iterator[StepTime]:
     costs, by_compiler = program.costs, _compiler_costs(setting, program)
-    cached = setting.num_slots * setting.context
+    cached = setting.num_slots * setting.attended
     emitting = setting.num_slots * (setting.draft_length + 1)
     least = bounds(program.sizes, setting.hardware, program.ladder, emitting)
     for number, rung in enumerate(program.ladder):
@@ -170,7 +170,7 @@ def _expected(setting: Setting, ladder: tuple[Rung, ...], costs: StepCosts) -> S
         costs,
         ladder,
         num_slots=setting.num_slots,
-        context=setting.context,
+        context=setting.attended,
         acceptance=setting.acceptance,
         draft_length=setting.draft_length,
     )

@@ -64,6 +64,13 @@ def sizes_of(model: Any) -> Sizes:
     )
 
 
+def attended(windows: Sequence[int], context: float) -> float:
+    """Cached tokens that a layer reads of a sample, on average; `windows` as in `DecoderConfig`."""
+    if not windows:
+        return context
+    return sum(min(context, window or context) for window in windows) / len(windows)
+
+
 def _count(part: Any) -> int:
     return sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(part)))
 

@@ -12,7 +12,7 @@ from emsjax.engine import Engine
 from emsjax.ladder import Rung
 from emsjax.loading.build import shape_of_model
 from emsjax.planning.hardware import Hardware
-from emsjax.planning.roofline import Sizes, estimated_costs, sizes_of
+from emsjax.planning.roofline import Sizes, attended, estimated_costs, sizes_of
 from emsjax.shapes import round_up
 from emsjax.worth import StepCosts
 
@@ -49,6 +49,11 @@ class Setting:
     def capacity(self) -> int:
         """S."""
         return round_up(self.max_model_len, CAPACITY_MULTIPLE)
+
+    @property
+    def attended(self) -> int:
+        """Cached tokens of each sample that a layer reads, on average."""
+        return round(attended(self.config.windows, self.context))
 
     @property
     def itemsize(self) -> int:

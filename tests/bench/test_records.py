@@ -133,7 +133,8 @@ def test_other_errors_are_not_hidden(error: Exception):
 
 def test_the_limit_is_the_longer_of_reading_and_computing():
     model = tiny_model("llama3")
-    run = Run(2.0, [], 10, {"rows": np.asarray(30), "cached": np.asarray(70)}, 0.0)
+    counts = {"rows": np.asarray(30), "cached": np.asarray(70), "target_steps": np.asarray(10)}
+    run = Run(2.0, [], 10, counts, 0.0)
     spec = model.cache_spec(1, 1)
     weights = sum(x.nbytes for x in jax.tree.leaves(nnx.state(model)))
     if not model.config.tied:

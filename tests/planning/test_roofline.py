@@ -13,6 +13,7 @@ from emsjax.planning.roofline import (
     BANDWIDTH_SHARE,
     COMPUTE_SHARE,
     Sizes,
+    attended,
     estimated_costs,
     sizes_of,
 )
@@ -73,3 +74,9 @@ def test_float32_is_slower_to_multiply_and_twice_as_much_to_read():
     ratio = np.asarray(costs("opt-6.7b", "float32").rungs) / np.asarray(costs("opt-6.7b").rungs)
     assert ratio[0] == pytest.approx(2)
     assert ratio[2] == pytest.approx(6)
+
+
+def test_a_layer_reads_no_more_than_its_window():
+    assert attended((), 1000) == 1000
+    assert attended((0, 100), 1000) == 550
+    assert attended((0, 100), 50) == 50
