@@ -44,7 +44,7 @@ class TestAttentionSections(AttentionContract):
 
     backend = "gpu"
     cases: ClassVar = ("gqa", "prompts", "all")
-    examples = 2
+    examples = 1
     quick: ClassVar = ("gqa",)
 
     @pytest.fixture(autouse=True)
