@@ -48,7 +48,7 @@ def program(ladder: tuple[Rung, ...], policy: Policy):
 
 
 def plan_of(chosen: Setting, fields: dict, draft_lens: list[int], policy: Policy = EMS) -> Plan:
-    state = make_state(chosen.num_slots, 1, chosen.draft_length, **fields)
+    state = make_state(chosen.num_slots, CACHE_LEN, chosen.draft_length, **fields)
     tokens = np.zeros((chosen.num_slots, chosen.draft_length), np.int32)
     likely = np.full(tokens.shape, 0.5, np.float32)
     plan = program(chosen.ladder, policy)(state, Draft(tokens, int32s(draft_lens)), likely)
@@ -162,21 +162,26 @@ def test_long_prompts_beside_full_drafts(name):
 @pytest.mark.parametrize("method", POLICIES)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_padding_takes_no_more_rows_than_there_are(name, method):
-    """Every slot's known tokens have their rows, and every padded one as many as the longest."""
+    """Every slot's known tokens have their rows, also where all are padded to a long draft."""
     chosen = SETTINGS[name]
-    draft = st.integers(0, chosen.draft_length)
+    lens, drafts = np.full(chosen.num_slots, 500, np.int32), st.integers(0, chosen.draft_length)
 
     @settings(max_examples=30)
-    @given(
-        slots(chosen.num_slots, CACHE_LEN),
-        st.lists(draft, min_size=chosen.num_slots, max_size=chosen.num_slots),
-    )
-    def any_state(fields: dict, draft_lens: list[int]) -> None:
-        plan = plan_of(chosen, fields, draft_lens, POLICIES[method])
+    @given(st.lists(st.booleans() | drafts, min_size=chosen.num_slots, max_size=chosen.num_slots))
+    def any_state(asked: list[int]) -> None:
+        # A slot that is to draft nothing at all may as well have prompt left to read.
+        reading = np.asarray([type(each) is bool and each for each in asked])
+        fields = {
+            "lens": lens,
+            "kv_lens": lens - 1 - 7 * reading,
+            "max_lens": np.full(chosen.num_slots, CACHE_LEN, np.int32),
+            "live": np.full(chosen.num_slots, True),
+        }
+        plan = plan_of(chosen, fields, [int(each) for each in asked], POLICIES[method])
         rung = chosen.ladder[plan.rung]
         assert plan.q_lens.sum() <= rung.capacity
         assert plan.q_lens.max() <= rung.max_q_len
-        assert (plan.q_lens >= plan.draft_lens + plan.pad_lens + fields["live"]).all()
+        assert (plan.q_lens >= plan.draft_lens + plan.pad_lens + 1).all()
         if not POLICIES[method].pad_inputs:
             assert not plan.pad_lens.any()
 
