@@ -11,6 +11,7 @@ import numpy as np
 from emsjax.acceptance import SOURCES, no_experience
 from emsjax.drafters.base import COSTLY_SOURCE
 from emsjax.engine import Engine
+from emsjax.ladder import for_drafts
 from emsjax.shapes import round_up
 from emsjax.state import MAX_STOP_IDS, DecodeState
 from emsjax.worth import KV_BLOCK, StepCosts
@@ -129,8 +130,8 @@ def _told_by(rungs: list[int]) -> list[int]:
 
 def _useful(engine: Engine) -> list[int]:
     """The rungs that are not for prompts."""
-    longest = engine.drafter.draft_length + 1
-    return [number for number, rung in enumerate(engine.ladder) if rung.max_q_len <= longest]
+    useful = for_drafts(engine.ladder, engine.drafter.draft_length)
+    return [number for number, is_useful in enumerate(useful) if is_useful]
 
 
 def _prices(engine: Engine, case: _Case) -> StepCosts:
