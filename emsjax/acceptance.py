@@ -22,6 +22,9 @@ UNKNOWN = 0.6
 # How much of its error a prediction is corrected by, and what is left of it one step later.
 SLOT_RATE, SLOT_MEMORY = 0.2, 0.98
 SHARED_RATE, SHARED_MEMORY = 0.02, 0.999
+# All slots correct what they share: more tokens than these of one step count as so many, or
+# hundreds of slots would overshoot.
+MANY = 50
 # Log-odds beyond which nothing is ever certain.
 CERTAIN = 6.0
 
@@ -90,10 +93,13 @@ def learn(
     error = jnp.where(tried, right - likely, 0.0).sum(axis=1)
     surprise = jnp.where(tried, right - jax.nn.sigmoid(_typical(draft, experience)), 0.0)
     mine = jax.nn.one_hot(_source(draft), SOURCES)
+    count = tried.astype(jnp.float32).sum(axis=1) @ mine
+    rate = SHARED_RATE * MANY / jnp.maximum(count, MANY)
+    typical = _faded_to_unknown(experience.typical) + rate * (surprise.sum(axis=1) @ mine)
     return Experience(
         slots=SLOT_MEMORY * experience.slots + SLOT_RATE * error[:, None] * mine,
-        shared=SHARED_MEMORY * experience.shared + SHARED_RATE * error @ mine,
-        typical=_faded_to_unknown(experience.typical) + SHARED_RATE * surprise.sum(axis=1) @ mine,
+        shared=SHARED_MEMORY * experience.shared + rate * (error @ mine),
+        typical=jnp.clip(typical, -CERTAIN, CERTAIN),
     )
 
 

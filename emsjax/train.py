@@ -17,11 +17,14 @@ _app = command.new_app()
 
 @_app.command()
 def train(
-    inputs: Annotated[
-        list[Path],
-        typer.Option("--input", help="Prompts: JSON lines or plain text; may be repeated."),
-    ],
     output: Annotated[Path, typer.Option(help="Directory for the run; an old one goes on.")],
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Option("--input", help="Prompts: JSON lines or plain text; may be repeated."),
+    ] = None,
+    own_prompts: Annotated[
+        int, typer.Option(min=0, help="Prompts that the model makes up itself, besides.")
+    ] = 0,
     model: Annotated[
         str | None, typer.Option(help="The target. (default: SmolLM2-135M-Instruct)")
     ] = None,
@@ -53,14 +56,15 @@ def train(
     from emsjax.loading.progress import progress_bar
     from emsjax.training.fit import Fitting
     from emsjax.training.record import Writing
-    from emsjax.training.run import Training
     from emsjax.training.run import train as run
+    from emsjax.training.settings import Training
 
     use_compile_cache()
     training = Training(
         model,
-        tuple(inputs),
+        tuple(inputs or ()),
         output,
+        own_prompts,
         dtype,
         longest_prompt,
         Writing(outputs, max_tokens, batch_size=batch_size, ignore_eos=ignore_eos),

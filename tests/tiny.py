@@ -3,7 +3,10 @@
 import functools
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -84,3 +87,17 @@ def checkpoint(name: str) -> Path:
     directory = Path(tempfile.mkdtemp(prefix=f"tiny-{name}-"))
     oracle(name).save_pretrained(directory)
     return directory
+
+
+def words(count: int = VOCAB_SIZE) -> "PreTrainedTokenizerFast":
+    """A tokenizer of one word a token: w0, w1, ..., and w0 for every other; w2 ends a text."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {f"w{number}": number for number in range(count)}
+    tokens = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+    tokens.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    end = AddedToken("w2", single_word=True)  # not the beginning of w20
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token=end, unk_token="w0")
+    tokenizer.chat_template = "{% for m in messages %}w5 {{ m['content'] }} {% endfor %}w6"
+    return tokenizer

@@ -1,14 +1,12 @@
 """Training a draft from end to end: the target writes, the draft learns, the result is kept."""
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from emsjax.errors import UserError
-from emsjax.loading.config import read_json
 from emsjax.loading.draft import share
 from emsjax.loading.draft_checkpoint import DraftManifest, probe, save_draft
 from emsjax.loading.load import LoadedModel, load_model
@@ -16,49 +14,25 @@ from emsjax.models.recurrent_draft import RecurrentConfig
 from emsjax.training.batches import frequent_tokens, is_held_out
 from emsjax.training.corpus import read_prompts
 from emsjax.training.curves import draw_curves
-from emsjax.training.fit import Fitting, Progress, fit
+from emsjax.training.fit import Progress, fit
+from emsjax.training.own_prompts import start_of_message, write_own_prompts
 from emsjax.training.record import Text, Writing, read_texts, record
+from emsjax.training.settings import (
+    OWN_PROMPTS,
+    Training,
+    settings_before,
+    settle,
+    write_settings,
+)
 from emsjax.whole_files import replace_text
 
-TEXTS, CHECKPOINTS, LOG, CURVES, DRAFT, SETTINGS = (
+TEXTS, CHECKPOINTS, LOG, CURVES, DRAFT = (
     "texts",
     "checkpoints",
     "log.jsonl",
     "curves.png",
     "draft",
-    "settings.json",
 )
-
-
-@dataclass(frozen=True)
-class Training:
-    """All settings of a training.
-
-    Attributes:
-      model: the target, as for `load_model`.
-      inputs: files with prompts.
-      output: directory for everything that is written.
-      dtype: of the target.
-      longest_prompt: longer prompts are left out, in tokens.
-      writing: how the target writes.
-      layers: feed-forward layers of the draft.
-      width: of each of them; None for as wide as the target's.
-      vocabulary: tokens the draft can guess, the most frequent ones.
-      held_out: share of the prompts whose texts are for evaluation only.
-      fitting: how the draft learns.
-    """
-
-    model: str | None
-    inputs: tuple[Path, ...]
-    output: Path
-    dtype: str = "auto"
-    longest_prompt: int = 512
-    writing: Writing = field(default_factory=Writing)
-    layers: int = 2
-    width: int | None = None
-    vocabulary: int = 8192
-    held_out: float = 0.05
-    fitting: Fitting = field(default_factory=Fitting)
 
 
 def train(
@@ -79,11 +53,15 @@ def train(
     Raises:
       UserError: the inputs cannot be read, or the output holds a run with other settings.
     """
-    before = _settings_before(training)
+    before = settings_before(training)
     target = load_model(training.model, dtype=training.dtype)
-    prompts = read_prompts(training.inputs, target, training.longest_prompt)
-    _settle(training, prompts, before)
-    texts = _texts(training, target, prompts, on_text)
+    prompts = _given_prompts(training, target)
+    start = start_of_message(target) if training.own_prompts else []
+    if before is None:
+        write_settings(training, {})
+    prompts += _own_prompts(training, target, start, on_text)
+    settle(training, prompts, before or {})
+    texts = _written(target, prompts, training.output / TEXTS, training.writing, on_text)
     kept = [is_held_out(prompts[text.prompt], training.held_out) for text in texts]
     learn = [text for text, held in zip(texts, kept, strict=True) if not held]
     # One text of each prompt, or prompts with many would count for more.
@@ -114,61 +92,53 @@ def train(
     return directory
 
 
-def _settings_before(training: Training) -> dict[str, Any] | None:
-    """Those of the run to go on with, if they are the same; None where a new one begins."""
-    file = training.output / SETTINGS
-    if not file.is_file():
-        return None
-    before = read_json(file, "delete it, and run again")
-    for name, value in _as_json(training).items():
-        if value != before.get(name) and name != "output":
-            raise UserError(
-                f"{training.output} holds a training with {name} {before.get(name)}, not "
-                f"{value}: give the same settings to go on with it, or another --output"
-            )
-    return before
+def _given_prompts(training: Training, target: LoadedModel) -> list[list[int]]:
+    """Token ids of the prompts in files."""
+    if training.inputs:
+        return read_prompts(training.inputs, target, training.longest_prompt)
+    if not training.own_prompts:
+        raise UserError("there is nothing to learn from: give --input or --own-prompts")
+    return []
 
 
-def _settle(
-    training: Training, prompts: Sequence[Sequence[int]], before: dict[str, Any] | None
-) -> None:
-    """Writes the settings down, now that model and prompts are known to be good."""
-    digest = hashlib.sha256(repr([list(prompt) for prompt in prompts]).encode()).hexdigest()[:16]
-    if before is None:
-        try:
-            training.output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write to {training.output} ({error.strerror})") from error
-        content = json.dumps(_as_json(training) | {"prompts": digest}, indent=1)
-        replace_text(training.output / SETTINGS, content + "\n")
-    elif before.get("prompts") != digest:
-        raise UserError(
-            f"{training.output} holds a training with other prompts than those of "
-            f"{', '.join(map(str, training.inputs))} today: give another --output"
-        )
-
-
-def _as_json(training: Training) -> dict[str, Any]:
-    return dict(json.loads(json.dumps(asdict(training), default=str)))
-
-
-def _texts(
+def _own_prompts(
     training: Training,
     target: LoadedModel,
+    start: Sequence[int],
+    on_text: Callable[[int, int], None],
+) -> list[list[int]]:
+    """Token ids of those that the target makes up."""
+    if not training.own_prompts:
+        return []
+    file = training.output / OWN_PROMPTS
+    count = _Count(on_text, training.own_prompts)
+    write_own_prompts(target, start, file, training.own_prompts, training.writing, count)
+    return read_prompts([file], target, training.longest_prompt)
+
+
+class _Count:
+    """Tells how many texts there are, and how many there are to be."""
+
+    def __init__(self, tell: Callable[[int, int], None], wanted: int, done: int = 0):
+        self._tell, self._wanted, self._done = tell, wanted, done
+
+    def __call__(self, _text: Text) -> None:
+        self._done += 1
+        self._tell(self._done, self._wanted)
+
+
+def _written(
+    target: LoadedModel,
     prompts: Sequence[Sequence[int]],
+    directory: Path,
+    writing: Writing,
     on_text: Callable[[int, int], None],
 ) -> list[Text]:
-    directory = training.output / TEXTS
-    wanted = len(prompts) * training.writing.outputs
+    """What the target wrote, in an order that does not depend on where the run was cut short."""
     done = sum(1 for _ in read_texts(directory))
-
-    def count(_text: Text) -> None:
-        nonlocal done
-        done += 1
-        on_text(done, wanted)
-
-    record(target, prompts, directory, training.writing, count)
-    # In an order that does not depend on where the run was cut short.
+    record(
+        target, prompts, directory, writing, _Count(on_text, len(prompts) * writing.outputs, done)
+    )
     return sorted(read_texts(directory), key=lambda text: (text.prompt, text.output))
 
 
@@ -202,7 +172,8 @@ def _manifest(
     log: _Log,
 ) -> DraftManifest:
     model: Any = target.model
-    names = ", ".join(file.name for file in training.inputs)
+    sources = [file.name for file in training.inputs]
+    sources += ["its own making"] if training.own_prompts else []
     accepted = [round(value, 3) for each in log.progress[-1:] for value in each.accepted]
     return DraftManifest(
         target=target.name,
@@ -210,7 +181,7 @@ def _manifest(
         sizes=asdict(config),
         trained_on=(
             f"{sum(len(text.tokens) for text in learn)} tokens that {target.name} wrote in answer "
-            f"to prompts from {names}"
+            f"to prompts from {', '.join(sources)}"
         ),
         evaluation={"accepted_tokens_by_draft_length": accepted, "held_out": training.held_out},
     )

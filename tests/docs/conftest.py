@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 from flax import nnx
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig
 
-from tests.tiny import LLAMA_SIZES
+from tests.tiny import LLAMA_SIZES, words
 
 VOCAB_SIZE = 49_152  # as the default model's, so that a page's token ids mean something
 
@@ -35,17 +35,5 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = DecoderLM(FAMILIES["llama"].config(config), rngs=nnx.Rngs(0))
     cache = tmp_path_factory.mktemp("cache")
     manifest = Manifest("llama", config, "float32", (2,), "stand-in")
-    save_checkpoint(cache / DEFAULT_NAME, nnx.state(model), manifest, _tokenizer())
+    save_checkpoint(cache / DEFAULT_NAME, nnx.state(model), manifest, words(VOCAB_SIZE))
     return cache
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    """One word a token: w0, w1, ..., and w0 for every other."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    vocabulary = {f"w{number}": number for number in range(VOCAB_SIZE)}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w2", unk_token="w0")
-    tokenizer.chat_template = "{% for m in messages %}w5 {{ m['content'] }} {% endfor %}w6"
-    return tokenizer

@@ -3,23 +3,8 @@
 import shutil
 
 import pytest
-from transformers import PreTrainedTokenizerFast
 
-from tests.tiny import VOCAB_SIZE, checkpoint
-
-TEMPLATE = "{% for m in messages %}w5 {{ m['content'] }} {% endfor %}w6"
-
-
-def words() -> PreTrainedTokenizerFast:
-    """One word a token: w0 to w100."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    tokens = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB_SIZE)}, unk_token="w0"))
-    tokens.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="w2", unk_token="w0")
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
-
+from tests.tiny import checkpoint, words
 
 @pytest.fixture(scope="package")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:

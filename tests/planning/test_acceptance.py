@@ -102,3 +102,20 @@ def test_nothing_is_ever_certain():
     assert np.isfinite(experience.slots).all()
     hopeless, _ = after(0.01, [0.0] * B, 2000)
     assert hopeless.min() > 0
+
+
+@pytest.mark.parametrize("slots", [1, 512])
+def test_any_number_of_slots_learns_alike_and_none_overshoots(slots: int):
+    rng, experience = np.random.default_rng(0), no_experience(slots)
+    draft = Draft(np.zeros((slots, K), np.int32), int32s([K] * slots))
+    shared, typical = [], []
+    for _ in range(400):
+        right = rng.random((slots, K)) < 0.3
+        accepted = int32s(np.cumprod(right, axis=1).sum(axis=1))
+        _, experience = program()(experience, draft, int32s([K] * slots), accepted)
+        shared.append(float(experience.shared[0]))
+        typical.append(float(jax.nn.sigmoid(experience.typical[0])))
+    assert max(np.abs(np.diff(shared))) < 0.4, "a step changes little"
+    assert np.std(shared[200:]) < 0.2, "it comes to rest"
+    # Forgetting pulls a lone slot's towards what is assumed at first, 0.6.
+    assert np.mean(typical[200:]) == pytest.approx(0.3, abs=0.1)

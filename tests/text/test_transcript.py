@@ -231,7 +231,7 @@ def test_without_a_tokenizer_there_is_no_text():
 
 @pytest.mark.parametrize("count", [1, 9, 40])
 def test_a_word_tokenizer_keeps_its_spaces(count: int):
-    from tests.llm.conftest import words
+    from tests.tiny import words
 
     prompt, output = [7, 8, 9], [11, 12] * count
     growing = Transcript(Detokenizer(words(), prompt))

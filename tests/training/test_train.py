@@ -18,7 +18,8 @@ from emsjax.loading.draft_checkpoint import read_draft, read_manifest
 from emsjax.training.batches import is_held_out
 from emsjax.training.fit import Fitting, Progress
 from emsjax.training.record import Writing, _save, read_texts
-from emsjax.training.run import Training, train
+from emsjax.training.run import train
+from emsjax.training.settings import Training
 from tests.tiny import checkpoint
 
 PROMPTS = [[5, 6, 7, n] for n in range(3, 63)]
