@@ -6,7 +6,7 @@ from typing import Any
 from emsjax.drafters.base import Drafter
 from emsjax.engine import Engine
 from emsjax.errors import UserError
-from emsjax.ladder import Rung, make_ladder
+from emsjax.ladder import ROW_MULTIPLE, Rung, make_ladder
 from emsjax.memory import check_cache_fits
 from emsjax.pallas_kernels.backends import target_platform
 from emsjax.policy import POLICIES
@@ -17,6 +17,11 @@ from emsjax.shapes import round_up
 CAPACITY_MULTIPLE = 256
 
 
+def narrowest_rows() -> int:
+    """The fewest rows, beside one alone, that are worth a program of their own on this device."""
+    return 4 if target_platform() == "cpu" else ROW_MULTIPLE
+
+
 def choose_ladder(num_slots: int, draft_length: int, exact: bool) -> tuple[Rung, ...]:
     """Capacities for the target platform: on a CPU rows cost time, elsewhere reading weights."""
     cpu = target_platform() == "cpu"
@@ -25,7 +30,7 @@ def choose_ladder(num_slots: int, draft_length: int, exact: bool) -> tuple[Rung,
         draft_length,
         exact=exact,
         exact_capacity=16 if cpu else 64,
-        narrowest=4 if cpu else 8,
+        narrowest=narrowest_rows(),
         prefill_chunk=256 if cpu else 512,
     )
 

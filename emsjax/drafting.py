@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-
 from emsjax.checks import check_whole
+from emsjax.choices import narrowest_rows
 from emsjax.drafters import NoDrafter, PromptLookup
 from emsjax.drafters.base import Drafter
 from emsjax.drafters.combined import Combined
@@ -99,6 +98,5 @@ def build_drafter(drafting: Drafting, target: LoadedModel, dtype: str) -> Drafte
             "draft_model, or train one with `python -m emsjax.train`"
         )
     length = drafting.given.get("draft_length", DRAFT_LENGTH)
-    narrowest = 4 if jax.default_backend() == "cpu" else 8
-    model = load_drafter(draft, target, length, dtype=dtype, narrowest=narrowest)
+    model = load_drafter(draft, target, length, dtype=dtype, narrowest=narrowest_rows())
     return model if name == "draft-model" else Combined(drafting.lookup, model)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from emsjax.choices import choose_ladder
+from emsjax.choices import CAPACITY_MULTIPLE, choose_ladder
 from emsjax.engine import Engine
 from emsjax.errors import UserError
 from emsjax.jobs import Finished, Job
@@ -22,7 +22,6 @@ from emsjax.state import DecodeState
 from emsjax.training.recorder import Recorder
 
 TEXTS_PER_FILE = 192
-CAPACITY_MULTIPLE = 256
 
 
 @dataclass(frozen=True)

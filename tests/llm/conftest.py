@@ -6,6 +6,7 @@ import pytest
 
 from tests.tiny import checkpoint, words
 
+
 @pytest.fixture(scope="package")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     pytest.importorskip("torch")

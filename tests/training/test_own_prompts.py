@@ -99,7 +99,7 @@ def test_a_draft_learns_from_them_alone(chat_model: Path, tmp_path: Path):
     assert "in answer to prompts from its own making" in manifest["trained_on"]
     with (tmp_path / "own-prompts.jsonl").open("a") as file:
         file.write(json.dumps({"messages": [{"role": "user", "content": "w7"}]}) + "\n")
-    with pytest.raises(UserError, match="with other prompts than those of own-prompts.jsonl"):
+    with pytest.raises(UserError, match=r"with other prompts than those of own-prompts\.jsonl"):
         train(training(chat_model, tmp_path))
 
 
