@@ -69,8 +69,7 @@ class Combined:
         guessed = guessed._replace(lens=jnp.where(rest.live, guessed.lens, 0))
         # By now the model has said how sure it is; where it drafted nothing it promises nothing.
         guessed_promises = _promise(predict(guessed, state.experience), guessed.lens)
-        use_found = confident | (found_promises >= guessed_promises)
-        return self._merge(use_found, found, guessed), (looked, modelled)
+        return self._merge(found_promises >= guessed_promises, found, guessed), (looked, modelled)
 
     def _merge(self, use_found: jax.Array, found: Draft, guessed: Draft) -> Draft:
         found, guessed = (_widen(draft, self.draft_length) for draft in (found, guessed))
