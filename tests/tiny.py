@@ -1,6 +1,7 @@
 """Tiny random Hugging Face models of every family: the oracle, and checkpoints to load."""
 
 import functools
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,3 +102,10 @@ def words(count: int = VOCAB_SIZE) -> "PreTrainedTokenizerFast":
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token=end, unk_token="w0")
     tokenizer.chat_template = "{% for m in messages %}w5 {{ m['content'] }} {% endfor %}w6"
     return tokenizer
+
+
+def chat_checkpoint(name: str, directory: Path) -> Path:
+    """`checkpoint(name)` with a tokenizer and a chat template, in a directory that is made."""
+    shutil.copytree(checkpoint(name), directory)
+    words().save_pretrained(directory)
+    return directory

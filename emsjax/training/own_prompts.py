@@ -13,7 +13,7 @@ from typing import Any
 
 from emsjax.errors import UserError
 from emsjax.loading.load import LoadedModel
-from emsjax.training.record import Text, Writing, read_texts, record
+from emsjax.training.record import Text, Writing, write_texts
 from emsjax.whole_files import replace_text
 
 MAX_TOKENS, TEMPERATURE = 128, 0.9
@@ -27,7 +27,7 @@ def write_own_prompts(
     file: Path,
     count: int,
     writing: Writing,
-    on_text: Callable[[Text], None],
+    on_text: Callable[[int, int], None],
 ) -> None:
     """Writes `count` messages, less what is no message or is there twice, as JSON lines.
 
@@ -38,7 +38,7 @@ def write_own_prompts(
         its name, where a killed run goes on.
       count: messages that are begun: the likeliest one, and sampled ones.
       writing: says how many are written together.
-      on_text: called with each as it is finished.
+      on_text: called with the messages begun, and those there are to be.
 
     Raises:
       UserError: the target never ends a message.
@@ -49,8 +49,7 @@ def write_own_prompts(
         writing, outputs=count, max_tokens=MAX_TOKENS, temperature=TEMPERATURE, ignore_eos=False
     )
     begun = file.with_suffix("")
-    record(target, [start], begun, how, on_text)
-    texts = sorted(read_texts(begun), key=lambda text: text.output)
+    texts = write_texts(target, [start], begun, how, on_text)
     messages = [_message(target, text) for text in texts]
     kept = [message for message in dict.fromkeys(messages) if message]
     if not kept:

@@ -91,6 +91,36 @@ def record(
         _save(directory / f"{number:06d}.npz", waiting)
 
 
+def write_texts(
+    target: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    directory: Path,
+    writing: Writing,
+    on_text: Callable[[int, int], None],
+) -> list[Text]:
+    """Writes what is missing, see `record`, and reads all.
+
+    Args:
+      target: writes.
+      prompts: token ids.
+      directory: for the files.
+      writing: how.
+      on_text: called with the texts written, earlier ones too, and those there are to be.
+
+    Returns:
+      The texts, in an order that does not depend on where a run was cut short.
+    """
+    done, wanted = sum(1 for _ in read_texts(directory)), len(prompts) * writing.outputs
+
+    def count(_text: Text) -> None:
+        nonlocal done
+        done += 1
+        on_text(done, wanted)
+
+    record(target, prompts, directory, writing, count)
+    return sorted(read_texts(directory), key=lambda text: (text.prompt, text.output))
+
+
 def read_texts(directory: Path) -> Iterator[Text]:
     """All texts that were written into a directory.
 

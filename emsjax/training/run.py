@@ -16,7 +16,7 @@ from emsjax.training.corpus import read_prompts
 from emsjax.training.curves import draw_curves
 from emsjax.training.fit import Progress, fit
 from emsjax.training.own_prompts import start_of_message, write_own_prompts
-from emsjax.training.record import Text, Writing, read_texts, record
+from emsjax.training.record import Text, write_texts
 from emsjax.training.settings import (
     OWN_PROMPTS,
     Training,
@@ -61,7 +61,7 @@ def train(
         write_settings(training, {})
     prompts += _own_prompts(training, target, start, on_text)
     settle(training, prompts, before or {})
-    texts = _written(target, prompts, training.output / TEXTS, training.writing, on_text)
+    texts = write_texts(target, prompts, training.output / TEXTS, training.writing, on_text)
     kept = [is_held_out(prompts[text.prompt], training.held_out) for text in texts]
     learn = [text for text, held in zip(texts, kept, strict=True) if not held]
     # One text of each prompt, or prompts with many would count for more.
@@ -111,35 +111,8 @@ def _own_prompts(
     if not training.own_prompts:
         return []
     file = training.output / OWN_PROMPTS
-    count = _Count(on_text, training.own_prompts)
-    write_own_prompts(target, start, file, training.own_prompts, training.writing, count)
+    write_own_prompts(target, start, file, training.own_prompts, training.writing, on_text)
     return read_prompts([file], target, training.longest_prompt)
-
-
-class _Count:
-    """Tells how many texts there are, and how many there are to be."""
-
-    def __init__(self, tell: Callable[[int, int], None], wanted: int, done: int = 0):
-        self._tell, self._wanted, self._done = tell, wanted, done
-
-    def __call__(self, _text: Text) -> None:
-        self._done += 1
-        self._tell(self._done, self._wanted)
-
-
-def _written(
-    target: LoadedModel,
-    prompts: Sequence[Sequence[int]],
-    directory: Path,
-    writing: Writing,
-    on_text: Callable[[int, int], None],
-) -> list[Text]:
-    """What the target wrote, in an order that does not depend on where the run was cut short."""
-    done = sum(1 for _ in read_texts(directory))
-    record(
-        target, prompts, directory, writing, _Count(on_text, len(prompts) * writing.outputs, done)
-    )
-    return sorted(read_texts(directory), key=lambda text: (text.prompt, text.output))
 
 
 class _Log:

@@ -1,7 +1,6 @@
 """Prompts that the target makes up, and a training on nothing else."""
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from emsjax.training.own_prompts import start_of_message, write_own_prompts
 from emsjax.training.record import Writing
 from emsjax.training.run import train
 from emsjax.training.settings import Training
-from tests.tiny import checkpoint, words
+from tests.tiny import chat_checkpoint, checkpoint
 
 COUNT = 24
 WRITING = Writing(outputs=1, max_tokens=16, batch_size=8)
@@ -24,10 +23,7 @@ WRITING = Writing(outputs=1, max_tokens=16, batch_size=8)
 
 @pytest.fixture(scope="module")
 def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("chat") / "model"
-    shutil.copytree(checkpoint("llama"), directory)
-    words().save_pretrained(directory)
-    return directory
+    return chat_checkpoint("llama", tmp_path_factory.mktemp("chat") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +31,16 @@ def target(chat_model: Path) -> LoadedModel:
     return load_model(str(chat_model))
 
 
-def write(target: LoadedModel, file: Path, on_text: Callable[[object], None]) -> list[str]:
+def write(target: LoadedModel, file: Path, on_text: Callable[[int, int], None]) -> list[str]:
     write_own_prompts(target, start_of_message(target), file, COUNT, WRITING, on_text)
     return [json.loads(line)["messages"][0]["content"] for line in file.read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
 def messages(target: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return write(target, tmp_path_factory.mktemp("whole") / "own.jsonl", lambda _text: None)
+    return write(
+        target, tmp_path_factory.mktemp("whole") / "own.jsonl", lambda _done, _wanted: None
+    )
 
 
 def test_messages_begin_where_the_template_has_them_and_end(
@@ -62,17 +60,16 @@ def test_messages_begin_where_the_template_has_them_and_end(
 def test_killed_and_gone_on_with_they_are_the_same(
     target: LoadedModel, messages: list[str], tmp_path: Path
 ):
-    file, finished = tmp_path / "own.jsonl", []
+    file = tmp_path / "own.jsonl"
 
-    def kill(text: object) -> None:
-        finished.append(text)
-        if len(finished) == 5:
+    def kill(done: int, _wanted: int) -> None:
+        if done == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         write(target, file, kill)
     assert not file.exists()
-    assert write(target, file, lambda _text: None) == messages
+    assert write(target, file, lambda _done, _wanted: None) == messages
     assert [each.name for each in tmp_path.iterdir()] == ["own.jsonl"]
 
 
