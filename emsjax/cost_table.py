@@ -19,6 +19,9 @@ from emsjax.version import __version__
 from emsjax.whole_files import replace_text
 from emsjax.worth import StepCosts
 
+# What restless moments say is averaged; of so many it is believed.
+ENOUGH_LOOKS = 4
+
 
 class Known(NamedTuple):
     """What is known of an engine's steps.
@@ -27,10 +30,23 @@ class Known(NamedTuple):
       costs: of this ladder.
       settled: whether measuring them again would find the same; if not, they were measured on a
         busy machine, or estimated.
+      looks: how often they were measured; 0 where they are estimated.
     """
 
     costs: StepCosts
     settled: bool
+    looks: int
+
+    def and_another(self, newer: "Known") -> "Known":
+        """With what another look found; one at a quiet moment replaces all others."""
+        if newer.settled or not self.looks:
+            return newer
+        looks = self.looks + newer.looks
+        share = np.float32(newer.looks / looks)
+        costs: StepCosts = jax.tree.map(
+            lambda a, b: a * (1 - share) + b * share, self.costs, newer.costs
+        )
+        return Known(costs, looks >= ENOUGH_LOOKS, looks)
 
 
 Say = Callable[[str], None]
@@ -46,7 +62,7 @@ def known_costs(engine: Engine, model: str, say: Say | None = None) -> StepCosts
     """
     table = CostTable(engine, model, say)
     known = table.read()
-    return known.costs if known is not None and known.settled else table.measure().costs
+    return known.costs if known is not None and known.settled else table.measure(known).costs
 
 
 class CostTable:
@@ -69,9 +85,15 @@ class CostTable:
             self._say(f"the table of step costs {self._file} is damaged ({error}): made anew")
         return None
 
-    def measure(self) -> Known:
-        """Times the engine's steps, which takes some seconds, and keeps what is found."""
-        known = Known(*measure_costs(self._engine))
+    def measure(self, earlier: Known | None) -> Known:
+        """Times the engine's steps, which takes some seconds, and keeps what is found.
+
+        Args:
+          earlier: what was known before, see `read`.
+        """
+        known = Known(*measure_costs(self._engine), looks=1)
+        if earlier is not None:
+            known = earlier.and_another(known)
         _write(self._file, self._what, known)
         return known
 
@@ -106,7 +128,7 @@ def _read(file: Path, rungs: int) -> Known:
     draft = more.pop()
     cached = np.asarray(more, np.float32)
     costs = StepCosts(np.asarray(seconds, np.float32), cached, np.float32(draft))
-    return Known(costs, content["settled"] is True)
+    return Known(costs, content["settled"] is True, int(content["looks"]))
 
 
 def _write(file: Path, what: dict[str, Any], known: Known) -> None:
@@ -114,7 +136,7 @@ def _write(file: Path, what: dict[str, Any], known: Known) -> None:
     seconds = [None if math.isinf(cost) else float(cost) for cost in np.asarray(costs.rungs)]
     cached = np.asarray(costs.cached).tolist()
     content = {**what, "rungs": seconds, "cached": cached, "draft": float(costs.draft)}
-    content["settled"] = known.settled
+    content |= {"settled": known.settled, "looks": known.looks}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_text(file, json.dumps(content, indent=1) + "\n")

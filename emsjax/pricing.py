@@ -47,13 +47,13 @@ class Pricing:
         if self._known is not None and self._known.settled:
             return requests
         table = CostTable(self._engine, self._model)
-        self._known = self._known or table.read() or Known(guessed_costs(self._engine), False)
+        self._known = self._known or table.read() or Known(guessed_costs(self._engine), False, 0)
         if not self._known.settled:
             enough = ENOUGH_TOKENS * self._engine.num_slots - self._asked
             tokens, requests = look_ahead(requests, enough)
             self._asked += tokens
             if tokens >= enough:
-                self._known, self._asked = table.measure(), 0
+                self._known, self._asked = table.measure(self._known), 0
         self._engine.costs = self._known.costs
         return requests
 

@@ -18,12 +18,12 @@ from emsjax.worth import KV_BLOCK, StepCosts
 
 # Tokens of each sample behind the timed steps, in whole blocks: the more, the dearer attention.
 SHORT, LONG = KV_BLOCK, 4 * KV_BLOCK
-STEPS = 2
+STEPS = 1
 # Turns, the first of which does not count; after the fewest, none is begun that is not needed, and
 # after so many seconds none at all.
-FEWEST_TURNS, MOST_TURNS, ENOUGH_SECONDS = 3, 10, 4.0
-# How close the two fastest turns of everything must be for the costs to be believed.
-SETTLED = 1.1
+FEWEST_TURNS, MOST_TURNS, ENOUGH_SECONDS = 3, 40, 10.0
+# How well costs have to be known against each other, as a share of them, to be believed.
+SETTLED = 0.02
 # Of a step's time with short samples, what is not due to those.
 LEAST_SHARE = 0.1
 # Steps that a draft model is given to catch up with the texts, at most.
@@ -39,7 +39,7 @@ class _Case(NamedTuple):
 
     rung: int
     length: int
-    drafting: bool
+    drafting: bool  # and then verifying nothing
 
 
 class Measured(NamedTuple):
@@ -58,23 +58,22 @@ def measure_costs(engine: Engine) -> Measured:
     """Times steps with all slots busy.
 
     The decode program itself is timed, made to choose the rung, and how much to draft, by prices
-    that leave no choice. Rungs take turns and the fastest turn counts: a machine can be slower than
-    it is, never faster.
+    that leave no choice. Rungs take turns, see `_typical`.
     """
     engine.forget()
     before, state = engine.costs, engine.empty()
     cases = _cases(engine)
     turns: list[list[float]] = []
     try:
-        state, drafted = _caught_up(engine, state, cases[-1])
+        state, drafted = _caught_up(engine, state)
         started = time.perf_counter()
         while _goes_on(turns, time.perf_counter() - started):
             state, seconds = _time_cases(engine, state, cases, steps=STEPS if turns else 1)
             turns.append(seconds)
     finally:
         engine.costs = before
-    fastest = np.min(turns[1:], axis=0).tolist()
-    costs = _table(engine, dict(zip(cases, fastest, strict=True)), drafted)
+    seconds = _typical(turns).tolist()
+    costs = _table(engine, dict(zip(cases, seconds, strict=True)), drafted)
     return Measured(costs, _settled(turns))
 
 
@@ -85,10 +84,29 @@ def _goes_on(turns: list[list[float]], seconds: float) -> bool:
     return not _settled(turns) and len(turns) < MOST_TURNS and seconds < ENOUGH_SECONDS
 
 
+def _typical(turns: list[list[float]]) -> np.ndarray:
+    """Seconds of a step in each case, as in the fastest turn, but for what is chance.
+
+    A machine may be slow for some seconds; cases of one turn are then slow alike. What matters is
+    how dear they are against each other: the median over turns.
+    """
+    against, speeds = _against_each_other(turns)
+    return np.exp(np.median(against, axis=0) + speeds.min())
+
+
 def _settled(turns: list[list[float]]) -> bool:
-    """Whether the two fastest turns say the same; the first finds memory untouched."""
-    fastest, next_to_it = np.sort(turns[1:], axis=0)[:2]
-    return bool((next_to_it < SETTLED * fastest).all())
+    """Whether more turns would hardly say anything else."""
+    against, _ = _against_each_other(turns)
+    # Half of the turns lie within this of the median, which lies so much closer to the truth.
+    spread = np.median(np.abs(against - np.median(against, axis=0)), axis=0)
+    return bool((spread / np.sqrt(len(against)) < SETTLED).all())
+
+
+def _against_each_other(turns: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Logarithms: of each case's time against a turn's middle [turns, cases], of that [turns]."""
+    times = np.log(turns[1:])  # the first finds memory untouched
+    middle = np.median(times, axis=1)
+    return times - middle[:, None], middle
 
 
 def _time_cases(
@@ -97,7 +115,7 @@ def _time_cases(
     """Seconds of a step in each case, one after the other."""
     found = []
     for case in cases:
-        engine.costs = _prices(engine, case)
+        engine.costs = _prices_of(engine, case)
         state, seconds = _time_steps(engine, _busy(engine, state, case), steps)
         found.append(seconds)
     return state, found
@@ -115,7 +133,7 @@ def _cases(engine: Engine) -> list[_Case]:
     cases = [_Case(rung, short, False) for rung in rungs]
     cases += [_Case(rung, long, False) for rung in _told_by(rungs)]
     if engine.drafter.read_bytes:
-        cases.append(_Case(rungs[-1], short, True))
+        cases.append(_Case(rungs[0], short, True))
     return cases
 
 
@@ -134,11 +152,18 @@ def _useful(engine: Engine) -> list[int]:
     return [number for number, is_useful in enumerate(useful) if is_useful]
 
 
-def _prices(engine: Engine, case: _Case) -> StepCosts:
-    """Such that the planner can only choose this case."""
+def _prices(engine: Engine, rung: int, draft: float = DEAR) -> StepCosts:
+    """Such that the planner can only choose this rung."""
     rungs = np.ones(len(engine.ladder), np.float32)
-    rungs[case.rung] = CHEAP
-    return StepCosts(rungs, np.zeros_like(rungs), np.float32(0.0 if case.drafting else DEAR))
+    rungs[rung] = CHEAP
+    return StepCosts(rungs, np.zeros_like(rungs), np.float32(draft))
+
+
+def _prices_of(engine: Engine, case: _Case) -> StepCosts:
+    """Such that the planner can only choose this case."""
+    # Drafting all for a plain step has to seem to save time.
+    gain = CHEAP / (2 * max(engine.drafter.draft_length, 1))
+    return _prices(engine, case.rung, -gain if case.drafting else DEAR)
 
 
 def _table(engine: Engine, seconds: dict[_Case, float], drafted: int) -> StepCosts:
@@ -155,12 +180,15 @@ def _table(engine: Engine, seconds: dict[_Case, float], drafted: int) -> StepCos
     drafting = told[1:] or told
     cached[useful] = np.interp(capacities[useful], capacities[drafting], each[-len(drafting) :])
     cached[useful[0]] = each[0]
-    # Noise may seem to say that nothing is left but the cache.
+    # Noise may seem to say that nothing is left but the cache, or less than of fewer rows.
     without = at_short - cached[useful] * read_short
-    rungs[useful] = np.maximum(without, LEAST_SHARE * at_short)
+    rungs[useful] = np.maximum.accumulate(np.maximum(without, LEAST_SHARE * at_short))
+    left = np.maximum(at_short - rungs[useful], 0.0) / read_short
+    cached[useful] = np.minimum(cached[useful], left)
     draft = 0.0
     if engine.drafter.read_bytes:
-        more_time = seconds[_Case(useful[-1], short, True)] - at_short[-1]
+        plain = useful[0]
+        more_time = seconds[_Case(plain, short, True)] - seconds[_Case(plain, short, False)]
         draft = max(more_time, 0.0) / max(drafted, 1)
     return StepCosts(rungs, cached, np.float32(draft))
 
@@ -197,16 +225,18 @@ def _busy(engine: Engine, state: DecodeState, case: _Case) -> DecodeState:
     )
 
 
-def _caught_up(engine: Engine, state: DecodeState, case: _Case) -> tuple[DecodeState, int]:
+def _caught_up(engine: Engine, state: DecodeState) -> tuple[DecodeState, int]:
     """The state once drafts come for every slot, and how many tokens each of them then has.
 
     A draft model first has to read the texts.
     """
-    if not case.drafting:
+    if not engine.drafter.read_bytes:
         return state, 0
-    engine.costs = _prices(engine, case)
+    widest = _useful(engine)[-1]
+    engine.costs = _prices(engine, widest, draft=0.0)
     for _ in range(CATCHING_UP):
-        state = engine.advance(_busy(engine, state, case), 1, others_wait=False)
+        busy = _busy(engine, state, _Case(widest, _lengths(engine)[0], True))
+        state = engine.advance(busy, 1, others_wait=False)
         if (state.stats.drafted[:, 0] > 0).all():
             break
     return state, int((state.stats.drafted[0] > 0).sum())

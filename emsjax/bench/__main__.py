@@ -35,6 +35,13 @@ def bench(
     ] = 24,
     max_tokens: Annotated[int, typer.Option(min=2, help="Of each text.")] = 128,
     repeats: Annotated[int, typer.Option(min=1, help="Of each run; they take turns.")] = 3,
+    steps_per_turn: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Take turns within texts, after so many steps; each then has its own cache.",
+        ),
+    ] = 0,
     ignore_eos: Annotated[bool, typer.Option(help="Go on past the end of text.")] = False,
     chat: Annotated[
         bool, typer.Option(help="Put text prompts into the model's chat template.")
@@ -88,6 +95,7 @@ def bench(
         prompts=prompts,
         max_tokens=max_tokens,
         repeats=repeats,
+        steps_per_turn=steps_per_turn,
         ignore_eos=ignore_eos,
         chat=chat,
         dtype=dtype,

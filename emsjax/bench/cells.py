@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from emsjax.bench.contenders import Run, Spec
+from emsjax.bench.contenders import Spec
+from emsjax.bench.decoding import Run
 from emsjax.bench.parts import StepParts
 from emsjax.errors import UserError
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from emsjax.bench.prompts import Tokens
+from emsjax.bench.decoding import Decoding, Run
 from emsjax.bench.simulated import LONGEST, Simulated
 from emsjax.bench.target import Target
 from emsjax.checks import check_whole
@@ -22,8 +22,6 @@ from emsjax.errors import UserError
 from emsjax.jobs import Job
 from emsjax.pallas_kernels.backends import noting_backends
 from emsjax.policy import POLICIES
-from emsjax.slots import STEPS_PER_CALL
-from emsjax.state import DecodeState
 from emsjax.worth import StepCosts
 
 PLAIN, EMS, FIXED, SIMULATED = "none", "ems", "ems-fixed", "simulated"
@@ -74,31 +72,6 @@ def check_spec(spec: Spec) -> None:
         check_drafting(EMS, name, {"draft_length": spec.draft_length} if at else {})
 
 
-class Run(NamedTuple):
-    """One decoding of a batch of prompts that had been read.
-
-    Attributes:
-      seconds: from the first step to the last.
-      tokens: what each prompt gave.
-      steps: target steps.
-      counts: of `SlotStats`, numpy arrays summed over slots.
-      prefill: seconds that reading the prompts took.
-    """
-
-    seconds: float
-    tokens: list[Tokens]
-    steps: int
-    counts: dict[str, np.ndarray]
-    prefill: float
-
-
-def together(runs: Sequence[Run]) -> Run:
-    """The sum of several; without their texts."""
-    counts = {name: np.sum([run.counts[name] for run in runs], axis=0) for name in runs[0].counts}
-    seconds, steps = sum(run.seconds for run in runs), sum(run.steps for run in runs)
-    return Run(seconds, [], steps, counts, sum(run.prefill for run in runs))
-
-
 @dataclass
 class Contender:
     """A compiled engine.
@@ -121,44 +94,33 @@ class Contender:
     def prefill(self, jobs: Sequence[Job]) -> tuple[jax.Array, float]:
         """A cache that holds the jobs' prompts, and the seconds that reading them takes."""
         state = jax.block_until_ready(self.engine.empty())
-        state, seconds = self._run(state, jobs, read=False, max_tokens=1)
-        return state.cache, seconds
+        short = [replace(job, max_tokens=1) for job in jobs]
+        reading = Decoding(self.engine, state, short, read=False)
+        reading.to_its_end()
+        return reading.state.cache, reading.seconds
+
+    def begin(self, cache: jax.Array, jobs: Sequence[Job]) -> Decoding:
+        """The writing of texts whose prompts are in the cache, which is used up.
+
+        Args:
+          cache: of B slots.
+          jobs: whose prompts it holds, slot by slot.
+        """
+        return Decoding(self.engine, self.engine.around(cache), jobs, read=True)
 
     def decode(
         self, cache: jax.Array, jobs: Sequence[Job], prefill: float = 0.0
     ) -> tuple[jax.Array, Run]:
-        """Writes the texts of prompts that are in the cache, which is used up and given back.
+        """Writes all texts; see `begin`. The cache is given back.
 
         Args:
           cache: of B slots.
           jobs: whose prompts it holds, slot by slot.
           prefill: what reading them took, for the record.
         """
-        state = self.engine.around(cache)
-        state, seconds = self._run(state, jobs, read=True)
-        return state.cache, _run(state, jobs, seconds, prefill)
-
-    def _run(
-        self, state: DecodeState, jobs: Sequence[Job], *, read: bool, max_tokens: int | None = None
-    ) -> tuple[DecodeState, float]:
-        for slot, job in enumerate(jobs):
-            limited = job if max_tokens is None else replace(job, max_tokens=max_tokens)
-            state = self.engine.admit(state, slot, limited, slot if read else None)
-        state = jax.block_until_ready(state)
-        started = time.perf_counter()
-        while bool(state.live.any()):
-            state = self.engine.advance(state, STEPS_PER_CALL, others_wait=False)
-        return state, time.perf_counter() - started
-
-
-def _run(state: DecodeState, jobs: Sequence[Job], seconds: float, prefill: float) -> Run:
-    tokens, lens, stats = jax.device_get((state.tokens, state.lens, state.stats))
-    texts = [
-        tuple(tokens[slot, len(job.prompt) : lens[slot]].tolist()) for slot, job in enumerate(jobs)
-    ]
-    steps = int(stats.target_steps.max())
-    counts = {name: np.asarray(value).sum(axis=0) for name, value in vars(stats).items()}
-    return Run(seconds, texts, steps, counts, prefill)
+        writing = self.begin(cache, jobs)
+        writing.to_its_end()
+        return writing.state.cache, writing.run(prefill)
 
 
 def start(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from emsjax.bench.contenders import Run
+from emsjax.bench.decoding import Run
 from emsjax.planning.roofline import attended, sizes_of
 
 # Numbers read to measure the bandwidth, far more bytes than caches hold: rows of so many columns.

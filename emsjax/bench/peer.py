@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 
-from emsjax.bench.contenders import Run, Spec
+from emsjax.bench.contenders import Spec
+from emsjax.bench.decoding import Run
 from emsjax.bench.prompts import Tokens
 from emsjax.errors import UserError
 from emsjax.jobs import Job

@@ -34,6 +34,7 @@ class Settings:
       prompts: the fewest a dataset.
       max_tokens: of each text.
       repeats: of each run.
+      steps_per_turn: steps of a method before it is the next one's turn; 0 for whole texts.
       ignore_eos: whether texts go on past their end.
       chat: whether text prompts go into the chat template.
       dtype: as for `LLM`.
@@ -59,6 +60,7 @@ class Settings:
     prompts: int
     max_tokens: int
     repeats: int
+    steps_per_turn: int
     ignore_eos: bool
     chat: bool
     dtype: str
@@ -119,6 +121,7 @@ class Settings:
             self.prompts,
             self.max_tokens,
             self.repeats,
+            self.steps_per_turn,
             self.parts,
             self.trace,
         )

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.bench.cells import Cell, mishaps
-from emsjax.bench.contenders import PLAIN, Contender, Spec, start, together
+from emsjax.bench.contenders import PLAIN, Contender, Spec, start
+from emsjax.bench.decoding import Decoding, side_by_side, together
 from emsjax.bench.limits import Limits, measure_limits, share_of_limit
 from emsjax.bench.parts import time_parts
 from emsjax.bench.peer import PEER, Peer
@@ -37,6 +38,8 @@ class Sweep:
       prompts: the fewest prompts of a dataset, in full batches.
       max_tokens: of each text.
       repeats: of each decoding.
+      steps_per_turn: how many steps a contender makes before it is another one's turn, each with a
+        cache of its own; 0 where texts are written in one go, in the cache of all.
       parts: whether to time the parts of a step.
       trace: directory for profiler traces of a few steps of each contender.
     """
@@ -46,6 +49,7 @@ class Sweep:
     prompts: int
     max_tokens: int
     repeats: int
+    steps_per_turn: int = 0
     parts: bool = False
     trace: Path | None = None
 
@@ -185,8 +189,19 @@ class _Size:
             self._attempt(cell, self._warm_up, cache)
         for number in range(self._sweep.repeats):
             start_at = number % len(cells)
-            for cell in [*cells[start_at:], *cells[:start_at]]:
-                self._attempt(cell, self._decode, cache, number)
+            self._repetition([*cells[start_at:], *cells[:start_at]], cache, number)
+
+    def _repetition(self, cells: Sequence[Cell], cache: PromptCache, number: int) -> None:
+        """Text by text, or a few steps each."""
+        begun: dict[Spec, Decoding] = {}
+        if self._sweep.steps_per_turn:
+            for cell in cells:
+                self._attempt(cell, self._begin, cache, begun)
+            some = [cell for cell in cells if cell.spec in begun]
+            with mishaps(partial(self._fail_all, some)):
+                side_by_side(list(begun.values()), self._sweep.steps_per_turn)
+        for cell in cells:
+            self._attempt(cell, self._decode, cache, number, begun)
 
     def _attempt(self, cell: Cell, action: Callable[..., None], *arguments: Any) -> None:
         """Unless it failed before; what fails is not tried again at this batch size."""
@@ -199,6 +214,10 @@ class _Size:
         cell.error = self._errors[cell.spec] = error
         self._running.pop(cell.spec, None)
         self._say(f"batch {self._size}: {' '.join(cell.spec)}: {error}")
+
+    def _fail_all(self, cells: Sequence[Cell], error: str) -> None:
+        for cell in cells:
+            self._fail(cell, error)
 
     def _warm_up(self, cell: Cell, cache: PromptCache) -> None:
         contender = self._running[cell.spec]
@@ -219,10 +238,24 @@ class _Size:
             lent, cell.parts = time_parts(contender, self._target, cache.lend(), cache.jobs)
             cache.give_back(lent)
 
-    def _decode(self, cell: Cell, cache: PromptCache, number: int) -> None:
+    def _begin(self, cell: Cell, cache: PromptCache, begun: dict[Spec, Decoding]) -> None:
+        """In a cache of its own; who cannot be told to stop decodes alone."""
         contender = self._running[cell.spec]
-        lent, run = contender.decode(cache.lend(), cache.jobs, cache.seconds)
-        cache.give_back(lent)
+        if isinstance(contender, Contender):
+            prompts = cache.lend()
+            cache.give_back(prompts)
+            begun[cell.spec] = contender.begin(jnp.copy(prompts), cache.jobs)
+
+    def _decode(
+        self, cell: Cell, cache: PromptCache, number: int, begun: Mapping[Spec, Decoding]
+    ) -> None:
+        """What was begun has ended by now."""
+        contender = self._running[cell.spec]
+        if cell.spec in begun:
+            run = begun[cell.spec].run(cache.seconds)
+        else:
+            lent, run = contender.decode(cache.lend(), cache.jobs, cache.seconds)
+            cache.give_back(lent)
         cell.runs[number].append(run)
         if isinstance(contender, Contender) and self._limits is not None:
             every = together([run for runs in cell.runs for run in runs])

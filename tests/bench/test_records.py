@@ -6,7 +6,8 @@ import pytest
 from flax import nnx
 
 from emsjax.bench.cells import Cell, mishaps
-from emsjax.bench.contenders import Run, Spec
+from emsjax.bench.contenders import Spec
+from emsjax.bench.decoding import Run
 from emsjax.bench.limits import Limits, measure_limits, share_of_limit
 from emsjax.bench.parts import StepParts
 from emsjax.bench.records import ALIKE, check_alike, merge, records_of

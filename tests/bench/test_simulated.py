@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from emsjax.bench.contenders import Contender, Run, Spec
+from emsjax.bench.contenders import Contender, Spec
+from emsjax.bench.decoding import Run
 from emsjax.bench.parts import watched
 from emsjax.bench.recording import Recorder
 from emsjax.bench.simulated import (

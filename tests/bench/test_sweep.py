@@ -9,6 +9,7 @@ import pytest
 from emsjax.bench import contenders, sweep
 from emsjax.bench.__main__ import main
 from emsjax.bench.contenders import Contender
+from emsjax.bench.decoding import side_by_side
 from emsjax.bench.limits import Limits
 from emsjax.bench.prompts import made_up, read_datasets, take_evenly
 from emsjax.errors import UserError
@@ -128,6 +129,46 @@ def test_contenders_take_turns_and_another_one_is_first_each_time(prompts, tmp_p
     assert [method for method, tokens in order if tokens < 17] == turns[:3]  # to warm up
 
 
+class Writer:
+    """Writes so many tokens a step, up to 30."""
+
+    def __init__(self, speed, turns):
+        self.speed, self.turns, self.written = speed, turns, 0
+
+    @property
+    def ended(self):
+        return self.written >= 30
+
+    def go_on(self, steps):
+        self.turns.append((self.speed, self.written))
+        self.written += self.speed * steps
+
+
+def test_it_is_the_turn_of_who_wrote_least():
+    turns = []
+    writers = [Writer(speed, turns) for speed in (1, 5, 2)]
+    side_by_side(writers, 3)
+    assert all(writer.ended for writer in writers)
+    assert turns[:3] == [(1, 0), (5, 0), (2, 0)]
+    amounts = [written for _, written in turns]
+    assert amounts == sorted(amounts)
+    assert len(turns) == 10 + 2 + 5
+
+
+def test_turns_within_texts_change_no_text(prompts, tmp_path):
+    options = ["--model", checkpoint("llama-tied"), "--input", prompts, "--datasets", "a"]
+    options += ["--methods", "none,vanilla,ems-fixed", "--batch-sizes", "2", "--prompts", "2"]
+    options += ["--max-tokens", "25", "--repeats", "2", "--no-parts", "--compare", "transformers"]
+    assert bench(tmp_path / "turns", *options, "--steps-per-turn", "3") == 0
+    assert bench(tmp_path / "whole", *options) == 0
+    same = ("method", "tokens", "tokens_per_step", "prompts_differing", "input_padding")
+    pairs = zip(results(tmp_path / "turns"), results(tmp_path / "whole"), strict=True)
+    for turns, whole in pairs:
+        assert [turns[name] for name in same] == [whole[name] for name in same]
+        assert turns["prompts_differing"] == 0
+        assert turns["decode_tokens_per_second"] > 0
+
+
 def test_no_text_goes_on_where_the_model_ends(tmp_path):
     """The cache is made in whole blocks, and has places that the model has none for."""
     config = json.loads((checkpoint("llama-tied") / "config.json").read_text())
@@ -174,9 +215,10 @@ def out_of_memory(*_):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
 
-@pytest.mark.parametrize("when", ["compiling", "decoding"])
+@pytest.mark.parametrize("when", ["compiling", "decoding", "in turns"])
 def test_what_does_not_fit_says_so_and_the_rest_goes_on(when, prompts, tmp_path, monkeypatch):
     real_start, real_decode = contenders.start, Contender.decode
+    real_begin = Contender.begin
 
     def start(spec, *rest):
         return out_of_memory() if spec.method == "vanilla" else real_start(spec, *rest)
@@ -187,8 +229,13 @@ def test_what_does_not_fit_says_so_and_the_rest_goes_on(when, prompts, tmp_path,
             out_of_memory()
         return real_decode(self, cache, *rest)
 
+    def begin(self, *arguments):
+        return out_of_memory() if self.spec.method == "vanilla" else real_begin(self, *arguments)
+
     if when == "compiling":
         monkeypatch.setattr(sweep, "start", start)
+    elif when == "in turns":
+        monkeypatch.setattr(Contender, "begin", begin)
     else:
         monkeypatch.setattr(Contender, "decode", decode)
     status = bench(
@@ -196,6 +243,7 @@ def test_what_does_not_fit_says_so_and_the_rest_goes_on(when, prompts, tmp_path,
         *("--model", checkpoint("llama-tied"), "--input", prompts, "--datasets", "a"),
         *("--methods", "none,vanilla,ems-fixed", "--batch-sizes", "2", "--prompts", "2"),
         *("--max-tokens", "8", "--repeats", "1", "--no-parts"),
+        *("--steps-per-turn", str(2 * (when == "in turns"))),
     )
     assert status == 0
     found = {record["method"]: record for record in results(tmp_path)}

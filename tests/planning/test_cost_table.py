@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from emsjax import cost_table, step_costs
-from emsjax.bench.stepped import SteppedEngine
+from emsjax.bench.stepped import Step, SteppedEngine
 from emsjax.cost_table import CostTable, known_costs
+from emsjax.drafters.base import COSTLY_SOURCE
 from emsjax.engine import Engine
 from emsjax.shapes import round_up
 from emsjax.step_costs import measure_costs
@@ -106,17 +107,33 @@ def test_a_table_from_a_restless_machine_is_kept_as_such(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setenv("EMSJAX_CACHE", str(tmp_path))
-    seen = iter(range(10_000))
-    # Every step seems twice as slow as the one before.
+    chance = np.random.default_rng(0)
     monkeypatch.setattr(
-        step_costs, "_time_steps", lambda _engine, state, _steps: (state, 2.0 ** (next(seen) % 60))
+        step_costs,
+        "_time_steps",
+        lambda _engine, state, _steps: (state, 2.0 ** chance.uniform(-3, 3)),
     )
     first = known_costs(engine, "tiny")
     known = CostTable(engine, "tiny").read()
     assert known is not None
-    assert not known.settled
+    assert (known.settled, known.looks) == (False, 1)
     np.testing.assert_array_equal(known.costs.rungs, first.rungs)
-    assert known_costs(engine, "tiny").rungs[0] != first.rungs[0], "who wants to know looks again"
+    known_costs(engine, "tiny")
+    known = CostTable(engine, "tiny").read()
+    assert known is not None
+    assert known.looks == 2, "who wants to know looks again"
+
+
+def test_what_is_slow_for_a_while_is_slow_for_all(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    """Costs are those of the fastest turn, against each other those of most turns."""
+    cases = len(step_costs._cases(engine))
+    true = 1.0 + np.arange(cases) / cases
+    slow = [9.0, 3.0, 1.0, 2.0, 5.0]
+    turns = [true * each for each in slow]
+    turns[2] = turns[2] * np.where(
+        np.arange(cases) == cases - 1, 4.0, 1.0
+    )  # a moment of something else
+    np.testing.assert_allclose(step_costs._typical([list(turn) for turn in turns]), true)
 
 
 def test_a_quiet_machine_is_timed_in_the_fewest_turns(
@@ -155,24 +172,42 @@ def test_each_rung_is_timed_with_few_long_drafts_that_fill_it():
 
 @pytest.mark.parametrize("drafter", ["itself", "recurrent", "combined"])
 def test_what_is_timed_as_drafting_is_drafting(drafter: str, monkeypatch: pytest.MonkeyPatch):
-    """By all slots, as many tokens as there can be; else by none."""
+    """For all slots, as many tokens as there can be, for a step that verifies none of them."""
     engine = make_engine(tiny_model("llama"), drafter, 3, costs=1.0)
     model = engine.drafter.model if drafter == "combined" else engine.drafter
-    seen: list[tuple[bool, bool]] = []
+    steps: list[Step] = []
+    watched = SteppedEngine(
+        tiny_model("llama"),
+        engine.drafter,
+        engine.ladder,
+        on_step=steps.append,
+        num_slots=3,
+        capacity=engine.capacity,
+        costs=engine.costs,
+    )
+    timed: list[list[Step]] = []
     time_steps = step_costs._time_steps
 
-    def watch(engine: Engine, state, steps: int):
-        state, seconds = time_steps(engine, state, steps)
-        drafted = np.asarray(state.stats.drafted[:, model.draft_length - 1])
-        seen.append((engine.costs.draft == 0, bool((drafted == steps).all())))
-        if model is engine.drafter and engine.costs.draft > 0:
-            assert not drafted.any()
-        return state, seconds
+    def watch(*arguments: Any):
+        steps.clear()
+        result = time_steps(*arguments)
+        timed.append(list(steps))
+        return result
 
     monkeypatch.setattr(step_costs, "_time_steps", watch)
-    measure_costs(engine)
-    when_drafting = [all_drafted for drafting, all_drafted in seen if drafting]
-    assert when_drafting == [True] * step_costs.FEWEST_TURNS
+    measure_costs(watched)
+    cases = step_costs._cases(engine)
+    assert len(timed) == step_costs.FEWEST_TURNS * len(cases)
+    for number, seen in enumerate(timed):
+        case = cases[number % len(cases)]
+        for step in seen:
+            assert step.plan.rung == case.rung
+            guessed = step.draft.lens[step.draft.source == COSTLY_SOURCE]
+            if case.drafting:
+                assert guessed.tolist() == [model.draft_length] * 3
+                assert not step.plan.draft_lens.any()
+            else:
+                assert not guessed.any()
 
 
 def test_other_weights_are_another_table(monkeypatch: pytest.MonkeyPatch):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from emsjax import cost_table
-from emsjax.cost_table import CostTable
+from emsjax.cost_table import ENOUGH_LOOKS, CostTable
 from emsjax.engine import Engine
 from emsjax.planning.hardware import HARDWARE, PROCESSOR, hardware_like
 from emsjax.pricing import ENOUGH_TOKENS, Pricing, guessed_costs, look_ahead
@@ -89,12 +89,22 @@ def test_what_a_busy_machine_gave_is_used_and_measured_again_only_by_long_runs(
     pricing = Pricing(engine, "tiny")
     pricing.before_run(SHORT)
     assert (machine.measured, engine.costs.rungs[0]) == (1, 1.0)
+    pricing.before_run(LONG)
+    assert (machine.measured, engine.costs.rungs[0]) == (2, 1.5), "the mean of both looks"
     machine.quiet = True
     pricing.before_run(LONG)
-    assert (machine.measured, engine.costs.rungs[0]) == (2, 2.0)
+    assert (machine.measured, engine.costs.rungs[0]) == (3, 3.0)
     known = CostTable(engine, "tiny").read()
     assert known is not None
     assert known.settled
+
+
+def test_many_looks_at_a_busy_machine_are_enough(engine: Engine, machine: Machine):
+    machine.quiet = False
+    for _ in range(ENOUGH_LOOKS + 1):
+        Pricing(engine, "tiny").before_run(LONG)
+    assert machine.measured == ENOUGH_LOOKS
+    assert engine.costs.rungs[0] == np.mean(np.arange(ENOUGH_LOOKS) + 1.0)
 
 
 def test_a_damaged_table_is_said_so(engine: Engine, machine: Machine, tmp_path: Path, capsys):
