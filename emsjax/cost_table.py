@@ -28,8 +28,8 @@ class Known(NamedTuple):
 
     Attributes:
       costs: of this ladder.
-      settled: whether measuring them again would find the same; if not, they were measured on a
-        busy machine, or estimated.
+      settled: whether they are believed: measured at a quiet moment, or often enough; if not,
+        they were measured on a busy machine, or estimated.
       looks: how often they were measured; 0 where they are estimated.
     """
 

@@ -178,10 +178,21 @@ def worth_in(
 ) -> WorthDrafting:
     """How many tokens a slot are worth drafting; all of them where costs are not known."""
     if costs is None:
-        return lambda survival: jnp.full((), survival.shape[1], jnp.int32)
+        return lambda survival, found=None: jnp.full((), survival.shape[1], jnp.int32)
     value = value_of(state, others_wait)
     load = load_of(state, value)
-    return lambda survival: worth_drafting(survival * value[:, None], load, ladder, costs)
+    # Behind the last token that a slot may write nothing is worth anything.
+    room = (state.max_lens - state.lens - 1)[:, None]
+
+    def of_value(survival: jax.Array) -> jax.Array:
+        places = jnp.arange(survival.shape[1], dtype=jnp.int32)[None]
+        return jnp.where(places < room, survival * value[:, None], 0.0)
+
+    def worth(survival: jax.Array, found: jax.Array | None = None) -> jax.Array:
+        found = jnp.zeros_like(survival) if found is None else found
+        return worth_drafting(of_value(survival), of_value(found), load, ladder, costs)
+
+    return worth
 
 
 def _behind_newest(

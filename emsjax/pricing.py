@@ -16,9 +16,9 @@ from emsjax.planning.roofline import estimated_costs, sizes_of
 from emsjax.requests import Request
 from emsjax.worth import StepCosts, without_prompts
 
-# Tokens of each slot for which it is worth to measure: some tens of steps are timed, and what they
-# tell may save a few steps in a hundred.
-ENOUGH_TOKENS = 1000
+# Tokens of each slot for which it is worth to measure: up to some hundreds of steps are timed, and
+# what they tell may save a few steps in a hundred, in this run and in later ones.
+ENOUGH_TOKENS = 2000
 
 
 class Pricing:

@@ -18,16 +18,18 @@ from emsjax.worth import KV_BLOCK, StepCosts
 
 # Tokens of each sample behind the timed steps, in whole blocks: the more, the dearer attention.
 SHORT, LONG = KV_BLOCK, 4 * KV_BLOCK
-STEPS = 1
-# Turns, the first of which does not count; after the fewest, none is begun that is not needed, and
-# after so many seconds none at all.
-FEWEST_TURNS, MOST_TURNS, ENOUGH_SECONDS = 3, 40, 10.0
+# Steps of a call: at most these, as many as launching the call is nothing against, in seconds.
+MOST_STEPS, LONG_ENOUGH = 8, 0.05
+# Turns: after the fewest, none is begun that is not needed, and after so many seconds none at all.
+FEWEST_TURNS, MOST_TURNS, ENOUGH_SECONDS = 4, 40, 10.0
 # How well costs have to be known against each other, as a share of them, to be believed.
-SETTLED = 0.02
+SETTLED = 0.03
+# Standard errors of a median, in the median distance from it over the root of how many there are.
+ERROR_OF_MEDIAN = 1.86
 # Of a step's time with short samples, what is not due to those.
 LEAST_SHARE = 0.1
-# Steps that a draft model is given to catch up with the texts, at most.
-CATCHING_UP = 200
+# Steps beyond one a slot that a draft model is given to catch up with the texts, at most.
+CATCHING_UP = 100
 # Log-odds that leave no doubt which drafts are good.
 SURE = 20.0
 # Prices that leave no choice.
@@ -66,9 +68,12 @@ def measure_costs(engine: Engine) -> Measured:
     turns: list[list[float]] = []
     try:
         state, drafted = _caught_up(engine, state)
+        # Compiles, and finds memory untouched: does not count.
+        state, seconds = _time_cases(engine, state, cases, steps=1)
+        steps = int(np.clip(LONG_ENOUGH / min(seconds), 1, MOST_STEPS))
         started = time.perf_counter()
         while _goes_on(turns, time.perf_counter() - started):
-            state, seconds = _time_cases(engine, state, cases, steps=STEPS if turns else 1)
+            state, seconds = _time_cases(engine, state, cases, steps)
             turns.append(seconds)
     finally:
         engine.costs = before
@@ -99,12 +104,12 @@ def _settled(turns: list[list[float]]) -> bool:
     against, _ = _against_each_other(turns)
     # Half of the turns lie within this of the median, which lies so much closer to the truth.
     spread = np.median(np.abs(against - np.median(against, axis=0)), axis=0)
-    return bool((spread / np.sqrt(len(against)) < SETTLED).all())
+    return bool((ERROR_OF_MEDIAN * spread / np.sqrt(len(turns)) < SETTLED).all())
 
 
 def _against_each_other(turns: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
     """Logarithms: of each case's time against a turn's middle [turns, cases], of that [turns]."""
-    times = np.log(turns[1:])  # the first finds memory untouched
+    times = np.log(turns)
     middle = np.median(times, axis=1)
     return times - middle[:, None], middle
 
@@ -123,7 +128,7 @@ def _time_cases(
 
 def _lengths(engine: Engine) -> tuple[int, int]:
     """Of short and long samples before the timed steps, which add to them."""
-    added = STEPS * (engine.drafter.draft_length + 1)
+    added = MOST_STEPS * (engine.drafter.draft_length + 1)
     long = min(LONG, engine.capacity - 1) - added
     return min(SHORT - added, long // 2), long
 
@@ -173,7 +178,7 @@ def _table(engine: Engine, seconds: dict[_Case, float], drafted: int) -> StepCos
     at_short = np.minimum.accumulate([seconds[_Case(r, short, False)] for r in useful[::-1]])[::-1]
     told = _told_by(useful)
     more = [seconds[_Case(r, long, False)] - seconds[_Case(r, short, False)] for r in told]
-    each = np.maximum(more, 0.0) / max(read_long - read_short, KV_BLOCK)
+    each = np.maximum(more, 0.0) / max(read_long - read_short, engine.num_slots * KV_BLOCK)
     capacities = np.asarray([rung.capacity for rung in engine.ladder])
     rungs = np.full(len(engine.ladder), np.inf, np.float32)
     cached = np.zeros_like(rungs)
@@ -234,7 +239,7 @@ def _caught_up(engine: Engine, state: DecodeState) -> tuple[DecodeState, int]:
         return state, 0
     widest = _useful(engine)[-1]
     engine.costs = _prices(engine, widest, draft=0.0)
-    for _ in range(CATCHING_UP):
+    for _ in range(engine.num_slots + CATCHING_UP):
         busy = _busy(engine, state, _Case(widest, _lengths(engine)[0], True))
         state = engine.advance(busy, 1, others_wait=False)
         if (state.stats.drafted[:, 0] > 0).all():

@@ -65,7 +65,7 @@ class Worth(NamedTuple):
     Attributes:
       rung: int32[], index into the ladder.
       drafts: int32[], how many draft tokens go with it, those worth most.
-      rate: float32[], expected worth of tokens a second.
+      rate: float32[], expected worth of tokens a second; of plain decoding `CAUTION` times that.
     """
 
     rung: jax.Array
@@ -101,18 +101,23 @@ def most_worth(
     expected = load.value + added[jnp.maximum(counts, 0)]
     seconds = costs.rungs + costs.cached * load.cached.astype(jnp.float32)
     seconds += costs.draft * jnp.asarray(drafted, jnp.float32)
-    rates = jnp.where(room >= 0, expected / seconds, -1.0)
-    rung = jnp.argmax(jnp.where(plain, CAUTION * rates, rates)).astype(jnp.int32)
+    rates = jnp.where(room >= 0, expected / seconds, -1.0) * jnp.where(plain, CAUTION, 1.0)
+    rung = jnp.argmax(rates).astype(jnp.int32)
     return Worth(rung, counts[rung], rates[rung])
 
 
 def worth_drafting(
-    survival: jax.Array, load: Load, ladder: Sequence[Rung], costs: StepCosts
+    survival: jax.Array,
+    found: jax.Array,
+    load: Load,
+    ladder: Sequence[Rung],
+    costs: StepCosts,
 ) -> jax.Array:
     """How many tokens to draft for each slot, 0 to k, before any is drafted; int32[].
 
     Args:
       survival: float32[B, k], as for `most_worth`, as far as it can be told by then.
+      found: float32[B, f], the same for draft tokens that are there already.
       load: the slots.
       ladder: rungs.
       costs: of this ladder.
@@ -121,6 +126,7 @@ def worth_drafting(
 
     def rate(length: jax.Array) -> jax.Array:
         shown = jnp.where(lengths[None, :-1] < length, survival, 0.0)
-        return most_worth(shown, load, ladder, costs, length.astype(jnp.float32)).rate
+        some = jnp.concatenate([shown, found], axis=1)
+        return most_worth(some, load, ladder, costs, length.astype(jnp.float32)).rate
 
     return jnp.argmax(jax.vmap(rate)(lengths)).astype(jnp.int32)

@@ -1,6 +1,5 @@
 """What a drafter is: an object whose state travels in the loop's pytree."""
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -11,9 +10,18 @@ from emsjax.state import DecodeState
 # Of a drafter with several sources (`Draft.source`), the one whose drafting takes time.
 COSTLY_SOURCE = 1
 
-# How many tokens to draft for each slot, int32[], where `survival` float32[B, k] says how likely
-# they and all before them are to be accepted; 0 for slots that will not have any.
-WorthDrafting = Callable[[jax.Array], jax.Array]
+
+class WorthDrafting(Protocol):
+    """Tells how many tokens are worth drafting."""
+
+    def __call__(self, survival: jax.Array, found: jax.Array | None = None) -> jax.Array:
+        """For each slot, int32[], 0 to k.
+
+        Args:
+          survival: float32[B, k], how likely they and all before them are to be accepted; 0 for
+            slots that will not have any.
+          found: float32[B, f], the same for drafts that are there already; None for none.
+        """
 
 
 class Drafter(Protocol):

@@ -61,14 +61,19 @@ class Combined:
         """Looks up for all, then lets the model draft where that promises more."""
         looked, modelled = state.drafter
         found, looked = self.lookup.propose(state.replace(drafter=looked), (), worth)
-        found_promises = _promise(predict(found, state.experience), found.lens)
+        survival = _survival(predict(found, state.experience), found.lens)
+        found_promises = survival.sum(axis=1)
         expected = expect(state.experience, COSTLY_SOURCE, self.model.draft_length)
-        confident = found_promises > _promise(expected) - DRAFTING
+        confident = found_promises > _survival(expected).sum(axis=1) - DRAFTING
+        taken = jnp.where((state.live & confident)[:, None], survival, 0.0)
         rest = state.replace(drafter=modelled, live=state.live & ~confident)
-        guessed, modelled = self.model.propose(rest, weights, worth)
+        guessed, modelled = self.model.propose(
+            rest, weights, lambda expected, _=None: worth(expected, taken)
+        )
         guessed = guessed._replace(lens=jnp.where(rest.live, guessed.lens, 0))
         # By now the model has said how sure it is; where it drafted nothing it promises nothing.
-        guessed_promises = _promise(predict(guessed, state.experience), guessed.lens)
+        likely = predict(guessed, state.experience)
+        guessed_promises = _survival(likely, guessed.lens).sum(axis=1)
         return self._merge(found_promises >= guessed_promises, found, guessed), (looked, modelled)
 
     def _merge(self, use_found: jax.Array, found: Draft, guessed: Draft) -> Draft:
@@ -78,13 +83,13 @@ class Combined:
         )
 
 
-def _promise(likely: jax.Array, lens: jax.Array | None = None) -> jax.Array:
-    """Expected accepted tokens of drafts float32[B, k]."""
+def _survival(likely: jax.Array, lens: jax.Array | None = None) -> jax.Array:
+    """How likely the tokens of drafts and all before them are to be accepted, float32[B, k]."""
     survival = jnp.cumprod(likely, axis=1)
-    if lens is not None:
-        places = jnp.arange(likely.shape[1], dtype=jnp.int32)[None]
-        survival = jnp.where(places < lens[:, None], survival, 0.0)
-    return survival.sum(axis=1)
+    if lens is None:
+        return survival
+    places = jnp.arange(likely.shape[1], dtype=jnp.int32)[None]
+    return jnp.where(places < lens[:, None], survival, 0.0)
 
 
 def _widen(draft: Draft, length: int) -> Draft:

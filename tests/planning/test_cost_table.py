@@ -148,7 +148,7 @@ def test_a_quiet_machine_is_timed_in_the_fewest_turns(
     monkeypatch.setattr(step_costs, "_time_steps", time_steps)
     monkeypatch.setattr(step_costs, "ENOUGH_SECONDS", 100.0)
     assert measure_costs(engine).settled
-    assert len(timed) == step_costs.FEWEST_TURNS * len(step_costs._cases(engine))
+    assert len(timed) == (1 + step_costs.FEWEST_TURNS) * len(step_costs._cases(engine))
 
 
 def test_each_rung_is_timed_with_few_long_drafts_that_fill_it():
@@ -197,7 +197,7 @@ def test_what_is_timed_as_drafting_is_drafting(drafter: str, monkeypatch: pytest
     monkeypatch.setattr(step_costs, "_time_steps", watch)
     measure_costs(watched)
     cases = step_costs._cases(engine)
-    assert len(timed) == step_costs.FEWEST_TURNS * len(cases)
+    assert len(timed) == (1 + step_costs.FEWEST_TURNS) * len(cases)
     for number, seen in enumerate(timed):
         case = cases[number % len(cases)]
         for step in seen:
