@@ -37,7 +37,8 @@ class Experience:
     Attributes:
       slots: float32[B, SOURCES], of the request in each slot.
       shared: float32[SOURCES], of all requests.
-      typical: float32[SOURCES], log-odds that a draft token is accepted, on average.
+      typical: float32[SOURCES], log-odds that a draft token would be accepted, on average of all
+        that were drafted, verified or not: those that are verified are better than most.
     """
 
     slots: jax.Array
@@ -91,16 +92,25 @@ def learn(
     tried = position < jnp.minimum(accepted + 1, draft_lens)[:, None]
     right = (position < accepted[:, None]).astype(jnp.float32)
     error = jnp.where(tried, right - likely, 0.0).sum(axis=1)
-    surprise = jnp.where(tried, right - jax.nn.sigmoid(_typical(draft, experience)), 0.0)
     mine = jax.nn.one_hot(_source(draft), SOURCES)
-    count = tried.astype(jnp.float32).sum(axis=1) @ mine
-    rate = SHARED_RATE * MANY / jnp.maximum(count, MANY)
-    typical = _faded_to_unknown(experience.typical) + rate * (surprise.sum(axis=1) @ mine)
+    rate = _shared_rate(tried.astype(jnp.float32).sum(axis=1) @ mine)
+    # A token counts as much as it is likely to be reached.
+    reached = jnp.cumprod(likely, axis=1) / jnp.maximum(likely, 1e-6)
+    reached = jnp.where(position < draft.lens[:, None], reached, 0.0)
+    odds = experience.typical[_source(draft)] + _of_source(draft, experience.slots)
+    surprise = (reached * (likely - jax.nn.sigmoid(odds)[:, None])).sum(axis=1)
+    typical = _faded_to_unknown(experience.typical)
+    typical += _shared_rate(reached.sum(axis=1) @ mine) * (surprise @ mine)
     return Experience(
         slots=SLOT_MEMORY * experience.slots + SLOT_RATE * error[:, None] * mine,
         shared=SHARED_MEMORY * experience.shared + rate * (error @ mine),
         typical=jnp.clip(typical, -CERTAIN, CERTAIN),
     )
+
+
+def _shared_rate(count: jax.Array) -> jax.Array:
+    """By which so many tokens of each source move what all slots share, float32[SOURCES]."""
+    return SHARED_RATE * MANY / jnp.maximum(count, MANY)
 
 
 def _faded_to_unknown(typical: jax.Array) -> jax.Array:
@@ -114,10 +124,6 @@ def _source(draft: Draft) -> jax.Array:
 
 def _of_source(draft: Draft, by_source: jax.Array) -> jax.Array:
     return jnp.take_along_axis(by_source, _source(draft)[:, None], axis=1)[:, 0]
-
-
-def _typical(draft: Draft, experience: Experience) -> jax.Array:
-    return experience.typical[_source(draft)][:, None]
 
 
 def _odds(probability: jax.Array | float) -> jax.Array:

@@ -15,8 +15,11 @@ from emsjax.worth import KV_BLOCK, Load, StepCosts, most_worth
 # How likely a draft token has to be for its row to be worth more than a row of a waiting prompt.
 WORTH_A_PROMPTS_ROW = 0.5
 
-# How much less the tokens of slots that are ahead matter: by this power of the share that is left.
-URGENCY = 2
+# How much less the tokens of slots that will be done early matter: by this power of their share of
+# the steps that are left.
+URGENCY = 4
+# Steps of one token that each text is thought to begin with, until its own pace shows.
+PACE_STEPS = 8
 
 
 class Plan(NamedTuple):
@@ -106,10 +109,14 @@ def value_of(state: DecodeState, others_wait: jax.Array | bool) -> jax.Array:
     """What a token of each slot is worth, float32[B], at most 1; 0 where none is live.
 
     The same for all while requests wait for a slot. Once none does, the batch ends with its last
-    text: tokens of a slot with less left to write than another one matter less.
+    text: tokens of a slot that will need fewer steps than another one, at its pace so far, matter
+    less.
     """
     left = jnp.where(state.live, state.max_lens - state.lens, 0).astype(jnp.float32)
-    share = (left / jnp.maximum(left.max(), 1.0)) ** URGENCY
+    written = jnp.maximum(state.lens - state.prompt_lens, 0).astype(jnp.float32)
+    taken = state.stats.target_steps.astype(jnp.float32)
+    steps = left * (taken + PACE_STEPS) / (written + PACE_STEPS)
+    share = (steps / jnp.maximum(steps.max(), 1.0)) ** URGENCY
     return jnp.where(others_wait, state.live.astype(jnp.float32), share)
 
 

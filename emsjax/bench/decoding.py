@@ -95,12 +95,3 @@ class Decoding:
         steps = int(stats.target_steps.max())
         counts = {name: np.asarray(value).sum(axis=0) for name, value in vars(stats).items()}
         return Run(self.seconds, texts, steps, counts, prefill)
-
-
-def side_by_side(decodings: Sequence[Decoding], steps: int) -> None:
-    """All of them to their ends, a few steps each in turn: a slow moment is slow for all of them.
-
-    It is the turn of the one that wrote least, so that all are in the same part of the texts.
-    """
-    while left := [decoding for decoding in decodings if not decoding.ended]:
-        min(left, key=lambda decoding: decoding.written).go_on(steps)

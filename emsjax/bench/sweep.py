@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from emsjax.bench.cells import Cell, mishaps
 from emsjax.bench.contenders import PLAIN, Contender, Spec, start
-from emsjax.bench.decoding import Decoding, side_by_side, together
+from emsjax.bench.decoding import Decoding, together
 from emsjax.bench.limits import Limits, measure_limits, share_of_limit
 from emsjax.bench.parts import time_parts
 from emsjax.bench.peer import PEER, Peer
@@ -197,11 +197,24 @@ class _Size:
         if self._sweep.steps_per_turn:
             for cell in cells:
                 self._attempt(cell, self._begin, cache, begun)
-            some = [cell for cell in cells if cell.spec in begun]
-            with mishaps(partial(self._fail_all, some)):
-                side_by_side(list(begun.values()), self._sweep.steps_per_turn)
+            self._take_turns({cell.spec: cell for cell in cells}, begun)
         for cell in cells:
             self._attempt(cell, self._decode, cache, number, begun)
+
+    def _take_turns(self, cells: Mapping[Spec, Cell], begun: dict[Spec, Decoding]) -> None:
+        """All to their ends, a few steps each: a slow moment is slow for all of them.
+
+        It is the turn of the one that wrote least, so that all are in the same part of the texts.
+        """
+        while left := [spec for spec, decoding in begun.items() if not decoding.ended]:
+            spec = min(left, key=lambda spec: begun[spec].written)
+            self._attempt(cells[spec], self._go_on, begun[spec])
+            if cells[spec].error is not None:
+                del begun[spec]
+
+    def _go_on(self, cell: Cell, decoding: Decoding) -> None:
+        del cell
+        decoding.go_on(self._sweep.steps_per_turn)
 
     def _attempt(self, cell: Cell, action: Callable[..., None], *arguments: Any) -> None:
         """Unless it failed before; what fails is not tried again at this batch size."""
@@ -214,10 +227,6 @@ class _Size:
         cell.error = self._errors[cell.spec] = error
         self._running.pop(cell.spec, None)
         self._say(f"batch {self._size}: {' '.join(cell.spec)}: {error}")
-
-    def _fail_all(self, cells: Sequence[Cell], error: str) -> None:
-        for cell in cells:
-            self._fail(cell, error)
 
     def _warm_up(self, cell: Cell, cache: PromptCache) -> None:
         contender = self._running[cell.spec]

@@ -1,12 +1,12 @@
 """Prompts for the target to write about: JSON lines, or plain text to go on with."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 
+from emsjax import jsonl
 from emsjax.errors import UserError
 from emsjax.loading.load import LoadedModel
 
@@ -35,23 +35,24 @@ def read_prompts(files: Sequence[Path], target: LoadedModel, longest: int) -> li
 
 def _of_file(file: Path, target: LoadedModel) -> Iterator[list[int]]:
     try:
-        content = file.read_text(encoding="utf-8")
+        content = file.read_bytes()
+        text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {str(file)!r} ({error})") from error
     if file.suffix == ".jsonl":
+        # Not of the text, which has more ends of lines than JSON lines have.
         for number, line in enumerate(content.splitlines(), start=1):
             if line.strip():
                 yield _of_line(line, f"{file}, line {number}", target)
         return
-    for passage in content.split("\n\n"):
+    for passage in text.split("\n\n"):
         if passage.strip():
             yield _tokens(passage.strip(), target)[:PASSAGE_TOKENS]
 
 
-def _of_line(line: str, where: str, target: LoadedModel) -> list[int]:
+def _of_line(line: bytes, where: str, target: LoadedModel) -> list[int]:
     try:
-        content = json.loads(line)
-        return _of_object(content, target)
+        return _of_object(jsonl.parse(line), target)
     except (ValueError, TypeError, KeyError, TemplateError) as error:
         raise UserError(
             f"{where} is no prompt ({error}): it needs 'prompt', 'messages', 'prompt_token_ids' or "
@@ -65,9 +66,10 @@ def _of_object(content: dict[str, Any], target: LoadedModel) -> list[int]:
     if "messages" in content:
         if target.tokenizer is None:
             raise TypeError("the target has no tokenizer")
-        encoded = target.tokenizer.apply_chat_template(
-            content["messages"], add_generation_prompt=True
-        )
+        messages = content["messages"]
+        if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+            raise TypeError("'messages' must be a list of objects")
+        encoded = target.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
         return list(encoded["input_ids"])
     if "text" in content:
         return _tokens(content["text"], target)[:PASSAGE_TOKENS]
@@ -84,7 +86,9 @@ def _checked(ids: Any, target: LoadedModel) -> list[int]:
     return ids
 
 
-def _tokens(text: str, target: LoadedModel) -> list[int]:
+def _tokens(text: Any, target: LoadedModel) -> list[int]:
+    if not isinstance(text, str):
+        raise TypeError(f"{text!r} is no text")
     if target.tokenizer is None:
         raise TypeError("the target has no tokenizer")
     return list(target.tokenizer(text)["input_ids"])

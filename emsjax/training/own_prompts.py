@@ -43,12 +43,13 @@ def write_own_prompts(
     Raises:
       UserError: the target never ends a message.
     """
+    begun = file.with_suffix("")
     if file.exists():
+        shutil.rmtree(begun, ignore_errors=True)
         return
     how = replace(
         writing, outputs=count, max_tokens=MAX_TOKENS, temperature=TEMPERATURE, ignore_eos=False
     )
-    begun = file.with_suffix("")
     texts = write_texts(target, [start], begun, how, on_text)
     messages = [_message(target, text) for text in texts]
     kept = [message for message in dict.fromkeys(messages) if message]
@@ -63,7 +64,7 @@ def start_of_message(target: LoadedModel) -> list[int]:
     """Token ids of a chat up to where its first message begins.
 
     Raises:
-      UserError: the target has no chat template.
+      UserError: the target has no chat template, or nothing in it tells a user's message.
     """
     tokenizer: Any = target.tokenizer
     if tokenizer is None or not tokenizer.chat_template:
@@ -73,7 +74,13 @@ def start_of_message(target: LoadedModel) -> list[int]:
         )
     chat = [{"role": "user", "content": _MESSAGE}]
     before, _, _ = tokenizer.apply_chat_template(chat, tokenize=False).partition(_MESSAGE)
-    return list(tokenizer(before, add_special_tokens=False)["input_ids"])
+    ids = list(tokenizer(before, add_special_tokens=False)["input_ids"])
+    if not ids:
+        raise UserError(
+            f"in the chat template of {target.name} nothing stands before a user's message, so it "
+            "cannot make up prompts: give some with --input"
+        )
+    return ids
 
 
 def _message(target: LoadedModel, text: Text) -> str:

@@ -108,7 +108,7 @@ def write_texts(
       on_text: called with the texts written, earlier ones too, and those there are to be.
 
     Returns:
-      The texts, in an order that does not depend on where a run was cut short.
+      Those of more than one token, in an order that does not depend on where a run was cut short.
     """
     done, wanted = sum(1 for _ in read_texts(directory)), len(prompts) * writing.outputs
 
@@ -118,7 +118,8 @@ def write_texts(
         on_text(done, wanted)
 
     record(target, prompts, directory, writing, count)
-    return sorted(read_texts(directory), key=lambda text: (text.prompt, text.output))
+    texts = (text for text in read_texts(directory) if len(text.tokens) > 1)
+    return sorted(texts, key=lambda text: (text.prompt, text.output))
 
 
 def read_texts(directory: Path) -> Iterator[Text]:
@@ -172,7 +173,7 @@ def _write(
         capacity=round_up(min(longest, model.max_positions), CAPACITY_MULTIPLE),
     )
     for finished in engine.run(_jobs(target, prompts, writing, done)):
-        if finished is not None and len(finished.token_ids) > 1:
+        if finished is not None:
             yield _text(engine.latest, finished)
 
 

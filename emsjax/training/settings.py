@@ -87,12 +87,12 @@ def settle(training: Training, prompts: Sequence[Sequence[int]], before: dict[st
 
 def write_settings(training: Training, more: dict[str, str]) -> None:
     """Writes the settings down, now that model and prompts are known to be good."""
+    content = json.dumps(_as_json(training) | more, indent=1)
     try:
         training.output.mkdir(parents=True, exist_ok=True)
+        replace_text(training.output / SETTINGS, content + "\n")
     except OSError as error:
         raise UserError(f"cannot write to {training.output} ({error.strerror})") from error
-    content = json.dumps(_as_json(training) | more, indent=1)
-    replace_text(training.output / SETTINGS, content + "\n")
 
 
 def _as_json(training: Training) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from emsjax.bench import contenders, sweep
 from emsjax.bench.__main__ import main
 from emsjax.bench.contenders import Contender
-from emsjax.bench.decoding import side_by_side
+from emsjax.bench.decoding import Decoding
 from emsjax.bench.limits import Limits
 from emsjax.bench.prompts import made_up, read_datasets, take_evenly
 from emsjax.errors import UserError
@@ -129,44 +129,31 @@ def test_contenders_take_turns_and_another_one_is_first_each_time(prompts, tmp_p
     assert [method for method, tokens in order if tokens < 17] == turns[:3]  # to warm up
 
 
-class Writer:
-    """Writes so many tokens a step, up to 30."""
+def test_turns_within_texts_change_no_text(prompts, tmp_path, monkeypatch):
+    turns, real = [], Decoding.go_on
 
-    def __init__(self, speed, turns):
-        self.speed, self.turns, self.written = speed, turns, 0
+    def go_on(self, *steps):
+        if steps:  # else it is warming up, or reading
+            turns.append((self, self.written, *steps))
+        real(self, *steps)
 
-    @property
-    def ended(self):
-        return self.written >= 30
-
-    def go_on(self, steps):
-        self.turns.append((self.speed, self.written))
-        self.written += self.speed * steps
-
-
-def test_it_is_the_turn_of_who_wrote_least():
-    turns = []
-    writers = [Writer(speed, turns) for speed in (1, 5, 2)]
-    side_by_side(writers, 3)
-    assert all(writer.ended for writer in writers)
-    assert turns[:3] == [(1, 0), (5, 0), (2, 0)]
-    amounts = [written for _, written in turns]
-    assert amounts == sorted(amounts)
-    assert len(turns) == 10 + 2 + 5
-
-
-def test_turns_within_texts_change_no_text(prompts, tmp_path):
+    monkeypatch.setattr(Decoding, "go_on", go_on)
     options = ["--model", checkpoint("llama-tied"), "--input", prompts, "--datasets", "a"]
     options += ["--methods", "none,vanilla,ems-fixed", "--batch-sizes", "2", "--prompts", "2"]
-    options += ["--max-tokens", "25", "--repeats", "2", "--no-parts", "--compare", "transformers"]
+    options += ["--max-tokens", "25", "--repeats", "1", "--no-parts", "--compare", "transformers"]
     assert bench(tmp_path / "turns", *options, "--steps-per-turn", "3") == 0
+    assert len({id(decoding) for decoding, *_ in turns}) == 3
+    assert {steps for *_, steps in turns} == {3}
+    amounts = [written for _, written, _ in turns]
+    assert amounts == sorted(amounts), "who wrote least is next"
+    assert all(decoding.ended for decoding, *_ in turns)
     assert bench(tmp_path / "whole", *options) == 0
     same = ("method", "tokens", "tokens_per_step", "prompts_differing", "input_padding")
     pairs = zip(results(tmp_path / "turns"), results(tmp_path / "whole"), strict=True)
-    for turns, whole in pairs:
-        assert [turns[name] for name in same] == [whole[name] for name in same]
-        assert turns["prompts_differing"] == 0
-        assert turns["decode_tokens_per_second"] > 0
+    for apart, whole in pairs:
+        assert [apart[name] for name in same] == [whole[name] for name in same]
+        assert apart["prompts_differing"] == 0
+        assert apart["decode_tokens_per_second"] > 0
 
 
 def test_no_text_goes_on_where_the_model_ends(tmp_path):
@@ -218,7 +205,7 @@ def out_of_memory(*_):
 @pytest.mark.parametrize("when", ["compiling", "decoding", "in turns"])
 def test_what_does_not_fit_says_so_and_the_rest_goes_on(when, prompts, tmp_path, monkeypatch):
     real_start, real_decode = contenders.start, Contender.decode
-    real_begin = Contender.begin
+    real_go_on = Decoding.go_on
 
     def start(spec, *rest):
         return out_of_memory() if spec.method == "vanilla" else real_start(spec, *rest)
@@ -229,13 +216,14 @@ def test_what_does_not_fit_says_so_and_the_rest_goes_on(when, prompts, tmp_path,
             out_of_memory()
         return real_decode(self, cache, *rest)
 
-    def begin(self, *arguments):
-        return out_of_memory() if self.spec.method == "vanilla" else real_begin(self, *arguments)
+    def go_on(self, *steps):
+        vanilla = self.state.holes is not None
+        return out_of_memory() if vanilla and steps else real_go_on(self, *steps)
 
     if when == "compiling":
         monkeypatch.setattr(sweep, "start", start)
     elif when == "in turns":
-        monkeypatch.setattr(Contender, "begin", begin)
+        monkeypatch.setattr(Decoding, "go_on", go_on)
     else:
         monkeypatch.setattr(Contender, "decode", decode)
     status = bench(

@@ -1,5 +1,6 @@
 """Prompts that the target makes up, and a training on nothing else."""
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -58,19 +59,34 @@ def test_messages_begin_where_the_template_has_them_and_end(
 
 
 def test_killed_and_gone_on_with_they_are_the_same(
-    target: LoadedModel, messages: list[str], tmp_path: Path
+    target: LoadedModel, messages: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr("emsjax.training.record.TEXTS_PER_FILE", 3)
     file = tmp_path / "own.jsonl"
+    told: list[int] = []
 
     def kill(done: int, _wanted: int) -> None:
+        told.append(done)
         if done == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         write(target, file, kill)
     assert not file.exists()
-    assert write(target, file, lambda _done, _wanted: None) == messages
+    told.clear()
+    assert write(target, file, lambda done, _wanted: told.append(done)) == messages
+    assert told == list(range(4, COUNT + 1)), "three were kept"
     assert [each.name for each in tmp_path.iterdir()] == ["own.jsonl"]
+    (tmp_path / "own").mkdir()  # as if killed just before it was removed
+    assert write(target, file, kill) == messages
+    assert [each.name for each in tmp_path.iterdir()] == ["own.jsonl"]
+
+
+def test_a_template_that_begins_with_the_message_tells_nothing(target: LoadedModel):
+    tokenizer = copy.copy(target.tokenizer)
+    tokenizer.chat_template = "{{ messages[0].content }}{{ eos_token }}"
+    with pytest.raises(UserError, match="nothing stands before a user's message"):
+        start_of_message(replace(target, tokenizer=tokenizer))
 
 
 def training(model: Path, output: Path) -> Training:

@@ -1,5 +1,6 @@
 """What a plan promises, for any state, on ladders that are in use."""
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 
@@ -12,7 +13,16 @@ from hypothesis import strategies as st
 from emsjax.draft import Draft
 from emsjax.ladder import Rung, for_drafts, make_ladder
 from emsjax.policy import EMS, POLICIES, Policy
-from emsjax.step_plan import KV_BLOCK, Plan, load_of, make_plan, trim, value_of
+from emsjax.step_plan import (
+    KV_BLOCK,
+    PACE_STEPS,
+    URGENCY,
+    Plan,
+    load_of,
+    make_plan,
+    trim,
+    value_of,
+)
 from emsjax.worth import StepCosts
 from tests.units.states import int32s, make_state, slots
 
@@ -201,6 +211,7 @@ def four_slots(**fields) -> dict:
     return {
         "lens": lens,
         "kv_lens": lens - 1,
+        "prompt_lens": lens,
         "max_lens": np.asarray([100, 100, 100, 100]),
         "live": np.asarray([True, True, True, False]),
         **fields,
@@ -214,10 +225,22 @@ def test_tokens_of_slots_that_are_ahead_are_worth_less_once_no_one_waits():
     assert behind == 1
     assert idle == 0
     assert 0 < ahead < half < behind
-    assert half == pytest.approx((50 / 90) ** 2)
+    assert half == pytest.approx((50 / 90) ** URGENCY)
     load = load_of(state, value_of(state, False))
     assert int(load.live) == 3
     assert float(load.value) == pytest.approx(ahead + half + behind)
+
+
+def test_a_slot_that_is_fast_will_be_done_early():
+    """Its pace so far counts, the more steps it was seen in."""
+    state = make_state(4, 100, 3, **four_slots(lens=int32s([50] * 4), prompt_lens=int32s([10] * 4)))
+    steps = int32s([40, 20, 10, 0])
+    state = state.replace(stats=dataclasses.replace(state.stats, target_steps=steps))
+    slow, fast, fastest, idle = value_of(state, False).tolist()
+    assert (slow, idle) == (1, 0)
+    assert fast == pytest.approx(((20 + PACE_STEPS) / (40 + PACE_STEPS)) ** URGENCY)
+    assert 0 < fastest < fast
+    assert value_of(state, True).tolist() == [1, 1, 1, 0]
 
 
 def test_a_part_of_a_block_of_the_cache_counts_as_a_whole_one():
