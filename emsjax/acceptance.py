@@ -94,18 +94,26 @@ def learn(
     error = jnp.where(tried, right - likely, 0.0).sum(axis=1)
     mine = jax.nn.one_hot(_source(draft), SOURCES)
     rate = _shared_rate(tried.astype(jnp.float32).sum(axis=1) @ mine)
+    return Experience(
+        slots=SLOT_MEMORY * experience.slots + SLOT_RATE * error[:, None] * mine,
+        shared=SHARED_MEMORY * experience.shared + rate * (error @ mine),
+        typical=_learn_typical(experience, draft if draft.costly is None else draft.costly),
+    )
+
+
+def _learn_typical(experience: Experience, draft: Draft) -> jax.Array:
+    """`Experience.typical` after one more draft."""
+    likely = predict(draft, experience)
+    mine = jax.nn.one_hot(_source(draft), SOURCES)
     # A token counts as much as it is likely to be reached.
     reached = jnp.cumprod(likely, axis=1) / jnp.maximum(likely, 1e-6)
+    position = jnp.arange(likely.shape[1], dtype=jnp.int32)[None]
     reached = jnp.where(position < draft.lens[:, None], reached, 0.0)
     odds = experience.typical[_source(draft)] + _of_source(draft, experience.slots)
     surprise = (reached * (likely - jax.nn.sigmoid(odds)[:, None])).sum(axis=1)
     typical = _faded_to_unknown(experience.typical)
     typical += _shared_rate(reached.sum(axis=1) @ mine) * (surprise @ mine)
-    return Experience(
-        slots=SLOT_MEMORY * experience.slots + SLOT_RATE * error[:, None] * mine,
-        shared=SHARED_MEMORY * experience.shared + rate * (error @ mine),
-        typical=jnp.clip(typical, -CERTAIN, CERTAIN),
-    )
+    return jnp.clip(typical, -CERTAIN, CERTAIN)
 
 
 def _shared_rate(count: jax.Array) -> jax.Array:

@@ -15,9 +15,11 @@ class Draft(NamedTuple):
         drafter sees it; None: it cannot tell. See `acceptance` for what becomes of it.
       source: int32[B], which of its ways of guessing the drafter took, each with an experience of
         its own; None where there is one only.
+      costly: what took time to draft, where not all of it is in this draft; else None.
     """
 
     tokens: jax.Array
     lens: jax.Array
     confidence: jax.Array | None = None
     source: jax.Array | None = None
+    costly: "Draft | None" = None

@@ -18,7 +18,7 @@ from emsjax.worth import KV_BLOCK, StepCosts
 
 # Tokens of each sample behind the timed steps, in whole blocks: the more, the dearer attention.
 SHORT, LONG = KV_BLOCK, 4 * KV_BLOCK
-# Steps of a call: at most these, as many as launching the call is nothing against, in seconds.
+# Steps timed together: at most these, as many as waiting for them is nothing against, in seconds.
 MOST_STEPS, LONG_ENOUGH = 8, 0.05
 # Turns: after the fewest, none is begun that is not needed, and after so many seconds none at all.
 FEWEST_TURNS, MOST_TURNS, ENOUGH_SECONDS = 4, 40, 10.0
@@ -121,14 +121,14 @@ def _time_cases(
     found = []
     for case in cases:
         engine.costs = _prices_of(engine, case)
-        state, seconds = _time_steps(engine, _busy(engine, state, case), steps)
+        state, seconds = _time_steps(engine, state, case, steps)
         found.append(seconds)
     return state, found
 
 
 def _lengths(engine: Engine) -> tuple[int, int]:
-    """Of short and long samples before the timed steps, which add to them."""
-    added = MOST_STEPS * (engine.drafter.draft_length + 1)
+    """Of short and long samples before a timed step, which adds to them."""
+    added = engine.drafter.draft_length + 1
     long = min(LONG, engine.capacity - 1) - added
     return min(SHORT - added, long // 2), long
 
@@ -247,9 +247,14 @@ def _caught_up(engine: Engine, state: DecodeState) -> tuple[DecodeState, int]:
     return state, int((state.stats.drafted[0] > 0).sum())
 
 
-def _time_steps(engine: Engine, state: DecodeState, steps: int) -> tuple[DecodeState, float]:
-    """The state some steps later, and the seconds of one."""
-    state = jax.block_until_ready(state)
+def _time_steps(
+    engine: Engine, state: DecodeState, case: _Case, steps: int
+) -> tuple[DecodeState, float]:
+    """The state after steps in the middle of the same texts, and the seconds of one."""
+    state = jax.block_until_ready(_busy(engine, state, case))
     started = time.perf_counter()
-    state = jax.block_until_ready(engine.advance(state, steps, others_wait=False))
+    for number in range(steps):
+        state = _busy(engine, state, case) if number else state
+        state = engine.advance(state, 1, others_wait=False)
+    state = jax.block_until_ready(state)
     return state, (time.perf_counter() - started) / steps

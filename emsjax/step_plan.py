@@ -80,10 +80,11 @@ def make_plan(
     worth = None
     if costs is not None:
         value = value_of(state, others_wait)
+        too_unlikely = reading & (survival < WORTH_A_PROMPTS_ROW)
         survival *= value[:, None]
         worth = most_worth(survival, load_of(state, value), ladder, costs)
         budget = jnp.where(reading, budget, worth.drafts)
-        survival = jnp.where(reading & (survival < WORTH_A_PROMPTS_ROW), 0.0, survival)
+        survival = jnp.where(too_unlikely, 0.0, survival)
     draft_lens = trim(survival, budget)
     pad_lens = jnp.zeros_like(first)
     if policy.pad_inputs:
@@ -110,13 +111,17 @@ def value_of(state: DecodeState, others_wait: jax.Array | bool) -> jax.Array:
 
     The same for all while requests wait for a slot. Once none does, the batch ends with its last
     text: tokens of a slot that will need fewer steps than another one, at its pace so far, matter
-    less.
+    less; the less, the nearer that one is to its limit.
     """
     left = jnp.where(state.live, state.max_lens - state.lens, 0).astype(jnp.float32)
     written = jnp.maximum(state.lens - state.prompt_lens, 0).astype(jnp.float32)
     taken = state.stats.target_steps.astype(jnp.float32)
     steps = left * (taken + PACE_STEPS) / (written + PACE_STEPS)
-    share = (steps / jnp.maximum(steps.max(), 1.0)) ** URGENCY
+    last = jnp.argmax(steps)
+    # Most texts end before their limit: far from it nobody knows which one will be the last.
+    known = jnp.sqrt(written[last] / jnp.maximum(written[last] + left[last], 1.0))
+    share = (steps / jnp.maximum(steps[last], 1e-6)) ** (URGENCY * known)
+    share = jnp.where(state.live, share, 0.0)
     return jnp.where(others_wait, state.live.astype(jnp.float32), share)
 
 

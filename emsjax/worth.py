@@ -65,12 +65,14 @@ class Worth(NamedTuple):
     Attributes:
       rung: int32[], index into the ladder.
       drafts: int32[], how many draft tokens go with it, those worth most.
-      rate: float32[], expected worth of tokens a second; of plain decoding `CAUTION` times that.
+      rate: float32[], expected worth of tokens a second.
+      promise: float32[], the same, but of plain decoding `CAUTION` times that.
     """
 
     rung: jax.Array
     drafts: jax.Array
     rate: jax.Array
+    promise: jax.Array
 
 
 def most_worth(
@@ -101,9 +103,10 @@ def most_worth(
     expected = load.value + added[jnp.maximum(counts, 0)]
     seconds = costs.rungs + costs.cached * load.cached.astype(jnp.float32)
     seconds += costs.draft * jnp.asarray(drafted, jnp.float32)
-    rates = jnp.where(room >= 0, expected / seconds, -1.0) * jnp.where(plain, CAUTION, 1.0)
-    rung = jnp.argmax(rates).astype(jnp.int32)
-    return Worth(rung, counts[rung], rates[rung])
+    rates = jnp.where(room >= 0, expected / seconds, -1.0)
+    promises = jnp.where(plain, CAUTION * rates, rates)
+    rung = jnp.argmax(promises).astype(jnp.int32)
+    return Worth(rung, counts[rung], rates[rung], promises[rung])
 
 
 def worth_drafting(
@@ -117,16 +120,18 @@ def worth_drafting(
 
     Args:
       survival: float32[B, k], as for `most_worth`, as far as it can be told by then.
-      found: float32[B, f], the same for draft tokens that are there already.
+      found: float32[B, f], the same for drafts that are there already; a slot takes the better one.
       load: the slots.
       ladder: rungs.
       costs: of this ladder.
     """
     lengths = jnp.arange(survival.shape[1] + 1, dtype=jnp.int32)
 
-    def rate(length: jax.Array) -> jax.Array:
+    def promise(length: jax.Array) -> jax.Array:
         shown = jnp.where(lengths[None, :-1] < length, survival, 0.0)
-        some = jnp.concatenate([shown, found], axis=1)
-        return most_worth(some, load, ladder, costs, length.astype(jnp.float32)).rate
+        better = (shown.sum(axis=1) > found.sum(axis=1))[:, None]
+        some = [jnp.where(better, shown, 0.0), jnp.where(better, 0.0, found)]
+        drafted = length.astype(jnp.float32)
+        return most_worth(jnp.concatenate(some, axis=1), load, ladder, costs, drafted).promise
 
-    return jnp.argmax(jax.vmap(rate)(lengths)).astype(jnp.int32)
+    return jnp.argmax(jax.vmap(promise)(lengths)).astype(jnp.int32)

@@ -65,16 +65,18 @@ class Combined:
         found_promises = survival.sum(axis=1)
         expected = expect(state.experience, COSTLY_SOURCE, self.model.draft_length)
         confident = found_promises > _survival(expected).sum(axis=1) - DRAFTING
-        taken = jnp.where((state.live & confident)[:, None], survival, 0.0)
+        decoding = state.live & (state.lens - state.kv_lens == 1)
+        there = jnp.where(decoding[:, None], survival, 0.0)
         rest = state.replace(drafter=modelled, live=state.live & ~confident)
         guessed, modelled = self.model.propose(
-            rest, weights, lambda expected, _=None: worth(expected, taken)
+            rest, weights, lambda expected, _=None: worth(expected, there)
         )
         guessed = guessed._replace(lens=jnp.where(rest.live, guessed.lens, 0))
         # By now the model has said how sure it is; where it drafted nothing it promises nothing.
         likely = predict(guessed, state.experience)
         guessed_promises = _survival(likely, guessed.lens).sum(axis=1)
-        return self._merge(found_promises >= guessed_promises, found, guessed), (looked, modelled)
+        draft = self._merge(found_promises >= guessed_promises, found, guessed)
+        return draft._replace(costly=guessed), (looked, modelled)
 
     def _merge(self, use_found: jax.Array, found: Draft, guessed: Draft) -> Draft:
         found, guessed = (_widen(draft, self.draft_length) for draft in (found, guessed))

@@ -45,7 +45,7 @@ def _of_file(file: Path, target: LoadedModel) -> Iterator[list[int]]:
             if line.strip():
                 yield _of_line(line, f"{file}, line {number}", target)
         return
-    for passage in text.split("\n\n"):
+    for passage in "\n".join(text.splitlines()).split("\n\n"):
         if passage.strip():
             yield _tokens(passage.strip(), target)[:PASSAGE_TOKENS]
 

@@ -111,7 +111,7 @@ def test_a_table_from_a_restless_machine_is_kept_as_such(
     monkeypatch.setattr(
         step_costs,
         "_time_steps",
-        lambda _engine, state, _steps: (state, 2.0 ** chance.uniform(-3, 3)),
+        lambda _engine, state, _case, _steps: (state, 2.0 ** chance.uniform(-3, 3)),
     )
     first = known_costs(engine, "tiny")
     known = CostTable(engine, "tiny").read()
@@ -141,7 +141,7 @@ def test_a_quiet_machine_is_timed_in_the_fewest_turns(
 ):
     timed: list[int] = []
 
-    def time_steps(_engine: Engine, state, steps: int):
+    def time_steps(_engine: Engine, state, _case, steps: int):
         timed.append(steps)
         return state, 1.0
 

@@ -15,12 +15,14 @@ from safetensors.numpy import load_file, save_file
 
 from emsjax import LLM, SamplingParams, UserError
 from emsjax.loading.draft_checkpoint import read_draft, read_manifest
+from emsjax.loading.load import load_model
 from emsjax.training.batches import is_held_out
+from emsjax.training.corpus import read_prompts
 from emsjax.training.fit import Fitting, Progress
 from emsjax.training.record import Writing, _save, read_texts
 from emsjax.training.run import train
 from emsjax.training.settings import Training
-from tests.tiny import checkpoint
+from tests.tiny import chat_checkpoint, checkpoint
 
 PROMPTS = [[5, 6, 7, n] for n in range(3, 63)]
 FITTING = Fitting(steps=60, rows=4, width=40, unroll=2, learning_rate=5e-3, evaluate_every=20)
@@ -160,6 +162,14 @@ def test_bad_corpora(tmp_path: Path, content: str, says: str):
     file.write_text(content)
     with pytest.raises(UserError, match=says):
         train(training(file, tmp_path / "run"))
+
+
+def test_plain_text_of_any_kind_of_lines(tmp_path: Path):
+    target = load_model(str(chat_checkpoint("llama", tmp_path / "model")))
+    for number, end in enumerate(("\n", "\r\n", "\r")):
+        file = tmp_path / f"{number}.txt"
+        file.write_bytes(f"w7 w8{end}{end}w9{end}".encode())
+        assert read_prompts([file], target, 100) == [[7, 8], [9]]
 
 
 def test_a_mistake_leaves_nothing_in_the_way_of_the_mended_command(corpus: Path, tmp_path: Path):

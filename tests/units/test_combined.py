@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from emsjax.acceptance import expect, learn, predict
 from emsjax.draft import Draft
 from emsjax.drafters import Combined
 from emsjax.drafters.base import COSTLY_SOURCE, Stateless
@@ -64,3 +65,16 @@ def test_a_model_that_turns_out_less_sure_than_expected_gives_way():
 def test_what_is_found_is_better_than_nothing_and_nothing_is_no_draft():
     tokens, _ = propose([0.1, 0.0], [0.0, 0.0])
     assert tokens == [FOUND, 0]
+
+
+def test_what_was_guessed_in_vain_is_learnt_from_too():
+    """Else the model would be thought better than it is, and asked for ever."""
+    drafter = Combined(Says(FOUND, (0.45, 0.45)), Says(GUESSED, (0.1, 0.1), COSTLY_SOURCE))
+    state = make_state(2, 8, K, lens=int32s([3, 3]), live=np.ones(2, np.bool))
+    draft, _ = drafter.propose(state.replace(drafter=((), ())), (), lambda survival: jnp.asarray(K))
+    assert draft.source.tolist() == [0, 0], "what was found is better"
+    before = expect(state.experience, COSTLY_SOURCE, K)
+    likely = predict(draft, state.experience)
+    experience = learn(state.experience, draft, likely, int32s([0, 0]), int32s([0, 0]))
+    assert (expect(experience, COSTLY_SOURCE, K) < before).all()
+    assert (experience.slots == 0).all()

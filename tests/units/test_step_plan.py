@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from emsjax.draft import Draft
 from emsjax.ladder import Rung, for_drafts, make_ladder
 from emsjax.policy import EMS, POLICIES, Policy
+from emsjax.state import DecodeState
 from emsjax.step_plan import (
     KV_BLOCK,
     PACE_STEPS,
@@ -211,21 +212,25 @@ def four_slots(**fields) -> dict:
     return {
         "lens": lens,
         "kv_lens": lens - 1,
-        "prompt_lens": lens,
         "max_lens": np.asarray([100, 100, 100, 100]),
         "live": np.asarray([True, True, True, False]),
         **fields,
     }
 
 
+def after_steps(state: DecodeState, steps: list[int]) -> DecodeState:
+    return state.replace(stats=dataclasses.replace(state.stats, target_steps=int32s(steps)))
+
+
 def test_tokens_of_slots_that_are_ahead_are_worth_less_once_no_one_waits():
-    state = make_state(4, 100, 3, **four_slots())
+    state = after_steps(make_state(4, 100, 3, **four_slots()), [90, 50, 10, 5])
     assert value_of(state, True).tolist() == [1, 1, 1, 0]
     ahead, half, behind, idle = value_of(state, False).tolist()
     assert behind == 1
     assert idle == 0
     assert 0 < ahead < half < behind
-    assert half == pytest.approx((50 / 90) ** URGENCY)
+    # The last one is a tenth of the way to its limit.
+    assert half == pytest.approx((50 / 90) ** (URGENCY * 0.1**0.5))
     load = load_of(state, value_of(state, False))
     assert int(load.live) == 3
     assert float(load.value) == pytest.approx(ahead + half + behind)
@@ -233,14 +238,21 @@ def test_tokens_of_slots_that_are_ahead_are_worth_less_once_no_one_waits():
 
 def test_a_slot_that_is_fast_will_be_done_early():
     """Its pace so far counts, the more steps it was seen in."""
-    state = make_state(4, 100, 3, **four_slots(lens=int32s([50] * 4), prompt_lens=int32s([10] * 4)))
-    steps = int32s([40, 20, 10, 0])
-    state = state.replace(stats=dataclasses.replace(state.stats, target_steps=steps))
+    lens = {"lens": int32s([50] * 4), "prompt_lens": int32s([10] * 4)}
+    state = after_steps(make_state(4, 100, 3, **four_slots(**lens)), [40, 20, 10, 0])
     slow, fast, fastest, idle = value_of(state, False).tolist()
     assert (slow, idle) == (1, 0)
-    assert fast == pytest.approx(((20 + PACE_STEPS) / (40 + PACE_STEPS)) ** URGENCY)
+    power = URGENCY * (40 / 90) ** 0.5
+    assert fast == pytest.approx(((20 + PACE_STEPS) / (40 + PACE_STEPS)) ** power)
     assert 0 < fastest < fast
     assert value_of(state, True).tolist() == [1, 1, 1, 0]
+
+
+def test_far_from_their_limits_all_are_alike():
+    """Texts may end any time: who is fast is not thought to be done early."""
+    lens = {"lens": int32s([20, 80, 20, 1]), "max_lens": int32s([4000] * 4)}
+    state = after_steps(make_state(4, 4000, 3, **four_slots(**lens)), [20] * 4)
+    assert value_of(state, False)[1] > 0.6
 
 
 def test_a_part_of_a_block_of_the_cache_counts_as_a_whole_one():
@@ -256,7 +268,7 @@ def test_who_has_most_left_is_given_the_rows(others_wait: bool):
     costs = StepCosts(
         np.asarray([1.0, 1.1, 100.0], np.float32), np.zeros(3, np.float32), np.float32(0)
     )
-    state = make_state(4, 100, 3, **four_slots())
+    state = after_steps(make_state(4, 100, 3, **four_slots()), [90, 50, 10, 5])
     likely = np.full((4, 3), 0.8, np.float32)
     likely[0] = 0.9
     draft = Draft(np.zeros((4, 3), np.int32), int32s([3, 3, 3, 0]))
