@@ -17,7 +17,7 @@ WORTH_A_PROMPTS_ROW = 0.5
 
 # How much less the tokens of slots that will be done early matter: by this power of their share of
 # the steps that are left.
-URGENCY = 4
+URGENCY = 6
 # Steps of one token that each text is thought to begin with, until its own pace shows.
 PACE_STEPS = 8
 
