@@ -65,6 +65,17 @@ def predict(draft: Draft, experience: Experience) -> jax.Array:
     return jax.nn.sigmoid(jnp.clip(odds, -CERTAIN, CERTAIN))
 
 
+def survival_of(likely: jax.Array, lens: jax.Array) -> jax.Array:
+    """How likely each draft token and all before it are to be accepted, float32[B, k].
+
+    Args:
+      likely: float32[B, k], see `predict`.
+      lens: int32[B], tokens of each draft; behind them it is 0.
+    """
+    position = jnp.arange(likely.shape[1], dtype=jnp.int32)[None]
+    return jnp.where(position < lens[:, None], jnp.cumprod(likely, axis=1), 0.0)
+
+
 def expect(experience: Experience, source: int, draft_length: int) -> jax.Array:
     """The same before anything is drafted, from experience alone, float32[B, k]."""
     odds = experience.typical[source] + experience.slots[:, source]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from emsjax.acceptance import survival_of
 from emsjax.draft import Draft
 from emsjax.ladder import Rung, first_fit
 from emsjax.policy import EMS, Policy
@@ -53,7 +54,7 @@ def make_plan(
 
     A slot still reading its prompt drafts nothing. A draft never reaches past the slot's limit:
     `lens + draft_lens < max_lens`. With `costs`, draft tokens that are not worth their rows are
-    left out; beside a prompt, whose rows are many, all are taken that fit.
+    left out; beside a prompt, whose rows are many, all are taken that fit and are likely enough.
 
     Args:
       state: of all slots.
@@ -74,8 +75,7 @@ def make_plan(
         # The longest draft's rows must fit for every one that is padded to it.
         widest = (capacity - first.sum()) // jnp.maximum(decoding.sum(dtype=jnp.int32), 1)
         wanted = jnp.minimum(wanted, widest)
-    position = jnp.arange(likely.shape[1], dtype=jnp.int32)[None]
-    survival = jnp.where(position < wanted[:, None], jnp.cumprod(likely, axis=1), 0.0)
+    survival = survival_of(likely, wanted)
     reading, budget = (waiting > 0).any(), capacity - first.sum()
     worth = None
     if costs is not None:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emsjax.acceptance import expect, predict
+from emsjax.acceptance import expect, predict, survival_of
 from emsjax.draft import Draft
 from emsjax.drafters.base import COSTLY_SOURCE, Drafter, WorthDrafting
 from emsjax.state import DecodeState
@@ -61,10 +61,10 @@ class Combined:
         """Looks up for all, then lets the model draft where that promises more."""
         looked, modelled = state.drafter
         found, looked = self.lookup.propose(state.replace(drafter=looked), (), worth)
-        survival = _survival(predict(found, state.experience), found.lens)
+        survival = survival_of(predict(found, state.experience), found.lens)
         found_promises = survival.sum(axis=1)
         expected = expect(state.experience, COSTLY_SOURCE, self.model.draft_length)
-        confident = found_promises > _survival(expected).sum(axis=1) - DRAFTING
+        confident = found_promises > jnp.cumprod(expected, axis=1).sum(axis=1) - DRAFTING
         decoding = state.live & (state.lens - state.kv_lens == 1)
         there = jnp.where(decoding[:, None], survival, 0.0)
         rest = state.replace(drafter=modelled, live=state.live & ~confident)
@@ -74,7 +74,7 @@ class Combined:
         guessed = guessed._replace(lens=jnp.where(rest.live, guessed.lens, 0))
         # By now the model has said how sure it is; where it drafted nothing it promises nothing.
         likely = predict(guessed, state.experience)
-        guessed_promises = _survival(likely, guessed.lens).sum(axis=1)
+        guessed_promises = survival_of(likely, guessed.lens).sum(axis=1)
         draft = self._merge(found_promises >= guessed_promises, found, guessed)
         return draft._replace(costly=guessed), (looked, modelled)
 
@@ -83,15 +83,6 @@ class Combined:
         return jax.tree.map(
             lambda a, b: jnp.where(use_found.reshape(-1, *[1] * (a.ndim - 1)), a, b), found, guessed
         )
-
-
-def _survival(likely: jax.Array, lens: jax.Array | None = None) -> jax.Array:
-    """How likely the tokens of drafts and all before them are to be accepted, float32[B, k]."""
-    survival = jnp.cumprod(likely, axis=1)
-    if lens is None:
-        return survival
-    places = jnp.arange(likely.shape[1], dtype=jnp.int32)[None]
-    return jnp.where(places < lens[:, None], survival, 0.0)
 
 
 def _widen(draft: Draft, length: int) -> Draft:
