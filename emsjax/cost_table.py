@@ -1,5 +1,6 @@
 """Step costs kept on disk, so that they are measured once for a model, a device and a batch."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 
 from emsjax.device import device_name
+from emsjax.drafters.base import Drafter
 from emsjax.engine import Engine
 from emsjax.loading.default_model import cache_dir
 from emsjax.step_costs import measure_costs
@@ -81,8 +83,13 @@ class CostTable:
         try:
             if self._file.is_file():
                 return _read(self._file, len(self._engine.ladder))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            self._say(f"the table of step costs {self._file} is damaged ({error}): made anew")
+        except (OSError, ArithmeticError, ValueError, KeyError, TypeError) as error:
+            self._say(
+                f"the table of step costs {self._file} is damaged ({error}) and deleted: "
+                "steps are timed anew before a long run, and estimated until then"
+            )
+            with contextlib.suppress(OSError):
+                self._file.unlink()
         return None
 
     def measure(self, earlier: Known | None) -> Known:
@@ -105,10 +112,16 @@ def _what(engine: Engine, model: str) -> dict[str, Any]:
         "weights": _shapes(engine.params),
         "cache": [list(engine.cache_spec.shape), str(engine.cache_spec.dtype)],
         "ladder": [list(rung) for rung in engine.ladder],
-        "drafter": [repr(engine.drafter), _shapes(engine.drafter.weights)],
+        "drafter": [_name_of(engine.drafter), _shapes(engine.drafter.weights)],
         "device": device_name(),
         "versions": [jax.__version__, __version__],
     }
+
+
+def _name_of(drafter: Drafter) -> str:
+    """As it calls itself; its class where that would be its address."""
+    plain = type(drafter).__repr__ is object.__repr__
+    return type(drafter).__qualname__ if plain else repr(drafter)
 
 
 def _shapes(weights: Any) -> str:

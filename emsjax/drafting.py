@@ -64,14 +64,18 @@ def check_drafting(
     if name is None and "draft_model" in given:
         name = "combined"
     for option, value in given.items():
-        takers = [each for each, takes in _TAKES.items() if option in takes]
-        if name is not None and name not in takers:
-            raise UserError(f"{option} is for the drafter {_either(takers)}: leave it out")
+        if name is not None and name not in takers(option):
+            raise UserError(f"{option} is for the drafter {_either(takers(option))}: leave it out")
         if option != "draft_model":
             check_whole(option, value, 1, MAX_DRAFT_LENGTH)
     drafting = Drafting(name, given)
     _ = drafting.lookup  # says which sizes do not fit
     return drafting
+
+
+def takers(option: str) -> list[str]:
+    """The drafters that an option is for."""
+    return [drafter for drafter, takes in _TAKES.items() if option in takes]
 
 
 def _either(names: list[str]) -> str:

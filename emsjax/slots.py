@@ -105,9 +105,11 @@ class SlotRun:
         """
         while True:
             state = self._refill(state)
+            # One is taken ahead: only so is it known whether any waits.
+            self._held = self._held or self._take()
             if any(self._slots):
-                more = self._more or self._held is not None
-                state = self._device.advance(state, self._patience(more), more)
+                waits = self._held is not None
+                state = self._device.advance(state, self._patience(waits or self._more), waits)
                 state = yield from self._collect(state)
             elif self._failure is not None:
                 raise self._failure

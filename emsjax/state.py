@@ -28,8 +28,9 @@ class SlotStats:
       accepted: int32[B, k], how often such a token was accepted and emitted.
       rows: int32[B], rows computed for it in those steps, padding included.
       padded: int32[B], how many of them were padding.
-      cached: int32[B], places of its cache that those steps read, holes included.
-      empty: int32[B], how many of them were holes.
+      cached: float32[B], places of its cache that those steps read, holes included: more than
+        int32 can count in long texts, and exact below 2**24.
+      empty: float32[B], how many of them were holes.
     """
 
     target_steps: jax.Array
@@ -121,8 +122,8 @@ def empty_state(
             accepted=zeros(draft_length),
             rows=zeros(),
             padded=zeros(),
-            cached=zeros(),
-            empty=zeros(),
+            cached=jnp.zeros(num_slots, jnp.float32),
+            empty=jnp.zeros(num_slots, jnp.float32),
         ),
         experience=no_experience(num_slots),
         hidden=hidden,

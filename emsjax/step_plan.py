@@ -64,7 +64,12 @@ def make_plan(
       costs: what a step costs on each of them; None to verify all that fits.
       policy: what to pad.
       others_wait: bool[], whether requests wait for a slot.
+
+    Raises:
+      ValueError: `costs` with a policy that pads inputs, whose padding they know nothing of.
     """
+    if costs is not None and policy.pad_inputs:
+        raise ValueError("steps whose inputs are padded are not planned by their costs")
     capacity = max(rung.capacity for rung in ladder)
     first = state.live.astype(jnp.int32)
     waiting = jnp.where(state.live, state.lens - state.kv_lens - 1, 0)

@@ -125,5 +125,6 @@ def _count(state: DecodeState, plan: Plan, accepted: jax.Array) -> SlotStats:
         "cached": jnp.where(decoding, state.kv_lens + holes, 0),
         "empty": jnp.where(decoding, holes, 0),
     }
-    counted = {name: getattr(stats, name) + e.astype(jnp.int32) for name, e in events.items()}
+    before = {name: getattr(stats, name) for name in events}
+    counted = {name: before[name] + e.astype(before[name].dtype) for name, e in events.items()}
     return dataclasses.replace(stats, **counted)

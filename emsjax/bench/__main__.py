@@ -27,7 +27,7 @@ def bench(
     ] = "none,vanilla,unpad-kv,unpad-input,ems-fixed,ems",
     drafters: Annotated[
         str | None,
-        typer.Option(help="NAME@K drafts at most K tokens. (default: prompt-lookup)"),
+        typer.Option(help="NAME@K drafts at most K tokens. (default: prompt-lookup, or combined)"),
     ] = None,
     batch_sizes: Annotated[str, typer.Option(help="Comma-separated.")] = "1,2,4,8",
     prompts: Annotated[
@@ -65,7 +65,7 @@ def bench(
     ] = None,
     record: Annotated[
         Path | None,
-        typer.Option(help="Write what was accepted there, for --simulate-acceptance; no figures."),
+        typer.Option(help="Write what was accepted there, at the first batch size; no figures."),
     ] = None,
     trace: Annotated[
         Path | None, typer.Option(help="Write profiler traces of a few steps there.")

@@ -101,4 +101,6 @@ def _out_of_memory(error: Exception) -> bool:
     """Of jax or of PyTorch, which need not be there to ask."""
     if isinstance(error, jax.errors.JaxRuntimeError):
         return "RESOURCE_EXHAUSTED" in str(error)
+    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
+        return True  # PyTorch's on a CPU has no name of its own
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

@@ -1,5 +1,6 @@
 """What is compared: a method with a drafter, at one batch size."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,23 +13,21 @@ from emsjax.bench.decoding import Decoding, Run
 from emsjax.bench.simulated import LONGEST, Simulated
 from emsjax.bench.target import Target
 from emsjax.checks import check_whole
-from emsjax.choices import build_engine
+from emsjax.choices import CAPACITY_MULTIPLE, build_engine
 from emsjax.cost_table import known_costs
 from emsjax.drafters import NoDrafter
 from emsjax.drafters.base import Drafter
-from emsjax.drafting import build_drafter, check_drafting
+from emsjax.drafting import build_drafter, check_drafting, takers
 from emsjax.engine import Engine
 from emsjax.errors import UserError
 from emsjax.jobs import Job
 from emsjax.pallas_kernels.backends import noting_backends
 from emsjax.policy import POLICIES
+from emsjax.shapes import round_up
 from emsjax.worth import StepCosts
 
 PLAIN, EMS, FIXED, SIMULATED = "none", "ems", "ems-fixed", "simulated"
 METHODS = (*POLICIES, FIXED)
-WITH_DRAFT_MODEL = ("draft-model", "combined")
-# Drafted at once where acceptance is a rate.
-SIMULATED_LENGTH = 7
 
 
 class Spec(NamedTuple):
@@ -49,6 +48,16 @@ class Spec(NamedTuple):
         return self.method == EMS and self.drafter != PLAIN
 
     @property
+    def aligned(self) -> bool:
+        """Whether its cache gets holes."""
+        return self.method in POLICIES and POLICIES[self.method].align_cache
+
+    @property
+    def drafter_name(self) -> str:
+        """What is before the "@"."""
+        return self.drafter.partition("@")[0]
+
+    @property
     def draft_length(self) -> int | None:
         """The number behind the "@"."""
         length = self.drafter.partition("@")[2]
@@ -63,13 +72,13 @@ def check_spec(spec: Spec) -> None:
     """
     if spec.method not in METHODS:
         raise UserError(f"method {spec.method!r} is unknown; there is {', '.join(METHODS)}")
-    name, at, length = spec.drafter.partition("@")
+    _, at, length = spec.drafter.partition("@")
     if at and not (length.isdecimal() and int(length)):
         raise UserError(f"drafter {spec.drafter!r}: behind the @ belongs a number of tokens")
-    if name == SIMULATED:
+    if spec.drafter_name == SIMULATED:
         check_whole("draft length", spec.draft_length or 1, 1, LONGEST)
     else:
-        check_drafting(EMS, name, {"draft_length": spec.draft_length} if at else {})
+        check_drafting(EMS, spec.drafter_name, {"draft_length": spec.draft_length})
 
 
 @dataclass
@@ -80,8 +89,8 @@ class Contender:
       spec: what it is called.
       engine: of B slots.
       compile_seconds: of its decode program; little where it was compiled before.
-      peak_memory_bytes: of that program: weights, cache, state and temporaries; None where the
-        compiler does not tell.
+      peak_memory_bytes: of that program: weights, cache, state and temporaries, without the room
+        for holes where it makes none; None where the compiler does not tell.
       attention: the backend that it attends with; None where not known.
     """
 
@@ -147,6 +156,8 @@ def start(
         compiled = engine.lower().compile()
     seconds = time.perf_counter() - started
     memory = _memory(compiled)
+    if memory is not None and not spec.aligned:
+        memory -= _bytes_of(engine, engine.capacity - round_up(max_model_len, CAPACITY_MULTIPLE))
     if spec.planned:
         engine.costs = _costs(engine, target.name)
     return Contender(spec, engine, seconds, memory, picked.get("ragged_attention"))
@@ -181,20 +192,25 @@ def drafter_of(spec: Spec, target: Target) -> Drafter:
     if PLAIN in (spec.method, spec.drafter):
         return NoDrafter()
     if spec.drafter not in target.drafters:
-        target.drafters[spec.drafter] = _drafter(spec.drafter, target)
+        target.drafters[spec.drafter] = _drafter(spec, target)
     return target.drafters[spec.drafter]
 
 
-def _drafter(name: str, target: Target) -> Drafter:
-    length, name = Spec(EMS, name).draft_length, name.partition("@")[0]
-    if target.acceptance is not None:
-        widest = int(np.max(target.acceptance.drafted, initial=1))
-        length = length or (SIMULATED_LENGTH if widest == LONGEST else widest)
-        return Simulated(target.acceptance, target.model.vocab_size, length)
-    draft_model = target.draft_model if name in WITH_DRAFT_MODEL else None
-    options = {"draft_length": length, "draft_model": draft_model}
+def _drafter(spec: Spec, target: Target) -> Drafter:
+    if target.forced is not None:
+        length = spec.draft_length or target.forced.draft_length
+        return Simulated(target.forced.acceptance, target.model.vocab_size, length)
+    draft_model = target.draft_model if spec.drafter_name in takers("draft_model") else None
+    options = {"draft_length": spec.draft_length, "draft_model": draft_model}
     assert target.loaded is not None
-    return build_drafter(check_drafting(EMS, name, options), target.loaded, target.dtype)
+    drafting = check_drafting(EMS, spec.drafter_name, options)
+    return build_drafter(drafting, target.loaded, target.dtype)
+
+
+def _bytes_of(engine: Engine, places: int) -> int:
+    """So many of each slot's cache, for all slots."""
+    cache = engine.cache_spec
+    return math.prod(cache.shape) * cache.dtype.itemsize * places // engine.capacity
 
 
 def _memory(compiled: jax.stages.Compiled) -> int | None:

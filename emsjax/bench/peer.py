@@ -1,4 +1,4 @@
-"""`transformers` on the same prompts with the same weights, where it and PyTorch are installed."""
+"""`transformers` on the same prompts, where it and PyTorch are installed."""
 
 import importlib.util
 import time
@@ -12,10 +12,11 @@ import jax
 from emsjax.bench.contenders import Spec
 from emsjax.bench.decoding import Run
 from emsjax.bench.prompts import Tokens
+from emsjax.bench.target import Target
 from emsjax.errors import UserError
 from emsjax.jobs import Job
 from emsjax.loading.export import export_hugging_face
-from emsjax.loading.load import LoadedModel
+from emsjax.loading.named import hugging_face_config
 
 PEER = Spec("transformers")
 
@@ -23,25 +24,9 @@ PEER = Spec("transformers")
 class Peer:
     """`generate` of `transformers`: left padding, attention mask, growing key-value cache."""
 
-    def __init__(self, loaded: LoadedModel):
-        """Copies the weights into PyTorch.
-
-        Raises:
-          UserError: PyTorch is not installed, or the weights cannot be written for it.
-        """
-        if importlib.util.find_spec("torch") is None:
-            raise UserError(
-                "comparing with transformers needs PyTorch: pip install 'emsjax[torch]'"
-            )
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        with TemporaryDirectory() as directory:
-            export_hugging_face(loaded, Path(directory))
-            dtype = getattr(torch, str(loaded.model.dtype))  # type: ignore[attr-defined]
-            model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
-        self._device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-        self._model: Any = model.to(self._device).eval()
+    def __init__(self, model: Any, device: str):
+        """Of a PyTorch model that is on the device."""
+        self._model, self._device = model.eval(), device
 
     def decode(self, cache: Any, jobs: Sequence[Job], prefill: float = 0.0) -> tuple[Any, Run]:
         """Reads the prompts and writes their texts; the cache is not looked at.
@@ -83,3 +68,27 @@ def _cut(row: list[int], stop_ids: Sequence[int]) -> Tokens:
     """Without the padding behind the end of text."""
     ends = [place for place, token in enumerate(row) if token in stop_ids]
     return tuple(row[: ends[0] + 1] if ends else row)
+
+
+def peer_of(target: Target) -> Peer:
+    """Copies the weights into PyTorch; of random weights only their shape, for speed alone.
+
+    Raises:
+      UserError: PyTorch is not installed, or the weights cannot be written for it.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise UserError("comparing with transformers needs PyTorch: pip install 'emsjax[torch]'")
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    dtype = getattr(torch, str(target.model.dtype))
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    if target.loaded is None:
+        shape = hugging_face_config(target.name)
+        config = AutoConfig.for_model(**shape)
+        with torch.device(device):
+            return Peer(AutoModelForCausalLM.from_config(config, dtype=dtype), device)
+    with TemporaryDirectory() as directory:
+        export_hugging_face(target.loaded, Path(directory))
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+    return Peer(model.to(device), device)

@@ -2,8 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -77,15 +78,57 @@ def take_evenly(prompts: Sequence[Any], least: int, batch_size: int) -> list[Any
     return [prompts[n * there // count] for n in range(count)]
 
 
-def tokenise(
-    prompts: Iterable[Any], read: Callable[[Any], Sequence[int]], chat: bool
-) -> list[Tokens]:
-    """Token ids; text goes into the chat template with `chat`."""
-    as_message = [
-        [{"role": "user", "content": prompt}] if chat and isinstance(prompt, str) else prompt
-        for prompt in prompts
-    ]
-    return [tuple(read(prompt)) for prompt in as_message]
+class Dataset(Protocol):
+    """Where prompts come from. Which are taken depends on nothing but what is asked for."""
+
+    def take(self, least: int, batch_size: int) -> list[Tokens]:
+        """The fewest full batches of at least so many prompts."""
+        ...
+
+
+@dataclass(frozen=True)
+class GivenPrompts:
+    """Those of a file, taken evenly; tokenised when they are taken.
+
+    Attributes:
+      prompts: as `read` takes them.
+      read: a prompt's token ids.
+      chat: whether text goes into the chat template.
+    """
+
+    prompts: Sequence[Any]
+    read: Callable[[Any], Sequence[int]]
+    chat: bool
+    _known: dict[int, Tokens] = field(default_factory=dict)
+
+    def take(self, least: int, batch_size: int) -> list[Tokens]:
+        """See `take_evenly`."""
+        return [self._tokens(n) for n in take_evenly(range(len(self.prompts)), least, batch_size)]
+
+    def _tokens(self, number: int) -> Tokens:
+        if number not in self._known:
+            prompt = self.prompts[number]
+            if self.chat and isinstance(prompt, str):
+                prompt = [{"role": "user", "content": prompt}]
+            self._known[number] = tuple(self.read(prompt))
+        return self._known[number]
+
+
+@dataclass(frozen=True)
+class MadeUpPrompts:
+    """As many as are asked for, of any tokens.
+
+    Attributes:
+      length: tokens of each.
+      vocab_size: V.
+    """
+
+    length: int
+    vocab_size: int
+
+    def take(self, least: int, batch_size: int) -> list[Tokens]:
+        """From the first on: the simulated samples 0, 1, 2 and so forth."""
+        return made_up(-(-least // batch_size) * batch_size, self.length, self.vocab_size)
 
 
 def made_up(count: int, length: int, vocab_size: int) -> list[Tokens]:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,11 @@ def records_of(cells: Sequence[Cell], facts: Mapping[str, Any]) -> list[Record]:
       facts: of the run, for every record.
     """
     plain = {cell.dataset: cell for cell in cells if cell.spec.method == PLAIN}
-    return [_record(cell, plain[cell.dataset]) | dict(facts) for cell in cells]
+    records = [_record(cell, plain[cell.dataset]) | dict(facts) for cell in cells]
+    for record in records:
+        if record["method"] == PEER.method and record["simulated"]:
+            record["prompts_differing"] = None  # it has weights of its own, and no script
+    return records
 
 
 def read_records(file: Path) -> list[Record]:
@@ -47,6 +52,7 @@ def run_facts() -> Record:
     """What the records of all runs on this machine have in common."""
     versions = {name: _version(name) for name in PACKAGES}
     return {
+        "commit": _commit(),
         "device": device_name(),
         "versions": {"emsjax": __version__, **{n: v for n, v in versions.items() if v}},
     }
@@ -73,8 +79,12 @@ def check_alike(earlier: Sequence[Record], facts: Mapping[str, Any]) -> None:
 def merge(earlier: Sequence[Record], newer: Sequence[Record]) -> list[Record]:
     """All records by batch size; newer ones take the place of all of their batch size and dataset.
 
-    Speedups are over plain decoding beside them, in the same run: none may outlive it.
+    Speedups are over plain decoding beside them, in the same run: none may outlive it. Where plain
+    decoding has failed this time there are none, and figures that were there stay.
     """
+    lost = {_place(r) for r in newer if r["method"] == PLAIN and r["error"]}
+    better = lost & {_place(r) for r in earlier if not r["error"]}
+    newer = [record for record in newer if _place(record) not in better]
     anew = {_place(record) for record in newer}
     kept = [record for record in earlier if _place(record) not in anew]
     return sorted([*kept, *newer], key=lambda record: record["batch_size"])
@@ -82,6 +92,22 @@ def merge(earlier: Sequence[Record], newer: Sequence[Record]) -> list[Record]:
 
 def _place(record: Record) -> tuple[int, str]:
     return record["batch_size"], record["dataset"]
+
+
+def _commit() -> str | None:
+    """That of this code, with a "+" where files differ from it; None where it is installed."""
+    try:
+        _git("ls-files", "--error-unmatch", __file__)
+        changed = _git("status", "--porcelain", "--untracked-files=no")
+        return _git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+    ).stdout.strip()
 
 
 def _version(package: str) -> str | None:
@@ -147,13 +173,19 @@ def _speeds(cell: Cell, plain: Cell) -> Record:
     for name, found in values.items():
         spread = Spread.of(found)
         record |= {name: spread.median, f"{name}_spread": [spread.low, spread.high]}
-    same = zip(cell.texts, plain.texts if plain.measured else cell.texts, strict=True)
     return record | {
         "prompts": len(cell.texts),
         "tokens": cell.tokens,
-        "prompts_differing": sum(ours != theirs for ours, theirs in same),
+        "prompts_differing": _differing(cell, plain),
         "prefill_seconds": sum(run.prefill for run in cell.runs[-1]),
     }
+
+
+def _differing(cell: Cell, plain: Cell) -> int | None:
+    """Texts that are not those of plain decoding; None where there are none of those."""
+    if not plain.measured:
+        return None
+    return sum(ours != theirs for ours, theirs in zip(cell.texts, plain.texts, strict=True))
 
 
 def _rates(cell: Cell) -> dict[str, list[float]]:

@@ -3,19 +3,21 @@
 import importlib.util
 import itertools
 import json
-import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from emsjax.bench.cells import Cell
 from emsjax.bench.contenders import FIXED, SIMULATED, Spec, start
+from emsjax.bench.other_work import OtherWork
 from emsjax.bench.parts import watched
-from emsjax.bench.peer import Peer
+from emsjax.bench.peer import peer_of
 from emsjax.bench.plots import draw
-from emsjax.bench.prompts import Tokens, made_up, read_datasets, take_evenly, tokenise
+from emsjax.bench.prompts import Dataset, GivenPrompts, MadeUpPrompts, read_datasets
 from emsjax.bench.recording import Recorder
 from emsjax.bench.records import Record, check_alike, merge, read_records, records_of, run_facts
 from emsjax.bench.settings import Settings
@@ -34,17 +36,14 @@ def run(settings: Settings) -> None:
     Raises:
       UserError: the model or the prompts cannot be had, or the output not be written.
     """
-    facts = {"load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None}
     use_compile_cache()
     files = _Files(settings.output, settings.append)
     if settings.trace is not None:
         _make(settings.trace)
     target = _target(settings)
     datasets = _datasets(settings, target)
-    peer = None
-    if settings.compare is not None and target.loaded is not None:
-        peer = Peer(target.loaded)
-    facts |= run_facts() | {
+    peer = None if settings.compare is None else partial(peer_of, target)
+    facts = run_facts() | {
         "model": target.name,
         "dtype": str(target.model.dtype),
         "simulated": settings.simulated,
@@ -52,11 +51,11 @@ def run(settings: Settings) -> None:
         "draft_model": settings.draft_model,
         "command": "python -m emsjax.bench " + shlex.join(sys.argv[1:]),
     }
-
     files.check(facts)
+    others = OtherWork()
 
     def done(cells: list[Cell]) -> None:
-        files.add(records_of(cells, facts))
+        files.add(records_of(cells, facts | {"other_cpus": others.since_last_asked()}))
 
     run_sweep(settings.sweep(), target, datasets, done, say, peer)
     for line in files.summary():
@@ -72,11 +71,13 @@ def record_acceptance(settings: Settings) -> None:
     use_compile_cache()
     assert settings.record is not None
     _make(settings.record.parent)
+    if settings.record.is_dir():
+        raise UserError(f"--record {str(settings.record)!r} is a directory: name a file")
     target = _target(settings)
     size, drafter = settings.batch_sizes[0], settings.recorded().drafter
     recorder = Recorder()
     datasets = _datasets(settings, target)
-    chosen = [take_evenly(prompts, settings.prompts, size) for prompts in datasets.values()]
+    chosen = [dataset.take(settings.prompts, size) for dataset in datasets.values()]
     prompts = list(itertools.chain(*chosen))
     longest = max(map(len, prompts)) + settings.max_tokens
     plain = start(Spec(FIXED, drafter), target, size, min(longest, target.max_model_len))
@@ -96,9 +97,9 @@ def say(line: str) -> None:
 
 
 def _target(settings: Settings) -> Target:
-    acceptance = settings.acceptance()
-    if settings.config is not None and acceptance is not None:
-        return random_target(settings.config, settings.dtype, acceptance)
+    forced = settings.forced()
+    if settings.config is not None and forced is not None:
+        return random_target(settings.config, settings.dtype, forced)
     return real_target(
         settings.model,
         settings.dtype,
@@ -107,27 +108,25 @@ def _target(settings: Settings) -> Target:
     )
 
 
-def _datasets(settings: Settings, target: Target) -> dict[str, list[Tokens]]:
+def _datasets(settings: Settings, target: Target) -> Mapping[str, Dataset]:
     if target.read is None:
         if settings.prompt_tokens >= target.max_model_len:
             raise UserError(
                 f"prompts of {settings.prompt_tokens} tokens leave {target.name} no room for a "
                 f"text: it takes {target.max_model_len} together"
             )
-        count = max(settings.prompts, *settings.batch_sizes, 1)
-        vocab_size = target.model.vocab_size
-        return {SIMULATED: made_up(2 * count, settings.prompt_tokens, vocab_size)}
+        return {SIMULATED: MadeUpPrompts(settings.prompt_tokens, target.model.vocab_size)}
     found = read_datasets(settings.inputs, settings.datasets)
-    most = max(settings.prompts + size for size in settings.batch_sizes)
     return {
-        name: tokenise(take_evenly(prompts, most, 1), target.read, settings.chat)
-        for name, prompts in found.items()
+        name: GivenPrompts(prompts, target.read, settings.chat) for name, prompts in found.items()
     }
 
 
 def _make(directory: Path) -> None:
+    """Makes it, and sees that files can be written there before hours are spent on them."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()
     except OSError as error:
         raise UserError(f"directory {str(directory)!r}: {error.strerror}") from error
 
@@ -152,8 +151,11 @@ class _Files:
     def add(self, records: Sequence[Record]) -> None:
         """Writes everything measured so far."""
         self._records = merge(self._records, records)
-        replace_text(self._results, json.dumps(self._records, indent=1) + "\n")
-        replace_text(self._directory / "results.md", report(self._records))
+        try:
+            replace_text(self._results, json.dumps(self._records, indent=1) + "\n")
+            replace_text(self._directory / "results.md", report(self._records))
+        except OSError as error:
+            raise UserError(f"{self._results} cannot be written: {error.strerror}") from error
 
     def summary(self) -> list[str]:
         """Draws the plots and says what is where."""

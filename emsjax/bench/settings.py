@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from emsjax.bench.contenders import PLAIN, SIMULATED, Spec, check_spec
-from emsjax.bench.simulated import Acceptance, acceptance_of
+from emsjax.bench.simulated import Forced, forced_acceptance
 from emsjax.bench.sweep import Sweep
 from emsjax.checks import check_whole
+from emsjax.drafting import takers
 from emsjax.errors import UserError
 
 PEERS = ("transformers",)
@@ -78,14 +79,14 @@ class Settings:
         given = self.simulate_acceptance
         return f"random weights in the shape of {self.config}, acceptance forced: {given}"
 
-    def acceptance(self) -> Acceptance | None:
+    def forced(self) -> Forced | None:
         """What is simulated.
 
         Raises:
           UserError: the rate is out of range, or the file cannot be read.
         """
         given = self.simulate_acceptance
-        return None if given is None else acceptance_of(given)
+        return None if given is None else forced_acceptance(given)
 
     def texts(self) -> dict[str, Any]:
         """What is written to what prompts, apart from how many of them."""
@@ -109,9 +110,13 @@ class Settings:
 
     def specs(self) -> list[Spec]:
         """All contenders."""
-        drafters = self.drafters or ((SIMULATED,) if self.config else ("prompt-lookup",))
-        pairs = itertools.product(self.methods, drafters)
+        pairs = itertools.product(self.methods, self.drafters or (self._default_drafter(),))
         return list(dict.fromkeys(Spec(m) if m == PLAIN else Spec(m, d) for m, d in pairs))
+
+    def _default_drafter(self) -> str:
+        if self.config:
+            return SIMULATED
+        return "prompt-lookup" if self.draft_model is None else "combined"
 
     def sweep(self) -> Sweep:
         """What is measured."""
@@ -138,7 +143,7 @@ def check(settings: Settings) -> None:
     for spec in settings.specs():
         check_spec(spec)
     if settings.record is not None:
-        settings.recorded()
+        _check_recording(settings)
     for size in settings.batch_sizes:
         check_whole("batch size", size, 1)
     if settings.compare not in (None, *PEERS):
@@ -149,11 +154,25 @@ def check(settings: Settings) -> None:
         _check_simulated(settings)
 
 
+def _check_recording(settings: Settings) -> None:
+    settings.recorded()
+    figures = {
+        "--compare": settings.compare,
+        "--append": settings.append,
+        "--trace": settings.trace,
+    }
+    if given := [name for name, value in figures.items() if value]:
+        raise UserError(f"{given[0]} is for figures, of which --record makes none: leave it out")
+
+
 def _check_real(settings: Settings) -> None:
     if settings.random_weights or settings.simulate_acceptance is not None:
         raise UserError("--random-weights and --simulate-acceptance are for a --config: name one")
-    if any(spec.drafter.partition("@")[0] == SIMULATED for spec in settings.specs()):
+    drafters = {spec.drafter_name for spec in settings.specs()}
+    if SIMULATED in drafters:
         raise UserError(f"the drafter {SIMULATED!r} is for --simulate-acceptance")
+    if settings.draft_model is not None and drafters.isdisjoint(takers("draft_model")):
+        raise UserError(f"--draft-model is for --drafters {' or '.join(takers('draft_model'))}")
     if not settings.inputs:
         raise UserError("there are no prompts: name a file of JSON lines with --input")
 
@@ -169,10 +188,11 @@ def _check_simulated(settings: Settings) -> None:
         "--draft-model": settings.draft_model,
         "--input": settings.inputs,
         "--datasets": settings.datasets,
-        "--compare": settings.compare,
         "--record": settings.record,
+        "--chat": settings.chat,
+        "--ignore-eos": settings.ignore_eos,
     }
     if given := [name for name, value in others.items() if value]:
         raise UserError(f"{given[0]} needs a real model: leave it out, or --config")
-    if any(drafter.partition("@")[0] != SIMULATED for drafter in settings.drafters or ()):
+    if any(spec.drafter_name not in (PLAIN, SIMULATED) for spec in settings.specs()):
         raise UserError(f"with --simulate-acceptance the drafter is {SIMULATED!r}, or with @K")

@@ -19,7 +19,7 @@ import numpy as np
 
 from emsjax.draft import Draft
 from emsjax.drafters.base import Stateless, WorthDrafting
-from emsjax.drafting import MAX_DRAFT_LENGTH
+from emsjax.drafting import DRAFT_LENGTH, MAX_DRAFT_LENGTH
 from emsjax.errors import UserError
 from emsjax.sampling.choose import Chosen, choose
 from emsjax.sampling.rows import Rows
@@ -47,7 +47,19 @@ class Acceptance(NamedTuple):
     confidence: np.ndarray | jax.Array
 
 
-def acceptance_of(wanted: str) -> Acceptance:
+class Forced(NamedTuple):
+    """What is simulated.
+
+    Attributes:
+      acceptance: the table.
+      draft_length: tokens drafted at once by a drafter that is not told how many.
+    """
+
+    acceptance: Acceptance
+    draft_length: int
+
+
+def forced_acceptance(wanted: str) -> Forced:
     """From a rate, or from a file that `recording` wrote.
 
     Args:
@@ -60,13 +72,15 @@ def acceptance_of(wanted: str) -> Acceptance:
     try:
         rate = float(wanted)
     except ValueError:
-        return read_acceptance(Path(wanted))
+        recorded = read_acceptance(Path(wanted))
+        return Forced(recorded, int(np.max(recorded.drafted, initial=1)))
     if not 0 <= rate <= 1:
         raise UserError(f"an acceptance of {wanted} is no share of tokens: give a number 0 to 1")
     right = np.random.default_rng(0).random((SAMPLES, PLACES, LONGEST)) < rate
     accepted = np.cumprod(right, axis=2).sum(axis=2)
     shape = accepted.shape
-    return _typed(np.full(shape, LONGEST), accepted, np.full(shape, rate))
+    table = _typed(np.full(shape, LONGEST), accepted, np.full(shape, rate))
+    return Forced(table, DRAFT_LENGTH)
 
 
 def read_acceptance(file: Path) -> Acceptance:

@@ -79,9 +79,10 @@ class SteppedEngine(Engine):
 
     def advance(self, state: DecodeState, max_steps: int, others_wait: bool) -> DecodeState:
         """One step."""
-        del max_steps, others_wait
+        del max_steps
+        waits = jnp.asarray(others_wait)
         parts, seconds = self._parts, dict.fromkeys(PARTS, 0.0)
-        costs, load = self.costs, load_of(state, value_of(state, False))
+        costs, load = self.costs, load_of(state, value_of(state, waits))
         before = jax.device_get((state.lens, state.prompt_lens, state.live, state.stats.accepted))
         # Only the target's pass has to do with the cache.
         cache, state = state.cache, state.replace(cache=jnp.zeros((), state.cache.dtype))
@@ -93,8 +94,8 @@ class SteppedEngine(Engine):
             seconds[part] = time.perf_counter() - started
             return result
 
-        state, draft = timed("draft", parts.draft, self.drafter.weights, costs, state)
-        planned: Planned = timed("plan", parts.plan, costs, state, draft)
+        state, draft = timed("draft", parts.draft, self.drafter.weights, costs, state, waits)
+        planned: Planned = timed("plan", parts.plan, costs, state, draft, waits)
         result: Forward = timed("target", parts.target, cache, state, planned.plan)
         cache, result = result.cache, result._replace(cache=state.cache)
         state = timed("verify", parts.verify, state, draft, planned, result)

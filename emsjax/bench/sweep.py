@@ -16,10 +16,11 @@ from emsjax.bench.decoding import Decoding, together
 from emsjax.bench.limits import Limits, measure_limits, share_of_limit
 from emsjax.bench.parts import time_parts
 from emsjax.bench.peer import PEER, Peer
-from emsjax.bench.prompts import Tokens, take_evenly
+from emsjax.bench.prompts import Dataset
 from emsjax.bench.target import Target
+from emsjax.errors import UserError
 from emsjax.jobs import Job
-from emsjax.policy import POLICIES
+from emsjax.memory import free_bytes
 
 # Of the first batch, so that nothing of the measured runs is done for the first time.
 WARM_UP_TOKENS = 16
@@ -84,10 +85,10 @@ Say = Callable[[str], None]
 def run_sweep(
     sweep: Sweep,
     target: Target,
-    datasets: Mapping[str, Sequence[Tokens]],
+    datasets: Mapping[str, Dataset],
     on_size: Callable[[list[Cell]], None],
     say: Say,
-    peer: Peer | None = None,
+    peer: Callable[[], Peer] | None = None,
 ) -> None:
     """Measures, one batch size after the other.
 
@@ -97,7 +98,7 @@ def run_sweep(
       datasets: prompts by name.
       on_size: called with the cells of each batch size as they are done.
       say: told of what is being done.
-      peer: another library to compare with.
+      peer: makes another library ready to compare with.
     """
     model: Any = target.model
     limits = None
@@ -105,9 +106,21 @@ def run_sweep(
         precision = "highest" if model.dtype == jnp.float32 else None
         limits = measure_limits(model.dtype, precision)
     specs = list(dict.fromkeys([BASELINE, *sweep.specs]))
+    other: Peer | str | None = None
+    if peer is not None:
+        other = _ready(peer, say)
     for size in sweep.batch_sizes:
-        on_size(_Size(sweep, target, size, limits, say, peer).cells(specs, datasets))
+        on_size(_Size(sweep, target, size, limits, say, other).cells(specs, datasets))
         gc.collect()
+
+
+def _ready(peer: Callable[[], Peer], say: Say) -> Peer | str:
+    """The peer, or why there is none."""
+    errors: list[str] = []
+    with mishaps(errors.append):
+        return peer()
+    say(f"{' '.join(PEER)}: {errors[0]}")
+    return errors[0]
 
 
 class _Size:
@@ -120,17 +133,17 @@ class _Size:
         size: int,
         limits: Limits | None,
         say: Say,
-        peer: Peer | None,
+        peer: Peer | str | None,
     ):
         self._sweep, self._target, self._size = sweep, target, size
         self._limits, self._say, self._peer = limits, say, peer
         self._running: dict[Spec, Contender | Peer] = {}
         self._errors: dict[Spec, str] = {}
 
-    def cells(self, specs: Sequence[Spec], datasets: Mapping[str, Sequence[Tokens]]) -> list[Cell]:
+    def cells(self, specs: Sequence[Spec], datasets: Mapping[str, Dataset]) -> list[Cell]:
         """Of every contender on every dataset."""
         sweep = self._sweep
-        chosen = {name: take_evenly(p, sweep.prompts, self._size) for name, p in datasets.items()}
+        chosen = {name: each.take(sweep.prompts, self._size) for name, each in datasets.items()}
         longest = max(len(prompt) for prompts in chosen.values() for prompt in prompts)
         self._longest = min(longest + sweep.max_tokens, self._target.max_model_len)
         self._start(specs)
@@ -142,8 +155,7 @@ class _Size:
 
     def _start(self, specs: Sequence[Spec]) -> None:
         """All contenders with caches of one size, for they lend theirs to each other."""
-        aligned = any(POLICIES[s.method].align_cache for s in specs if s.method in POLICIES)
-        room = TEXTS_OF_HOLES * self._sweep.max_tokens if aligned else 0
+        room = TEXTS_OF_HOLES * self._sweep.max_tokens if any(s.aligned for s in specs) else 0
         for spec in specs:
             self._say(f"batch {self._size}: compiling {' '.join(spec)}")
             with mishaps(partial(self._errors.__setitem__, spec)):
@@ -152,7 +164,9 @@ class _Size:
                     # Else the first batch's prompts would take as long as loading programs does.
                     contender.prefill([Job(0, (0, 0), 1)])
                 self._running[spec] = contender
-        if self._peer is not None:
+        if isinstance(self._peer, str):
+            self._errors[PEER] = self._peer
+        elif self._peer is not None:
             self._running[PEER] = self._peer
 
     def _measure(
@@ -253,6 +267,7 @@ class _Size:
         if isinstance(contender, Contender):
             prompts = cache.lend()
             cache.give_back(prompts)
+            _check_copy_fits(prompts)
             begun[cell.spec] = contender.begin(jnp.copy(prompts), cache.jobs)
 
     def _decode(
@@ -269,3 +284,13 @@ class _Size:
         if isinstance(contender, Contender) and self._limits is not None:
             every = together([run for runs in cell.runs for run in runs])
             cell.limit_share = share_of_limit(every, self._target.model, self._limits)
+
+
+def _check_copy_fits(cache: jax.Array) -> None:
+    """Before it is made: a CPU's memory is promised first, and the process killed later."""
+    free = free_bytes()
+    if free is not None and cache.nbytes > free:
+        raise UserError(
+            f"out of memory: taking turns needs a cache each, {cache.nbytes / 2**30:.2f} GiB more "
+            f"where {free / 2**30:.2f} GiB are free"
+        )

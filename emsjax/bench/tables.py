@@ -7,6 +7,8 @@ from emsjax.bench.paper import SPEEDUP
 from emsjax.bench.records import Record
 
 OTHER_TEXTS = "†"
+# Processors; a system that is left alone takes a few hundredths of one.
+BUSY = 0.1
 
 
 def report(records: Sequence[Record]) -> str:
@@ -19,6 +21,7 @@ def report(records: Sequence[Record]) -> str:
     lines = [
         f"# {first['model']}, {first['dtype']}",
         f"On {first['device']}; {'; or '.join(dict.fromkeys(map(_versions, records)))}.",
+        *_commits(records),
         *_busy(records),
         *_attention(records),
         *([f"**Simulated**: {first['simulated']}."] if first["simulated"] else []),
@@ -32,8 +35,21 @@ def report(records: Sequence[Record]) -> str:
 
 
 def _busy(records: Sequence[Record]) -> list[str]:
-    load = max(record["load_at_start"] or 0.0 for record in records)
-    return [f"**Other work ran beside it** (load {load:.1f})."] if load > 0.5 else []
+    """Records of version 0.1.0 or before do not tell."""
+    others = max(record.get("other_cpus") or 0.0 for record in records)
+    if others < BUSY:
+        return []
+    return [f"**Other work ran beside it**: it kept {others:.1f} processors busy."]
+
+
+def _commits(records: Sequence[Record]) -> list[str]:
+    """Of which code the figures are."""
+    sizes: dict[str, dict[str, None]] = {}
+    for record in records:
+        commit = record.get("commit") or "not known"
+        sizes.setdefault(commit, {})[str(record["batch_size"])] = None
+    each = "; ".join(f"{commit} (batch {', '.join(found)})" for commit, found in sizes.items())
+    return [f"Commit: {each}."]
 
 
 def _versions(record: Record) -> str:
@@ -104,7 +120,7 @@ def _row(r: Record) -> list[str]:
         _figure(r["tokens_per_step"]),
         *map(_share, (r["input_padding"], r["cache_padding"], r["unused_rows"], r["limit_share"])),
         "-" if memory is None else f"{memory / 1e6:.0f}",
-        f"{r['prompts_differing']} of {r['prompts']}",
+        "-" if r["prompts_differing"] is None else f"{r['prompts_differing']} of {r['prompts']}",
     ]
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from emsjax.bench.prompts import Tokens
-from emsjax.bench.simulated import Acceptance, scripted_choice
+from emsjax.bench.simulated import Forced, scripted_choice
 from emsjax.drafters.base import Drafter
 from emsjax.jobs import Job
 from emsjax.loading.load import LoadedModel, load_model
@@ -25,7 +25,7 @@ class Target:
       max_model_len: the most tokens of a sample that the model was made for.
       read: a prompt's token ids; None where prompts are made up.
       loaded: a real model, for its drafters; None for random weights.
-      acceptance: simulated; None where drafts are real.
+      forced: what is simulated; None where drafts are real.
       options: of every engine.
       dtype: of the model, as for `LLM`.
       draft_model: for the drafters that need one.
@@ -38,7 +38,7 @@ class Target:
     max_model_len: int
     read: Callable[[Any], Tokens] | None = None
     loaded: LoadedModel | None = None
-    acceptance: Acceptance | None = None
+    forced: Forced | None = None
     options: dict[str, Any] = field(default_factory=dict)
     dtype: str = "auto"
     draft_model: str | None = None
@@ -87,13 +87,13 @@ def real_target(
     )
 
 
-def random_target(config: str, dtype: str, acceptance: Acceptance) -> Target:
+def random_target(config: str, dtype: str, forced: Forced) -> Target:
     """A model of some shape with random weights, its texts and drafts simulated.
 
     Args:
       config: as for `named_config`.
       dtype: as for `LLM`.
-      acceptance: what is drafted and accepted.
+      forced: what is drafted and accepted.
 
     Raises:
       UserError: there is no such configuration.
@@ -101,4 +101,4 @@ def random_target(config: str, dtype: str, acceptance: Acceptance) -> Target:
     model: Any = random_model(config, dtype)
     options = {"choose": scripted_choice(model.vocab_size)}
     longest = model.max_positions
-    return Target(model, config, (), longest, acceptance=acceptance, options=options, dtype=dtype)
+    return Target(model, config, (), longest, forced=forced, options=options, dtype=dtype)

@@ -30,11 +30,15 @@ class DraftModelState(NamedTuple):
 
     Attributes:
       cache: its K/V, [Ld, B, S, R, 128].
-      kv_lens: int32[B], how many of the slot's tokens are in it, if those were all accepted.
+      kv_lens: int32[B], how many of the slot's tokens are in it, if its guesses were right.
+      guesses: int32[B, k], what it drafted last.
+      guessed_from: int32[B], the place of the first of them; S where it drafted nothing.
     """
 
     cache: jax.Array
     kv_lens: jax.Array
+    guesses: jax.Array
+    guessed_from: jax.Array
 
 
 class _Drafting(NamedTuple):
@@ -86,7 +90,11 @@ class DraftModel:
     def init(self, num_slots: int, capacity: int) -> DraftModelState:
         """An empty cache."""
         spec = self.merge(self.weights).cache_spec(num_slots, capacity)
-        return DraftModelState(jnp.zeros(spec.shape, spec.dtype), jnp.zeros(num_slots, jnp.int32))
+        nothing = jnp.zeros(num_slots, jnp.int32)
+        guesses = jnp.zeros((num_slots, self.draft_length), jnp.int32)
+        return DraftModelState(
+            jnp.zeros(spec.shape, spec.dtype), nothing, guesses, nothing + capacity
+        )
 
     def admit(self, drafter_state: DraftModelState, slot: jax.Array) -> DraftModelState:
         """Nothing is known of the slot's new request."""
@@ -96,9 +104,7 @@ class DraftModel:
         self, state: DecodeState, weights: Any, worth: WorthDrafting
     ) -> tuple[Draft, DraftModelState]:
         """Reads what it has missed and drafts for each slot that is up to date."""
-        model, mine = self.merge(weights), state.drafter
-        # Rejected guesses are in its cache as well: they are overwritten.
-        mine = mine._replace(kv_lens=jnp.minimum(mine.kv_lens, state.lens - 1))
+        model, mine = self.merge(weights), _without_wrong_guesses(state.drafter, state)
         likely = expect(state.experience, COSTLY_SOURCE, self.draft_length)
         survival = jnp.where(state.live[:, None], jnp.cumprod(likely, axis=1), 0.0)
         length = worth(survival)
@@ -109,8 +115,9 @@ class DraftModel:
         lens = jnp.where(ready, jnp.minimum(length, room), 0)
         drafted = self._draft(model, state, mine, lens)
         fed = jnp.where(lens > 0, state.lens + lens - 1, mine.kv_lens)
+        begun = jnp.where(lens > 0, state.lens, state.tokens.shape[1])
         draft = Draft(drafted.guesses, lens, drafted.confidence, jnp.full_like(lens, COSTLY_SOURCE))
-        return draft, DraftModelState(drafted.cache, fed)
+        return draft, DraftModelState(drafted.cache, fed, drafted.guesses, begun)
 
     def _catch_up(
         self, model: Model, state: DecodeState, mine: DraftModelState, wanted: jax.Array
@@ -133,7 +140,7 @@ class DraftModel:
         pending = wanted & (q_lens > 0).any()
         _, cache = jax.lax.while_loop(goes_on, read, (pending, mine.cache))
         read_lens = jnp.where(wanted, mine.kv_lens + q_lens, mine.kv_lens)
-        return DraftModelState(cache, read_lens)
+        return mine._replace(cache=cache, kv_lens=read_lens)
 
     def _draft(
         self, model: Model, state: DecodeState, mine: DraftModelState, lens: jax.Array
@@ -183,6 +190,22 @@ class DraftModel:
             guesses=now.guesses.at[:, now.done].set(guess),
             confidence=now.confidence.at[:, now.done].set(sure),
         )
+
+
+def _without_wrong_guesses(mine: DraftModelState, state: DecodeState) -> DraftModelState:
+    """Knows no more than what became of the text; the rest of its cache is overwritten.
+
+    Which guesses were right is read from the text: what was verified may have been another
+    drafter's draft, see `Combined`.
+    """
+    capacity = state.tokens.shape[1]
+    steps = jnp.arange(mine.guesses.shape[1], dtype=jnp.int32)[None]
+    places = mine.guessed_from[:, None] + steps
+    written = jnp.take_along_axis(state.tokens, jnp.minimum(places, capacity - 1), axis=1)
+    right = (places < state.lens[:, None]) & (written == mine.guesses)
+    right = jnp.cumprod(right, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
+    known = jnp.minimum(mine.guessed_from + right, state.lens - 1)
+    return mine._replace(kv_lens=jnp.minimum(mine.kv_lens, known))
 
 
 def _fit(logits: jax.Array, vocab_size: int) -> jax.Array:

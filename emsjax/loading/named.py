@@ -24,11 +24,11 @@ def named_config(model: str | Path) -> DecoderConfig:
     Raises:
       UserError: there is no such name or file, or its configuration is damaged or unsupported.
     """
-    return model_config(_hugging_face(model))
+    return model_config(hugging_face_config(model))
 
 
-def _hugging_face(model: str | Path) -> dict[str, Any]:
-    """The Hugging Face configuration, every default filled in."""
+def hugging_face_config(model: str | Path) -> dict[str, Any]:
+    """The same as Hugging Face has it, every default filled in; see `named_config`."""
     name = str(model).lower()
     if name in PUBLISHED:
         return complete_config(PUBLISHED[name], supported(), name)

@@ -1,11 +1,17 @@
 """Loss and acceptance over the training, as a picture."""
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 from emsjax.training.fit import Progress
 
 _SHOWN_LENGTHS = (1, 3, 5)
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed, which nothing else of a training needs."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def draw_curves(progress: Sequence[Progress], file: Path) -> None:

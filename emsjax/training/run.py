@@ -13,7 +13,7 @@ from emsjax.loading.load import LoadedModel, load_model
 from emsjax.models.recurrent_draft import RecurrentConfig
 from emsjax.training.batches import frequent_tokens, is_held_out
 from emsjax.training.corpus import read_prompts
-from emsjax.training.curves import draw_curves
+from emsjax.training.curves import can_draw, draw_curves
 from emsjax.training.fit import Progress, fit
 from emsjax.training.own_prompts import start_of_message, write_own_prompts
 from emsjax.training.record import Text, write_texts
@@ -60,16 +60,14 @@ def train(
     if before is None:
         write_settings(training, {})
     prompts += _own_prompts(training, target, start, on_text)
+    held_prompts = [is_held_out(prompt, training.held_out) for prompt in prompts]
+    _check_held_out(held_prompts)
     settle(training, prompts, before or {})
     texts = write_texts(target, prompts, training.output / TEXTS, training.writing, on_text)
-    kept = [is_held_out(prompts[text.prompt], training.held_out) for text in texts]
-    learn = [text for text, held in zip(texts, kept, strict=True) if not held]
+    learn = [text for text in texts if not held_prompts[text.prompt]]
     # One text of each prompt, or prompts with many would count for more.
-    held_out = [t for t, held in zip(texts, kept, strict=True) if held and t.output == 0]
-    if not learn or not held_out:
-        raise UserError(
-            f"{len(prompts)} prompts are too few to hold some out for evaluation: give more"
-        )
+    held_out = [text for text in texts if held_prompts[text.prompt] and text.output == 0]
+    _check_held_out([*(False for _ in learn), *(True for _ in held_out)])
     model: Any = target.model
     token_ids = frequent_tokens(learn, model.vocab_size, min(training.vocabulary, model.vocab_size))
     config = RecurrentConfig(
@@ -90,6 +88,15 @@ def train(
     directory = training.output / DRAFT
     save_draft(directory, draft, token_ids, _manifest(training, target, config, learn, log))
     return directory
+
+
+def _check_held_out(held_out: Sequence[bool]) -> None:
+    """Whether there is something to learn from, and something to evaluate on."""
+    if all(held_out) or not any(held_out):
+        raise UserError(
+            f"{len(held_out)} prompts are too few to learn from some and hold out others for "
+            "evaluation: give more, or another --held-out"
+        )
 
 
 def _given_prompts(training: Training, target: LoadedModel) -> list[list[int]]:
@@ -133,7 +140,8 @@ class _Log:
         self.progress.append(progress)
         lines = [json.dumps(each._asdict()) + "\n" for each in self.progress]
         replace_text(self._directory / LOG, "".join(lines))
-        draw_curves(self.progress, self._directory / CURVES)
+        if can_draw():
+            draw_curves(self.progress, self._directory / CURVES)
         self._on_progress(progress)
 
 

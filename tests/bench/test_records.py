@@ -1,5 +1,9 @@
 """From runs to records, tables and shares of the hardware's limit; made-up runs."""
 
+import subprocess
+import sys
+import time
+
 import jax
 import numpy as np
 import pytest
@@ -9,8 +13,9 @@ from emsjax.bench.cells import Cell, mishaps
 from emsjax.bench.contenders import Spec
 from emsjax.bench.decoding import Run
 from emsjax.bench.limits import Limits, measure_limits, share_of_limit
+from emsjax.bench.other_work import OtherWork
 from emsjax.bench.parts import StepParts
-from emsjax.bench.records import ALIKE, check_alike, merge, records_of
+from emsjax.bench.records import check_alike, merge, records_of
 from emsjax.bench.tables import report
 from emsjax.errors import UserError
 from tests.engine.setup import tiny_model
@@ -29,7 +34,7 @@ COUNTS = {
 }
 FACTS = {"model": "m", "dtype": "float32", "simulated": None, "device": "cpu", "texts": {}}
 FACTS |= {"draft_model": None}
-FACTS |= {"versions": {"jax": "1"}, "load_at_start": 0.1, "command": "the command"}
+FACTS |= {"versions": {"jax": "1"}, "other_cpus": 0.01, "command": "the command"}
 FOUR, FIVE = (1, 2, 3, 4), (1, 2, 3, 4, 5)
 
 
@@ -61,6 +66,8 @@ def test_where_plain_decoding_failed_there_are_rates_but_no_speedup():
     assert found[0]["tokens_per_second"] is None
     assert found[1]["decode_tokens_per_second"] == 1.0
     assert (found[1]["speedup"], found[1]["decode_speedup_spread"]) == (None, None)
+    assert found[1]["prompts_differing"] is None, "there is nothing to compare with"
+    assert "| - |" in report(found)
     assert "| failed |" in report(found)
 
 
@@ -79,7 +86,19 @@ def test_no_speedup_outlives_the_plain_decoding_that_it_is_over():
     assert [record["method"] for record in merge(earlier, newer)] == ["none", "vanilla"]
 
 
-@pytest.mark.parametrize("field", ALIKE)
+def test_figures_outlive_an_attempt_to_make_better_ones():
+    earlier = records_of([cell("none", [4.0]), cell("ems", [2.0])], FACTS)
+    failed = cell("none", [1.0])
+    failed.error = "out of memory"
+    newer = records_of([failed, cell("ems", [1.0])], FACTS)
+    assert merge(earlier, newer) == earlier
+    assert merge([], newer) == newer
+    assert merge(newer, newer) == newer
+
+
+@pytest.mark.parametrize(
+    "field", ["model", "dtype", "simulated", "device", "versions", "texts", "draft_model"]
+)
 def test_records_of_something_else_are_not_added(field: str):
     earlier = records_of([cell("none", [1.0])], FACTS | {field: "a"})
     check_alike(earlier, FACTS | {field: "a"})
@@ -94,14 +113,16 @@ def test_the_report_says_what_makes_figures_incomparable():
     assert "†" not in quiet
     assert "kernel" not in quiet
     ours.facts["attention"] = "reference"
-    records = records_of([plain, ours], FACTS | {"load_at_start": 2.0})
+    records = records_of([plain, ours], FACTS | {"other_cpus": 0.2, "commit": "abc"})
     records[1]["command"] = "another command"
     text = report(records)
     assert "2.50 (2.08)† |" in text
     assert "| 1 of 1 |" in text
     assert "12% |" in text
     assert "tpu in none; reference in ems" in text
-    assert "(load 2.0)" in text
+    assert "it kept 0.2 processors busy" in text
+    assert "Commit: abc (batch 1)." in text
+    assert "Other work" not in quiet
     assert "the command\nanother command\n" in text
 
 
@@ -114,6 +135,7 @@ class OutOfMemoryError(RuntimeError):
     [
         jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no"),
         OutOfMemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
         MemoryError(),
     ],
 )
@@ -130,6 +152,17 @@ def test_other_errors_are_not_hidden(error: Exception):
     with pytest.raises(type(error)), mishaps(said.append):
         raise error
     assert said == []
+
+
+def test_other_work_is_seen_and_our_own_is_not():
+    work = OtherWork()
+    end = time.perf_counter() + 0.3
+    while time.perf_counter() < end:
+        pass
+    alone = work.since_last_asked()
+    busy = "import time\nend = time.time() + 1\nwhile time.time() < end: pass"
+    subprocess.run([sys.executable, "-c", busy], check=True)
+    assert work.since_last_asked() > max(alone, 0.3)
 
 
 def test_the_limit_is_the_longer_of_reading_and_computing():

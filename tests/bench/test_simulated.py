@@ -11,7 +11,7 @@ from emsjax.bench.recording import Recorder
 from emsjax.bench.simulated import (
     Acceptance,
     Simulated,
-    acceptance_of,
+    forced_acceptance,
     read_acceptance,
     script,
     scripted_choice,
@@ -20,6 +20,7 @@ from emsjax.bench.simulated import (
 from emsjax.bench.target import Target
 from emsjax.drafters import NoDrafter, PromptLookup
 from emsjax.engine import Engine
+from emsjax.drafting import DRAFT_LENGTH, MAX_DRAFT_LENGTH
 from emsjax.errors import UserError
 from emsjax.jobs import Job
 from emsjax.policy import POLICIES
@@ -80,15 +81,22 @@ def test_each_sample_walks_through_its_row(method: str):
 
 @pytest.mark.parametrize(("rate", "tokens_per_step"), [("0", 1.0), ("1", 1.0 + LENGTH)])
 def test_a_rate_for_all(rate: str, tokens_per_step: float):
-    run = simulate(acceptance_of(rate))
+    run = simulate(forced_acceptance(rate).acceptance)
     assert SLOTS * TOKENS / run.counts["target_steps"] == tokens_per_step
 
 
 def test_the_rate_is_that_of_each_token():
-    table = acceptance_of("0.7")
+    table = forced_acceptance("0.7").acceptance
     counts = np.bincount(np.minimum(table.accepted, 7).ravel()) / table.accepted.size
     expected = [0.3 * 0.7**n for n in range(7)] + [0.7**7]
     assert np.abs(counts - expected).max() < 0.01  # 32,768 draws: four standard errors
+
+
+def test_drafts_are_as_long_as_those_recorded_and_of_a_rate_as_usual(tmp_path):
+    long = Acceptance(np.full((1, 3), MAX_DRAFT_LENGTH), np.ones((1, 3)), np.ones((1, 3)))
+    write_acceptance([Acceptance(*(field[0] for field in long))], tmp_path / "long.jsonl")
+    assert forced_acceptance(str(tmp_path / "long.jsonl")).draft_length == MAX_DRAFT_LENGTH
+    assert forced_acceptance("0.5").draft_length == DRAFT_LENGTH
 
 
 def test_to_be_timed_every_place_has_a_draft():
@@ -115,6 +123,7 @@ def test_what_was_recorded_is_what_happened(tmp_path):
     write_acceptance(recorder.samples, tmp_path / "acceptance.jsonl")
     table = read_acceptance(tmp_path / "acceptance.jsonl")
     assert table.drafted.shape[0] == SLOTS
+    assert forced_acceptance(str(tmp_path / "acceptance.jsonl")).draft_length == table.drafted.max()
     assert run.counts["accepted"].sum() > 0
     # The last step of a text is not recorded: how far its draft was right is not known.
     walks = [walk(sample.accepted, len(sample.accepted)) for sample in recorder.samples]
@@ -129,7 +138,7 @@ def test_what_was_recorded_is_what_happened(tmp_path):
 )
 def test_impossible_acceptance(wanted: str, message: str):
     with pytest.raises(UserError, match=message):
-        acceptance_of(wanted)
+        forced_acceptance(wanted)
 
 
 @pytest.mark.parametrize(

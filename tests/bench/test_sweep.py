@@ -6,12 +6,12 @@ import math
 import jax
 import pytest
 
-from emsjax.bench import contenders, sweep
+from emsjax.bench import contenders, run, sweep
 from emsjax.bench.__main__ import main
 from emsjax.bench.contenders import Contender
 from emsjax.bench.decoding import Decoding
 from emsjax.bench.limits import Limits
-from emsjax.bench.prompts import made_up, read_datasets, take_evenly
+from emsjax.bench.prompts import GivenPrompts, MadeUpPrompts, read_datasets, take_evenly
 from emsjax.errors import UserError
 from emsjax.loading.load import load_model
 from tests.tiny import VOCAB_SIZE, checkpoint
@@ -85,6 +85,7 @@ def test_one_run_of_everything(prompts, tmp_path):
             assert record["attention"] == "reference"
             assert 0 < record["limit_share"] < 1
             assert record["peak_memory_bytes"] > weights + cache
+            assert record["other_cpus"] >= 0
             if record["method"] == "none":
                 assert record["unused_rows"] >= 0.25  # four rows for three slots
     assert len({(record["dataset"], record["tokens"]) for record in records}) == 2
@@ -202,6 +203,25 @@ def out_of_memory(*_):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
 
+def test_a_peer_that_does_not_fit_is_one_failed_cell(prompts, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "peer_of", out_of_memory)
+    options = ["--model", checkpoint("llama-tied"), "--input", prompts, "--datasets", "a"]
+    options += ["--methods", "none", "--batch-sizes", "1", "--prompts", "1", "--max-tokens", "4"]
+    options += ["--compare", "transformers", "--repeats", "1", "--no-parts"]
+    assert bench(tmp_path, *options) == 0
+    found = {record["method"]: record["error"] for record in results(tmp_path)}
+    assert found == {"none": None, "transformers": "out of memory"}
+
+
+def test_caches_of_their_own_have_to_fit(prompts, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "free_bytes", lambda: 1000)
+    options = ["--model", checkpoint("llama-tied"), "--input", prompts, "--datasets", "a"]
+    options += ["--methods", "none", "--batch-sizes", "1", "--prompts", "1", "--max-tokens", "4"]
+    assert bench(tmp_path, *options, "--repeats", "1", "--steps-per-turn", "2", "--no-parts") == 0
+    (record,) = results(tmp_path)
+    assert "out of memory: taking turns needs a cache each" in record["error"]
+
+
 @pytest.mark.parametrize("when", ["compiling", "decoding", "in turns"])
 def test_what_does_not_fit_says_so_and_the_rest_goes_on(when, prompts, tmp_path, monkeypatch):
     real_start, real_decode = contenders.start, Contender.decode
@@ -249,10 +269,12 @@ def test_random_weights_of_some_shape(tmp_path):
         tmp_path,
         *("--config", config, "--random-weights", "--simulate-acceptance", "0.8"),
         *("--methods", "ems", "--batch-sizes", "2", "--prompts", "2", "--prompt-tokens", "20"),
-        *("--max-tokens", "16", "--repeats", "1", "--no-parts"),
+        *("--max-tokens", "16", "--repeats", "1", "--no-parts", "--compare", "transformers"),
     )
     assert status == 0
-    plain, ems = results(tmp_path)
+    plain, ems, peer = results(tmp_path)
+    assert (peer["error"], peer["tokens"], peer["prompts_differing"]) == (None, 32, None)
+    assert peer["decode_speedup"] > 0
     assert "acceptance forced: 0.8" in ems["simulated"]
     assert "**Simulated**" in (tmp_path / "results.md").read_text()
     assert plain["tokens_per_step"] == 1.0
@@ -275,6 +297,15 @@ def test_random_weights_of_some_shape(tmp_path):
         (["--methods", "none", "--record", "x.jsonl"], "that draft"),
         (["--batch-sizes", "0"], "batch size"),
         (["--config", "opt-125m"], "needs --random-weights"),
+        (
+            ["--drafters", "prompt-lookup", "--draft-model", "x", "--input", "x"],
+            "is for --drafters",
+        ),
+        (["--record", "x.jsonl", "--append"], "--append is for figures"),
+        (
+            ["--config", "opt-125m", "--random-weights", "--simulate-acceptance", "0.5", "--chat"],
+            "--chat needs a real model",
+        ),
         (["--random-weights"], "are for a --config"),
         (["--compare", "vllm"], "is unknown"),
         (
@@ -329,7 +360,20 @@ def test_prompts_come_evenly_in_full_batches():
     assert len(take_evenly(range(100), 24, 16)) == 32
 
 
-def test_made_up_prompts_begin_with_their_number():
-    prompts = made_up(5, 7, VOCAB_SIZE)
-    assert [prompt[0] for prompt in prompts] == [0, 1, 2, 3, 4]
+def test_only_prompts_that_are_taken_are_tokenised():
+    read = []
+
+    def reader(prompt):
+        read.append(prompt)
+        return [3]
+
+    prompts = GivenPrompts([f"prompt {n}" for n in range(100)], reader, chat=True)
+    assert prompts.take(3, 4) == prompts.take(4, 1) == [(3,)] * 4
+    assert [message["content"] for (message,) in read] == [f"prompt {n}" for n in (0, 25, 50, 75)]
+
+
+@pytest.mark.parametrize(("least", "size", "count"), [(5, 1, 5), (24, 16, 32)])
+def test_simulated_samples_are_the_first_ones_each_once(least, size, count):
+    prompts = MadeUpPrompts(7, VOCAB_SIZE).take(least, size)
+    assert [prompt[0] for prompt in prompts] == list(range(count))
     assert {len(prompt) for prompt in prompts} == {7}

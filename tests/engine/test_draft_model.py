@@ -5,10 +5,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from emsjax.jobs import Job
 from emsjax.packing import pack
 from tests.engine.setup import make_drafter, make_engine, run_all, tiny_model
+from tests.units.states import make_state
 
 LONGEST, TOKENS = 256, 60
 
@@ -57,3 +59,43 @@ def test_drafted_and_accepted_are_those_of_a_model_that_reads_all_anew():
     assert list(found.accepted_by_position) == accepted
     assert 0.3 < sum(accepted) / sum(drafted) < 0.95, "else this says little"
     assert 0 < accepted[-1] < drafted[-1]
+
+
+@pytest.mark.parametrize("right", [0, 1, 4])
+def test_it_drafts_on_from_what_was_written_whoever_guessed_that(right: int):
+    """What it had in its cache of its own guesses is not what the text became."""
+    model = tiny_model("llama3")
+    drafter = make_drafter(model, "alike")
+    guess, k, prompt = from_scratch(drafter), drafter.draft_length, [5, 6, 7, 8, 9] * 5
+
+    def worth(survival, _found=None):
+        return jnp.int32(survival.shape[1])
+
+    propose = jax.jit(lambda state: drafter.propose(state, drafter.weights, worth))
+
+    def drafts(text: list[int], memory):
+        tokens = np.zeros((1, LONGEST), np.int32)
+        tokens[0, : len(text)] = text
+        state = make_state(
+            *(1, LONGEST, k),
+            tokens=tokens,
+            lens=np.asarray([len(text)], np.int32),
+            kv_lens=np.asarray([len(text) - 1], np.int32),
+            max_lens=np.asarray([LONGEST], np.int32),
+            live=np.ones(1, np.bool),
+        )
+        draft, memory = propose(state.replace(drafter=memory))
+        return draft.tokens[0, : int(draft.lens[0])].tolist(), memory
+
+    def anew(text: list[int]) -> list[int]:
+        guessed: list[int] = []
+        for _ in range(k):
+            guessed.append(guess(text + guessed))
+        return guessed
+
+    first, memory = drafts(prompt, drafter.init(1, LONGEST))
+    assert first == anew(prompt)
+    others = [(token + 1) % model.vocab_size for token in first[right:]]
+    text = [*prompt, *first[:right], *others, 11]
+    assert anew(text) != anew([*prompt, *first, 11]) or right == k, "else this says nothing"
+    assert drafts(text, memory)[0] == anew(text)

@@ -87,6 +87,24 @@ def test_jobs_are_taken_only_as_slots_become_free(engine: Engine):
     assert len(list(results)) == 19
 
 
+def test_steps_are_told_whether_anyone_waits(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    """A plan that makes the last text end early is none while others wait, and the reverse."""
+    told, advance = [], engine.advance
+
+    def spy(state, max_steps, others_wait):
+        told.append(others_wait)
+        return advance(state, max_steps, others_wait)
+
+    monkeypatch.setattr(engine, "advance", spy)
+    list(engine.run(iter(jobs(engine.num_slots))))
+    assert set(told) == {False}
+    told.clear()
+    list(engine.run(iter(jobs(2 * engine.num_slots))))
+    first = told.index(False)
+    assert first > 0
+    assert not any(told[first:])
+
+
 def test_jobs_that_are_not_ready_hold_up_nothing(engine: Engine):
     todo = jobs(6, longest=30)
     stream = iter([None, todo[0], None, None, *todo[1:4], None, *todo[4:], None])

@@ -11,6 +11,7 @@ import pytest
 from emsjax import cost_table, step_costs
 from emsjax.bench.stepped import Step, SteppedEngine
 from emsjax.cost_table import CostTable, known_costs
+from emsjax.drafters import PromptLookup
 from emsjax.drafters.base import COSTLY_SOURCE
 from emsjax.engine import Engine
 from emsjax.shapes import round_up
@@ -76,7 +77,7 @@ def test_measuring_leaves_the_engine_as_it_was(engine: Engine):
     assert [r.token_ids for r in run_all(engine, todo)] == before
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"rungs": []}', "damage", '{"rungs": 3}'])
+@pytest.mark.parametrize("content", ["", "{", '{"rungs": []}', "damage", '{"rungs": 3}', "looks"])
 def test_a_damaged_table_is_measured_again_and_said_so(
     engine: Engine, measured: list[Engine], tmp_path: Path, content: str
 ):
@@ -84,7 +85,8 @@ def test_a_damaged_table_is_measured_again_and_said_so(
     file = table(tmp_path)
     whole = json.loads(file.read_text())
     damaged = json.dumps(whole | {"rungs": [-1.0] * len(whole["rungs"])})
-    file.write_text(damaged if content == "damage" else content)
+    looks = json.dumps(whole).replace('"looks": 1', '"looks": 1e999')
+    file.write_text({"damage": damaged, "looks": looks}.get(content, content))
     said: list[str] = []
     known_costs(engine, "tiny", said.append)
     assert len(measured) == 2
@@ -241,3 +243,14 @@ def test_what_longer_samples_cost_on_each_rung():
     assert len(useful) > 3
     np.testing.assert_allclose(costs.cached[useful], each, rtol=1e-5)
     np.testing.assert_allclose(costs.rungs[useful], base, rtol=1e-5)
+
+
+def test_a_drafter_of_ones_own_is_known_again(measured: list[Engine]):
+    """Though it prints as an address, another one in each process."""
+
+    class Own(PromptLookup):
+        __repr__ = object.__repr__
+
+    for _ in range(2):
+        known_costs(make_engine(tiny_model("llama"), Own(), 2, costs=1.0), "tiny")
+    assert len(measured) == 1

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from emsjax import LLM, SamplingParams, UserError
 from emsjax.loading.draft_checkpoint import read_draft, read_manifest
 from emsjax.loading.load import load_model
+from emsjax.training import run
 from emsjax.training.batches import is_held_out
 from emsjax.training.corpus import read_prompts
 from emsjax.training.fit import Fitting, Progress
@@ -154,7 +155,7 @@ def test_a_damaged_draft_is_refused(
         ('{"prompt": "text"}\n', "the target has no tokenizer"),
         ('{"prompt_token_ids": [4, 999999]}\n', "the tokens go from 0 to"),
         ('{"prompt_token_ids": "123"}\n', "must be a list of whole numbers"),
-        ('{"prompt_token_ids": [4, 5]}\n', "too few to hold some out"),
+        ('{"prompt_token_ids": [4, 5]}\n', "too few to learn from some and hold out others"),
     ],
 )
 def test_bad_corpora(tmp_path: Path, content: str, says: str):
@@ -162,6 +163,25 @@ def test_bad_corpora(tmp_path: Path, content: str, says: str):
     file.write_text(content)
     with pytest.raises(UserError, match=says):
         train(training(file, tmp_path / "run"))
+
+
+def test_too_few_prompts_are_told_of_before_anything_is_written(tmp_path: Path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt_token_ids": [4, 5]}\n')
+    with pytest.raises(UserError, match="too few"):
+        train(training(file, tmp_path / "run"))
+    file.write_text("".join(json.dumps({"prompt_token_ids": p}) + "\n" for p in PROMPTS))
+    train(training(file, tmp_path / "run"))
+
+
+def test_without_matplotlib_a_draft_is_trained_and_no_curve_drawn(
+    corpus: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(run, "can_draw", lambda: False)
+    shutil.copytree(trained / "texts", tmp_path / "run" / "texts")
+    shutil.copy(trained / "settings.json", tmp_path / "run")
+    assert train(training(corpus, tmp_path / "run")).is_dir()
+    assert not (tmp_path / "run" / "curves.png").exists()
 
 
 def test_plain_text_of_any_kind_of_lines(tmp_path: Path):
@@ -190,7 +210,7 @@ def test_a_mistake_leaves_nothing_in_the_way_of_the_mended_command(corpus: Path,
 def test_prompts_that_changed_do_not_go_on_with_a_run(trained: Path, tmp_path: Path):
     shutil.copytree(trained, tmp_path / "run")
     changed = tmp_path / "prompts.jsonl"
-    changed.write_text('{"prompt_token_ids": [4, 5]}\n' * 30)
+    changed.write_text("".join(f'{{"prompt_token_ids": [4, {n}]}}\n' for n in range(3, 63)))
     settings = tmp_path / "run" / "settings.json"
     content = json.loads(settings.read_text()) | {"inputs": [str(changed)]}
     settings.write_text(json.dumps(content))

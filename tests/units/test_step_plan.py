@@ -24,7 +24,7 @@ from emsjax.step_plan import (
     trim,
     value_of,
 )
-from emsjax.worth import StepCosts
+from emsjax.worth import StepCosts, without_prompts
 from tests.units.states import int32s, make_state, slots
 
 CACHE_LEN = 600
@@ -100,20 +100,27 @@ def expected_plan(
 
 def check(chosen: Setting, fields: dict, draft_lens: list[int]) -> Plan:
     plan = plan_of(chosen, fields, draft_lens)
-    capacity = max(rung.capacity for rung in chosen.ladder)
-    live = fields["live"]
-
-    # What must hold of any plan, however it shares rows out.
+    check_promises(chosen, fields, draft_lens, plan)
     total, longest = plan.q_lens.sum(), plan.q_lens.max()
-    rung = chosen.ladder[plan.rung]
-    assert total <= rung.capacity
-    assert longest <= rung.max_q_len
     narrow = for_drafts(chosen.ladder, chosen.draft_length)
     assert not any(
         total <= cheaper.capacity and longest <= cheaper.max_q_len
         for number, cheaper in enumerate(chosen.ladder[: plan.rung])
         if narrow[number] or not narrow[plan.rung]
     )
+    capacity = max(rung.capacity for rung in chosen.ladder)
+    q_lens, drafted, complete = expected_plan(fields, draft_lens, capacity)
+    assert plan.draft_lens.tolist() == drafted
+    assert plan.q_lens.tolist() == q_lens
+    assert plan.complete.tolist() == complete
+    return plan
+
+
+def check_promises(chosen: Setting, fields: dict, draft_lens, plan: Plan) -> None:
+    """What must hold of any plan, however it shares rows out."""
+    live, rung = fields["live"], chosen.ladder[plan.rung]
+    assert plan.q_lens.sum() <= rung.capacity
+    assert plan.q_lens.max() <= rung.max_q_len
     assert (plan.q_lens[live] >= 1).all(), "every live slot gets on"
     assert not plan.q_lens[~live].any(), "finished slots cost nothing"
     assert not plan.complete[~live].any()
@@ -124,12 +131,6 @@ def check(chosen: Setting, fields: dict, draft_lens: list[int]) -> Plan:
     known = fields["lens"] - fields["kv_lens"]
     assert (plan.q_lens - plan.draft_lens <= known)[live].all()
     assert ((plan.q_lens - plan.draft_lens == known) == plan.complete)[live].all()
-
-    q_lens, drafted, complete = expected_plan(fields, draft_lens, capacity)
-    assert plan.draft_lens.tolist() == drafted
-    assert plan.q_lens.tolist() == q_lens
-    assert plan.complete.tolist() == complete
-    return plan
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -146,6 +147,42 @@ def test_any_state_is_planned_as_promised(name):
         check(chosen, fields, draft_lens)
 
     any_state()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_plan_by_costs_keeps_its_promises_too(name):
+    """Whatever the steps cost and however likely the drafts are."""
+    chosen, seconds = SETTINGS[name], st.floats(0.125, 64, width=32)
+    shape = chosen.num_slots, chosen.draft_length
+    rungs = st.lists(seconds, min_size=len(chosen.ladder), max_size=len(chosen.ladder))
+    plan_by_costs = jax.jit(functools.partial(make_plan, ladder=chosen.ladder))
+
+    @settings(max_examples=60)
+    @given(slots(chosen.num_slots, CACHE_LEN), rungs, st.booleans(), st.integers(0, 2**32 - 1))
+    def any_state(fields: dict, rungs: list[float], others_wait: bool, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        state = make_state(chosen.num_slots, CACHE_LEN, chosen.draft_length, **fields)
+        draft_lens = rng.integers(0, chosen.draft_length + 1, chosen.num_slots)
+        draft = Draft(np.zeros(shape, np.int32), int32s(draft_lens))
+        costs = StepCosts(
+            np.asarray(rungs, np.float32), np.zeros(len(rungs), np.float32), np.float32(0)
+        )
+        costs = without_prompts(costs, chosen.ladder, chosen.draft_length)
+        likely = rng.uniform(size=shape).astype(np.float32)
+        plan = plan_by_costs(state, draft, likely, costs=costs, others_wait=others_wait)
+        check_promises(chosen, fields, draft_lens, Plan(*map(np.asarray, plan)))
+
+    any_state()
+
+
+def test_padded_steps_are_not_planned_by_costs():
+    chosen = SETTINGS["few"]
+    costs = StepCosts(np.ones(len(chosen.ladder), np.float32), *2 * [np.float32(0)])
+    state = make_state(4, CACHE_LEN, 3, **four_slots())
+    draft = Draft(np.zeros((4, 3), np.int32), int32s([0] * 4))
+    likely = np.zeros((4, 3), np.float32)
+    with pytest.raises(ValueError, match="inputs are padded"):
+        make_plan(state, draft, likely, chosen.ladder, costs, POLICIES["vanilla"])
 
 
 @pytest.mark.parametrize("name", SETTINGS)
