@@ -19,8 +19,8 @@ from emsjax.bench.simulated import (
 )
 from emsjax.bench.target import Target
 from emsjax.drafters import NoDrafter, PromptLookup
-from emsjax.engine import Engine
 from emsjax.drafting import DRAFT_LENGTH, MAX_DRAFT_LENGTH
+from emsjax.engine import Engine
 from emsjax.errors import UserError
 from emsjax.jobs import Job
 from emsjax.policy import POLICIES
