@@ -21,7 +21,7 @@ SHORT, LONG = KV_BLOCK, 4 * KV_BLOCK
 # Steps timed together: at most these, as many as waiting for them is nothing against, in seconds.
 MOST_STEPS, LONG_ENOUGH = 8, 0.05
 # Turns: after the fewest, none is begun that is not needed, and after so many seconds none at all.
-FEWEST_TURNS, MOST_TURNS, ENOUGH_SECONDS = 4, 40, 10.0
+FEWEST_TURNS, MOST_TURNS, ENOUGH_SECONDS = 4, 40, 20.0
 # How well costs have to be known against each other, as a share of them, to be believed.
 SETTLED = 0.03
 # Standard errors of a median, in the median distance from it over the root of how many there are.
