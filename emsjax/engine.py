@@ -143,7 +143,7 @@ class Engine:
     def run(
         self, jobs: Iterable[Job | None], on_progress: Callable[[int], None] | None = None
     ) -> Generator[Finished | None, None, None]:
-        """Decodes all jobs, taking one more whenever a slot is free.
+        """Decodes all jobs, taking one more whenever a slot is free, and one ahead.
 
         Args:
           jobs: taken one at a time. None among them says that none is ready yet: the jobs at

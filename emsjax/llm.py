@@ -227,9 +227,10 @@ class LLM:
         """Generates for a stream of requests, in constant memory.
 
         Args:
-          requests: taken one by one as slots become free. None among them says that none is
-            ready yet: those at hand go on meanwhile. If taking one raises, those before it are
-            finished first.
+          requests: taken one by one as slots become free, and some ahead, to see whether the run
+            is long and whether any wait. None among them says that none is ready yet: those at
+            hand go on meanwhile, as they cannot while the next one is waited for. If taking one
+            raises, those before it are finished first.
           on_progress: called with the number of tokens generated since the last call.
 
         Yields:

@@ -77,7 +77,7 @@ class _Occupant:
 
 
 class SlotRun:
-    """Decodes a stream of jobs, taking one more whenever a slot is free."""
+    """Decodes a stream of jobs, taking one more whenever a slot is free, and one ahead."""
 
     def __init__(
         self,
@@ -105,11 +105,12 @@ class SlotRun:
         """
         while True:
             state = self._refill(state)
-            # One is taken ahead: only so is it known whether any waits.
-            self._held = self._held or self._take()
+            if all(self._slots):
+                # Only so is it known whether any waits.
+                self._held = self._held or self._take()
             if any(self._slots):
-                waits = self._held is not None
-                state = self._device.advance(state, self._patience(waits or self._more), waits)
+                more = self._more or self._held is not None
+                state = self._device.advance(state, self._patience(more), more)
                 state = yield from self._collect(state)
             elif self._failure is not None:
                 raise self._failure

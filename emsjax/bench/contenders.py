@@ -208,9 +208,11 @@ def _drafter(spec: Spec, target: Target) -> Drafter:
 
 
 def _bytes_of(engine: Engine, places: int) -> int:
-    """So many of each slot's cache, for all slots."""
-    cache = engine.cache_spec
-    return math.prod(cache.shape) * cache.dtype.itemsize * places // engine.capacity
+    """So many of each slot's cache, for all slots; a draft model's, too."""
+    own = jax.eval_shape(lambda: engine.drafter.init(engine.num_slots, engine.capacity))
+    caches = [engine.cache_spec, *(part for part in jax.tree.leaves(own) if part.ndim == 5)]
+    held = sum(math.prod(cache.shape) * cache.dtype.itemsize for cache in caches)
+    return held * places // engine.capacity
 
 
 def _memory(compiled: jax.stages.Compiled) -> int | None:

@@ -1,6 +1,6 @@
 """Whether anything else ran while something was measured."""
 
-import time
+from time import perf_counter
 
 import psutil
 
@@ -9,11 +9,11 @@ class OtherWork:
     """Counts the processor time of all processes but this one and its children."""
 
     def __init__(self) -> None:
-        self._seconds, self._at = _others(), time.perf_counter()
+        self._seconds, self._at = _others(), perf_counter()
 
     def since_last_asked(self) -> float:
         """How many processors others kept busy, on average, since then."""
-        seconds, at = _others(), time.perf_counter()
+        seconds, at = _others(), perf_counter()
         busy = (seconds - self._seconds) / max(at - self._at, 1e-9)
         self._seconds, self._at = seconds, at
         return max(busy, 0.0)
@@ -23,6 +23,6 @@ def _others() -> float:
     """Seconds since some time ago."""
     machine, own = psutil.cpu_times(), psutil.Process().cpu_times()
     waiting = machine.idle + getattr(machine, "iowait", 0.0)
-    # Guests and steal: the former are in the user's time already, the latter is others' by nature.
+    # Guests' time is in the users' already.
     guests = getattr(machine, "guest", 0.0) + getattr(machine, "guest_nice", 0.0)
     return sum(machine) - waiting - guests - sum(own[:4])

@@ -1,6 +1,5 @@
 """`transformers` on the same prompts, where it and PyTorch are installed."""
 
-import importlib.util
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ from emsjax.bench.contenders import Spec
 from emsjax.bench.decoding import Run
 from emsjax.bench.prompts import Tokens
 from emsjax.bench.target import Target
-from emsjax.errors import UserError
 from emsjax.jobs import Job
 from emsjax.loading.export import export_hugging_face
 from emsjax.loading.named import hugging_face_config
@@ -74,10 +72,8 @@ def peer_of(target: Target) -> Peer:
     """Copies the weights into PyTorch; of random weights only their shape, for speed alone.
 
     Raises:
-      UserError: PyTorch is not installed, or the weights cannot be written for it.
+      UserError: the weights cannot be written for it.
     """
-    if importlib.util.find_spec("torch") is None:
-        raise UserError("comparing with transformers needs PyTorch: pip install 'emsjax[torch]'")
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -83,7 +83,7 @@ def merge(earlier: Sequence[Record], newer: Sequence[Record]) -> list[Record]:
     decoding has failed this time there are none, and figures that were there stay.
     """
     lost = {_place(r) for r in newer if r["method"] == PLAIN and r["error"]}
-    better = lost & {_place(r) for r in earlier if not r["error"]}
+    better = lost & {_place(r) for r in earlier if r["method"] == PLAIN and not r["error"]}
     newer = [record for record in newer if _place(record) not in better]
     anew = {_place(record) for record in newer}
     kept = [record for record in earlier if _place(record) not in anew]
@@ -98,7 +98,8 @@ def _commit() -> str | None:
     """That of this code, with a "+" where files differ from it; None where it is installed."""
     try:
         _git("ls-files", "--error-unmatch", __file__)
-        changed = _git("status", "--porcelain", "--untracked-files=no")
+        code = [f":/{folder}" for folder in ("emsjax", "models", "pallas_kernels")]
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", *code)
         return _git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None

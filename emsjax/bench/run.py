@@ -52,6 +52,8 @@ def run(settings: Settings) -> None:
         "command": "python -m emsjax.bench " + shlex.join(sys.argv[1:]),
     }
     files.check(facts)
+    for dataset, size in itertools.product(datasets.values(), settings.batch_sizes):
+        dataset.take(settings.prompts, size)  # a bad prompt is told of now
     others = OtherWork()
 
     def done(cells: list[Cell]) -> None:

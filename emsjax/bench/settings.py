@@ -1,5 +1,6 @@
 """What a call of the benchmark asks for, checked before anything is loaded."""
 
+import importlib.util
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,6 +149,8 @@ def check(settings: Settings) -> None:
         check_whole("batch size", size, 1)
     if settings.compare not in (None, *PEERS):
         raise UserError(f"--compare {settings.compare!r} is unknown; there is transformers")
+    if settings.compare and importlib.util.find_spec("torch") is None:
+        raise UserError("comparing with transformers needs PyTorch: pip install 'emsjax[torch]'")
     if settings.config is None:
         _check_real(settings)
     else:

@@ -67,7 +67,11 @@ def train(
     learn = [text for text in texts if not held_prompts[text.prompt]]
     # One text of each prompt, or prompts with many would count for more.
     held_out = [text for text in texts if held_prompts[text.prompt] and text.output == 0]
-    _check_held_out([*(False for _ in learn), *(True for _ in held_out)])
+    if not learn or not held_out:
+        raise UserError(
+            f"{target.name} wrote no texts of two tokens or more to learn from or to evaluate on, "
+            f"in answer to {len(prompts)} prompts: give others"
+        )
     model: Any = target.model
     token_ids = frequent_tokens(learn, model.vocab_size, min(training.vocabulary, model.vocab_size))
     config = RecurrentConfig(

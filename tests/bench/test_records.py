@@ -1,14 +1,14 @@
 """From runs to records, tables and shares of the hardware's limit; made-up runs."""
 
-import subprocess
-import sys
-import time
+from collections import namedtuple
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
+from emsjax.bench import other_work
 from emsjax.bench.cells import Cell, mishaps
 from emsjax.bench.contenders import Spec
 from emsjax.bench.decoding import Run
@@ -154,15 +154,39 @@ def test_other_errors_are_not_hidden(error: Exception):
     assert said == []
 
 
-def test_other_work_is_seen_and_our_own_is_not():
+# Linux counts guests' time as users', too.
+LINUX = "user nice system idle iowait irq softirq steal guest guest_nice"
+
+
+@pytest.mark.parametrize(
+    ("fields", "begin", "end", "busy"),
+    [
+        (LINUX, (5, 1, 2, 90, 3, 1, 1, 1, 4, 0), (9, 2, 4, 99, 5, 1, 1, 2, 7, 0), 4 + 1 + 2 + 1),
+        ("user nice system idle", (5, 1, 2, 90), (10, 2, 4, 99), 5 + 1 + 2),
+    ],
+)
+def test_other_work_is_seen_and_our_own_is_not(
+    monkeypatch: pytest.MonkeyPatch, fields: str, begin: tuple, end: tuple, busy: float
+):
+    clock, own = (
+        iter([100.0, 104.0]),
+        namedtuple("Own", "user system children_user children_system"),
+    )
+    machine = namedtuple("Machine", fields)
+    readings = {"machine": machine(*begin), "own": own(1, 1, 1, 1)}
+    monkeypatch.setattr(other_work, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(other_work.psutil, "cpu_times", lambda: readings["machine"])
+    process = SimpleNamespace(cpu_times=lambda: readings["own"])
+    monkeypatch.setattr(other_work.psutil, "Process", lambda: process)
     work = OtherWork()
-    end = time.perf_counter() + 0.3
-    while time.perf_counter() < end:
-        pass
-    alone = work.since_last_asked()
-    busy = "import time\nend = time.time() + 1\nwhile time.time() < end: pass"
-    subprocess.run([sys.executable, "-c", busy], check=True)
-    assert work.since_last_asked() > max(alone, 0.3)
+    readings |= {"machine": machine(*end), "own": own(2, 1, 1, 2)}
+    assert work.since_last_asked() == (busy - 2) / 4
+
+
+def test_other_work_is_never_less_than_none(monkeypatch: pytest.MonkeyPatch):
+    work = OtherWork()
+    monkeypatch.setattr(other_work, "_others", lambda: 0.0)
+    assert work.since_last_asked() == 0
 
 
 def test_the_limit_is_the_longer_of_reading_and_computing():

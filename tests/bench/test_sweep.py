@@ -199,6 +199,23 @@ def test_what_was_recorded_can_be_simulated(prompts, tmp_path):
     assert sum(record["accepted_by_position"]) > 0
 
 
+def test_room_for_holes_is_memory_of_those_that_make_some(prompts, tmp_path):
+    options = ["--model", checkpoint("llama-tied"), "--input", prompts, "--datasets", "a"]
+    options += ["--batch-sizes", "2", "--prompts", "2", "--max-tokens", "200", "--no-parts"]
+    options += ["--drafters", "draft-model", "--draft-model", checkpoint("llama-tied")]
+    held = {}
+    for methods in ("ems-fixed", "ems-fixed,vanilla"):
+        assert bench(tmp_path / methods, *options, "--methods", methods, "--repeats", "1") == 0
+        for record in results(tmp_path / methods):
+            held.setdefault(record["method"], []).append(record["peak_memory_bytes"])
+    spec = load_model(str(checkpoint("llama-tied"))).model.cache_spec(2, 256)
+    block = math.prod(spec.shape) * spec.dtype.itemsize
+    for method in ("none", "ems-fixed"):
+        alone, beside_vanilla = held[method]
+        assert abs(alone - beside_vanilla) < block / 2, "tokens' state of 256 places, no cache's"
+    assert held["vanilla"][0] > held["ems-fixed"][1] + block
+
+
 def out_of_memory(*_):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 

@@ -103,6 +103,17 @@ def test_steps_are_told_whether_anyone_waits(engine: Engine, monkeypatch: pytest
     first = told.index(False)
     assert first > 0
     assert not any(told[first:])
+    told.clear()
+    done = []
+
+    def open_stream():
+        yield from jobs(engine.num_slots)
+        while len(done) < engine.num_slots:
+            yield None
+
+    for result in engine.run(open_stream()):
+        done.append(result)
+    assert all(told), "the next one may come any time"
 
 
 def test_jobs_that_are_not_ready_hold_up_nothing(engine: Engine):
