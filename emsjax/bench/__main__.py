@@ -70,7 +70,9 @@ def bench(
     trace: Annotated[
         Path | None, typer.Option(help="Write profiler traces of a few steps there.")
     ] = None,
-    append: Annotated[bool, typer.Option(help="Add to the results in --output.")] = False,
+    append: Annotated[
+        bool, typer.Option(help="Add to results, in the place of those of batch size and dataset.")
+    ] = False,
 ) -> None:
     """Compare plain decoding, padded methods and EMS-SD side by side.
 

@@ -36,10 +36,13 @@ def read_datasets(files: Iterable[Path], wanted: Sequence[str]) -> dict[str, lis
             if line.strip():
                 dataset, prompt = _read(line, file, number)
                 found[dataset].append(prompt)
-    for name in wanted or ["any"]:
-        if not found or (wanted and name not in found):
-            names = ", ".join(found) or "no prompts"
-            raise UserError(f"there are no prompts of {name!r} in the input: it has {names}")
+    if not found:
+        raise UserError("there are no prompts in the input")
+    for name in wanted:
+        if name not in found:
+            raise UserError(
+                f"there are no prompts of {name!r} in the input: it has {', '.join(found)}"
+            )
     return {name: found[name] for name in wanted or found}
 
 

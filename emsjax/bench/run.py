@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from emsjax.bench.cells import Cell
-from emsjax.bench.contenders import FIXED, SIMULATED, Spec, start
+from emsjax.bench.contenders import FIXED, SIMULATED, Spec, drafter_of, start
 from emsjax.bench.other_work import OtherWork
 from emsjax.bench.parts import watched
 from emsjax.bench.peer import peer_of
@@ -54,6 +54,8 @@ def run(settings: Settings) -> None:
     files.check(facts)
     for dataset, size in itertools.product(datasets.values(), settings.batch_sizes):
         dataset.take(settings.prompts, size)  # a bad prompt is told of now
+    for spec in settings.specs():
+        drafter_of(spec, target)  # and a draft model of another target
     others = OtherWork()
 
     def done(cells: list[Cell]) -> None:

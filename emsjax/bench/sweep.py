@@ -158,7 +158,7 @@ class _Size:
         room = TEXTS_OF_HOLES * self._sweep.max_tokens if any(s.aligned for s in specs) else 0
         for spec in specs:
             self._say(f"batch {self._size}: compiling {' '.join(spec)}")
-            with mishaps(partial(self._errors.__setitem__, spec)):
+            with mishaps(partial(self._note, spec)):
                 contender = start(spec, self._target, self._size, self._longest, room)
                 if spec == BASELINE:
                     # Else the first batch's prompts would take as long as loading programs does.
@@ -238,9 +238,13 @@ class _Size:
             action(cell, *arguments)
 
     def _fail(self, cell: Cell, error: str) -> None:
-        cell.error = self._errors[cell.spec] = error
-        self._running.pop(cell.spec, None)
-        self._say(f"batch {self._size}: {' '.join(cell.spec)}: {error}")
+        cell.error = error
+        self._note(cell.spec, error)
+
+    def _note(self, spec: Spec, error: str) -> None:
+        self._errors[spec] = error
+        self._running.pop(spec, None)
+        self._say(f"batch {self._size}: {' '.join(spec)}: {error}")
 
     def _warm_up(self, cell: Cell, cache: PromptCache) -> None:
         contender = self._running[cell.spec]

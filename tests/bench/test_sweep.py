@@ -340,6 +340,19 @@ def test_mistakes_are_told_in_a_sentence(arguments, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--drafters", "draft-model"], "needs a draft model"), (["--draft-model", "none"], "'none'")],
+)
+def test_drafters_that_cannot_be_had_are_told_of_at_once(
+    options, message, prompts, tmp_path, capsys
+):
+    asked = ["--model", checkpoint("llama-tied"), "--input", prompts, "--methods", "ems", *options]
+    assert bench(tmp_path / "out", *asked) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
 def test_datasets_are_categories(tmp_path):
     file = tmp_path / "file.jsonl"
     lines = [
