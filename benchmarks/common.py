@@ -3,17 +3,17 @@
 Nothing here imports jax or PyTorch: a worker process must hold only what its method needs.
 """
 
-import importlib.metadata
 import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from emsjax.provenance import commit_of, version_of
 
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "numpy")
 
@@ -115,29 +115,14 @@ def machine() -> dict[str, Any]:
         say(f"warning: the machine is not quiet (load {load:.1f}): figures will be noisy")
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": commit_of(__file__),
         "cpu": _cpu_name(),
         "cores": cores(),
         "load_at_start": load,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        **{name: _version(name) for name in PACKAGES},
+        **{name: version_of(name) for name in PACKAGES},
     }
-
-
-def _commit() -> str | None:
-    """The commit, with a `+` behind it where tracked files differ from it."""
-    try:
-        commit = _git("rev-parse", "HEAD")
-        return commit + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(
-        ["git", *arguments], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
-    ).stdout.strip()
 
 
 def _cpu_name() -> str:
@@ -153,13 +138,6 @@ def _cpu_name() -> str:
     flags = lines.get("flags", "").split()
     widest = [flag for flag in ("avx2", "avx512f", "amx_tile") if flag in flags]
     return " ".join([lines.get("model name", platform.machine()), *widest])
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def say(text: str) -> None:

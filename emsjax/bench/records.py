@@ -1,8 +1,6 @@
 """Cells as records: what `results.json` holds."""
 
-import importlib.metadata
 import json
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,12 @@ from emsjax.bench.contenders import PLAIN
 from emsjax.bench.peer import PEER
 from emsjax.device import device_name
 from emsjax.errors import UserError
+from emsjax.provenance import commit_of, version_of
 from emsjax.version import __version__
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "transformers", "torch", "libtpu")
+# Folders of the repository whose changes may change a figure.
+CODE = ("emsjax", "models", "pallas_kernels")
 Record = dict[str, Any]
 
 
@@ -50,9 +51,9 @@ def read_records(file: Path) -> list[Record]:
 
 def run_facts() -> Record:
     """What the records of all runs on this machine have in common."""
-    versions = {name: _version(name) for name in PACKAGES}
+    versions = {name: version_of(name) for name in PACKAGES}
     return {
-        "commit": _commit(),
+        "commit": commit_of(__file__, CODE),
         "device": device_name(),
         "versions": {"emsjax": __version__, **{n: v for n, v in versions.items() if v}},
     }
@@ -92,30 +93,6 @@ def merge(earlier: Sequence[Record], newer: Sequence[Record]) -> list[Record]:
 
 def _place(record: Record) -> tuple[int, str]:
     return record["batch_size"], record["dataset"]
-
-
-def _commit() -> str | None:
-    """That of this code, with a "+" where files differ from it; None where it is installed."""
-    try:
-        _git("ls-files", "--error-unmatch", __file__)
-        code = [f":/{folder}" for folder in ("emsjax", "models", "pallas_kernels")]
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", *code)
-        return _git("rev-parse", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(
-        ["git", *arguments], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
-    ).stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _record(cell: Cell, plain: Cell) -> Record:

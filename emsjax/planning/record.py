@@ -1,11 +1,11 @@
 """A plan for machines."""
 
-import importlib.metadata
 from typing import Any
 
 from emsjax.planning.memory import Memory
 from emsjax.planning.plan import BatchSpeedup, Plan, StepTime
 from emsjax.planning.roofline import BANDWIDTH_SHARE, COMPUTE_SHARE
+from emsjax.provenance import version_of
 
 
 def record(plan: Plan) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def record(plan: Plan) -> dict[str, Any]:
             "compute_share": COMPUTE_SHARE,
             "hertz": setting.hardware.hertz or None,
         },
-        "versions": {name: _version(name) for name in ("emsjax", "jax", "libtpu")},
+        "versions": {name: version_of(name) for name in ("emsjax", "jax", "libtpu")},
     }
 
 
@@ -56,10 +56,3 @@ def _speedups(each: BatchSpeedup) -> dict[str, Any]:
         "counted": each.estimated._asdict(),
         "by_compiler": each.by_compiler and each.by_compiler._asdict(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
