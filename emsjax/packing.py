@@ -41,7 +41,9 @@ def pack(tokens: jax.Array, starts: jax.Array, q_lens: jax.Array, capacity: int)
     num_slots = q_lens.shape[0]
     cu_q_lens = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(q_lens, dtype=jnp.int32)])
     rows = jnp.arange(capacity, dtype=jnp.int32)
-    slot_ids = jnp.searchsorted(cu_q_lens[1:], rows, side="right").astype(jnp.int32)
+    # Comparing all is one small operation; a binary search would be a loop of many.
+    found = jnp.searchsorted(cu_q_lens[1:], rows, side="right", method="compare_all")
+    slot_ids = found.astype(jnp.int32)
     slot = jnp.minimum(slot_ids, num_slots - 1)
     positions = jnp.where(slot_ids < num_slots, starts[slot] + rows - cu_q_lens[slot], 0)
     return PackedBatch(

@@ -109,5 +109,6 @@ def join_rows(
 
 def _owner(ends: jax.Array, items: jax.Array) -> jax.Array:
     """Which of the consecutive ranges ending at `ends` holds each item, clipped to the last."""
-    owner = jnp.searchsorted(ends, items, side="right").astype(jnp.int32)
+    # Comparing all is one small operation; a binary search would be a loop of many.
+    owner = jnp.searchsorted(ends, items, side="right", method="compare_all").astype(jnp.int32)
     return jnp.minimum(owner, ends.shape[0] - 1)
