@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from emsjax.models.config import DecoderConfig
-from emsjax.models.layers import MLP, Linear, RMSNorm, matmul, norm, rotary_angles, rotate
+from emsjax.models.layers import MLP, Linear, RMSNorm, norm, rotary_angles, rotate
 from emsjax.packing import PackedBatch
 from emsjax.pallas_kernels.cache_update.api import update_kv_cache
 from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token, storage_dtype
+from emsjax.pallas_kernels.layer_matmul.reference import matmul
 from emsjax.pallas_kernels.ragged_attention.api import ragged_attention
 
 Angles = tuple[jax.Array, jax.Array]
@@ -47,21 +48,21 @@ class Attention(nnx.Module):
         self.k_norm = RMSNorm(head_dim, config.norm_eps) if config.qk_norm else None
 
     def _project(
-        self, x: jax.Array, angles: Angles | None
+        self, x: jax.Array, context: LayerContext
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries [T, N, H], keys and values [T, K, H], normalised and rotated."""
         num_heads, num_kv_heads, head_dim = self.heads
-        packed = self.qkv(x).reshape(x.shape[0], -1, head_dim)
+        packed = self.qkv(x, context.layer).reshape(x.shape[0], -1, head_dim)
         q, k, v = jnp.split(packed, (num_heads, num_heads + num_kv_heads), axis=1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        return rotate(q, angles), rotate(k, angles), v
+        return rotate(q, context.angles), rotate(k, context.angles), v
 
     def __call__(
         self, x: jax.Array, cache: jax.Array, context: LayerContext
     ) -> tuple[jax.Array, jax.Array]:
         """x [T, D] to the sublayer's output [T, D] and the cache with these rows' K/V in it."""
-        q, k, v = self._project(x, context.angles)
+        q, k, v = self._project(x, context)
         batch = context.batch
         cache = update_kv_cache(
             cache,
@@ -86,7 +87,7 @@ class Attention(nnx.Module):
             ancestors=batch.ancestors,
             holes=batch.holes,
         )
-        return self.out(mixed.reshape(x.shape[0], -1)), cache
+        return self.out(mixed.reshape(x.shape[0], -1), context.layer), cache
 
 
 class Block(nnx.Module):
@@ -106,10 +107,10 @@ class Block(nnx.Module):
         if self.pre_norm:
             mixed, cache = self.attention(self.attention_norm(x), cache, context)
             x = x + mixed
-            return x + self.mlp(self.mlp_norm(x)), cache
+            return x + self.mlp(self.mlp_norm(x), context.layer), cache
         mixed, cache = self.attention(x, cache, context)
         x = self.attention_norm(x + mixed)
-        return self.mlp_norm(x + self.mlp(x)), cache
+        return self.mlp_norm(x + self.mlp(x, context.layer)), cache
 
 
 class Embedder(nnx.Module):
@@ -190,19 +191,20 @@ class DecoderLM(nnx.Module):
         """
         config = self.config
         angles = None if config.rope is None else rotary_angles(config.rope, batch.positions)
-        block_def, weights = nnx.split(self.blocks)
+        # The kernels stay whole: what takes a layer's part of them need not copy it.
+        block_def, kernels, others = nnx.split(self.blocks, nnx.PathContains("kernel"), ...)
         layers = jnp.arange(config.num_layers, dtype=jnp.int32)
         windows, shared_window = self._windows()
 
         def run_layer(carry: tuple, scanned: tuple) -> tuple[tuple, None]:
-            block_weights, layer, window = scanned
+            others, layer, window = scanned
             window = shared_window if window is None else window
-            block = nnx.merge(block_def, block_weights)
+            block = nnx.merge(block_def, kernels, others)
             context = LayerContext(layer, batch, angles, window, max_q_len)
             return block(*carry, context), None
 
         start = (self.embedder(batch), cache)
-        (x, cache), _ = jax.lax.scan(run_layer, start, (weights, layers, windows))
+        (x, cache), _ = jax.lax.scan(run_layer, start, (others, layers, windows))
         x = x if self.final_norm is None else self.final_norm(x)
         project_out = self.embedder.project_out
         return (x if project_out is None else project_out(x)), cache

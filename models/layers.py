@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from emsjax.models.config import DecoderConfig, Rope
-from emsjax.pallas_kernels.backends import target_platform
+from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
+from emsjax.pallas_kernels.layer_matmul.reference import matmul
 
 ACTIVATIONS: MappingProxyType[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
     {
@@ -28,30 +29,16 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(init(rngs.params(), (num_out, num_in), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((num_out,), jnp.float32)) if bias else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[T, in] to [T, out]."""
-        y = matmul(x, self.kernel[...])
+    def __call__(self, x: jax.Array, layer: jax.Array | None = None) -> jax.Array:
+        """[T, in] to [T, out].
+
+        Args:
+          x: the rows.
+          layer: int32[], which kernel to take where those of all layers are stacked, [L, out, in].
+        """
+        kernel = self.kernel[...]
+        y = matmul(x, kernel) if layer is None else layer_matmul(x, kernel, layer=layer)
         return y if self.bias is None else y + self.bias[...][None]
-
-
-def matmul(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
-    """x [T, in] times kernel [out, in], transposed, in `dtype` (x's own by default)."""
-    dtype = dtype or x.dtype
-    if target_platform() == "cpu":
-        return _kernel_first(x, kernel, dtype)
-    return jax.lax.dot_general(x, kernel, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
-
-
-def _kernel_first(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The same as kernel @ x.T: for few rows that takes a CPU about half the time.
-
-    The barriers keep XLA from turning the product round again.
-    """
-    columns = jax.lax.optimization_barrier(x.T)
-    product = jax.lax.dot_general(
-        kernel, columns, (((1,), (0,)), ((), ())), preferred_element_type=dtype
-    )
-    return jax.lax.optimization_barrier(product).T
 
 
 class RMSNorm(nnx.Module):
@@ -122,10 +109,10 @@ class MLP(nnx.Module):
         self.activation = config.activation
         self.gated = config.gated
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[T, D] to [T, D]."""
+    def __call__(self, x: jax.Array, layer: jax.Array) -> jax.Array:
+        """[T, D] to [T, D]; see `Linear` for `layer`."""
         activation = ACTIVATIONS[self.activation]
         if not self.gated:
-            return self.down(activation(self.up(x)))
-        gate, up = jnp.split(self.up(x), 2, axis=-1)
-        return self.down(activation(gate) * up)
+            return self.down(activation(self.up(x, layer)), layer)
+        gate, up = jnp.split(self.up(x, layer), 2, axis=-1)
+        return self.down(activation(gate) * up, layer)

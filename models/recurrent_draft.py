@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from emsjax.models.layers import Linear, RMSNorm, matmul
+from emsjax.models.layers import Linear, RMSNorm
+from emsjax.pallas_kernels.layer_matmul.reference import matmul
 
 
 @dataclass(frozen=True)

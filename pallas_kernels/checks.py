@@ -77,6 +77,20 @@ def check_attention(
             )
 
 
+def check_layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array) -> None:
+    """Shapes and types for `layer_matmul`.
+
+    Raises:
+      ValueError: an argument does not fit; the sentence begins with its name.
+    """
+    _check_shape("x", x, (None, None), "[T, in]")
+    _check_type("x", x, FLOATS)
+    _check_shape("kernels", kernels, (None, None, x.shape[1]), "[L, out, in]")
+    _check_type("kernels", kernels, (x.dtype,))
+    _check_shape("layer", layer, (), "[]")
+    _check_type("layer", layer, (jnp.int32,))
+
+
 def check_update(
     cache: jax.Array,
     k: jax.Array,

@@ -14,8 +14,8 @@ from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
 from jax._src.pallas.mosaic_gpu.interpret import params as gpu_params
 from jax.experimental.pallas import tpu as pltpu
 
+from emsjax.pallas_kernels import hopper
 from emsjax.pallas_kernels.backends import compiling_for
-from emsjax.pallas_kernels.ragged_attention import gpu as gpu_attention
 from emsjax.pallas_kernels.ragged_attention import tpu_block
 
 # The interpreter leaves a layout of registers to XLA, which on a CPU has none.
@@ -29,7 +29,7 @@ def flat_value(block: Any) -> jax.Array:
 
 
 def product(left: Any, right: Any, over: int) -> jax.Array:
-    """What `gpu._product` and `gpu._product_transposed` give, in XLA."""
+    """What `hopper.product` and `hopper.product_transposed` give, in XLA."""
     return jax.lax.dot_general(
         left[...],
         right[...],
@@ -65,8 +65,8 @@ def interpreting_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if jax.default_backend() == "gpu":
         yield
         return
-    monkeypatch.setattr(gpu_attention, "_product", lambda a, b: product(a, b, 0))
-    monkeypatch.setattr(gpu_attention, "_product_transposed", lambda a, b: product(a, b, 1))
+    monkeypatch.setattr(hopper, "product", lambda a, b: product(a, b, 0))
+    monkeypatch.setattr(hopper, "product_transposed", lambda a, b: product(a, b, 1))
     params = gpu_params.InterpretGPUParams(detect_races=True)
     with compiling_for("gpu"), gpu_params.force_gpu_interpret_mode(params):
         yield

@@ -45,6 +45,8 @@ ENGINE = ("emsjax.engine", "emsjax.loop", "emsjax.slots", "emsjax.jobs")
 API = (
     "emsjax.pallas_kernels.ragged_attention.api",
     "emsjax.pallas_kernels.cache_update.api",
+    "emsjax.pallas_kernels.layer_matmul.api",
+    "emsjax.pallas_kernels.layer_matmul.reference",
     "emsjax.pallas_kernels.kv_layout",
     "emsjax.pallas_kernels.backends",
 )

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.bench.decoding import Run
+from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
 from emsjax.planning.roofline import attended, sizes_of
 
 # Numbers read to measure the bandwidth, far more bytes than caches hold: rows of so many columns.
@@ -15,6 +16,8 @@ from emsjax.planning.roofline import attended, sizes_of
 COLUMNS = 4096
 READ_ROWS, READ_ROWS_ELSEWHERE = {"cpu": 2**14}, 2**18
 MATRIX, MATRIX_ELSEWHERE = {"cpu": 1536}, 8192
+# Rows that are multiplied with one layer of two, as a decode step does.
+FEW = 8
 REPEATS = 5
 
 
@@ -31,7 +34,7 @@ class Limits(NamedTuple):
 
 
 def measure_limits(dtype: jnp.dtype, precision: str | None) -> Limits:
-    """The fastest of several tries each, of reading also by the faster of two ways.
+    """The fastest of several tries each, of reading also by the fastest of three ways.
 
     Args:
       dtype: of the numbers that are read and multiplied.
@@ -41,8 +44,11 @@ def measure_limits(dtype: jnp.dtype, precision: str | None) -> Limits:
     size = MATRIX.get(platform, MATRIX_ELSEWHERE)
     rows = jnp.ones((READ_ROWS.get(platform, READ_ROWS_ELSEWHERE), COLUMNS), dtype)
     vector, square = jnp.ones(COLUMNS, dtype), jnp.ones((size, size), dtype)
+    few, stack = jnp.ones((FEW, COLUMNS), dtype), rows.reshape(2, -1, COLUMNS)
     with jax.default_matmul_precision(precision):
-        reading = min(_fastest(_largest, rows), _fastest(_multiply, rows, vector))
+        whole = min(_fastest(_largest, rows), _fastest(_multiply, rows, vector))
+        half = _fastest(_multiply_layer, few, stack, jnp.ones((), jnp.int32))
+        reading = min(whole, 2 * half)
         return Limits(rows.nbytes / reading, 2 * size**3 / _fastest(_multiply, square, square))
 
 
@@ -54,6 +60,11 @@ def _largest(array: jax.Array) -> jax.Array:
 @jax.jit
 def _multiply(a: jax.Array, b: jax.Array) -> jax.Array:
     return a @ b
+
+
+@jax.jit
+def _multiply_layer(few: jax.Array, stack: jax.Array, layer: jax.Array) -> jax.Array:
+    return layer_matmul(few, stack, layer=layer)
 
 
 def _fastest(function: Callable[..., Any], *arguments: jax.Array) -> float:

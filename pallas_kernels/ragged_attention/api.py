@@ -61,8 +61,7 @@ def ragged_attention(
         of its slot in this buffer (at most 32 rows a slot then); a row's own bit must be set.
         None means a chain.
       holes: bool[B, S], places before `kv_lens` that hold nothing and are not attended to; None
-        where there are none. What lies there must be finite. Windows count them. The GPU kernel
-        does not take them.
+        where there are none. What lies there must be finite. Windows count them.
       backend: "reference" (XLA, anywhere), "tpu" or "gpu" (Hopper); None picks the platform's
         where it can be used, else the reference.
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from emsjax.pallas_kernels import hopper
 from emsjax.pallas_kernels.ragged_attention.tiles import (
     TileFacts,
     cut_rows,
@@ -24,20 +25,18 @@ from emsjax.pallas_kernels.ragged_attention.tiles import (
 )
 from emsjax.pallas_kernels.ragged_attention.tuning import (
     MOST_HEIGHT,
-    TENSOR_CORE_ROWS,
     GPUBlocks,
     gpu_blocks,
 )
 
 # Finite, so that a row whose first blocks are all masked has no inf - inf.
 MASKED = -1e30
-DTYPES = (jnp.bfloat16, jnp.float16)
-HOPPER = "9.0"
-# 16 bytes: the least that a copy into shared memory can take.
-HEAD_MULTIPLE = 8
+# 32 bytes: the narrowest way for a tile to lie in shared memory that the tensor cores can read.
+HEAD_MULTIPLE = 16
 AXES = ("tile", "head", "section")
-# Numbers of a head that are written out together: all of them would not fit beside the blocks.
-WRITTEN_AT_ONCE = 128
+# Numbers of a head that are written out together, at most: with more, a multiprocessor would hold one
+# thread block where it can hold two.
+WRITTEN_AT_ONCE = 64
 LOG2_E = math.log2(math.e)
 
 
@@ -48,6 +47,7 @@ class _Options(NamedTuple):
     scale: float
     window: bool
     tree: bool
+    holes: bool
     soft_cap: float | None
     blocks: GPUBlocks
     capacity: int
@@ -58,7 +58,7 @@ class _Shared(NamedTuple):
 
     q: Any  # [M, H]
     ancestors: Any  # int32[M]
-    out: Any  # float32[M, up to WRITTEN_AT_ONCE]
+    out: Any  # float32[M, a part of H]
     top: Any  # float32[M]
     total: Any  # float32[M]
     arrived: Any  # barrier
@@ -76,22 +76,19 @@ def unsupported(
     q: jax.Array, cache: jax.Array, num_kv_heads: int, holes: jax.Array | None = None
 ) -> str | None:
     """Why the kernel cannot be used, or None if it can."""
+    del holes
     _, num_heads, head_dim = q.shape
-    group, capacity, found = num_heads // num_kv_heads, cache.shape[2], _capability()
+    group, capacity, no_hopper = num_heads // num_kv_heads, cache.shape[2], hopper.no_hopper()
     problems = (
-        (holes is not None, "the GPU kernel takes no holes"),
-        (
-            found not in (None, HOPPER),
-            f"the GPU has compute capability {found}, the kernel is for {HOPPER}",
-        ),
-        (q.dtype not in DTYPES, f"q is {q.dtype}, the GPU kernel takes bfloat16 and float16"),
+        (no_hopper, no_hopper),
+        (q.dtype not in hopper.DTYPES, f"q is {q.dtype}, the GPU kernel takes bfloat16 and float16"),
         (
             cache.dtype != q.dtype,
             f"the cache is {cache.dtype} and q {q.dtype}: the GPU kernel wants one type",
         ),
         (
-            capacity % TENSOR_CORE_ROWS,
-            f"S is {capacity}, the GPU kernel wants a multiple of {TENSOR_CORE_ROWS}",
+            capacity % hopper.TENSOR_CORE_ROWS,
+            f"S is {capacity}, the GPU kernel wants a multiple of {hopper.TENSOR_CORE_ROWS}",
         ),
         (
             head_dim % HEAD_MULTIPLE,
@@ -105,13 +102,6 @@ def unsupported(
     return next((reason for problem, reason in problems if problem), None)
 
 
-def _capability() -> str | None:
-    """Compute capability of the GPU; None where there is none, and one is compiled for."""
-    if jax.default_backend() != "gpu":
-        return None
-    return str(jax.devices()[0].compute_capability)
-
-
 def _visible(
     shape: tuple[int, int],
     block_start: jax.Array,
@@ -119,6 +109,7 @@ def _visible(
     row_start: jax.Array,
     window: jax.Array | None,
     ancestors: jax.Array | None,
+    holes: jax.Array | None,
     rows: int,
 ) -> jax.Array:
     """Which tokens of the block each row attends to, bool[M, tokens]; M is heads times rows."""
@@ -133,29 +124,14 @@ def _visible(
         bits = jax.lax.broadcast_in_dim(ancestors, shape, [0])
         bit = jax.lax.shift_right_logical(bits, jnp.clip(draft, 0, 31)) & 1
         visible &= (draft < 0) | (bit == 1)
+    if holes is not None:
+        visible &= jax.lax.broadcast_in_dim(holes, shape, [1]) == 0
     return visible
-
-
-def _product(left: Any, right: Any) -> jax.Array:
-    """left [M, X], in shared memory or registers, times right [X, Y] in shared memory, float32."""
-
-    def multiply(product: Any) -> jax.Array:
-        plgpu.wgmma(product, left, right)
-        return product[...]
-
-    return pl.run_scoped(
-        multiply, plgpu.WGMMAAccumulatorRef((left.shape[0], right.shape[1]), jnp.float32)
-    )
-
-
-def _product_transposed(left: Any, right: Any) -> jax.Array:
-    """left [M, X] times right [Y, X] transposed, both in shared memory, float32."""
-    return _product(left, right.transpose((1, 0)))
 
 
 def _scores(q: Any, k: Any, visible: jax.Array, options: _Options) -> jax.Array:
     """Masked scores [M, tokens] in units of log 2."""
-    scores = _product_transposed(q, k)
+    scores = hopper.product_transposed(q, k)
     if options.soft_cap is None:
         scores *= options.scale * LOG2_E
     else:
@@ -169,7 +145,7 @@ def _add_block(running: _Running, scores: jax.Array, v: Any, dtype: jnp.dtype) -
     top = jnp.maximum(running.top, scores.max(axis=1))
     decay = jnp.exp2(running.top - top)
     weights = jnp.exp2(scores - jax.lax.broadcast_in_dim(top, scores.shape, [0]))
-    gained = _product(weights.astype(dtype), v)
+    gained = hopper.product(weights.astype(dtype), v)
     out = running.out * jax.lax.broadcast_in_dim(decay, running.out.shape, [0]) + gained
     return _Running(out, top, running.total * decay + weights.sum(axis=1))
 
@@ -192,19 +168,6 @@ def _empty(rows: int, head_dim: int) -> _Running:
     )
 
 
-def _load(source: Any, target: Any, arrived: Any) -> None:
-    """Copies from global into shared memory and waits."""
-    plgpu.copy_gmem_to_smem(source, target, arrived)
-    plgpu.barrier_wait(arrived)
-
-
-def _store(source: Any, target: Any) -> None:
-    """Copies what was just written from shared into global memory and waits."""
-    plgpu.commit_smem()
-    plgpu.copy_smem_to_gmem(source, target)
-    plgpu.wait_smem_to_gmem(0)
-
-
 def _kernel(*refs: Any, options: _Options) -> None:
     """One tile, one KV head, one section; see the module."""
     given = iter(refs)
@@ -212,6 +175,7 @@ def _kernel(*refs: Any, options: _Options) -> None:
     facts = TileFacts(*(next(given) for _ in TileFacts._fields))
     window_ref = next(given) if options.window else None
     ancestors_ref = next(given) if options.tree else None
+    holes_ref = next(given) if options.holes else None
     q_ref, cache, out_ref, top_ref, total_ref = (next(given) for _ in range(5))
     shared = _Shared(*given)
     at = tile, head, section = tuple(jax.lax.axis_index(name) for name in AXES)
@@ -228,62 +192,72 @@ def _kernel(*refs: Any, options: _Options) -> None:
 
     def write_sums(running: _Running) -> None:
         shared.top[...] = running.top
-        _store(shared.top, top_ref.at[at])
         shared.total[...] = running.total
-        _store(shared.total, total_ref.at[at])
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(shared.top, top_ref.at[at])
+        plgpu.copy_smem_to_gmem(shared.total, total_ref.at[at])
 
     @pl.when(first >= end)
     def _nothing() -> None:
         write_sums(_empty(height, head_dim))
+        plgpu.wait_smem_to_gmem(0)
 
     @pl.when(first < end)
     def _attend() -> None:
-        _load(q_ref.at[tile, head], shared.q, shared.arrived)
         ancestors = None
         if ancestors_ref is not None:
-            _load(ancestors_ref.at[tile], shared.ancestors, shared.arrived)
+            hopper.load(ancestors_ref.at[tile], shared.ancestors, shared.arrived)
             ancestors = plgpu.layout_cast(shared.ancestors[...], plgpu.Layout.WGMMA.reduce(1))
+        # Waited for with the first block, which is on its way by then.
+        plgpu.copy_gmem_to_smem(q_ref.at[tile, head], shared.q, shared.arrived)
 
-        def block(indices: Any, k: Any, v: Any, running: _Running) -> _Running:
+        def block(indices: Any, k: Any, v: Any, *rest: Any) -> _Running:
+            *holes_here, running = rest
             start = (first + indices[0]) * blocks.kv
+
+            @pl.when(indices[0] == 0)
+            def _wait() -> None:
+                plgpu.barrier_wait(shared.arrived)
 
             @pl.when(start + blocks.kv > kv_end)
             def _clear() -> None:
                 _clear_past(kv_end - start, v)
 
-            shape = (height, blocks.kv)
-            visible = _visible(shape, start, q_start, row_start, window, ancestors, blocks.q)
+            shape, holes = (height, blocks.kv), None
+            if holes_here:
+                holes = plgpu.layout_cast(holes_here[0][...], plgpu.Layout.WGMMA.reduce(0))
+            visible = _visible(
+                shape, start, q_start, row_start, window, ancestors, holes, blocks.q
+            )
             scores = _scores(shared.q, k, visible, options)
             return _add_block(running, scores, v, shared.q.dtype)
 
         block_before = slot * (options.capacity // blocks.kv) + first
-        transforms = _transforms(head_dim, shared.q.dtype)
+        transforms = hopper.transforms(head_dim, shared.q.dtype)
+        specs = [
+            plgpu.BlockSpec(
+                (blocks.kv, head_dim),
+                lambda i, number=number: (block_before + i, number),
+                transforms=transforms,
+            )
+            for number in (head, options.num_kv_heads + head)
+        ]
+        sources = [cache.at[layer], cache.at[layer]]
+        if holes_ref is not None:
+            specs.append(plgpu.BlockSpec((blocks.kv,), lambda i: (block_before + i,)))
+            sources.append(holes_ref)
         done = plgpu.emit_pipeline(
             block,
             grid=(end - first,),
-            in_specs=[
-                plgpu.BlockSpec(
-                    (blocks.kv, head_dim),
-                    lambda i, number=number: (block_before + i, number),
-                    transforms=transforms,
-                )
-                for number in (head, options.num_kv_heads + head)
-            ],
+            in_specs=specs,
             max_concurrent_steps=blocks.stages,
             init_carry=_empty(height, head_dim),
-        )(cache.at[layer], cache.at[layer])
+        )(*sources)
         write_sums(done)
         width = shared.out.shape[1]
         for lane in range(0, head_dim, width):
             shared.out[...] = done.out[:, lane : lane + width]
-            _store(shared.out, out_ref.at[(*at, slice(None), pl.ds(lane, width))])
-
-
-def _transforms(head_dim: int, dtype: jnp.dtype) -> tuple[Any, ...]:
-    """How a tile [rows, H] lies in shared memory, so that the tensor cores can read it."""
-    swizzle = plgpu.find_swizzle(head_dim * dtype.itemsize * 8)
-    tile = (8, swizzle // dtype.itemsize)
-    return plgpu.TilingTransform(tile), plgpu.SwizzleTransform(swizzle)
+            hopper.store(shared.out, out_ref.at[(*at, slice(None), pl.ds(lane, width))])
 
 
 def ragged_attention(
@@ -299,15 +273,15 @@ def ragged_attention(
     scale: float,
     window: int | jax.Array | None,
     soft_cap: float | None,
+    holes: jax.Array | None = None,  # bool[B, S]
 ) -> jax.Array:
     """See `api.ragged_attention`."""
     num_rows, num_heads, head_dim = q.shape
-    num_layers, _, capacity, *token = cache.shape
+    num_layers, num_slots, capacity, *token = cache.shape
     group = num_heads // num_kv_heads
-    blocks = gpu_blocks(capacity, head_dim, group, max_q_len)
-    options = _Options(
-        num_kv_heads, scale, window is not None, ancestors is not None, soft_cap, blocks, capacity
-    )
+    blocks = gpu_blocks(capacity, head_dim, group, max_q_len, num_slots * num_kv_heads)
+    given = (x is not None for x in (window, ancestors, holes))
+    options = _Options(num_kv_heads, scale, *given, soft_cap, blocks, capacity)
     tiles = query_tiles(cu_q_lens, num_rows, max_q_len, blocks.q)
 
     inputs = [jnp.reshape(layer, 1), *tile_facts(tiles, cu_q_lens, kv_lens)]
@@ -317,6 +291,8 @@ def ragged_attention(
         bits = jax.lax.bitcast_convert_type(ancestors, jnp.int32)
         bits = jnp.broadcast_to(bits[:, None, None, None], (num_rows, 1, group, 1))
         inputs.append(cut_rows(bits, tiles, blocks.q, blocks.height)[:, 0, :, 0])
+    if holes is not None:
+        inputs.append(holes.astype(jnp.int32).reshape(-1))
     by_head = q.reshape(num_rows, num_kv_heads, group, head_dim)
     inputs.append(cut_rows(by_head, tiles, blocks.q, blocks.height))
     inputs.append(cache.reshape(num_layers, -1, math.prod(token)))
@@ -334,9 +310,9 @@ def _call(inputs: list[jax.Array], options: _Options) -> tuple[jax.Array, jax.Ar
         functools.partial(_kernel, options=options),
         out_type=[jax.ShapeDtypeStruct((*rows.shape, head_dim), jnp.float32), rows, rows],
         scratch_types=_Shared(
-            q=plgpu.SMEM((height, head_dim), q.dtype, transforms=_transforms(head_dim, q.dtype)),
+            q=plgpu.SMEM((height, head_dim), q.dtype, transforms=hopper.transforms(head_dim, q.dtype)),
             ancestors=plgpu.SMEM((height,), jnp.int32),
-            out=plgpu.SMEM((height, min(head_dim, WRITTEN_AT_ONCE)), jnp.float32),
+            out=plgpu.SMEM((height, _written_at_once(head_dim)), jnp.float32),
             top=plgpu.SMEM((height,), jnp.float32),
             total=plgpu.SMEM((height,), jnp.float32),
             arrived=plgpu.Barrier(),
@@ -346,6 +322,12 @@ def _call(inputs: list[jax.Array], options: _Options) -> tuple[jax.Array, jax.Ar
     )
     out, top, total = call(*inputs)
     return out, top, total
+
+
+def _written_at_once(head_dim: int) -> int:
+    """Of `head_dim` numbers, the most in equal parts."""
+    widths = range(8, WRITTEN_AT_ONCE + 1, 8)
+    return max(width for width in widths if head_dim % width == 0)
 
 
 def _combine(out: jax.Array, top: jax.Array, total: jax.Array) -> jax.Array:

@@ -129,18 +129,34 @@ class GPUBlocks(NamedTuple):
 # Rows of a tensor core product; and rows times heads that one thread block takes.
 TENSOR_CORE_ROWS = 64
 MOST_HEIGHT = 128
-SECTION = 512
+# Of a section, in tokens: shorter ones cost more to begin and to combine than they gain.
+SHORTEST_SECTION, LONGEST_SECTION = 256, 1024
+# Thread blocks that an H100 or H200 runs at a time: two on each of 132 multiprocessors.
+BLOCKS_AT_ONCE = 264
 # Shared memory for keys and values in flight: two thread blocks fit on a multiprocessor.
 STAGE_BYTES = 64 << 10
 
 
-def gpu_blocks(capacity: int, head_dim: int, group: int, max_q_len: int) -> GPUBlocks:
-    """Sizes for S tokens of capacity, heads of width H, G query heads of a KV head."""
+def gpu_blocks(
+    capacity: int, head_dim: int, group: int, max_q_len: int, caches: int
+) -> GPUBlocks:
+    """Sizes that depend on shapes alone.
+
+    Args:
+      capacity: S, tokens of a slot.
+      head_dim: H.
+      group: query heads of a KV head.
+      max_q_len: the most rows of one slot.
+      caches: B slots times K KV heads, each of which is read by thread blocks of its own.
+    """
     kv = math.gcd(capacity, 64)
     stages = max(2, STAGE_BYTES // (2 * kv * head_dim * 2))
     rows = min(_power_of_two(2 * max_q_len - 1), _power_of_two(MOST_HEIGHT // group))
     height = -(-rows * group // TENSOR_CORE_ROWS) * TENSOR_CORE_ROWS
-    return GPUBlocks(kv, SECTION, stages, rows, height)
+    section = SHORTEST_SECTION
+    while section < min(capacity * caches // BLOCKS_AT_ONCE, LONGEST_SECTION):
+        section *= 2
+    return GPUBlocks(kv, section, stages, rows, height)
 
 
 def _power_of_two(limit: int) -> int:

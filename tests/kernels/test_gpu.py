@@ -15,11 +15,10 @@ from tests.kernels import contract_attention
 from tests.kernels.contract_attention import CASES, AttentionContract
 from tests.kernels.test_tpu_compiled import OPTIONS
 
-# The kernel takes 16-bit types, and caches in multiples of 64 tokens; no holes.
+# The kernel takes 16-bit types, and caches in multiples of 64 tokens.
 GPU_CASES = {
     name: replace(case, cache_len=192, dtype="float16" if name == "float16" else "bfloat16")
     for name, case in CASES.items()
-    if not case.holes
 }
 
 

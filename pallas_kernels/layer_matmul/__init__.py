@@ -1,0 +1,1 @@
+"""Rows times one layer's weights, where those of all layers are stacked."""

@@ -1,0 +1,130 @@
+"""Few rows times one layer's weights as a Mosaic GPU kernel, for Hopper.
+
+XLA copies a layer's weights out of the stack before it multiplies them, which takes longer than the
+product. Here a thread block streams its part of them through shared memory, straight from the
+stack. The weights are the left operand, so that few rows leave no part of the tensor cores idle.
+How the sums are divided depends on the weights' shape alone: a row's bits are the same in every
+rung of the ladder.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from emsjax.pallas_kernels import hopper
+
+# Of a thread block: more take an accumulator that leaves no room for blocks on their way.
+MOST_ROWS = 128
+# Thread blocks that read the same weights for different rows; the memory is then read once for all.
+MOST_SHARES = 2
+# Of rows a product takes a multiple.
+ROW_MULTIPLE = 8
+# Thread blocks that keep the memory busy, of the 132 multiprocessors of an H100 or H200.
+ENOUGH_BLOCKS = 96
+# Of shared memory, and blocks on their way or in use that are enough.
+SHARED_BYTES, STAGES = 200 << 10, 3
+AXES = ("tile", "part", "share")
+
+
+class Blocks(NamedTuple):
+    """How the work is divided.
+
+    Attributes:
+      out: rows of the weights that a thread block takes, of which each gives an output.
+      depth: columns of them that it takes at a time.
+      parts: thread blocks that divide the columns among them.
+      rows: of x that it takes.
+      stages: blocks on their way or in use.
+    """
+
+    out: int
+    depth: int
+    parts: int
+    rows: int
+    stages: int
+
+
+def blocks_for(num_out: int, num_in: int, num_rows: int) -> Blocks:
+    """Sizes for T rows and weights [out, in]; only `rows` and `stages` depend on T."""
+    out = 2 * hopper.TENSOR_CORE_ROWS if num_out % 128 == 0 else hopper.TENSOR_CORE_ROWS
+    parts = 1
+    while num_out // out * parts < ENOUGH_BLOCKS and num_in % (2 * parts * 128) == 0:
+        parts *= 2
+    depth = 128 if num_in // parts % 128 == 0 else 64
+    share = pl.cdiv(num_rows, pl.cdiv(num_rows, MOST_ROWS))
+    rows = pl.cdiv(share, ROW_MULTIPLE) * ROW_MULTIPLE
+    room = SHARED_BYTES - out * rows * 4
+    stages = min(room // ((out + rows) * depth * 2), STAGES)
+    return Blocks(out, depth, parts, rows, stages)
+
+
+def unsupported(x: jax.Array, kernels: jax.Array) -> str | None:
+    """Why the kernel cannot be used, or None if it can."""
+    (num_layers, *shape), no_hopper = kernels.shape, hopper.no_hopper()
+    most = MOST_ROWS * MOST_SHARES
+    problems = (
+        (no_hopper, no_hopper),
+        (num_layers == 1, "there is one layer: XLA need not copy its weights"),
+        (
+            x.dtype not in hopper.DTYPES or kernels.dtype != x.dtype,
+            f"the kernel takes bfloat16 and float16, not {x.dtype} times {kernels.dtype}",
+        ),
+        (x.shape[0] > most, f"{x.shape[0]} rows: the kernel takes {most}"),
+        (
+            any(size % hopper.TENSOR_CORE_ROWS for size in shape),
+            f"weights {shape}: the kernel wants multiples of {hopper.TENSOR_CORE_ROWS}",
+        ),
+    )
+    return next((reason for problem, reason in problems if problem), None)
+
+
+def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array) -> jax.Array:
+    """See `api.layer_matmul`."""
+    num_rows, dtype = x.shape[0], x.dtype
+    blocks = blocks_for(*kernels.shape[1:], num_rows)
+    x = jnp.pad(x, ((0, -num_rows % blocks.rows), (0, 0)))
+    parts = _call(jnp.reshape(layer, 1), x, kernels, blocks)
+    return parts.sum(axis=0).T[:num_rows].astype(dtype)
+
+
+def _call(layer: jax.Array, x: jax.Array, kernels: jax.Array, blocks: Blocks) -> jax.Array:
+    """Sums over each part of the columns, float32[parts, out, T]."""
+    num_rows, (_, num_out, _) = x.shape[0], kernels.shape
+    call = plgpu.kernel(
+        functools.partial(_kernel, blocks=blocks),
+        out_type=jax.ShapeDtypeStruct((blocks.parts, num_out, num_rows), jnp.float32),
+        scratch_types=[plgpu.SMEM((blocks.out, blocks.rows), jnp.float32)],
+        grid=(num_out // blocks.out, blocks.parts, num_rows // blocks.rows),
+        grid_names=AXES,
+    )
+    return call(layer, x, kernels)
+
+
+def _kernel(layer: Any, x: Any, kernels: Any, out: Any, shared: Any, *, blocks: Blocks) -> None:
+    """Some outputs of some rows, over one part of the columns."""
+    tile, part, share = (jax.lax.axis_index(name) for name in AXES)
+    steps = x.shape[1] // blocks.parts // blocks.depth
+
+    def block(indices: Any, weights: Any, rows: Any, sums: jax.Array) -> jax.Array:
+        del indices
+        return sums + hopper.product_transposed(weights, rows)
+
+    def columns(rows: int, first: Any) -> plgpu.BlockSpec:
+        shape = (rows, blocks.depth)
+        transforms = hopper.transforms(blocks.depth, x.dtype)
+        return plgpu.BlockSpec(shape, lambda i: (first, part * steps + i), transforms=transforms)
+
+    nothing = jnp.zeros((blocks.out, blocks.rows), jnp.float32)
+    shared[...] = plgpu.emit_pipeline(
+        block,
+        grid=(steps,),
+        in_specs=[columns(blocks.out, tile), columns(blocks.rows, share)],
+        max_concurrent_steps=min(blocks.stages, steps),
+        init_carry=plgpu.layout_cast(nothing, plgpu.Layout.WGMMA),
+    )(kernels.at[layer[0]], x)
+    at = pl.ds(tile * blocks.out, blocks.out), pl.ds(share * blocks.rows, blocks.rows)
+    hopper.store(shared, out.at[(part, *at)])

@@ -1,0 +1,114 @@
+"""Products with one layer's weights, in XLA and on a Hopper GPU (interpreted where there is none)."""
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emsjax.loading.named import named_config
+from emsjax.pallas_kernels import hopper
+from emsjax.pallas_kernels.backends import compiling_for, noting_backends
+from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
+from emsjax.pallas_kernels.layer_matmul.gpu import ENOUGH_BLOCKS, blocks_for
+from tests.kernels.contract_layer_matmul import CASES, LayerMatmulContract, numbers
+
+SHAPES = ("smollm2-135m", "opt-125m", "opt-6.7b", "llama-3-8b")
+
+
+def product_of_pairs(left: Any, right: Any) -> jax.Array:
+    """left [M, X] times right [Y, X] transposed, float32."""
+    wide = (x[...].astype(jnp.float32) for x in (left, right))
+    return jnp.einsum("mx,yx->myx", *wide).sum(axis=-1)
+
+
+class TestReference(LayerMatmulContract):
+    backend = "reference"
+
+
+class TestHopper(LayerMatmulContract):
+    backend = "gpu"
+    cases: ClassVar = tuple(name for name in CASES if name != "float32")
+
+    @pytest.fixture(autouse=True)
+    def _interpreted(self, interpreting_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        if jax.default_backend() != "gpu":
+            # As tensor cores do, and XLA's products on a CPU do not: alike for any number of rows.
+            monkeypatch.setattr(hopper, "product_transposed", product_of_pairs)
+
+    def test_a_row_is_the_same_in_every_rung(self, name):
+        """Bit for bit, which is why a text is the same whatever was drafted."""
+        case = CASES[name]
+        x = numbers(case)[0][:192]
+        whole = self.multiply(case, x)
+        for rows in (1, 8, 32, 128):
+            part = self.multiply(case, x[:rows])
+            np.testing.assert_array_equal(part.view(np.uint8), whole[:rows].view(np.uint8))
+
+
+def weights_of(model: str) -> list[tuple[int, int]]:
+    """[out, in] of a layer's kernels."""
+    config = named_config(model)
+    heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    up = config.intermediate_size * (2 if config.gated else 1)
+    width = config.hidden_size
+    mixed = config.num_heads * config.head_dim
+    return [(heads, width), (width, mixed), (up, width), (width, config.intermediate_size)]
+
+
+@pytest.mark.parametrize("rows", [1, 8, 64, 128, 192])
+@pytest.mark.parametrize("model", SHAPES)
+def test_lowers_for_hopper(model: str, rows: int):
+    disabled = [
+        jax.export.DisabledSafetyCheck.custom_call(f"mosaic_gpu{suffix}") for suffix in ("", "_v2")
+    ]
+
+    def call(x: jax.Array, kernels: jax.Array, layer: jax.Array) -> jax.Array:
+        return layer_matmul(x, kernels, layer=layer, backend="gpu")
+
+    for num_out, num_in in weights_of(model):
+        x = jax.ShapeDtypeStruct((rows, num_in), jnp.bfloat16)
+        kernels = jax.ShapeDtypeStruct((2, num_out, num_in), jnp.bfloat16)
+        layer = jax.ShapeDtypeStruct((), jnp.int32)
+        export = jax.export.export(jax.jit(call), platforms=["cuda"], disabled_checks=disabled)
+        with compiling_for("gpu"):
+            assert "mosaic_gpu" in export(x, kernels, layer).mlir_module()
+
+
+@pytest.mark.parametrize("model", SHAPES)
+def test_the_sums_are_divided_alike_for_any_number_of_rows(model: str):
+    for shape in weights_of(model):
+        all_blocks = [blocks_for(*shape, rows) for rows in (8, 16, 64, 128, 136, 256)]
+        assert len({blocks[:3] for blocks in all_blocks}) == 1
+        assert min(blocks.stages for blocks in all_blocks) >= 2
+        out, depth, parts, *_ = all_blocks[0]
+        assert shape[0] % out == 0
+        assert shape[1] % (parts * depth) == 0
+        assert parts == 1 or shape[0] // out * parts < 2 * ENOUGH_BLOCKS
+
+
+@pytest.mark.parametrize(
+    ("x", "kernels", "reason"),
+    [
+        ((8, 64), (1, 64, 64), "one layer"),
+        ((264, 64), (2, 64, 64), "264 rows"),
+        ((8, 96), (2, 64, 96), "multiples of 64"),
+    ],
+)
+def test_says_why_it_cannot_be_used(x: tuple, kernels: tuple, reason: str):
+    layer = jnp.zeros((), jnp.int32)
+    given = jnp.zeros(x, jnp.bfloat16), jnp.zeros(kernels, jnp.bfloat16)
+    with pytest.raises(ValueError, match=reason):
+        layer_matmul(*given, layer=layer, backend="gpu")
+    with compiling_for("gpu"), noting_backends() as picked:
+        jax.eval_shape(lambda: layer_matmul(*given, layer=layer))
+    assert picked == {"layer_matmul": "reference"}
+
+
+def test_wrong_arguments_are_named():
+    x, layer = jnp.zeros((8, 64)), jnp.zeros((), jnp.int32)
+    with pytest.raises(ValueError, match=r"^kernels"):
+        layer_matmul(x, jnp.zeros((2, 64, 32)), layer=layer)
+    with pytest.raises(ValueError, match=r"^layer"):
+        layer_matmul(x, jnp.zeros((2, 64, 64)), layer=jnp.zeros(2, jnp.int32))
