@@ -88,7 +88,9 @@ def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array) -> jax.Arra
     blocks = blocks_for(*kernels.shape[1:], num_rows)
     x = jnp.pad(x, ((0, -num_rows % blocks.rows), (0, 0)))
     parts = _call(jnp.reshape(layer, 1), x, kernels, blocks)
-    return parts.sum(axis=0).T[:num_rows].astype(dtype)
+    # One after another: how XLA divides a sum of many depends on T.
+    total = functools.reduce(jnp.add, [parts[n] for n in range(blocks.parts)])
+    return total.T[:num_rows].astype(dtype)
 
 
 def _call(layer: jax.Array, x: jax.Array, kernels: jax.Array, blocks: Blocks) -> jax.Array:
