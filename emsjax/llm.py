@@ -77,8 +77,8 @@ class LLM:
             this device (estimated, for long runs measured); otherwise all that was drafted.
             `exact` and the methods that pad do without.
           exact: one shape for every step, so that the output equals that of plain decoding with
-            `exact` bit for bit, for every `max_batch_size` up to 16 on a CPU and 64 elsewhere
-            (beyond, for the same one); slower.
+            `exact` bit for bit, for every `max_batch_size` up to 16 on a CPU and 64 on a TPU
+            (beyond, and on a GPU, for the same one); slower.
           seed: what requests without a seed of their own draw theirs from.
           trace: whether outputs tell where each token came from and what was drafted
             (`CompletionOutput.trace`), which `Report` shows.

@@ -11,7 +11,7 @@ from emsjax.models.layers import MLP, Linear, RMSNorm, norm, rotary_angles, rota
 from emsjax.packing import PackedBatch
 from emsjax.pallas_kernels.cache_update.api import update_kv_cache
 from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token, storage_dtype
-from emsjax.pallas_kernels.layer_matmul.reference import matmul
+from emsjax.pallas_kernels.products import matmul
 from emsjax.pallas_kernels.ragged_attention.api import ragged_attention
 
 Angles = tuple[jax.Array, jax.Array]
@@ -141,6 +141,11 @@ class Embedder(nnx.Module):
         return x
 
 
+def _is_kernel(path: tuple, value: object) -> bool:
+    del value
+    return path[-1] == "kernel"
+
+
 class DecoderLM(nnx.Module):
     """A causal language model over packed rows. Parameters of the layers are stacked, [L, ...]."""
 
@@ -192,7 +197,7 @@ class DecoderLM(nnx.Module):
         config = self.config
         angles = None if config.rope is None else rotary_angles(config.rope, batch.positions)
         # The kernels stay whole: what takes a layer's part of them need not copy it.
-        block_def, kernels, others = nnx.split(self.blocks, nnx.PathContains("kernel"), ...)
+        block_def, kernels, others = nnx.split(self.blocks, _is_kernel, ...)
         layers = jnp.arange(config.num_layers, dtype=jnp.int32)
         windows, shared_window = self._windows()
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 from emsjax.models.config import DecoderConfig, Rope
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
-from emsjax.pallas_kernels.layer_matmul.reference import matmul
+from emsjax.pallas_kernels.products import matmul
 
 ACTIVATIONS: MappingProxyType[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
     {

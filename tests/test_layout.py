@@ -46,7 +46,7 @@ API = (
     "emsjax.pallas_kernels.ragged_attention.api",
     "emsjax.pallas_kernels.cache_update.api",
     "emsjax.pallas_kernels.layer_matmul.api",
-    "emsjax.pallas_kernels.layer_matmul.reference",
+    "emsjax.pallas_kernels.products",
     "emsjax.pallas_kernels.kv_layout",
     "emsjax.pallas_kernels.backends",
 )

@@ -10,7 +10,7 @@ from emsjax.loading.build import shape_of_model
 from emsjax.loading.dtypes import check_dtype, dtype_for_device
 from emsjax.loading.named import named_config
 
-# Of one array, made one after another. A part for each of the rows of an embedding takes minutes.
+# Of one array, made one after another. One for each row of an embedding would take minutes.
 MOST_PARTS = 64
 
 
@@ -37,10 +37,11 @@ def random_model(config: str, dtype: str = "auto") -> nnx.Module:
 @partial(jax.jit, static_argnums=(1, 2))
 def _random(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     """Small numbers, one part after another: the random bits take more room than they do."""
-    parts = max(n for n in range(1, MOST_PARTS + 1) if shape[0] % n == 0)
-    part_shape = (shape[0] // parts, *shape[1:])
+    size = -(-shape[0] // MOST_PARTS)
+    parts = -(-shape[0] // size)
 
     def part(key: jax.Array) -> jax.Array:
-        return jax.random.normal(key, part_shape, dtype) * jnp.asarray(0.02, dtype)
+        return jax.random.normal(key, (size, *shape[1:]), dtype) * jnp.asarray(0.02, dtype)
 
-    return jax.lax.map(part, jax.random.split(key, parts)).reshape(shape)
+    made = jax.lax.map(part, jax.random.split(key, parts))
+    return made.reshape(parts * size, *shape[1:])[: shape[0]]

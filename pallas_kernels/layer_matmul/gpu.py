@@ -3,8 +3,8 @@
 XLA copies a layer's weights out of the stack before it multiplies them, which takes longer than the
 product. Here a thread block streams its part of them through shared memory, straight from the
 stack. The weights are the left operand, so that few rows leave no part of the tensor cores idle.
-How the sums are divided depends on the weights' shape alone: a row's bits are the same in every
-rung of the ladder.
+How the sums are divided depends on the weights' shape alone: a row's bits do not depend on how many
+rows there are.
 """
 
 import functools
@@ -17,10 +17,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from emsjax.pallas_kernels import hopper
 
-# Of a thread block: more take an accumulator that leaves no room for blocks on their way.
-MOST_ROWS = 128
+# Of a thread block: sums of more would not fit its registers beside the product that is added.
+MOST_ROWS = 64
 # Thread blocks that read the same weights for different rows; the memory is then read once for all.
-MOST_SHARES = 2
+MOST_SHARES = 4
 # Of rows a product takes a multiple.
 ROW_MULTIPLE = 8
 # Thread blocks that keep the memory busy, of the 132 multiprocessors of an H100 or H200.
@@ -102,6 +102,7 @@ def _call(layer: jax.Array, x: jax.Array, kernels: jax.Array, blocks: Blocks) ->
         scratch_types=[plgpu.SMEM((blocks.out, blocks.rows), jnp.float32)],
         grid=(num_out // blocks.out, blocks.parts, num_rows // blocks.rows),
         grid_names=AXES,
+        kernel_name="layer_matmul",
     )
     return call(layer, x, kernels)
 

@@ -24,15 +24,17 @@ from emsjax.pallas_kernels.ragged_attention.tiles import (
     tile_facts,
 )
 from emsjax.pallas_kernels.ragged_attention.tuning import (
-    MOST_HEIGHT,
     GPUBlocks,
     gpu_blocks,
+    most_height,
 )
 
 # Finite, so that a row whose first blocks are all masked has no inf - inf.
 MASKED = -1e30
 # 32 bytes: the narrowest way for a tile to lie in shared memory that the tensor cores can read.
 HEAD_MULTIPLE = 16
+# Columns of a tensor core product.
+WIDEST_HEAD = 256
 AXES = ("tile", "head", "section")
 # Numbers of a head that are written out together, at most: with more, a multiprocessor would hold one
 # thread block where it can hold two.
@@ -91,12 +93,13 @@ def unsupported(
             f"S is {capacity}, the GPU kernel wants a multiple of {hopper.TENSOR_CORE_ROWS}",
         ),
         (
-            head_dim % HEAD_MULTIPLE,
-            f"heads are {head_dim} wide, the GPU kernel wants a multiple of {HEAD_MULTIPLE}",
+            head_dim % HEAD_MULTIPLE or head_dim > WIDEST_HEAD,
+            f"heads are {head_dim} wide, the GPU kernel wants a multiple of {HEAD_MULTIPLE} up to "
+            f"{WIDEST_HEAD}",
         ),
         (
-            group > MOST_HEIGHT,
-            f"{group} query heads share a KV head, the GPU kernel takes {MOST_HEIGHT}",
+            group > most_height(head_dim),
+            f"{group} query heads share a KV head, the GPU kernel takes {most_height(head_dim)}",
         ),
     )
     return next((reason for problem, reason in problems if problem), None)
@@ -319,6 +322,7 @@ def _call(inputs: list[jax.Array], options: _Options) -> tuple[jax.Array, jax.Ar
         ),
         grid=grid,
         grid_names=AXES,
+        kernel_name="ragged_attention",
     )
     out, top, total = call(*inputs)
     return out, top, total

@@ -128,7 +128,7 @@ class GPUBlocks(NamedTuple):
 
 # Rows of a tensor core product; and rows times heads that one thread block takes.
 TENSOR_CORE_ROWS = 64
-MOST_HEIGHT = 128
+MOST_HEIGHT, WIDE = 128, 128
 # Of a section, in tokens: shorter ones cost more to begin and to combine than they gain.
 SHORTEST_SECTION, LONGEST_SECTION = 256, 1024
 # Thread blocks that an H100 or H200 runs at a time: two on each of 132 multiprocessors.
@@ -151,12 +151,18 @@ def gpu_blocks(
     """
     kv = math.gcd(capacity, 64)
     stages = max(2, STAGE_BYTES // (2 * kv * head_dim * 2))
-    rows = min(_power_of_two(2 * max_q_len - 1), _power_of_two(MOST_HEIGHT // group))
+    most = most_height(head_dim) // group
+    rows = min(_power_of_two(2 * max_q_len - 1), _power_of_two(most))
     height = -(-rows * group // TENSOR_CORE_ROWS) * TENSOR_CORE_ROWS
     section = SHORTEST_SECTION
     while section < min(capacity * caches // BLOCKS_AT_ONCE, LONGEST_SECTION):
         section *= 2
     return GPUBlocks(kv, section, stages, rows, height)
+
+
+def most_height(head_dim: int) -> int:
+    """Rows times heads that one thread block takes: wider heads leave room for fewer."""
+    return MOST_HEIGHT if head_dim <= WIDE else TENSOR_CORE_ROWS
 
 
 def _power_of_two(limit: int) -> int:

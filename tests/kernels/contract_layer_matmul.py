@@ -61,7 +61,9 @@ class LayerMatmulContract:
         def call(x: jax.Array, kernels: jax.Array, layer: jax.Array) -> Any:
             return layer_matmul(x, kernels, layer=layer, backend=self.backend)
 
-        out = jax.jit(call)(x, jnp.asarray(numbers(case)[1]), jnp.asarray(LAYER, jnp.int32))
+        # GPUs and TPUs would round float32 numbers before they multiply them.
+        with jax.default_matmul_precision("highest" if case.dtype == "float32" else None):
+            out = jax.jit(call)(x, jnp.asarray(numbers(case)[1]), jnp.asarray(LAYER, jnp.int32))
         assert out.dtype == x.dtype
         return np.asarray(out)
 

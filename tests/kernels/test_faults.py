@@ -1,6 +1,7 @@
 """The contracts can fail: with one fault put into a kernel, each is caught."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
 from emsjax.pallas_kernels.cache_update import tpu as tpu_update
+from emsjax.pallas_kernels.layer_matmul import gpu as gpu_product
 from emsjax.pallas_kernels.ragged_attention import gpu, tpu, tpu_block
 from emsjax.pallas_kernels.ragged_attention.tuning import TPUBlocks
 from tests.kernels import contract_attention
@@ -17,6 +19,7 @@ from tests.kernels.caches import Ragged
 from tests.kernels.contract_attention import CASES, AttentionContract
 from tests.kernels.contract_cache_update import CASES as UPDATE_CASES
 from tests.kernels.contract_cache_update import CacheUpdateContract
+from tests.kernels.contract_layer_matmul import LayerMatmulContract
 from tests.kernels.test_gpu import GPU_CASES, small_sections
 
 # Several blocks in a slot, a slot without rows, one row, the full capacity.
@@ -73,6 +76,11 @@ def keep_all(weigh: Callable) -> Callable:
     return faulty
 
 
+def lose_a_part(call: Callable) -> Callable:
+    """The last part of the columns counts for nothing."""
+    return lambda *args: call(*args).at[-1].set(0.0)
+
+
 class OneMore:
     """A reference whose numbers are one more than they are."""
 
@@ -101,6 +109,12 @@ GPU_FAULTS: dict[str, tuple[Any, str, Fault]] = {
     "every block is taken for the first": (gpu, "_visible", change(1, lambda x: x * 0)),
     "what lies past the end is left": (gpu, "_clear_past", nothing),
     "sections are not weighed": (gpu, "_combine", change(1, lambda x: x * 0)),
+    "holes are attended to": (gpu, "_visible", change(6, lambda x: x * 0)),
+    "tokens before holes are not": (gpu, "_visible", change(6, lambda x: jnp.roll(x, -1))),
+}
+PRODUCT_FAULTS: dict[str, tuple[Any, str, Fault]] = {
+    "another layer is taken": (gpu_product, "_call", change(0, lambda x: x * 0)),
+    "a part of the sums is lost": (gpu_product, "_call", lose_a_part),
 }
 
 
@@ -113,6 +127,10 @@ class Attention(AttentionContract):
     """Not collected: its name does not begin with Test."""
 
 
+class Product(LayerMatmulContract):
+    backend = "gpu"
+
+
 class Update(CacheUpdateContract):
     backend = "tpu"
 
@@ -121,7 +139,7 @@ def check_attention(backend: str) -> None:
     """One ragged batch, with a program traced anew."""
     Attention.backend = backend
     Attention.programs.clear()
-    case = CASES["gqa"] if backend == "tpu" else GPU_CASES["gqa"]
+    case = CASES["gqa"] if backend == "tpu" else replace(GPU_CASES["gqa"], holes=True)
     Attention().check(case, [1] * case.max_q_len, RAGGED)
 
 
@@ -170,6 +188,15 @@ def test_gpu(name: str, monkeypatch: pytest.MonkeyPatch):
     put(*GPU_FAULTS[name], monkeypatch)
     with pytest.raises(CAUGHT):
         check_attention("gpu")
+
+
+@pytest.mark.usefixtures("interpreting_gpu")
+@pytest.mark.parametrize("name", PRODUCT_FAULTS)
+def test_a_gpu_product(name: str, monkeypatch: pytest.MonkeyPatch):
+    Product().test_equals_the_oracle("parts", rows=8)
+    put(*PRODUCT_FAULTS[name], monkeypatch)
+    with pytest.raises(CAUGHT):
+        Product().test_equals_the_oracle("parts", rows=8)
 
 
 @pytest.mark.usefixtures("interpreting_tpu")

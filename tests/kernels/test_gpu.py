@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax
 import pytest
 
-from emsjax.pallas_kernels.backends import compiling_for
+from emsjax.pallas_kernels.backends import compiling_for, noting_backends
 from emsjax.pallas_kernels.ragged_attention import gpu
 from emsjax.pallas_kernels.ragged_attention.tuning import GPUBlocks, gpu_blocks
 from emsjax.pallas_kernels.report.ahead import attention_arguments, attention_call
@@ -42,7 +42,7 @@ class TestAttentionSections(AttentionContract):
     """Several sections a slot, and so sums that are combined."""
 
     backend = "gpu"
-    cases: ClassVar = ("gqa", "prompts", "all")
+    cases: ClassVar = ("gqa", "prompts", "all", "holes-and-all")
     examples = 1
     quick: ClassVar = ("gqa",)
 
@@ -65,8 +65,26 @@ SHAPES = {
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("model", SHAPES)
 def test_lowers_for_hopper(model: str, options: str):
-    work = ragged(SHAPES[model], batch=8, rows=8, context=2048)
-    call = attention_call(work, "gpu", **OPTIONS[options])
+    lower(SHAPES[model], 8, **OPTIONS[options])
+
+
+@pytest.mark.parametrize("model", SHAPES)
+def test_prompts_lower_for_hopper(model: str):
+    """Lowering refuses what takes more shared memory than there is."""
+    lower(SHAPES[model], 512)
+
+
+@pytest.mark.parametrize("width", [8, 24, 264])
+def test_heads_of_other_widths_are_left_to_xla(width: int):
+    with compiling_for("gpu"), noting_backends() as picked:
+        work = ragged(Heads(8, 4, width), batch=8, rows=8, context=2048)
+        jax.eval_shape(attention_call(work, None), *attention_arguments(work))
+    assert picked == {"ragged_attention": "reference"}
+
+
+def lower(heads: Heads, rows: int, **options) -> None:
+    work = ragged(heads, batch=8, rows=rows, context=2048)
+    call = attention_call(work, "gpu", **options)
     disabled = [
         jax.export.DisabledSafetyCheck.custom_call(f"mosaic_gpu{suffix}") for suffix in ("", "_v2")
     ]

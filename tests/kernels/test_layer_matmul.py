@@ -1,13 +1,17 @@
 """Products with one layer's weights, in XLA and on a Hopper GPU (interpreted where there is none)."""
 
+import re
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from emsjax.loading.build import shape_of_model
 from emsjax.loading.named import named_config
+from emsjax.packing import PackedBatch
 from emsjax.pallas_kernels import hopper
 from emsjax.pallas_kernels.backends import compiling_for, noting_backends
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
@@ -38,7 +42,7 @@ class TestHopper(LayerMatmulContract):
             monkeypatch.setattr(hopper, "product_transposed", product_of_pairs)
 
     def test_a_row_is_the_same_in_every_rung(self, name):
-        """Bit for bit, which is why a text is the same whatever was drafted."""
+        """Bit for bit; interpreted, only that the work is divided alike."""
         case = CASES[name]
         x = numbers(case)[0][:192]
         whole = self.multiply(case, x)
@@ -112,3 +116,23 @@ def test_wrong_arguments_are_named():
         layer_matmul(x, jnp.zeros((2, 64, 32)), layer=layer)
     with pytest.raises(ValueError, match=r"^layer"):
         layer_matmul(x, jnp.zeros((2, 64, 64)), layer=jnp.zeros(2, jnp.int32))
+
+
+@pytest.mark.parametrize(("rows", "copied"), [(64, False), (512, True)])
+def test_a_step_of_few_rows_slices_no_layers_weights_out_of_the_stack(rows: int, copied: bool):
+    """On a GPU a slice is a copy; a prompt's many rows pay for it."""
+    config = named_config("smollm2-135m")
+    graphdef, weights = nnx.split(shape_of_model(config, jnp.dtype("bfloat16")))
+
+    def step(weights: nnx.State, batch: PackedBatch, cache: jax.Array) -> tuple:
+        return nnx.merge(graphdef, weights)(batch, cache, max_q_len=rows)
+
+    with compiling_for("gpu"):
+        model = nnx.merge(graphdef, weights)
+        whole = jax.ShapeDtypeStruct((rows,), jnp.int32)
+        slots = [jax.ShapeDtypeStruct((n,), jnp.int32) for n in (9, 8)]
+        batch = PackedBatch(whole, whole, whole, *slots)
+        traced = jax.jit(step).trace(weights, batch, model.cache_spec(8, 1024))
+    slices = re.findall(r"bf16\[(1,\d\d+,\d\d+)\] = dynamic_slice", str(traced.jaxpr))
+    kernels = {f"1,{num_out},{num_in}" for num_out, num_in in weights_of("smollm2-135m")}
+    assert kernels.intersection(slices) == (kernels if copied else set())

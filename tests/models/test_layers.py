@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emsjax.pallas_kernels.layer_matmul.reference import matmul
+from emsjax.pallas_kernels.products import matmul
 
 
 @pytest.mark.parametrize("rows", [7, 8, 9, 15, 16, 20])
