@@ -1,4 +1,4 @@
-"""What the kernels for Hopper GPUs share: tensor core products, copies, what they can be used for."""
+"""What the kernels for Hopper GPUs share: tensor core products, copies, where they can run."""
 
 from typing import Any
 

@@ -36,8 +36,8 @@ HEAD_MULTIPLE = 16
 # Columns of a tensor core product.
 WIDEST_HEAD = 256
 AXES = ("tile", "head", "section")
-# Numbers of a head that are written out together, at most: with more, a multiprocessor would hold one
-# thread block where it can hold two.
+# Numbers of a head that are written out together, at most: with more, a multiprocessor would hold
+# one thread block where it can hold two.
 WRITTEN_AT_ONCE = 64
 LOG2_E = math.log2(math.e)
 
@@ -66,6 +66,33 @@ class _Shared(NamedTuple):
     arrived: Any  # barrier
 
 
+class _Refs(NamedTuple):
+    """What a thread block is given, in global memory but for `shared`."""
+
+    layer: Any  # int32[1]
+    facts: TileFacts
+    window: Any | None  # int32[1]
+    ancestors: Any | None  # int32[tiles, M]
+    holes: Any | None  # int32[B * S]
+    q: Any  # [tiles, K, M, H]
+    cache: Any  # [L, B * S, 2 * K * H]
+    out: Any  # float32[tiles, K, sections, M, H]
+    top: Any  # float32[tiles, K, sections, M]
+    total: Any  # the same
+    shared: _Shared
+
+    @classmethod
+    def of(cls, refs: tuple[Any, ...], options: _Options) -> "_Refs":
+        """From the kernel's arguments, of which some are there only if needed."""
+        given = iter(refs)
+        layer = next(given)
+        facts = TileFacts(*(next(given) for _ in TileFacts._fields))
+        wanted = (options.window, options.tree, options.holes)
+        optional = [next(given) if there else None for there in wanted]
+        always = [next(given) for _ in range(5)]
+        return cls(layer, facts, *optional, *always, _Shared(*given))
+
+
 class _Running(NamedTuple):
     """The softmax so far; scores are in units of log 2."""
 
@@ -83,7 +110,10 @@ def unsupported(
     group, capacity, no_hopper = num_heads // num_kv_heads, cache.shape[2], hopper.no_hopper()
     problems = (
         (no_hopper, no_hopper),
-        (q.dtype not in hopper.DTYPES, f"q is {q.dtype}, the GPU kernel takes bfloat16 and float16"),
+        (
+            q.dtype not in hopper.DTYPES,
+            f"q is {q.dtype}, the GPU kernel takes bfloat16 and float16",
+        ),
         (
             cache.dtype != q.dtype,
             f"the cache is {cache.dtype} and q {q.dtype}: the GPU kernel wants one type",
@@ -173,46 +203,33 @@ def _empty(rows: int, head_dim: int) -> _Running:
 
 def _kernel(*refs: Any, options: _Options) -> None:
     """One tile, one KV head, one section; see the module."""
-    given = iter(refs)
-    layer = next(given)[0]
-    facts = TileFacts(*(next(given) for _ in TileFacts._fields))
-    window_ref = next(given) if options.window else None
-    ancestors_ref = next(given) if options.tree else None
-    holes_ref = next(given) if options.holes else None
-    q_ref, cache, out_ref, top_ref, total_ref = (next(given) for _ in range(5))
-    shared = _Shared(*given)
+    given = _Refs.of(refs, options)
+    shared, layer = given.shared, given.layer[0]
     at = tile, head, section = tuple(jax.lax.axis_index(name) for name in AXES)
     blocks = options.blocks
     height, head_dim = shared.q.shape
 
-    window = None if window_ref is None else window_ref[0]
-    slot, q_start, row_start, kv_end = (fact[tile] for fact in facts)
+    window = None if given.window is None else given.window[0]
+    slot, q_start, row_start, kv_end = (fact[tile] for fact in given.facts)
     per_section = blocks.section // blocks.kv
     first = section * per_section
     end = jnp.minimum(pl.cdiv(kv_end, blocks.kv), first + per_section)
     if window is not None:
         first = jnp.maximum(first, jnp.maximum(row_start - window + 1, 0) // blocks.kv)
 
-    def write_sums(running: _Running) -> None:
-        shared.top[...] = running.top
-        shared.total[...] = running.total
-        plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(shared.top, top_ref.at[at])
-        plgpu.copy_smem_to_gmem(shared.total, total_ref.at[at])
-
     @pl.when(first >= end)
     def _nothing() -> None:
-        write_sums(_empty(height, head_dim))
+        _write_sums(_empty(height, head_dim), given, at)
         plgpu.wait_smem_to_gmem(0)
 
     @pl.when(first < end)
     def _attend() -> None:
         ancestors = None
-        if ancestors_ref is not None:
-            hopper.load(ancestors_ref.at[tile], shared.ancestors, shared.arrived)
+        if given.ancestors is not None:
+            hopper.load(given.ancestors.at[tile], shared.ancestors, shared.arrived)
             ancestors = plgpu.layout_cast(shared.ancestors[...], plgpu.Layout.WGMMA.reduce(1))
         # Waited for with the first block, which is on its way by then.
-        plgpu.copy_gmem_to_smem(q_ref.at[tile, head], shared.q, shared.arrived)
+        plgpu.copy_gmem_to_smem(given.q.at[tile, head], shared.q, shared.arrived)
 
         def block(indices: Any, k: Any, v: Any, *rest: Any) -> _Running:
             *holes_here, running = rest
@@ -229,26 +246,14 @@ def _kernel(*refs: Any, options: _Options) -> None:
             shape, holes = (height, blocks.kv), None
             if holes_here:
                 holes = plgpu.layout_cast(holes_here[0][...], plgpu.Layout.WGMMA.reduce(0))
-            visible = _visible(
-                shape, start, q_start, row_start, window, ancestors, holes, blocks.q
-            )
+            visible = _visible(shape, start, q_start, row_start, window, ancestors, holes, blocks.q)
             scores = _scores(shared.q, k, visible, options)
             return _add_block(running, scores, v, shared.q.dtype)
 
         block_before = slot * (options.capacity // blocks.kv) + first
-        transforms = hopper.transforms(head_dim, shared.q.dtype)
-        specs = [
-            plgpu.BlockSpec(
-                (blocks.kv, head_dim),
-                lambda i, number=number: (block_before + i, number),
-                transforms=transforms,
-            )
-            for number in (head, options.num_kv_heads + head)
-        ]
-        sources = [cache.at[layer], cache.at[layer]]
-        if holes_ref is not None:
-            specs.append(plgpu.BlockSpec((blocks.kv,), lambda i: (block_before + i,)))
-            sources.append(holes_ref)
+        specs = _specs(block_before, head, head_dim, shared.q.dtype, options)
+        cache = given.cache.at[layer]
+        sources = [cache, cache, *([given.holes] if options.holes else [])]
         done = plgpu.emit_pipeline(
             block,
             grid=(end - first,),
@@ -256,11 +261,44 @@ def _kernel(*refs: Any, options: _Options) -> None:
             max_concurrent_steps=blocks.stages,
             init_carry=_empty(height, head_dim),
         )(*sources)
-        write_sums(done)
-        width = shared.out.shape[1]
-        for lane in range(0, head_dim, width):
-            shared.out[...] = done.out[:, lane : lane + width]
-            hopper.store(shared.out, out_ref.at[(*at, slice(None), pl.ds(lane, width))])
+        _write_sums(done, given, at)
+        _write(done.out, shared.out, given.out.at[at])
+
+
+def _specs(
+    block_before: jax.Array, head: jax.Array, head_dim: int, dtype: jnp.dtype, options: _Options
+) -> list[plgpu.BlockSpec]:
+    """Which block of keys, values and, where there are some, holes comes next."""
+    blocks = options.blocks
+    specs = [
+        plgpu.BlockSpec(
+            (blocks.kv, head_dim),
+            lambda i, number=number: (block_before + i, number),
+            transforms=hopper.transforms(head_dim, dtype),
+        )
+        for number in (head, options.num_kv_heads + head)
+    ]
+    if options.holes:
+        specs.append(plgpu.BlockSpec((blocks.kv,), lambda i: (block_before + i,)))
+    return specs
+
+
+def _write_sums(running: _Running, given: _Refs, at: tuple[Any, ...]) -> None:
+    """Begins to copy the largest scores and the totals to global memory."""
+    shared = given.shared
+    shared.top[...] = running.top
+    shared.total[...] = running.total
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(shared.top, given.top.at[at])
+    plgpu.copy_smem_to_gmem(shared.total, given.total.at[at])
+
+
+def _write(values: jax.Array, shared: Any, out: Any) -> None:
+    """float32[M, H] to global memory, as many columns at a time as there is room for."""
+    width = shared.shape[1]
+    for lane in range(0, values.shape[1], width):
+        shared[...] = values[:, lane : lane + width]
+        hopper.store(shared, out.at[slice(None), pl.ds(lane, width)])
 
 
 def ragged_attention(
@@ -313,7 +351,9 @@ def _call(inputs: list[jax.Array], options: _Options) -> tuple[jax.Array, jax.Ar
         functools.partial(_kernel, options=options),
         out_type=[jax.ShapeDtypeStruct((*rows.shape, head_dim), jnp.float32), rows, rows],
         scratch_types=_Shared(
-            q=plgpu.SMEM((height, head_dim), q.dtype, transforms=hopper.transforms(head_dim, q.dtype)),
+            q=plgpu.SMEM(
+                (height, head_dim), q.dtype, transforms=hopper.transforms(head_dim, q.dtype)
+            ),
             ancestors=plgpu.SMEM((height,), jnp.int32),
             out=plgpu.SMEM((height, _written_at_once(head_dim)), jnp.float32),
             top=plgpu.SMEM((height,), jnp.float32),

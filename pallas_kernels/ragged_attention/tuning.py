@@ -137,9 +137,7 @@ BLOCKS_AT_ONCE = 264
 STAGE_BYTES = 64 << 10
 
 
-def gpu_blocks(
-    capacity: int, head_dim: int, group: int, max_q_len: int, caches: int
-) -> GPUBlocks:
+def gpu_blocks(capacity: int, head_dim: int, group: int, max_q_len: int, caches: int) -> GPUBlocks:
     """Sizes that depend on shapes alone.
 
     Args:

@@ -13,7 +13,7 @@ import pytest
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
 
 NUM_LAYERS, LAYER = 3, 1
-# A term's own error: products of 16-bit numbers are exact in float32, sums of a few hundred are not.
+# Of a term: products of 16-bit numbers are exact in float32, sums of some hundreds are not.
 FLOAT32_ERROR = 1e-5
 ROUNDING = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 

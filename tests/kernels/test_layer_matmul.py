@@ -1,4 +1,4 @@
-"""Products with one layer's weights, in XLA and on a Hopper GPU (interpreted where there is none)."""
+"""Products with one layer's weights, in XLA and on a Hopper GPU, interpreted where none is."""
 
 import re
 from typing import Any, ClassVar
