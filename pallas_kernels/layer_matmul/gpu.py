@@ -84,8 +84,8 @@ def unsupported(x: jax.Array, kernels: jax.Array) -> str | None:
 
 def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array) -> jax.Array:
     """See `api.layer_matmul`."""
-    num_rows, dtype = x.shape[0], x.dtype
-    blocks = blocks_for(*kernels.shape[1:], num_rows)
+    num_rows, dtype, (_, num_out, num_in) = x.shape[0], x.dtype, kernels.shape
+    blocks = blocks_for(num_out, num_in, num_rows)
     x = jnp.pad(x, ((0, -num_rows % blocks.rows), (0, 0)))
     parts = _call(jnp.reshape(layer, 1), x, kernels, blocks)
     # One after another: how XLA divides a sum of many depends on T.

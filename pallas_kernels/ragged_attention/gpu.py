@@ -87,10 +87,12 @@ class _Refs(NamedTuple):
         given = iter(refs)
         layer = next(given)
         facts = TileFacts(*(next(given) for _ in TileFacts._fields))
-        wanted = (options.window, options.tree, options.holes)
-        optional = [next(given) if there else None for there in wanted]
-        always = [next(given) for _ in range(5)]
-        return cls(layer, facts, *optional, *always, _Shared(*given))
+        window = next(given) if options.window else None
+        ancestors = next(given) if options.tree else None
+        holes = next(given) if options.holes else None
+        q, cache, out, top, total = (next(given) for _ in range(5))
+        shared = _Shared(*given)
+        return cls(layer, facts, window, ancestors, holes, q, cache, out, top, total, shared)
 
 
 class _Running(NamedTuple):
@@ -321,8 +323,8 @@ def ragged_attention(
     num_layers, num_slots, capacity, *token = cache.shape
     group = num_heads // num_kv_heads
     blocks = gpu_blocks(capacity, head_dim, group, max_q_len, num_slots * num_kv_heads)
-    given = (x is not None for x in (window, ancestors, holes))
-    options = _Options(num_kv_heads, scale, *given, soft_cap, blocks, capacity)
+    windowed, tree, holed = (x is not None for x in (window, ancestors, holes))
+    options = _Options(num_kv_heads, scale, windowed, tree, holed, soft_cap, blocks, capacity)
     tiles = query_tiles(cu_q_lens, num_rows, max_q_len, blocks.q)
 
     inputs = [jnp.reshape(layer, 1), *tile_facts(tiles, cu_q_lens, kv_lens)]
