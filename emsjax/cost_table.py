@@ -83,7 +83,14 @@ class CostTable:
         try:
             if self._file.is_file():
                 return _read(self._file, len(self._engine.ladder))
-        except (OSError, ArithmeticError, ValueError, KeyError, TypeError) as error:
+        except (
+            OSError,
+            ArithmeticError,
+            ValueError,
+            KeyError,
+            TypeError,
+            RecursionError,
+        ) as error:
             self._say(
                 f"the table of step costs {self._file} is damaged ({error}) and deleted: "
                 "steps are timed anew before a long run, and estimated until then"
@@ -132,16 +139,28 @@ def _shapes(weights: Any) -> str:
 
 def _read(file: Path, rungs: int) -> Known:
     content = json.loads(file.read_text(encoding="utf-8"))
-    seconds = [math.inf if cost is None else float(cost) for cost in content["rungs"]]
-    more = [float(cost) for cost in [*content["cached"], content["draft"]]]
-    if len(seconds) != rungs or len(more) != rungs + 1:
+    seconds = [math.inf if cost is None else _possible(cost) for cost in content["rungs"]]
+    cached = [_possible(cost) for cost in content["cached"]]
+    draft, looks = _possible(content["draft"]), int(content["looks"])
+    if len(seconds) != rungs or len(cached) != rungs:
         raise ValueError("of another ladder")
-    if not all(cost > 0 for cost in seconds) or not all(0 <= cost < math.inf for cost in more):
+    if not all(seconds) or all(map(math.isinf, seconds)) or looks < 1:
         raise ValueError("costs that cannot be")
-    draft = more.pop()
-    cached = np.asarray(more, np.float32)
-    costs = StepCosts(np.asarray(seconds, np.float32), cached, np.float32(draft))
-    return Known(costs, content["settled"] is True, int(content["looks"]))
+    costs = StepCosts(*(np.asarray(x, np.float32) for x in (seconds, cached)), np.float32(draft))
+    return Known(costs, content["settled"] is True, looks)
+
+
+def _possible(cost: Any) -> float:
+    """Seconds as they are computed with, in float32.
+
+    Raises:
+      ValueError: nothing takes so long.
+    """
+    with np.errstate(over="ignore"):
+        seconds = float(np.float32(cost))
+    if not 0 <= seconds < math.inf:
+        raise ValueError("costs that cannot be")
+    return seconds
 
 
 def _write(file: Path, what: dict[str, Any], known: Known) -> None:

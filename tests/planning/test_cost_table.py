@@ -77,16 +77,28 @@ def test_measuring_leaves_the_engine_as_it_was(engine: Engine):
     assert [r.token_ids for r in run_all(engine, todo)] == before
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"rungs": []}', "damage", '{"rungs": 3}', "looks"])
+IMPOSSIBLE = {
+    "negative": {"rungs": -1.0},
+    "none": {"rungs": None},
+    "nothing in float32": {"rungs": 1e-300},
+    "endless in float32": {"rungs": 1e300},
+    "endless looks": {"looks": float("inf")},
+    "no look": {"looks": 0},
+}
+BROKEN = ("", "{", '{"rungs": []}', '{"rungs": 3}', "[" * 100000)
+
+
+@pytest.mark.parametrize("content", [*BROKEN, *IMPOSSIBLE])
 def test_a_damaged_table_is_measured_again_and_said_so(
     engine: Engine, measured: list[Engine], tmp_path: Path, content: str
 ):
     known_costs(engine, "tiny")
     file = table(tmp_path)
     whole = json.loads(file.read_text())
-    damaged = json.dumps(whole | {"rungs": [-1.0] * len(whole["rungs"])})
-    looks = json.dumps(whole).replace('"looks": 1', '"looks": 1e999')
-    file.write_text({"damage": damaged, "looks": looks}.get(content, content))
+    change = dict(IMPOSSIBLE.get(content, {}))
+    if "rungs" in change:
+        change["rungs"] = [change["rungs"]] * len(whole["rungs"])
+    file.write_text(json.dumps(whole | change) if change else content)
     said: list[str] = []
     known_costs(engine, "tiny", said.append)
     assert len(measured) == 2
