@@ -146,7 +146,8 @@ def _read(file: Path, rungs: int) -> Known:
         raise ValueError("of another ladder")
     if not all(seconds) or all(map(math.isinf, seconds)) or looks < 1:
         raise ValueError("costs that cannot be")
-    costs = StepCosts(*(np.asarray(x, np.float32) for x in (seconds, cached)), np.float32(draft))
+    rung_costs, cached_costs = (np.asarray(x, np.float32) for x in (seconds, cached))
+    costs = StepCosts(rung_costs, cached_costs, np.float32(draft))
     return Known(costs, content["settled"] is True, looks)
 
 
