@@ -4,6 +4,8 @@ import math
 from types import MappingProxyType
 from typing import NamedTuple
 
+from emsjax.pallas_kernels.hopper import TENSOR_CORE_ROWS
+
 
 class Blocks(NamedTuple):
     """Sizes that change speed only.
@@ -126,8 +128,7 @@ class GPUBlocks(NamedTuple):
     height: int
 
 
-# Rows of a tensor core product; and rows times heads that one thread block takes.
-TENSOR_CORE_ROWS = 64
+# Rows times heads that one thread block takes, of heads up to so wide.
 MOST_HEIGHT, WIDE = 128, 128
 # Of a section, in tokens: shorter ones cost more to begin and to combine than they gain.
 SHORTEST_SECTION, LONGEST_SECTION = 256, 1024

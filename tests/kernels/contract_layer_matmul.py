@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
+from tests.kernels.contract_attention import FLOAT32_ERROR, ROUNDING
 
 NUM_LAYERS, LAYER = 3, 1
-# Of a term: products of 16-bit numbers are exact in float32, sums of some hundreds are not.
-FLOAT32_ERROR = 1e-5
-ROUNDING = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,7 @@ class LayerMatmulContract:
         x, weights = numbers(case)[0][:rows], numbers(case)[1][LAYER]
         wide = (x.astype(np.float64), weights.astype(np.float64))
         expected, terms = wide[0] @ wide[1].T, np.abs(wide[0]) @ np.abs(wide[1]).T
+        # Products of 16-bit numbers are exact in float32, sums of some hundreds are not.
         allowed = FLOAT32_ERROR * terms + ROUNDING[case.dtype] * np.abs(expected)
         out = self.multiply(case, x).astype(np.float64)
         assert out.shape == expected.shape

@@ -13,6 +13,7 @@ from emsjax.pallas_kernels.report.ahead import attention_arguments, attention_ca
 from emsjax.pallas_kernels.report.work import Heads, ragged
 from tests.kernels import contract_attention
 from tests.kernels.contract_attention import CASES, AttentionContract
+from tests.kernels.lowering import lower_for_hopper
 from tests.kernels.test_tpu_compiled import OPTIONS
 
 # The kernel takes 16-bit types, and caches in multiples of 64 tokens.
@@ -84,11 +85,4 @@ def test_heads_of_other_widths_are_left_to_xla(width: int):
 
 def lower(heads: Heads, rows: int, **options) -> None:
     work = ragged(heads, batch=8, rows=rows, context=2048)
-    call = attention_call(work, "gpu", **options)
-    disabled = [
-        jax.export.DisabledSafetyCheck.custom_call(f"mosaic_gpu{suffix}") for suffix in ("", "_v2")
-    ]
-    export = jax.export.export(jax.jit(call), platforms=["cuda"], disabled_checks=disabled)
-    with compiling_for("gpu"):
-        exported = export(*attention_arguments(work))
-    assert "mosaic_gpu" in exported.mlir_module()
+    lower_for_hopper(attention_call(work, "gpu", **options), *attention_arguments(work))

@@ -17,6 +17,7 @@ from emsjax.pallas_kernels.backends import compiling_for, noting_backends
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
 from emsjax.pallas_kernels.layer_matmul.gpu import ENOUGH_BLOCKS, blocks_for
 from tests.kernels.contract_layer_matmul import CASES, LayerMatmulContract, numbers
+from tests.kernels.lowering import lower_for_hopper
 
 SHAPES = ("smollm2-135m", "opt-125m", "opt-6.7b", "llama-3-8b")
 
@@ -64,10 +65,6 @@ def weights_of(model: str) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("rows", [1, 8, 64, 128, 192])
 @pytest.mark.parametrize("model", SHAPES)
 def test_lowers_for_hopper(model: str, rows: int):
-    disabled = [
-        jax.export.DisabledSafetyCheck.custom_call(f"mosaic_gpu{suffix}") for suffix in ("", "_v2")
-    ]
-
     def call(x: jax.Array, kernels: jax.Array, layer: jax.Array) -> jax.Array:
         return layer_matmul(x, kernels, layer=layer, backend="gpu")
 
@@ -75,9 +72,7 @@ def test_lowers_for_hopper(model: str, rows: int):
         x = jax.ShapeDtypeStruct((rows, num_in), jnp.bfloat16)
         kernels = jax.ShapeDtypeStruct((2, num_out, num_in), jnp.bfloat16)
         layer = jax.ShapeDtypeStruct((), jnp.int32)
-        export = jax.export.export(jax.jit(call), platforms=["cuda"], disabled_checks=disabled)
-        with compiling_for("gpu"):
-            assert "mosaic_gpu" in export(x, kernels, layer).mlir_module()
+        lower_for_hopper(call, x, kernels, layer)
 
 
 @pytest.mark.parametrize("model", SHAPES)
