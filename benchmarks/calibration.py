@@ -61,7 +61,7 @@ def _options() -> argparse.Namespace:
 
 def _outcomes(drafter: str, size: int, options: argparse.Namespace) -> list[Outcome]:
     from emsjax import LLM, SamplingParams
-    from emsjax.cost_table import known_costs
+    from emsjax.costs.table import known_costs
 
     llm = LLM(drafter=drafter, max_batch_size=size, max_model_len=2048)
     outcomes: list[Outcome] = []

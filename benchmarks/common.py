@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emsjax.provenance import commit_of, version_of
+from emsjax.host.provenance import commit_of, version_of
 
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "numpy")
 

@@ -50,7 +50,7 @@ def _numbers(text: str) -> list[int]:
 
 def _drafters(layers: list[int]) -> dict[str, Callable[[int], Any]]:
     """For each name what makes the drafter of a draft length, for the default model."""
-    from emsjax.loading.draft import load_drafter, shipped_draft
+    from emsjax.loading.drafter import load_drafter, shipped_draft
     from emsjax.loading.load import load_model
 
     target = load_model(None)

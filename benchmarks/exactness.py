@@ -243,7 +243,7 @@ def _next_logits(model: Any, tokens: list[int]) -> Any:
     import numpy as np
     from flax import nnx
 
-    from emsjax.packing import pack
+    from emsjax.engine.packing import pack
     from emsjax.shapes import round_up
 
     capacity = round_up(len(tokens), 512)  # few shapes, so few compilations

@@ -106,7 +106,7 @@ def _phases(options: argparse.Namespace) -> dict[str, float]:
     """What `_time_command`'s process does, timed from inside; in seconds, memory in bytes."""
     times = [float(os.environ["BENCHMARK_T0"]), time.time()]
     from emsjax.llm import LLM
-    from emsjax.sampling_params import SamplingParams
+    from emsjax.requests.sampling_params import SamplingParams
 
     compiling = _listen()
     times.append(time.time())

@@ -14,8 +14,8 @@ import jax
 
 from benchmarks.common import describe, machine, say, table, write_json
 from emsjax.llm import LLM
-from emsjax.samples import make_samples
-from emsjax.sampling_params import SamplingParams
+from emsjax.requests.samples import make_samples
+from emsjax.requests.sampling_params import SamplingParams
 
 PROMPT = "Write down everything that you know about {}, in full sentences and in good order."
 TOPICS = ("rivers", "bread", "glass", "moths", "sails", "copper", "chess", "salt")

@@ -21,16 +21,16 @@ from flax import nnx
 
 from benchmarks.common import chat, describe, machine, read_prompts, say, table, write_json
 from emsjax.bench.stepped import Step, SteppedEngine
+from emsjax.costs.hardware import HARDWARE
+from emsjax.costs.roofline import estimated_costs, sizes_of
 from emsjax.drafters import NoDrafter, PromptLookup
-from emsjax.drafters.base import Drafter
-from emsjax.jobs import Finished, Job
-from emsjax.ladder import make_ladder
+from emsjax.engine.drafter import Drafter
+from emsjax.engine.job import Finished, Job
+from emsjax.engine.ladder import make_ladder
+from emsjax.engine.packing import PackedBatch
+from emsjax.engine.worth import StepCosts, without_prompts
 from emsjax.loading.build import shape_of_model
 from emsjax.loading.named import named_config
-from emsjax.packing import PackedBatch
-from emsjax.planning.hardware import HARDWARE
-from emsjax.planning.roofline import estimated_costs, sizes_of
-from emsjax.worth import StepCosts, without_prompts
 
 CAPACITY = 2048
 # Prompts are read in few steps.

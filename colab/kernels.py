@@ -64,7 +64,7 @@ if not SMALL:
     device = ",cuda" if glob("/dev/nvidia[0-9]*") else ",tpu" if tpu else ""
     run(f"python -m pip install --quiet '{source}[train{device}]' {PINS}")
 # In a process of its own: a TPU belongs to one at a time, and commands may want it below.
-said = run("python -c 'from emsjax.device import device_name; print(device_name())'")
+said = run("python -c 'from emsjax.host.device import device_name; print(device_name())'")
 PLATFORM = said.splitlines()[-1].split()[0]  # "tpu", "gpu" or "cpu"
 if not SMALL and device and PLATFORM == "cpu":
     sys.exit("jax cannot use the accelerator of this runtime: restart it, and try again.")
@@ -84,15 +84,15 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 
-from emsjax.compile_cache import use_compile_cache
 from emsjax.drafters import PromptLookup
-from emsjax.engine import Engine
-from emsjax.jobs import Job
-from emsjax.ladder import Rung
+from emsjax.engine.engine import Engine
+from emsjax.engine.job import Job
+from emsjax.engine.ladder import Rung
+from emsjax.engine.loop import draft_tokens, plan_rows
+from emsjax.engine.packing import pack
+from emsjax.engine.policy import POLICIES
+from emsjax.host.cache import use_compile_cache
 from emsjax.loading.load import load_model
-from emsjax.loop import draft_tokens, plan_rows
-from emsjax.packing import pack
-from emsjax.policy import POLICIES
 
 TEXTS = [
     "Monday, Tuesday, Wednesday, Thursday, Friday, Monday, Tuesday,",
@@ -114,7 +114,7 @@ class Step(NamedTuple):
 
     q_lens: np.ndarray  # rows of each slot
     draft_lens: np.ndarray  # how many of them are draft tokens
-    batch: tuple  # emsjax.packing.PackedBatch
+    batch: tuple  # emsjax.engine.packing.PackedBatch
     emitted: np.ndarray  # tokens that each slot gained
     kv_lens: np.ndarray  # tokens of each slot in the cache
 

@@ -65,7 +65,7 @@ if not SMALL:
     device = ",cuda" if glob("/dev/nvidia[0-9]*") else ",tpu" if tpu else ""
     run(f"python -m pip install --quiet '{source}[train{device}]' {PINS}")
 # In a process of its own: a TPU belongs to one at a time, and commands may want it below.
-said = run("python -c 'from emsjax.device import device_name; print(device_name())'")
+said = run("python -c 'from emsjax.host.device import device_name; print(device_name())'")
 PLATFORM = said.splitlines()[-1].split()[0]  # "tpu", "gpu" or "cpu"
 if not SMALL and device and PLATFORM == "cpu":
     sys.exit("jax cannot use the accelerator of this runtime: restart it, and try again.")

@@ -8,11 +8,11 @@ from emsjax.errors import UserError
 from emsjax.version import __version__
 
 if TYPE_CHECKING:
+    from emsjax.engine.trace import Trace, TraceStep
     from emsjax.llm import LLM
-    from emsjax.outputs import CompletionOutput, Logprob, Piece, RequestOutput
-    from emsjax.sampling_params import SamplingParams
+    from emsjax.requests.outputs import CompletionOutput, Logprob, Piece, RequestOutput
+    from emsjax.requests.sampling_params import SamplingParams
     from emsjax.token_view.report import Report
-    from emsjax.trace import Trace, TraceStep
 
 __all__ = [
     "LLM",
@@ -35,14 +35,14 @@ __path__ = extend_path(__path__, __name__)
 # Loaded on first use: jax takes seconds to import, which `--help` should not.
 _LAZY = {
     "LLM": "emsjax.llm",
-    "CompletionOutput": "emsjax.outputs",
-    "Logprob": "emsjax.outputs",
-    "Piece": "emsjax.outputs",
+    "CompletionOutput": "emsjax.requests.outputs",
+    "Logprob": "emsjax.requests.outputs",
+    "Piece": "emsjax.requests.outputs",
     "Report": "emsjax.token_view.report",
-    "RequestOutput": "emsjax.outputs",
-    "SamplingParams": "emsjax.sampling_params",
-    "Trace": "emsjax.trace",
-    "TraceStep": "emsjax.trace",
+    "RequestOutput": "emsjax.requests.outputs",
+    "SamplingParams": "emsjax.requests.sampling_params",
+    "Trace": "emsjax.engine.trace",
+    "TraceStep": "emsjax.engine.trace",
 }
 
 

@@ -5,28 +5,26 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from emsjax.checks import check_whole
-from emsjax.choices import build_engine, params_of_each
-from emsjax.compile_cache import use_compile_cache
-from emsjax.drafters.base import Drafter
-from emsjax.drafting import build_drafter, check_drafting
-from emsjax.errors import UserError
-from emsjax.jobs import Job
+from emsjax.build_drafter import build_drafter, check_drafting
+from emsjax.build_engine import build_engine
+from emsjax.costs.pricing import Pricing
+from emsjax.engine.drafter import Drafter
+from emsjax.engine.job import Job
+from emsjax.engine.policy import EMS
+from emsjax.errors import UserError, check_whole
+from emsjax.host.cache import use_compile_cache
+from emsjax.limits import DEFAULT_MAX_MODEL_LEN
 from emsjax.loading.load import load_model
-from emsjax.outputs import Piece, RequestOutput
-from emsjax.policy import EMS
-from emsjax.pricing import Pricing
-from emsjax.prompts import Message, Prompt, prompt_list
-from emsjax.request_reader import RequestReader
-from emsjax.requests import Request
-from emsjax.samples import Sample, make_samples, request_output
+from emsjax.requests.outputs import Piece, RequestOutput
+from emsjax.requests.prompts import Message, Prompt, params_of_each, prompt_list
+from emsjax.requests.reader import RequestReader
+from emsjax.requests.request import Request
+from emsjax.requests.samples import Sample, make_samples, request_output
+from emsjax.requests.sampling_params import SamplingParams
 from emsjax.sampling.adapt import classify
-from emsjax.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-DEFAULT_MAX_MODEL_LEN = 4096
 
 
 class LLM:

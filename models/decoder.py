@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from emsjax.engine.packing import PackedBatch
 from emsjax.models.config import DecoderConfig
 from emsjax.models.layers import MLP, Linear, RMSNorm, norm, rotary_angles, rotate
-from emsjax.packing import PackedBatch
 from emsjax.pallas_kernels.cache_update.api import update_kv_cache
 from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token, storage_dtype
 from emsjax.pallas_kernels.products import matmul

@@ -5,5 +5,5 @@ if [ -z "${PYTHON:-}" ]; then
   [ -x .venv-test/bin/python ] && PYTHON=$PWD/.venv-test/bin/python
 fi
 export JAX_PLATFORMS=cpu
-# A second run of the suite finds its programs compiled.
-export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.jax_cache}
+# Outside the checkout: a fresh clone, too, finds its programs compiled.
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/emsjax-tests}

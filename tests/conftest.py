@@ -2,7 +2,7 @@
 
 import os
 
-from emsjax.pallas_kernels.report.environment import tpu_compiler
+from emsjax.pallas_kernels.environment import tpu_compiler
 
 # Before jax is imported: run on the CPU, and let the TPU compiler load without a TPU. With this
 # variable the kernels' contracts run on the device that is there: see CONTRIBUTING.md.
@@ -19,8 +19,8 @@ import pytest
 from hypothesis import settings
 from jax.experimental.compilation_cache import compilation_cache
 
-from emsjax import choices
-from emsjax.compile_cache import use_compile_cache
+from emsjax import build_engine
+from emsjax.host.cache import use_compile_cache
 from tests.interpreters import interpreting_gpu, interpreting_tpu  # noqa: F401
 from tests.ladders import short_ladder
 
@@ -42,7 +42,7 @@ def _strict_promotion():
 @pytest.fixture(autouse=True)
 def _short_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only commands, notebooks and the tests of real models compile all rungs of an `LLM`."""
-    monkeypatch.setattr(choices, "make_ladder", short_ladder)
+    monkeypatch.setattr(build_engine, "make_ladder", short_ladder)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from emsjax.ladder import Rung, make_ladder
+from emsjax.engine.ladder import Rung, make_ladder
 
 
 def short_ladder(num_slots: int, draft_length: int, **options: Any) -> tuple[Rung, ...]:

@@ -1,10 +1,12 @@
-"""The layout of `design.md` §6: which way imports go, what is exported, what is packaged."""
+"""The map in CONTRIBUTING.md: who imports whom, what is exported, what is packaged."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -18,30 +20,17 @@ PACKAGES = PYPROJECT["tool"]["setuptools"]["packages"]
 MOVED = {"emsjax.models": "models", "emsjax.pallas_kernels": "pallas_kernels"}
 BACKENDS = {"reference", "tpu", "gpu"}
 
-# Shapes, state and the pure functions of a step: jax, numpy and each other, nothing else.
-LEAVES = (
-    "emsjax.shapes",
-    "emsjax.packing",
-    "emsjax.ladder",
-    "emsjax.state",
-    "emsjax.step_plan",
-    "emsjax.holes",
-    "emsjax.policy",
-    "emsjax.verify",
-    "emsjax.errors",
-    "emsjax.metrics",
-    "emsjax.names",
-    "emsjax.model_protocol",
-    "emsjax.drafters",
-    "emsjax.acceptance",
-    "emsjax.worth",
-    "emsjax.draft",
-    "emsjax.draft_record",
-    "emsjax.trace",
-    "emsjax.sampling",
-    "emsjax.sampling_params",
-)
-ENGINE = ("emsjax.engine", "emsjax.loop", "emsjax.slots", "emsjax.jobs")
+# What everything may import: they import nothing above them.
+COMMON = ("emsjax.limits", "emsjax.errors", "emsjax.shapes", "emsjax.version")
+# What these rooms may import from outside this project.
+OUTSIDE = {
+    "emsjax.engine": {"jax", "numpy", "flax"},
+    "emsjax.sampling": {"jax", "numpy"},
+    "emsjax.drafters": {"jax", "numpy", "flax"},
+    "emsjax.models": {"jax", "numpy", "flax"},
+    "emsjax.pallas_kernels": {"jax", "numpy"},
+}
+# All that models see of the kernels.
 API = (
     "emsjax.pallas_kernels.ragged_attention.api",
     "emsjax.pallas_kernels.cache_update.api",
@@ -50,17 +39,19 @@ API = (
     "emsjax.pallas_kernels.kv_layout",
     "emsjax.pallas_kernels.backends",
 )
-# What each part may import besides the standard library; what is not named here is free.
-ALLOWED = {
-    "emsjax.pallas_kernels": ("jax", "numpy", "emsjax.pallas_kernels"),
-    "emsjax.models": ("jax", "numpy", "flax", "emsjax.models", *LEAVES, *API),
-    **dict.fromkeys(LEAVES, ("jax", "numpy", *LEAVES)),
-    **dict.fromkeys(ENGINE, ("jax", "numpy", "flax", *LEAVES, *ENGINE)),
-}
-# Like every command, these may import everything.
-COMMANDS = ("emsjax.pallas_kernels.report.__main__",)
-# Only these know that there are families; the rest has `model_protocol`.
-KNOW_MODELS = ("emsjax.models", "emsjax.loading", "emsjax.training")
+ROW = re.compile(r"^\| `([\w/.]+)` \| [^|]+ \| ((?:`\w+` ?)*)\|$", re.MULTILINE)
+
+
+def permitted() -> dict[str, set[str]]:
+    """For each room in the map of CONTRIBUTING.md the rooms that it may import."""
+    rooms = {}
+    for place, names in ROW.findall((ROOT / "CONTRIBUTING.md").read_text()):
+        name = place.removesuffix("/").removesuffix(".py").removeprefix("emsjax/")
+        rooms[f"emsjax.{name}"] = {f"emsjax.{each}" for each in re.findall(r"\w+", names)}
+    return rooms
+
+
+ROOMS = permitted()
 
 
 def folder_of(package: str) -> Path:
@@ -99,9 +90,34 @@ def imports(module: str) -> set[str]:
     return {name for name in found if name.split(".")[0] not in sys.stdlib_module_names}
 
 
+def room_of(module: str) -> str:
+    """The folder of `emsjax` that a module is in, or the module itself where it is in none."""
+    return ".".join(module.split(".")[:2])
+
+
+def folder(module: str) -> str:
+    """The innermost folder of a module; modules right in `emsjax/` are told apart."""
+    package = SOURCES[module].name == "__init__.py"
+    inner = module if package else module.rpartition(".")[0]
+    return module if inner == "emsjax" else inner
+
+
+def circle(graph: Mapping[str, Collection[str]]) -> list[str]:
+    """Some nodes that import each other in a circle, in order; none where there is no circle."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def ours(module: str) -> set[str]:
+    return {name for name in imports(module) if name in SOURCES} - {module}
+
+
 def test_there_is_something_to_check():
-    named = (*LEAVES, *ENGINE, *API, *COMMANDS, *KNOW_MODELS)
-    assert set(named) <= SOURCES.keys()
+    assert {*COMMON, *API, *OUTSIDE} <= SOURCES.keys()
+    assert {room_of(module) for module in SOURCES} == {"emsjax", *ROOMS, *COMMON}
     assert imports("emsjax.pallas_kernels.cache_update.api") == {
         "jax",
         "jax.numpy",
@@ -112,14 +128,39 @@ def test_there_is_something_to_check():
     }
 
 
-@pytest.mark.parametrize("module", SOURCES)
-def test_imports_go_one_way(module):
-    imported = imports(module)
-    for part, allowed in ALLOWED.items():
-        if within(module, part) and module not in COMMANDS:
-            assert {name for name in imported if not within(name, *allowed)} == set()
-    if not within(module, *KNOW_MODELS):
-        assert {name for name in imported if within(name, "emsjax.models")} == set()
+@pytest.mark.parametrize("room", [*ROOMS, *COMMON])
+def test_a_room_imports_what_the_map_says(room):
+    inside = [module for module in SOURCES if within(module, room)]
+    used = {room_of(name) for module in inside for name in ours(module)} - {room, *COMMON}
+    assert used - {"emsjax"} == ROOMS.get(room, set()), "CONTRIBUTING.md says otherwise"
+
+
+@pytest.mark.parametrize("room", OUTSIDE)
+def test_what_computes_needs_few_packages(room):
+    inside = [module for module in SOURCES if within(module, room)]
+    used = {name.split(".")[0] for module in inside for name in imports(module)}
+    assert used - {"emsjax"} <= OUTSIDE[room]
+
+
+def test_models_see_only_the_kernels_api():
+    inside = [module for module in SOURCES if within(module, "emsjax.models")]
+    used = {name for module in inside for name in ours(module)}
+    assert {name for name in used if within(name, "emsjax.pallas_kernels")} <= set(API)
+
+
+def test_no_files_and_no_folders_import_each_other_in_a_circle():
+    # `emsjax/__init__.py` only names the public classes, and nothing inside imports it for them.
+    files = {module: ours(module) - {"emsjax"} for module in SOURCES if module != "emsjax"}
+    assert circle(files) == []
+    folders: dict[str, set[str]] = {}
+    for module, imported in files.items():
+        others = {folder(name) for name in imported} - {folder(module)}
+        folders.setdefault(folder(module), set()).update(others)
+    assert circle(folders) == []
+
+
+def test_a_circle_is_found():
+    assert set(circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
 
 
 @pytest.mark.parametrize("module", SOURCES)

@@ -13,18 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from emsjax.acceptance import predict
-from emsjax.draft import Draft
-from emsjax.drafters.base import Stateless, WorthDrafting
-from emsjax.engine import Engine
-from emsjax.jobs import Job
-from emsjax.ladder import Rung
-from emsjax.loop import worth_in
-from emsjax.packing import PackedBatch, pack
-from emsjax.policy import POLICIES
-from emsjax.state import DecodeState
-from emsjax.step_plan import Plan, make_plan
-from emsjax.verify import put_draft
+from emsjax.engine.acceptance import predict
+from emsjax.engine.draft import Draft
+from emsjax.engine.drafter import Stateless, WorthDrafting
+from emsjax.engine.engine import Engine
+from emsjax.engine.job import Job
+from emsjax.engine.ladder import Rung
+from emsjax.engine.loop import worth_in
+from emsjax.engine.packing import PackedBatch, pack
+from emsjax.engine.policy import POLICIES
+from emsjax.engine.state import DecodeState
+from emsjax.engine.step_plan import Plan, make_plan
+from emsjax.engine.verify import put_draft
 
 CAPACITY, VOCAB_SIZE = 32, 64
 # Token ids count up along each sample's text; a guess that is none of the text's is wrong.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from emsjax import command
+from emsjax.cli import command
 
 _app = command.new_app()
 

@@ -12,19 +12,18 @@ import numpy as np
 from emsjax.bench.decoding import Decoding, Run
 from emsjax.bench.simulated import LONGEST, Simulated
 from emsjax.bench.target import Target
-from emsjax.checks import check_whole
-from emsjax.choices import CAPACITY_MULTIPLE, build_engine
-from emsjax.cost_table import known_costs
+from emsjax.build_drafter import build_drafter, check_drafting, takers
+from emsjax.build_engine import CAPACITY_MULTIPLE, build_engine
+from emsjax.costs.table import known_costs
 from emsjax.drafters import NoDrafter
-from emsjax.drafters.base import Drafter
-from emsjax.drafting import build_drafter, check_drafting, takers
-from emsjax.engine import Engine
-from emsjax.errors import UserError
-from emsjax.jobs import Job
+from emsjax.engine.drafter import Drafter
+from emsjax.engine.engine import Engine
+from emsjax.engine.job import Job
+from emsjax.engine.policy import POLICIES
+from emsjax.engine.worth import StepCosts
+from emsjax.errors import UserError, check_whole
 from emsjax.pallas_kernels.backends import noting_backends
-from emsjax.policy import POLICIES
 from emsjax.shapes import round_up
-from emsjax.worth import StepCosts
 
 PLAIN, EMS, FIXED, SIMULATED = "none", "ems", "ems-fixed", "simulated"
 METHODS = (*POLICIES, FIXED)

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from emsjax.bench.prompts import Tokens
-from emsjax.engine import Engine
-from emsjax.jobs import Job
-from emsjax.slots import STEPS_PER_CALL
-from emsjax.state import DecodeState
+from emsjax.engine.engine import Engine
+from emsjax.engine.job import Job
+from emsjax.engine.slots import STEPS_PER_CALL
+from emsjax.engine.state import DecodeState
 
 
 class Run(NamedTuple):

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.bench.decoding import Run
+from emsjax.costs.roofline import attended, sizes_of
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
-from emsjax.planning.roofline import attended, sizes_of
 
 # Numbers read to measure the bandwidth, far more bytes than caches hold: rows of so many columns.
 # Rows and columns of the products.

@@ -8,7 +8,7 @@ import jax
 from emsjax.bench.contenders import Contender
 from emsjax.bench.stepped import PARTS, Step, SteppedEngine
 from emsjax.bench.target import Target
-from emsjax.jobs import Job
+from emsjax.engine.job import Job
 
 
 class StepParts(NamedTuple):

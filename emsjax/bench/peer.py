@@ -12,7 +12,7 @@ from emsjax.bench.contenders import Spec
 from emsjax.bench.decoding import Run
 from emsjax.bench.prompts import Tokens
 from emsjax.bench.target import Target
-from emsjax.jobs import Job
+from emsjax.engine.job import Job
 from emsjax.loading.export import export_hugging_face
 from emsjax.loading.named import hugging_face_config
 

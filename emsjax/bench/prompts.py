@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from emsjax import jsonl
 from emsjax.errors import UserError
+from emsjax.requests import jsonl
 
 Tokens = tuple[int, ...]
 # Spec-Bench's own grouping: what is in none of these is its multi-turn conversations.

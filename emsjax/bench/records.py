@@ -8,9 +8,9 @@ from typing import Any
 from emsjax.bench.cells import Cell, Spread
 from emsjax.bench.contenders import PLAIN
 from emsjax.bench.peer import PEER
-from emsjax.device import device_name
 from emsjax.errors import UserError
-from emsjax.provenance import commit_of, version_of
+from emsjax.host.device import device_name
+from emsjax.host.provenance import commit_of, version_of
 from emsjax.version import __version__
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "transformers", "torch", "libtpu")

@@ -25,9 +25,9 @@ from emsjax.bench.simulated import write_acceptance
 from emsjax.bench.sweep import run_sweep
 from emsjax.bench.tables import report
 from emsjax.bench.target import Target, random_target, real_target
-from emsjax.compile_cache import use_compile_cache
 from emsjax.errors import UserError
-from emsjax.whole_files import replace_text
+from emsjax.host.cache import use_compile_cache
+from emsjax.host.files import replace_text
 
 
 def run(settings: Settings) -> None:

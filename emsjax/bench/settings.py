@@ -9,9 +9,8 @@ from typing import Any
 from emsjax.bench.contenders import PLAIN, SIMULATED, Spec, check_spec
 from emsjax.bench.simulated import Forced, forced_acceptance
 from emsjax.bench.sweep import Sweep
-from emsjax.checks import check_whole
-from emsjax.drafting import takers
-from emsjax.errors import UserError
+from emsjax.build_drafter import takers
+from emsjax.errors import UserError, check_whole
 
 PEERS = ("transformers",)
 

@@ -17,14 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emsjax.draft import Draft
-from emsjax.drafters.base import Stateless, WorthDrafting
-from emsjax.drafting import DRAFT_LENGTH, MAX_DRAFT_LENGTH
+from emsjax.engine.draft import Draft
+from emsjax.engine.drafter import Stateless, WorthDrafting
+from emsjax.engine.state import DecodeState
 from emsjax.errors import UserError
+from emsjax.host.files import replace_text
+from emsjax.limits import DRAFT_LENGTH, MAX_DRAFT_LENGTH
 from emsjax.sampling.choose import Chosen, choose
 from emsjax.sampling.rows import Rows
-from emsjax.state import DecodeState
-from emsjax.whole_files import replace_text
 
 # Samples and places for which a given rate is drawn; they repeat beyond.
 SAMPLES, PLACES = 64, 512

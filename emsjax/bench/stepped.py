@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from emsjax.draft import Draft
-from emsjax.engine import Engine
-from emsjax.loop import (
+from emsjax.engine.draft import Draft
+from emsjax.engine.engine import Engine
+from emsjax.engine.loop import (
     Forward,
     Planned,
     Setup,
@@ -21,10 +21,10 @@ from emsjax.loop import (
     run_target,
     take_note,
 )
-from emsjax.state import DecodeState
-from emsjax.step_plan import Plan, load_of, value_of
-from emsjax.verify import commit, count_accepted
-from emsjax.worth import Load
+from emsjax.engine.state import DecodeState
+from emsjax.engine.step_plan import Plan, load_of, value_of
+from emsjax.engine.verify import commit, count_accepted
+from emsjax.engine.worth import Load
 
 PARTS = ("draft", "plan", "target", "verify")
 

@@ -18,9 +18,9 @@ from emsjax.bench.parts import time_parts
 from emsjax.bench.peer import PEER, Peer
 from emsjax.bench.prompts import Dataset
 from emsjax.bench.target import Target
+from emsjax.engine.job import Job
 from emsjax.errors import UserError
-from emsjax.jobs import Job
-from emsjax.memory import free_bytes
+from emsjax.host.device import free_bytes
 
 # Of the first batch, so that nothing of the measured runs is done for the first time.
 WARM_UP_TOKENS = 16

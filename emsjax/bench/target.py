@@ -6,12 +6,12 @@ from typing import Any
 
 from emsjax.bench.prompts import Tokens
 from emsjax.bench.simulated import Forced, scripted_choice
-from emsjax.drafters.base import Drafter
-from emsjax.jobs import Job
+from emsjax.engine.drafter import Drafter
+from emsjax.engine.job import Job
 from emsjax.loading.load import LoadedModel, load_model
 from emsjax.loading.random_weights import random_model
-from emsjax.request_reader import RequestReader
-from emsjax.sampling_params import SamplingParams
+from emsjax.requests.reader import RequestReader
+from emsjax.requests.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """Drafters: guess the next tokens of every slot; the target verifies them."""
 
-from emsjax.draft import Draft
-from emsjax.drafters.base import Drafter
 from emsjax.drafters.combined import Combined
 from emsjax.drafters.draft_model import DraftModel
 from emsjax.drafters.none import NoDrafter
 from emsjax.drafters.prompt_lookup import PromptLookup
 from emsjax.drafters.recurrent import Recurrent
+from emsjax.engine.draft import Draft
+from emsjax.engine.drafter import Drafter
 
 __all__ = ["Combined", "Draft", "DraftModel", "Drafter", "NoDrafter", "PromptLookup", "Recurrent"]

@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emsjax.acceptance import expect, predict, survival_of
-from emsjax.draft import Draft
-from emsjax.drafters.base import COSTLY_SOURCE, Drafter, WorthDrafting
-from emsjax.state import DecodeState
+from emsjax.engine.acceptance import expect, predict, survival_of
+from emsjax.engine.draft import Draft
+from emsjax.engine.drafter import COSTLY_SOURCE, Drafter, WorthDrafting
+from emsjax.engine.state import DecodeState
 
 # Accepted tokens that the model has to promise more than what was found: drafting takes time, about
 # a quarter of a plain step (SmolLM2-135M-Instruct with the draft that comes with it, on a CPU).

@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from emsjax.acceptance import expect
-from emsjax.draft import Draft
-from emsjax.drafters.base import COSTLY_SOURCE, WorthDrafting
-from emsjax.ladder import row_capacity
-from emsjax.model_protocol import Model
-from emsjax.packing import pack
+from emsjax.engine.acceptance import expect
+from emsjax.engine.draft import Draft
+from emsjax.engine.drafter import COSTLY_SOURCE, WorthDrafting
+from emsjax.engine.ladder import row_capacity
+from emsjax.engine.model import Model
+from emsjax.engine.packing import pack
+from emsjax.engine.state import DecodeState
 from emsjax.sampling.choose import choose
 from emsjax.sampling.rows import Rows
-from emsjax.state import DecodeState
 
 # Tokens that a slot may be behind and still draft: its newest one, and one a full draft left out.
 READY = 2

@@ -5,9 +5,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from emsjax.draft import Draft
-from emsjax.drafters.base import Stateless, WorthDrafting
-from emsjax.state import DecodeState
+from emsjax.engine.draft import Draft
+from emsjax.engine.drafter import Stateless, WorthDrafting
+from emsjax.engine.state import DecodeState
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from emsjax.draft import Draft
-from emsjax.drafters.base import WorthDrafting
 from emsjax.drafters.ngram_index import (
     LONGEST_MATCH,
     NgramIndex,
@@ -19,8 +17,10 @@ from emsjax.drafters.ngram_index import (
     enter,
     find,
 )
+from emsjax.engine.draft import Draft
+from emsjax.engine.drafter import WorthDrafting
+from emsjax.engine.state import DecodeState
 from emsjax.errors import UserError
-from emsjax.state import DecodeState
 
 # How often the token behind a match of 1, 2, ... tokens is the next one: counted over 42,000
 # tokens that SmolLM2-135M-Instruct wrote in answer to prompts about Wikipedia's articles.

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from emsjax.acceptance import expect
-from emsjax.draft import Draft
-from emsjax.drafters.base import COSTLY_SOURCE, WorthDrafting
+from emsjax.engine.acceptance import expect
+from emsjax.engine.draft import Draft
+from emsjax.engine.drafter import COSTLY_SOURCE, WorthDrafting
+from emsjax.engine.state import DecodeState
 from emsjax.sampling.choose import choose
 from emsjax.sampling.rows import Rows
-from emsjax.state import DecodeState
 
 
 class Cell(Protocol):

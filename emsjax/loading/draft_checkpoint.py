@@ -12,7 +12,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from emsjax.errors import UserError
-from emsjax.loading.config import read_json
+from emsjax.loading.hf.config import read_json
 from emsjax.models.recurrent_draft import RecurrentConfig, RecurrentDraft
 
 MANIFEST = "draft.json"

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from emsjax.errors import UserError
-from emsjax.loading.shards import find_weight_files
+from emsjax.loading.sources.shards import find_weight_files
 
 _TIMEOUT = 5.0  # seconds to wait for the hub's first answer
 _SMALL_FILES = ["*.json", "tokenizer.model", "*.txt", "*.jinja"]

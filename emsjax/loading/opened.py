@@ -7,12 +7,12 @@ from typing import Any
 
 from emsjax.errors import UserError
 from emsjax.loading.checkpoint import MANIFEST, open_checkpoint
-from emsjax.loading.config import eos_token_ids, read_config, read_json
-from emsjax.loading.gguf_config import gguf_config
-from emsjax.loading.gguf_file import GgufFile
-from emsjax.loading.gguf_tokenizer import gguf_tokenizer
-from emsjax.loading.sources import TensorSource, open_directory
-from emsjax.loading.tokenizer import load_tokenizer
+from emsjax.loading.gguf.config import gguf_config
+from emsjax.loading.gguf.file import GgufFile
+from emsjax.loading.gguf.tokenizer import gguf_tokenizer
+from emsjax.loading.hf.config import eos_token_ids, read_config, read_json
+from emsjax.loading.hf.tokenizer import load_tokenizer
+from emsjax.loading.sources.source import TensorSource, open_directory
 
 _GENERATION_CONFIG = "generation_config.json"
 

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from emsjax.loading.buffers import aligned_empty
-from emsjax.loading.plan import Parameter, plan_parameters
-from emsjax.loading.sources import TensorSource
+from emsjax.loading.parameters import Parameter, plan_parameters
+from emsjax.loading.sources.buffers import aligned_empty
+from emsjax.loading.sources.source import TensorSource
 from emsjax.models.family import WeightMap
 
 Progress = Callable[[int, int], None]

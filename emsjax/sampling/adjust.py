@@ -7,12 +7,11 @@ among them.
 import jax
 import jax.numpy as jnp
 
-from emsjax.sampling.rows import Rows
+from emsjax.sampling.rows import Rows, Slots
 from emsjax.sampling.state import SamplingState
-from emsjax.state import DecodeState
 
 
-def adjust(logits: jax.Array, rows: Rows, state: DecodeState, sampling: SamplingState) -> jax.Array:
+def adjust(logits: jax.Array, rows: Rows, state: Slots, sampling: SamplingState) -> jax.Array:
     """Bias, allowed and banned tokens, `min_tokens`, penalties; float32[W, V].
 
     A row of a slot that wants none of it comes out bit for bit as it went in.
@@ -29,7 +28,7 @@ def adjust(logits: jax.Array, rows: Rows, state: DecodeState, sampling: Sampling
 
 
 def _forbid_stops(
-    logits: jax.Array, rows: Rows, state: DecodeState, sampling: SamplingState
+    logits: jax.Array, rows: Rows, state: Slots, sampling: SamplingState
 ) -> jax.Array:
     """-inf for stop tokens where the sample would still be shorter than it has to be."""
     early = rows.positions + 1 < sampling.min_lens[rows.slots]
@@ -39,7 +38,7 @@ def _forbid_stops(
     return logits.at[numbers, columns].set(-jnp.inf, mode="drop")
 
 
-def _counts(rows: Rows, state: DecodeState, sampling: SamplingState) -> jax.Array:
+def _counts(rows: Rows, state: Slots, sampling: SamplingState) -> jax.Array:
     """How often each token is in the output that the row follows, int32[W, V]."""
     slots, draft_length = rows.slots, state.stats.drafted.shape[1]
     capacity, vocab_size = state.tokens.shape[1], sampling.counts.shape[1]

@@ -11,9 +11,8 @@ from emsjax.sampling.blocks import first_max
 from emsjax.sampling.draw import draw
 from emsjax.sampling.filters import Filters, keep, scale
 from emsjax.sampling.logprobs import Logprobs, empty_logprobs, logprobs_of
-from emsjax.sampling.rows import Rows
+from emsjax.sampling.rows import Rows, Slots
 from emsjax.sampling.state import SamplingState
-from emsjax.state import DecodeState
 
 
 class Chosen(NamedTuple):
@@ -28,7 +27,7 @@ class Chosen(NamedTuple):
     logprobs: Logprobs | None
 
 
-def choose(logits: jax.Array, rows: Rows, state: DecodeState) -> Chosen:
+def choose(logits: jax.Array, rows: Rows, state: Slots) -> Chosen:
     """The token that follows each row, [W].
 
     Args:
@@ -58,14 +57,12 @@ def choose(logits: jax.Array, rows: Rows, state: DecodeState) -> Chosen:
     return Chosen(tokens, logprobs)
 
 
-def _temperature(rows: Rows, state: DecodeState, sampling: SamplingState) -> jax.Array:
+def _temperature(rows: Rows, state: Slots, sampling: SamplingState) -> jax.Array:
     hard = is_hard(rows, state.tokens, sampling.token_classes)
     return jnp.where(hard, sampling.adapt_temperature[rows.slots], sampling.temperature[rows.slots])
 
 
-def _sample(
-    logits: jax.Array, rows: Rows, state: DecodeState, sampling: SamplingState
-) -> jax.Array:
+def _sample(logits: jax.Array, rows: Rows, state: Slots, sampling: SamplingState) -> jax.Array:
     slots = rows.slots
     x = scale(logits, _temperature(rows, state, sampling))
     filters = Filters(sampling.top_k[slots], sampling.top_p[slots], sampling.min_p[slots])

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emsjax.sampling_params import MAX_LOGPROBS
+from emsjax.limits import MAX_LOGPROBS
 
 
 class Logprobs(NamedTuple):

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from emsjax.trace import TraceStep
+from emsjax.engine.trace import TraceStep
 
 # Share of a step's width that its column takes.
 _WIDTH = 0.84

@@ -7,12 +7,12 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
 
-from emsjax.metrics import RunTotals
+from emsjax.cli.words import count
+from emsjax.engine.metrics import RunTotals
+from emsjax.engine.trace import Source
 from emsjax.token_view.columns import columns, deepest, highest
 from emsjax.token_view.shown import ShownOutput
 from emsjax.token_view.timeline import timelines
-from emsjax.trace import Source
-from emsjax.words import count
 
 # What each source of tokens is, for the key.
 _MEANINGS: dict[Source, str] = {

@@ -5,14 +5,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from emsjax.checks import check_whole
-from emsjax.errors import UserError
-from emsjax.metrics import RunTotals
-from emsjax.outputs import RequestOutput
+from emsjax.engine.metrics import RunTotals
+from emsjax.engine.trace import Source
+from emsjax.errors import UserError, check_whole
+from emsjax.requests.outputs import RequestOutput
 from emsjax.token_view.file import write_page
 from emsjax.token_view.page import render
 from emsjax.token_view.shown import ShownOutput, shown_outputs
-from emsjax.trace import Source
 
 # More would make a file of many megabytes that no one reads.
 MOST_OUTPUTS = 200

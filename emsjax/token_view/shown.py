@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
-from emsjax.outputs import CompletionOutput, RequestOutput
-from emsjax.trace import Source, Trace
+from emsjax.engine.trace import Source, Trace
+from emsjax.requests.outputs import CompletionOutput, RequestOutput
 
 # Decoders put this in the place of bytes that are no whole character.
 HALF = "\ufffd"

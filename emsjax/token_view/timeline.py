@@ -4,10 +4,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from emsjax.cli.words import count
+from emsjax.engine.trace import Trace
 from emsjax.token_view.columns import Columns, columns, highest
 from emsjax.token_view.shown import ShownOutput
-from emsjax.trace import Trace
-from emsjax.words import count
 
 _MOST_TICKS = 10
 

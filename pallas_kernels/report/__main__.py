@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emsjax.loading.published import PUBLISHED
-from emsjax.pallas_kernels.report.environment import tpu_compiler
-from emsjax.pallas_kernels.report.work import MODELS, heads_of, ragged
+from emsjax.pallas_kernels.environment import tpu_compiler
+from emsjax.pallas_kernels.report.work import MODELS, ragged
 
 if TYPE_CHECKING:
     from emsjax.pallas_kernels.report.row import Row
@@ -48,18 +47,17 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     if min(options.work.values()) < 1 or options.context < 2 * options.rows:
         parser.error("--batch, --rows and --context must be positive, --context twice --rows")
     options.models = options.models.split(",") if options.models else list(MODELS)
-    if unknown := [model for model in options.models if model not in PUBLISHED]:
-        parser.error(f"--models: there is no {unknown[0]!r}, but {', '.join(PUBLISHED)}")
+    if unknown := [model for model in options.models if model not in MODELS]:
+        parser.error(f"--models: there is no {unknown[0]!r}, but {', '.join(MODELS)}")
     return options
 
 
 def _rows(options: argparse.Namespace, dump: Path) -> Iterator["Row"]:
     os.environ.update(tpu_compiler(dump))
-    from emsjax.loading.named import named_config
     from emsjax.pallas_kernels.report import ours, peer
 
     for model in options.models:
-        work = ragged(heads_of(named_config(model)), **options.work)
+        work = ragged(MODELS[model], **options.work)
         for kernel in (ours, peer):
             print(f"compiling {kernel.__name__.split('.')[-1]}: {model}", file=sys.stderr)
             yield from kernel.measure(options.topology, model, work, dump)

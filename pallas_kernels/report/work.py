@@ -19,17 +19,17 @@ def heads_of(config: Any) -> Heads:
 
 
 # Every kind of head there is among the built-in configurations.
-MODELS = (
-    "smollm2-135m",
-    "opt-125m",
-    "opt-350m",
-    "opt-1.3b",
-    "opt-2.7b",
-    "opt-6.7b",
-    "opt-13b",
-    "llama-3-8b",
-    "qwen3-8b",
-)
+MODELS = {
+    "smollm2-135m": Heads(9, 3, 64),
+    "opt-125m": Heads(12, 12, 64),
+    "opt-350m": Heads(16, 16, 64),
+    "opt-1.3b": Heads(32, 32, 64),
+    "opt-2.7b": Heads(32, 32, 80),
+    "opt-6.7b": Heads(32, 32, 128),
+    "opt-13b": Heads(40, 40, 128),
+    "llama-3-8b": Heads(32, 8, 128),
+    "qwen3-8b": Heads(32, 8, 128),
+}
 ROW_MULTIPLE = 8
 
 

@@ -19,11 +19,11 @@ from emsjax.bench.simulated import (
 )
 from emsjax.bench.target import Target
 from emsjax.drafters import NoDrafter, PromptLookup
-from emsjax.drafting import DRAFT_LENGTH, MAX_DRAFT_LENGTH
-from emsjax.engine import Engine
+from emsjax.engine.engine import Engine
+from emsjax.engine.job import Job
+from emsjax.engine.policy import POLICIES
 from emsjax.errors import UserError
-from emsjax.jobs import Job
-from emsjax.policy import POLICIES
+from emsjax.limits import DRAFT_LENGTH, MAX_DRAFT_LENGTH
 from tests.engine.setup import tiny_model
 from tests.ladders import short_ladder
 from tests.tiny import VOCAB_SIZE

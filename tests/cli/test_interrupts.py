@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from emsjax import command
+from emsjax.cli import command
+from emsjax.cli.interrupts import comes_from_interrupt, interrupts_wait
 from emsjax.errors import UserError
-from emsjax.interrupts import comes_from_interrupt, interrupts_wait
 
 # jax collects in such a callback while it loads and compiles.
 IN_A_CALLBACK = """
 import gc, os, sys, time
-from emsjax import command
+from emsjax.cli import command
 
 def callback(phase, info):
     gc.callbacks.remove(callback)

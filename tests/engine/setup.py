@@ -10,16 +10,16 @@ from flax import nnx
 from transformers import AutoConfig
 
 from emsjax.drafters import Combined, DraftModel, NoDrafter, PromptLookup, Recurrent
-from emsjax.drafters.base import Drafter
-from emsjax.engine import Engine
-from emsjax.jobs import Finished, Job
-from emsjax.ladder import Rung, make_ladder
+from emsjax.engine.drafter import Drafter
+from emsjax.engine.engine import Engine
+from emsjax.engine.job import Finished, Job
+from emsjax.engine.ladder import Rung, make_ladder
+from emsjax.engine.policy import POLICIES
+from emsjax.engine.worth import StepCosts
 from emsjax.loading.load import load_model
 from emsjax.models.decoder import DecoderLM
 from emsjax.models.recurrent_draft import RecurrentConfig, RecurrentDraft, Shared
 from emsjax.models.registry import FAMILIES
-from emsjax.policy import POLICIES
-from emsjax.worth import StepCosts
 from tests.ladders import short_ladder
 from tests.tiny import TINY, VOCAB_SIZE, checkpoint, oracle
 

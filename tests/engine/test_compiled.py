@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import pytest
 
 from emsjax.drafters import DraftModel
-from emsjax.engine import Engine
+from emsjax.engine.engine import Engine
 from emsjax.loading.build import shape_of_model
 from emsjax.loading.named import named_config
 from emsjax.models.config import DecoderConfig, Rope
-from emsjax.pallas_kernels.report.ahead import TOPOLOGIES, on_tpu
+from emsjax.pallas_kernels.ahead import TOPOLOGIES, on_tpu
 from tests.engine.setup import make_engine
 
 pytestmark = pytest.mark.usefixtures("no_compile_cache")

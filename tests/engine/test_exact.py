@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from emsjax.ladder import make_ladder
-from emsjax.packing import pack
+from emsjax.engine.ladder import make_ladder
+from emsjax.engine.packing import pack
 from tests.engine.setup import jobs, make_engine, run_all, tiny_model
 
 

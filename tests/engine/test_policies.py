@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emsjax.engine import Engine
-from emsjax.jobs import Finished, Job
+from emsjax.engine.engine import Engine
+from emsjax.engine.job import Finished, Job
 from tests.engine.setup import jobs, make_engine, run_all, tiny_model
 
 SLOTS = 3

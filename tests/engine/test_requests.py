@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from emsjax.engine import Engine
-from emsjax.jobs import Job
+from emsjax.engine.engine import Engine
+from emsjax.engine.job import Job
 from tests.engine.setup import jobs, make_engine, run_all, tiny_model
 
 MODEL = "llama"

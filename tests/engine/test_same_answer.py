@@ -2,7 +2,7 @@
 
 import pytest
 
-from emsjax.jobs import Finished
+from emsjax.engine.job import Finished
 from tests.engine.setup import EOS, expected, jobs, make_engine, oracle_model, run_all
 from tests.tiny import TINY
 

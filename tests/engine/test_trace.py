@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import jax.numpy as jnp
 import pytest
 
-from emsjax.draft import Draft
-from emsjax.drafters.base import Stateless
-from emsjax.engine import Engine
-from emsjax.jobs import Finished, Job
+from emsjax.engine.draft import Draft
+from emsjax.engine.drafter import Stateless
+from emsjax.engine.engine import Engine
+from emsjax.engine.job import Finished, Job
 from emsjax.sampling.choice import make_choice
 from tests.engine.setup import jobs, make_engine, run_all, tiny_model
 from tests.tiny import VOCAB_SIZE

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from emsjax.engine.packing import PackedBatch
 from emsjax.loading.build import shape_of_model
 from emsjax.loading.named import named_config
-from emsjax.packing import PackedBatch
 from emsjax.pallas_kernels import hopper
 from emsjax.pallas_kernels.backends import compiling_for, noting_backends
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul

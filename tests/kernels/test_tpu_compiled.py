@@ -8,14 +8,10 @@ import jax.numpy as jnp
 import pytest
 
 from emsjax.loading.named import named_config
+from emsjax.pallas_kernels.ahead import TOPOLOGIES, compile_on
 from emsjax.pallas_kernels.cache_update.api import update_kv_cache
 from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token
-from emsjax.pallas_kernels.report.ahead import (
-    NUM_LAYERS,
-    TOPOLOGIES,
-    compile_attention,
-    compile_on,
-)
+from emsjax.pallas_kernels.report.ahead import NUM_LAYERS, compile_attention
 from emsjax.pallas_kernels.report.work import MODELS, Heads, Work, heads_of, ragged
 
 pytestmark = pytest.mark.usefixtures("no_compile_cache")

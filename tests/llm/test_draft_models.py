@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from emsjax import LLM, SamplingParams, UserError, memory
-from emsjax.loading.draft import check_vocabulary
+from emsjax import LLM, SamplingParams, UserError, build_engine
+from emsjax.loading.drafter import check_vocabulary
 from emsjax.loading.load import LoadedModel
 from tests.tiny import checkpoint
 
@@ -79,7 +79,7 @@ def test_without_tokenizers_the_sizes_must_agree():
 
 def test_a_draft_models_cache_counts(monkeypatch: pytest.MonkeyPatch):
     target, layers, one_layer = str(checkpoint("llama3")), 3, 256 * 128 * 4  # tokens, lanes, bytes
-    monkeypatch.setattr(memory, "free_bytes", lambda: 6 * layers * one_layer)
+    monkeypatch.setattr(build_engine, "free_bytes", lambda: 6 * layers * one_layer)
     LLM(target, drafter="none", max_batch_size=6, max_model_len=200)
     with pytest.raises(UserError, match="largest batch size that fits is 2"):
         LLM(

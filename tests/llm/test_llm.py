@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emsjax import LLM, SamplingParams, UserError, memory
+from emsjax import LLM, SamplingParams, UserError, build_engine
+from emsjax.build_drafter import check_drafting
 from emsjax.drafters import PromptLookup
-from emsjax.drafting import check_drafting
 from tests.engine.setup import expected
 from tests.tiny import VOCAB_SIZE, checkpoint
 
@@ -209,10 +209,10 @@ def test_a_cache_that_cannot_fit_names_the_largest_batch(
     model_dir: str, monkeypatch: pytest.MonkeyPatch
 ):
     one_slot = 3 * 256 * 128 * 4  # layers, tokens, lanes, bytes
-    monkeypatch.setattr(memory, "free_bytes", lambda: 5 * one_slot)
+    monkeypatch.setattr(build_engine, "free_bytes", lambda: 5 * one_slot)
     with pytest.raises(UserError, match="largest batch size that fits is 5"):
         LLM(model_dir, drafter="none", max_batch_size=6, max_model_len=200)
-    monkeypatch.setattr(memory, "free_bytes", lambda: one_slot // 2)
+    monkeypatch.setattr(build_engine, "free_bytes", lambda: one_slot // 2)
     with pytest.raises(UserError, match="one sample of at most 128 tokens"):
         LLM(model_dir, drafter="none", max_batch_size=6, max_model_len=200)
 

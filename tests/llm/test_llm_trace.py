@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from emsjax import LLM, Report, SamplingParams, UserError
-from emsjax.outputs import RequestOutput
+from emsjax.requests.outputs import RequestOutput
 from tests.tiny import checkpoint
 
 pytest.importorskip("torch")

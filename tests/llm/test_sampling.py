@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emsjax import LLM, SamplingParams, UserError
-from emsjax.outputs import RequestOutput
+from emsjax.requests.outputs import RequestOutput
 from tests.tiny import VOCAB_SIZE, checkpoint, oracle
 
 torch = pytest.importorskip("torch")

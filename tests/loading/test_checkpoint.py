@@ -15,7 +15,7 @@ from flax import nnx
 from tiny_checkpoints import write_gguf
 
 from emsjax.errors import UserError
-from emsjax.loading import atomic
+from emsjax.host import files as atomic
 from emsjax.loading.build import read_weights
 from emsjax.loading.conversion import convert_model
 from emsjax.loading.opened import open_model

@@ -15,8 +15,9 @@ from safetensors.numpy import save_file
 from tiny_checkpoints import write_config, write_gguf
 
 from emsjax.errors import UserError
+from emsjax.host.cache import cache_dir
 from emsjax.loading import default_model, wheel
-from emsjax.loading.default_model import DEFAULT_NAME, cache_dir, default_model_dir
+from emsjax.loading.default_model import DEFAULT_NAME, default_model_dir
 from emsjax.loading.load import load_model
 
 HERE = Path(__file__).parent

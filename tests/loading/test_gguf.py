@@ -10,8 +10,8 @@ from gguf import GGMLQuantizationType as Kind
 from tiny_checkpoints import write_gguf
 
 from emsjax.errors import UserError
-from emsjax.loading.gguf_config import gguf_config, llama3_factors
-from emsjax.loading.gguf_file import GgufFile, hf_name
+from emsjax.loading.gguf.config import gguf_config, llama3_factors
+from emsjax.loading.gguf.file import GgufFile, hf_name
 
 SUPPORTED = ("llama", "qwen2", "qwen3")
 Weights = dict[str, np.ndarray]

@@ -16,9 +16,9 @@ from tiny_checkpoints import CONFIG, to_bfloat16, write_config, write_gguf
 
 from emsjax.errors import UserError
 from emsjax.loading import hub
-from emsjax.loading.config import complete_config, eos_token_ids
 from emsjax.loading.conversion import convert_model
 from emsjax.loading.dtypes import dtype_for_device
+from emsjax.loading.hf.config import complete_config, eos_token_ids
 from emsjax.loading.load import LoadedModel, find_model, load_model
 
 Weights = dict[str, np.ndarray]

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from tiny_checkpoints import to_bfloat16, write_shards
 
 from emsjax.errors import UserError
-from emsjax.loading.sources import open_directory
+from emsjax.loading.sources.source import open_directory
 
 Weights = dict[str, np.ndarray]
 

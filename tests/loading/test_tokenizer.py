@@ -12,9 +12,9 @@ from tiny_checkpoints import write_gguf
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from emsjax.errors import UserError
-from emsjax.loading.gguf_file import GgufFile
-from emsjax.loading.gguf_tokenizer import gguf_tokenizer
-from emsjax.loading.tokenizer import load_tokenizer
+from emsjax.loading.gguf.file import GgufFile
+from emsjax.loading.gguf.tokenizer import gguf_tokenizer
+from emsjax.loading.hf.tokenizer import load_tokenizer
 
 Weights = dict[str, np.ndarray]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

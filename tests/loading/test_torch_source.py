@@ -9,8 +9,8 @@ from safetensors.numpy import save_file
 from tiny_checkpoints import write_shards
 
 from emsjax.errors import UserError
-from emsjax.loading.safetensors_source import SafetensorsSource
-from emsjax.loading.sources import open_directory
+from emsjax.loading.sources.safetensors import SafetensorsSource
+from emsjax.loading.sources.source import open_directory
 
 torch = pytest.importorskip("torch")
 

@@ -13,7 +13,7 @@ find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
 """
 QUIETLY = """
-from emsjax.loading.config import complete_config
+from emsjax.loading.hf.config import complete_config
 
 complete_config({"model_type": "opt"}, ["opt"], "here")
 """

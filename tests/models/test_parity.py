@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from emsjax.engine.packing import pack
 from emsjax.loading.load import load_model
-from emsjax.packing import pack
 from tests.tiny import TINY, VOCAB_SIZE, checkpoint, oracle
 
 torch = pytest.importorskip("torch")

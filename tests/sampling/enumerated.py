@@ -12,17 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from emsjax.draft import Draft
-from emsjax.drafters.base import Drafter, Stateless
-from emsjax.engine import Engine
-from emsjax.jobs import Job
-from emsjax.ladder import make_ladder
+from emsjax.engine.draft import Draft
+from emsjax.engine.drafter import Drafter, Stateless
+from emsjax.engine.engine import Engine
+from emsjax.engine.job import Job
+from emsjax.engine.ladder import make_ladder
+from emsjax.engine.packing import pack
+from emsjax.engine.state import DecodeState
 from emsjax.models.config import DecoderConfig, Rope
 from emsjax.models.decoder import DecoderLM
-from emsjax.packing import pack
 from emsjax.sampling.choice import Choice, make_choice
 from emsjax.sampling.draw import draw
-from emsjax.state import DecodeState
 from tests.sampling import chi_square
 
 VOCAB, LENGTH = 6, 3

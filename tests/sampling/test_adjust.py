@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emsjax.limits import MAX_STOP_IDS
 from emsjax.sampling.adjust import adjust
 from emsjax.sampling.rows import Rows
 from emsjax.sampling.state import empty_sampling
-from emsjax.state import MAX_STOP_IDS
-from tests.units.states import int32s, make_state
+from tests.engine.states import int32s, make_state
 
 NUM_SLOTS, CAPACITY, VOCAB, K = 3, 12, 7, 3
 

@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emsjax import loop
 from emsjax.drafters import NoDrafter, PromptLookup
-from emsjax.drafters.base import Drafter
-from emsjax.jobs import Job
+from emsjax.engine import loop
+from emsjax.engine.drafter import Drafter
+from emsjax.engine.job import Job
+from emsjax.engine.state import DecodeState
+from emsjax.engine.step_plan import Plan
 from emsjax.sampling import choose as choosing
 from emsjax.sampling.choose import Chosen
 from emsjax.sampling.draw import draw
 from emsjax.sampling.filters import Filters, keep, scale
-from emsjax.state import DecodeState
-from emsjax.step_plan import Plan
 from tests.engine.setup import make_drafter
 from tests.sampling.enumerated import (
     PROMPT,

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from emsjax.drafters.base import Drafter
-from emsjax.engine import Engine
-from emsjax.jobs import Job
-from emsjax.ladder import make_ladder
+from emsjax.engine.drafter import Drafter
+from emsjax.engine.engine import Engine
+from emsjax.engine.job import Job
+from emsjax.engine.ladder import make_ladder
 from emsjax.sampling.choice import GREEDY, Choice, make_choice
 from tests.engine.setup import jobs, make_engine, run_all, tiny_model
 from tests.sampling.enumerated import PROMPT, Liar, Rule

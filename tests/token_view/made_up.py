@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from emsjax.metrics import RequestMetrics
-from emsjax.outputs import CompletionOutput, RequestOutput
-from emsjax.trace import Trace, TraceStep
+from emsjax.engine.metrics import RequestMetrics
+from emsjax.engine.trace import Trace, TraceStep
+from emsjax.requests.outputs import CompletionOutput, RequestOutput
 
 # A token's id is its place here. Texts that break a page which does not escape them; a character of
 # two tokens; one that means nothing by itself.

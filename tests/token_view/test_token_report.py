@@ -9,11 +9,11 @@ import pytest
 from made_up import END, SOURCES, STEPS, TEXTS, TOKENS, completion, metrics, output, small
 
 from emsjax import Report, RequestOutput, UserError
+from emsjax.engine.trace import TraceStep
+from emsjax.generate.page import page_of_run
 from emsjax.token_view.columns import columns
-from emsjax.token_view.file import page_of_run
 from emsjax.token_view.shown import shown_outputs
 from emsjax.token_view.timeline import timelines
-from emsjax.trace import TraceStep
 
 
 class Page(HTMLParser):

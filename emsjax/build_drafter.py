@@ -1,0 +1,102 @@
+"""From the options for drafting to a drafter; what contradicts itself is refused, never ignored."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from emsjax.build_engine import narrowest_rows
+from emsjax.drafters import NoDrafter, PromptLookup
+from emsjax.drafters.combined import Combined
+from emsjax.engine.drafter import Drafter
+from emsjax.errors import UserError, check_whole
+from emsjax.limits import DRAFT_LENGTH, DRAFTERS, MAX_DRAFT_LENGTH, METHODS
+from emsjax.loading.drafter import load_drafter, shipped_draft
+from emsjax.loading.load import LoadedModel
+
+# Which drafters take which option.
+_TAKES = {
+    "none": (),
+    "prompt-lookup": ("draft_length", "max_ngram", "min_ngram"),
+    "draft-model": ("draft_length", "draft_model"),
+    "combined": ("draft_length", "max_ngram", "min_ngram", "draft_model"),
+}
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """What was asked for, checked.
+
+    Attributes:
+      name: one of `DRAFTERS`, or a drafter; None to choose by the target.
+      given: the options of `_TAKES` that were given.
+    """
+
+    name: str | Drafter | None
+    given: Mapping[str, Any]
+
+    @property
+    def lookup(self) -> PromptLookup:
+        """Prompt lookup with these options."""
+        sizes = {option: value for option, value in self.given.items() if option != "draft_model"}
+        return PromptLookup(**sizes)
+
+
+def check_drafting(
+    method: str, drafter: str | Drafter | None, options: Mapping[str, Any]
+) -> Drafting:
+    """Checks options against each other, before anything is loaded; None is what was left out.
+
+    Raises:
+      UserError: something is unknown, out of range, or for another drafter.
+    """
+    if method not in METHODS:
+        raise UserError(f"method {method!r} is unknown; there is {', '.join(METHODS)}")
+    if isinstance(drafter, str) and drafter not in DRAFTERS:
+        raise UserError(f"drafter {drafter!r} is unknown; there is {', '.join(DRAFTERS)}")
+    if method == "none" and drafter not in (None, "none"):
+        raise UserError("method 'none' drafts nothing: leave the drafter out")
+    given = {option: value for option, value in options.items() if value is not None}
+    name = "none" if method == "none" else drafter
+    if name is None and "draft_model" in given:
+        name = "combined"
+    for option, value in given.items():
+        if name is not None and name not in takers(option):
+            raise UserError(f"{option} is for the drafter {_either(takers(option))}: leave it out")
+        if option != "draft_model":
+            check_whole(option, value, 1, MAX_DRAFT_LENGTH)
+    drafting = Drafting(name, given)
+    _ = drafting.lookup  # says which sizes do not fit
+    return drafting
+
+
+def takers(option: str) -> list[str]:
+    """The drafters that an option is for."""
+    return [drafter for drafter, takes in _TAKES.items() if option in takes]
+
+
+def _either(names: list[str]) -> str:
+    return " or ".join(repr(name) for name in names)
+
+
+def build_drafter(drafting: Drafting, target: LoadedModel, dtype: str) -> Drafter:
+    """The drafter for a target; by default the best that is at hand.
+
+    Raises:
+      UserError: a draft model is needed and not given, cannot be loaded, or does not fit.
+    """
+    if drafting.name is not None and not isinstance(drafting.name, str):
+        return drafting.name
+    draft = drafting.given.get("draft_model") or shipped_draft(target)
+    name = drafting.name or ("prompt-lookup" if draft is None else "combined")
+    if name == "none":
+        return NoDrafter()
+    if name == "prompt-lookup":
+        return drafting.lookup
+    if draft is None:
+        raise UserError(
+            f"the drafter {name!r} needs a draft model for {target.name}: name one with "
+            "draft_model, or train one with `python -m emsjax.train`"
+        )
+    length = drafting.given.get("draft_length", DRAFT_LENGTH)
+    model = load_drafter(draft, target, length, dtype=dtype, narrowest=narrowest_rows())
+    return model if name == "draft-model" else Combined(drafting.lookup, model)

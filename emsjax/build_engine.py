@@ -1,0 +1,113 @@
+"""From the options of `LLM` to its parts."""
+
+import math
+from typing import Any
+
+import jax
+
+from emsjax.engine.drafter import Drafter
+from emsjax.engine.engine import Engine
+from emsjax.engine.ladder import ROW_MULTIPLE, Rung, make_ladder
+from emsjax.engine.model import Model
+from emsjax.engine.policy import POLICIES
+from emsjax.errors import UserError
+from emsjax.host.device import free_bytes
+from emsjax.pallas_kernels.backends import target_platform
+from emsjax.shapes import round_up
+
+# Whole blocks of the cache for every backend.
+CAPACITY_MULTIPLE = 256
+
+
+def narrowest_rows() -> int:
+    """The fewest rows, beside one alone, that are worth a program of their own on this device."""
+    return 4 if target_platform() == "cpu" else ROW_MULTIPLE
+
+
+def choose_ladder(num_slots: int, draft_length: int, exact: bool) -> tuple[Rung, ...]:
+    """Capacities for the target platform: on a CPU rows cost time, elsewhere reading weights."""
+    cpu = target_platform() == "cpu"
+    return make_ladder(
+        num_slots,
+        draft_length,
+        exact=exact,
+        exact_capacity=16 if cpu else 64,
+        narrowest=narrowest_rows(),
+        prefill_chunk=256 if cpu else 512,
+    )
+
+
+def build_engine(
+    target: Any,
+    drafter: Drafter,
+    *,
+    name: str,
+    max_batch_size: int,
+    max_model_len: int,
+    method: str = "ems",
+    exact: bool = False,
+    **options: Any,
+) -> Engine:
+    """An engine for this device.
+
+    Args:
+      target: the model.
+      drafter: guesses tokens.
+      name: the model's, for messages.
+      max_batch_size: B.
+      max_model_len: the most tokens of a sample.
+      method: one of `POLICIES`.
+      exact: one shape for every step.
+      options: further ones of `Engine`.
+
+    Raises:
+      UserError: the cache does not fit in memory, or the method does not fit the model.
+    """
+    capacity = round_up(max_model_len, CAPACITY_MULTIPLE)
+    check_cache_fits(target, drafter, max_batch_size, capacity)
+    policy = POLICIES[method]
+    if policy.align_cache and any(0 < w < capacity for w in target.config.windows):
+        raise UserError(
+            f"method {method!r} aligns the cache, and the sliding window of {name} would "
+            "count its holes: compare with 'unpad-kv'"
+        )
+    ladder = choose_ladder(max_batch_size, drafter.draft_length, exact)
+    return Engine(
+        target,
+        drafter,
+        ladder,
+        num_slots=max_batch_size,
+        capacity=capacity,
+        policy=policy,
+        **options,
+    )
+
+
+def check_cache_fits(model: Model, drafter: Drafter, num_slots: int, capacity: int) -> None:
+    """Refuses a cache that cannot fit in what memory the device has left.
+
+    Args:
+      model: loaded already, so that what it takes is not counted as free.
+      drafter: likewise; a draft model has a cache of its own.
+      num_slots: B.
+      capacity: S, in tokens.
+
+    Raises:
+      UserError: with the sizes and the largest batch that would fit.
+    """
+    own = jax.eval_shape(lambda: drafter.init(1, capacity))
+    parts = [model.cache_spec(1, capacity), *jax.tree.leaves(own)]
+    per_slot = sum(math.prod(part.shape) * part.dtype.itemsize for part in parts)
+    free = free_bytes()
+    if free is None or num_slots * per_slot <= free:
+        return
+    fitting = free // per_slot
+    remedy = (
+        f"the largest batch size that fits is {fitting}"
+        if fitting
+        else f"one sample of at most {capacity * free // per_slot} tokens would fit"
+    )
+    raise UserError(
+        f"the K/V cache of {num_slots} samples of {capacity} tokens needs "
+        f"{num_slots * per_slot / 2**30:.2f} GiB and {free / 2**30:.2f} GiB are free: {remedy}"
+    )

@@ -1,0 +1,1 @@
+"""What all commands share: how they begin, end and are interrupted."""

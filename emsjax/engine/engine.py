@@ -1,0 +1,216 @@
+"""The device's side of decoding: the compiled programs over one state, for jobs in B slots."""
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from emsjax.engine.drafter import Drafter
+from emsjax.engine.holes import no_holes
+from emsjax.engine.job import Finished, Job
+from emsjax.engine.ladder import Rung
+from emsjax.engine.loop import Setup, run
+from emsjax.engine.model import Model
+from emsjax.engine.policy import EMS, Policy
+from emsjax.engine.slots import SlotRun
+from emsjax.engine.state import DecodeState, admit, copy_cache, empty_state
+from emsjax.engine.trace_record import no_drafts
+from emsjax.engine.worth import StepCosts
+from emsjax.limits import MAX_STOP_IDS
+from emsjax.sampling.choose import Chosen, choose
+from emsjax.sampling.rows import Rows
+from emsjax.sampling.state import SamplingState, empty_sampling
+
+
+class Engine:
+    """Decodes jobs in B slots of S tokens with one compiled loop."""
+
+    def __init__(
+        self,
+        model: Model,
+        drafter: Drafter,
+        ladder: Sequence[Rung],
+        *,
+        num_slots: int,
+        capacity: int,
+        costs: StepCosts | None = None,
+        policy: Policy = EMS,
+        trace: bool = False,
+        choose: Callable[[jax.Array, Rows, DecodeState], Chosen] = choose,
+    ):
+        """Compiles nothing yet and allocates nothing; the first `run` does.
+
+        Args:
+          model: the target, an nnx module.
+          drafter: guesses tokens.
+          ladder: shapes of a step, see `make_ladder`.
+          num_slots: B.
+          capacity: S, tokens of a slot, prompt and output.
+          costs: what a step costs on each rung; None to verify every draft that fits, whatever
+            it costs.
+          policy: what to pad: nothing, but to compare.
+          trace: whether to note what was drafted, so that results have a `trace`.
+          choose: from the target's logits to tokens; another one to simulate.
+        """
+        self.num_slots, self.capacity = num_slots, capacity
+        self.ladder = tuple(ladder)
+        self.costs, self.policy = costs, policy
+        self.trace, self._choose = trace, choose
+        self.token_classes = np.zeros(model.vocab_size, np.uint8)
+        self._graphdef, self.params = nnx.split(model)
+        self.cache_spec = model.cache_spec(num_slots, capacity)
+        self.drafter, self._dtype = drafter, model.dtype
+        # float32 means float32: TPUs and newer GPUs would round its products to fewer bits.
+        self.precision = "highest" if model.dtype == jnp.float32 else None
+
+        def run_loop(
+            params: nnx.State,
+            weights: Any,
+            costs: StepCosts | None,
+            state: DecodeState,
+            max_steps: jax.Array,
+            others_wait: jax.Array,
+        ) -> DecodeState:
+            with jax.default_matmul_precision(self.precision):
+                return run(self.setup(params), weights, costs, state, max_steps, others_wait)
+
+        def admit_job(state: DecodeState, slot: jax.Array, *request: Any) -> DecodeState:
+            state = admit(state, slot, *request)
+            return state.replace(drafter=drafter.admit(state.drafter, slot))
+
+        self._run_loop = jax.jit(run_loop, donate_argnums=3)
+        self._admit = jax.jit(admit_job, donate_argnums=0)
+        self._release = jax.jit(_release, donate_argnums=0)
+        self._copy_cache = jax.jit(copy_cache, donate_argnums=0)
+        self.empty = jax.jit(self._empty)
+        self.around = jax.jit(self._around, donate_argnums=0)
+        self._make_sampling = jax.jit(self._empty_sampling)
+        self._idle: DecodeState | None = None
+
+    def setup(self, params: nnx.State) -> Setup:
+        """What the loop is made of, with these weights."""
+        model = nnx.merge(self._graphdef, params)
+        return Setup(model, self.drafter, self.ladder, self.policy, self._choose)
+
+    def lower(
+        self,
+        sharding: jax.sharding.Sharding | None = None,
+        *,
+        sampling: bool = False,
+    ) -> jax.stages.Lowered:
+        """The decode program, for reading what it compiles to.
+
+        Args:
+          sharding: where the arguments lie; names a device to compile for that is not there.
+          sampling: the program for batches in which not all take the likeliest token.
+        """
+        classes = jnp.asarray(self.token_classes)
+
+        def empty() -> DecodeState:
+            state = self._empty()
+            return state.replace(sampling=self._empty_sampling(classes) if sampling else None)
+
+        scalar, flag = (jax.ShapeDtypeStruct((), t) for t in (jnp.int32, jnp.bool))
+        costs = self.costs
+        weights = self.drafter.weights
+        arguments = (self.params, weights, costs, jax.eval_shape(empty), scalar, flag)
+        placed = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments
+        )
+        return self._run_loop.lower(*placed)
+
+    def _empty(self) -> DecodeState:
+        return self._around(jnp.zeros(self.cache_spec.shape, self.cache_spec.dtype))
+
+    def _around(self, cache: jax.Array) -> DecodeState:
+        """Idle slots around a cache that may hold prompts."""
+        drafter_state = self.drafter.init(self.num_slots, self.capacity)
+        hidden = None
+        if self.drafter.hidden_size:
+            hidden = jnp.zeros((self.num_slots, self.drafter.hidden_size), self._dtype)
+        holes = no_holes(self.num_slots, self.capacity) if self.policy.align_cache else None
+        state = empty_state(cache, self.drafter.draft_length, drafter_state, hidden, holes)
+        if self.trace:
+            drafts = no_drafts(self.num_slots, self.drafter.draft_length, self.capacity)
+            state = state.replace(drafts=drafts)
+        return state
+
+    def _empty_sampling(self, token_classes: jax.Array) -> SamplingState:
+        return empty_sampling(self.num_slots, self.capacity, token_classes)
+
+    def run(
+        self, jobs: Iterable[Job | None], on_progress: Callable[[int], None] | None = None
+    ) -> Generator[Finished | None, None, None]:
+        """Decodes all jobs, taking one more whenever a slot is free, and one ahead.
+
+        Args:
+          jobs: taken one at a time. None among them says that none is ready yet: the jobs at
+            hand go on meanwhile. If taking one raises, those before it are finished first.
+          on_progress: called with the number of tokens generated since the last call.
+
+        Yields:
+          Each result as it is final, in the order in which they finish; None whenever tokens of
+          a watched job have come.
+        """
+        state = self._idle if self._idle is not None else self.empty()
+        # A run that is left half-way leaves its slots occupied: the next one starts afresh.
+        self._idle = None
+        state = yield from SlotRun(self, jobs, on_progress).results(state)
+        self._idle = state.replace(sampling=None)
+
+    def forget(self) -> None:
+        """Gives up the memory that is kept for the next run."""
+        self._idle = None
+
+    def advance(self, state: DecodeState, max_steps: int, others_wait: bool) -> DecodeState:
+        """Steps until there is something for the host to do, see `loop.run`."""
+        limits = np.int32(max_steps), np.bool(others_wait)
+        return self._run_loop(self.params, self.drafter.weights, self.costs, state, *limits)
+
+    def admit(self, state: DecodeState, slot: int, job: Job, source: int | None) -> DecodeState:
+        """Puts a job into a free slot.
+
+        Args:
+          state: of all slots.
+          slot: which.
+          job: what to decode there.
+          source: a slot whose cache holds all of the job's prompt, perhaps this one; None where
+            the prompt is to be read.
+        """
+        if not job.choice.greedy:
+            state = self._with_sampling(state)
+        cached = 0
+        if source is not None:
+            cached = len(job.prompt) - 1
+            if source != slot:
+                cache = self._copy_cache(state.cache, np.int32(source), np.int32(slot))
+                state = state.replace(cache=cache)
+        return self._admit(state, np.int32(slot), *self._request(job, cached))
+
+    def release(self, state: DecodeState, slot: int) -> DecodeState:
+        """Frees a slot before its job is done."""
+        return self._release(state, np.int32(slot))
+
+    def _with_sampling(self, state: DecodeState) -> DecodeState:
+        """The state with room for choices, which greedy runs do without."""
+        sampling = state.sampling
+        if sampling is None:
+            return state.replace(sampling=self._make_sampling(self.token_classes))
+        return state.replace(sampling=sampling.replace(token_classes=self.token_classes))
+
+    def _request(self, job: Job, cached: int) -> tuple[Any, ...]:
+        """The job as `state.admit` wants it."""
+        length = len(job.prompt)
+        prompt = np.zeros(self.capacity, np.int32)
+        prompt[:length] = job.prompt
+        stop_ids = np.full(MAX_STOP_IDS, -1, np.int32)
+        stop_ids[: len(job.stop_ids)] = job.stop_ids
+        max_len = min(length + job.max_tokens, self.capacity)
+        return prompt, *map(np.int32, (length, cached, max_len)), stop_ids, job.choice
+
+
+def _release(state: DecodeState, slot: jax.Array) -> DecodeState:
+    return state.replace(live=state.live.at[slot].set(False))

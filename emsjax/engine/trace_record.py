@@ -1,0 +1,70 @@
+"""What each step drafted, kept on the device for those who want to see it afterwards."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emsjax.engine.trace import TraceStep
+
+# In the place of a token: nothing was drafted there.
+NOTHING = -1
+
+
+def no_drafts(num_slots: int, draft_length: int, capacity: int) -> jax.Array:
+    """An empty record, int32[B, k, S]: a step's draft is in the column of its first token.
+
+    Every step that drafts emits a token, so a column is never needed twice. S is last because TPUs
+    would fill a short last axis up to 128.
+    """
+    return jnp.full((num_slots, draft_length, capacity), NOTHING, jnp.int32)
+
+
+def record_drafts(
+    drafts: jax.Array,
+    tokens: jax.Array,
+    lens: jax.Array,
+    draft_lens: jax.Array,
+    emitting: jax.Array,
+) -> jax.Array:
+    """The record with one more step in it.
+
+    Args:
+      drafts: int32[B, k, S].
+      tokens: int32[B, S], before the step's are appended: the guesses lie behind the known ones.
+      lens: int32[B], known tokens.
+      draft_lens: int32[B], how many guesses were verified.
+      emitting: bool[B], the slots that emit tokens in this step.
+    """
+    num_slots, length, capacity = drafts.shape
+    place = jnp.arange(length, dtype=jnp.int32)[None]
+    behind = lens[:, None] + place
+    guesses = jnp.take_along_axis(tokens, behind, axis=1, mode="fill", fill_value=NOTHING)
+    guesses = jnp.where(place < draft_lens[:, None], guesses, NOTHING)
+    slots = jnp.arange(num_slots, dtype=jnp.int32)
+    columns = jnp.where(emitting, lens, capacity)
+    return drafts.at[slots, :, columns].set(guesses, mode="drop")
+
+
+def steps_of(
+    tokens: np.ndarray, emitted_at: np.ndarray, drafts: np.ndarray, kept: int
+) -> tuple[TraceStep, ...]:
+    """The steps that emitted tokens, from what the device noted.
+
+    Args:
+      tokens: int32[n], all that were generated.
+      emitted_at: int32[n], the number of the step that emitted each, rising.
+      drafts: int32[k, n], what each step drafted, in the column of its first token, filled up with
+        negative numbers; other columns mean nothing.
+      kept: how many of the tokens are in the output.
+    """
+    steps, first = [], 0
+    for count in np.unique(emitted_at, return_counts=True)[1].tolist():
+        draft = drafts[:, first]
+        draft = draft[draft >= 0]
+        compared = min(count, len(draft))
+        hits = draft[:compared] == tokens[first : first + compared]
+        accepted = int(np.cumprod(hits).sum())
+        emitted = min(max(kept - first, 0), count)
+        steps.append(TraceStep(tuple(draft.tolist()), accepted, emitted))
+        first += count
+    return tuple(steps)

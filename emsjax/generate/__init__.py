@@ -1,0 +1,1 @@
+"""The command line of generation: `python -m emsjax.generate`."""

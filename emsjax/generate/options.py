@@ -1,0 +1,210 @@
+"""What the command line was given, and which of it goes together."""
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from emsjax.errors import UserError
+from emsjax.limits import DRAFTERS, METHODS
+from emsjax.requests.sampling_params import SamplingParams
+from emsjax.token_view.file import check_page
+
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Options:
+    """One field an option, named as `python -m emsjax.generate --help` names it.
+
+    None stands for an option that was not given, so that the engine's own default holds and
+    contradictions can tell what was asked for.
+    """
+
+    model: str | None = None
+    tokenizer: str | None = None
+    drafter: str | None = None
+    draft_model: str | None = None
+    method: str = "ems"
+    prompt: tuple[str, ...] = ()
+    input: str | None = None
+    output: str | None = None
+    chat: bool = False
+    max_tokens: int = 128
+    batch_size: int | None = None
+    max_model_len: int | None = None
+    draft_length: int | None = None
+    max_ngram: int | None = None
+    min_ngram: int | None = None
+    min_tokens: int = 0
+    temperature: float = 0.0
+    adapt_temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    n: int = 1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    seed: int = 0
+    dtype: str = "auto"
+    planner: bool = True
+    exact: bool = False
+    ignore_eos: bool = False
+    resume: bool = False
+    overwrite: bool = False
+    stream: bool = False
+    report: str | None = None
+
+    @property
+    def drafts(self) -> bool:
+        """Whether anything is drafted at all."""
+        return self.method != "none" and self.drafter != "none"
+
+    def sampling(self) -> dict[str, Any]:
+        """Name the sampling parameters for every prompt, unless its line says otherwise."""
+        # Without the seed: from that of the run and its id each prompt gets one of its own.
+        names = {field.name for field in fields(SamplingParams)} - {"seed"}
+        return {name: value for name, value in vars(self).items() if name in names}
+
+    def engine(self) -> dict[str, Any]:
+        """Make the arguments for `emsjax.llm.LLM`: those that were given."""
+        arguments = {
+            "model": self.model,
+            "tokenizer": self.tokenizer,
+            "drafter": self.drafter if self.method != "none" else "none",
+            "method": self.method,
+            "dtype": self.dtype,
+            "max_batch_size": self.batch_size,
+            "max_model_len": self.max_model_len,
+            "draft_model": self.draft_model,
+            "draft_length": self.draft_length,
+            "max_ngram": self.max_ngram,
+            "min_ngram": self.min_ngram,
+            "planner": None if self.planner else False,
+            "exact": self.exact,
+            "seed": self.seed,
+            "trace": None if self.report is None else True,
+        }
+        return {name: value for name, value in arguments.items() if value is not None}
+
+
+def check(options: Options) -> None:
+    """Refuse what cannot be done or contradicts itself, before anything is loaded.
+
+    Raises:
+      UserError: the sentence to print.
+    """
+    _check_choice("--method", options.method, METHODS)
+    _check_choice("--drafter", options.drafter or "none", DRAFTERS)
+    _check_choice("--dtype", options.dtype, _DTYPES)
+    _check_positive(options)
+    _check_drafting(options)
+    _check_files(options)
+    _check_seed(options.seed)
+    _check_sampling(options)
+
+
+def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{option} {value} is not there; choose from {', '.join(choices)}.")
+
+
+def _check_positive(options: Options) -> None:
+    for name in ("batch_size", "max_model_len", "draft_length", "max_ngram", "min_ngram"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"{_flag(name)} {value} is too small; give 1 or more.")
+
+
+def _check_sampling(options: Options) -> None:
+    """Refuse values; what contradicts only until a line says otherwise waits for the line."""
+    given = options.sampling()
+    if options.prompt:
+        SamplingParams(**given)
+        return
+    SamplingParams(**given | {"n": 1, "min_tokens": 0})
+    SamplingParams(n=given["n"], temperature=1.0)
+    SamplingParams(min_tokens=given["min_tokens"], max_tokens=2**31 - 1)
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise UserError(f"--seed {seed} is too small; give 0 or more.")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _check_drafting(options: Options) -> None:
+    if options.draft_model is not None and options.drafter == "prompt-lookup":
+        raise UserError(
+            f"--drafter prompt-lookup has no use for --draft-model {options.draft_model}; leave "
+            "one of them out."
+        )
+    if options.method == "none" and options.drafter not in (None, "none"):
+        raise UserError(
+            f"--method none drafts nothing, so --drafter {options.drafter} contradicts it; "
+            "leave one of them out."
+        )
+    for name in ("draft_model", "draft_length", "max_ngram", "min_ngram"):
+        if getattr(options, name) is not None and not options.drafts:
+            flag = _flag(name)
+            raise UserError(
+                f"{flag} says how to draft, and nothing is drafted here; leave out {flag}, or "
+                "--method none and --drafter none."
+            )
+    for name in ("max_ngram", "min_ngram"):
+        if getattr(options, name) is not None and options.drafter == "draft-model":
+            raise UserError(
+                f"{_flag(name)} is for looking up, and --drafter draft-model does not; leave out "
+                f"{_flag(name)}, or use --drafter combined."
+            )
+    low, high = options.min_ngram, options.max_ngram
+    if low is not None and high is not None and low > high:
+        raise UserError(
+            f"--min-ngram {low} is more than --max-ngram {high}; make it {high} or less."
+        )
+
+
+def _check_files(options: Options) -> None:
+    to_file = options.output not in (None, "-")
+    if options.stream and (options.output is not None or options.input is not None):
+        raise UserError(
+            "--stream is for texts, and JSON lines hold whole results; leave out --stream, or "
+            "--input and --output."
+        )
+    if options.prompt and options.input is not None:
+        raise UserError("--prompt and --input contradict each other; give one of them.")
+    if options.resume and not to_file:
+        raise UserError("--resume needs a file to continue; give --output FILE.")
+    if options.resume and options.overwrite:
+        raise UserError("--resume and --overwrite contradict each other; give one of them.")
+    if to_file and options.input is not None and _same_file(options.input, str(options.output)):
+        raise UserError(
+            f"--input and --output are the same file, {options.input!r}; give another --output."
+        )
+    _check_report(options)
+
+
+def _check_report(options: Options) -> None:
+    if options.report is None:
+        return
+    if options.report == "-":
+        raise UserError("--report is a page for a browser; give it a file, say report.html.")
+    check_page(Path(options.report))
+    for flag, file in (("--input", options.input), ("--output", options.output)):
+        if file is not None and _same_file(file, options.report):
+            raise UserError(
+                f"{flag} and --report are the same file, {file!r}; give another --report."
+            )
+
+
+def _same_file(left: str, right: str) -> bool:
+    try:
+        return os.path.samefile(left, right)
+    except OSError:  # one of them is not there
+        return os.path.realpath(left) == os.path.realpath(right)

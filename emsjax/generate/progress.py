@@ -1,0 +1,192 @@
+"""What a run says on standard error: progress while it runs, figures when it is done."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from emsjax.cli.words import count
+from emsjax.engine.metrics import RequestMetrics, RunTotals
+
+_SECONDS_BETWEEN_LINES = 5.0
+STARTING = "starting; the first run with a model and a batch size compiles, which takes a while"
+
+
+class Report:
+    """Counts a run and shows it: a bar on a terminal, a line now and then elsewhere.
+
+    Used as a context manager around the run. The summary follows at the end, also after an
+    interrupt; not where an error or a closed pipe ended it.
+
+    Args:
+      total: prompts to come, None where that is not known.
+      command_started: `clock()` when the command started, for the time to the first token.
+      stream: where it goes.
+      clock: seconds; a test brings its own.
+      live: whether to show anything before the summary; not where text appears on the same
+        terminal piece by piece.
+    """
+
+    def __init__(
+        self,
+        total: int | None,
+        command_started: float,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        live: bool = True,
+    ):
+        self.totals = RunTotals()
+        self.errors = 0
+        self._total = total
+        self._clock = clock
+        self._command_started = command_started
+        self._stream = stream or sys.stderr
+        self._skipped = 0
+        self._tokens = 0
+        self._first_token: float | None = None
+        self._started = self._last_line = clock()
+        self._bar = _Bar(self._stream, total) if live and self._stream.isatty() else None
+        self._live = live
+        self._starting = False
+
+    def __enter__(self) -> Self:
+        self._started = self._last_line = self._clock()
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+        if kind is None or kind is KeyboardInterrupt:
+            for line in self.summary():
+                self._print(line)
+
+    def starting(self) -> None:
+        """Say, once, why there may be nothing to see for a while."""
+        if not self._starting:
+            self._starting = True
+            with self.paused():
+                self._print(STARTING)
+
+    def emitted(self, tokens: int) -> None:
+        """Count tokens as they come out of the engine."""
+        if tokens and self._first_token is None:
+            self._first_token = self._clock()
+        self._tokens += tokens
+        self._show()
+
+    def finished(self, metrics: RequestMetrics) -> None:
+        """Count a finished prompt."""
+        self.totals.add(metrics)
+        self._show()
+
+    def failed(self) -> None:
+        """Count a line that could not be run."""
+        self.errors += 1
+        self._show()
+
+    def skipped(self) -> None:
+        """Count a prompt whose result is there from an earlier run."""
+        self._skipped += 1
+        self._show()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Clear the bar while something else writes to the terminal."""
+        if self._bar:
+            self._bar.stop()
+        yield
+        if self._bar:
+            self._bar.start()
+
+    def summary(self) -> list[str]:
+        """Write the closing figures, a line each."""
+        return [*self._outcome(), *(_figures(self.totals) if self.totals.requests else ())]
+
+    def _outcome(self) -> Iterator[str]:
+        seconds = self._clock() - self._started
+        tokens = self.totals.emitted_tokens
+        rate = tokens / seconds if seconds else 0.0
+        yield (
+            f"{count(self.totals.requests, 'prompt')}, {count(tokens, 'token')} "
+            f"in {seconds:.1f} s: {rate:.1f} tokens/s"
+        )
+        if self._skipped:
+            yield f"{count(self._skipped, 'prompt')} already done by an earlier run"
+        if self.errors:
+            yield f"{count(self.errors, 'bad line')}: see the error records in the output"
+        if self._first_token is not None:
+            waited = self._first_token - self._command_started
+            yield f"first token {waited:.2f} s after the command, loading and compiling included"
+
+    def _show(self) -> None:
+        now = self._clock()
+        done = self.totals.requests + self.errors + self._skipped
+        rate = self._tokens / (now - self._started) if now > self._started else 0.0
+        if self._bar:
+            self._bar.update(done, self._tokens, rate)
+        elif self._live and now - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            prompts = (
+                count(done, "prompt") if self._total is None else f"{done:,} of {self._total:,}"
+            )
+            self._print(f"{prompts} done, {count(self._tokens, 'token')}, {rate:.1f} tokens/s")
+
+    def _print(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
+
+
+class _Bar:
+    """The progress bar; gone from the screen whenever it is stopped."""
+
+    def __init__(self, stream: TextIO, total: int | None):
+        self._progress = Progress(
+            BarColumn(),
+            TextColumn("prompts {task.fields[done]} · tokens {task.fields[tokens]:,}"),
+            TextColumn("{task.fields[rate]:.1f} tokens/s"),
+            TimeElapsedColumn(),
+            console=Console(file=stream),
+            refresh_per_second=4,
+            transient=True,
+        )
+        self._of = "" if total is None else f"/{total:,}"
+        self._task: TaskID = self._progress.add_task(
+            "", total=total, done=f"0{self._of}", tokens=0, rate=0.0
+        )
+        self.start, self.stop = self._progress.start, self._progress.stop
+
+    def update(self, done: int, tokens: int, rate: float) -> None:
+        """Show these figures from the next refresh on."""
+        self._progress.update(
+            self._task, completed=done, done=f"{done:,}{self._of}", tokens=tokens, rate=rate
+        )
+
+
+def _figures(totals: RunTotals) -> Iterator[str]:
+    yield (
+        f"{totals.tokens_per_target_step:.2f} tokens per target step "
+        f"({count(totals.target_steps, 'step')})"
+    )
+    shares = totals.acceptance_by_position
+    if any(share is not None for share in shares):
+        row = "  ".join(f"{i}: {_percent(share)}" for i, share in enumerate(shares, start=1))
+        yield f"acceptance by draft position: {row}"
+    yield (
+        f"time to first token: mean {totals.mean_time_to_first_token:.2f} s, "
+        f"longest {totals.first_token_max:.2f} s"
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"

@@ -1,0 +1,95 @@
+"""GGUF metadata as the Hugging Face configuration it was made from."""
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+from emsjax.errors import UserError
+from emsjax.loading.gguf.file import GgufFile
+from emsjax.loading.hf.config import complete_config
+
+# GGUF keeps Llama 3's rotary scaling only as the divisors it results in. These are the settings
+# that all Llama 3.x models share; the factor is the largest divisor.
+_LLAMA3 = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def gguf_config(file: GgufFile, supported: Collection[str]) -> dict[str, Any]:
+    """The Hugging Face configuration equivalent to a GGUF file's metadata.
+
+    Raises:
+      UserError: metadata is missing, or asks for something we cannot express.
+    """
+    heads = int(file.need("{arch}.attention.head_count"))
+    width = int(file.need("{arch}.embedding_length"))
+    shapes = file.shapes()
+    return complete_config(
+        {
+            "model_type": file.architecture,
+            "vocab_size": shapes.get("model.embed_tokens.weight", (0,))[0],
+            "hidden_size": width,
+            "intermediate_size": int(file.need("{arch}.feed_forward_length")),
+            "num_hidden_layers": int(file.need("{arch}.block_count")),
+            "num_attention_heads": heads,
+            "num_key_value_heads": file.kv_heads,
+            "head_dim": int(file.get("{arch}.attention.key_length", width // heads)),
+            "max_position_embeddings": int(file.need("{arch}.context_length")),
+            "rms_norm_eps": _shortest(file.need("{arch}.attention.layer_norm_rms_epsilon")),
+            "rope_parameters": _rope(file),
+            "tie_word_embeddings": "lm_head.weight" not in shapes,
+            "attention_bias": "model.layers.0.self_attn.q_proj.bias" in shapes,
+            "bos_token_id": file.get("tokenizer.ggml.bos_token_id"),
+            "eos_token_id": file.get("tokenizer.ggml.eos_token_id"),
+        },
+        supported,
+        file.name,
+    )
+
+
+def _shortest(value: float) -> float:
+    """The decimal number a float32 was written from: 9.99999974e-06 is 1e-05."""
+    return float(str(np.float32(value)))
+
+
+def _rope(file: GgufFile) -> dict[str, Any]:
+    """Rotary settings: plain, Llama 3's, or the kind that the metadata names."""
+    theta = _shortest(file.get("{arch}.rope.freq_base", 10000.0))
+    kind = file.get("{arch}.rope.scaling.type", "none")
+    if file.rope_factors is not None:
+        return {"rope_theta": theta} | _llama3(file, theta)
+    if kind == "none":
+        return {"rope_theta": theta, "rope_type": "default"}
+    scaling = {
+        "rope_theta": theta,
+        "rope_type": kind,
+        "factor": _shortest(file.need("{arch}.rope.scaling.factor")),
+    }
+    original = file.get("{arch}.rope.scaling.original_context_length")
+    return scaling | ({"original_max_position_embeddings": int(original)} if original else {})
+
+
+def _llama3(file: GgufFile, theta: float) -> dict[str, Any]:
+    """Llama 3's scaling, where its settings give exactly the file's divisors."""
+    assert file.rope_factors is not None
+    factor = float(file.rope_factors.max())
+    if np.allclose(llama3_factors(theta, factor, len(file.rope_factors)), file.rope_factors, 1e-3):
+        return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
+    raise UserError(
+        f"{file.name} scales its rotary frequencies in a way that is none of Llama 3's; "
+        "use the model's safetensors copy instead."
+    )
+
+
+def llama3_factors(theta: float, factor: float, half: int) -> np.ndarray:
+    """Divisors of the rotary frequencies, float64[half], by Llama 3's rule.
+
+    Long wavelengths are divided by `factor`, short ones kept, and those between blended.
+    """
+    low, high, original = _LLAMA3.values()
+    turns = original * theta ** (-np.arange(half) / half) / (2 * np.pi)
+    blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return 1.0 / ((1 - blend) / factor + blend)

@@ -1,0 +1,165 @@
+"""A GGUF file: metadata as Python values, and its tensors under Hugging Face's names."""
+
+import re
+import struct
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf.quants import dequantize
+
+from emsjax.errors import UserError
+from emsjax.loading.gguf.reader import GgufReader
+from emsjax.loading.sources.buffers import aligned_empty
+from emsjax.loading.sources.shards import damaged
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+
+_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+_BLOCK_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+# Rotary factors are part of the configuration: see `gguf_config`.
+NOT_WEIGHTS = frozenset({"rope_freqs.weight"})
+_ROWS = 2048  # dequantised at once
+_HALVES = {"F16": "float16", "BF16": "bfloat16"}
+
+
+class GgufFile:
+    """A `TensorSource` over one GGUF file, dequantising one tensor at a time to float32.
+
+    Attributes:
+      path: the file.
+      architecture: GGUF's name of the model family, one of `ARCHITECTURES`.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.name = path, str(path)
+        try:
+            self._reader = GgufReader(path)
+        except (ValueError, IndexError, KeyError, OverflowError, struct.error) as error:
+            raise damaged(path, f"it is not a whole GGUF file: {error}") from error
+        self.architecture = str(self.get("general.architecture", "unknown"))
+        if self.architecture not in ARCHITECTURES:
+            raise UserError(
+                f"{path} has architecture {self.architecture!r}; GGUF files are read for "
+                f"{', '.join(ARCHITECTURES)}: use the model's safetensors copy instead."
+            )
+        self.truncated = frozenset(hf_name(name) for name, _ in self._reader.truncated)
+        self.dtype = self._own_dtype()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A metadata value; `{arch}` in the key stands for the architecture."""
+        if "{arch}" in key:
+            key = key.replace("{arch}", self.architecture)
+        found = self._reader.fields.get(key)
+        return default if found is None else found.contents()
+
+    def need(self, key: str) -> Any:
+        """A metadata value that must be there.
+
+        Raises:
+          UserError: it is not.
+        """
+        value = self.get(key)
+        if value is None:
+            name = key.replace("{arch}", self.architecture)
+            raise UserError(f"{self.path} lacks the metadata {name}; use another GGUF file.")
+        return value
+
+    @cached_property
+    def _tensors(self) -> Mapping[str, Any]:
+        return {hf_name(t.name): t for t in self._reader.tensors if t.name not in NOT_WEIGHTS}
+
+    def _own_dtype(self) -> str:
+        """The dtype of unquantised half-precision weights, otherwise "float32"."""
+        kinds = {t.tensor_type.name for t in self._tensors.values() if len(t.shape) > 1}
+        return _HALVES.get(kinds.pop(), "float32") if len(kinds) == 1 else "float32"
+
+    @cached_property
+    def rope_factors(self) -> np.ndarray | None:
+        """Divisors of the rotary frequencies (float32[H / 2]) where the file has them."""
+        found = [t for t in self._reader.tensors if t.name == "rope_freqs.weight"]
+        return np.asarray(found[0].data, np.float32) if found else None
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every tensor, as Hugging Face has it, [out, in]."""
+        whole = {name: tuple(t.shape[::-1].tolist()) for name, t in self._tensors.items()}
+        return whole | {hf_name(name): shape for name, shape in self._reader.truncated}
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor: dequantised to float32, and in Hugging Face's order of rows."""
+        tensor = self._tensors[name]
+        # A mapping of its own, so that its pages leave memory with it.
+        data = np.memmap(
+            self.path, tensor.data.dtype, "r", int(tensor.data_offset), tensor.data.shape
+        )
+        shape = tuple(tensor.shape[::-1].tolist())
+        try:
+            weight = _dequantised(data, tensor.tensor_type, shape)
+        except NotImplementedError as error:
+            raise UserError(
+                f"tensor {name} in {self.path} is quantised as {tensor.tensor_type.name}, which "
+                "the gguf package cannot undo; use another GGUF file of the model."
+            ) from error
+        heads = self._permuted_heads(name)
+        return _unpermuted(weight, heads) if heads else weight
+
+    def _permuted_heads(self, name: str) -> int:
+        """Heads of a tensor whose rows llama.cpp's converter reordered; 0 for any other."""
+        if self.architecture != "llama":
+            return 0
+        if ".q_proj." in name:
+            return int(self.need("{arch}.attention.head_count"))
+        return self.kv_heads if ".k_proj." in name else 0
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key/value heads."""
+        heads = self.need("{arch}.attention.head_count")
+        return int(self.get("{arch}.attention.head_count_kv", heads))
+
+
+def hf_name(name: str) -> str:
+    """Hugging Face's name of a GGUF tensor; the name itself where it has none.
+
+    Example: `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`.
+    """
+    if match := re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name):
+        layer, part, kind = match.groups()
+        if part in _BLOCK_NAMES:
+            return f"model.layers.{layer}.{_BLOCK_NAMES[part]}.{kind}"
+    stem, _, kind = name.rpartition(".")
+    return f"{_NAMES[stem]}.{kind}" if stem in _NAMES else name
+
+
+def _dequantised(data: np.ndarray, kind: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """`data` as float32[shape], some rows at a time: the package's temporaries are as large."""
+    if len(shape) < 2:
+        return np.array(dequantize(data, kind))
+    weight = aligned_empty(shape, np.float32)
+    for start in range(0, len(data), _ROWS):
+        weight[start : start + _ROWS] = dequantize(data[start : start + _ROWS], kind)
+    return weight
+
+
+def _unpermuted(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Rows from GGUF's interleaved rotary pairs to Hugging Face's two halves, per head."""
+    pairs = weight.reshape(heads, weight.shape[0] // heads // 2, 2, *weight.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(weight.shape)

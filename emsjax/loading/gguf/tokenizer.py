@@ -1,0 +1,173 @@
+"""The tokenizer in a GGUF file's metadata, rebuilt with the `tokenizers` package."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers.models import BPE
+
+from emsjax.errors import UserError
+from emsjax.loading.gguf.file import GgufFile
+from emsjax.loading.hf.unadvised import without_advice
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# GGUF's token types.
+_CONTROL, _USER_DEFINED = 3, 4
+
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}|"
+    r" ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _by_regex(pattern: str) -> Any:
+    """Splits by `pattern`, then spells bytes as letters."""
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def _smollm() -> Any:
+    """Splits off each digit, then words as GPT-2 does."""
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+
+
+# By `tokenizer.ggml.pre`.
+_SPLITTERS = {
+    "smollm": _smollm,
+    "qwen2": lambda: _by_regex(_WORDS.format(digits=r"\p{N}")),
+    "llama-bpe": lambda: _by_regex(_WORDS.format(digits=r"\p{N}{1,3}")),
+    "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
+}
+_SPLITTERS["default"] = _SPLITTERS["gpt-2"]
+
+
+def gguf_tokenizer(file: GgufFile) -> "PreTrainedTokenizerBase | None":
+    """The tokenizer of a GGUF file; None where its metadata has none.
+
+    Raises:
+      UserError: the file's kind of tokenizer is not supported.
+    """
+    kind = file.get("tokenizer.ggml.model")
+    if kind is None:
+        return None
+    tokens: list[str] = file.need("tokenizer.ggml.tokens")
+    if kind == "gpt2":
+        tokenizer = _byte_level(file, tokens)
+    elif kind == "llama":
+        tokenizer = _sentencepiece(file, tokens)
+    else:
+        raise UserError(
+            f"{file.name} has a tokenizer of kind {kind!r}, where gpt2 and llama are supported; "
+            "pass another tokenizer with --tokenizer, or use the model's safetensors copy."
+        )
+    tokenizer.add_tokens(_added(file, tokens))
+    _prepend_bos(file, tokens, tokenizer)
+    return _wrapped(file, tokens, tokenizer)
+
+
+def _byte_level(file: GgufFile, tokens: Sequence[str]) -> Tokenizer:
+    """GPT-2's kind: merges over bytes spelt as letters."""
+    splitter = file.get("tokenizer.ggml.pre", "default")
+    if splitter not in _SPLITTERS:
+        raise UserError(
+            f"{file.name} splits words as {splitter!r}, where {', '.join(_SPLITTERS)} are "
+            "supported; pass another tokenizer with --tokenizer."
+        )
+    merges = [tuple(merge.split(" ")) for merge in file.need("tokenizer.ggml.merges")]
+    tokenizer = Tokenizer(
+        BPE(vocab=_ids(tokens), merges=merges, ignore_merges=splitter == "llama-bpe")
+    )
+    tokenizer.pre_tokenizer = _SPLITTERS[splitter]()
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _sentencepiece(file: GgufFile, tokens: Sequence[str]) -> Tokenizer:
+    """Llama 2's kind: merges in the order of the pieces' scores, unknown characters as bytes."""
+    scores = file.need("tokenizer.ggml.scores")
+    unknown = tokens[file.get("tokenizer.ggml.unknown_token_id", 0)]
+    merges = _merges(tokens, scores)
+    tokenizer = Tokenizer(
+        BPE(_ids(tokens), merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    )
+    prefix = bool(file.get("tokenizer.ggml.add_space_prefix", True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
+        prepend_scheme="first" if prefix else "never", split=False
+    )
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence(steps + [decoders.Strip(" ", 1, 0)] * prefix)
+    return tokenizer
+
+
+def _merges(tokens: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """Pairs of pieces that join to a piece, the best-scored piece first."""
+    ids = _ids(tokens)
+    found = [
+        (-score, ids[token[:cut]], ids[token[cut:]])
+        for token, score in zip(tokens, scores, strict=True)
+        for cut in range(1, len(token))
+        if token[:cut] in ids and token[cut:] in ids
+    ]
+    return [(tokens[left], tokens[right]) for _, left, right in sorted(found)]
+
+
+def _ids(tokens: Sequence[str]) -> dict[str, int]:
+    return {token: index for index, token in enumerate(tokens)}
+
+
+def _added(file: GgufFile, tokens: Sequence[str]) -> list[AddedToken]:
+    """Tokens that are never split: control tokens, and those added by the model's makers."""
+    kinds = file.get("tokenizer.ggml.token_type", [])
+    return [
+        AddedToken(token, special=kind == _CONTROL, normalized=False)
+        for token, kind in zip(tokens, kinds, strict=False)
+        if kind in (_CONTROL, _USER_DEFINED)
+    ]
+
+
+def _prepend_bos(file: GgufFile, tokens: Sequence[str], tokenizer: Tokenizer) -> None:
+    """Has texts begin with the begin-of-text token, where the model wants that."""
+    usual = file.get("tokenizer.ggml.model") == "llama"
+    usual |= file.get("tokenizer.ggml.pre") == "llama-bpe"
+    bos = file.get("tokenizer.ggml.bos_token_id")
+    if bos is not None and file.get("tokenizer.ggml.add_bos_token", usual):
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{tokens[bos]} $A",
+            pair=f"{tokens[bos]} $A {tokens[bos]} $B",
+            special_tokens=[(tokens[bos], bos)],
+        )
+
+
+def _wrapped(
+    file: GgufFile, tokens: Sequence[str], tokenizer: Tokenizer
+) -> "PreTrainedTokenizerBase":
+    """`tokenizer` as `transformers` has it, with special tokens and chat template."""
+    with without_advice():
+        from transformers import PreTrainedTokenizerFast
+
+    template = file.get("tokenizer.chat_template")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        clean_up_tokenization_spaces=False,
+        model_max_length=int(file.need("{arch}.context_length")),
+        **_special(file, tokens),
+        **({"chat_template": template} if template else {}),
+    )
+
+
+def _special(file: GgufFile, tokens: Sequence[str]) -> Mapping[str, str]:
+    """The tokens with a role, by `transformers`' names for the roles."""
+    roles = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
+    ids = {short: file.get(f"tokenizer.ggml.{role}_token_id") for role, short in roles.items()}
+    return {f"{short}_token": tokens[i] for short, i in ids.items() if i is not None}

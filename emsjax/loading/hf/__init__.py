@@ -1,0 +1,1 @@
+"""What the files of a Hugging Face model directory say."""

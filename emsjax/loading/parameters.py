@@ -1,0 +1,163 @@
+"""Which checkpoint tensors make up which parameter, and everything wrong with a checkpoint."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from emsjax.errors import UserError
+from emsjax.loading.sources.source import TensorSource
+from emsjax.models.family import Rule, WeightMap
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter to fill: for each layer (or once) the checkpoint tensors it is made of."""
+
+    shape: tuple[int, ...]
+    rule: Rule
+    layers: Sequence[Sequence[str]]
+
+    @property
+    def piece(self) -> tuple[int, ...]:
+        """Shape of what the rule's transform gives for one layer."""
+        return self.shape[1:] if self.rule.stacked else self.shape
+
+
+@dataclass
+class Problems:
+    """Everything wrong with a checkpoint, told at once."""
+
+    missing: list[str] = field(default_factory=list)
+    surplus: list[str] = field(default_factory=list)
+    truncated: list[str] = field(default_factory=list)
+    misshapen: list[str] = field(default_factory=list)
+
+    def raise_if_any(self, source: TensorSource) -> None:
+        """Raises one `UserError` that names every tensor."""
+        told = [
+            f"{kind} {', '.join(names)}"
+            for kind, names in (
+                ("missing", _folded(self.missing)),
+                ("not part of this model", _folded(self.surplus)),
+                ("truncated", _folded(self.truncated)),
+                ("misshapen", self.misshapen),
+            )
+            if names
+        ]
+        if told:
+            raise UserError(
+                f"the weights in {source.name} do not fit its configuration: {'; '.join(told)}; "
+                "check that config and weights belong together, or download them again."
+            )
+
+
+def plan_parameters(
+    shapes: Mapping[str, tuple[int, ...]], weight_map: WeightMap, source: TensorSource
+) -> Mapping[str, Parameter]:
+    """Resolves every parameter to tensors of `source`, without reading any data.
+
+    Args:
+      shapes: the model's parameters, by dotted path.
+      weight_map: which tensors each parameter comes from.
+      source: the checkpoint.
+
+    Raises:
+      UserError: tensors missing, surplus, truncated or misshapen, all of them named.
+      ValueError: the weight map and the model disagree about what parameters there are.
+    """
+    if shapes.keys() != weight_map.rules.keys():
+        odd = sorted(shapes.keys() ^ weight_map.rules.keys())
+        raise ValueError(f"weight map and model disagree about parameters: {', '.join(odd)}")
+    there = source.shapes()
+    names = {_bare(name, weight_map.prefixes): name for name in there}
+    problems = Problems()
+    parameters = {}
+    for path, shape in shapes.items():
+        rule = weight_map.rules[path]
+        layers = [
+            [_find(name, names, weight_map.prefixes, problems.missing) for name in wanted]
+            for wanted in _wanted(rule, shape)
+        ]
+        parameters[path] = Parameter(shape, rule, layers)
+        problems.misshapen += _misshapen(path, parameters[path], there)
+    used = {name for p in parameters.values() for names in p.layers for name in names}
+    problems.surplus += sorted(_surplus(there.keys() - used, weight_map))
+    problems.truncated += sorted(source.truncated)
+    problems.raise_if_any(source)
+    return parameters
+
+
+def _find(
+    wanted: str, names: Mapping[str, str], prefixes: Sequence[str], missing: list[str]
+) -> str:
+    """The checkpoint's name for `wanted`; noted in `missing` where there is none."""
+    found = names.get(_bare(wanted, prefixes))
+    if found is None:
+        missing.append(wanted)
+    return found or ""
+
+
+def _wanted(rule: Rule, shape: tuple[int, ...]) -> Iterator[list[str]]:
+    """Names of the tensors of each layer, or the one list of an unstacked parameter."""
+    for layer in range(shape[0] if rule.stacked else 1):
+        yield [source.replace("{}", str(layer)) for source in rule.sources]
+
+
+def _bare(name: str, prefixes: Sequence[str]) -> str:
+    """`name` without the longest of the optional prefixes it begins with."""
+    for prefix in sorted(prefixes, key=len, reverse=True):
+        if name.startswith(prefix):
+            return name[len(prefix) :]
+    return name
+
+
+def _surplus(unused: Collection[str], weight_map: WeightMap) -> Iterator[str]:
+    """Unused tensors that the weight map does not tell us to ignore."""
+    ignore = [re.compile(pattern) for pattern in weight_map.ignore]
+    for name in unused:
+        forms = (name, _bare(name, weight_map.prefixes))
+        if not any(pattern.fullmatch(form) for pattern in ignore for form in forms):
+            yield name
+
+
+def _misshapen(
+    path: str, parameter: Parameter, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[str]:
+    """Descriptions of tensors that do not give the parameter's shape.
+
+    The transform runs on zeros that take no memory, once for each distinct set of shapes.
+    """
+    groups: dict[tuple[tuple[int, ...], ...], list[str]] = {}
+    for names in parameter.layers:
+        if all(names):  # otherwise already told as missing
+            groups.setdefault(tuple(shapes[name] for name in names), []).extend(names)
+    for key, names in groups.items():
+        if not _fits(parameter, key):
+            have = " and ".join(str(list(shape)) for shape in key)
+            yield (
+                f"{', '.join(_folded(names))} has {have} where {path} needs {list(parameter.piece)}"
+            )
+
+
+def _fits(parameter: Parameter, shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether tensors of `shapes` give the parameter's shape."""
+    zeros = [np.broadcast_to(np.zeros((), np.float32), shape) for shape in shapes]
+    try:
+        return np.shape(parameter.rule.transform(zeros)) == parameter.piece
+    except (ValueError, IndexError):
+        return False
+
+
+def _folded(names: Sequence[str]) -> list[str]:
+    """Names with those of many layers told as one: `model.layers.{0,1,2}.norm.weight`."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        numbers = re.findall(r"(?<=\.)\d+(?=\.)", name)
+        pattern = re.sub(r"(?<=\.)\d+(?=\.)", "{}", name, count=1)
+        groups.setdefault(pattern, []).extend(numbers[:1])
+    return [
+        pattern.replace("{}", "{" + ",".join(layers) + "}" if len(layers) > 1 else "".join(layers))
+        for pattern, layers in groups.items()
+    ]

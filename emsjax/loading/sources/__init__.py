@@ -1,0 +1,1 @@
+"""Tensors of checkpoints, format by format."""

@@ -1,0 +1,1 @@
+"""A user's contract: from prompts and parameters to texts."""

@@ -1,0 +1,172 @@
+"""One output of a request on its way from the engine's tokens to the user's text."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from emsjax.engine.job import Finished, Job
+from emsjax.engine.metrics import together
+from emsjax.engine.trace import Trace
+from emsjax.requests.detokenizer import Detokenizer, text_pieces
+from emsjax.requests.outputs import CompletionOutput, FinishReason, Logprob, Piece, RequestOutput
+from emsjax.requests.request import Request
+from emsjax.requests.transcript import Transcript
+from emsjax.sampling.logprobs import Logprobs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TokenText = Callable[[int], str | None]
+
+
+@dataclass(eq=False)
+class Sample:
+    """One of the outputs of a request.
+
+    Attributes:
+      request: whose it is.
+      index: which of its outputs.
+      transcript: its text.
+      streamed: whether it is passed on while it is generated.
+      waiting: tokens that were not passed on yet.
+      finished: the engine's result, once there is one.
+      siblings: all outputs of the request, in order, this one included.
+      tokenizer: of the model; None where it came without one.
+    """
+
+    request: Request
+    index: int
+    transcript: Transcript
+    streamed: bool
+    waiting: list[int] = field(default_factory=list)
+    finished: Finished | None = None
+    siblings: list["Sample"] = field(default_factory=list)
+    tokenizer: "PreTrainedTokenizerBase | None" = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the request's other outputs are finished too."""
+        return all(sample.finished is not None for sample in self.siblings)
+
+    def job(self) -> Job:
+        """What the engine is to do."""
+        request = self.request
+        watched = self.streamed or request.params.stop
+        return Job(
+            key=self,
+            prompt=request.prompt_token_ids,
+            max_tokens=request.max_tokens,
+            stop_ids=request.stop_ids,
+            choice=request.choice(self.index),
+            group=request if request.params.n > 1 else None,
+            watch=self._watch if watched else None,
+        )
+
+    def _watch(self, tokens: Sequence[int]) -> int | None:
+        kept = self.transcript.feed(tokens)
+        self.waiting.extend(tokens[:kept])
+        return kept
+
+    def finish(self, finished: Finished) -> None:
+        """Takes the engine's result."""
+        if finished.job.watch is None:
+            self.transcript.feed_all(finished.token_ids)
+        self.transcript.finish()
+        self.finished = finished
+
+    def piece(self, output: RequestOutput | None = None) -> Piece:
+        """What was not passed on yet."""
+        tokens, self.waiting = tuple(self.waiting), []
+        text = self.transcript.take() if self.request.has_text else None
+        reason = None if self.finished is None else _finish_reason(self.finished)
+        return Piece(self.request.request_id, self.index, text, tokens, reason, output)
+
+    def completion(self, token_text: TokenText) -> CompletionOutput:
+        """The output, once it is finished."""
+        assert self.finished is not None
+        finished, params = self.finished, self.request.params
+        last = finished.token_ids[-1]
+        by_token = finished.stopped and last in (params.stop_token_ids or ())
+        return CompletionOutput(
+            index=self.index,
+            text=self.transcript.text if self.request.has_text else None,
+            token_ids=finished.token_ids,
+            finish_reason=_finish_reason(finished),
+            stop_reason=last if by_token else self.transcript.stop,
+            logprobs=_logprobs(finished, params.logprobs, token_text),
+            trace=self._trace(finished, token_text),
+        )
+
+    def _trace(self, finished: Finished, token_text: TokenText) -> Trace | None:
+        """The engine's, with texts."""
+        trace, request, tokens = finished.trace, self.request, finished.token_ids
+        if trace is None or self.tokenizer is None:
+            return trace
+        drafted = {token for step in trace.steps for token in step.drafted}
+        return replace(
+            trace,
+            pieces=text_pieces(self.tokenizer, request.prompt_token_ids, tokens, request.stop_ids),
+            token_texts={token: token_text(token) or "" for token in {*tokens, *drafted}},
+        )
+
+
+def make_samples(
+    request: Request, tokenizer: "PreTrainedTokenizerBase | None", streamed: bool
+) -> list[Sample]:
+    """The outputs that a request asks for."""
+    params, prompt = request.params, request.prompt_token_ids
+
+    def transcript() -> Transcript:
+        return Transcript(
+            None if tokenizer is None else Detokenizer(tokenizer, prompt),
+            stop=params.stop or (),
+            stop_ids=request.stop_ids,
+            min_tokens=params.min_tokens,
+        )
+
+    siblings: list[Sample] = []
+    for index in range(params.n):
+        siblings.append(
+            Sample(request, index, transcript(), streamed, siblings=siblings, tokenizer=tokenizer)
+        )
+    return siblings
+
+
+def request_output(samples: Sequence[Sample], token_text: TokenText) -> RequestOutput:
+    """The result of a request, all of whose samples are finished."""
+    request = samples[0].request
+    done = [sample.finished.metrics for sample in samples if sample.finished is not None]
+    return RequestOutput(
+        request.request_id,
+        request.prompt,
+        request.prompt_token_ids,
+        [sample.completion(token_text) for sample in samples],
+        together(done),
+    )
+
+
+def _finish_reason(finished: Finished) -> FinishReason:
+    return "stop" if finished.stopped or finished.cut else "length"
+
+
+def _logprobs(
+    finished: Finished, count: int | None, token_text: TokenText
+) -> list[Mapping[int, Logprob]] | None:
+    if finished.logprobs is None or count is None:
+        return None
+    return [
+        _of_token(token, Logprobs(*(x[place] for x in finished.logprobs)), count, token_text)
+        for place, token in enumerate(finished.token_ids)
+    ]
+
+
+def _of_token(
+    token: int, found: Logprobs, count: int, token_text: TokenText
+) -> Mapping[int, Logprob]:
+    """The chosen token and the `count` likeliest ones, of those that there are."""
+    likeliest = zip(found.top_ids[:count].tolist(), found.top[:count].tolist(), strict=True)
+    table = {token: Logprob(float(found.chosen), int(found.rank), token_text(token))}
+    for rank, (other, logprob) in enumerate(likeliest, start=1):
+        if logprob > float("-inf"):
+            table.setdefault(other, Logprob(logprob, rank, token_text(other)))
+    return table

@@ -1,0 +1,49 @@
+"""A drafter that drafts nothing and writes down what the target chooses its tokens from."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from emsjax.engine.draft import Draft
+from emsjax.engine.drafter import WorthDrafting
+from emsjax.engine.state import DecodeState
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Keeps the hidden state behind each token: its state is float32[B, S, D].
+
+    Attributes:
+      hidden_size: D.
+    """
+
+    hidden_size: int
+    draft_length = 0
+    read_bytes = 0
+    weights = ()
+
+    def init(self, num_slots: int, capacity: int) -> jax.Array:
+        """Nothing written down."""
+        # float32 also for narrower models: on a CPU a scatter converts all of anything else.
+        return jnp.zeros((num_slots, capacity, self.hidden_size), jnp.float32)
+
+    def admit(self, drafter_state: jax.Array, slot: jax.Array) -> jax.Array:
+        """What is there is overwritten in time."""
+        del slot
+        return drafter_state
+
+    def propose(
+        self, state: DecodeState, weights: tuple[()], worth: WorthDrafting
+    ) -> tuple[Draft, Any]:
+        """Writes down the hidden state of each slot's newest token, at that token's place."""
+        del weights, worth
+        assert state.hidden is not None
+        num_slots, capacity = state.tokens.shape
+        slots = jnp.arange(num_slots, dtype=jnp.int32)
+        decoding = state.live & (state.lens - state.kv_lens == 1)
+        places = jnp.where(decoding, state.lens - 1, capacity)
+        written = state.drafter.at[slots, places].set(state.hidden.astype(jnp.float32), mode="drop")
+        nothing = jnp.zeros((num_slots, 0), jnp.int32)
+        return Draft(nothing, jnp.zeros(num_slots, jnp.int32)), written

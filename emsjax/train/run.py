@@ -1,0 +1,166 @@
+"""Training a draft from end to end: the target writes, the draft learns, the result is kept."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from emsjax.errors import UserError
+from emsjax.host.files import replace_text
+from emsjax.loading.draft_checkpoint import DraftManifest, probe, save_draft
+from emsjax.loading.drafter import share
+from emsjax.loading.load import LoadedModel, load_model
+from emsjax.models.recurrent_draft import RecurrentConfig
+from emsjax.train.batches import frequent_tokens, is_held_out
+from emsjax.train.corpus import read_prompts
+from emsjax.train.curves import can_draw, draw_curves
+from emsjax.train.fit import Progress, fit
+from emsjax.train.own_prompts import start_of_message, write_own_prompts
+from emsjax.train.record import Text, write_texts
+from emsjax.train.settings import OWN_PROMPTS, Training, settings_before, settle, write_settings
+
+TEXTS, CHECKPOINTS, LOG, CURVES, DRAFT = (
+    "texts",
+    "checkpoints",
+    "log.jsonl",
+    "curves.png",
+    "draft",
+)
+
+
+def train(
+    training: Training,
+    on_text: Callable[[int, int], None] = lambda _done, _all: None,
+    on_progress: Callable[[Progress], None] = lambda _progress: None,
+) -> Path:
+    """Trains a draft; a run that was cut short goes on where it was.
+
+    Args:
+      training: settings; those of the run that is gone on with, if there is one.
+      on_text: called with the texts written and those there are to be.
+      on_progress: called at each evaluation.
+
+    Returns:
+      The directory of the draft, for `--draft-model`.
+
+    Raises:
+      UserError: the inputs cannot be read, or the output holds a run with other settings.
+    """
+    before = settings_before(training)
+    target = load_model(training.model, dtype=training.dtype)
+    prompts = _given_prompts(training, target)
+    start = start_of_message(target) if training.own_prompts else []
+    if before is None:
+        write_settings(training, {})
+    prompts += _own_prompts(training, target, start, on_text)
+    held_prompts = [is_held_out(prompt, training.held_out) for prompt in prompts]
+    _check_held_out(held_prompts)
+    settle(training, prompts, before or {})
+    texts = write_texts(target, prompts, training.output / TEXTS, training.writing, on_text)
+    learn = [text for text in texts if not held_prompts[text.prompt]]
+    # One text of each prompt, or prompts with many would count for more.
+    held_out = [text for text in texts if held_prompts[text.prompt] and text.output == 0]
+    if not learn or not held_out:
+        raise UserError(
+            f"{target.name} wrote no texts of two tokens or more to learn from or to evaluate on, "
+            f"in answer to {len(prompts)} prompts: give others"
+        )
+    model: Any = target.model
+    token_ids = frequent_tokens(learn, model.vocab_size, min(training.vocabulary, model.vocab_size))
+    config = RecurrentConfig(
+        model.embedder.tokens.shape[1],
+        training.width or model.config.intermediate_size,
+        training.layers,
+    )
+    log = _Log(training.output, on_progress)
+    draft = fit(
+        config,
+        share(target, token_ids),
+        learn,
+        held_out,
+        training.fitting,
+        training.output / CHECKPOINTS,
+        log.add,
+    )
+    directory = training.output / DRAFT
+    save_draft(directory, draft, token_ids, _manifest(training, target, config, learn, log))
+    return directory
+
+
+def _check_held_out(held_out: Sequence[bool]) -> None:
+    """Whether there is something to learn from, and something to evaluate on."""
+    if all(held_out) or not any(held_out):
+        raise UserError(
+            f"{len(held_out)} prompts are too few to learn from some and hold out others for "
+            "evaluation: give more, or another --held-out"
+        )
+
+
+def _given_prompts(training: Training, target: LoadedModel) -> list[list[int]]:
+    """Token ids of the prompts in files."""
+    if training.inputs:
+        return read_prompts(training.inputs, target, training.longest_prompt)
+    if not training.own_prompts:
+        raise UserError("there is nothing to learn from: give --input or --own-prompts")
+    return []
+
+
+def _own_prompts(
+    training: Training,
+    target: LoadedModel,
+    start: Sequence[int],
+    on_text: Callable[[int, int], None],
+) -> list[list[int]]:
+    """Token ids of those that the target makes up."""
+    if not training.own_prompts:
+        return []
+    file = training.output / OWN_PROMPTS
+    write_own_prompts(target, start, file, training.own_prompts, training.writing, on_text)
+    return read_prompts([file], target, training.longest_prompt)
+
+
+class _Log:
+    """The curve so far, in a file of JSON lines and in a picture."""
+
+    def __init__(self, directory: Path, on_progress: Callable[[Progress], None]):
+        self._directory, self._on_progress = directory, on_progress
+        file = directory / LOG
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        try:
+            self.progress = [Progress(**json.loads(line)) for line in lines]
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{file} is damaged ({error}): delete it, and run again") from error
+
+    def add(self, progress: Progress) -> None:
+        # What was done again after a kill replaces what is there.
+        self.progress = [each for each in self.progress if each.step < progress.step]
+        self.progress.append(progress)
+        lines = [json.dumps(each._asdict()) + "\n" for each in self.progress]
+        replace_text(self._directory / LOG, "".join(lines))
+        if can_draw():
+            draw_curves(self.progress, self._directory / CURVES)
+        self._on_progress(progress)
+
+
+def _manifest(
+    training: Training,
+    target: LoadedModel,
+    config: RecurrentConfig,
+    learn: Sequence[Text],
+    log: _Log,
+) -> DraftManifest:
+    model: Any = target.model
+    sources = [file.name for file in training.inputs]
+    sources += ["its own making"] if training.own_prompts else []
+    accepted = [round(value, 3) for each in log.progress[-1:] for value in each.accepted]
+    return DraftManifest(
+        target=target.name,
+        probe=probe(model.embedder.tokens[...]),
+        sizes=asdict(config),
+        trained_on=(
+            f"{sum(len(text.tokens) for text in learn)} tokens that {target.name} wrote in answer "
+            f"to prompts from {', '.join(sources)}"
+        ),
+        evaluation={"accepted_tokens_by_draft_length": accepted, "held_out": training.held_out},
+    )

@@ -1,0 +1,82 @@
+"""What is counted of a model and of a step, against counting by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emsjax.costs.hardware import HARDWARE
+from emsjax.costs.roofline import (
+    BANDWIDTH_SHARE,
+    COMPUTE_SHARE,
+    Sizes,
+    attended,
+    estimated_costs,
+    sizes_of,
+)
+from emsjax.engine.ladder import Rung
+from emsjax.engine.worth import StepCosts
+from emsjax.loading.build import shape_of_model
+from emsjax.loading.named import named_config
+from emsjax.pallas_kernels.backends import compiling_for
+
+LADDER = (Rung(8, 1), Rung(64, 8), Rung(4096, 4096))
+
+
+def sizes(name: str, dtype: str = "bfloat16", platform: str = "tpu") -> Sizes:
+    with compiling_for(platform):
+        return sizes_of(shape_of_model(named_config(name), jnp.dtype(dtype)))
+
+
+def test_a_tied_model():
+    found = sizes("opt-6.7b")
+    everything, positions, vocabulary = 6_658_473_984, 2050 * 4096, 50272 * 4096
+    assert found.weights_bytes == 2 * everything
+    assert found.read_bytes == 2 * (everything - positions)
+    # All but the tables and the last norm.
+    assert found.row_flops == 2 * (everything - positions - vocabulary - 2 * 4096)
+    assert found.logit_flops == 2 * vocabulary
+    assert found.token_bytes == 32 * 2 * 32 * 128 * 2
+    assert found.token_flops == 4 * 32 * 32 * 128
+
+
+def test_a_model_with_a_head_of_its_own_does_not_read_its_embedding():
+    found = sizes("llama-3-8b", "float32")
+    assert found.weights_bytes - found.read_bytes == 4 * 128256 * 4096
+    assert found.itemsize == 4
+
+
+def test_the_cache_is_as_wide_as_the_platform_lays_it_out():
+    """SmolLM2's token takes 3 rows of 128, on a TPU 4."""
+    assert sizes("smollm2-135m", platform="gpu").token_bytes == 30 * 3 * 128 * 2
+    assert sizes("smollm2-135m", platform="tpu").token_bytes == 30 * 4 * 128 * 2
+
+
+def costs(name: str, dtype: str = "bfloat16") -> StepCosts:
+    return estimated_costs(sizes(name, dtype), HARDWARE["v5e"], LADDER, num_slots=8, draft_length=7)
+
+
+def test_a_step_takes_reading_or_multiplying_whichever_is_longer():
+    found, counted = costs("opt-6.7b"), sizes("opt-6.7b")
+    reading = counted.read_bytes / (819e9 * BANDWIDTH_SHARE)
+    operations = 4096 * counted.row_flops + 8 * 8 * counted.logit_flops
+    computing = operations / (197e12 * COMPUTE_SHARE)
+    np.testing.assert_allclose(found.rungs, [reading, reading, computing], rtol=1e-6)
+
+
+def test_a_cached_token_is_read_once_and_multiplied_with_the_rows_of_its_slot():
+    found, counted = costs("llama-3-8b"), sizes("llama-3-8b")
+    reading = counted.token_bytes / (819e9 * BANDWIDTH_SHARE)
+    computing = 512 * counted.token_flops / (197e12 * COMPUTE_SHARE)
+    np.testing.assert_allclose(found.cached, [reading, reading, computing], rtol=1e-6)
+
+
+def test_float32_is_slower_to_multiply_and_twice_as_much_to_read():
+    ratio = np.asarray(costs("opt-6.7b", "float32").rungs) / np.asarray(costs("opt-6.7b").rungs)
+    assert ratio[0] == pytest.approx(2)
+    assert ratio[2] == pytest.approx(6)
+
+
+def test_a_layer_reads_no_more_than_its_window():
+    assert attended((), 1000) == 1000
+    assert attended((0, 100), 1000) == 550
+    assert attended((0, 100), 50) == 50

@@ -1,0 +1,269 @@
+"""Costs are measured once for a model, a device and a batch, and kept."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from emsjax.bench.stepped import Step, SteppedEngine
+from emsjax.costs import measure as step_costs
+from emsjax.costs import table as cost_table
+from emsjax.costs.measure import measure_costs
+from emsjax.costs.table import CostTable, known_costs
+from emsjax.drafters import PromptLookup
+from emsjax.engine.drafter import COSTLY_SOURCE
+from emsjax.engine.engine import Engine
+from emsjax.engine.worth import KV_BLOCK
+from emsjax.shapes import round_up
+from tests.engine.setup import jobs, make_engine, run_all, tiny_model
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return make_engine(tiny_model("llama"), "combined", 2, costs=1.0)
+
+
+@pytest.fixture(autouse=True)
+def _briefly(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(step_costs, "ENOUGH_SECONDS", 0.0)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Engine]:
+    """The engines that were measured, on a machine that is quiet; the cache is empty."""
+    monkeypatch.setenv("EMSJAX_CACHE", str(tmp_path))
+    engines: list[Engine] = []
+
+    def measure(engine: Engine):
+        engines.append(engine)
+        return measure_costs(engine)._replace(settled=True)
+
+    monkeypatch.setattr(cost_table, "measure_costs", measure)
+    return engines
+
+
+def table(tmp_path: Path) -> Path:
+    (file,) = (tmp_path / "step-costs").glob("*")
+    return file
+
+
+def test_costs_are_measured_once(engine: Engine, measured: list[Engine], tmp_path: Path):
+    first = known_costs(engine, "tiny")
+    again = known_costs(engine, "tiny")
+    assert measured == [engine]
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert json.loads(table(tmp_path).read_text())["model"] == "tiny"
+    known_costs(engine, "another")
+    assert len(measured) == 2
+
+
+def test_costs_make_sense(engine: Engine):
+    costs = measure_costs(engine).costs
+    drafting = [rung.max_q_len <= engine.drafter.draft_length + 1 for rung in engine.ladder]
+    assert np.isfinite(costs.rungs).tolist() == drafting
+    assert (costs.rungs > 0).all()
+    assert (costs.cached >= 0).all()
+    assert costs.draft >= 0
+    assert engine.costs.draft == 1.0, "what the engine had is put back"
+
+
+def test_measuring_leaves_the_engine_as_it_was(engine: Engine):
+    todo = jobs(6)
+    before = [r.token_ids for r in run_all(engine, todo)]
+    measure_costs(engine)
+    assert [r.token_ids for r in run_all(engine, todo)] == before
+
+
+IMPOSSIBLE = {
+    "negative": {"rungs": -1.0},
+    "none": {"rungs": None},
+    "nothing in float32": {"rungs": 1e-300},
+    "endless in float32": {"rungs": 1e300},
+    "endless looks": {"looks": float("inf")},
+    "no look": {"looks": 0},
+}
+BROKEN = ("", "{", '{"rungs": []}', '{"rungs": 3}', "[" * 100000)
+
+
+@pytest.mark.parametrize("content", [*BROKEN, *IMPOSSIBLE])
+def test_a_damaged_table_is_measured_again_and_said_so(
+    engine: Engine, measured: list[Engine], tmp_path: Path, content: str
+):
+    known_costs(engine, "tiny")
+    file = table(tmp_path)
+    whole = json.loads(file.read_text())
+    change = dict(IMPOSSIBLE.get(content, {}))
+    if "rungs" in change:
+        change["rungs"] = [change["rungs"]] * len(whole["rungs"])
+    file.write_text(json.dumps(whole | change) if change else content)
+    said: list[str] = []
+    known_costs(engine, "tiny", said.append)
+    assert len(measured) == 2
+    assert "is damaged" in said[0]
+    assert str(file) in said[0]
+    known_costs(engine, "tiny", said.append)
+    assert (len(measured), len(said)) == (2, 1), "the new one is whole"
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(
+    engine: Engine, measured: list[Engine], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EMSJAX_CACHE", str(tmp_path / "file"))
+    assert known_costs(engine, "tiny").draft >= 0
+    assert measured == [engine]
+
+
+def test_a_table_from_a_restless_machine_is_kept_as_such(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("EMSJAX_CACHE", str(tmp_path))
+    chance = np.random.default_rng(0)
+    monkeypatch.setattr(
+        step_costs,
+        "_time_steps",
+        lambda _engine, state, _case, _steps: (state, 2.0 ** chance.uniform(-3, 3)),
+    )
+    first = known_costs(engine, "tiny")
+    known = CostTable(engine, "tiny").read()
+    assert known is not None
+    assert (known.settled, known.looks) == (False, 1)
+    np.testing.assert_array_equal(known.costs.rungs, first.rungs)
+    known_costs(engine, "tiny")
+    known = CostTable(engine, "tiny").read()
+    assert known is not None
+    assert known.looks == 2, "who wants to know looks again"
+
+
+def test_what_is_slow_for_a_while_is_slow_for_all(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    """Costs are those of the fastest turn, against each other those of most turns."""
+    cases = len(step_costs._cases(engine))
+    true = 1.0 + np.arange(cases) / cases
+    slow = [9.0, 3.0, 1.0, 2.0, 5.0]
+    turns = [true * each for each in slow]
+    turns[2] = turns[2] * np.where(
+        np.arange(cases) == cases - 1, 4.0, 1.0
+    )  # a moment of something else
+    np.testing.assert_allclose(step_costs._typical([list(turn) for turn in turns]), true)
+
+
+def test_a_quiet_machine_is_timed_in_the_fewest_turns(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    timed: list[int] = []
+
+    def time_steps(_engine: Engine, state, _case, steps: int):
+        timed.append(steps)
+        return state, 1.0
+
+    monkeypatch.setattr(step_costs, "_time_steps", time_steps)
+    monkeypatch.setattr(step_costs, "ENOUGH_SECONDS", 100.0)
+    assert measure_costs(engine).settled
+    assert len(timed) == (1 + step_costs.FEWEST_TURNS) * len(step_costs._cases(engine))
+
+
+def test_each_rung_is_timed_with_few_long_drafts_that_fill_it():
+    engine = make_engine(tiny_model("llama"), "prompt-lookup", 4)
+    plans: dict[int, list[int]] = {}
+    watched = SteppedEngine(
+        tiny_model("llama"),
+        engine.drafter,
+        engine.ladder,
+        on_step=lambda step: plans.setdefault(int(step.plan.rung), step.plan.draft_lens.tolist()),
+        num_slots=4,
+        capacity=engine.capacity,
+    )
+    measure_costs(watched)
+    length = engine.drafter.draft_length
+    for number in step_costs._useful(engine):
+        room = engine.ladder[number].capacity - 4 if number else 0
+        assert sum(plans[number]) == min(room, 4 * length)
+        assert sum(each > 0 for each in plans[number]) == min(-(-room // length), 4)
+
+
+@pytest.mark.parametrize("drafter", ["itself", "recurrent", "combined"])
+def test_what_is_timed_as_drafting_is_drafting(drafter: str, monkeypatch: pytest.MonkeyPatch):
+    """For all slots, as many tokens as there can be, for a step that verifies none of them."""
+    engine = make_engine(tiny_model("llama"), drafter, 3, costs=1.0)
+    model = engine.drafter.model if drafter == "combined" else engine.drafter
+    steps: list[Step] = []
+    watched = SteppedEngine(
+        tiny_model("llama"),
+        engine.drafter,
+        engine.ladder,
+        on_step=steps.append,
+        num_slots=3,
+        capacity=engine.capacity,
+        costs=engine.costs,
+    )
+    timed: list[list[Step]] = []
+    time_steps = step_costs._time_steps
+
+    def watch(*arguments: Any):
+        steps.clear()
+        result = time_steps(*arguments)
+        timed.append(list(steps))
+        return result
+
+    monkeypatch.setattr(step_costs, "_time_steps", watch)
+    measure_costs(watched)
+    cases = step_costs._cases(engine)
+    assert len(timed) == (1 + step_costs.FEWEST_TURNS) * len(cases)
+    for number, seen in enumerate(timed):
+        case = cases[number % len(cases)]
+        for step in seen:
+            assert step.plan.rung == case.rung
+            guessed = step.draft.lens[step.draft.source == COSTLY_SOURCE]
+            if case.drafting:
+                assert guessed.tolist() == [model.draft_length] * 3
+                assert not step.plan.draft_lens.any()
+            else:
+                assert not guessed.any()
+
+
+def test_other_weights_are_another_table(monkeypatch: pytest.MonkeyPatch):
+    """Also where model and drafter have the same names."""
+    engines = [
+        make_engine(tiny_model(name), "recurrent", 2, costs=1.0) for name in ("llama", "gpt2")
+    ]
+    keys = [cost_table._what(engine, "tiny") for engine in engines]
+    assert keys[0]["weights"] != keys[1]["weights"]
+    assert keys[0]["drafter"][1] == cost_table._what(engines[0], "tiny")["drafter"][1]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {1, 2, 3})
+    assert ", 3 cores" in cost_table._what(engines[0], "tiny")["device"]
+
+
+def test_what_longer_samples_cost_on_each_rung():
+    """A plain step attends in its own way: what it costs says nothing of steps with drafts."""
+
+    def blocks(case: Any) -> int:
+        return round_up(case.length, KV_BLOCK)
+
+    engine = make_engine(tiny_model("llama"), "prompt-lookup", 4, all_rungs=True)
+    useful = step_costs._useful(engine)
+    capacities = np.asarray([rung.capacity for rung in engine.ladder])[useful]
+    base, each = 0.1 + 0.01 * capacities, 1e-6 * (20 + capacities)
+    each[0] = 1e-6
+    seconds = {
+        case: base[useful.index(case.rung)] + each[useful.index(case.rung)] * 4 * blocks(case)
+        for case in step_costs._cases(engine)
+    }
+    costs = step_costs._table(engine, seconds, drafted=0)
+    assert len(useful) > 3
+    np.testing.assert_allclose(costs.cached[useful], each, rtol=1e-5)
+    np.testing.assert_allclose(costs.rungs[useful], base, rtol=1e-5)
+
+
+def test_a_drafter_of_ones_own_is_known_again(measured: list[Engine]):
+    """Though it prints as an address, another one in each process."""
+
+    class Own(PromptLookup):
+        __repr__ = object.__repr__
+
+    for _ in range(2):
+        known_costs(make_engine(tiny_model("llama"), Own(), 2, costs=1.0), "tiny")
+    assert len(measured) == 1

@@ -1,0 +1,96 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emsjax.engine.state import admit, copy_cache, empty_state
+from emsjax.limits import MAX_STOP_IDS
+from emsjax.sampling.choice import make_choice
+from emsjax.sampling.state import SamplingState, empty_sampling
+from tests.engine.states import int32s
+
+NUM_SLOTS, CACHE_LEN, K, VOCAB = 3, 8, 2, 10
+
+
+def test_an_empty_state_has_nothing_to_do():
+    state = empty_state(jnp.ones((2, NUM_SLOTS, CACHE_LEN, 1, 128), jnp.float32), K, "drafter")
+    assert state.tokens.shape == (NUM_SLOTS, CACHE_LEN)
+    assert state.stop_ids.shape == (NUM_SLOTS, MAX_STOP_IDS)
+    assert state.stats.drafted.shape == state.stats.accepted.shape == (NUM_SLOTS, K)
+    assert not state.live.any()
+    assert state.drafter == "drafter"
+
+
+def test_admit_resets_its_slot_and_leaves_the_others_alone():
+    cache = jnp.ones((2, NUM_SLOTS, CACHE_LEN, 1, 128), jnp.float32)
+    # As if every slot had been through something: 7 everywhere.
+    used = jax.tree.map(lambda x: jnp.full_like(x, 7), empty_state(cache, K, jnp.zeros(1)))
+    sampling = empty_sampling(NUM_SLOTS, CACHE_LEN, np.zeros(VOCAB, np.uint8))
+    used = used.replace(sampling=jax.tree.map(lambda x: jnp.full_like(x, 7), sampling))
+    used = used.replace(live=jnp.asarray([True, False, True]))
+    prompt, stop_ids = np.arange(CACHE_LEN), np.full(MAX_STOP_IDS, -1)
+    choice = make_choice(seed=2**32 + 5, temperature=0.5, top_p=0.75, min_len=6, logprobs=True)
+    request = (*map(int32s, (1, prompt, 5, 3, 8, stop_ids)), choice)
+    after = jax.device_get(jax.jit(admit)(used, *request))
+
+    new = {
+        "tokens": prompt,
+        "lens": 5,
+        "kv_lens": 3,
+        "prompt_lens": 5,
+        "max_lens": 8,
+        "stop_ids": stop_ids,
+        "live": True,
+    }
+    before = jax.device_get(used)
+    others = [0, 2]
+    for name, value in new.items():
+        found = getattr(after, name)
+        np.testing.assert_array_equal(found[1], value, name)
+        np.testing.assert_array_equal(found[others], getattr(before, name)[others], name)
+    for counter in dataclasses.fields(after.stats):
+        found = getattr(after.stats, counter.name)
+        assert not found[1].any(), counter.name
+        assert (found[others] == 7).all(), counter.name
+    check_choice(after.sampling, before.sampling, others)
+    np.testing.assert_array_equal(after.cache, before.cache)
+    np.testing.assert_array_equal(after.drafter, before.drafter)
+
+
+def check_choice(after: SamplingState, before: SamplingState, others: list[int]) -> None:
+    new = {
+        "temperature": 0.5,
+        "adapt_temperature": 0.5,
+        "top_k": 0,
+        "top_p": 0.75,
+        "min_p": 0,
+        "wants_logprobs": True,
+        "adjusted": True,
+        "bias": 0,
+        "min_lens": 6,
+        "repetition_penalty": 1,
+        "frequency_penalty": 0,
+        "presence_penalty": 0,
+        "in_prompt": np.arange(VOCAB) < 5,
+        "counts": 0,
+    }
+    per_slot = {field.name for field in dataclasses.fields(after)} - {"token_classes", "logprobs"}
+    assert new.keys() | {"keys"} == per_slot
+    for name in per_slot:
+        found = getattr(after, name)
+        np.testing.assert_array_equal(found[others], getattr(before, name)[others], name)
+        if name in new:
+            np.testing.assert_array_equal(found[1], new[name], name)
+    assert not (after.keys[1] == 7).all()
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.data())
+def test_copying_a_slots_cache_touches_nothing_else(layers: int, slots: int, data: st.DataObject):
+    source, slot = (data.draw(st.integers(0, slots - 1)) for _ in range(2))
+    cache = np.arange(layers * slots * 6, dtype=np.float32).reshape(layers, slots, 3, 1, 2)
+    copied = np.asarray(copy_cache(jnp.asarray(cache), int32s(source), int32s(slot)))
+    cache[:, slot] = cache[:, source]
+    np.testing.assert_array_equal(copied, cache)

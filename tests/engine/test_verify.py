@@ -1,0 +1,167 @@
+"""Acceptance and commit against a loop over slots and tokens."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emsjax.engine.draft import Draft
+from emsjax.engine.state import DecodeState
+from emsjax.engine.step_plan import Plan
+from emsjax.engine.verify import commit, count_accepted, put_draft
+from emsjax.limits import MAX_STOP_IDS
+from emsjax.sampling.choose import Chosen
+from tests.engine.states import int32s, make_state, slots
+
+NUM_SLOTS, CACHE_LEN, K, VOCAB = 4, 12, 3, 4
+
+
+def matrix(columns: int) -> st.SearchStrategy[np.ndarray]:
+    """int32[B, columns] of few different tokens, so that guesses are often right."""
+    row = st.lists(st.integers(0, VOCAB - 1), min_size=columns, max_size=columns)
+    return st.lists(row, min_size=NUM_SLOTS, max_size=NUM_SLOTS).map(int32s)
+
+
+@st.composite
+def steps(draw: Any) -> tuple[dict, Draft, Plan, np.ndarray]:
+    """Slots, a draft, a plan that fits them, and the target's choices."""
+    fields = draw(slots(NUM_SLOTS, CACHE_LEN))
+    fields["tokens"] = draw(matrix(CACHE_LEN))
+    stops = [draw(st.lists(st.integers(0, VOCAB), max_size=2)) for _ in range(NUM_SLOTS)]
+    fields["stop_ids"] = int32s([(s + [-1] * MAX_STOP_IDS)[:MAX_STOP_IDS] for s in stops])
+    draft_tokens, predicted = draw(matrix(K)), draw(matrix(K + 1))
+    q_lens, draft_lens, complete = [], [], []
+    for slot, live in enumerate(fields["live"].tolist()):
+        lens, kv_len = (int(fields[x][slot]) for x in ("lens", "kv_lens"))
+        known = draw(st.integers(1, lens - kv_len)) if live else 0
+        complete.append(live and known == lens - kv_len)
+        # Also drafts that reach past the limit: `commit` is not to rely on the plan there.
+        draft_lens.append(draw(st.integers(0, K if complete[-1] and known == 1 else 0)))
+        q_lens.append(known + draft_lens[-1])
+    unpadded = [0] * NUM_SLOTS
+    plan = Plan(
+        int32s(q_lens), int32s(draft_lens), int32s(unpadded), np.asarray(complete), int32s(0)
+    )
+    return fields, Draft(draft_tokens, int32s(draft_lens)), plan, predicted
+
+
+@dataclass
+class Slot:
+    """One slot after the step, as Python lists."""
+
+    known: list[int]
+    kv_len: int
+    live: bool
+    drafted: list[int]
+    emitted_at: list[int] = field(default_factory=list)
+    target_steps: int = 0
+    prefill_steps: int = 0
+    accepted: list[int] = field(default_factory=lambda: [0] * K)
+
+
+def accepted_by_hand(draft: list[int], draft_len: int, predicted: list[int]) -> int:
+    count = 0
+    while count < draft_len and draft[count] == predicted[count]:
+        count += 1
+    return count
+
+
+def commit_by_hand(
+    fields: dict, draft: Draft, plan: Plan, predicted: np.ndarray, slot: int
+) -> Slot:
+    draft_len = int(plan.draft_lens[slot])
+    known = fields["tokens"][slot, : fields["lens"][slot]].tolist()
+    live = bool(fields["live"][slot])
+    after = Slot(known, int(fields["kv_lens"][slot]), live, [int(i < draft_len) for i in range(K)])
+    if not plan.complete[slot]:
+        after.prefill_steps = int(live)
+        after.kv_len += int(plan.q_lens[slot])
+        return after
+    after.target_steps = 1
+    choices = predicted[slot].tolist()
+    accepted = accepted_by_hand(draft.tokens[slot].tolist(), draft_len, choices)
+    for place, token in enumerate(choices[: accepted + 1]):
+        known.append(token)
+        after.emitted_at.append(1)
+        if place < accepted:
+            after.accepted[place] = 1
+        if token in fields["stop_ids"][slot] or len(known) == fields["max_lens"][slot]:
+            after.live = False
+            break
+    after.kv_len = len(known) - 1
+    return after
+
+
+@jax.jit
+def step(state: DecodeState, draft: Draft, plan: Plan, predicted: jax.Array) -> Any:
+    accepted = count_accepted(draft, plan.draft_lens, predicted)
+    return accepted, commit(put_draft(state, draft), plan, accepted, Chosen(predicted, None))
+
+
+def check(fields: dict, draft: Draft, plan: Plan, predicted: np.ndarray) -> DecodeState:
+    state = make_state(NUM_SLOTS, CACHE_LEN, K, **fields)
+    accepted, after = jax.device_get(step(state, draft, plan, predicted))
+    for slot in range(NUM_SLOTS):
+        expected = commit_by_hand(fields, draft, plan, predicted, slot)
+        count = accepted_by_hand(
+            draft.tokens[slot].tolist(), int(plan.draft_lens[slot]), predicted[slot].tolist()
+        )
+        found = Slot(
+            after.tokens[slot, : after.lens[slot]].tolist(),
+            int(after.kv_lens[slot]),
+            bool(after.live[slot]),
+            after.stats.drafted[slot].tolist(),
+            after.emitted_at[slot, fields["lens"][slot] : after.lens[slot]].tolist(),
+            int(after.stats.target_steps[slot]),
+            int(after.stats.prefill_steps[slot]),
+            after.stats.accepted[slot].tolist(),
+        )
+        assert accepted[slot] == count
+        assert found == expected, f"slot {slot}"
+    for name in ("prompt_lens", "max_lens", "stop_ids"):
+        np.testing.assert_array_equal(getattr(after, name), getattr(state, name))
+    return after
+
+
+@settings(max_examples=300)
+@given(steps())
+def test_a_step_equals_committing_token_by_token(drawn):
+    check(*drawn)
+
+
+def test_a_stop_token_among_accepted_ones_cuts_there():
+    """Slots: stop accepted, stop as the bonus token, limit reached, still reading its prompt."""
+    stop = 3
+    stop_ids = np.full((NUM_SLOTS, MAX_STOP_IDS), -1, np.int32)
+    stop_ids[:, -1] = stop
+    fields = {
+        "tokens": np.zeros((NUM_SLOTS, CACHE_LEN), np.int32),
+        "lens": int32s([4, 4, 8, 6]),
+        "kv_lens": int32s([3, 3, 7, 1]),
+        "max_lens": int32s([12, 12, 12, 12]),
+        "stop_ids": stop_ids,
+        "live": np.full(NUM_SLOTS, True),
+    }
+    predicted = int32s([[1, stop, 2, 1], [1, 2, 2, stop], [1, 2, 1, 2], [stop, 1, 1, 1]])
+    draft = Draft(predicted[:, :K].copy(), int32s([3, 3, 3, 0]))
+    complete = np.asarray([True, True, True, False])
+    plan = Plan(int32s([4, 4, 4, 2]), draft.lens, draft.lens * 0, complete, int32s(0))
+    after = check(fields, draft, plan, predicted)
+    assert after.lens.tolist() == [6, 8, 12, 6]
+    assert after.kv_lens.tolist() == [5, 7, 11, 3]
+    assert after.live.tolist() == [False, False, False, True]
+    assert after.stats.accepted.sum(axis=1).tolist() == [2, 3, 3, 0]
+
+
+def test_guesses_lie_behind_the_known_tokens_and_never_past_the_slot():
+    tokens = np.zeros((NUM_SLOTS, CACHE_LEN), np.int32)
+    lens = int32s([0, 5, CACHE_LEN - 1, CACHE_LEN])
+    draft = Draft(np.full((NUM_SLOTS, K), 9, np.int32), int32s([2, 3, 3, 3]))
+    state = make_state(NUM_SLOTS, CACHE_LEN, K, tokens=tokens, lens=lens)
+    written = np.asarray(jax.jit(put_draft)(state, draft).tokens)
+    for slot, (start, count) in enumerate(zip(lens, draft.lens, strict=True)):
+        tokens[slot, start : start + count] = 9
+    np.testing.assert_array_equal(written, tokens)

@@ -1,0 +1,125 @@
+"""What is worth verifying and drafting, against trying everything."""
+
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emsjax.engine.ladder import Rung
+from emsjax.engine.worth import CAUTION, Load, StepCosts, most_worth, worth_drafting
+from tests.engine.states import int32s
+
+B, K = 3, 2
+LADDER = (Rung(3, 1), Rung(4, K + 1), Rung(6, K + 1), Rung(9, K + 1), Rung(16, 16))
+SECONDS = st.lists(st.floats(1, 10), min_size=len(LADDER) - 1, max_size=len(LADDER) - 1)
+
+
+def costs_of(seconds: list[float], draft: float = 0.0, cached: float = 0.0) -> StepCosts:
+    rungs = np.asarray([*seconds, np.inf], np.float32)
+    return StepCosts(rungs, np.full(len(rungs), cached, np.float32), np.float32(draft))
+
+
+def load_of(live: int, cached: int) -> Load:
+    return Load(int32s(live), np.float32(live), int32s(cached))
+
+
+def survivals() -> st.SearchStrategy[np.ndarray]:
+    """Falling along each draft; 0 for what may not be verified."""
+    one = st.sampled_from((0.0, 0.2, 0.5, 0.9, 1.0))
+    rows = st.lists(st.lists(one, min_size=K, max_size=K), min_size=B, max_size=B)
+    return rows.map(lambda x: np.cumprod(np.asarray(x, np.float32), axis=1))
+
+
+def best_by_hand(survival: np.ndarray, live: int, costs: StepCosts, cached: int) -> float:
+    """Tokens a second of the best rung and the best lengths of all drafts."""
+    best = 0.0
+    for rung, seconds, more in zip(LADDER, costs.rungs, costs.cached, strict=True):
+        for lens in itertools.product(range(K + 1), repeat=B):
+            drafted = sum(lens)
+            fits = live + drafted <= rung.capacity and (rung.max_q_len > K or drafted == 0)
+            if fits:
+                gain = sum(survival[b, :n].sum() for b, n in enumerate(lens))
+                best = max(best, (live + gain) / (seconds + more * cached))
+    return best
+
+
+@functools.cache
+def program(drafting: bool):
+    function = worth_drafting if drafting else most_worth
+    return jax.jit(lambda *arguments: function(*arguments[:-1], LADDER, arguments[-1]))
+
+
+@settings(max_examples=200)
+@given(survivals(), st.integers(1, B), SECONDS, st.floats(0, 0.1), st.integers(0, 100))
+def test_nothing_is_worth_more_than_what_is_chosen(survival, live, seconds, cached, tokens):
+    costs = costs_of(seconds, cached=cached)
+    load = load_of(live, tokens)
+    rung, drafts, rate, promise = map(np.asarray, program(False)(survival, load, costs))
+    assert live + drafts <= LADDER[rung].capacity
+    assert LADDER[rung].max_q_len > K or drafts == 0
+    best = best_by_hand(survival, live, costs, tokens)
+    assert best <= promise * (1 + 1e-5)
+    # float32 sums of a few numbers
+    assert promise == pytest.approx(CAUTION * rate if rung == 0 else best, rel=1e-5)
+    assert rate == pytest.approx(promise / (CAUTION if rung == 0 else 1), rel=1e-5)
+
+
+@settings(max_examples=200)
+@given(survivals(), survivals(), st.integers(1, B), SECONDS, st.floats(0, 5))
+def test_as_much_is_drafted_as_pays(survival, found, live, seconds, draft):
+    """Against plain decoding, which drafts nothing, with caution."""
+    costs = costs_of(seconds, draft)
+    length = int(program(True)(survival, found, load_of(live, 0), costs))
+    rates = []
+    for n in range(K + 1):
+        shown = np.where(np.arange(K)[None] < n, survival, 0)
+        all_rungs = np.asarray(costs.rungs) + np.float32(n * draft)
+        better = shown.sum(axis=1, keepdims=True) > found.sum(axis=1, keepdims=True)
+        expected = gains(np.where(better, shown, found), live)
+        rates.append(max(CAUTION * live / all_rungs[0], *(expected / all_rungs)[1:]))
+    assert rates[length] >= max(rates) * (1 - 1e-5)
+
+
+def gains(survival: np.ndarray, live: int) -> np.ndarray:
+    """Expected tokens of a step on each rung, with the likeliest drafts that it has room for."""
+    likeliest = np.sort(survival.ravel())[::-1]
+    rooms = [rung.capacity - live if rung.max_q_len > 1 else 0 for rung in LADDER]
+    return np.asarray([live + likeliest[: max(room, 0)].sum() for room in rooms])
+
+
+def test_drafting_has_to_promise_more_than_it_costs():
+    """With caution: a draft that pays by expectation alone is not made."""
+    survival, nothing = np.full((B, K), 0.5, np.float32), np.zeros((B, K), np.float32)
+    load = load_of(3, 0)
+    gain = (3 + 3 * K * 0.5) / 3  # of drafting all, on a rung that costs what a plain step costs
+    for promise, drafted in ((CAUTION - 0.01, 0), (CAUTION + 0.01, K)):
+        # Only whole drafts: a shorter one would have to pay as much.
+        draft = (gain / promise - 1) / K
+        costs = costs_of([1.0, 99.0, 99.0, 1.0], draft)
+        assert int(program(True)(survival, nothing, load, costs)) == drafted
+
+
+def test_drafts_that_cost_more_than_they_give_are_left_out():
+    survival = np.full((B, K), 0.5, np.float32)
+    dear = costs_of([1.0, 1.9, 2.8, 4.0])
+    rung, drafts, *_ = program(False)(survival, load_of(3, 0), dear)
+    assert (int(rung), int(drafts)) == (0, 0)
+    cheap = costs_of([1.0, 1.01, 1.02, 1.03])
+    rung, drafts, *_ = program(False)(survival, load_of(3, 0), cheap)
+    assert (int(rung), int(drafts)) == (3, B * K)
+
+
+def test_drafts_that_are_there_already_are_not_lost_by_drafting_nothing():
+    """Drafting has to give more than they do, not more than nothing."""
+    load, draft = load_of(3, 0), 0.1
+    costs = costs_of([1.0, 99.0, 99.0, 1.0], draft)
+    likely = np.tile(np.float32([0.8, 0.6]), (B, 1))
+    nothing = np.zeros_like(likely)
+    assert int(program(True)(likely, nothing, load, costs)) == K
+    assert int(program(True)(likely, 0.9 * likely, load, costs)) == 0
+    only_one = 0.9 * likely * np.float32([[1], [0], [0]])
+    assert int(program(True)(likely, only_one, load, costs)) == K

@@ -1,0 +1,170 @@
+"""Stands in for `emsjax.llm`: a byte is a token, an answer is the prompt backwards.
+
+Results come in another order than the requests, as they do from a batch of slots. Run as a
+program it is the command line on this engine: `python fake_llm.py [options]`.
+"""
+
+import os
+import random
+import signal
+import sys
+import types
+from dataclasses import dataclass
+from typing import ClassVar
+
+from emsjax.engine.metrics import RequestMetrics
+from emsjax.engine.trace import Trace, TraceStep
+from emsjax.errors import UserError
+from emsjax.requests.outputs import CompletionOutput, Piece, RequestOutput
+
+VOCABULARY = 256
+_END = object()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `LLM.request` makes of a prompt."""
+
+    request_id: str
+    prompt: str | None
+    token_ids: tuple[int, ...]
+    params: object
+
+
+class LLM:
+    """The engine's interface without an engine.
+
+    Attributes:
+      name: of the model.
+      loads: constructor arguments of every instance, latest last.
+      pulled: requests taken and not yet answered, at most, over all runs.
+      before_result: called with the number of results given so far.
+      before_piece: called with the place of the letters that come next.
+    """
+
+    name = "fake"
+    loads: ClassVar[list[dict]] = []
+    pulled = 0
+    before_result = staticmethod(lambda _number: None)
+    before_piece = staticmethod(lambda _place: None)
+
+    def __init__(self, model=None, *, max_batch_size=8, max_model_len=64, **options):
+        arguments = {"model": model, "max_batch_size": max_batch_size, **options}
+        LLM.loads.append(arguments | {"max_model_len": max_model_len})
+        if model == "missing":
+            raise UserError("the model 'missing' is not there; give --model a directory.")
+        self._slots = max_batch_size
+        self._longest = max_model_len
+        self._traced = options.get("trace", False)
+
+    def request(self, prompt, params, request_id):
+        """Tokenise and check a prompt."""
+        if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict):
+            prompt = "".join(f"<{message['role']}>{message['content']}" for message in prompt)
+        ids = tuple(prompt.encode()) if isinstance(prompt, str) else tuple(prompt)
+        if not ids:
+            raise UserError("the prompt is empty; give it at least one token.")
+        if len(ids) > self._longest:
+            raise UserError(f"the prompt has {len(ids)} tokens, the model {self._longest}.")
+        wrong = [i for i in ids if not 0 <= i < VOCABULARY]
+        if wrong:
+            raise UserError(f"token id {wrong[0]} is outside the vocabulary of {VOCABULARY}.")
+        text = prompt if isinstance(prompt, str) else None
+        return Request(request_id, text, ids, params)
+
+    def run(self, requests, *, on_progress=None):
+        """Answer in a scrambled order, holding no more requests than there are slots."""
+        shuffle, waiting, slots, given = random.Random(0), iter(requests), [], 0
+        while True:
+            request = None
+            while len(slots) < self._slots and (request := next(waiting, _END)) not in (None, _END):
+                slots.append(request)
+            LLM.pulled = max(LLM.pulled, len(slots))
+            if not slots and request is _END:
+                return
+            if not slots:
+                continue  # none is there yet: the iterator has waited a moment itself
+            output = _answer(slots.pop(shuffle.randrange(len(slots))), self._traced)
+            LLM.before_result(given)
+            given += 1
+            if on_progress:
+                on_progress(output.metrics.emitted_tokens)
+            yield output
+
+    def run_streaming(self, requests, *, on_progress=None):
+        """Answer letter by letter, all prompts in turn."""
+        outputs = list(self.run(requests, on_progress=on_progress))
+        longest = max(len(c.text) for o in outputs for c in o.outputs)
+        for place in range(longest + 1):
+            LLM.before_piece(place)
+            for output in outputs:
+                for completion in output.outputs:
+                    yield from _piece(output, completion, place)
+
+
+def _piece(output, completion, place):
+    """The letter at this place; none behind the text, where it is finished."""
+    text, index = completion.text, completion.index
+    if place < len(text):
+        yield Piece(output.request_id, index, text[place], (place,))
+    elif place == len(text):
+        last = output if index == len(output.outputs) - 1 else None
+        yield Piece(output.request_id, index, "", (), completion.finish_reason, last)
+
+
+def _answer(request, traced):
+    ids = request.token_ids[::-1][: request.params.max_tokens]
+    full = len(ids) == request.params.max_tokens
+    text, reason = bytes(ids).decode(errors="replace"), "length" if full else "stop"
+    trace = _trace(ids) if traced else None
+    completions = [
+        CompletionOutput(n, text, ids, reason, trace=trace) for n in range(request.params.n)
+    ]
+    metrics = RequestMetrics(
+        target_steps=len(ids),
+        drafted_tokens=3,
+        accepted_tokens=1,
+        emitted_tokens=len(ids),
+        drafted_by_position=(2, 1),
+        accepted_by_position=(1, 0),
+        time_to_first_token=0.5,
+    )
+    return RequestOutput(
+        request.request_id, request.prompt, request.token_ids, completions, metrics
+    )
+
+
+def _trace(ids):
+    """One step a token."""
+    steps = tuple(TraceStep((), 0, 1) for _ in ids)
+    pieces = tuple(bytes([token]).decode(errors="replace") for token in ids)
+    return Trace(steps, 0, False, 0, 0, 0.0, 0.5, 1.0, 0.0, pieces)
+
+
+def install(modules=sys.modules):
+    """Make `import emsjax.llm` find this."""
+    module = types.ModuleType("emsjax.llm")
+    module.LLM = LLM
+    modules["emsjax.llm"] = module
+
+
+def _pause_at(result: int) -> None:
+    """Wait for a signal before this result: whoever sends it has seen those before."""
+
+    def before(number):
+        if number == result:
+            print("waiting", file=sys.stderr, flush=True)
+            signal.pause()
+
+    LLM.before_result = staticmethod(before)
+
+
+if __name__ == "__main__":
+    from emsjax.generate.__main__ import main
+
+    install()
+    # A shell's background job ignores SIGINT, and so would what it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "PAUSE_AT" in os.environ:
+        _pause_at(int(os.environ["PAUSE_AT"]))
+    sys.exit(main())

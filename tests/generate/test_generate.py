@@ -1,0 +1,342 @@
+import json
+import sys
+
+import pytest
+
+from emsjax.requests import jsonl
+from emsjax.version import __version__
+
+
+def _lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _write(path, *records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_one_prompt_gives_its_text_and_nothing_else(call):
+    called = call("--prompt", "abc")
+    assert (called.status, called.out) == (0, "cba\n")
+    assert "1 prompt, 3 tokens" in called.err
+    assert "tokens per target step" in called.err
+
+
+def test_several_prompts_come_in_order_under_a_header_each(call):
+    called = call(*(f"--prompt=p{i}\n!" for i in range(5)), "--batch-size", 4)
+    sections = [f"=== prompt {i + 1} of 5: p{i} ! ===\n!\n{i}p\n" for i in range(5)]
+    assert called.out == "\n".join(sections)
+
+
+def test_a_long_prompt_is_shortened_in_its_header(call):
+    called = call("--prompt", "x" * 61, "--prompt", "y")
+    assert f"=== prompt 1 of 2: {'x' * 59}… ===\n" in called.out
+
+
+def test_max_tokens_is_128_unless_given(call):
+    assert call("--prompt", "a" * 200, "--max-model-len", 256).out == "a" * 128 + "\n"
+    assert call("--prompt", "abc", "--max-tokens", 2).out == "cb\n"
+
+
+def test_chat_makes_a_user_message_of_a_text(call, tmp_path):
+    assert call("--prompt", "abc", "--chat").out == "cba>resu<\n"
+    file = _write(tmp_path / "in", {"prompt": "abc"}, {"prompt_token_ids": [65]})
+    called = call("--input", file, "--chat", "--output", "-")
+    assert sorted(record["text"] for record in called.records) == ["A", "cba>resu<"]
+
+
+def test_options_reach_the_engine_and_only_those_given(call, llm):
+    call("--prompt", "a", "--model", "m", "--drafter", "none", "--exact", "--dtype", "bfloat16")
+    assert llm.loads[-1] == {
+        "model": "m",
+        "max_batch_size": 8,
+        "max_model_len": 64,
+        "drafter": "none",
+        "method": "ems",
+        "dtype": "bfloat16",
+        "exact": True,
+        "seed": 0,
+    }
+    call("--prompt", "a", "--draft-length", 4, "--max-ngram", 2, "--min-ngram", 2, "--seed", 3)
+    given = {"draft_length": 4, "max_ngram": 2, "min_ngram": 2, "seed": 3}
+    assert given.items() <= llm.loads[-1].items()
+    call("--prompt", "a", "--method", "none")
+    assert llm.loads[-1]["drafter"] == "none"
+
+
+def test_several_outputs_of_a_prompt_have_a_header_each(call):
+    called = call("--prompt=ab", "--prompt=c", "--n=2", "--temperature=1")
+    sections = [
+        f"=== prompt {number} of 2, output {index} of 2: {prompt} ===\n{text}\n"
+        for number, prompt, text in ((1, "ab", "ba"), (2, "c", "c"))
+        for index in (1, 2)
+    ]
+    assert called.out == "\n".join(sections)
+    (record,) = call("--prompt=ab", "--n=2", "--temperature=1", "--output=-").records
+    assert [each["text"] for each in record["outputs"]] == ["ba", "ba"]
+    assert record["text"] == "ba"
+
+
+def test_streamed_texts_are_those_of_a_run_without(call):
+    prompts = [f"--prompt={'p' * n}{n}" for n in (3, 1, 5)]
+    for more in ((), ("--n=2", "--temperature=1")):
+        assert call(*prompts, "--stream", *more).out == call(*prompts, *more).out
+    assert call("--prompt=abc", "--stream").out == "cba\n"
+
+
+def test_a_stream_shows_what_is_there(call, llm, capfd):
+    seen = []
+    llm.before_piece = staticmethod(lambda _place: seen.append(capfd.readouterr().out))
+    rest = call("--prompt=abc", "--prompt=de", "--stream").out
+    assert seen[1:] == ["=== prompt 1 of 2: abc ===\nc", "b", "a"]
+    assert rest == "\n\n=== prompt 2 of 2: de ===\ned\n"
+
+
+def test_an_interrupted_stream_ends_its_line(call, llm):
+    def interrupt(place):
+        if place == 3:
+            raise KeyboardInterrupt
+
+    llm.before_piece = staticmethod(interrupt)
+    called = call("--prompt=abcd", "--prompt=ef", "--stream")
+    assert called.status == 130
+    assert called.out == "=== prompt 1 of 2: abcd ===\ndcb\n\n=== prompt 2 of 2: ef ===\nfe\n"
+
+
+def test_logprobs_have_no_place_in_text_from_a_pipe(call):
+    called = call("--logprobs=2", stdin=b"Hello")
+    assert (called.status, called.out) == (2, "")
+    assert "--logprobs has no place in a text" in called.err
+
+
+def test_streaming_is_not_for_json_lines_from_a_pipe(call):
+    called = call("--stream", stdin=b'{"prompt": "a"}\n')
+    assert (called.status, called.out) == (2, "")
+    assert "--stream is for texts" in called.err
+
+
+def test_prompts_with_an_output_are_records(call, tmp_path):
+    path = tmp_path / "out.jsonl"
+    called = call("--prompt", "ab", "--prompt", "cd", "--output", path)
+    assert (called.status, called.out) == (0, "")
+    assert {record["id"]: record["text"] for record in _lines(path)} == {1: "ba", 2: "dc"}
+
+
+def test_a_record_has_the_documented_fields(call):
+    (record,) = call("--prompt", "é", "--output", "-").records
+    metrics = record.pop("metrics")
+    assert record == {
+        "id": 1,
+        "prompt": "é",
+        "text": "\ufffd\ufffd",
+        "token_ids": [0xA9, 0xC3],
+        "finish_reason": "stop",
+        "prompt_digest": jsonl.digest("é"),
+    }
+    assert metrics["drafted_by_position"] == [2, 1]
+    assert metrics.keys() >= {"target_steps", "emitted_tokens", "time_to_first_token"}
+
+
+def test_a_file_with_bad_lines_loses_none_and_says_so(call, tmp_path):
+    file = tmp_path / "in.jsonl"
+    file.write_text(
+        '{"prompt": "ab"}\nnot json\n\n{"id": "x", "prompt_token_ids": [65, 999]}\n'
+        '{"id": "y", "prompt": ""}\n{"id": "z", "messages": [{"role": "user", "content": "q"}]}\n'
+    )
+    called = call("--input", file)
+    assert called.status == 1
+    by_id = {record["id"]: record for record in called.records}
+    assert by_id.keys() == {1, None, "x", "y", "z"}
+    assert by_id[1]["text"] == "ba"
+    assert by_id["z"]["text"] == "q>resu<"
+    assert by_id[None]["error"].startswith("line 2: not JSON")
+    assert [by_id[name]["line"] for name in (None, "x", "y")] == [2, 4, 5]
+    assert by_id["x"]["error"].startswith("line 4: token id 999")
+    assert by_id["y"]["error"].startswith("line 5: the prompt is empty")
+    assert "3 bad lines" in called.err
+
+
+def test_no_two_records_have_the_same_id(call, tmp_path):
+    file = tmp_path / "in.jsonl"
+    file.write_text(
+        'not json\n{"id": 1, "prompt": "ab"}\n{"id": 1, "prompt": "cd"}\n'
+        '{"id": 6, "prompt": "ef"}\n[]\n{"prompt": "gh"}\n'
+    )
+    records = call("--input", file).records
+    assert {r["id"]: r["text"] for r in records if "text" in r} == {1: "ba", 6: "fe"}
+    errors = [(r["id"], r["line"]) for r in records if "error" in r]
+    assert errors == [(None, 1), (None, 3), (None, 5), (None, 6)]
+
+
+def test_a_line_can_bring_its_own_parameters(call, tmp_path):
+    file = _write(tmp_path / "in", {"prompt": "abc", "max_tokens": 1}, {"prompt": "abc"})
+    called = call("--input", file, "--max-tokens", 2)
+    assert {record["id"]: record["text"] for record in called.records} == {1: "c", 2: "cb"}
+
+
+def test_what_lines_make_whole_is_no_contradiction(call, tmp_path):
+    """Each line brings the temperature that several outputs need, or room for so many tokens."""
+    lines = ({"prompt": "ab", "temperature": 1, "max_tokens": 300}, {"prompt": "cd"})
+    called = call("--input", _write(tmp_path / "in", *lines), "--n=2", "--min-tokens=200")
+    good, bad = called.records if "text" in called.records[0] else called.records[::-1]
+    assert len(good["outputs"]) == 2
+    assert "error" in bad
+    called = call("--input", _write(tmp_path / "in", *lines), "--n=0")
+    assert (called.status, called.out) == (2, "")
+
+
+def test_requests_are_pulled_as_slots_free_up(call, llm, tmp_path):
+    file = _write(tmp_path / "in", *({"prompt": f"{i}"} for i in range(50)))
+    called = call("--input", file, "--batch-size", 3)
+    assert len(called.records) == 50
+    assert llm.pulled == 3
+
+
+def test_json_lines_on_standard_input(call):
+    called = call(stdin=b'\n{"prompt": "ab", "id": 7}\n{"prompt": "cd"}\n')
+    assert {record["id"]: record["text"] for record in called.records} == {7: "ba", 3: "dc"}
+    called = call("--input", "-", stdin=b"not json\n")
+    assert (called.status, called.records[0]["line"]) == (1, 1)
+
+
+def test_text_on_standard_input_is_one_prompt(call, tmp_path):
+    assert call(stdin=b"one\ntwo\n").out == "owt\neno\n"
+    assert call(stdin=b"\n{ code }\n").out == "} edoc {\n\n"
+    path = tmp_path / "out.jsonl"
+    call("--output", path, stdin=b"ab")
+    assert _lines(path)[0]["text"] == "ba"
+
+
+def test_help_and_version(call):
+    called = call("--help")
+    assert (called.status, called.err) == (0, "")
+    assert "--draft-length" in called.out
+    assert call("--version").out == f"emsjax {__version__}\n"
+
+
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to generate from; give --prompt"),
+        (["--frobnicate"], "No such option: --frobnicate"),
+        (["stray"], "stray"),
+        (["--prompt"], "--prompt"),
+        (["--prompt=a", "--max-tokens=many"], "'--max-tokens': 'many' is not a whole number"),
+        (["--prompt=a", "--top-p=x"], "'x' is not a number"),
+        (["--prompt=a", "--max-tokens=0"], "max_tokens=0 is out of range"),
+        (["--prompt=a", "--batch-size=0"], "--batch-size 0 is too small"),
+        (["--prompt=a", "--max-model-len=-4"], "--max-model-len -4 is too small"),
+        (["--prompt=a", "--draft-length=0"], "--draft-length 0 is too small"),
+        (["--prompt=a", "--seed=-1"], "--seed -1 is too small"),
+        (["--prompt=a", "--temperature=-1"], "temperature=-1.0 is out of range"),
+        (["--prompt=a", "--temperature=nan"], "temperature=nan is out of range"),
+        (["--prompt=a", "--n=2"], "n=2 outputs would all be the same"),
+        (["--prompt=a", "--stop="], "a stop string is empty"),
+        (["--prompt=a", "--logprobs=3"], "--logprobs has no place in a text"),
+        (["--prompt=a", "--stream", "--output=-"], "--stream is for texts"),
+        (["--input=x.jsonl", "--stream"], "--stream is for texts"),
+        (["--prompt=a", "--top-k=-4"], "top_k=-4 is out of range"),
+        (["--prompt=a", "--top-p=0"], "top_p=0.0 is out of range; give a number above 0 to 1"),
+        (
+            ["--prompt=a", "--method=padded"],
+            "--method padded is not there; choose from ems, none",
+        ),
+        (["--prompt=a", "--drafter=eagle"], "--drafter eagle is not there; choose from"),
+        (["--prompt=a", "--dtype=int3"], "--dtype int3 is not there; choose from auto"),
+        (["--prompt=a", "--drafter=prompt-lookup", "--draft-model=m"], "has no use for --draft-m"),
+        (["--prompt=a", "--drafter=none", "--draft-model=m"], "nothing is drafted here"),
+        (["--prompt=a", "--drafter=draft-model", "--max-ngram=2"], "--max-ngram is for looking up"),
+        (["--prompt=a", "--input=f"], "--prompt and --input contradict each other"),
+        (["--prompt=a", "--method=none", "--drafter=prompt-lookup"], "contradicts it"),
+        (["--prompt=a", "--drafter=none", "--draft-length=3"], "nothing is drafted here"),
+        (["--prompt=a", "--method=none", "--max-ngram=3"], "nothing is drafted here"),
+        (["--prompt=a", "--min-ngram=4", "--max-ngram=2"], "--min-ngram 4 is more than"),
+        (["--prompt=a", "--resume"], "--resume needs a file to continue; give --output FILE"),
+        (["--prompt=a", "--resume", "--output=-"], "--resume needs a file"),
+        (["--prompt=a", "--resume", "--overwrite", "--output=f"], "--resume and --overwrite"),
+        (["--input=no/such.jsonl"], "cannot read 'no/such.jsonl' (No such file or directory)"),
+        (["--input=."], "cannot read '.' (Is a directory)"),
+        (["--prompt=a", "--output=no/such/out.jsonl"], "cannot write to 'no/such/out.jsonl'"),
+        (["--prompt=a", "--output=."], "'.' is a directory; give --output a file"),
+        (["--prompt=a\udcff"], "prompt 1 is not text"),
+        (["--prompt=a", "--report=-"], "--report is a page for a browser; give it a file"),
+        (["--prompt=a", "--report=."], "cannot write the report to '.' (it is no regular file)"),
+        (["--prompt=a", "--report=/dev/null"], "'/dev/null' (it is no regular file)"),
+        (["--prompt=a", "--report=no/such.html"], "(there is no directory 'no')"),
+        (["--prompt=a", "--output=f", "--report=./f"], "--output and --report are the same file"),
+    ],
+)
+def test_a_mistake_is_one_sentence_before_anything_is_loaded(
+    call, llm, empty_folder, arguments, message
+):
+    called = call(*arguments)
+    assert (called.status, called.out) == (2, "")
+    assert called.err.startswith("error: ")
+    assert message in called.err
+    assert called.err.count("\n") == 1
+    assert llm.loads == []
+    assert list(empty_folder.iterdir()) == []
+
+
+def test_an_empty_pipe_and_a_closed_one_are_told(call, monkeypatch):
+    assert "standard input is empty" in call(stdin=b"").err
+    assert "standard input is empty" in call(stdin=b" \n\n").err
+    assert "not UTF-8 text" in call(stdin=b"\xff\n").err
+
+
+def test_closed_standard_streams_are_told(call, llm, monkeypatch, capfd):
+    from emsjax.generate.__main__ import main
+
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main([]) == 2
+    assert "nothing to generate from" in capfd.readouterr().err
+
+
+def test_input_and_output_must_differ(call, llm, tmp_path):
+    file = _write(tmp_path / "in.jsonl", {"prompt": "a"})
+    called = call("--input", file, "--output", file, "--overwrite")
+    assert called.status == 2
+    assert "are the same file" in called.err
+    assert _lines(file) == [{"prompt": "a"}]
+
+
+def test_the_engines_own_sentence_is_shown_and_costs_no_results(call, tmp_path):
+    path = _write(tmp_path / "out.jsonl", {"id": 1, "token_ids": []})
+    before = path.read_bytes()
+    called = call("--prompt=a", "--model=missing", "--output", path, "--overwrite")
+    assert called.status == 2
+    assert called.err == "error: the model 'missing' is not there; give --model a directory.\n"
+    assert path.read_bytes() == before
+
+
+def test_a_failed_start_leaves_no_file_behind(call, tmp_path):
+    path = tmp_path / "out.jsonl"
+    assert call("--prompt=a", "--model=missing", "--output", path).status == 2
+    assert not path.exists()
+
+
+def test_a_bad_prompt_among_texts_ends_the_call_before_it_costs_anything(call):
+    called = call("--prompt=good", "--prompt=")
+    assert (called.status, called.out) == (2, "")
+    assert called.err == "error: prompt 2: the prompt is empty; give it at least one token.\n"
+
+
+def test_a_failure_inside_a_run_keeps_the_results_before_it(call, llm, tmp_path):
+    from emsjax.errors import UserError
+
+    def fail(number):
+        if number == 2:
+            raise UserError("the cache does not fit; give --batch-size 1.")
+
+    llm.before_result = staticmethod(fail)
+    path = tmp_path / "out.jsonl"
+    called = call("--prompt=a", "--prompt=b", "--prompt=c", "--output", path)
+    assert (called.status, len(_lines(path))) == (2, 2)
+    assert called.err.endswith("error: the cache does not fit; give --batch-size 1.\n")

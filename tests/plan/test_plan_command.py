@@ -1,0 +1,147 @@
+"""`python -m emsjax.plan`: what it prints, what it refuses, and what it leaves alone."""
+
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from emsjax.costs.hardware import HARDWARE
+from emsjax.loading.published import PUBLISHED
+from emsjax.plan import __main__ as plan
+from emsjax.plan.answer import Plan, make_plan
+from emsjax.plan.setting import Setting
+
+SMALL = ["--model", "opt-125m", "--batch-size", "4", "--max-model-len", "512"]
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch):
+    """What the command sets is for its process: here it is put back."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+
+
+def test_the_details_of_one_plan(capsys: pytest.CaptureFixture[str]):
+    assert plan.main([*SMALL, "--topology", "h100"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith(
+        "opt-125m in bfloat16 on one NVIDIA H100 SXM: 4 samples of 512 tokens\n\nIt fits: "
+    )
+    assert "Where nothing was compiled" in out
+    assert "3350 GB/s" in out
+    lines = [line for line in out.splitlines() if line.startswith("|")]
+    assert any("plain" in line for line in lines)
+    assert any("prompts" in line for line in lines)
+    assert "by the compiler" not in "".join(lines)
+
+
+def test_a_line_for_each_of_several(capsys: pytest.CaptureFixture[str]):
+    arguments = ["--model", "llama-3-70b", "--topology", "h100", "--topology", "V5E-1"]
+    assert plan.main([*SMALL, *arguments, "--no-compile"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split("|") for line in lines[2:] if line.startswith("|")]
+    assert [(row[1].strip(), row[2].strip(), row[4].strip()) for row in rows] == [
+        ("opt-125m", "NVIDIA H100 SXM", "yes"),
+        ("opt-125m", "TPU v5e", "yes"),
+        ("llama-3-70b", "NVIDIA H100 SXM", "no"),
+        ("llama-3-70b", "TPU v5e", "no"),
+    ]
+
+
+def test_for_machines(capsys: pytest.CaptureFixture[str]):
+    arguments = ["--topology", "a100", "--acceptance", "1", "--draft-length", "3", "--json"]
+    assert plan.main([*SMALL, *arguments]) == 0
+    [found] = json.loads(capsys.readouterr().out)
+    assert (found["fits"], found["device"]) == (True, "NVIDIA A100 SXM")
+    assert found["memory"]["compiled"] is False
+    parts = ("weights", "cache", "state", "temporaries")
+    assert found["memory"]["total"] == sum(found["memory"][part] for part in parts)
+    assert found["memory"]["weights"] == 2 * 125_239_296
+    assert found["steps"][0]["max_q_len"] == 1
+    assert found["speedups"][0]["counted"] == pytest.approx(
+        {"planned": 4, "drafted": 3, "fixed": 4}
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "opt-7b"], f"no configuration 'opt-7b'; .*{'.*'.join(list(PUBLISHED)[:3])}"),
+        (["--acceptance", "1.5"], "--acceptance 1.5 is no probability"),
+        (["--acceptance", "-0.1"], "--acceptance -0.1 is no probability"),
+        (["--acceptance", "nan"], "--acceptance nan is no probability"),
+        (["--topology", "v99"], f"--topology v99 is not there; choose from {', '.join(HARDWARE)}"),
+        (["--batch-size", "0"], "--batch-size is 0; it must be a whole number, at least 1"),
+        (["--max-model-len", "2049"], "--max-model-len is 2049; .* between 2 and 2048"),
+        (["--max-model-len", "0"], "--max-model-len is 0; .* between 2 and 2048"),
+        (["--context", "513"], "--context is 513; .* between 1 and 512"),
+        (["--draft-length", "0"], "--draft-length is 0; .* between 1 and 64"),
+        (["--dtype", "int8"], "--dtype int8 is not there; choose from bfloat16"),
+        (["--frobnicate"], "No such option: --frobnicate; see --help"),
+    ],
+)
+def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    # The last of an option that may be given once counts; models add up.
+    given = SMALL[2:] if "--model" in arguments else SMALL
+    assert plan.main([*given, "--topology", "h100", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert re.match(f"error: .*{message}", err), err
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_what_is_done_before_an_interrupt_is_printed(
+    form: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def stopping(setting: Setting, *rest: Any) -> Plan:
+        if setting.name == "llama-3-8b":
+            raise KeyboardInterrupt
+        return make_plan(setting, *rest)
+
+    monkeypatch.setattr("emsjax.plan.question.make_plan", stopping)
+    models = ["--model", "opt-125m", "--model", "llama-3-8b"]
+    assert plan.main([*models, "--topology", "h100", *form]) == 130
+    out, err = capsys.readouterr()
+    assert "opt-125m" in out
+    assert "llama-3-8b" not in out
+    assert err == "interrupted\n"
+
+
+def test_without_the_compiler(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    version = importlib.metadata.version
+
+    def missing(name: str) -> str:
+        if name == "libtpu":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert plan.main([*SMALL, "--topology", "v5e"]) == 2
+    assert "needs the TPU compiler, libtpu" in capsys.readouterr().err
+    assert plan.main([*SMALL, "--topology", "v5e", "--no-compile", "--json"]) == 0
+    [found] = json.loads(capsys.readouterr().out)
+    assert found["versions"]["libtpu"] is None
+
+
+def test_no_device_of_this_machine_is_touched():
+    """Jax is kept to the CPU, and is told so before it is imported."""
+    script = (
+        "import os, sys\n"
+        "from emsjax.plan import __main__ as plan\n"
+        "assert 'jax' not in sys.modules\n"
+        f"status = plan.main({[*SMALL, '--topology', 'h100']!r})\n"
+        "import jax\n"
+        "assert {d.platform for d in jax.devices()} == {'cpu'}, jax.devices()\n"
+        "sys.exit(status or os.environ['JAX_PLATFORMS'] != 'cpu')\n"
+    )
+    environment = os.environ | {"JAX_PLATFORMS": "cuda,tpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

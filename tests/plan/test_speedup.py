@@ -1,0 +1,78 @@
+"""Expected speedups, against formulas."""
+
+import numpy as np
+import pytest
+
+from emsjax.engine.ladder import Rung, make_ladder
+from emsjax.engine.worth import CAUTION, StepCosts
+from emsjax.plan.speedup import Speedup, expected_speedup
+
+SLOTS, K = 8, 3
+LADDER = (Rung(8, 1), Rung(16, K + 1), Rung(32, K + 1), Rung(64, 64))
+
+
+def speedup(
+    seconds: tuple[float, ...], acceptance: float, context: int = 1, cached: float = 0.0
+) -> Speedup:
+    each = np.full(len(seconds), cached, np.float32)
+    return expected_speedup(
+        StepCosts(np.asarray(seconds, np.float32), each, np.float32(0)),
+        LADDER,
+        num_slots=SLOTS,
+        context=context,
+        acceptance=acceptance,
+        draft_length=K,
+    )
+
+
+@pytest.mark.parametrize("acceptance", [0.0, 0.5, 1.0])
+def test_where_rows_cost_nothing_all_are_verified(acceptance: float):
+    expected = sum(acceptance**n for n in range(K + 1))
+    found = speedup((1.0, 1.0, 1.0, 1.0), acceptance)
+    assert found.fixed == pytest.approx(expected)
+    assert found.planned == pytest.approx(expected)
+    assert found.drafted == (0 if acceptance == 0 else K)
+
+
+def test_where_rows_cost_much_nothing_is_drafted():
+    found = speedup((1.0, 2.0, 4.0, 8.0), 0.4)
+    assert found.fixed == pytest.approx((1 + 0.4 + 0.4**2 + 0.4**3) / 4)
+    assert found.planned == pytest.approx(1.0)
+    assert found.drafted == 0
+
+
+def test_between_them_the_likeliest_of_all_drafts_are_verified():
+    found = speedup((1.0, 1.1, 4.0, 8.0), 0.7)
+    assert found.drafted == 1
+    assert found.planned == pytest.approx(1.7 / 1.1)
+    assert found.planned > CAUTION > found.fixed
+
+
+def test_long_contexts_make_rows_cheap():
+    """What the cache costs comes with every rung."""
+    assert speedup((1.0, 2.0, 4.0, 8.0), 0.9, context=1000, cached=1.0).fixed == pytest.approx(
+        1 + 0.9 + 0.9**2 + 0.9**3, rel=1e-2
+    )
+
+
+@pytest.mark.parametrize("slots", [1, 3, 8, 50])
+def test_every_ladder_has_a_rung_for_whole_drafts(slots: int):
+    ladder = make_ladder(slots, 7)
+    same = StepCosts(
+        np.ones(len(ladder), np.float32), np.zeros(len(ladder), np.float32), np.float32(0)
+    )
+    found = expected_speedup(
+        same, ladder, num_slots=slots, context=1, acceptance=1.0, draft_length=7
+    )
+    assert found == pytest.approx((8, 7, 8))
+
+
+def test_no_planned_step_takes_a_rung_that_is_for_prompts():
+    """One for prompts comes between those for drafts; steps without prompts do without it."""
+    ladder = (Rung(16, 1), Rung(64, 64), Rung(96, 8), Rung(128, 8), Rung(256, 256))
+    rungs = np.asarray([1, 1, 1.5, 2, 3], np.float32)
+    costs = StepCosts(rungs, np.zeros(5, np.float32), np.float32(0))
+    asked = {"num_slots": 16, "context": 1, "acceptance": 1.0, "draft_length": 7}
+    free = expected_speedup(costs._replace(rungs=np.ones(5, np.float32)), ladder, **asked)
+    assert (free.planned, free.fixed) == (8, 8)  # whole drafts of all slots fit the fourth
+    assert expected_speedup(costs, ladder, **asked).planned == 4

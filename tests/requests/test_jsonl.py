@@ -1,0 +1,192 @@
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emsjax.requests import jsonl
+
+DEFAULTS = {"max_tokens": 7}
+
+
+def _read(*lines):
+    return list(jsonl.read([line.encode() + b"\n" for line in lines], DEFAULTS))
+
+
+def test_the_three_kinds_of_prompt():
+    messages = [{"role": "user", "content": "hi"}]
+    lines = _read(
+        '{"prompt": "hi"}',
+        '{"id": "x", "prompt_token_ids": [1, 2], "max_tokens": 3}',
+        json.dumps({"messages": messages, "id": None, "seed": None}),
+    )
+    assert [line.id for line in lines] == [1, "x", 3]
+    assert [line.prompt for line in lines] == ["hi", [1, 2], messages]
+    assert [line.params.max_tokens for line in lines] == [7, 3, 7]
+
+
+def test_messages_pass_as_chat_logs_have_them():
+    call = {"id": "c", "function": {"name": "f"}}
+    log = [
+        {"role": "user", "name": "Ann", "content": "hi", "tool_calls": None},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+    ]
+    (line,) = _read(json.dumps({"messages": log}))
+    assert line.prompt == [
+        {"role": "user", "name": "Ann", "content": "hi"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
+
+
+def test_blank_lines_are_skipped_and_counted():
+    assert [line.id for line in _read("", '{"prompt": "a"}', "  \t", '{"prompt": "b"}')] == [2, 4]
+
+
+def test_a_byte_order_mark_and_windows_line_ends_do_no_harm():
+    (line,) = jsonl.read([b'\xef\xbb\xbf{"prompt": "a"}\r\n'], DEFAULTS)
+    assert line.prompt == "a"
+
+
+def test_nothing_is_read_before_it_is_asked_for():
+    def stream():
+        yield b'{"prompt": "a"}\n'
+        pytest.fail("read ahead")
+
+    assert next(iter(jsonl.read(stream(), DEFAULTS))).prompt == "a"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a"', "line 1: not JSON .*column 15"),
+        ("hello", "not JSON"),
+        ("[1]", "not a JSON object but a list"),
+        ("3", "not a JSON object but a number"),
+        ("null", "not a JSON object but null"),
+        ('"a"', "not a JSON object but text"),
+        ("true", "not a JSON object but true or false"),
+        ('{"prompt": "a", "x": NaN}', "NaN is not a JSON number"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"prompt": "a", "max_tokens": ' + "9" * 5000 + "}", "not JSON"),
+        ("{}", "has no prompt; give exactly one of prompt, prompt_token_ids, messages"),
+        ('{"prompt": null}', "has no prompt"),
+        ('{"prompt": "a", "messages": []}', "has prompt and messages; give exactly one"),
+        ('{"prompt": 3}', "prompt must be text, not a number"),
+        ('{"prompt": "\\ud800"}', "prompt is not text"),
+        ('{"prompt_token_ids": "abc"}', "prompt_token_ids must be a list of whole numbers"),
+        ('{"prompt_token_ids": [1, true]}', "list of whole numbers"),
+        ('{"prompt_token_ids": [1.5]}', "list of whole numbers"),
+        ('{"messages": "hi"}', "messages must be a list"),
+        ('{"messages": []}', "messages must be a list .* not empty"),
+        ('{"messages": ["hi"]}', "must be an object with role and content"),
+        ('{"messages": [{"role": "user"}]}', "must be an object with role and content"),
+        ('{"messages": [{"role": "user", "content": 3}]}', "content of a message must be text"),
+        ('{"messages": [{"role": null, "content": "a"}]}', "role of a message must be text"),
+        (
+            '{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}',
+            "a list of parts, which is not there yet; give its text",
+        ),
+        (
+            '{"messages": [{"role": "a", "content": "b", "name": "\\ud800"}]}',
+            "messages is not text",
+        ),
+        ('{"prompt": "a", "id": 1.5}', "the id 1.5 must be text or a whole number"),
+        ('{"prompt": "a", "id": true}', "the id True must be"),
+        ('{"prompt": "a", "id": ["x"]}', "must be text or a whole number"),
+        ('{"prompt": "a", "max_token": 3}', "'max_token' is not a sampling parameter"),
+        ('{"prompt": "a", "max_tokens": "3"}', "max_tokens='3' must be a whole number"),
+        ('{"prompt": "a", "temperature": -0.7}', "temperature=-0.7 is out of range"),
+        ('{"prompt": "a", "stop": ["b", ""]}', "a stop string is empty"),
+        ('{"prompt": "a", "n": 3}', "n=3 outputs would all be the same at temperature 0"),
+        ('{"prompt": "a", "logprobs": 21}', "logprobs=21 is out of range; .* from 0 to 20"),
+        ('{"prompt": "a", "logit_bias": {"' + "9" * 5000 + '": 1}}', "must be a whole number"),
+        ('{"prompt": "a", "logit_bias": {"x": 1}}', "logit_bias='x' must be a whole number"),
+    ],
+)
+def test_a_bad_line_is_told_and_the_next_one_read(line, message):
+    bad, good = _read(line, '{"prompt": "b"}')
+    assert isinstance(bad, jsonl.BadLine)
+    assert re.search(message, bad.error), bad.error
+    assert bad.error.startswith("line 1: ")
+    assert (good.id, good.prompt) == (2, "b")
+
+
+def test_a_line_that_is_not_utf8():
+    (bad,) = jsonl.read([b'{"prompt": "\xff"}\n'], DEFAULTS)
+    assert bad == jsonl.BadLine(None, 1, "line 1: not UTF-8 text; save the file as UTF-8.")
+
+
+def test_an_id_names_one_line_only():
+    first, second, number, text = _read(
+        '{"id": "a", "prompt": "x"}',
+        '{"id": "a", "prompt": "y"}',
+        '{"id": 1, "prompt": "z"}',
+        '{"id": "1", "prompt": "z"}',
+    )
+    assert first.prompt == "x"
+    assert second == jsonl.BadLine(
+        None,
+        2,
+        "line 2: the id 'a' was used before, and a line without one has its number; give each "
+        "line its own.",
+    )
+    assert (number.id, text.id) == (1, "1")
+
+
+def test_an_id_given_to_an_earlier_line_is_not_taken_twice_as_a_line_number():
+    _, second = _read('{"id": 2, "prompt": "x"}', '{"prompt": "y"}')
+    assert "the id 2 was used before" in second.error
+
+
+def test_a_bad_line_keeps_its_own_id():
+    (bad,) = _read('{"id": "mine", "prompt": 3}')
+    assert (bad.id, bad.number) == ("mine", 1)
+
+
+def test_an_unreadable_line_takes_no_id_from_another():
+    bad, good = _read("not json", '{"id": 1, "prompt": "a"}')
+    assert (bad.id, bad.number) == (None, 1)
+    assert isinstance(good, jsonl.Line)
+
+
+def test_a_digest_tells_prompts_apart_and_only_them():
+    prompts = ["", "a", "A", "[1]", [1], [11], [1, 1], [{"role": "a", "content": "b"}]]
+    assert len({jsonl.digest(prompt) for prompt in prompts}) == len(prompts)
+    swapped = [{"content": "b", "role": "a"}]
+    assert jsonl.digest(swapped) == jsonl.digest(prompts[-1])
+
+
+plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+values = (
+    plain | st.lists(plain, max_size=2) | st.dictionaries(st.text(max_size=2), plain, max_size=2)
+)
+names = st.sampled_from(["id", "prompt", "prompt_token_ids", "messages", "max_tokens", "?"])
+objects = st.dictionaries(names, values, max_size=3).map(lambda value: json.dumps(value).encode())
+raw_lines = st.lists(
+    objects | st.binary(max_size=9).map(lambda raw: raw.replace(b"\n", b"")), max_size=6
+)
+
+
+@given(raw_lines)
+def test_every_line_that_is_not_blank_comes_out_once_in_order(raws):
+    read = list(jsonl.read([raw + b"\n" for raw in raws], DEFAULTS))
+    assert len(read) == sum(1 for raw in raws if raw.strip())
+    ids = [jsonl.key(line.id) for line in read if line.id is not None]
+    assert len(ids) == len(set(ids))
+    for line in read:
+        if isinstance(line, jsonl.BadLine):
+            assert jsonl.parse(jsonl.encode(jsonl.failure(line, "")))["id"] == line.id
+
+
+@given(st.text() | st.integers())
+def test_an_id_survives_being_a_request_id(line_id):
+    assert json.loads(jsonl.key(line_id)) == line_id
+
+
+@given(st.dictionaries(st.text(), values, max_size=3))
+def test_a_record_is_one_line_that_reads_back(record):
+    raw = jsonl.encode({"id": 1, "text": record})
+    assert raw.count(b"\n") == 1
+    assert raw.endswith(b"\n")
+    assert raw.startswith(b'{"id": ')

@@ -1,0 +1,276 @@
+"""A draft trained from end to end, by the command that users have."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from emsjax import LLM, SamplingParams, UserError
+from emsjax.loading.draft_checkpoint import read_draft, read_manifest
+from emsjax.loading.load import load_model
+from emsjax.train import run
+from emsjax.train.batches import is_held_out
+from emsjax.train.corpus import read_prompts
+from emsjax.train.fit import Fitting, Progress
+from emsjax.train.record import Writing, _save, read_texts
+from emsjax.train.run import train
+from emsjax.train.settings import Training
+from tests.tiny import chat_checkpoint, checkpoint
+
+PROMPTS = [[5, 6, 7, n] for n in range(3, 63)]
+FITTING = Fitting(steps=60, rows=4, width=40, unroll=2, learning_rate=5e-3, evaluate_every=20)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("corpus") / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt_token_ids": p}) + "\n" for p in PROMPTS))
+    return file
+
+
+def training(corpus: Path, output: Path) -> Training:
+    return Training(
+        model=str(checkpoint("llama3")),
+        inputs=(corpus,),
+        output=output,
+        writing=Writing(outputs=2, max_tokens=40, batch_size=8, ignore_eos=True),
+        layers=1,
+        width=64,
+        vocabulary=80,
+        held_out=0.2,
+        fitting=FITTING,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("run")
+    train(training(corpus, output))
+    return output
+
+
+def log(output: Path) -> list[Progress]:
+    return [
+        Progress(**json.loads(line)) for line in (output / "log.jsonl").read_text().splitlines()
+    ]
+
+
+def test_it_learns_and_says_how(trained: Path):
+    progress = log(trained)
+    assert [each.step for each in progress] == [20, 40, 60]
+    assert progress[-1].loss < progress[0].loss
+    assert progress[-1].accepted[0] > 0.05, "chance is about 0.01"
+    assert sorted(progress[-1].accepted) == progress[-1].accepted
+    assert (trained / "curves.png").read_bytes().startswith(b"\x89PNG")
+    manifest = read_manifest(trained / "draft")
+    assert "prompts.jsonl" in manifest.trained_on
+    assert manifest.evaluation["accepted_tokens_by_draft_length"][0] > 0.05
+
+
+def test_a_killed_training_ends_as_if_it_had_not_been(corpus: Path, trained: Path, tmp_path: Path):
+    # As if the texts had come in another order: those of the last half first.
+    shutil.copytree(trained / "texts", tmp_path / "texts")
+    _turn_round(tmp_path / "texts" / "000000.npz")
+
+    def killed(progress: Progress) -> None:
+        if progress.step == 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(training(corpus, tmp_path), on_progress=killed)
+    assert not (tmp_path / "draft").exists()
+    steps = []
+    train(training(corpus, tmp_path), on_progress=lambda progress: steps.append(progress.step))
+    assert steps == [40, 60], "the last checkpoint was that of 20"
+    whole, resumed = (read_draft(run / "draft", np.float32)[0] for run in (trained, tmp_path))
+    for one, other in zip(*(jax.tree.leaves(nnx.state(d)) for d in (whole, resumed)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert log(trained) == log(tmp_path)
+
+
+def _turn_round(file: Path) -> None:
+    texts = list(read_texts(file.parent))
+    _save(file, texts[len(texts) // 2 :] + texts[: len(texts) // 2])
+
+
+def test_other_settings_do_not_go_on_with_a_run(corpus: Path, trained: Path):
+    with pytest.raises(UserError, match="holds a training with layers 1, not 2"):
+        train(replace(training(corpus, trained), layers=2))
+
+
+def test_the_draft_drafts_and_changes_no_text(trained: Path):
+    prompts, params = PROMPTS[:6], SamplingParams(max_tokens=40, ignore_eos=True)
+    model = str(checkpoint("llama3"))
+    options = {"max_batch_size": 2, "max_model_len": 100, "planner": False}
+    plain = LLM(model, drafter="none", max_batch_size=2, max_model_len=100)
+    expected = [out.outputs[0].token_ids for out in plain.generate(prompts, params)]
+    for drafter in ("draft-model", "combined"):
+        llm = LLM(model, drafter=drafter, draft_model=str(trained / "draft"), **options)
+        outputs = llm.generate(prompts, params)
+        assert [out.outputs[0].token_ids for out in outputs] == expected
+        assert sum(out.metrics.accepted_tokens for out in outputs) > 0
+
+
+def test_a_draft_of_another_target_is_refused(trained: Path):
+    with pytest.raises(UserError, match=r"was trained for .*, not for"):
+        LLM(str(checkpoint("mistral")), draft_model=str(trained / "draft"))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("draft.safetensors", b"no tensors", "is damaged"),
+        ("draft.json", b"{", "draft.json"),
+        ("draft.json", b'{"format": 2}', "format this version cannot read"),
+        ("draft.json", b'{"format": 1, "target": "x"}', "is damaged"),
+    ],
+)
+def test_a_damaged_draft_is_refused(
+    trained: Path, tmp_path: Path, file: str, content: bytes, says: str
+):
+    shutil.copytree(trained / "draft", tmp_path / "draft")
+    (tmp_path / "draft" / file).write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        LLM(str(checkpoint("llama3")), draft_model=str(tmp_path / "draft"))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", r"there is no prompt of at most \d+ tokens"),
+        ('{"prompt_token_ids": [4]}\nnonsense\n', "line 2 is no prompt"),
+        ('{"text": ["a", "b"]}', "line 1 is no prompt"),
+        ('{"prompt": 7}', "line 1 is no prompt"),
+        ('{"messages": ["a"]}', "line 1 is no prompt"),
+        # Ends of lines to Python, none to JSON: line 2 is the third line of the text.
+        ('{"prompt_token_ids": [4], "x": "\u2028"}\nnonsense\n', "line 2 is no prompt"),
+        ('{"prompt": "text"}\n', "the target has no tokenizer"),
+        ('{"prompt_token_ids": [4, 999999]}\n', "the tokens go from 0 to"),
+        ('{"prompt_token_ids": "123"}\n', "must be a list of whole numbers"),
+        ('{"prompt_token_ids": [4, 5]}\n', "too few to learn from some and hold out others"),
+    ],
+)
+def test_bad_corpora(tmp_path: Path, content: str, says: str):
+    file = tmp_path / "bad.jsonl"
+    file.write_text(content)
+    with pytest.raises(UserError, match=says):
+        train(training(file, tmp_path / "run"))
+
+
+def test_too_few_prompts_are_told_of_before_anything_is_written(tmp_path: Path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt_token_ids": [4, 5]}\n')
+    with pytest.raises(UserError, match="too few"):
+        train(training(file, tmp_path / "run"))
+    file.write_text("".join(json.dumps({"prompt_token_ids": p}) + "\n" for p in PROMPTS))
+    train(training(file, tmp_path / "run"))
+
+
+def test_without_matplotlib_a_draft_is_trained_and_no_curve_drawn(
+    corpus: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(run, "can_draw", lambda: False)
+    shutil.copytree(trained / "texts", tmp_path / "run" / "texts")
+    shutil.copy(trained / "settings.json", tmp_path / "run")
+    assert train(training(corpus, tmp_path / "run")).is_dir()
+    assert not (tmp_path / "run" / "curves.png").exists()
+
+
+def test_plain_text_of_any_kind_of_lines(tmp_path: Path):
+    target = load_model(str(chat_checkpoint("llama", tmp_path / "model")))
+    for number, end in enumerate(("\n", "\r\n", "\r")):
+        file = tmp_path / f"{number}.txt"
+        file.write_bytes(f"w7 w8{end}{end}w9{end}".encode())
+        assert read_prompts([file], target, 100) == [[7, 8], [9]]
+
+
+def test_a_mistake_leaves_nothing_in_the_way_of_the_mended_command(corpus: Path, tmp_path: Path):
+    output = tmp_path / "run"
+    for wrong in (
+        {"inputs": (tmp_path / "typo.jsonl",)},
+        {"dtype": "float3"},
+        {"model": "no/such"},
+    ):
+        with pytest.raises(UserError):
+            train(replace(training(corpus, output), **wrong))
+    assert not output.exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write to"):
+        train(training(corpus, tmp_path / "file" / "run"))
+
+
+def test_prompts_that_changed_do_not_go_on_with_a_run(trained: Path, tmp_path: Path):
+    shutil.copytree(trained, tmp_path / "run")
+    changed = tmp_path / "prompts.jsonl"
+    changed.write_text("".join(f'{{"prompt_token_ids": [4, {n}]}}\n' for n in range(3, 63)))
+    settings = tmp_path / "run" / "settings.json"
+    content = json.loads(settings.read_text()) | {"inputs": [str(changed)]}
+    settings.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="holds a training with other prompts"):
+        train(training(changed, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("file", ["settings.json", "log.jsonl", "texts/000000.npz"])
+def test_a_damaged_run_is_refused_in_one_sentence(
+    corpus: Path, trained: Path, tmp_path: Path, file: str
+):
+    shutil.copytree(trained, tmp_path / "run")
+    whole = (tmp_path / "run" / file).read_bytes()
+    (tmp_path / "run" / file).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"is (damaged|not valid JSON).*delete it, and run again"):
+        train(training(corpus, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("sizes", []),
+        ("sizes", {"hidden_size": 32, "intermediate_size": 64, "num_layers": -1}),
+        ("probe", ["a"]),
+        ("probe", [[1.0], [1.0, 2.0]]),
+        ("probe", None),
+    ],
+)
+def test_a_manifest_with_nonsense_is_refused(
+    trained: Path, tmp_path: Path, field: str, value: object
+):
+    shutil.copytree(trained / "draft", tmp_path / "draft")
+    file = tmp_path / "draft" / "draft.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    with pytest.raises(UserError, match=r"draft.json is damaged .*; train it again"):
+        read_manifest(tmp_path / "draft")
+
+
+@pytest.mark.parametrize("ids", [[], [3, 2], [-1, 2], [[1, 2]], [1, 1], [5, 10**6]])
+def test_a_draft_that_knows_tokens_that_are_none_is_refused(
+    trained: Path, tmp_path: Path, ids: list
+):
+    shutil.copytree(trained / "draft", tmp_path / "draft")
+    file = tmp_path / "draft" / "draft.safetensors"
+    save_file(load_file(file) | {"token_ids": np.asarray(ids, np.int32)}, file)
+    with pytest.raises(UserError, match="is damaged"):
+        LLM(str(checkpoint("llama3")), draft_model=str(tmp_path / "draft"))
+
+
+def test_a_prompt_that_is_there_twice_is_held_out_twice():
+    prompts = [[n % 20, 7, 9] for n in range(60)]
+    held = [is_held_out(prompt, 0.3) for prompt in prompts]
+    assert held[:20] == held[20:40] == held[40:]
+    assert 0 < sum(held) < 60
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path):
+    command = [sys.executable, "-m", "emsjax.train", "--input", "no/such.jsonl"]
+    command += ["--output", str(tmp_path / "run"), "--model", str(checkpoint("llama3"))]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "cannot read 'no/such.jsonl'" in result.stderr
+    assert "Traceback" not in result.stderr
