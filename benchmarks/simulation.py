@@ -22,7 +22,7 @@ from flax import nnx
 from benchmarks.common import chat, describe, machine, read_prompts, say, table, write_json
 from emsjax.bench.stepped import Step, SteppedEngine
 from emsjax.costs.hardware import HARDWARE
-from emsjax.costs.roofline import estimated_costs, sizes_of
+from emsjax.costs.roofline import estimated_costs
 from emsjax.drafters import NoDrafter, PromptLookup
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.job import Finished, Job
@@ -128,7 +128,7 @@ class Simulation:
 
     def costs(self, model: str, device: str) -> StepCosts:
         """Of this ladder's steps."""
-        sizes = sizes_of(shape_of_model(named_config(model), jnp.dtype("bfloat16")))
+        sizes = shape_of_model(named_config(model), jnp.dtype("bfloat16")).sizes
         slots, length = self._size, self._draft_length
         costs = estimated_costs(
             sizes, HARDWARE[device], self.ladder, num_slots=slots, draft_length=length

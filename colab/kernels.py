@@ -89,7 +89,7 @@ from emsjax.engine.engine import Engine
 from emsjax.engine.job import Job
 from emsjax.engine.ladder import Rung
 from emsjax.engine.loop import draft_tokens, plan_rows
-from emsjax.engine.packing import pack
+from emsjax.engine.packing import Guesses, pack
 from emsjax.engine.policy import POLICIES
 from emsjax.host.cache import use_compile_cache
 from emsjax.loading.load import load_model
@@ -120,13 +120,13 @@ class Step(NamedTuple):
 
 
 def planner_of(engine: Engine):
-    """What the engine is about to do with a state: its plan, and the tokens with guesses."""
+    """What the engine is about to do with a state: its plan, and the draft tokens."""
 
     @jax.jit
     def planned(params, state):
         setup = engine.setup(params)
-        state, draft = draft_tokens(setup, (), None, state)
-        return plan_rows(setup, None, state, draft).plan, state.tokens
+        state, draft = draft_tokens(setup, (), state)
+        return plan_rows(setup, state, draft).plan, draft.tokens
 
     return planned
 
@@ -141,8 +141,9 @@ def watch(method: str):
     for slot, prompt in enumerate(prompts):
         state = engine.admit(state, slot, Job(slot, prompt, max_tokens=128), None)
     for _ in range(STEPS):
-        plan, tokens = planned(engine.params, state)
-        batch = pack(tokens, state.kv_lens, plan.q_lens, LADDER[int(plan.rung)].capacity)
+        plan, drafted = planned(engine.params, state)
+        capacity, guesses = LADDER[int(plan.rung)].capacity, Guesses(drafted, state.lens)
+        batch = pack(state.tokens, state.kv_lens, plan.q_lens, capacity, guesses)
         before = np.array(state.lens)
         state = engine.advance(state, 1, others_wait=False)
         emitted = state.lens - before

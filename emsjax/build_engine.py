@@ -38,7 +38,7 @@ def choose_ladder(num_slots: int, draft_length: int, exact: bool) -> tuple[Rung,
 
 
 def build_engine(
-    target: Any,
+    target: Model,
     drafter: Drafter,
     *,
     name: str,
@@ -66,7 +66,7 @@ def build_engine(
     capacity = round_up(max_model_len, CAPACITY_MULTIPLE)
     check_cache_fits(target, drafter, max_batch_size, capacity)
     policy = POLICIES[method]
-    if policy.align_cache and any(0 < w < capacity for w in target.config.windows):
+    if policy.align_cache and any(0 < w < capacity for w in target.windows):
         raise UserError(
             f"method {method!r} aligns the cache, and the sliding window of {name} would "
             "count its holes: compare with 'unpad-kv'"

@@ -99,7 +99,7 @@ class LLM:
         self.tokenizer: PreTrainedTokenizerBase | None = loaded.tokenizer
         self.name = loaded.name
         self._drafter = build_drafter(drafting, loaded, dtype)
-        self.target: Any = loaded.model
+        self.target = loaded.model
         self._token_texts: dict[int, str] = {}
         self._requests = 0
         self.max_model_len = self._max_model_len(max_model_len)

@@ -47,6 +47,8 @@ class DecoderConfig:
       embedding_size: width of the token embedding where it is not D, with projections.
       tied: the output projection is the token embedding.
       windows: sliding window of each layer in tokens, 0 for none; empty where no layer has one.
+      stacks: how many layers each stack of equal layers has, first layers first; empty for one
+        stack of all.
     """
 
     vocab_size: int
@@ -72,3 +74,13 @@ class DecoderConfig:
     embedding_size: int | None = None
     tied: bool = True
     windows: tuple[int, ...] = ()
+    stacks: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if sum(self.layers_of_stacks) != self.num_layers:
+            raise ValueError(f"stacks of {self.stacks} layers are not {self.num_layers} layers")
+
+    @property
+    def layers_of_stacks(self) -> tuple[int, ...]:
+        """The number of layers in each stack."""
+        return self.stacks or (self.num_layers,)

@@ -1,38 +1,20 @@
 """The packed forward pass: one decoder for all families, layers scanned over stacked weights."""
 
-from typing import NamedTuple
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from emsjax.engine.model import Sizes
 from emsjax.engine.packing import PackedBatch
 from emsjax.models.config import DecoderConfig
-from emsjax.models.layers import MLP, Linear, RMSNorm, norm, rotary_angles, rotate
-from emsjax.pallas_kernels.cache_update.api import update_kv_cache
+from emsjax.models.layers import MLP, LayerContext, Linear, RMSNorm, norm, rotary_angles, rotate
+from emsjax.pallas_kernels.cache_update.api import cache_places, update_kv_cache
 from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token, storage_dtype
 from emsjax.pallas_kernels.products import matmul
-from emsjax.pallas_kernels.ragged_attention.api import ragged_attention
-
-Angles = tuple[jax.Array, jax.Array]
-
-
-class LayerContext(NamedTuple):
-    """What a layer needs to know beside its input.
-
-    Attributes:
-      layer: int32[], which layer of the cache is its own.
-      batch: the packed rows.
-      angles: cosine and sine of the rotary embedding; None without one.
-      window: sliding window in tokens; None for none.
-      max_q_len: static bound on the rows of one slot.
-    """
-
-    layer: jax.Array
-    batch: PackedBatch
-    angles: Angles | None
-    window: jax.Array | int | None
-    max_q_len: int
+from emsjax.pallas_kernels.ragged_attention.api import prepare
 
 
 class Attention(nnx.Module):
@@ -52,7 +34,7 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries [T, N, H], keys and values [T, K, H], normalised and rotated."""
         num_heads, num_kv_heads, head_dim = self.heads
-        packed = self.qkv(x, context.layer).reshape(x.shape[0], -1, head_dim)
+        packed = self.qkv(x, context.stacked).reshape(x.shape[0], -1, head_dim)
         q, k, v = jnp.split(packed, (num_heads, num_heads + num_kv_heads), axis=1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -72,22 +54,12 @@ class Attention(nnx.Module):
             slot_ids=batch.slot_ids,
             cu_q_lens=batch.cu_q_lens,
             kv_lens=batch.kv_lens,
+            places=context.places,
         )
-        _, num_kv_heads, head_dim = self.heads
-        mixed = ragged_attention(
-            q,
-            cache,
-            layer=context.layer,
-            cu_q_lens=batch.cu_q_lens,
-            kv_lens=batch.kv_lens,
-            num_kv_heads=num_kv_heads,
-            max_q_len=context.max_q_len,
-            scale=head_dim**-0.5,
-            window=context.window,
-            ancestors=batch.ancestors,
-            holes=batch.holes,
+        mixed = context.attend(
+            q, cache, layer=context.layer, scale=self.heads[2] ** -0.5, window=context.window
         )
-        return self.out(mixed.reshape(x.shape[0], -1), context.layer), cache
+        return self.out(mixed.reshape(x.shape[0], -1), context.stacked), cache
 
 
 class Block(nnx.Module):
@@ -107,10 +79,10 @@ class Block(nnx.Module):
         if self.pre_norm:
             mixed, cache = self.attention(self.attention_norm(x), cache, context)
             x = x + mixed
-            return x + self.mlp(self.mlp_norm(x), context.layer), cache
+            return x + self.mlp(self.mlp_norm(x), context), cache
         mixed, cache = self.attention(x, cache, context)
         x = self.attention_norm(x + mixed)
-        return self.mlp_norm(x + self.mlp(x, context.layer)), cache
+        return self.mlp_norm(x + self.mlp(x, context)), cache
 
 
 class Embedder(nnx.Module):
@@ -147,20 +119,25 @@ def _is_kernel(path: tuple, value: object) -> bool:
 
 
 class DecoderLM(nnx.Module):
-    """A causal language model over packed rows. Parameters of the layers are stacked, [L, ...]."""
+    """A causal language model over packed rows.
+
+    `blocks` holds stacks of equal layers, whose parameters are [layers, ...]: a list of stacks, or
+    the stack itself if there is only one.
+    """
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.embedder = Embedder(config, rngs=rngs)
-        make_block = nnx.vmap(lambda rngs: Block(config, rngs=rngs), in_axes=0, out_axes=0)
-        self.blocks = make_block(rngs.split(config.num_layers))
+        make_stack = nnx.vmap(lambda rngs: Block(config, rngs=rngs), in_axes=0, out_axes=0)
+        stacks = [make_stack(rngs.split(layers)) for layers in config.layers_of_stacks]
+        self.blocks = stacks[0] if len(stacks) == 1 else nnx.List(stacks)
         self.final_norm = norm(config, config.hidden_size) if config.final_norm else None
         width = config.embedding_size or config.hidden_size
         self.head = None if config.tied else Linear(width, config.vocab_size, bias=False, rngs=rngs)
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Type of weights and activations."""
+        """Type of the activations."""
         return jnp.dtype(self.embedder.tokens.dtype)
 
     @property
@@ -172,6 +149,44 @@ class DecoderLM(nnx.Module):
     def max_positions(self) -> int:
         """The longest sequence the model was made for, in tokens."""
         return self.config.max_positions
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Sliding window of each layer in tokens, 0 for none; empty if no layer has one."""
+        return self.config.windows
+
+    @property
+    def intermediate_size(self) -> int:
+        """Width of the feed-forward layer."""
+        return self.config.intermediate_size
+
+    @property
+    def embedding_kernel(self) -> jax.Array:
+        """The token embedding [V, E]."""
+        return self.embedder.tokens[...]
+
+    @property
+    def output_kernel(self) -> jax.Array:
+        """What logits are products with, [V, E]; the embedding if the two are tied."""
+        return self.embedding_kernel if self.head is None else self.head.kernel[...]
+
+    @property
+    def sizes(self) -> Sizes:
+        """Bytes and operations of a step, see `Sizes`; the weights may be only shapes."""
+        config, cached = self.config, self.cache_spec(1, 1)
+        tables = [None if config.tied else self.embedder.tokens, self.embedder.positions]
+        looked_up = sum(_nbytes(table) for table in tables if table is not None)
+        weights_bytes = _nbytes(nnx.state(self))
+        width = config.embedding_size or config.hidden_size
+        return Sizes(
+            weights_bytes=weights_bytes,
+            read_bytes=weights_bytes - looked_up,
+            row_flops=2 * sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(self.blocks))),
+            logit_flops=2 * config.vocab_size * width,
+            token_bytes=math.prod(cached.shape) * cached.dtype.itemsize,
+            token_flops=4 * config.num_layers * config.num_heads * config.head_dim,
+            itemsize=self.dtype.itemsize,
+        )
 
     def cache_spec(self, num_slots: int, capacity: int) -> jax.ShapeDtypeStruct:
         """Shape and type of the K/V cache for B slots of S tokens: [L, B, S, R, 128]."""
@@ -194,35 +209,88 @@ class DecoderLM(nnx.Module):
           Hidden states of all packed rows as the output projection reads them, normalised and as
           wide as the embedding [T, E], and the updated cache.
         """
-        config = self.config
-        angles = None if config.rope is None else rotary_angles(config.rope, batch.positions)
-        # The kernels stay whole: what takes a layer's part of them need not copy it.
-        block_def, kernels, others = nnx.split(self.blocks, _is_kernel, ...)
-        layers = jnp.arange(config.num_layers, dtype=jnp.int32)
-        windows, shared_window = self._windows()
-
-        def run_layer(carry: tuple, scanned: tuple) -> tuple[tuple, None]:
-            others, layer, window = scanned
-            window = shared_window if window is None else window
-            block = nnx.merge(block_def, kernels, others)
-            context = LayerContext(layer, batch, angles, window, max_q_len)
-            return block(*carry, context), None
-
-        start = (self.embedder(batch), cache)
-        (x, cache), _ = jax.lax.scan(run_layer, start, (others, layers, windows))
+        context = self._context(batch, cache, max_q_len)
+        carry, first = (self.embedder(batch), cache), 0
+        stacks = self.blocks if self.config.stacks[1:] else [self.blocks]
+        for stack, layers in zip(stacks, self.config.layers_of_stacks, strict=True):
+            windows = self.windows[first : first + layers]
+            carry = _run_stack(stack, layers, carry, context, first, windows)
+            first += layers
+        x, cache = carry
         x = x if self.final_norm is None else self.final_norm(x)
         project_out = self.embedder.project_out
         return (x if project_out is None else project_out(x)), cache
 
-    def _windows(self) -> tuple[jax.Array | None, int | None]:
-        """Sliding windows of the layers: per layer where they differ, else one for all."""
-        windows = self.config.windows
-        if len(set(windows)) <= 1:
-            return None, (windows[0] or None) if windows else None
-        unlimited = jnp.iinfo(jnp.int32).max // 2
-        return jnp.asarray([w or unlimited for w in windows], jnp.int32), None
+    def _context(self, batch: PackedBatch, cache: jax.Array, max_q_len: int) -> LayerContext:
+        """What all layers share, computed once and not in every layer."""
+        config, none = self.config, jnp.zeros((), jnp.int32)
+        heads = (batch.tokens.shape[0], config.num_heads, config.head_dim)
+        attend = prepare(
+            jax.ShapeDtypeStruct(heads, self.dtype),
+            cache,
+            cu_q_lens=batch.cu_q_lens,
+            kv_lens=batch.kv_lens,
+            num_kv_heads=config.num_kv_heads,
+            max_q_len=max_q_len,
+            ancestors=batch.ancestors,
+            holes=batch.holes,
+        )
+        return LayerContext(
+            layer=none,
+            stacked=none,
+            window=None,
+            batch=batch,
+            angles=None if config.rope is None else rotary_angles(config.rope, batch.positions),
+            places=cache_places(batch.slot_ids, batch.cu_q_lens, batch.kv_lens),
+            attend=attend,
+        )
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [W, E] to float32 logits [W, V]."""
-        kernel = self.embedder.tokens if self.head is None else self.head.kernel
-        return matmul(hidden, kernel[...], jnp.dtype(jnp.float32))
+        return matmul(hidden, self.output_kernel, jnp.dtype(jnp.float32))
+
+
+def _run_stack(
+    stack: Block,
+    layers: int,
+    carry: tuple[jax.Array, jax.Array],
+    context: LayerContext,
+    first: int,
+    windows: tuple[int, ...],
+) -> tuple[jax.Array, jax.Array]:
+    """Hidden states [T, D] and the cache, some equal layers on.
+
+    Args:
+      stack: their parameters, [layers, ...].
+      layers: how many.
+      carry: hidden states and cache.
+      context: what they share.
+      first: the first one's place in the cache.
+      windows: of each layer, or empty.
+    """
+    # The kernels stay whole: a product that reads its layer's part of them need not copy it.
+    block_def, kernels, others = nnx.split(stack, _is_kernel, ...)
+    of_layer, shared = _windows(windows)
+
+    def run_layer(carry: tuple, scanned: tuple) -> tuple[tuple, None]:
+        others, stacked, window = scanned
+        block = nnx.merge(block_def, kernels, others)
+        here = context._replace(
+            layer=first + stacked, stacked=stacked, window=shared if window is None else window
+        )
+        return block(*carry, here), None
+
+    numbers = jnp.arange(layers, dtype=jnp.int32)
+    return jax.lax.scan(run_layer, carry, (others, numbers, of_layer))[0]
+
+
+def _windows(windows: tuple[int, ...]) -> tuple[jax.Array | None, int | None]:
+    """Sliding windows of the layers: per layer if they differ, else one for all."""
+    if len(set(windows)) <= 1:
+        return None, (windows[0] or None) if windows else None
+    unlimited = jnp.iinfo(jnp.int32).max // 2
+    return jnp.asarray([w or unlimited for w in windows], jnp.int32), None
+
+
+def _nbytes(part: Any) -> int:
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(part))

@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from types import MappingProxyType
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from emsjax.engine.packing import PackedBatch
 from emsjax.models.config import DecoderConfig, Rope
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
 from emsjax.pallas_kernels.products import matmul
+from emsjax.pallas_kernels.ragged_attention.api import Attend
 
 ACTIVATIONS: MappingProxyType[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
     {
@@ -19,6 +22,28 @@ ACTIVATIONS: MappingProxyType[str, Callable[[jax.Array], jax.Array]] = MappingPr
         "silu": jax.nn.silu,
     }
 )
+
+
+class LayerContext(NamedTuple):
+    """What a layer reads besides its input; all but `layer` and `window` is shared by all layers.
+
+    Attributes:
+      layer: int32[], its place in the cache.
+      stacked: int32[], its place in the stack of weights it belongs to.
+      window: sliding window in tokens; None for none.
+      batch: the packed rows.
+      angles: cosine and sine of the rotary embedding; None without one.
+      places: int32[T], where in its slot's cache each row's K/V belongs.
+      attend: attention over the caches of this step's slots.
+    """
+
+    layer: jax.Array
+    stacked: jax.Array
+    window: jax.Array | int | None
+    batch: PackedBatch
+    angles: tuple[jax.Array, jax.Array] | None
+    places: jax.Array
+    attend: Attend
 
 
 class Linear(nnx.Module):
@@ -109,9 +134,9 @@ class MLP(nnx.Module):
         self.activation = config.activation
         self.gated = config.gated
 
-    def __call__(self, x: jax.Array, layer: jax.Array) -> jax.Array:
-        """[T, D] to [T, D]; see `Linear` for `layer`."""
-        activation = ACTIVATIONS[self.activation]
+    def __call__(self, x: jax.Array, context: LayerContext) -> jax.Array:
+        """[T, D] to [T, D]."""
+        activation, layer = ACTIVATIONS[self.activation], context.stacked
         if not self.gated:
             return self.down(activation(self.up(x, layer)), layer)
         gate, up = jnp.split(self.up(x, layer), 2, axis=-1)

@@ -45,13 +45,13 @@ class Backend(NamedTuple):
       unsupported: given the operation's arguments, why it cannot be used; None if it can.
     """
 
-    run: Callable[..., jax.Array]
+    run: Callable[..., Any]
     unsupported: Callable[..., str | None]
 
 
 def pick(
     operation: str, backends: Mapping[str, Backend], backend: str | None, *args: Any, **kwargs: Any
-) -> Callable[..., jax.Array]:
+) -> Callable[..., Any]:
     """The implementation of `operation` called `backend`.
 
     None takes the one named like the platform, where there is one and it can be used, else the

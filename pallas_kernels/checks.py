@@ -20,6 +20,7 @@ from emsjax.pallas_kernels.kv_layout import LANES, rows_needed, storage_dtypes
 _CHECKING: ContextVar[bool] = ContextVar(
     "checking_lengths", default=os.environ.get("EMSJAX_CHECK_LENGTHS") == "1"
 )
+Shaped = jax.Array | jax.ShapeDtypeStruct
 FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
@@ -33,21 +34,17 @@ def checking_lengths() -> Iterator[None]:
         _CHECKING.reset(token)
 
 
-def check_attention(
-    q: jax.Array,
-    cache: jax.Array,
-    layer: jax.Array,
+def check_lengths(
+    q: Shaped,
+    cache: Shaped,
     cu_q_lens: jax.Array,
     kv_lens: jax.Array,
     ancestors: jax.Array | None,
     num_kv_heads: int,
     max_q_len: int,
-    scale: float,
-    window: int | jax.Array | None,
-    soft_cap: float | None,
-    holes: jax.Array | None = None,
+    holes: jax.Array | None,
 ) -> None:
-    """Shapes, types and static options for `ragged_attention`.
+    """Shapes, types and static sizes for `prepare`.
 
     Raises:
       ValueError: an argument does not fit; the sentence begins with its name.
@@ -60,11 +57,7 @@ def check_attention(
     if num_heads % num_kv_heads:
         raise ValueError(f"num_kv_heads is {num_kv_heads}: it must divide q's {num_heads} heads")
     _check_cache(cache, q.dtype, num_kv_heads, head_dim)
-    _check_lengths_arrays(layer, cu_q_lens, kv_lens, cache.shape[1])
-    _check_positive("scale", scale)
-    if soft_cap is not None:
-        _check_positive("soft_cap", soft_cap)
-    _check_window(window)
+    _check_lengths_arrays(cu_q_lens, kv_lens, cache.shape[1])
     if holes is not None:
         _check_shape("holes", holes, cache.shape[1:3], "[B, S]")
         _check_type("holes", holes, (jnp.bool,))
@@ -77,6 +70,32 @@ def check_attention(
             )
 
 
+def check_attention(
+    q: jax.Array,
+    cache: jax.Array,
+    prepared_for: tuple[tuple[tuple[int, ...], jnp.dtype], ...],
+    layer: jax.Array,
+    scale: float,
+    window: int | jax.Array | None,
+    soft_cap: float | None,
+) -> None:
+    """What `ragged_attention` takes besides lengths; `prepared_for` is what `prepare` was given.
+
+    Raises:
+      ValueError: an argument does not fit; the sentence begins with its name.
+    """
+    for (name, array), (shape, dtype) in zip(
+        (("q", q), ("cache", cache)), prepared_for, strict=True
+    ):
+        _check_shape(name, array, shape, f"{list(shape)}, as `prepare` was given")
+        _check_type(name, array, (dtype,))
+    _check_layer(layer)
+    _check_positive("scale", scale)
+    if soft_cap is not None:
+        _check_positive("soft_cap", soft_cap)
+    _check_window(window)
+
+
 def check_layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array) -> None:
     """Shapes and types for `layer_matmul`.
 
@@ -87,8 +106,7 @@ def check_layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array) -> No
     _check_type("x", x, FLOATS)
     _check_shape("kernels", kernels, (None, None, x.shape[1]), "[L, out, in]")
     _check_type("kernels", kernels, (x.dtype,))
-    _check_shape("layer", layer, (), "[]")
-    _check_type("layer", layer, (jnp.int32,))
+    _check_layer(layer)
 
 
 def check_update(
@@ -112,7 +130,8 @@ def check_update(
     _check_cache(cache, k.dtype, k.shape[1], k.shape[2])
     _check_shape("slot_ids", slot_ids, (k.shape[0],), "[T]")
     _check_type("slot_ids", slot_ids, (jnp.int32,))
-    _check_lengths_arrays(layer, cu_q_lens, kv_lens, cache.shape[1])
+    _check_layer(layer)
+    _check_lengths_arrays(cu_q_lens, kv_lens, cache.shape[1])
 
 
 def check_values(
@@ -193,7 +212,7 @@ def _slots_must_fit(slot_ids: np.ndarray, q_lens: np.ndarray, num_slots: int) ->
         )
 
 
-def _check_cache(cache: jax.Array, dtype: jnp.dtype, num_kv_heads: int, head_dim: int) -> None:
+def _check_cache(cache: Shaped, dtype: jnp.dtype, num_kv_heads: int, head_dim: int) -> None:
     _check_shape("cache", cache, (None, None, None, None, LANES), f"[L, B, S, R, {LANES}]")
     needed = rows_needed(num_kv_heads, head_dim)
     if cache.shape[3] < needed:
@@ -204,14 +223,16 @@ def _check_cache(cache: jax.Array, dtype: jnp.dtype, num_kv_heads: int, head_dim
     _check_type("cache", cache, storage_dtypes(dtype))
 
 
-def _check_lengths_arrays(
-    layer: jax.Array, cu_q_lens: jax.Array, kv_lens: jax.Array, num_slots: int
-) -> None:
-    arrays = {"layer": (layer, ()), "cu_q_lens": (cu_q_lens, (num_slots + 1,))}
-    arrays["kv_lens"] = (kv_lens, (num_slots,))
-    for name, (array, shape) in arrays.items():
-        _check_shape(name, array, shape, f"{list(shape)} for a cache of {num_slots} slots")
+def _check_lengths_arrays(cu_q_lens: jax.Array, kv_lens: jax.Array, num_slots: int) -> None:
+    arrays = {"cu_q_lens": (cu_q_lens, num_slots + 1), "kv_lens": (kv_lens, num_slots)}
+    for name, (array, length) in arrays.items():
+        _check_shape(name, array, (length,), f"[{length}] for a cache of {num_slots} slots")
         _check_type(name, array, (jnp.int32,))
+
+
+def _check_layer(layer: jax.Array) -> None:
+    _check_shape("layer", layer, (), "[]")
+    _check_type("layer", layer, (jnp.int32,))
 
 
 def _check_whole(name: str, value: int) -> None:
@@ -234,7 +255,7 @@ def _check_window(window: int | jax.Array | None) -> None:
         _check_type("window", window, (jnp.int32,))
 
 
-def _check_shape(name: str, array: jax.Array, shape: tuple[int | None, ...], wanted: str) -> None:
+def _check_shape(name: str, array: Shaped, shape: tuple[int | None, ...], wanted: str) -> None:
     if not hasattr(array, "shape") or not hasattr(array, "dtype"):
         raise ValueError(f"{name} is {array!r}: it must be an array, {wanted}")
     fits = len(array.shape) == len(shape) and all(
@@ -246,7 +267,7 @@ def _check_shape(name: str, array: jax.Array, shape: tuple[int | None, ...], wan
         raise ValueError(f"{name} has shape {list(array.shape)}: nothing is in it")
 
 
-def _check_type(name: str, array: jax.Array, dtypes: tuple) -> None:
+def _check_type(name: str, array: Shaped, dtypes: tuple) -> None:
     if array.dtype not in dtypes:
         names = " or ".join(jnp.dtype(dtype).name for dtype in dtypes)
         raise ValueError(f"{name} is {array.dtype}: it must be {names}")

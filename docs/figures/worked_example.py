@@ -13,18 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from emsjax.engine.acceptance import predict
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import Stateless, WorthDrafting
 from emsjax.engine.engine import Engine
 from emsjax.engine.job import Job
 from emsjax.engine.ladder import Rung
-from emsjax.engine.loop import worth_in
-from emsjax.engine.packing import PackedBatch, pack
+from emsjax.engine.loop import draft_tokens, plan_rows
+from emsjax.engine.packing import Guesses, PackedBatch, pack
 from emsjax.engine.policy import POLICIES
 from emsjax.engine.state import DecodeState
-from emsjax.engine.step_plan import Plan, make_plan
-from emsjax.engine.verify import put_draft
+from emsjax.engine.step_plan import Plan
 
 CAPACITY, VOCAB_SIZE = 32, 64
 # Token ids count up along each sample's text; a guess that is none of the text's is wrong.
@@ -124,12 +122,12 @@ def run(method: str) -> list[Seen]:
 
 def _planned(engine: Engine, state: DecodeState) -> tuple[Plan, PackedBatch]:
     """What the loop is about to run, from the functions that it is made of."""
-    draft, _ = engine.drafter.propose(state, (), worth_in(engine.ladder, None, state))
-    likely = predict(draft, state.experience)
-    plan = make_plan(state, draft, likely, engine.ladder, policy=engine.policy)
-    tokens = put_draft(state, draft).tokens
-    capacity = engine.ladder[int(plan.rung)].capacity
-    return jax.device_get((plan, pack(tokens, state.kv_lens, plan.q_lens, capacity)))
+    setup = engine.setup(engine.params)
+    state, draft = draft_tokens(setup, (), state)
+    plan = plan_rows(setup, state, draft).plan
+    capacity, guesses = engine.ladder[int(plan.rung)].capacity, Guesses(draft.tokens, state.lens)
+    batch = pack(state.tokens, state.kv_lens, plan.q_lens, capacity, guesses)
+    return jax.device_get((plan, batch))
 
 
 def _seen(plan: Plan, batch: PackedBatch, emitted: np.ndarray, state: DecodeState) -> Seen:

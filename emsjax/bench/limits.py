@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.bench.decoding import Run
-from emsjax.costs.roofline import attended, sizes_of
+from emsjax.costs.roofline import attended
+from emsjax.engine.model import Model
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
 
 # Numbers read to measure the bandwidth, far more bytes than caches hold: rows of so many columns.
@@ -80,7 +81,7 @@ def _fastest(function: Callable[..., Any], *arguments: jax.Array) -> float:
     return min(seconds)
 
 
-def share_of_limit(run: Run, model: Any, limits: Limits) -> float:
+def share_of_limit(run: Run, model: Model, limits: Limits) -> float:
     """The least seconds that a decoding needs on this device, over those that it took.
 
     Every step reads the weights that it multiplies, and each slot's cached tokens. Every row meets
@@ -93,11 +94,11 @@ def share_of_limit(run: Run, model: Any, limits: Limits) -> float:
       model: the target.
       limits: of the device.
     """
-    sizes = sizes_of(model)
+    sizes = model.sizes
     rows, cached = float(run.counts["rows"]), float(run.counts["cached"])
     # As if all texts were of their mean length.
     length = cached / max(float(run.counts["target_steps"]), 1.0)
-    cached *= attended(model.config.windows, length) / max(length, 1.0)
+    cached *= attended(model.windows, length) / max(length, 1.0)
     read = run.steps * sizes.read_bytes + cached * sizes.token_bytes
     computed = rows * (sizes.row_flops + sizes.logit_flops)
     return max(read / limits.bytes_per_second, computed / limits.flops) / run.seconds

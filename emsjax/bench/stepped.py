@@ -12,19 +12,20 @@ from flax import nnx
 
 from emsjax.engine.draft import Draft
 from emsjax.engine.engine import Engine
+from emsjax.engine.load import Load, load_of
 from emsjax.engine.loop import (
     Forward,
     Planned,
     Setup,
     draft_tokens,
+    economics_of,
     plan_rows,
     run_target,
     take_note,
 )
 from emsjax.engine.state import DecodeState
-from emsjax.engine.step_plan import Plan, load_of, value_of
+from emsjax.engine.step_plan import Plan
 from emsjax.engine.verify import commit, count_accepted
-from emsjax.engine.worth import Load
 
 PARTS = ("draft", "plan", "target", "verify")
 
@@ -82,7 +83,7 @@ class SteppedEngine(Engine):
         del max_steps
         waits = jnp.asarray(others_wait)
         parts, seconds = self._parts, dict.fromkeys(PARTS, 0.0)
-        costs, load = self.costs, load_of(state, value_of(state, waits))
+        load, economics = load_of(state, waits), economics_of(self.costs, state, waits)
         before = jax.device_get((state.lens, state.prompt_lens, state.live, state.stats.accepted))
         # Only the target's pass has to do with the cache.
         cache, state = state.cache, state.replace(cache=jnp.zeros((), state.cache.dtype))
@@ -94,9 +95,9 @@ class SteppedEngine(Engine):
             seconds[part] = time.perf_counter() - started
             return result
 
-        state, draft = timed("draft", parts.draft, self.drafter.weights, costs, state, waits)
-        planned: Planned = timed("plan", parts.plan, costs, state, draft, waits)
-        result: Forward = timed("target", parts.target, cache, state, planned.plan)
+        state, draft = timed("draft", parts.draft, self.drafter.weights, state, economics)
+        planned: Planned = timed("plan", parts.plan, state, draft, economics)
+        result: Forward = timed("target", parts.target, cache, state, draft, planned.plan)
         cache, result = result.cache, result._replace(cache=state.cache)
         state = timed("verify", parts.verify, state, draft, planned, result)
         lens, prompt_lens, live, accepted = before
@@ -123,7 +124,7 @@ class _Parts:
     """The parts of a step, compiled one by one."""
 
     def __init__(self, engine: Engine):
-        self.draft = _compiled(engine, draft_tokens, donated=3)
+        self.draft = _compiled(engine, draft_tokens, donated=2)
         self.plan = _compiled(engine, plan_rows)
         self.target = _compiled(engine, _target, donated=1)
         self.verify = jax.jit(_verify, donate_argnums=0)
@@ -141,11 +142,13 @@ def _compiled(
     return partial(jax.jit(part, donate_argnums=donated), engine.params)
 
 
-def _target(setup: Setup, cache: jax.Array, state: DecodeState, plan: Plan) -> Forward:
-    return run_target(setup, state.replace(cache=cache), plan)
+def _target(
+    setup: Setup, cache: jax.Array, state: DecodeState, draft: Draft, plan: Plan
+) -> Forward:
+    return run_target(setup, state.replace(cache=cache), draft, plan)
 
 
 def _verify(state: DecodeState, draft: Draft, planned: Planned, result: Forward) -> DecodeState:
     accepted = count_accepted(draft, planned.plan.draft_lens, result.chosen.tokens)
     state = take_note(state, draft, planned, result, accepted)
-    return commit(state, planned.plan, accepted, result.chosen)
+    return commit(state, draft, planned.plan, accepted, result.chosen)

@@ -8,6 +8,7 @@ from emsjax.bench.prompts import Tokens
 from emsjax.bench.simulated import Forced, scripted_choice
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.job import Job
+from emsjax.engine.model import Model
 from emsjax.loading.load import LoadedModel, load_model
 from emsjax.loading.random_weights import random_model
 from emsjax.requests.reader import RequestReader
@@ -32,7 +33,7 @@ class Target:
       drafters: those loaded so far, by name.
     """
 
-    model: Any
+    model: Model
     name: str
     stop_ids: tuple[int, ...]
     max_model_len: int
@@ -72,7 +73,7 @@ def real_target(
       UserError: as for `load_model`.
     """
     loaded = load_model(model, dtype=dtype)
-    target: Any = loaded.model
+    target = loaded.model
     reader = RequestReader(loaded, target.vocab_size, target.max_positions, seed=0)
     params = SamplingParams(max_tokens=1)
     return Target(
@@ -98,7 +99,7 @@ def random_target(config: str, dtype: str, forced: Forced) -> Target:
     Raises:
       UserError: there is no such configuration.
     """
-    model: Any = random_model(config, dtype)
+    model: Model = random_model(config, dtype)
     options = {"choose": scripted_choice(model.vocab_size)}
     longest = model.max_positions
     return Target(model, config, (), longest, forced=forced, options=options, dtype=dtype)

@@ -12,8 +12,9 @@ from emsjax.engine.acceptance import SOURCES, no_experience
 from emsjax.engine.drafter import COSTLY_SOURCE
 from emsjax.engine.engine import Engine
 from emsjax.engine.ladder import for_drafts
+from emsjax.engine.load import KV_BLOCK
 from emsjax.engine.state import DecodeState
-from emsjax.engine.worth import KV_BLOCK, StepCosts
+from emsjax.engine.worth import StepCosts
 from emsjax.limits import MAX_STOP_IDS
 from emsjax.shapes import round_up
 

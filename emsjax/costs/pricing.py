@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import jax
 
 from emsjax.costs.hardware import hardware_like
-from emsjax.costs.roofline import estimated_costs, sizes_of
+from emsjax.costs.roofline import estimated_costs
 from emsjax.costs.table import CostTable, Known
 from emsjax.engine.engine import Engine
 from emsjax.engine.worth import StepCosts, without_prompts
@@ -96,7 +96,7 @@ def guessed_costs(engine: Engine) -> StepCosts:
     device, model = jax.devices()[0], engine.setup(engine.params).model
     drafter = engine.drafter
     costs = estimated_costs(
-        sizes_of(model),
+        model.sizes,
         hardware_like(device.platform, device.device_kind),
         engine.ladder,
         num_slots=engine.num_slots,

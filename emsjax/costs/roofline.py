@@ -6,62 +6,17 @@ top. What shares of the published rates are reached is assumed, not measured: th
 estimate.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from flax import nnx
 
 from emsjax.costs.hardware import Hardware
 from emsjax.engine.ladder import Rung
+from emsjax.engine.model import Sizes
 from emsjax.engine.worth import StepCosts
 
 BANDWIDTH_SHARE, COMPUTE_SHARE = 0.8, 0.6
-
-
-class Sizes(NamedTuple):
-    """What a model has to move and multiply.
-
-    Attributes:
-      weights_bytes: all parameters.
-      read_bytes: those that every step reads: without tables of which it takes a few rows.
-      row_flops: operations of one row in all layers, attention left out.
-      logit_flops: of the logits behind one row.
-      token_bytes: one token's keys and values in the cache, all layers, as the platform that is
-        compiled for lays them out.
-      token_flops: of one row's attention to one cached token, all layers.
-      itemsize: bytes of a number.
-    """
-
-    weights_bytes: int
-    read_bytes: int
-    row_flops: int
-    logit_flops: int
-    token_bytes: int
-    token_flops: int
-    itemsize: int
-
-
-def sizes_of(model: Any) -> Sizes:
-    """Of a decoder, with its weights or only their shapes, in the type that it has."""
-    config, embedder = model.config, model.embedder
-    itemsize = model.dtype.itemsize
-    everything, layers = _count(model), _count(model.blocks)
-    tables = [None if config.tied else embedder.tokens, embedder.positions]
-    looked_up = sum(math.prod(table.shape) for table in tables if table is not None)
-    width = config.embedding_size or config.hidden_size
-    cached = model.cache_spec(1, 1)
-    return Sizes(
-        weights_bytes=everything * itemsize,
-        read_bytes=(everything - looked_up) * itemsize,
-        row_flops=2 * layers,
-        logit_flops=2 * config.vocab_size * width,
-        token_bytes=math.prod(cached.shape) * cached.dtype.itemsize,
-        token_flops=4 * config.num_layers * config.num_heads * config.head_dim,
-        itemsize=itemsize,
-    )
 
 
 def attended(windows: Sequence[int], context: float) -> float:
@@ -69,10 +24,6 @@ def attended(windows: Sequence[int], context: float) -> float:
     if not windows:
         return context
     return sum(min(context, window or context) for window in windows) / len(windows)
-
-
-def _count(part: Any) -> int:
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(part)))
 
 
 class Bounds(NamedTuple):

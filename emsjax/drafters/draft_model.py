@@ -16,10 +16,10 @@ from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import COSTLY_SOURCE, WorthDrafting
 from emsjax.engine.ladder import row_capacity
 from emsjax.engine.model import Model
-from emsjax.engine.packing import pack
+from emsjax.engine.packing import Guesses, pack
 from emsjax.engine.state import DecodeState
 from emsjax.sampling.choose import choose
-from emsjax.sampling.rows import Rows
+from emsjax.sampling.rows import rows_after
 
 # Tokens that a slot may be behind and still draft: its newest one, and one a full draft left out.
 READY = 2
@@ -47,14 +47,12 @@ class _Drafting(NamedTuple):
     Attributes:
       done: int32[], tokens drafted so far.
       cache: the draft model's.
-      tokens: int32[B, S], the slots' tokens with the guesses behind.
       guesses: int32[B, k].
       confidence: float32[B, k].
     """
 
     done: jax.Array
     cache: jax.Array
-    tokens: jax.Array
     guesses: jax.Array
     confidence: jax.Array
 
@@ -151,7 +149,6 @@ class DraftModel:
         start = _Drafting(
             jnp.zeros((), jnp.int32),
             mine.cache,
-            state.tokens,
             jnp.zeros(shape, jnp.int32),
             jnp.zeros(shape, jnp.float32),
         )
@@ -166,27 +163,23 @@ class DraftModel:
             def step(now: _Drafting, rows: int = rows, capacity: int = capacity) -> _Drafting:
                 q_lens = jnp.where(now.done < lens, jnp.where(now.done == 0, late, 1), 0)
                 starts = state.lens + now.done - q_lens
-                batch = pack(now.tokens, starts, q_lens, capacity)
+                guesses = Guesses(now.guesses, state.lens)
+                batch = pack(state.tokens, starts, q_lens, capacity, guesses)
                 hidden, cache = model(batch, now.cache, max_q_len=rows)
                 newest = hidden[jnp.maximum(batch.cu_q_lens[1:] - 1, 0)]
-                return self._guess(now._replace(cache=cache), model.logits(newest), state, lens)
+                return self._guess(now._replace(cache=cache), model.logits(newest), state)
 
             start = jax.lax.while_loop(goes_on, step, start)
         return start
 
-    def _guess(
-        self, now: _Drafting, logits: jax.Array, state: DecodeState, lens: jax.Array
-    ) -> _Drafting:
+    def _guess(self, now: _Drafting, logits: jax.Array, state: DecodeState) -> _Drafting:
         """One more guess a slot, chosen as the target will choose: with the same noise."""
-        slots = jnp.arange(lens.shape[0], dtype=jnp.int32)
         logits = _fit(logits, self.vocab_size)
-        rows = Rows(slots, jnp.maximum(state.lens + now.done - 1, 0))
-        guess = choose(logits, rows, state.replace(tokens=now.tokens)).tokens
+        rows = rows_after(state.tokens, state.lens, now.guesses, now.done)
+        guess = choose(logits, rows, state).tokens
         sure = jnp.take_along_axis(jax.nn.softmax(logits, axis=1), guess[:, None], axis=1)[:, 0]
-        place = jnp.where(now.done < lens, state.lens + now.done, now.tokens.shape[1])
         return now._replace(
             done=now.done + 1,
-            tokens=now.tokens.at[slots, place].set(guess, mode="drop"),
             guesses=now.guesses.at[:, now.done].set(guess),
             confidence=now.confidence.at[:, now.done].set(sure),
         )

@@ -12,7 +12,7 @@ from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import COSTLY_SOURCE, WorthDrafting
 from emsjax.engine.state import DecodeState
 from emsjax.sampling.choose import choose
-from emsjax.sampling.rows import Rows
+from emsjax.sampling.rows import Rows, rows_after
 
 
 class Cell(Protocol):
@@ -34,14 +34,12 @@ class _Drafting(NamedTuple):
     Attributes:
       done: int32[], tokens drafted so far.
       hidden: [B, D].
-      tokens: int32[B, S], the slots' tokens with the guesses behind.
       guesses: int32[B, k].
       confidence: float32[B, k].
     """
 
     done: jax.Array
     hidden: jax.Array
-    tokens: jax.Array
     guesses: jax.Array
     confidence: jax.Array
 
@@ -95,7 +93,6 @@ class Recurrent:
         start = _Drafting(
             jnp.zeros((), jnp.int32),
             state.hidden,
-            state.tokens,
             jnp.zeros(shape, jnp.int32),
             jnp.zeros(shape, jnp.float32),
         )
@@ -112,38 +109,29 @@ class Recurrent:
 
     def _guess(self, cell: Cell, shared: Any, state: DecodeState, now: _Drafting) -> _Drafting:
         """One more guess a slot."""
-        slots = jnp.arange(state.lens.shape[0], dtype=jnp.int32)
-        last = jnp.maximum(state.lens - 1 + now.done, 0)
-        token = now.tokens[slots, jnp.minimum(last, now.tokens.shape[1] - 1)]
-        hidden = cell(now.hidden, shared.embedding[token])
+        rows = rows_after(state.tokens, state.lens, now.guesses, now.done)
+        hidden = cell(now.hidden, shared.embedding[rows.tokens])
         logits = cell.logits(hidden, shared)
         if state.sampling is None:
             place = jnp.argmax(logits, axis=1)
             guess = shared.token_ids[place]
         else:
-            guess, place = self._choose(logits, shared.token_ids, last, state, now.tokens)
+            guess, place = self._choose(logits, shared.token_ids, rows, state)
         given = jnp.take_along_axis(jax.nn.softmax(logits, axis=1), place[:, None], axis=1)[:, 0]
         sure = jax.nn.sigmoid(cell.confidence(hidden, given))
         return _Drafting(
             done=now.done + 1,
             hidden=hidden,
-            tokens=now.tokens.at[slots, last + 1].set(guess, mode="drop"),
             guesses=now.guesses.at[:, now.done].set(guess),
             confidence=now.confidence.at[:, now.done].set(sure),
         )
 
     def _choose(
-        self,
-        logits: jax.Array,
-        token_ids: jax.Array,
-        last: jax.Array,
-        state: DecodeState,
-        tokens: jax.Array,
+        self, logits: jax.Array, token_ids: jax.Array, rows: Rows, state: DecodeState
     ) -> tuple[jax.Array, jax.Array]:
         """Guesses chosen as the target will choose, with the same noise, and their places."""
-        slots = jnp.arange(last.shape[0], dtype=jnp.int32)
-        full = jnp.full((last.shape[0], self.vocab_size), -jnp.inf, jnp.float32)
+        full = jnp.full((logits.shape[0], self.vocab_size), -jnp.inf, jnp.float32)
         full = full.at[:, token_ids].set(logits)
-        guess = choose(full, Rows(slots, last), state.replace(tokens=tokens)).tokens
+        guess = choose(full, rows, state).tokens
         place = jnp.argmax(token_ids[None] == guess[:, None], axis=1)
         return guess, place

@@ -14,16 +14,17 @@ from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import Drafter, WorthDrafting
 from emsjax.engine.holes import behind_holes
 from emsjax.engine.ladder import Rung
+from emsjax.engine.load import load_of
 from emsjax.engine.model import Model
-from emsjax.engine.packing import PackedBatch, pack
+from emsjax.engine.packing import NO_PARENT, Guesses, PackedBatch, pack
 from emsjax.engine.policy import EMS, Policy
 from emsjax.engine.state import DecodeState
-from emsjax.engine.step_plan import Plan, load_of, make_plan, value_of
-from emsjax.engine.verify import commit, count_accepted, put_draft
-from emsjax.engine.worth import StepCosts, worth_drafting
+from emsjax.engine.step_plan import Plan, make_plan
+from emsjax.engine.verify import commit, count_accepted
+from emsjax.engine.worth import Economics, StepCosts, worth_drafting
 from emsjax.sampling.choose import Chosen, choose
 from emsjax.sampling.logprobs import empty_logprobs
-from emsjax.sampling.rows import Rows
+from emsjax.sampling.rows import NO_TOKEN, Rows
 
 
 class Setup(NamedTuple):
@@ -119,42 +120,45 @@ def step(
     others_wait: jax.Array,
 ) -> DecodeState:
     """One target step for all slots."""
+    economics = economics_of(costs, state, others_wait)
     with jax.named_scope("draft"):
-        state, draft = draft_tokens(setup, weights, costs, state, others_wait)
+        state, draft = draft_tokens(setup, weights, state, economics)
     with jax.named_scope("plan"):
-        planned = plan_rows(setup, costs, state, draft, others_wait)
+        planned = plan_rows(setup, state, draft, economics)
     with jax.named_scope("target"):
-        result = run_target(setup, state, planned.plan)
+        result = run_target(setup, state, draft, planned.plan)
     with jax.named_scope("verify"):
         accepted = count_accepted(draft, planned.plan.draft_lens, result.chosen.tokens)
         state = take_note(state, draft, planned, result, accepted)
     with jax.named_scope("commit"):
-        return commit(state, planned.plan, accepted, result.chosen)
+        return commit(state, draft, planned.plan, accepted, result.chosen)
+
+
+def economics_of(
+    costs: StepCosts | None, state: DecodeState, others_wait: jax.Array | bool
+) -> Economics | None:
+    """What the plan and the drafter weigh in this step; None if costs are not known."""
+    return None if costs is None else Economics(costs, load_of(state, others_wait))
 
 
 def draft_tokens(
-    setup: Setup,
-    weights: Any,
-    costs: StepCosts | None,
-    state: DecodeState,
-    others_wait: jax.Array | bool = False,
+    setup: Setup, weights: Any, state: DecodeState, economics: Economics | None = None
 ) -> tuple[DecodeState, Draft]:
-    """Guesses for every slot, also written behind its known tokens."""
-    worth = worth_in(setup.ladder, costs, state, others_wait)
+    """Draft tokens for every slot, and the state with the drafter's own updated."""
+    worth = worth_in(setup.ladder, state, economics)
     draft, drafter_state = setup.drafter.propose(state, weights, worth)
-    return put_draft(state, draft).replace(drafter=drafter_state), draft
+    # The padded methods run rows past a draft's end; token 0 keeps them inside the vocabulary.
+    place = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
+    tokens = jnp.where(place < draft.lens[:, None], draft.tokens, 0)
+    return state.replace(drafter=drafter_state), draft._replace(tokens=tokens)
 
 
 def plan_rows(
-    setup: Setup,
-    costs: StepCosts | None,
-    state: DecodeState,
-    draft: Draft,
-    others_wait: jax.Array | bool = False,
+    setup: Setup, state: DecodeState, draft: Draft, economics: Economics | None = None
 ) -> Planned:
-    """How many of the guesses are verified, and on which rung."""
+    """How many draft tokens are verified, and on which rung."""
     likely = predict(draft, state.experience)
-    plan = make_plan(state, draft, likely, setup.ladder, costs, setup.policy, others_wait)
+    plan = make_plan(state, draft, likely, setup.ladder, economics, setup.policy)
     return Planned(plan, likely)
 
 
@@ -171,26 +175,22 @@ def take_note(
 
 
 def worth_in(
-    ladder: Sequence[Rung],
-    costs: StepCosts | None,
-    state: DecodeState,
-    others_wait: jax.Array | bool = False,
+    ladder: Sequence[Rung], state: DecodeState, economics: Economics | None = None
 ) -> WorthDrafting:
-    """How many tokens a slot are worth drafting; all of them where costs are not known."""
-    if costs is None:
+    """How many tokens a slot are worth drafting; all of them if costs are not known."""
+    if economics is None:
         return lambda survival, found=None: jnp.full((), survival.shape[1], jnp.int32)
-    value = value_of(state, others_wait)
-    load = load_of(state, value)
-    # Behind the last token that a slot may write nothing is worth anything.
+    values = economics.load.values[:, None]
+    # A slot emits nothing past its limit, so draft tokens there are worth nothing.
     room = (state.max_lens - state.lens - 1)[:, None]
 
     def of_value(survival: jax.Array) -> jax.Array:
         places = jnp.arange(survival.shape[1], dtype=jnp.int32)[None]
-        return jnp.where(places < room, survival * value[:, None], 0.0)
+        return jnp.where(places < room, survival * values, 0.0)
 
     def worth(survival: jax.Array, found: jax.Array | None = None) -> jax.Array:
         found = jnp.zeros_like(survival) if found is None else found
-        return worth_drafting(of_value(survival), of_value(found), load, ladder, costs)
+        return worth_drafting(of_value(survival), of_value(found), ladder, economics)
 
     return worth
 
@@ -205,7 +205,7 @@ def _behind_newest(
     return jnp.where(plan.complete[:, None], newest, state.hidden)
 
 
-def run_target(setup: Setup, state: DecodeState, plan: Plan) -> Forward:
+def run_target(setup: Setup, state: DecodeState, draft: Draft, plan: Plan) -> Forward:
     """Runs the planned rows on the planned rung.
 
     Each rung is a while loop of zero or one trip: a `lax.switch` around the scan over layers
@@ -224,43 +224,53 @@ def run_target(setup: Setup, state: DecodeState, plan: Plan) -> Forward:
         def forward(
             carry: tuple[jax.Array, Forward], rung: Rung = rung
         ) -> tuple[jax.Array, Forward]:
-            return jnp.full_like(carry[0], -1), _run_rung(setup, rung, state, plan, carry[1])
+            ran = _run_rung(setup, rung, state, draft, plan, carry[1])
+            return jnp.full_like(carry[0], -1), ran
 
         carry = jax.lax.while_loop(chosen, forward, carry)
     return carry[1]
 
 
 def _run_rung(
-    setup: Setup, rung: Rung, state: DecodeState, plan: Plan, previous: Forward
+    setup: Setup, rung: Rung, state: DecodeState, draft: Draft, plan: Plan, previous: Forward
 ) -> Forward:
-    """Packs, runs the model and chooses a token behind each row that can emit.
+    """Packs, runs the model and chooses a token after each row that can emit.
 
     With one rung (`exact`) the logits of all rows are computed, needed or not: how many are needed
     differs with B and k, and a product over fewer rows may round differently.
     """
-    batch = pack(state.tokens, state.kv_lens, plan.q_lens, rung.capacity)
-    if state.holes is not None:
-        batch = behind_holes(batch, state.holes)
-    hidden, cache = setup.model(batch, previous.cache, max_q_len=rung.max_q_len)
+    guesses = Guesses(draft.tokens, state.lens)
+    batch = pack(state.tokens, state.kv_lens, plan.q_lens, rung.capacity, guesses)
+    placed = batch if state.holes is None else behind_holes(batch, state.holes)
+    hidden, cache = setup.model(placed, previous.cache, max_q_len=rung.max_q_len)
+    prefixes = _prefixes(batch, state, draft)
     last_known = batch.cu_q_lens[1:] - 1 - plan.pad_lens - plan.draft_lens
     steps = jnp.arange(previous.chosen.tokens.shape[1], dtype=jnp.int32)[None]
     rows = jnp.clip(last_known[:, None] + steps, 0, rung.capacity - 1)
     kept = None if previous.hidden is None else hidden[rows]
     if len(setup.ladder) == 1 or rung.capacity <= rows.size:
-        chosen = _choose(setup, hidden, batch, state)
+        chosen = setup.choose(setup.model.logits(hidden), prefixes, state)
         return Forward(cache, jax.tree.map(lambda x: x[rows], chosen), kept)
-    batch = batch._replace(
-        slot_ids=batch.slot_ids[rows].ravel(), positions=batch.positions[rows].ravel()
-    )
-    chosen = _choose(setup, hidden[rows.ravel()], batch, state)
+    needed = rows.ravel()
+    prefixes = jax.tree.map(lambda x: x[needed], prefixes)
+    chosen = setup.choose(setup.model.logits(hidden[needed]), prefixes, state)
     by_slot = jax.tree.map(lambda x: x.reshape(*rows.shape, *x.shape[1:]), chosen)
     return Forward(cache, by_slot, kept)
 
 
-def _choose(setup: Setup, hidden: jax.Array, batch: PackedBatch, state: DecodeState) -> Chosen:
-    """The token behind each row of `hidden` [W, D]; that of an unused row means nothing."""
+def _prefixes(batch: PackedBatch, state: DecodeState, draft: Draft) -> Rows:
+    """What each row of the batch follows; that of an unused row means nothing."""
     slots = jnp.minimum(batch.slot_ids, state.lens.shape[0] - 1)
-    return setup.choose(setup.model.logits(hidden), Rows(slots, batch.positions), state)
+    known = state.tokens[slots, jnp.maximum(batch.positions - 1, 0)]
+    depth = batch.positions - state.lens[slots] + 1
+    place = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
+    return Rows(
+        slots=slots,
+        positions=batch.positions,
+        tokens=batch.tokens,
+        before=jnp.where(batch.parents == NO_PARENT, known, batch.tokens[batch.parents]),
+        path=jnp.where(place < depth[:, None], draft.tokens[slots], NO_TOKEN),
+    )
 
 
 def _nothing_chosen(shape: tuple[int, ...], state: DecodeState) -> Chosen:

@@ -5,6 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+# The parent of a row whose preceding token is already in the cache.
+NO_PARENT = -1
+
 
 class PackedBatch(NamedTuple):
     """The rows of one step, slot after slot: what the model's forward pass takes.
@@ -13,6 +16,8 @@ class PackedBatch(NamedTuple):
       tokens: int32[T]; rows at or past `cu_q_lens[B]` are unused.
       positions: int32[T], place of each token in its sample.
       slot_ids: int32[T], slot of each row; B for an unused row.
+      parents: int32[T], the row of the token before each one; `NO_PARENT` if that token's K/V is in
+        the cache already.
       cu_q_lens: int32[B+1], where each slot's rows start; a slot may have none.
       kv_lens: int32[B], tokens of each slot in the cache once this step's are written.
       ancestors: uint32[T] or None: bit j says that the row attends to its slot's j-th row of
@@ -23,20 +28,40 @@ class PackedBatch(NamedTuple):
     tokens: jax.Array
     positions: jax.Array
     slot_ids: jax.Array
+    parents: jax.Array
     cu_q_lens: jax.Array
     kv_lens: jax.Array
     ancestors: jax.Array | None = None
     holes: jax.Array | None = None
 
 
-def pack(tokens: jax.Array, starts: jax.Array, q_lens: jax.Array, capacity: int) -> PackedBatch:
+class Guesses(NamedTuple):
+    """Draft tokens that follow the known text of each slot.
+
+    Attributes:
+      tokens: int32[B, k], valid token ids.
+      start: int32[B], the position of each slot's first draft token.
+    """
+
+    tokens: jax.Array
+    start: jax.Array
+
+
+def pack(
+    tokens: jax.Array,
+    starts: jax.Array,
+    q_lens: jax.Array,
+    capacity: int,
+    guesses: Guesses | None = None,
+) -> PackedBatch:
     """Packs `q_lens[b]` tokens of each slot, from position `starts[b]` on.
 
     Args:
-      tokens: int32[B, S], the tokens of each slot, with guesses behind the known ones.
+      tokens: int32[B, S], the known text of each slot.
       starts: int32[B], position of each slot's first row.
       q_lens: int32[B], rows of each slot; their sum is at most `capacity`.
       capacity: T.
+      guesses: the tokens of rows past the known text; None if no row is.
     """
     num_slots = q_lens.shape[0]
     cu_q_lens = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(q_lens, dtype=jnp.int32)])
@@ -45,11 +70,20 @@ def pack(tokens: jax.Array, starts: jax.Array, q_lens: jax.Array, capacity: int)
     found = jnp.searchsorted(cu_q_lens[1:], rows, side="right", method="compare_all")
     slot_ids = found.astype(jnp.int32)
     slot = jnp.minimum(slot_ids, num_slots - 1)
-    positions = jnp.where(slot_ids < num_slots, starts[slot] + rows - cu_q_lens[slot], 0)
+    place = rows - cu_q_lens[slot]
+    used = slot_ids < num_slots
+    positions = jnp.where(used, starts[slot] + place, 0)
+    packed = tokens[slot, positions]
+    if guesses is not None and guesses.tokens.shape[1]:
+        depth = positions - guesses.start[slot]
+        last = guesses.tokens.shape[1] - 1
+        drafted = guesses.tokens[slot, jnp.clip(depth, 0, last)]
+        packed = jnp.where(used & (depth >= 0), drafted, packed)
     return PackedBatch(
-        tokens=tokens[slot, positions],
+        tokens=packed,
         positions=positions,
         slot_ids=slot_ids,
+        parents=jnp.where(used & (place > 0), rows - 1, NO_PARENT),
         cu_q_lens=cu_q_lens,
         kv_lens=starts + q_lens,
     )

@@ -11,16 +11,10 @@ from emsjax.engine.draft import Draft
 from emsjax.engine.ladder import Rung, first_fit
 from emsjax.engine.policy import EMS, Policy
 from emsjax.engine.state import DecodeState
-from emsjax.engine.worth import KV_BLOCK, Load, StepCosts, most_worth
+from emsjax.engine.worth import Economics, most_worth
 
 # How likely a draft token has to be for its row to be worth more than a row of a waiting prompt.
 WORTH_A_PROMPTS_ROW = 0.5
-
-# How much less the tokens of slots that will be done early matter: by this power of their share of
-# the steps that are left.
-URGENCY = 6
-# Steps of one token that each text is thought to begin with, until its own pace shows.
-PACE_STEPS = 8
 
 
 class Plan(NamedTuple):
@@ -46,14 +40,13 @@ def make_plan(
     draft: Draft,
     likely: jax.Array,
     ladder: Sequence[Rung],
-    costs: StepCosts | None = None,
+    economics: Economics | None = None,
     policy: Policy = EMS,
-    others_wait: jax.Array | bool = False,
 ) -> Plan:
     """One row for every live slot, then draft tokens, then prompts, as far as capacity goes.
 
     A slot still reading its prompt drafts nothing. A draft never reaches past the slot's limit:
-    `lens + draft_lens < max_lens`. With `costs`, draft tokens that are not worth their rows are
+    `lens + draft_lens < max_lens`. With `economics`, draft tokens that are not worth their rows are
     left out; beside a prompt, whose rows are many, all are taken that fit and are likely enough.
 
     Args:
@@ -61,14 +54,13 @@ def make_plan(
       draft: the guesses.
       likely: float32[B, k], how likely each is to be accepted if those before it are.
       ladder: shapes of a step, cheapest first.
-      costs: what a step costs on each of them; None to verify all that fits.
+      economics: what a step costs and its tokens are worth; None to verify all that fits.
       policy: what to pad.
-      others_wait: bool[], whether requests wait for a slot.
 
     Raises:
-      ValueError: `costs` with a policy that pads inputs, whose padding they know nothing of.
+      ValueError: `economics` with a policy that pads inputs, whose padding they know nothing of.
     """
-    if costs is not None and policy.pad_inputs:
+    if economics is not None and policy.pad_inputs:
         raise ValueError("steps whose inputs are padded are not planned by their costs")
     capacity = max(rung.capacity for rung in ladder)
     first = state.live.astype(jnp.int32)
@@ -83,11 +75,10 @@ def make_plan(
     survival = survival_of(likely, wanted)
     reading, budget = (waiting > 0).any(), capacity - first.sum()
     worth = None
-    if costs is not None:
-        value = value_of(state, others_wait)
+    if economics is not None:
         too_unlikely = reading & (survival < WORTH_A_PROMPTS_ROW)
-        survival *= value[:, None]
-        worth = most_worth(survival, load_of(state, value), ladder, costs)
+        survival *= economics.load.values[:, None]
+        worth = most_worth(survival, ladder, economics)
         budget = jnp.where(reading, budget, worth.drafts)
         survival = jnp.where(too_unlikely, 0.0, survival)
     draft_lens = trim(survival, budget)
@@ -109,32 +100,6 @@ def _padding(state: DecodeState, draft_lens: jax.Array, decoding: jax.Array) -> 
     used = state.lens + draft_lens + (0 if state.holes is None else state.holes.counts)
     room = jnp.maximum(state.tokens.shape[1] - used, 0)
     return jnp.where(decoding, jnp.minimum(draft_lens.max() - draft_lens, room), 0)
-
-
-def value_of(state: DecodeState, others_wait: jax.Array | bool) -> jax.Array:
-    """What a token of each slot is worth, float32[B], at most 1; 0 where none is live.
-
-    The same for all while requests wait for a slot. Once none does, the batch ends with its last
-    text: tokens of a slot that will need fewer steps than another one, at its pace so far, matter
-    less; the less, the nearer that one is to its limit.
-    """
-    left = jnp.where(state.live, state.max_lens - state.lens, 0).astype(jnp.float32)
-    written = jnp.maximum(state.lens - state.prompt_lens, 0).astype(jnp.float32)
-    taken = state.stats.target_steps.astype(jnp.float32)
-    steps = left * (taken + PACE_STEPS) / (written + PACE_STEPS)
-    last = jnp.argmax(steps)
-    # Most texts end before their limit: far from it nobody knows which one will be the last.
-    known = jnp.sqrt(written[last] / jnp.maximum(written[last] + left[last], 1.0))
-    share = (steps / jnp.maximum(steps[last], 1e-6)) ** (URGENCY * known)
-    share = jnp.where(state.live, share, 0.0)
-    return jnp.where(others_wait, state.live.astype(jnp.float32), share)
-
-
-def load_of(state: DecodeState, value: jax.Array) -> Load:
-    """What the next step has to carry in any case; `value` as from `value_of`."""
-    blocks = (state.kv_lens + KV_BLOCK - 1) // KV_BLOCK
-    cached = jnp.where(state.live, KV_BLOCK * blocks, 0)
-    return Load(state.live.sum(dtype=jnp.int32), value.sum(), cached.sum(dtype=jnp.int32))
 
 
 def trim(survival: jax.Array, budget: jax.Array) -> jax.Array:

@@ -21,7 +21,7 @@ def no_drafts(num_slots: int, draft_length: int, capacity: int) -> jax.Array:
 
 def record_drafts(
     drafts: jax.Array,
-    tokens: jax.Array,
+    guesses: jax.Array,
     lens: jax.Array,
     draft_lens: jax.Array,
     emitting: jax.Array,
@@ -30,15 +30,13 @@ def record_drafts(
 
     Args:
       drafts: int32[B, k, S].
-      tokens: int32[B, S], before the step's are appended: the guesses lie behind the known ones.
-      lens: int32[B], known tokens.
+      guesses: int32[B, k], the step's draft tokens.
+      lens: int32[B], known tokens before the step.
       draft_lens: int32[B], how many guesses were verified.
       emitting: bool[B], the slots that emit tokens in this step.
     """
     num_slots, length, capacity = drafts.shape
     place = jnp.arange(length, dtype=jnp.int32)[None]
-    behind = lens[:, None] + place
-    guesses = jnp.take_along_axis(tokens, behind, axis=1, mode="fill", fill_value=NOTHING)
     guesses = jnp.where(place < draft_lens[:, None], guesses, NOTHING)
     slots = jnp.arange(num_slots, dtype=jnp.int32)
     columns = jnp.where(emitting, lens, capacity)

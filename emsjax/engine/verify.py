@@ -31,13 +31,16 @@ def count_accepted(draft: Draft, draft_lens: jax.Array, predicted: jax.Array) ->
     return jnp.cumprod(hit, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
 
 
-def commit(state: DecodeState, plan: Plan, accepted: jax.Array, chosen: Chosen) -> DecodeState:
+def commit(
+    state: DecodeState, draft: Draft, plan: Plan, accepted: jax.Array, chosen: Chosen
+) -> DecodeState:
     """Appends accepted and bonus tokens, cut exactly at stop tokens and limits.
 
     Rejected tokens leave K/V behind `kv_lens`, to be overwritten.
 
     Args:
       state: before the step, with the step's cache.
+      draft: the guesses.
       plan: of the step.
       accepted: int32[B], see `count_accepted`.
       chosen: [B, k+1]; the first `accepted + 1` are emitted.
@@ -61,7 +64,7 @@ def commit(state: DecodeState, plan: Plan, accepted: jax.Array, chosen: Chosen) 
         stats=_count(state, plan, jnp.minimum(accepted, emitted)),
         sampling=_note(state.sampling, chosen, state.lens, emitted),
         holes=_aligned(state, plan, lens),
-        drafts=_recorded(state, plan),
+        drafts=_recorded(state, draft, plan),
     )
 
 
@@ -73,11 +76,11 @@ def _aligned(state: DecodeState, plan: Plan, lens: jax.Array) -> Holes | None:
     return align(state.holes, lens - 1, grown, _decoding(state, plan), state.max_lens)
 
 
-def _recorded(state: DecodeState, plan: Plan) -> jax.Array | None:
+def _recorded(state: DecodeState, draft: Draft, plan: Plan) -> jax.Array | None:
     """What was drafted, for those who want to see it."""
     if state.drafts is None:
         return None
-    return record_drafts(state.drafts, state.tokens, state.lens, plan.draft_lens, plan.complete)
+    return record_drafts(state.drafts, draft.tokens, state.lens, plan.draft_lens, plan.complete)
 
 
 def _decoding(state: DecodeState, plan: Plan) -> jax.Array:
@@ -93,11 +96,6 @@ def _note(
         return None
     sampling = count_tokens(sampling, chosen.tokens, emitted)
     return sampling.replace(logprobs=record(sampling.logprobs, chosen.logprobs, lens, emitted))
-
-
-def put_draft(state: DecodeState, draft: Draft) -> DecodeState:
-    """Writes the guesses behind each slot's known tokens, where packing finds them."""
-    return state.replace(tokens=_append(state.tokens, state.lens, draft.tokens, draft.lens))
 
 
 def _append(tokens: jax.Array, lens: jax.Array, new: jax.Array, count: jax.Array) -> jax.Array:

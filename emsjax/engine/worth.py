@@ -13,15 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from emsjax.engine.ladder import Rung, for_drafts
+from emsjax.engine.load import Load
 
 # How much more verifying has to promise than plain decoding gives. The best of several estimates is
 # more often one that is too high than one that is too low: promises were 8 to 18% above what came
 # of them (SmolLM2, 8 and 16 slots, summaries, on a CPU).
 CAUTION = 1.15
-
-
-# Tokens of a slot's cache that attention reads together, about: a part of them costs as much.
-KV_BLOCK = 256
 
 
 class StepCosts(NamedTuple):
@@ -44,19 +41,16 @@ def without_prompts(costs: StepCosts, ladder: Sequence[Rung], draft_length: int)
     return costs._replace(rungs=rungs)
 
 
-class Load(NamedTuple):
-    """What a step has to carry in any case.
+class Economics(NamedTuple):
+    """What the tokens of a step are worth, and what computing them costs.
 
     Attributes:
-      live: int32[], slots that emit.
-      value: float32[], what their next tokens are worth together; one of a slot that matters most
-        is worth 1.
-      cached: int32[], places in the cache of all of them, in whole blocks of `KV_BLOCK`.
+      costs: of the ladder's rungs.
+      load: of this step.
     """
 
-    live: jax.Array
-    value: jax.Array
-    cached: jax.Array
+    costs: StepCosts
+    load: Load
 
 
 class Worth(NamedTuple):
@@ -77,9 +71,8 @@ class Worth(NamedTuple):
 
 def most_worth(
     survival: jax.Array,
-    load: Load,
     ladder: Sequence[Rung],
-    costs: StepCosts,
+    economics: Economics,
     drafted: jax.Array | float = 0.0,
 ) -> Worth:
     """The rung with most expected tokens a second.
@@ -87,11 +80,11 @@ def most_worth(
     Args:
       survival: float32[B, k], how likely each draft token and all before it are to be accepted,
         times what a token of its slot is worth; 0 for what may not be verified.
-      load: the slots; no more live ones than the largest capacity.
       ladder: rungs; a draft rung has `max_q_len` of k + 1 at least, a plain one of 1.
-      costs: of this ladder.
+      economics: of this step and ladder; no more live slots than the largest capacity.
       drafted: tokens drafted for each slot, to be paid for with the step.
     """
+    costs, load = economics
     capacities = jnp.asarray([rung.capacity for rung in ladder], jnp.int32)
     plain = jnp.asarray([rung.max_q_len == 1 for rung in ladder])
     some = (survival > 0).sum(dtype=jnp.int32)
@@ -100,7 +93,7 @@ def most_worth(
     counts = jnp.minimum(room, some)
     likeliest = -jnp.sort(-survival.ravel())
     added = jnp.concatenate([jnp.zeros(1, jnp.float32), jnp.cumsum(likeliest)])
-    expected = load.value + added[jnp.maximum(counts, 0)]
+    expected = load.values.sum() + added[jnp.maximum(counts, 0)]
     seconds = costs.rungs + costs.cached * load.cached.astype(jnp.float32)
     seconds += costs.draft * jnp.asarray(drafted, jnp.float32)
     rates = jnp.where(room >= 0, expected / seconds, -1.0)
@@ -112,18 +105,16 @@ def most_worth(
 def worth_drafting(
     survival: jax.Array,
     found: jax.Array,
-    load: Load,
     ladder: Sequence[Rung],
-    costs: StepCosts,
+    economics: Economics,
 ) -> jax.Array:
     """How many tokens to draft for each slot, 0 to k, before any is drafted; int32[].
 
     Args:
       survival: float32[B, k], as for `most_worth`, as far as it can be told by then.
       found: float32[B, f], the same for drafts that are there already; a slot takes the better one.
-      load: the slots.
       ladder: rungs.
-      costs: of this ladder.
+      economics: of this step and ladder.
     """
     lengths = jnp.arange(survival.shape[1] + 1, dtype=jnp.int32)
 
@@ -132,6 +123,6 @@ def worth_drafting(
         better = (shown.sum(axis=1) > found.sum(axis=1))[:, None]
         some = [jnp.where(better, shown, 0.0), jnp.where(better, 0.0, found)]
         drafted = length.astype(jnp.float32)
-        return most_worth(jnp.concatenate(some, axis=1), load, ladder, costs, drafted).promise
+        return most_worth(jnp.concatenate(some, axis=1), ladder, economics, drafted).promise
 
     return jnp.argmax(jax.vmap(promise)(lengths)).astype(jnp.int32)

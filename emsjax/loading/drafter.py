@@ -22,7 +22,7 @@ _SHIPPED = Path(__file__).parents[1] / "drafts"
 def shipped_draft(target: LoadedModel) -> Path | None:
     """The draft that comes with this package for the target, if there is one."""
     for file in sorted(_SHIPPED.glob(f"*/{MANIFEST}")):
-        if is_for(read_manifest(file.parent), _embedding(target)):
+        if is_for(read_manifest(file.parent), target.model.embedding_kernel):
             return file.parent
     return None
 
@@ -52,7 +52,7 @@ def load_drafter(
         name=loaded.name,
         weights=weights,
         merge=partial(nnx.merge, graphdef),
-        vocab_size=_model(target).vocab_size,
+        vocab_size=target.model.vocab_size,
         draft_length=draft_length,
         narrowest=narrowest,
     )
@@ -65,7 +65,7 @@ def check_vocabulary(draft: LoadedModel, target: LoadedModel) -> None:
       UserError: names the first difference.
     """
     if draft.tokenizer is None or target.tokenizer is None:
-        sizes = _model(draft).vocab_size, _model(target).vocab_size
+        sizes = draft.model.vocab_size, target.model.vocab_size
         if sizes[0] == sizes[1]:
             return
         raise UserError(
@@ -104,7 +104,7 @@ def _warn_if_larger(draft: LoadedModel, target: LoadedModel) -> None:
 
 def _recurrent(directory: Path, target: LoadedModel, draft_length: int) -> Recurrent:
     manifest = read_manifest(directory)
-    embedding = _embedding(target)
+    embedding = target.model.embedding_kernel
     if not is_for(manifest, embedding):
         raise UserError(
             f"the draft {directory} was trained for {manifest.target}, not for {target.name}: "
@@ -118,7 +118,7 @@ def _recurrent(directory: Path, target: LoadedModel, draft_length: int) -> Recur
         name=f"{directory.name} {manifest.sizes}",
         weights=(jax.device_put(params), share(target, token_ids)),
         merge=partial(nnx.merge, graphdef),
-        vocab_size=_model(target).vocab_size,
+        vocab_size=target.model.vocab_size,
         hidden_size=embedding.shape[1],
         draft_length=draft_length,
     )
@@ -126,14 +126,5 @@ def _recurrent(directory: Path, target: LoadedModel, draft_length: int) -> Recur
 
 def share(target: LoadedModel, token_ids: Any) -> Shared:
     """What a draft has from its target; only the rows of the output projection are copied."""
-    model, ids = _model(target), jnp.asarray(token_ids, jnp.int32)
-    head = model.embedder.tokens if model.head is None else model.head.kernel
-    return Shared(_embedding(target), head[...][ids], ids)
-
-
-def _embedding(target: LoadedModel) -> jax.Array:
-    return _model(target).embedder.tokens[...]
-
-
-def _model(loaded: LoadedModel) -> Any:
-    return loaded.model
+    ids = jnp.asarray(token_ids, jnp.int32)
+    return Shared(target.model.embedding_kernel, target.model.output_kernel[ids], ids)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flax import nnx
 
+from emsjax.engine.model import Model
 from emsjax.errors import UserError
 from emsjax.loading.build import read_weights, supported
 from emsjax.loading.default_model import DEFAULT_NAME, default_model_dir
@@ -34,7 +35,7 @@ class LoadedModel:
       hf_config: its Hugging Face configuration, every default filled in.
     """
 
-    model: nnx.Module
+    model: Model
     tokenizer: "PreTrainedTokenizerBase | None"
     eos_token_ids: tuple[int, ...]
     name: str

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.costs.hardware import GPU_SHARE
-from emsjax.costs.roofline import Sizes
 from emsjax.engine.engine import Engine
 from emsjax.engine.ladder import Rung
+from emsjax.engine.model import Sizes
 from emsjax.engine.worth import StepCosts
 from emsjax.errors import UserError
 from emsjax.pallas_kernels.ahead import find_device, on_tpu

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 
 from emsjax.build_engine import CAPACITY_MULTIPLE, choose_ladder
 from emsjax.costs.hardware import Hardware
-from emsjax.costs.roofline import Sizes, attended, estimated_costs, sizes_of
+from emsjax.costs.roofline import attended, estimated_costs
 from emsjax.drafters import PromptLookup
 from emsjax.engine.engine import Engine
 from emsjax.engine.ladder import Rung
+from emsjax.engine.model import Model, Sizes
 from emsjax.engine.worth import StepCosts
 from emsjax.loading.build import shape_of_model
 from emsjax.shapes import round_up
@@ -71,7 +72,7 @@ class Setting:
 
     def sizes(self) -> Sizes:
         """Of the model."""
-        return sizes_of(self._model())
+        return self._model().sizes
 
     def ladder(self) -> tuple[Rung, ...]:
         """Shapes of a step."""
@@ -99,8 +100,8 @@ class Setting:
             self.ladder(),
             num_slots=self.num_slots,
             capacity=self.capacity,
-            costs=self.costs(sizes_of(model)),
+            costs=self.costs(model.sizes),
         )
 
-    def _model(self) -> Any:
+    def _model(self) -> Model:
         return shape_of_model(self.config, jnp.dtype(self.dtype))

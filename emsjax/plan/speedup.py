@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from emsjax.engine.ladder import Rung
-from emsjax.engine.worth import Load, StepCosts, most_worth, without_prompts
+from emsjax.engine.load import Load
+from emsjax.engine.worth import Economics, StepCosts, most_worth, without_prompts
 
 
 class Speedup(NamedTuple):
@@ -48,9 +49,9 @@ def expected_speedup(
     every = jnp.asarray(np.tile(survival.astype(np.float32), (num_slots, 1)))
     cached = num_slots * context
     slots = jnp.asarray(num_slots, jnp.int32)
-    load = Load(slots, slots.astype(jnp.float32), jnp.asarray(cached, jnp.int32))
+    load = Load(slots, jnp.ones(num_slots, jnp.float32), jnp.asarray(cached, jnp.int32))
     # The planner takes the ladder's numbers as the loop has them: on the device.
-    best = most_worth(every, load, ladder, _on_device(costs))
+    best = most_worth(every, ladder, Economics(_on_device(costs), load))
     plain = num_slots / _seconds(costs, _first_fit(ladder, num_slots, 1), cached)
     whole = _first_fit(ladder, num_slots * (draft_length + 1), draft_length + 1)
     fixed = num_slots * (1 + float(survival.sum())) / _seconds(costs, whole, cached)

@@ -7,7 +7,6 @@ break. That is a function of the prefix alone, so speculation stays exact.
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from emsjax.sampling.rows import Rows
@@ -29,15 +28,13 @@ def _class_of(text: str) -> int:
     return (INDENTATION if blanks else LINE_BREAK) if breaks else 0
 
 
-def is_hard(rows: Rows, tokens: jax.Array, token_classes: jax.Array) -> jax.Array:
+def is_hard(rows: Rows, token_classes: jax.Array) -> jax.Array:
     """Whether each row's next token begins an indented line, bool[W].
 
     Args:
       rows: which rows.
-      tokens: int32[B, S], tokens of all slots.
       token_classes: uint8[V], see `classify`.
     """
-    last = token_classes[tokens[rows.slots, rows.positions]]
-    before = token_classes[tokens[rows.slots, jnp.maximum(rows.positions - 1, 0)]]
+    last, before = token_classes[rows.tokens], token_classes[rows.before]
     blanks_behind_break = ((last & BLANK) > 0) & ((before & LINE_BREAK) > 0)
     return ((last & INDENTATION) > 0) | (blanks_behind_break & (rows.positions > 0))

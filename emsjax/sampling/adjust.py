@@ -1,13 +1,12 @@
-"""What changes logits before anything is chosen: bias, forbidden tokens, penalties.
+"""Changes to logits before a token is chosen: bias, forbidden tokens, penalties.
 
-Each row is adjusted as the prefix that it has demands: the tokens of the slot up to the row, drafts
-among them.
+Each row is adjusted for its own prefix, draft tokens included.
 """
 
 import jax
 import jax.numpy as jnp
 
-from emsjax.sampling.rows import Rows, Slots
+from emsjax.sampling.rows import NO_TOKEN, Rows, Slots
 from emsjax.sampling.state import SamplingState
 
 
@@ -19,7 +18,7 @@ def adjust(logits: jax.Array, rows: Rows, state: Slots, sampling: SamplingState)
     slots = rows.slots
     logits = logits + sampling.bias[slots]
     logits = _forbid_stops(logits, rows, state, sampling)
-    counts = _counts(rows, state, sampling)
+    counts = _counts(rows, sampling)
     seen = sampling.in_prompt[slots] | (counts > 0)
     repetition = jnp.where(seen, sampling.repetition_penalty[slots][:, None], 1.0)
     logits = jnp.where(logits > 0, logits / repetition, logits * repetition)
@@ -38,13 +37,9 @@ def _forbid_stops(
     return logits.at[numbers, columns].set(-jnp.inf, mode="drop")
 
 
-def _counts(rows: Rows, state: Slots, sampling: SamplingState) -> jax.Array:
+def _counts(rows: Rows, sampling: SamplingState) -> jax.Array:
     """How often each token is in the output that the row follows, int32[W, V]."""
-    slots, draft_length = rows.slots, state.stats.drafted.shape[1]
-    capacity, vocab_size = state.tokens.shape[1], sampling.counts.shape[1]
-    steps = jnp.arange(draft_length, dtype=jnp.int32)[None]
-    places = state.lens[slots][:, None] + steps
-    drafted = state.tokens[slots[:, None], jnp.minimum(places, capacity - 1)]
-    columns = jnp.where(places <= rows.positions[:, None], drafted, vocab_size)
-    numbers = jnp.arange(slots.shape[0], dtype=jnp.int32)[:, None]
-    return sampling.counts[slots].at[numbers, columns].add(1, mode="drop")
+    vocab_size = sampling.counts.shape[1]
+    columns = jnp.where(rows.path == NO_TOKEN, vocab_size, rows.path)
+    numbers = jnp.arange(columns.shape[0], dtype=jnp.int32)[:, None]
+    return sampling.counts[rows.slots].at[numbers, columns].add(1, mode="drop")

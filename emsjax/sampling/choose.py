@@ -32,8 +32,8 @@ def choose(logits: jax.Array, rows: Rows, state: Slots) -> Chosen:
 
     Args:
       logits: float32[W, V], the model's.
-      rows: where they stand.
-      state: of all slots, with this step's drafts behind their known tokens.
+      rows: the prefixes that the logits follow.
+      state: of all slots.
     """
     sampling = state.sampling
     if sampling is None:
@@ -44,10 +44,10 @@ def choose(logits: jax.Array, rows: Rows, state: Slots) -> Chosen:
         lambda: logits,
     )
     tokens = first_max(adjusted)
-    hot = (_temperature(rows, state, sampling) > 0) & state.live[rows.slots]
+    hot = (_temperature(rows, sampling) > 0) & state.live[rows.slots]
     tokens = jax.lax.cond(
         hot.any(),
-        lambda: jnp.where(hot, _sample(adjusted, rows, state, sampling), tokens),
+        lambda: jnp.where(hot, _sample(adjusted, rows, sampling), tokens),
         lambda: tokens,
     )
     wanted = (sampling.wants_logprobs & state.live).any()
@@ -57,13 +57,13 @@ def choose(logits: jax.Array, rows: Rows, state: Slots) -> Chosen:
     return Chosen(tokens, logprobs)
 
 
-def _temperature(rows: Rows, state: Slots, sampling: SamplingState) -> jax.Array:
-    hard = is_hard(rows, state.tokens, sampling.token_classes)
+def _temperature(rows: Rows, sampling: SamplingState) -> jax.Array:
+    hard = is_hard(rows, sampling.token_classes)
     return jnp.where(hard, sampling.adapt_temperature[rows.slots], sampling.temperature[rows.slots])
 
 
-def _sample(logits: jax.Array, rows: Rows, state: Slots, sampling: SamplingState) -> jax.Array:
+def _sample(logits: jax.Array, rows: Rows, sampling: SamplingState) -> jax.Array:
     slots = rows.slots
-    x = scale(logits, _temperature(rows, state, sampling))
+    x = scale(logits, _temperature(rows, sampling))
     filters = Filters(sampling.top_k[slots], sampling.top_p[slots], sampling.min_p[slots])
     return draw(keep(x, filters), sampling.keys[slots], rows.positions)

@@ -163,11 +163,11 @@ def _write(
     writing: Writing,
     done: set[tuple[int, int]],
 ) -> Iterator[Text]:
-    model: Any = target.model
+    model = target.model
     longest = max(map(len, prompts), default=0) + writing.max_tokens
     engine = _Watched(
         model,
-        Recorder(model.embedder.tokens.shape[1]),
+        Recorder(model.embedding_kernel.shape[1]),
         choose_ladder(writing.batch_size, 0, exact=False),
         num_slots=writing.batch_size,
         capacity=round_up(min(longest, model.max_positions), CAPACITY_MULTIPLE),
@@ -183,7 +183,7 @@ def _jobs(
     writing: Writing,
     done: set[tuple[int, int]],
 ) -> Iterator[Job]:
-    model: Any = target.model
+    model = target.model
     stop_ids = () if writing.ignore_eos else target.eos_token_ids
     for number, prompt in enumerate(prompts):
         group = object()

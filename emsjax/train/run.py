@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from emsjax.errors import UserError
 from emsjax.host.files import replace_text
@@ -66,11 +65,11 @@ def train(
             f"{target.name} wrote no texts of two tokens or more to learn from or to evaluate on, "
             f"in answer to {len(prompts)} prompts: give others"
         )
-    model: Any = target.model
+    model = target.model
     token_ids = frequent_tokens(learn, model.vocab_size, min(training.vocabulary, model.vocab_size))
     config = RecurrentConfig(
-        model.embedder.tokens.shape[1],
-        training.width or model.config.intermediate_size,
+        model.embedding_kernel.shape[1],
+        training.width or model.intermediate_size,
         training.layers,
     )
     log = _Log(training.output, on_progress)
@@ -150,13 +149,13 @@ def _manifest(
     learn: Sequence[Text],
     log: _Log,
 ) -> DraftManifest:
-    model: Any = target.model
+    model = target.model
     sources = [file.name for file in training.inputs]
     sources += ["its own making"] if training.own_prompts else []
     accepted = [round(value, 3) for each in log.progress[-1:] for value in each.accepted]
     return DraftManifest(
         target=target.name,
-        probe=probe(model.embedder.tokens[...]),
+        probe=probe(model.embedding_kernel),
         sizes=asdict(config),
         trained_on=(
             f"{sum(len(text.tokens) for text in learn)} tokens that {target.name} wrote in answer "

@@ -18,6 +18,18 @@ BACKENDS = MappingProxyType(
 )
 
 
+def cache_places(slot_ids: jax.Array, cu_q_lens: jax.Array, kv_lens: jax.Array) -> jax.Array:
+    """Where in its slot's cache each packed row's K/V belongs, int32[T]; the same in every layer.
+
+    Args:
+      slot_ids: int32[T], the slot of each row; B for an unused row, whose place means nothing.
+      cu_q_lens: int32[B+1], where each slot's rows start.
+      kv_lens: int32[B], tokens of each slot valid once these rows are written.
+    """
+    rows_after = cu_q_lens[slot_ids + 1] - jnp.arange(slot_ids.shape[0], dtype=jnp.int32)
+    return kv_lens[slot_ids] - rows_after
+
+
 def update_kv_cache(
     cache: jax.Array,
     k: jax.Array,
@@ -27,6 +39,7 @@ def update_kv_cache(
     slot_ids: jax.Array,
     cu_q_lens: jax.Array,
     kv_lens: jax.Array,
+    places: jax.Array | None = None,
     backend: str | None = None,
 ) -> jax.Array:
     """Writes the K/V of packed rows into the cache, in place where the caller donates it.
@@ -41,6 +54,7 @@ def update_kv_cache(
       slot_ids: int32[T], the slot of each row; B for an unused row, which writes nothing.
       cu_q_lens: int32[B+1], where each slot's rows start.
       kv_lens: int32[B], tokens of each slot valid once these rows are written.
+      places: int32[T], `cache_places` of the last three; None computes them here.
       backend: "reference" (XLA, anywhere) or "tpu"; None picks the platform's where it can be
         used, else the reference.
 
@@ -63,4 +77,5 @@ def update_kv_cache(
         cache_shape=cache.shape,
     )
     update = pick("update_kv_cache", BACKENDS, backend, cache, k)
-    return update(cache, k, v, layer, slot_ids, cu_q_lens, kv_lens)
+    places = cache_places(slot_ids, cu_q_lens, kv_lens) if places is None else places
+    return update(cache, k, v, layer, slot_ids, places, cu_q_lens[-1:])

@@ -1,7 +1,6 @@
 """Writing new K/V into the cache as an XLA scatter, which stays in place under jit."""
 
 import jax
-import jax.numpy as jnp
 
 from emsjax.pallas_kernels.kv_layout import pack_kv
 
@@ -12,11 +11,10 @@ def update_kv_cache(
     v: jax.Array,  # [T, K, H]
     layer: jax.Array,  # int32[]
     slot_ids: jax.Array,  # int32[T]
-    cu_q_lens: jax.Array,  # int32[B+1]
-    kv_lens: jax.Array,  # int32[B]
+    places: jax.Array,  # int32[T]
+    used: jax.Array,  # int32[1]
 ) -> jax.Array:
     """See `api.update_kv_cache`."""
-    rows_after = cu_q_lens[slot_ids + 1] - jnp.arange(k.shape[0], dtype=jnp.int32)
-    kv_positions = kv_lens[slot_ids] - rows_after
+    del used
     # Unused rows have slot B, which is out of bounds: they are dropped.
-    return cache.at[layer, slot_ids, kv_positions].set(pack_kv(k, v, cache), mode="drop")
+    return cache.at[layer, slot_ids, places].set(pack_kv(k, v, cache), mode="drop")

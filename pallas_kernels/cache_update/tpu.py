@@ -42,12 +42,11 @@ def update_kv_cache(
     v: jax.Array,  # [T, K, H]
     layer: jax.Array,  # int32[]
     slot_ids: jax.Array,  # int32[T]
-    cu_q_lens: jax.Array,  # int32[B+1]
-    kv_lens: jax.Array,  # int32[B]
+    places: jax.Array,  # int32[T]
+    used: jax.Array,  # int32[1], rows that belong to a slot
 ) -> jax.Array:
     """See `api.update_kv_cache`."""
-    rows_after = cu_q_lens[slot_ids + 1] - jnp.arange(k.shape[0], dtype=jnp.int32)
-    scalars = (jnp.reshape(layer, 1), slot_ids, kv_lens[slot_ids] - rows_after, cu_q_lens[-1:])
+    scalars = (jnp.reshape(layer, 1), slot_ids, places, used)
     rows = pack_kv(k, v, cache)
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
     call = pl.pallas_call(

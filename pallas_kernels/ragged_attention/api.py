@@ -1,21 +1,38 @@
-"""Attention of packed rows, each over its own sample's cache of its own length."""
+"""Ragged attention: packed rows, each over its own slot's cache up to that slot's length."""
 
 from types import MappingProxyType
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
 from emsjax.pallas_kernels.backends import Backend, always_supported, pick
-from emsjax.pallas_kernels.checks import check_attention, check_values
+from emsjax.pallas_kernels.checks import check_attention, check_lengths, check_values
 from emsjax.pallas_kernels.ragged_attention import gpu, reference, tpu
 
 BACKENDS = MappingProxyType(
     {
-        "reference": Backend(reference.ragged_attention, always_supported),
-        "tpu": Backend(tpu.ragged_attention, tpu.unsupported),
-        "gpu": Backend(gpu.ragged_attention, gpu.unsupported),
+        "reference": Backend(reference.prepare, always_supported),
+        "tpu": Backend(tpu.prepare, tpu.unsupported),
+        "gpu": Backend(gpu.prepare, gpu.unsupported),
     }
 )
+
+
+class Attend(Protocol):
+    """`ragged_attention` without the arguments that `prepare` took."""
+
+    def __call__(
+        self,
+        q: jax.Array,
+        cache: jax.Array,
+        *,
+        layer: jax.Array,
+        scale: float,
+        window: int | jax.Array | None = None,
+        soft_cap: float | None = None,
+    ) -> jax.Array:
+        """[T, N, H] in q's dtype; see `ragged_attention`."""
 
 
 def ragged_attention(
@@ -43,8 +60,8 @@ def ragged_attention(
         s = soft_cap * tanh(scale * (k @ q) / soft_cap)      # plain scale * (k @ q) without cap
         softmax(s where position <= p and position > p - window) @ v
 
-    Nothing at or past `kv_lens` is used, and a row's result does not depend on other slots, nor on
-    the rows behind it as long as their values are finite.
+    Nothing at or past `kv_lens` is used. A row's result does not depend on other slots, nor on the
+    slot's later rows as long as their values are finite.
 
     Args:
       q: packed queries [T, N, H].
@@ -61,9 +78,9 @@ def ragged_attention(
         of its slot in this buffer (at most 32 rows a slot then); a row's own bit must be set.
         None means a chain.
       holes: bool[B, S], places before `kv_lens` that hold nothing and are not attended to; None
-        where there are none. What lies there must be finite. Windows count them.
+        if there are none. Their contents must be finite. Windows count them.
       backend: "reference" (XLA, anywhere), "tpu" or "gpu" (Hopper); None picks the platform's
-        where it can be used, else the reference.
+        if it can be used, else the reference.
 
     Returns:
       [T, N, H] in q's dtype; zeros in unused rows.
@@ -71,43 +88,77 @@ def ragged_attention(
     Raises:
       ValueError: an argument has a wrong shape or type, or the named backend cannot be used.
     """
-    layer, cu_q_lens, kv_lens = map(jnp.asarray, (layer, cu_q_lens, kv_lens))
-    check_attention(
+    attend = prepare(
         q,
         cache,
-        layer,
-        cu_q_lens,
-        kv_lens,
-        ancestors,
-        num_kv_heads,
-        max_q_len,
-        scale,
-        window,
-        soft_cap,
-        holes,
-    )
-    check_values(
-        cu_q_lens,
-        kv_lens,
-        layer,
-        window=window,
-        num_rows=q.shape[0],
-        max_q_len=max_q_len,
-        cache_shape=cache.shape,
-    )
-    attend = pick("ragged_attention", BACKENDS, backend, q, cache, num_kv_heads, holes)
-    options = {} if holes is None else {"holes": holes}
-    return attend(
-        q,
-        cache,
-        layer,
-        cu_q_lens,
-        kv_lens,
-        ancestors,
+        cu_q_lens=cu_q_lens,
+        kv_lens=kv_lens,
         num_kv_heads=num_kv_heads,
         max_q_len=max_q_len,
-        scale=scale,
-        window=window,
-        soft_cap=soft_cap,
-        **options,
+        ancestors=ancestors,
+        holes=holes,
+        backend=backend,
     )
+    return attend(q, cache, layer=layer, scale=scale, window=window, soft_cap=soft_cap)
+
+
+def prepare(
+    q: jax.Array | jax.ShapeDtypeStruct,
+    cache: jax.Array | jax.ShapeDtypeStruct,
+    *,
+    cu_q_lens: jax.Array,
+    kv_lens: jax.Array,
+    num_kv_heads: int,
+    max_q_len: int,
+    ancestors: jax.Array | None = None,
+    holes: jax.Array | None = None,
+    backend: str | None = None,
+) -> Attend:
+    """Derives from the lengths what all layers of a step share, and returns their attention.
+
+    A layer's scan would otherwise cut the rows into tiles anew in every layer.
+
+    Args:
+      q: queries, or only their shape [T, N, H] and dtype.
+      cache: as for `ragged_attention`, or only its shape and dtype.
+      cu_q_lens: as for `ragged_attention`, like all that follow.
+      kv_lens: int32[B].
+      num_kv_heads: K.
+      max_q_len: static bound on the rows of one slot.
+      ancestors: uint32[T] or None.
+      holes: bool[B, S] or None.
+      backend: its name or None.
+
+    Raises:
+      ValueError: an argument has a wrong shape or type, or the named backend cannot be used.
+    """
+    cu_q_lens, kv_lens = map(jnp.asarray, (cu_q_lens, kv_lens))
+    check_lengths(q, cache, cu_q_lens, kv_lens, ancestors, num_kv_heads, max_q_len, holes)
+    implementation = pick("ragged_attention", BACKENDS, backend, q, cache, num_kv_heads)
+    sizes = {"num_kv_heads": num_kv_heads, "max_q_len": max_q_len}
+    run = implementation(q, cache, cu_q_lens, kv_lens, ancestors, holes, **sizes)
+    shapes = (q.shape, q.dtype), (cache.shape, cache.dtype)
+
+    def attend(
+        q: jax.Array,
+        cache: jax.Array,
+        *,
+        layer: jax.Array,
+        scale: float,
+        window: int | jax.Array | None = None,
+        soft_cap: float | None = None,
+    ) -> jax.Array:
+        layer = jnp.asarray(layer)
+        check_attention(q, cache, shapes, layer, scale, window, soft_cap)
+        check_values(
+            cu_q_lens,
+            kv_lens,
+            layer,
+            window=window,
+            num_rows=q.shape[0],
+            max_q_len=max_q_len,
+            cache_shape=cache.shape,
+        )
+        return run(q, cache, layer, scale=scale, window=window, soft_cap=soft_cap)
+
+    return attend

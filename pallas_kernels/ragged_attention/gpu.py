@@ -8,6 +8,7 @@ row's sums are made in the same order whatever else is in the batch; XLA combine
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from emsjax.pallas_kernels import hopper
 from emsjax.pallas_kernels.ragged_attention.tiles import (
+    Prepared,
     TileFacts,
     cut_rows,
     join_rows,
@@ -103,11 +105,8 @@ class _Running(NamedTuple):
     total: Any  # float32[M]
 
 
-def unsupported(
-    q: jax.Array, cache: jax.Array, num_kv_heads: int, holes: jax.Array | None = None
-) -> str | None:
+def unsupported(q: jax.Array, cache: jax.Array, num_kv_heads: int) -> str | None:
     """Why the kernel cannot be used, or None if it can."""
-    del holes
     _, num_heads, head_dim = q.shape
     group, capacity, no_hopper = num_heads // num_kv_heads, cache.shape[2], hopper.no_hopper()
     problems = (
@@ -303,44 +302,77 @@ def _write(values: jax.Array, shared: Any, out: Any) -> None:
         hopper.store(shared, out.at[slice(None), pl.ds(lane, width)])
 
 
-def ragged_attention(
-    q: jax.Array,  # [T, N, H]
-    cache: jax.Array,  # [L, B, S, R, 128]
-    layer: jax.Array,  # int32[]
+def prepare(
+    q: jax.ShapeDtypeStruct,  # [T, N, H]
+    cache: jax.ShapeDtypeStruct,  # [L, B, S, R, 128]
     cu_q_lens: jax.Array,  # int32[B+1]
     kv_lens: jax.Array,  # int32[B]
     ancestors: jax.Array | None,  # uint32[T]
+    holes: jax.Array | None,  # bool[B, S]
     *,
+    num_kv_heads: int,
+    max_q_len: int,
+) -> Callable[..., jax.Array]:
+    """See `api.prepare`."""
+    num_rows, num_heads, _ = q.shape
+    group = num_heads // num_kv_heads
+    blocks = _blocks(q, cache, num_kv_heads, max_q_len)
+    tiles = query_tiles(cu_q_lens, num_rows, max_q_len, blocks.q)
+    if ancestors is not None:
+        bits = jax.lax.bitcast_convert_type(ancestors, jnp.int32)
+        bits = jnp.broadcast_to(bits[:, None, None, None], (num_rows, 1, group, 1))
+        ancestors = cut_rows(bits, tiles, blocks.height)[:, 0, :, 0]
+    if holes is not None:
+        holes = holes.astype(jnp.int32).reshape(-1)
+    facts = tile_facts(tiles, cu_q_lens, kv_lens)
+    prepared = Prepared(tiles, facts, ancestors, holes)
+    return functools.partial(
+        _attend, prepared=prepared, num_kv_heads=num_kv_heads, max_q_len=max_q_len
+    )
+
+
+def _attend(
+    q: jax.Array,  # [T, N, H]
+    cache: jax.Array,  # [L, B, S, R, 128]
+    layer: jax.Array,  # int32[]
+    *,
+    prepared: Prepared,
     num_kv_heads: int,
     max_q_len: int,
     scale: float,
     window: int | jax.Array | None,
     soft_cap: float | None,
-    holes: jax.Array | None = None,  # bool[B, S]
 ) -> jax.Array:
     """See `api.ragged_attention`."""
     num_rows, num_heads, head_dim = q.shape
-    num_layers, num_slots, capacity, *token = cache.shape
+    num_layers, _, capacity, *token = cache.shape
     group = num_heads // num_kv_heads
-    blocks = gpu_blocks(capacity, head_dim, group, max_q_len, num_slots * num_kv_heads)
+    blocks = _blocks(q, cache, num_kv_heads, max_q_len)
+    tiles, facts, ancestors, holes = prepared
     windowed, tree, holed = (x is not None for x in (window, ancestors, holes))
     options = _Options(num_kv_heads, scale, windowed, tree, holed, soft_cap, blocks, capacity)
-    tiles = query_tiles(cu_q_lens, num_rows, max_q_len, blocks.q)
 
-    inputs = [jnp.reshape(layer, 1), *tile_facts(tiles, cu_q_lens, kv_lens)]
+    inputs = [jnp.reshape(layer, 1), *facts]
     if window is not None:
         inputs.append(jnp.reshape(jnp.asarray(window, jnp.int32), 1))
-    if ancestors is not None:
-        bits = jax.lax.bitcast_convert_type(ancestors, jnp.int32)
-        bits = jnp.broadcast_to(bits[:, None, None, None], (num_rows, 1, group, 1))
-        inputs.append(cut_rows(bits, tiles, blocks.q, blocks.height)[:, 0, :, 0])
-    if holes is not None:
-        inputs.append(holes.astype(jnp.int32).reshape(-1))
+    inputs += [x for x in (ancestors, holes) if x is not None]
     by_head = q.reshape(num_rows, num_kv_heads, group, head_dim)
-    inputs.append(cut_rows(by_head, tiles, blocks.q, blocks.height))
+    inputs.append(cut_rows(by_head, tiles, blocks.height))
     inputs.append(cache.reshape(num_layers, -1, math.prod(token)))
     sections = _combine(*_call(inputs, options))
-    return join_rows(sections.astype(q.dtype), tiles, blocks.q, group, cu_q_lens)
+    return join_rows(sections.astype(q.dtype), tiles, group)
+
+
+def _blocks(
+    q: jax.ShapeDtypeStruct | jax.Array,
+    cache: jax.ShapeDtypeStruct | jax.Array,
+    num_kv_heads: int,
+    max_q_len: int,
+) -> GPUBlocks:
+    _, num_heads, head_dim = q.shape
+    _, num_slots, capacity = cache.shape[:3]
+    group = num_heads // num_kv_heads
+    return gpu_blocks(capacity, head_dim, group, max_q_len, num_slots * num_kv_heads)
 
 
 def _call(inputs: list[jax.Array], options: _Options) -> tuple[jax.Array, jax.Array, jax.Array]:

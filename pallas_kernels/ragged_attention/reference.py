@@ -6,7 +6,9 @@ the capacity S. Blocks start at absolute positions: a row's sums are made in the
 whatever else is in the buffer.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,7 +16,12 @@ import jax.numpy as jnp
 
 from emsjax.pallas_kernels.backends import target_platform
 from emsjax.pallas_kernels.kv_layout import read_kv
-from emsjax.pallas_kernels.ragged_attention.tiles import query_tiles
+from emsjax.pallas_kernels.ragged_attention.tiles import (
+    Prepared,
+    TileFacts,
+    query_tiles,
+    tile_facts,
+)
 from emsjax.pallas_kernels.ragged_attention.tuning import BLOCKS, tile_height
 
 # Finite, so that a row whose first blocks are all masked has no inf - inf.
@@ -27,9 +34,7 @@ class _Tile(NamedTuple):
     queries: jax.Array  # [K, rows * G, H]
     positions: jax.Array  # int32[rows * G], where each row's own K/V lies
     ancestors: jax.Array | None  # uint32[rows * G]
-    slot: jax.Array  # int32[]
-    q_start: jax.Array  # int32[], cache position of the slot's first row of this step
-    kv_len: jax.Array  # int32[], 0 for an unused tile
+    facts: TileFacts  # int32[] each
 
 
 def _visible(
@@ -39,7 +44,7 @@ def _visible(
     row, column = tile.positions[:, None], kv_positions[None, :]
     visible = (column <= row) & there[None, :]
     if tile.ancestors is not None:
-        draft = column - tile.q_start
+        draft = column - tile.facts.q_start
         bit = (tile.ancestors[:, None] >> jnp.clip(draft, 0, 31).astype(jnp.uint32)) & 1
         visible &= (draft < 0) | (bit == 1)
     if window is not None:
@@ -61,19 +66,19 @@ def _attend_tile(
     """Attention of one tile over its slot's cache, float32[K, rows * G, H]."""
     dtype, head_dim = tile.queries.dtype, tile.queries.shape[2]
     # Taken once a tile: a part of the whole mask for each block takes as long as attending to it.
-    slot_holes = None if holes is None else holes[tile.slot]
+    slot_holes = None if holes is None else holes[tile.facts.slot]
 
     def attend_block(i: jax.Array, carry: tuple) -> tuple:
         top, total, out = carry
         first = i * block
-        k, v = read_kv(cache, layer, tile.slot, first, block, num_kv_heads, head_dim, dtype)
+        k, v = read_kv(cache, layer, tile.facts.slot, first, block, num_kv_heads, head_dim, dtype)
         kv_positions = first + jnp.arange(block, dtype=jnp.int32)
         scores = jnp.einsum("KMH,KSH->KMS", tile.queries, k, preferred_element_type=jnp.float32)
         scores *= scale
         if soft_cap is not None:
             scores = soft_cap * jnp.tanh(scores / soft_cap)
-        # Whatever lies past kv_len or in a hole may be NaN, and 0 * NaN is NaN.
-        there = kv_positions < tile.kv_len
+        # Whatever lies past the end or in a hole may be NaN, and 0 * NaN is NaN.
+        there = kv_positions < tile.facts.kv_end
         if slot_holes is not None:
             there &= ~slot_holes[kv_positions]
         scores = jnp.where(_visible(tile, kv_positions, window, there)[None], scores, MASKED)
@@ -95,52 +100,67 @@ def _attend_tile(
         jnp.zeros(shape, jnp.float32),
         jnp.zeros((*shape, head_dim), jnp.float32),
     )
-    end = (tile.kv_len + block - 1) // block
+    end = (tile.facts.kv_end + block - 1) // block
     _, total, out = jax.lax.fori_loop(start, end, attend_block, empty)
     return out / jnp.where(total == 0, 1, total)[..., None]
 
 
-def ragged_attention(
-    q: jax.Array,  # [T, N, H]
-    cache: jax.Array,  # [L, B, S, R, 128]
-    layer: jax.Array,  # int32[]
+def prepare(
+    q: jax.ShapeDtypeStruct,  # [T, N, H]
+    cache: jax.ShapeDtypeStruct,  # [L, B, S, R, 128]
     cu_q_lens: jax.Array,  # int32[B+1]
     kv_lens: jax.Array,  # int32[B]
     ancestors: jax.Array | None,  # uint32[T]
+    holes: jax.Array | None,  # bool[B, S]
     *,
     num_kv_heads: int,
     max_q_len: int,
+) -> Callable[..., jax.Array]:
+    """See `api.prepare`."""
+    num_rows, num_heads, _ = q.shape
+    blocks, group = BLOCKS[target_platform()], num_heads // num_kv_heads
+    tile_rows = tile_height(blocks, num_rows, cache.shape[1], max_q_len, group)
+    tiles = query_tiles(cu_q_lens, num_rows, max_q_len, tile_rows)
+    if ancestors is not None:
+        ancestors = jnp.repeat(ancestors[tiles.rows], group, axis=1)
+    facts = tile_facts(tiles, cu_q_lens, kv_lens)
+    prepared = Prepared(tiles, facts, ancestors, holes)
+    return functools.partial(_attend, prepared=prepared, num_kv_heads=num_kv_heads)
+
+
+def _attend(
+    q: jax.Array,  # [T, N, H]
+    cache: jax.Array,  # [L, B, S, R, 128]
+    layer: jax.Array,  # int32[]
+    *,
+    prepared: Prepared,
+    num_kv_heads: int,
     scale: float,
     window: int | jax.Array | None,
     soft_cap: float | None,
-    holes: jax.Array | None = None,  # bool[B, S]
 ) -> jax.Array:
     """See `api.ragged_attention`."""
-    num_rows, num_heads, head_dim = q.shape
+    _, num_heads, head_dim = q.shape
     group = num_heads // num_kv_heads
     blocks = BLOCKS[target_platform()]
-    tile_rows = tile_height(blocks, num_rows, cache.shape[1], max_q_len, group)
-    tiles = query_tiles(cu_q_lens, num_rows, max_q_len, tile_rows)
+    block = math.gcd(cache.shape[2], blocks.kv)
+    tiles, holes = prepared.tiles, prepared.holes
+    tile_rows = tiles.rows.shape[1]
+    offsets = jnp.arange(tile_rows, dtype=jnp.int32)
 
-    def attend(slot: jax.Array, first_row: jax.Array, used_rows: jax.Array) -> jax.Array:
-        rows = jnp.minimum(first_row + jnp.arange(tile_rows, dtype=jnp.int32), num_rows - 1)
-        q_start = kv_lens[slot] - (cu_q_lens[slot + 1] - cu_q_lens[slot])
+    def attend(facts: TileFacts, rows: jax.Array, ancestors: jax.Array | None) -> jax.Array:
         queries = q[rows].reshape(tile_rows, num_kv_heads, group, head_dim)
         tile = _Tile(
             queries=queries.swapaxes(0, 1).reshape(num_kv_heads, -1, head_dim),
-            positions=jnp.repeat(q_start + rows - cu_q_lens[slot], group),
-            ancestors=None if ancestors is None else jnp.repeat(ancestors[rows], group),
-            slot=slot,
-            q_start=q_start,
-            kv_len=jnp.where(used_rows > 0, kv_lens[slot], 0),
+            positions=jnp.repeat(facts.row_start + offsets, group),
+            ancestors=ancestors,
+            facts=facts,
         )
-        block = math.gcd(cache.shape[2], blocks.kv)
         out = _attend_tile(tile, cache, layer, block, num_kv_heads, scale, window, soft_cap, holes)
         out = out.astype(q.dtype).reshape(num_kv_heads, tile_rows, group, head_dim)
         return out.swapaxes(0, 1).reshape(tile_rows, num_heads, head_dim)
 
-    work = (tiles.slot, tiles.first_row, tiles.num_rows)
+    work = (prepared.facts, tiles.rows, prepared.ancestors)
     out = jax.lax.map(lambda item: attend(*item), work, batch_size=blocks.tiles_at_once)
     out = out[tiles.of_row, tiles.offset_of_row]
-    used = jnp.arange(num_rows, dtype=jnp.int32) < cu_q_lens[-1]
-    return jnp.where(used[:, None, None], out, jnp.zeros((), q.dtype))
+    return jnp.where(tiles.used[:, None, None], out, jnp.zeros((), q.dtype))

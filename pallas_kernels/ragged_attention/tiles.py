@@ -16,15 +16,20 @@ class QueryTiles(NamedTuple):
       slot: int32[tiles], the slot whose cache the tile reads (any valid slot where unused).
       first_row: int32[tiles], packed index of the tile's first row.
       num_rows: int32[tiles], rows of the tile that are used.
+      rows: int32[tiles, tile_rows], packed indices of the tile's rows; any valid ones past
+        `num_rows`.
       of_row: int32[T], the tile that each packed row is in.
       offset_of_row: int32[T], the row's place in that tile.
+      used: bool[T], whether a packed row belongs to a slot.
     """
 
     slot: jax.Array
     first_row: jax.Array
     num_rows: jax.Array
+    rows: jax.Array
     of_row: jax.Array
     offset_of_row: jax.Array
+    used: jax.Array
 
 
 def tile_count(num_rows: int, num_slots: int, max_q_len: int, tile_rows: int) -> int:
@@ -45,6 +50,7 @@ def query_tiles(cu_q_lens: jax.Array, num_rows: int, max_q_len: int, tile_rows: 
     tiles = jnp.arange(tile_count(num_rows, num_slots, max_q_len, tile_rows), dtype=jnp.int32)
     slot = _owner(tile_ends, tiles)
     first_row = starts[slot] + (tiles - tile_starts[slot]) * tile_rows
+    offsets = jnp.arange(tile_rows, dtype=jnp.int32)[None]
     rows_left = jnp.where(tiles < tile_ends[-1], cu_q_lens[slot + 1] - first_row, 0)
 
     rows = jnp.arange(num_rows, dtype=jnp.int32)
@@ -54,8 +60,10 @@ def query_tiles(cu_q_lens: jax.Array, num_rows: int, max_q_len: int, tile_rows: 
         slot=slot,
         first_row=first_row,
         num_rows=jnp.clip(rows_left, 0, tile_rows),
+        rows=jnp.minimum(first_row[:, None] + offsets, num_rows - 1),
         of_row=jnp.minimum(tile_starts[slot_of_row] + row_in_slot // tile_rows, tiles[-1]),
         offset_of_row=row_in_slot % tile_rows,
+        used=rows < cu_q_lens[-1],
     )
 
 
@@ -84,27 +92,40 @@ def tile_facts(tiles: QueryTiles, cu_q_lens: jax.Array, kv_lens: jax.Array) -> T
     return TileFacts(tiles.slot, q_start, row_start, kv_end)
 
 
-def cut_rows(packed: jax.Array, tiles: QueryTiles, tile_rows: int, height: int) -> jax.Array:
+class Prepared(NamedTuple):
+    """What attention derives from lengths alone: the same in every layer of a step.
+
+    Attributes:
+      tiles: how the packed rows are cut.
+      facts: cache positions of the tiles' rows.
+      ancestors: of the tiles' rows, as the backend reads them; None for chains.
+      holes: as the backend reads them; None where there are none.
+    """
+
+    tiles: QueryTiles
+    facts: TileFacts
+    ancestors: jax.Array | None
+    holes: jax.Array | None
+
+
+def cut_rows(packed: jax.Array, tiles: QueryTiles, height: int) -> jax.Array:
     """Packed rows [T, K, G, X] tile by tile, [tiles, K, height, X].
 
-    The second last axis is G heads times `tile_rows` rows, then zeros up to `height`.
+    The second last axis is G heads times the rows of a tile, then zeros up to `height`.
     """
-    index = tiles.first_row[:, None] + jnp.arange(tile_rows, dtype=jnp.int32)[None]
-    cut = packed[jnp.minimum(index, packed.shape[0] - 1)].transpose(0, 2, 3, 1, 4)
+    cut = packed[tiles.rows].transpose(0, 2, 3, 1, 4)
     cut = cut.reshape(*cut.shape[:2], -1, cut.shape[-1])
     return jnp.pad(cut, ((0, 0), (0, 0), (0, height - cut.shape[2]), (0, 0)))
 
 
-def join_rows(
-    cut: jax.Array, tiles: QueryTiles, tile_rows: int, group: int, cu_q_lens: jax.Array
-) -> jax.Array:
+def join_rows(cut: jax.Array, tiles: QueryTiles, group: int) -> jax.Array:
     """The inverse of `cut_rows`: [tiles, K, height, H] to [T, N, H], zeros in unused rows."""
     num_tiles, num_kv_heads, _, head_dim = cut.shape
+    tile_rows = tiles.rows.shape[1]
     cut = cut[:, :, : group * tile_rows]
     cut = cut.reshape(num_tiles, num_kv_heads, group, tile_rows, head_dim)
     rows = cut[tiles.of_row, :, :, tiles.offset_of_row].reshape(-1, num_kv_heads * group, head_dim)
-    used = jnp.arange(rows.shape[0], dtype=jnp.int32) < cu_q_lens[-1]
-    return jnp.where(used[:, None, None], rows, jnp.zeros((), rows.dtype))
+    return jnp.where(tiles.used[:, None, None], rows, jnp.zeros((), rows.dtype))
 
 
 def _owner(ends: jax.Array, items: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ each fetched block serves every head and every row of the tile.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 from emsjax.pallas_kernels.kv_layout import LANES
 from emsjax.pallas_kernels.ragged_attention.lanes import gather_values, spread_queries, width
 from emsjax.pallas_kernels.ragged_attention.tiles import (
+    Prepared,
     TileFacts,
     cut_rows,
     join_rows,
@@ -31,7 +33,12 @@ from emsjax.pallas_kernels.ragged_attention.tpu_block import (
     clear,
     visible_tokens,
 )
-from emsjax.pallas_kernels.ragged_attention.tuning import SUBLANES, tpu_blocks, tpu_tile_height
+from emsjax.pallas_kernels.ragged_attention.tuning import (
+    SUBLANES,
+    TPUBlocks,
+    tpu_blocks,
+    tpu_tile_height,
+)
 
 DTYPES = (jnp.float32, jnp.bfloat16)
 # Blocks divide S: with a capacity that has no such divisor they would be tiny.
@@ -105,11 +112,9 @@ class _Stream(NamedTuple):
             getattr(pltpu.make_async_copy(source, target, self.arrived.at[buffer]), act)()
 
 
-def unsupported(
-    q: jax.Array, cache: jax.Array, num_kv_heads: int, holes: jax.Array | None = None
-) -> str | None:
+def unsupported(q: jax.Array, cache: jax.Array, num_kv_heads: int) -> str | None:
     """Why the kernel cannot be used, or None if it can."""
-    del num_kv_heads, holes
+    del num_kv_heads
     if q.dtype not in DTYPES:
         return f"q is {q.dtype}, the TPU kernel takes float32 and bfloat16"
     if cache.dtype != q.dtype:
@@ -178,26 +183,52 @@ def _kernel(*refs: Any, options: Options) -> None:
     running.finish(out)
 
 
-def ragged_attention(
-    q: jax.Array,  # [T, N, H]
-    cache: jax.Array,  # [L, B, S, R, 128]
-    layer: jax.Array,  # int32[]
+def prepare(
+    q: jax.ShapeDtypeStruct,  # [T, N, H]
+    cache: jax.ShapeDtypeStruct,  # [L, B, S, R, 128]
     cu_q_lens: jax.Array,  # int32[B+1]
     kv_lens: jax.Array,  # int32[B]
     ancestors: jax.Array | None,  # uint32[T]
+    holes: jax.Array | None,  # bool[B, S]
     *,
+    num_kv_heads: int,
+    max_q_len: int,
+) -> Callable[..., jax.Array]:
+    """See `api.prepare`."""
+    num_rows, num_heads, _ = q.shape
+    group = num_heads // num_kv_heads
+    blocks = _blocks(q, cache, num_kv_heads, max_q_len)
+    tiles = query_tiles(cu_q_lens, num_rows, max_q_len, blocks.q)
+    if ancestors is not None:
+        bits = jax.lax.bitcast_convert_type(ancestors, jnp.int32)
+        bits = jnp.broadcast_to(bits[:, None, None, None], (num_rows, 1, group, LANES))
+        ancestors = cut_rows(bits, tiles, tpu_tile_height(blocks.q, group))[:, 0]
+    if holes is not None:
+        # A row a block: that is how a vector memory can be cut at any place.
+        holes = holes.astype(jnp.int32).reshape(holes.shape[0], -1, blocks.kv)
+    facts = tile_facts(tiles, cu_q_lens, kv_lens)
+    prepared = Prepared(tiles, facts, ancestors, holes)
+    return functools.partial(
+        _attend, prepared=prepared, num_kv_heads=num_kv_heads, max_q_len=max_q_len
+    )
+
+
+def _attend(
+    q: jax.Array,  # [T, N, H]
+    cache: jax.Array,  # [L, B, S, R, 128]
+    layer: jax.Array,  # int32[]
+    *,
+    prepared: Prepared,
     num_kv_heads: int,
     max_q_len: int,
     scale: float,
     window: int | jax.Array | None,
     soft_cap: float | None,
-    holes: jax.Array | None = None,  # bool[B, S]
 ) -> jax.Array:
     """See `api.ragged_attention`."""
-    num_rows, num_heads, head_dim = q.shape
+    _, num_heads, head_dim = q.shape
     group = num_heads // num_kv_heads
-    lanes = width(num_kv_heads, head_dim)
-    blocks = tpu_blocks(cache.shape, q.dtype.itemsize, num_heads, max_q_len, lanes)
+    tiles, facts, ancestors, holes = prepared
     options = Options(
         num_kv_heads,
         head_dim,
@@ -206,24 +237,28 @@ def ragged_attention(
         tree=ancestors is not None,
         holed=holes is not None,
         soft_cap=soft_cap,
-        blocks=blocks,
+        blocks=_blocks(q, cache, num_kv_heads, max_q_len),
     )
-    tiles = query_tiles(cu_q_lens, num_rows, max_q_len, blocks.q)
-    height = tpu_tile_height(blocks.q, group)
-
-    scalars = [jnp.reshape(layer, 1), *tile_facts(tiles, cu_q_lens, kv_lens)]
+    height = tpu_tile_height(options.blocks.q, group)
+    scalars = [jnp.reshape(layer, 1), *facts]
     if window is not None:
         scalars.append(jnp.reshape(jnp.asarray(window, jnp.int32), 1))
-    inputs = [cut_rows(spread_queries(q, num_kv_heads), tiles, blocks.q, height)]
+    inputs = [cut_rows(spread_queries(q, num_kv_heads), tiles, height)]
     if ancestors is not None:
-        bits = jax.lax.bitcast_convert_type(ancestors, jnp.int32)
-        bits = jnp.broadcast_to(bits[:, None, None, None], (num_rows, 1, group, LANES))
-        inputs.append(cut_rows(bits, tiles, blocks.q, height)[:, 0])
-    if holes is not None:
-        # A row a block: that is how a vector memory can be cut at any place.
-        holes = holes.astype(jnp.int32).reshape(holes.shape[0], -1, blocks.kv)
+        inputs.append(ancestors)
     out = gather_values(_call(scalars, inputs, holes, cache, options), head_dim)
-    return join_rows(out, tiles, blocks.q, group, cu_q_lens)
+    return join_rows(out, tiles, group)
+
+
+def _blocks(
+    q: jax.ShapeDtypeStruct | jax.Array,
+    cache: jax.ShapeDtypeStruct | jax.Array,
+    num_kv_heads: int,
+    max_q_len: int,
+) -> TPUBlocks:
+    _, num_heads, head_dim = q.shape
+    lanes = width(num_kv_heads, head_dim)
+    return tpu_blocks(cache.shape, q.dtype.itemsize, num_heads, max_q_len, lanes)
 
 
 def _call(

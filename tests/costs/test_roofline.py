@@ -8,12 +8,11 @@ from emsjax.costs.hardware import HARDWARE
 from emsjax.costs.roofline import (
     BANDWIDTH_SHARE,
     COMPUTE_SHARE,
-    Sizes,
     attended,
     estimated_costs,
-    sizes_of,
 )
 from emsjax.engine.ladder import Rung
+from emsjax.engine.model import Sizes
 from emsjax.engine.worth import StepCosts
 from emsjax.loading.build import shape_of_model
 from emsjax.loading.named import named_config
@@ -24,7 +23,7 @@ LADDER = (Rung(8, 1), Rung(64, 8), Rung(4096, 4096))
 
 def sizes(name: str, dtype: str = "bfloat16", platform: str = "tpu") -> Sizes:
     with compiling_for(platform):
-        return sizes_of(shape_of_model(named_config(name), jnp.dtype(dtype)))
+        return shape_of_model(named_config(name), jnp.dtype(dtype)).sizes
 
 
 def test_a_tied_model():

@@ -12,19 +12,11 @@ from hypothesis import strategies as st
 
 from emsjax.engine.draft import Draft
 from emsjax.engine.ladder import Rung, for_drafts, make_ladder
+from emsjax.engine.load import KV_BLOCK, PACE_STEPS, URGENCY, load_of
 from emsjax.engine.policy import EMS, POLICIES, Policy
 from emsjax.engine.state import DecodeState
-from emsjax.engine.step_plan import (
-    KV_BLOCK,
-    PACE_STEPS,
-    URGENCY,
-    Plan,
-    load_of,
-    make_plan,
-    trim,
-    value_of,
-)
-from emsjax.engine.worth import StepCosts, without_prompts
+from emsjax.engine.step_plan import Plan, make_plan, trim
+from emsjax.engine.worth import Economics, StepCosts, without_prompts
 from tests.engine.states import int32s, make_state, slots
 
 CACHE_LEN = 600
@@ -169,7 +161,8 @@ def test_a_plan_by_costs_keeps_its_promises_too(name):
         )
         costs = without_prompts(costs, chosen.ladder, chosen.draft_length)
         likely = rng.uniform(size=shape).astype(np.float32)
-        plan = plan_by_costs(state, draft, likely, costs=costs, others_wait=others_wait)
+        economics = Economics(costs, load_of(state, others_wait))
+        plan = plan_by_costs(state, draft, likely, economics=economics)
         check_promises(chosen, fields, draft_lens, Plan(*map(np.asarray, plan)))
 
     any_state()
@@ -181,8 +174,9 @@ def test_padded_steps_are_not_planned_by_costs():
     state = make_state(4, CACHE_LEN, 3, **four_slots())
     draft = Draft(np.zeros((4, 3), np.int32), int32s([0] * 4))
     likely = np.zeros((4, 3), np.float32)
+    economics = Economics(costs, load_of(state, others_wait=False))
     with pytest.raises(ValueError, match="inputs are padded"):
-        make_plan(state, draft, likely, chosen.ladder, costs, POLICIES["vanilla"])
+        make_plan(state, draft, likely, chosen.ladder, economics, POLICIES["vanilla"])
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -261,41 +255,39 @@ def after_steps(state: DecodeState, steps: list[int]) -> DecodeState:
 
 def test_tokens_of_slots_that_are_ahead_are_worth_less_once_no_one_waits():
     state = after_steps(make_state(4, 100, 3, **four_slots()), [90, 50, 10, 5])
-    assert value_of(state, True).tolist() == [1, 1, 1, 0]
-    ahead, half, behind, idle = value_of(state, False).tolist()
+    assert load_of(state, True).values.tolist() == [1, 1, 1, 0]
+    ahead, half, behind, idle = load_of(state, False).values.tolist()
     assert behind == 1
     assert idle == 0
     assert 0 < ahead < half < behind
     # The last one is a tenth of the way to its limit.
     assert half == pytest.approx((50 / 90) ** (URGENCY * 0.1**0.5))
-    load = load_of(state, value_of(state, False))
-    assert int(load.live) == 3
-    assert float(load.value) == pytest.approx(ahead + half + behind)
+    assert int(load_of(state, False).live) == 3
 
 
 def test_a_slot_that_is_fast_will_be_done_early():
     """Its pace so far counts, the more steps it was seen in."""
     lens = {"lens": int32s([50] * 4), "prompt_lens": int32s([10] * 4)}
     state = after_steps(make_state(4, 100, 3, **four_slots(**lens)), [40, 20, 10, 0])
-    slow, fast, fastest, idle = value_of(state, False).tolist()
+    slow, fast, fastest, idle = load_of(state, False).values.tolist()
     assert (slow, idle) == (1, 0)
     power = URGENCY * (40 / 90) ** 0.5
     assert fast == pytest.approx(((20 + PACE_STEPS) / (40 + PACE_STEPS)) ** power)
     assert 0 < fastest < fast
-    assert value_of(state, True).tolist() == [1, 1, 1, 0]
+    assert load_of(state, True).values.tolist() == [1, 1, 1, 0]
 
 
 def test_far_from_their_limits_all_are_alike():
     """Texts may end any time: who is fast is not thought to be done early."""
     lens = {"lens": int32s([20, 80, 20, 1]), "max_lens": int32s([4000] * 4)}
     state = after_steps(make_state(4, 4000, 3, **four_slots(**lens)), [20] * 4)
-    assert value_of(state, False)[1] > 0.6
+    assert load_of(state, False).values[1] > 0.6
 
 
 def test_a_part_of_a_block_of_the_cache_counts_as_a_whole_one():
     lens = np.asarray([1, KV_BLOCK, KV_BLOCK + 1, 9])
     state = make_state(4, 600, 3, **four_slots(kv_lens=lens))
-    assert int(load_of(state, value_of(state, True)).cached) == 4 * KV_BLOCK
+    assert int(load_of(state, True).cached) == 4 * KV_BLOCK
 
 
 @pytest.mark.parametrize("others_wait", [True, False])
@@ -309,5 +301,6 @@ def test_who_has_most_left_is_given_the_rows(others_wait: bool):
     likely = np.full((4, 3), 0.8, np.float32)
     likely[0] = 0.9
     draft = Draft(np.zeros((4, 3), np.int32), int32s([3, 3, 3, 0]))
-    plan = make_plan(state, draft, likely, ladder, costs, others_wait=others_wait)
+    economics = Economics(costs, load_of(state, others_wait))
+    plan = make_plan(state, draft, likely, ladder, economics)
     assert plan.draft_lens.tolist() == ([2, 1, 0, 0] if others_wait else [0, 0, 3, 0])

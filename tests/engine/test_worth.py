@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emsjax.engine.ladder import Rung
-from emsjax.engine.worth import CAUTION, Load, StepCosts, most_worth, worth_drafting
+from emsjax.engine.load import Load
+from emsjax.engine.worth import CAUTION, Economics, StepCosts, most_worth, worth_drafting
 from tests.engine.states import int32s
 
 B, K = 3, 2
@@ -24,7 +25,8 @@ def costs_of(seconds: list[float], draft: float = 0.0, cached: float = 0.0) -> S
 
 
 def load_of(live: int, cached: int) -> Load:
-    return Load(int32s(live), np.float32(live), int32s(cached))
+    values = (np.arange(B) < live).astype(np.float32)
+    return Load(int32s(live), values, int32s(cached))
 
 
 def survivals() -> st.SearchStrategy[np.ndarray]:
@@ -50,7 +52,11 @@ def best_by_hand(survival: np.ndarray, live: int, costs: StepCosts, cached: int)
 @functools.cache
 def program(drafting: bool):
     function = worth_drafting if drafting else most_worth
-    return jax.jit(lambda *arguments: function(*arguments[:-1], LADDER, arguments[-1]))
+    return jax.jit(
+        lambda *arguments: function(
+            *arguments[:-2], LADDER, Economics(arguments[-1], arguments[-2])
+        )
+    )
 
 
 @settings(max_examples=200)

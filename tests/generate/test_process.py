@@ -140,7 +140,7 @@ def test_a_long_pipe_loses_no_line(tmp_path):
 def test_usage_needs_neither_jax_nor_transformers():
     script = (
         "import sys\n"
-        "from emsjax.generate import main\n"
+        "from emsjax.generate.__main__ import main\n"
         "for arguments in (['--help'], ['--prompt=a', '--resume'], ['--frobnicate']):\n"
         "    main(arguments)\n"
         "heavy = {'jax', 'transformers', 'flax', 'numpy', 'torch'} & set(sys.modules)\n"

@@ -126,7 +126,7 @@ def test_a_step_of_few_rows_slices_no_layers_weights_out_of_the_stack(rows: int,
         model = nnx.merge(graphdef, weights)
         whole = jax.ShapeDtypeStruct((rows,), jnp.int32)
         slots = [jax.ShapeDtypeStruct((n,), jnp.int32) for n in (9, 8)]
-        batch = PackedBatch(whole, whole, whole, *slots)
+        batch = PackedBatch(whole, whole, whole, whole, *slots)
         traced = jax.jit(step).trace(weights, batch, model.cache_spec(8, 1024))
     slices = re.findall(r"bf16\[(1,\d\d+,\d\d+)\] = dynamic_slice", str(traced.jaxpr))
     kernels = {f"1,{num_out},{num_in}" for num_out, num_in in weights_of("smollm2-135m")}

@@ -40,6 +40,10 @@ def check(ragged: Ragged, max_q_len: int, tile_rows: int) -> None:
     assert ((tiles.slot >= 0) & (tiles.slot < NUM_SLOTS)).all()
 
     used = np.arange(ragged.cu_q_lens[-1])
+    np.testing.assert_array_equal(np.flatnonzero(tiles.used), used)
+    for tile, (_, first, num_rows) in enumerate(expected):
+        np.testing.assert_array_equal(tiles.rows[tile, :num_rows], first + np.arange(num_rows))
+    assert ((tiles.rows >= 0) & (tiles.rows < NUM_ROWS)).all()
     np.testing.assert_array_equal(
         tiles.first_row[tiles.of_row[used]] + tiles.offset_of_row[used], used
     )

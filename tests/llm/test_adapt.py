@@ -19,8 +19,11 @@ VOCABULARY = ["a", "  ", "\t", "\n", "x\n", "\n  ", ":\n\t", " b", "\n\n", "", "
 def test_hard_is_what_follows_indentation(tokens: list[int]):
     classes = jnp.asarray(classify(VOCABULARY))
     positions = jnp.arange(len(tokens), dtype=jnp.int32)
-    rows = Rows(jnp.zeros_like(positions), positions)
-    found = np.asarray(is_hard(rows, jnp.asarray([tokens], jnp.int32), classes))
+    text = jnp.asarray(tokens, jnp.int32)
+    before = text[jnp.maximum(positions - 1, 0)]
+    nothing = jnp.zeros((len(tokens), 0), jnp.int32)
+    rows = Rows(jnp.zeros_like(positions), positions, text, before, nothing)
+    found = np.asarray(is_hard(rows, classes))
     for place in range(len(tokens)):
         last, before = (VOCABULARY[t] for t in (tokens[place], tokens[place - 1]))
         hard = re.search(r"\n[ \t]+$", last) or (

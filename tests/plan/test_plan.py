@@ -9,7 +9,7 @@ from emsjax.costs.hardware import HARDWARE
 from emsjax.errors import UserError
 from emsjax.loading.named import named_config
 from emsjax.models.config import DecoderConfig
-from emsjax.pallas_kernels.report import ahead
+from emsjax.pallas_kernels import ahead
 from emsjax.plan.answer import make_plan
 from emsjax.plan.memory import Memory
 from emsjax.plan.program import _too_large, check_compiler, compile_program, estimate, usable_bytes

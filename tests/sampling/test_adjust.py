@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from emsjax.limits import MAX_STOP_IDS
 from emsjax.sampling.adjust import adjust
-from emsjax.sampling.rows import Rows
+from emsjax.sampling.rows import NO_TOKEN, Rows
 from emsjax.sampling.state import empty_sampling
 from tests.engine.states import int32s, make_state
 
@@ -58,6 +58,16 @@ def by_hand(logits: np.ndarray, drawn: dict, slot: int, position: int, bias: np.
     return adjusted
 
 
+def prefixes(tokens: np.ndarray, lens: Any, slot_ids: Any, positions: Any) -> Rows:
+    """Rows at these positions of texts whose tokens from `lens` on are draft tokens."""
+    paths = []
+    for slot, position in zip(slot_ids, positions, strict=True):
+        drafted = tokens[slot, lens[slot] : position + 1].tolist()
+        paths.append(drafted + [NO_TOKEN] * (K - len(drafted)))
+    here, before = (tokens[slot_ids, np.maximum(np.asarray(positions) - n, 0)] for n in (0, 1))
+    return Rows(*map(int32s, (slot_ids, positions, here, before, paths)))
+
+
 @jax.jit
 def ours(logits: jax.Array, rows: Rows, state: Any) -> jax.Array:
     return adjust(logits, rows, state, state.sampling)
@@ -87,7 +97,7 @@ def test_every_row_against_a_loop_over_its_prefix(drawn: dict, seed: int):
     slot_ids = np.repeat(np.arange(NUM_SLOTS), K + 1)
     positions = (drawn["lens"][:, None] - 1 + np.arange(K + 1)[None]).ravel()
     logits = (rng.normal(size=(len(positions), VOCAB)) * 3).astype(np.float32)
-    rows = Rows(int32s(slot_ids), int32s(positions))
+    rows = prefixes(drawn["tokens"], drawn["lens"], slot_ids, positions)
     found = np.asarray(ours(logits, rows, state.replace(sampling=sampling)))
     for row, slot, position, logit in zip(found, slot_ids, positions, logits, strict=True):
         wanted = by_hand(logit, drawn, slot, position, bias[slot])
@@ -102,7 +112,7 @@ def test_nothing_asked_for_changes_no_bit():
     )
     logits = np.random.default_rng(0).normal(size=(3, VOCAB)).astype(np.float32)
     logits[0, 0] = 3e38
-    rows = Rows(int32s([0, 1, 2]), int32s([4, 5, 6]))
+    rows = prefixes(np.zeros((NUM_SLOTS, CAPACITY), np.int32), [5, 6, 7], [0, 1, 2], [4, 5, 6])
     found = np.asarray(ours(logits, rows, state.replace(sampling=sampling)))
     np.testing.assert_array_equal(found.view(np.int32), logits.view(np.int32))
 
@@ -121,7 +131,7 @@ def test_the_repetition_penalty_is_that_of_transformers(penalty: float):
     sampling = sampling.replace(
         in_prompt=seen[0] > 0, counts=seen[1], repetition_penalty=np.asarray([penalty], np.float32)
     )
-    rows = Rows(int32s([0]), int32s([3]))
+    rows = prefixes(tokens, [4], [0], [3])
     found = np.asarray(ours(logits, rows, state.replace(sampling=sampling)))
     process = RepetitionPenaltyLogitsProcessor(penalty)
     wanted = process(torch.tensor(tokens[:, :4]).long(), torch.tensor(logits.copy()))

@@ -9,6 +9,7 @@ import pytest
 
 from emsjax.drafters import NoDrafter, PromptLookup
 from emsjax.engine import loop
+from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.job import Job
 from emsjax.engine.state import DecodeState
@@ -94,7 +95,7 @@ def test_alone(drafter: str):
 
 
 def temperature_after_top_p(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(logits, rows, state, sampling):
+    def wrong(logits, rows, sampling):
         slots = rows.slots
         filters = Filters(sampling.top_k[slots], sampling.top_p[slots], sampling.min_p[slots])
         kept = keep(scale(logits, jnp.ones_like(sampling.temperature[slots])), filters)
@@ -117,11 +118,11 @@ def residual_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     def accepted_by_the_first(draft, draft_lens, predicted):
         return COUNT_ACCEPTED(draft, draft_lens, predicted % VOCAB)
 
-    def replaced_by_the_second(state: DecodeState, plan: Plan, accepted, chosen: Chosen):
+    def replaced_by_the_second(state, draft, plan: Plan, accepted, chosen: Chosen):
         places = jnp.arange(chosen.tokens.shape[1], dtype=jnp.int32)[None]
         rejected = (places == accepted[:, None]) & (accepted < plan.draft_lens)[:, None]
         tokens = jnp.where(rejected, chosen.tokens // VOCAB, chosen.tokens % VOCAB)
-        return right_commit(state, plan, accepted, chosen._replace(tokens=tokens))
+        return right_commit(state, draft, plan, accepted, chosen._replace(tokens=tokens))
 
     monkeypatch.setattr(loop, "choose", two_draws)
     monkeypatch.setattr(loop, "count_accepted", accepted_by_the_first)
@@ -135,13 +136,13 @@ def bonus_from_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last token of a draft is taken for the bonus token, unseen."""
     right_commit = loop.commit
 
-    def wrong(state: DecodeState, plan: Plan, accepted: jax.Array, chosen: Chosen) -> DecodeState:
-        slots = jnp.arange(accepted.shape[0], dtype=jnp.int32)
-        guess = state.tokens[slots, jnp.minimum(state.lens + accepted, 255)]
+    def wrong(state, draft: Draft, plan: Plan, accepted: jax.Array, chosen: Chosen) -> DecodeState:
+        last = draft.tokens.shape[1] - 1
+        guess = jnp.take_along_axis(draft.tokens, jnp.minimum(accepted, last)[:, None], axis=1)
         places = jnp.arange(chosen.tokens.shape[1], dtype=jnp.int32)[None]
         bonus = (places == accepted[:, None]) & (accepted == plan.draft_lens - 1)[:, None]
-        tokens = jnp.where(bonus, guess[:, None], chosen.tokens)
-        return right_commit(state, plan, accepted, chosen._replace(tokens=tokens))
+        tokens = jnp.where(bonus, guess, chosen.tokens)
+        return right_commit(state, draft, plan, accepted, chosen._replace(tokens=tokens))
 
     monkeypatch.setattr(loop, "commit", wrong)
 
