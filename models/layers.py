@@ -10,6 +10,7 @@ from flax import nnx
 
 from emsjax.engine.packing import PackedBatch
 from emsjax.models.config import DecoderConfig, Rope
+from emsjax.pallas_kernels.cache_update.api import Places
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
 from emsjax.pallas_kernels.products import matmul
 from emsjax.pallas_kernels.ragged_attention.api import Attend
@@ -33,7 +34,7 @@ class LayerContext(NamedTuple):
       window: sliding window in tokens; None for none.
       batch: the packed rows.
       angles: cosine and sine of the rotary embedding; None without one.
-      places: int32[T], where in its slot's cache each row's K/V belongs.
+      places: where in its slot's cache each row's K/V belongs.
       attend: attention over the caches of this step's slots.
     """
 
@@ -42,7 +43,7 @@ class LayerContext(NamedTuple):
     window: jax.Array | int | None
     batch: PackedBatch
     angles: tuple[jax.Array, jax.Array] | None
-    places: jax.Array
+    places: Places
     attend: Attend
 
 

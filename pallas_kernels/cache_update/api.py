@@ -1,6 +1,7 @@
 """Scatter-style cache update: each packed token's K/V at its own slot's own offset."""
 
 from types import MappingProxyType
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +19,28 @@ BACKENDS = MappingProxyType(
 )
 
 
-def cache_places(slot_ids: jax.Array, cu_q_lens: jax.Array, kv_lens: jax.Array) -> jax.Array:
-    """Where in its slot's cache each packed row's K/V belongs, int32[T]; the same in every layer.
+class Places(NamedTuple):
+    """Where the K/V of packed rows belong; the same in every layer.
+
+    Attributes:
+      of_row: int32[T], place in its slot's cache; of an unused row it means nothing.
+      used: int32[1], how many rows belong to a slot.
+    """
+
+    of_row: jax.Array
+    used: jax.Array
+
+
+def cache_places(slot_ids: jax.Array, cu_q_lens: jax.Array, kv_lens: jax.Array) -> Places:
+    """Where in its slot's cache each packed row's K/V belongs.
 
     Args:
-      slot_ids: int32[T], the slot of each row; B for an unused row, whose place means nothing.
+      slot_ids: int32[T], the slot of each row; B for an unused row.
       cu_q_lens: int32[B+1], where each slot's rows start.
       kv_lens: int32[B], tokens of each slot valid once these rows are written.
     """
     rows_after = cu_q_lens[slot_ids + 1] - jnp.arange(slot_ids.shape[0], dtype=jnp.int32)
-    return kv_lens[slot_ids] - rows_after
+    return Places(kv_lens[slot_ids] - rows_after, cu_q_lens[-1:])
 
 
 def update_kv_cache(
@@ -39,7 +52,7 @@ def update_kv_cache(
     slot_ids: jax.Array,
     cu_q_lens: jax.Array,
     kv_lens: jax.Array,
-    places: jax.Array | None = None,
+    places: Places | None = None,
     backend: str | None = None,
 ) -> jax.Array:
     """Writes the K/V of packed rows into the cache, in place where the caller donates it.
@@ -54,7 +67,7 @@ def update_kv_cache(
       slot_ids: int32[T], the slot of each row; B for an unused row, which writes nothing.
       cu_q_lens: int32[B+1], where each slot's rows start.
       kv_lens: int32[B], tokens of each slot valid once these rows are written.
-      places: int32[T], `cache_places` of the last three; None computes them here.
+      places: `cache_places` of the last three; None computes them here.
       backend: "reference" (XLA, anywhere) or "tpu"; None picks the platform's where it can be
         used, else the reference.
 
@@ -78,4 +91,4 @@ def update_kv_cache(
     )
     update = pick("update_kv_cache", BACKENDS, backend, cache, k)
     places = cache_places(slot_ids, cu_q_lens, kv_lens) if places is None else places
-    return update(cache, k, v, layer, slot_ids, places, cu_q_lens[-1:])
+    return update(cache, k, v, layer, slot_ids, *places)

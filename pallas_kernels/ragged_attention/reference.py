@@ -21,6 +21,7 @@ from emsjax.pallas_kernels.ragged_attention.tiles import (
     TileFacts,
     query_tiles,
     tile_facts,
+    used_rows,
 )
 from emsjax.pallas_kernels.ragged_attention.tuning import BLOCKS, tile_height
 
@@ -162,5 +163,4 @@ def _attend(
 
     work = (prepared.facts, tiles.rows, prepared.ancestors)
     out = jax.lax.map(lambda item: attend(*item), work, batch_size=blocks.tiles_at_once)
-    out = out[tiles.of_row, tiles.offset_of_row]
-    return jnp.where(tiles.used[:, None, None], out, jnp.zeros((), q.dtype))
+    return used_rows(out.reshape(-1, num_heads, head_dim), tiles)

@@ -18,8 +18,7 @@ class QueryTiles(NamedTuple):
       num_rows: int32[tiles], rows of the tile that are used.
       rows: int32[tiles, tile_rows], packed indices of the tile's rows; any valid ones past
         `num_rows`.
-      of_row: int32[T], the tile that each packed row is in.
-      offset_of_row: int32[T], the row's place in that tile.
+      place_of_row: int32[T], the index of each packed row among the `tile_rows` rows of all tiles.
       used: bool[T], whether a packed row belongs to a slot.
     """
 
@@ -27,8 +26,7 @@ class QueryTiles(NamedTuple):
     first_row: jax.Array
     num_rows: jax.Array
     rows: jax.Array
-    of_row: jax.Array
-    offset_of_row: jax.Array
+    place_of_row: jax.Array
     used: jax.Array
 
 
@@ -56,13 +54,13 @@ def query_tiles(cu_q_lens: jax.Array, num_rows: int, max_q_len: int, tile_rows: 
     rows = jnp.arange(num_rows, dtype=jnp.int32)
     slot_of_row = _owner(cu_q_lens[1:], rows)
     row_in_slot = rows - starts[slot_of_row]
+    tile_of_row = jnp.minimum(tile_starts[slot_of_row] + row_in_slot // tile_rows, tiles[-1])
     return QueryTiles(
         slot=slot,
         first_row=first_row,
         num_rows=jnp.clip(rows_left, 0, tile_rows),
         rows=jnp.minimum(first_row[:, None] + offsets, num_rows - 1),
-        of_row=jnp.minimum(tile_starts[slot_of_row] + row_in_slot // tile_rows, tiles[-1]),
-        offset_of_row=row_in_slot % tile_rows,
+        place_of_row=tile_of_row * tile_rows + row_in_slot % tile_rows,
         used=rows < cu_q_lens[-1],
     )
 
@@ -113,7 +111,7 @@ def cut_rows(packed: jax.Array, tiles: QueryTiles, height: int) -> jax.Array:
 
     The second last axis is G heads times the rows of a tile, then zeros up to `height`.
     """
-    cut = packed[tiles.rows].transpose(0, 2, 3, 1, 4)
+    cut = take_rows(packed, tiles.rows).transpose(0, 2, 3, 1, 4)
     cut = cut.reshape(*cut.shape[:2], -1, cut.shape[-1])
     return jnp.pad(cut, ((0, 0), (0, 0), (0, height - cut.shape[2]), (0, 0)))
 
@@ -124,8 +122,22 @@ def join_rows(cut: jax.Array, tiles: QueryTiles, group: int) -> jax.Array:
     tile_rows = tiles.rows.shape[1]
     cut = cut[:, :, : group * tile_rows]
     cut = cut.reshape(num_tiles, num_kv_heads, group, tile_rows, head_dim)
-    rows = cut[tiles.of_row, :, :, tiles.offset_of_row].reshape(-1, num_kv_heads * group, head_dim)
-    return jnp.where(tiles.used[:, None, None], rows, jnp.zeros((), rows.dtype))
+    cut = cut.transpose(0, 3, 1, 2, 4).reshape(-1, num_kv_heads * group, head_dim)
+    return used_rows(cut, tiles)
+
+
+def used_rows(rows: jax.Array, tiles: QueryTiles) -> jax.Array:
+    """Rows of all tiles [tiles * tile_rows, N, H], packed again [T, N, H]; zeros in unused rows."""
+    packed = take_rows(rows, tiles.place_of_row)
+    return jnp.where(tiles.used[:, None, None], packed, jnp.zeros((), packed.dtype))
+
+
+def take_rows(array: jax.Array, indices: jax.Array) -> jax.Array:
+    """`array[indices]` for indices known to be valid.
+
+    Plain indexing would count negative ones from the end, which is an operation in every layer.
+    """
+    return jnp.take(array, indices, axis=0, mode="clip")
 
 
 def _owner(ends: jax.Array, items: jax.Array) -> jax.Array:

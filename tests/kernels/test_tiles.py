@@ -44,13 +44,11 @@ def check(ragged: Ragged, max_q_len: int, tile_rows: int) -> None:
     for tile, (_, first, num_rows) in enumerate(expected):
         np.testing.assert_array_equal(tiles.rows[tile, :num_rows], first + np.arange(num_rows))
     assert ((tiles.rows >= 0) & (tiles.rows < NUM_ROWS)).all()
-    np.testing.assert_array_equal(
-        tiles.first_row[tiles.of_row[used]] + tiles.offset_of_row[used], used
-    )
-    assert (tiles.offset_of_row[used] < tiles.num_rows[tiles.of_row[used]]).all()
+    of_row, offset_of_row = np.divmod(tiles.place_of_row[used], tile_rows)
+    np.testing.assert_array_equal(tiles.first_row[of_row] + offset_of_row, used)
+    assert (offset_of_row < tiles.num_rows[of_row]).all()
     # Unused rows are looked up too.
-    assert ((tiles.of_row >= 0) & (tiles.of_row < count)).all()
-    assert ((tiles.offset_of_row >= 0) & (tiles.offset_of_row < tile_rows)).all()
+    assert ((tiles.place_of_row >= 0) & (tiles.place_of_row < count * tile_rows)).all()
 
 
 @pytest.mark.parametrize(
