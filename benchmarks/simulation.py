@@ -119,7 +119,8 @@ class Simulation:
         Batch after batch, each until its last text ends: with refills a large batch would read
         some prompt in almost every step.
         """
-        self._engine.costs, self._steps = costs, []
+        self._engine.use_costs(costs)
+        self._steps = []
         for wave in self._waves:
             for finished in self._engine.run(wave):
                 if finished is not None:

@@ -149,7 +149,7 @@ def start(
     engine = _engine(spec, target, batch_size, max_model_len, room)
     if spec.planned:  # that is another program; which costs it is given is no matter
         free = np.zeros(len(engine.ladder), np.float32)
-        engine.costs = StepCosts(free + 1, free, np.float32(0))
+        engine.use_costs(StepCosts(free + 1, free, np.float32(0)))
     started = time.perf_counter()
     with noting_backends() as picked:
         compiled = engine.lower().compile()
@@ -158,7 +158,7 @@ def start(
     if memory is not None and not spec.aligned:
         memory -= _bytes_of(engine, engine.capacity - round_up(max_model_len, CAPACITY_MULTIPLE))
     if spec.planned:
-        engine.costs = _costs(engine, target.name)
+        engine.use_costs(_costs(engine, target.name))
     return Contender(spec, engine, seconds, memory, picked.get("ragged_attention"))
 
 
@@ -167,11 +167,11 @@ def _costs(engine: Engine, name: str) -> StepCosts:
     drafter = engine.drafter
     if not isinstance(drafter, Simulated):
         return known_costs(engine, name)
-    engine.drafter = drafter.always()
+    engine.use_drafter(drafter.always())
     try:
         return known_costs(engine, name)
     finally:
-        engine.drafter = drafter
+        engine.use_drafter(drafter)
 
 
 def _engine(spec: Spec, target: Target, batch_size: int, max_model_len: int, room: int) -> Engine:

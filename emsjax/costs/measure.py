@@ -78,7 +78,7 @@ def measure_costs(engine: Engine) -> Measured:
             state, seconds = _time_cases(engine, state, cases, steps)
             turns.append(seconds)
     finally:
-        engine.costs = before
+        engine.use_costs(before)
     seconds = _typical(turns).tolist()
     costs = _table(engine, dict(zip(cases, seconds, strict=True)), drafted)
     return Measured(costs, _settled(turns))
@@ -122,7 +122,7 @@ def _time_cases(
     """Seconds of a step in each case, one after the other."""
     found = []
     for case in cases:
-        engine.costs = _prices_of(engine, case)
+        engine.use_costs(_prices_of(engine, case))
         state, seconds = _time_steps(engine, state, case, steps)
         found.append(seconds)
     return state, found
@@ -240,7 +240,7 @@ def _caught_up(engine: Engine, state: DecodeState) -> tuple[DecodeState, int]:
     if not engine.drafter.read_bytes:
         return state, 0
     widest = _useful(engine)[-1]
-    engine.costs = _prices(engine, widest, draft=0.0)
+    engine.use_costs(_prices(engine, widest, draft=0.0))
     for _ in range(engine.num_slots + CATCHING_UP):
         busy = _busy(engine, state, _Case(widest, _lengths(engine)[0], True))
         state = engine.advance(busy, 1, others_wait=False)

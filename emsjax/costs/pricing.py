@@ -54,7 +54,7 @@ class Pricing:
             self._asked += tokens
             if tokens >= enough:
                 self._known, self._asked = table.measure(self._known), 0
-        self._engine.costs = self._known.costs
+        self._engine.use_costs(self._known.costs)
         return requests
 
 

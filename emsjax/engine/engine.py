@@ -57,12 +57,12 @@ class Engine:
         """
         self.num_slots, self.capacity = num_slots, capacity
         self.ladder = tuple(ladder)
-        self.costs, self.policy = costs, policy
+        self._costs, self.policy = costs, policy
         self.trace, self._choose = trace, choose
         self.token_classes = np.zeros(model.vocab_size, np.uint8)
         self._graphdef, self.params = nnx.split(model)
         self.cache_spec = model.cache_spec(num_slots, capacity)
-        self.drafter, self._dtype = drafter, model.dtype
+        self._drafter, self._dtype = drafter, model.dtype
         # float32 means float32: TPUs and newer GPUs would round its products to fewer bits.
         self.precision = "highest" if model.dtype == jnp.float32 else None
 
@@ -89,6 +89,37 @@ class Engine:
         self.around = jax.jit(self._around, donate_argnums=0)
         self._make_sampling = jax.jit(self._empty_sampling)
         self._idle: DecodeState | None = None
+
+    @property
+    def costs(self) -> StepCosts | None:
+        """What a step costs on each rung; None to verify every draft that fits."""
+        return self._costs
+
+    def use_costs(self, costs: StepCosts | None) -> None:
+        """Plans the steps that follow by other costs.
+
+        For those who know what steps cost here: `costs.Pricing` before a run, measurements while they
+        force a rung, and `bench`. Between costs and none another program is compiled.
+
+        Args:
+          costs: of the engine's ladder; None to verify every draft that fits.
+        """
+        self._costs = costs
+
+    @property
+    def drafter(self) -> Drafter:
+        """What guesses tokens."""
+        return self._drafter
+
+    def use_drafter(self, drafter: Drafter) -> None:
+        """Drafts with other weights from the next step on.
+
+        For `bench`, which times steps whose drafts are simulated.
+
+        Args:
+          drafter: of the same kind, with weights of the same shapes: the compiled programs are kept.
+        """
+        self._drafter = drafter
 
     def setup(self, params: nnx.State) -> Setup:
         """What the loop is made of, with these weights."""

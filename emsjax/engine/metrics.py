@@ -23,10 +23,6 @@ class RequestMetrics:
       accepted_by_position: `accepted_tokens` likewise.
       time_to_first_token: seconds from the request's taking a slot to its first token.
       prefill_steps: steps that only read the prompt and emitted nothing.
-      rows: token rows that the target computed for it in the steps behind the prompt.
-      padded_rows: how many of those were padding; 0 but for the methods that pad.
-      cache_reads: places of its cache that attention walked over in those steps, summed.
-      hole_reads: how many of those held no token; 0 but for the methods that align the cache.
     """
 
     target_steps: int
@@ -37,10 +33,6 @@ class RequestMetrics:
     accepted_by_position: tuple[int, ...]
     time_to_first_token: float
     prefill_steps: int = 0
-    rows: int = 0
-    padded_rows: int = 0
-    cache_reads: int = 0
-    hole_reads: int = 0
 
     @property
     def tokens_per_target_step(self) -> float:
@@ -61,10 +53,6 @@ def together(outputs: Sequence[RequestMetrics]) -> RequestMetrics:
         accepted_by_position=tuple(accepted),
         time_to_first_token=outputs[0].time_to_first_token,
         prefill_steps=sum(m.prefill_steps for m in outputs),
-        rows=sum(m.rows for m in outputs),
-        padded_rows=sum(m.padded_rows for m in outputs),
-        cache_reads=sum(m.cache_reads for m in outputs),
-        hole_reads=sum(m.hole_reads for m in outputs),
     )
 
 
@@ -81,10 +69,6 @@ class RunTotals:
       accepted_by_position: likewise.
       first_token_sum: summed times to first token, seconds.
       first_token_max: the longest of them, seconds.
-      rows: summed over requests, as are the next three, see `RequestMetrics`.
-      padded_rows: summed.
-      cache_reads: summed.
-      hole_reads: summed.
     """
 
     requests: int = 0
@@ -94,10 +78,6 @@ class RunTotals:
     accepted_by_position: list[int] = field(default_factory=list)
     first_token_sum: float = 0.0
     first_token_max: float = 0.0
-    rows: int = 0
-    padded_rows: int = 0
-    cache_reads: int = 0
-    hole_reads: int = 0
 
     def add(self, metrics: RequestMetrics) -> None:
         """Count one finished request in."""
@@ -108,20 +88,6 @@ class RunTotals:
         self.accepted_by_position = _sum(self.accepted_by_position, metrics.accepted_by_position)
         self.first_token_sum += metrics.time_to_first_token
         self.first_token_max = max(self.first_token_max, metrics.time_to_first_token)
-        self.rows += metrics.rows
-        self.padded_rows += metrics.padded_rows
-        self.cache_reads += metrics.cache_reads
-        self.hole_reads += metrics.hole_reads
-
-    @property
-    def input_padding(self) -> float:
-        """Share of the computed rows that were padding."""
-        return _ratio(self.padded_rows, self.rows)
-
-    @property
-    def cache_padding(self) -> float:
-        """Share of the places read of the cache that held no token."""
-        return _ratio(self.hole_reads, self.cache_reads)
 
     @property
     def tokens_per_target_step(self) -> float:

@@ -253,8 +253,4 @@ def _metrics(occupant: _Occupant, stats: SlotStats, slot: int, target_steps: int
         accepted_by_position=tuple(accepted),
         time_to_first_token=(occupant.first_token or occupant.started) - occupant.started,
         prefill_steps=int(stats.prefill_steps[slot]),
-        rows=int(stats.rows[slot]),
-        padded_rows=int(stats.padded[slot]),
-        cache_reads=int(stats.cached[slot]),
-        hole_reads=int(stats.empty[slot]),
     )

@@ -123,7 +123,8 @@ def test_the_text_does_not_depend_on_the_costs(engine: Engine):
     free = costs._replace(rungs=np.where(drafts, np.float32(1), costs.rungs), draft=np.float32(0))
     dear = free._replace(rungs=free.rungs * np.float32(1e3) ** np.arange(len(drafts), dtype="f"))
     found = []
-    for engine.costs in (free, dear):
+    for prices in (free, dear):
+        engine.use_costs(prices)
         found.append(run_all(engine, todo))
     texts = [[result.token_ids for result in results] for results in found]
     drafted = [sum(result.metrics.drafted_tokens for result in results) for results in found]

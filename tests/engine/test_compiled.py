@@ -141,7 +141,7 @@ def test_tpu_v5e_padded():
     """The padded method is compared with its own kernel, holes and all."""
     with on_tpu("v5e") as sharding:
         engine = abstract_engine(jnp.bfloat16, "prompt-lookup", method="vanilla")
-        engine.costs = None  # it verifies every draft
+        engine.use_costs(None)  # it verifies every draft
         compiled = engine.lower(sharding).compile()
     check_no_copy_of_the_cache(engine, compiled, "tpu")
     kernels = re.findall(r"%(ragged_attention\S*) = .* custom-call\(", compiled.as_text())
