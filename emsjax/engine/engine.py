@@ -98,8 +98,9 @@ class Engine:
     def use_costs(self, costs: StepCosts | None) -> None:
         """Plans the steps that follow by other costs.
 
-        For those who know what steps cost here: `costs.Pricing` before a run, measurements while they
-        force a rung, and `bench`. Between costs and none another program is compiled.
+        Only code that knows what steps cost here calls this: `costs.Pricing` before a run, the
+        measurement that forces a rung, and `bench`. Going from costs to None or back compiles
+        another program.
 
         Args:
           costs: of the engine's ladder; None to verify every draft that fits.
@@ -114,10 +115,11 @@ class Engine:
     def use_drafter(self, drafter: Drafter) -> None:
         """Drafts with other weights from the next step on.
 
-        For `bench`, which times steps whose drafts are simulated.
+        Only `bench` calls this, to time steps whose drafts are simulated.
 
         Args:
-          drafter: of the same kind, with weights of the same shapes: the compiled programs are kept.
+          drafter: of the same kind, with weights of the same shapes, so that the compiled programs
+            stay valid.
         """
         self._drafter = drafter
 

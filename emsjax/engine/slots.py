@@ -209,7 +209,7 @@ def _finished(
     job = occupant.job
     span = slice(len(job.prompt), len(job.prompt) + occupant.seen_tokens)
     logprobs = None
-    if job.choice.wants_logprobs and state.sampling is not None:
+    if job.choice.settings.logprobs and state.sampling is not None:
         logprobs = of_slot(state.sampling.logprobs, len(look.live), slot, span)
     tokens = tuple(look.output(slot, span).tolist())
     steps = int(look.stats.target_steps[slot])

@@ -9,10 +9,12 @@ import numpy as np
 
 from emsjax.errors import UserError
 from emsjax.requests.sampling_params import SamplingParams
-from emsjax.sampling.choice import Choice, make_choice
+from emsjax.sampling.choice import Choice, Settings, make_choice
 
 # What a model's generation config gives where a request does not; chance stays the user's choice.
 CONFIGURED = ("top_k", "top_p", "min_p", "repetition_penalty")
+# Parameters that the device takes as they are; a request says the others in its own terms.
+_SAME = frozenset(Settings._fields) - {"min_len", "logprobs", "adjusted", "top_k"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,17 +49,11 @@ class Request:
         return make_choice(
             seed=self.seed,
             index=index,
-            temperature=params.temperature,
-            adapt_temperature=params.adapt_temperature,
-            top_k=max(params.top_k or 0, 0),
-            top_p=1.0 if params.top_p is None else params.top_p,
-            min_p=params.min_p or 0.0,
-            min_len=len(self.prompt_token_ids) + params.min_tokens if params.min_tokens else 0,
-            repetition_penalty=params.repetition_penalty or 1.0,
-            frequency_penalty=params.frequency_penalty,
-            presence_penalty=params.presence_penalty,
             bias=_bias(params, self.vocab_size),
+            min_len=len(self.prompt_token_ids) + params.min_tokens if params.min_tokens else None,
             logprobs=params.logprobs is not None,
+            top_k=max(params.top_k or 0, 0),
+            **{name: getattr(params, name) for name in _SAME},
         )
 
 

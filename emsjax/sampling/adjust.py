@@ -6,31 +6,38 @@ Each row is adjusted for its own prefix, draft tokens included.
 import jax
 import jax.numpy as jnp
 
+from emsjax.sampling.choice import Settings
 from emsjax.sampling.rows import NO_TOKEN, Rows, Slots
 from emsjax.sampling.state import SamplingState
 
 
-def adjust(logits: jax.Array, rows: Rows, state: Slots, sampling: SamplingState) -> jax.Array:
+def adjust(
+    logits: jax.Array, rows: Rows, settings: Settings, state: Slots, sampling: SamplingState
+) -> jax.Array:
     """Bias, allowed and banned tokens, `min_tokens`, penalties; float32[W, V].
 
-    A row of a slot that wants none of it comes out bit for bit as it went in.
+    A row whose slot uses none of these comes out bit for bit as it went in.
+
+    Args:
+      logits: float32[W, V].
+      rows: the prefixes that the logits follow.
+      settings: of each row's slot, [W] each.
+      state: of all slots.
+      sampling: `state.sampling`.
     """
-    slots = rows.slots
-    logits = logits + sampling.bias[slots]
-    logits = _forbid_stops(logits, rows, state, sampling)
+    logits = logits + sampling.bias[rows.slots]
+    logits = _forbid_stops(logits, rows, settings, state)
     counts = _counts(rows, sampling)
-    seen = sampling.in_prompt[slots] | (counts > 0)
-    repetition = jnp.where(seen, sampling.repetition_penalty[slots][:, None], 1.0)
+    seen = sampling.in_prompt[rows.slots] | (counts > 0)
+    repetition = jnp.where(seen, settings.repetition_penalty[:, None], 1.0)
     logits = jnp.where(logits > 0, logits / repetition, logits * repetition)
-    logits = logits - sampling.frequency_penalty[slots][:, None] * counts.astype(jnp.float32)
-    return logits - sampling.presence_penalty[slots][:, None] * (counts > 0).astype(jnp.float32)
+    logits = logits - settings.frequency_penalty[:, None] * counts.astype(jnp.float32)
+    return logits - settings.presence_penalty[:, None] * (counts > 0).astype(jnp.float32)
 
 
-def _forbid_stops(
-    logits: jax.Array, rows: Rows, state: Slots, sampling: SamplingState
-) -> jax.Array:
-    """-inf for stop tokens where the sample would still be shorter than it has to be."""
-    early = rows.positions + 1 < sampling.min_lens[rows.slots]
+def _forbid_stops(logits: jax.Array, rows: Rows, settings: Settings, state: Slots) -> jax.Array:
+    """-inf for stop tokens as long as the sample is shorter than its least length."""
+    early = rows.positions + 1 < settings.min_len
     stop_ids = state.stop_ids[rows.slots]
     columns = jnp.where(early[:, None] & (stop_ids >= 0), stop_ids, logits.shape[1])
     numbers = jnp.arange(logits.shape[0], dtype=jnp.int32)[:, None]

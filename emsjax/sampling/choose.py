@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from emsjax.sampling.adapt import is_hard
 from emsjax.sampling.adjust import adjust
 from emsjax.sampling.blocks import first_max
+from emsjax.sampling.choice import Settings
 from emsjax.sampling.draw import draw
 from emsjax.sampling.filters import Filters, keep, scale
 from emsjax.sampling.logprobs import Logprobs, empty_logprobs, logprobs_of
@@ -38,32 +39,35 @@ def choose(logits: jax.Array, rows: Rows, state: Slots) -> Chosen:
     sampling = state.sampling
     if sampling is None:
         return Chosen(first_max(logits), None)
+    settings = jax.tree.map(lambda x: x[rows.slots], sampling.settings)
     adjusted = jax.lax.cond(
-        (sampling.adjusted & state.live).any(),
-        lambda: adjust(logits, rows, state, sampling),
+        (sampling.settings.adjusted & state.live).any(),
+        lambda: adjust(logits, rows, settings, state, sampling),
         lambda: logits,
     )
     tokens = first_max(adjusted)
-    hot = (_temperature(rows, sampling) > 0) & state.live[rows.slots]
+    hard = is_hard(rows, sampling.token_classes)
+    temperature = jnp.where(hard, settings.adapt_temperature, settings.temperature)
+    hot = (temperature > 0) & state.live[rows.slots]
     tokens = jax.lax.cond(
         hot.any(),
-        lambda: jnp.where(hot, _sample(adjusted, rows, sampling), tokens),
+        lambda: jnp.where(hot, _sample(adjusted, temperature, rows, settings, sampling), tokens),
         lambda: tokens,
     )
-    wanted = (sampling.wants_logprobs & state.live).any()
+    wanted = (sampling.settings.logprobs & state.live).any()
     logprobs = jax.lax.cond(
         wanted, lambda: logprobs_of(logits, tokens), lambda: empty_logprobs(tokens.shape)
     )
     return Chosen(tokens, logprobs)
 
 
-def _temperature(rows: Rows, sampling: SamplingState) -> jax.Array:
-    hard = is_hard(rows, sampling.token_classes)
-    return jnp.where(hard, sampling.adapt_temperature[rows.slots], sampling.temperature[rows.slots])
-
-
-def _sample(logits: jax.Array, rows: Rows, sampling: SamplingState) -> jax.Array:
-    slots = rows.slots
-    x = scale(logits, _temperature(rows, sampling))
-    filters = Filters(sampling.top_k[slots], sampling.top_p[slots], sampling.min_p[slots])
-    return draw(keep(x, filters), sampling.keys[slots], rows.positions)
+def _sample(
+    logits: jax.Array,
+    temperature: jax.Array,
+    rows: Rows,
+    settings: Settings,
+    sampling: SamplingState,
+) -> jax.Array:
+    filters = Filters(settings.top_k, settings.top_p, settings.min_p)
+    x = keep(scale(logits, temperature), filters)
+    return draw(x, sampling.keys[rows.slots], rows.positions)

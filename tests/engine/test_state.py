@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from emsjax.engine.state import admit, copy_cache, empty_state
 from emsjax.limits import MAX_STOP_IDS
-from emsjax.sampling.choice import make_choice
+from emsjax.sampling.choice import NEUTRAL, make_choice
 from emsjax.sampling.state import SamplingState, empty_sampling
 from tests.engine.states import int32s
 
@@ -61,29 +61,28 @@ def test_admit_resets_its_slot_and_leaves_the_others_alone():
 
 
 def check_choice(after: SamplingState, before: SamplingState, others: list[int]) -> None:
-    new = {
-        "temperature": 0.5,
-        "adapt_temperature": 0.5,
-        "top_k": 0,
-        "top_p": 0.75,
-        "min_p": 0,
-        "wants_logprobs": True,
-        "adjusted": True,
-        "bias": 0,
-        "min_lens": 6,
-        "repetition_penalty": 1,
-        "frequency_penalty": 0,
-        "presence_penalty": 0,
-        "in_prompt": np.arange(VOCAB) < 5,
-        "counts": 0,
-    }
-    per_slot = {field.name for field in dataclasses.fields(after)} - {"token_classes", "logprobs"}
-    assert new.keys() | {"keys"} == per_slot
-    for name in per_slot:
-        found = getattr(after, name)
-        np.testing.assert_array_equal(found[others], getattr(before, name)[others], name)
-        if name in new:
-            np.testing.assert_array_equal(found[1], new[name], name)
+    settings = NEUTRAL._replace(
+        temperature=0.5,
+        adapt_temperature=0.5,
+        top_p=0.75,
+        logprobs=True,
+        adjusted=True,
+        min_len=6,
+    )
+    new = {"bias": 0, "in_prompt": np.arange(VOCAB) < 5, "counts": 0}
+    of_slots = {"keys", "settings", *new}
+    assert {f.name for f in dataclasses.fields(after)} - {"token_classes", "logprobs"} == of_slots
+    for name in of_slots:
+        for found, old in zip(
+            jax.tree.leaves(getattr(after, name)),
+            jax.tree.leaves(getattr(before, name)),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(found[others], old[others], name)
+    for name, found in after.settings._asdict().items():
+        assert found[1] == getattr(settings, name), name
+    for name, value in new.items():
+        np.testing.assert_array_equal(getattr(after, name)[1], value, name)
     assert not (after.keys[1] == 7).all()
 
 

@@ -30,7 +30,7 @@ def slots(draw: Any) -> dict[str, np.ndarray]:
         "repetition_penalty": st.sampled_from((1.0, 0.5, 2.0)),
         "frequency_penalty": st.sampled_from((0.0, -0.5, 1.0)),
         "presence_penalty": st.sampled_from((0.0, 1.5)),
-        "min_lens": st.integers(0, CAPACITY),
+        "min_len": st.integers(0, CAPACITY),
     }
     drawn = {name: [draw(value) for _ in range(NUM_SLOTS)] for name, value in one.items()}
     return {
@@ -47,7 +47,7 @@ def by_hand(logits: np.ndarray, drawn: dict, slot: int, position: int, bias: np.
     prefix = drawn["tokens"][slot, : position + 1].tolist()
     output = prefix[drawn["prompt_lens"][slot] :]
     adjusted = logits.astype(np.float64) + bias
-    if position + 1 < drawn["min_lens"][slot] and drawn["stops"][slot] < VOCAB:
+    if position + 1 < drawn["min_len"][slot] and drawn["stops"][slot] < VOCAB:
         adjusted[drawn["stops"][slot]] = -np.inf
     for token in range(VOCAB):
         if token in prefix:
@@ -70,7 +70,8 @@ def prefixes(tokens: np.ndarray, lens: Any, slot_ids: Any, positions: Any) -> Ro
 
 @jax.jit
 def ours(logits: jax.Array, rows: Rows, state: Any) -> jax.Array:
-    return adjust(logits, rows, state, state.sampling)
+    settings = jax.tree.map(lambda x: x[rows.slots], state.sampling.settings)
+    return adjust(logits, rows, settings, state, state.sampling)
 
 
 @given(slots(), st.integers(0, 2**32))
@@ -90,8 +91,10 @@ def test_every_row_against_a_loop_over_its_prefix(drawn: dict, seed: int):
         bias=bias.astype(np.float32),
         in_prompt=(one_hot * prompt[..., None]).any(axis=1),
         counts=(one_hot * output[..., None]).sum(axis=1).astype(np.int32),
-        min_lens=int32s(drawn["min_lens"]),
-        **{n: drawn[n].astype(np.float32) for n in drawn if n.endswith("_penalty")},
+        settings=sampling.settings._replace(
+            min_len=int32s(drawn["min_len"]),
+            **{n: drawn[n].astype(np.float32) for n in drawn if n.endswith("_penalty")},
+        ),
     )
     # The last known token and each draft token behind it, for every slot.
     slot_ids = np.repeat(np.arange(NUM_SLOTS), K + 1)
@@ -129,7 +132,9 @@ def test_the_repetition_penalty_is_that_of_transformers(penalty: float):
     seen = np.zeros((2, 1, VOCAB), np.int32)
     seen[0, 0, [1, 2]], seen[1, 0, [2, 5]] = 1, 1
     sampling = sampling.replace(
-        in_prompt=seen[0] > 0, counts=seen[1], repetition_penalty=np.asarray([penalty], np.float32)
+        in_prompt=seen[0] > 0,
+        counts=seen[1],
+        settings=sampling.settings._replace(repetition_penalty=np.asarray([penalty], np.float32)),
     )
     rows = prefixes(tokens, [4], [0], [3])
     found = np.asarray(ours(logits, rows, state.replace(sampling=sampling)))

@@ -95,12 +95,10 @@ def test_alone(drafter: str):
 
 
 def temperature_after_top_p(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(logits, rows, sampling):
-        slots = rows.slots
-        filters = Filters(sampling.top_k[slots], sampling.top_p[slots], sampling.min_p[slots])
-        kept = keep(scale(logits, jnp.ones_like(sampling.temperature[slots])), filters)
-        kept = kept / sampling.temperature[slots][:, None]
-        return draw(kept, sampling.keys[slots], rows.positions)
+    def wrong(logits, temperature, rows, settings, sampling):
+        filters = Filters(settings.top_k, settings.top_p, settings.min_p)
+        kept = keep(scale(logits, jnp.ones_like(temperature)), filters)
+        return draw(kept / temperature[:, None], sampling.keys[rows.slots], rows.positions)
 
     monkeypatch.setattr(choosing, "_sample", wrong)
 
