@@ -3,7 +3,7 @@ import io
 import pytest
 
 from emsjax.engine.metrics import RequestMetrics
-from emsjax.generate.progress import STARTING, Report
+from emsjax.generate.progress import STARTING, Progress
 
 METRICS = RequestMetrics(
     target_steps=500,
@@ -17,7 +17,7 @@ METRICS = RequestMetrics(
 
 
 class Clock:
-    """Seconds, as a test sets them."""
+    """A clock that a test sets."""
 
     now = 100.0
 
@@ -26,56 +26,56 @@ class Clock:
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self):
         return True
 
 
-def _report(total=None, stream=None):
+def _progress(total=None, stream=None):
     clock = Clock()
-    return Report(total, clock.now - 3, stream or io.StringIO(), clock), clock
+    return Progress(total, clock.now - 3, stream or io.StringIO(), clock), clock
 
 
-def test_the_summary_has_every_figure():
-    report, clock = _report()
-    with report:
+def test_the_summary_has_every_statistic():
+    progress, clock = _progress()
+    with progress:
         clock.now += 2
-        report.emitted(1)
-        report.finished(METRICS)
-        report.skipped()
-        report.failed()
-        report.failed()
+        progress.emitted(1)
+        progress.finished(METRICS)
+        progress.skipped()
+        progress.failed()
+        progress.failed()
         clock.now += 8
-    assert report.summary() == [
+    assert progress.summary() == [
         "1 prompt, 1,200 tokens in 10.0 s: 120.0 tokens/s",
-        "1 prompt already done by an earlier run",
+        "1 prompt already finished by an earlier run",
         "2 bad lines: see the error records in the output",
-        "first token 5.00 s after the command, loading and compiling included",
+        "first token 5.00 s after the start, including loading and compiling",
         "2.40 tokens per target step (500 steps)",
         "acceptance by draft position: 1: 75%  2: 25%  3: -",
-        "time to first token: mean 0.25 s, longest 0.25 s",
+        "time to first token: mean 0.25 s, maximum 0.25 s",
     ]
 
 
 def test_a_run_of_nothing_has_a_short_summary():
-    report, _ = _report()
-    assert report.summary() == ["0 prompts, 0 tokens in 0.0 s: 0.0 tokens/s"]
+    progress, _ = _progress()
+    assert progress.summary() == ["0 prompts, 0 tokens in 0.0 s: 0.0 tokens/s"]
 
 
 def test_plain_decoding_has_no_acceptance_line():
-    report, _ = _report()
-    report.finished(RequestMetrics(2, 0, 0, 2, (), (), 0.1))
-    assert not any("acceptance" in line for line in report.summary())
+    progress, _ = _progress()
+    progress.finished(RequestMetrics(2, 0, 0, 2, (), (), 0.1))
+    assert not any("acceptance" in line for line in progress.summary())
 
 
 def test_a_log_gets_a_line_every_five_seconds_at_most():
     stream = io.StringIO()
-    report, clock = _report(total=40, stream=stream)
-    with report:
+    progress, clock = _progress(total=40, stream=stream)
+    with progress:
         for _ in range(44):
             clock.now += 0.25
-            report.emitted(10)
+            progress.emitted(10)
         before_summary = stream.getvalue()
     assert before_summary.splitlines() == [
         "0 of 40 done, 200 tokens, 40.0 tokens/s",
@@ -85,43 +85,44 @@ def test_a_log_gets_a_line_every_five_seconds_at_most():
 
 def test_an_unknown_total_is_left_out():
     stream = io.StringIO()
-    report, clock = _report(stream=stream)
+    progress, clock = _progress(stream=stream)
     clock.now += 5
-    report.finished(METRICS)
+    progress.finished(METRICS)
     assert stream.getvalue() == "1 prompt done, 0 tokens, 0.0 tokens/s\n"
 
 
 @pytest.mark.parametrize("kind", [io.StringIO, Terminal])
 def test_the_wait_is_explained_once(kind):
     stream = kind()
-    report, _ = _report(stream=stream)
-    with report:
-        report.starting()
-        report.starting()
+    progress, _ = _progress(stream=stream)
+    with progress:
+        progress.starting()
+        progress.starting()
     assert stream.getvalue().count(STARTING) == 1
 
 
 @pytest.mark.parametrize("total", [None, 4])
-def test_a_terminal_gets_a_bar_that_makes_way(total):
+def test_a_terminal_gets_a_bar_that_can_be_hidden(total):
     stream = Terminal()
-    report, _ = _report(total, stream)
-    with report:
-        report.emitted(7)
-        report.finished(METRICS)
-        with report.paused():
+    progress, _ = _progress(total, stream)
+    with progress:
+        progress.emitted(7)
+        progress.finished(METRICS)
+        with progress.paused():
             held = stream.getvalue()
-            report.emitted(1)
+            progress.emitted(1)
             assert stream.getvalue() == held
     assert ("prompts 1/4 ·" if total else "prompts 1 ·") in stream.getvalue()
-    assert stream.getvalue().endswith("longest 0.25 s\n")
+    assert stream.getvalue().endswith("maximum 0.25 s\n")
 
 
 @pytest.mark.parametrize(
-    ("error", "told"), [(KeyboardInterrupt, True), (BrokenPipeError, False), (ValueError, False)]
+    ("error", "summarised"),
+    [(KeyboardInterrupt, True), (BrokenPipeError, False), (ValueError, False)],
 )
-def test_an_interrupt_still_gets_its_figures_and_a_failure_does_not(error, told):
+def test_an_interrupt_gets_a_summary_and_a_failure_does_not(error, summarised):
     stream = io.StringIO()
-    report, _ = _report(stream=stream)
-    with pytest.raises(error), report:
+    progress, _ = _progress(stream=stream)
+    with pytest.raises(error), progress:
         raise error
-    assert bool(stream.getvalue()) == told
+    assert bool(stream.getvalue()) == summarised

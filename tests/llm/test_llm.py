@@ -102,8 +102,8 @@ def test_a_single_token_may_be_looked_up():
     [
         ("", "empty"),
         ([], "empty"),
-        ([7, VOCAB_SIZE], f"{VOCAB_SIZE} is out of the vocabulary"),
-        ([-1], "-1 is out of the vocabulary"),
+        ([7, VOCAB_SIZE], f"{VOCAB_SIZE} is outside the vocabulary"),
+        ([-1], "-1 is outside the vocabulary"),
         ([7, 1.5], "1.5"),
         ([True], "True"),
         ([7] * 200, "200 tokens"),
@@ -137,7 +137,7 @@ def test_prompts_from_a_generator(llm: LLM):
 
 @pytest.mark.parametrize("prompts", [None, 5, {"prompt": "w7"}])
 def test_what_holds_no_prompts(llm: LLM, prompts):
-    with pytest.raises(UserError, match="prompts are"):
+    with pytest.raises(UserError, match="prompts is .*; give text, token ids"):
         llm.generate(prompts)
 
 
@@ -158,7 +158,7 @@ def test_text_without_a_tokenizer(without_tokenizer: LLM):
 
 
 def test_parameters_must_fit_the_prompts(llm: LLM):
-    with pytest.raises(UserError, match="2 sampling_params do not fit 1"):
+    with pytest.raises(UserError, match="2 sampling_params do not match 1"):
         llm.generate([[7]], [SamplingParams()] * 2)
 
 
