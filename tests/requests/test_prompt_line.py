@@ -1,4 +1,4 @@
-"""The commands that read prompts from JSON lines accept the same forms and report the same errors."""
+"""All commands that read prompts from JSON lines accept the same forms, with the same errors."""
 
 import json
 import re

@@ -164,7 +164,7 @@ def test_each_run_has_a_timeline_with_a_lane_for_each_slot():
     ]
     assert (first.steps, second.steps) == (6, 3)
     assert first.ticks == [0, 1, 2, 3, 4, 5, 6]
-    assert "steps 4 to 6 of the batch" in first.lanes[0].stays[1].told[1]
+    assert "steps 4 to 6 of the batch" in first.lanes[0].stays[1].description[1]
     (shared,) = shown_outputs(small(prompt_shared=True, prefill_steps=0), "1", 0)
     (timeline,) = timelines([shared])
     assert timeline.lanes[0].stays[0].prefill == 0
