@@ -92,7 +92,7 @@ def check_cache_fits(model: Model, drafter: Drafter, num_slots: int, capacity: i
 
     Args:
       model: the model, which must be loaded so that its weights do not count as free memory.
-      drafter: the drafter, loaded too. A draft model has a cache of its own.
+      drafter: the drafter, loaded too; a draft model adds its own cache.
       num_slots: B.
       capacity: S, in tokens.
 

@@ -120,12 +120,12 @@ class LLM:
         plans = plans and self.engine.policy == EMS
         self._pricing = Pricing(self.engine, self.name) if plans else None
 
-    def _max_model_len(self, wanted: int | None) -> int:
+    def _max_model_len(self, requested: int | None) -> int:
         longest = self.target.max_positions
-        if wanted is None:
+        if requested is None:
             return min(longest, DEFAULT_MAX_MODEL_LEN)
-        check_whole("max_model_len", wanted, 2, longest)
-        return wanted
+        check_whole("max_model_len", requested, 2, longest)
+        return requested
 
     def generate(
         self,

@@ -1,6 +1,6 @@
 """The letters of array axes in code, docstrings and einsums.
 
-B  slots, which are samples decoded together
+B  slots (samples decoded together)
 T  packed rows of a step (its capacity)
 W  rows of a step whose logits are computed
 S  cache capacity of a slot, in tokens

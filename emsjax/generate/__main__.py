@@ -25,14 +25,14 @@ def _number(flag: str, text: str, panel: str, kind: type[int] | type[float] = in
         try:
             return kind(str(value))
         except ValueError:
-            wanted = "whole number" if kind is int else "number"
-            raise typer.BadParameter(f"{value!r} is not a {wanted}") from None
+            noun = "whole number" if kind is int else "number"
+            raise typer.BadParameter(f"{value!r} is not a {noun}") from None
 
     return typer.Option(flag, help=text, rich_help_panel=panel, metavar="N", parser=parse)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         print(f"emsjax {__version__}")
         raise typer.Exit
 

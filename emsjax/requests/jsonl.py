@@ -105,7 +105,7 @@ def _take_id(value: object, seen: set[str]) -> LineId:
     if key(value) in seen:
         raise UserError(
             f"the id {value!r} is already taken (a line without an id gets its line number); give "
-            "each line an id of its own."
+            "each line a unique id."
         )
     seen.add(key(value))
     return value

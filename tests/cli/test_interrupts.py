@@ -100,7 +100,7 @@ def test_the_message_of_an_interrupt_is_printed(capsys):
 
     @app.command()
     def stop():
-        raise KeyboardInterrupt("the same command goes on")
+        raise KeyboardInterrupt("repeat the command to continue")
 
     assert command.run(lambda: command.parse(app, "stop", [])) == 130
-    assert capsys.readouterr().err == "interrupted: the same command goes on\n"
+    assert capsys.readouterr().err == "interrupted: repeat the command to continue\n"

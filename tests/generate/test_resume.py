@@ -140,10 +140,10 @@ def test_no_line_is_lost_and_every_id_is_matched(call, folder, raws):
     records = [json.loads(line) for line in path.read_bytes().splitlines()]
     assert len(records) == sum(1 for raw in raws if raw.strip())
     assert status == any("error" in record for record in records)
-    asked = {jsonl.key(line.id): line for line in jsonl.read(raws, {}) if _good(line)}
+    given_lines = {jsonl.key(line.id): line for line in jsonl.read(raws, {}) if _good(line)}
     for record in records:
         if "error" not in record:
-            prompt = asked.pop(jsonl.key(record["id"])).prompt
+            prompt = given_lines.pop(jsonl.key(record["id"])).prompt
             ids = list(prompt.encode()) if isinstance(prompt, str) else prompt
             assert record["token_ids"] == ids[::-1]
 

@@ -45,15 +45,15 @@ def test_a_draft_model_as_large_as_its_target_causes_a_warning(capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(
-    ("theirs", "says"),
+    ("theirs", "message"),
     [
         (("a", "x", "c"), "token 1 is 'x' there and 'b' here"),
         (("a", "b"), "token 2 is missing there and 'c' here"),
         (("a", "b", "c", "d"), "token 3 is 'd' there and missing here"),
     ],
 )
-def test_the_first_difference_of_the_vocabularies_is_named(theirs: tuple[str, ...], says: str):
-    with pytest.raises(UserError, match=says):
+def test_the_first_difference_of_the_vocabularies_is_named(theirs: tuple[str, ...], message: str):
+    with pytest.raises(UserError, match=message):
         check_vocabulary(named("draft", *theirs), named("target", "a", "b", "c"))
     check_vocabulary(named("draft", "a", "b"), named("target", "a", "b"))
 

@@ -98,7 +98,7 @@ def test_a_single_token_may_be_looked_up():
 
 
 @pytest.mark.parametrize(
-    ("prompt", "says"),
+    ("prompt", "message"),
     [
         ("", "empty"),
         ([], "empty"),
@@ -115,8 +115,8 @@ def test_a_single_token_may_be_looked_up():
         ("w7 \ud800", "UTF-8"),
     ],
 )
-def test_bad_prompts(llm: LLM, prompt, says: str):
-    with pytest.raises(UserError, match=says):
+def test_bad_prompts(llm: LLM, prompt, message: str):
+    with pytest.raises(UserError, match=message):
         llm.generate([prompt])
 
 
@@ -173,7 +173,7 @@ def test_too_many_stop_ids(llm: LLM):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"max_batch_size": 0}, "max_batch_size is 0"),
         ({"max_model_len": 1}, "between 2 and 512"),
@@ -200,8 +200,8 @@ def test_too_many_stop_ids(llm: LLM):
         ({"model": "no-such-directory"}, "no-such-directory"),
     ],
 )
-def test_bad_options(model_dir: str, options: dict, says: str):
-    with pytest.raises(UserError, match=says):
+def test_bad_options(model_dir: str, options: dict, message: str):
+    with pytest.raises(UserError, match=message):
         LLM(**({"model": model_dir} | options))
 
 

@@ -122,10 +122,10 @@ def test_logprobs_are_the_models_own(llm: LLM, temperature: float):
     )
     for prompt, output in zip(PROMPTS, llm.generate(PROMPTS, params), strict=True):
         (completion,) = output.outputs
-        wanted = teacher_forced(prompt, completion.token_ids)
+        expected = teacher_forced(prompt, completion.token_ids)
         assert len(completion.logprobs) == len(completion.token_ids)
         for token, found, row in zip(
-            completion.token_ids, completion.logprobs, wanted, strict=True
+            completion.token_ids, completion.logprobs, expected, strict=True
         ):
             assert next(iter(found)) == token
             likeliest = np.argsort(-row)[:5].tolist()
@@ -235,7 +235,7 @@ def test_requests_without_a_seed_get_one_each(model_dir: str, llm: LLM):
 
 
 @pytest.mark.parametrize(
-    ("params", "says"),
+    ("params", "message"),
     [
         ({"logit_bias": {999: 1.0}}, "logit_bias has token id 999"),
         ({"allowed_token_ids": [999]}, "allowed_token_ids has token id 999"),
@@ -244,8 +244,8 @@ def test_requests_without_a_seed_get_one_each(model_dir: str, llm: LLM):
         ({"banned_token_ids": list(range(VOCAB_SIZE))}, "leave no token to choose"),
     ],
 )
-def test_parameters_that_do_not_fit_the_model(llm: LLM, params: dict, says: str):
-    with pytest.raises(UserError, match=says):
+def test_parameters_that_do_not_fit_the_model(llm: LLM, params: dict, message: str):
+    with pytest.raises(UserError, match=message):
         llm.generate([[7]], SamplingParams(**params))
 
 
@@ -272,15 +272,15 @@ def configured(model_dir: str, tmp_path: Path):
 def test_the_generation_config_sets_parameters_that_are_left_out(configured, llm: LLM):
     config = {"do_sample": True, "temperature": 0.7, "top_k": 5, "repetition_penalty": 1.4}
     theirs = configured(**config, eos_token_id=[2, 9])
-    open_ones = SamplingParams(max_tokens=20, temperature=1.0, seed=1)
-    asked = replace(open_ones, top_k=5, repetition_penalty=1.4, stop_token_ids=[9])
-    found, wanted = theirs.generate(PROMPTS, open_ones), llm.generate(PROMPTS, asked)
-    for left, right in zip(found, wanted, strict=True):
+    left_out = SamplingParams(max_tokens=20, temperature=1.0, seed=1)
+    explicit = replace(left_out, top_k=5, repetition_penalty=1.4, stop_token_ids=[9])
+    found, reference = theirs.generate(PROMPTS, left_out), llm.generate(PROMPTS, explicit)
+    for left, right in zip(found, reference, strict=True):
         assert left.outputs[0].token_ids == right.outputs[0].token_ids
-    closed = replace(open_ones, top_k=0, repetition_penalty=1.0)
+    closed = replace(left_out, top_k=0, repetition_penalty=1.0)
     found = theirs.generate(PROMPTS, closed)
-    wanted = llm.generate(PROMPTS, replace(open_ones, stop_token_ids=[9]))
-    for left, right in zip(found, wanted, strict=True):
+    reference = llm.generate(PROMPTS, replace(left_out, stop_token_ids=[9]))
+    for left, right in zip(found, reference, strict=True):
         assert left.outputs[0].token_ids == right.outputs[0].token_ids
 
 

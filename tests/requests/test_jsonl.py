@@ -135,7 +135,7 @@ def test_an_id_names_one_line_only():
         None,
         2,
         "line 2: the id 'a' is already taken (a line without an id gets its line number); give "
-        "each line an id of its own.",
+        "each line a unique id.",
     )
     assert (number.id, text.id) == (1, "1")
 

@@ -173,17 +173,17 @@ def first_stop(text: str, stops: list[str], min_tokens: int) -> tuple[str, str |
 )
 def test_stop_strings_cut_at_the_first_whole_one(text, stops, min_tokens, data):
     parts = data.draw(cut(st.just(ids(text))))
-    wanted, stop, count = first_stop(text, stops, min_tokens)
+    expected, stop, count = first_stop(text, stops, min_tokens)
     growing, seen, tokens = transcript(stop=stops, min_tokens=min_tokens), "", 0
     for part in parts:
         kept = growing.feed(part)
         tokens += len(part) if kept is None else kept
         seen += growing.take()
-        assert wanted.startswith(seen)  # returned text never changes
+        assert expected.startswith(seen)  # returned text never changes
         if kept is not None:
             break
     growing.finish()
-    assert seen + growing.take() == growing.text == wanted
+    assert seen + growing.take() == growing.text == expected
     assert (growing.stop, tokens) == (stop, count)
 
 

@@ -78,8 +78,8 @@ def test_counts_are_those_of_the_metrics(opened: Open, outputs, scheme: str):
     assert counts == report.sources
     assert counts.total() == sum(each.emitted_tokens for each in metrics)
     steps = [s for o in outputs for c in o.outputs for s in c.trace.steps]
-    behind = sum(step.accepted - min(step.accepted, step.emitted) for step in steps)
-    assert counts["drafted"] == sum(each.accepted_tokens for each in metrics) - behind > 0
+    beyond_stop = sum(step.accepted - min(step.accepted, step.emitted) for step in steps)
+    assert counts["drafted"] == sum(each.accepted_tokens for each in metrics) - beyond_stop > 0
     assert page.locator(".text .s").count() == sum(each.target_steps for each in metrics)
     for source, count in counts.items():
         entry = page.locator(f".key [data-source={source}] b")
@@ -163,9 +163,9 @@ def test_the_keyboard_scrolls_to_tokens_out_of_sight(opened: Open):
     page.keyboard.press("ArrowDown")
     token, tip = page.locator(".at"), page.locator("#tip")
     for _ in range(2):
-        at, beside = token.bounding_box(), tip.bounding_box()
+        at, tip_box = token.bounding_box(), tip.bounding_box()
         assert 0 <= at["y"] <= 400
-        assert abs(beside["y"] - at["y"]) < beside["height"] + 60
+        assert abs(tip_box["y"] - at["y"]) < tip_box["height"] + 60
         page.mouse.wheel(0, 40)
         page.evaluate("new Promise(requestAnimationFrame)")
 
@@ -225,11 +225,11 @@ def contrast(page, selector: str) -> float:
             const linear = x => (x /= 255) <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4;
             return .2126 * linear(r) + .7152 * linear(g) + .0722 * linear(b);
           };
-          let behind = element;
-          while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") {
-            behind = behind.parentElement;
+          let parent = element;
+          while (getComputedStyle(parent).backgroundColor === "rgba(0, 0, 0, 0)") {
+            parent = parent.parentElement;
           }
-          const found = [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor];
+          const found = [getComputedStyle(element).color, getComputedStyle(parent).backgroundColor];
           const [low, high] = found.map(light).sort((a, b) => a - b);
           return (high + .05) / (low + .05);
         }"""
@@ -239,8 +239,8 @@ def contrast(page, selector: str) -> float:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_contrast_is_sufficient(opened: Open, scheme: str):
     page = opened(Report([output(), output("2", run_began=7.0)]), color_scheme=scheme)
-    behind = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (behind == "rgb(252, 252, 251)") == (scheme == "light")
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(252, 252, 251)") == (scheme == "light")
     words = (
         ".text .plain",
         ".text .drafted",

@@ -31,11 +31,11 @@ class Page(HTMLParser):
     def handle_data(self, data):
         self.texts.append(data)
 
-    def having(self, **wanted) -> list[dict]:
+    def having(self, **values) -> list[dict]:
         return [
             attrs
             for _, attrs in self.tags
-            if all(value in str(attrs.get(name, "")).split() for name, value in wanted.items())
+            if all(value in str(attrs.get(name, "")).split() for name, value in values.items())
         ]
 
 
