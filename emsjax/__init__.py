@@ -28,11 +28,11 @@ __all__ = [
     "__version__",
 ]
 
-# In a checkout `emsjax/` has no `models/` or `pallas_kernels/` in it. An installed copy has, and
-# is found through this also from the checkout's root, where `./emsjax` comes first.
+# In a checkout, `models/` and `pallas_kernels/` are not inside `emsjax/`. Python started in the
+# checkout's root finds `./emsjax` first, and this adds the installed copy, which has them.
 __path__ = extend_path(__path__, __name__)
 
-# Loaded on first use: jax takes seconds to import, which `--help` should not.
+# Imported on first use, because jax takes seconds to import, which `--help` should not cost.
 _LAZY = {
     "LLM": "emsjax.llm",
     "CompletionOutput": "emsjax.requests.outputs",

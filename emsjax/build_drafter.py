@@ -1,4 +1,4 @@
-"""From the options for drafting to a drafter; what contradicts itself is refused, never ignored."""
+"""Builds a drafter from options; contradictory options are refused, never ignored."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from emsjax.limits import DRAFT_LENGTH, DRAFTERS, MAX_DRAFT_LENGTH, METHODS
 from emsjax.loading.drafter import load_drafter, shipped_draft
 from emsjax.loading.load import LoadedModel
 
-# Which drafters take which option.
+# The options that each drafter takes.
 _TAKES = {
     "none": (),
     "prompt-lookup": ("draft_length", "max_ngram", "min_ngram"),
@@ -24,11 +24,11 @@ _TAKES = {
 
 @dataclass(frozen=True)
 class Drafting:
-    """What was asked for, checked.
+    """Checked options for drafting.
 
     Attributes:
-      name: one of `DRAFTERS`, or a drafter; None to choose by the target.
-      given: the options of `_TAKES` that were given.
+      name: one of `DRAFTERS`, or a drafter object; None to choose one for the target.
+      given: the options in `_TAKES` that were given.
     """
 
     name: str | Drafter | None
@@ -36,7 +36,7 @@ class Drafting:
 
     @property
     def lookup(self) -> PromptLookup:
-        """Prompt lookup with these options."""
+        """Makes prompt lookup with these options."""
         sizes = {option: value for option, value in self.given.items() if option != "draft_model"}
         return PromptLookup(**sizes)
 
@@ -44,33 +44,40 @@ class Drafting:
 def check_drafting(
     method: str, drafter: str | Drafter | None, options: Mapping[str, Any]
 ) -> Drafting:
-    """Checks options against each other, before anything is loaded; None is what was left out.
+    """Checks options against each other before anything is loaded.
+
+    Args:
+      method: one of `METHODS`.
+      drafter: one of `DRAFTERS`, a drafter object, or None to choose one for the target.
+      options: the options in `_TAKES` by name; None for those that were left out.
 
     Raises:
-      UserError: something is unknown, out of range, or for another drafter.
+      UserError: a name is unknown, or an option is out of range or not for this drafter.
     """
     if method not in METHODS:
-        raise UserError(f"method {method!r} is unknown; there is {', '.join(METHODS)}")
+        raise UserError(f"method {method!r} is unknown; choose from {', '.join(METHODS)}")
     if isinstance(drafter, str) and drafter not in DRAFTERS:
-        raise UserError(f"drafter {drafter!r} is unknown; there is {', '.join(DRAFTERS)}")
+        raise UserError(f"drafter {drafter!r} is unknown; choose from {', '.join(DRAFTERS)}")
     if method == "none" and drafter not in (None, "none"):
-        raise UserError("method 'none' drafts nothing: leave the drafter out")
+        raise UserError("method 'none' drafts nothing; leave out drafter")
     given = {option: value for option, value in options.items() if value is not None}
     name = "none" if method == "none" else drafter
     if name is None and "draft_model" in given:
         name = "combined"
     for option, value in given.items():
         if name is not None and name not in takers(option):
-            raise UserError(f"{option} is for the drafter {_either(takers(option))}: leave it out")
+            raise UserError(
+                f"{option} is for the drafter {_either(takers(option))}; leave out {option}"
+            )
         if option != "draft_model":
             check_whole(option, value, 1, MAX_DRAFT_LENGTH)
     drafting = Drafting(name, given)
-    _ = drafting.lookup  # says which sizes do not fit
+    _ = drafting.lookup  # raises if the sizes contradict each other
     return drafting
 
 
 def takers(option: str) -> list[str]:
-    """The drafters that an option is for."""
+    """Returns the drafters that take an option."""
     return [drafter for drafter, takes in _TAKES.items() if option in takes]
 
 
@@ -79,10 +86,16 @@ def _either(names: list[str]) -> str:
 
 
 def build_drafter(drafting: Drafting, target: LoadedModel, dtype: str) -> Drafter:
-    """The drafter for a target; by default the best that is at hand.
+    """Builds the drafter for a target.
+
+    Args:
+      drafting: the checked options. Without a drafter's name they select "combined" if the target
+        comes with a draft model, else "prompt-lookup".
+      target: the model to draft for.
+      dtype: the type of the draft model's weights, see `LLM`.
 
     Raises:
-      UserError: a draft model is needed and not given, cannot be loaded, or does not fit.
+      UserError: a draft model is needed but missing, cannot be loaded, or does not fit the target.
     """
     if drafting.name is not None and not isinstance(drafting.name, str):
         return drafting.name
@@ -94,7 +107,7 @@ def build_drafter(drafting: Drafting, target: LoadedModel, dtype: str) -> Drafte
         return drafting.lookup
     if draft is None:
         raise UserError(
-            f"the drafter {name!r} needs a draft model for {target.name}: name one with "
+            f"the drafter {name!r} needs a draft model for {target.name}; name one with "
             "draft_model, or train one with `python -m emsjax.train`"
         )
     length = drafting.given.get("draft_length", DRAFT_LENGTH)

@@ -1,4 +1,4 @@
-"""From the options of `LLM` to its parts."""
+"""Builds the engine of `LLM` from its options."""
 
 import math
 from typing import Any
@@ -15,17 +15,21 @@ from emsjax.host.device import free_bytes
 from emsjax.pallas_kernels.backends import target_platform
 from emsjax.shapes import round_up
 
-# Whole blocks of the cache for every backend.
+# A multiple of the cache blocks of every backend.
 CAPACITY_MULTIPLE = 256
 
 
 def narrowest_rows() -> int:
-    """The fewest rows, beside one alone, that are worth a program of their own on this device."""
+    """Returns the fewest rows, other than 1, for which compiling a program pays off here."""
     return 4 if target_platform() == "cpu" else ROW_MULTIPLE
 
 
 def choose_ladder(num_slots: int, draft_length: int, exact: bool) -> tuple[Rung, ...]:
-    """Capacities for the target platform: on a CPU rows cost time, elsewhere reading weights."""
+    """Chooses the row capacities of the compiled programs for the target platform.
+
+    On a CPU the time of a step grows with its rows. On a GPU or TPU a small step mostly reads the
+    weights, so that narrower programs would save little.
+    """
     cpu = target_platform() == "cpu"
     return make_ladder(
         num_slots,
@@ -48,28 +52,28 @@ def build_engine(
     exact: bool = False,
     **options: Any,
 ) -> Engine:
-    """An engine for this device.
+    """Builds an engine for this device.
 
     Args:
       target: the model.
-      drafter: guesses tokens.
-      name: the model's, for messages.
+      drafter: the drafter.
+      name: the model's name for messages.
       max_batch_size: B.
       max_model_len: the most tokens of a sample.
       method: one of `POLICIES`.
-      exact: one shape for every step.
-      options: further ones of `Engine`.
+      exact: whether every step has the same shape.
+      options: further options of `Engine`.
 
     Raises:
-      UserError: the cache does not fit in memory, or the method does not fit the model.
+      UserError: the cache does not fit in memory, or the method does not support the model.
     """
     capacity = round_up(max_model_len, CAPACITY_MULTIPLE)
     check_cache_fits(target, drafter, max_batch_size, capacity)
     policy = POLICIES[method]
     if policy.align_cache and any(0 < w < capacity for w in target.windows):
         raise UserError(
-            f"method {method!r} aligns the cache, and the sliding window of {name} would "
-            "count its holes: compare with 'unpad-kv'"
+            f"method {method!r} aligns the cache and leaves holes, which the sliding window of "
+            f"{name} would count as tokens; compare with 'unpad-kv'"
         )
     ladder = choose_ladder(max_batch_size, drafter.draft_length, exact)
     return Engine(
@@ -84,16 +88,16 @@ def build_engine(
 
 
 def check_cache_fits(model: Model, drafter: Drafter, num_slots: int, capacity: int) -> None:
-    """Refuses a cache that cannot fit in what memory the device has left.
+    """Checks that the K/V cache fits in the device's free memory.
 
     Args:
-      model: loaded already, so that what it takes is not counted as free.
-      drafter: likewise; a draft model has a cache of its own.
+      model: the model, which must be loaded so that its weights do not count as free memory.
+      drafter: the drafter, loaded too; a draft model adds its own cache.
       num_slots: B.
       capacity: S, in tokens.
 
     Raises:
-      UserError: with the sizes and the largest batch that would fit.
+      UserError: the cache does not fit; the message names the largest batch that would.
     """
     own = jax.eval_shape(lambda: drafter.init(1, capacity))
     parts = [model.cache_spec(1, capacity), *jax.tree.leaves(own)]
@@ -109,5 +113,5 @@ def check_cache_fits(model: Model, drafter: Drafter, num_slots: int, capacity: i
     )
     raise UserError(
         f"the K/V cache of {num_slots} samples of {capacity} tokens needs "
-        f"{num_slots * per_slot / 2**30:.2f} GiB and {free / 2**30:.2f} GiB are free: {remedy}"
+        f"{num_slots * per_slot / 2**30:.2f} GiB but {free / 2**30:.2f} GiB are free; {remedy}"
     )

@@ -1,4 +1,4 @@
-"""The command line of conversions: `python -m emsjax.convert SOURCE OUTPUT`."""
+"""The command line for converting models: `python -m emsjax.convert SOURCE OUTPUT`."""
 
 import sys
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ _app = command.new_app()
 @_app.command()
 def convert(
     source: Annotated[str, typer.Argument(help="Model directory, .gguf file or hub id.")],
-    output: Annotated[Path, typer.Argument(help="Directory to make; it must not hold anything.")],
+    output: Annotated[Path, typer.Argument(help="Directory to create; must be empty or missing.")],
     dtype: Annotated[
         str, typer.Option(help="auto (the model's own), float32, bfloat16 or float16.")
     ] = "auto",
 ) -> None:
-    """Convert a model to a checkpoint that loads fast: `--model OUTPUT` from then on."""
+    """Convert a model to a checkpoint that loads fast, for use as `--model OUTPUT`."""
     from emsjax.loading.conversion import convert_model
     from emsjax.loading.load import find_model
     from emsjax.loading.progress import progress_bar
@@ -31,7 +31,7 @@ def convert(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status, see `command`."""
+    """Runs the command line and returns its exit status; `emsjax.cli.command` lists them."""
     return command.run(lambda: command.parse(_app, "convert", arguments))
 
 

@@ -1,10 +1,13 @@
-"""Names that options take. Imports nothing: telling a wrong one should not wait for jax."""
+"""The names and limits of options.
 
-# Longer drafts are never worth their rows, and each doubling is one more program to compile.
+This module imports nothing, so that a wrong option is reported without waiting for jax.
+"""
+
+# Longer drafts never pay off, and each doubling of the length adds a program to compile.
 MAX_DRAFT_LENGTH = 64
 DRAFT_LENGTH = 7
 
-# Stop tokens a slot can hold; shorter lists are filled up with -1, which is no token.
+# The stop tokens that a slot can hold. Shorter lists are padded with -1, which is not a token.
 MAX_STOP_IDS = 64
 
 MAX_LOGPROBS = 20

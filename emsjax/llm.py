@@ -1,4 +1,4 @@
-"""`LLM`: the Python interface, named as users of vLLM know it."""
+"""`LLM`, the Python interface, with the names of vLLM."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class LLM:
-    """A language model that generates for batches with speculative decoding."""
+    """A language model that generates text for batches of prompts with speculative decoding."""
 
     def __init__(
         self,
@@ -49,41 +49,43 @@ class LLM:
         seed: int = 0,
         trace: bool = False,
     ):
-        """Loads the model; the first prompt compiles it.
+        """Loads the model, which is compiled when the first prompt runs.
 
         Args:
-          model: a directory, a GGUF file, one of our checkpoints or a hub id; None for the
-            default model, SmolLM2-135M-Instruct.
-          tokenizer: another tokenizer than the model's.
-          drafter: "prompt-lookup", "draft-model", "combined" (lookup where it matches
-            confidently, the model elsewhere), "none", or an object as `drafters.base.Drafter`
-            says. By default "combined" where there is a draft model (one comes with the default
-            model), else "prompt-lookup".
-          draft_model: a smaller model of the same vocabulary, or a draft trained for this one
+          model: a directory, a GGUF file, a checkpoint made by `python -m emsjax.convert`, or a hub
+            id. The default is SmolLM2-135M-Instruct.
+          tokenizer: the directory or hub id of a tokenizer to use instead of the model's.
+          drafter: "prompt-lookup", "draft-model", "combined" (prompt lookup where it finds a
+            confident match, the draft model elsewhere), "none", or an object that implements
+            `engine.drafter.Drafter`. The default is "combined" if there is a draft model (the
+            default model comes with one), else "prompt-lookup".
+          draft_model: a smaller model with the same vocabulary, or a draft trained for this model
             (`python -m emsjax.train`).
-          method: "ems", or "none" for plain decoding; to compare with: "vanilla" pads the inputs
-            and aligns the cache as most implementations do, "unpad-kv" only pads inputs,
-            "unpad-input" only aligns the cache. All give the same text.
+          method: "ems", "none" for plain decoding, or one of three methods for comparison:
+            "vanilla" pads the inputs and aligns the cache as most implementations do, "unpad-kv"
+            only pads the inputs, "unpad-input" only aligns the cache. The text is the same with
+            all of them.
           dtype: "auto", "float32", "bfloat16" or "float16".
-          max_batch_size: B, samples decoded together; more prompts wait for a free slot.
-          max_model_len: the most tokens of a sample, prompt and output; by default what the
-            model was made for, but no more than 4096.
-          draft_length: k, the most tokens drafted for a sample in a step; by default 7.
-          max_ngram: longest n-gram prompt lookup looks for; by default 3.
-          min_ngram: shortest one; by default 1.
-          planner: whether each step verifies only what is worth it, going by what steps cost on
-            this device (estimated, for long runs measured); otherwise all that was drafted.
-            `exact` and the methods that pad do without.
-          exact: one shape for every step, so that the output equals that of plain decoding with
-            `exact` bit for bit, for every `max_batch_size` up to 16 on a CPU and 64 on a TPU
-            (beyond, and on a GPU, for the same one); slower.
-          seed: what requests without a seed of their own draw theirs from.
-          trace: whether outputs tell where each token came from and what was drafted
-            (`CompletionOutput.trace`), which `Report` shows.
+          max_batch_size: B, the samples decoded together. Further prompts wait for a free slot.
+          max_model_len: the most tokens of a sample, prompt plus output. The default is the
+            model's own limit, but at most 4096.
+          draft_length: k, the most tokens to draft for a sample in a step; 7 by default.
+          max_ngram: the longest n-gram that prompt lookup searches for; 3 by default.
+          min_ngram: the shortest n-gram that prompt lookup searches for; 1 by default.
+          planner: whether each step verifies only the drafts that pay off, judged by the cost of
+            steps on this device, which is estimated, and measured for long runs. If false, all
+            drafts are verified. Neither `exact` nor the methods that pad use the planner.
+          exact: whether all steps have the same shape, which is slower. The output then equals
+            that of plain decoding with `exact` bit for bit. On a CPU this holds across all values
+            of `max_batch_size` up to 16 and on a TPU up to 64; for larger values and on a GPU it
+            holds for equal values.
+          seed: the seed from which requests without one derive theirs.
+          trace: whether outputs record the origin of each token and what was drafted
+            (`CompletionOutput.trace`), for `Report` to show.
 
         Raises:
-          UserError: the model cannot be had or loaded, the cache does not fit in memory, or
-            options are wrong or contradict each other.
+          UserError: the model cannot be found or loaded, the cache does not fit in memory, or
+            options are invalid or contradict each other.
         """
         options = {
             "draft_model": draft_model,
@@ -118,26 +120,31 @@ class LLM:
         plans = plans and self.engine.policy == EMS
         self._pricing = Pricing(self.engine, self.name) if plans else None
 
-    def _max_model_len(self, wanted: int | None) -> int:
+    def _max_model_len(self, requested: int | None) -> int:
         longest = self.target.max_positions
-        if wanted is None:
+        if requested is None:
             return min(longest, DEFAULT_MAX_MODEL_LEN)
-        check_whole("max_model_len", wanted, 2, longest)
-        return wanted
+        check_whole("max_model_len", requested, 2, longest)
+        return requested
 
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
-        """Generates for all prompts; results come in the order of the prompts.
+        """Generates outputs for all prompts.
 
         Args:
-          prompts: texts, lists of token ids or conversations, any number of them, or one alone.
-          sampling_params: one for all or one for each prompt.
+          prompts: one prompt or several; each is text, a list of token ids or a conversation.
+          sampling_params: one for all prompts or one for each; the defaults of `SamplingParams` if
+            left out.
+
+        Returns:
+          The results, in the order of the prompts.
 
         Raises:
-          UserError: a prompt is empty, too long or not in the vocabulary.
+          UserError: a prompt is empty, too long or outside the vocabulary, or the parameters do
+            not fit the model.
         """
         requests = self._all_requests(prompts, sampling_params)
         outputs = {output.request_id: output for output in self.run(requests)}
@@ -148,15 +155,15 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> Iterator[Piece]:
-        """Generates for all prompts and gives each piece of text as soon as it is final.
+        """Generates outputs for all prompts, yielding each piece of text as soon as it is final.
 
         Args:
           prompts: as for `generate`.
           sampling_params: as for `generate`.
 
         Yields:
-          Pieces of all outputs as they come; those of one output, put together, are its text.
-          `request_id` counts up in the order of the prompts.
+          Pieces of all outputs as they are generated. The pieces of one output together are its
+          text. `request_id` counts up in the order of the prompts.
 
         Raises:
           UserError: as for `generate`, before the first piece.
@@ -178,17 +185,18 @@ class LLM:
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
-        """Generates the next message of one conversation or of several.
+        """Generates the next message of one conversation or several.
 
         Args:
-          messages: mappings with `role` and `content`, or a list of such conversations.
+          messages: one conversation, a list of mappings with `role` and `content`, or a list of
+            conversations.
           sampling_params: as for `generate`.
 
         Raises:
-          UserError: as for `generate`; or the model has no chat template.
+          UserError: as for `generate`, or the model has no chat template.
         """
         if isinstance(messages, str):
-            raise UserError("chat takes messages with 'role' and 'content'; text is for generate")
+            raise UserError("chat takes messages with 'role' and 'content'; use generate for text")
         return self.generate(messages, sampling_params)
 
     def request(self, prompt: Prompt, params: SamplingParams, request_id: str) -> Request:
@@ -197,12 +205,13 @@ class LLM:
         Args:
           prompt: text, token ids, or the messages of a conversation.
           params: how to decode it.
-          request_id: comes back with the result; without a seed in `params`, the request's own
-            follows from this and the seed of the `LLM`.
+          request_id: returned with the result. If `params` has no seed, the request derives one
+            from this and the seed of the `LLM`.
 
         Raises:
-          UserError: the prompt is empty, too long or not in the vocabulary, there is no tokenizer
-            and it or its parameters need one, or the parameters do not fit the model.
+          UserError: the prompt is empty, too long or outside the vocabulary, the prompt or its
+            parameters need a tokenizer and the model has none, or the parameters do not fit the
+            model.
         """
         request = self._reader.read(prompt, params, request_id)
         if params.adapt_temperature is not None:
@@ -210,7 +219,8 @@ class LLM:
         return request
 
     def _classify_tokens(self) -> None:
-        """Makes known to the engine which tokens are blanks and line breaks, once."""
+        """Tells the engine, once, which tokens are blanks and line breaks."""
+        # Only `adapt_temperature` needs this, and decoding the whole vocabulary takes a while.
         if self.tokenizer is not None and not self.engine.token_classes.any():
             count = min(self.target.vocab_size, len(self.tokenizer))
             texts = [self.tokenizer.decode([token]) for token in range(count)]
@@ -225,14 +235,15 @@ class LLM:
         """Generates for a stream of requests, in constant memory.
 
         Args:
-          requests: taken one by one as slots become free, and some ahead, to see whether the run
-            is long and whether any wait. None among them says that none is ready yet: those at
-            hand go on meanwhile, as they cannot while the next one is waited for. If taking one
-            raises, those before it are finished first.
+          requests: taken one by one as slots become free, and some ahead of that, to see whether
+            the run is long and whether requests are waiting. A request of None means that the next
+            one is not ready yet: the engine continues with the requests that it has, which it
+            cannot do while it waits for the iterator. If taking a request raises an error, the
+            requests before it are finished first.
           on_progress: called with the number of tokens generated since the last call.
 
         Yields:
-          Each result as it is final, in the order in which they finish.
+          Each result when it is final, in the order in which the requests finish.
 
         Raises:
           UserError: the device ran out of memory.
@@ -247,14 +258,14 @@ class LLM:
         *,
         on_progress: Callable[[int], None] | None = None,
     ) -> Iterator[Piece]:
-        """The same, with each piece of text as soon as it is final.
+        """Generates like `run`, yielding each piece of text as soon as it is final.
 
         Args:
           requests: as for `run`.
           on_progress: as for `run`.
 
         Yields:
-          Pieces of all outputs as they come; the last of a request has its result.
+          Pieces of all outputs as they are generated. The last piece of a request has its result.
 
         Raises:
           UserError: the device ran out of memory.
@@ -276,7 +287,10 @@ class LLM:
         streaming: bool,
         started: dict[Sample, None] | None = None,
     ) -> Iterator[Sample | None]:
-        """Samples as they finish; None whenever some have new tokens."""
+        """Yields samples when they finish, and None whenever unfinished ones have new tokens.
+
+        Samples that have started are added to `started`.
+        """
 
         def jobs() -> Iterator[Job | None]:
             for request in requests:
@@ -303,11 +317,11 @@ class LLM:
                 raise
             raise UserError(
                 f"the device ran out of memory with {self.engine.num_slots} samples of "
-                f"{self.engine.capacity} tokens: lower max_batch_size or max_model_len"
+                f"{self.engine.capacity} tokens; lower max_batch_size or max_model_len"
             ) from error
 
     def _token_text(self, token: int) -> str | None:
-        """What a token stands for by itself."""
+        """The text of a token decoded alone; None without a tokenizer."""
         if self.tokenizer is None:
             return None
         if token not in self._token_texts:

@@ -1,8 +1,8 @@
-"""The axis letters used everywhere, in code, docstrings and einsums.
+"""The letters of array axes in code, docstrings and einsums.
 
-B  slots: samples decoded together
+B  slots (samples decoded together)
 T  packed rows of a step (its capacity)
-W  rows of a step whose logits are wanted
+W  rows of a step whose logits are computed
 S  cache capacity of a slot, in tokens
 L  layers
 D  model width
@@ -14,5 +14,5 @@ V  vocabulary
 
 
 def round_up(value: int, multiple: int) -> int:
-    """The smallest multiple of `multiple` that is at least `value`."""
+    """Returns the smallest multiple of `multiple` that is at least `value`."""
     return -(-value // multiple) * multiple

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from emsjax.errors import UserError
-from emsjax.requests import jsonl
+from emsjax.requests.prompt_line import read_object, take_prompt
 
 Tokens = tuple[int, ...]
 # Spec-Bench's own grouping: what is in none of these is its multi-turn conversations.
@@ -20,8 +20,8 @@ CONVERSATION = "mt_bench"
 def read_datasets(files: Iterable[Path], wanted: Sequence[str]) -> dict[str, list[Any]]:
     """Prompts as `LLM.generate` takes them, by dataset.
 
-    A line has `prompt`, `prompt_token_ids` or `messages`, as for `emsjax.generate`, or `turns` as
-    Spec-Bench has, of which the first is used. Its dataset is its `category`, else the file's name.
+    A line is an object with one prompt (see `take_prompt`). Its `category` names its dataset; a
+    line without one belongs to the dataset named after the file.
 
     Args:
       files: JSON lines.
@@ -55,18 +55,14 @@ def _lines(file: Path) -> list[bytes]:
 
 def _read(line: bytes, file: Path, number: int) -> tuple[str, Any]:
     try:
-        record = jsonl.parse(line)
-        if "turns" in record:
-            category = record["category"]
-            dataset = category if category in SPEC_BENCH else CONVERSATION
-            return dataset, [{"role": "user", "content": record["turns"][0]}]
-        (prompt,) = (record[f] for f in ("prompt", "prompt_token_ids", "messages") if f in record)
-        return str(record.get("category", file.stem)), prompt
-    except (ValueError, TypeError, LookupError) as error:
-        raise UserError(
-            f"{file}, line {number}: not an object with one of prompt, prompt_token_ids, "
-            f"messages and turns ({error!r})"
-        ) from error
+        fields = read_object(line)
+        from_spec_bench = "turns" in fields and "category" in fields
+        prompt = take_prompt(fields)
+    except UserError as error:
+        raise UserError(f"{file}, line {number}: {error}") from error
+    category = str(fields.get("category", file.stem))
+    grouped = from_spec_bench and category not in SPEC_BENCH
+    return CONVERSATION if grouped else category, prompt
 
 
 def take_evenly(prompts: Sequence[Any], least: int, batch_size: int) -> list[Any]:

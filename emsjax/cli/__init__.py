@@ -1,1 +1,1 @@
-"""What all commands share: how they begin, end and are interrupted."""
+"""Code that all commands share: parsing, exit statuses, interrupts and wording."""

@@ -1,7 +1,11 @@
-"""How every command of ours begins and ends.
+"""Parsing and running of every command, and its exit status.
 
-Exit status: 0 all is well; 1 some of the input was bad; 2 a mistake in the call, told in one
-sentence; 130 interrupted; 141 the reader of standard output left.
+Exit statuses:
+  0: success.
+  1: part of the input was bad.
+  2: the call was wrong; one sentence on standard error says how.
+  130: interrupted.
+  141: the reader of standard output closed the pipe.
 """
 
 import logging
@@ -20,40 +24,44 @@ _INTERRUPTED = 130
 
 
 def new_app() -> typer.Typer:
-    """An empty command line."""
+    """Makes a command line without commands."""
     return typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def parse(app: typer.Typer, module: str, arguments: Sequence[str] | None) -> Any:
-    """What the command returns, or the exit status where only `--help` was asked for.
+    """Parses the arguments and calls the command.
 
     Args:
-      app: with one command.
-      module: its name, such as `generate`.
-      arguments: what follows the program's name; from the process where left out.
+      app: a command line with one command.
+      module: the module's name after `emsjax.`, such as `generate`.
+      arguments: the command-line arguments without the program's name; `sys.argv[1:]` by default.
+
+    Returns:
+      The command's result, or the exit status if an option such as `--help` ended it.
 
     Raises:
-      UserError: the arguments do not fit.
+      UserError: the arguments are invalid.
     """
     started_as_module = Path(sys.argv[0]).name in (f"{module}.py", "__main__.py")
     name = f"python -m emsjax.{module}" if started_as_module else "emsjax"
     program = typer.main.get_command(app)
     try:
-        # Not `main`: typer's own turns an interrupt into a number, and loses what it says.
+        # Not typer's `main`, which turns an interrupt into an exit status and drops its message.
         words = sys.argv[1:] if arguments is None else arguments
         with program.make_context(name, list(words)) as context:
             return program.invoke(context)
     except typer.Exit as done:
         return done.exit_code
     except Exception as error:
-        # typer's usage errors: their class has lived in two packages, their method has not moved.
+        # Usage errors are recognised by a method, because their class comes from another package in
+        # some versions of typer.
         if not hasattr(error, "format_message"):
             raise
         raise UserError(f"{error.format_message().rstrip('.')}; see --help.") from error
 
 
 def run(body: Callable[[], int | None]) -> int:
-    """Runs a command and returns its exit status; the module's docstring lists them."""
+    """Runs a command and returns its exit status; the module's docstring lists the values."""
     _quieten()
     with no_interrupt_is_lost():
         try:
@@ -61,7 +69,7 @@ def run(body: Callable[[], int | None]) -> int:
         except KeyboardInterrupt as stop:
             return _fail(f"interrupted: {stop}" if str(stop) else "interrupted", _INTERRUPTED)
         except BrokenPipeError:
-            return 141  # what a shell reports for a program ended by a closed pipe
+            return 141  # what a shell reports when SIGPIPE ends a program
         except Exception as error:
             if comes_from_interrupt(error):
                 return _fail("interrupted", _INTERRUPTED)
@@ -76,7 +84,7 @@ def _fail(message: str, status: int) -> int:
 
 
 def _quieten() -> None:
-    """Keep libraries' asides off standard error; what they say of a TPU or GPU stays."""
+    """Keeps routine library messages off standard error, but not those about a TPU or GPU."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a command, whatever it is doing."""
+"""Makes sure that Ctrl-C and SIGTERM end a command, whatever it is doing."""
 
 import signal
 import sys
@@ -8,16 +8,17 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+# Seconds until a lost interrupt is raised again.
 _AGAIN_S = 0.05
 
 
 @contextmanager
 def no_interrupt_is_lost() -> Iterator[None]:
-    """While it lasts SIGTERM raises KeyboardInterrupt, as Ctrl-C does, and does so until it counts.
+    """Makes SIGTERM raise KeyboardInterrupt as Ctrl-C does, and raises lost interrupts again.
 
-    Python drops an exception that a callback of the garbage collector or a finalizer raises, and
-    while a model is loaded and compiled jax spends much time in such. Does nothing outside the main
-    thread, which is where signals arrive.
+    Python drops an exception that a finalizer or a callback of the garbage collector raises, and
+    jax spends much time in those while it loads and compiles a model. Outside the main thread this
+    does nothing, because signals only arrive in the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -32,7 +33,7 @@ def no_interrupt_is_lost() -> Iterator[None]:
 
     def again(number: int, frame: FrameType | None) -> None:
         if frame is not None and frame.f_code is dropped.__code__:
-            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)  # too early: it would be dropped here
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)  # still in the hook, which would drop it
         else:
             _interrupt(number, frame)
 
@@ -50,30 +51,30 @@ def no_interrupt_is_lost() -> Iterator[None]:
 
 @contextmanager
 def interrupts_wait() -> Iterator[None]:
-    """Holds interrupts back until it ends: extension modules may crash if they come while loading.
+    """Delays interrupts until the block ends: they may crash an extension module while it loads.
 
     Raises:
-      KeyboardInterrupt: at the end, if one came.
+      KeyboardInterrupt: after the block, if an interrupt arrived in it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
+    arrived: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     held = [number for number, handler in before.items() if callable(handler)]
     for number in held:
-        signal.signal(number, lambda number, _frame: came.append(number))
+        signal.signal(number, lambda number, _frame: arrived.append(number))
     try:
         yield
     finally:
         for number in held:
             signal.signal(number, before[number])
-    if came:
+    if arrived:
         raise KeyboardInterrupt
 
 
 def comes_from_interrupt(error: BaseException) -> bool:
-    """Whether it is what others made of a KeyboardInterrupt: extension modules and libraries do."""
+    """Whether `error` was raised because of a KeyboardInterrupt, as some libraries do."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, KeyboardInterrupt):
         cause = cause.__cause__ or cause.__context__

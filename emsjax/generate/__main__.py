@@ -25,19 +25,19 @@ def _number(flag: str, text: str, panel: str, kind: type[int] | type[float] = in
         try:
             return kind(str(value))
         except ValueError:
-            wanted = "whole number" if kind is int else "number"
-            raise typer.BadParameter(f"{value!r} is not a {wanted}") from None
+            noun = "whole number" if kind is int else "number"
+            raise typer.BadParameter(f"{value!r} is not a {noun}") from None
 
     return typer.Option(flag, help=text, rich_help_panel=panel, metavar="N", parser=parse)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         print(f"emsjax {__version__}")
         raise typer.Exit
 
 
-# Where a model's generation config may say otherwise.
+# The default of options that a model's generation config may set.
 _MODELS = "(default: the model's, else off)"
 _IO, _MODEL, _SAMPLING, _DRAFTING = "Input and output", "Model", "Sampling", "Drafting"
 
@@ -46,25 +46,25 @@ _IO, _MODEL, _SAMPLING, _DRAFTING = "Input and output", "Model", "Sampling", "Dr
 def _generate(
     prompt: Annotated[
         list[str] | None,
-        _option("--prompt", "A prompt; give it again for more.", _IO, "TEXT"),
+        _option("--prompt", "A prompt; repeat for more.", _IO, "TEXT"),
     ] = None,
     input: Annotated[
         str | None,
-        _option("--input", "JSON lines, one request each; - is standard input.", _IO, "FILE|-"),
+        _option("--input", "Read JSON lines, one request each; - for stdin.", _IO, "FILE|-"),
     ] = None,
     output: Annotated[
         str | None,
-        _option("--output", "Write JSON lines there; - is standard output.", _IO, "FILE|-"),
+        _option("--output", "Write JSON lines; - for stdout.", _IO, "FILE|-"),
     ] = None,
     report: Annotated[
         str | None,
-        _option("--report", "Write a page there: where each token came from.", _IO, "FILE.html"),
+        _option("--report", "Write an HTML page that shows each token's origin.", _IO, "FILE.html"),
     ] = None,
     chat: Annotated[
-        bool, _option("--chat", "Put text prompts into the model's chat template.", _IO)
+        bool, _option("--chat", "Put text prompts into the chat template.", _IO)
     ] = False,
     resume: Annotated[
-        bool, _option("--resume", "Continue --output: finished ids are not run again.", _IO)
+        bool, _option("--resume", "Continue --output, skipping finished ids.", _IO)
     ] = False,
     overwrite: Annotated[
         bool, _option("--overwrite", "Replace --output if it holds results.", _IO)
@@ -81,35 +81,35 @@ def _generate(
     ] = "auto",
     batch_size: Annotated[
         int | None,
-        _number("--batch-size", "Prompts decoded together. (default: 8)", _MODEL),
+        _number("--batch-size", "Samples decoded together. (default: 8)", _MODEL),
     ] = None,
     max_model_len: Annotated[
         int | None,
-        _number("--max-model-len", "Longest prompt and output together, tokens.", _MODEL),
+        _number("--max-model-len", "Limit on prompt plus output, in tokens.", _MODEL),
     ] = None,
     exact: Annotated[
-        bool, _option("--exact", "Output equal to plain decoding's bit for bit.", _MODEL)
+        bool, _option("--exact", "Match plain decoding bit for bit; slower.", _MODEL)
     ] = False,
     method: Annotated[
         str,
         _option(
             "--method",
-            "ems; none: plain decoding; or padded: vanilla, unpad-kv, unpad-input.",
+            "ems, none (plain decoding), or with padding: vanilla, unpad-kv, unpad-input.",
             _DRAFTING,
             "METHOD",
         ),
     ] = "ems",
     drafter: Annotated[
         str | None,
-        _option("--drafter", f"{', '.join(DRAFTERS)}. (default: the best at hand)", _DRAFTING),
+        _option("--drafter", f"{', '.join(DRAFTERS)}. (default: the best available)", _DRAFTING),
     ] = None,
     draft_model: Annotated[
         str | None,
-        _option("--draft-model", "A smaller model, or one trained as a draft.", _DRAFTING),
+        _option("--draft-model", "A smaller model or a trained draft.", _DRAFTING),
     ] = None,
     draft_length: Annotated[
         int | None,
-        _number("--draft-length", "Most tokens to draft a step. (default: 7)", _DRAFTING),
+        _number("--draft-length", "Most draft tokens per step. (default: 7)", _DRAFTING),
     ] = None,
     max_ngram: Annotated[
         int | None,
@@ -121,71 +121,73 @@ def _generate(
     ] = None,
     planner: Annotated[
         bool,
-        _option("--planner/--no-planner", "Verify only drafts that are worth it.", _DRAFTING),
+        _option("--planner/--no-planner", "Verify only drafts that pay off.", _DRAFTING),
     ] = True,
     max_tokens: Annotated[
-        int, _number("--max-tokens", "Most tokens to generate a prompt.", _SAMPLING)
+        int, _number("--max-tokens", "Most tokens to generate per output.", _SAMPLING)
     ] = 128,
     min_tokens: Annotated[
-        int, _number("--min-tokens", "No end of text before so many tokens.", _SAMPLING)
+        int, _number("--min-tokens", "Fewest tokens before the output may end.", _SAMPLING)
     ] = 0,
     temperature: Annotated[
-        float, _number("--temperature", "0 is greedy: the likeliest token.", _SAMPLING, float)
+        float, _number("--temperature", "0 always takes the likeliest token.", _SAMPLING, float)
     ] = 0.0,
     adapt_temperature: Annotated[
         float | None,
-        _number("--adapt-temperature", "That at the start of indented lines.", _SAMPLING, float),
+        _number(
+            "--adapt-temperature", "The same, at the start of indented lines.", _SAMPLING, float
+        ),
     ] = None,
     top_k: Annotated[
-        int | None, _number("--top-k", f"Only the N likeliest tokens. {_MODELS}", _SAMPLING)
+        int | None, _number("--top-k", f"Keep the N likeliest tokens. {_MODELS}", _SAMPLING)
     ] = None,
     top_p: Annotated[
         float | None,
-        _number("--top-p", f"Only the likeliest that make up N. {_MODELS}", _SAMPLING, float),
+        _number("--top-p", f"Keep the likeliest that sum to N. {_MODELS}", _SAMPLING, float),
     ] = None,
     min_p: Annotated[
         float | None,
-        _number("--min-p", f"Only those N times as likely as the 1st. {_MODELS}", _SAMPLING, float),
+        _number("--min-p", f"Keep those N times as likely as the top. {_MODELS}", _SAMPLING, float),
     ] = None,
-    n: Annotated[int, _number("--n", "Outputs a prompt.", _SAMPLING)] = 1,
+    n: Annotated[int, _number("--n", "Outputs per prompt.", _SAMPLING)] = 1,
     presence_penalty: Annotated[
-        float, _number("--presence-penalty", "On tokens in the output.", _SAMPLING, float)
+        float, _number("--presence-penalty", "Penalise tokens in the output.", _SAMPLING, float)
     ] = 0.0,
     frequency_penalty: Annotated[
-        float, _number("--frequency-penalty", "On them, each time.", _SAMPLING, float)
+        float, _number("--frequency-penalty", "Penalise each occurrence.", _SAMPLING, float)
     ] = 0.0,
     repetition_penalty: Annotated[
         float | None,
-        _number(
-            "--repetition-penalty", f"On tokens in prompt or output. {_MODELS}", _SAMPLING, float
-        ),
+        _number("--repetition-penalty", f"Penalise prompt and output. {_MODELS}", _SAMPLING, float),
     ] = None,
     stop: Annotated[
         list[str] | None,
-        _option("--stop", "Ends the text before this; again for more.", _SAMPLING, "TEXT"),
+        _option("--stop", "End the output before this; repeat for more.", _SAMPLING, "TEXT"),
     ] = None,
     logprobs: Annotated[
         int | None,
-        _number("--logprobs", "Of each token and of the N likeliest, in JSON lines.", _SAMPLING),
+        _number("--logprobs", "Add those of the token and the N likeliest to JSON.", _SAMPLING),
     ] = None,
     seed: Annotated[
-        int, _number("--seed", "Each prompt's own follows from it and its id.", _SAMPLING)
+        int, _number("--seed", "Each prompt's seed derives from this and its id.", _SAMPLING)
     ] = 0,
     ignore_eos: Annotated[
-        bool, _option("--ignore-eos", "Go on to --max-tokens past the end of text.", _SAMPLING)
+        bool, _option("--ignore-eos", "Continue past the end of text.", _SAMPLING)
     ] = False,
-    stream: Annotated[bool, _option("--stream", "Show texts as they are generated.", _IO)] = False,
+    stream: Annotated[bool, _option("--stream", "Print text as it is generated.", _IO)] = False,
     version: Annotated[
         bool,
-        typer.Option("--version", help="Show it and exit.", callback=_show_version, is_eager=True),
+        typer.Option(
+            "--version", help="Print the version and exit.", callback=_show_version, is_eager=True
+        ),
     ] = False,
 ) -> Options:
-    """Generate text for a batch of prompts, several tokens a step.
+    """Generate text for a batch of prompts, several tokens per step.
 
-    Without --prompt and --input, standard input is read:
-    as JSON lines if its first line is a JSON object, else as one prompt.
+    Without --prompt and --input, prompts come from standard input:
+    JSON lines if its first line is a JSON object, else one prompt.
 
-    Text goes to standard output, progress and figures to standard error.
+    Text goes to standard output, progress and statistics to standard error.
     """
     given = dict(locals())
     del given["version"]
@@ -193,13 +195,13 @@ def _generate(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
+    """Runs the command line.
 
     Args:
-      arguments: what follows the program's name; from the process where left out.
+      arguments: the command-line arguments without the program's name; `sys.argv[1:]` by default.
 
     Returns:
-      The exit status, see `command`.
+      The exit status; `emsjax.cli.command` lists them.
     """
     started = time.perf_counter()
 

@@ -1,4 +1,4 @@
-"""Lines of a pipe or a terminal, where the next one may take its time."""
+"""Lines of a pipe or a terminal, which may arrive late."""
 
 from collections.abc import Iterator
 from queue import Empty, Queue
@@ -7,18 +7,21 @@ from typing import BinaryIO
 
 from emsjax.errors import UserError
 
-# Long enough not to spin, short against a decoding step.
+# Long enough not to spin, short compared with a decoding step.
 _PATIENCE_S = 0.002
-# Lines read ahead of need.
+# Lines to read ahead; bounds the memory when input arrives faster than it is processed.
 _AHEAD = 64
 
 
 def live_lines(stream: BinaryIO) -> Iterator[bytes | None]:
-    """Read lines, with None whenever none has come yet, so that other work can go on meanwhile.
+    """Reads lines without blocking: yields None while the next line has not arrived.
 
     Args:
-      stream: read to its end by a thread of its own; nobody else may read or close it, since a
+      stream: read to its end by a separate thread. Nothing else may read or close it, because a
         reader that waits for a line holds the stream's lock.
+
+    Yields:
+      Each line, or None after a short wait without one, so that the caller can do other work.
 
     Raises:
       UserError: reading failed.
@@ -32,7 +35,9 @@ def live_lines(stream: BinaryIO) -> Iterator[bytes | None]:
             yield None
             continue
         if isinstance(line, OSError):
-            raise UserError(f"the input broke off ({line.strerror or line}).") from line
+            raise UserError(
+                f"reading the input failed ({line.strerror or line}); run the command again."
+            ) from line
         if not line:
             return
         yield line
@@ -45,4 +50,4 @@ def _feed(stream: BinaryIO, lines: "Queue[bytes | OSError]") -> None:
     except OSError as error:
         lines.put(error)
     else:
-        lines.put(b"")  # the end: no line is empty
+        lines.put(b"")  # marks the end: a line has at least its line break

@@ -1,4 +1,4 @@
-"""What the command line was given, and which of it goes together."""
+"""The options of the command line, and the checks that they fit together."""
 
 import os
 from dataclasses import dataclass, fields
@@ -15,10 +15,10 @@ _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Options:
-    """One field an option, named as `python -m emsjax.generate --help` names it.
+    """The options of `python -m emsjax.generate`, one field per option.
 
-    None stands for an option that was not given, so that the engine's own default holds and
-    contradictions can tell what was asked for.
+    None means that the option was not given. The engine's own default then applies, and the
+    checks for contradictions only consider options that the user gave.
     """
 
     model: str | None = None
@@ -60,17 +60,17 @@ class Options:
 
     @property
     def drafts(self) -> bool:
-        """Whether anything is drafted at all."""
+        """Whether drafting is enabled."""
         return self.method != "none" and self.drafter != "none"
 
     def sampling(self) -> dict[str, Any]:
-        """Name the sampling parameters for every prompt, unless its line says otherwise."""
-        # Without the seed: from that of the run and its id each prompt gets one of its own.
+        """Returns the sampling parameters by name, as defaults for every prompt."""
+        # The seed is left out: each prompt derives its own from the run's seed and its id.
         names = {field.name for field in fields(SamplingParams)} - {"seed"}
         return {name: value for name, value in vars(self).items() if name in names}
 
     def engine(self) -> dict[str, Any]:
-        """Make the arguments for `emsjax.llm.LLM`: those that were given."""
+        """Returns the arguments for `emsjax.llm.LLM`, leaving out options that were not given."""
         arguments = {
             "model": self.model,
             "tokenizer": self.tokenizer,
@@ -92,10 +92,10 @@ class Options:
 
 
 def check(options: Options) -> None:
-    """Refuse what cannot be done or contradicts itself, before anything is loaded.
+    """Checks the options against each other before anything is loaded.
 
     Raises:
-      UserError: the sentence to print.
+      UserError: an option has an impossible value, or two options contradict each other.
     """
     _check_choice("--method", options.method, METHODS)
     _check_choice("--drafter", options.drafter or "none", DRAFTERS)
@@ -109,7 +109,7 @@ def check(options: Options) -> None:
 
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise UserError(f"{option} {value} is not there; choose from {', '.join(choices)}.")
+        raise UserError(f"{option} {value} is unknown; choose from {', '.join(choices)}.")
 
 
 def _check_positive(options: Options) -> None:
@@ -120,11 +120,13 @@ def _check_positive(options: Options) -> None:
 
 
 def _check_sampling(options: Options) -> None:
-    """Refuse values; what contradicts only until a line says otherwise waits for the line."""
+    """Checks the sampling parameters as far as they are known before the input is read."""
     given = options.sampling()
     if options.prompt:
         SamplingParams(**given)
         return
+    # A line of the input may override any parameter, so only values are checked here. `n` goes with
+    # some temperature and `min_tokens` with some `max_tokens`; `jsonl.read` checks the combination.
     SamplingParams(**given | {"n": 1, "min_tokens": 0})
     SamplingParams(n=given["n"], temperature=1.0)
     SamplingParams(min_tokens=given["min_tokens"], max_tokens=2**31 - 1)
@@ -142,8 +144,8 @@ def _flag(name: str) -> str:
 def _check_drafting(options: Options) -> None:
     if options.draft_model is not None and options.drafter == "prompt-lookup":
         raise UserError(
-            f"--drafter prompt-lookup has no use for --draft-model {options.draft_model}; leave "
-            "one of them out."
+            f"--drafter prompt-lookup does not use --draft-model {options.draft_model}; leave one "
+            "of them out."
         )
     if options.method == "none" and options.drafter not in (None, "none"):
         raise UserError(
@@ -154,14 +156,14 @@ def _check_drafting(options: Options) -> None:
         if getattr(options, name) is not None and not options.drafts:
             flag = _flag(name)
             raise UserError(
-                f"{flag} says how to draft, and nothing is drafted here; leave out {flag}, or "
-                "--method none and --drafter none."
+                f"{flag} has no effect without drafting; leave out {flag}, or --method none and "
+                "--drafter none."
             )
     for name in ("max_ngram", "min_ngram"):
         if getattr(options, name) is not None and options.drafter == "draft-model":
             raise UserError(
-                f"{_flag(name)} is for looking up, and --drafter draft-model does not; leave out "
-                f"{_flag(name)}, or use --drafter combined."
+                f"{_flag(name)} is for prompt lookup, which --drafter draft-model does not use; "
+                f"leave out {_flag(name)}, or use --drafter combined."
             )
     low, high = options.min_ngram, options.max_ngram
     if low is not None and high is not None and low > high:
@@ -174,7 +176,7 @@ def _check_files(options: Options) -> None:
     to_file = options.output not in (None, "-")
     if options.stream and (options.output is not None or options.input is not None):
         raise UserError(
-            "--stream is for texts, and JSON lines hold whole results; leave out --stream, or "
+            "--stream prints texts, but JSON lines hold whole results; leave out --stream, or "
             "--input and --output."
         )
     if options.prompt and options.input is not None:
@@ -194,7 +196,7 @@ def _check_report(options: Options) -> None:
     if options.report is None:
         return
     if options.report == "-":
-        raise UserError("--report is a page for a browser; give it a file, say report.html.")
+        raise UserError("--report - is not supported; name a file, such as report.html.")
     check_page(Path(options.report))
     for flag, file in (("--input", options.input), ("--output", options.output)):
         if file is not None and _same_file(file, options.report):
@@ -206,5 +208,5 @@ def _check_report(options: Options) -> None:
 def _same_file(left: str, right: str) -> bool:
     try:
         return os.path.samefile(left, right)
-    except OSError:  # one of them is not there
+    except OSError:  # one of them does not exist
         return os.path.realpath(left) == os.path.realpath(right)

@@ -1,4 +1,4 @@
-"""The page of a run of the command line."""
+"""The token view of a command-line run."""
 
 import json
 import sys
@@ -11,14 +11,16 @@ from emsjax.requests.outputs import RequestOutput
 
 @contextmanager
 def page_of_run(path: str | None, title: str) -> Iterator[Callable[[RequestOutput], None]]:
-    """Takes finished requests and writes the page on them at the end, also of an interrupted run.
+    """Collects finished requests and writes the page about them after the block.
+
+    An error or interrupt also writes the page, unless no request has finished.
 
     Args:
-      path: where; None for no page.
-      title: of the page.
+      path: the file to write; None for no page.
+      title: the title of the page.
 
     Yields:
-      What takes them.
+      A function to call with each finished request.
 
     Raises:
       UserError: the page cannot be written.
@@ -26,17 +28,17 @@ def page_of_run(path: str | None, title: str) -> Iterator[Callable[[RequestOutpu
     if path is None:
         yield lambda _output: None
         return
-    # Here and not above: without --report nothing of it is needed.
+    # Imported here because only --report needs jinja2.
     from emsjax.token_view.report import Report
 
     report = Report(title=title)
 
     def save() -> None:
         report.save(path)
-        print(f"the report is in {path}", file=sys.stderr)
+        print(f"wrote the report to {path}", file=sys.stderr)
 
     try:
-        # The ids of the command line are JSON, see `jsonl.key`.
+        # Request ids are JSON, see `jsonl.key`.
         yield lambda output: report.add(output, name=str(json.loads(output.request_id)))
     except BaseException:
         if report.totals.requests:
@@ -45,4 +47,4 @@ def page_of_run(path: str | None, title: str) -> Iterator[Callable[[RequestOutpu
     if report.totals.requests or not Path(path).exists():
         save()
     else:
-        print(f"no request was run: {path} is left as it is", file=sys.stderr)
+        print(f"no request was run; {path} is unchanged", file=sys.stderr)

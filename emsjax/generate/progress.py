@@ -1,4 +1,4 @@
-"""What a run says on standard error: progress while it runs, figures when it is done."""
+"""Progress of a run on standard error, and the summary at its end."""
 
 import sys
 import time
@@ -8,28 +8,33 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
 
 from emsjax.cli.words import count
 from emsjax.engine.metrics import RequestMetrics, RunTotals
 
 _SECONDS_BETWEEN_LINES = 5.0
-STARTING = "starting; the first run with a model and a batch size compiles, which takes a while"
+STARTING = "starting; the first run with a model and batch size compiles, which takes a while"
 
 
-class Report:
-    """Counts a run and shows it: a bar on a terminal, a line now and then elsewhere.
+class Progress:
+    """Counts prompts and tokens, and shows them: a bar on a terminal, lines elsewhere.
 
-    Used as a context manager around the run. The summary follows at the end, also after an
-    interrupt; not where an error or a closed pipe ended it.
+    Used as a context manager around the run. It prints the summary at the end and after an
+    interrupt, but not if an error or a closed pipe ended the run.
 
     Args:
-      total: prompts to come, None where that is not known.
+      total: the number of prompts; None if unknown.
       command_started: `clock()` when the command started, for the time to the first token.
-      stream: where it goes.
-      clock: seconds; a test brings its own.
-      live: whether to show anything before the summary; not where text appears on the same
-        terminal piece by piece.
+      stream: where to print; standard error by default.
+      clock: returns seconds.
+      live: whether to show progress before the summary. False if text is streamed to the same
+        terminal.
+
+    Attributes:
+      totals: sums over the finished requests.
+      errors: the number of bad lines.
     """
 
     def __init__(
@@ -73,37 +78,37 @@ class Report:
                 self._print(line)
 
     def starting(self) -> None:
-        """Say, once, why there may be nothing to see for a while."""
+        """Explains, once, why there may be no output for a while."""
         if not self._starting:
             self._starting = True
             with self.paused():
                 self._print(STARTING)
 
     def emitted(self, tokens: int) -> None:
-        """Count tokens as they come out of the engine."""
+        """Counts tokens as the engine emits them."""
         if tokens and self._first_token is None:
             self._first_token = self._clock()
         self._tokens += tokens
         self._show()
 
     def finished(self, metrics: RequestMetrics) -> None:
-        """Count a finished prompt."""
+        """Counts a finished prompt."""
         self.totals.add(metrics)
         self._show()
 
     def failed(self) -> None:
-        """Count a line that could not be run."""
+        """Counts a line that could not be run."""
         self.errors += 1
         self._show()
 
     def skipped(self) -> None:
-        """Count a prompt whose result is there from an earlier run."""
+        """Counts a prompt that an earlier run has finished."""
         self._skipped += 1
         self._show()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Clear the bar while something else writes to the terminal."""
+        """Hides the bar while something else writes to the terminal."""
         if self._bar:
             self._bar.stop()
         yield
@@ -111,8 +116,8 @@ class Report:
             self._bar.start()
 
     def summary(self) -> list[str]:
-        """Write the closing figures, a line each."""
-        return [*self._outcome(), *(_figures(self.totals) if self.totals.requests else ())]
+        """Returns the lines of the summary."""
+        return [*self._outcome(), *(_statistics(self.totals) if self.totals.requests else ())]
 
     def _outcome(self) -> Iterator[str]:
         seconds = self._clock() - self._started
@@ -123,12 +128,12 @@ class Report:
             f"in {seconds:.1f} s: {rate:.1f} tokens/s"
         )
         if self._skipped:
-            yield f"{count(self._skipped, 'prompt')} already done by an earlier run"
+            yield f"{count(self._skipped, 'prompt')} already finished by an earlier run"
         if self.errors:
             yield f"{count(self.errors, 'bad line')}: see the error records in the output"
         if self._first_token is not None:
             waited = self._first_token - self._command_started
-            yield f"first token {waited:.2f} s after the command, loading and compiling included"
+            yield f"first token {waited:.2f} s after the start, including loading and compiling"
 
     def _show(self) -> None:
         now = self._clock()
@@ -148,10 +153,10 @@ class Report:
 
 
 class _Bar:
-    """The progress bar; gone from the screen whenever it is stopped."""
+    """The progress bar; `stop` removes it from the screen."""
 
     def __init__(self, stream: TextIO, total: int | None):
-        self._progress = Progress(
+        self._progress = RichProgress(
             BarColumn(),
             TextColumn("prompts {task.fields[done]} · tokens {task.fields[tokens]:,}"),
             TextColumn("{task.fields[rate]:.1f} tokens/s"),
@@ -167,13 +172,13 @@ class _Bar:
         self.start, self.stop = self._progress.start, self._progress.stop
 
     def update(self, done: int, tokens: int, rate: float) -> None:
-        """Show these figures from the next refresh on."""
+        """Sets the numbers to show at the next refresh."""
         self._progress.update(
             self._task, completed=done, done=f"{done:,}{self._of}", tokens=tokens, rate=rate
         )
 
 
-def _figures(totals: RunTotals) -> Iterator[str]:
+def _statistics(totals: RunTotals) -> Iterator[str]:
     yield (
         f"{totals.tokens_per_target_step:.2f} tokens per target step "
         f"({count(totals.target_steps, 'step')})"
@@ -184,7 +189,7 @@ def _figures(totals: RunTotals) -> Iterator[str]:
         yield f"acceptance by draft position: {row}"
     yield (
         f"time to first token: mean {totals.mean_time_to_first_token:.2f} s, "
-        f"longest {totals.first_token_max:.2f} s"
+        f"maximum {totals.first_token_max:.2f} s"
     )
 
 

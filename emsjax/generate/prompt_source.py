@@ -1,4 +1,4 @@
-"""Where prompts come from: the command line, a file of JSON lines, or standard input."""
+"""Prompts from the command line, a file of JSON lines, or standard input."""
 
 import os
 import stat
@@ -13,11 +13,12 @@ from emsjax.errors import UserError
 from emsjax.generate.live_lines import live_lines
 from emsjax.generate.options import Options
 from emsjax.requests import jsonl
+from emsjax.requests.prompt_line import check_text, parse
 from emsjax.requests.sampling_params import SamplingParams
 
 _HOW_TO_CALL = (
-    'nothing to generate from; give --prompt "some text", --input FILE.jsonl, or a pipe on '
-    "standard input (all options: --help)."
+    'no prompt given; use --prompt "some text", --input FILE.jsonl, or a pipe on standard input '
+    "(--help lists all options)."
 )
 
 
@@ -26,9 +27,9 @@ class Source:
     """The requests of a run.
 
     Attributes:
-      lines: read as they are asked for; None stands for "none is there yet".
-      total: how many there are, None where only reading on would tell.
-      texts: the prompts, where they came as plain text; None for JSON lines.
+      lines: the requests, read lazily. None means that the next line has not arrived yet.
+      total: the number of requests; None if it is only known at the end of the input.
+      texts: the prompts, if they came as plain text; None for JSON lines.
     """
 
     lines: Iterable[jsonl.Line | jsonl.BadLine | None]
@@ -38,10 +39,10 @@ class Source:
 
 @contextmanager
 def open_source(options: Options) -> Iterator[Source]:
-    """Open what the options name; nothing is read ahead of need.
+    """Opens the source of prompts that the options name; the lines are read lazily.
 
     Raises:
-      UserError: it cannot be read, is not text, or there is none.
+      UserError: the source cannot be read, is not text, or is missing or empty.
     """
     sampling = options.sampling()
     if options.prompt:
@@ -51,18 +52,20 @@ def open_source(options: Options) -> Iterator[Source]:
         try:
             yield Source(jsonl.read(_lines(file), sampling), _count(file))
         finally:
-            if _is_file(file):  # else a thread may wait for a line, and closing would wait for it
+            # Anything but a regular file may have a thread waiting for a line, and closing it would
+            # wait for that thread.
+            if _is_file(file):
                 file.close()
     else:
         yield _standard_input(sampling, json_lines=options.input == "-")
 
 
 def from_texts(texts: Sequence[str], sampling: Mapping[str, Any]) -> Source:
-    """Plain prompts, numbered from 1, with the sampling parameters of that name."""
+    """Makes a source of plain prompts, numbered from 1, with the same sampling parameters."""
     params = SamplingParams(**sampling)
     lines = []
     for number, text in enumerate(texts, start=1):
-        jsonl.check_text(f"prompt {number}", text)
+        check_text(f"prompt {number}", text)
         lines.append(jsonl.Line(number, number, f"prompt {number}", text, params))
     return Source(lines, len(lines), tuple(texts))
 
@@ -77,7 +80,7 @@ def _open(path: str) -> BinaryIO:
 
 
 def _count(file: BinaryIO) -> int | None:
-    """Non-blank lines of a file that can be read twice."""
+    """Counts the non-blank lines; None for a stream that cannot be read twice."""
     if not file.seekable():
         return None
     count = sum(1 for raw in file if raw.strip())
@@ -100,18 +103,19 @@ def _standard_input(sampling: Mapping[str, Any], json_lines: bool) -> Source:
 
 
 def _unshared(stdin: TextIO) -> BinaryIO:
-    """Standard input through a reader of our own.
+    """Opens a second reader on standard input.
 
-    The interpreter closes its own one at the end, and dies if a thread still waits in it.
+    The interpreter closes `sys.stdin` when it exits, and crashes if a thread is still waiting
+    in it.
     """
     try:
         return open(stdin.fileno(), "rb", closefd=False)
-    except OSError:  # no file is behind it
+    except OSError:  # not backed by a file
         return stdin.buffer
 
 
 def _lines(stream: BinaryIO) -> Iterable[bytes | None]:
-    """Lines of a file as they are; of a pipe or a terminal, as they come."""
+    """Reads the lines of a file directly, those of a pipe or a terminal without blocking."""
     return stream if _is_file(stream) else live_lines(stream)
 
 
@@ -119,11 +123,11 @@ def _is_file(stream: BinaryIO) -> bool:
     try:
         return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
     except OSError:
-        return True  # all of it is in memory
+        return True  # a stream in memory
 
 
 def _first_line(stream: BinaryIO) -> list[bytes]:
-    """Lines up to the first that is not blank, it included."""
+    """Reads lines up to and including the first that is not blank."""
     head = []
     for raw in stream:
         head.append(raw)
@@ -134,6 +138,6 @@ def _first_line(stream: BinaryIO) -> list[bytes]:
 
 def _is_object(raw: bytes) -> bool:
     try:
-        return isinstance(jsonl.parse(raw), dict)
+        return isinstance(parse(raw), dict)
     except ValueError:
         return False

@@ -1,7 +1,6 @@
-"""Where results go: whole lines, each out of our hands as soon as it is written."""
+"""The output of results: whole lines, each passed to the operating system when written."""
 
 import os
-import shutil
 import stat
 import sys
 from collections.abc import Mapping
@@ -10,22 +9,26 @@ from types import MappingProxyType, TracebackType
 from typing import IO, Self
 
 from emsjax.errors import UserError
+from emsjax.host.files import replacing
 from emsjax.requests import jsonl
+from emsjax.requests.prompt_line import Record, parse
 
-# Every record starts so; a last line that starts otherwise is not ours to cut off.
+# Every record starts like this. A last line that starts differently is not a half-written record,
+# so it must not be cut off.
 _RECORD_START = b'{"id": '
 
 
 class ResultFile:
     """An output that only ever holds whole lines.
 
-    Made by `standard_output` or `open_output`. Lines are written unbuffered; what an interrupt
-    left half-written is cut off on the way out, and a new file that a failed run wrote nothing to
-    is removed.
+    Made by `standard_output` or `open_output`. Lines are written unbuffered. Leaving the context
+    cuts off a line that an interrupt left half-written, and removes a new file if the run failed
+    before its first line.
 
     Attributes:
-      name: how messages call it; "-" is standard output.
-      finished: the results it already holds: key (`jsonl.key`) to digest of the prompt.
+      name: the path as messages show it; "-" is standard output.
+      finished: the results the file already holds, as a map from the key (`jsonl.key`) to the
+        digest of the prompt.
     """
 
     def __init__(
@@ -38,7 +41,7 @@ class ResultFile:
     ):
         self._file = file
         self._whole = keep  # bytes of whole lines
-        self._created = created  # the file itself, where it was not there before
+        self._created = created  # the path, if this run created the file
         self._dropped = False
         self._regular = name != "-" and stat.S_ISREG(os.fstat(file.fileno()).st_mode)
         self.name = name
@@ -46,17 +49,17 @@ class ResultFile:
 
     @property
     def empty(self) -> bool:
-        """Whether it holds no line, old or new."""
+        """Whether the file holds no line, old or new."""
         return self._whole == 0
 
     def write(self, line: bytes) -> None:
-        """Write one whole line.
+        """Writes one whole line.
 
         Raises:
-          UserError: the device is full or gone.
-          BrokenPipeError: the reader has left.
+          UserError: the line cannot be written, for example because the device is full.
+          BrokenPipeError: the reader of the pipe has closed it.
         """
-        self._drop_the_old()
+        self._drop_old_lines()
         rest = memoryview(line)
         try:
             while rest:
@@ -67,8 +70,11 @@ class ResultFile:
             raise _unwritable(self.name, error) from error
         self._whole += len(line)
 
-    def _drop_the_old(self) -> None:
-        """What is overwritten goes with the first new line: a run that gives none costs none."""
+    def _drop_old_lines(self) -> None:
+        """Removes the lines to overwrite, once.
+
+        This waits for the first new line, so that a run that fails before it loses nothing.
+        """
         if self._regular and not self._dropped:
             self._file.truncate(self._whole)
             self._file.seek(self._whole)
@@ -84,7 +90,7 @@ class ResultFile:
         trace: TracebackType | None,
     ) -> None:
         if kind is None:
-            self._drop_the_old()
+            self._drop_old_lines()  # a successful run without results leaves an empty file
         if self._regular and self._file.tell() > self._whole:
             self._file.truncate(self._whole)
         self._file.close()
@@ -93,10 +99,10 @@ class ResultFile:
 
 
 def standard_output() -> ResultFile:
-    """Give standard output, unbuffered.
+    """Opens standard output, unbuffered.
 
     Raises:
-      UserError: it is closed.
+      UserError: standard output is closed.
     """
     if sys.stdout is None:
         raise UserError("standard output is closed; give --output a file.")
@@ -106,22 +112,22 @@ def standard_output() -> ResultFile:
 
 
 def open_output(path: str, *, resume: bool = False, overwrite: bool = False) -> ResultFile:
-    """Open a result file for writing, creating it if need be.
+    """Opens a result file for writing, creating it if it does not exist.
 
     Args:
-      path: where.
-      resume: keep the results that are there; errors and a half-written last line go, so that
-        those lines run again.
-      overwrite: replace whatever is there, once there is a first result.
+      path: the file.
+      resume: whether to keep existing results. Error records and a half-written last line are
+        removed, so that those lines run again.
+      overwrite: whether to replace existing results, which happens at the first new one.
 
     Raises:
-      UserError: it cannot be written; it holds results and neither `resume` nor `overwrite` is
-        set; or it is to be resumed and was not written by this program.
+      UserError: the file cannot be written, it holds results and neither `resume` nor
+        `overwrite` is set, or `resume` is set and this program did not write the file.
     """
     try:
         if Path(path).is_dir():
             inside = os.path.join(path, "results.jsonl")
-            raise UserError(f"{path!r} is a directory; give --output a file, say {inside!r}.")
+            raise UserError(f"{path!r} is a directory; give --output a file, such as {inside!r}.")
         there = Path(path).exists()
         held = there and Path(path).stat().st_size > 0
         if held and not (resume or overwrite):
@@ -140,12 +146,12 @@ def open_output(path: str, *, resume: bool = False, overwrite: bool = False) -> 
 
 def _unwritable(name: str, error: OSError) -> UserError:
     return UserError(
-        f"cannot write to {name!r} ({error.strerror or error}); mend that or give another --output."
+        f"cannot write to {name!r} ({error.strerror or error}); fix that or give another --output."
     )
 
 
 def _resume(path: str) -> ResultFile:
-    """Open a file of results without its errors and its half-written last line."""
+    """Opens a result file, removing its error records and its half-written last line."""
     finished, whole, errors = _scan(path)
     if errors:
         whole = _rewrite_without_errors(Path(path).resolve())
@@ -154,13 +160,13 @@ def _resume(path: str) -> ResultFile:
 
 
 def _scan(path: str) -> tuple[dict[str, str], int, int]:
-    """Find the finished results, the bytes of whole lines, and the number of errors."""
+    """Returns the finished results, the bytes in whole lines, and the number of errors."""
     finished: dict[str, str] = {}
     whole = errors = 0
     with open(path, "rb") as file:
         for number, raw in enumerate(file, start=1):
-            ours = not raw.strip() or raw.startswith(_RECORD_START[: len(raw)])
-            if not raw.endswith(b"\n") and ours:
+            half_written = not raw.strip() or raw.startswith(_RECORD_START[: len(raw)])
+            if not raw.endswith(b"\n") and half_written:
                 break
             whole += len(raw)
             if not raw.strip():
@@ -173,39 +179,33 @@ def _scan(path: str) -> tuple[dict[str, str], int, int]:
     return finished, whole, errors
 
 
-def _record(raw: bytes, number: int, path: str) -> jsonl.Record:
+def _record(raw: bytes, number: int, path: str) -> Record:
     try:
-        record = jsonl.parse(raw)
+        record = parse(raw)
     except ValueError:
         record = None
     if isinstance(record, dict) and (_is_failure(record) or _is_result(record)):
         return record
     raise UserError(
-        f"line {number} of {path!r} is not a result; --resume continues only a file that this "
-        "program wrote: give another --output."
+        f"line {number} of {path!r} is not a result, and --resume only continues files written by "
+        "this program; give another --output."
     )
 
 
-def _is_failure(record: jsonl.Record) -> bool:
+def _is_failure(record: Record) -> bool:
     return record.keys() == {"id", "line", "error"}
 
 
-def _is_result(record: jsonl.Record) -> bool:
+def _is_result(record: Record) -> bool:
     named = isinstance(record.get("id"), str | int)
     return named and isinstance(record.get("prompt_digest"), str)
 
 
 def _rewrite_without_errors(path: Path) -> int:
-    """Replace the file by its finished results, at once; returns their bytes."""
-    shorter = path.with_name(f"{path.name}.resume")
-    with open(path, "rb") as old, open(shorter, "wb") as new:
+    """Replaces the file by one with the finished results only; returns its size in bytes."""
+    with open(path, "rb") as old, replacing(path, sync=True) as new:
         for raw in old:
             whole_line = raw.endswith(b"\n") and raw.strip()
-            if whole_line and "error" not in jsonl.parse(raw):
+            if whole_line and "error" not in parse(raw):
                 new.write(raw)
-        new.flush()
-        os.fsync(new.fileno())
-        whole = new.tell()
-    shutil.copymode(path, shorter)
-    os.replace(shorter, path)
-    return whole
+        return new.tell()

@@ -1,4 +1,4 @@
-"""One run of the command line: prompts in, results out as each is final."""
+"""One run of the command line: reads prompts and writes each result when it is final."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -11,78 +11,86 @@ from emsjax.cli.interrupts import interrupts_wait
 from emsjax.errors import UserError
 from emsjax.generate.options import Options, check
 from emsjax.generate.page import page_of_run
-from emsjax.generate.progress import Report
+from emsjax.generate.progress import Progress
 from emsjax.generate.prompt_source import Source, open_source
 from emsjax.generate.result_file import ResultFile, open_output, standard_output
 from emsjax.generate.text_output import OrderedTexts
 from emsjax.requests import jsonl
 from emsjax.requests.outputs import CompletionOutput, Piece, RequestOutput
+from emsjax.requests.prompt_line import Prompt
 from emsjax.requests.sampling_params import SamplingParams
 
 
-class Engine(Protocol):
-    """What the command line needs of `emsjax.llm.LLM`.
+class Generator(Protocol):
+    """The part of `emsjax.llm.LLM` that the command line uses.
 
     Attributes:
-      name: of the model.
+      name: the model's name.
     """
 
     name: str
 
     def request(self, prompt: Any, params: SamplingParams, request_id: str) -> Any:
-        """Tokenise and check one prompt; raises `UserError`."""
+        """Tokenises and checks one prompt.
+
+        Raises:
+          UserError: the prompt or its parameters do not fit the model.
+        """
 
     def run(
         self, requests: Iterable[Any], *, on_progress: Callable[[int], None] | None = None
     ) -> Iterator[RequestOutput]:
-        """Generate, taking requests as slots free up and yielding each as it is final.
+        """Generates, taking requests as slots become free and yielding each result when final.
 
-        A request that is None says that none is there yet; it is asked for again later.
+        A request of None means that the next one has not arrived yet; the run asks again later.
         """
 
     def run_streaming(
         self, requests: Iterable[Any], *, on_progress: Callable[[int], None] | None = None
     ) -> Iterator[Piece]:
-        """The same, with each piece of text as soon as it is final."""
+        """Generates like `run`, but yields each piece of text as soon as it is final."""
 
 
 def run(options: Options, command_started: float) -> int:
-    """Do what the options ask for.
+    """Runs the command.
 
     Args:
-      options: the command line.
+      options: the options of the command line.
       command_started: `time.perf_counter()` when the command started.
 
     Returns:
-      The exit status: 0, or 1 where some line was bad.
+      The exit status: 0, or 1 if a line was bad.
 
     Raises:
-      UserError: the run cannot start or go on; its results so far are whole.
-      KeyboardInterrupt: likewise, with a word on how to resume.
-      BrokenPipeError: the reader of standard output has left.
+      UserError: the run cannot start or continue. The results written so far are whole.
+      KeyboardInterrupt: the run was interrupted. The results written so far are whole, and the
+        message says how to resume.
+      BrokenPipeError: the reader of standard output has closed the pipe.
     """
     check(options)
     with open_source(options) as source, _open_sink(options) as sink:
         if options.stream and source.texts is None:
             raise UserError(
-                "--stream is for texts, and JSON lines hold whole results; leave it out."
+                "--stream prints texts, but JSON lines hold whole results; leave out --stream."
             )
         if options.logprobs is not None and source.texts is not None and options.output is None:
-            raise UserError("--logprobs has no place in a text; give --output FILE.jsonl, or - .")
-        engine = _load(options)
+            raise UserError(
+                "--logprobs cannot be shown in plain text; give --output FILE.jsonl or --output -."
+            )
+        generator = _load(options)
         live = not (options.stream and sys.stdout.isatty())
-        progress = Report(source.total, command_started, live=live)
-        with page_of_run(options.report, engine.name) as show, progress as report:
+        counted = Progress(source.total, command_started, live=live)
+        with page_of_run(options.report, generator.name) as show, counted as progress:
 
             def finished(output: RequestOutput) -> None:
-                report.finished(output.metrics)
+                progress.finished(output.metrics)
                 show(output)
 
             if source.texts is not None and options.output is None:
-                _write_texts(engine, source, sink, report, finished, options)
+                _write_texts(generator, source, sink, progress, finished, options)
             else:
-                _write_records(engine, source, sink, report, finished, options)
-    return 1 if report.errors else 0
+                _write_records(generator, source, sink, progress, finished, options)
+    return 1 if progress.errors else 0
 
 
 def _open_sink(options: Options) -> ResultFile:
@@ -91,43 +99,44 @@ def _open_sink(options: Options) -> ResultFile:
     return open_output(str(options.output), resume=options.resume, overwrite=options.overwrite)
 
 
-def _load(options: Options) -> Engine:
-    # Here and not above: jax and transformers take seconds to import, which a usage error or
-    # `--help` should not cost.
+def _load(options: Options) -> Generator:
+    # Imported here because jax and transformers take seconds to import, which `--help` and usage
+    # errors should not cost.
     with interrupts_wait():
         from emsjax.llm import LLM
 
     return LLM(**options.engine())
 
 
-def _prompt(line: jsonl.Line, chat: bool) -> jsonl.Prompt:
+def _prompt(line: jsonl.Line, chat: bool) -> Prompt:
     if chat and isinstance(line.prompt, str):
         return [{"role": "user", "content": line.prompt}]
     return line.prompt
 
 
-def _request(engine: Engine, line: jsonl.Line, chat: bool) -> Any:
+def _request(generator: Generator, line: jsonl.Line, chat: bool) -> Any:
     try:
-        return engine.request(_prompt(line, chat), line.params, jsonl.key(line.id))
+        return generator.request(_prompt(line, chat), line.params, jsonl.key(line.id))
     except UserError as error:
         raise UserError(f"{line.where}: {error}") from error
 
 
 def _write_texts(
-    engine: Engine,
+    generator: Generator,
     source: Source,
     sink: ResultFile,
-    report: Report,
+    progress: Progress,
     finished: Callable[[RequestOutput], None],
     options: Options,
 ) -> None:
-    # All are checked before any is run: a mistake in the last prompt should not cost the first.
+    # All prompts are checked before the first one runs: a mistake in the last would otherwise end
+    # the run late.
     lines = [line for line in source.lines if isinstance(line, jsonl.Line)]
-    requests = [_request(engine, line, options.chat) for line in lines]
-    show = partial(_write_text, sink, report)
+    requests = [_request(generator, line, options.chat) for line in lines]
+    show = partial(_write_text, sink, progress)
     texts = OrderedTexts(lines, source.texts or (), show)
     try:
-        for piece in _pieces(engine, requests, report, options.stream):
+        for piece in _pieces(generator, requests, progress, options.stream):
             ended = piece.finish_reason is not None
             texts.add(int(piece.request_id), piece.index, piece.text or "", finished=ended)
             if piece.output is not None:
@@ -137,19 +146,19 @@ def _write_texts(
         raise
 
 
-def _write_text(sink: ResultFile, report: Report, text: str) -> None:
-    _write(sink, text.encode(), report)
+def _write_text(sink: ResultFile, progress: Progress, text: str) -> None:
+    _write(sink, text.encode(), progress)
 
 
 def _pieces(
-    engine: Engine, requests: Iterable[Any], report: Report, stream: bool
+    generator: Generator, requests: Iterable[Any], progress: Progress, stream: bool
 ) -> Iterator[Piece]:
-    """Texts bit by bit, or each whole once its request is finished."""
-    report.starting()
+    """Yields texts piece by piece, or whole ones when `stream` is false."""
+    progress.starting()
     if stream:
-        yield from engine.run_streaming(requests, on_progress=report.emitted)
+        yield from generator.run_streaming(requests, on_progress=progress.emitted)
         return
-    for output in engine.run(requests, on_progress=report.emitted):
+    for output in generator.run(requests, on_progress=progress.emitted):
         *others, last = output.outputs
         for each in others:
             yield _whole(output.request_id, each)
@@ -157,24 +166,25 @@ def _pieces(
 
 
 def _whole(request_id: str, completion: CompletionOutput) -> Piece:
+    """The whole text of an output as one piece."""
     parts = completion.index, completion.text, completion.token_ids, completion.finish_reason
     return Piece(request_id, *parts)
 
 
 def _write_records(
-    engine: Engine,
+    generator: Generator,
     source: Source,
     sink: ResultFile,
-    report: Report,
+    progress: Progress,
     finished: Callable[[RequestOutput], None],
     options: Options,
 ) -> None:
-    """One record a line, as each is final."""
-    running: dict[str, str] = {}  # digests of prompts
+    """Writes one record per line, each when it is final."""
+    running: dict[str, str] = {}  # request id to digest of the prompt
 
     def failed(line: jsonl.Line | jsonl.BadLine, error: str) -> None:
-        _write(sink, jsonl.encode(jsonl.failure(line, error)), report)
-        report.failed()
+        _write(sink, jsonl.encode(jsonl.failure(line, error)), progress)
+        progress.failed()
 
     def requests() -> Iterator[Any]:
         for line in source.lines:
@@ -182,43 +192,42 @@ def _write_records(
                 yield None
             elif jsonl.key(line.id) in sink.finished:
                 _check_unchanged(line, sink, options.chat)
-                report.skipped()
+                progress.skipped()
             elif isinstance(line, jsonl.BadLine):
                 failed(line, line.error)
             else:
                 try:
-                    request = _request(engine, line, options.chat)
+                    request = _request(generator, line, options.chat)
                 except UserError as error:
                     failed(line, str(error))
                 else:
                     running[jsonl.key(line.id)] = jsonl.digest(_prompt(line, options.chat))
-                    report.starting()
+                    progress.starting()
                     yield request
 
     try:
-        for output in engine.run(requests(), on_progress=report.emitted):
+        for output in generator.run(requests(), on_progress=progress.emitted):
             record = jsonl.result(output, running.pop(output.request_id))
-            _write(sink, jsonl.encode(record), report)
+            _write(sink, jsonl.encode(record), progress)
             finished(output)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(_how_to_resume(options, sink)) from stop
 
 
 def _check_unchanged(line: jsonl.Line | jsonl.BadLine, sink: ResultFile, chat: bool) -> None:
-    """Refuse to take the result of one prompt for that of another."""
+    """Checks that a finished result belongs to the prompt that has its id now."""
     then = sink.finished[jsonl.key(line.id)]
     if isinstance(line, jsonl.BadLine) or jsonl.digest(_prompt(line, chat)) != then:
         raise UserError(
-            f"{sink.name!r} holds a result with the id {line.id!r} for another prompt than the one "
-            "it has now; --resume needs the prompts and ids of the run it continues: "
-            "give those, or another --output."
+            f"{sink.name!r} holds a result for the id {line.id!r}, which now has another prompt; "
+            "give the prompts and ids of the run that --resume continues, or another --output."
         )
 
 
-def _write(sink: ResultFile, line: bytes, report: Report) -> None:
-    """Write a line, out of the way of a progress bar on the same terminal."""
+def _write(sink: ResultFile, line: bytes, progress: Progress) -> None:
+    """Writes a line, hiding a progress bar on the same terminal meanwhile."""
     on_terminal = sink.name == "-" and sys.stdout.isatty()
-    with report.paused() if on_terminal else nullcontext():
+    with progress.paused() if on_terminal else nullcontext():
         sink.write(line)
 
 
@@ -226,6 +235,6 @@ def _how_to_resume(options: Options, sink: ResultFile) -> str:
     if options.output in (None, "-"):
         return ""
     if sink.empty:
-        return "no result was final yet."
+        return "no result was finished."
     change = "--resume instead of --overwrite" if options.overwrite else "--resume"
-    return f"the results so far are in {options.output!r}; the same command with {change} goes on."
+    return f"finished results are in {options.output!r}; repeat the command with {change} to go on."

@@ -1,19 +1,19 @@
-"""Texts of several prompts on one stream: in order, each as soon as those before it are out."""
+"""The texts of several prompts on one stream, in the order of the prompts."""
 
 from collections.abc import Callable, Iterable, Sequence
 
 from emsjax.requests.jsonl import Line
 
-Section = tuple[int, int]  # number of the prompt and of its output
+Section = tuple[int, int]  # number of the prompt, index of its output
 
 
 class OrderedTexts:
-    """Writes each text under its header once it is its turn; what comes earlier waits.
+    """Writes texts in order, each under a header; a text that arrives early waits for its turn.
 
     Args:
       lines: the prompts, numbered from 1.
-      texts: what their headers show.
-      write: takes text.
+      texts: the prompts as their headers show them.
+      write: writes text to the stream.
     """
 
     def __init__(self, lines: Iterable[Line], texts: Sequence[str], write: Callable[[str], None]):
@@ -25,12 +25,12 @@ class OrderedTexts:
         self._order = list(self._headers)
         self._waiting: dict[Section, str] = {}
         self._finished: set[Section] = set()
-        self._begun: Section | None = None
+        self._begun: Section | None = None  # header written, text not complete
         self._shown = 0
         self._write = write
 
     def add(self, number: int, index: int, text: str, *, finished: bool) -> None:
-        """Take the next text of an output."""
+        """Takes the next piece of an output's text, and writes what is due."""
         section = (number, index)
         self._waiting[section] = self._waiting.get(section, "") + text
         if finished:
@@ -41,7 +41,7 @@ class OrderedTexts:
                 return
 
     def give_up(self) -> None:
-        """Show what is final: nothing more comes, so it need not wait for what was before it."""
+        """Writes all finished texts, without waiting for unfinished ones before them."""
         if self._begun is not None:
             self._write("\n")
             self._order.remove(self._begun)

@@ -1,1 +1,1 @@
-"""The machine at hand: device, files, caches, versions."""
+"""The machine that runs the code: device, memory, files, caches, versions."""

@@ -1,4 +1,4 @@
-"""What is kept on disk between runs: models, compiled programs, step costs."""
+"""The cache directory for models, compiled programs and step costs."""
 
 import os
 from pathlib import Path
@@ -8,11 +8,11 @@ from platformdirs import user_cache_dir
 
 
 def use_compile_cache() -> None:
-    """Turns jax's persistent compilation cache on, unless the user has chosen a place for it."""
+    """Turns on jax's persistent compilation cache, unless the user has configured one."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
 
 
 def cache_dir() -> Path:
-    """Where converted models are kept; the environment's EMSJAX_CACHE overrides it."""
+    """Returns the cache directory; the environment variable EMSJAX_CACHE overrides the default."""
     return Path(os.environ.get("EMSJAX_CACHE") or user_cache_dir("emsjax")).expanduser()

@@ -1,4 +1,4 @@
-"""What computes here, in words."""
+"""The default device: its name and its free memory."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ import psutil
 
 
 def device_name() -> str:
-    """The default device; of a processor also how much of it there is."""
+    """Names the default device; for a CPU with the number of usable cores."""
     device = jax.devices()[0]
     if device.platform != "cpu":
         return f"{device.platform} {device.device_kind}"
@@ -18,7 +18,7 @@ def device_name() -> str:
 
 
 def _processor() -> str:
-    """Its name, where Linux tells it."""
+    """The processor's model name on Linux, elsewhere its architecture."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -26,7 +26,7 @@ def _processor() -> str:
 
 
 def free_bytes() -> int | None:
-    """Memory left on the default device, in bytes; None where it cannot be known."""
+    """Returns the free memory of the default device in bytes, or None if unknown."""
     device = jax.devices()[0]
     if device.platform == "cpu":
         return _available_ram()
@@ -37,7 +37,7 @@ def free_bytes() -> int | None:
 
 
 def _available_ram() -> int:
-    """What can be allocated without swapping, within the container's limit if there is one."""
+    """The bytes that can be allocated without swapping, within the container's limit if any."""
     available = psutil.virtual_memory().available
     limit, used = (_cgroup_bytes(name) for name in ("memory.max", "memory.current"))
     if limit is None or used is None:
@@ -46,7 +46,7 @@ def _available_ram() -> int:
 
 
 def _cgroup_bytes(name: str) -> int | None:
-    """A figure of this process's control group; None where there is none, or no limit."""
+    """A number from this process's control group; None if it has no such file or no limit."""
     try:
         return int((Path("/sys/fs/cgroup") / name).read_text())
     except (OSError, ValueError):

@@ -1,4 +1,7 @@
-"""Which code made a figure. Without jax, for the benchmarks' worker processes."""
+"""The commit and package versions behind a result.
+
+This module does not import jax, so that benchmarks can use it in worker processes.
+"""
 
 import importlib.metadata
 import subprocess
@@ -7,12 +10,12 @@ from pathlib import Path
 
 
 def commit_of(file: str, folders: Sequence[str] = ()) -> str | None:
-    """The commit that a file is of; None where it is in no repository.
+    """Returns the checked-out commit of the repository that has a file, or None without one.
 
     Args:
       file: a source file.
-      folders: of the repository, in which a tracked file that differs puts a "+" behind the commit;
-        all of them by default.
+      folders: the repository's folders to compare with the commit; the whole repository by
+        default. If a tracked file in them was changed, a "+" follows the commit.
     """
 
     def git(*arguments: str) -> str:
@@ -31,7 +34,7 @@ def commit_of(file: str, folders: Sequence[str] = ()) -> str | None:
 
 
 def version_of(package: str) -> str | None:
-    """Of an installed package; None where it is not."""
+    """Returns the version of an installed package, or None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -1,1 +1,1 @@
-"""A user's contract: from prompts and parameters to texts."""
+"""Requests and results as users see them: prompts and parameters in, texts out."""

@@ -1,4 +1,4 @@
-"""From tokens to text, piece by piece."""
+"""Decodes tokens to text piece by piece."""
 
 from collections.abc import Collection, Sequence
 from functools import lru_cache
@@ -7,42 +7,53 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Tokens that new ones are decoded behind: some tokenizers drop the space at the beginning of what
-# they decode. A few more where these begin inside of a character, which is 4 bytes at most.
+# New tokens are decoded after this many earlier ones, because some tokenizers drop a space at the
+# beginning of what they decode.
 CONTEXT_TOKENS = 8
+# The most bytes of a character in UTF-8, and so the most tokens.
 _LONGEST_CHARACTER = 4
+# What decoders write for an incomplete character.
 _HALF = "\ufffd"
 
 
 class Detokenizer:
-    """The text behind a prompt, in pieces that are not taken back.
+    """Decodes the tokens that follow a prompt into pieces of text that never change later.
 
-    The text is what tokens give one by one, however many come at once: where the bytes of a broken
-    character spoil those before it, which some decoders do, that may differ from decoding all.
+    The text does not depend on how many tokens come at once: it is always that of decoding one by
+    one. It may differ from decoding all tokens at once, because some decoders let the bytes of a
+    broken character spoil whole characters before it.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int]):
+        """Starts after a prompt.
+
+        Args:
+          tokenizer: the model's tokenizer.
+          prompt: token ids.
+        """
         self._tokenizer = tokenizer
         self._textless = _special_tokens(tokenizer)
+        # `_window` holds the context and the tokens after it. Its first `_settled` tokens are the
+        # context, and `_shown` is the part of its text that was returned already.
         self._window = self._context(self._with_text(prompt))
         self._settled = len(self._window)
         self._shown = self._decode(self._window).rstrip(_HALF)
 
     def push(self, tokens: Sequence[int]) -> str:
-        """The text that these tokens add; a character that is not whole yet waits."""
+        """Returns the text that these tokens add, holding back an incomplete character."""
         return "".join(map(self._push_one, self._with_text(tokens)))
 
     def push_all(self, tokens: Sequence[int]) -> str:
-        """The same for all there will be, as the first and only call: faster."""
+        """Returns the text of all tokens at once, which is faster; must be the only call."""
         tokens = self._with_text(tokens)
         text = self._decode([*self._window, *tokens])
-        if _HALF in text:
+        if _HALF in text:  # decoding one by one may give another text
             return self.push(tokens)
         self._window.extend(tokens)
         return self._show(text)
 
     def flush(self) -> str:
-        """What is left at the end: a character that never became whole."""
+        """Returns the rest of the text: a character that was never completed."""
         return self._show(self._decode(self._window))
 
     def _push_one(self, token: int) -> str:
@@ -54,7 +65,10 @@ class Detokenizer:
         return new
 
     def _settle(self) -> None:
-        """Makes the latest tokens that gave text the context, where they are whole characters."""
+        """Makes the tokens since the last call the new context, if they are whole characters.
+
+        Otherwise the old context stays and the window grows.
+        """
         latest = self._window[self._settled :]
         text = self._decode(latest)
         if _HALF not in text:
@@ -67,7 +81,7 @@ class Detokenizer:
         return new
 
     def _context(self, prompt: Sequence[int]) -> list[int]:
-        """The end of the prompt, not cut inside of a character if that can be."""
+        """The end of the prompt, if possible not starting in the middle of a character."""
         lengths = range(CONTEXT_TOKENS, CONTEXT_TOKENS + _LONGEST_CHARACTER)
         tails = [list(prompt[-length:]) for length in lengths]
         whole = (tail for tail in tails if _HALF not in self._decode(tail))
@@ -77,7 +91,7 @@ class Detokenizer:
         return [token for token in tokens if token not in self._textless]
 
     def _decode(self, tokens: Sequence[int]) -> str:
-        # Without clean-up, which would take back a space that was shown.
+        # Clean-up is off because it could remove a space that was already returned.
         text = self._tokenizer.decode(
             tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
@@ -90,26 +104,27 @@ def text_pieces(
     tokens: Sequence[int],
     stop_ids: Collection[int] = (),
 ) -> tuple[str, ...]:
-    """The text that each token adds behind a prompt; put together, they are the whole text.
+    """Returns the text that each token adds; the pieces together are the whole text.
 
     Args:
-      tokenizer: of the model.
+      tokenizer: the model's tokenizer.
       prompt: token ids.
-      tokens: all that were generated.
-      stop_ids: such a token ends the text; its piece is what it stands for by itself, if anything.
+      tokens: all generated tokens.
+      stop_ids: tokens that end the text. If the last token is one of them, its piece is the text
+        it decodes to, if any, although that is not part of the output's text.
     """
     detokenizer = Detokenizer(tokenizer, prompt)
     stops = bool(tokens) and tokens[-1] in stop_ids
     shown = tokens[:-1] if stops else tokens
     pieces = [detokenizer.push([token]) for token in shown]
-    left = detokenizer.flush()
-    if left and pieces:  # a character that never became whole
-        pieces[-1] += left
+    rest = detokenizer.flush()
+    if rest and pieces:
+        pieces[-1] += rest
     return (*pieces, detokenizer.push(tokens[-1:])) if stops else tuple(pieces)
 
 
 @lru_cache(maxsize=4)
 def _special_tokens(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
-    """Tokens without text; asked once a tokenizer, since making the list takes a while."""
+    """The tokens without text; cached because listing them is slow."""
     added = tokenizer.added_tokens_decoder
     return frozenset(token for token, what in added.items() if what.special)

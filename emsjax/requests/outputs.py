@@ -1,4 +1,4 @@
-"""What a finished request gives back."""
+"""The results of requests."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Logprob:
-    """How likely the model held one token.
+    """The log-probability of one token.
 
     Attributes:
       logprob: natural logarithm of its probability, before bias, penalties and temperature.
-      rank: its place among all tokens, 1 for the likeliest.
-      decoded_token: its text; None where the model came without a tokenizer.
+      rank: its rank among all tokens, 1 for the likeliest.
+      decoded_token: its text; None if the model has no tokenizer.
     """
 
     logprob: float
@@ -30,17 +30,17 @@ class CompletionOutput:
     """One generated continuation.
 
     Attributes:
-      index: which of the request's outputs this is.
-      text: the decoded tokens, without a stop token and cut before a stop string; None where the
-        model came without a tokenizer.
-      token_ids: the generated tokens, without the prompt's; the last is the one that ended it.
-      finish_reason: "stop" at end of text, a stop token or a stop string, "length" at `max_tokens`
+      index: its position among the request's outputs, from 0.
+      text: the decoded tokens, without a stop token and cut before a stop string; None if the
+        model has no tokenizer.
+      token_ids: the generated tokens, without the prompt's, up to the token that ended it.
+      finish_reason: "stop" at end of text, a stop token or a stop string; "length" at `max_tokens`
         or at the end of the model's context.
       stop_reason: the stop string, or the id in `stop_token_ids`, that ended it; None for any other
         end.
-      logprobs: for each token, by token id: the token's own first, then the likeliest ones; None
-        where they were not asked for.
-      trace: where each token came from; None unless the `LLM` was made with `trace=True`.
+      logprobs: for each token a mapping by token id, with the token itself first, then the
+        likeliest ones; None if not requested.
+      trace: the origin of each token; None unless the `LLM` was made with `trace=True`.
     """
 
     index: int
@@ -57,12 +57,12 @@ class RequestOutput:
     """A finished request.
 
     Attributes:
-      request_id: as the request was given it.
-      prompt: the text that was tokenised (for messages, the chat template's rendering), or None
-        where the prompt came as token ids.
+      request_id: the id given to the request.
+      prompt: the text that was tokenised (for messages, as the chat template rendered them);
+        None if the prompt was given as token ids.
       prompt_token_ids: the prompt's tokens.
-      outputs: the continuations, `n` of them.
-      metrics: what the request cost, all of its outputs together.
+      outputs: the `n` continuations.
+      metrics: the cost of the request, summed over its outputs.
     """
 
     request_id: str
@@ -74,16 +74,16 @@ class RequestOutput:
 
 @dataclass(frozen=True)
 class Piece:
-    """What is new of one output while it is generated.
+    """The next part of an output while it is being generated.
 
     Attributes:
-      request_id: of its request.
-      index: which of the request's outputs.
-      text: text that is final: no later token changes it, and no stop string can begin in it; may
-        be empty. None where the model came without a tokenizer.
-      token_ids: tokens since the last piece. They may be ahead of the text.
-      finish_reason: with the output's last piece, how it ended; else None.
-      output: with the request's last piece, all of it; else None.
+      request_id: the id of its request.
+      index: the position of its output among the request's outputs, from 0.
+      text: text that is final: no later token changes it, and no stop string can begin in it. It
+        may be empty. None if the model has no tokenizer.
+      token_ids: the tokens since the last piece, which may be ahead of the text.
+      finish_reason: how the output ended, in its last piece; None in all others.
+      output: the whole result, in the last piece of the request; None in all others.
     """
 
     request_id: str

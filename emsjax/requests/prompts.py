@@ -1,4 +1,4 @@
-"""The forms a prompt may take in Python, brought to three: text, token ids, messages."""
+"""Prompts in Python, normalised to text, token ids or messages."""
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,43 +14,43 @@ _FORMS = "text, token ids, or messages with 'role' and 'content'"
 
 
 def prompt_list(prompts: Any) -> list[Any]:
-    """Many prompts, or one alone in any of its forms, as a list.
+    """Returns a list of prompts, given many prompts or a single one in any form.
 
     Raises:
-      UserError: it is nothing that can hold prompts.
+      UserError: the argument is neither a prompt nor an iterable of prompts.
     """
     prompts = _plain(prompts)
     if isinstance(prompts, str):
         return [prompts]
     if isinstance(prompts, Mapping | bytes) or not isinstance(prompts, Iterable):
-        raise UserError(f"prompts are {_FORMS}, or a list of those; {prompts!r} is not")
+        raise UserError(f"prompts is {prompts!r}; give {_FORMS}, or a list of those")
     many = list(prompts)
     first = _plain(many[0]) if many else None
     return [many] if isinstance(first, Mapping) or _is_whole(first) else many
 
 
 def check_prompt(prompt: Any) -> str | tuple[int, ...] | list[Message]:
-    """One prompt as text, as token ids, or as messages.
+    """Returns one prompt as text, token ids or messages.
 
     Raises:
-      UserError: it is none of these, or text that is not Unicode.
+      UserError: the prompt has none of these forms, or its text is not valid Unicode.
     """
     prompt = _plain(prompt)
     if isinstance(prompt, str):
         return _check_text(prompt)
     if isinstance(prompt, Mapping | bytes) or not isinstance(prompt, Iterable):
-        raise UserError(f"a prompt is {_FORMS}; {prompt!r} is not")
+        raise UserError(f"a prompt is {prompt!r}; give {_FORMS}")
     items = [_plain(item) for item in prompt]
     if items and isinstance(items[0], Mapping):
         return [_check_message(message) for message in items]
     for item in items:
         if not _is_whole(item):
-            raise UserError(f"a prompt of token ids has {item!r} in it, which is no whole number")
+            raise UserError(f"a prompt has the token id {item!r}; give whole numbers")
     return tuple(operator.index(item) for item in items)
 
 
 def _plain(value: Any) -> Any:
-    """Arrays of any library as lists and numbers."""
+    """Converts arrays of any library to lists and numbers."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 
@@ -62,14 +62,17 @@ def _check_text(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UserError("the prompt is not text that UTF-8 can write; mend it") from None
+        raise UserError(
+            "the prompt has a character that UTF-8 cannot encode (half a surrogate pair); remove it"
+        ) from None
     return text
 
 
 def _check_message(message: Any) -> Message:
-    """A message with text in it; further fields are the chat template's business."""
+    """Checks the role and content of a message; other fields are up to the chat template."""
     if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
         raise UserError(f"the message {message!r} must have a 'role' and a 'content'")
+    # Chat logs have a null content next to a tool call.
     content = "" if message["content"] is None else message["content"]
     if not isinstance(content, str):
         raise UserError(f"the content of the message {message!r} must be text")
@@ -77,7 +80,11 @@ def _check_message(message: Any) -> Message:
 
 
 def params_of_each(given: Any, count: int) -> list[SamplingParams]:
-    """One `SamplingParams` for each of `count` prompts."""
+    """Returns one `SamplingParams` for each of `count` prompts.
+
+    Raises:
+      UserError: `given` is neither one `SamplingParams` nor `count` of them.
+    """
     if given is None or isinstance(given, SamplingParams):
         return [given or SamplingParams()] * count
     each = list(given) if isinstance(given, Sequence) else [given]
@@ -85,5 +92,7 @@ def params_of_each(given: Any, count: int) -> list[SamplingParams]:
         if not isinstance(params, SamplingParams):
             raise UserError(f"sampling_params must be SamplingParams, not {params!r}")
     if len(each) != count:
-        raise UserError(f"{len(each)} sampling_params do not fit {count} prompts: give one each")
+        raise UserError(
+            f"{len(each)} sampling_params do not match {count} prompts; give one, or one per prompt"
+        )
     return each

@@ -1,4 +1,4 @@
-"""From prompts and parameters to checked requests, for one model."""
+"""Turns prompts and parameters into checked requests for one model."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 
 class RequestReader:
-    """Tokenises prompts, fills in what parameters leave open, and refuses what does not fit."""
+    """Tokenises prompts, fills in default parameters, and checks both against the model."""
 
     def __init__(self, loaded: LoadedModel, vocab_size: int, max_model_len: int, seed: int):
-        """For one model.
+        """Prepares for one model.
 
         Args:
           loaded: the model with its tokenizer.
           vocab_size: V.
-          max_model_len: the most tokens of a sample, prompt and output.
-          seed: what requests without a seed of their own draw theirs from.
+          max_model_len: the most tokens of a sample, prompt plus output.
+          seed: the seed from which requests without one derive theirs.
 
         Raises:
-          UserError: the model's generation config is impossible.
+          UserError: the model's generation config has an invalid value.
         """
         self._loaded = loaded
         self._vocab_size = vocab_size
@@ -43,7 +43,7 @@ class RequestReader:
         self._configured = configured_defaults(loaded.generation_config, loaded.name)
 
     def read(self, prompt: Prompt, params: SamplingParams, request_id: str) -> Request:
-        """One checked request; see `LLM.request`."""
+        """Returns one checked request; see `LLM.request`."""
         text, ids = self._tokenise(prompt)
         self._check_ids(ids)
         params = with_defaults(params, self._configured)
@@ -61,26 +61,29 @@ class RequestReader:
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         if not ids:
-            raise UserError("the prompt is empty: it must have at least one token")
+            raise UserError("the prompt is empty; give at least one token")
         for token in ids:
             if not 0 <= token < self._vocab_size:
                 raise UserError(
-                    f"token id {token} is out of the vocabulary: {self._loaded.name} has "
-                    f"{self._vocab_size}"
+                    f"token id {token} is outside the vocabulary; {self._loaded.name} has "
+                    f"{self._vocab_size} tokens, from 0 on"
                 )
         if len(ids) >= self._max_model_len:
             raise UserError(
-                f"the prompt has {len(ids)} tokens and with {self._max_model_len} in all there "
-                "is no room for an answer: shorten it or raise max_model_len"
+                f"the prompt has {len(ids)} tokens, which leaves no room for an output within "
+                f"max_model_len={self._max_model_len}; shorten the prompt or raise max_model_len"
             )
 
     def _stop_ids(self, params: SamplingParams) -> tuple[int, ...]:
-        """End of text and stop tokens; the other parameters are checked against the model."""
+        """Returns the tokens that end the output, after checking parameters against the model."""
         check_tokens(params, self._vocab_size, self._loaded.name)
         eos_ids = () if params.ignore_eos else self._loaded.eos_token_ids
         stop_ids = tuple(dict.fromkeys((*eos_ids, *(params.stop_token_ids or ()))))
         if len(stop_ids) > MAX_STOP_IDS:
-            raise UserError(f"there are more than {MAX_STOP_IDS} stop tokens: give fewer")
+            raise UserError(
+                f"there are {len(stop_ids)} stop tokens, the model's included; give at most "
+                f"{MAX_STOP_IDS}"
+            )
         check_choice_left(params, stop_ids, self._vocab_size)
         if params.stop or params.adapt_temperature is not None:
             self._tokenizer("stop strings and adapt_temperature need one")
@@ -90,30 +93,33 @@ class RequestReader:
         checked = check_prompt(prompt)
         if isinstance(checked, tuple):
             return None, checked
-        # The template writes the special tokens itself.
+        # A chat template writes the special tokens itself.
         plain = isinstance(checked, str)
         text = checked if isinstance(checked, str) else self._render(checked)
         tokens = self._tokenizer()(text, add_special_tokens=plain)
         return text, tuple(tokens["input_ids"])
 
     def _render(self, messages: Sequence[Message]) -> str:
-        """The messages as the model's chat template writes them."""
-        from jinja2 import TemplateError
+        """Renders messages with the model's chat template."""
+        from jinja2 import TemplateError  # only chat templates need it
 
         tokenizer = self._tokenizer()
         if not tokenizer.chat_template:
-            raise UserError(f"{self._loaded.name} has no chat template: give a plain prompt")
+            raise UserError(f"{self._loaded.name} has no chat template; give a plain prompt")
         try:
             text = tokenizer.apply_chat_template(
                 list(messages), tokenize=False, add_generation_prompt=True
             )
         except (TemplateError, TypeError, KeyError) as error:
-            raise UserError(f"the chat template does not take these messages: {error}") from error
+            raise UserError(
+                f"the chat template of {self._loaded.name} does not take these messages ({error}); "
+                "change them or give a plain prompt"
+            ) from error
         return str(text)
 
     def _tokenizer(
         self, why: str = "give prompts as token ids, or name a tokenizer"
     ) -> "PreTrainedTokenizerBase":
         if self._loaded.tokenizer is None:
-            raise UserError(f"{self._loaded.name} has no tokenizer: {why}")
+            raise UserError(f"{self._loaded.name} has no tokenizer; {why}")
         return self._loaded.tokenizer

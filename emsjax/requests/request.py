@@ -11,7 +11,8 @@ from emsjax.errors import UserError
 from emsjax.requests.sampling_params import SamplingParams
 from emsjax.sampling.choice import Choice, Settings, make_choice
 
-# What a model's generation config gives where a request does not; chance stays the user's choice.
+# The parameters that a model's generation config sets for requests that leave them out. Temperature
+# is not one of them: whether to sample is up to the user.
 CONFIGURED = ("top_k", "top_p", "min_p", "repetition_penalty")
 # Parameters that the device takes as they are; a request says the others in its own terms.
 _SAME = frozenset(Settings._fields) - {"min_len", "logprobs", "adjusted", "top_k"}
@@ -19,18 +20,18 @@ _SAME = frozenset(Settings._fields) - {"min_len", "logprobs", "adjusted", "top_k
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A checked prompt with its parameters, ready to run.
+    """A checked prompt with its parameters.
 
     Attributes:
-      request_id: comes back with the result.
-      prompt: the text that was tokenised, None where token ids were given.
+      request_id: returned with the result.
+      prompt: the text that was tokenised; None if the prompt was given as token ids.
       prompt_token_ids: the prompt's tokens.
       params: how to decode it.
-      max_tokens: that of the parameters, or less where the context ends.
-      stop_ids: end of text and stop tokens.
-      seed: of its noise.
+      max_tokens: `params.max_tokens`, or less if the context ends earlier.
+      stop_ids: the end of text and stop tokens.
+      seed: the seed of its sampling noise.
       vocab_size: V.
-      has_text: whether there is a tokenizer.
+      has_text: whether the model has a tokenizer.
     """
 
     request_id: str
@@ -44,7 +45,7 @@ class Request:
     has_text: bool
 
     def choice(self, index: int) -> Choice:
-        """How the tokens of one of its outputs are chosen."""
+        """Returns how the tokens of the output at `index` are chosen."""
         params = self.params
         return make_choice(
             seed=self.seed,
@@ -58,7 +59,7 @@ class Request:
 
 
 def _bias(params: SamplingParams, vocab_size: int) -> np.ndarray | None:
-    """What is added to the logits, float32[V]; None for nothing."""
+    """The bias to add to the logits, float32[V]; None if there is none."""
     allowed, banned = params.allowed_token_ids, params.banned_token_ids
     if allowed is None and not banned and not params.logit_bias:
         return None
@@ -73,16 +74,20 @@ def _bias(params: SamplingParams, vocab_size: int) -> np.ndarray | None:
 
 
 def with_defaults(params: SamplingParams, configured: Mapping[str, Any]) -> SamplingParams:
-    """Parameters with what they leave open taken from a model's generation config."""
+    """Fills in parameters of None from a model's generation config."""
     missing = {name: configured[name] for name in configured if getattr(params, name) is None}
     return replace(params, **missing) if missing else params
 
 
 def configured_defaults(generation_config: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """Those of `CONFIGURED` that a generation config sets.
+    """Returns the parameters of `CONFIGURED` that a generation config sets.
+
+    Args:
+      generation_config: the model's.
+      origin: the model's name for messages.
 
     Raises:
-      UserError: it sets one to something impossible.
+      UserError: a value is out of range.
     """
     found = {name: generation_config.get(name) for name in CONFIGURED}
     given = {name: value for name, value in found.items() if value is not None}
@@ -90,16 +95,16 @@ def configured_defaults(generation_config: Mapping[str, Any], origin: str) -> di
         SamplingParams(**given)
     except UserError as error:
         raise UserError(
-            f"the generation config of {origin}: {error} Mend its file, or take it away."
+            f"the generation config of {origin}: {error} Fix or remove its file."
         ) from error
     return given
 
 
 def check_tokens(params: SamplingParams, vocab_size: int, name: str) -> None:
-    """Refuses parameters that name tokens which the model does not have.
+    """Checks that the vocabulary has all tokens that the parameters name.
 
     Raises:
-      UserError: there is such a token.
+      UserError: a token is outside the vocabulary.
     """
     lists = {
         "stop_token_ids": params.stop_token_ids,
@@ -111,16 +116,16 @@ def check_tokens(params: SamplingParams, vocab_size: int, name: str) -> None:
         for token in tokens or ():
             if token >= vocab_size:
                 raise UserError(
-                    f"{option} has token id {token}, which is out of the vocabulary: "
-                    f"{name} has {vocab_size}"
+                    f"{option} has token id {token}, which is outside the vocabulary; "
+                    f"{name} has {vocab_size} tokens, from 0 on"
                 )
 
 
 def check_choice_left(params: SamplingParams, stop_ids: tuple[int, ...], vocab_size: int) -> None:
-    """Refuses parameters under which there may be no token to choose.
+    """Checks that at least one token can be chosen at every step.
 
     Raises:
-      UserError: allowed tokens less banned ones and, before `min_tokens`, stop tokens are none.
+      UserError: no token is allowed, not banned, and (if `min_tokens` is set) not a stop token.
     """
     allowed = params.allowed_token_ids
     if allowed is None and not params.banned_token_ids and len(stop_ids) < vocab_size:
@@ -137,6 +142,6 @@ def check_choice_left(params: SamplingParams, stop_ids: tuple[int, ...], vocab_s
 
 
 def derive_seed(seed: int, request_id: str) -> int:
-    """The seed of a request that brings none: from that of the run and from what it is called."""
+    """Derives the seed of a request without one from the seed of the run and the request's id."""
     digest = hashlib.sha256(f"{seed}/{request_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big")

@@ -1,4 +1,4 @@
-"""One output of a request on its way from the engine's tokens to the user's text."""
+"""The outputs of a request, from the engine's tokens to the user's text."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,17 +21,17 @@ TokenText = Callable[[int], str | None]
 
 @dataclass(eq=False)
 class Sample:
-    """One of the outputs of a request.
+    """One output of a request while it is generated.
 
     Attributes:
-      request: whose it is.
-      index: which of its outputs.
+      request: the request.
+      index: its position among the request's outputs, from 0.
       transcript: its text.
-      streamed: whether it is passed on while it is generated.
-      waiting: tokens that were not passed on yet.
-      finished: the engine's result, once there is one.
-      siblings: all outputs of the request, in order, this one included.
-      tokenizer: of the model; None where it came without one.
+      streamed: whether its pieces are passed on while it is generated.
+      waiting: the tokens that were not passed on yet.
+      finished: the engine's result; None until then.
+      siblings: all outputs of the request in order, including this one.
+      tokenizer: the model's tokenizer; None if it has none.
     """
 
     request: Request
@@ -49,7 +49,7 @@ class Sample:
         return all(sample.finished is not None for sample in self.siblings)
 
     def job(self) -> Job:
-        """What the engine is to do."""
+        """Returns the engine's job for this output."""
         request = self.request
         watched = self.streamed or request.params.stop
         return Job(
@@ -75,14 +75,18 @@ class Sample:
         self.finished = finished
 
     def piece(self, output: RequestOutput | None = None) -> Piece:
-        """What was not passed on yet."""
+        """Returns the part of the output that was not passed on yet.
+
+        Args:
+          output: the result of the request, for its last piece.
+        """
         tokens, self.waiting = tuple(self.waiting), []
         text = self.transcript.take() if self.request.has_text else None
         reason = None if self.finished is None else _finish_reason(self.finished)
         return Piece(self.request.request_id, self.index, text, tokens, reason, output)
 
     def completion(self, token_text: TokenText) -> CompletionOutput:
-        """The output, once it is finished."""
+        """Returns the result; the output must be finished."""
         assert self.finished is not None
         finished, params = self.finished, self.request.params
         last = finished.token_ids[-1]
@@ -98,7 +102,7 @@ class Sample:
         )
 
     def _trace(self, finished: Finished, token_text: TokenText) -> Trace | None:
-        """The engine's, with texts."""
+        """The engine's trace, completed with the texts of its tokens."""
         trace, request, tokens = finished.trace, self.request, finished.token_ids
         if trace is None or self.tokenizer is None:
             return trace
@@ -113,7 +117,13 @@ class Sample:
 def make_samples(
     request: Request, tokenizer: "PreTrainedTokenizerBase | None", streamed: bool
 ) -> list[Sample]:
-    """The outputs that a request asks for."""
+    """Makes the `n` outputs of a request.
+
+    Args:
+      request: the request.
+      tokenizer: the model's tokenizer; None if it has none.
+      streamed: whether pieces are passed on while they are generated.
+    """
     params, prompt = request.params, request.prompt_token_ids
 
     def transcript() -> Transcript:
@@ -133,7 +143,7 @@ def make_samples(
 
 
 def request_output(samples: Sequence[Sample], token_text: TokenText) -> RequestOutput:
-    """The result of a request, all of whose samples are finished."""
+    """Makes the result of a request from its outputs, which must all be finished."""
     request = samples[0].request
     done = [sample.finished.metrics for sample in samples if sample.finished is not None]
     return RequestOutput(
@@ -163,7 +173,7 @@ def _logprobs(
 def _of_token(
     token: int, found: Logprobs, count: int, token_text: TokenText
 ) -> Mapping[int, Logprob]:
-    """The chosen token and the `count` likeliest ones, of those that there are."""
+    """The chosen token and the `count` likeliest ones, without impossible ones."""
     likeliest = zip(found.top_ids[:count].tolist(), found.top[:count].tolist(), strict=True)
     table = {token: Logprob(float(found.chosen), int(found.rank), token_text(token))}
     for rank, (other, logprob) in enumerate(likeliest, start=1):

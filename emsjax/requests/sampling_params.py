@@ -1,4 +1,4 @@
-"""How the tokens of one request are chosen, and when it ends."""
+"""The parameters that choose a request's tokens and its end."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,42 +15,47 @@ _INT32_MAX = 2**31 - 1
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How one request is decoded; names and meanings are those of vLLM.
+    """The parameters of one request; names and meanings are those of vLLM.
 
-    The logits of the next token pass, in this order: `logit_bias`, allowed and banned tokens,
-    `min_tokens`; the repetition, frequency and presence penalties; then, where the temperature is
-    above 0: temperature, `top_k`, `top_p`, `min_p`. Speculation changes none of it: a draft token
-    counts only if the target would have chosen it itself, with these parameters and the prefix
-    that it has there.
+    The logits of the next token pass through these parameters in this order:
+
+    1. `logit_bias`, allowed and banned tokens, `min_tokens`
+    2. the repetition, frequency and presence penalties
+    3. if the temperature is above 0: temperature, `top_k`, `top_p`, `min_p`
+
+    Speculation does not change the result: a draft token is accepted only if the target would have
+    chosen the same token with these parameters after the same prefix.
 
     Attributes:
-      max_tokens: the most tokens to generate, 1 or more.
-      min_tokens: so many tokens come before any end of text or stop token, and a stop string is
-        not complete before the last of them.
-      temperature: 0 is greedy; the higher, the more even the choice.
-      adapt_temperature: the temperature of the first token of an indented line instead, that is
-        of one behind a line break and blanks, where code is hardest to guess (AdapT,
-        arXiv 2309.02772, which has 0.8 there and 0.6 elsewhere); None for the same one.
-      top_k: keep the k likeliest tokens (and those as likely as the last of them); 0 or -1 keeps
-        all; None is the model's generation config's, else all.
+      max_tokens: the most tokens to generate, at least 1.
+      min_tokens: the number of tokens before the output may end: an end of text or a stop token
+        comes after them, and a stop string is not complete before the last of them.
+      temperature: 0 is greedy; higher values make the choice more even.
+      adapt_temperature: the temperature for the first token of an indented line, that is after a
+        line break and blanks, where code is hardest to predict (AdapT, arXiv 2309.02772, which
+        uses 0.8 there and 0.6 elsewhere); None uses `temperature` there too.
+      top_k: keep the k likeliest tokens (and those as likely as the last of them). 0 or -1 keeps
+        all; None uses the model's generation config if it sets `top_k`, else keeps all.
       top_p: keep the likeliest tokens that together have this probability (and those as likely as
-        the last of them), above 0 to 1; None likewise.
-      min_p: keep tokens at least this likely, as a share of the likeliest, 0 to 1; None likewise.
-      seed: 0 to 2**63 - 1. The tokens depend on the seed, the prompt, these parameters and the
-        model alone. None gives each request a seed of its own, from that of the `LLM`.
+        the last of them), above 0 to 1. None uses the model's generation config, else keeps all.
+      min_p: keep tokens with at least this share of the likeliest token's probability, 0 to 1.
+        None uses the model's generation config, else keeps all.
+      seed: 0 to 2**63 - 1. The tokens depend only on the seed, the prompt, these parameters and
+        the model. None derives a seed for each request from that of the `LLM`.
       stop: strings that end the output, which is cut before them.
-      stop_token_ids: ids that end the output besides the model's end of text; kept as a tuple.
-      ignore_eos: go on to `max_tokens` even where the model ends its text.
-      logprobs: give the log-probability of each token and of so many of the likeliest, 0 to 20:
-        the model's own, before bias, penalties and temperature; None for none.
-      n: outputs for the prompt; more than one need a temperature above 0.
-      presence_penalty: taken from the logits of tokens that are in the output, -2 to 2.
-      frequency_penalty: taken from a token's logit each time that it is in the output, -2 to 2.
-      repetition_penalty: logits of tokens in prompt or output are divided by this where positive
-        and multiplied where negative, 0.01 to 100; None is the model's generation config's, else 1.
-      logit_bias: added to logits, by token id.
-      allowed_token_ids: only these may be chosen; None allows all.
-      banned_token_ids: these may not.
+      stop_token_ids: ids that end the output, in addition to the model's end of text; stored as a
+        tuple.
+      ignore_eos: whether to continue to `max_tokens` after the model ends its text.
+      logprobs: return the log-probability of each token and of this many of the likeliest, 0 to
+        20, from the model itself, before bias, penalties and temperature; None returns none.
+      n: the number of outputs for the prompt; more than one requires a temperature above 0.
+      presence_penalty: subtracted from the logits of tokens in the output, -2 to 2.
+      frequency_penalty: subtracted from a token's logit for each occurrence in the output, -2 to 2.
+      repetition_penalty: divides positive logits of tokens in the prompt or output and multiplies
+        negative ones, 0.01 to 100. None uses the model's generation config, else 1.
+      logit_bias: values to add to logits, by token id.
+      allowed_token_ids: the only tokens that may be chosen; None allows all.
+      banned_token_ids: tokens that may not be chosen.
 
     Raises:
       UserError: a value has the wrong type or is out of range, or two contradict each other.
@@ -83,7 +88,8 @@ class SamplingParams:
             _check_optional(name, getattr(self, name), low, high, _check_number)
         if not isinstance(self.ignore_eos, bool):
             raise UserError(f"ignore_eos={self.ignore_eos!r} must be true or false.")
-        # A frozen dataclass is set this way; a tuple cannot change under a running request.
+        # Fields of a frozen dataclass can only be set this way. Tuples, unlike the caller's lists,
+        # cannot change during a run.
         object.__setattr__(self, "stop", _strings(self.stop))
         for name in ("stop_token_ids", "allowed_token_ids", "banned_token_ids"):
             object.__setattr__(self, name, _token_ids(name, getattr(self, name)))
@@ -92,33 +98,33 @@ class SamplingParams:
 
     @property
     def samples(self) -> bool:
-        """Whether chance has a part in it."""
+        """Whether tokens are sampled, so that the result depends on the seed."""
         return self.temperature > 0 or (self.adapt_temperature or 0) > 0
 
     @property
     def biases(self) -> dict[int, float]:
-        """`logit_bias` as a dictionary, empty where there is none."""
+        """`logit_bias` as a dictionary, empty if there is none."""
         return dict(self.logit_bias or ())  # type: ignore[call-overload]
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> "SamplingParams":
-        """Parameters by name, as a line of JSON gives them.
+        """Makes parameters from a mapping by name, such as an object in a line of JSON.
 
         Raises:
-          UserError: a name is unknown or a value is refused.
+          UserError: a name is unknown or a value is invalid.
         """
         known = [field.name for field in fields(cls)]
         unknown = [name for name in mapping if name not in known]
         if unknown:
             raise UserError(
                 f"{', '.join(map(repr, unknown))} is not a sampling parameter; "
-                f"take it out or use one of {', '.join(known)}."
+                f"remove it or use one of {', '.join(known)}."
             )
         return cls(**mapping)
 
 
 _OPTIONAL = {f.name for f in fields(SamplingParams) if f.default is None}
-# The smallest and the largest value; a bound in a tuple is itself not allowed.
+# The smallest and the largest value; a smallest value in a tuple is excluded.
 _WHOLE: dict[str, tuple[Any, Any]] = {
     "max_tokens": (1, _INT32_MAX),
     "min_tokens": (0, _INT32_MAX),
@@ -144,7 +150,7 @@ def _check_optional(name: str, value: object, low: Any, high: Any, check: Any) -
 
 
 def _is_whole(value: object) -> bool:
-    """Whether this is an int proper: True counts as 1 in Python, and is never meant as one."""
+    """Whether `value` is an int but not a bool: `max_tokens=True` is a mistake, not 1."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -161,7 +167,7 @@ def _check_number(name: str, value: Any, low: Any, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{name}={value!r} must be a number.")
     above = value > low[0] if isinstance(low, tuple) else value >= low
-    if not (above and value <= high):  # also refuses what is not a number, such as NaN
+    if not (above and value <= high):  # written so that NaN fails too
         lowest = f"above {low[0]}" if isinstance(low, tuple) else f"from {low}"
         raise UserError(
             f"{name}={_shown(value)} is out of range; give a number {lowest} to {high}."
@@ -169,7 +175,7 @@ def _check_number(name: str, value: Any, low: Any, high: float) -> None:
 
 
 def _shown(value: Any) -> str:
-    """A number as text; Python refuses to write very long ones."""
+    """Formats a number; Python refuses to format integers of more than 4300 digits."""
     try:
         return str(value)
     except ValueError:
@@ -201,11 +207,11 @@ def _token_ids(name: str, value: object) -> tuple[int, ...] | None:
 
 
 class _Biases(tuple):
-    """Pairs of a checked `logit_bias`: unlike a dictionary, they can be hashed."""
+    """A checked `logit_bias` as pairs, which unlike a dictionary are hashable."""
 
 
 def _bias(value: Any) -> _Biases | None:
-    """Checked and sorted; ids may be text, as the keys of JSON are."""
+    """Checks and sorts the biases; ids may be text, as keys are in JSON."""
     if value is None or isinstance(value, _Biases):
         return value
     if not isinstance(value, Mapping):
@@ -230,7 +236,7 @@ def _bias_value(value: Any) -> float:
 
 
 def _check_together(params: SamplingParams) -> None:
-    """Refuse what contradicts itself."""
+    """Checks the parameters against each other."""
     if params.min_tokens > params.max_tokens:
         raise UserError(
             f"min_tokens={params.min_tokens} is more than max_tokens={params.max_tokens}; "
@@ -239,8 +245,10 @@ def _check_together(params: SamplingParams) -> None:
     if params.n > 1 and not params.samples:
         raise UserError(
             f"n={params.n} outputs would all be the same at temperature 0; "
-            "give a temperature, or leave n out."
+            "raise temperature, or leave n out."
         )
     allowed = params.allowed_token_ids
     if allowed is not None and not set(allowed) - set(params.banned_token_ids or ()):
-        raise UserError("allowed_token_ids and banned_token_ids leave no token to choose.")
+        raise UserError(
+            "allowed_token_ids and banned_token_ids leave no token to choose; allow more."
+        )

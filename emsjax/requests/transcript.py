@@ -1,4 +1,4 @@
-"""The text of one sample as it grows, and where it ends."""
+"""The growing text of one sample, and its end."""
 
 from collections.abc import Collection, Sequence
 
@@ -6,13 +6,13 @@ from emsjax.requests.detokenizer import Detokenizer
 
 
 class Transcript:
-    """Tokens and text of one sample; what `Job.watch` feeds.
+    """The tokens and text of one sample, fed by `Job.watch`.
 
-    Text and end do not depend on how many tokens came at once.
+    Neither the text nor its end depends on how many tokens come at once.
 
     Attributes:
       text: all text so far, cut before the stop string; "" without a detokenizer.
-      stop: the stop string that ended it, None for none.
+      stop: the stop string that ended the text; None if none did.
     """
 
     def __init__(
@@ -26,10 +26,10 @@ class Transcript:
         """Starts empty.
 
         Args:
-          detokenizer: for the sample's prompt; None for a model without a tokenizer.
-          stop: strings that end it, none of them empty.
-          stop_ids: tokens that end it and have no text.
-          min_tokens: stop strings that are complete before so many tokens do not count.
+          detokenizer: one that starts after the sample's prompt; None without a tokenizer.
+          stop: non-empty strings that end the text.
+          stop_ids: tokens that end the text and are not part of it.
+          min_tokens: a stop string that is complete before this many tokens is ignored.
         """
         self._detokenizer = detokenizer
         self._stop, self._stop_ids, self._min_tokens = tuple(stop), stop_ids, min_tokens
@@ -41,7 +41,10 @@ class Transcript:
         self.stop: str | None = None
 
     def feed(self, tokens: Sequence[int]) -> int | None:
-        """Takes the next tokens; says after how many of them a stop string ends it, or None."""
+        """Takes the next tokens, and returns how many of them to keep; None to keep all.
+
+        Fewer are kept if a stop string ends the text: the last one kept completes the string.
+        """
         for count, token in enumerate(tokens, start=1):
             self._tokens += 1
             if token in self._stop_ids:
@@ -51,20 +54,20 @@ class Transcript:
         return None
 
     def feed_all(self, tokens: Sequence[int]) -> None:
-        """Takes all tokens there will be at once; there must be no stop strings."""
+        """Takes all tokens at once, which is faster; there must be no stop strings."""
         if self._detokenizer is not None:
             shown = [token for token in tokens if token not in self._stop_ids]
             self.text += self._detokenizer.push_all(shown)
 
     def finish(self) -> str:
-        """All of the text; no token follows."""
+        """Ends the text after the last token, and returns all of it."""
         if self._detokenizer is not None and self.stop is None and not self._ended:
             self.text += self._detokenizer.flush()
         self._ended = True
         return self.text
 
     def take(self) -> str:
-        """Text that is final and was not taken before."""
+        """Returns the text that has become final since the last call."""
         end = len(self.text) - (0 if self._ended or self.stop else self._may_begin_stop())
         start, self._taken = self._taken, max(self._taken, end)
         return self.text[start : self._taken]
@@ -74,7 +77,7 @@ class Transcript:
         self.text += new
         if not new or self._tokens < self._min_tokens:
             return False
-        # Only what is complete now and was not before.
+        # Only stop strings that end in the new text: earlier ones came before `min_tokens`.
         before = len(self.text) - len(new)
         places = {s: self.text.find(s, max(0, before - len(s) + 1)) for s in self._stop}
         found = [stop for stop, place in places.items() if place >= 0]
@@ -85,7 +88,7 @@ class Transcript:
         return True
 
     def _may_begin_stop(self) -> int:
-        """Characters at the end of the text that may be the beginning of a stop string."""
+        """Counts the characters at the end of the text that may begin a stop string."""
         lengths = range(min(self._longest - 1, len(self.text)), 0, -1)
         for length in lengths:
             tail = self.text[-length:]

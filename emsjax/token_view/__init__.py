@@ -1,1 +1,1 @@
-"""The token view: a page that shows where each token came from, in a file or in a notebook."""
+"""The token view: an HTML page, in a file or notebook, that shows the origin of each token."""

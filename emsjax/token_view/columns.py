@@ -1,22 +1,22 @@
-"""Steps as columns of a chart: up the tokens that each emitted, down the drafts it rejected."""
+"""The columns of a chart: emitted tokens of each step upwards, rejected drafts downwards."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from emsjax.engine.trace import TraceStep
 
-# Share of a step's width that its column takes.
+# The width of a column, as a share of its step's width.
 _WIDTH = 0.84
 
 
 class Columns(NamedTuple):
-    """Paths of an SVG, one unit a step across and one unit a token up.
+    """SVG paths, with one unit per step across and one unit per token upwards.
 
     Attributes:
-      plain: the target's own tokens, from steps that accepted nothing.
-      bonus: those from other steps.
-      drafted: accepted drafts, on top of them.
-      rejected: rejected drafts, below the line.
+      plain: the target's own tokens in steps that accepted no draft.
+      bonus: the target's own tokens in the other steps.
+      drafted: accepted draft tokens, on top of the target's own.
+      rejected: rejected draft tokens, below the line.
     """
 
     plain: str
@@ -26,27 +26,27 @@ class Columns(NamedTuple):
 
 
 def columns(steps: Iterable[tuple[int, TraceStep]]) -> Columns:
-    """The columns of steps, each at its place."""
+    """Draws the column of each step at its position."""
     paths: dict[str, list[str]] = {name: [] for name in Columns._fields}
-    for place, step in steps:
+    for position, step in steps:
         own = int(step.own)
         if step.own:
-            paths[step.sources[-1]].append(_column(place, 0, -1))
-        paths["drafted"].append(_column(place, -own, own - step.emitted))
-        paths["rejected"].append(_column(place, 0, len(step.rejected)))
+            paths[step.sources[-1]].append(_column(position, 0, -1))
+        paths["drafted"].append(_column(position, -own, own - step.emitted))
+        paths["rejected"].append(_column(position, 0, len(step.rejected)))
     return Columns(**{name: "".join(path) for name, path in paths.items()})
 
 
-def _column(place: int, base: int, height: int) -> str:
-    """A column; SVG counts downwards."""
-    return f"M{place} {base}h{_WIDTH}v{height}h-{_WIDTH}z" if height else ""
+def _column(position: int, base: int, height: int) -> str:
+    """A rectangle; y grows downwards in SVG, so a column that goes up has a negative height."""
+    return f"M{position} {base}h{_WIDTH}v{height}h-{_WIDTH}z" if height else ""
 
 
 def highest(steps: Iterable[TraceStep]) -> int:
-    """The most tokens of a step, 1 at the least."""
+    """Returns the most tokens that a step emitted, at least 1."""
     return max((step.emitted for step in steps), default=1)
 
 
 def deepest(steps: Iterable[TraceStep]) -> int:
-    """The most rejected drafts of a step."""
+    """Returns the most draft tokens that a step rejected."""
     return max((len(step.rejected) for step in steps), default=0)

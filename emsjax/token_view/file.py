@@ -1,4 +1,4 @@
-"""The file of a page, and the page of a run of the command line."""
+"""Writing a page to a file."""
 
 from pathlib import Path
 
@@ -7,22 +7,22 @@ from emsjax.host.files import replace_text
 
 
 def check_page(file: Path) -> None:
-    """Refuses a file that no page can be written to, before anything is computed.
+    """Checks that a page can be written to `file`, so that a mistake shows before the run.
 
     Raises:
-      UserError: it is a directory or a device, or its directory is not there.
+      UserError: `file` is a directory or a device, or its directory does not exist.
     """
     if file.exists() and not file.is_file():
-        raise _unwritable(file, "it is no regular file")
+        raise _unwritable(file, "it is not a regular file")
     if not file.resolve().parent.is_dir():
-        raise _unwritable(file, f"there is no directory {str(file.parent)!r}")
+        raise _unwritable(file, f"the directory {str(file.parent)!r} does not exist")
 
 
 def write_page(file: Path, page: str) -> None:
-    """Writes a page in the place of what is there.
+    """Writes a page, replacing any existing file.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the file cannot be written.
     """
     check_page(file)
     try:

@@ -1,4 +1,4 @@
-"""From what is to be shown to a page: one file, with its style and script in it."""
+"""Renders the page as one HTML file with its style and script inside."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -14,11 +14,11 @@ from emsjax.token_view.columns import columns, deepest, highest
 from emsjax.token_view.shown import ShownOutput
 from emsjax.token_view.timeline import timelines
 
-# What each source of tokens is, for the key.
+# Explanations of the sources of tokens, for the legend.
 _MEANINGS: dict[Source, str] = {
-    "drafted": "guessed by the drafter, confirmed by the target",
-    "bonus": "the target's own, behind accepted drafts in the same step",
-    "plain": "the target's own, from a step that accepted none",
+    "drafted": "proposed by the drafter, accepted by the target",
+    "bonus": "the target's own, after accepted drafts in the same step",
+    "plain": "the target's own, from a step that accepted no draft",
 }
 
 
@@ -29,14 +29,14 @@ def render(
     outputs: Sequence[ShownOutput],
     requests: int,
 ) -> str:
-    """The page.
+    """Renders the page.
 
     Args:
-      title: of the page.
-      totals: figures of all requests.
-      sources: tokens of all requests by where they came from.
-      outputs: those to be shown.
-      requests: how many requests they are of.
+      title: the title of the page.
+      totals: sums over all requests.
+      sources: the number of tokens from each source, over all requests.
+      outputs: the outputs to show.
+      requests: the number of requests that the shown outputs belong to.
     """
     steps = [step for output in outputs for step in output.trace.steps]
     page = _template().render(
@@ -44,27 +44,27 @@ def render(
         totals=totals,
         sources={source: sources.get(source, 0) for source in _MEANINGS},
         meanings=_MEANINGS,
-        # Accepted, but no text has them.
-        behind=sum(totals.accepted_by_position) - sources.get("drafted", 0),
+        # Accepted tokens after the stop string, which are in no text.
+        beyond_stop=sum(totals.accepted_by_position) - sources.get("drafted", 0),
         outputs=[_with_chart(output) for output in outputs],
         requests=requests,
         timelines=timelines(outputs),
         highest=highest(steps),
         deepest=deepest(steps),
     )
-    # Half a surrogate pair in a name, say.
+    # A name may hold half a surrogate pair, which UTF-8 cannot encode.
     return page.encode("utf-8", "replace").decode()
 
 
 def _with_chart(output: ShownOutput) -> dict[str, Any]:
-    """An output and the columns of its steps."""
+    """Adds the columns of its steps to an output."""
     emitting = [step for step in output.trace.steps if step.emitted]
     return {"output": output, "columns": columns(enumerate(emitting))}
 
 
 @cache
 def _template() -> Template:
-    # All that comes from prompts and models goes through the template's escaping.
+    # Autoescaping keeps prompts and generated text from being read as HTML.
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

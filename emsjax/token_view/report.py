@@ -1,4 +1,4 @@
-"""`Report`: collects finished requests and shows them."""
+"""`Report` collects finished requests and shows them."""
 
 import html
 from collections import Counter
@@ -13,18 +13,18 @@ from emsjax.token_view.file import write_page
 from emsjax.token_view.page import render
 from emsjax.token_view.shown import ShownOutput, shown_outputs
 
-# More would make a file of many megabytes that no one reads.
+# More would make a file of many megabytes that is too long to read.
 MOST_OUTPUTS = 200
 
 
 class Report:
-    """A page on finished requests: their texts coloured by where each token came from.
+    """A page about finished requests, with texts coloured by the origin of each token.
 
-    At the end of a notebook's cell it shows itself; `save` writes it to one file that needs no
-    network. It also shows the rejected drafts, the tokens of each step, the slots over the steps of
-    the run, and its figures.
+    The page also shows the rejected drafts, the tokens of each step, the use of the slots over the
+    run, and statistics. A notebook displays it if it is the last expression of a cell; `save`
+    writes it to one file that needs no network.
 
-    Memory is bounded: the first requests are kept in full, of the rest only the sums.
+    Memory is bounded: the first requests are kept in full, and the others only as sums.
     """
 
     def __init__(
@@ -34,12 +34,13 @@ class Report:
         title: str = "Token view",
         most_outputs: int = MOST_OUTPUTS,
     ):
-        """A page on outputs of an `LLM` made with `trace=True`.
+        """Starts with the outputs of an `LLM` made with `trace=True`.
 
         Args:
-          outputs: finished requests, one or more; `add` takes others.
-          title: the page's.
-          most_outputs: how many texts it shows at the most; the last request shown is shown whole.
+          outputs: one finished request or several; `add` takes more.
+          title: the title of the page.
+          most_outputs: the number of texts after which no further request is shown. All outputs
+            of the last request are shown, even if that makes more.
 
         Raises:
           UserError: an output has no trace, or `most_outputs` is below 1.
@@ -56,28 +57,28 @@ class Report:
 
     @property
     def totals(self) -> RunTotals:
-        """The figures of all requests, shown or not."""
+        """Sums over all requests, shown or not."""
         return self._totals
 
     @property
     def sources(self) -> Mapping[Source, int]:
-        """How many tokens came from where, of all requests, shown or not; see `Trace.sources`."""
+        """The number of tokens from each source (see `Trace.sources`), over all requests."""
         return dict(self._sources)
 
     def add(self, output: RequestOutput, name: str | None = None) -> None:
-        """Takes one more finished request.
+        """Adds a finished request.
 
         Args:
-          output: with traces.
-          name: what the page calls it; its `request_id` by default.
+          output: the request, with traces.
+          name: its name on the page; its `request_id` by default.
 
         Raises:
-          UserError: it has no trace.
+          UserError: the request has no trace.
         """
         for completion in output.outputs:
             if completion.trace is None:
                 raise UserError(
-                    f"the output of request {output.request_id} has no trace: make the LLM with "
+                    f"the output of request {output.request_id} has no trace; make the LLM with "
                     "trace=True"
                 )
             self._sources.update(completion.trace.sources)
@@ -88,20 +89,20 @@ class Report:
             self._shown_requests += 1
 
     def html(self) -> str:
-        """The page; texts are in the order in which they took their slots."""
+        """Renders the page, with texts in the order in which they entered their slots."""
         shown = sorted(self._shown, key=_admission)
         return render(self.title, self._totals, self._sources, shown, self._shown_requests)
 
     def save(self, path: str | Path) -> None:
-        """Writes the page to one file, in the place of what is there.
+        """Writes the page to one file, replacing any existing one.
 
         Raises:
-          UserError: it cannot be written.
+          UserError: the file cannot be written.
         """
         write_page(Path(path), self.html())
 
     def _repr_html_(self) -> str:
-        """The page in a frame of its own, so that neither its style nor the notebook's leaks."""
+        """Renders the page in a frame, so that its style and the notebook's do not mix."""
         page = html.escape(self.html())
         style = "width: 100%; height: 720px; border: 0; resize: vertical"
         return (

@@ -1,4 +1,4 @@
-"""What the page shows of each output: its tokens and steps as text."""
+"""The tokens and steps of each output as text for the page."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from typing import NamedTuple
 from emsjax.engine.trace import Source, Trace
 from emsjax.requests.outputs import CompletionOutput, RequestOutput
 
-# Decoders put this in the place of bytes that are no whole character.
+# What decoders write for bytes that are not a whole character.
 HALF = "\ufffd"
-# Control characters as the pictures that Unicode has for them; line breaks and tabs stay.
+# Control characters to their Unicode pictures, except for line breaks and tabs.
 _PICTURES = {c: 0x2400 + c for c in range(32) if c not in (9, 10)} | {127: 0x2421}
 
 
@@ -18,12 +18,12 @@ class ShownToken(NamedTuple):
     """One token of an output.
 
     Attributes:
-      id: in the vocabulary.
-      source: where it came from.
-      text: its part of the output's text; the id where there is no tokenizer.
-      cut: text that is not in the output's, because a stop string or token ended that before.
-      name: what stands in the place of a token without text: that of a special token, "" for a
-        part of a character that a later token completes.
+      id: its id in the vocabulary.
+      source: its origin.
+      text: its part of the output's text; its id if the model has no tokenizer.
+      cut: its text after the end of the output's text, which a stop string or token ended.
+      name: shown for a token without text: the name of a special token, or "" for a part of a
+        character that a later token completes.
     """
 
     id: int
@@ -37,9 +37,9 @@ class ShownStep(NamedTuple):
     """One target step.
 
     Attributes:
-      tokens: of the output.
+      tokens: the tokens that it emitted.
       drafted: the texts of the draft tokens.
-      accepted: how many of them were.
+      accepted: the number of accepted draft tokens.
       own: whether the target's own token is in the output.
     """
 
@@ -50,7 +50,7 @@ class ShownStep(NamedTuple):
 
     @property
     def rejected(self) -> int:
-        """How many draft tokens the target's own took the place of."""
+        """The number of rejected draft tokens; 0 if the output ended before the target's own."""
         return len(self.drafted) - self.accepted if self.own else 0
 
 
@@ -59,13 +59,13 @@ class ShownOutput:
     """One output.
 
     Attributes:
-      number: its place on the page, from 0.
-      name: of its request, and which of several outputs it is.
-      label: the same, shorter.
-      prompt: the request's; None where another output of it comes before.
-      steps: those that emitted something.
+      number: its position on the page, from 0.
+      name: the name of its request, with the output's number if there are several.
+      label: a shorter form of the name.
+      prompt: the request's prompt; None except for the request's first output.
+      steps: the steps that emitted tokens.
       end: how it ended, in words.
-      trace: as the engine gave it.
+      trace: its trace.
     """
 
     number: int
@@ -78,24 +78,24 @@ class ShownOutput:
 
     @property
     def emitted(self) -> int:
-        """Tokens of the output."""
+        """The number of tokens in the output."""
         return sum(len(step.tokens) for step in self.steps)
 
 
 def shown_outputs(output: RequestOutput, name: str, first: int) -> list[ShownOutput]:
-    """The outputs of a request, which all have a trace, numbered from `first` on."""
+    """Prepares the outputs of a request for the page, numbered from `first` on."""
     several = len(output.outputs) > 1
     return [
         ShownOutput(
-            number=first + place,
-            name=f"{name}, output {place + 1}" if several else name,
-            label=f"{name}.{place + 1}" if several else name,
-            prompt=None if place else _prompt(output),
+            number=first + position,
+            name=f"{name}, output {position + 1}" if several else name,
+            label=f"{name}.{position + 1}" if several else name,
+            prompt=None if position else _prompt(output),
             steps=list(_steps(completion, completion.trace)),
             end=_end(completion),
             trace=completion.trace,
         )
-        for place, completion in enumerate(output.outputs)
+        for position, completion in enumerate(output.outputs)
         if completion.trace is not None
     ]
 
@@ -107,9 +107,9 @@ def _prompt(output: RequestOutput) -> str:
 
 
 def _end(completion: CompletionOutput) -> str:
-    """Why the output ended there."""
+    """Why the output ended."""
     if completion.finish_reason == "length":
-        return "ended at its limit"
+        return "ended at the length limit"
     if isinstance(completion.stop_reason, str):
         return f"ended by the stop string {completion.stop_reason!r}"
     if completion.stop_reason is not None:
@@ -144,11 +144,11 @@ def _special(token: int, trace: Trace) -> str:
 
 
 def _draft_text(token: int, trace: Trace) -> str:
-    """A draft token by itself; its id where that is no text."""
+    """The text of a draft token; its id if it has none or is part of a character."""
     text = trace.token_texts.get(token, "")
     return visible(text) if text and HALF not in text else f"#{token}"
 
 
 def visible(text: str) -> str:
-    """Text with control characters as pictures."""
+    """Replaces control characters by their pictures."""
     return text.translate(_PICTURES)

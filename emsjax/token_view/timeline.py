@@ -1,4 +1,4 @@
-"""Which request was in which slot, step by step of the batch."""
+"""The timeline of a run: which request was in which slot at each step of the batch."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -14,26 +14,27 @@ _MOST_TICKS = 10
 
 @dataclass(frozen=True)
 class Stay:
-    """An output in its slot; places and lengths in steps of the batch.
+    """The stay of an output in its slot, measured in steps of the batch.
 
     Attributes:
-      output: whose.
-      first: the step it began with.
-      prefill: steps that read the prompt; the last of them gave the first token too.
-      length: all steps.
-      told: the same in words, a line each.
+      output: the output.
+      first: the first step, from 0.
+      prefill: the number of steps that read the prompt; the last of them also emits the first
+        token.
+      length: the number of all steps.
+      description: the same in words, one line each.
     """
 
     output: ShownOutput
     first: int
     prefill: int
     length: int
-    told: list[str]
+    description: list[str]
 
 
 @dataclass(frozen=True)
 class Lane:
-    """A slot with those that stayed in it, in order."""
+    """A slot with its stays in order."""
 
     slot: int
     stays: list[Stay]
@@ -45,10 +46,10 @@ class Timeline:
     """One run of the engine.
 
     Attributes:
-      lanes: by slot.
-      steps: how many the run made, as far as the outputs tell.
-      highest: the most tokens of a step.
-      ticks: steps to mark.
+      lanes: one per slot, in order.
+      steps: the number of steps of the run, up to the end of the last shown output.
+      highest: the most tokens that a slot emitted in one step.
+      ticks: the steps to mark on the axis.
     """
 
     lanes: list[Lane]
@@ -58,7 +59,7 @@ class Timeline:
 
 
 def timelines(outputs: Sequence[ShownOutput]) -> list[Timeline]:
-    """One for each run, in order."""
+    """Makes one timeline for each run, in order."""
     runs: dict[float, list[ShownOutput]] = defaultdict(list)
     for output in outputs:
         runs[output.trace.run_began].append(output)
@@ -69,7 +70,7 @@ def _timeline(outputs: Iterable[ShownOutput]) -> Timeline:
     slots: dict[int, list[Stay]] = defaultdict(list)
     for output in sorted(outputs, key=lambda output: output.trace.first_step):
         slots[output.trace.slot].append(_stay(output))
-    stays = [stay for slot in slots.values() for stay in slot]
+    stays = [stay for each in slots.values() for stay in each]
     steps = max(stay.first + stay.length for stay in stays)
     return Timeline(
         lanes=[Lane(slot, slots[slot], _columns(slots[slot])) for slot in sorted(slots)],
@@ -83,18 +84,18 @@ def _stay(output: ShownOutput) -> Stay:
     trace = output.trace
     prefill = 0 if trace.prompt_shared else trace.prefill_steps + 1
     length = trace.prefill_steps + len(trace.steps)
-    return Stay(output, trace.first_step, prefill, length, _told(output, trace, prefill))
+    return Stay(output, trace.first_step, prefill, length, _described(output, trace, prefill))
 
 
-def _told(output: ShownOutput, trace: Trace, prefill: int) -> list[str]:
+def _described(output: ShownOutput, trace: Trace, prefill: int) -> list[str]:
     first = trace.first_step + 1
     last = trace.first_step + trace.prefill_steps + len(trace.steps)
     which = "which" if prefill == 1 else "the last of which"
-    reading = f"{count(prefill, 'step')}, {which} gave the first token too"
+    reading = f"{count(prefill, 'step')}, {which} also emitted the first token"
     return [
         f"Request {output.name}",
         f"slot {trace.slot}, steps {first} to {last} of the batch",
-        f"prefill: {reading if prefill else 'none, another output of the request had it'}",
+        f"prefill: {reading if prefill else 'none, shared with another output of the request'}",
         f"decode: {count(output.emitted, 'token')} in {count(len(output.steps), 'step')}",
         f"from {trace.started:.2f} s to {trace.finished:.2f} s, "
         f"first token at {trace.first_token:.2f} s",
@@ -103,14 +104,14 @@ def _told(output: ShownOutput, trace: Trace, prefill: int) -> list[str]:
 
 def _columns(stays: Iterable[Stay]) -> Columns:
     return columns(
-        (stay.first + stay.output.trace.prefill_steps + place, step)
+        (stay.first + stay.output.trace.prefill_steps + position, step)
         for stay in stays
-        for place, step in enumerate(stay.output.trace.steps)
+        for position, step in enumerate(stay.output.trace.steps)
     )
 
 
 def _between_ticks(steps: int) -> int:
-    """1, 2 or 5 times a power of ten."""
+    """The distance of ticks: the smallest 1, 2 or 5 times a power of ten with few enough ticks."""
     power = 1
     while True:
         for factor in (1, 2, 5):

@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const tip = document.getElementById("tip");
-  // Whitespace that a chip would not show.
+  // Makes whitespace visible, which a chip would hide.
   const shown = (text) =>
     (text.trim() ? text : text.replaceAll(" ", "␣")).replaceAll("\n", "↵").replaceAll("\t", "⇥");
 
@@ -18,10 +18,11 @@
     return made;
   }
 
-  // Accepted, wrong, or behind a wrong one; each with a sign, for those who see no colours.
+  // A draft token: accepted, wrong, or dropped because it follows a wrong one or the end of the
+  // text. A sign repeats what the colour says, for readers who cannot tell the colours apart.
   function guess(text, place, accepted, ended) {
-    const kind = place < accepted ? "accepted" : place === accepted && !ended ? "wrong" : "behind";
-    const sign = { accepted: " ✓", wrong: " ✗", behind: "" }[kind];
+    const kind = place < accepted ? "accepted" : place === accepted && !ended ? "wrong" : "dropped";
+    const sign = { accepted: " ✓", wrong: " ✗", dropped: "" }[kind];
     return element("span", `guess ${kind}`, shown(text) + sign);
   }
 
@@ -35,14 +36,14 @@
     const ended = "ended" in step.dataset;
     const draft = JSON.parse(step.dataset.draft ?? "[]");
     if (!draft.length) {
-      found.push(element("p", "", "Nothing was drafted: the target's own token."));
+      found.push(element("p", "", "Nothing was drafted. This is the target's own token."));
       return found;
     }
     found.push(row("drafted", draft.map((text, i) => guess(text, i, accepted, ended))));
     const missed = step.querySelector(".miss");
     if (missed) {
       const kind = `guess ${sourceOf(missed)}`;
-      const text = missed.textContent || `#${missed.dataset.id}`; // it may be part of a character
+      const text = missed.textContent || `#${missed.dataset.id}`; // parts of characters have no text
       found.push(row("instead", [element("span", kind, shown(text))]));
     }
     if (ended && accepted < draft.length) {
@@ -61,14 +62,14 @@
 
   function aboutToken(token) {
     const missed = token.classList.contains("miss");
-    const words = WORDS[sourceOf(token)] + (missed ? " in the place of a rejected draft" : "");
+    const words = WORDS[sourceOf(token)] + (missed ? " that replaced a rejected draft" : "");
     const found = [...aboutStep(token.parentElement)];
     found.push(element("p", "", `Token ${token.dataset.id}: ${words}.`));
     if (token.querySelector(".half")) {
-      found.push(element("p", "", "It is a part of a character that a later token completes."));
+      found.push(element("p", "", "Part of a character that a later token completes."));
     }
     if (token.querySelector("s")) {
-      found.push(element("p", "", "Struck out: behind the end of the text."));
+      found.push(element("p", "", "Struck out: after the end of the text."));
     }
     return found;
   }
@@ -78,7 +79,7 @@
     return [element("p", "head", head), ...lines.map((line) => element("p", "", line))];
   };
 
-  function place(box) {
+  function placeTip(box) {
     tip.hidden = false;
     const { width, height } = tip.getBoundingClientRect();
     const below = box.bottom + 8 + height <= innerHeight;
@@ -87,7 +88,7 @@
     tip.style.top = `${below ? box.bottom + 8 : Math.max(box.top - height - 10, 4)}px`;
   }
 
-  // The step that is told of, marked in its text and in its chart.
+  // The step that the tip describes, marked in its text and in its chart.
   let marked = [];
   function unmark() {
     for (const [node, name] of marked) {
@@ -110,16 +111,16 @@
   // A token that wraps has a box on each of its lines.
   const boxOf = (node) => node.getClientRects()[0];
 
-  let anchor; // tells the box that the tip stays beside when the page is scrolled
-  function tell(lines, where) {
+  let anchor; // returns the box that the tip stays next to while the page is scrolled
+  function showTip(lines, where) {
     tip.replaceChildren(...lines);
     anchor = where;
-    place(anchor());
+    placeTip(anchor());
   }
 
-  function tellToken(token) {
+  function describeToken(token) {
     mark(token.parentElement);
-    tell(aboutToken(token), () => boxOf(token));
+    showTip(aboutToken(token), () => boxOf(token));
   }
 
   function hide() {
@@ -127,12 +128,12 @@
     unmark();
   }
 
-  // With the pointer.
+  // Pointer.
   document.addEventListener("pointerover", ({ target }) => {
     const token = target.closest(".text .t");
     const stay = target.closest(".stay");
-    if (token) tellToken(token);
-    else if (stay) tell(aboutStay(stay), () => boxOf(stay));
+    if (token) describeToken(token);
+    else if (stay) showTip(aboutStay(stay), () => boxOf(stay));
   });
   document.addEventListener("pointerout", ({ target, relatedTarget }) => {
     const from = target.closest(".text, .stay, .chart");
@@ -146,13 +147,13 @@
     const at = Math.floor(((event.clientX - box.left) / box.width) * steps.length);
     const step = steps[Math.min(Math.max(at, 0), steps.length - 1)];
     mark(step);
-    tell(aboutStep(step), () => {
+    showTip(aboutStep(step), () => {
       const { top, bottom } = boxOf(chart);
       return { left: event.clientX + 12, top, bottom };
     });
   });
 
-  // With the keyboard: a text has one token at a time that the arrow keys move from.
+  // Keyboard: each text has a current token, which the arrow keys change.
   const current = new WeakMap();
   function go(text, token) {
     if (!token) return;
@@ -160,7 +161,7 @@
     current.set(text, token);
     token.classList.add("at");
     token.scrollIntoView({ block: "nearest" });
-    tellToken(token);
+    describeToken(token);
   }
 
   const MOVES = {
@@ -191,10 +192,10 @@
   }
   for (const stay of document.querySelectorAll(".stay")) {
     stay.addEventListener("focus", () => {
-      if (stay.matches(":focus-visible")) tell(aboutStay(stay), () => boxOf(stay));
+      if (stay.matches(":focus-visible")) showTip(aboutStay(stay), () => boxOf(stay));
     });
     stay.addEventListener("blur", hide);
-    // In a notebook's frame a link to a place would leave the page.
+    // In the frame of a notebook, following a link to an anchor would leave the page.
     stay.addEventListener("click", (event) => {
       event.preventDefault();
       hide();
@@ -204,5 +205,5 @@
     });
   }
   document.addEventListener("keydown", ({ key }) => { if (key === "Escape") hide(); });
-  document.addEventListener("scroll", () => { if (!tip.hidden) place(anchor()); }, true);
+  document.addEventListener("scroll", () => { if (!tip.hidden) placeTip(anchor()); }, true);
 })();

@@ -8,7 +8,13 @@ from jinja2 import TemplateError
 
 from emsjax.errors import UserError
 from emsjax.loading.load import LoadedModel
-from emsjax.requests import jsonl
+from emsjax.requests.prompt_line import (
+    PROMPT_KEYS,
+    check_text,
+    prompt_key,
+    read_object,
+    take_prompt,
+)
 
 # Of a plain text the target reads so many tokens of each passage and goes on from there.
 PASSAGE_TOKENS = 48
@@ -17,8 +23,8 @@ PASSAGE_TOKENS = 48
 def read_prompts(files: Sequence[Path], target: LoadedModel, longest: int) -> list[list[int]]:
     """Token ids of all prompts, those longer than `longest` left out.
 
-    A `.jsonl` file has one object a line with `prompt`, `messages`, `prompt_token_ids` or `text`;
-    any other file is plain text with an empty line between passages.
+    A `.jsonl` file has one object per line with one prompt (see `take_prompt`) or with `text`, a
+    passage; any other file is plain text with an empty line between passages.
 
     Raises:
       UserError: a file cannot be read, or holds no prompt.
@@ -52,43 +58,52 @@ def _of_file(file: Path, target: LoadedModel) -> Iterator[list[int]]:
 
 def _of_line(line: bytes, where: str, target: LoadedModel) -> list[int]:
     try:
-        return _of_object(jsonl.parse(line), target)
-    except (ValueError, TypeError, KeyError, TemplateError) as error:
-        raise UserError(
-            f"{where} is no prompt ({error}): it needs 'prompt', 'messages', 'prompt_token_ids' or "
-            "'text'"
-        ) from error
+        return _of_object(read_object(line), target)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
-def _of_object(content: dict[str, Any], target: LoadedModel) -> list[int]:
-    if "prompt_token_ids" in content:
-        return _checked(content["prompt_token_ids"], target)
-    if "messages" in content:
-        if target.tokenizer is None:
-            raise TypeError("the target has no tokenizer")
-        messages = content["messages"]
-        if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-            raise TypeError("'messages' must be a list of objects")
-        encoded = target.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-        return list(encoded["input_ids"])
-    if "text" in content:
-        return _tokens(content["text"], target)[:PASSAGE_TOKENS]
-    return _tokens(content["prompt"], target)
+def _of_object(fields: dict[str, Any], target: LoadedModel) -> list[int]:
+    if prompt_key(fields, (*PROMPT_KEYS, "text")) == "text":
+        return _tokens(check_text("text", fields["text"]), target)[:PASSAGE_TOKENS]
+    prompt: Any = take_prompt(fields)
+    if isinstance(prompt, str):
+        return _tokens(prompt, target)
+    if prompt and isinstance(prompt[0], dict):
+        return _rendered(prompt, target)
+    return _checked(prompt, target)
 
 
-def _checked(ids: Any, target: LoadedModel) -> list[int]:
-    """Token ids, if they are that."""
+def _checked(ids: list[int], target: LoadedModel) -> list[int]:
+    """The token ids, if the vocabulary has them all."""
     model: Any = target.model
-    if not isinstance(ids, list) or not all(type(token) is int for token in ids):
-        raise TypeError("'prompt_token_ids' must be a list of whole numbers")
-    if any(not 0 <= token < model.vocab_size for token in ids):
-        raise ValueError(f"the tokens go from 0 to {model.vocab_size - 1}")
+    for token in ids:
+        if not 0 <= token < model.vocab_size:
+            raise UserError(
+                f"token id {token} is outside the vocabulary; give ids from 0 to "
+                f"{model.vocab_size - 1}."
+            )
     return ids
 
 
-def _tokens(text: Any, target: LoadedModel) -> list[int]:
-    if not isinstance(text, str):
-        raise TypeError(f"{text!r} is no text")
+def _rendered(messages: list[dict[str, Any]], target: LoadedModel) -> list[int]:
+    """The token ids of a conversation in the target's chat template."""
+    tokenizer = _tokenizer(target)
+    try:
+        encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    except (TemplateError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"the target's chat template does not take these messages ({error}); give a plain "
+            "prompt."
+        ) from error
+    return list(encoded["input_ids"])
+
+
+def _tokens(text: str, target: LoadedModel) -> list[int]:
+    return list(_tokenizer(target)(text)["input_ids"])
+
+
+def _tokenizer(target: LoadedModel) -> Any:
     if target.tokenizer is None:
-        raise TypeError("the target has no tokenizer")
-    return list(target.tokenizer(text)["input_ids"])
+        raise UserError("the target has no tokenizer; give prompts as prompt_token_ids.")
+    return target.tokenizer

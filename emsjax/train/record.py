@@ -16,6 +16,7 @@ from emsjax.engine.engine import Engine
 from emsjax.engine.job import Finished, Job
 from emsjax.engine.state import DecodeState
 from emsjax.errors import UserError
+from emsjax.host.files import replacing
 from emsjax.loading.load import LoadedModel
 from emsjax.sampling.choice import GREEDY, Choice, make_choice
 from emsjax.shapes import round_up
@@ -144,8 +145,7 @@ def _read(file: Path) -> list[Text]:
 
 
 def _save(file: Path, texts: list[Text]) -> None:
-    partial = file.with_suffix(".partial")
-    with partial.open("wb") as stream:
+    with replacing(file) as stream:
         np.savez(
             stream,
             prompts=np.asarray([text.prompt for text in texts], np.int32),
@@ -154,7 +154,6 @@ def _save(file: Path, texts: list[Text]) -> None:
             tokens=np.concatenate([text.tokens for text in texts]),
             hidden=np.concatenate([text.hidden for text in texts]),
         )
-    partial.replace(file)
 
 
 def _write(

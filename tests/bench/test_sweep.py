@@ -360,13 +360,14 @@ def test_datasets_are_categories(tmp_path):
         {"question_id": 2, "category": "writing", "turns": ["first"]},
         {"prompt": "text"},
         {"messages": [{"role": "user", "content": "hi"}], "category": "own"},
+        {"turns": ["first"]},
     ]
     file.write_text("\n".join(map(json.dumps, lines)))
     found = read_datasets([file], [])
     assert found == {
         "qa": [[{"role": "user", "content": "first"}]],
         "mt_bench": [[{"role": "user", "content": "first"}]],
-        "file": ["text"],
+        "file": ["text", [{"role": "user", "content": "first"}]],
         "own": [[{"role": "user", "content": "hi"}]],
     }
     assert list(read_datasets([file], ["own"])) == ["own"]

@@ -1,4 +1,4 @@
-"""Interrupts at moments where Python or a library would lose them."""
+"""Interrupts at moments when Python or a library would lose them."""
 
 import signal
 import subprocess
@@ -10,7 +10,7 @@ from emsjax.cli import command
 from emsjax.cli.interrupts import comes_from_interrupt, interrupts_wait
 from emsjax.errors import UserError
 
-# jax collects in such a callback while it loads and compiles.
+# jax has such a callback, which takes much of the time while it loads and compiles.
 IN_A_CALLBACK = """
 import gc, os, sys, time
 from emsjax.cli import command
@@ -18,7 +18,7 @@ from emsjax.cli import command
 def callback(phase, info):
     gc.callbacks.remove(callback)
     os.kill(os.getpid(), int(sys.argv[1]))
-    sum(range(1000))  # the signal is seen here
+    sum(range(1000))  # Python handles the signal here
 
 def body():
     gc.callbacks.append(callback)
@@ -30,14 +30,14 @@ sys.exit(command.run(body))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_while_garbage_is_collected_counts(number):
+def test_an_interrupt_in_garbage_collection_is_not_lost(number):
     script = [sys.executable, "-c", IN_A_CALLBACK, str(int(number))]
     done = subprocess.run(script, capture_output=True, text=True, check=False, timeout=30)
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
 @pytest.mark.parametrize("kind", [ImportError, UserError])
-def test_what_a_library_makes_of_an_interrupt(kind, capsys):
+def test_an_error_caused_by_an_interrupt_is_reported_as_one(kind, capsys):
     def body():
         try:
             raise KeyboardInterrupt
@@ -48,19 +48,19 @@ def test_what_a_library_makes_of_an_interrupt(kind, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_other_errors_are_none():
+def test_other_errors_do_not_come_from_an_interrupt():
     error = ValueError("no")
     error.__context__ = OSError("neither")
     assert not comes_from_interrupt(error)
 
 
-def test_all_is_as_before_afterwards():
+def test_handlers_are_restored_afterwards():
     before = sys.unraisablehook, signal.getsignal(signal.SIGTERM)
     assert command.run(lambda: 0) == 0
     assert (sys.unraisablehook, signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_while_they_wait_the_work_is_finished_first():
+def test_delayed_interrupts_arrive_after_the_block():
     done = []
 
     def work():
@@ -73,7 +73,7 @@ def test_while_they_wait_the_work_is_finished_first():
     assert done
 
 
-def test_what_fails_meanwhile_is_told():
+def test_an_error_during_the_delay_is_raised():
     before = signal.getsignal(signal.SIGINT)
 
     def work():
@@ -86,7 +86,7 @@ def test_what_fails_meanwhile_is_told():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_signal_that_is_ignored_stays_so():
+def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with interrupts_wait():
@@ -95,12 +95,12 @@ def test_a_signal_that_is_ignored_stays_so():
         signal.signal(signal.SIGINT, before)
 
 
-def test_what_an_interrupt_says_is_told(capsys):
+def test_the_message_of_an_interrupt_is_printed(capsys):
     app = command.new_app()
 
     @app.command()
     def stop():
-        raise KeyboardInterrupt("the same command goes on")
+        raise KeyboardInterrupt("repeat the command to continue")
 
     assert command.run(lambda: command.parse(app, "stop", [])) == 130
-    assert capsys.readouterr().err == "interrupted: the same command goes on\n"
+    assert capsys.readouterr().err == "interrupted: repeat the command to continue\n"

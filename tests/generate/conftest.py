@@ -1,4 +1,4 @@
-"""The command line on a fake engine, in this process."""
+"""Fixtures: the command line on a fake `LLM`, in this process."""
 
 import io
 import json
@@ -14,14 +14,14 @@ from hypothesis import HealthCheck, settings
 
 from emsjax.generate.__main__ import main
 
-# A shared machine is slow now and then; that is no finding.
+# A busy machine is slow at times, which does not mean that a test fails.
 settings.register_profile("emsjax", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("emsjax")
 
 
 @pytest.fixture(autouse=True)
 def interruptible():
-    """As at a terminal: what a shell starts in the background ignores interrupts."""
+    """Handles SIGINT as at a terminal: background jobs of a shell ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -29,7 +29,7 @@ def interruptible():
 
 @dataclass(frozen=True)
 class Called:
-    """What a call of the command line left."""
+    """The exit status and output of a call of the command line."""
 
     status: int
     out: str
@@ -43,20 +43,19 @@ class Called:
 
 @pytest.fixture
 def llm(monkeypatch):
-    """The fake engine's class, in place of the real one."""
+    """Installs the fake `LLM` class and returns it."""
     monkeypatch.setitem(sys.modules, "emsjax.llm", None)
     fake_llm.install()
     monkeypatch.setattr(fake_llm.LLM, "loads", [])
     monkeypatch.setattr(fake_llm.LLM, "pulled", 0)
     monkeypatch.setattr(fake_llm.LLM, "before_result", fake_llm.LLM.before_result)
     monkeypatch.setattr(fake_llm.LLM, "before_piece", fake_llm.LLM.before_piece)
-    monkeypatch.setattr(fake_llm.LLM, "before_piece", fake_llm.LLM.before_piece)
     return fake_llm.LLM
 
 
 @pytest.fixture
 def call(llm, capfd, monkeypatch):
-    """Call the command line; `stdin` is bytes for a pipe, None for a terminal."""
+    """Calls the command line; `stdin` is bytes for a pipe, None for a terminal."""
     environment, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
     level = logging.getLogger("absl").level
 

@@ -1,7 +1,7 @@
-"""Stands in for `emsjax.llm`: a byte is a token, an answer is the prompt backwards.
+"""A fake `emsjax.llm`: each byte is a token, and the answer is the prompt backwards.
 
-Results come in another order than the requests, as they do from a batch of slots. Run as a
-program it is the command line on this engine: `python fake_llm.py [options]`.
+Results come in a different order from the requests, as they do from a batch of slots. Run as a
+program, it is the command line on this fake: `python fake_llm.py [options]`.
 """
 
 import os
@@ -23,7 +23,7 @@ _END = object()
 
 @dataclass(frozen=True)
 class Request:
-    """What `LLM.request` makes of a prompt."""
+    """The result of `LLM.request`."""
 
     request_id: str
     prompt: str | None
@@ -32,14 +32,14 @@ class Request:
 
 
 class LLM:
-    """The engine's interface without an engine.
+    """The interface of `LLM` without an engine.
 
     Attributes:
-      name: of the model.
-      loads: constructor arguments of every instance, latest last.
-      pulled: requests taken and not yet answered, at most, over all runs.
-      before_result: called with the number of results given so far.
-      before_piece: called with the place of the letters that come next.
+      name: the model's name.
+      loads: the constructor arguments of every instance, latest last.
+      pulled: the most requests ever taken and not yet answered, over all runs.
+      before_result: called with the number of results returned so far.
+      before_piece: called with the position of the next letters.
     """
 
     name = "fake"
@@ -58,7 +58,7 @@ class LLM:
         self._traced = options.get("trace", False)
 
     def request(self, prompt, params, request_id):
-        """Tokenise and check a prompt."""
+        """Tokenises and checks a prompt."""
         if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict):
             prompt = "".join(f"<{message['role']}>{message['content']}" for message in prompt)
         ids = tuple(prompt.encode()) if isinstance(prompt, str) else tuple(prompt)
@@ -73,7 +73,7 @@ class LLM:
         return Request(request_id, text, ids, params)
 
     def run(self, requests, *, on_progress=None):
-        """Answer in a scrambled order, holding no more requests than there are slots."""
+        """Answers in random order, holding at most one request per slot."""
         shuffle, waiting, slots, given = random.Random(0), iter(requests), [], 0
         while True:
             request = None
@@ -83,7 +83,7 @@ class LLM:
             if not slots and request is _END:
                 return
             if not slots:
-                continue  # none is there yet: the iterator has waited a moment itself
+                continue  # no request has arrived; `live_lines` has already waited a moment
             output = _answer(slots.pop(shuffle.randrange(len(slots))), self._traced)
             LLM.before_result(given)
             given += 1
@@ -92,7 +92,7 @@ class LLM:
             yield output
 
     def run_streaming(self, requests, *, on_progress=None):
-        """Answer letter by letter, all prompts in turn."""
+        """Answers letter by letter, all prompts in parallel."""
         outputs = list(self.run(requests, on_progress=on_progress))
         longest = max(len(c.text) for o in outputs for c in o.outputs)
         for place in range(longest + 1):
@@ -103,7 +103,7 @@ class LLM:
 
 
 def _piece(output, completion, place):
-    """The letter at this place; none behind the text, where it is finished."""
+    """The letter at this position, or after the last one the empty piece that ends the text."""
     text, index = completion.text, completion.index
     if place < len(text):
         yield Piece(output.request_id, index, text[place], (place,))
@@ -135,21 +135,21 @@ def _answer(request, traced):
 
 
 def _trace(ids):
-    """One step a token."""
+    """A trace with one step per token."""
     steps = tuple(TraceStep((), 0, 1) for _ in ids)
     pieces = tuple(bytes([token]).decode(errors="replace") for token in ids)
     return Trace(steps, 0, False, 0, 0, 0.0, 0.5, 1.0, 0.0, pieces)
 
 
 def install(modules=sys.modules):
-    """Make `import emsjax.llm` find this."""
+    """Makes `import emsjax.llm` find this module."""
     module = types.ModuleType("emsjax.llm")
     module.LLM = LLM
     modules["emsjax.llm"] = module
 
 
 def _pause_at(result: int) -> None:
-    """Wait for a signal before this result: whoever sends it has seen those before."""
+    """Waits for a signal before this result, so that a test can send it at a known point."""
 
     def before(number):
         if number == result:
@@ -163,7 +163,7 @@ if __name__ == "__main__":
     from emsjax.generate.__main__ import main
 
     install()
-    # A shell's background job ignores SIGINT, and so would what it starts.
+    # Background jobs of a shell ignore SIGINT, and pass that on to their children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if "PAUSE_AT" in os.environ:
         _pause_at(int(os.environ["PAUSE_AT"]))

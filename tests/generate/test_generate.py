@@ -16,7 +16,7 @@ def _write(path, *records):
     return path
 
 
-def test_one_prompt_gives_its_text_and_nothing_else(call):
+def test_one_prompt_prints_its_text_only(call):
     called = call("--prompt", "abc")
     assert (called.status, called.out) == (0, "cba\n")
     assert "1 prompt, 3 tokens" in called.err
@@ -39,7 +39,7 @@ def test_max_tokens_is_128_unless_given(call):
     assert call("--prompt", "abc", "--max-tokens", 2).out == "cb\n"
 
 
-def test_chat_makes_a_user_message_of_a_text(call, tmp_path):
+def test_chat_turns_text_into_a_user_message(call, tmp_path):
     assert call("--prompt", "abc", "--chat").out == "cba>resu<\n"
     file = _write(tmp_path / "in", {"prompt": "abc"}, {"prompt_token_ids": [65]})
     called = call("--input", file, "--chat", "--output", "-")
@@ -78,14 +78,14 @@ def test_several_outputs_of_a_prompt_have_a_header_each(call):
     assert record["text"] == "ba"
 
 
-def test_streamed_texts_are_those_of_a_run_without(call):
+def test_streaming_prints_the_same_texts(call):
     prompts = [f"--prompt={'p' * n}{n}" for n in (3, 1, 5)]
     for more in ((), ("--n=2", "--temperature=1")):
         assert call(*prompts, "--stream", *more).out == call(*prompts, *more).out
     assert call("--prompt=abc", "--stream").out == "cba\n"
 
 
-def test_a_stream_shows_what_is_there(call, llm, capfd):
+def test_a_stream_prints_each_piece_as_it_is_generated(call, llm, capfd):
     seen = []
     llm.before_piece = staticmethod(lambda _place: seen.append(capfd.readouterr().out))
     rest = call("--prompt=abc", "--prompt=de", "--stream").out
@@ -104,16 +104,16 @@ def test_an_interrupted_stream_ends_its_line(call, llm):
     assert called.out == "=== prompt 1 of 2: abcd ===\ndcb\n\n=== prompt 2 of 2: ef ===\nfe\n"
 
 
-def test_logprobs_have_no_place_in_text_from_a_pipe(call):
+def test_logprobs_are_refused_for_text_from_a_pipe(call):
     called = call("--logprobs=2", stdin=b"Hello")
     assert (called.status, called.out) == (2, "")
-    assert "--logprobs has no place in a text" in called.err
+    assert "--logprobs cannot be shown in plain text" in called.err
 
 
-def test_streaming_is_not_for_json_lines_from_a_pipe(call):
+def test_streaming_is_refused_for_json_lines_from_a_pipe(call):
     called = call("--stream", stdin=b'{"prompt": "a"}\n')
     assert (called.status, called.out) == (2, "")
-    assert "--stream is for texts" in called.err
+    assert "--stream prints texts, but JSON lines hold whole results" in called.err
 
 
 def test_prompts_with_an_output_are_records(call, tmp_path):
@@ -138,7 +138,7 @@ def test_a_record_has_the_documented_fields(call):
     assert metrics.keys() >= {"target_steps", "emitted_tokens", "time_to_first_token"}
 
 
-def test_a_file_with_bad_lines_loses_none_and_says_so(call, tmp_path):
+def test_bad_lines_get_error_records(call, tmp_path):
     file = tmp_path / "in.jsonl"
     file.write_text(
         '{"prompt": "ab"}\nnot json\n\n{"id": "x", "prompt_token_ids": [65, 999]}\n'
@@ -169,14 +169,14 @@ def test_no_two_records_have_the_same_id(call, tmp_path):
     assert errors == [(None, 1), (None, 3), (None, 5), (None, 6)]
 
 
-def test_a_line_can_bring_its_own_parameters(call, tmp_path):
+def test_a_line_can_override_the_parameters(call, tmp_path):
     file = _write(tmp_path / "in", {"prompt": "abc", "max_tokens": 1}, {"prompt": "abc"})
     called = call("--input", file, "--max-tokens", 2)
     assert {record["id"]: record["text"] for record in called.records} == {1: "c", 2: "cb"}
 
 
-def test_what_lines_make_whole_is_no_contradiction(call, tmp_path):
-    """Each line brings the temperature that several outputs need, or room for so many tokens."""
+def test_options_may_contradict_each_other_until_a_line_overrides_one(call, tmp_path):
+    """A line can set the temperature that `--n` needs and the limit that `--min-tokens` needs."""
     lines = ({"prompt": "ab", "temperature": 1, "max_tokens": 300}, {"prompt": "cd"})
     called = call("--input", _write(tmp_path / "in", *lines), "--n=2", "--min-tokens=200")
     good, bad = called.records if "text" in called.records[0] else called.records[::-1]
@@ -186,7 +186,7 @@ def test_what_lines_make_whole_is_no_contradiction(call, tmp_path):
     assert (called.status, called.out) == (2, "")
 
 
-def test_requests_are_pulled_as_slots_free_up(call, llm, tmp_path):
+def test_requests_are_taken_as_slots_become_free(call, llm, tmp_path):
     file = _write(tmp_path / "in", *({"prompt": f"{i}"} for i in range(50)))
     called = call("--input", file, "--batch-size", 3)
     assert len(called.records) == 50
@@ -224,7 +224,7 @@ def empty_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "nothing to generate from; give --prompt"),
+        ([], "no prompt given; use --prompt"),
         (["--frobnicate"], "No such option: --frobnicate"),
         (["stray"], "stray"),
         (["--prompt"], "--prompt"),
@@ -239,24 +239,24 @@ def empty_folder(tmp_path, monkeypatch):
         (["--prompt=a", "--temperature=nan"], "temperature=nan is out of range"),
         (["--prompt=a", "--n=2"], "n=2 outputs would all be the same"),
         (["--prompt=a", "--stop="], "a stop string is empty"),
-        (["--prompt=a", "--logprobs=3"], "--logprobs has no place in a text"),
-        (["--prompt=a", "--stream", "--output=-"], "--stream is for texts"),
-        (["--input=x.jsonl", "--stream"], "--stream is for texts"),
+        (["--prompt=a", "--logprobs=3"], "--logprobs cannot be shown in plain text"),
+        (["--prompt=a", "--stream", "--output=-"], "--stream prints texts, but JSON"),
+        (["--input=x.jsonl", "--stream"], "--stream prints texts, but JSON"),
         (["--prompt=a", "--top-k=-4"], "top_k=-4 is out of range"),
         (["--prompt=a", "--top-p=0"], "top_p=0.0 is out of range; give a number above 0 to 1"),
         (
             ["--prompt=a", "--method=padded"],
-            "--method padded is not there; choose from ems, none",
+            "--method padded is unknown; choose from ems, none",
         ),
-        (["--prompt=a", "--drafter=eagle"], "--drafter eagle is not there; choose from"),
-        (["--prompt=a", "--dtype=int3"], "--dtype int3 is not there; choose from auto"),
-        (["--prompt=a", "--drafter=prompt-lookup", "--draft-model=m"], "has no use for --draft-m"),
-        (["--prompt=a", "--drafter=none", "--draft-model=m"], "nothing is drafted here"),
-        (["--prompt=a", "--drafter=draft-model", "--max-ngram=2"], "--max-ngram is for looking up"),
+        (["--prompt=a", "--drafter=eagle"], "--drafter eagle is unknown; choose from"),
+        (["--prompt=a", "--dtype=int3"], "--dtype int3 is unknown; choose from auto"),
+        (["--prompt=a", "--drafter=prompt-lookup", "--draft-model=m"], "does not use --draft-m"),
+        (["--prompt=a", "--drafter=none", "--draft-model=m"], "no effect without drafting"),
+        (["--prompt=a", "--drafter=draft-model", "--max-ngram=2"], "is for prompt lookup, which"),
         (["--prompt=a", "--input=f"], "--prompt and --input contradict each other"),
         (["--prompt=a", "--method=none", "--drafter=prompt-lookup"], "contradicts it"),
-        (["--prompt=a", "--drafter=none", "--draft-length=3"], "nothing is drafted here"),
-        (["--prompt=a", "--method=none", "--max-ngram=3"], "nothing is drafted here"),
+        (["--prompt=a", "--drafter=none", "--draft-length=3"], "--draft-length has no effect"),
+        (["--prompt=a", "--method=none", "--max-ngram=3"], "--max-ngram has no effect without"),
         (["--prompt=a", "--min-ngram=4", "--max-ngram=2"], "--min-ngram 4 is more than"),
         (["--prompt=a", "--resume"], "--resume needs a file to continue; give --output FILE"),
         (["--prompt=a", "--resume", "--output=-"], "--resume needs a file"),
@@ -265,11 +265,11 @@ def empty_folder(tmp_path, monkeypatch):
         (["--input=."], "cannot read '.' (Is a directory)"),
         (["--prompt=a", "--output=no/such/out.jsonl"], "cannot write to 'no/such/out.jsonl'"),
         (["--prompt=a", "--output=."], "'.' is a directory; give --output a file"),
-        (["--prompt=a\udcff"], "prompt 1 is not text"),
-        (["--prompt=a", "--report=-"], "--report is a page for a browser; give it a file"),
-        (["--prompt=a", "--report=."], "cannot write the report to '.' (it is no regular file)"),
-        (["--prompt=a", "--report=/dev/null"], "'/dev/null' (it is no regular file)"),
-        (["--prompt=a", "--report=no/such.html"], "(there is no directory 'no')"),
+        (["--prompt=a\udcff"], "prompt 1 has a character that UTF-8 cannot encode"),
+        (["--prompt=a", "--report=-"], "--report - is not supported; name a file"),
+        (["--prompt=a", "--report=."], "cannot write the report to '.' (it is not a regular file)"),
+        (["--prompt=a", "--report=/dev/null"], "'/dev/null' (it is not a regular file)"),
+        (["--prompt=a", "--report=no/such.html"], "(the directory 'no' does not exist)"),
         (["--prompt=a", "--output=f", "--report=./f"], "--output and --report are the same file"),
     ],
 )
@@ -285,18 +285,18 @@ def test_a_mistake_is_one_sentence_before_anything_is_loaded(
     assert list(empty_folder.iterdir()) == []
 
 
-def test_an_empty_pipe_and_a_closed_one_are_told(call, monkeypatch):
+def test_an_empty_pipe_and_one_that_is_not_text_are_reported(call, monkeypatch):
     assert "standard input is empty" in call(stdin=b"").err
     assert "standard input is empty" in call(stdin=b" \n\n").err
     assert "not UTF-8 text" in call(stdin=b"\xff\n").err
 
 
-def test_closed_standard_streams_are_told(call, llm, monkeypatch, capfd):
+def test_a_closed_standard_input_is_reported(call, llm, monkeypatch, capfd):
     from emsjax.generate.__main__ import main
 
     monkeypatch.setattr(sys, "stdin", None)
     assert main([]) == 2
-    assert "nothing to generate from" in capfd.readouterr().err
+    assert "no prompt given" in capfd.readouterr().err
 
 
 def test_input_and_output_must_differ(call, llm, tmp_path):
@@ -307,7 +307,7 @@ def test_input_and_output_must_differ(call, llm, tmp_path):
     assert _lines(file) == [{"prompt": "a"}]
 
 
-def test_the_engines_own_sentence_is_shown_and_costs_no_results(call, tmp_path):
+def test_a_model_that_cannot_be_loaded_is_reported_and_costs_no_results(call, tmp_path):
     path = _write(tmp_path / "out.jsonl", {"id": 1, "token_ids": []})
     before = path.read_bytes()
     called = call("--prompt=a", "--model=missing", "--output", path, "--overwrite")
@@ -322,7 +322,7 @@ def test_a_failed_start_leaves_no_file_behind(call, tmp_path):
     assert not path.exists()
 
 
-def test_a_bad_prompt_among_texts_ends_the_call_before_it_costs_anything(call):
+def test_a_bad_prompt_among_texts_is_reported_before_any_runs(call):
     called = call("--prompt=good", "--prompt=")
     assert (called.status, called.out) == (2, "")
     assert called.err == "error: prompt 2: the prompt is empty; give it at least one token.\n"

@@ -1,4 +1,4 @@
-"""What only a process of its own shows: signals, closed pipes, what is imported."""
+"""Tests that need a separate process: signals, closed pipes, imports."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def _start(*arguments, pause_at=None, **options):
 
 
 def _interrupt(process, number):
-    """Send a signal once the fake engine waits for one, and see how it ends."""
+    """Sends a signal once the fake `LLM` waits for one; returns exit status and output."""
     for line in process.stderr:
         if line == "waiting\n":
             break
@@ -39,15 +39,15 @@ def _interrupt(process, number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_leaves_whole_lines_and_says_how_to_go_on(tmp_path, number):
+def test_an_interrupt_leaves_whole_lines_and_says_how_to_resume(tmp_path, number):
     path = tmp_path / "out.jsonl"
     status, out, err = _interrupt(_start(*PROMPTS, "--output", path, pause_at=3), number)
     assert (status, out) == (130, "")
     assert "Traceback" not in err
     assert "3 prompts, 6 tokens" in err
     assert err.endswith(
-        f"interrupted: the results so far are in '{path}'; "
-        "the same command with --resume goes on.\n"
+        f"interrupted: finished results are in '{path}'; "
+        "repeat the command with --resume to go on.\n"
     )
     assert len([json.loads(line) for line in path.read_text().splitlines()]) == 3
     resumed = _start(*PROMPTS, "--output", path, "--resume")
@@ -61,24 +61,24 @@ def test_an_interrupt_of_an_overwriting_run_does_not_suggest_overwriting_again(t
     path = tmp_path / "out.jsonl"
     process = _start(*PROMPTS, "--output", path, "--overwrite", pause_at=1)
     _, _, err = _interrupt(process, signal.SIGINT)
-    assert "the same command with --resume instead of --overwrite goes on" in err
+    assert "repeat the command with --resume instead of --overwrite to go on" in err
 
 
 def test_an_interrupt_before_the_first_result_leaves_no_file(tmp_path):
     path = tmp_path / "out.jsonl"
     status, _, err = _interrupt(_start(*PROMPTS, "--output", path, pause_at=0), signal.SIGINT)
     assert status == 130
-    assert err.endswith("interrupted: no result was final yet.\n")
+    assert err.endswith("interrupted: no result was finished.\n")
     assert not path.exists()
 
 
-def test_an_interrupt_with_text_out():
+def test_an_interrupt_prints_the_finished_texts():
     status, out, err = _interrupt(_start(*PROMPTS, pause_at=3), signal.SIGINT)
     assert status == 130
     assert err.endswith("interrupted\n")
     sections = [section.splitlines() for section in out.split("\n\n")]
     numbers = [int(header.split()[2]) for header, _ in sections]
-    assert len(numbers) == 3, "all that was final is shown, whatever it waited for"
+    assert len(numbers) == 3, "all finished texts are printed, without waiting for earlier ones"
     assert numbers == sorted(numbers) != [1, 2, 3]
     assert [text for _, text in sections] == [f"{n - 1}p" for n in numbers]
 
@@ -101,7 +101,7 @@ def test_a_live_pipe_answers_each_line_before_the_next_is_written(arguments):
         assert _answer(process)["text"] == f"{number}p"
     process.stdin.write('{"prompt": 3}\n')
     process.stdin.flush()
-    assert "error" in _answer(process), "a bad line is told as soon"
+    assert "error" in _answer(process), "a bad line gets its error record at once"
     assert process.communicate(timeout=60)[0] == ""
     assert process.returncode == 1
 

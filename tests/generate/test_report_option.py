@@ -1,4 +1,4 @@
-"""`--report`: the page of a run of the command line."""
+"""`--report` writes the token view of a run."""
 
 import json
 
@@ -8,7 +8,7 @@ def test_a_page_of_a_run(call, llm, tmp_path):
     called = call("--prompt=ab", "--prompt=cde", "--report", path)
     assert called.status == 0
     assert called.out == "=== prompt 1 of 2: ab ===\nba\n\n=== prompt 2 of 2: cde ===\nedc\n"
-    assert called.err.endswith(f"\nthe report is in {path}\n")
+    assert called.err.endswith(f"\nwrote the report to {path}\n")
     assert llm.loads[-1]["trace"] is True
     page = path.read_text()
     assert "<h1>fake</h1>" in page
@@ -16,12 +16,12 @@ def test_a_page_of_a_run(call, llm, tmp_path):
     assert "<h3>Request 1</h3>" in page
 
 
-def test_without_it_nothing_is_traced(call, llm):
+def test_without_the_option_nothing_is_traced(call, llm):
     assert call("--prompt=ab").status == 0
     assert "trace" not in llm.loads[-1]
 
 
-def test_streamed_texts_and_json_lines_have_one_too(call, tmp_path):
+def test_streamed_texts_and_json_lines_get_a_page_too(call, tmp_path):
     path = tmp_path / "page.html"
     call("--prompt=ab", "--prompt=c", "--stream", "--report", path)
     assert "2 requests, 3 tokens" in path.read_text()
@@ -37,7 +37,7 @@ def test_streamed_texts_and_json_lines_have_one_too(call, tmp_path):
     assert "<h3>Request &lt;" in page
 
 
-def test_a_failed_start_leaves_no_page(call, tmp_path):
+def test_a_failed_start_writes_no_page(call, tmp_path):
     path = tmp_path / "page.html"
     assert call("--prompt=a", "--model=missing", "--report", path).status == 2
     assert not path.exists()
@@ -51,7 +51,7 @@ def test_resuming_with_nothing_left_keeps_the_page(call, tmp_path):
         called = call(*files, "--resume", "--report", path)
         assert called.status == 0
         assert "1 request, 2 tokens in 2 target steps." in path.read_text()
-    assert called.err.endswith(f"no request was run: {path} is left as it is\n")
+    assert called.err.endswith(f"no request was run; {path} is unchanged\n")
 
 
 def test_a_page_that_cannot_be_written_costs_no_results(call, llm, tmp_path):

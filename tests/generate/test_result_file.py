@@ -33,7 +33,7 @@ def test_each_line_is_in_the_file_as_soon_as_it_is_written(tmp_path):
         assert path.read_bytes() == b"one\ntwo\n"
 
 
-def test_results_are_not_overwritten_unasked(tmp_path):
+def test_results_are_overwritten_only_on_request(tmp_path):
     path = tmp_path / "out.jsonl"
     path.write_bytes(_result(1))
     with pytest.raises(UserError, match=r"already holds results; give --resume .* --overwrite"):
@@ -51,7 +51,7 @@ def test_overwriting_waits_for_the_first_result(tmp_path):
     assert path.read_bytes() == _result(3)
 
 
-def test_what_ends_before_a_result_overwrites_nothing(tmp_path):
+def test_a_run_that_ends_before_its_first_result_overwrites_nothing(tmp_path):
     path = tmp_path / "out.jsonl"
     path.write_bytes(_result(1))
     with pytest.raises(KeyboardInterrupt), open_output(str(path), overwrite=True):
@@ -59,7 +59,7 @@ def test_what_ends_before_a_result_overwrites_nothing(tmp_path):
     assert path.read_bytes() == _result(1)
 
 
-def test_a_whole_run_without_results_leaves_none(tmp_path):
+def test_a_successful_run_without_results_empties_the_file(tmp_path):
     path = tmp_path / "out.jsonl"
     path.write_bytes(_result(1))
     with open_output(str(path), overwrite=True):
@@ -68,7 +68,7 @@ def test_a_whole_run_without_results_leaves_none(tmp_path):
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_an_empty_file_is_as_good_as_none(tmp_path, resume):
+def test_an_empty_file_is_treated_as_a_new_one(tmp_path, resume):
     path = tmp_path / "out.jsonl"
     path.touch()
     with open_output(str(path), resume=resume) as file:
@@ -76,7 +76,7 @@ def test_an_empty_file_is_as_good_as_none(tmp_path, resume):
     assert path.read_bytes() == _result(1)
 
 
-def test_resuming_a_file_that_is_not_there_starts_it(tmp_path):
+def test_resuming_a_missing_file_creates_it(tmp_path):
     assert _resume(tmp_path / "out.jsonl") == set()
 
 
@@ -95,7 +95,7 @@ def test_a_file_cut_anywhere_resumes_with_its_whole_results(tmp_path, cut):
     assert finished == {jsonl.key(json.loads(line)["id"]) for line in whole}
 
 
-def test_errors_are_dropped_at_once_and_the_mode_kept(tmp_path):
+def test_error_records_are_dropped_at_once_and_the_mode_is_kept(tmp_path):
     target = tmp_path / "target.jsonl"
     target.write_bytes(_error(1) + _result(2) + _error(3))
     target.chmod(0o640)
@@ -121,15 +121,15 @@ def test_errors_are_dropped_at_once_and_the_mode_kept(tmp_path):
         _result(1) + b"notes\n",
     ],
 )
-def test_a_file_of_something_else_is_left_alone(tmp_path, foreign):
+def test_a_file_that_holds_no_results_is_left_alone(tmp_path, foreign):
     path = tmp_path / "out.jsonl"
     path.write_bytes(foreign)
-    with pytest.raises(UserError, match=r"line [12] of .* is not a result; --resume"):
+    with pytest.raises(UserError, match=r"line [12] of .* is not a result, and --resume"):
         open_output(str(path), resume=True)
     assert path.read_bytes() == foreign
 
 
-def test_what_an_interrupt_left_half_written_is_cut_off(tmp_path):
+def test_a_half_written_line_is_cut_off(tmp_path):
     path = tmp_path / "out.jsonl"
     with open_output(str(path)) as file:
         file.write(_result(1))
@@ -137,26 +137,26 @@ def test_what_an_interrupt_left_half_written_is_cut_off(tmp_path):
     assert path.read_bytes() == _result(1)
 
 
-def test_a_full_device_is_told():
-    told = r"cannot write to '/dev/full' .No space left on device"
-    with open_output("/dev/full") as file, pytest.raises(UserError, match=told):
+def test_a_full_device_is_reported():
+    message = r"cannot write to '/dev/full' .No space left on device"
+    with open_output("/dev/full") as file, pytest.raises(UserError, match=message):
         file.write(b"line\n")
 
 
-def test_a_device_is_written_to_without_ado():
+def test_a_device_can_be_the_output():
     with open_output("/dev/null") as file:
         file.write(b"line\n")
 
 
-def test_an_output_that_cannot_be_opened_is_told(tmp_path):
+def test_an_output_that_cannot_be_opened_is_reported(tmp_path):
     missing = tmp_path / "no" / "out.jsonl"
     with pytest.raises(UserError, match=r"cannot write to .*No such file.*give another --output"):
         open_output(str(missing))
 
 
 @pytest.mark.parametrize("how", [{}, {"overwrite": True}, {"resume": True}])
-def test_a_directory_is_told(tmp_path, how):
-    with pytest.raises(UserError, match=r"is a directory; give --output a file, say .*jsonl"):
+def test_a_directory_is_reported(tmp_path, how):
+    with pytest.raises(UserError, match=r"is a directory; give --output a file, such as .*jsonl"):
         open_output(str(tmp_path), **how)
 
 
@@ -171,7 +171,7 @@ def test_a_failed_run_leaves_no_empty_file_behind(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["old", "used"]
     with open_output(str(new)):
         pass
-    assert new.exists(), "a run that had nothing to do is no failure"
+    assert new.exists(), "a run with nothing to do is not a failure"
 
 
 def test_blank_lines_in_a_result_file_do_no_harm(tmp_path):

@@ -31,17 +31,17 @@ def test_a_run_cut_at_any_byte_ends_with_the_same_records(call, tmp_path):
         assert _sorted(path) == expected, cut
 
 
-def test_what_is_finished_is_not_generated_again(call, llm, tmp_path):
+def test_finished_prompts_are_not_generated_again(call, llm, tmp_path):
     path = tmp_path / "out.jsonl"
     path.write_bytes(jsonl.encode({"id": 1, "text": "kept", "prompt_digest": jsonl.digest("ab")}))
     called = call("--prompt=ab", "--prompt=cd", "--output", path, "--resume")
     records = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(record["id"], record["text"]) for record in records] == [(1, "kept"), (2, "dc")]
     assert "1 prompt, 2 tokens" in called.err
-    assert "1 prompt already done by an earlier run" in called.err
+    assert "1 prompt already finished by an earlier run" in called.err
 
 
-def test_a_result_is_not_taken_for_that_of_another_prompt(call, llm, tmp_path):
+def test_a_result_is_not_reused_for_another_prompt(call, llm, tmp_path):
     path = tmp_path / "out.jsonl"
     call("--prompt=w7", "--output", path)
     before = path.read_bytes()
@@ -49,9 +49,8 @@ def test_a_result_is_not_taken_for_that_of_another_prompt(call, llm, tmp_path):
         called = call(*other, "--output", path, "--resume")
         assert called.status == 2
         assert called.err == (
-            f"error: {str(path)!r} holds a result with the id 1 for another prompt than the one it "
-            "has now; --resume needs the prompts and ids of the run it continues: give those, or "
-            "another --output.\n"
+            f"error: {str(path)!r} holds a result for the id 1, which now has another prompt; give "
+            "the prompts and ids of the run that --resume continues, or another --output.\n"
         )
         assert path.read_bytes() == before
 
@@ -64,14 +63,14 @@ def test_a_result_is_not_taken_for_that_of_another_prompt(call, llm, tmp_path):
         ('{"id": "x", "prompt": "a"}\n', '{"id": "x", "prompt": 3}\n'),
     ],
 )
-def test_a_changed_input_is_told(call, tmp_path, then, now):
+def test_a_changed_input_is_reported(call, tmp_path, then, now):
     file, path = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     file.write_text(then)
     call("--input", file, "--output", path)
     file.write_text(now)
     called = call("--input", file, "--output", path, "--resume")
     assert called.status == 2
-    assert "for another prompt than the one it has now" in called.err
+    assert "which now has another prompt; give the prompts and ids" in called.err
 
 
 def test_a_reordered_input_with_ids_is_resumed(call, tmp_path):
@@ -87,7 +86,7 @@ def test_a_reordered_input_with_ids_is_resumed(call, tmp_path):
     assert len(path.read_text().splitlines()) == 2
 
 
-def test_a_mended_line_is_run_again(call, tmp_path):
+def test_a_fixed_line_is_run_again(call, tmp_path):
     file, path = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     file.write_text('{"id": 1, "prompt": 3}\n')
     assert call("--input", file, "--output", path).status == 1
@@ -97,7 +96,7 @@ def test_a_mended_line_is_run_again(call, tmp_path):
     assert record["text"] == "ba"
 
 
-def test_a_resumed_run_with_nothing_left_is_well(call, tmp_path):
+def test_resuming_a_finished_run_changes_nothing(call, tmp_path):
     path = tmp_path / "out.jsonl"
     call("--prompt=ab", "--output", path)
     before = path.read_bytes()
@@ -141,10 +140,10 @@ def test_no_line_is_lost_and_every_id_is_matched(call, folder, raws):
     records = [json.loads(line) for line in path.read_bytes().splitlines()]
     assert len(records) == sum(1 for raw in raws if raw.strip())
     assert status == any("error" in record for record in records)
-    asked = {jsonl.key(line.id): line for line in jsonl.read(raws, {}) if _good(line)}
+    given_lines = {jsonl.key(line.id): line for line in jsonl.read(raws, {}) if _good(line)}
     for record in records:
         if "error" not in record:
-            prompt = asked.pop(jsonl.key(record["id"])).prompt
+            prompt = given_lines.pop(jsonl.key(record["id"])).prompt
             ids = list(prompt.encode()) if isinstance(prompt, str) else prompt
             assert record["token_ids"] == ids[::-1]
 

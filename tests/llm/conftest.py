@@ -1,4 +1,4 @@
-"""A tiny model with a tokenizer of one word a token."""
+"""A tiny model with a tokenizer that makes each word one token."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""AdapT: the temperature of the first token of an indented line is another one."""
+"""AdapT: a separate temperature for the first token of an indented line."""
 
 import re
 
@@ -16,7 +16,7 @@ VOCABULARY = ["a", "  ", "\t", "\n", "x\n", "\n  ", ":\n\t", " b", "\n\n", "", "
 
 
 @given(st.lists(st.integers(0, len(VOCABULARY) - 1), min_size=1, max_size=12))
-def test_hard_is_what_follows_indentation(tokens: list[int]):
+def test_tokens_after_indentation_are_hard(tokens: list[int]):
     classes = jnp.asarray(classify(VOCABULARY))
     positions = jnp.arange(len(tokens), dtype=jnp.int32)
     text = jnp.asarray(tokens, jnp.int32)
@@ -34,15 +34,15 @@ def test_hard_is_what_follows_indentation(tokens: list[int]):
 
 @pytest.fixture(scope="module")
 def llm(model_dir: str) -> LLM:
-    """Every fifth token is a line break, every seventh blanks."""
+    """A model whose every fifth token is a line break and every seventh is blanks."""
     made = LLM(model_dir, max_batch_size=2, max_model_len=128, exact=True)
     texts = ["\n" if t % 5 == 0 else "  " if t % 7 == 0 else "x" for t in range(101)]
     made.engine.token_classes[:] = classify(texts)
     return made
 
 
-def test_only_hard_tokens_are_left_to_chance(llm: LLM):
-    """Greedy elsewhere: each token that does not follow indentation is the likeliest."""
+def test_only_hard_tokens_are_sampled(llm: LLM):
+    """Each output first differs from the greedy one at a hard token."""
     breaks = list(range(5, 100, 5))
     bias = dict.fromkeys([*breaks, *range(7, 100, 7)], 2.0)
     params = SamplingParams(

@@ -1,4 +1,4 @@
-"""Draft models by name: which fit, which do not, and that they change no text."""
+"""Draft models by name: they must fit the target, and they do not change its text."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ PARAMS = SamplingParams(max_tokens=30)
 
 
 class Vocabulary:
-    """A tokenizer that knows its tokens and nothing else."""
+    """A tokenizer with a vocabulary only."""
 
     def __init__(self, *tokens: str):
         self._tokens = tokens
@@ -28,7 +28,7 @@ def named(name: str, *tokens: str) -> LoadedModel:
     return LoadedModel(None, Vocabulary(*tokens), (), name, {}, {})  # type: ignore[arg-type]
 
 
-def test_any_model_of_the_vocabulary_drafts():
+def test_any_model_with_the_same_vocabulary_can_draft():
     target, draft = str(checkpoint("llama3")), str(checkpoint("opt"))
     plain = LLM(target, drafter="none", **OPTIONS).generate(PROMPTS, PARAMS)
     for drafter in ("draft-model", None):
@@ -38,22 +38,22 @@ def test_any_model_of_the_vocabulary_drafts():
         assert [o.outputs[0].token_ids for o in outputs] == [p.outputs[0].token_ids for p in plain]
 
 
-def test_a_draft_model_as_large_as_its_target_is_warned_of(capsys: pytest.CaptureFixture):
+def test_a_draft_model_as_large_as_its_target_causes_a_warning(capsys: pytest.CaptureFixture):
     model = str(checkpoint("llama3"))
     LLM(model, drafter="draft-model", draft_model=model, **OPTIONS)
     assert "is not smaller than" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("theirs", "says"),
+    ("theirs", "message"),
     [
         (("a", "x", "c"), "token 1 is 'x' there and 'b' here"),
         (("a", "b"), "token 2 is missing there and 'c' here"),
         (("a", "b", "c", "d"), "token 3 is 'd' there and missing here"),
     ],
 )
-def test_the_first_difference_of_the_vocabularies_is_named(theirs: tuple[str, ...], says: str):
-    with pytest.raises(UserError, match=says):
+def test_the_first_difference_of_the_vocabularies_is_named(theirs: tuple[str, ...], message: str):
+    with pytest.raises(UserError, match=message):
         check_vocabulary(named("draft", *theirs), named("target", "a", "b", "c"))
     check_vocabulary(named("draft", "a", "b"), named("target", "a", "b"))
 
@@ -77,7 +77,7 @@ def test_without_tokenizers_the_sizes_must_agree():
         check_vocabulary(of_size(8), of_size(7))
 
 
-def test_a_draft_models_cache_counts(monkeypatch: pytest.MonkeyPatch):
+def test_the_cache_of_a_draft_model_counts(monkeypatch: pytest.MonkeyPatch):
     target, layers, one_layer = str(checkpoint("llama3")), 3, 256 * 128 * 4  # tokens, lanes, bytes
     monkeypatch.setattr(build_engine, "free_bytes", lambda: 6 * layers * one_layer)
     LLM(target, drafter="none", max_batch_size=6, max_model_len=200)
@@ -97,6 +97,6 @@ def test_an_aligned_cache_is_refused_for_models_with_windows(method: str):
         LLM(str(checkpoint("mistral")), method=method)
 
 
-def test_the_padded_methods_have_a_name_for_users():
+def test_a_padded_method_can_be_chosen_by_name():
     outputs = LLM(str(checkpoint("llama3")), method="vanilla").generate([[5, 6, 7] * 9])
     assert outputs[0].metrics.emitted_tokens > 0

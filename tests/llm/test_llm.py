@@ -1,4 +1,4 @@
-"""`LLM`: what goes in, what comes out, and every mistake told in one sentence."""
+"""`LLM`: its inputs, its outputs, and its error messages."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def test_texts_and_ids_come_back_in_order(llm: LLM):
 
 
 @pytest.mark.parametrize("prompt", ["w7 w8 w9", [7, 8, 9]])
-def test_one_prompt_alone_will_do(llm: LLM, prompt):
+def test_a_single_prompt_needs_no_list(llm: LLM, prompt):
     (output,) = llm.generate(prompt, SamplingParams(max_tokens=3))
     assert output.prompt_token_ids == (7, 8, 9)
 
@@ -49,14 +49,14 @@ def test_each_prompt_may_have_its_own_parameters(llm: LLM):
     assert [len(o.outputs[0].token_ids) for o in outputs] == [1, 5, 3]
 
 
-def test_chat_goes_through_the_template(llm: LLM):
+def test_chat_applies_the_template(llm: LLM):
     messages = [{"role": "user", "content": "w7 w8"}]
     (output,) = llm.chat(messages, SamplingParams(max_tokens=2))
     assert output.prompt_token_ids == (5, 7, 8, 6)
     assert len(llm.chat([messages, messages], SamplingParams(max_tokens=2))) == 2
 
 
-def test_a_stop_token_is_named_and_not_shown(llm: LLM):
+def test_a_stop_token_is_the_stop_reason_and_not_in_the_text(llm: LLM):
     (free,) = llm.generate([[7, 8]], SamplingParams(max_tokens=20, ignore_eos=True))
     token = free.outputs[0].token_ids[4]
     params = SamplingParams(max_tokens=20, ignore_eos=True, stop_token_ids=[token])
@@ -84,7 +84,7 @@ def test_without_a_tokenizer_ids_work_and_text_is_none(without_tokenizer: LLM):
     assert len(output.outputs[0].token_ids) == 3
 
 
-def test_a_drafter_object_is_taken_as_it_is(model_dir: str, llm: LLM):
+def test_a_drafter_object_is_used_unchanged(model_dir: str, llm: LLM):
     drafter = PromptLookup(draft_length=3, max_ngram=2, min_ngram=2)
     other = LLM(model_dir, drafter=drafter, max_batch_size=1, max_model_len=100)
     params = SamplingParams(max_tokens=30)
@@ -98,25 +98,25 @@ def test_a_single_token_may_be_looked_up():
 
 
 @pytest.mark.parametrize(
-    ("prompt", "says"),
+    ("prompt", "message"),
     [
         ("", "empty"),
         ([], "empty"),
-        ([7, VOCAB_SIZE], f"{VOCAB_SIZE} is out of the vocabulary"),
-        ([-1], "-1 is out of the vocabulary"),
+        ([7, VOCAB_SIZE], f"{VOCAB_SIZE} is outside the vocabulary"),
+        ([-1], "-1 is outside the vocabulary"),
         ([7, 1.5], "1.5"),
         ([True], "True"),
         ([7] * 200, "200 tokens"),
         ([{"role": "user"}], "must have a 'role'"),
         ([{"role": "user", "content": [{"type": "text"}]}], "must be text"),
-        (None, "None is not"),
+        (None, "a prompt is None; give text"),
         ({"prompt": "w7"}, "must have a 'role'"),
-        (b"ab", "is not"),
+        (b"ab", "a prompt is b'ab'; give text"),
         ("w7 \ud800", "UTF-8"),
     ],
 )
-def test_bad_prompts(llm: LLM, prompt, says: str):
-    with pytest.raises(UserError, match=says):
+def test_bad_prompts(llm: LLM, prompt, message: str):
+    with pytest.raises(UserError, match=message):
         llm.generate([prompt])
 
 
@@ -136,8 +136,8 @@ def test_prompts_from_a_generator(llm: LLM):
 
 
 @pytest.mark.parametrize("prompts", [None, 5, {"prompt": "w7"}])
-def test_what_holds_no_prompts(llm: LLM, prompts):
-    with pytest.raises(UserError, match="prompts are"):
+def test_arguments_that_are_no_prompts(llm: LLM, prompts):
+    with pytest.raises(UserError, match=r"prompts is .*; give text, token ids"):
         llm.generate(prompts)
 
 
@@ -147,7 +147,7 @@ def test_parameters_must_be_sampling_params(llm: LLM, params):
         llm.generate([[7]], params)
 
 
-def test_chat_wants_messages(llm: LLM):
+def test_chat_refuses_text(llm: LLM):
     with pytest.raises(UserError, match="messages"):
         llm.chat("w7")
 
@@ -158,7 +158,7 @@ def test_text_without_a_tokenizer(without_tokenizer: LLM):
 
 
 def test_parameters_must_fit_the_prompts(llm: LLM):
-    with pytest.raises(UserError, match="2 sampling_params do not fit 1"):
+    with pytest.raises(UserError, match="2 sampling_params do not match 1"):
         llm.generate([[7]], [SamplingParams()] * 2)
 
 
@@ -168,12 +168,12 @@ def test_stop_ids_must_be_in_the_vocabulary(llm: LLM):
 
 
 def test_too_many_stop_ids(llm: LLM):
-    with pytest.raises(UserError, match="more than 64"):
+    with pytest.raises(UserError, match=r"70 stop tokens.*give at most 64"):
         llm.generate([[7]], SamplingParams(stop_token_ids=list(range(70))))
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"max_batch_size": 0}, "max_batch_size is 0"),
         ({"max_model_len": 1}, "between 2 and 512"),
@@ -200,8 +200,8 @@ def test_too_many_stop_ids(llm: LLM):
         ({"model": "no-such-directory"}, "no-such-directory"),
     ],
 )
-def test_bad_options(model_dir: str, options: dict, says: str):
-    with pytest.raises(UserError, match=says):
+def test_bad_options(model_dir: str, options: dict, message: str):
+    with pytest.raises(UserError, match=message):
         LLM(**({"model": model_dir} | options))
 
 

@@ -1,4 +1,4 @@
-"""`LLM(trace=True)`: what outputs tell of themselves, and that nothing else changes."""
+"""`LLM(trace=True)`: the traces of outputs, which change nothing else."""
 
 from collections import Counter
 from dataclasses import replace
@@ -26,7 +26,7 @@ def untraced(model_dir: str) -> LLM:
 
 
 def check(outputs: list[RequestOutput]) -> Report:
-    """Traces add up to the metrics, and their pieces to the texts."""
+    """Checks that traces add up to the metrics, and their pieces to the texts."""
     report = Report(outputs)
     for output in outputs:
         traces = [completion.trace for completion in output.outputs]
@@ -84,5 +84,5 @@ def test_without_a_tokenizer_there_are_ids():
 
 def test_a_report_on_outputs_without_a_trace_is_refused(untraced: LLM):
     outputs = untraced.generate([[7, 8, 9]], SamplingParams(max_tokens=3))
-    with pytest.raises(UserError, match=r"no trace: make the LLM with trace=True"):
+    with pytest.raises(UserError, match=r"no trace; make the LLM with trace=True"):
         Report(outputs)

@@ -1,4 +1,4 @@
-"""Whatever a request asks for: with speculation, in a batch, it is what plain decoding gives."""
+"""Sampling parameters: speculation in a batch gives the same result as plain decoding."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def plain(model_dir: str) -> LLM:
 
 @st.composite
 def params(draw) -> SamplingParams:
-    """Any parameters that go together."""
+    """Any parameters that do not contradict each other."""
     max_tokens = draw(st.integers(1, 30))
     temperature = draw(st.sampled_from((0.0, 0.0, 0.5, 1.0, 1.5)))
     words = st.sampled_from(("w7", "7 w", "w1", " w2", "9 w8 w", "w30 ", "zz"))
@@ -103,7 +103,7 @@ def test_pieces_come_while_others_are_still_running(llm: LLM):
 
 
 def teacher_forced(prompt: list[int], tokens: tuple[int, ...]) -> np.ndarray:
-    """Log-probabilities at each generated token by PyTorch, [tokens, V]."""
+    """PyTorch's log-probabilities at each generated token, [tokens, V]."""
     with torch.no_grad():
         logits = oracle("llama")(torch.tensor([[*prompt, *tokens]])).logits[0]
     return torch.log_softmax(logits, -1).numpy()[len(prompt) - 1 : -1]
@@ -122,16 +122,16 @@ def test_logprobs_are_the_models_own(llm: LLM, temperature: float):
     )
     for prompt, output in zip(PROMPTS, llm.generate(PROMPTS, params), strict=True):
         (completion,) = output.outputs
-        wanted = teacher_forced(prompt, completion.token_ids)
+        expected = teacher_forced(prompt, completion.token_ids)
         assert len(completion.logprobs) == len(completion.token_ids)
         for token, found, row in zip(
-            completion.token_ids, completion.logprobs, wanted, strict=True
+            completion.token_ids, completion.logprobs, expected, strict=True
         ):
             assert next(iter(found)) == token
             likeliest = np.argsort(-row)[:5].tolist()
             assert set(found) == {token, *likeliest}
             for other, logprob in found.items():
-                # float32 through three layers, twice: as far apart as logits may be
+                # The tolerance for two float32 computations through three layers.
                 assert logprob.logprob == pytest.approx(row[other], abs=1e-4)
                 assert logprob.rank == (row > row[other]).sum() + 1
                 assert logprob.decoded_token == f"w{other}"
@@ -177,7 +177,7 @@ def test_a_stop_string_cuts_text_and_tokens(llm: LLM):
     (free,) = llm.generate([[7, 8, 9]], SamplingParams(max_tokens=30, ignore_eos=True))
     tokens = free.outputs[0].token_ids
     texts = [f"w{token}" for token in tokens]
-    stop = f"{texts[10][1:]} {texts[11][:2]}"  # across a border, and ends within a token
+    stop = f"{texts[10][1:]} {texts[11][:2]}"  # begins in one token and ends within the next
     (output,) = llm.generate([[7, 8, 9]], SamplingParams(max_tokens=30, ignore_eos=True, stop=stop))
     (completion,) = output.outputs
     whole = " " + " ".join(texts)
@@ -189,7 +189,7 @@ def test_a_stop_string_cuts_text_and_tokens(llm: LLM):
     assert output.metrics.emitted_tokens == len(completion.token_ids)
 
 
-def test_steps_behind_a_stop_string_do_not_count(plain: LLM):
+def test_steps_after_a_stop_string_do_not_count(plain: LLM):
     (free,) = plain.generate([[7, 8, 9]], SamplingParams(max_tokens=30, ignore_eos=True))
     for count in range(1, 8):
         stop = f"w{free.outputs[0].token_ids[count - 1]}"
@@ -235,7 +235,7 @@ def test_requests_without_a_seed_get_one_each(model_dir: str, llm: LLM):
 
 
 @pytest.mark.parametrize(
-    ("params", "says"),
+    ("params", "message"),
     [
         ({"logit_bias": {999: 1.0}}, "logit_bias has token id 999"),
         ({"allowed_token_ids": [999]}, "allowed_token_ids has token id 999"),
@@ -244,8 +244,8 @@ def test_requests_without_a_seed_get_one_each(model_dir: str, llm: LLM):
         ({"banned_token_ids": list(range(VOCAB_SIZE))}, "leave no token to choose"),
     ],
 )
-def test_parameters_that_do_not_fit_the_model(llm: LLM, params: dict, says: str):
-    with pytest.raises(UserError, match=says):
+def test_parameters_that_do_not_fit_the_model(llm: LLM, params: dict, message: str):
+    with pytest.raises(UserError, match=message):
         llm.generate([[7]], SamplingParams(**params))
 
 
@@ -258,7 +258,7 @@ def test_text_parameters_need_a_tokenizer(params: dict):
 
 @pytest.fixture
 def configured(model_dir: str, tmp_path: Path):
-    """A model whose generation config says something."""
+    """Makes a model with a generation config."""
 
     def make(**config: object) -> LLM:
         directory = tmp_path / "configured"
@@ -269,21 +269,21 @@ def configured(model_dir: str, tmp_path: Path):
     return make
 
 
-def test_the_generation_config_gives_what_is_left_open(configured, llm: LLM):
+def test_the_generation_config_sets_parameters_that_are_left_out(configured, llm: LLM):
     config = {"do_sample": True, "temperature": 0.7, "top_k": 5, "repetition_penalty": 1.4}
     theirs = configured(**config, eos_token_id=[2, 9])
-    open_ones = SamplingParams(max_tokens=20, temperature=1.0, seed=1)
-    asked = replace(open_ones, top_k=5, repetition_penalty=1.4, stop_token_ids=[9])
-    found, wanted = theirs.generate(PROMPTS, open_ones), llm.generate(PROMPTS, asked)
-    for left, right in zip(found, wanted, strict=True):
+    left_out = SamplingParams(max_tokens=20, temperature=1.0, seed=1)
+    explicit = replace(left_out, top_k=5, repetition_penalty=1.4, stop_token_ids=[9])
+    found, reference = theirs.generate(PROMPTS, left_out), llm.generate(PROMPTS, explicit)
+    for left, right in zip(found, reference, strict=True):
         assert left.outputs[0].token_ids == right.outputs[0].token_ids
-    closed = replace(open_ones, top_k=0, repetition_penalty=1.0)
+    closed = replace(left_out, top_k=0, repetition_penalty=1.0)
     found = theirs.generate(PROMPTS, closed)
-    wanted = llm.generate(PROMPTS, replace(open_ones, stop_token_ids=[9]))
-    for left, right in zip(found, wanted, strict=True):
+    reference = llm.generate(PROMPTS, replace(left_out, stop_token_ids=[9]))
+    for left, right in zip(found, reference, strict=True):
         assert left.outputs[0].token_ids == right.outputs[0].token_ids
 
 
-def test_a_generation_config_that_cannot_be(configured):
+def test_an_invalid_generation_config_is_reported(configured):
     with pytest.raises(UserError, match=r"the generation config of configured: top_p=3"):
         configured(top_p=3)

@@ -83,7 +83,7 @@ def test_quantised_gguf_becomes_float32(tmp_path: Path, weights: Weights) -> Non
 def test_output_with_something_in_it_is_kept(hf_dir: Path) -> None:
     (hf_dir.parent / "converted").mkdir()
     (hf_dir.parent / "converted" / "precious").touch()
-    with pytest.raises(UserError, match="there already and not empty"):
+    with pytest.raises(UserError, match="already exists and is not empty"):
         converted(hf_dir)
     assert [p.name for p in (hf_dir.parent / "converted").iterdir()] == ["precious"]
 
@@ -144,7 +144,7 @@ def test_the_first_of_two_writers_wins(tmp_path: Path) -> None:
                 assert first.is_dir()  # not taken for a leftover
                 (second / "second").touch()
 
-    with pytest.raises(UserError, match="there already"):
+    with pytest.raises(UserError, match="already exists"):
         second_comes_first()
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["second"]
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

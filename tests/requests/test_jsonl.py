@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emsjax.requests import jsonl
+from emsjax.requests.prompt_line import parse
 
 DEFAULTS = {"max_tokens": 7}
 
@@ -14,19 +15,20 @@ def _read(*lines):
     return list(jsonl.read([line.encode() + b"\n" for line in lines], DEFAULTS))
 
 
-def test_the_three_kinds_of_prompt():
+def test_the_kinds_of_prompt():
     messages = [{"role": "user", "content": "hi"}]
     lines = _read(
         '{"prompt": "hi"}',
         '{"id": "x", "prompt_token_ids": [1, 2], "max_tokens": 3}',
         json.dumps({"messages": messages, "id": None, "seed": None}),
+        '{"turns": ["hi", "and then?"]}',
     )
-    assert [line.id for line in lines] == [1, "x", 3]
-    assert [line.prompt for line in lines] == ["hi", [1, 2], messages]
-    assert [line.params.max_tokens for line in lines] == [7, 3, 7]
+    assert [line.id for line in lines] == [1, "x", 3, 4]
+    assert [line.prompt for line in lines] == ["hi", [1, 2], messages, messages]
+    assert [line.params.max_tokens for line in lines] == [7, 3, 7, 7]
 
 
-def test_messages_pass_as_chat_logs_have_them():
+def test_messages_may_have_the_extra_fields_of_chat_logs():
     call = {"id": "c", "function": {"name": "f"}}
     log = [
         {"role": "user", "name": "Ann", "content": "hi", "tool_calls": None},
@@ -48,7 +50,7 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm():
     assert line.prompt == "a"
 
 
-def test_nothing_is_read_before_it_is_asked_for():
+def test_lines_are_read_lazily():
     def stream():
         yield b'{"prompt": "a"}\n'
         pytest.fail("read ahead")
@@ -69,30 +71,34 @@ def test_nothing_is_read_before_it_is_asked_for():
         ('{"prompt": "a", "x": NaN}', "NaN is not a JSON number"),
         ("[" * 100_000, "nested too deeply"),
         ('{"prompt": "a", "max_tokens": ' + "9" * 5000 + "}", "not JSON"),
-        ("{}", "has no prompt; give exactly one of prompt, prompt_token_ids, messages"),
+        ("{}", "has no prompt; give exactly one of prompt, prompt_token_ids, messages, turns"),
         ('{"prompt": null}', "has no prompt"),
         ('{"prompt": "a", "messages": []}', "has prompt and messages; give exactly one"),
         ('{"prompt": 3}', "prompt must be text, not a number"),
-        ('{"prompt": "\\ud800"}', "prompt is not text"),
+        ('{"prompt": "\\ud800"}', "prompt has a character that UTF-8 cannot encode"),
         ('{"prompt_token_ids": "abc"}', "prompt_token_ids must be a list of whole numbers"),
         ('{"prompt_token_ids": [1, true]}', "list of whole numbers"),
         ('{"prompt_token_ids": [1.5]}', "list of whole numbers"),
-        ('{"messages": "hi"}', "messages must be a list"),
-        ('{"messages": []}', "messages must be a list .* not empty"),
+        ('{"turns": "hi"}', "turns must be a non-empty list of texts"),
+        ('{"turns": []}', "turns must be a non-empty list of texts"),
+        ('{"turns": [3]}', "the first of turns must be text, not a number"),
+        ('{"prompt": {"text": "a"}}', "prompt must be text, not an object"),
+        ('{"messages": "hi"}', "messages must be a non-empty list"),
+        ('{"messages": []}', "messages must be a non-empty list of objects"),
         ('{"messages": ["hi"]}', "must be an object with role and content"),
         ('{"messages": [{"role": "user"}]}', "must be an object with role and content"),
         ('{"messages": [{"role": "user", "content": 3}]}', "content of a message must be text"),
         ('{"messages": [{"role": null, "content": "a"}]}', "role of a message must be text"),
         (
             '{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}',
-            "a list of parts, which is not there yet; give its text",
+            "a list of parts, which is not supported; give plain text",
         ),
         (
             '{"messages": [{"role": "a", "content": "b", "name": "\\ud800"}]}',
-            "messages is not text",
+            "messages has a character that UTF-8 cannot encode",
         ),
-        ('{"prompt": "a", "id": 1.5}', "the id 1.5 must be text or a whole number"),
-        ('{"prompt": "a", "id": true}', "the id True must be"),
+        ('{"prompt": "a", "id": 1.5}', "the id is 1.5; it must be text or a whole number"),
+        ('{"prompt": "a", "id": true}', "the id is True; it must be"),
         ('{"prompt": "a", "id": ["x"]}', "must be text or a whole number"),
         ('{"prompt": "a", "max_token": 3}', "'max_token' is not a sampling parameter"),
         ('{"prompt": "a", "max_tokens": "3"}', "max_tokens='3' must be a whole number"),
@@ -104,7 +110,7 @@ def test_nothing_is_read_before_it_is_asked_for():
         ('{"prompt": "a", "logit_bias": {"x": 1}}', "logit_bias='x' must be a whole number"),
     ],
 )
-def test_a_bad_line_is_told_and_the_next_one_read(line, message):
+def test_a_bad_line_is_reported_and_the_next_one_is_read(line, message):
     bad, good = _read(line, '{"prompt": "b"}')
     assert isinstance(bad, jsonl.BadLine)
     assert re.search(message, bad.error), bad.error
@@ -128,15 +134,15 @@ def test_an_id_names_one_line_only():
     assert second == jsonl.BadLine(
         None,
         2,
-        "line 2: the id 'a' was used before, and a line without one has its number; give each "
-        "line its own.",
+        "line 2: the id 'a' is already taken (a line without an id gets its line number); give "
+        "each line a unique id.",
     )
     assert (number.id, text.id) == (1, "1")
 
 
-def test_an_id_given_to_an_earlier_line_is_not_taken_twice_as_a_line_number():
+def test_a_line_number_does_not_repeat_an_id_of_an_earlier_line():
     _, second = _read('{"id": 2, "prompt": "x"}', '{"prompt": "y"}')
-    assert "the id 2 was used before" in second.error
+    assert "the id 2 is already taken" in second.error
 
 
 def test_a_bad_line_keeps_its_own_id():
@@ -150,7 +156,7 @@ def test_an_unreadable_line_takes_no_id_from_another():
     assert isinstance(good, jsonl.Line)
 
 
-def test_a_digest_tells_prompts_apart_and_only_them():
+def test_digests_differ_exactly_if_prompts_do():
     prompts = ["", "a", "A", "[1]", [1], [11], [1, 1], [{"role": "a", "content": "b"}]]
     assert len({jsonl.digest(prompt) for prompt in prompts}) == len(prompts)
     swapped = [{"content": "b", "role": "a"}]
@@ -161,7 +167,9 @@ plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_si
 values = (
     plain | st.lists(plain, max_size=2) | st.dictionaries(st.text(max_size=2), plain, max_size=2)
 )
-names = st.sampled_from(["id", "prompt", "prompt_token_ids", "messages", "max_tokens", "?"])
+names = st.sampled_from(
+    ["id", "prompt", "prompt_token_ids", "messages", "turns", "max_tokens", "?"]
+)
 objects = st.dictionaries(names, values, max_size=3).map(lambda value: json.dumps(value).encode())
 raw_lines = st.lists(
     objects | st.binary(max_size=9).map(lambda raw: raw.replace(b"\n", b"")), max_size=6
@@ -176,7 +184,7 @@ def test_every_line_that_is_not_blank_comes_out_once_in_order(raws):
     assert len(ids) == len(set(ids))
     for line in read:
         if isinstance(line, jsonl.BadLine):
-            assert jsonl.parse(jsonl.encode(jsonl.failure(line, "")))["id"] == line.id
+            assert parse(jsonl.encode(jsonl.failure(line, "")))["id"] == line.id
 
 
 @given(st.text() | st.integers())

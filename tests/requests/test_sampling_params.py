@@ -11,7 +11,7 @@ def test_the_defaults_are_greedy():
     assert (params.max_tokens, params.temperature, params.ignore_eos) == (16, 0.0, False)
 
 
-def test_it_is_frozen_and_hashable():
+def test_parameters_are_frozen_and_hashable():
     ids = [3, 4]
     params = SamplingParams(stop_token_ids=ids)
     ids.append(5)
@@ -44,7 +44,7 @@ def test_it_is_frozen_and_hashable():
         {"allowed_token_ids": [3], "banned_token_ids": [4]},
     ],
 )
-def test_what_may_be_asked_for_can_be_kept_and_changed(options):
+def test_valid_parameters_can_be_hashed_and_changed(options):
     params = SamplingParams(**options)
     hash(params)
     changed = dataclasses.replace(params, max_tokens=17)
@@ -52,7 +52,7 @@ def test_what_may_be_asked_for_can_be_kept_and_changed(options):
     assert params.samples == bool(options.keys() & {"temperature", "adapt_temperature"})
 
 
-def test_forms_are_brought_to_one():
+def test_equivalent_forms_are_equal():
     assert SamplingParams(stop="a") == SamplingParams(stop=["a"])
     assert SamplingParams(logit_bias={"4": -2, 3: 1}).biases == {3: 1.0, 4: -2.0}
     assert SamplingParams().biases == {}
@@ -74,7 +74,7 @@ def test_forms_are_brought_to_one():
         {"max_tokens": 2**31 - 1},
     ],
 )
-def test_what_changes_nothing_is_accepted(options):
+def test_values_without_effect_are_accepted(options):
     SamplingParams(**options)
 
 
@@ -132,7 +132,7 @@ def test_what_changes_nothing_is_accepted(options):
         ({"stop_token_ids": [True]}, "must be a whole number"),
     ],
 )
-def test_wrong_types_and_ranges_are_told(options, message):
+def test_invalid_values_are_reported(options, message):
     with pytest.raises(UserError, match=message):
         SamplingParams(**options)
 
@@ -142,6 +142,6 @@ def test_parameters_by_name():
     assert SamplingParams.from_mapping({}) == SamplingParams()
 
 
-def test_an_unknown_name_is_told():
+def test_an_unknown_name_is_reported():
     with pytest.raises(UserError, match="'max_token' is not a sampling parameter"):
         SamplingParams.from_mapping({"max_token": 5})

@@ -1,4 +1,4 @@
-"""Text as it grows: nothing behind a stop string, nothing that changes later, no half character."""
+"""Growing text: it ends at a stop string, never changes later, and has no half characters."""
 
 from functools import cache
 from itertools import chain
@@ -14,7 +14,7 @@ STOP_ID = 300
 
 
 def wrapped(tokenizer, specials: range):
-    """As `transformers` gives it, with special tokens that have no text."""
+    """Wraps a tokenizer as `transformers` does, adding special tokens that have no text."""
     from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerFast
 
@@ -24,7 +24,7 @@ def wrapped(tokenizer, specials: range):
 
 @cache
 def byte_tokenizer():
-    """As GPT-2's: every byte a token, some pairs too; 298 to 300 are special."""
+    """Like GPT-2's: each byte is a token, and so are some pairs; 298 to 300 are special."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -37,9 +37,9 @@ def byte_tokenizer():
 
 @cache
 def fallback_tokenizer():
-    """As Llama 2's: words, and bytes for what they lack; drops the first space of what it decodes.
+    """Like Llama 2's: words, and bytes for all other text; decoding drops the first space.
 
-    One byte too many, and its decoder gives up the whole run of bytes.
+    A single byte too many makes its decoder reject the whole run of bytes.
     """
     from tokenizers import Tokenizer, decoders, models
 
@@ -58,7 +58,7 @@ def fallback_tokenizer():
 
 
 def ids(text: str) -> list[int]:
-    """One token a byte."""
+    """The ids of a text, one token per byte."""
     from tokenizers import pre_tokenizers
 
     pieces = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text)
@@ -74,7 +74,7 @@ def transcript(prompt: list[int] | None = None, tokenizer=None, **options) -> Tr
 
 @st.composite
 def cut(draw, tokens: st.SearchStrategy[list[int]]) -> list[list[int]]:
-    """Tokens as they may come: some at once."""
+    """Cuts tokens into runs that come at once."""
     rest, parts = draw(tokens), []
     while rest:
         count = draw(st.integers(1, len(rest)))
@@ -87,7 +87,7 @@ texts = st.text(alphabet="ab é日🎉\n", max_size=20)
 
 
 @given(cut(texts.map(ids)))
-def test_pieces_are_the_text_and_no_half_of_a_character(parts):
+def test_pieces_make_up_the_text_without_half_characters(parts):
     growing, seen = transcript(), ""
     for part in parts:
         assert growing.feed(part) is None
@@ -105,7 +105,7 @@ TOKENIZERS = {"byte-level": byte_tokenizer, "byte-fallback": fallback_tokenizer}
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
-def test_any_tokens_give_the_text_that_they_give_at_once(tokenizer: str):
+def test_the_text_does_not_depend_on_how_many_tokens_come_at_once(tokenizer: str):
     made = TOKENIZERS[tokenizer]()
 
     @settings(max_examples=200)
@@ -127,8 +127,8 @@ def test_any_tokens_give_the_text_that_they_give_at_once(tokenizer: str):
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
-def test_whole_characters_give_the_text_behind_the_prompt(tokenizer: str):
-    """Words, characters of several bytes and tokens without text, however long the run."""
+def test_whole_characters_decode_as_they_do_after_the_prompt(tokenizer: str):
+    """With words, characters of several bytes and tokens without text, in runs of any length."""
     made = TOKENIZERS[tokenizer]()
     characters = [list(character.encode()) for character in ("日", "é", "🎉", "\n", " ")]
     if tokenizer == "byte-level":
@@ -149,7 +149,7 @@ def test_whole_characters_give_the_text_behind_the_prompt(tokenizer: str):
 
 
 def first_stop(text: str, stops: list[str], min_tokens: int) -> tuple[str, str | None, int]:
-    """Text, stop string and number of tokens by trying every beginning, a byte at a time."""
+    """Finds text, stop string and number of tokens by trying every prefix, byte by byte."""
     data = text.encode()
     before = 0
     for count in range(1, len(data) + 1):
@@ -173,21 +173,21 @@ def first_stop(text: str, stops: list[str], min_tokens: int) -> tuple[str, str |
 )
 def test_stop_strings_cut_at_the_first_whole_one(text, stops, min_tokens, data):
     parts = data.draw(cut(st.just(ids(text))))
-    wanted, stop, count = first_stop(text, stops, min_tokens)
+    expected, stop, count = first_stop(text, stops, min_tokens)
     growing, seen, tokens = transcript(stop=stops, min_tokens=min_tokens), "", 0
     for part in parts:
         kept = growing.feed(part)
         tokens += len(part) if kept is None else kept
         seen += growing.take()
-        assert wanted.startswith(seen)  # what was shown is never taken back
+        assert expected.startswith(seen)  # returned text never changes
         if kept is not None:
             break
     growing.finish()
-    assert seen + growing.take() == growing.text == wanted
+    assert seen + growing.take() == growing.text == expected
     assert (growing.stop, tokens) == (stop, count)
 
 
-def test_a_stop_token_has_no_text_and_hides_none():
+def test_a_stop_token_has_no_text_and_does_not_hide_any():
     growing = transcript(stop=["xyz"])
     assert growing.feed([*ids("ab x"), STOP_ID]) is None
     assert growing.take() == "ab "  # x may begin the stop string
@@ -201,7 +201,7 @@ def test_a_character_may_begin_in_the_prompt():
     assert growing.finish() == "éa"
 
 
-def test_what_never_becomes_a_character_is_shown_at_the_end():
+def test_an_incomplete_character_is_returned_at_the_end():
     growing = transcript()
     growing.feed(ids("a日")[:-1])
     assert growing.take() == "a"
@@ -211,7 +211,7 @@ def test_what_never_becomes_a_character_is_shown_at_the_end():
 
 def test_a_stop_string_before_half_a_character_is_found_at_once():
     growing = transcript(stop=["a"])
-    assert growing.feed([*ids("b"), 256, *ids("日")[:2]]) is None  # no pair has an a in it
+    assert growing.feed([*ids("b"), 256, *ids("日")[:2]]) is None  # none of the pairs contains an a
     growing = transcript(stop=["b "])
     assert growing.feed(ids("ab 日")[:4]) == 3
     assert growing.finish() == "a"

@@ -1,4 +1,4 @@
-"""A browser without a window, for pages."""
+"""A headless browser that opens pages."""
 
 import os
 import shutil
@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 
-# Debian's headless shell is all that is needed; a whole Chromium or Chrome does as well.
+# Debian's headless shell is enough; a whole Chromium or Chrome works as well.
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """Chromium, driven by Playwright, which brings no browser of its own here."""
+    """Starts an installed Chromium with Playwright, which does not download a browser here."""
     named = os.environ.get("EMSJAX_CHROMIUM")
     path = next(filter(None, map(shutil.which, [named] if named else NAMES)), None)
     if path is None:
         pytest.fail(
-            f"there is no {named or 'Chromium'} to open the page in: `apt-get install "
-            "chromium-headless-shell` on Debian, or name any Chromium in EMSJAX_CHROMIUM",
+            f"no {named or 'Chromium'} found; `apt-get install chromium-headless-shell` on Debian, "
+            "or name any Chromium in EMSJAX_CHROMIUM",
             pytrace=False,
         )
     from playwright.sync_api import sync_playwright

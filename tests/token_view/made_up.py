@@ -1,4 +1,4 @@
-"""Outputs made by hand, with all that could spoil a page."""
+"""Handmade outputs, with every text that could break a page."""
 
 from dataclasses import replace
 
@@ -6,8 +6,8 @@ from emsjax.engine.metrics import RequestMetrics
 from emsjax.engine.trace import Trace, TraceStep
 from emsjax.requests.outputs import CompletionOutput, RequestOutput
 
-# A token's id is its place here. Texts that break a page which does not escape them; a character of
-# two tokens; one that means nothing by itself.
+# The text of each token, by id: texts that break a page unless escaped, a character of two tokens,
+# and a special token.
 TEXTS = (
     "plain",
     "<script>document.title = 'broken'</script>",
@@ -16,8 +16,8 @@ TEXTS = (
     "a 'quoted' \"word\"",
     "line\n\nbreaks\n",
     "   ",
-    "\ufffd",  # a half
-    "é",  # the other half, with the first
+    "\ufffd",  # the first half of a character
+    "é",  # the second half, which completes it
     "{{ 7 * 7 }}",
     "\u202eright to left",
     "\x00\x1b",
@@ -28,7 +28,7 @@ TAGS = (1, 2, 4)
 
 
 def trace(steps: list[TraceStep], tokens: list[int], **changes) -> Trace:
-    """Without text for halves and for special tokens."""
+    """A trace in which half characters and special tokens have no text."""
     pieces = tuple("" if token in (HALF, END) else TEXTS[token] for token in tokens)
     made = Trace(
         steps=tuple(steps),
@@ -56,7 +56,7 @@ def completion(
 
 
 def metrics(steps: list[TraceStep], longest: int = 3) -> RequestMetrics:
-    """What the engine would have counted."""
+    """The metrics that the engine would count for these steps."""
     places = range(longest)
     drafted = tuple(sum(len(step.drafted) > place for step in steps) for place in places)
     accepted = tuple(sum(step.accepted > place for step in steps) for place in places)
@@ -82,18 +82,18 @@ STEPS = [
 ]
 TOKENS = [0, 1, 2, 4, 5, 6, HALF, WHOLE, 9, 10, 11, END]
 SOURCES = {"plain": 2, "drafted": 7, "bonus": 3}
-# Tokens that stand where a draft was rejected, with the first draft token that was.
+# Tokens that replaced a rejected draft, with the first rejected draft token.
 REJECTED = {2: "a 'quoted' \"word\"", 4: TEXTS[1], 10: TEXTS[2]}
 
 
 def output(name: str = "1", **changes) -> RequestOutput:
-    """A request with all of `TEXTS`."""
+    """A request with nearly all of `TEXTS`."""
     prompt = "</pre><script>document.title = 'broken'</script>"
     made = completion(STEPS, TOKENS, **changes)
     return RequestOutput(name, prompt, (1, 2), [made], metrics(STEPS))
 
 
 def small(name: str = "1", drafted: tuple[int, ...] = (), **changes) -> RequestOutput:
-    """A request with a token and no more."""
+    """A request with a single token."""
     steps = [TraceStep(drafted, 0, 1)]
     return RequestOutput(name, "p", (1,), [completion(steps, [0], **changes)], metrics(steps))

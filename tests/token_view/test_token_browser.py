@@ -1,4 +1,4 @@
-"""The page in a browser: what is there, what pointer and keyboard show, what is asked for."""
+"""The page in a browser: its content, pointer and keyboard, and that it loads nothing."""
 
 import re
 from collections import Counter
@@ -20,29 +20,29 @@ Open = Callable[..., Any]
 
 @pytest.fixture
 def opened(browser, tmp_path: Path) -> Iterator[Open]:
-    """Opens a report; no page may complain, or ask for anything but itself."""
+    """Opens reports; fails if a page logs anything or requests more than itself."""
     pages = []
 
     def open_report(report: Report, **options) -> Any:
         path = tmp_path / f"{len(pages)}.html"
         report.save(path)
         page = browser.new_page(**options)
-        pages.append((page, path.as_uri(), asked := [], said := []))
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
+        pages.append((page, path.as_uri(), requested := [], logged := []))
+        page.on("request", lambda request: requested.append(request.url))
+        page.on("console", lambda message: logged.append(message.text))
+        page.on("pageerror", lambda error: logged.append(str(error)))
         page.goto(path.as_uri())
         return page
 
     yield open_report
-    for page, address, asked, said in pages:
-        assert said == []
-        assert asked == [address]
+    for page, address, requested, logged in pages:
+        assert logged == []
+        assert requested == [address]
         page.close()
 
 
 def sources_of(page) -> Counter:
-    """Tokens in the page's texts by what they are marked with."""
+    """Counts the tokens in the page's texts by the source they are marked with."""
     return Counter(
         {
             source: page.locator(f".text .t.{source}").count()
@@ -61,7 +61,7 @@ def no_tip_after(page) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def outputs(model_dir: str):  # noqa: F811
-    """Of a real engine: refills, several outputs of a request, a stop string."""
+    """Outputs of a real engine: refilled slots, several outputs per request, a stop string."""
     llm = LLM(model_dir, trace=True, max_batch_size=2, max_model_len=128, exact=True)
     prompts = [[7, 8, 9] * 6, [11], [5, 6] * 10, list(range(3, 40)), [7, 7, 7, 7]]
     params = SamplingParams(max_tokens=20, temperature=1.0, n=2, seed=3, stop=["1 w"])
@@ -78,8 +78,8 @@ def test_counts_are_those_of_the_metrics(opened: Open, outputs, scheme: str):
     assert counts == report.sources
     assert counts.total() == sum(each.emitted_tokens for each in metrics)
     steps = [s for o in outputs for c in o.outputs for s in c.trace.steps]
-    behind = sum(step.accepted - min(step.accepted, step.emitted) for step in steps)
-    assert counts["drafted"] == sum(each.accepted_tokens for each in metrics) - behind > 0
+    beyond_stop = sum(step.accepted - min(step.accepted, step.emitted) for step in steps)
+    assert counts["drafted"] == sum(each.accepted_tokens for each in metrics) - beyond_stop > 0
     assert page.locator(".text .s").count() == sum(each.target_steps for each in metrics)
     for source, count in counts.items():
         entry = page.locator(f".key [data-source={source}] b")
@@ -91,7 +91,7 @@ def test_counts_are_those_of_the_metrics(opened: Open, outputs, scheme: str):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_what_models_write_is_text(opened: Open, scheme: str):
+def test_generated_text_is_never_run(opened: Open, scheme: str):
     page = opened(Report(output(), title="the title"), color_scheme=scheme)
     assert page.title() == "the title", "a script of the text has run"
     assert sources_of(page) == SOURCES
@@ -100,7 +100,7 @@ def test_what_models_write_is_text(opened: Open, scheme: str):
     assert page.locator(f".text [data-id='{HALF}'] .half").bounding_box()["width"] > 4
 
 
-def test_the_pointer_shows_what_was_rejected(opened: Open):
+def test_hovering_shows_the_rejected_draft(opened: Open):
     page = opened(Report(output()))
     marks = page.locator(".text .miss")
     places = [TOKENS.index(token) for token in REJECTED if token in TOKENS]
@@ -115,13 +115,13 @@ def test_the_pointer_shows_what_was_rejected(opened: Open):
     assert page.locator(".on, .cursor:visible").count() == 0
 
 
-def test_a_step_tells_what_was_accepted_and_what_came_to_nothing(opened: Open):
+def test_the_tip_of_a_step_shows_accepted_and_dropped_drafts(opened: Open):
     page = opened(Report(output()))
     page.locator(".text .t").nth(1).hover()
     tip = page.locator("#tip")
     assert re.match(r"Step 2 of 6: 2 tokens\s+drafted", tip.inner_text())
     kinds = [guess.get_attribute("class") for guess in page.locator("#tip .guess").all()]
-    assert kinds == ["guess accepted", "guess wrong", "guess behind", "guess bonus"]
+    assert kinds == ["guess accepted", "guess wrong", "guess dropped", "guess bonus"]
     page.locator(".text .t").last.hover()
     assert "The text ended here; the rest of the draft was dropped." in tip.inner_text()
     assert page.locator("#tip .wrong").count() == 0
@@ -129,7 +129,7 @@ def test_a_step_tells_what_was_accepted_and_what_came_to_nothing(opened: Open):
     assert "Nothing was drafted" in tip.inner_text()
 
 
-def test_the_keyboard_shows_it_too(opened: Open):
+def test_the_keyboard_shows_the_tips_too(opened: Open):
     page = opened(Report(output()))
     for _ in range(20):
         page.keyboard.press("Tab")
@@ -154,8 +154,8 @@ def test_the_keyboard_shows_it_too(opened: Open):
         assert page.locator(".at").get_attribute("data-id") == str(TOKENS[0])
 
 
-def test_the_keyboard_goes_to_what_is_not_in_sight(opened: Open):
-    """What is told of a token stays beside it while the page scrolls there."""
+def test_the_keyboard_scrolls_to_tokens_out_of_sight(opened: Open):
+    """The tip stays next to its token while the page scrolls."""
     page = opened(
         Report([*(output(str(n)) for n in range(12))]), viewport={"width": 600, "height": 400}
     )
@@ -163,14 +163,14 @@ def test_the_keyboard_goes_to_what_is_not_in_sight(opened: Open):
     page.keyboard.press("ArrowDown")
     token, tip = page.locator(".at"), page.locator("#tip")
     for _ in range(2):
-        at, beside = token.bounding_box(), tip.bounding_box()
+        at, tip_box = token.bounding_box(), tip.bounding_box()
         assert 0 <= at["y"] <= 400
-        assert abs(beside["y"] - at["y"]) < beside["height"] + 60
+        assert abs(tip_box["y"] - at["y"]) < tip_box["height"] + 60
         page.mouse.wheel(0, 40)
         page.evaluate("new Promise(requestAnimationFrame)")
 
 
-def test_a_chart_tells_of_its_steps(opened: Open):
+def test_hovering_over_a_chart_describes_its_steps(opened: Open):
     page = opened(Report(output()))
     chart = page.locator(".chart")
     box = chart.bounding_box()
@@ -179,7 +179,7 @@ def test_a_chart_tells_of_its_steps(opened: Open):
     assert page.locator(".s.on").count() == 1
 
 
-def test_a_stay_in_a_slot_leads_to_its_text(opened: Open):
+def test_a_stay_in_a_slot_links_to_its_text(opened: Open):
     reports = [
         output("a"),
         output("b", first_step=8),
@@ -195,7 +195,7 @@ def test_a_stay_in_a_slot_leads_to_its_text(opened: Open):
     assert page.url.endswith(".html"), "a notebook's frame must not go elsewhere"
 
 
-def test_bars_are_as_high_as_their_shares(opened: Open):
+def test_the_height_of_bars_is_proportional_to_their_shares(opened: Open):
     page = opened(Report(output()))
     bars = page.locator(".acceptance .bar").all()
     metrics = output().metrics
@@ -213,7 +213,7 @@ def test_bars_are_as_high_as_their_shares(opened: Open):
 
 
 def contrast(page, selector: str) -> float:
-    """Of the text of an element with what is behind it, as WCAG 2 has it."""
+    """The contrast of an element's text with its background, as defined by WCAG 2."""
     return page.locator(selector).first.evaluate(
         """element => {
           const canvas = document.createElement("canvas")
@@ -225,11 +225,11 @@ def contrast(page, selector: str) -> float:
             const linear = x => (x /= 255) <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4;
             return .2126 * linear(r) + .7152 * linear(g) + .0722 * linear(b);
           };
-          let behind = element;
-          while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") {
-            behind = behind.parentElement;
+          let parent = element;
+          while (getComputedStyle(parent).backgroundColor === "rgba(0, 0, 0, 0)") {
+            parent = parent.parentElement;
           }
-          const found = [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor];
+          const found = [getComputedStyle(element).color, getComputedStyle(parent).backgroundColor];
           const [low, high] = found.map(light).sort((a, b) => a - b);
           return (high + .05) / (low + .05);
         }"""
@@ -237,10 +237,10 @@ def contrast(page, selector: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_can_be_read(opened: Open, scheme: str):
+def test_the_contrast_is_sufficient(opened: Open, scheme: str):
     page = opened(Report([output(), output("2", run_began=7.0)]), color_scheme=scheme)
-    behind = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (behind == "rgb(252, 252, 251)") == (scheme == "light")
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(252, 252, 251)") == (scheme == "light")
     words = (
         ".text .plain",
         ".text .drafted",
@@ -266,11 +266,11 @@ def test_sources_differ_by_more_than_their_colour(opened: Open):
     line = "e => (s => [s.borderBottomStyle, s.borderBottomColor])(getComputedStyle(e))"
     lines = [page.locator(f".text .{name}").first.evaluate(line) for name in SOURCES]
     assert [style for style, _ in lines] == ["solid", "solid", "dashed"]
-    assert lines[0][1] == "rgba(0, 0, 0, 0)", "no line under what is plain"
+    assert lines[0][1] == "rgba(0, 0, 0, 0)", "plain tokens have no underline"
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])
-def test_no_window_is_too_narrow(opened: Open, outputs, width: int):
+def test_the_page_fits_narrow_windows(opened: Open, outputs, width: int):
     page = opened(Report([*outputs, output()]), viewport={"width": width, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.locator(".text .miss").last.hover()
@@ -279,14 +279,14 @@ def test_no_window_is_too_narrow(opened: Open, outputs, width: int):
     assert box["x"] + box["width"] <= width
 
 
-def test_a_notebooks_frame_shows_the_same(browser, tmp_path: Path):
-    """In a frame without any right but that to run scripts."""
+def test_the_frame_of_a_notebook_works_like_the_page(browser, tmp_path: Path):
+    """The frame is only allowed to run scripts."""
     notebook = tmp_path / "notebook.html"
     notebook.write_text(f"<h1>mine</h1>{Report(output())._repr_html_()}", encoding="utf-8")
     page = browser.new_page()
-    said = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
+    logged = []
+    page.on("console", lambda message: logged.append(message.text))
+    page.on("pageerror", lambda error: logged.append(str(error)))
     page.goto(notebook.as_uri())
     frame = page.frame_locator("iframe")
     assert frame.locator(".text .t").count() == len(TOKENS)
@@ -297,5 +297,5 @@ def test_a_notebooks_frame_shows_the_same(browser, tmp_path: Path):
     assert page.locator("h1").evaluate("e => getComputedStyle(e).fontSize") == "32px", (
         "no style leaks"
     )
-    assert said == []
+    assert logged == []
     page.close()

@@ -1,4 +1,4 @@
-"""The page as text: what is in it, what is escaped, what bounds it, where it goes."""
+"""The page as text: its content, escaping, size and file."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from emsjax.token_view.timeline import timelines
 
 
 class Page(HTMLParser):
-    """Elements and texts of a page."""
+    """The elements and texts of a page."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -31,15 +31,15 @@ class Page(HTMLParser):
     def handle_data(self, data):
         self.texts.append(data)
 
-    def having(self, **wanted) -> list[dict]:
+    def having(self, **values) -> list[dict]:
         return [
             attrs
             for _, attrs in self.tags
-            if all(value in str(attrs.get(name, "")).split() for name, value in wanted.items())
+            if all(value in str(attrs.get(name, "")).split() for name, value in values.items())
         ]
 
 
-def test_tokens_are_marked_by_where_they_came_from():
+def test_tokens_are_marked_by_their_source():
     report = Report(output())
     page = Page(report.html())
     assert report.sources == SOURCES
@@ -52,17 +52,17 @@ def test_tokens_are_marked_by_where_they_came_from():
     assert ids == TOKENS
 
 
-def test_nothing_a_model_writes_becomes_an_element():
+def test_generated_text_never_becomes_an_element():
     page = Page(Report([output(), small("</title><script>1</script>")], title="<b>").html())
     counts = {name: sum(tag == name for tag, _ in page.tags) for name in ("script", "img", "b")}
-    assert counts == {"script": 1, "img": 0, "b": 3}, "the page's own only"
+    assert counts == {"script": 1, "img": 0, "b": 3}, "only those of the page itself"
     assert "49" not in "".join(page.texts)
     assert TEXTS[1] in page.texts
     (title,) = [text for text in page.texts if text == "<b>"][:1]
     assert title
 
 
-def test_drafts_are_data_that_is_read_back():
+def test_drafts_are_stored_as_data_attributes():
     page = Page(Report(output()).html())
     drafts = page.having(**{"class": "s"})
     found = [attrs.get("data-draft") for attrs in drafts]
@@ -74,7 +74,7 @@ def test_drafts_are_data_that_is_read_back():
     assert ["data-ended" in attrs for attrs in drafts] == [False] * 5 + [True]
 
 
-def test_parts_of_characters_and_special_tokens_have_a_place_without_text():
+def test_parts_of_characters_and_special_tokens_are_shown_without_text():
     (shown,) = shown_outputs(output(), "1", 0)
     tokens = {token.id: token for step in shown.steps for token in step.tokens}
     assert (tokens[7].text, tokens[7].name) == ("", "")
@@ -86,12 +86,12 @@ def test_parts_of_characters_and_special_tokens_have_a_place_without_text():
     assert '<span class="name">&lt;|end|&gt;</span>' in page
 
 
-def test_a_draft_token_that_is_no_text_is_named_by_its_id():
+def test_a_draft_token_without_text_is_shown_by_its_id():
     (shown,) = shown_outputs(small(drafted=(7, 0)), "1", 0)
     assert shown.steps[0].drafted == ["#7", "plain"]
 
 
-def test_text_behind_a_stop_string_is_shown_as_cut():
+def test_text_after_a_stop_string_is_shown_as_cut():
     steps = [TraceStep((5, 6), 1, 2)]
     made = completion(steps, [5, 4], "line\n\nbreaks\na 'qu")
     (shown,) = shown_outputs(RequestOutput("1", "p", (1,), [made], metrics(steps)), "1", 0)
@@ -108,15 +108,15 @@ def test_ids_without_a_tokenizer():
     assert shown.steps[1].drafted == ["#1", "#4", "#3"]
 
 
-def test_accepted_tokens_behind_a_stop_string_are_told():
+def test_accepted_tokens_after_a_stop_string_are_reported():
     steps = [TraceStep((0, 0), 2, 1), TraceStep((0,), 1, 0)]
     made = RequestOutput("1", "p", (1,), [completion(steps, [0])], metrics(steps))
     report = Report(made)
     assert report.sources == {"drafted": 1}
-    assert "2 accepted tokens more lie behind the stop string" in report.html()
+    assert "2 accepted tokens after a stop string are in no text" in report.html()
 
 
-def test_only_so_many_texts_are_kept_and_all_are_counted():
+def test_the_number_of_texts_is_bounded_and_all_requests_are_counted():
     report = Report((small(str(number)) for number in range(7)), most_outputs=3)
     page = report.html()
     assert page.count("<article") == 3
@@ -125,11 +125,11 @@ def test_only_so_many_texts_are_kept_and_all_are_counted():
     assert report.sources == {"plain": 7}
 
 
-def test_a_page_on_nothing():
+def test_a_page_without_requests():
     assert "No request has finished." in Report().html()
 
 
-def test_texts_come_in_the_order_of_their_slots():
+def test_texts_are_in_the_order_in_which_they_entered_their_slots():
     first, second, third = (
         small(name, slot=slot, first_step=step)
         for name, slot, step in (("a", 0, 0), ("b", 1, 0), ("c", 0, 5))
@@ -144,10 +144,10 @@ def test_several_outputs_of_a_request():
     request = RequestOutput("x", "the prompt", (1,), made, metrics(steps))
     page = Report(request).html()
     assert re.findall("<h3>(.*?)</h3>", page) == ["Request x, output 1", "Request x, output 2"]
-    assert page.count("<details") == 1, "the prompt is theirs together"
+    assert page.count("<details") == 1, "the outputs share the prompt"
 
 
-def test_a_timeline_has_a_lane_for_each_slot_and_one_run_beside_another():
+def test_each_run_has_a_timeline_with_a_lane_for_each_slot():
     outputs = [
         shown
         for number, (slot, step, began) in enumerate(
@@ -164,13 +164,13 @@ def test_a_timeline_has_a_lane_for_each_slot_and_one_run_beside_another():
     ]
     assert (first.steps, second.steps) == (6, 3)
     assert first.ticks == [0, 1, 2, 3, 4, 5, 6]
-    assert "steps 4 to 6 of the batch" in first.lanes[0].stays[1].told[1]
+    assert "steps 4 to 6 of the batch" in first.lanes[0].stays[1].description[1]
     (shared,) = shown_outputs(small(prompt_shared=True, prefill_steps=0), "1", 0)
     (timeline,) = timelines([shared])
     assert timeline.lanes[0].stays[0].prefill == 0
 
 
-def test_columns_are_as_high_as_steps_emitted():
+def test_the_height_of_a_column_is_the_number_of_emitted_tokens():
     steps = [TraceStep((), 0, 1), TraceStep((1, 2, 3), 2, 3), TraceStep((1, 2), 2, 2)]
     found = columns(enumerate(steps))
     assert found.plain == "M0 0h0.84v-1h-0.84z"
@@ -187,7 +187,7 @@ def test_a_notebook_shows_the_page_in_a_frame():
     assert attrs["sandbox"] == "allow-scripts"
 
 
-def test_a_page_replaces_what_was_there(tmp_path: Path):
+def test_a_page_replaces_an_existing_file(tmp_path: Path):
     path = tmp_path / "page.html"
     path.write_text("before")
     report = Report(output())
@@ -196,12 +196,12 @@ def test_a_page_replaces_what_was_there(tmp_path: Path):
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
 
 
-def test_a_name_that_utf_8_cannot_write_is_no_obstacle(tmp_path: Path):
+def test_a_name_that_utf8_cannot_encode_is_replaced(tmp_path: Path):
     Report(small("\ud800")).save(tmp_path / "page.html")
     assert "<h3>Request ?</h3>" in (tmp_path / "page.html").read_text()
 
 
-def test_where_no_page_can_be(tmp_path: Path):
+def test_a_page_that_cannot_be_written_is_reported(tmp_path: Path):
     for path in (tmp_path, tmp_path / "no" / "page.html", Path("/dev/null")):
         with pytest.raises(UserError, match="cannot write the report to"):
             Report().save(path)
@@ -209,7 +209,7 @@ def test_where_no_page_can_be(tmp_path: Path):
         Report(most_outputs=0)
 
 
-def test_the_page_of_a_run_that_failed_has_what_was_finished(tmp_path: Path, capsys):
+def test_the_page_of_an_interrupted_run_has_the_finished_requests(tmp_path: Path, capsys):
     def run(*outputs):
         with page_of_run(str(tmp_path / "page.html"), "title") as show:
             for each in outputs:
@@ -222,11 +222,11 @@ def test_the_page_of_a_run_that_failed_has_what_was_finished(tmp_path: Path, cap
     with pytest.raises(KeyboardInterrupt):
         run(small('"a name"'))
     assert "Request a name" in (tmp_path / "page.html").read_text()
-    assert capsys.readouterr().err == f"the report is in {tmp_path / 'page.html'}\n"
+    assert capsys.readouterr().err == f"wrote the report to {tmp_path / 'page.html'}\n"
 
 
-def test_the_page_asks_for_nothing():
-    """No address in it but those of names: no import, no link, no font."""
+def test_the_page_loads_nothing():
+    """The page has no import, link or font; the only address in it is a namespace."""
     page = Report(output()).html().replace("http://www.w3.org/2000/svg", "")
     assert not re.findall(r"https?://|@import|url\(", page)
     assert len(Report().html()) < 32_000, "style and script stay small"

@@ -146,14 +146,17 @@ def test_a_damaged_draft_is_refused(
     ("content", "says"),
     [
         ("", r"there is no prompt of at most \d+ tokens"),
-        ('{"prompt_token_ids": [4]}\nnonsense\n', "line 2 is no prompt"),
-        ('{"text": ["a", "b"]}', "line 1 is no prompt"),
-        ('{"prompt": 7}', "line 1 is no prompt"),
-        ('{"messages": ["a"]}', "line 1 is no prompt"),
+        ('{"prompt_token_ids": [4]}\nnonsense\n', "line 2: not JSON"),
+        ('{"text": ["a", "b"]}', "line 1: text must be text, not a list"),
+        ('{"prompt": 7}', "line 1: prompt must be text, not a number"),
+        ('{"messages": ["a"]}', "line 1: each of messages must be an object"),
         # Ends of lines to Python, none to JSON: line 2 is the third line of the text.
-        ('{"prompt_token_ids": [4], "x": "\u2028"}\nnonsense\n', "line 2 is no prompt"),
+        ('{"prompt_token_ids": [4], "x": "\u2028"}\nnonsense\n', "line 2: not JSON"),
         ('{"prompt": "text"}\n', "the target has no tokenizer"),
-        ('{"prompt_token_ids": [4, 999999]}\n', "the tokens go from 0 to"),
+        (
+            '{"prompt_token_ids": [4, 999999]}\n',
+            "token id 999999 is outside the vocabulary; give ids from 0 to",
+        ),
         ('{"prompt_token_ids": "123"}\n', "must be a list of whole numbers"),
         ('{"prompt_token_ids": [4, 5]}\n', "too few to learn from some and hold out others"),
     ],
