@@ -61,7 +61,7 @@ def _yarn(settings: Settings, head_dim: int, max_positions: int) -> tuple[np.nda
     return base / factor * ramp + base * (1 - ramp), attention_factor
 
 
-# By `rope_type`. Each takes settings, H and the longest sequence that the model supports, and returns
+# By `rope_type`. Each takes settings, H and the most positions that the model supports, and returns
 # frequencies [H / 2] and the attention factor.
 SCALINGS: Mapping[str, Callable[[Settings, int, int], tuple[np.ndarray, float]]] = MappingProxyType(
     {"default": _default, "linear": _linear, "llama3": _llama3, "yarn": _yarn}
