@@ -1,4 +1,4 @@
-"""Prompts for the target to write about: JSON lines, or plain text to go on with."""
+"""Reads prompts for the target: JSON lines, or plain text to continue."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,18 +10,23 @@ from emsjax.errors import UserError
 from emsjax.loading.load import LoadedModel
 from emsjax.requests import jsonl
 
-# Of a plain text the target reads so many tokens of each passage and goes on from there.
+# The target reads this many tokens of a passage of text and continues from there.
 PASSAGE_TOKENS = 48
 
 
 def read_prompts(files: Sequence[Path], target: LoadedModel, longest: int) -> list[list[int]]:
-    """Token ids of all prompts, those longer than `longest` left out.
+    """Returns the token ids of all prompts that are not too long.
 
-    A `.jsonl` file has one object a line with `prompt`, `messages`, `prompt_token_ids` or `text`;
-    any other file is plain text with an empty line between passages.
+    A `.jsonl` file has one object per line, with `prompt`, `messages`, `prompt_token_ids` or
+    `text`. Any other file is plain text, with an empty line between passages.
+
+    Args:
+      files: the files to read.
+      target: the model whose tokenizer is used.
+      longest: most tokens of a prompt; longer prompts are left out.
 
     Raises:
-      UserError: a file cannot be read, or holds no prompt.
+      UserError: a file cannot be read or has an invalid line, or no prompt is left.
     """
     prompts = [ids for file in files for ids in _of_file(file, target)]
     model: Any = target.model
@@ -29,7 +34,9 @@ def read_prompts(files: Sequence[Path], target: LoadedModel, longest: int) -> li
     kept = [ids for ids in prompts if 0 < len(ids) <= longest]
     if not kept:
         names = ", ".join(map(str, files))
-        raise UserError(f"there is no prompt of at most {longest} tokens in {names}")
+        raise UserError(
+            f"no prompt in {names} has between 1 and {longest} tokens; add shorter prompts"
+        )
     return kept
 
 
@@ -40,7 +47,8 @@ def _of_file(file: Path, target: LoadedModel) -> Iterator[list[int]]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {str(file)!r} ({error})") from error
     if file.suffix == ".jsonl":
-        # Not of the text, which has more ends of lines than JSON lines have.
+        # Split bytes, not text: `str.splitlines` also splits at characters that JSON strings may
+        # contain, such as U+2028.
         for number, line in enumerate(content.splitlines(), start=1):
             if line.strip():
                 yield _of_line(line, f"{file}, line {number}", target)
@@ -55,8 +63,8 @@ def _of_line(line: bytes, where: str, target: LoadedModel) -> list[int]:
         return _of_object(jsonl.parse(line), target)
     except (ValueError, TypeError, KeyError, TemplateError) as error:
         raise UserError(
-            f"{where} is no prompt ({error}): it needs 'prompt', 'messages', 'prompt_token_ids' or "
-            "'text'"
+            f"{where} is not a valid prompt ({error}); it must have 'prompt', 'messages', "
+            "'prompt_token_ids' or 'text'"
         ) from error
 
 
@@ -77,18 +85,18 @@ def _of_object(content: dict[str, Any], target: LoadedModel) -> list[int]:
 
 
 def _checked(ids: Any, target: LoadedModel) -> list[int]:
-    """Token ids, if they are that."""
+    """Checks that `ids` is a list of token ids of the target and returns it."""
     model: Any = target.model
     if not isinstance(ids, list) or not all(type(token) is int for token in ids):
         raise TypeError("'prompt_token_ids' must be a list of whole numbers")
     if any(not 0 <= token < model.vocab_size for token in ids):
-        raise ValueError(f"the tokens go from 0 to {model.vocab_size - 1}")
+        raise ValueError(f"token ids must be between 0 and {model.vocab_size - 1}")
     return ids
 
 
 def _tokens(text: Any, target: LoadedModel) -> list[int]:
     if not isinstance(text, str):
-        raise TypeError(f"{text!r} is no text")
+        raise TypeError(f"{text!r} is not a string")
     if target.tokenizer is None:
         raise TypeError("the target has no tokenizer")
     return list(target.tokenizer(text)["input_ids"])
