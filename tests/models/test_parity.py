@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 
 
 def our_logits(model, tokens: np.ndarray, chunk: int) -> np.ndarray:
-    """Returns logits [B, length, V] of the packed forward pass, `chunk` tokens per slot and step."""
+    """Returns logits [B, length, V] of the packed forward pass, `chunk` tokens per slot."""
     num_slots, length = tokens.shape
     spec = model.cache_spec(num_slots, 256)
     # Unwritten entries are NaN, so that reading past kv_lens is noticed.
