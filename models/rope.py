@@ -80,6 +80,7 @@ def rope_from_config(config: Mapping[str, Any], head_dim: int) -> Rope:
     """
     settings = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     settings.setdefault("rope_theta", config.get("rope_theta") or 10000.0)
+    # Older configurations call it "type".
     kind = settings.get("rope_type") or settings.get("type") or "default"
     if kind not in SCALINGS:
         raise UserError(

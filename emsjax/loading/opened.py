@@ -132,6 +132,7 @@ def _generation_config(directory: Path) -> dict[str, Any]:
 def _name(directory: Path) -> str:
     """Returns the directory's name, or the hub id for a snapshot in the hub's cache."""
     directory = directory.resolve()
+    # The cache lays snapshots out as models--owner--name/snapshots/<commit>.
     if directory.parent.name == "snapshots":
         return directory.parent.parent.name.removeprefix("models--").replace("--", "/")
     return directory.name

@@ -47,6 +47,7 @@ def write_own_prompts(
     """
     begun = file.with_suffix("")
     if file.exists():
+        # A run may have been killed between writing the file and removing the directory.
         shutil.rmtree(begun, ignore_errors=True)
         return
     how = replace(

@@ -143,6 +143,7 @@ def _read(file: Path) -> list[Text]:
         with file.open("rb") as stream, np.load(stream) as content:
             ends = np.cumsum(content["lens"])
             tokens = np.split(content["tokens"], ends[:-1])
+            # Each text has one hidden state fewer than it has tokens.
             hidden = np.split(content["hidden"], (ends - np.arange(1, len(ends) + 1))[:-1])
             return list(map(Text, content["prompts"], content["outputs"], tokens, hidden))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:

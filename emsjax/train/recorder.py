@@ -43,6 +43,7 @@ class Recorder:
         assert state.hidden is not None
         num_slots, capacity = state.tokens.shape
         slots = jnp.arange(num_slots, dtype=jnp.int32)
+        # A slot that still reads its prompt has no new hidden state; its write is dropped.
         decoding = state.live & (state.lens - state.kv_lens == 1)
         places = jnp.where(decoding, state.lens - 1, capacity)
         written = state.drafter.at[slots, places].set(state.hidden.astype(jnp.float32), mode="drop")

@@ -63,6 +63,7 @@ def settings_before(training: Training) -> dict[str, Any] | None:
         return None
     before = read_json(file, "delete it and run again")
     for name, value in _as_json(training).items():
+        # A run may be moved, or be named by another path.
         if value != before.get(name) and name != "output":
             raise UserError(
                 f"{training.output} holds a run with {name} {before.get(name)}, not {value}; give "

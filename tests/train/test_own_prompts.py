@@ -65,19 +65,19 @@ def test_an_interrupted_run_writes_the_same_messages(
 ):
     monkeypatch.setattr("emsjax.train.record.TEXTS_PER_FILE", 3)
     file = tmp_path / "own.jsonl"
-    told: list[int] = []
+    reported: list[int] = []
 
     def kill(done: int, _wanted: int) -> None:
-        told.append(done)
+        reported.append(done)
         if done == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         write(target, file, kill)
     assert not file.exists()
-    told.clear()
-    assert write(target, file, lambda done, _wanted: told.append(done)) == messages
-    assert told == list(range(4, COUNT + 1)), "three texts were kept"
+    reported.clear()
+    assert write(target, file, lambda done, _wanted: reported.append(done)) == messages
+    assert reported == list(range(4, COUNT + 1)), "three texts were kept"
     assert [each.name for each in tmp_path.iterdir()] == ["own.jsonl"]
     (tmp_path / "own").mkdir()  # as if the run was killed just before it removed this directory
     assert write(target, file, kill) == messages
@@ -107,9 +107,9 @@ def training(model: Path, output: Path) -> Training:
 
 
 def test_a_draft_is_trained_on_made_up_prompts_alone(chat_model: Path, tmp_path: Path):
-    told: list[tuple[int, int]] = []
-    draft = train(training(chat_model, tmp_path), lambda *count: told.append(count))
-    assert told[0] == (1, COUNT)
+    reported: list[tuple[int, int]] = []
+    draft = train(training(chat_model, tmp_path), lambda *count: reported.append(count))
+    assert reported[0] == (1, COUNT)
     manifest = json.loads((draft / "draft.json").read_text())
     assert "in answer to prompts from the model itself" in manifest["trained_on"]
     with (tmp_path / "own-prompts.jsonl").open("a") as file:

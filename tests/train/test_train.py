@@ -127,7 +127,7 @@ def test_a_draft_for_another_target_is_refused(trained: Path):
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "says"),
+    ("file", "content", "message"),
     [
         ("draft.safetensors", b"no tensors", "is damaged"),
         ("draft.json", b"{", "draft.json"),
@@ -136,16 +136,16 @@ def test_a_draft_for_another_target_is_refused(trained: Path):
     ],
 )
 def test_a_damaged_draft_is_refused(
-    trained: Path, tmp_path: Path, file: str, content: bytes, says: str
+    trained: Path, tmp_path: Path, file: str, content: bytes, message: str
 ):
     shutil.copytree(trained / "draft", tmp_path / "draft")
     (tmp_path / "draft" / file).write_bytes(content)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         LLM(str(checkpoint("llama3")), draft_model=str(tmp_path / "draft"))
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         ("", r"no prompt in .* has between 1 and \d+ tokens"),
         ('{"prompt_token_ids": [4]}\nnonsense\n', "line 2 is not a valid prompt"),
@@ -160,10 +160,10 @@ def test_a_damaged_draft_is_refused(
         ('{"prompt_token_ids": [4, 5]}\n', "too few to train on some and hold out others"),
     ],
 )
-def test_invalid_prompt_files(tmp_path: Path, content: str, says: str):
+def test_invalid_prompt_files(tmp_path: Path, content: str, message: str):
     file = tmp_path / "bad.jsonl"
     file.write_text(content)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         train(training(file, tmp_path / "run"))
 
 

@@ -33,6 +33,7 @@ class GgufReader(gguf.GGUFReader):
             try:
                 super()._build_tensors(start_offs, [field])
             except ValueError:
+                # The package raises ValueError for an unknown quantisation, too.
                 if field.parts[4][0] not in _KINDS:
                     raise
                 shape = tuple(field.parts[3].tolist()[::-1])

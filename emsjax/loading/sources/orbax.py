@@ -54,5 +54,6 @@ def _array(meta: Path) -> tuple[Path, np.dtype[Any], tuple[int, ...]]:
             f"{meta.parent} is compressed or in several chunks, so another program wrote it; "
             "convert the original model with `python -m emsjax.convert`."
         )
+    # The only chunk is named after its index: "0" for a vector, "0.0.0" for a stack of matrices.
     separator = about.get("dimension_separator", ".")
     return meta.parent / separator.join("0" * max(len(shape), 1)), np.dtype(about["dtype"]), shape

@@ -91,7 +91,7 @@ class SafetensorsSource:
                 f"tensor {name} in {entry.file} has dtype {entry.dtype}, which cannot be read; "
                 f"use a copy in one of {', '.join(_DTYPES)}."
             )
-        if 0 in entry.shape:
+        if 0 in entry.shape:  # an empty range cannot be mapped
             return np.empty(entry.shape, _DTYPES[entry.dtype])
         raw = np.memmap(entry.file, np.uint8, "r", entry.start, (entry.stop - entry.start,))
         return raw.view(_DTYPES[entry.dtype]).reshape(entry.shape)
