@@ -78,9 +78,9 @@ def check_vocabulary(draft: LoadedModel, target: LoadedModel) -> None:
     for token in sorted(ours.keys() | theirs.keys()):  # ids may have gaps
         if ours.get(token) != theirs.get(token):
             raise UserError(
-                f"the draft model {draft.name} and {target.name} have different vocabularies: "
-                f"token {token} is {_shown(theirs.get(token))} in the first and "
-                f"{_shown(ours.get(token))} in the second; choose a draft model of the same family"
+                f"the vocabulary of the draft model {draft.name} differs from that of "
+                f"{target.name}: token {token} is {_shown(theirs.get(token))} there and "
+                f"{_shown(ours.get(token))} here; choose a draft model of the same family"
             )
 
 
