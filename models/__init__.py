@@ -1,1 +1,1 @@
-"""Language models as flax.nnx definitions with declarative weight maps."""
+"""Language models: flax.nnx definitions with declarative weight maps."""

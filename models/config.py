@@ -1,4 +1,4 @@
-"""The configuration of a decoder: what differs between the families, and nothing else."""
+"""The configuration of a decoder: only the settings in which families differ."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,8 +11,8 @@ class Rope:
     """Rotary position embedding.
 
     Attributes:
-      inverse_frequencies: one angle per token and pair of lanes, [H / 2], scaling included.
-      attention_factor: factor on both sine and cosine (YaRN; 1 elsewhere).
+      inverse_frequencies: angle per position for each pair of lanes, [H / 2], after scaling.
+      attention_factor: factor on sine and cosine; other than 1 only for YaRN.
     """
 
     inverse_frequencies: tuple[float, ...]
@@ -21,34 +21,35 @@ class Rope:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """A decoder-only transformer.
+    """The configuration of a decoder-only transformer.
 
     Attributes:
       vocab_size: V.
       hidden_size: D.
       intermediate_size: width of the feed-forward layer.
       num_layers: L.
-      num_heads: N, query heads.
-      num_kv_heads: K, key/value heads.
+      num_heads: N, the number of query heads.
+      num_kv_heads: K, the number of key/value heads.
       head_dim: H.
-      max_positions: longest sequence the model was made for.
+      max_positions: longest sequence that the model supports, in tokens.
       norm: kind of normalisation.
-      norm_eps: its epsilon.
-      pre_norm: normalise before each sublayer; False normalises after the residual sum.
-      final_norm: normalise before the output projection.
-      activation: of the feed-forward layer.
-      gated: the feed-forward layer multiplies by a gate (SwiGLU).
-      qkv_bias: bias on the query, key and value projections.
-      out_bias: bias on the attention's output projection.
-      mlp_bias: bias on the feed-forward projections.
-      qk_norm: RMS norm on each query and key head.
+      norm_eps: epsilon of the normalisation.
+      pre_norm: whether to normalise before each sublayer; False normalises after the residual sum.
+      final_norm: whether to normalise before the output projection.
+      activation: activation of the feed-forward layer.
+      gated: whether the feed-forward layer multiplies by a gate (SwiGLU).
+      qkv_bias: whether there is a bias on the query, key and value projections.
+      out_bias: whether there is a bias on the attention's output projection.
+      mlp_bias: whether there is a bias on the feed-forward projections.
+      qk_norm: whether each query and key head has an RMS norm.
       rope: rotary embedding; None means learned positions.
-      position_offset: learned positions start at this row of their table.
-      embedding_size: width of the token embedding where it is not D, with projections.
-      tied: the output projection is the token embedding.
-      windows: sliding window of each layer in tokens, 0 for none; empty where no layer has one.
-      stacks: how many layers each stack of equal layers has, first layers first; empty for one
-        stack of all.
+      position_offset: row of the table of learned positions that holds position 0.
+      embedding_size: width of the token embedding if it differs from D and is projected to D and
+        back; None if it is D.
+      tied: whether the token embedding is also the output projection.
+      windows: sliding window of each layer in tokens, 0 for none; empty if no layer has one.
+      stacks: number of layers in each stack of equal layers, first layers first; empty for one
+        stack of all layers.
     """
 
     vocab_size: int

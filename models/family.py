@@ -1,4 +1,4 @@
-"""What the loader needs to know about a model family, and how parameters map to checkpoints."""
+"""Describes a model family to the loader: its configuration and where its weights come from."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,18 +10,24 @@ Transform = Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
 def _concat_rows(tensors: Sequence[np.ndarray]) -> np.ndarray:
-    """Join tensors along their output axis; one tensor is returned as it is."""
+    """Joins tensors along their output axis; a single tensor is returned unchanged."""
     return tensors[0] if len(tensors) == 1 else np.concatenate(tensors, axis=0)
+
+
+def dotted(path: Sequence[Any]) -> str:
+    """Returns a parameter's path in the form that weight maps use, "blocks.mlp.up.kernel"."""
+    return ".".join(map(str, path))
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Where one parameter comes from.
+    """How one parameter is made from checkpoint tensors.
 
     Attributes:
-      sources: names of checkpoint tensors; `{}` stands for the layer number and makes the
+      sources: names of the checkpoint tensors. `{}` stands for the layer number and makes the
         parameter a stack of all layers, [L, ...].
-      transform: turns one layer's tensors into the parameter's value; joins rows by default.
+      transform: turns the tensors (of one layer, if stacked) into the parameter's value. By
+        default it joins their rows.
     """
 
     sources: tuple[str, ...]
@@ -34,7 +40,7 @@ class Rule:
 
 
 def rule(*sources: str, transform: Transform = _concat_rows) -> Rule:
-    """Short form of `Rule` for weight maps."""
+    """Returns a `Rule`; shorter to write in weight maps."""
     return Rule(sources, transform)
 
 
@@ -45,14 +51,14 @@ def affine(
     weight: str = "kernel",
     transform: Transform = _concat_rows,
 ) -> dict[str, Rule]:
-    """Rules of a weight and its bias; several names are joined along the output axis.
+    """Returns the rules for a weight and its bias.
 
     Args:
-      path: the parameter's module, "blocks.attention.qkv".
-      *names: the checkpoint's modules.
-      bias: whether there is a bias.
-      weight: what the module calls its weight, "kernel" or "scale".
-      transform: for the weight; a bias is only joined.
+      path: path of the module in the model, e.g. "blocks.attention.qkv".
+      *names: the checkpoint's modules; several are joined along the output axis.
+      bias: whether the module has a bias.
+      weight: the module's name for its weight, "kernel" or "scale".
+      transform: transform of the weight; biases are always just joined.
     """
     rules = {f"{path}.{weight}": rule(*(f"{n}.weight" for n in names), transform=transform)}
     if bias:
@@ -62,12 +68,12 @@ def affine(
 
 @dataclass(frozen=True)
 class WeightMap:
-    """A family's checkpoint names.
+    """Maps a family's parameters to checkpoint tensors.
 
     Attributes:
-      rules: parameter path ("blocks.attention.qkv.kernel") to `Rule`.
-      ignore: regular expressions (full match) of tensors that carry no weight we use.
-      prefixes: leading parts that some checkpoints of the family have and others lack.
+      rules: `Rule` for each parameter path, e.g. "blocks.attention.qkv.kernel".
+      ignore: regular expressions (full match) for checkpoint tensors that the model does not use.
+      prefixes: optional prefixes of tensor names, which some of the family's checkpoints have.
     """
 
     rules: Mapping[str, Rule]
@@ -77,13 +83,13 @@ class WeightMap:
 
 @dataclass(frozen=True)
 class Family:
-    """A model family: everything needed to build and load it.
+    """Everything needed to build and load the models of one family.
 
     Attributes:
       name: the Hugging Face `model_type`.
-      config: Hugging Face configuration (as a dict with every default filled in) to ours;
-        raises `UserError` where it asks for something unsupported.
-      weights: our configuration to the checkpoint's names.
+      config: converts a Hugging Face configuration (a dict with every default filled in) to a
+        `DecoderConfig`; raises `UserError` if the configuration uses an unsupported feature.
+      weights: returns the weight map for a `DecoderConfig`.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""GPT-2. Its checkpoints keep kernels as [in, out]; ours are [out, in]."""
+"""GPT-2. Its checkpoints store kernels as [in, out], while emsjax uses [out, in]."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,9 +12,11 @@ from emsjax.models.llama import activation
 
 
 def gpt2_config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """From a Hugging Face `GPT2Config`."""
+    """Converts a Hugging Face `GPT2Config`."""
     if not hf.get("scale_attn_weights", True) or hf.get("scale_attn_by_inverse_layer_idx"):
-        raise UserError("a GPT-2 model with unusual attention scaling is not supported")
+        raise UserError(
+            "a GPT-2 model with unusual attention scaling is not supported; use another one"
+        )
     width, heads = hf["n_embd"], hf["n_head"]
     return DecoderConfig(
         vocab_size=hf["vocab_size"],
@@ -40,7 +42,7 @@ def _transposed(tensors: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def gpt2_weights(config: DecoderConfig) -> WeightMap:
-    """The checkpoint names of GPT-2; its fused `c_attn` has our order of rows already."""
+    """Returns the weight map of GPT-2, whose fused `c_attn` already has our order of rows."""
     layer = "h.{}"
     rules = {
         "embedder.tokens": rule("wte.weight"),

@@ -1,4 +1,4 @@
-"""Llama 1, 2 and 3.x; Mistral, Qwen2 and Qwen3 are defined as differences from it."""
+"""Llama 1, 2 and 3.x, the base from which Mistral, Qwen2 and Qwen3 are defined."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,16 +19,21 @@ ACTIVATIONS: Mapping[str, Activation] = {
 
 
 def activation(name: str) -> Activation:
-    """Our name of a Hugging Face activation."""
+    """Returns the `DecoderConfig` name of a Hugging Face activation.
+
+    Raises:
+      UserError: the activation is not supported.
+    """
     if name not in ACTIVATIONS:
         raise UserError(
-            f"activation {name!r} is not supported; supported are {', '.join(ACTIVATIONS)}"
+            f"activation {name!r} is not supported; use a model with one of "
+            f"{', '.join(ACTIVATIONS)}"
         )
     return ACTIVATIONS[name]
 
 
 def llama_config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """From a Hugging Face `LlamaConfig`."""
+    """Converts a Hugging Face `LlamaConfig`."""
     head_dim = hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"]
     return DecoderConfig(
         vocab_size=hf["vocab_size"],
@@ -52,7 +57,7 @@ def llama_config(hf: Mapping[str, Any]) -> DecoderConfig:
 
 
 def llama_weights(config: DecoderConfig) -> WeightMap:
-    """The checkpoint names of Llama, and of the families that share its layout."""
+    """Returns the weight map of Llama and of the families that share its layout."""
     layer = "layers.{}"
     attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
     qkv = [f"{attention}.{name}_proj" for name in "qkv"]
@@ -78,7 +83,7 @@ def llama_weights(config: DecoderConfig) -> WeightMap:
 
 
 def layer_windows(hf: Mapping[str, Any]) -> tuple[int, ...]:
-    """Sliding window of each layer, 0 for none; empty where there is none at all."""
+    """Returns each layer's sliding window, 0 for none; empty if no layer has one."""
     window = hf.get("sliding_window")
     if not window:
         return ()

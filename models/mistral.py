@@ -10,7 +10,7 @@ from emsjax.models.llama import layer_windows, llama_config, llama_weights
 
 
 def mistral_config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """From a Hugging Face `MistralConfig`."""
+    """Converts a Hugging Face `MistralConfig`."""
     return replace(llama_config(hf), windows=layer_windows(hf))
 
 

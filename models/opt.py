@@ -1,4 +1,4 @@
-"""OPT, all sizes: 350m normalises after each sublayer and has a narrower embedding."""
+"""OPT in all sizes. 350m normalises after each sublayer and has a narrower embedding."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,9 +10,11 @@ from emsjax.models.llama import activation
 
 
 def opt_config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """From a Hugging Face `OPTConfig`."""
+    """Converts a Hugging Face `OPTConfig`."""
     if not hf.get("layer_norm_elementwise_affine", True):
-        raise UserError("an OPT model without weights in its layer norms is not supported")
+        raise UserError(
+            "an OPT model without weights in its layer norms is not supported; use another one"
+        )
     width, heads = hf["hidden_size"], hf["num_attention_heads"]
     embedding, bias = hf.get("word_embed_proj_dim") or width, hf.get("enable_bias", True)
     pre_norm = hf.get("do_layer_norm_before", True)
@@ -33,14 +35,14 @@ def opt_config(hf: Mapping[str, Any]) -> DecoderConfig:
         qkv_bias=bias,
         out_bias=bias,
         mlp_bias=bias,
-        position_offset=2,  # the first two rows of the table stand for padding
+        position_offset=2,  # the first two rows of the table are reserved for padding
         embedding_size=None if embedding == width else embedding,
         tied=hf.get("tie_word_embeddings", True),
     )
 
 
 def opt_weights(config: DecoderConfig) -> WeightMap:
-    """The checkpoint names of OPT."""
+    """Returns the weight map of OPT."""
     layer = "layers.{}"
     attention = f"{layer}.self_attn"
     qkv = [f"{attention}.{name}_proj" for name in "qkv"]

@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5: Llama with biases on query, key and value."""
+"""Qwen2 and Qwen2.5: Llama with query, key and value biases."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,7 +10,7 @@ from emsjax.models.llama import layer_windows, llama_config, llama_weights
 
 
 def qwen2_config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """From a Hugging Face `Qwen2Config`."""
+    """Converts a Hugging Face `Qwen2Config`."""
     windows = layer_windows(hf) if hf.get("use_sliding_window") else ()
     return replace(llama_config(hf), qkv_bias=True, out_bias=False, windows=windows)
 

@@ -1,4 +1,4 @@
-"""Qwen3: Llama with norms on query and key heads."""
+"""Qwen3: Llama with an RMS norm on each query and key head."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,7 +10,7 @@ from emsjax.models.llama import layer_windows, llama_config, llama_weights
 
 
 def qwen3_config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """From a Hugging Face `Qwen3Config`."""
+    """Converts a Hugging Face `Qwen3Config`."""
     windows = layer_windows(hf) if hf.get("use_sliding_window") else ()
     return replace(llama_config(hf), qk_norm=True, windows=windows)
 

@@ -1,4 +1,4 @@
-"""The supported model families by Hugging Face `model_type`."""
+"""The supported model families, by Hugging Face `model_type`."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

@@ -1,6 +1,6 @@
-"""Rotary frequencies from Hugging Face configurations, with the published scalings.
+"""Computes rotary frequencies from Hugging Face configurations, with the published scalings.
 
-Frequencies are computed in float32, as the models were trained with.
+The computation is in float32, as in training.
 """
 
 import math
@@ -17,7 +17,7 @@ Settings = Mapping[str, Any]
 
 
 def _base(settings: Settings, head_dim: int) -> np.ndarray:
-    """Unscaled frequencies theta^(-2i/H), float32[H / 2]."""
+    """Returns the unscaled frequencies theta^(-2i/H), float32[H / 2]."""
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     return (1.0 / np.float32(settings["rope_theta"]) ** exponents).astype(np.float32)
 
@@ -31,7 +31,7 @@ def _linear(settings: Settings, head_dim: int, _max_positions: int) -> tuple[np.
 
 
 def _llama3(settings: Settings, head_dim: int, _max_positions: int) -> tuple[np.ndarray, float]:
-    """Llama 3.1: long wavelengths are slowed by `factor`, short ones kept, a ramp between."""
+    """Llama 3.1: divides low frequencies by `factor`, keeps high ones and blends in between."""
     base = _base(settings, head_dim)
     low, high = settings["low_freq_factor"], settings["high_freq_factor"]
     turns = settings["original_max_position_embeddings"] * base / (2 * math.pi)
@@ -40,15 +40,15 @@ def _llama3(settings: Settings, head_dim: int, _max_positions: int) -> tuple[np.
 
 
 def _yarn(settings: Settings, head_dim: int, max_positions: int) -> tuple[np.ndarray, float]:
-    """YaRN (arXiv 2309.00071), section 3.2 and equation 22 for the factor on the scores."""
+    """YaRN (arXiv 2309.00071): section 3.2, and equation 22 for the factor on the scores."""
     if settings.get("mscale") or settings.get("mscale_all_dim"):
-        raise UserError("rope scaling 'yarn' with mscale is not supported; use the plain model")
+        raise UserError("rope scaling 'yarn' with mscale is not supported; use a model without it")
     base, theta = _base(settings, head_dim), settings["rope_theta"]
     trained = settings.get("original_max_position_embeddings") or max_positions
     factor = settings.get("factor") or max_positions / trained
 
     def lane_of(turns: float) -> float:
-        """The (fractional) pair of lanes that makes `turns` turns over the trained length."""
+        """Returns the (fractional) pair of lanes with `turns` rotations over the trained length."""
         return head_dim * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     low = lane_of(settings.get("beta_fast") or 32)
@@ -61,27 +61,30 @@ def _yarn(settings: Settings, head_dim: int, max_positions: int) -> tuple[np.nda
     return base / factor * ramp + base * (1 - ramp), attention_factor
 
 
+# By `rope_type`. Each takes settings, H and the most positions that the model supports, and returns
+# frequencies [H / 2] and the attention factor.
 SCALINGS: Mapping[str, Callable[[Settings, int, int], tuple[np.ndarray, float]]] = MappingProxyType(
     {"default": _default, "linear": _linear, "llama3": _llama3, "yarn": _yarn}
 )
 
 
 def rope_from_config(config: Mapping[str, Any], head_dim: int) -> Rope:
-    """The rotary embedding that a Hugging Face configuration asks for.
+    """Returns the rotary embedding of a Hugging Face configuration.
 
     Args:
-      config: the configuration; `rope_parameters`, or `rope_theta` with `rope_scaling`.
+      config: the configuration, with `rope_parameters` or with `rope_theta` and `rope_scaling`.
       head_dim: H.
 
     Raises:
-      UserError: the scaling is none of `SCALINGS`.
+      UserError: the type of scaling is not in `SCALINGS`.
     """
     settings = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     settings.setdefault("rope_theta", config.get("rope_theta") or 10000.0)
+    # Older configurations call it "type".
     kind = settings.get("rope_type") or settings.get("type") or "default"
     if kind not in SCALINGS:
         raise UserError(
-            f"rope scaling {kind!r} is not supported; supported are {', '.join(SCALINGS)}"
+            f"rope scaling {kind!r} is not supported; use a model with one of {', '.join(SCALINGS)}"
         )
     frequencies, factor = SCALINGS[kind](settings, head_dim, config["max_position_embeddings"])
     return Rope(tuple(float(f) for f in frequencies.astype(np.float32)), factor)

@@ -1,1 +1,1 @@
-"""Reading models: checkpoints of several formats, tokenizers, the default model."""
+"""Loads models: checkpoints in several formats, tokenizers and the default model."""

@@ -1,4 +1,4 @@
-"""A model from its configuration and its checkpoint, with no random initialisation."""
+"""Builds a model from its configuration and checkpoint, without random initialisation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,11 +10,12 @@ from flax import nnx
 from emsjax.loading.opened import OpenedModel
 from emsjax.loading.weights import Progress, load_params
 from emsjax.models.config import DecoderConfig
-from emsjax.models.family import Family, WeightMap, rule
+from emsjax.models.family import Family, WeightMap, dotted, rule
 
 
 def supported() -> frozenset[str]:
-    """Model types that can be loaded."""
+    """Returns the Hugging Face model types that can be loaded."""
+    # Imported here so that tests and documentation pages can replace the registry.
     from emsjax.models.registry import FAMILIES
 
     return frozenset(FAMILIES)
@@ -27,19 +28,19 @@ def _family(hf_config: Mapping[str, Any]) -> Family:
 
 
 def model_config(hf_config: Mapping[str, Any]) -> DecoderConfig:
-    """Our configuration of a model.
+    """Returns the `DecoderConfig` for a Hugging Face configuration.
 
     Raises:
-      UserError: the configuration asks for something the family does not support.
+      UserError: the configuration uses a feature that the family does not support.
     """
     return _family(hf_config).config(hf_config)
 
 
 def abstract_model(hf_config: Mapping[str, Any]) -> tuple[Any, nnx.State, WeightMap]:
-    """A model's graph definition, the shapes of its parameters, and where they come from.
+    """Returns a model's graph definition, parameter shapes and weight map.
 
     Raises:
-      UserError: the configuration asks for something the family does not support.
+      UserError: the configuration uses a feature that the family does not support.
     """
     config = model_config(hf_config)
     graphdef, params = _split(config)
@@ -47,14 +48,14 @@ def abstract_model(hf_config: Mapping[str, Any]) -> tuple[Any, nnx.State, Weight
 
 
 def shape_of_model(config: DecoderConfig, dtype: jnp.dtype) -> nnx.Module:
-    """A model with the shapes of its weights in `dtype`, but no weights."""
+    """Returns a model whose parameters are shapes in `dtype`, without any values."""
     graphdef, params = _split(config)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params)
     return nnx.merge(graphdef, params)
 
 
 def _split(config: DecoderConfig) -> tuple[Any, nnx.State]:
-    """Graph definition and the shapes of the parameters."""
+    """Returns the graph definition and the shapes of the parameters."""
     from emsjax.models.decoder import DecoderLM
 
     return nnx.split(nnx.eval_shape(lambda: DecoderLM(config, rngs=nnx.Rngs(0))))
@@ -63,10 +64,10 @@ def _split(config: DecoderConfig) -> tuple[Any, nnx.State]:
 def read_weights(
     opened: OpenedModel, dtype: str, progress: Progress | None = None
 ) -> tuple[Any, nnx.State]:
-    """The model's graph definition and its parameters in `dtype`.
+    """Returns the model's graph definition and its parameters in `dtype`.
 
     Raises:
-      UserError: the configuration is unsupported, or the weights are damaged or do not fit it.
+      UserError: the configuration is unsupported, or the weights are damaged or do not match it.
     """
     graphdef, abstract, weight_map = abstract_model(opened.hf_config)
     if opened.own_names:
@@ -75,6 +76,6 @@ def read_weights(
 
 
 def _own_names(abstract: nnx.State) -> WeightMap:
-    """Each parameter comes whole from the tensor of its own name."""
-    paths = [".".join(map(str, path)) for path, _ in nnx.to_flat_state(abstract)]
+    """Returns a weight map that reads each parameter from the tensor of the same name."""
+    paths = [dotted(path) for path, _ in nnx.to_flat_state(abstract)]
     return WeightMap({path: rule(path) for path in paths})

@@ -1,4 +1,4 @@
-"""Our own checkpoints: orbax parameters, with configuration and tokenizer beside them."""
+"""emsjax checkpoints: orbax parameters, a manifest and the tokenizer in one directory."""
 
 import json
 import logging
@@ -23,14 +23,14 @@ _PARAMS = "params"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `emsjax.json` says.
+    """The contents of `emsjax.json`.
 
     Attributes:
-      model_type: Hugging Face's name of the family.
-      config: the Hugging Face configuration, every default filled in.
-      dtype: of the stored parameters.
-      eos_token_ids: tokens that end a text.
-      source: the name of the model this was converted from.
+      model_type: the family's Hugging Face `model_type`.
+      config: the Hugging Face configuration with every default filled in.
+      dtype: dtype of the stored parameters.
+      eos_token_ids: end-of-text token ids.
+      source: name of the model that was converted.
     """
 
     model_type: str
@@ -47,14 +47,14 @@ def save_checkpoint(
     tokenizer: Any = None,
     copy_files: Sequence[Path] = (),
 ) -> None:
-    """Writes a checkpoint, whole or not at all.
+    """Writes a checkpoint atomically: `directory` is complete or does not appear.
 
     Args:
-      directory: where; it may exist if empty.
-      params: parameters on one device.
-      manifest: describes them.
-      tokenizer: saved beside them unless None.
-      copy_files: small files to keep beside them, e.g. `generation_config.json`.
+      directory: target directory; if it exists, it must be empty.
+      params: parameters, all on one device.
+      manifest: description of the model.
+      tokenizer: tokenizer to save in the same directory, or None.
+      copy_files: small files to copy into the directory, e.g. `generation_config.json`.
 
     Raises:
       UserError: `directory` is not empty or cannot be written.
@@ -70,7 +70,7 @@ def save_checkpoint(
 
 
 def _save_params(directory: Path, params: nnx.State) -> None:
-    """Saves through orbax, uncompressed and unsharded so that `OrbaxSource` can map the files."""
+    """Saves with orbax, uncompressed and unsharded so that `OrbaxSource` can map the files."""
     import orbax.checkpoint as ocp
 
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
@@ -80,7 +80,7 @@ def _save_params(directory: Path, params: nnx.State) -> None:
 
 @contextmanager
 def _quiet():  # type: ignore[no-untyped-def]
-    """Keeps orbax's asides off standard error: it warns that there is no OCDBT to merge."""
+    """Hides orbax's warning that there is no OCDBT data to merge, which is intended here."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -91,10 +91,13 @@ def _quiet():  # type: ignore[no-untyped-def]
 
 
 def open_checkpoint(directory: Path) -> tuple[Manifest, OrbaxSource]:
-    """The description and the parameters of a checkpoint, none of them read yet.
+    """Opens a checkpoint without reading its parameters.
+
+    Returns:
+      The manifest, and a source for the parameters.
 
     Raises:
-      UserError: the checkpoint is damaged, or from a newer version.
+      UserError: the checkpoint is damaged or was written by a newer version.
     """
     content = read_json(directory / MANIFEST)
     if content.pop("format", None) != _FORMAT:

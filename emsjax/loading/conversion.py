@@ -1,4 +1,4 @@
-"""From a model of any format to one of our checkpoints."""
+"""Converts a model in any supported format to an emsjax checkpoint."""
 
 from pathlib import Path
 
@@ -13,19 +13,19 @@ from emsjax.loading.weights import Progress
 def convert_model(
     opened: OpenedModel, output: Path, dtype: str = "auto", progress: Progress | None = None
 ) -> None:
-    """Writes `opened` as one of our checkpoints, whole or not at all.
+    """Writes `opened` as an emsjax checkpoint, atomically.
 
     Args:
-      opened: the model.
-      output: the directory to make; it may exist if empty.
-      dtype: of the stored parameters; "auto" keeps the model's own.
-      progress: called with (tensors read, tensors in all).
+      opened: the model to convert.
+      output: target directory; if it exists, it must be empty.
+      dtype: dtype of the stored parameters; "auto" keeps the model's own.
+      progress: called with (tensors read, total tensors).
 
     Raises:
-      UserError: a damaged or unsupported model, an unknown dtype, an output that is not empty or
-        cannot be written.
+      UserError: the model is damaged or unsupported, the dtype is unknown, or the output is not
+        empty or cannot be written.
     """
-    check_free(output)  # before the long work
+    check_free(output)  # fail before the slow part
     stored = opened.source.dtype if check_dtype(dtype) == "auto" else dtype
     tokenizer = opened.tokenizer()
     _, params = read_weights(opened, stored, progress)

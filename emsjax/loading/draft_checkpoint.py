@@ -1,4 +1,4 @@
-"""A trained draft on disk: parameters, and what it was trained for and on."""
+"""Trained drafts on disk: parameters, and a manifest that names target and training data."""
 
 import json
 from collections.abc import Mapping
@@ -13,28 +13,29 @@ from safetensors.numpy import load_file, save_file
 
 from emsjax.errors import UserError
 from emsjax.loading.hf.config import read_json
+from emsjax.models.family import dotted
 from emsjax.models.recurrent_draft import RecurrentConfig, RecurrentDraft
 
 MANIFEST = "draft.json"
 _FORMAT = 1
 _PARAMS = "draft.safetensors"
 _TOKEN_IDS = "token_ids"
-# The target is known by a few values of its embedding: by their direction, so that another dtype
-# or a quantised copy of it is known as well.
+# A draft recognises its target by a few values of the target's embedding. Only their direction is
+# compared, so that a copy in another dtype or a quantised copy is recognised as well.
 _PROBE_ROWS, _PROBE_WIDTH = 16, 32
 _SAME_DIRECTION = 0.95
 
 
 @dataclass(frozen=True)
 class DraftManifest:
-    """What `draft.json` says.
+    """The contents of `draft.json`.
 
     Attributes:
-      target: the name of the model it drafts for.
-      probe: values of that model's embedding.
+      target: name of the model that the draft was trained for.
+      probe: values from that model's embedding, see `probe`.
       sizes: the fields of `RecurrentConfig`.
-      trained_on: which text, for people.
-      evaluation: what was measured on text held out.
+      trained_on: description of the training text.
+      evaluation: measurements on held-out text.
     """
 
     target: str
@@ -45,14 +46,14 @@ class DraftManifest:
 
 
 def probe(embedding: Any) -> list[float]:
-    """Values of an embedding [V, D] by which its model is known."""
+    """Returns values of an embedding [V, D] that identify the model it belongs to."""
     rows = np.linspace(0, embedding.shape[0] - 1, _PROBE_ROWS).astype(int)
     values = np.asarray(embedding[rows, :_PROBE_WIDTH], np.float32)
     return [round(float(x), 5) for x in values.ravel()]
 
 
 def is_for(manifest: DraftManifest, embedding: Any) -> bool:
-    """Whether the draft was trained for the model with this embedding [V, D]."""
+    """Returns whether the draft was trained for the model with this embedding [V, D]."""
     if manifest.sizes.get("hidden_size") != embedding.shape[1]:
         return False
     ours, theirs = np.asarray(probe(embedding)), np.asarray(manifest.probe)
@@ -64,9 +65,16 @@ def is_for(manifest: DraftManifest, embedding: Any) -> bool:
 def save_draft(
     directory: Path, draft: RecurrentDraft, token_ids: Any, manifest: DraftManifest
 ) -> None:
-    """Writes a draft, in bfloat16; `directory` is made if need be."""
+    """Writes a draft with its parameters in bfloat16.
+
+    Args:
+      directory: target directory; created if missing.
+      draft: the draft.
+      token_ids: int32[Vd], the tokens that the draft can propose.
+      manifest: description of the draft.
+    """
     tensors = {
-        ".".join(map(str, path)): np.asarray(value[...]).astype(ml_dtypes.bfloat16)
+        dotted(path): np.asarray(value[...]).astype(ml_dtypes.bfloat16)
         for path, value in nnx.to_flat_state(nnx.state(draft))
     }
     directory.mkdir(parents=True, exist_ok=True)
@@ -77,10 +85,10 @@ def save_draft(
 
 
 def read_manifest(directory: Path) -> DraftManifest:
-    """What a draft says of itself.
+    """Reads the manifest of a draft.
 
     Raises:
-      UserError: it is damaged, or from a newer version.
+      UserError: the manifest is damaged or was written by a newer version.
     """
     content = read_json(directory / MANIFEST, "train it again")
     if content.pop("format", None) != _FORMAT:
@@ -97,26 +105,29 @@ def read_manifest(directory: Path) -> DraftManifest:
 
 
 def _check_manifest(manifest: DraftManifest) -> None:
-    """Refuses what a draft cannot be made or recognised from."""
+    """Checks the values needed to build the draft and to recognise its target."""
     if not np.isfinite(np.asarray(manifest.probe, np.float32)).all():
-        raise ValueError("the probe is not of numbers")
+        raise ValueError("the probe contains values that are not finite numbers")
     sizes = RecurrentConfig(**manifest.sizes)
     if any(not isinstance(size, int) or size < 1 for size in asdict(sizes).values()):
-        raise ValueError(f"the sizes are {manifest.sizes}")
+        raise ValueError(f"the sizes {manifest.sizes} are not all positive integers")
 
 
 def _check_ids(ids: np.ndarray) -> None:
-    """Refuses what are not different tokens in ascending order."""
+    """Checks that token ids are distinct, non-negative and in ascending order."""
     ascending = ids.ndim == 1 and len(ids) > 0 and ids.dtype == np.int32
     if not ascending or ids[0] < 0 or (np.diff(ids) <= 0).any():
-        raise ValueError("the tokens it knows are not in order")
+        raise ValueError("its token ids are not distinct and in ascending order")
 
 
 def read_draft(directory: Path, dtype: Any) -> tuple[RecurrentDraft, np.ndarray]:
-    """The draft with its parameters in `dtype`, and the tokens it can guess, int32[Vd].
+    """Reads a draft.
+
+    Returns:
+      The draft with its parameters in `dtype`, and the tokens it can propose, int32[Vd].
 
     Raises:
-      UserError: it is damaged.
+      UserError: the draft is damaged.
     """
     manifest = read_manifest(directory)
     try:
@@ -127,15 +138,16 @@ def read_draft(directory: Path, dtype: Any) -> tuple[RecurrentDraft, np.ndarray]
         )
         filled = []
         for path, value in nnx.to_flat_state(abstract):
-            tensor = tensors[".".join(map(str, path))]
+            name = dotted(path)
+            tensor = tensors[name]
             if tensor.shape != value.shape:
-                raise ValueError(f"{'.'.join(map(str, path))} has the shape {tensor.shape}")
+                raise ValueError(f"{name} has shape {tensor.shape}, expected {value.shape}")
             if not np.isfinite(tensor.astype(np.float32)).all():
-                raise ValueError(f"{'.'.join(map(str, path))} is not of numbers")
+                raise ValueError(f"{name} contains values that are not finite numbers")
             filled.append((path, value.replace(tensor.astype(dtype))))
         ids = tensors[_TOKEN_IDS]
         _check_ids(ids)
-    except Exception as error:  # safetensors raises a kind of its own
+    except Exception as error:  # safetensors has its own exception type
         raise UserError(
             f"the draft {directory} is damaged ({' '.join(str(error).split())}); train it again."
         ) from error

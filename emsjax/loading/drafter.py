@@ -1,4 +1,4 @@
-"""Drafters that compute: a smaller model, or a draft trained for the target."""
+"""Loads model-based drafters: a smaller language model, or a draft trained for the target."""
 
 import sys
 from functools import partial
@@ -20,7 +20,7 @@ _SHIPPED = Path(__file__).parents[1] / "drafts"
 
 
 def shipped_draft(target: LoadedModel) -> Path | None:
-    """The draft that comes with this package for the target, if there is one."""
+    """Returns the directory of the draft that this package ships for the target, or None."""
     for file in sorted(_SHIPPED.glob(f"*/{MANIFEST}")):
         if is_for(read_manifest(file.parent), target.model.embedding_kernel):
             return file.parent
@@ -30,17 +30,17 @@ def shipped_draft(target: LoadedModel) -> Path | None:
 def load_drafter(
     draft: str | Path, target: LoadedModel, draft_length: int, *, dtype: str, narrowest: int
 ) -> DraftModel | Recurrent:
-    """A drafter from a draft trained by `emsjax.train`, or from any model of the same vocabulary.
+    """Loads a draft trained by `emsjax.train`, or any model with the target's vocabulary.
 
     Args:
-      draft: a directory, or what `load_model` takes.
-      target: the model it drafts for.
-      draft_length: k.
-      dtype: of a draft model, as for `load_model`.
-      narrowest: the fewest rows, beside one alone, worth a shape of their own.
+      draft: directory of a trained draft, or anything that `load_model` accepts.
+      target: the model to draft for.
+      draft_length: k, the most draft tokens per step.
+      dtype: dtype of a draft model, as for `load_model`; a trained draft uses the target's.
+      narrowest: see `DraftModel.narrowest`.
 
     Raises:
-      UserError: it cannot be had or loaded, or does not fit the target.
+      UserError: the draft cannot be found or loaded, or does not match the target.
     """
     if (Path(draft).expanduser() / MANIFEST).is_file():
         return _recurrent(Path(draft).expanduser(), target, draft_length)
@@ -59,26 +59,28 @@ def load_drafter(
 
 
 def check_vocabulary(draft: LoadedModel, target: LoadedModel) -> None:
-    """Refuses a draft model whose tokens mean something else than the target's.
+    """Checks that draft model and target give every token id the same meaning.
+
+    Without both tokenizers, only the vocabulary sizes are compared.
 
     Raises:
-      UserError: names the first difference.
+      UserError: the vocabularies differ; the message names the first difference.
     """
     if draft.tokenizer is None or target.tokenizer is None:
         sizes = draft.model.vocab_size, target.model.vocab_size
         if sizes[0] == sizes[1]:
             return
         raise UserError(
-            f"the draft model {draft.name} has {sizes[0]} tokens and {target.name} has {sizes[1]}: "
-            "a draft model needs the vocabulary of its target"
+            f"the draft model {draft.name} has {sizes[0]} tokens and {target.name} has {sizes[1]}; "
+            "choose a draft model with the target's vocabulary"
         )
     ours, theirs = (_by_id(m.tokenizer) for m in (target, draft))
-    for token in sorted(ours.keys() | theirs.keys()):  # there may be gaps
+    for token in sorted(ours.keys() | theirs.keys()):  # ids may have gaps
         if ours.get(token) != theirs.get(token):
             raise UserError(
-                f"the draft model {draft.name} has another vocabulary than {target.name}: token "
-                f"{token} is {_shown(theirs.get(token))} there and {_shown(ours.get(token))} here; "
-                "choose a draft model of the same family"
+                f"the vocabulary of the draft model {draft.name} differs from that of "
+                f"{target.name}: token {token} is {_shown(theirs.get(token))} there and "
+                f"{_shown(ours.get(token))} here; choose a draft model of the same family"
             )
 
 
@@ -97,7 +99,7 @@ def _warn_if_larger(draft: LoadedModel, target: LoadedModel) -> None:
     if theirs >= ours:
         print(
             f"warning: the draft model {draft.name} ({theirs / 1e6:.0f} million parameters) is not "
-            f"smaller than {target.name} ({ours / 1e6:.0f} million): drafting will not pay",
+            f"smaller than {target.name} ({ours / 1e6:.0f} million), so drafting will not pay off",
             file=sys.stderr,
         )
 
@@ -107,12 +109,16 @@ def _recurrent(directory: Path, target: LoadedModel, draft_length: int) -> Recur
     embedding = target.model.embedding_kernel
     if not is_for(manifest, embedding):
         raise UserError(
-            f"the draft {directory} was trained for {manifest.target}, not for {target.name}: "
-            "train one for it with `python -m emsjax.train`"
+            f"the draft {directory} was trained for {manifest.target}, not for {target.name}; "
+            f"train a draft for {target.name} with `python -m emsjax.train`"
         )
     draft, token_ids = read_draft(directory, embedding.dtype)
     if token_ids[-1] >= len(embedding):
-        raise UserError(f"the draft {directory} is damaged (it knows tokens that are none)")
+        raise UserError(
+            f"the draft {directory} is damaged (its token ids go up to {token_ids[-1]}, but "
+            f"{target.name} has {len(embedding)} tokens); train it again with "
+            "`python -m emsjax.train`"
+        )
     graphdef, params = nnx.split(draft)
     return Recurrent(
         name=f"{directory.name} {manifest.sizes}",
@@ -125,6 +131,9 @@ def _recurrent(directory: Path, target: LoadedModel, draft_length: int) -> Recur
 
 
 def share(target: LoadedModel, token_ids: Any) -> Shared:
-    """What a draft has from its target; only the rows of the output projection are copied."""
+    """Returns the parts of the target that a draft computes with.
+
+    The embedding is shared. Only the output projection's rows for `token_ids` are copied.
+    """
     ids = jnp.asarray(token_ids, jnp.int32)
     return Shared(target.model.embedding_kernel, target.model.output_kernel[ids], ids)

@@ -1,4 +1,4 @@
-"""Which floating dtype a model is loaded in."""
+"""Chooses the floating dtype that a model is loaded in."""
 
 import jax
 
@@ -8,10 +8,10 @@ NAMES = ("float32", "bfloat16", "float16")
 
 
 def check_dtype(name: str) -> str:
-    """Give back `name` where it is "auto" or a dtype that weights can have.
+    """Returns `name` if it is "auto" or one of `NAMES`.
 
     Raises:
-      UserError: it is neither.
+      UserError: `name` is neither.
     """
     if name not in ("auto", *NAMES):
         raise UserError(f"dtype {name!r} is unknown; choose auto, {', '.join(NAMES)}.")
@@ -19,13 +19,14 @@ def check_dtype(name: str) -> str:
 
 
 def dtype_for_device(requested: str, own: str) -> str:
-    """The dtype to compute in.
+    """Returns the dtype to compute in.
 
-    "auto" is float32 on CPU, where XLA converts the whole cache around each bfloat16 scatter. On
-    an accelerator it is the checkpoint's own, but never float32, which halves the speed.
+    On CPU, "auto" means float32, because XLA converts the whole cache around each bfloat16
+    scatter there. On an accelerator it means the checkpoint's dtype, except that float32 becomes
+    bfloat16, because float32 halves the speed.
 
     Args:
-      requested: "auto" or a dtype.
+      requested: "auto" or one of `NAMES`.
       own: the checkpoint's dtype.
     """
     if check_dtype(requested) != "auto":

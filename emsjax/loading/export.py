@@ -1,4 +1,4 @@
-"""Our parameters as a Hugging Face directory, so that `transformers` computes with the same."""
+"""Exports a model as a Hugging Face directory, so that `transformers` uses the same weights."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,21 +10,22 @@ from flax import nnx
 from emsjax.errors import UserError
 from emsjax.loading.build import abstract_model
 from emsjax.loading.load import LoadedModel
-from emsjax.models.family import rule
+from emsjax.models.family import dotted, rule
 
 
 def export_hugging_face(loaded: LoadedModel, directory: Path) -> None:
-    """Writes any model that emsjax reads as safetensors in float32, with its config.
+    """Writes a model as float32 safetensors with its `config.json`.
 
-    The family's own weight map is run backwards. That works where it only joins tensors, as for
+    This inverts the family's weight map, which works only if the map just joins tensors, as for
     Llama, Mistral, Qwen and OPT.
 
     Args:
       loaded: the model.
-      directory: to write into.
+      directory: existing directory to write into.
 
     Raises:
-      UserError: the weight map cannot be run backwards.
+      UserError: the weight map cannot be inverted, or its tensors are not those that
+        `transformers` expects.
     """
     import torch
     from safetensors.torch import save_file
@@ -49,12 +50,16 @@ def export_hugging_face(loaded: LoadedModel, directory: Path) -> None:
 def _tensors(
     model: Any, weight_map: Any, shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, Any]]:
-    """Names and values (numpy) of the checkpoint's tensors."""
+    """Yields the name and value (a numpy array) of each checkpoint tensor."""
     joined_only = rule("").transform
     for path, leaf in nnx.to_flat_state(nnx.state(model)):
-        its_rule = weight_map.rules[".".join(map(str, path))]
+        parameter = dotted(path)
+        its_rule = weight_map.rules[parameter]
         if its_rule.transform is not joined_only:
-            raise UserError(f"{'.'.join(map(str, path))} is not merely joined: cannot be undone")
+            raise UserError(
+                f"parameter {parameter} cannot be exported, because its weight map does more than "
+                "join tensors; use a model of another family"
+            )
         value = np.asarray(leaf[...], np.float32)
         layers = enumerate(value) if its_rule.stacked else [(None, value)]
         for number, layer in layers:
@@ -70,11 +75,14 @@ def _full_name(bare: str, prefixes: tuple[str, ...], shapes: Mapping[str, tuple[
     for name in (bare, *(prefix + bare for prefix in prefixes)):
         if name in shapes:
             return name
-    raise UserError(f"transformers has no tensor {bare}")
+    raise UserError(f"transformers has no tensor {bare}; use another version of transformers")
 
 
 def _check_complete(written: set[str], wanted: set[str], config: Any) -> None:
-    """Nothing but a head tied to the embedding may be left for `transformers` to fill in."""
+    """Checks that every tensor is written except an output head tied to the embedding."""
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     if missing := wanted - written - tied:
-        raise UserError(f"transformers wants tensors we do not have: {sorted(missing)}")
+        raise UserError(
+            f"transformers expects tensors that this model does not have: {sorted(missing)}; use "
+            "another version of transformers"
+        )

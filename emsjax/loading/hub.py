@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub, from its local cache where they are complete there."""
+"""Finds models of the Hugging Face hub in its local cache, or downloads them."""
 
 import re
 from pathlib import Path
@@ -11,13 +11,13 @@ _SMALL_FILES = ["*.json", "tokenizer.model", "*.txt", "*.jinja"]
 
 
 def is_repo_id(name: str) -> bool:
-    """Whether `name` can be a model of the hub: "owner/name", or "name" for the oldest ones."""
+    """Returns whether `name` looks like a hub model: "owner/name", or "name" for old models."""
     part = r"[A-Za-z0-9][\w.-]*"
     return re.fullmatch(rf"{part}(/{part})?", name) is not None
 
 
 def cached_snapshot(repo_id: str) -> Path | None:
-    """The model in the hub's local cache; None where it is not there, or only in part."""
+    """Returns the model's directory in the hub's local cache, or None unless it is complete."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -29,30 +29,30 @@ def cached_snapshot(repo_id: str) -> Path | None:
 
 
 def hub_snapshot(repo_id: str) -> Path:
-    """The model's directory in the hub's local cache, downloaded if need be.
+    """Returns the model's directory in the hub's local cache, downloading it if necessary.
 
     Raises:
-      UserError: no such model, or the hub cannot be reached.
+      UserError: there is no such model, or the hub cannot be reached.
     """
     return cached_snapshot(repo_id) or _download(repo_id)
 
 
 def hub_config(repo_id: str) -> Path:
-    """The model's `config.json` alone, from the hub's local cache or downloaded.
+    """Returns the model's `config.json`, from the hub's local cache or downloaded on its own.
 
     Raises:
-      UserError: no such model, or the hub cannot be reached.
+      UserError: there is no such model, or the hub cannot be reached.
     """
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(repo_id, "config.json", etag_timeout=_TIMEOUT))
-    except Exception as error:  # the hub's client raises its HTTP library's errors as they are
+    except Exception as error:  # the hub's client passes on its HTTP library's errors
         raise _refused(repo_id, error) from error
 
 
 def _complete(snapshot: Path) -> bool:
-    """Whether configuration and all weight files are there."""
+    """Returns whether the configuration and all weight files are present."""
     try:
         weights = [
             find_weight_files(snapshot, kind) for kind in ("model.safetensors", "pytorch_model.bin")
@@ -63,7 +63,7 @@ def _complete(snapshot: Path) -> bool:
 
 
 def _download(repo_id: str) -> Path:
-    """Downloads configuration, tokenizer and weights; pickles only for want of safetensors."""
+    """Downloads configuration, tokenizer and weights: pickles only if there are no safetensors."""
     from huggingface_hub import HfApi, snapshot_download
 
     try:
@@ -71,14 +71,14 @@ def _download(repo_id: str) -> Path:
         names = [sibling.rfilename for sibling in siblings]
         weights = "*.safetensors" if any(n.endswith(".safetensors") for n in names) else "*.bin"
         patterns = [*_SMALL_FILES, weights]
-        ignored = ["*/*"]  # exports to other formats live in subfolders
+        ignored = ["*/*"]  # subfolders hold exports to other formats
         return Path(snapshot_download(repo_id, allow_patterns=patterns, ignore_patterns=ignored))
-    except Exception as error:  # the hub's client raises its HTTP library's errors as they are
+    except Exception as error:  # the hub's client passes on its HTTP library's errors
         raise _refused(repo_id, error) from error
 
 
 def _refused(repo_id: str, error: Exception) -> UserError:
-    """What to say of a download that failed."""
+    """Returns the error to report for a failed download."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     if isinstance(error, RepositoryNotFoundError):
@@ -89,5 +89,5 @@ def _refused(repo_id: str, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:200]
     return UserError(
         f"model {repo_id!r} is neither a local directory or GGUF file nor in the Hugging Face "
-        f"cache, and the hub cannot be reached ({reason}); check the path, or connect."
+        f"cache, and the hub cannot be reached ({reason}); check the path or your connection."
     )

@@ -1,4 +1,4 @@
-"""The one entry point to models: a name or path in, a model ready to run out."""
+"""Loads a model by name or path: the single entry point for everything that runs models."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,11 +28,11 @@ class LoadedModel:
 
     Attributes:
       model: the language model.
-      tokenizer: None where the model comes without one: use token ids then.
-      eos_token_ids: tokens that end a text; empty where the model names none.
-      name: the model's name, for people.
-      generation_config: what it says of how to generate; empty where it says nothing.
-      hf_config: its Hugging Face configuration, every default filled in.
+      tokenizer: the model's tokenizer; None if it has none, so that prompts must be token ids.
+      eos_token_ids: end-of-text token ids; empty if the model declares none.
+      name: display name.
+      hf_config: the Hugging Face configuration with every default filled in.
+      generation_config: the contents of `generation_config.json`; empty if there is no such file.
     """
 
     model: Model
@@ -50,25 +50,25 @@ def load_model(
     tokenizer: str | None = None,
     progress: Progress | None = None,
 ) -> LoadedModel:
-    """Load a model and its tokenizer.
+    """Loads a model and its tokenizer.
 
     Args:
-      model: one of our checkpoints, a Hugging Face directory, a GGUF file or a directory with
-        one, or a model of the Hugging Face hub; None for the default model.
-      dtype: "float32", "bfloat16", "float16", or "auto": float32 on CPU, elsewhere the
-        checkpoint's own, or bfloat16 for float32 and quantised ones.
-      tokenizer: directory or hub id of another tokenizer than the model's.
-      progress: called with (tensors read, tensors in all).
+      model: an emsjax checkpoint, a Hugging Face directory, a GGUF file, a directory with one
+        GGUF file, or a Hugging Face hub id; None for the default model.
+      dtype: "float32", "bfloat16", "float16" or "auto". On CPU, "auto" means float32; elsewhere
+        it means the checkpoint's dtype, or bfloat16 for float32 and quantised checkpoints.
+      tokenizer: directory, GGUF file or hub id of a tokenizer to use instead of the model's.
+      progress: called with (tensors read, total tensors).
 
     Raises:
-      UserError: there is no such model or tokenizer, it is damaged or of an unsupported family,
-        or `dtype` is unknown.
+      UserError: the model or tokenizer does not exist, is damaged or belongs to an unsupported
+        family, or `dtype` is unknown.
     """
     check_dtype(dtype)
     opened = find_model(model)
     computed = dtype_for_device(dtype, opened.source.dtype)
     read_tokenizer = opened.tokenizer if tokenizer is None else partial(_other_tokenizer, tokenizer)
-    # Beside the weights: importing transformers takes as long as copying those of a small model.
+    # In parallel, because importing transformers takes as long as copying a small model's weights.
     with ThreadPoolExecutor(max_workers=1) as pool:
         vocabulary = pool.submit(read_tokenizer)
         graphdef, params = read_weights(opened, computed, progress)
@@ -83,7 +83,7 @@ def load_model(
 
 
 def find_model(model: str | Path | None) -> OpenedModel:
-    """Open a model wherever it is, downloading it if need be, without reading its weights.
+    """Opens a model without reading its weights, downloading it if necessary.
 
     Raises:
       UserError: as for `load_model`.
@@ -93,7 +93,7 @@ def find_model(model: str | Path | None) -> OpenedModel:
 
 
 def _located(model: str | Path) -> Path:
-    """A local path, or the directory of a model of the hub."""
+    """Returns a local path, or the directory of a downloaded hub model."""
     path = Path(model).expanduser()
     if path.exists():
         return path
@@ -106,9 +106,11 @@ def _located(model: str | Path) -> Path:
 
 
 def _other_tokenizer(name: str) -> "PreTrainedTokenizerBase":
-    """A tokenizer that is not the model's own."""
+    """Loads a tokenizer that replaces the model's own."""
     path = _located(name)
     found = open_model(path, supported()).tokenizer() if path.is_file() else load_tokenizer(path)
     if found is None:
-        raise UserError(f"tokenizer {name!r} has no tokenizer files (such as tokenizer.json).")
+        raise UserError(
+            f"tokenizer {name!r} has no tokenizer files (such as tokenizer.json); name another one."
+        )
     return found

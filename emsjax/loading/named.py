@@ -1,4 +1,4 @@
-"""A model's configuration where no weights are needed: by name, or from a `config.json`."""
+"""Finds a model's configuration without its weights: by name or from a `config.json`."""
 
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,21 @@ from emsjax.models.config import DecoderConfig
 
 
 def named_config(model: str | Path) -> DecoderConfig:
-    """The configuration of a model of which only the shape is wanted.
+    """Returns the `DecoderConfig` of a model, without needing its weights.
 
     Args:
-      model: a built-in name such as "opt-6.7b" (any case; it wins over a file of that name), a
-        Hugging Face `config.json` or a directory with one, or whatever `LLM` takes. Only the
-        configuration is read, or downloaded.
+      model: a built-in name such as "opt-6.7b" (in any case; it takes precedence over a file of
+        that name), a Hugging Face `config.json` or a directory with one, or anything that `LLM`
+        accepts. Only the configuration is read or downloaded.
 
     Raises:
-      UserError: there is no such name or file, or its configuration is damaged or unsupported.
+      UserError: there is no such name or file, or the configuration is damaged or unsupported.
     """
     return model_config(hugging_face_config(model))
 
 
 def hugging_face_config(model: str | Path) -> dict[str, Any]:
-    """The same as Hugging Face has it, every default filled in; see `named_config`."""
+    """Returns the Hugging Face form of `named_config`, with every default filled in."""
     name = str(model).lower()
     if name in PUBLISHED:
         return complete_config(PUBLISHED[name], supported(), name)
@@ -44,7 +44,7 @@ def hugging_face_config(model: str | Path) -> dict[str, Any]:
 
 
 def _on_disk(path: Path) -> dict[str, Any]:
-    """Of a configuration file or a model."""
+    """Reads the configuration from a `config.json`, a model directory or a GGUF file."""
     if path.suffix == ".json":
         return _from_file(path)
     if (path / "config.json").is_file() and not (path / MANIFEST).is_file():

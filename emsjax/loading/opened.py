@@ -1,4 +1,4 @@
-"""A model on disk, of any format, before its weights are read."""
+"""Opens a model on disk, in any format, without reading its weights."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from emsjax.loading.checkpoint import MANIFEST, open_checkpoint
 from emsjax.loading.gguf.config import gguf_config
 from emsjax.loading.gguf.file import GgufFile
 from emsjax.loading.gguf.tokenizer import gguf_tokenizer
-from emsjax.loading.hf.config import eos_token_ids, read_config, read_json
+from emsjax.loading.hf.config import check_supported, eos_token_ids, read_config, read_json
 from emsjax.loading.hf.tokenizer import load_tokenizer
 from emsjax.loading.sources.source import TensorSource, open_directory
 
@@ -19,17 +19,17 @@ _GENERATION_CONFIG = "generation_config.json"
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """What is known of a model without reading its weights.
+    """A model whose weights have not been read yet.
 
     Attributes:
-      name: the model's name, for people.
-      source: its tensors.
-      own_names: whether the tensors bear our parameters' names (one of our checkpoints).
-      hf_config: the Hugging Face configuration, every default filled in.
-      eos_token_ids: tokens that end a text; empty where the model names none.
-      generation_config: what the model says of how to generate; empty where it says nothing.
-      tokenizer: reads the tokenizer; gives None where there is none.
-      extra_files: small files that a conversion keeps.
+      name: display name.
+      source: the checkpoint's tensors.
+      own_names: whether the tensors are named after emsjax's parameters, as in its checkpoints.
+      hf_config: the Hugging Face configuration with every default filled in.
+      eos_token_ids: end-of-text token ids; empty if the model declares none.
+      tokenizer: function that reads and returns the tokenizer, or None if the model has none.
+      generation_config: the contents of `generation_config.json`; empty if there is no such file.
+      extra_files: small files that a conversion copies.
     """
 
     name: str
@@ -43,14 +43,15 @@ class OpenedModel:
 
 
 def open_model(path: Path, supported: Collection[str]) -> OpenedModel:
-    """Open a model directory (ours, Hugging Face's, or with one GGUF file) or a GGUF file.
+    """Opens a model.
 
     Args:
-      path: what to open.
+      path: an emsjax checkpoint, a Hugging Face directory, a GGUF file, or a directory with one
+        GGUF file.
       supported: model types to accept.
 
     Raises:
-      UserError: there is no model, or a damaged or unsupported one.
+      UserError: there is no model at `path`, or it is damaged or unsupported.
     """
     if path.is_file():
         return _open_gguf(path, supported)
@@ -62,12 +63,12 @@ def open_model(path: Path, supported: Collection[str]) -> OpenedModel:
 
 
 def _only_gguf(directory: Path) -> Path:
-    """The one GGUF file in a directory."""
+    """Returns the only GGUF file in a directory."""
     found = sorted(directory.glob("*.gguf"))
     if not found:
         raise UserError(
-            f"{directory} holds no model: it needs a config.json with weights beside it, "
-            f"a .gguf file, or {MANIFEST} as written by `python -m emsjax.convert`."
+            f"{directory} holds no model; name a directory with a config.json and weights, with a "
+            f".gguf file, or with an {MANIFEST} written by `python -m emsjax.convert`."
         )
     if len(found) > 1:
         names = ", ".join(file.name for file in found)
@@ -77,11 +78,7 @@ def _only_gguf(directory: Path) -> Path:
 
 def _open_ours(directory: Path, supported: Collection[str]) -> OpenedModel:
     manifest, source = open_checkpoint(directory)
-    if manifest.model_type not in supported:
-        raise UserError(
-            f"{directory} has model type {manifest.model_type!r}, which is not supported; "
-            f"choose a model of one of these families: {', '.join(sorted(supported))}."
-        )
+    check_supported(manifest.model_type, supported, str(directory))
     return OpenedModel(
         name=manifest.source,
         source=source,
@@ -128,13 +125,14 @@ def _extra(directory: Path) -> tuple[Path, ...]:
 
 
 def _generation_config(directory: Path) -> dict[str, Any]:
-    """Of the model; empty where it has none."""
+    """Reads `generation_config.json`; returns an empty dict if there is none."""
     return {} if not _extra(directory) else read_json(directory / _GENERATION_CONFIG)
 
 
 def _name(directory: Path) -> str:
-    """A directory's name; the repository's for a snapshot in the hub's cache."""
+    """Returns the directory's name, or the hub id for a snapshot in the hub's cache."""
     directory = directory.resolve()
+    # The cache lays snapshots out as models--owner--name/snapshots/<commit>.
     if directory.parent.name == "snapshots":
         return directory.parent.parent.name.removeprefix("models--").replace("--", "/")
     return directory.name

@@ -1,4 +1,4 @@
-"""Which checkpoint tensors make up which parameter, and everything wrong with a checkpoint."""
+"""Matches checkpoint tensors to parameters and reports everything that does not fit."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -13,7 +13,14 @@ from emsjax.models.family import Rule, WeightMap
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter to fill: for each layer (or once) the checkpoint tensors it is made of."""
+    """One parameter to fill.
+
+    Attributes:
+      shape: the parameter's shape.
+      rule: how its value is made from checkpoint tensors.
+      layers: names of the checkpoint tensors, one list per layer; a single list if the parameter
+        is not stacked.
+    """
 
     shape: tuple[int, ...]
     rule: Rule
@@ -21,13 +28,20 @@ class Parameter:
 
     @property
     def piece(self) -> tuple[int, ...]:
-        """Shape of what the rule's transform gives for one layer."""
+        """Shape of the value that the rule's transform must return for one layer."""
         return self.shape[1:] if self.rule.stacked else self.shape
 
 
 @dataclass
 class Problems:
-    """Everything wrong with a checkpoint, told at once."""
+    """Everything wrong with a checkpoint, collected so that one error can report it.
+
+    Attributes:
+      missing: tensors that the model needs and the checkpoint lacks.
+      surplus: tensors that the model has no use for.
+      truncated: tensors whose data is cut off.
+      misshapen: descriptions of tensors with the wrong shape.
+    """
 
     missing: list[str] = field(default_factory=list)
     surplus: list[str] = field(default_factory=list)
@@ -35,8 +49,8 @@ class Problems:
     misshapen: list[str] = field(default_factory=list)
 
     def raise_if_any(self, source: TensorSource) -> None:
-        """Raises one `UserError` that names every tensor."""
-        told = [
+        """Raises one `UserError` that names every affected tensor, if there are any."""
+        problems = [
             f"{kind} {', '.join(names)}"
             for kind, names in (
                 ("missing", _folded(self.missing)),
@@ -46,10 +60,11 @@ class Problems:
             )
             if names
         ]
-        if told:
+        if problems:
             raise UserError(
-                f"the weights in {source.name} do not fit its configuration: {'; '.join(told)}; "
-                "check that config and weights belong together, or download them again."
+                f"the weights in {source.name} do not fit its configuration: "
+                f"{'; '.join(problems)}; check that configuration and weights belong together, or "
+                "download them again."
             )
 
 
@@ -59,13 +74,16 @@ def plan_parameters(
     """Resolves every parameter to tensors of `source`, without reading any data.
 
     Args:
-      shapes: the model's parameters, by dotted path.
-      weight_map: which tensors each parameter comes from.
+      shapes: shape of each of the model's parameters, by dotted path.
+      weight_map: the tensors that each parameter comes from.
       source: the checkpoint.
 
+    Returns:
+      A `Parameter` for each path of `shapes`.
+
     Raises:
-      UserError: tensors missing, surplus, truncated or misshapen, all of them named.
-      ValueError: the weight map and the model disagree about what parameters there are.
+      UserError: tensors are missing, surplus, truncated or misshapen; the message names all.
+      ValueError: the weight map and the model have different parameters.
     """
     if shapes.keys() != weight_map.rules.keys():
         odd = sorted(shapes.keys() ^ weight_map.rules.keys())
@@ -92,7 +110,7 @@ def plan_parameters(
 def _find(
     wanted: str, names: Mapping[str, str], prefixes: Sequence[str], missing: list[str]
 ) -> str:
-    """The checkpoint's name for `wanted`; noted in `missing` where there is none."""
+    """Returns the checkpoint's name for `wanted`; adds `wanted` to `missing` if it has none."""
     found = names.get(_bare(wanted, prefixes))
     if found is None:
         missing.append(wanted)
@@ -100,13 +118,13 @@ def _find(
 
 
 def _wanted(rule: Rule, shape: tuple[int, ...]) -> Iterator[list[str]]:
-    """Names of the tensors of each layer, or the one list of an unstacked parameter."""
+    """Yields the tensor names of each layer, or one list for an unstacked parameter."""
     for layer in range(shape[0] if rule.stacked else 1):
         yield [source.replace("{}", str(layer)) for source in rule.sources]
 
 
 def _bare(name: str, prefixes: Sequence[str]) -> str:
-    """`name` without the longest of the optional prefixes it begins with."""
+    """Strips the longest of the optional prefixes that `name` starts with."""
     for prefix in sorted(prefixes, key=len, reverse=True):
         if name.startswith(prefix):
             return name[len(prefix) :]
@@ -114,7 +132,7 @@ def _bare(name: str, prefixes: Sequence[str]) -> str:
 
 
 def _surplus(unused: Collection[str], weight_map: WeightMap) -> Iterator[str]:
-    """Unused tensors that the weight map does not tell us to ignore."""
+    """Yields the unused tensors that the weight map does not ignore."""
     ignore = [re.compile(pattern) for pattern in weight_map.ignore]
     for name in unused:
         forms = (name, _bare(name, weight_map.prefixes))
@@ -125,13 +143,13 @@ def _surplus(unused: Collection[str], weight_map: WeightMap) -> Iterator[str]:
 def _misshapen(
     path: str, parameter: Parameter, shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[str]:
-    """Descriptions of tensors that do not give the parameter's shape.
+    """Yields descriptions of tensors from which the parameter's shape does not result.
 
-    The transform runs on zeros that take no memory, once for each distinct set of shapes.
+    The transform runs once per distinct set of shapes, on broadcast zeros that take no memory.
     """
     groups: dict[tuple[tuple[int, ...], ...], list[str]] = {}
     for names in parameter.layers:
-        if all(names):  # otherwise already told as missing
+        if all(names):  # the others are already reported as missing
             groups.setdefault(tuple(shapes[name] for name in names), []).extend(names)
     for key, names in groups.items():
         if not _fits(parameter, key):
@@ -142,7 +160,7 @@ def _misshapen(
 
 
 def _fits(parameter: Parameter, shapes: Sequence[tuple[int, ...]]) -> bool:
-    """Whether tensors of `shapes` give the parameter's shape."""
+    """Returns whether the transform turns tensors of `shapes` into the parameter's shape."""
     zeros = [np.broadcast_to(np.zeros((), np.float32), shape) for shape in shapes]
     try:
         return np.shape(parameter.rule.transform(zeros)) == parameter.piece
@@ -151,7 +169,7 @@ def _fits(parameter: Parameter, shapes: Sequence[tuple[int, ...]]) -> bool:
 
 
 def _folded(names: Sequence[str]) -> list[str]:
-    """Names with those of many layers told as one: `model.layers.{0,1,2}.norm.weight`."""
+    """Merges names that differ only in the layer: `model.layers.{0,1,2}.norm.weight`."""
     groups: dict[str, list[str]] = {}
     for name in names:
         numbers = re.findall(r"(?<=\.)\d+(?=\.)", name)

@@ -12,12 +12,16 @@ from emsjax.loading.weights import Progress
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Progress]:
-    """Shows a bar while the block runs, and nothing where standard error is no terminal.
+    """Shows a bar on standard error while the block runs, if standard error is a terminal.
+
+    Args:
+      label: text in front of the bar.
 
     Yields:
-      A function of (done, total).
+      A function of (done, total) that updates the bar.
     """
-    # Not the console's own word: notebooks set FORCE_COLOR, and it takes a pipe for a terminal.
+    # `Console.is_terminal` would be wrong here: notebooks set FORCE_COLOR, which makes it report a
+    # pipe as a terminal.
     hidden = not sys.stderr.isatty()
     with Bars(console=Console(stderr=True), transient=True, disable=hidden) as bars:
         task = bars.add_task(label)

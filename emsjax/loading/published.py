@@ -1,6 +1,7 @@
-"""Published configurations of well-known models, as their `config.json` has them.
+"""Published configurations of well-known models, as in their `config.json`.
 
-Only what says how a model computes; `transformers` fills in the rest, as it does for the files.
+Only the settings that affect computation are listed. `transformers` fills in the rest, as it does
+for files.
 """
 
 from collections.abc import Mapping
@@ -43,7 +44,7 @@ def _gpt2(width: int, layers: int, heads: int) -> Config:
 def _gated(
     model_type: str, width: int, inner: int, layers: int, heads: tuple[int, int], **more: Any
 ) -> Config:
-    """What Llama and its relatives share; `heads` are query heads and key/value heads."""
+    """Returns the settings Llama-like models share; `heads` is (query heads, key/value heads)."""
     return {
         "model_type": model_type,
         "hidden_size": width,
@@ -70,7 +71,7 @@ def _llama3(width: int, inner: int, layers: int, heads: int, **more: Any) -> Con
 
 
 def _long(factor: float) -> Config:
-    """Llama 3.1's and 3.2's longer context."""
+    """Returns the long-context settings of Llama 3.1 and 3.2."""
     scaling = {
         "rope_type": "llama3",
         "factor": factor,
@@ -105,7 +106,7 @@ _TIED = {"tie_word_embeddings": True}
 PUBLISHED: Mapping[str, Config] = MappingProxyType(
     {
         "opt-125m": _opt(768, 12, 12),
-        # The odd one: a narrower embedding, and norms behind the sublayers.
+        # Unlike the other sizes: a narrower embedding, and norms after the sublayers.
         "opt-350m": _opt(1024, 24, 16, word_embed_proj_dim=512, do_layer_norm_before=False),
         "opt-1.3b": _opt(2048, 24, 32),
         "opt-2.7b": _opt(2560, 32, 32),

@@ -1,4 +1,4 @@
-"""A model of some shape without a checkpoint: for measuring what it costs."""
+"""Makes models with random weights, for measuring speed and memory without a checkpoint."""
 
 from functools import partial
 
@@ -10,16 +10,17 @@ from emsjax.loading.build import shape_of_model
 from emsjax.loading.dtypes import check_dtype, dtype_for_device
 from emsjax.loading.named import named_config
 
-# Of one array, made one after another. One for each row of an embedding would take minutes.
+# Each array is generated in at most this many parts, one after another. Generating the rows of an
+# embedding one by one would take minutes.
 MOST_PARTS = 64
 
 
 def random_model(config: str, dtype: str = "auto") -> nnx.Module:
-    """A model with random weights on the default device.
+    """Returns a model with random weights on the default device.
 
     Args:
-      config: as for `named_config`.
-      dtype: as for `load_model`; "auto" is bfloat16 on an accelerator.
+      config: name or path of a configuration, as for `named_config`.
+      dtype: as for `load_model`; "auto" means float32 on CPU and bfloat16 on an accelerator.
 
     Raises:
       UserError: there is no such configuration, or `dtype` is unknown.
@@ -36,7 +37,10 @@ def random_model(config: str, dtype: str = "auto") -> nnx.Module:
 
 @partial(jax.jit, static_argnums=(1, 2))
 def _random(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """Small numbers, one part after another: the random bits take more room than they do."""
+    """Returns small random numbers, made part by part to limit memory.
+
+    The random bits take more memory than the numbers made from them.
+    """
     size = -(-shape[0] // MOST_PARTS)
     parts = -(-shape[0] // size)
 

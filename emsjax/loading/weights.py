@@ -1,10 +1,10 @@
-"""From a checkpoint's tensors to a model's parameters, with about one model in memory.
+"""Reads a checkpoint's tensors into a model's parameters, with about one model in memory.
 
-Each parameter is allocated once, filled tensor by tensor in the wanted dtype and handed to jax,
-which on CPU takes over the aligned buffer without a copy.
+Each parameter is allocated once, filled tensor by tensor in the requested dtype and passed to jax.
+On CPU, jax adopts the aligned buffer without a copy.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from flax import nnx
 from emsjax.loading.parameters import Parameter, plan_parameters
 from emsjax.loading.sources.buffers import aligned_empty
 from emsjax.loading.sources.source import TensorSource
-from emsjax.models.family import WeightMap
+from emsjax.models.family import WeightMap, dotted
 
 Progress = Callable[[int, int], None]
 
@@ -30,21 +30,21 @@ def load_params(
 
     Args:
       abstract: parameters as `jax.ShapeDtypeStruct`s (from `nnx.eval_shape`); their dtypes are
-        not looked at.
-      weight_map: which tensors each parameter comes from.
+        ignored.
+      weight_map: the tensors that each parameter comes from.
       source: the checkpoint.
       dtype: floating dtype of the result.
-      progress: called with (tensors read, tensors in all).
+      progress: called with (tensors read, total tensors).
 
     Returns:
       The same state with `jax.Array`s of `dtype` on the default device.
 
     Raises:
-      UserError: tensors missing, surplus, truncated or misshapen; all are named, and found
-        before any data is read.
-      ValueError: the weight map and the model disagree about what parameters there are.
+      UserError: tensors are missing, surplus, truncated or misshapen. The message names all of
+        them, and it is raised before any data is read.
+      ValueError: the weight map and the model have different parameters.
     """
-    leaves = {_dotted(path): (path, leaf) for path, leaf in nnx.to_flat_state(abstract)}
+    leaves = {dotted(path): (path, leaf) for path, leaf in nnx.to_flat_state(abstract)}
     shapes = {name: tuple(leaf.shape) for name, (_, leaf) in leaves.items()}
     parameters = plan_parameters(shapes, weight_map, source)
     total = sum(len(names) for p in parameters.values() for names in p.layers)
@@ -56,14 +56,10 @@ def load_params(
     return nnx.from_flat_state(filled)
 
 
-def _dotted(path: Sequence[Any]) -> str:
-    return ".".join(str(part) for part in path)
-
-
 def _counted(
     read: Callable[[str], np.ndarray], total: int, progress: Progress | None
 ) -> Callable[[str], np.ndarray]:
-    """`read` that reports how many tensors it has read."""
+    """Wraps `read` to report progress."""
     done = 0
 
     def counting(name: str) -> np.ndarray:
@@ -77,19 +73,19 @@ def _counted(
 
 
 def _assemble(parameter: Parameter, read: Callable[[str], np.ndarray], dtype: Any) -> np.ndarray:
-    """The parameter's value in `dtype`, in a buffer of its own."""
+    """Returns the parameter's value in `dtype`, in a buffer that jax may adopt."""
     rule = parameter.rule
     if not rule.stacked:
         value = rule.transform([read(name) for name in parameter.layers[0]])
-        return value if _ours(value, dtype) else _copied(value, dtype)
+        return value if _adoptable(value, dtype) else _copied(value, dtype)
     stack = aligned_empty(parameter.shape, dtype)
     for layer, names in zip(stack, parameter.layers, strict=True):
         layer[...] = rule.transform([read(name) for name in names])
     return stack
 
 
-def _ours(value: np.ndarray, dtype: Any) -> bool:
-    """Whether jax may adopt `value`: a source gives mapped files as read-only arrays."""
+def _adoptable(value: np.ndarray, dtype: Any) -> bool:
+    """Returns whether jax may adopt `value`. Read-only arrays may be mapped files."""
     return value.flags.writeable and value.flags.c_contiguous and value.dtype == dtype
 
 

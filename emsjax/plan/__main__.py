@@ -1,4 +1,4 @@
-"""The command line of planning: `python -m emsjax.plan --model M --topology v5e`."""
+"""The command line of forecasts: `python -m emsjax.plan --model M --topology v5e`."""
 
 import json
 import os
@@ -14,9 +14,8 @@ from emsjax.costs.hardware import HARDWARE
 from emsjax.errors import UserError
 
 if TYPE_CHECKING:
-    from emsjax.plan.answer import Plan
+    from emsjax.plan.forecast import Forecast
 
-# Of the model's, where no length is asked for.
 DEFAULT_MODEL = "smollm2-135m"
 _DTYPES = ("bfloat16", "float16", "float32")
 
@@ -28,74 +27,77 @@ def plan(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="A built-in name such as opt-6.7b, a config.json, or as for generate; may be "
-            f"repeated. (default: {DEFAULT_MODEL})"
+            help="Built-in name such as opt-6.7b, config.json, or any model that generate accepts; "
+            f"may be repeated. (default: {DEFAULT_MODEL})"
         ),
     ] = None,
     topology: Annotated[
         list[str] | None,
-        typer.Option(help=f"{', '.join(HARDWARE)}: one device; may be repeated. (default: v5e)"),
+        typer.Option(help=f"Device: {', '.join(HARDWARE)}; may be repeated. (default: v5e)"),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Samples decoded together.")] = 8,
     max_model_len: Annotated[
         int | None,
-        typer.Option(help="Longest prompt and output together, tokens. (default: as generate)"),
+        typer.Option(help="Most tokens of prompt and output together. (default: as generate)"),
     ] = None,
     context: Annotated[
         int | None,
         typer.Option(
-            help="Cached tokens of each sample when a step is timed. (default: half of the most)"
+            help="Cached tokens per sample in the timed step. (default: half of --max-model-len)"
         ),
     ] = None,
-    dtype: Annotated[str, typer.Option(help=f"{', '.join(_DTYPES)}.")] = "bfloat16",
+    dtype: Annotated[
+        str, typer.Option(help=f"Dtype of weights and cache: {', '.join(_DTYPES)}.")
+    ] = "bfloat16",
     acceptance: Annotated[
-        float, typer.Option(help="How likely a draft token is right if those before it are.")
+        float,
+        typer.Option(help="Probability that a draft token is accepted if those before it are."),
     ] = 0.7,
-    draft_length: Annotated[int, typer.Option(help="Most tokens to draft a step.")] = 7,
+    draft_length: Annotated[int, typer.Option(help="Most draft tokens per sample and step.")] = 7,
     compile: Annotated[
-        bool, typer.Option(help="Ask the TPU compiler; otherwise all is arithmetic.")
+        bool, typer.Option(help="Compile for TPUs with their own compiler, or only estimate.")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines: a list of plans.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
-    """Does a model fit on a device that is not here, how long is a step, how much faster is it.
+    """Forecast whether a model fits on a device, how long a step takes, and the speedup.
 
-    Programs are compiled by the TPU compiler, which needs no TPU; nothing runs. Several models or
-    devices give one table.
+    You do not need the device. The TPU compiler compiles the program without a TPU, and nothing
+    runs. Several models or devices are compared in one table.
     """
     devices = [_device(name) for name in topology or ["v5e"]]
     _check_name("--dtype", dtype, _DTYPES)
     if not 0 <= acceptance <= 1:
-        raise UserError(f"--acceptance {acceptance:g} is no probability; give one from 0 to 1.")
+        raise UserError(f"--acceptance is {acceptance:g}; it must be a probability from 0 to 1.")
     compiling = compile and any(HARDWARE[name].is_tpu for name in devices)
     _prepare_environment(compiling)
     with interrupts_wait():
-        from emsjax.plan.question import Asked, ask
+        from emsjax.plan.options import Options, make_forecasts
 
-    asked = Asked(batch_size, max_model_len, context, dtype, acceptance, draft_length, compile)
-    plans: list[Plan] = []
+    options = Options(batch_size, max_model_len, context, dtype, acceptance, draft_length, compile)
+    models = model or [DEFAULT_MODEL]
+    forecasts: list[Forecast] = []
     try:
-        for each in ask(model or [DEFAULT_MODEL], devices, asked, _say):
-            plans.append(each)  # noqa: PERF402 those before an interrupt are to be had
+        for each in make_forecasts(models, devices, options, _say):
+            forecasts.append(each)  # noqa: PERF402 an interrupt must keep those made before it
     finally:
-        if plans:
-            several = len(devices) * len(model or [DEFAULT_MODEL]) > 1
-            print(_written(plans, as_json, several))
+        if forecasts:
+            print(_formatted(forecasts, as_json, several=len(devices) * len(models) > 1))
 
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def _written(plans: "Sequence[Plan]", as_json: bool, several: bool) -> str:
+def _formatted(forecasts: "Sequence[Forecast]", as_json: bool, several: bool) -> str:
     from emsjax.plan import record, text
 
     if as_json:
-        return json.dumps([record.record(each) for each in plans], indent=1)
-    return text.overview(plans) if several else text.details(plans[0])
+        return json.dumps([record.record(each) for each in forecasts], indent=1)
+    return text.overview(forecasts) if several else text.details(forecasts[0])
 
 
 def _device(name: str) -> str:
-    """The topology as the table has it: one chip of v5e is v5e-1, too."""
+    """Returns the name in `HARDWARE`: v5e for the one-chip slice v5e-1 as well."""
     known = name.lower().removesuffix("-1")
     _check_name("--topology", known, tuple(HARDWARE), name)
     return known
@@ -103,22 +105,26 @@ def _device(name: str) -> str:
 
 def _check_name(option: str, value: str, names: Sequence[str], given: str | None = None) -> None:
     if value not in names:
-        raise UserError(f"{option} {given or value} is not there; choose from {', '.join(names)}.")
+        raise UserError(f"{option} {given or value} is unknown; choose from {', '.join(names)}.")
 
 
 def _prepare_environment(compiling: bool) -> None:
-    """For this process alone, before jax looks: no device of this machine is touched."""
+    """Keeps jax away from this machine's devices; call it before jax is imported.
+
+    Args:
+      compiling: whether to prepare for the TPU compiler, too.
+    """
     from emsjax.pallas_kernels.environment import tpu_compiler
 
     os.environ["JAX_PLATFORMS"] = "cpu"
     if compiling:
         os.environ.update(tpu_compiler())
-    # Programs for devices that are not here can be put into the cache but not taken out.
+    # The cache can store programs for absent devices but cannot load them.
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status, see `command`."""
+    """Runs the command line and returns its exit status, see `command`."""
     return command.run(lambda: command.parse(_app, "plan", arguments))
 
 

@@ -1,6 +1,6 @@
-"""What a step takes by the TPU compiler's own estimate, read from a compiled decode program.
+"""Reads the TPU compiler's estimate of a step's cycles from a compiled decode program.
 
-XLA notes how many cycles it expects of each operation. Kernels written by hand have no such note.
+XLA annotates each operation with the cycles it expects. Hand-written kernels have no annotation.
 """
 
 import re
@@ -10,19 +10,19 @@ from typing import NamedTuple
 _COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _LOOP = re.compile(r' while\(.* body=%?([\w.-]+).*op_name="([^"]*)"')
-# The scope of the target's forward pass, see `emsjax.engine.loop`: one loop for each rung, and in
-# it one over the layers.
+# Scopes in the target's forward pass, see `emsjax.engine.loop`: one loop per rung, and inside it a
+# loop over the layers.
 _RUNG, _LAYERS = "/while/body/target/while", "/while/body/target/while/body/while"
 
 Computations = Mapping[str, list[str]]
 
 
 class StepCycles(NamedTuple):
-    """Cycles of one step.
+    """Estimated cycles of one step.
 
     Attributes:
-      around: of drafting, planning, verifying and committing.
-      rungs: of the target's forward pass on each rung, without the hand-written kernels.
+      around: cycles of drafting, planning, verifying and committing.
+      rungs: cycles of the target's forward pass on each rung, without hand-written kernels.
     """
 
     around: int
@@ -30,14 +30,18 @@ class StepCycles(NamedTuple):
 
 
 def read_cycles(program: str, num_rungs: int, num_layers: int) -> StepCycles | None:
-    """Adds up the notes; None where the program does not look as expected.
+    """Adds up the annotated cycles of a program.
 
-    Loops of unknown length but that over the layers, such as a binary search, count as one turn.
+    The loop over the layers counts L times. Every other loop, such as a binary search, counts
+    once, because its number of iterations is unknown.
 
     Args:
       program: text of a compiled decode program.
-      num_rungs: R.
+      num_rungs: R, the number of rungs.
       num_layers: L.
+
+    Returns:
+      The cycles, or None if the program does not have the expected structure.
     """
     computations = _computations(program)
     bodies = {scope: body for body, scope in _loops(program) if scope.count("while") == 1}
@@ -52,7 +56,7 @@ def read_cycles(program: str, num_rungs: int, num_layers: int) -> StepCycles | N
 
 
 def _computations(program: str) -> Computations:
-    """The lines of each computation."""
+    """Returns the lines of each computation, by name."""
     found: dict[str, list[str]] = {}
     lines: list[str] = []
     for line in program.splitlines():
@@ -64,12 +68,12 @@ def _computations(program: str) -> Computations:
 
 
 def _loops(text: str) -> list[tuple[str, str]]:
-    """Body and scope of each loop."""
+    """Returns the body and scope of each loop."""
     return _LOOP.findall(text)
 
 
 def _cycles(computations: Computations, name: str, num_layers: int) -> int:
-    """Of one run of a computation."""
+    """Returns the cycles of one run of a computation."""
     total = 0
     for line in computations.get(name, ()):
         if found := _CYCLES.search(line):

@@ -1,4 +1,4 @@
-"""The decode program of a setting: what it takes, by the TPU compiler or by arithmetic."""
+"""Memory and step costs of a setting's decode program, compiled for a TPU or estimated."""
 
 import importlib.metadata
 import math
@@ -20,26 +20,27 @@ from emsjax.plan.cycles import StepCycles, read_cycles
 from emsjax.plan.memory import Memory
 from emsjax.plan.setting import Setting
 
-# More than any device has.
+# More bytes than any device has.
 _HUGE = 1 << 45
-# How the compiler says that a program does not fit, before it places it in memory and after.
+# How the compiler reports a program that does not fit, before and after it allocates memory.
 _NEEDED = re.compile(
     r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)"
     r"|Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm"
 )
-_ENOUGH_WORDS = 300
+_MOST_CHARACTERS = 300  # of an unexpected compiler message
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 class Program(NamedTuple):
-    """A decode program.
+    """What is known of a decode program.
 
     Attributes:
-      memory: what it takes.
-      ladder: shapes of its steps.
-      costs: of a step, by bytes and operations.
-      sizes: of the model.
-      cycles: of a step, by the compiler; None where nothing was compiled or it does not tell.
+      memory: memory of the program.
+      ladder: shapes of a step.
+      costs: step costs estimated from bytes and operations.
+      sizes: sizes of the model.
+      cycles: cycles of a step by the compiler; None if nothing was compiled, or if the compiled
+        program does not have the expected structure.
     """
 
     memory: Memory
@@ -50,34 +51,41 @@ class Program(NamedTuple):
 
 
 def check_compiler(topology: str) -> None:
-    """Refuses a TPU that nothing here can compile for.
+    """Checks that a compiler for a TPU is installed.
 
     Raises:
-      UserError: with the remedy.
+      UserError: there is no compiler, or it does not know the TPU.
     """
     try:
         version = importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError:
         raise UserError(
-            f"compiling for TPU {topology} needs the TPU compiler, libtpu, which is there for "
-            "Linux on x86-64: pip install 'jax[tpu]', or leave it out with --no-compile."
+            f"compiling for TPU {topology} needs the TPU compiler, libtpu, which is available for "
+            "Linux on x86-64; pip install 'jax[tpu]', or skip compiling with --no-compile."
         ) from None
     try:
         find_device(topology)
     except (KeyError, RuntimeError) as error:
         raise UserError(
-            f"the TPU compiler at hand (libtpu {version}) does not know TPU {topology}: pip "
-            f"install -U 'jax[tpu]', or leave it out with --no-compile ({_line(error)})."
+            f"the installed TPU compiler (libtpu {version}) does not know TPU {topology} "
+            f"({_line(error)}); pip install -U 'jax[tpu]', or skip compiling with --no-compile."
         ) from error
 
 
 def usable_bytes(setting: Setting, compiling: bool) -> int:
-    """The device's memory that a program may use: by the compiler, else as published."""
+    """Returns how many bytes of the device's memory a program may use.
+
+    Args:
+      setting: names the device.
+      compiling: whether to ask the TPU compiler; otherwise this is the published size, less what
+        jax leaves free on a GPU.
+    """
     published = setting.hardware.memory_bytes
     if not setting.hardware.is_tpu:
         return int(published * GPU_SHARE)
     if not compiling:
         return int(published)
+    # The compiler states the available memory only when it rejects a program that needs more.
     with on_tpu(setting.topology) as sharding:
         huge = jax.ShapeDtypeStruct((_HUGE >> 15, 1 << 15), jnp.int8, sharding=sharding)
         try:
@@ -89,14 +97,18 @@ def usable_bytes(setting: Setting, compiling: bool) -> int:
 
 
 def estimate(setting: Setting) -> Program:
-    """By arithmetic; nothing is compiled."""
+    """Estimates the program without compiling it."""
     with compiling_for(setting.platform):
         engine = setting.engine()
         return _program(setting, engine, _counted(setting, engine))
 
 
 def compile_program(setting: Setting) -> Program:
-    """By the TPU compiler; nothing runs."""
+    """Compiles the program with the TPU compiler; nothing runs.
+
+    Raises:
+      UserError: the compiler rejects the program for an unexpected reason.
+    """
     with on_tpu(setting.topology) as sharding:
         engine = setting.engine()
         counted = _counted(setting, engine)
@@ -119,7 +131,10 @@ def _program(setting: Setting, engine: Engine, memory: Memory) -> Program:
 
 
 def _counted(setting: Setting, engine: Engine) -> Memory:
-    """What can be counted, and for temporaries what logits and activations take at least."""
+    """Returns the memory by array sizes.
+
+    Temporaries are a lower bound: only logits and activations.
+    """
     sizes, cache = setting.sizes(), _nbytes(engine.cache_spec)
     state = sum(map(_nbytes, jax.tree.leaves(jax.eval_shape(engine.empty))))
     rows = max(rung.capacity for rung in engine.ladder)
@@ -137,7 +152,10 @@ def _nbytes(spec: Any) -> int:
 
 
 def _compiled(counted: Memory, compiled: jax.stages.Compiled) -> Memory:
-    """As the device will hold it: the state is what is neither weights nor cache."""
+    """Returns the memory by the compiler's analysis.
+
+    State is what the arguments hold besides weights and cache.
+    """
     found: Any = compiled.memory_analysis()
     results = found.output_size_in_bytes - found.alias_size_in_bytes
     return counted._replace(
@@ -148,13 +166,16 @@ def _compiled(counted: Memory, compiled: jax.stages.Compiled) -> Memory:
 
 
 def _too_large(counted: Memory, message: str) -> Memory:
-    """What the compiler said of a program that it refused, in figures that it rounds."""
+    """Returns the memory of a program that the compiler rejected, from its rounded figures."""
     found = _NEEDED.search(message)
     if found is None:
-        said = " ".join(message.split())[:_ENOUGH_WORDS]
-        raise UserError(f"the TPU compiler refuses the program: {said}")
-    wanted, unit, there, its_unit = (part for part in found.groups() if part is not None)
-    needed = max(_bytes(wanted, unit), _bytes(there, its_unit) + 1)
+        said = " ".join(message.split())[:_MOST_CHARACTERS]
+        raise UserError(
+            f"the TPU compiler rejects the program ({said}); skip compiling with --no-compile"
+        )
+    needs, unit, available, its_unit = (part for part in found.groups() if part is not None)
+    # Rounding may make the two figures equal, but the program needs more than there is.
+    needed = max(_bytes(needs, unit), _bytes(available, its_unit) + 1)
     known = counted.weights + counted.cache + counted.state
     return counted._replace(temporaries=max(needed - known, 0), compiled=True)
 

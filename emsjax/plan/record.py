@@ -1,17 +1,20 @@
-"""A plan for machines."""
+"""Converts a forecast to JSON values."""
 
 from typing import Any
 
 from emsjax.costs.roofline import BANDWIDTH_SHARE, COMPUTE_SHARE
 from emsjax.host.provenance import version_of
-from emsjax.plan.answer import BatchSpeedup, Plan, StepTime
+from emsjax.plan.forecast import BatchSpeedup, Forecast, StepTime
 from emsjax.plan.memory import Memory
 
 
-def record(plan: Plan) -> dict[str, Any]:
-    """All of a plan: bytes, seconds, what is assumed; null for what the compiler did not say."""
-    setting = plan.setting
-    largest = plan.largest
+def record(forecast: Forecast) -> dict[str, Any]:
+    """Returns a whole forecast, in bytes and seconds, with its assumptions.
+
+    Compiler figures are None if nothing was compiled.
+    """
+    setting = forecast.setting
+    largest = forecast.largest
     return {
         "model": setting.name,
         "topology": setting.topology,
@@ -22,14 +25,14 @@ def record(plan: Plan) -> dict[str, Any]:
         "context": setting.context,
         "acceptance": setting.acceptance,
         "draft_length": setting.draft_length,
-        "fits": plan.fits,
-        "usable_bytes": plan.usable_bytes,
-        "memory": _memory(plan.wanted),
+        "fits": forecast.fits,
+        "usable_bytes": forecast.usable_bytes,
+        "memory": _memory(forecast.requested),
         "largest_batch_size": 0 if largest is None else largest.num_slots,
         "largest_memory": None if largest is None else _memory(largest),
-        "step_batch_size": plan.shown.num_slots,
-        "steps": [_step(step) for step in plan.steps],
-        "speedups": [_speedups(each) for each in plan.speedups],
+        "step_batch_size": forecast.shown.num_slots,
+        "steps": [_step(step) for step in forecast.steps],
+        "speedups": [_speedups(each) for each in forecast.speedups],
         "assumptions": {
             "bytes_per_second": setting.hardware.bytes_per_second,
             "flops": setting.hardware.rate(setting.itemsize),

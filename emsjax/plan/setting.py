@@ -1,4 +1,4 @@
-"""What is planned for: a model, a device and a batch."""
+"""The setting of a forecast: a model, a device and a batch."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -20,18 +20,20 @@ from emsjax.shapes import round_up
 
 @dataclass(frozen=True)
 class Setting:
-    """One question. Methods are to be called while tracing for `platform`.
+    """A model, a device and a batch.
+
+    Call `sizes`, `ladder`, `costs` and `engine` inside `compiling_for(platform)`.
 
     Attributes:
-      name: of the model, for people.
-      config: `emsjax.models.config.DecoderConfig`.
-      topology: name of the hardware.
+      name: display name of the model.
+      config: the model's `emsjax.models.config.DecoderConfig`.
+      topology: the device's name in `HARDWARE`.
       hardware: the device.
       num_slots: B.
-      max_model_len: the most tokens of a sample.
-      context: cached tokens of each sample when a step is timed.
-      dtype: of weights, activations and cache.
-      acceptance: how likely a draft token is right where those before it are.
+      max_model_len: most tokens of a sample.
+      context: cached tokens per sample in the timed step.
+      dtype: dtype of weights, activations and cache.
+      acceptance: probability that a draft token is accepted if those before it are.
       draft_length: k.
     """
 
@@ -48,38 +50,38 @@ class Setting:
 
     @property
     def capacity(self) -> int:
-        """S."""
+        """S, the cache capacity of a slot in tokens."""
         return round_up(self.max_model_len, CAPACITY_MULTIPLE)
 
     @property
     def attended(self) -> int:
-        """Cached tokens of each sample that a layer reads, on average."""
+        """Cached tokens per sample that a layer reads, averaged over the layers."""
         return round(attended(self.config.windows, self.context))
 
     @property
     def itemsize(self) -> int:
-        """Bytes of a number."""
+        """Bytes per number."""
         return jnp.dtype(self.dtype).itemsize
 
     @property
     def platform(self) -> str:
-        """That programs are made for."""
+        """The platform that programs are made for, "tpu" or "gpu"."""
         return "tpu" if self.hardware.is_tpu else "gpu"
 
     def at(self, num_slots: int) -> "Setting":
-        """The same at another batch size."""
+        """Returns the same setting with another batch size."""
         return dataclasses.replace(self, num_slots=num_slots)
 
     def sizes(self) -> Sizes:
-        """Of the model."""
+        """Returns the sizes of the model."""
         return self._model().sizes
 
     def ladder(self) -> tuple[Rung, ...]:
-        """Shapes of a step."""
+        """Returns the shapes of a step."""
         return choose_ladder(self.num_slots, self.draft_length, exact=False)
 
     def costs(self, sizes: Sizes) -> StepCosts:
-        """Of each rung, by bytes and operations."""
+        """Returns the costs of a step on each rung, estimated from bytes and operations."""
         return estimated_costs(
             sizes,
             self.hardware,
@@ -89,9 +91,9 @@ class Setting:
         )
 
     def engine(self) -> Engine:
-        """With the shapes of weights but no weights.
+        """Returns an engine whose weights are only shapes.
 
-        Looking up stands for every drafter whose drafts cost next to nothing.
+        Its drafter is prompt lookup, which stands for every drafter that costs next to nothing.
         """
         model = self._model()
         return Engine(

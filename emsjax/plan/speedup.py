@@ -1,4 +1,4 @@
-"""How much faster than plain decoding, where all draft tokens are equally likely to be right."""
+"""The expected speedup over plain decoding, given one acceptance probability for all tokens."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,12 +12,12 @@ from emsjax.engine.worth import Economics, StepCosts, most_worth, without_prompt
 
 
 class Speedup(NamedTuple):
-    """Tokens a second over those of plain decoding.
+    """Tokens per second relative to plain decoding.
 
     Attributes:
-      planned: verifying what is worth it, as the planner chooses.
-      drafted: how many tokens of each sample's draft it verifies, on average.
-      fixed: always verifying whole drafts.
+      planned: speedup if the planner chooses how many draft tokens to verify.
+      drafted: mean number of draft tokens per sample that the planner verifies.
+      fixed: speedup if whole drafts are always verified.
     """
 
     planned: float
@@ -34,23 +34,23 @@ def expected_speedup(
     acceptance: float,
     draft_length: int,
 ) -> Speedup:
-    """Of decoding with all slots busy; every slot has a whole draft, which costs nothing to make.
+    """Returns the speedup if all slots are busy and have whole drafts that cost nothing to make.
 
     Args:
-      costs: of each rung, in seconds.
-      ladder: rungs.
+      costs: costs of a step on each rung, in seconds.
+      ladder: the rungs.
       num_slots: B.
-      context: cached tokens of each slot.
-      acceptance: how likely a draft token is right where those before it are.
+      context: cached tokens per slot.
+      acceptance: probability that a draft token is accepted if those before it are.
       draft_length: k.
     """
     costs = without_prompts(costs, ladder, draft_length)
     survival = acceptance ** np.arange(1, draft_length + 1, dtype=np.float32)
-    every = jnp.asarray(np.tile(survival.astype(np.float32), (num_slots, 1)))
+    every = jnp.asarray(np.tile(survival, (num_slots, 1)))
     cached = num_slots * context
     slots = jnp.asarray(num_slots, jnp.int32)
     load = Load(slots, jnp.ones(num_slots, jnp.float32), jnp.asarray(cached, jnp.int32))
-    # The planner takes the ladder's numbers as the loop has them: on the device.
+    # The planner expects device arrays, as the decode loop passes them.
     best = most_worth(every, ladder, Economics(_on_device(costs), load))
     plain = num_slots / _seconds(costs, _first_fit(ladder, num_slots, 1), cached)
     whole = _first_fit(ladder, num_slots * (draft_length + 1), draft_length + 1)
@@ -63,11 +63,14 @@ def _on_device(costs: StepCosts) -> StepCosts:
 
 
 def _seconds(costs: StepCosts, rung: int, cached: int) -> float:
-    """Of a step on a rung."""
+    """Returns the seconds of a step on a rung."""
     return float(costs.rungs[rung]) + float(costs.cached[rung]) * cached
 
 
 def _first_fit(ladder: Sequence[Rung], rows: int, longest: int) -> int:
-    """The cheapest rung for so many rows, so many of them of one slot, and no more if there is."""
+    """Returns the index of the cheapest rung that holds `rows` rows, `longest` of them in one slot.
+
+    A rung for longer slots is chosen only if no other one fits: it is meant for prompts.
+    """
     fits = [n for n, r in enumerate(ladder) if r.capacity >= rows and r.max_q_len >= longest]
     return min(fits, key=lambda n: (ladder[n].max_q_len, n))

@@ -1,59 +1,63 @@
-"""Plans for people: the details of one, or a line each of several."""
+"""Formats forecasts as Markdown: the details of one, or a table of several."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
 from emsjax.costs.roofline import BANDWIDTH_SHARE, COMPUTE_SHARE
-from emsjax.plan.answer import BatchSpeedup, Plan, StepTime
+from emsjax.plan.forecast import BatchSpeedup, Forecast, StepTime
 from emsjax.plan.memory import Memory
 from emsjax.plan.speedup import Speedup
 
 NOTHING = "-"
 _GIGA = 1e9
 _COMPILED = (
-    "Compiled: the decode program of greedy batches, by the TPU compiler. Memory and cycles are what "  # noqa: E501
-    "it says. Nothing ran."
+    "Compiled: the TPU compiler compiled the decode program of greedy batches and reported its "
+    "memory and cycles. Nothing ran."
 )
-_NOT_COMPILED = "Where nothing was compiled memory is counted; temporaries are what logits and activations take."  # noqa: E501
-_GPU_MEMORY = "Of a GPU's memory jax takes three quarters unless told otherwise."
+_NOT_COMPILED = (
+    "Nothing was compiled: memory is counted from array sizes, and temporaries include only logits "
+    "and activations."
+)
+_GPU_MEMORY = "Usable memory of a GPU is three quarters of the total, jax's default."
 _LEFT_OUT = (
-    "Speedups leave out reading prompts, and what drafting costs: looking up costs next to nothing, "  # noqa: E501
-    "a draft model does not."
+    "Speedups leave out the time to read prompts and to draft. Prompt lookup takes next to no "
+    "time, but a draft model takes longer."
 )
 
 
-def details(plan: Plan) -> str:
-    """All of one plan, as Markdown."""
-    setting = plan.setting
+def details(forecast: Forecast) -> str:
+    """Returns all of one forecast as Markdown."""
+    setting = forecast.setting
     title = (
         f"{setting.name} in {setting.dtype} on one {setting.hardware.name}: {setting.num_slots} "
         f"samples of {setting.max_model_len} tokens"
     )
-    shown = plan.shown
+    shown = forecast.shown
     step = (
-        f"A step of {shown.num_slots} samples with {shown.context} tokens each in the cache, "
-        "by how many rows it has:"
+        f"Time of a step of {shown.num_slots} samples with {shown.context} cached tokens each, by "
+        "its number of rows:"
     )
     speedup = (
-        f"Speedup over plain decoding if each draft token is right with probability "
-        f"{setting.acceptance:g} where those before it are:"
+        f"Speedup over plain decoding if each draft token is accepted with probability "
+        f"{setting.acceptance:g}, given that those before it are:"
     )
-    parts = [title, _verdict(plan), _memory_table(plan)]
-    if plan.largest is not None:
-        parts += [step, _step_table(plan.steps), speedup, _speedup_table(plan)]
-    return "\n\n".join([*parts, explanation([plan])])
+    parts = [title, _verdict(forecast), _memory_table(forecast)]
+    if forecast.largest is not None:
+        parts += [step, _step_table(forecast.steps), speedup, _speedup_table(forecast)]
+    return "\n\n".join([*parts, explanation([forecast])])
 
 
-def _verdict(plan: Plan) -> str:
-    needed, there = (f"{x / _GIGA:.2f} GB" for x in (plan.wanted.total, plan.usable_bytes))
-    answer = f"It fits: {needed} of" if plan.fits else f"It does not fit: {needed}, and there are"
-    if plan.largest is None:
-        return f"{answer} {there}. Not even one sample of this length does."
-    return f"{answer} {there}. The largest batch that fits is {plan.largest.num_slots}."
+def _verdict(forecast: Forecast) -> str:
+    needed, usable = forecast.requested.total / _GIGA, forecast.usable_bytes / _GIGA
+    fits = "It fits" if forecast.fits else "It does not fit"
+    verdict = f"{fits}: it needs {needed:.2f} GB, and {usable:.2f} GB are usable."
+    if forecast.largest is None:
+        return f"{verdict} Not even one sample of this length fits."
+    return f"{verdict} The largest batch that fits is {forecast.largest.num_slots}."
 
 
-def _memory_table(plan: Plan) -> str:
-    memories = {each.num_slots: each for each in (plan.wanted, plan.largest) if each}
-    header = ["memory, GB", "weights", "cache", "state", "temporaries", "all", ""]
+def _memory_table(forecast: Forecast) -> str:
+    memories = {each.num_slots: each for each in (forecast.requested, forecast.largest) if each}
+    header = ["memory, GB", "weights", "cache", "state", "temporaries", "total", ""]
     return table(header, [_memory_row(each) for each in memories.values()])
 
 
@@ -64,7 +68,7 @@ def _memory_row(memory: Memory) -> list[str]:
 
 
 def _step_table(steps: Sequence[StepTime]) -> str:
-    header = ["rows", "most of a sample", "for", "ms, counted", "bound by"]
+    header = ["rows", "most per sample", "for", "ms, counted", "limited by"]
     compiled = any(step.compiler_seconds is not None for step in steps)
     return table(
         header + ["ms, by the compiler"] * compiled, [_step_row(s, compiled) for s in steps]
@@ -77,13 +81,13 @@ def _step_row(step: StepTime, compiled: bool) -> list[str]:
     return row + [milliseconds(step.compiler_seconds)] * compiled
 
 
-def _speedup_table(plan: Plan) -> str:
-    fixed = f"fixed {plan.setting.draft_length}"
+def _speedup_table(forecast: Forecast) -> str:
+    fixed = f"fixed {forecast.setting.draft_length}"
     header = ["batch", "planned", "drafted, mean", fixed]
-    compiled = any(each.by_compiler is not None for each in plan.speedups)
+    compiled = any(each.by_compiler is not None for each in forecast.speedups)
     if compiled:
         header += ["by the compiler: planned", "drafted, mean", fixed]
-    return table(header, [_speedup_row(each, compiled) for each in plan.speedups])
+    return table(header, [_speedup_row(each, compiled) for each in forecast.speedups])
 
 
 def _speedup_row(at: BatchSpeedup, compiled: bool) -> list[str]:
@@ -95,50 +99,51 @@ def _speedup_cells(speedup: Speedup | None) -> list[str]:
     return [NOTHING] * 3 if speedup is None else [f"{value:.2f}" for value in speedup]
 
 
-def explanation(plans: Iterable[Plan]) -> str:
-    """What was compiled, and how the rest was estimated; each remark once."""
-    remarks = dict.fromkeys(line for plan in plans for line in _remarks(plan))
+def explanation(forecasts: Iterable[Forecast]) -> str:
+    """Returns remarks on what was compiled and how the rest was estimated, each remark once."""
+    remarks = dict.fromkeys(line for each in forecasts for line in _remarks(each))
     return "\n".join(f"- {line}" for line in (*remarks, _LEFT_OUT))
 
 
-def _remarks(plan: Plan) -> Iterator[str]:
-    hardware, itemsize = plan.setting.hardware, plan.setting.itemsize
-    memories = [memory for memory in (plan.wanted, plan.largest) if memory]
+def _remarks(forecast: Forecast) -> Iterator[str]:
+    hardware, itemsize = forecast.setting.hardware, forecast.setting.itemsize
+    memories = [memory for memory in (forecast.requested, forecast.largest) if memory]
     yield _COMPILED if any(memory.compiled for memory in memories) else _NOT_COMPILED
     if not hardware.is_tpu:
         yield _GPU_MEMORY
     yield (
-        f"Counted for {hardware.name}: bytes and operations of a step over the published "
-        f"{hardware.bytes_per_second / _GIGA:.0f} GB/s and {hardware.rate(itemsize) / 1e12:.0f} "
-        f"TFLOP/s, of which {BANDWIDTH_SHARE:.0%} and {COMPUTE_SHARE:.0%} are assumed to be reached."  # noqa: E501
+        f"Counted for {hardware.name}: the bytes and operations of a step, divided by "
+        f"{BANDWIDTH_SHARE:.0%} of the published {hardware.bytes_per_second / _GIGA:.0f} GB/s and "
+        f"{COMPUTE_SHARE:.0%} of the published {hardware.rate(itemsize) / 1e12:.0f} TFLOP/s. These "
+        "shares are assumptions."
     )
-    if any(step.compiler_seconds is not None for step in plan.steps):
+    if any(step.compiler_seconds is not None for step in forecast.steps):
         yield (
-            f"By the compiler for {hardware.name}: the cycles it expects, at "
-            f"{hardware.hertz / 1e9:.2f} GHz; attention is not among them and is counted."
+            f"By the compiler for {hardware.name}: the cycles that the compiler expects, at "
+            f"{hardware.hertz / 1e9:.2f} GHz. Its estimate leaves out attention, which is counted."
         )
 
 
-def overview(plans: Sequence[Plan]) -> str:
-    """A line for each plan in a Markdown table, and what it says."""
+def overview(forecasts: Sequence[Forecast]) -> str:
+    """Returns a Markdown table with a row for each forecast, and remarks."""
     header = ["model", "device", "batch", "fits", "GB needed", "largest batch"]
     header += ["at batch", "plain step, ms", "speedup planned", "fixed"]
     header += ["by the compiler: ms", "planned", "fixed"]
-    rows = table(header, [_overview_row(plan) for plan in plans])
-    return f"{rows}\n\n{explanation(plans)}"
+    rows = table(header, [_overview_row(each) for each in forecasts])
+    return f"{rows}\n\n{explanation(forecasts)}"
 
 
-def _overview_row(plan: Plan) -> list[str]:
-    asked = plan.setting
-    gigabytes = f"{plan.wanted.total / _GIGA:.1f} of {plan.usable_bytes / _GIGA:.1f}"
-    fits = "yes" if plan.fits else "no"
-    row = [asked.name, asked.hardware.name, str(asked.num_slots), fits, gigabytes]
-    if plan.largest is None:
+def _overview_row(forecast: Forecast) -> list[str]:
+    setting = forecast.setting
+    gigabytes = f"{forecast.requested.total / _GIGA:.1f} of {forecast.usable_bytes / _GIGA:.1f}"
+    fits = "yes" if forecast.fits else "no"
+    row = [setting.name, setting.hardware.name, str(setting.num_slots), fits, gigabytes]
+    if forecast.largest is None:
         return [*row, "0", *[NOTHING] * 7]
-    shown = plan.shown.num_slots
-    speedup = next(each for each in plan.speedups if each.num_slots == shown)
-    plain = plan.steps[0]
-    cells = [str(plan.largest.num_slots), str(shown), milliseconds(plain.seconds)]
+    shown = forecast.shown.num_slots
+    speedup = next(each for each in forecast.speedups if each.num_slots == shown)
+    plain = forecast.steps[0]
+    cells = [str(forecast.largest.num_slots), str(shown), milliseconds(plain.seconds)]
     cells += _pair(speedup.estimated)
     return [*row, *cells, milliseconds(plain.compiler_seconds), *_pair(speedup.by_compiler)]
 
@@ -150,12 +155,12 @@ def _pair(speedup: Speedup | None) -> list[str]:
 
 
 def milliseconds(seconds: float | None) -> str:
-    """Three digits of them."""
+    """Formats seconds as milliseconds, with three significant digits."""
     return NOTHING if seconds is None else f"{seconds * 1e3:.3g}"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table whose columns are aligned in plain text as well."""
+    """Returns a Markdown table whose columns are also aligned in plain text."""
     lines = [list(header), *map(list, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     rule = [f"{'-' * (width - 1)}:" for width in widths]

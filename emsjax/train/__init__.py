@@ -1,1 +1,1 @@
-"""Training a draft for a target, from what the target itself writes."""
+"""Trains a draft for a target model on text that the target itself writes."""

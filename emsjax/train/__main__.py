@@ -17,41 +17,55 @@ _app = command.new_app()
 
 @_app.command()
 def train(
-    output: Annotated[Path, typer.Option(help="Directory for the run; an old one goes on.")],
+    output: Annotated[
+        Path, typer.Option(help="Directory of the run; continues a run that it holds.")
+    ],
     inputs: Annotated[
         list[Path] | None,
-        typer.Option("--input", help="Prompts: JSON lines or plain text; may be repeated."),
+        typer.Option("--input", help="Prompts, as JSON lines or plain text; may be repeated."),
     ] = None,
     own_prompts: Annotated[
-        int, typer.Option(min=0, help="Prompts that the model makes up itself, besides.")
+        int, typer.Option(min=0, help="Number of additional prompts that the model makes up.")
     ] = 0,
     model: Annotated[
-        str | None, typer.Option(help="The target. (default: SmolLM2-135M-Instruct)")
+        str | None, typer.Option(help="Target model. (default: SmolLM2-135M-Instruct)")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Of the target.")] = "auto",
-    outputs: Annotated[int, typer.Option(min=1, help="Texts written for each prompt.")] = 3,
-    max_tokens: Annotated[int, typer.Option(min=8, help="Of each text.")] = 160,
-    longest_prompt: Annotated[int, typer.Option(min=1, help="Longer ones are left out.")] = 512,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts written together.")] = 48,
-    ignore_eos: Annotated[bool, typer.Option(help="Write on past the end of text.")] = False,
-    layers: Annotated[int, typer.Option(min=1, help="Of the draft.")] = 2,
+    dtype: Annotated[str, typer.Option(help="Dtype of the target.")] = "auto",
+    outputs: Annotated[int, typer.Option(min=1, help="Texts per prompt.")] = 3,
+    max_tokens: Annotated[int, typer.Option(min=8, help="Most tokens per text.")] = 160,
+    longest_prompt: Annotated[
+        int, typer.Option(min=1, help="Leave out prompts of more tokens than this.")
+    ] = 512,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts written at a time.")] = 48,
+    ignore_eos: Annotated[bool, typer.Option(help="Do not stop at end-of-text tokens.")] = False,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of the draft.")] = 2,
     width: Annotated[
-        int | None, typer.Option(min=1, help="Of its layers. (default: the target's)")
+        int | None,
+        typer.Option(min=1, help="Feed-forward width of the draft. (default: the target's)"),
     ] = None,
     vocabulary: Annotated[
-        int, typer.Option(min=2, help="Tokens that the draft can guess, the most frequent.")
+        int, typer.Option(min=2, help="Number of tokens the draft can propose: the most frequent.")
     ] = 8192,
     held_out: Annotated[
-        float, typer.Option(min=0.001, max=0.5, help="Share of the prompts for evaluation.")
+        float, typer.Option(min=0.001, max=0.5, help="Share of prompts kept for evaluation.")
     ] = 0.05,
-    steps: Annotated[int, typer.Option(min=1, help="Updates.")] = 2000,
-    rows: Annotated[int, typer.Option(min=1, help="Texts an update.")] = 8,
-    unroll: Annotated[int, typer.Option(min=1, help="Tokens drafted in training, at last.")] = 4,
-    learning_rate: Annotated[float, typer.Option(min=0.0)] = 2e-3,
-    evaluate_every: Annotated[int, typer.Option(min=1, help="Updates.")] = 200,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Number of updates.")] = 2000,
+    rows: Annotated[int, typer.Option(min=1, help="Texts per update.")] = 8,
+    unroll: Annotated[
+        int, typer.Option(min=1, help="Tokens per draft in the last part of the training.")
+    ] = 4,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Highest learning rate.")] = 2e-3,
+    evaluate_every: Annotated[
+        int, typer.Option(min=1, help="Updates between evaluations and checkpoints.")
+    ] = 200,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the weights and of the order of texts.")
+    ] = 0,
 ) -> None:
-    """Train a draft for a model, from what the model itself writes: --draft-model OUTPUT/draft."""
+    """Train a draft for a model on text that the model itself writes.
+
+    Use the result with --draft-model OUTPUT/draft.
+    """
     from emsjax.host.cache import use_compile_cache
     from emsjax.loading.progress import progress_bar
     from emsjax.train.fit import Fitting
@@ -61,18 +75,18 @@ def train(
 
     use_compile_cache()
     training = Training(
-        model,
-        tuple(inputs or ()),
-        output,
-        own_prompts,
-        dtype,
-        longest_prompt,
-        Writing(outputs, max_tokens, batch_size=batch_size, ignore_eos=ignore_eos),
-        layers,
-        width,
-        vocabulary,
-        held_out,
-        Fitting(
+        model=model,
+        inputs=tuple(inputs or ()),
+        output=output,
+        own_prompts=own_prompts,
+        dtype=dtype,
+        longest_prompt=longest_prompt,
+        writing=Writing(outputs, max_tokens, batch_size=batch_size, ignore_eos=ignore_eos),
+        layers=layers,
+        width=width,
+        vocabulary=vocabulary,
+        held_out=held_out,
+        fitting=Fitting(
             steps,
             rows,
             max_tokens,
@@ -83,24 +97,24 @@ def train(
         ),
     )
     try:
-        with progress_bar("the target writes") as progress:
+        with progress_bar("writing texts") as progress:
             draft = run(training, progress, _say)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command goes on") from None
-    print(f"wrote {draft}: use it with --draft-model {draft}", file=sys.stderr)
+        raise KeyboardInterrupt("run the same command to continue") from None
+    print(f"wrote {draft}; use it with --draft-model {draft}", file=sys.stderr)
 
 
 def _say(progress: "Progress") -> None:
     accepted = " ".join(f"{value:.2f}" for value in progress.accepted[:5])
     print(
-        f"update {progress.step}: loss {progress.loss:.3f}, accepted tokens on texts held out, by "
+        f"update {progress.step}: loss {progress.loss:.3f}, accepted tokens on held-out texts by "
         f"draft length: {accepted}",
         file=sys.stderr,
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status, see `command`."""
+    """Runs the command line and returns its exit status, see `command`."""
     return command.run(lambda: command.parse(_app, "train", arguments))
 
 

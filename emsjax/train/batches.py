@@ -1,4 +1,4 @@
-"""Texts into batches, and into those to learn from and those held out."""
+"""Splits texts into training and held-out sets, and puts them into batches."""
 
 import zlib
 from collections.abc import Iterator, Sequence
@@ -9,33 +9,38 @@ from emsjax.shapes import round_up
 from emsjax.train.loss import Texts
 from emsjax.train.record import Text
 
-# Few widths, for each is a program to compile.
+# Batches have few different widths, because each one needs a compiled program.
 WIDTH_MULTIPLE = 64
-# Texts of one batch differ in length by about so many tokens.
+# Texts of one batch differ in length by up to about this many tokens.
 SPREAD = 32.0
 
 
 def is_held_out(prompt: Sequence[int], share: float) -> bool:
-    """Whether all texts of this prompt, token ids, are for evaluation only; the same in every run.
+    """Returns whether all texts of a prompt are for evaluation only.
 
-    A prompt that is there twice is held out twice.
+    The decision depends only on the arguments, so that it is the same in every run and for all
+    duplicates of a prompt.
+
+    Args:
+      prompt: token ids.
+      share: share of prompts to hold out, 0 to 1.
     """
     return zlib.crc32(repr(list(prompt)).encode()) % 10_000 < 10_000 * share
 
 
 def frequent_tokens(texts: Sequence[Text], vocab_size: int, count: int) -> np.ndarray:
-    """The `count` tokens that occur most often, in ascending order, int32[count].
+    """Returns the `count` most frequent tokens in ascending order, int32[count].
 
-    Of tokens that never occur the first ones: merges are numbered by how frequent they are.
+    Ties, including tokens that never occur, go to the lower id: tokenizers number their merges by
+    frequency.
     """
-    every = np.concatenate([text.tokens for text in texts])
-    often = np.bincount(every, minlength=vocab_size).astype(np.float64)
-    often -= np.linspace(0.0, 0.5, len(often))
-    return np.sort(np.argsort(-often, kind="stable")[:count]).astype(np.int32)
+    tokens = np.concatenate([text.tokens for text in texts])
+    counts = np.bincount(tokens, minlength=vocab_size)
+    return np.sort(np.argsort(-counts, kind="stable")[:count]).astype(np.int32)
 
 
 def batch_of(texts: Sequence[Text], width: int) -> Texts:
-    """The first `width` tokens of each text, in arrays."""
+    """Returns a batch of the first `width` tokens of each text."""
     depth = texts[0].hidden.shape[1]
     tokens = np.zeros((len(texts), width), np.int32)
     hidden = np.zeros((len(texts), width, depth), np.float32)
@@ -48,20 +53,23 @@ def batch_of(texts: Sequence[Text], width: int) -> Texts:
 
 
 def batch_number(texts: Sequence[Text], number: int, rows: int, width: int, seed: int) -> Texts:
-    """The batch of a step: texts about as long as each other, others each time round.
+    """Returns the batch of a step, with texts of similar length.
 
-    The same in every run.
+    Each round goes through the texts in a new random order and puts them into new batches. The
+    result depends only on the arguments, so that a resumed run sees the same batches.
 
     Args:
-      texts: to choose from.
-      number: of the step, from 0 on.
-      rows: texts a batch.
-      width: tokens of each text that are used, at most.
-      seed: of the order.
+      texts: the texts to train on.
+      number: number of the step, from 0.
+      rows: texts per batch.
+      width: most tokens used of each text.
+      seed: seed of the order.
     """
-    turn, place = divmod(number, max(len(texts) // rows, 1))
+    batches = max(len(texts) // rows, 1)
+    turn, place = divmod(number, batches)
     random = np.random.default_rng((seed, turn))
-    drawn = np.resize(random.permutation(len(texts)), (max(len(texts) // rows, 1), rows)).ravel()
+    # `resize` repeats texts if there are fewer than `rows`, and drops those left over otherwise.
+    drawn = np.resize(random.permutation(len(texts)), batches * rows)
     lens = np.minimum([len(texts[at].tokens) for at in drawn.tolist()], width)
     alike = drawn[np.argsort(lens + random.uniform(0, SPREAD, len(drawn)))].reshape(-1, rows)
     chosen = [texts[int(at)] for at in random.permutation(alike)[place]]
@@ -70,7 +78,7 @@ def batch_number(texts: Sequence[Text], number: int, rows: int, width: int, seed
 
 
 def all_batches(texts: Sequence[Text], rows: int, width: int) -> Iterator[Texts]:
-    """Every text once; the last batch is filled up with texts of no length."""
+    """Yields batches with every text once; the last batch is padded with texts of length 0."""
     for start in range(0, len(texts), rows):
         some = list(texts[start : start + rows])
         batch = batch_of(some + [some[-1]] * (rows - len(some)), width)

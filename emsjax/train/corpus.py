@@ -1,4 +1,4 @@
-"""Prompts for the target to write about: JSON lines, or plain text to go on with."""
+"""Reads prompts for the target: JSON lines, or plain text to continue."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,18 +16,23 @@ from emsjax.requests.prompt_line import (
     take_prompt,
 )
 
-# Of a plain text the target reads so many tokens of each passage and goes on from there.
+# The target reads this many tokens of a passage of text and continues from there.
 PASSAGE_TOKENS = 48
 
 
 def read_prompts(files: Sequence[Path], target: LoadedModel, longest: int) -> list[list[int]]:
-    """Token ids of all prompts, those longer than `longest` left out.
+    """Returns the token ids of all prompts that are not too long.
 
     A `.jsonl` file has one object per line with one prompt (see `take_prompt`) or with `text`, a
-    passage; any other file is plain text with an empty line between passages.
+    passage. Any other file is plain text, with an empty line between passages.
+
+    Args:
+      files: the files to read.
+      target: the model whose tokenizer is used.
+      longest: most tokens of a prompt; longer prompts are left out.
 
     Raises:
-      UserError: a file cannot be read, or holds no prompt.
+      UserError: a file cannot be read or has an invalid line, or no prompt is left.
     """
     prompts = [ids for file in files for ids in _of_file(file, target)]
     model: Any = target.model
@@ -35,7 +40,9 @@ def read_prompts(files: Sequence[Path], target: LoadedModel, longest: int) -> li
     kept = [ids for ids in prompts if 0 < len(ids) <= longest]
     if not kept:
         names = ", ".join(map(str, files))
-        raise UserError(f"there is no prompt of at most {longest} tokens in {names}")
+        raise UserError(
+            f"no prompt in {names} has between 1 and {longest} tokens; add shorter prompts"
+        )
     return kept
 
 
@@ -46,7 +53,8 @@ def _of_file(file: Path, target: LoadedModel) -> Iterator[list[int]]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {str(file)!r} ({error})") from error
     if file.suffix == ".jsonl":
-        # Not of the text, which has more ends of lines than JSON lines have.
+        # Split bytes, not text: `str.splitlines` also splits at characters that JSON strings may
+        # contain, such as U+2028.
         for number, line in enumerate(content.splitlines(), start=1):
             if line.strip():
                 yield _of_line(line, f"{file}, line {number}", target)

@@ -1,4 +1,4 @@
-"""The training loop: AdamW on batches of texts, kept in orbax checkpoints as it goes."""
+"""The training loop: AdamW on batches of texts, with orbax checkpoints."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,23 +19,25 @@ from emsjax.train.batches import all_batches, batch_number
 from emsjax.train.loss import Texts, total, unroll
 from emsjax.train.record import Text
 
-EVALUATED_LENGTH = 8
+EVALUATED_LENGTH = 8  # draft tokens per draft in an evaluation
 
 
 @dataclass(frozen=True)
 class Fitting:
     """How a draft is trained.
 
+    The first `one_ahead` of the updates draft one token from each position. That is faster, and
+    later draft tokens build on the first one. The remaining updates draft `unroll` tokens.
+
     Attributes:
-      steps: updates.
-      rows: texts a batch.
-      width: tokens of each text that are used.
-      unroll: tokens drafted from each place, in the last part of the training; one token before,
-        which is that much faster and is what the others build on.
-      one_ahead: the share of the updates that draft one token.
-      learning_rate: at its highest; it warms up and then falls along a cosine.
-      evaluate_every: steps between evaluations and checkpoints.
-      seed: of the weights and the order of texts.
+      steps: number of updates.
+      rows: texts per batch.
+      width: most tokens used of each text.
+      unroll: tokens drafted from each position in the last part of the training.
+      one_ahead: share of the updates that draft one token.
+      learning_rate: highest learning rate; it warms up linearly and then follows a cosine.
+      evaluate_every: updates between evaluations and checkpoints.
+      seed: seed of the weights and of the order of texts.
     """
 
     steps: int = 2000
@@ -49,12 +51,12 @@ class Fitting:
 
 
 class Progress(NamedTuple):
-    """What is known at an evaluation.
+    """The results of one evaluation.
 
     Attributes:
-      step: updates done.
-      loss: of the texts learnt from, mean since the last evaluation.
-      accepted: mean accepted tokens a step on texts held out, by draft length 1, 2, ...
+      step: number of updates so far.
+      loss: mean training loss since the last evaluation.
+      accepted: mean accepted tokens per step on held-out texts, for draft lengths 1, 2, ...
     """
 
     step: int
@@ -63,7 +65,7 @@ class Progress(NamedTuple):
 
 
 class _Learner(NamedTuple):
-    """What changes with each update."""
+    """The state that each update changes."""
 
     params: nnx.State
     optimizer: Any
@@ -78,7 +80,20 @@ def fit(
     directory: Path,
     on_progress: Callable[[Progress], None],
 ) -> RecurrentDraft:
-    """Trains a draft, going on from the last checkpoint in `directory` if there is one."""
+    """Trains a draft, continuing from the last checkpoint in `directory` if there is one.
+
+    Args:
+      config: sizes of the draft.
+      shared: the parts of the target that the draft computes with.
+      learn: texts to train on.
+      held_out: texts to evaluate on.
+      fitting: training settings.
+      directory: directory of the checkpoints.
+      on_progress: called after each evaluation.
+
+    Raises:
+      UserError: the last checkpoint is damaged.
+    """
     graphdef, params = nnx.split(RecurrentDraft(config, rngs=nnx.Rngs(fitting.seed)))
     optimizer = _optimizer(fitting)
     update, judge = _programs(graphdef, optimizer)
@@ -105,7 +120,7 @@ def fit(
 
 
 def _programs(graphdef: Any, optimizer: optax.GradientTransformation) -> tuple[Any, Any]:
-    """One update, and the counts of an evaluation, compiled."""
+    """Returns two compiled functions: one update, and the counts of one evaluation batch."""
 
     @partial(jax.jit, static_argnums=3, donate_argnums=0)
     def update(
@@ -115,7 +130,7 @@ def _programs(graphdef: Any, optimizer: optax.GradientTransformation) -> tuple[A
             return total(unroll(nnx.merge(graphdef, params), shared, batch, ahead))
 
         value, gradient = jax.value_and_grad(loss)(learner.params)
-        # optax promotes types and ranks.
+        # optax relies on promotion of types and ranks.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             change, state = optimizer.update(gradient, learner.optimizer, learner.params)
             return _Learner(optax.apply_updates(learner.params, change), state), value
@@ -129,7 +144,12 @@ def _programs(graphdef: Any, optimizer: optax.GradientTransformation) -> tuple[A
 
 
 def accepted_by_length(sums: np.ndarray) -> list[float]:
-    """Mean accepted tokens by draft length, from [k, 2]: right so far and judged at each place."""
+    """Returns the mean number of accepted tokens per step for draft lengths 1 to k.
+
+    Args:
+      sums: float64[k, 2], for each position of the draft: drafts accepted up to and including it,
+        and draft tokens evaluated.
+    """
     return np.cumsum(sums[:, 0] / np.maximum(sums[:, 1], 1)).tolist()
 
 
@@ -145,20 +165,20 @@ def _optimizer(fitting: Fitting) -> optax.GradientTransformation:
 
 
 def _latest(checkpoints: ocp.CheckpointManager, fresh: _Learner) -> tuple[_Learner, int]:
-    """The learner of the last checkpoint and its step; a fresh one where there is none."""
+    """Returns the last checkpoint's learner and step, or `fresh` and 0 if there is none."""
     step = checkpoints.latest_step()
     if step is None:
         return fresh, 0
     try:
         found = checkpoints.restore(step, args=ocp.args.StandardRestore(_pure(fresh)))
-    except Exception as error:  # orbax raises many kinds
+    except Exception as error:  # orbax raises many types
         where = checkpoints.directory / str(step)
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{where} is damaged ({reason}): delete it, and run again") from error
+        raise UserError(f"{where} is damaged ({reason}); delete it and run again") from error
     leaves = jax.tree.leaves(found)
     return jax.tree.unflatten(jax.tree.structure(fresh), leaves), step
 
 
 def _pure(learner: _Learner) -> dict[str, Any]:
-    """The learner as plain lists of arrays, in the order of its leaves."""
+    """Returns the learner as a plain list of arrays, in the order of its leaves."""
     return {"leaves": jax.tree.leaves(learner)}

@@ -1,4 +1,4 @@
-"""What a recurrent draft learns: to go on as its target would, several tokens without looking."""
+"""The training loss of a recurrent draft: predict several of the target's tokens ahead."""
 
 from typing import NamedTuple
 
@@ -7,19 +7,20 @@ import jax.numpy as jnp
 
 from emsjax.models.recurrent_draft import RecurrentDraft, Shared
 
-# What a token further along the draft counts, against the one before it.
+# Weight of a draft token relative to the one before it.
 DECAY = 0.8
-# Weights of the parts of the loss.
+# Weights of the parts of the loss: cross-entropy with the target's token, distance from its hidden
+# state, and the draft's confidence. Cross-entropy with the target's probabilities has weight 1.
 HARD, HIDDEN, JUDGE = 0.5, 0.2, 0.1
 
 
 class Texts(NamedTuple):
-    """What a target wrote, and what it chose each token from.
+    """A batch of R texts that the target wrote.
 
     Attributes:
       tokens: int32[R, W].
-      hidden: float[R, W, D], each token was chosen from.
-      lens: int32[R], tokens of each row; the hidden state of the last one may be missing.
+      hidden: float[R, W, D], the target's hidden state from which it chose each token.
+      lens: int32[R], tokens of each row; the hidden state of a row's last token may be missing.
     """
 
     tokens: jax.Array
@@ -28,13 +29,13 @@ class Texts(NamedTuple):
 
 
 class Guessed(NamedTuple):
-    """How one place of the draft did, summed over the places of a text.
+    """Results for one position of the draft, summed over all drafts of a batch.
 
     Attributes:
       loss: float32[].
-      counted: float32[], guesses that were judged.
-      right: float32[], drafts right up to and with this place.
-      reached: float32[], drafts right before this place.
+      counted: float32[], draft tokens evaluated.
+      right: float32[], drafts that are right up to and including this position.
+      reached: float32[], drafts that are right before this position.
     """
 
     loss: jax.Array
@@ -44,14 +45,25 @@ class Guessed(NamedTuple):
 
 
 def unroll(draft: RecurrentDraft, shared: Shared, texts: Texts, steps: int) -> list[Guessed]:
-    """Drafts `steps` tokens from every token of every text, the true ones fed in.
+    """Drafts `steps` tokens from every token of every text.
 
-    Only drafts that are right so far matter to acceptance, and those have the true tokens in them.
+    Each step reads the text's token rather than the draft's own. That is enough: only drafts that
+    are right so far matter for acceptance, and their tokens are the text's.
+
+    Args:
+      draft: the draft.
+      shared: the parts of the target that the draft computes with.
+      texts: the batch.
+      steps: number of tokens to draft.
+
+    Returns:
+      The results for each position of the draft.
     """
     rows, width = texts.tokens.shape
     places = jnp.arange(width, dtype=jnp.int32)[None]
     hidden = texts.hidden.reshape(rows * width, -1)
     alive = (places < texts.lens[:, None] - 1).ravel()
+    # Index of each token in the draft's vocabulary, or -1.
     in_head = jnp.zeros(shared.embedding.shape[0], jnp.int32).at[shared.token_ids]
     number = in_head.set(jnp.arange(1, shared.token_ids.shape[0] + 1, dtype=jnp.int32)) - 1
     chosen_from = jax.nn.softmax(draft.logits(hidden, shared), axis=1).reshape(rows, width, -1)
@@ -73,14 +85,14 @@ def unroll(draft: RecurrentDraft, shared: Shared, texts: Texts, steps: int) -> l
 
 
 class _Truth(NamedTuple):
-    """What the target chose at one place of the draft, for each of N drafts.
+    """The target's choice at one position of the draft, for each of N drafts.
 
     Attributes:
-      wanted: int32[N], its token's place in the draft's vocabulary; -1 for none.
-      hidden: [N, D], chosen from.
-      p: float32[N, Vd], with these probabilities.
-      there: bool[N], whether the text goes so far.
-      known: bool[N], whether `hidden` and `p` are.
+      wanted: int32[N], index of the target's token in the draft's vocabulary; -1 if not in it.
+      hidden: [N, D], hidden state from which the token was chosen.
+      p: float32[N, Vd], probabilities over the draft's vocabulary given `hidden`.
+      there: bool[N], whether the text is long enough to have the token.
+      known: bool[N], whether `hidden` and `p` are known.
     """
 
     wanted: jax.Array
@@ -93,7 +105,7 @@ class _Truth(NamedTuple):
 def _judge(
     draft: RecurrentDraft, shared: Shared, hidden: jax.Array, truth: _Truth, alive: jax.Array
 ) -> tuple[Guessed, jax.Array]:
-    """One place: the loss, and which drafts are still right."""
+    """Returns the results for one position, and which drafts are still right, bool[N]."""
     logits = draft.logits(hidden, shared)
     logq = jax.nn.log_softmax(logits, axis=1)
     soft = -(truth.p * logq).sum(axis=1)
@@ -117,7 +129,7 @@ def _judge(
 
 
 def total(results: list[Guessed]) -> jax.Array:
-    """One number to make small: the mean loss of a guess, earlier places counting more."""
+    """Returns the loss to minimise: the mean over draft tokens, with less weight for later ones."""
     weights = [DECAY**step for step in range(len(results))]
     losses = [w * r.loss / jnp.maximum(r.counted, 1) for w, r in zip(weights, results, strict=True)]
     return sum(losses, jnp.zeros((), jnp.float32)) / sum(weights)

@@ -1,7 +1,7 @@
-"""Prompts that the target makes up itself, where there are no others.
+"""Lets the target make up prompts, for training without a prompt file.
 
-An instruction model knows what users ask: from where a user's message begins in its chat template
-it goes on with one (Magpie, arXiv 2406.08464).
+An instruction model has learnt what users ask. Given its chat template up to the point where a
+user's message begins, it continues with such a message (Magpie, arXiv 2406.08464).
 """
 
 import json
@@ -17,7 +17,7 @@ from emsjax.loading.load import LoadedModel
 from emsjax.train.record import Text, Writing, write_texts
 
 MAX_TOKENS, TEMPERATURE = 128, 0.9
-# Stands in for the message, to find where in the template it begins.
+# Placeholder that marks where the template puts a message.
 _MESSAGE = "emsjax-user-message"
 
 
@@ -29,22 +29,25 @@ def write_own_prompts(
     writing: Writing,
     on_text: Callable[[int, int], None],
 ) -> None:
-    """Writes `count` messages, less what is no message or is there twice, as JSON lines.
+    """Writes up to `count` user messages as JSON lines, without duplicates.
+
+    Messages that are empty, or that do not end within `MAX_TOKENS` tokens, are dropped.
 
     Args:
-      target: makes them up.
-      start: of its chats, see `start_of_message`.
-      file: for them; left as it is if it is there. What is made on the way lies in a directory of
-        its name, where a killed run goes on.
-      count: messages that are begun: the likeliest one, and sampled ones.
-      writing: says how many are written together.
-      on_text: called with the messages begun, and those there are to be.
+      target: the model that makes up the messages.
+      start: token ids before a user's message, see `start_of_message`.
+      file: output file; left unchanged if it exists. Until the file is complete, texts are kept
+        in a directory of the same name without suffix, from which an interrupted run continues.
+      count: number of messages to start: one greedy, the others sampled.
+      writing: its `batch_size` applies here; the other fields do not.
+      on_text: called with (messages written, messages to write).
 
     Raises:
-      UserError: the target never ends a message.
+      UserError: the target ended no message.
     """
     begun = file.with_suffix("")
     if file.exists():
+        # A run may have been killed between writing the file and removing the directory.
         shutil.rmtree(begun, ignore_errors=True)
         return
     how = replace(
@@ -54,22 +57,24 @@ def write_own_prompts(
     messages = [_message(target, text) for text in texts]
     kept = [message for message in dict.fromkeys(messages) if message]
     if not kept:
-        raise UserError(f"{target.name} ended no user's message: give prompts with --input")
+        raise UserError(
+            f"{target.name} did not finish any of {count} user messages; give prompts with --input"
+        )
     lines = (json.dumps({"messages": [{"role": "user", "content": each}]}) + "\n" for each in kept)
     replace_text(file, "".join(lines))
     shutil.rmtree(begun)
 
 
 def start_of_message(target: LoadedModel) -> list[int]:
-    """Token ids of a chat up to where its first message begins.
+    """Returns the token ids of a chat up to where its first user message begins.
 
     Raises:
-      UserError: the target has no chat template, or nothing in it tells a user's message.
+      UserError: the target has no chat template, or the template has nothing before the message.
     """
     tokenizer: Any = target.tokenizer
     if tokenizer is None or not tokenizer.chat_template:
         raise UserError(
-            f"{target.name} has no chat template, so it cannot make up prompts: give some with "
+            f"{target.name} has no chat template, so it cannot make up prompts; give prompts with "
             "--input"
         )
     chat = [{"role": "user", "content": _MESSAGE}]
@@ -77,14 +82,14 @@ def start_of_message(target: LoadedModel) -> list[int]:
     ids = list(tokenizer(before, add_special_tokens=False)["input_ids"])
     if not ids:
         raise UserError(
-            f"in the chat template of {target.name} nothing stands before a user's message, so it "
-            "cannot make up prompts: give some with --input"
+            f"{target.name} cannot make up prompts, because its chat template has nothing before a "
+            "user's message; give prompts with --input"
         )
     return ids
 
 
 def _message(target: LoadedModel, text: Text) -> str:
-    """What a user asks; empty where the message did not end."""
+    """Returns the user message in a text; empty if the message did not end."""
     *tokens, last = text.tokens.tolist()
     tokenizer: Any = target.tokenizer
     return tokenizer.decode(tokens).strip() if last in target.eos_token_ids else ""

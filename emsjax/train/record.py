@@ -1,6 +1,6 @@
-"""Lets the target write, and keeps what it wrote with the hidden states behind each token.
+"""Lets the target write texts, and stores them with the hidden state that led to each token.
 
-In files of some hundred texts each, so that a killed run goes on where it was.
+Each file holds `TEXTS_PER_FILE` texts, so that an interrupted run continues where it stopped.
 """
 
 import zipfile
@@ -30,12 +30,11 @@ class Writing:
     """How the target writes.
 
     Attributes:
-      outputs: texts for each prompt, which is read once for all of them: one greedy, the others
-        sampled.
-      max_tokens: of each.
-      temperature: of the sampled ones.
-      batch_size: texts written together.
-      ignore_eos: whether to write on past the end of text.
+      outputs: texts per prompt: one greedy, the others sampled. The prompt is read once for all.
+      max_tokens: most tokens per text.
+      temperature: sampling temperature.
+      batch_size: texts written at a time.
+      ignore_eos: whether to continue after end-of-text tokens.
     """
 
     outputs: int = 3
@@ -46,13 +45,14 @@ class Writing:
 
 
 class Text(NamedTuple):
-    """What the target wrote for a prompt.
+    """A text of W tokens that the target wrote for a prompt.
 
     Attributes:
       prompt: number of the prompt.
-      output: number of the text among those of the prompt; 0 is the greedy one.
+      output: number of the text among the prompt's texts; 0 is the greedy one.
       tokens: int32[W].
-      hidden: float16[W - 1, D], what each token was chosen from; the last one's is not known.
+      hidden: float16[W - 1, D], the hidden state from which each token was chosen; the last
+        token's is not known.
     """
 
     prompt: int
@@ -68,17 +68,20 @@ def record(
     writing: Writing,
     on_text: Callable[[Text], None] = lambda _text: None,
 ) -> None:
-    """Writes texts for all prompts that have none in `directory` yet.
+    """Writes the texts that `directory` does not have yet.
 
     Args:
-      target: writes.
-      prompts: token ids.
-      directory: for the files; made if need be.
-      writing: how.
-      on_text: called with each text as it is finished.
+      target: the model that writes.
+      prompts: token ids of each prompt.
+      directory: directory of the files; created if missing.
+      writing: how to write.
+      on_text: called with each text when it is finished.
+
+    Raises:
+      UserError: a file in `directory` is damaged.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    # Numbers are ascending over the run: a new file never takes the name of an old one.
+    # Numbers ascend over the whole run, so that a new file never replaces an old one.
     number = max((int(file.stem) for file in directory.glob("*.npz")), default=-1) + 1
     done = {(text.prompt, text.output) for text in read_texts(directory)}
     waiting: list[Text] = []
@@ -99,17 +102,20 @@ def write_texts(
     writing: Writing,
     on_text: Callable[[int, int], None],
 ) -> list[Text]:
-    """Writes what is missing, see `record`, and reads all.
+    """Writes the missing texts, see `record`, and reads all of them.
 
     Args:
-      target: writes.
-      prompts: token ids.
-      directory: for the files.
-      writing: how.
-      on_text: called with the texts written, earlier ones too, and those there are to be.
+      target: the model that writes.
+      prompts: token ids of each prompt.
+      directory: directory of the files; created if missing.
+      writing: how to write.
+      on_text: called with (texts written, including earlier runs; texts to write).
 
     Returns:
-      Those of more than one token, in an order that does not depend on where a run was cut short.
+      The texts of more than one token, in an order that does not depend on interruptions.
+
+    Raises:
+      UserError: a file in `directory` is damaged.
     """
     done, wanted = sum(1 for _ in read_texts(directory)), len(prompts) * writing.outputs
 
@@ -124,7 +130,7 @@ def write_texts(
 
 
 def read_texts(directory: Path) -> Iterator[Text]:
-    """All texts that were written into a directory.
+    """Yields all texts in a directory.
 
     Raises:
       UserError: a file is damaged.
@@ -138,10 +144,11 @@ def _read(file: Path) -> list[Text]:
         with file.open("rb") as stream, np.load(stream) as content:
             ends = np.cumsum(content["lens"])
             tokens = np.split(content["tokens"], ends[:-1])
+            # Each text has one hidden state fewer than it has tokens.
             hidden = np.split(content["hidden"], (ends - np.arange(1, len(ends) + 1))[:-1])
             return list(map(Text, content["prompts"], content["outputs"], tokens, hidden))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} is damaged ({error}): delete it, and run again") from error
+        raise UserError(f"{file} is damaged ({error}); delete it and run again") from error
 
 
 def _save(file: Path, texts: list[Text]) -> None:
@@ -162,6 +169,7 @@ def _write(
     writing: Writing,
     done: set[tuple[int, int]],
 ) -> Iterator[Text]:
+    """Yields the texts that are not in `done`, as the target finishes them."""
     model = target.model
     longest = max(map(len, prompts), default=0) + writing.max_tokens
     engine = _Watched(
@@ -182,10 +190,11 @@ def _jobs(
     writing: Writing,
     done: set[tuple[int, int]],
 ) -> Iterator[Job]:
+    """Yields a job for each text that is not in `done`."""
     model = target.model
     stop_ids = () if writing.ignore_eos else target.eos_token_ids
     for number, prompt in enumerate(prompts):
-        group = object()
+        group = object()  # lets the engine read the prompt once for all its texts
         for output in range(writing.outputs):
             if (number, output) not in done:
                 choice = _choice(writing, number, output)
@@ -195,27 +204,29 @@ def _jobs(
 
 
 def _choice(writing: Writing, number: int, output: int) -> Choice:
+    """Returns how a text's tokens are chosen, with a seed that is the same in every run."""
     if output == 0:
         return GREEDY
     return make_choice(temperature=writing.temperature, seed=number * writing.outputs + output)
 
 
 class _Watched(Engine):
-    """An engine whose latest state can be looked at."""
+    """An engine that keeps its latest state for inspection."""
 
     latest: DecodeState
 
     def advance(self, state: DecodeState, max_steps: int, others_wait: bool) -> DecodeState:
-        """As `Engine.advance`."""
+        """Runs `Engine.advance` and keeps the state."""
         self.latest = super().advance(state, max_steps, others_wait)
         return self.latest
 
 
 def _text(state: DecodeState, finished: Finished) -> Text:
-    """A finished job's text, with its hidden states looked up in its slot."""
+    """Returns a finished job's text, with the hidden states from its slot."""
     key: Any = finished.job.key
     whole = np.asarray([*finished.job.prompt, *finished.token_ids], np.int32)
-    # Any slot with the same tokens will do: it has the same hidden states.
+    # A finished job does not name its slot. Any slot with the same tokens will do, because it has
+    # the same hidden states.
     same = (np.asarray(state.tokens[:, : len(whole)]) == whole).all(axis=1)
     slot = int(np.flatnonzero(same)[0])
     hidden = state.drafter[slot, len(finished.job.prompt) : len(whole) - 1]

@@ -1,4 +1,4 @@
-"""A drafter that drafts nothing and writes down what the target chooses its tokens from."""
+"""A drafter that drafts nothing and records the target's hidden states."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from emsjax.engine.state import DecodeState
 
 @dataclass(frozen=True)
 class Recorder:
-    """Keeps the hidden state behind each token: its state is float32[B, S, D].
+    """Records the hidden state from which each token was chosen, in a state float32[B, S, D].
 
     Attributes:
       hidden_size: D.
@@ -25,23 +25,25 @@ class Recorder:
     weights = ()
 
     def init(self, num_slots: int, capacity: int) -> jax.Array:
-        """Nothing written down."""
-        # float32 also for narrower models: on a CPU a scatter converts all of anything else.
+        """Returns an empty record."""
+        # float32 even for narrower models: on a CPU, XLA converts the whole array around each
+        # scatter of any other dtype.
         return jnp.zeros((num_slots, capacity, self.hidden_size), jnp.float32)
 
     def admit(self, drafter_state: jax.Array, slot: jax.Array) -> jax.Array:
-        """What is there is overwritten in time."""
+        """Changes nothing: each position is overwritten before it is read."""
         del slot
         return drafter_state
 
     def propose(
         self, state: DecodeState, weights: tuple[()], worth: WorthDrafting
     ) -> tuple[Draft, Any]:
-        """Writes down the hidden state of each slot's newest token, at that token's place."""
+        """Records the hidden state of each slot's newest token, at that token's position."""
         del weights, worth
         assert state.hidden is not None
         num_slots, capacity = state.tokens.shape
         slots = jnp.arange(num_slots, dtype=jnp.int32)
+        # A slot that still reads its prompt has no new hidden state; its write is dropped.
         decoding = state.live & (state.lens - state.kv_lens == 1)
         places = jnp.where(decoding, state.lens - 1, capacity)
         written = state.drafter.at[slots, places].set(state.hidden.astype(jnp.float32), mode="drop")

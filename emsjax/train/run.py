@@ -1,4 +1,4 @@
-"""Training a draft from end to end: the target writes, the draft learns, the result is kept."""
+"""Trains a draft from end to end: the target writes, the draft learns, the draft is saved."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -19,13 +19,9 @@ from emsjax.train.own_prompts import start_of_message, write_own_prompts
 from emsjax.train.record import Text, write_texts
 from emsjax.train.settings import OWN_PROMPTS, Training, settings_before, settle, write_settings
 
-TEXTS, CHECKPOINTS, LOG, CURVES, DRAFT = (
-    "texts",
-    "checkpoints",
-    "log.jsonl",
-    "curves.png",
-    "draft",
-)
+# Files and directories of a run.
+TEXTS, CHECKPOINTS, DRAFT = "texts", "checkpoints", "draft"
+LOG, CURVES = "log.jsonl", "curves.png"
 
 
 def train(
@@ -33,18 +29,19 @@ def train(
     on_text: Callable[[int, int], None] = lambda _done, _all: None,
     on_progress: Callable[[Progress], None] = lambda _progress: None,
 ) -> Path:
-    """Trains a draft; a run that was cut short goes on where it was.
+    """Trains a draft; an interrupted run continues where it stopped.
 
     Args:
-      training: settings; those of the run that is gone on with, if there is one.
-      on_text: called with the texts written and those there are to be.
-      on_progress: called at each evaluation.
+      training: settings; if the output holds a run, they must be the same as that run's.
+      on_text: called with (texts written, texts to write).
+      on_progress: called after each evaluation.
 
     Returns:
       The directory of the draft, for `--draft-model`.
 
     Raises:
-      UserError: the inputs cannot be read, or the output holds a run with other settings.
+      UserError: the target or the inputs cannot be read, there are too few prompts, or the output
+        holds a run that is damaged or has other settings or prompts.
     """
     before = settings_before(training)
     target = load_model(training.model, dtype=training.dtype)
@@ -58,12 +55,12 @@ def train(
     settle(training, prompts, before or {})
     texts = write_texts(target, prompts, training.output / TEXTS, training.writing, on_text)
     learn = [text for text in texts if not held_prompts[text.prompt]]
-    # One text of each prompt, or prompts with many would count for more.
+    # Only the greedy text of each prompt, so that every prompt has the same weight.
     held_out = [text for text in texts if held_prompts[text.prompt] and text.output == 0]
     if not learn or not held_out:
         raise UserError(
-            f"{target.name} wrote no texts of two tokens or more to learn from or to evaluate on, "
-            f"in answer to {len(prompts)} prompts: give others"
+            f"{target.name} wrote no texts of two or more tokens to train or to evaluate on for "
+            f"{len(prompts)} prompts; give other prompts"
         )
     model = target.model
     token_ids = frequent_tokens(learn, model.vocab_size, min(training.vocabulary, model.vocab_size))
@@ -88,20 +85,20 @@ def train(
 
 
 def _check_held_out(held_out: Sequence[bool]) -> None:
-    """Whether there is something to learn from, and something to evaluate on."""
+    """Checks that there are prompts to train on and prompts to evaluate on."""
     if all(held_out) or not any(held_out):
         raise UserError(
-            f"{len(held_out)} prompts are too few to learn from some and hold out others for "
-            "evaluation: give more, or another --held-out"
+            f"{len(held_out)} prompts are too few to train on some and hold out others for "
+            "evaluation; give more prompts or another --held-out"
         )
 
 
 def _given_prompts(training: Training, target: LoadedModel) -> list[list[int]]:
-    """Token ids of the prompts in files."""
+    """Returns the token ids of the prompts in files."""
     if training.inputs:
         return read_prompts(training.inputs, target, training.longest_prompt)
     if not training.own_prompts:
-        raise UserError("there is nothing to learn from: give --input or --own-prompts")
+        raise UserError("there are no prompts to train on; give --input or --own-prompts")
     return []
 
 
@@ -111,7 +108,7 @@ def _own_prompts(
     start: Sequence[int],
     on_text: Callable[[int, int], None],
 ) -> list[list[int]]:
-    """Token ids of those that the target makes up."""
+    """Returns the token ids of the prompts that the target makes up."""
     if not training.own_prompts:
         return []
     file = training.output / OWN_PROMPTS
@@ -120,7 +117,7 @@ def _own_prompts(
 
 
 class _Log:
-    """The curve so far, in a file of JSON lines and in a picture."""
+    """Logs evaluations to a file of JSON lines and a plot."""
 
     def __init__(self, directory: Path, on_progress: Callable[[Progress], None]):
         self._directory, self._on_progress = directory, on_progress
@@ -129,10 +126,11 @@ class _Log:
         try:
             self.progress = [Progress(**json.loads(line)) for line in lines]
         except (ValueError, TypeError) as error:
-            raise UserError(f"{file} is damaged ({error}): delete it, and run again") from error
+            raise UserError(f"{file} is damaged ({error}); delete it and run again") from error
 
     def add(self, progress: Progress) -> None:
-        # What was done again after a kill replaces what is there.
+        """Logs an evaluation and passes it on."""
+        # After an interruption, updates since the last checkpoint are repeated and logged again.
         self.progress = [each for each in self.progress if each.step < progress.step]
         self.progress.append(progress)
         lines = [json.dumps(each._asdict()) + "\n" for each in self.progress]
@@ -151,7 +149,7 @@ def _manifest(
 ) -> DraftManifest:
     model = target.model
     sources = [file.name for file in training.inputs]
-    sources += ["its own making"] if training.own_prompts else []
+    sources += ["the model itself"] if training.own_prompts else []
     accepted = [round(value, 3) for each in log.progress[-1:] for value in each.accepted]
     return DraftManifest(
         target=target.name,

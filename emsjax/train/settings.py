@@ -1,4 +1,4 @@
-"""The settings of a training, which a run that goes on must share."""
+"""The settings of a training run, which must stay the same when the run continues."""
 
 import hashlib
 import json
@@ -18,21 +18,21 @@ OWN_PROMPTS, SETTINGS = "own-prompts.jsonl", "settings.json"
 
 @dataclass(frozen=True)
 class Training:
-    """All settings of a training.
+    """All settings of a training run.
 
     Attributes:
       model: the target, as for `load_model`.
       inputs: files with prompts.
-      own_prompts: prompts that the target makes up itself, besides those in files.
-      output: directory for everything that is written.
-      dtype: of the target.
-      longest_prompt: longer prompts are left out, in tokens.
+      output: directory of the run.
+      own_prompts: number of prompts that the target makes up, in addition to those in files.
+      dtype: dtype of the target.
+      longest_prompt: most tokens of a prompt; longer prompts are left out.
       writing: how the target writes.
       layers: feed-forward layers of the draft.
-      width: of each of them; None for as wide as the target's.
-      vocabulary: tokens the draft can guess, the most frequent ones.
-      held_out: share of the prompts whose texts are for evaluation only.
-      fitting: how the draft learns.
+      width: width of these layers; None for the width of the target's.
+      vocabulary: number of tokens that the draft can propose: the most frequent ones.
+      held_out: share of prompts whose texts are for evaluation only, 0 to 1.
+      fitting: how the draft is trained.
     """
 
     model: str | None
@@ -50,49 +50,67 @@ class Training:
 
 
 def settings_before(training: Training) -> dict[str, Any] | None:
-    """Those of the run to go on with, if they are the same; None where a new one begins."""
+    """Reads the settings of the run in the output directory and compares them.
+
+    Returns:
+      The contents of its settings file, or None if there is no run yet.
+
+    Raises:
+      UserError: the settings differ, or the file is damaged.
+    """
     file = training.output / SETTINGS
     if not file.is_file():
         return None
-    before = read_json(file, "delete it, and run again")
+    before = read_json(file, "delete it and run again")
     for name, value in _as_json(training).items():
+        # A run may be moved, or be named by another path.
         if value != before.get(name) and name != "output":
             raise UserError(
-                f"{training.output} holds a training with {name} {before.get(name)}, not "
-                f"{value}: give the same settings to go on with it, or another --output"
+                f"{training.output} holds a run with {name} {before.get(name)}, not {value}; give "
+                "the same settings to continue it, or another --output"
             )
     return before
 
 
 def settle(training: Training, prompts: Sequence[Sequence[int]], before: dict[str, Any]) -> None:
-    """Writes down which prompts these are, or compares them with those of the run so far.
+    """Records which prompts the run uses, after checking that they have not changed.
 
     Args:
       training: the settings.
-      prompts: token ids.
-      before: what `settings_before` found; empty where there was nothing.
+      prompts: token ids of each prompt.
+      before: the result of `settings_before`; empty for a new run.
 
     Raises:
-      UserError: they are others than the run's.
+      UserError: the prompts differ from the run's, or the settings cannot be written.
     """
     digest = hashlib.sha256(repr([list(prompt) for prompt in prompts]).encode()).hexdigest()[:16]
     if before.get("prompts", digest) != digest:
         files = [*training.inputs, *([OWN_PROMPTS] if training.own_prompts else [])]
         raise UserError(
-            f"{training.output} holds a training with other prompts than those of "
-            f"{', '.join(map(str, files))} today: give another --output"
+            f"{training.output} holds a run with other prompts than "
+            f"{', '.join(map(str, files))} now contains; restore them, or give another --output"
         )
     write_settings(training, {"prompts": digest})
 
 
 def write_settings(training: Training, more: dict[str, str]) -> None:
-    """Writes the settings down, now that model and prompts are known to be good."""
+    """Writes the settings file; call it only after checking model and prompts.
+
+    Args:
+      training: the settings.
+      more: further entries of the file.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
     content = json.dumps(_as_json(training) | more, indent=1)
     try:
         training.output.mkdir(parents=True, exist_ok=True)
         replace_text(training.output / SETTINGS, content + "\n")
     except OSError as error:
-        raise UserError(f"cannot write to {training.output} ({error.strerror})") from error
+        raise UserError(
+            f"cannot write to {training.output} ({error.strerror}); give another --output"
+        ) from error
 
 
 def _as_json(training: Training) -> dict[str, Any]:

@@ -9,14 +9,14 @@ from tiny_checkpoints import LAYER, write_config
 
 @pytest.fixture
 def real_models() -> None:
-    """Ask for this to have the project's own families."""
+    """Requests the project's own model families instead of the stand-in."""
 
 
 @pytest.fixture(autouse=True)
 def stand_in(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The stand-in family, caches of this test's own, and no network."""
+    """Installs the stand-in family, separate caches for each test, and no network."""
     if "real_models" not in request.fixturenames:
         tiny_models.install(monkeypatch)
     monkeypatch.setenv("EMSJAX_CACHE", str(tmp_path / "cache"))
@@ -26,7 +26,7 @@ def stand_in(
 
 @pytest.fixture
 def weights() -> dict[str, np.ndarray]:
-    """Tensors of a tiny Llama under Hugging Face's names, in float32."""
+    """Returns the tensors of a tiny Llama in float32, under their Hugging Face names."""
     rng = np.random.default_rng(0)
     shapes = {"model.embed_tokens": (64, 64), "model.norm": (64,), "lm_head": (64, 64)}
     for i in range(3):
@@ -39,7 +39,7 @@ def weights() -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def hf_dir(tmp_path: Path, weights: dict[str, np.ndarray]) -> Path:
-    """A Hugging Face directory with one safetensors file."""
+    """Returns a Hugging Face directory with one safetensors file."""
     directory = tmp_path / "tiny-llama"
     directory.mkdir()
     write_config(directory)

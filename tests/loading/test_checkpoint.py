@@ -1,4 +1,4 @@
-"""Our own checkpoints: round trips, atomicity, damage."""
+"""emsjax checkpoints: round trips, atomic writes and damaged files."""
 
 import json
 import os
@@ -55,14 +55,14 @@ def test_config_and_end_of_text_survive(hf_dir: Path) -> None:
     assert after.tokenizer() is None
 
 
-def test_converted_again(hf_dir: Path) -> None:
+def test_a_converted_model_can_be_converted_again(hf_dir: Path) -> None:
     again = hf_dir.parent / "again"
     convert_model(open_model(converted(hf_dir), {"llama"}), again, "bfloat16")
     np.testing.assert_array_equal(flat(again)["norm"], flat(hf_dir, "bfloat16")["norm"])
 
 
-@pytest.mark.filterwarnings("ignore:Sharding info not provided")  # one device: nothing to say
-def test_orbax_itself_can_restore_it(hf_dir: Path) -> None:
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")  # irrelevant on one device
+def test_orbax_can_restore_the_parameters(hf_dir: Path) -> None:
     import orbax.checkpoint as ocp
 
     with ocp.PyTreeCheckpointer() as checkpointer:
@@ -80,7 +80,7 @@ def test_quantised_gguf_becomes_float32(tmp_path: Path, weights: Weights) -> Non
     np.testing.assert_array_equal(flat(output)["embed"], flat(path)["embed"])
 
 
-def test_output_with_something_in_it_is_kept(hf_dir: Path) -> None:
+def test_a_nonempty_output_is_refused_and_kept(hf_dir: Path) -> None:
     (hf_dir.parent / "converted").mkdir()
     (hf_dir.parent / "converted" / "precious").touch()
     with pytest.raises(UserError, match="already exists and is not empty"):
@@ -115,7 +115,7 @@ from emsjax.loading.opened import open_model
 def hang(*_):
     print("writing", flush=True)
     time.sleep(60)
-shutil.copy = hang  # all but the manifest is written by then
+shutil.copy = hang  # by then everything except the manifest is written
 convert_model(open_model(Path(sys.argv[1]), {"llama"}), Path(sys.argv[2]))
 """
 
@@ -141,7 +141,7 @@ def test_the_first_of_two_writers_wins(tmp_path: Path) -> None:
         with atomic.new_directory(tmp_path / "a") as first:
             (first / "first").touch()
             with atomic.new_directory(tmp_path / "a") as second:
-                assert first.is_dir()  # not taken for a leftover
+                assert first.is_dir()  # not removed as a leftover
                 (second / "second").touch()
 
     with pytest.raises(UserError, match="already exists"):

@@ -1,4 +1,4 @@
-"""The command line of conversions."""
+"""The command line of `emsjax.convert`."""
 
 import subprocess
 import sys
@@ -15,14 +15,14 @@ def run(*arguments: object) -> int:
     return convert.main([*map(str, arguments)])
 
 
-def test_converts(hf_dir: Path) -> None:
+def test_converts_a_model(hf_dir: Path) -> None:
     output = hf_dir.parent / "out"
     assert run(hf_dir, output, "--dtype", "bfloat16") == 0
     assert load_model(output).name == "tiny-llama"
 
 
 @pytest.mark.parametrize("wrong", ["source", "output", "dtype", "weights"])
-def test_mistakes_are_one_sentence(
+def test_mistakes_are_one_line(
     hf_dir: Path, capsys: pytest.CaptureFixture[str], wrong: str
 ) -> None:
     output = hf_dir.parent / "out"

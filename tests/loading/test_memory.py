@@ -1,4 +1,4 @@
-"""Loading takes about one model's memory, whatever the format."""
+"""Loading needs about one model's memory, in every format."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from emsjax.loading.conversion import convert_model
 from emsjax.loading.opened import open_model
 
 HERE = Path(__file__).parent
-SCALE = 8  # of the tiny model's widths
+SCALE = 8  # factor on the tiny model's widths
 LAYERS = 12
 
 _MEASURE = """
@@ -40,7 +40,7 @@ print((status("VmHWM") - before) / size, size)
 
 @pytest.fixture(scope="module")
 def big() -> dict[str, np.ndarray]:
-    """About 120 MB in float32."""
+    """Returns the tensors of a larger model, about 120 MB in float32."""
     rng = np.random.default_rng(0)
     shapes: dict[str, tuple[int, ...]] = {"embed_tokens": (64, 64), "norm": (64,)}
     for i in range(LAYERS):
@@ -52,7 +52,7 @@ def big() -> dict[str, np.ndarray]:
 
 
 def write(directory: Path, weights: dict[str, np.ndarray], form: str) -> Path:
-    """A checkpoint of the big model in one of the formats."""
+    """Writes a checkpoint of the larger model in one of the formats."""
     write_config(
         directory,
         hidden_size=64 * SCALE,
@@ -83,5 +83,5 @@ def test_peak_is_about_one_model(tmp_path: Path, big: dict[str, np.ndarray], for
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     models, size = map(float, done.stdout.split())
     assert size > 50e6
-    renewed = 64e6 if form == "pickle" else 0  # pages PyTorch keeps before it maps anew
+    renewed = 64e6 if form == "pickle" else 0  # bytes read before the file is mapped again
     assert models < 1.3 + renewed / size

@@ -1,4 +1,4 @@
-"""Built-in configurations, and those of files without weights."""
+"""Built-in configurations, and configurations of files without weights."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from emsjax.loading.load import find_model
 from emsjax.loading.named import named_config
 from emsjax.loading.published import PUBLISHED
 
-# Parameters of the published checkpoints, tied ones counted once.
+# Number of parameters of the published checkpoints, counting tied ones once.
 PARAMETERS = {
     "opt-125m": 125_239_296,
     "opt-350m": 331_196_416,
@@ -54,7 +54,7 @@ PARAMETERS = {
 pytestmark = pytest.mark.usefixtures("real_models")
 
 
-def test_every_name_has_the_published_number_of_parameters():
+def test_parameter_counts_equal_the_published_ones():
     found = {}
     for name, config in PUBLISHED.items():
         _, params, _ = abstract_model(complete_config(config, supported(), name))
@@ -63,7 +63,7 @@ def test_every_name_has_the_published_number_of_parameters():
     assert found == PARAMETERS
 
 
-def test_what_the_number_of_parameters_does_not_tell():
+def test_settings_that_do_not_affect_the_parameter_count():
     opt, llama, qwen = (named_config(n) for n in ("opt-350m", "llama-3.2-3b", "Qwen3-4B"))
     assert (opt.num_heads, opt.embedding_size, opt.pre_norm, opt.final_norm) == (
         16,
@@ -100,7 +100,7 @@ def test_a_converted_model(tmp_path: Path, hf_dir: Path):
     assert named_config(tmp_path / "converted") == named_config(hf_dir)
 
 
-def test_only_the_configuration_of_a_model_of_the_hub_is_fetched(
+def test_only_the_configuration_of_a_hub_model_is_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     file = tmp_path / "config.json"
@@ -116,12 +116,12 @@ def test_only_the_configuration_of_a_model_of_the_hub_is_fetched(
     assert asked == [("some/model", "config.json")]
 
 
-def test_a_hub_out_of_reach():
+def test_an_unreachable_hub():
     with pytest.raises(UserError, match=r"some/model.*the hub cannot be reached"):
         hub.hub_config("some/model")
 
 
 @pytest.mark.parametrize("name", ["opt-7b", "opt-6.7", "no/such/path"])
-def test_an_unknown_name_gets_the_list_of_names(name: str):
+def test_an_unknown_name_is_answered_with_the_known_names(name: str):
     with pytest.raises(UserError, match=rf"{name}.*opt-6\.7b, .*qwen3-8b"):
         named_config(name)

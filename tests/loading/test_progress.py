@@ -7,14 +7,14 @@ from emsjax.loading.progress import progress_bar
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self):
         return True
 
 
 @pytest.mark.parametrize(("stream", "shown"), [(io.StringIO, False), (Terminal, True)])
-def test_a_bar_is_for_terminals_even_where_colours_are_forced(stream, shown, monkeypatch):
+def test_the_bar_is_shown_only_on_terminals_even_if_colours_are_forced(stream, shown, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as in a notebook
     monkeypatch.setattr(sys, "stderr", stream())
     with progress_bar("reading") as progress:

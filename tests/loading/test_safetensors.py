@@ -37,7 +37,7 @@ def test_bfloat16_is_kept(tmp_path: Path, weights: Weights) -> None:
     np.testing.assert_array_equal(read, halves["lm_head.weight"])
 
 
-def test_result_cannot_be_written_to(hf_dir: Path) -> None:
+def test_tensors_are_read_only(hf_dir: Path) -> None:
     assert not open_directory(hf_dir).read("lm_head.weight").flags.writeable
 
 
@@ -80,7 +80,7 @@ def test_unreadable_dtype(tmp_path: Path) -> None:
 def test_missing_shard_is_named(tmp_path: Path, weights: Weights) -> None:
     first, second = write_shards(tmp_path, weights, save_file)
     second.unlink()
-    with pytest.raises(UserError, match=rf"lacks {second.name}, named in model"):
+    with pytest.raises(UserError, match=rf"lacks {second.name}, listed in model"):
         open_directory(tmp_path)
     assert first.is_file()
 

@@ -1,4 +1,4 @@
-"""The drafts that come with the package are whole, and small enough to come with it."""
+"""The drafts that the package ships are complete and small."""
 
 from pathlib import Path
 
@@ -13,12 +13,12 @@ DRAFTS = sorted((Path(emsjax.__file__).parent / "drafts").glob("*/draft.json"))
 MOST_BYTES = 16 * 2**20
 
 
-def test_the_default_model_has_one():
+def test_the_default_model_has_a_draft():
     assert "SmolLM2-135M-Instruct" in {read_manifest(file.parent).target for file in DRAFTS}
 
 
 @pytest.mark.parametrize("file", DRAFTS, ids=lambda file: file.parent.name)
-def test_it_is_whole_and_says_what_it_learnt_from(file: Path):
+def test_a_shipped_draft_is_complete_and_describes_its_training(file: Path):
     manifest = read_manifest(file.parent)
     _, ids = read_draft(file.parent, jnp.float32)
     assert len(ids) > 1000

@@ -1,4 +1,4 @@
-"""Tokenizers of directories and of GGUF metadata."""
+"""Tokenizers of model directories and of GGUF metadata."""
 
 import json
 from collections.abc import Callable
@@ -30,7 +30,7 @@ TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfo
 
 @pytest.fixture(scope="module")
 def bpe() -> tuple[list[str], list[str]]:
-    """Tokens and merges of a small byte-level vocabulary."""
+    """Returns tokens and merges of a small byte-level vocabulary."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -74,7 +74,7 @@ def test_byte_level_round_trip(
     assert (tokenizer.unk_token_id, tokenizer.pad_token_id) == (0, 2)
 
 
-def test_words_are_split_as_qwen2_does(
+def test_words_are_split_as_in_qwen2(
     tmp_path: Path, weights: Weights, bpe: tuple[list[str], list[str]]
 ) -> None:
     from transformers import Qwen2Tokenizer
@@ -147,7 +147,10 @@ def test_no_tokenizer(tmp_path: Path, weights: Weights) -> None:
 
 @pytest.mark.parametrize(
     ("model", "pre", "reason"),
-    [("gpt2", "martian", "splits words as 'martian'"), ("t5", "", "tokenizer of kind 't5'")],
+    [
+        ("gpt2", "martian", "splits words by the rule 'martian'"),
+        ("t5", "", "tokenizer of type 't5'"),
+    ],
 )
 def test_unsupported(tmp_path: Path, weights: Weights, model: str, pre: str, reason: str) -> None:
     def extra(writer: gguf.GGUFWriter) -> None:

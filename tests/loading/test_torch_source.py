@@ -45,14 +45,18 @@ def test_bfloat16(tmp_path: Path) -> None:
     assert not read.flags.writeable
 
 
-def test_safetensors_win(tmp_path: Path, weights: dict[str, np.ndarray]) -> None:
-    (tmp_path / "pytorch_model.bin").write_bytes(b"never looked at")
+def test_safetensors_are_preferred_to_pickles(
+    tmp_path: Path, weights: dict[str, np.ndarray]
+) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"never read")
     save_file(weights, tmp_path / "model.safetensors")
     assert isinstance(open_directory(tmp_path), SafetensorsSource)
 
 
 @pytest.mark.parametrize("kept", [0, 100, 20_000])
-def test_short_file_is_named(tmp_path: Path, weights: dict[str, np.ndarray], kept: int) -> None:
+def test_a_truncated_file_is_named_in_the_error(
+    tmp_path: Path, weights: dict[str, np.ndarray], kept: int
+) -> None:
     file = tmp_path / "pytorch_model.bin"
     torch.save(tensors(weights), file)
     file.write_bytes(file.read_bytes()[:kept])

@@ -47,7 +47,7 @@ def test_every_dtype_to_every_dtype(
     np.testing.assert_array_equal(params["norm"], expected)
 
 
-def test_optional_prefix(hf_dir: Path, weights: Weights) -> None:
+def test_tensor_names_may_lack_the_prefix(hf_dir: Path, weights: Weights) -> None:
     bare = {name.removeprefix("model."): value for name, value in weights.items()}
     save_file(bare, hf_dir / "model.safetensors")
     np.testing.assert_array_equal(params_of(hf_dir)["norm"], bare["norm.weight"])

@@ -1,4 +1,4 @@
-"""Tiny checkpoints of every format, written on the fly."""
+"""Writes tiny checkpoints in every format."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -37,8 +37,7 @@ GGUF_NAMES = {
     "model.norm": "output_norm",
     "lm_head": "output",
 }
-
-
+# Shapes of one layer's tensors.
 LAYER: Mapping[str, tuple[int, ...]] = {
     "self_attn.q_proj": (64, 64),
     "self_attn.k_proj": (32, 64),
@@ -62,7 +61,7 @@ def write_shards(
     save: Callable[[dict[str, Any], Path], Any],
     single: str = "model.safetensors",
 ) -> list[Path]:
-    """Two shards and their index."""
+    """Writes two shards and their index; returns the shards."""
     names = list(weights)
     stem, suffix = single.split(".")
     where = {name: f"{stem}-0000{1 + i % 2}-of-00002.{suffix}" for i, name in enumerate(names)}
@@ -85,7 +84,7 @@ def gguf_name(name: str) -> str:
 
 
 def permuted(name: str, weight: np.ndarray, heads: int, kv_heads: int) -> np.ndarray:
-    """Rows as llama.cpp's converter orders them."""
+    """Returns the rows in the order of llama.cpp's converter."""
     n = {"q_proj": heads, "k_proj": kv_heads}.get(name.split(".")[-2], 0)
     if not n:
         return weight
@@ -100,7 +99,7 @@ def write_gguf(
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     extra: Callable[[gguf.GGUFWriter], None] = lambda _: None,
 ) -> Path:
-    """A GGUF file of the tiny model; norms stay float32."""
+    """Writes a GGUF file of the tiny model, with norms in float32."""
     writer = gguf.GGUFWriter(path, arch)
     writer.add_block_count(3)
     writer.add_context_length(128)

@@ -1,4 +1,4 @@
-"""A stand-in family, so that loading is tested without any model's arithmetic."""
+"""A stand-in family, so that loading is tested without the computation of a model."""
 
 import sys
 import types
@@ -29,7 +29,7 @@ class TinyConfig:
 
 
 class TinyLM(nnx.Module):
-    """Parameters of a Llama, no arithmetic. Fails if anything initialises it for real."""
+    """A module with the parameters of a Llama and no computation."""
 
     def __init__(self, config: TinyConfig, *, rngs: nnx.Rngs):
         def param(*shape: int) -> nnx.Param:
@@ -84,7 +84,7 @@ LLAMA = Family("llama", _config, _weights)
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the loader find only the stand-in family."""
+    """Makes the loader find only the stand-in family."""
     registry: Any = types.ModuleType("emsjax.models.registry")
     registry.FAMILIES = {"llama": LLAMA}
     decoder: Any = types.ModuleType("emsjax.models.decoder")

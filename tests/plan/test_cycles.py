@@ -1,4 +1,4 @@
-"""Reading the compiler's cycles out of a program's text."""
+"""The compiler's cycles are read from a program's text."""
 
 from emsjax.plan.cycles import StepCycles, read_cycles
 
@@ -39,11 +39,11 @@ PROGRAM = "\n\n".join(
 )
 
 
-def test_layers_count_as_often_as_there_are():
+def test_the_layer_loop_counts_once_per_layer():
     assert read_cycles(PROGRAM, 2, 30) == StepCycles(13, (10 + 30 * 101, 23 + 30 * 200))
 
 
-def test_a_program_that_looks_otherwise_tells_nothing():
+def test_a_program_with_another_structure_has_no_estimate():
     assert read_cycles(PROGRAM, 3, 30) is None
     assert read_cycles(computation("main", fusion(5), entry=True), 2, 30) is None
     assert read_cycles("", 2, 30) is None

@@ -1,4 +1,4 @@
-"""The search for the largest batch that fits, against trying every size."""
+"""The search for the largest batch that fits, compared with trying every size."""
 
 import itertools
 
@@ -11,7 +11,7 @@ MOST = 60
 
 
 def memory_of(num_slots: int, per_slot: int, temporaries: list[int]) -> Memory:
-    """Linear in the slots, but for the temporaries."""
+    """Returns memory that is linear in the slots, apart from the temporaries."""
     cache, state = per_slot * num_slots, 2 * num_slots
     return Memory(num_slots, 1000, cache, state, temporaries[num_slots], compiled=True)
 
@@ -22,10 +22,8 @@ def memory_of(num_slots: int, per_slot: int, temporaries: list[int]) -> Memory:
     growth=st.lists(st.sampled_from((0, 0, 0, 1, 50)), min_size=MOST, max_size=MOST),
     device=st.integers(500, 6000),
 )
-def test_it_is_what_trying_every_size_finds(
-    first: int, per_slot: int, growth: list[int], device: int
-):
-    # Beyond MOST nothing fits.
+def test_search_equals_trying_every_size(first: int, per_slot: int, growth: list[int], device: int):
+    # Batches larger than MOST never fit.
     temporaries = [0, *itertools.accumulate(growth), *[10**6] * 6000]
     measured = []
 
@@ -40,8 +38,8 @@ def test_it_is_what_trying_every_size_finds(
     assert len(measured) == len(set(measured))
 
 
-def test_few_sizes_are_measured():
-    """With temporaries that stay small: the guess, and no more."""
+def test_search_measures_few_sizes():
+    """If temporaries stay small, the first guess is checked and nothing else is measured."""
     measured = []
 
     def measure(num_slots: int) -> Memory:

@@ -1,4 +1,4 @@
-"""`python -m emsjax.plan`: what it prints, what it refuses, and what it leaves alone."""
+"""`python -m emsjax.plan`: output, error messages, and the devices it must not touch."""
 
 import importlib.metadata
 import json
@@ -13,7 +13,7 @@ import pytest
 from emsjax.costs.hardware import HARDWARE
 from emsjax.loading.published import PUBLISHED
 from emsjax.plan import __main__ as plan
-from emsjax.plan.answer import Plan, make_plan
+from emsjax.plan.forecast import Forecast, make_forecast
 from emsjax.plan.setting import Setting
 
 SMALL = ["--model", "opt-125m", "--batch-size", "4", "--max-model-len", "512"]
@@ -21,18 +21,18 @@ SMALL = ["--model", "opt-125m", "--batch-size", "4", "--max-model-len", "512"]
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch):
-    """What the command sets is for its process: here it is put back."""
+    """Restores the environment variables that the command sets for its own process."""
     monkeypatch.setattr(os, "environ", os.environ.copy())
 
 
-def test_the_details_of_one_plan(capsys: pytest.CaptureFixture[str]):
+def test_the_details_of_one_forecast(capsys: pytest.CaptureFixture[str]):
     assert plan.main([*SMALL, "--topology", "h100"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert out.startswith(
         "opt-125m in bfloat16 on one NVIDIA H100 SXM: 4 samples of 512 tokens\n\nIt fits: "
     )
-    assert "Where nothing was compiled" in out
+    assert "Nothing was compiled" in out
     assert "3350 GB/s" in out
     lines = [line for line in out.splitlines() if line.startswith("|")]
     assert any("plain" in line for line in lines)
@@ -40,7 +40,7 @@ def test_the_details_of_one_plan(capsys: pytest.CaptureFixture[str]):
     assert "by the compiler" not in "".join(lines)
 
 
-def test_a_line_for_each_of_several(capsys: pytest.CaptureFixture[str]):
+def test_several_forecasts_are_a_table(capsys: pytest.CaptureFixture[str]):
     arguments = ["--model", "llama-3-70b", "--topology", "h100", "--topology", "V5E-1"]
     assert plan.main([*SMALL, *arguments, "--no-compile"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -53,7 +53,7 @@ def test_a_line_for_each_of_several(capsys: pytest.CaptureFixture[str]):
     ]
 
 
-def test_for_machines(capsys: pytest.CaptureFixture[str]):
+def test_json_output(capsys: pytest.CaptureFixture[str]):
     arguments = ["--topology", "a100", "--acceptance", "1", "--draft-length", "3", "--json"]
     assert plan.main([*SMALL, *arguments]) == 0
     [found] = json.loads(capsys.readouterr().out)
@@ -72,21 +72,23 @@ def test_for_machines(capsys: pytest.CaptureFixture[str]):
     ("arguments", "message"),
     [
         (["--model", "opt-7b"], f"no configuration 'opt-7b'; .*{'.*'.join(list(PUBLISHED)[:3])}"),
-        (["--acceptance", "1.5"], "--acceptance 1.5 is no probability"),
-        (["--acceptance", "-0.1"], "--acceptance -0.1 is no probability"),
-        (["--acceptance", "nan"], "--acceptance nan is no probability"),
-        (["--topology", "v99"], f"--topology v99 is not there; choose from {', '.join(HARDWARE)}"),
+        (["--acceptance", "1.5"], "--acceptance is 1.5; it must be a probability"),
+        (["--acceptance", "-0.1"], "--acceptance is -0.1; it must be a probability"),
+        (["--acceptance", "nan"], "--acceptance is nan; it must be a probability"),
+        (["--topology", "v99"], f"--topology v99 is unknown; choose from {', '.join(HARDWARE)}"),
         (["--batch-size", "0"], "--batch-size is 0; it must be a whole number, at least 1"),
         (["--max-model-len", "2049"], "--max-model-len is 2049; .* between 2 and 2048"),
         (["--max-model-len", "0"], "--max-model-len is 0; .* between 2 and 2048"),
         (["--context", "513"], "--context is 513; .* between 1 and 512"),
         (["--draft-length", "0"], "--draft-length is 0; .* between 1 and 64"),
-        (["--dtype", "int8"], "--dtype int8 is not there; choose from bfloat16"),
+        (["--dtype", "int8"], "--dtype int8 is unknown; choose from bfloat16"),
         (["--frobnicate"], "No such option: --frobnicate; see --help"),
     ],
 )
-def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
-    # The last of an option that may be given once counts; models add up.
+def test_mistakes_are_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    # A repeated option replaces the earlier value, except --model, which adds to it.
     given = SMALL[2:] if "--model" in arguments else SMALL
     assert plan.main([*given, "--topology", "h100", *arguments]) == 2
     out, err = capsys.readouterr()
@@ -96,15 +98,15 @@ def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
-def test_what_is_done_before_an_interrupt_is_printed(
+def test_forecasts_made_before_an_interrupt_are_printed(
     form: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    def stopping(setting: Setting, *rest: Any) -> Plan:
+    def stopping(setting: Setting, *rest: Any) -> Forecast:
         if setting.name == "llama-3-8b":
             raise KeyboardInterrupt
-        return make_plan(setting, *rest)
+        return make_forecast(setting, *rest)
 
-    monkeypatch.setattr("emsjax.plan.question.make_plan", stopping)
+    monkeypatch.setattr("emsjax.plan.options.make_forecast", stopping)
     models = ["--model", "opt-125m", "--model", "llama-3-8b"]
     assert plan.main([*models, "--topology", "h100", *form]) == 130
     out, err = capsys.readouterr()
@@ -113,7 +115,9 @@ def test_what_is_done_before_an_interrupt_is_printed(
     assert err == "interrupted\n"
 
 
-def test_without_the_compiler(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_compiler_is_reported(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     version = importlib.metadata.version
 
     def missing(name: str) -> str:
@@ -130,7 +134,7 @@ def test_without_the_compiler(capsys: pytest.CaptureFixture[str], monkeypatch: p
 
 
 def test_no_device_of_this_machine_is_touched():
-    """Jax is kept to the CPU, and is told so before it is imported."""
+    """The command restricts jax to the CPU before jax is imported."""
     script = (
         "import os, sys\n"
         "from emsjax.plan import __main__ as plan\n"

@@ -1,4 +1,4 @@
-"""Expected speedups, against formulas."""
+"""Expected speedups, compared with formulas."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def speedup(
 
 
 @pytest.mark.parametrize("acceptance", [0.0, 0.5, 1.0])
-def test_where_rows_cost_nothing_all_are_verified(acceptance: float):
+def test_whole_drafts_are_verified_if_rows_cost_nothing(acceptance: float):
     expected = sum(acceptance**n for n in range(K + 1))
     found = speedup((1.0, 1.0, 1.0, 1.0), acceptance)
     assert found.fixed == pytest.approx(expected)
@@ -34,14 +34,14 @@ def test_where_rows_cost_nothing_all_are_verified(acceptance: float):
     assert found.drafted == (0 if acceptance == 0 else K)
 
 
-def test_where_rows_cost_much_nothing_is_drafted():
+def test_nothing_is_drafted_if_rows_are_expensive():
     found = speedup((1.0, 2.0, 4.0, 8.0), 0.4)
     assert found.fixed == pytest.approx((1 + 0.4 + 0.4**2 + 0.4**3) / 4)
     assert found.planned == pytest.approx(1.0)
     assert found.drafted == 0
 
 
-def test_between_them_the_likeliest_of_all_drafts_are_verified():
+def test_only_the_likeliest_tokens_are_verified_if_rows_cost_something():
     found = speedup((1.0, 1.1, 4.0, 8.0), 0.7)
     assert found.drafted == 1
     assert found.planned == pytest.approx(1.7 / 1.1)
@@ -49,7 +49,7 @@ def test_between_them_the_likeliest_of_all_drafts_are_verified():
 
 
 def test_long_contexts_make_rows_cheap():
-    """What the cache costs comes with every rung."""
+    """Reading the cache costs the same on every rung."""
     assert speedup((1.0, 2.0, 4.0, 8.0), 0.9, context=1000, cached=1.0).fixed == pytest.approx(
         1 + 0.9 + 0.9**2 + 0.9**3, rel=1e-2
     )
@@ -67,12 +67,12 @@ def test_every_ladder_has_a_rung_for_whole_drafts(slots: int):
     assert found == pytest.approx((8, 7, 8))
 
 
-def test_no_planned_step_takes_a_rung_that_is_for_prompts():
-    """One for prompts comes between those for drafts; steps without prompts do without it."""
+def test_planned_steps_never_use_a_rung_for_prompts():
+    """The ladder has a rung for prompts between those for drafts."""
     ladder = (Rung(16, 1), Rung(64, 64), Rung(96, 8), Rung(128, 8), Rung(256, 256))
     rungs = np.asarray([1, 1, 1.5, 2, 3], np.float32)
     costs = StepCosts(rungs, np.zeros(5, np.float32), np.float32(0))
     asked = {"num_slots": 16, "context": 1, "acceptance": 1.0, "draft_length": 7}
     free = expected_speedup(costs._replace(rungs=np.ones(5, np.float32)), ladder, **asked)
-    assert (free.planned, free.fixed) == (8, 8)  # whole drafts of all slots fit the fourth
+    assert (free.planned, free.fixed) == (8, 8)  # whole drafts of all slots fit the fourth rung
     assert expected_speedup(costs, ladder, **asked).planned == 4

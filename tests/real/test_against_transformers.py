@@ -1,4 +1,4 @@
-"""The default model against PyTorch `transformers`, which reads the same GGUF file itself."""
+"""The default model, compared with PyTorch `transformers` on the same GGUF file."""
 
 import inspect
 import json
@@ -19,7 +19,7 @@ COUNT, MAX_TOKENS = 20, 32
 
 
 def prompts() -> list[str]:
-    """From the Spec-Bench file that SPEC_BENCH names, else of our own making."""
+    """Returns prompts from the Spec-Bench file that SPEC_BENCH names, or from docstrings."""
     if path := os.environ.get("SPEC_BENCH"):
         lines = Path(path).read_text().splitlines()
         step = len(lines) // COUNT
@@ -33,7 +33,7 @@ def prompts() -> list[str]:
 
 @pytest.fixture
 def _short_ladder() -> None:
-    """All rungs, as users have them."""
+    """Overrides the short ladder of other tests: users have all rungs."""
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,9 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def assert_greedy(oracle: Any, prompt: tuple[int, ...], output: tuple[int, ...]) -> None:
-    """Each token is the likeliest after those before it.
+    """Asserts that each output token is the likeliest one after the tokens before it.
 
-    One pass over the whole text instead of `generate`: the same statement, 30 times faster.
+    One forward pass over the whole text proves the same as `generate` and is 30 times faster.
     """
     with torch.no_grad():
         logits = oracle(torch.tensor([prompt + output])).logits[0, len(prompt) - 1 : -1]

@@ -1,4 +1,4 @@
-"""The built wheel, in an environment of its own, from a directory with a user's own modules."""
+"""The built wheel in a fresh environment, used next to modules of the same names."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy: setuptools writes beside what it builds."""
+    """Builds the wheel from a copy, because setuptools writes into the source directory."""
     source = tmp_path_factory.mktemp("build") / "source"
     source.mkdir()
     for name in SOURCES:
@@ -54,7 +54,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def binaries(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of an environment with the wheel in it; what it depends on is shared with this one."""
+    """Returns the `bin` of an environment with the wheel; it shares this one's dependencies."""
     environment = tmp_path_factory.mktemp("environment")
     venv.create(environment, symlinks=True)
     binaries = environment / "bin"
@@ -68,22 +68,22 @@ def binaries(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
-    """A user's directory."""
+    """Returns a user's directory with modules `models` and `pallas_kernels`."""
     for name in ("models.py", "pallas_kernels.py"):
         (tmp_path / name).write_text("MINE = True\n")
     return tmp_path
 
 
-def test_in_python_beside_a_users_own_modules(binaries: Path, elsewhere: Path):
+def test_import_next_to_modules_of_the_same_names(binaries: Path, elsewhere: Path):
     pytest.importorskip("torch")
     run(binaries / "python", "-W", "error", "-c", USE, checkpoint("llama"), cwd=elsewhere)
 
 
-def test_on_the_command_line_beside_a_users_own_modules(binaries: Path, elsewhere: Path):
+def test_commands_next_to_modules_of_the_same_names(binaries: Path, elsewhere: Path):
     pytest.importorskip("torch")
     assert run(binaries / "emsjax", "--version", cwd=elsewhere) == f"emsjax {__version__}\n"
     line = {"prompt_token_ids": [5, 6, 7], "max_tokens": 4, "ignore_eos": True}
     (elsewhere / "in.jsonl").write_text(json.dumps(line))
     module = (binaries / "python", "-m", "emsjax.generate")
-    told = run(*module, "--model", checkpoint("llama"), "--input", "in.jsonl", cwd=elsewhere)
-    assert len(json.loads(told)["token_ids"]) == 4
+    output = run(*module, "--model", checkpoint("llama"), "--input", "in.jsonl", cwd=elsewhere)
+    assert len(json.loads(output)["token_ids"]) == 4

@@ -1,4 +1,4 @@
-"""Batches: every text in turn, those of a length together, the same in every run."""
+"""Batches: every text once per round, similar lengths together, the same in every run."""
 
 import numpy as np
 
@@ -21,7 +21,7 @@ def rows_of(batch) -> list[int]:
     return batch.tokens[:, 0].tolist()
 
 
-def test_one_round_has_every_text_once():
+def test_a_round_contains_every_text_once():
     some, seen = texts(80), []
     for number in range(20):
         seen += rows_of(batch_number(some, number, ROWS, WIDTH, seed=3))
@@ -33,24 +33,24 @@ def test_one_round_has_every_text_once():
     assert sorted(again) == list(range(80))
 
 
-def test_texts_of_a_batch_are_about_as_long_as_each_other():
+def test_texts_of_a_batch_have_similar_lengths():
     some = texts(600)
     for number in range(20):
         batch = batch_number(some, number, ROWS, WIDTH, seed=0)
-        # Near each other in the order of length plus less than SPREAD.
+        # Texts are sorted by their length plus a random number below SPREAD.
         assert np.ptp(batch.lens) < SPREAD + 8
         width = batch.tokens.shape[1]
         assert width in (WIDTH_MULTIPLE, 2 * WIDTH_MULTIPLE, WIDTH)
         assert width - max(batch.lens) < WIDTH_MULTIPLE
 
 
-def test_the_same_in_every_run_and_another_with_another_seed():
+def test_batches_depend_on_the_seed_only():
     some = texts(80)
     one, same = (batch_number(some, 7, ROWS, WIDTH, seed=1) for _ in range(2))
     np.testing.assert_array_equal(one.tokens, same.tokens)
     assert rows_of(one) != rows_of(batch_number(some, 7, ROWS, WIDTH, seed=2))
 
 
-def test_fewer_texts_than_rows_are_used_more_than_once():
+def test_texts_repeat_if_there_are_fewer_than_rows():
     batch = batch_number(texts(3), 5, ROWS, WIDTH, seed=0)
     assert set(rows_of(batch)) == {0, 1, 2}

@@ -1,4 +1,4 @@
-"""Unrolled drafts against a loop over places and tokens."""
+"""Unrolled drafts, compared with a loop over texts, positions and draft tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -42,10 +42,10 @@ def test_counts_equal_drafting_one_by_one():
     assert [float(place.counted) for place in found] == counted.tolist()
     assert [float(place.reached) for place in found] == reached.tolist()
     assert [float(place.right) for place in found] == right.tolist()
-    assert right[0] > 0, "else this says nothing"
+    assert right[0] > 0, "the test needs at least one right draft token"
 
 
-def test_what_lies_behind_a_text_does_not_count():
+def test_values_after_the_end_of_a_text_do_not_count():
     draft, shared, texts = setting()
     changed = Texts(texts.tokens.copy(), texts.hidden.copy(), texts.lens)
     for row, length in enumerate(texts.lens.tolist()):

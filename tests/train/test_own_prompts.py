@@ -1,4 +1,4 @@
-"""Prompts that the target makes up, and a training on nothing else."""
+"""Prompts that the target makes up, and a training on these alone."""
 
 import copy
 import json
@@ -44,13 +44,15 @@ def messages(target: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> l
     )
 
 
-def test_messages_begin_where_the_template_has_them_and_end(
+def test_messages_start_after_the_template_prefix_and_end(
     target: LoadedModel, messages: list[str], tmp_path: Path
 ):
     assert start_of_message(target) == [5]
-    assert len(messages) > COUNT // 3, "most end within their limit"
+    assert len(messages) > COUNT // 3, "most messages end within their limit"
     assert len(set(messages)) == len(messages)
-    assert not any("w2" in message.split() for message in messages), "the end is no part of it"
+    assert not any("w2" in message.split() for message in messages), (
+        "the end-of-text token is not part of a message"
+    )
     file = tmp_path / "prompts.jsonl"
     chats = [{"messages": [{"role": "user", "content": message}]} for message in messages]
     file.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
@@ -58,34 +60,34 @@ def test_messages_begin_where_the_template_has_them_and_end(
     assert read_prompts([file], target, 512) == ids
 
 
-def test_killed_and_gone_on_with_they_are_the_same(
+def test_an_interrupted_run_writes_the_same_messages(
     target: LoadedModel, messages: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("emsjax.train.record.TEXTS_PER_FILE", 3)
     file = tmp_path / "own.jsonl"
-    told: list[int] = []
+    reported: list[int] = []
 
     def kill(done: int, _wanted: int) -> None:
-        told.append(done)
+        reported.append(done)
         if done == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         write(target, file, kill)
     assert not file.exists()
-    told.clear()
-    assert write(target, file, lambda done, _wanted: told.append(done)) == messages
-    assert told == list(range(4, COUNT + 1)), "three were kept"
+    reported.clear()
+    assert write(target, file, lambda done, _wanted: reported.append(done)) == messages
+    assert reported == list(range(4, COUNT + 1)), "three texts were kept"
     assert [each.name for each in tmp_path.iterdir()] == ["own.jsonl"]
-    (tmp_path / "own").mkdir()  # as if killed just before it was removed
+    (tmp_path / "own").mkdir()  # as if the run was killed just before it removed this directory
     assert write(target, file, kill) == messages
     assert [each.name for each in tmp_path.iterdir()] == ["own.jsonl"]
 
 
-def test_a_template_that_begins_with_the_message_tells_nothing(target: LoadedModel):
+def test_a_template_that_starts_with_the_message_is_refused(target: LoadedModel):
     tokenizer = copy.copy(target.tokenizer)
     tokenizer.chat_template = "{{ messages[0].content }}{{ eos_token }}"
-    with pytest.raises(UserError, match="nothing stands before a user's message"):
+    with pytest.raises(UserError, match="its chat template has nothing before a user's message"):
         start_of_message(replace(target, tokenizer=tokenizer))
 
 
@@ -104,19 +106,19 @@ def training(model: Path, output: Path) -> Training:
     )
 
 
-def test_a_draft_learns_from_them_alone(chat_model: Path, tmp_path: Path):
-    told: list[tuple[int, int]] = []
-    draft = train(training(chat_model, tmp_path), lambda *count: told.append(count))
-    assert told[0] == (1, COUNT)
+def test_a_draft_is_trained_on_made_up_prompts_alone(chat_model: Path, tmp_path: Path):
+    reported: list[tuple[int, int]] = []
+    draft = train(training(chat_model, tmp_path), lambda *count: reported.append(count))
+    assert reported[0] == (1, COUNT)
     manifest = json.loads((draft / "draft.json").read_text())
-    assert "in answer to prompts from its own making" in manifest["trained_on"]
+    assert "in answer to prompts from the model itself" in manifest["trained_on"]
     with (tmp_path / "own-prompts.jsonl").open("a") as file:
         file.write(json.dumps({"messages": [{"role": "user", "content": "w7"}]}) + "\n")
-    with pytest.raises(UserError, match=r"with other prompts than those of own-prompts\.jsonl"):
+    with pytest.raises(UserError, match=r"with other prompts than own-prompts\.jsonl now contains"):
         train(training(chat_model, tmp_path))
 
 
-def test_without_a_chat_template_there_are_none(chat_model: Path, tmp_path: Path):
+def test_a_target_without_chat_template_is_refused(chat_model: Path, tmp_path: Path):
     wrong = replace(training(chat_model, tmp_path / "run"), model=str(checkpoint("llama")))
     with pytest.raises(UserError, match="has no chat template"):
         train(wrong)

@@ -1,4 +1,4 @@
-"""What is written down is what the target chose its tokens from."""
+"""The recorded hidden states are those from which the target chose its tokens."""
 
 from pathlib import Path
 
@@ -22,11 +22,11 @@ def target() -> LoadedModel:
 def by_key(directory: Path) -> dict[tuple[int, int], Text]:
     texts = list(read_texts(directory))
     found = {(text.prompt, text.output): text for text in texts}
-    assert len(found) == len(texts), "no text twice"
+    assert len(found) == len(texts), "no text is written twice"
     return found
 
 
-def test_the_hidden_states_are_those_the_tokens_came_from(target: LoadedModel, tmp_path: Path):
+def test_tokens_follow_from_the_recorded_hidden_states(target: LoadedModel, tmp_path: Path):
     record(target, PROMPTS, tmp_path, WRITING)
     texts = by_key(tmp_path)
     assert {prompt for prompt, _ in texts} == set(range(len(PROMPTS)))
@@ -39,7 +39,9 @@ def test_the_hidden_states_are_those_the_tokens_came_from(target: LoadedModel, t
     assert any(texts[n, 0].tokens.tolist() != texts[n, 1].tokens.tolist() for n in range(9))
 
 
-def test_a_killed_run_goes_on(target: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupted_run_continues(
+    target: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     record(target, PROMPTS, tmp_path / "whole", WRITING)
     monkeypatch.setattr("emsjax.train.record.TEXTS_PER_FILE", 3)
     seen = []
@@ -57,7 +59,7 @@ def test_a_killed_run_goes_on(target: LoadedModel, tmp_path: Path, monkeypatch: 
     seen.clear()
     record(target, PROMPTS, tmp_path / "cut", WRITING, seen.append)
     whole, cut = by_key(tmp_path / "whole"), by_key(tmp_path / "cut")
-    assert len(seen) == len(whole) - kept, "nothing is written again"
+    assert len(seen) == len(whole) - kept, "no text is written again"
     assert whole.keys() == cut.keys()
     for key, text in whole.items():
         assert text.tokens.tolist() == cut[key].tokens.tolist()

@@ -1,4 +1,4 @@
-"""A draft trained from end to end, by the command that users have."""
+"""Training a draft from end to end, and errors in its inputs and outputs."""
 
 import json
 import shutil
@@ -63,11 +63,11 @@ def log(output: Path) -> list[Progress]:
     ]
 
 
-def test_it_learns_and_says_how(trained: Path):
+def test_training_improves_the_draft_and_logs_progress(trained: Path):
     progress = log(trained)
     assert [each.step for each in progress] == [20, 40, 60]
     assert progress[-1].loss < progress[0].loss
-    assert progress[-1].accepted[0] > 0.05, "chance is about 0.01"
+    assert progress[-1].accepted[0] > 0.05, "guessing would give about 0.01"
     assert sorted(progress[-1].accepted) == progress[-1].accepted
     assert (trained / "curves.png").read_bytes().startswith(b"\x89PNG")
     manifest = read_manifest(trained / "draft")
@@ -75,10 +75,12 @@ def test_it_learns_and_says_how(trained: Path):
     assert manifest.evaluation["accepted_tokens_by_draft_length"][0] > 0.05
 
 
-def test_a_killed_training_ends_as_if_it_had_not_been(corpus: Path, trained: Path, tmp_path: Path):
-    # As if the texts had come in another order: those of the last half first.
+def test_an_interrupted_training_ends_with_the_same_draft(
+    corpus: Path, trained: Path, tmp_path: Path
+):
+    # The order in which texts were written must not matter, so the file's halves are swapped.
     shutil.copytree(trained / "texts", tmp_path / "texts")
-    _turn_round(tmp_path / "texts" / "000000.npz")
+    _swap_halves(tmp_path / "texts" / "000000.npz")
 
     def killed(progress: Progress) -> None:
         if progress.step == 40:
@@ -89,24 +91,24 @@ def test_a_killed_training_ends_as_if_it_had_not_been(corpus: Path, trained: Pat
     assert not (tmp_path / "draft").exists()
     steps = []
     train(training(corpus, tmp_path), on_progress=lambda progress: steps.append(progress.step))
-    assert steps == [40, 60], "the last checkpoint was that of 20"
+    assert steps == [40, 60], "the last checkpoint was that of step 20"
     whole, resumed = (read_draft(run / "draft", np.float32)[0] for run in (trained, tmp_path))
     for one, other in zip(*(jax.tree.leaves(nnx.state(d)) for d in (whole, resumed)), strict=True):
         np.testing.assert_array_equal(one, other)
     assert log(trained) == log(tmp_path)
 
 
-def _turn_round(file: Path) -> None:
+def _swap_halves(file: Path) -> None:
     texts = list(read_texts(file.parent))
     _save(file, texts[len(texts) // 2 :] + texts[: len(texts) // 2])
 
 
-def test_other_settings_do_not_go_on_with_a_run(corpus: Path, trained: Path):
-    with pytest.raises(UserError, match="holds a training with layers 1, not 2"):
+def test_a_run_with_other_settings_is_not_continued(corpus: Path, trained: Path):
+    with pytest.raises(UserError, match="holds a run with layers 1, not 2"):
         train(replace(training(corpus, trained), layers=2))
 
 
-def test_the_draft_drafts_and_changes_no_text(trained: Path):
+def test_the_draft_is_accepted_and_does_not_change_the_text(trained: Path):
     prompts, params = PROMPTS[:6], SamplingParams(max_tokens=40, ignore_eos=True)
     model = str(checkpoint("llama3"))
     options = {"max_batch_size": 2, "max_model_len": 100, "planner": False}
@@ -119,13 +121,13 @@ def test_the_draft_drafts_and_changes_no_text(trained: Path):
         assert sum(out.metrics.accepted_tokens for out in outputs) > 0
 
 
-def test_a_draft_of_another_target_is_refused(trained: Path):
+def test_a_draft_for_another_target_is_refused(trained: Path):
     with pytest.raises(UserError, match=r"was trained for .*, not for"):
         LLM(str(checkpoint("mistral")), draft_model=str(trained / "draft"))
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "says"),
+    ("file", "content", "message"),
     [
         ("draft.safetensors", b"no tensors", "is damaged"),
         ("draft.json", b"{", "draft.json"),
@@ -134,18 +136,18 @@ def test_a_draft_of_another_target_is_refused(trained: Path):
     ],
 )
 def test_a_damaged_draft_is_refused(
-    trained: Path, tmp_path: Path, file: str, content: bytes, says: str
+    trained: Path, tmp_path: Path, file: str, content: bytes, message: str
 ):
     shutil.copytree(trained / "draft", tmp_path / "draft")
     (tmp_path / "draft" / file).write_bytes(content)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         LLM(str(checkpoint("llama3")), draft_model=str(tmp_path / "draft"))
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
-        ("", r"there is no prompt of at most \d+ tokens"),
+        ("", r"no prompt in .* has between 1 and \d+ tokens"),
         ('{"prompt_token_ids": [4]}\nnonsense\n', "line 2: not JSON"),
         ('{"text": ["a", "b"]}', "line 1: text must be text, not a list"),
         ('{"prompt": 7}', "line 1: prompt must be text, not a number"),
@@ -158,17 +160,17 @@ def test_a_damaged_draft_is_refused(
             "token id 999999 is outside the vocabulary; give ids from 0 to",
         ),
         ('{"prompt_token_ids": "123"}\n', "must be a list of whole numbers"),
-        ('{"prompt_token_ids": [4, 5]}\n', "too few to learn from some and hold out others"),
+        ('{"prompt_token_ids": [4, 5]}\n', "too few to train on some and hold out others"),
     ],
 )
-def test_bad_corpora(tmp_path: Path, content: str, says: str):
+def test_invalid_prompt_files(tmp_path: Path, content: str, message: str):
     file = tmp_path / "bad.jsonl"
     file.write_text(content)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         train(training(file, tmp_path / "run"))
 
 
-def test_too_few_prompts_are_told_of_before_anything_is_written(tmp_path: Path):
+def test_too_few_prompts_are_refused_before_the_target_writes(tmp_path: Path):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt_token_ids": [4, 5]}\n')
     with pytest.raises(UserError, match="too few"):
@@ -177,7 +179,7 @@ def test_too_few_prompts_are_told_of_before_anything_is_written(tmp_path: Path):
     train(training(file, tmp_path / "run"))
 
 
-def test_without_matplotlib_a_draft_is_trained_and_no_curve_drawn(
+def test_training_works_without_matplotlib(
     corpus: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(run, "can_draw", lambda: False)
@@ -187,7 +189,7 @@ def test_without_matplotlib_a_draft_is_trained_and_no_curve_drawn(
     assert not (tmp_path / "run" / "curves.png").exists()
 
 
-def test_plain_text_of_any_kind_of_lines(tmp_path: Path):
+def test_plain_text_may_have_any_line_ending(tmp_path: Path):
     target = load_model(str(chat_checkpoint("llama", tmp_path / "model")))
     for number, end in enumerate(("\n", "\r\n", "\r")):
         file = tmp_path / f"{number}.txt"
@@ -195,7 +197,7 @@ def test_plain_text_of_any_kind_of_lines(tmp_path: Path):
         assert read_prompts([file], target, 100) == [[7, 8], [9]]
 
 
-def test_a_mistake_leaves_nothing_in_the_way_of_the_mended_command(corpus: Path, tmp_path: Path):
+def test_a_failed_command_leaves_nothing_behind(corpus: Path, tmp_path: Path):
     output = tmp_path / "run"
     for wrong in (
         {"inputs": (tmp_path / "typo.jsonl",)},
@@ -210,25 +212,23 @@ def test_a_mistake_leaves_nothing_in_the_way_of_the_mended_command(corpus: Path,
         train(training(corpus, tmp_path / "file" / "run"))
 
 
-def test_prompts_that_changed_do_not_go_on_with_a_run(trained: Path, tmp_path: Path):
+def test_a_run_with_changed_prompts_is_not_continued(trained: Path, tmp_path: Path):
     shutil.copytree(trained, tmp_path / "run")
     changed = tmp_path / "prompts.jsonl"
     changed.write_text("".join(f'{{"prompt_token_ids": [4, {n}]}}\n' for n in range(3, 63)))
     settings = tmp_path / "run" / "settings.json"
     content = json.loads(settings.read_text()) | {"inputs": [str(changed)]}
     settings.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="holds a training with other prompts"):
+    with pytest.raises(UserError, match="holds a run with other prompts"):
         train(training(changed, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("file", ["settings.json", "log.jsonl", "texts/000000.npz"])
-def test_a_damaged_run_is_refused_in_one_sentence(
-    corpus: Path, trained: Path, tmp_path: Path, file: str
-):
+def test_a_damaged_run_is_refused(corpus: Path, trained: Path, tmp_path: Path, file: str):
     shutil.copytree(trained, tmp_path / "run")
     whole = (tmp_path / "run" / file).read_bytes()
     (tmp_path / "run" / file).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"is (damaged|not valid JSON).*delete it, and run again"):
+    with pytest.raises(UserError, match=r"is (damaged|not valid JSON).*delete it and run again"):
         train(training(corpus, tmp_path / "run"))
 
 
@@ -242,7 +242,7 @@ def test_a_damaged_run_is_refused_in_one_sentence(
         ("probe", None),
     ],
 )
-def test_a_manifest_with_nonsense_is_refused(
+def test_a_manifest_with_invalid_values_is_refused(
     trained: Path, tmp_path: Path, field: str, value: object
 ):
     shutil.copytree(trained / "draft", tmp_path / "draft")
@@ -253,9 +253,7 @@ def test_a_manifest_with_nonsense_is_refused(
 
 
 @pytest.mark.parametrize("ids", [[], [3, 2], [-1, 2], [[1, 2]], [1, 1], [5, 10**6]])
-def test_a_draft_that_knows_tokens_that_are_none_is_refused(
-    trained: Path, tmp_path: Path, ids: list
-):
+def test_a_draft_with_invalid_token_ids_is_refused(trained: Path, tmp_path: Path, ids: list):
     shutil.copytree(trained / "draft", tmp_path / "draft")
     file = tmp_path / "draft" / "draft.safetensors"
     save_file(load_file(file) | {"token_ids": np.asarray(ids, np.int32)}, file)
@@ -263,14 +261,14 @@ def test_a_draft_that_knows_tokens_that_are_none_is_refused(
         LLM(str(checkpoint("llama3")), draft_model=str(tmp_path / "draft"))
 
 
-def test_a_prompt_that_is_there_twice_is_held_out_twice():
+def test_duplicates_of_a_prompt_are_held_out_together():
     prompts = [[n % 20, 7, 9] for n in range(60)]
     held = [is_held_out(prompt, 0.3) for prompt in prompts]
     assert held[:20] == held[20:40] == held[40:]
     assert 0 < sum(held) < 60
 
 
-def test_the_command_says_what_is_wrong(tmp_path: Path):
+def test_the_command_reports_an_error_without_traceback(tmp_path: Path):
     command = [sys.executable, "-m", "emsjax.train", "--input", "no/such.jsonl"]
     command += ["--output", str(tmp_path / "run"), "--model", str(checkpoint("llama3"))]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,1 +1,1 @@
-"""GGUF files."""
+"""Reads GGUF files: configuration, tokenizer and tensors."""

@@ -1,4 +1,4 @@
-"""GGUF metadata as the Hugging Face configuration it was made from."""
+"""Converts GGUF metadata to a Hugging Face configuration."""
 
 from collections.abc import Collection
 from typing import Any
@@ -8,9 +8,10 @@ import numpy as np
 from emsjax.errors import UserError
 from emsjax.loading.gguf.file import GgufFile
 from emsjax.loading.hf.config import complete_config
+from emsjax.models.rope import SCALINGS
 
-# GGUF keeps Llama 3's rotary scaling only as the divisors it results in. These are the settings
-# that all Llama 3.x models share; the factor is the largest divisor.
+# GGUF stores Llama 3's rotary scaling only as the resulting divisors of the frequencies. All
+# Llama 3.x models share these settings. They differ in the factor, which is the largest divisor.
 _LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
@@ -19,10 +20,14 @@ _LLAMA3 = {
 
 
 def gguf_config(file: GgufFile, supported: Collection[str]) -> dict[str, Any]:
-    """The Hugging Face configuration equivalent to a GGUF file's metadata.
+    """Returns the Hugging Face configuration equivalent to a GGUF file's metadata.
+
+    Args:
+      file: the GGUF file.
+      supported: model types to accept.
 
     Raises:
-      UserError: metadata is missing, or asks for something we cannot express.
+      UserError: metadata is missing, or describes a model that is not supported.
     """
     heads = int(file.need("{arch}.attention.head_count"))
     width = int(file.need("{arch}.embedding_length"))
@@ -51,12 +56,12 @@ def gguf_config(file: GgufFile, supported: Collection[str]) -> dict[str, Any]:
 
 
 def _shortest(value: float) -> float:
-    """The decimal number a float32 was written from: 9.99999974e-06 is 1e-05."""
+    """Returns the shortest decimal number for a float32: 1e-05 for 9.99999974e-06."""
     return float(str(np.float32(value)))
 
 
 def _rope(file: GgufFile) -> dict[str, Any]:
-    """Rotary settings: plain, Llama 3's, or the kind that the metadata names."""
+    """Returns the rotary settings: unscaled, Llama 3's, or the type named in the metadata."""
     theta = _shortest(file.get("{arch}.rope.freq_base", 10000.0))
     kind = file.get("{arch}.rope.scaling.type", "none")
     if file.rope_factors is not None:
@@ -73,23 +78,26 @@ def _rope(file: GgufFile) -> dict[str, Any]:
 
 
 def _llama3(file: GgufFile, theta: float) -> dict[str, Any]:
-    """Llama 3's scaling, where its settings give exactly the file's divisors."""
+    """Returns Llama 3's scaling, after checking that it reproduces the file's divisors."""
     assert file.rope_factors is not None
     factor = float(file.rope_factors.max())
     if np.allclose(llama3_factors(theta, factor, len(file.rope_factors)), file.rope_factors, 1e-3):
         return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
     raise UserError(
-        f"{file.name} scales its rotary frequencies in a way that is none of Llama 3's; "
+        f"{file.name} scales its rotary frequencies differently from every Llama 3 model; "
         "use the model's safetensors copy instead."
     )
 
 
 def llama3_factors(theta: float, factor: float, half: int) -> np.ndarray:
-    """Divisors of the rotary frequencies, float64[half], by Llama 3's rule.
+    """Returns the divisors of the rotary frequencies, float32[half], by Llama 3's rule.
 
-    Long wavelengths are divided by `factor`, short ones kept, and those between blended.
+    Args:
+      theta: the rotary base.
+      factor: divisor of the lowest frequencies.
+      half: H / 2, the number of frequencies.
     """
-    low, high, original = _LLAMA3.values()
-    turns = original * theta ** (-np.arange(half) / half) / (2 * np.pi)
-    blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return 1.0 / ((1 - blend) / factor + blend)
+    settings = {"rope_theta": theta, "factor": factor, **_LLAMA3}
+    plain, _ = SCALINGS["default"](settings, 2 * half, 0)
+    scaled, _ = SCALINGS["llama3"](settings, 2 * half, 0)
+    return plain / scaled

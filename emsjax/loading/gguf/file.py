@@ -1,4 +1,4 @@
-"""A GGUF file: metadata as Python values, and its tensors under Hugging Face's names."""
+"""A GGUF file: its metadata, and its tensors under their Hugging Face names."""
 
 import re
 import struct
@@ -13,6 +13,7 @@ from gguf.quants import dequantize
 from emsjax.errors import UserError
 from emsjax.loading.gguf.reader import GgufReader
 from emsjax.loading.sources.buffers import aligned_empty
+from emsjax.loading.sources.dtypes import own_dtype
 from emsjax.loading.sources.shards import damaged
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -35,10 +36,9 @@ _BLOCK_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-# Rotary factors are part of the configuration: see `gguf_config`.
+# Rotary factors belong to the configuration, see `gguf_config`.
 NOT_WEIGHTS = frozenset({"rope_freqs.weight"})
-_ROWS = 2048  # dequantised at once
-_HALVES = {"F16": "float16", "BF16": "bfloat16"}
+_ROWS = 2048  # rows to dequantise at a time
 
 
 class GgufFile:
@@ -46,7 +46,9 @@ class GgufFile:
 
     Attributes:
       path: the file.
-      architecture: GGUF's name of the model family, one of `ARCHITECTURES`.
+      architecture: GGUF's name for the model family, one of `ARCHITECTURES`.
+      truncated: tensors whose data is incomplete.
+      dtype: the 16-bit dtype that all matrices have, otherwise "float32".
     """
 
     def __init__(self, path: Path):
@@ -54,28 +56,31 @@ class GgufFile:
         try:
             self._reader = GgufReader(path)
         except (ValueError, IndexError, KeyError, OverflowError, struct.error) as error:
-            raise damaged(path, f"it is not a whole GGUF file: {error}") from error
+            raise damaged(path, f"it is not a complete GGUF file: {error}") from error
         self.architecture = str(self.get("general.architecture", "unknown"))
         if self.architecture not in ARCHITECTURES:
             raise UserError(
-                f"{path} has architecture {self.architecture!r}; GGUF files are read for "
-                f"{', '.join(ARCHITECTURES)}: use the model's safetensors copy instead."
+                f"{path} has architecture {self.architecture!r}, but only GGUF files of "
+                f"{', '.join(ARCHITECTURES)} are supported; use the model's safetensors copy "
+                "instead."
             )
         self.truncated = frozenset(hf_name(name) for name, _ in self._reader.truncated)
-        self.dtype = self._own_dtype()
+        matrices = {t.tensor_type.name for t in self._tensors.values() if len(t.shape) > 1}
+        # In a file of mixed types the quantised ones would lose precision in 16 bits.
+        self.dtype = own_dtype(matrices) if len(matrices) == 1 else "float32"
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A metadata value; `{arch}` in the key stands for the architecture."""
+        """Returns a metadata value, or `default`; `{arch}` in the key means the architecture."""
         if "{arch}" in key:
             key = key.replace("{arch}", self.architecture)
         found = self._reader.fields.get(key)
         return default if found is None else found.contents()
 
     def need(self, key: str) -> Any:
-        """A metadata value that must be there.
+        """Returns a required metadata value; `{arch}` in the key means the architecture.
 
         Raises:
-          UserError: it is not.
+          UserError: the file lacks the value.
         """
         value = self.get(key)
         if value is None:
@@ -87,26 +92,25 @@ class GgufFile:
     def _tensors(self) -> Mapping[str, Any]:
         return {hf_name(t.name): t for t in self._reader.tensors if t.name not in NOT_WEIGHTS}
 
-    def _own_dtype(self) -> str:
-        """The dtype of unquantised half-precision weights, otherwise "float32"."""
-        kinds = {t.tensor_type.name for t in self._tensors.values() if len(t.shape) > 1}
-        return _HALVES.get(kinds.pop(), "float32") if len(kinds) == 1 else "float32"
-
     @cached_property
     def rope_factors(self) -> np.ndarray | None:
-        """Divisors of the rotary frequencies (float32[H / 2]) where the file has them."""
+        """Divisors of the rotary frequencies, float32[H / 2], or None if the file has none."""
         found = [t for t in self._reader.tensors if t.name == "rope_freqs.weight"]
         return np.asarray(found[0].data, np.float32) if found else None
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape of every tensor, as Hugging Face has it, [out, in]."""
+        """Returns the shape of every tensor in Hugging Face's order, [out, in]."""
         whole = {name: tuple(t.shape[::-1].tolist()) for name, t in self._tensors.items()}
         return whole | {hf_name(name): shape for name, shape in self._reader.truncated}
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor: dequantised to float32, and in Hugging Face's order of rows."""
+        """Returns one tensor, dequantised to float32 and in Hugging Face's order of rows.
+
+        Raises:
+          UserError: the gguf package cannot dequantise the tensor.
+        """
         tensor = self._tensors[name]
-        # A mapping of its own, so that its pages leave memory with it.
+        # A separate mapping, so that the tensor's pages leave memory together with it.
         data = np.memmap(
             self.path, tensor.data.dtype, "r", int(tensor.data_offset), tensor.data.shape
         )
@@ -116,13 +120,13 @@ class GgufFile:
         except NotImplementedError as error:
             raise UserError(
                 f"tensor {name} in {self.path} is quantised as {tensor.tensor_type.name}, which "
-                "the gguf package cannot undo; use another GGUF file of the model."
+                "the gguf package cannot dequantise; use another GGUF file of the model."
             ) from error
         heads = self._permuted_heads(name)
         return _unpermuted(weight, heads) if heads else weight
 
     def _permuted_heads(self, name: str) -> int:
-        """Heads of a tensor whose rows llama.cpp's converter reordered; 0 for any other."""
+        """Returns the heads of a tensor whose rows llama.cpp's converter permuted, otherwise 0."""
         if self.architecture != "llama":
             return 0
         if ".q_proj." in name:
@@ -137,7 +141,7 @@ class GgufFile:
 
 
 def hf_name(name: str) -> str:
-    """Hugging Face's name of a GGUF tensor; the name itself where it has none.
+    """Returns the Hugging Face name of a GGUF tensor, or `name` itself if there is none.
 
     Example: `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`.
     """
@@ -150,7 +154,11 @@ def hf_name(name: str) -> str:
 
 
 def _dequantised(data: np.ndarray, kind: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """`data` as float32[shape], some rows at a time: the package's temporaries are as large."""
+    """Dequantises `data` to float32[shape].
+
+    A matrix is converted `_ROWS` rows at a time, because the gguf package's temporaries are as
+    large as its result.
+    """
     if len(shape) < 2:
         return np.array(dequantize(data, kind))
     weight = aligned_empty(shape, np.float32)
@@ -160,6 +168,6 @@ def _dequantised(data: np.ndarray, kind: Any, shape: tuple[int, ...]) -> np.ndar
 
 
 def _unpermuted(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rows from GGUF's interleaved rotary pairs to Hugging Face's two halves, per head."""
+    """Reorders each head's rows from GGUF's interleaved rotary pairs to Hugging Face's halves."""
     pairs = weight.reshape(heads, weight.shape[0] // heads // 2, 2, *weight.shape[1:])
     return pairs.swapaxes(1, 2).reshape(weight.shape)

@@ -1,4 +1,4 @@
-"""The `gguf` package's reader, faster on vocabularies and more precise about short files."""
+"""A faster version of the `gguf` package's reader, with better diagnosis of short files."""
 
 import struct
 from pathlib import Path
@@ -17,7 +17,7 @@ class GgufReader(gguf.GGUFReader):
     """Reads metadata and finds tensors.
 
     Attributes:
-      truncated: name and shape of each tensor whose data is not all in the file; the package
+      truncated: name and shape of each tensor whose data is incomplete. The package's own reader
         fails at the first of them without naming it.
     """
 
@@ -33,6 +33,7 @@ class GgufReader(gguf.GGUFReader):
             try:
                 super()._build_tensors(start_offs, [field])
             except ValueError:
+                # The package raises ValueError for an unknown quantisation, too.
                 if field.parts[4][0] not in _KINDS:
                     raise
                 shape = tuple(field.parts[3].tolist()[::-1])
@@ -42,7 +43,7 @@ class GgufReader(gguf.GGUFReader):
         self.tensors = whole
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Any], Any, Any]:
-        """Take an array in one go: the package makes four memory maps of every item."""
+        """Reads an array at once, while the package makes four memory maps for every item."""
         if raw_type != GGUFValueType.ARRAY or self.byte_order != "I":
             return super()._get_field_parts(orig_offs, raw_type)
         kind, count = _ARRAY_HEADER.unpack_from(self.data, orig_offs)
@@ -59,7 +60,7 @@ class GgufReader(gguf.GGUFReader):
 
 
 def _strings(data: memoryview, start: int, count: int) -> tuple[list[Any], int]:
-    """The bytes of `count` strings that begin at `start`, and where they end."""
+    """Returns the bytes of `count` strings that begin at `start`, and the offset after them."""
     found = []
     for _ in range(count):
         (length,) = _LENGTH.unpack_from(data, start)
@@ -67,5 +68,5 @@ def _strings(data: memoryview, start: int, count: int) -> tuple[list[Any], int]:
         found.append(data[start : start + length])
         start += length
     if start > len(data):
-        raise ValueError("it ends within its vocabulary")
+        raise ValueError("it ends within a list of strings")
     return found, start

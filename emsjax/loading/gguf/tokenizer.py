@@ -1,4 +1,4 @@
-"""The tokenizer in a GGUF file's metadata, rebuilt with the `tokenizers` package."""
+"""Rebuilds the tokenizer in a GGUF file's metadata with the `tokenizers` package."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ _WORDS = (
 
 
 def _by_regex(pattern: str) -> Any:
-    """Splits by `pattern`, then spells bytes as letters."""
+    """Splits by `pattern`, then maps bytes to printable characters."""
     return pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(pattern), "isolated"),
@@ -33,7 +33,7 @@ def _by_regex(pattern: str) -> Any:
 
 
 def _smollm() -> Any:
-    """Splits off each digit, then words as GPT-2 does."""
+    """Splits off each digit, then splits words as GPT-2 does."""
     return pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
@@ -42,7 +42,7 @@ def _smollm() -> Any:
     )
 
 
-# By `tokenizer.ggml.pre`.
+# Keys are values of `tokenizer.ggml.pre`.
 _SPLITTERS = {
     "smollm": _smollm,
     "qwen2": lambda: _by_regex(_WORDS.format(digits=r"\p{N}")),
@@ -53,10 +53,10 @@ _SPLITTERS["default"] = _SPLITTERS["gpt-2"]
 
 
 def gguf_tokenizer(file: GgufFile) -> "PreTrainedTokenizerBase | None":
-    """The tokenizer of a GGUF file; None where its metadata has none.
+    """Returns the tokenizer of a GGUF file, or None if its metadata has none.
 
     Raises:
-      UserError: the file's kind of tokenizer is not supported.
+      UserError: the type of tokenizer is not supported.
     """
     kind = file.get("tokenizer.ggml.model")
     if kind is None:
@@ -68,7 +68,7 @@ def gguf_tokenizer(file: GgufFile) -> "PreTrainedTokenizerBase | None":
         tokenizer = _sentencepiece(file, tokens)
     else:
         raise UserError(
-            f"{file.name} has a tokenizer of kind {kind!r}, where gpt2 and llama are supported; "
+            f"{file.name} has a tokenizer of type {kind!r}, but only gpt2 and llama are supported; "
             "pass another tokenizer with --tokenizer, or use the model's safetensors copy."
         )
     tokenizer.add_tokens(_added(file, tokens))
@@ -77,12 +77,12 @@ def gguf_tokenizer(file: GgufFile) -> "PreTrainedTokenizerBase | None":
 
 
 def _byte_level(file: GgufFile, tokens: Sequence[str]) -> Tokenizer:
-    """GPT-2's kind: merges over bytes spelt as letters."""
+    """Builds a GPT-2 tokenizer: merges over bytes that are mapped to printable characters."""
     splitter = file.get("tokenizer.ggml.pre", "default")
     if splitter not in _SPLITTERS:
         raise UserError(
-            f"{file.name} splits words as {splitter!r}, where {', '.join(_SPLITTERS)} are "
-            "supported; pass another tokenizer with --tokenizer."
+            f"{file.name} splits words by the rule {splitter!r}, but only "
+            f"{', '.join(_SPLITTERS)} are supported; pass another tokenizer with --tokenizer."
         )
     merges = [tuple(merge.split(" ")) for merge in file.need("tokenizer.ggml.merges")]
     tokenizer = Tokenizer(
@@ -94,7 +94,7 @@ def _byte_level(file: GgufFile, tokens: Sequence[str]) -> Tokenizer:
 
 
 def _sentencepiece(file: GgufFile, tokens: Sequence[str]) -> Tokenizer:
-    """Llama 2's kind: merges in the order of the pieces' scores, unknown characters as bytes."""
+    """Builds a Llama 2 tokenizer: merges by score, and bytes for unknown characters."""
     scores = file.need("tokenizer.ggml.scores")
     unknown = tokens[file.get("tokenizer.ggml.unknown_token_id", 0)]
     merges = _merges(tokens, scores)
@@ -111,7 +111,7 @@ def _sentencepiece(file: GgufFile, tokens: Sequence[str]) -> Tokenizer:
 
 
 def _merges(tokens: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """Pairs of pieces that join to a piece, the best-scored piece first."""
+    """Returns all pairs of pieces whose concatenation is a piece, best score first."""
     ids = _ids(tokens)
     found = [
         (-score, ids[token[:cut]], ids[token[cut:]])
@@ -127,7 +127,7 @@ def _ids(tokens: Sequence[str]) -> dict[str, int]:
 
 
 def _added(file: GgufFile, tokens: Sequence[str]) -> list[AddedToken]:
-    """Tokens that are never split: control tokens, and those added by the model's makers."""
+    """Returns the tokens that are never split: control and user-defined tokens."""
     kinds = file.get("tokenizer.ggml.token_type", [])
     return [
         AddedToken(token, special=kind == _CONTROL, normalized=False)
@@ -137,7 +137,8 @@ def _added(file: GgufFile, tokens: Sequence[str]) -> list[AddedToken]:
 
 
 def _prepend_bos(file: GgufFile, tokens: Sequence[str], tokenizer: Tokenizer) -> None:
-    """Has texts begin with the begin-of-text token, where the model wants that."""
+    """Makes the tokenizer start every text with the begin-of-text token, if the model needs it."""
+    # Files without `add_bos_token` follow their family's convention.
     usual = file.get("tokenizer.ggml.model") == "llama"
     usual |= file.get("tokenizer.ggml.pre") == "llama-bpe"
     bos = file.get("tokenizer.ggml.bos_token_id")
@@ -152,7 +153,7 @@ def _prepend_bos(file: GgufFile, tokens: Sequence[str], tokenizer: Tokenizer) ->
 def _wrapped(
     file: GgufFile, tokens: Sequence[str], tokenizer: Tokenizer
 ) -> "PreTrainedTokenizerBase":
-    """`tokenizer` as `transformers` has it, with special tokens and chat template."""
+    """Wraps `tokenizer` for `transformers`, with special tokens and chat template."""
     with without_advice():
         from transformers import PreTrainedTokenizerFast
 
@@ -167,7 +168,7 @@ def _wrapped(
 
 
 def _special(file: GgufFile, tokens: Sequence[str]) -> Mapping[str, str]:
-    """The tokens with a role, by `transformers`' names for the roles."""
+    """Returns the special tokens as keyword arguments of `PreTrainedTokenizerFast`."""
     roles = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
     ids = {short: file.get(f"tokenizer.ggml.{role}_token_id") for role, short in roles.items()}
     return {f"{short}_token": tokens[i] for short, i in ids.items() if i is not None}

@@ -1,1 +1,1 @@
-"""What the files of a Hugging Face model directory say."""
+"""Reads configuration and tokenizer from Hugging Face model directories."""

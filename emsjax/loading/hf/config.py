@@ -1,4 +1,4 @@
-"""A model's Hugging Face configuration, every default filled in."""
+"""Reads Hugging Face configurations and fills in every default."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -10,10 +10,10 @@ from emsjax.loading.hf.unadvised import without_advice
 
 
 def read_config(directory: Path, supported: Collection[str]) -> dict[str, Any]:
-    """The configuration of a Hugging Face model directory.
+    """Reads the configuration of a Hugging Face model directory.
 
     Args:
-      directory: holds `config.json`.
+      directory: directory that contains `config.json`.
       supported: model types to accept.
 
     Raises:
@@ -24,14 +24,14 @@ def read_config(directory: Path, supported: Collection[str]) -> dict[str, Any]:
 
 
 def read_json(file: Path, remedy: str = "download it again") -> dict[str, Any]:
-    """A JSON object from a file.
+    """Reads a JSON object from a file.
 
     Args:
-      file: where it is.
-      remedy: what a message says to do about a damaged one.
+      file: the file.
+      remedy: what the error message tells the user to do if the file is damaged.
 
     Raises:
-      UserError: there is no such file, or it is damaged.
+      UserError: the file does not exist, cannot be read or is damaged.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -47,33 +47,49 @@ def read_json(file: Path, remedy: str = "download it again") -> dict[str, Any]:
 def complete_config(
     given: Mapping[str, Any], supported: Collection[str], origin: str
 ) -> dict[str, Any]:
-    """`given` with the defaults of its `model_type`, as `transformers` fills them in.
+    """Returns `given` with the defaults that `transformers` has for its `model_type`.
 
     Args:
       given: a Hugging Face configuration.
       supported: model types to accept.
-      origin: what an error calls the configuration.
+      origin: name of the configuration in error messages.
 
     Raises:
       UserError: the model type is not supported, or `transformers` rejects the configuration.
     """
     model_type = given.get("model_type")
-    if model_type not in supported:
-        raise UserError(
-            f"{origin} has model type {model_type!r}, which is not supported; "
-            f"choose a model of one of these families: {', '.join(sorted(supported))}."
-        )
+    check_supported(model_type, supported, origin)
     with without_advice():
         from transformers import CONFIG_MAPPING
 
     try:
         return CONFIG_MAPPING[model_type].from_dict(dict(given)).to_dict()
     except Exception as error:  # transformers validates with several libraries
-        raise UserError(f"{origin} is rejected by transformers: {_line(error)}") from error
+        raise UserError(
+            f"{origin} is rejected by transformers ({_line(error)}); fix it or download it again."
+        ) from error
+
+
+def check_supported(model_type: object, supported: Collection[str], origin: str) -> None:
+    """Checks that a model type can be loaded.
+
+    Args:
+      model_type: the configuration's `model_type`.
+      supported: model types to accept.
+      origin: name of the configuration in error messages.
+
+    Raises:
+      UserError: the model type is not supported.
+    """
+    if model_type not in supported:
+        raise UserError(
+            f"{origin} has model type {model_type!r}, which is not supported; "
+            f"choose a model of one of these families: {', '.join(sorted(supported))}."
+        )
 
 
 def eos_token_ids(*configs: Mapping[str, Any]) -> tuple[int, ...]:
-    """End-of-text ids from the first configuration that names any; empty where none does."""
+    """Returns the end-of-text ids of the first configuration that has any, or an empty tuple."""
     for config in configs:
         found = config.get("eos_token_id")
         if found is not None:

@@ -1,4 +1,4 @@
-"""Tokenizers of model directories, from local files alone."""
+"""Loads the tokenizers of model directories, from local files only."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,15 +13,15 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 
 
 def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase | None":
-    """The tokenizer of a model directory; None where the directory has no tokenizer files.
+    """Returns the tokenizer of a model directory, or None if it has no tokenizer files.
 
     Raises:
-      UserError: there are tokenizer files, but they cannot be read.
+      UserError: the tokenizer files cannot be read.
     """
     if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
         return None
     try:
-        if (directory / "emsjax.json").is_file():  # written by us: no need to look for the class
+        if (directory / "emsjax.json").is_file():  # our own checkpoint: the class is known
             with without_advice():
                 from transformers import PreTrainedTokenizerFast
 
@@ -30,7 +30,7 @@ def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase | None":
             from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except Exception as error:  # transformers raises many kinds for damaged files
+    except Exception as error:  # transformers raises many types for damaged files
         raise UserError(
             f"the tokenizer files in {directory} cannot be read ({' '.join(str(error).split())}); "
             "download them again."

@@ -1,4 +1,4 @@
-"""Importing transformers without its advice."""
+"""Imports transformers without its warning about PyTorch."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,10 @@ _VARIABLE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
 
 @contextmanager
 def without_advice() -> Iterator[None]:
-    """While transformers is imported: that it misses PyTorch is no fault where none is used."""
+    """Hides the warning that PyTorch is missing while the block imports transformers.
+
+    emsjax uses transformers only for configurations and tokenizers, which do not need PyTorch.
+    """
     if _VARIABLE in os.environ:
         yield
         return

@@ -1,1 +1,1 @@
-"""Tensors of checkpoints, format by format."""
+"""Sources of checkpoint tensors, one module per file format."""

@@ -1,7 +1,8 @@
-"""Parameters of one of our checkpoints, mapped from disk one at a time.
+"""Reads the parameters of an emsjax checkpoint, mapped from disk one at a time.
 
-Orbax wrote them as plain zarr arrays: one folder each, one uncompressed chunk. Mapping the chunks
-is five times faster than restoring through orbax, and takes one model's memory instead of two.
+Orbax stores each parameter as a zarr array: a folder with one uncompressed chunk. Mapping the
+chunks is five times faster than restoring them with orbax, and takes one model's memory instead of
+two.
 """
 
 import math
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401  (teaches numpy the name "bfloat16")
+import ml_dtypes  # noqa: F401  (registers the name "bfloat16" with numpy)
 import numpy as np
 
 from emsjax.errors import UserError
@@ -17,7 +18,7 @@ from emsjax.loading.hf.config import read_json
 
 
 class OrbaxSource:
-    """A `TensorSource` whose names are the model's own parameter paths."""
+    """A `TensorSource` whose tensor names are the model's parameter paths."""
 
     def __init__(self, directory: Path, dtype: str):
         self.name, self.dtype = str(directory), dtype
@@ -29,21 +30,22 @@ class OrbaxSource:
         )
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape of every parameter."""
+        """Returns the shape of every parameter."""
         return {name: shape for name, (_, _, shape) in self._arrays.items()}
 
     def read(self, name: str) -> np.ndarray:
-        """One parameter, mapped read-only."""
+        """Returns one parameter, mapped read-only."""
         chunk, dtype, shape = self._arrays[name]
         return np.memmap(chunk, np.uint8, "r").view(dtype).reshape(shape)
 
 
 def _size(file: Path) -> int:
+    """Returns the file's size in bytes, or -1 if it does not exist."""
     return file.stat().st_size if file.is_file() else -1
 
 
 def _array(meta: Path) -> tuple[Path, np.dtype[Any], tuple[int, ...]]:
-    """The chunk, dtype and shape of a zarr array."""
+    """Returns the chunk file, dtype and shape of a zarr array."""
     about = read_json(meta)
     shape = tuple(about.get("shape", ()))
     plain = about.get("compressor") is None and not about.get("filters")
@@ -52,5 +54,6 @@ def _array(meta: Path) -> tuple[Path, np.dtype[Any], tuple[int, ...]]:
             f"{meta.parent} is compressed or in several chunks, so another program wrote it; "
             "convert the original model with `python -m emsjax.convert`."
         )
+    # The only chunk is named after its index: "0" for a vector, "0.0.0" for a stack of matrices.
     separator = about.get("dimension_separator", ".")
     return meta.parent / separator.join("0" * max(len(shape), 1)), np.dtype(about["dtype"]), shape

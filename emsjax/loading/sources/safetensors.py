@@ -1,13 +1,12 @@
-"""Tensors of safetensors files, mapped from disk one at a time.
+"""Reads tensors of safetensors files, mapped from disk one at a time.
 
-The header is read here rather than by the `safetensors` package because that package rejects a
-short file without naming the tensors that are cut off, and has no bfloat16 for numpy.
+This module parses the header itself, because the `safetensors` package rejects a short file
+without naming the tensors that are cut off, and does not support bfloat16 with numpy.
 """
 
 import json
 import math
 import struct
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from emsjax.errors import UserError
+from emsjax.loading.sources.dtypes import own_dtype
 from emsjax.loading.sources.shards import damaged, find_weight_files
 
 _DTYPES: Mapping[str, Any] = {
@@ -35,7 +35,7 @@ _DTYPES: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where one tensor lies: bytes `[start, stop)` of `file`."""
+    """The place of one tensor: bytes `[start, stop)` of `file`."""
 
     file: Path
     dtype: str
@@ -44,7 +44,8 @@ class _Entry:
     stop: int
 
     def whole(self, file_size: int) -> bool:
-        """Whether all of the tensor's bytes are in the file."""
+        """Returns whether all of the tensor's bytes are in the file."""
+        # The size of an unknown dtype is unknown: `read` rejects it.
         size = math.prod(self.shape) * np.dtype(_DTYPES.get(self.dtype, np.uint8)).itemsize
         return self.stop <= file_size and (
             self.dtype not in _DTYPES or self.stop - self.start == size
@@ -68,18 +69,21 @@ class SafetensorsSource:
 
     @staticmethod
     def find(directory: Path) -> tuple[Path, ...]:
-        """Safetensors files in a Hugging Face directory; empty where there are none."""
+        """Returns the safetensors files of a Hugging Face directory; empty if it has none."""
         return find_weight_files(directory, "model.safetensors")
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape of every tensor, from the headers alone."""
+        """Returns the shape of every tensor, from the headers alone."""
         return {name: entry.shape for name, entry in self._entries.items()}
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, mapped read-only.
+        """Returns one tensor, mapped read-only.
 
-        Each read makes its own mapping, so that a tensor's pages leave memory with the array
+        Each read makes a new mapping. A tensor's pages then leave memory together with the array
         instead of adding up to a second copy of the model.
+
+        Raises:
+          UserError: numpy has no such dtype.
         """
         entry = self._entries[name]
         if entry.dtype not in _DTYPES:
@@ -87,14 +91,14 @@ class SafetensorsSource:
                 f"tensor {name} in {entry.file} has dtype {entry.dtype}, which cannot be read; "
                 f"use a copy in one of {', '.join(_DTYPES)}."
             )
-        if 0 in entry.shape:
+        if 0 in entry.shape:  # an empty range cannot be mapped
             return np.empty(entry.shape, _DTYPES[entry.dtype])
         raw = np.memmap(entry.file, np.uint8, "r", entry.start, (entry.stop - entry.start,))
         return raw.view(_DTYPES[entry.dtype]).reshape(entry.shape)
 
 
 def _entries(file: Path) -> Iterator[tuple[str, _Entry]]:
-    """Name and place of every tensor in `file`."""
+    """Yields the name and place of every tensor in `file`."""
     header, start = _header(file)
     for name, about in header.items():
         if name == "__metadata__":
@@ -108,7 +112,7 @@ def _entries(file: Path) -> Iterator[tuple[str, _Entry]]:
 
 
 def _header(file: Path) -> tuple[dict[str, Any], int]:
-    """The JSON header, and the offset at which the tensors' bytes begin."""
+    """Returns the JSON header, and the offset at which the tensors' bytes begin."""
     with file.open("rb") as stream:
         prefix = stream.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
@@ -121,10 +125,3 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
     if not isinstance(header, dict):
         raise damaged(file, "its header is not a JSON object")
     return header, 8 + length
-
-
-def own_dtype(stored: Iterator[str]) -> str:
-    """The dtype that most tensors have, named as numpy does; "float32" for any but halves."""
-    names = {"BF16": "bfloat16", "F16": "float16"}
-    ranked = Counter(names.get(dtype, "float32") for dtype in stored).most_common(1)
-    return ranked[0][0] if ranked else "float32"

@@ -1,4 +1,4 @@
-"""Files of a Hugging Face checkpoint: a single one, or the shards an index names."""
+"""Finds the weight files of a Hugging Face checkpoint: one file, or the shards of an index."""
 
 import json
 from pathlib import Path
@@ -7,11 +7,11 @@ from emsjax.errors import UserError
 
 
 def find_weight_files(directory: Path, single: str) -> tuple[Path, ...]:
-    """Weight files of one kind in `directory`; empty where there are none of that kind.
+    """Returns the weight files of one format in `directory`; empty if there are none.
 
     Args:
       directory: a Hugging Face model directory.
-      single: the file's name when the checkpoint is not sharded, e.g. "model.safetensors".
+      single: name of the file if the checkpoint is not sharded, e.g. "model.safetensors".
 
     Raises:
       UserError: the index is damaged, or a shard it names is missing.
@@ -23,7 +23,7 @@ def find_weight_files(directory: Path, single: str) -> tuple[Path, ...]:
 
 
 def _sharded(index: Path) -> tuple[Path, ...]:
-    """The shards that `index` names, all of them present."""
+    """Returns the shards that `index` lists, after checking that all exist."""
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -33,13 +33,18 @@ def _sharded(index: Path) -> tuple[Path, ...]:
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise UserError(
-            f"{index.parent} lacks {', '.join(missing)}, named in {index.name}; "
+            f"{index.parent} lacks {', '.join(missing)}, listed in {index.name}; "
             "download the model again."
         )
     return tuple(index.parent / name for name in names)
 
 
 def damaged(file: Path, why: object) -> UserError:
-    """The error for a weight file that cannot be read as what its name says."""
+    """Returns the error for a weight file that is not valid in its format.
+
+    Args:
+      file: the weight file.
+      why: a description or an exception; only its first line is reported.
+    """
     reason = str(why).strip().splitlines()[0] if str(why).strip() else type(why).__name__
     return UserError(f"{file} is truncated or damaged ({reason}); download or copy it again.")

@@ -1,4 +1,4 @@
-"""What every checkpoint format offers the loader: tensors by name, read one at a time."""
+"""The interface of a checkpoint format: tensors by name, read one at a time."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,13 +12,13 @@ from emsjax.loading.sources.torch import TorchSource
 
 
 class TensorSource(Protocol):
-    """Tensors of one checkpoint, under the names its format gives them.
+    """The tensors of one checkpoint.
 
     Attributes:
-      name: what an error calls the checkpoint.
-      dtype: the checkpoint's own dtype ("float32", "bfloat16" or "float16"); "float32" for
-        quantised ones, which that dtype holds without loss.
-      truncated: tensors that the checkpoint lists but whose data is not all there.
+      name: name of the checkpoint in error messages.
+      dtype: the checkpoint's own dtype ("float32", "bfloat16" or "float16"). It is "float32" for
+        quantised checkpoints, whose values float32 holds without loss.
+      truncated: tensors that the checkpoint lists but whose data is incomplete.
     """
 
     name: str
@@ -26,26 +26,26 @@ class TensorSource(Protocol):
     truncated: frozenset[str]
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape of every tensor, without reading any data."""
+        """Returns the shape of every tensor, without reading any data."""
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor; bfloat16 comes as `ml_dtypes.bfloat16`.
+        """Returns one tensor; bfloat16 tensors are `ml_dtypes.bfloat16`.
 
-        A writable result is the caller's to keep; a read-only one may be a mapped file.
+        A writable result belongs to the caller. A read-only result may be a mapped file.
         """
 
 
 def open_directory(directory: Path) -> TensorSource:
-    """Opens the weights of a Hugging Face directory: safetensors, else PyTorch pickles.
+    """Opens the weights of a Hugging Face directory: safetensors if present, or PyTorch pickles.
 
     Raises:
-      UserError: no weights there, or damaged ones.
+      UserError: there are no weights, or they are damaged.
     """
     if files := SafetensorsSource.find(directory):
         return SafetensorsSource(directory, files)
     if files := TorchSource.find(directory):
         return TorchSource(directory, files)
     raise UserError(
-        f"{directory} holds no weights: it needs model.safetensors (or the shards named in "
+        f"{directory} holds no weights; add model.safetensors (or the shards listed in "
         "model.safetensors.index.json) or pytorch_model.bin."
     )

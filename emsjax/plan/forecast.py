@@ -1,4 +1,4 @@
-"""The plan for a setting: does it fit, what does a step take, how much faster does it get."""
+"""Forecasts whether a setting fits in memory, how long a step takes, and the speedup."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,19 +15,20 @@ from emsjax.plan.program import Program, compile_program, estimate, usable_bytes
 from emsjax.plan.setting import Setting
 from emsjax.plan.speedup import Speedup, expected_speedup
 
-# Batch sizes whose speedup is told beside that of the setting.
+# Batch sizes whose speedup is forecast in addition to the setting's.
 BATCH_SIZES = (1, 4, 16, 64)
 
 
 class StepTime(NamedTuple):
-    """A step on one rung.
+    """Time of a step on one rung.
 
     Attributes:
-      rung: its shape.
-      purpose: "plain", "drafts" or "prompts".
-      seconds: by bytes and operations.
-      bound: what takes that long, "memory" or "matrix units".
-      compiler_seconds: by the compiler's own estimate, attention by bytes; None without it.
+      rung: shape of the step.
+      purpose: what the rung is for, "plain", "drafts" or "prompts".
+      seconds: estimate from bytes and operations.
+      bound: what limits `seconds`, "memory" or "matrix units".
+      compiler_seconds: the compiler's own estimate, plus attention estimated from bytes; None if
+        nothing was compiled.
     """
 
     rung: Rung
@@ -42,8 +43,8 @@ class BatchSpeedup(NamedTuple):
 
     Attributes:
       num_slots: B.
-      estimated: by bytes and operations.
-      by_compiler: by the compiler's estimates; None for batches that were not compiled.
+      estimated: from step times that are estimated from bytes and operations.
+      by_compiler: from the compiler's step times; None for a batch that was not compiled.
     """
 
     num_slots: int
@@ -52,22 +53,23 @@ class BatchSpeedup(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What came out.
+class Forecast:
+    """The forecast for one setting.
 
     Attributes:
-      setting: what was asked.
-      usable_bytes: of the device's memory.
-      wanted: memory of the batch that was asked for.
-      largest: memory of the largest batch that fits; None where not even one sample does.
-      shown: the setting of `steps`: as asked, or with the largest batch if that does not fit.
-      steps: each rung of its ladder, cheapest first; none where nothing fits.
-      speedups: at several batch sizes; likewise.
+      setting: the setting as requested.
+      usable_bytes: device memory that a program may use.
+      requested: memory of the requested batch.
+      largest: memory of the largest batch that fits; None if not even one sample fits.
+      shown: the setting of `steps`: the requested one, or the one with the largest batch if the
+        requested batch does not fit.
+      steps: step time on each rung of the ladder, cheapest first; empty if nothing fits.
+      speedups: speedup at several batch sizes; empty if nothing fits.
     """
 
     setting: Setting
     usable_bytes: int
-    wanted: Memory
+    requested: Memory
     largest: Memory | None
     shown: Setting
     steps: tuple[StepTime, ...]
@@ -75,20 +77,20 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the batch that was asked for does."""
-        return self.wanted.total <= self.usable_bytes
+        """Whether the requested batch fits."""
+        return self.requested.total <= self.usable_bytes
 
 
-def make_plan(setting: Setting, compiling: bool, say: Callable[[str], None]) -> Plan:
-    """Compiles as few programs as it takes, and counts the rest.
+def make_forecast(setting: Setting, compiling: bool, say: Callable[[str], None]) -> Forecast:
+    """Makes a forecast, compiling as few programs as possible.
 
     Args:
-      setting: what is planned for.
-      compiling: whether the TPU compiler is asked, or all is arithmetic.
-      say: told what is being compiled.
+      setting: the model, device and batch.
+      compiling: whether to use the TPU compiler; otherwise everything is estimated.
+      say: called with a line about each program before it is compiled.
 
     Raises:
-      UserError: the compiler cannot compile the program.
+      UserError: the compiler rejects the program.
     """
     programs: dict[int, Program] = {}
 
@@ -101,21 +103,21 @@ def make_plan(setting: Setting, compiling: bool, say: Callable[[str], None]) -> 
 
     usable = usable_bytes(setting, compiling)
     counted = estimate(setting)
-    wanted = counted.memory
-    # What certainly does not fit takes the compiler as long as what does.
-    if wanted.total - wanted.temporaries <= usable:
-        wanted = measure(setting.num_slots)
-    largest = largest_batch(wanted, usable, measure)
+    requested = counted.memory
+    # A program that cannot fit is not compiled: that would take as long as for one that fits.
+    if requested.total - requested.temporaries <= usable:
+        requested = measure(setting.num_slots)
+    largest = largest_batch(requested, usable, measure)
     if largest is None:
-        return Plan(setting, usable, wanted, None, setting, (), ())
+        return Forecast(setting, usable, requested, None, setting, (), ())
     shown = setting.at(min(setting.num_slots, largest.num_slots))
     program = programs.get(shown.num_slots, counted)
     batches = {n for n in BATCH_SIZES if n <= largest.num_slots}
     batches |= {shown.num_slots, largest.num_slots}
-    return Plan(
+    return Forecast(
         setting,
         usable,
-        wanted,
+        requested,
         largest,
         shown,
         tuple(_steps(shown, program)),
@@ -124,6 +126,7 @@ def make_plan(setting: Setting, compiling: bool, say: Callable[[str], None]) -> 
 
 
 def _steps(setting: Setting, program: Program) -> Iterator[StepTime]:
+    """Yields the step time on each rung of the program's ladder."""
     costs, by_compiler = program.costs, _compiler_costs(setting, program)
     cached = setting.num_slots * setting.attended
     emitting = setting.num_slots * (setting.draft_length + 1)
@@ -138,13 +141,17 @@ def _steps(setting: Setting, program: Program) -> Iterator[StepTime]:
 
 
 def _purpose(rung: Rung, draft_length: int) -> str:
+    """Returns what a rung is for, see `StepTime.purpose`."""
     if rung.max_q_len == 1:
         return "plain"
     return "drafts" if rung.max_q_len <= draft_length + 1 else "prompts"
 
 
 def _compiler_costs(setting: Setting, program: Program) -> StepCosts | None:
-    """By the cycles that the compiler expects; of its kernels it says nothing: by bytes."""
+    """Returns step costs from the compiler's cycle estimates, or None if there are none.
+
+    The compiler has no estimate for the attention kernel, so attention is estimated from bytes.
+    """
     if program.cycles is None:
         return None
     cycles = np.asarray(program.cycles.rungs, np.float64) + program.cycles.around
@@ -154,7 +161,13 @@ def _compiler_costs(setting: Setting, program: Program) -> StepCosts | None:
 
 
 def _speedup(setting: Setting, counted: Program, program: Program | None) -> BatchSpeedup:
-    """At the setting's batch size; `program` is that batch's, where there is one."""
+    """Returns the speedup at the setting's batch size.
+
+    Args:
+      setting: the model, device and batch.
+      counted: estimated program of the model, for its sizes.
+      program: program of this batch size, or None.
+    """
     with compiling_for(setting.platform):
         ladder, costs = setting.ladder(), setting.costs(counted.sizes)
     by_compiler = program and _compiler_costs(setting, program)

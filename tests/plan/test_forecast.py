@@ -1,4 +1,4 @@
-"""The plan's figures against those of the program that the TPU compiler made."""
+"""Forecasts, compared with the program that the TPU compiler makes."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from emsjax.errors import UserError
 from emsjax.loading.named import named_config
 from emsjax.models.config import DecoderConfig
 from emsjax.pallas_kernels import ahead
-from emsjax.plan.answer import make_plan
+from emsjax.plan.forecast import make_forecast
 from emsjax.plan.memory import Memory
 from emsjax.plan.program import _too_large, check_compiler, compile_program, estimate, usable_bytes
 from emsjax.plan.setting import Setting
@@ -47,7 +47,7 @@ def setting(name: str = "small", topology: str = "v5e", slots: int = 2, length: 
 
 
 @pytest.mark.usefixtures("no_compile_cache")
-def test_a_small_model(monkeypatch: pytest.MonkeyPatch):
+def test_memory_is_the_compilers_and_agrees_with_the_estimate(monkeypatch: pytest.MonkeyPatch):
     compiled = []
     make = jax.stages.Lowered.compile
     monkeypatch.setattr(
@@ -63,7 +63,7 @@ def test_a_small_model(monkeypatch: pytest.MonkeyPatch):
     assert memory.cache == counted.cache == 4 * 2 * 1024 * 8 * 128 * 2
     assert memory.weights == counted.weights == 2 * parameters_by_hand()
     assert said.alias_size_in_bytes >= memory.cache
-    # Padding of small arrays.
+    # The compiler pads small arrays.
     assert counted.state <= memory.state <= counted.state + 100_000
     assert found.cycles is not None
     plain, *_, prompts = found.cycles.rungs
@@ -71,14 +71,14 @@ def test_a_small_model(monkeypatch: pytest.MonkeyPatch):
 
 
 def parameters_by_hand() -> int:
-    """Of `SMALL`: attention, two feed-forward matrices and two norms a layer."""
+    """Parameters of `SMALL`: per layer attention, two feed-forward matrices and two norms."""
     layer = 4 * 512 * 512 + 2 * 512 * 1024 + 2 * 512
     return 4 * layer + (2048 + 4096) * 512 + 512
 
 
 @pytest.mark.usefixtures("no_compile_cache")
-def test_the_compiler_refuses_what_does_not_fit():
-    """Thousands of layers: what it says of them goes into the plan."""
+def test_memory_of_a_rejected_program_is_read_from_the_error():
+    """A model of thousands of layers does not fit."""
     large = replace(setting(), config=replace(SMALL, num_layers=4000))
     memory = compile_program(large).memory
     assert memory.total > usable_bytes(large, compiling=True)
@@ -93,70 +93,81 @@ def test_the_compiler_refuses_what_does_not_fit():
         ("Used 15.75G of 15.75G hbm. Exceeded hbm capacity by 1.65M.", int(15.75 * 2**30) + 1),
     ],
 )
-def test_what_the_compiler_says_of_programs_that_do_not_fit(said: str, needed: int):
+def test_compiler_errors_for_programs_that_do_not_fit(said: str, needed: int):
     counted = Memory(2, 1 << 30, 1 << 31, 0, 7, compiled=False)
     found = _too_large(counted, f"RESOURCE_EXHAUSTED: {said}")
     assert (found.total, found.compiled) == (needed, True)
-    with pytest.raises(UserError, match="refuses the program: RESOURCE"):
+    with pytest.raises(UserError, match=r"rejects the program \(RESOURCE"):
         _too_large(counted, "RESOURCE_EXHAUSTED: " + 1000 * "in other words ")
 
 
 @pytest.mark.parametrize("topology", ["v4", "v5e", "v5p", "v6e"])
 @pytest.mark.usefixtures("no_compile_cache")
-def test_the_compiler_leaves_little_less_than_what_is_published(topology: str):
-    there = usable_bytes(setting(topology=topology), compiling=True)
-    assert there == pytest.approx(HARDWARE[topology].memory_bytes, rel=0.1)
+def test_usable_memory_is_within_a_tenth_of_the_published(topology: str):
+    usable = usable_bytes(setting(topology=topology), compiling=True)
+    assert usable == pytest.approx(HARDWARE[topology].memory_bytes, rel=0.1)
 
 
-def test_without_a_compiler_all_is_counted():
-    plan = make_plan(setting("opt-6.7b", "h100", slots=8, length=2048), False, print)
-    assert plan.fits
-    assert not plan.wanted.compiled
-    assert plan.usable_bytes == 60e9
-    assert plan.largest is not None
-    with_one_more = estimate(plan.setting.at(plan.largest.num_slots + 1)).memory
-    assert plan.largest.total <= plan.usable_bytes < with_one_more.total
-    assert all(step.compiler_seconds is None for step in plan.steps)
-    assert [each.num_slots for each in plan.speedups] == [1, 4, 8, 16, plan.largest.num_slots]
+def test_everything_is_estimated_without_a_compiler():
+    forecast = make_forecast(setting("opt-6.7b", "h100", slots=8, length=2048), False, print)
+    assert forecast.fits
+    assert not forecast.requested.compiled
+    assert forecast.usable_bytes == 60e9
+    assert forecast.largest is not None
+    with_one_more = estimate(forecast.setting.at(forecast.largest.num_slots + 1)).memory
+    assert forecast.largest.total <= forecast.usable_bytes < with_one_more.total
+    assert all(step.compiler_seconds is None for step in forecast.steps)
+    assert [each.num_slots for each in forecast.speedups] == [
+        1,
+        4,
+        8,
+        16,
+        forecast.largest.num_slots,
+    ]
 
 
-def test_where_the_batch_does_not_fit_the_largest_is_shown():
-    plan = make_plan(setting("opt-6.7b", "h100", slots=500, length=2048), False, print)
-    assert not plan.fits
-    assert plan.largest is not None
-    assert plan.shown.num_slots == plan.largest.num_slots < 500
+def test_the_largest_batch_is_shown_if_the_requested_one_does_not_fit():
+    forecast = make_forecast(setting("opt-6.7b", "h100", slots=500, length=2048), False, print)
+    assert not forecast.fits
+    assert forecast.largest is not None
+    assert forecast.shown.num_slots == forecast.largest.num_slots < 500
 
 
-def test_a_model_that_does_not_fit_at_all():
-    plan = make_plan(setting("llama-3-70b", "h100"), False, print)
-    assert (plan.fits, plan.largest, plan.steps, plan.speedups) == (False, None, (), ())
+def test_a_model_too_large_for_one_sample():
+    forecast = make_forecast(setting("llama-3-70b", "h100"), False, print)
+    assert (forecast.fits, forecast.largest, forecast.steps, forecast.speedups) == (
+        False,
+        None,
+        (),
+        (),
+    )
 
 
-def test_an_unknown_topology(monkeypatch: pytest.MonkeyPatch):
+def test_a_topology_that_the_compiler_does_not_know(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(ahead.TOPOLOGIES, "v5e", "v99:2x2")
-    with pytest.raises(UserError, match=r"does not know TPU v5e: pip install .*v99"):
+    with pytest.raises(UserError, match=r"does not know TPU v5e \(.*v99.*\); pip install"):
         check_compiler("v5e")
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_compile_cache")
 @pytest.mark.parametrize(("name", "topology"), REAL)
-def test_real_models(name: str, topology: str):
-    """What is counted is what is compiled, but for temporaries; the answer rests on the latter."""
-    asked = setting(name, topology, slots=1, length=2048)
-    counted, memory = estimate(asked).memory, compile_program(asked).memory
+def test_estimates_of_real_models(name: str, topology: str):
+    """Estimates agree with the compiler, except for temporaries, which are small."""
+    requested = setting(name, topology, slots=1, length=2048)
+    counted, memory = estimate(requested).memory, compile_program(requested).memory
     held, known = (each.total - each.temporaries for each in (memory, counted))
     assert held == pytest.approx(known, rel=0.02)
-    # SmolLM2's are copies of weights that are no multiple of 128 wide.
-    assert memory.temporaries < 0.02 * usable_bytes(asked, compiling=True)
-    assert memory.total <= usable_bytes(asked, compiling=True)
+    # SmolLM2's temporaries are copies of weights whose width is not a multiple of 128.
+    assert memory.temporaries < 0.02 * usable_bytes(requested, compiling=True)
+    assert memory.total <= usable_bytes(requested, compiling=True)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_compile_cache")
-def test_one_more_than_the_largest_batch_is_refused():
-    plan = make_plan(setting("opt-6.7b", slots=1, length=2048), True, print)
-    assert plan.largest is not None
-    assert plan.largest.compiled
-    one_more = plan.setting.at(plan.largest.num_slots + 1)
-    assert compile_program(one_more).memory.total > plan.usable_bytes
+def test_one_more_sample_than_the_largest_batch_does_not_fit():
+    forecast = make_forecast(setting("opt-6.7b", slots=1, length=2048), True, print)
+    assert forecast.largest is not None
+    assert forecast.largest.compiled
+    one_more = forecast.setting.at(forecast.largest.num_slots + 1)
+    assert compile_program(one_more).memory.total > forecast.usable_bytes

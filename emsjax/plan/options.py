@@ -1,0 +1,71 @@
+"""Checks the command's options and makes a forecast for each model and device."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from emsjax.costs.hardware import HARDWARE
+from emsjax.errors import check_whole
+from emsjax.limits import DEFAULT_MAX_MODEL_LEN, MAX_DRAFT_LENGTH
+from emsjax.loading.named import named_config
+from emsjax.plan.forecast import Forecast, make_forecast
+from emsjax.plan.program import check_compiler
+from emsjax.plan.setting import Setting
+
+
+class Options(NamedTuple):
+    """The options that apply to all models and devices, see `python -m emsjax.plan --help`."""
+
+    batch_size: int
+    max_model_len: int | None
+    context: int | None
+    dtype: str
+    acceptance: float
+    draft_length: int
+    compile: bool
+
+
+def make_forecasts(
+    models: Sequence[str], devices: Sequence[str], options: Options, say: Callable[[str], None]
+) -> Iterator[Forecast]:
+    """Returns an iterator that makes a forecast for each model on each device.
+
+    All options are checked before the first forecast is made.
+
+    Args:
+      models: names or paths, see `named_config`.
+      devices: names in `HARDWARE`.
+      options: options that apply to all models and devices.
+      say: called with a line about each program before it is compiled.
+
+    Raises:
+      UserError: there is no such model, an option is out of range, or the compiler is missing.
+    """
+    check_whole("--batch-size", options.batch_size, 1)
+    check_whole("--draft-length", options.draft_length, 1, MAX_DRAFT_LENGTH)
+    compiled = [name for name in devices if options.compile and HARDWARE[name].is_tpu]
+    for name in compiled:
+        check_compiler(name)
+    settings = [_setting(model, name, options) for model in models for name in devices]
+    return (make_forecast(each, each.topology in compiled, say) for each in settings)
+
+
+def _setting(model: str, topology: str, options: Options) -> Setting:
+    config = named_config(model)
+    longest = options.max_model_len
+    if longest is None:
+        longest = min(config.max_positions, DEFAULT_MAX_MODEL_LEN)
+    check_whole("--max-model-len", longest, 2, config.max_positions)
+    context = longest // 2 if options.context is None else options.context
+    check_whole("--context", context, 1, longest)
+    return Setting(
+        name=model,
+        config=config,
+        topology=topology,
+        hardware=HARDWARE[topology],
+        num_slots=options.batch_size,
+        max_model_len=longest,
+        context=context,
+        dtype=options.dtype,
+        acceptance=options.acceptance,
+        draft_length=options.draft_length,
+    )
