@@ -1,1 +1,1 @@
-"""Measurements: `python -m benchmarks.NAME` from the repository root; see README.md here."""
+"""Measurements, run as `python -m benchmarks.NAME` from the repository root; see the README here."""

@@ -1,8 +1,8 @@
-"""What the operations demand of their arguments, told in a sentence that names the argument.
+"""Checks the arguments of the operations; every error names the argument.
 
-Shapes and types are checked whenever a program is traced. Values are known only when it runs, so
-they are checked only on demand: with `EMSJAX_CHECK_LENGTHS=1` in the environment or inside
-`checking_lengths`, at the price of a call to the host in every layer.
+Shapes and types are checked whenever a program is traced. Values are known only when it runs, and
+checking them takes a call to the host in every layer. So they are checked only with
+`EMSJAX_CHECK_LENGTHS=1` in the environment or inside `checking_lengths`.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 @contextlib.contextmanager
 def checking_lengths() -> Iterator[None]:
-    """Programs traced in here check the values of their lengths when they run."""
+    """Makes programs traced inside check the values of their lengths when they run."""
     token = _CHECKING.set(True)
     try:
         yield
@@ -47,10 +47,10 @@ def check_attention(
     soft_cap: float | None,
     holes: jax.Array | None = None,
 ) -> None:
-    """Shapes, types and static options for `ragged_attention`.
+    """Checks shapes, types and static options of `ragged_attention`.
 
     Raises:
-      ValueError: an argument does not fit; the sentence begins with its name.
+      ValueError: an argument does not fit; the message begins with its name.
     """
     _check_shape("q", q, (None, None, None), "[T, N, H]")
     _check_type("q", q, FLOATS)
@@ -78,10 +78,10 @@ def check_attention(
 
 
 def check_layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array) -> None:
-    """Shapes and types for `layer_matmul`.
+    """Checks shapes and types of `layer_matmul`.
 
     Raises:
-      ValueError: an argument does not fit; the sentence begins with its name.
+      ValueError: an argument does not fit; the message begins with its name.
     """
     _check_shape("x", x, (None, None), "[T, in]")
     _check_type("x", x, FLOATS)
@@ -100,10 +100,10 @@ def check_update(
     cu_q_lens: jax.Array,
     kv_lens: jax.Array,
 ) -> None:
-    """Shapes and types for `update_kv_cache`.
+    """Checks shapes and types of `update_kv_cache`.
 
     Raises:
-      ValueError: an argument does not fit; the sentence begins with its name.
+      ValueError: an argument does not fit; the message begins with its name.
     """
     _check_shape("k", k, (None, None, None), "[T, K, H]")
     _check_type("k", k, FLOATS)
@@ -126,14 +126,14 @@ def check_values(
     max_q_len: int,
     cache_shape: tuple[int, ...],
 ) -> None:
-    """Has the program check its numbers when it runs, if that is switched on.
+    """Adds a check of the values to the program being traced, if checking is on.
 
     Args:
       cu_q_lens: int32[B+1].
       kv_lens: int32[B].
       layer: int32[].
-      slot_ids: int32[T], for the update.
-      window: for the attention.
+      slot_ids: int32[T], of the update.
+      window: of the attention.
       num_rows: T.
       max_q_len: the most rows of one slot.
       cache_shape: [L, B, S, R, 128].
@@ -156,10 +156,10 @@ def values_must_fit(
     max_q_len: int,
     cache_shape: tuple[int, ...],
 ) -> None:
-    """The numbers themselves, on the host.
+    """Checks values on the host; the arguments are those of `check_values`.
 
     Raises:
-      ValueError: they contradict each other or the buffers; the sentence names the argument.
+      ValueError: the values contradict each other or the buffers; the message names the argument.
     """
     cu_q_lens, kv_lens = np.asarray(cu_q_lens), np.asarray(kv_lens)
     num_layers, num_slots, capacity = cache_shape[:3]
@@ -185,11 +185,12 @@ def values_must_fit(
 
 
 def _slots_must_fit(slot_ids: np.ndarray, q_lens: np.ndarray, num_slots: int) -> None:
+    """Checks that rows are grouped by slot as `cu_q_lens` says, with unused rows at the end."""
     used = np.repeat(np.arange(num_slots), q_lens)
     unused = np.full(len(slot_ids) - len(used), num_slots)
     if (slot_ids != np.concatenate([used, unused])).any():
         raise ValueError(
-            f"slot_ids must be as cu_q_lens says, {num_slots} for unused rows: {slot_ids.tolist()}"
+            f"slot_ids must match cu_q_lens, with {num_slots} for unused rows: {slot_ids.tolist()}"
         )
 
 
@@ -199,7 +200,7 @@ def _check_cache(cache: jax.Array, dtype: jnp.dtype, num_kv_heads: int, head_dim
     if cache.shape[3] < needed:
         raise ValueError(
             f"cache has {cache.shape[3]} rows a token: {num_kv_heads} key and value heads of "
-            f"width {head_dim} take {needed}"
+            f"width {head_dim} need {needed}"
         )
     _check_type("cache", cache, storage_dtypes(dtype))
 
@@ -228,7 +229,7 @@ def _check_window(window: int | jax.Array | None) -> None:
     if isinstance(window, int):
         _check_whole("window", window)
         if window > jnp.iinfo(jnp.int32).max:
-            raise ValueError(f"window is {window}: it must fit int32; None means no window")
+            raise ValueError(f"window is {window}: it must fit in int32; None means no window")
     elif window is not None:
         _check_shape("window", window, (), "a whole number or int32[]")
         _check_type("window", window, (jnp.int32,))
@@ -243,7 +244,7 @@ def _check_shape(name: str, array: jax.Array, shape: tuple[int | None, ...], wan
     if not fits:
         raise ValueError(f"{name} has shape {list(array.shape)}: it must be {wanted}")
     if 0 in array.shape:
-        raise ValueError(f"{name} has shape {list(array.shape)}: nothing is in it")
+        raise ValueError(f"{name} has shape {list(array.shape)}: it must not be empty")
 
 
 def _check_type(name: str, array: jax.Array, dtypes: tuple) -> None:

@@ -1,4 +1,4 @@
-"""Writing new K/V into the cache as an XLA scatter, which stays in place under jit."""
+"""The cache update as an XLA scatter, which works in place under jit."""
 
 import jax
 import jax.numpy as jnp
@@ -18,5 +18,5 @@ def update_kv_cache(
     """See `api.update_kv_cache`."""
     rows_after = cu_q_lens[slot_ids + 1] - jnp.arange(k.shape[0], dtype=jnp.int32)
     kv_positions = kv_lens[slot_ids] - rows_after
-    # Unused rows have slot B, which is out of bounds: they are dropped.
+    # Unused rows have slot B, which is out of bounds, so "drop" leaves them out.
     return cache.at[layer, slot_ids, kv_positions].set(pack_kv(k, v, cache), mode="drop")
