@@ -1,1 +1,1 @@
-"""Measurements, run as `python -m benchmarks.NAME` from the repository root; see the README here."""
+"""Measurements, run by `python -m benchmarks.NAME` from the repository root; see README.md here."""

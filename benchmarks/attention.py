@@ -67,9 +67,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--batch-sizes", type=numbers, default=[1, 8, 32, 64])
     parser.add_argument("--contexts", type=numbers, default=[512, 2048, 8192])
     parser.add_argument("--rows", type=numbers, default=[1, 4, 8])
-    parser.add_argument("--backends", type=lambda text: text.split(","), help="names, comma-separated; default: reference and the platform's")
+    parser.add_argument(
+        "--backends",
+        type=lambda text: text.split(","),
+        help="names, comma-separated; default: reference and the platform's",
+    )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--cache-mb", type=int, default=4096, help="size of the K/V cache, all layers together")
+    parser.add_argument(
+        "--cache-mb", type=int, default=4096, help="size of the K/V cache, all layers together"
+    )
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/attention.json"))
     options = parser.parse_args()
     if options.backends is None:

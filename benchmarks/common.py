@@ -42,7 +42,8 @@ def read_prompts(file: Path, category: str | None = None) -> list[Prompt]:
             prompts.append(Prompt(key, record["category"], record["turns"][0]))
     if not prompts:
         raise SystemExit(
-            f"{file} has no prompts of category {category or 'all'!r}; name another file or category"
+            f"{file} has no prompts of category {category or 'all'!r}; "
+            "name another category or file"
         )
     return prompts
 

@@ -46,7 +46,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=24, help="evenly from all categories")
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--lengths", type=numbers, default=[1, 2, 3, 4, 6, 8])
-    parser.add_argument("--layers", type=numbers, default=[1, 2, 4], help="first layers of the target to draft with, comma-separated counts")
+    parser.add_argument(
+        "--layers",
+        type=numbers,
+        default=[1, 2, 4],
+        help="first layers of the target to draft with, comma-separated counts",
+    )
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--output", type=Path, default=_RESULTS)
     return parser.parse_args()

@@ -133,8 +133,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--category", default="all", help="a category of the input, or all")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--checks", type=_checks, default=list(CHECKS), metavar="exact,ladder")
-    parser.add_argument("--min-tokens", type=int, default=10_000, help="tokens to compare in each check")
-    parser.add_argument("--prompts", type=int, help="most prompts; default: enough for --min-tokens")
+    parser.add_argument(
+        "--min-tokens", type=int, default=10_000, help="tokens to compare in each check"
+    )
+    parser.add_argument(
+        "--prompts", type=int, help="most prompts; default: enough for --min-tokens"
+    )
     parser.add_argument("--max-tokens", type=int, default=128, help="most new tokens per prompt")
     parser.add_argument("--batch-size", type=int, default=8, help="slots of prompt lookup")
     parser.add_argument("--ignore-eos", action=flag, default=False)

@@ -2,7 +2,7 @@
 
 python -m benchmarks.first_token --output results.json
 
-The command is `python -m emsjax.generate` in a new process, timed from outside. A second new process
+The command is `python -m emsjax.generate` in a new process, timed from outside. Another new process
 does the same through the Python interface and times each phase.
 """
 

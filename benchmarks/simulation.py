@@ -57,7 +57,7 @@ class Answer(NamedTuple):
 
 
 class Replay(nnx.Module):
-    """A stand-in for the target that knows every text, and tells texts apart by their first token."""
+    """A stand-in for the target: it knows every text, and tells them apart by their first token."""
 
     dtype = jnp.dtype(jnp.float32)
     max_positions = CAPACITY
@@ -182,7 +182,12 @@ def _options() -> argparse.Namespace:
         type=numbers,
         default=[1, 4, 8, 16, 32, 64],
     )
-    parser.add_argument("--answers", type=Path, default=Path("answers.jsonl"), help="the model's answers; written if missing")
+    parser.add_argument(
+        "--answers",
+        type=Path,
+        default=Path("answers.jsonl"),
+        help="the model's answers; written if missing",
+    )
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/simulation.json"))
     return parser.parse_args()
 

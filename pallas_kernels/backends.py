@@ -18,7 +18,7 @@ def target_platform() -> str:
 
 @contextlib.contextmanager
 def compiling_for(platform: str) -> Iterator[None]:
-    """Sets the target platform, which may differ from the current one (ahead-of-time compilation)."""
+    """Sets the target platform, which may differ from the process's (compiling ahead of time)."""
     token = _TARGET.set(platform)
     try:
         yield

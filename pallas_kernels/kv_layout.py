@@ -86,7 +86,7 @@ def read_kv(
         index = (layer, slot, start, first, 0)
         rows = jax.lax.dynamic_slice(cache, index, (1, 1, length, end - first, LANES))
         if target_platform() == "tpu":
-            # Without this, XLA changes the whole cache to the layout that one block's products need.
+            # Without this, XLA changes the whole cache to the layout that one block's products use.
             rows = with_layout_constraint(rows, Layout(tuple(range(rows.ndim))))
         offset = number * head_dim - first * LANES
         flat = rows.reshape(length, -1)[:, offset : offset + head_dim]

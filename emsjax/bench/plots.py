@@ -1,4 +1,4 @@
-"""Plots of records: speedup next to the paper's, tokens per step, and the time of a step's parts."""
+"""Plots records: speedup next to the paper's, tokens per step, and the time of a step's parts."""
 
 import re
 from collections.abc import Sequence

@@ -22,10 +22,11 @@ from emsjax.engine.job import Job
 from emsjax.errors import UserError
 from emsjax.host.device import free_bytes
 
-# Tokens of the warm-up on the first batch, so that no measured run does anything for the first time.
+# Tokens of the warm-up on the first batch, after which no measured run does anything for the first
+# time.
 WARM_UP_TOKENS = 16
-# Room for holes, in texts of full length. Once it is used up the aligned methods make no more holes,
-# which is in their favour.
+# Room for holes, in texts of full length. Once it is used up, the aligned methods make no more
+# holes, which is in their favour.
 TEXTS_OF_HOLES = 2
 BASELINE = Spec(PLAIN)
 
@@ -166,7 +167,7 @@ class _Size:
             with mishaps(partial(self._note, spec)):
                 contender = start(spec, self._target, self._size, self._longest, room)
                 if spec == BASELINE:
-                    # Prefill is timed. A first one here keeps the loading of its programs out of it.
+                    # Prefill is timed. This first one keeps the loading of programs out of it.
                     contender.prefill([Job(0, (0, 0), 1)])
                 self._running[spec] = contender
         if isinstance(self._peer, str):

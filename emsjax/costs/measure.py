@@ -22,8 +22,8 @@ SHORT, LONG = KV_BLOCK, 4 * KV_BLOCK
 # Steps are timed together: enough to take this many seconds, which dwarf the time of waiting for
 # the device, and at most this many.
 MOST_STEPS, LONG_ENOUGH = 8, 0.05
-# A turn times every case once. After the fewest turns, another one starts only if the costs have not
-# settled and the time is not used up, see `_needs_another_turn`.
+# A turn times every case once. After the fewest turns, another one starts only if the costs have
+# not settled and the time is not used up, see `_needs_another_turn`.
 FEWEST_TURNS, MOST_TURNS, ENOUGH_SECONDS = 4, 40, 20.0
 # Largest standard error of the costs, relative to each other, at which they count as settled.
 SETTLED = 0.03
@@ -210,7 +210,8 @@ def _table(engine: Engine, seconds: dict[_Case, float], drafted: int) -> StepCos
     drafting = timed[1:] or timed
     cached[useful] = np.interp(capacities[useful], capacities[drafting], each[-len(drafting) :])
     cached[useful[0]] = each[0]
-    # Noise can make the cache seem to take the whole step, or a wide rung cheaper than a narrow one.
+    # Noise can make the cache seem to take the whole step, or a wide rung cheaper than a narrow
+    # one.
     without = at_short - cached[useful] * read_short
     rungs[useful] = np.maximum.accumulate(np.maximum(without, LEAST_SHARE * at_short))
     rest = np.maximum(at_short - rungs[useful], 0.0) / read_short
@@ -227,9 +228,9 @@ def _busy(engine: Engine, state: DecodeState, case: _Case) -> DecodeState:
     """A state in which all slots are in the middle of a text.
 
     The text repeats one token, so that drafters which look drafts up find them. Drafts are trusted
-    in only as many slots as fill the rung: a few full drafts cost more than many short ones, because
-    attention reads the cache of a slot with many rows more than once. If drafting is timed, no
-    looked-up draft is trusted, so that the draft model has to draft.
+    only in as many slots as fill the rung: a few full drafts cost more than many short ones,
+    because attention reads the cache of a slot with many rows more than once. If drafting is timed,
+    no looked-up draft is trusted, so that the draft model must draft.
     """
     slots = engine.num_slots
     lens = jnp.full(slots, case.length, jnp.int32)

@@ -1,7 +1,7 @@
 """The cache update as a Mosaic kernel: each token's rows are one copy from HBM to HBM.
 
-All copies are started before the first one is awaited. They cannot collide, since a step writes each
-position of a slot only once.
+All copies are started before the first one is awaited. They cannot collide, since a step writes
+each position of a slot only once.
 """
 
 from typing import Any

@@ -17,11 +17,11 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from emsjax.pallas_kernels import hopper
 
-# Most rows of a thread block. With more, the sums would not fit into its registers together with the
-# product that is added to them.
+# Most rows of a thread block. With more, the sums would not fit into its registers together with
+# the product that is added to them.
 MOST_ROWS = 64
-# Most thread blocks that read the same weights for different rows. The weights then come from memory
-# once for all of them.
+# Most thread blocks that read the same weights for different rows. The weights then come from
+# memory once for all of them.
 MOST_SHARES = 4
 # The number of rows in a product is a multiple of this.
 ROW_MULTIPLE = 8

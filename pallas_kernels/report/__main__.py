@@ -37,7 +37,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         description="Compile the TPU attention kernels, ours and jax's, and count what they do.",
     )
     parser.add_argument("--topology", choices=GENERATIONS, default="v5e")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write all figures to this file"
+    )
     parser.add_argument("--models", metavar="A,B", help="models to compile for; default: all")
     parser.add_argument("--batch", type=int, default=8, help="number of slots")
     parser.add_argument("--rows", type=int, default=8, help="most rows of a slot")

@@ -32,8 +32,8 @@ def measure(generation: str, model: str, work: Work, dump: Path) -> Iterator[Row
     pieces = sum(-(-(end % blocks.kv) // blocks.piece) for end in tiles)
     fetched = whole * blocks.kv + pieces * blocks.piece
     trips = sum(-(-end // blocks.kv) for end in tiles)
-    # The inner loops, in the kernel's order: start the copies of pieces, wait for them, clear single
-    # tokens, clear several tokens at once.
+    # The inner loops, in the kernel's order: start the copies of pieces, wait for them, clear
+    # single tokens, clear several tokens at once.
     start, wait, one, several = loop.inner
     cleared = [_cleared(end, blocks) for end in tiles]
     yield Row(

@@ -69,7 +69,7 @@ class Work(NamedTuple):
 
     @property
     def least_bytes(self) -> int:
-        """Bytes of each slot's keys and values, read once, and of each row's queries and results."""
+        """Bytes of each slot's keys and values, once, and of each row's queries and results."""
         rows = 2 * sum(self.q_lens) * self.heads.num_heads * self.heads.head_dim
         return sum(self.kv_lens) * self.token_bytes + rows * self.itemsize
 

@@ -42,9 +42,9 @@ def zeros(*shape: int, dtype: Any = jnp.float32) -> jax.Array:
         ("scale", zeros(1), "scale is .*: it must be a number above 0"),
         ("soft_cap", 0.0, "soft_cap is 0.0: it must be a number above 0"),
         ("window", 0, "window is 0: it must be a whole number, at least 1"),
-        ("window", 2**31, "window is 2147483648: it must fit int32"),
+        ("window", 2**31, "window is 2147483648: it must fit in int32"),
         ("window", zeros(3, dtype=jnp.int32), r"window has shape \[3\]"),
-        ("q", zeros(0, N, H), r"q has shape \[0, 4, 64\]: nothing is in it"),
+        ("q", zeros(0, N, H), r"q has shape \[0, 4, 64\]: it must not be empty"),
         ("q", [1.0], r"q is \[1.0\]: it must be an array, \[T, N, H\]"),
         ("cache", zeros(B, S, 2, 128), r"cache has shape .* \[L, B, S, R, 128\]"),
         ("cache", zeros(1, B, S, 1, 128), "cache has 1 rows a token: .* take 2"),
@@ -119,8 +119,8 @@ GOOD_VALUES = {
         ("layer", 2, "layer is 2: the cache has 2"),
         ("layer", -1, "layer is -1"),
         ("window", 0, "window is 0: it must be at least 1"),
-        ("slot_ids", [0, 1, 2, 2, 3, 3, 3, 3], "slot_ids must be as cu_q_lens says"),
-        ("slot_ids", [0, 2, 2, 2, 2, 3, 3, 3], "slot_ids must be as cu_q_lens says, 3 for unused"),
+        ("slot_ids", [0, 1, 2, 2, 3, 3, 3, 3], "slot_ids must match cu_q_lens"),
+        ("slot_ids", [0, 2, 2, 2, 2, 3, 3, 3], "slot_ids must match cu_q_lens, with 3 for unused"),
     ],
 )
 def test_other_values(name, value, sentence):
