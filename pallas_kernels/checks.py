@@ -167,9 +167,11 @@ def values_must_fit(
     if cu_q_lens[0] != 0 or (q_lens < 0).any():
         raise ValueError(f"cu_q_lens must begin with 0 and never fall: {cu_q_lens.tolist()}")
     if cu_q_lens[-1] > num_rows:
-        raise ValueError(f"cu_q_lens ends with {cu_q_lens[-1]}, the buffer has {num_rows} rows")
+        raise ValueError(f"cu_q_lens ends with {cu_q_lens[-1]}, and the buffer has {num_rows} rows")
     if (q_lens > max_q_len).any():
-        raise ValueError(f"cu_q_lens gives a slot {q_lens.max()} rows, max_q_len is {max_q_len}")
+        raise ValueError(
+            f"cu_q_lens gives a slot {q_lens.max()} rows, and max_q_len is {max_q_len}"
+        )
     if (kv_lens > capacity).any() or (kv_lens < 0).any():
         raise ValueError(f"kv_lens must be in 0 to {capacity}: {kv_lens.tolist()}")
     if (kv_lens < q_lens).any():

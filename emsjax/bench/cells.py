@@ -86,7 +86,7 @@ class Cell:
 
 
 @contextmanager
-def mishaps(on_error: Callable[[str], None]) -> Iterator[None]:
+def catching_failures(on_error: Callable[[str], None]) -> Iterator[None]:
     """Reports errors that concern one contender, so that the others can continue.
 
     Args:

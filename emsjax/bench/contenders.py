@@ -108,10 +108,10 @@ class Contender:
     def prefill(self, jobs: Sequence[Job]) -> tuple[jax.Array, float]:
         """Reads the jobs' prompts; returns the cache that holds them and the seconds it took."""
         state = jax.block_until_ready(self.engine.empty())
-        # The first token comes with the prompt's last rows, so that this is all prefill.
+        # The first token comes with the prompt's last row, so one token takes no step but prefill.
         short = [replace(job, max_tokens=1) for job in jobs]
         reading = Decoding(self.engine, state, short, read=False)
-        reading.to_its_end()
+        reading.finish()
         return reading.state.cache, reading.seconds
 
     def begin(self, cache: jax.Array, jobs: Sequence[Job]) -> Decoding:
@@ -137,7 +137,7 @@ class Contender:
           The cache, which still holds the prompts, and the run.
         """
         writing = self.begin(cache, jobs)
-        writing.to_its_end()
+        writing.finish()
         return writing.state.cache, writing.run(prefill)
 
 
@@ -177,8 +177,8 @@ def start(
 def _costs(engine: Engine, name: str) -> StepCosts:
     """The costs of the engine's steps.
 
-    Simulated drafts come where a table says, so the costs are measured with drafts everywhere: a
-    wide step would otherwise be timed with nothing to verify.
+    A table decides where simulated drafts come, and a wide step could be timed with nothing to
+    verify. So their costs are measured with a draft at every place.
     """
     drafter = engine.drafter
     if not isinstance(drafter, Simulated):

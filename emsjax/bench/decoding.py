@@ -72,17 +72,17 @@ class Decoding:
         """The number of tokens written so far, over all texts."""
         return int((self.state.lens - self.state.prompt_lens).sum())
 
-    def go_on(self, max_steps: int = STEPS_PER_CALL) -> None:
+    def advance(self, max_steps: int = STEPS_PER_CALL) -> None:
         """Runs up to `max_steps` more steps."""
         started = time.perf_counter()
         self.state = self._engine.advance(self.state, max_steps, others_wait=False)
         jax.block_until_ready(self.state.live)
         self.seconds += time.perf_counter() - started
 
-    def to_its_end(self) -> None:
+    def finish(self) -> None:
         """Runs all remaining steps."""
         while not self.ended:
-            self.go_on()
+            self.advance()
 
     def run(self, prefill: float) -> Run:
         """Returns the result.

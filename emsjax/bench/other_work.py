@@ -11,7 +11,7 @@ class OtherWork:
     def __init__(self) -> None:
         self._seconds, self._at = _others(), perf_counter()
 
-    def since_last_asked(self) -> float:
+    def since_last_call(self) -> float:
         """The mean number of processors kept busy since the last call, or since creation."""
         seconds, at = _others(), perf_counter()
         busy = (seconds - self._seconds) / max(at - self._at, 1e-9)

@@ -52,7 +52,7 @@ def _by_place(drafts: Sequence[_Verified]) -> Acceptance:
     rows: list[tuple[int, int, float]] = []
     for draft in drafts:
         for done in range(draft.accepted + 1):
-            left = draft.drafted - done, draft.accepted - done
-            rows.append((*left, draft.confidence))
+            rest = draft.drafted - done, draft.accepted - done
+            rows.append((*rest, draft.confidence))
     drafted, accepted, confidence = np.asarray(rows or [(0, 0, 0.0)], np.float64).T
     return Acceptance(drafted.astype(np.int32), accepted.astype(np.int32), confidence)

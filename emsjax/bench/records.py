@@ -30,7 +30,7 @@ def records_of(cells: Sequence[Cell], facts: Mapping[str, Any]) -> list[Record]:
     records = [_record(cell, plain[cell.dataset]) | dict(facts) for cell in cells]
     for record in records:
         if record["method"] == PEER.method and record["simulated"]:
-            # The peer has other random weights and follows no script: its texts must differ.
+            # The peer has other random weights and follows no script, so its texts always differ.
             record["prompts_differing"] = None
     return records
 
@@ -73,7 +73,7 @@ def check_alike(earlier: Sequence[Record], facts: Mapping[str, Any]) -> None:
     for field in ALIKE:
         if found := [r for r in earlier if r.get(field) != facts[field]]:
             raise UserError(
-                f"the earlier results have another {field}: there it is {found[0].get(field)}, "
+                f"the earlier results differ in {field}: there it is {found[0].get(field)}, "
                 f"here {facts[field]}; name another --output"
             )
 

@@ -60,7 +60,7 @@ def run(settings: Settings) -> None:
     others = OtherWork()
 
     def write(cells: list[Cell]) -> None:
-        files.add(records_of(cells, facts | {"other_cpus": others.since_last_asked()}))
+        files.add(records_of(cells, facts | {"other_cpus": others.since_last_call()}))
 
     run_sweep(settings.sweep(), target, datasets, write, say, peer)
     for line in files.summary():

@@ -106,8 +106,7 @@ class Settings:
         found = [spec for spec in self.specs() if spec.drafter != PLAIN]
         if not found:
             raise UserError(
-                "--record has no drafts to record; name one of --methods other than none, and one "
-                "of --drafters that draft"
+                "--record needs drafts to record; name a method and a drafter other than none"
             )
         return found[0]
 

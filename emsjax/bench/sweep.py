@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emsjax.bench.cells import Cell, mishaps
+from emsjax.bench.cells import Cell, catching_failures
 from emsjax.bench.contenders import PLAIN, Contender, Spec, start
 from emsjax.bench.decoding import Decoding, together
 from emsjax.bench.limits import Limits, measure_limits, share_of_limit
@@ -108,7 +108,9 @@ def run_sweep(
     """
     model: Any = target.model
     limits = None
-    with mishaps(lambda error: say(f"the device's limits could not be measured: {error}")):
+    with catching_failures(
+        lambda error: say(f"the device's limits could not be measured: {error}")
+    ):
         precision = "highest" if model.dtype == jnp.float32 else None
         limits = measure_limits(model.dtype, precision)
     specs = list(dict.fromkeys([BASELINE, *sweep.specs]))
@@ -123,7 +125,7 @@ def run_sweep(
 def _ready(peer: Callable[[], Peer], say: Say) -> Peer | str:
     """The peer, or the error that prevented it."""
     errors: list[str] = []
-    with mishaps(errors.append):
+    with catching_failures(errors.append):
         return peer()
     say(f"{' '.join(PEER)}: {errors[0]}")
     return errors[0]
@@ -164,7 +166,7 @@ class _Size:
         room = TEXTS_OF_HOLES * self._sweep.max_tokens if any(s.aligned for s in specs) else 0
         for spec in specs:
             self._say(f"batch {self._size}: compiling {' '.join(spec)}")
-            with mishaps(partial(self._note, spec)):
+            with catching_failures(partial(self._note, spec)):
                 contender = start(spec, self._target, self._size, self._longest, room)
                 if spec == BASELINE:
                     # Prefill is timed. This first one keeps the loading of programs out of it.
@@ -229,19 +231,19 @@ class _Size:
         """
         while unfinished := [spec for spec, decoding in begun.items() if not decoding.ended]:
             spec = min(unfinished, key=lambda spec: begun[spec].written)
-            self._attempt(cells[spec], self._go_on, begun[spec])
+            self._attempt(cells[spec], self._advance, begun[spec])
             if cells[spec].error is not None:
                 del begun[spec]
 
-    def _go_on(self, cell: Cell, decoding: Decoding) -> None:
+    def _advance(self, cell: Cell, decoding: Decoding) -> None:
         del cell
-        decoding.go_on(self._sweep.steps_per_turn)
+        decoding.advance(self._sweep.steps_per_turn)
 
     def _attempt(self, cell: Cell, action: Callable[..., None], *arguments: Any) -> None:
         """Calls `action`, unless the contender failed before at this batch size."""
         if cell.error is not None:
             return
-        with mishaps(lambda error: self._fail(cell, error)):
+        with catching_failures(lambda error: self._fail(cell, error)):
             action(cell, *arguments)
 
     def _fail(self, cell: Cell, error: str) -> None:
@@ -257,7 +259,9 @@ class _Size:
         contender = self._running[cell.spec]
         short = [replace(job, max_tokens=WARM_UP_TOKENS) for job in cache.jobs]
         cache.give_back(contender.decode(cache.lend(), short)[0])
-        with mishaps(lambda error: self._say(f"{' '.join(cell.spec)}: no details: {error}")):
+        with catching_failures(
+            lambda error: self._say(f"{' '.join(cell.spec)}: no details: {error}")
+        ):
             self._look_into(cell, contender, cache, short)
 
     def _look_into(

@@ -39,7 +39,7 @@ class Known(NamedTuple):
     settled: bool
     looks: int
 
-    def and_another(self, newer: "Known") -> "Known":
+    def with_measurement(self, newer: "Known") -> "Known":
         """Adds a measurement: the mean of all of them, or a settled one alone."""
         if newer.settled or not self.looks:
             return newer
@@ -106,11 +106,11 @@ class CostTable:
           earlier: the costs known before, see `read`.
 
         Returns:
-          The earlier costs with the measurement added, see `Known.and_another`.
+          The earlier costs with the measurement added, see `Known.with_measurement`.
         """
         known = Known(*measure_costs(self._engine), looks=1)
         if earlier is not None:
-            known = earlier.and_another(known)
+            known = earlier.with_measurement(known)
         _write(self._file, self._what, known)
         return known
 

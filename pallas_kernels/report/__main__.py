@@ -50,7 +50,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--batch, --rows and --context must be positive, --context twice --rows")
     options.models = options.models.split(",") if options.models else list(MODELS)
     if unknown := [model for model in options.models if model not in MODELS]:
-        parser.error(f"--models: there is no {unknown[0]!r}, but {', '.join(MODELS)}")
+        parser.error(f"--models: {unknown[0]!r} is unknown; choose from {', '.join(MODELS)}")
     return options
 
 

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from emsjax.bench import limits, other_work
-from emsjax.bench.cells import Cell, mishaps
+from emsjax.bench.cells import Cell, catching_failures
 from emsjax.bench.contenders import Spec
 from emsjax.bench.decoding import Run
 from emsjax.bench.limits import Limits, measure_limits, share_of_limit
@@ -108,7 +108,7 @@ def test_a_failed_run_does_not_replace_earlier_figures():
 def test_records_that_differ_in_a_shared_fact_are_not_added(field: str):
     earlier = records_of([cell("none", [1.0])], FACTS | {field: "a"})
     check_alike(earlier, FACTS | {field: "a"})
-    with pytest.raises(UserError, match=f"another {field}: there it is a, here b"):
+    with pytest.raises(UserError, match=f"differ in {field}: there it is a, here b"):
         check_alike(earlier, FACTS | {field: "b"})
 
 
@@ -145,7 +145,7 @@ class OutOfMemoryError(RuntimeError):
 )
 def test_running_out_of_memory_does_not_end_the_sweep(error: Exception):
     said: list[str] = []
-    with mishaps(said.append):
+    with catching_failures(said.append):
         raise error
     assert said == ["out of memory"]
 
@@ -153,7 +153,7 @@ def test_running_out_of_memory_does_not_end_the_sweep(error: Exception):
 @pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError("INTERNAL"), RuntimeError("bug")])
 def test_other_errors_are_not_hidden(error: Exception):
     said: list[str] = []
-    with pytest.raises(type(error)), mishaps(said.append):
+    with pytest.raises(type(error)), catching_failures(said.append):
         raise error
     assert said == []
 
@@ -182,13 +182,13 @@ def test_other_work_is_counted_without_our_own(
     monkeypatch.setattr(other_work.psutil, "Process", lambda: process)
     work = OtherWork()
     readings |= {"machine": machine(*end), "own": own(2, 1, 1, 2)}
-    assert work.since_last_asked() == (busy - 2) / 4
+    assert work.since_last_call() == (busy - 2) / 4
 
 
 def test_other_work_is_never_less_than_none(monkeypatch: pytest.MonkeyPatch):
     work = OtherWork()
     monkeypatch.setattr(other_work, "_others", lambda: 0.0)
-    assert work.since_last_asked() == 0
+    assert work.since_last_call() == 0
 
 
 def test_the_share_of_the_limit_is_the_longer_of_reading_and_computing():

@@ -132,7 +132,7 @@ def test_another_batch_size_is_added_to_existing_results(prompts, tmp_path, caps
     assert [record["batch_size"] for record in results(tmp_path)] == [1, 2]
     options[-3] = "5"
     assert bench(tmp_path, *options, "--batch-sizes", "2", "--no-parts", "--append") == 2
-    assert "another texts" in capsys.readouterr().err
+    assert "differ in texts" in capsys.readouterr().err
 
 
 def test_contenders_take_turns_and_each_repetition_starts_with_another(
@@ -159,14 +159,14 @@ def test_contenders_take_turns_and_each_repetition_starts_with_another(
 
 
 def test_turns_within_texts_change_no_text(prompts, tmp_path, monkeypatch):
-    turns, real = [], Decoding.go_on
+    turns, real = [], Decoding.advance
 
-    def go_on(self, *steps):
+    def advance(self, *steps):
         if steps:  # Without steps it is a warm-up or prefill.
             turns.append((self, self.written, *steps))
         real(self, *steps)
 
-    monkeypatch.setattr(Decoding, "go_on", go_on)
+    monkeypatch.setattr(Decoding, "advance", advance)
     options = ["--model", checkpoint("llama-tied"), "--input", prompts, "--datasets", "a"]
     options += ["--methods", "none,vanilla,ems-fixed", "--batch-sizes", "2", "--prompts", "2"]
     options += ["--max-tokens", "25", "--repeats", "1", "--no-parts", "--compare", "transformers"]
@@ -270,7 +270,7 @@ def test_separate_caches_must_fit(prompts, tmp_path, monkeypatch):
 @pytest.mark.parametrize("when", ["compiling", "decoding", "in turns"])
 def test_a_contender_that_does_not_fit_fails_alone(when, prompts, tmp_path, monkeypatch):
     real_start, real_decode = sweep.start, Contender.decode
-    real_go_on = Decoding.go_on
+    real_advance = Decoding.advance
 
     def start(spec, *rest):
         return out_of_memory() if spec.method == "vanilla" else real_start(spec, *rest)
@@ -281,14 +281,14 @@ def test_a_contender_that_does_not_fit_fails_alone(when, prompts, tmp_path, monk
             out_of_memory()
         return real_decode(self, cache, *rest)
 
-    def go_on(self, *steps):
+    def advance(self, *steps):
         vanilla = self.state.holes is not None
-        return out_of_memory() if vanilla and steps else real_go_on(self, *steps)
+        return out_of_memory() if vanilla and steps else real_advance(self, *steps)
 
     if when == "compiling":
         monkeypatch.setattr(sweep, "start", start)
     elif when == "in turns":
-        monkeypatch.setattr(Decoding, "go_on", go_on)
+        monkeypatch.setattr(Decoding, "advance", advance)
     else:
         monkeypatch.setattr(Contender, "decode", decode)
     status = bench(
@@ -341,7 +341,7 @@ def test_a_shape_with_random_weights(tmp_path):
         (["--drafters", "simulated@65", "--config", "opt-125m"], "draft length"),
         (["--drafters", "simulated"], "is for --simulate-acceptance"),
         (["--methods", ","], "nothing to measure"),
-        (["--methods", "none", "--record", "x.jsonl"], "--record has no drafts to record"),
+        (["--methods", "none", "--record", "x.jsonl"], "--record needs drafts to record"),
         (["--batch-sizes", "0"], "batch size"),
         (["--config", "opt-125m"], "needs --random-weights"),
         (

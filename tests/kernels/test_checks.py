@@ -89,8 +89,8 @@ def test_update(name, value, sentence):
 LENGTHS = [
     ([0, 2, 1, 4], [5, 5, 5], "cu_q_lens must begin with 0 and never fall"),
     ([1, 2, 3, 4], [5, 5, 5], "cu_q_lens must begin with 0"),
-    ([0, 4, 8, 9], [5, 5, 5], "cu_q_lens ends with 9, the buffer has 8 rows"),
-    ([0, 5, 5, 5], [5, 5, 5], "cu_q_lens gives a slot 5 rows, max_q_len is 4"),
+    ([0, 4, 8, 9], [5, 5, 5], "cu_q_lens ends with 9, and the buffer has 8 rows"),
+    ([0, 5, 5, 5], [5, 5, 5], "cu_q_lens gives a slot 5 rows, and max_q_len is 4"),
     ([0, 1, 2, 3], [5, 5, 33], "kv_lens must be in 0 to 32"),
     ([0, 1, 2, 3], [5, -1, 5], "kv_lens must be in 0 to 32"),
     ([0, 3, 4, 5], [2, 5, 5], "kv_lens must count each slot's rows"),
