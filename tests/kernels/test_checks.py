@@ -47,7 +47,7 @@ def zeros(*shape: int, dtype: Any = jnp.float32) -> jax.Array:
         ("q", zeros(0, N, H), r"q has shape \[0, 4, 64\]: it must not be empty"),
         ("q", [1.0], r"q is \[1.0\]: it must be an array, \[T, N, H\]"),
         ("cache", zeros(B, S, 2, 128), r"cache has shape .* \[L, B, S, R, 128\]"),
-        ("cache", zeros(1, B, S, 1, 128), "cache has 1 rows a token: .* take 2"),
+        ("cache", zeros(1, B, S, 1, 128), "cache has 1 rows a token: .* need 2"),
         ("cache", zeros(1, B, S, 2, 128, dtype=jnp.bfloat16), "cache is bfloat16"),
         ("layer", zeros(1, dtype=jnp.int32), r"layer has shape \[1\]"),
         ("cu_q_lens", zeros(B, dtype=jnp.int32), r"cu_q_lens has shape \[3\]: .*\[4\]"),
