@@ -1,1 +1,1 @@
-"""Measurements: `python -m benchmarks.NAME` from the repository root; see README.md here."""
+"""Measurements, run by `python -m benchmarks.NAME` from the repository root; see README.md here."""

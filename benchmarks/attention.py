@@ -1,9 +1,9 @@
-"""Bandwidth of ragged attention, against a copy on the same device and against the XLA path.
+"""Bandwidth of ragged attention, compared with a copy on the same device and with the XLA path.
 
 python -m benchmarks.attention --output results.json
 
-For a GPU or TPU; on a CPU it shows only that it runs. Every call reads other layers of the cache
-than the one before, so that nothing is left in a cache of the device.
+For a GPU or TPU; on a CPU the figures mean nothing. Every call reads another layer of the K/V cache
+than the one before, so that the data is not in the device's own caches.
 """
 
 import argparse
@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import Spread, describe, machine, say, table, write_json
+from benchmarks.common import Spread, describe, machine, numbers, say, write_json
+from emsjax.cli.markdown import table
 from emsjax.loading.named import named_config
 from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token
 from emsjax.pallas_kernels.ragged_attention.api import BACKENDS, ragged_attention
@@ -28,7 +29,7 @@ HEADER = ("batch", "context", "rows", "K/V MB", "kernel", "ms", "GB/s", "of a co
 
 
 class Setting(NamedTuple):
-    """What one measurement reads: every slot has the same rows and tokens."""
+    """The work of one measurement: the slots, and the tokens and rows of each slot."""
 
     batch: int
     context: int
@@ -36,7 +37,7 @@ class Setting(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Seconds of one layer's attention, by backend."""
+    """Seconds of one layer's attention, for each backend."""
 
     setting: Setting
     kv_bytes: int
@@ -63,12 +64,18 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="llama-3-8b", help="a name or a config.json")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
-    parser.add_argument("--batch-sizes", type=_numbers, default=[1, 8, 32, 64])
-    parser.add_argument("--contexts", type=_numbers, default=[512, 2048, 8192])
-    parser.add_argument("--rows", type=_numbers, default=[1, 4, 8])
-    parser.add_argument("--backends", type=lambda text: text.split(","), help="all that can run")
+    parser.add_argument("--batch-sizes", type=numbers, default=[1, 8, 32, 64])
+    parser.add_argument("--contexts", type=numbers, default=[512, 2048, 8192])
+    parser.add_argument("--rows", type=numbers, default=[1, 4, 8])
+    parser.add_argument(
+        "--backends",
+        type=lambda text: text.split(","),
+        help="names, comma-separated; default: reference and the platform's",
+    )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--cache-mb", type=int, default=4096, help="all layers of it together")
+    parser.add_argument(
+        "--cache-mb", type=int, default=4096, help="size of the K/V cache, all layers together"
+    )
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/attention.json"))
     options = parser.parse_args()
     if options.backends is None:
@@ -77,17 +84,13 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
 def _settings(options: argparse.Namespace) -> Iterator[Setting]:
-    for setting in itertools.product(options.batch_sizes, options.contexts, options.rows):
-        yield Setting(*setting)
+    product = itertools.product(options.batch_sizes, options.contexts, options.rows)
+    return itertools.starmap(Setting, product)
 
 
 def _copy_bandwidth(options: argparse.Namespace) -> float:
-    """Bytes read and written a second by a copy of half the cache."""
+    """Bytes per second that are read and written together in a copy of half the cache's size."""
     count = options.cache_mb * 2**20 // 8
     source = jnp.zeros(count, jnp.float32)
     copy = jax.jit(lambda x: x + 1)
@@ -96,7 +99,7 @@ def _copy_bandwidth(options: argparse.Namespace) -> float:
 
 
 def _seconds(call: Callable[[], Any], repeats: int) -> list[float]:
-    """Of each run, after one to compile and one to warm up."""
+    """Seconds of each call, after one call to compile and one to warm up."""
     for _ in range(2):
         jax.block_until_ready(call())
     times = []
@@ -108,7 +111,7 @@ def _seconds(call: Callable[[], Any], repeats: int) -> list[float]:
 
 
 def _measure(setting: Setting, options: argparse.Namespace) -> Measured:
-    """Every backend in turn on the same cache."""
+    """Times every backend in turn on the same cache."""
     heads, dtype = heads_of(named_config(options.model)), jnp.dtype(options.dtype)
     token_bytes = 2 * heads.num_kv_heads * heads.head_dim * dtype.itemsize
     kv_bytes = setting.batch * setting.context * token_bytes
@@ -128,7 +131,7 @@ def _measure(setting: Setting, options: argparse.Namespace) -> Measured:
 
 
 def _all_layers(heads: Heads, setting: Setting, backend: str) -> Callable[..., jax.Array]:
-    """The attention of one layer after the other, each with the last one's result as queries."""
+    """A program of one layer's attention after another; each result is the next one's queries."""
     cu_q_lens = np.arange(setting.batch + 1, dtype=np.int32) * setting.rows
     kv_lens = np.full(setting.batch, setting.context, np.int32)
 
@@ -154,7 +157,10 @@ def _all_layers(heads: Heads, setting: Setting, backend: str) -> Callable[..., j
 
 
 def _record(measured: Measured, copy: float) -> dict[str, Any]:
-    """For JSON. A copy reads and writes: attention, which reads, is compared with all it moves."""
+    """The JSON record of a measurement.
+
+    Attention only reads. Its rate is compared with all bytes that a copy moves, both ways together.
+    """
     reference = measured.seconds.get("reference")
     kernels = {}
     for backend, seconds in measured.seconds.items():

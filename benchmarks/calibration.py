@@ -1,4 +1,4 @@
-"""Are tokens accepted as often as predicted? A plot, and scores of the prediction.
+"""Compares the predicted acceptance of draft tokens with the real one, as scores and a plot.
 
 python -m benchmarks.calibration --input spec_bench.jsonl --output results.json
 """
@@ -10,20 +10,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.common import chat, describe, machine, read_prompts, table, write_json
+from benchmarks.common import describe, machine, numbers, read_prompts, spread_evenly, write_json
 from emsjax.bench.stepped import Step, SteppedEngine
+from emsjax.cli.markdown import table
 
 BINS = 10
 
 
 class Outcome(NamedTuple):
-    """One verified token that all before it in its draft were right for.
+    """One verified draft token, after all tokens before it in its draft were accepted.
 
     Attributes:
-      predicted: how likely it was thought to be accepted.
-      said: what the drafter alone said.
-      right: whether it was.
-      source: 0 for looked up, 1 for guessed by a model.
+      predicted: the predicted probability that it is accepted.
+      said: the drafter's own confidence.
+      right: whether it was accepted.
+      source: 0 if it was looked up, 1 if a model drafted it.
     """
 
     predicted: float
@@ -33,12 +34,12 @@ class Outcome(NamedTuple):
 
 
 def main() -> None:
-    """Runs, draws, prints scores and writes JSON."""
+    """Runs all settings, draws the plot, prints scores and writes JSON."""
     options = _options()
     facts = machine()
     results = []
     for drafter in options.drafters.split(","):
-        for size in map(int, options.batch_sizes.split(",")):
+        for size in options.batch_sizes:
             outcomes = _outcomes(drafter, size, options)
             results.append({"drafter": drafter, "batch_size": size, **_scores(outcomes)})
     settings = vars(options) | {"input": options.input.name, "output": options.output.name}
@@ -53,7 +54,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--input", type=Path, required=True, help="prompts in Spec-Bench's format")
     parser.add_argument("--prompts", type=int, default=48, help="evenly from all categories")
     parser.add_argument("--max-tokens", type=int, default=128)
-    parser.add_argument("--batch-sizes", default="1,8")
+    parser.add_argument("--batch-sizes", type=numbers, default=[1, 8])
     parser.add_argument("--drafters", default="prompt-lookup")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/calibration.json"))
     return parser.parse_args()
@@ -75,15 +76,16 @@ def _outcomes(drafter: str, size: int, options: argparse.Namespace) -> list[Outc
         capacity=engine.capacity,
         costs=known_costs(engine, llm.name),
     )
-    texts = [prompt.text for prompt in read_prompts(options.input)]
-    some = texts[:: max(len(texts) // options.prompts, 1)][: options.prompts]
-    llm.chat([chat(text) for text in some], SamplingParams(max_tokens=options.max_tokens))
+    chats = spread_evenly(read_prompts(options.input), options.prompts)
+    llm.chat(chats, SamplingParams(max_tokens=options.max_tokens))
     return outcomes
 
 
 def _of_step(step: Step) -> list[Outcome]:
+    """The outcomes of a step's drafts, without those in which a text ended."""
     draft, found = step.draft, []
     for slot in np.flatnonzero(step.live & step.live_after):
+        # Accepted tokens and the first rejected one; tokens after that had no chance.
         tried = min(step.accepted[slot] + 1, step.plan.draft_lens[slot])
         for place in range(tried):
             said = 0.0 if draft.confidence is None else float(draft.confidence[slot, place])
@@ -94,23 +96,23 @@ def _of_step(step: Step) -> list[Outcome]:
 
 
 def _scores(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Brier score and calibration error, of the prediction and of the drafter's word alone."""
+    """Brier score and calibration error of the prediction and of the drafter's own confidence."""
     right = np.asarray([each.right for each in outcomes], np.float64)
     scores: dict[str, Any] = {"tokens": len(outcomes), "accepted": float(right.mean())}
     for name in ("predicted", "said"):
         values = np.asarray([getattr(each, name) for each in outcomes])
         bins = np.minimum((values * BINS).astype(int), BINS - 1)
         rows = [
-            [float(values[there].mean()), float(right[there].mean()), int(there.sum())]
-            for there in (bins == b for b in range(BINS))
-            if there.any()
+            [float(values[inside].mean()), float(right[inside].mean()), int(inside.sum())]
+            for inside in (bins == b for b in range(BINS))
+            if inside.any()
         ]
         scores[name] = {
             "brier": float(((values - right) ** 2).mean()),
             "calibration_error": sum(abs(p - t) * n for p, t, n in rows) / len(outcomes),
             "bins": rows,
         }
-    # What always predicting the mean would score.
+    # The score of always predicting the mean.
     scores["brier_of_the_mean"] = float(right.var())
     return scores
 
@@ -151,10 +153,10 @@ def _table(results: Sequence[dict[str, Any]]) -> str:
         "tokens",
         "accepted",
         "Brier score",
-        "of the drafter's word",
+        "of the drafter's confidence",
         "of the mean",
         "calibration error",
-        "of the drafter's word",
+        "of the drafter's confidence",
     ]
     return table(header, rows)
 

@@ -1,6 +1,6 @@
-"""What all benchmarks share: prompts, the machine, medians, memory, tables.
+"""Shared parts of the benchmarks: prompts, the machine, medians, memory and results.
 
-Nothing here imports jax or PyTorch: a worker process must hold only what its method needs.
+Nothing here imports jax or PyTorch: `first_token` times their import, in a process of its own.
 """
 
 import json
@@ -23,7 +23,7 @@ class Prompt(NamedTuple):
 
     Attributes:
       key: its `question_id`.
-      category: as the file names it.
+      category: its `category`.
       text: the first turn, before the chat template.
     """
 
@@ -33,7 +33,7 @@ class Prompt(NamedTuple):
 
 
 def read_prompts(file: Path, category: str | None = None) -> list[Prompt]:
-    """The first turns of a Spec-Bench file, all or those of one category."""
+    """Reads the first turns of a Spec-Bench file, of all categories or of one."""
     prompts = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         record = json.loads(line)
@@ -41,38 +41,40 @@ def read_prompts(file: Path, category: str | None = None) -> list[Prompt]:
             key = str(record.get("question_id", number))
             prompts.append(Prompt(key, record["category"], record["turns"][0]))
     if not prompts:
-        raise SystemExit(f"{file} has no prompts of category {category!r}")
+        raise SystemExit(
+            f"{file} has no prompts of category {category or 'all'!r}; "
+            "name another category or file"
+        )
     return prompts
 
 
+def spread_evenly(prompts: Sequence[Prompt], count: int) -> list[list[dict[str, str]]]:
+    """Selects up to `count` prompts at even distances, each as a chat."""
+    chosen = prompts[:: max(len(prompts) // count, 1)][:count]
+    return [chat(prompt.text) for prompt in chosen]
+
+
 def chat(text: str) -> list[dict[str, str]]:
-    """One user message."""
+    """A chat of one user message."""
     return [{"role": "user", "content": text}]
 
 
+def numbers(text: str) -> list[int]:
+    """Parses a comma-separated option."""
+    return [int(part) for part in text.split(",")]
+
+
 def cores() -> int:
-    """Processors that this process may use."""
+    """The number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def machine_cpu_seconds() -> float | None:
-    """Processor time that all processes of the machine have used; None where Linux is not."""
-    stat = Path("/proc/stat")
-    if not stat.exists():
-        return None
-    user, nice, system, _idle, _iowait, irq, softirq, steal = map(
-        int, stat.read_text().splitlines()[0].split()[1:9]
-    )
-    ticks = user + nice + system + irq + softirq + steal
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
 def peak_rss() -> int:
-    """The most memory this process has held, bytes.
+    """The most memory this process has held, in bytes.
 
-    Linux's VmHWM rather than `ru_maxrss`, which a child takes over from its parent.
+    On Linux this is VmHWM, since a child inherits `ru_maxrss` from its parent.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -86,7 +88,7 @@ def peak_rss() -> int:
 
 
 class Spread(NamedTuple):
-    """Median, least and greatest of repeated measurements."""
+    """Median, minimum and maximum of repeated measurements."""
 
     median: float
     low: float
@@ -94,25 +96,25 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Spread":
-        """The spread of at least one value."""
+        """The spread of one or more values."""
         found = list(values)
         return cls(statistics.median(found), min(found), max(found))
 
     def show(self, digits: int = 1) -> str:
-        """As a table's cell: `12.3 (12.0-12.9)`."""
+        """The spread as a table's cell: `12.3 (12.0-12.9)`."""
         low, median, high = (f"{x:.{digits}f}" for x in (self.low, self.median, self.high))
         return f"{median} ({low}-{high})"
 
     def record(self) -> dict[str, float]:
-        """For JSON."""
+        """The spread as a JSON object."""
         return {"median": self.median, "min": self.low, "max": self.high}
 
 
 def machine() -> dict[str, Any]:
-    """Processor, system, versions and the commit measured; says so where the machine is busy."""
+    """Processor, system, versions and commit; prints a warning if the machine is busy."""
     load = os.getloadavg()[0]
     if load > 0.5:
-        say(f"warning: the machine is not quiet (load {load:.1f}): figures will be noisy")
+        say(f"warning: the machine is busy (load {load:.1f}); figures will be noisy")
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit_of(__file__),
@@ -126,7 +128,7 @@ def machine() -> dict[str, Any]:
 
 
 def _cpu_name() -> str:
-    """The processor, with what its instruction set offers where Linux says so."""
+    """The processor's name, and on Linux its vector and matrix extensions."""
     info = Path("/proc/cpuinfo")
     if not info.exists():
         return platform.processor() or platform.machine()
@@ -141,31 +143,25 @@ def _cpu_name() -> str:
 
 
 def say(text: str) -> None:
-    """Progress, on standard error."""
+    """Prints a line of progress to standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are figures."""
-    rule = ["---", *["--:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
-
-
 def describe(facts: dict[str, Any]) -> str:
-    """The machine in one line, to stand under a table."""
+    """The machine in one line, for below a table."""
     versions = ", ".join(f"{name} {facts[name]}" for name in ("python", *PACKAGES) if facts[name])
     return f"{facts['cpu']}, {facts['cores']} cores; {versions}; commit {facts['commit']}"
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Writes results, making the directory where it is not there."""
+    """Writes results, and makes their directory if it is missing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     say(f"wrote {file}")
 
 
 def first_difference(left: Sequence[int], right: Sequence[int]) -> int | None:
-    """Where two token sequences first differ, None where they are equal."""
+    """The first position at which two token sequences differ; None if they are equal."""
     for position, (a, b) in enumerate(zip(left, right, strict=False)):
         if a != b:
             return position

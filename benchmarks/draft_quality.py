@@ -1,4 +1,4 @@
-"""Accepted tokens a step, by draft length: the shipped draft against the target's first layers.
+"""Accepted tokens per step by draft length, of the shipped draft and of the target's first layers.
 
 python -m benchmarks.draft_quality --input spec_bench.jsonl --output results.json
 """
@@ -10,20 +10,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import chat, describe, machine, read_prompts, say, table, write_json
+from benchmarks.common import (
+    describe,
+    machine,
+    numbers,
+    read_prompts,
+    say,
+    spread_evenly,
+    write_json,
+)
+from emsjax.cli.markdown import table
 
 _RESULTS = Path("benchmarks/results/draft_quality.json")
 
 
 def main() -> None:
-    """Runs, prints a Markdown table and writes JSON."""
+    """Runs all drafters, prints a Markdown table and writes JSON."""
     options = _options()
     facts, results = machine(), []
-    prompts = read_prompts(options.input)
-    chosen = prompts[:: max(len(prompts) // options.prompts, 1)][: options.prompts]
+    chats = spread_evenly(read_prompts(options.input), options.prompts)
     for name, make in _drafters(options.layers).items():
         for length in options.lengths:
-            accepted = _accepted(make, length, [chat(p.text) for p in chosen], options)
+            accepted = _accepted(make, length, chats, options)
             results.append({"drafter": name, "draft_length": length, "accepted_a_step": accepted})
             say(f"{name}, {length}: {accepted:.3f}")
     settings = vars(options) | {"input": options.input.name, "output": options.output.name}
@@ -37,26 +45,27 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--input", type=Path, required=True, help="prompts in Spec-Bench's format")
     parser.add_argument("--prompts", type=int, default=24, help="evenly from all categories")
     parser.add_argument("--max-tokens", type=int, default=128)
-    parser.add_argument("--lengths", type=_numbers, default=[1, 2, 3, 4, 6, 8])
-    parser.add_argument("--layers", type=_numbers, default=[1, 2, 4], help="of the target")
+    parser.add_argument("--lengths", type=numbers, default=[1, 2, 3, 4, 6, 8])
+    parser.add_argument(
+        "--layers",
+        type=numbers,
+        default=[1, 2, 4],
+        help="first layers of the target to draft with, comma-separated counts",
+    )
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--output", type=Path, default=_RESULTS)
     return parser.parse_args()
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
 def _drafters(layers: list[int]) -> dict[str, Callable[[int], Any]]:
-    """For each name what makes the drafter of a draft length, for the default model."""
+    """Functions that make a drafter of a given draft length for the default model, by name."""
     from emsjax.loading.drafter import load_drafter, shipped_draft
     from emsjax.loading.load import load_model
 
     target = load_model(None)
     draft = shipped_draft(target)
     if draft is None:
-        raise SystemExit("no draft comes with the default model")
+        raise SystemExit("the default model has no shipped draft; reinstall the package")
     made: dict[str, Callable[[int], Any]] = {
         "shipped": lambda length: load_drafter(draft, target, length, dtype="auto", narrowest=4)
     }
@@ -85,7 +94,7 @@ def _first_layers(target: Any, count: int, length: int) -> Any:
 
 
 def _accepted(make: Callable[[int], Any], length: int, chats: Any, options: Any) -> float:
-    """Mean accepted tokens of the steps that verified a draft of this length."""
+    """The mean number of accepted tokens over the steps that verified a draft."""
     from emsjax import LLM, SamplingParams
 
     llm = LLM(

@@ -1,10 +1,11 @@
-"""Whether prompt lookup's output is plain decoding's, token for token.
+"""Compares prompt lookup's output with plain decoding's, token for token.
 
 python -m benchmarks.exactness --input spec_bench.jsonl --dtype bfloat16 --output results.json
 
-Each prompt is decoded in a batch with prompt lookup, and plainly and alone (one slot). With
-`exact=True` one token that differs ends the check with exit status 1. With the ladder a step's
-shape may decide between two nearly equal tokens; how often it does is measured.
+Each prompt is decoded twice: in a batch with prompt lookup, and alone (one slot) by plain decoding.
+The check "exact" runs with `exact=True`: it ends at the first differing token, with exit status 1.
+The check "ladder" runs with the ladder, where a step's shape may decide between two nearly equal
+tokens; it measures how often that happens.
 """
 
 import argparse
@@ -23,9 +24,9 @@ from benchmarks.common import (
     machine,
     read_prompts,
     say,
-    table,
     write_json,
 )
+from emsjax.cli.markdown import table
 
 CHECKS = ("exact", "ladder")
 
@@ -35,12 +36,12 @@ class Difference:
     """A prompt whose two outputs differ.
 
     Attributes:
-      prompt: its key.
-      position: of the first token that differs, counted from 0.
-      plain: plain decoding's token there, None where its output ended.
-      drafted: prompt lookup's, likewise.
-      logit_gap: by how much the likelier of the two beats the other in one pass over all that
-        came before; None where an output ended.
+      prompt: the prompt's key.
+      position: position of the first differing token, counted from 0.
+      plain: plain decoding's token there; None if its output has ended.
+      drafted: prompt lookup's token there; None if its output has ended.
+      logit_gap: difference of the two tokens' logits, computed in one pass over all tokens before
+        them; None if one of the outputs has ended.
     """
 
     prompt: str
@@ -52,19 +53,20 @@ class Difference:
 
 @dataclass
 class Check:
-    """What one check has found so far.
+    """The results of one check so far.
 
     Attributes:
       name: "exact" or "ladder".
-      prompts: compared.
-      tokens: compared, all positions that at least one of the two outputs has.
-      tokens_differing: positions at which they differ. Behind a first difference the two continue
-        different texts, so this says little; `tokens_before_difference` is what rates go by.
-      tokens_before_difference: positions up to each prompt's first difference.
-      differences: one a prompt.
-      lookup_tokens: of prompt lookup's output.
-      target_steps: it took them; far fewer than tokens, or drafts were hardly tested.
-      seconds: of both decodings, compiling included.
+      prompts: prompts compared.
+      tokens: positions compared, all that at least one of the two outputs has.
+      tokens_differing: positions at which the outputs differ. After a first difference the two
+        continue different texts, so this says little; rates use `tokens_before_difference`.
+      tokens_before_difference: positions before each prompt's first difference.
+      differences: at most one for each prompt.
+      target_steps: steps that prompt lookup took. If they are not far fewer than its tokens, the
+        check has hardly tested drafts.
+      lookup_tokens: tokens of prompt lookup's output.
+      seconds: time of both decodings, compilation included.
     """
 
     name: str
@@ -78,7 +80,7 @@ class Check:
     seconds: float = 0.0
 
     def add(self, prompt: Prompt, plain: Sequence[int], output: Any) -> None:
-        """Compares one prompt's plain tokens with prompt lookup's output."""
+        """Compares plain decoding's tokens of one prompt with prompt lookup's output."""
         drafted = output.outputs[0].token_ids
         self.lookup_tokens += len(drafted)
         self.target_steps += output.metrics.target_steps
@@ -92,10 +94,10 @@ class Check:
         if at is not None:
             found = Difference(prompt.key, at, _get(plain, at), _get(drafted, at))
             self.differences.append(found)
-            say(f"{self.name}: prompt {prompt.key} differs from token {at} on")
+            say(f"{self.name}: prompt {prompt.key} differs at token {at}")
 
     def record(self) -> dict[str, Any]:
-        """For JSON."""
+        """The results as a JSON object."""
         compared = self.tokens_before_difference + len(self.differences)
         return asdict(self) | {
             "prompts_differing": len(self.differences),
@@ -128,16 +130,20 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     flag = argparse.BooleanOptionalAction
     parser.add_argument("--input", type=Path, required=True, help="prompts in Spec-Bench's format")
-    parser.add_argument("--category", default="all", help="of Spec-Bench, or all")
+    parser.add_argument("--category", default="all", help="a category of the input, or all")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--checks", type=_checks, default=list(CHECKS), metavar="exact,ladder")
-    parser.add_argument("--min-tokens", type=int, default=10_000, help="compared in each check")
-    parser.add_argument("--prompts", type=int, help="at most; as many as it takes if left out")
-    parser.add_argument("--max-tokens", type=int, default=128, help="of each prompt")
-    parser.add_argument("--batch-size", type=int, default=8, help="with prompt lookup")
+    parser.add_argument(
+        "--min-tokens", type=int, default=10_000, help="tokens to compare in each check"
+    )
+    parser.add_argument(
+        "--prompts", type=int, help="most prompts; default: enough for --min-tokens"
+    )
+    parser.add_argument("--max-tokens", type=int, default=128, help="most new tokens per prompt")
+    parser.add_argument("--batch-size", type=int, default=8, help="slots of prompt lookup")
     parser.add_argument("--ignore-eos", action=flag, default=False)
-    parser.add_argument("--model", help="as for LLM; the default model if left out")
-    parser.add_argument("--max-model-len", type=int, help="the default if left out")
+    parser.add_argument("--model", help="as for LLM; default: the default model")
+    parser.add_argument("--max-model-len", type=int, help="as for LLM")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/exactness.json"))
     return parser.parse_args()
 
@@ -145,12 +151,14 @@ def _options() -> argparse.Namespace:
 def _checks(text: str) -> list[str]:
     names = text.split(",")
     if unknown := set(names) - set(CHECKS):
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: choose from {', '.join(CHECKS)}")
+        raise argparse.ArgumentTypeError(
+            f"{', '.join(unknown)} is unknown; choose from {', '.join(CHECKS)}"
+        )
     return names
 
 
 def _spread_out(prompts: list[Prompt]) -> list[Prompt]:
-    """First one prompt of each category, then a second of each, and so on."""
+    """Sorts prompts: first one of each category, then a second one of each, and so on."""
     rank: dict[str, int] = {}
     ranks = []
     for prompt in prompts:
@@ -160,7 +168,7 @@ def _spread_out(prompts: list[Prompt]) -> list[Prompt]:
 
 
 def _run_check(name: str, prompts: list[Prompt], options: argparse.Namespace) -> Check:
-    """Compares prompt after prompt until there are enough tokens."""
+    """Compares prompts until enough tokens are compared, or an "exact" one differs."""
     check = Check(name)
     started = perf_counter()
     requests: dict[str, Any] = {}
@@ -172,7 +180,7 @@ def _run_check(name: str, prompts: list[Prompt], options: argparse.Namespace) ->
             break
     check.seconds = perf_counter() - started
     if check.tokens < options.min_tokens and not check.differences:
-        say(f"warning: {name}: only {check.tokens} tokens: give more prompts or --max-tokens")
+        say(f"warning: {name}: only {check.tokens} tokens; give more prompts or --max-tokens")
     if check.differences:
         check.differences = _with_gaps(check.differences, requests, options)
     return check
@@ -181,18 +189,18 @@ def _run_check(name: str, prompts: list[Prompt], options: argparse.Namespace) ->
 def _outputs(
     name: str, prompts: list[Prompt], options: argparse.Namespace
 ) -> Iterator[tuple[Prompt, Any, Sequence[int], Any]]:
-    """Prompt, request, plain decoding's tokens and prompt lookup's output, as they come."""
+    """Yields each prompt with its request, plain decoding's tokens and prompt lookup's output."""
     exact = name == "exact"
     batched = _llm("prompt-lookup", options.batch_size, exact, options)
     alone = _llm("none", 1, exact, options)
     prompts = prompts[: options.prompts]
-    # Enough prompts at a time that slots are refilled, few enough to stop when there is enough.
+    # Enough prompts at a time for slots to be refilled, and few enough to stop in time.
     chunk = 3 * options.batch_size
     for first in range(0, len(prompts), chunk):
         some = prompts[first : first + chunk]
         requests = [_request(batched, prompt, options) for prompt in some]
         drafted = {output.request_id: output for output in batched.run(requests)}
-        say(f"{name}: prompt lookup has decoded {len(drafted)} prompts, now each alone")
+        say(f"{name}: prompt lookup decoded {len(drafted)} prompts; now plain decoding, one by one")
         for prompt, request in zip(some, requests, strict=True):
             (plain,) = alone.run([request])
             yield prompt, request, plain.outputs[0].token_ids, drafted[prompt.key]
@@ -221,7 +229,7 @@ def _request(llm: Any, prompt: Prompt, options: argparse.Namespace) -> Any:
 def _with_gaps(
     differences: list[Difference], requests: dict[str, Any], options: argparse.Namespace
 ) -> list[Difference]:
-    """Adds by how much one token beat the other: a near tie is rounding, a wide gap is a bug."""
+    """Adds the logit gaps. A small one is a near tie that rounding decided, a wide one is a bug."""
     from emsjax.loading.load import load_model
 
     model = load_model(options.model, dtype=options.dtype).model
@@ -237,7 +245,7 @@ def _with_gaps(
 
 
 def _next_logits(model: Any, tokens: list[int]) -> Any:
-    """Logits [V] behind `tokens`, all of them in one step."""
+    """The logits [V] after `tokens`, computed in one step."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -246,7 +254,7 @@ def _next_logits(model: Any, tokens: list[int]) -> Any:
     from emsjax.engine.packing import pack
     from emsjax.shapes import round_up
 
-    capacity = round_up(len(tokens), 512)  # few shapes, so few compilations
+    capacity = round_up(len(tokens), 512)  # Few shapes need few compilations.
     history = np.zeros((1, capacity), np.int32)
     history[0, : len(tokens)] = tokens
     precision = "highest" if model.dtype == jnp.float32 else None
@@ -267,15 +275,15 @@ def _report(
 ) -> str:
     title = (
         f"Prompt lookup at batch {options.batch_size} against plain decoding of each prompt "
-        f"alone, {options.dtype}, up to {options.max_tokens} tokens a prompt:"
+        f"alone, {options.dtype}, up to {options.max_tokens} tokens per prompt:"
     )
     header = (
         "check",
         "prompts",
         "tokens",
-        "tokens a step",
+        "tokens per step",
         "prompts that differ",
-        "a difference every … tokens",
+        "tokens per difference",
         "largest logit gap",
     )
     return "\n\n".join([title, table(header, map(_row, records)), describe(facts)])
@@ -290,7 +298,7 @@ def _row(record: dict[str, Any]) -> list[str]:
         str(record["tokens"]),
         f"{record['tokens_per_target_step']:.2f}",
         f"{record['prompts_differing']} ({record['rate_of_prompts']:.1%})",
-        f"{1 / rate:.0f}" if rate else "none seen",
+        f"{1 / rate:.0f}" if rate else "no difference",
         f"{max(gaps):.2g}" if gaps else "-",
     ]
 

@@ -2,8 +2,8 @@
 
 python -m benchmarks.first_token --output results.json
 
-The command is `python -m emsjax.generate` in a new process, timed from outside. Where the time
-goes is measured in another new process, through the Python interface, phase by phase.
+The command is `python -m emsjax.generate` in a new process, timed from outside. Another new process
+does the same through the Python interface and times each phase.
 """
 
 import argparse
@@ -17,7 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Spread, describe, machine, peak_rss, say, table, write_json
+from benchmarks.common import Spread, describe, machine, peak_rss, say, write_json
+from emsjax.cli.markdown import table
 
 PROMPT = "Why is the sky blue?"
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,8 +26,8 @@ PHASES = {
     "start": "Python starts",
     "import": "import emsjax, jax, flax",
     "load": "load weights and tokenizer",
-    "first": "first token: compile (or read it from the cache) and run",
-    "again": "the same again: run only",
+    "first": "first token: compile (or read from the cache) and run",
+    "again": "first token again: run only",
 }
 
 
@@ -41,7 +42,7 @@ def main() -> None:
     phases: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
     for number in range(options.repeats):
         with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
-            for kind in ("cold", "warm"):  # cold first: it fills the cache that warm finds
+            for kind in ("cold", "warm"):  # The cold run fills the cache that the warm run finds.
                 commands[kind].append(_time_command(options, one))
                 phases[kind].append(_time_phases(options, other))
                 waited = commands[kind][-1]["first_token_s"]
@@ -56,9 +57,9 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--model", help="as for emsjax.generate; the default model if left out")
+    parser.add_argument("--model", help="as for emsjax.generate; default: the default model")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--batch-size", type=int, default=8, help="the command's default is 8")
+    parser.add_argument("--batch-size", type=int, default=8, help="as for emsjax.generate")
     parser.add_argument("--drafter", default="prompt-lookup")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/first_token.json"))
     parser.add_argument("--phases", action="store_true", help=argparse.SUPPRESS)
@@ -103,7 +104,11 @@ def _time_phases(options: argparse.Namespace, cache: str) -> dict[str, float]:
 
 
 def _phases(options: argparse.Namespace) -> dict[str, float]:
-    """What `_time_command`'s process does, timed from inside; in seconds, memory in bytes."""
+    """Does what the command of `_time_command` does, and times it from inside.
+
+    Returns:
+      Seconds of each phase and of compiling, and peak memory in bytes.
+    """
     times = [float(os.environ["BENCHMARK_T0"]), time.time()]
     from emsjax.llm import LLM
     from emsjax.requests.sampling_params import SamplingParams
@@ -125,9 +130,9 @@ def _phases(options: argparse.Namespace) -> dict[str, float]:
 
 
 def _listen() -> dict[str, float]:
-    """Sums of what jax reports of its compiling, filled in as it happens.
+    """Sums of the compile times that jax reports, in seconds, updated at each event.
 
-    Tracing is not among them: its events nest, and a sum would count much of it twice.
+    Tracing is left out: its events nest, so a sum would count much of it twice.
     """
     from jax import monitoring
 
@@ -158,12 +163,12 @@ def _report(
     header = ("seconds", "compile cache empty", "compile cache filled")
     rows = [
         row("**command to first token**", commands, "first_token_s"),
-        row("command to its end", commands, "end_s"),
+        row("command to its exit", commands, "end_s"),
         *(row(text, phases, key) for key, text in PHASES.items()),
         row("of these: lowering", phases, "lower"),
         row("of these: XLA, or reading its result from the cache", phases, "compile"),
     ]
-    title = f"Median (min-max) of {repeats}; the phases are of processes of their own:"
+    title = f"Median (min-max) of {repeats} runs; the phases were timed in separate processes:"
     peak = Spread.of(run["peak_rss_bytes"] / 2**20 for run in phases["cold"]).show(0)
     memory = f"Peak memory of the process with an empty compile cache: {peak} MiB."
     return "\n\n".join([title, table(header, rows), memory, describe(facts)])

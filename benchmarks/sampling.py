@@ -1,4 +1,4 @@
-"""What sampling adds to a step: temperature, filters, penalties, log-probabilities, side by side.
+"""The time that sampling adds to a step: temperature, filters, penalties and log-probabilities.
 
 python -m benchmarks.sampling --output results.json
 """
@@ -12,7 +12,8 @@ from typing import Any
 
 import jax
 
-from benchmarks.common import describe, machine, say, table, write_json
+from benchmarks.common import describe, machine, say, write_json
+from emsjax.cli.markdown import table
 from emsjax.llm import LLM
 from emsjax.requests.samples import make_samples
 from emsjax.requests.sampling_params import SamplingParams
@@ -67,20 +68,20 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=41)
-    parser.add_argument("--model", help="as for LLM; the default model if left out")
+    parser.add_argument("--model", help="as for LLM; default: the default model")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/sampling.json"))
     return parser.parse_args()
 
 
 def _rotated(batches: dict[str, "_Batch"], by: int) -> list[tuple[str, "_Batch"]]:
-    """All of them, beginning with another one each time."""
+    """All batches, in an order that starts with another one for each value of `by`."""
     items = list(batches.items())
     first = by % len(items)
     return items[first:] + items[:first]
 
 
 class _Batch:
-    """A full batch of one kind in the middle of decoding; each has a cache of its own."""
+    """A full batch of one kind in the middle of decoding, with its own cache."""
 
     def __init__(self, llm: LLM, params: SamplingParams):
         self._engine = llm.engine
@@ -89,11 +90,11 @@ class _Batch:
             prompt = PROMPT.format(TOPICS[slot % len(TOPICS)])
             (sample,) = make_samples(llm.request(prompt, params, str(slot)), None, streamed=False)
             self._state = self._engine.admit(self._state, slot, sample.job(), None)
-        for _ in range(2):  # compiles; reads the prompts
+        for _ in range(2):  # Compiles, and reads the prompts.
             self.step_seconds()
 
     def step_seconds(self) -> float:
-        """Of a step, over a few of them; each emits a token a slot."""
+        """Mean seconds of the next few steps, each of which emits one token per slot."""
         started = time.perf_counter()
         self._state = self._engine.advance(self._state, STEPS, others_wait=False)
         jax.block_until_ready(self._state.lens)
@@ -110,8 +111,8 @@ def _report(
         quarters = statistics.quantiles(added, n=4)
         spread = f"{quarters[1]:.1f} ({quarters[0]:.1f} to {quarters[2]:.1f})"
         rows.append((name, f"{1000 * statistics.median(seconds):.1f}", spread))
-    header = (f"batch {options.batch_size}, plain decoding", "ms a step", "added, %")
-    title = f"Medians (and quartiles) of {options.repeats}; temperature 0.8:"
+    header = (f"batch {options.batch_size}, plain decoding", "ms per step", "added, %")
+    title = f"Medians (and quartiles) of {options.repeats} repetitions; temperature 0.8:"
     return "\n\n".join([title, table(header, rows), describe(facts)])
 
 

@@ -1,10 +1,10 @@
-"""Expected speedup on hardware that is not here: real texts and drafts, estimated step costs.
+"""Expected speedup on other hardware, from real texts and drafts and estimated step costs.
 
 python -m benchmarks.simulation --input spec_bench.jsonl --output results.json
 
-The default model writes its answers once. Then the real loop, drafter and planner run over them,
-with a stand-in for the target that knows what comes next, and each step is charged what it would
-cost.
+The default model writes its answers once. Then the real loop, drafter and planner decode them again
+with a stand-in for the target, which knows the next token, and each step is charged its estimated
+cost on the simulated hardware.
 """
 
 import argparse
@@ -19,8 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.common import chat, describe, machine, read_prompts, say, table, write_json
+from benchmarks.common import (
+    describe,
+    machine,
+    numbers,
+    read_prompts,
+    say,
+    spread_evenly,
+    write_json,
+)
 from emsjax.bench.stepped import Step, SteppedEngine
+from emsjax.cli.markdown import table
 from emsjax.costs.hardware import HARDWARE
 from emsjax.costs.roofline import estimated_costs
 from emsjax.drafters import NoDrafter, PromptLookup
@@ -33,7 +42,7 @@ from emsjax.loading.build import shape_of_model
 from emsjax.loading.named import named_config
 
 CAPACITY = 2048
-# Prompts are read in few steps.
+# Large, so that few steps read prompts: those are not charged.
 PREFILL_CHUNK = 8192
 FIXED_LENGTHS = (1, 3, 5, 7)
 MODELS = ("opt-6.7b", "llama-3-8b")
@@ -41,14 +50,14 @@ DEVICES = ("v5e", "h100")
 
 
 class Answer(NamedTuple):
-    """A prompt and what the model wrote, token ids."""
+    """A prompt and the model's answer, as token ids."""
 
     prompt: list[int]
     output: list[int]
 
 
 class Replay(nnx.Module):
-    """Stands in for a target: knows every text, told apart by its first token."""
+    """A stand-in for the target: it knows every text, and tells them apart by their first token."""
 
     dtype = jnp.dtype(jnp.float32)
     max_positions = CAPACITY
@@ -58,13 +67,13 @@ class Replay(nnx.Module):
         self.vocab_size = vocab_size
 
     def cache_spec(self, num_slots: int, capacity: int) -> jax.ShapeDtypeStruct:
-        """Room for each slot's tokens."""
+        """A cache that holds each slot's tokens instead of keys and values."""
         return jax.ShapeDtypeStruct((1, num_slots, capacity, 1, 1), jnp.float32)
 
     def __call__(
         self, batch: PackedBatch, cache: jax.Array, *, max_q_len: int
     ) -> tuple[jax.Array, jax.Array]:
-        """The token behind each row, as its hidden state [T, 1]."""
+        """Returns the token after each row, as the row's hidden state [T, 1], and the cache."""
         del max_q_len
         tokens = batch.tokens.astype(jnp.float32)[:, None, None]
         cache = cache.at[0, batch.slot_ids, batch.positions].set(tokens, mode="drop")
@@ -74,17 +83,17 @@ class Replay(nnx.Module):
         return following.astype(jnp.float32)[:, None], cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """All on the token that comes next."""
+        """Logits that put all weight on the next token."""
         return jax.nn.one_hot(hidden[:, 0].astype(jnp.int32), self.vocab_size)
 
 
 class Charged(NamedTuple):
-    """What a step is charged for.
+    """The facts that decide what a step costs and yields.
 
     Attributes:
       rung: index into the ladder.
-      cached: tokens in the cache.
-      emitted: tokens.
+      cached: tokens in the cache, over all slots.
+      emitted: tokens emitted.
     """
 
     rung: int
@@ -114,10 +123,13 @@ class Simulation:
         self._texts = texts
 
     def run(self, costs: StepCosts | None) -> list[Charged]:
-        """The steps of a run, those that read prompts left out; planned where costs are given.
+        """Runs one batch after another; returns the steps that read no prompt.
 
-        Batch after batch, each until its last text ends: with refills a large batch would read
+        Each batch runs until its last text ends. If slots were refilled, a large batch would read
         some prompt in almost every step.
+
+        Args:
+          costs: to plan with; None verifies every draft.
         """
         self._engine.use_costs(costs)
         self._steps = []
@@ -128,7 +140,7 @@ class Simulation:
         return self._steps
 
     def costs(self, model: str, device: str) -> StepCosts:
-        """Of this ladder's steps."""
+        """Estimates the costs of this ladder's steps for a model on a device."""
         sizes = shape_of_model(named_config(model), jnp.dtype("bfloat16")).sizes
         slots, length = self._size, self._draft_length
         costs = estimated_costs(
@@ -143,7 +155,7 @@ class Simulation:
 
 
 def rate(steps: Sequence[Charged], costs: StepCosts) -> float:
-    """Tokens a second."""
+    """Tokens per second of some steps at some costs."""
     rungs, cached, emitted = np.asarray(steps).T
     seconds = np.asarray(costs.rungs)[rungs] + np.asarray(costs.cached)[rungs] * cached
     return float(emitted.sum() / seconds.sum())
@@ -168,23 +180,27 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument(
         "--batch-sizes",
-        type=lambda text: [int(part) for part in text.split(",")],
+        type=numbers,
         default=[1, 4, 8, 16, 32, 64],
     )
-    parser.add_argument("--answers", type=Path, default=Path("answers.jsonl"), help="made once")
+    parser.add_argument(
+        "--answers",
+        type=Path,
+        default=Path("answers.jsonl"),
+        help="the model's answers; written if missing",
+    )
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/simulation.json"))
     return parser.parse_args()
 
 
 def _answers(options: argparse.Namespace) -> list[Answer]:
-    """What the default model writes, evenly over the file; kept for the next time."""
+    """The default model's answers to prompts from all over the input; kept in a file."""
     if not options.answers.is_file():
         from emsjax import LLM, SamplingParams
 
-        texts = [prompt.text for prompt in read_prompts(options.input)]
-        some = texts[:: max(len(texts) // options.prompts, 1)][: options.prompts]
         outputs = LLM(max_model_len=CAPACITY, drafter="none").chat(
-            [chat(text) for text in some], SamplingParams(max_tokens=options.max_tokens)
+            spread_evenly(read_prompts(options.input), options.prompts),
+            SamplingParams(max_tokens=options.max_tokens),
         )
         lines = [json.dumps([o.prompt_token_ids, o.outputs[0].token_ids]) for o in outputs]
         options.answers.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -193,7 +209,11 @@ def _answers(options: argparse.Namespace) -> list[Answer]:
 
 
 def _renumbered(answers: Sequence[Answer]) -> tuple[np.ndarray, int]:
-    """All texts as int32[N, S], each behind its number, and how many different tokens there are."""
+    """Renumbers tokens, so that the vocabulary is no larger than needed, and numbers the texts.
+
+    Returns:
+      All texts, int32[N, S], each after its own number, and the size of the new vocabulary.
+    """
     texts = np.zeros((len(answers), CAPACITY), np.int32)
     used = np.unique(np.concatenate([[*a.prompt, *a.output] for a in answers]))
     for number, answer in enumerate(answers):
@@ -204,7 +224,7 @@ def _renumbered(answers: Sequence[Answer]) -> tuple[np.ndarray, int]:
 
 
 def _simulate(answers: Sequence[Answer], size: int) -> list[dict[str, Any]]:
-    """At one batch size: tokens a second with each way of drafting, over plain decoding."""
+    """Speedups over plain decoding of each way of drafting, at one batch size."""
     simulations = {"plain": Simulation(answers, NoDrafter(), size)}
     for length in FIXED_LENGTHS:
         simulations[f"fixed {length}"] = Simulation(answers, PromptLookup(length), size)
@@ -225,7 +245,7 @@ def _simulate(answers: Sequence[Answer], size: int) -> list[dict[str, Any]]:
 
 
 def _check(finished: Finished, texts: np.ndarray) -> None:
-    """The text must be what the model wrote, or the simulation is of something else."""
+    """Checks that a text is the model's answer, without which the simulation means nothing."""
     start = len(finished.job.prompt)
     expected = texts[int(str(finished.job.key)), start : start + len(finished.token_ids)]
     assert list(finished.token_ids) == expected.tolist()

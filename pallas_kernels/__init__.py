@@ -1,1 +1,1 @@
-"""Attention and cache kernels; each operation has one `api.py` that picks a backend."""
+"""Kernels for attention, the cache and products; each operation's `api.py` picks a backend."""

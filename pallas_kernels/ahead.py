@@ -1,4 +1,4 @@
-"""Compiling for a TPU that is not there; see `environment` for what that needs."""
+"""Compiles for a TPU without one; `environment` lists the variables that this needs."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -9,20 +9,20 @@ import numpy as np
 from emsjax.pallas_kernels.backends import compiling_for
 
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
-# Both cores of a chip as one device, with all of its memory: what jax makes of a v4 by itself, and
-# the compiler only if told.
+# Makes both cores of a v4 one device with all of the chip's memory. jax does so on a real v4; the
+# compiler must be told.
 MEGACORE = {"v4": "megacore"}
 
 
 def find_device(generation: str) -> jax.Device:
-    """One TPU to compile for.
+    """Returns a TPU to compile for.
 
     Args:
       generation: one of `TOPOLOGIES`.
 
     Raises:
       KeyError: there is no such generation.
-      RuntimeError: the compiler does not know it, or there is none.
+      RuntimeError: the TPU compiler is missing or does not know the generation.
     """
     from jax.experimental import topologies
 
@@ -34,10 +34,13 @@ def find_device(generation: str) -> jax.Device:
 
 @contextlib.contextmanager
 def on_tpu(generation: str) -> Iterator[jax.sharding.Sharding]:
-    """Traces for a TPU; gives the sharding that places arguments on one.
+    """Makes programs traced inside compile for a TPU.
 
     Args:
       generation: one of `TOPOLOGIES`.
+
+    Yields:
+      The sharding that places arguments on the TPU.
 
     Raises:
       KeyError: there is no such generation.
@@ -54,7 +57,15 @@ def compile_on(
     arguments: Callable[[], tuple],
     donate: int | tuple[int, ...] = (),
 ) -> jax.stages.Compiled:
-    """Compiles `call` for abstract arguments, which are made while tracing for the TPU."""
+    """Compiles a function for a TPU.
+
+    Args:
+      generation: one of `TOPOLOGIES`.
+      call: the function.
+      arguments: returns abstract arguments. It is called with the TPU as target platform, on which
+        the cache's shape depends.
+      donate: indices of the arguments to donate.
+    """
     with on_tpu(generation) as sharding:
         placed = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in arguments()]
         return jax.jit(call, donate_argnums=donate).lower(*placed).compile()

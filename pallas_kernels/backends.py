@@ -1,4 +1,4 @@
-"""Choosing a kernel backend, and the platform that programs are compiled for."""
+"""Chooses kernel backends, by the platform that programs are compiled for."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -12,13 +12,13 @@ _PICKED: ContextVar[dict[str, str] | None] = ContextVar("picked_backends", defau
 
 
 def target_platform() -> str:
-    """The platform being compiled for: "cpu", "gpu" or "tpu"."""
+    """Returns the platform that programs are compiled for: "cpu", "gpu" or "tpu"."""
     return _TARGET.get() or jax.default_backend()
 
 
 @contextlib.contextmanager
 def compiling_for(platform: str) -> Iterator[None]:
-    """Traces for `platform` though the process runs on another (ahead-of-time compilation)."""
+    """Sets the target platform, which may differ from the process's (compiling ahead of time)."""
     token = _TARGET.set(platform)
     try:
         yield
@@ -28,7 +28,7 @@ def compiling_for(platform: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def noting_backends() -> Iterator[dict[str, str]]:
-    """The backend that each operation traced within is given, filled in as that happens."""
+    """Yields a dictionary that collects the backend of each operation traced inside, by name."""
     picked: dict[str, str] = {}
     token = _PICKED.set(picked)
     try:
@@ -42,7 +42,8 @@ class Backend(NamedTuple):
 
     Attributes:
       run: the implementation.
-      unsupported: given the operation's arguments, why it cannot be used; None if it can.
+      unsupported: takes the operation's arguments and returns why they cannot be handled, or None
+        if they can.
     """
 
     run: Callable[..., Any]
@@ -52,24 +53,22 @@ class Backend(NamedTuple):
 def pick(
     operation: str, backends: Mapping[str, Backend], backend: str | None, *args: Any, **kwargs: Any
 ) -> Callable[..., Any]:
-    """The implementation of `operation` called `backend`.
-
-    None takes the one named like the platform, where there is one and it can be used, else the
-    reference. A named one never falls back to another.
+    """Returns an implementation of an operation.
 
     Args:
       operation: its name, for errors.
       backends: all implementations, by name.
-      backend: the wanted one.
-      *args: what `unsupported` is asked about.
-      **kwargs: the same.
+      backend: the implementation to use, which never falls back to another. None uses the one named
+        after the target platform if it exists and supports the arguments, else the reference.
+      *args: passed to `unsupported`.
+      **kwargs: passed to `unsupported`.
 
     Raises:
-      ValueError: there is no such backend, or it cannot be used with these arguments.
+      ValueError: the named backend does not exist, or does not support these arguments.
     """
     name, why_not = target_platform() if backend is None else backend, None
     if name not in backends:
-        why_not = f"{operation} has no backend {name!r}; there is {', '.join(backends)}"
+        why_not = f"{operation} has no backend {name!r}; use one of {', '.join(backends)}"
     elif reason := backends[name].unsupported(*args, **kwargs):
         why_not = f"{operation}: backend {name!r} cannot be used: {reason}"
     if why_not and backend is not None:
@@ -81,5 +80,5 @@ def pick(
 
 
 def always_supported(*args: Any, **kwargs: Any) -> None:
-    """What a backend says that takes everything."""
+    """The `unsupported` of a backend that supports all arguments."""
     del args, kwargs

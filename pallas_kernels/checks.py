@@ -1,8 +1,8 @@
-"""What the operations demand of their arguments, told in a sentence that names the argument.
+"""Checks the arguments of the operations; every error names the argument.
 
-Shapes and types are checked whenever a program is traced. Values are known only when it runs, so
-they are checked only on demand: with `EMSJAX_CHECK_LENGTHS=1` in the environment or inside
-`checking_lengths`, at the price of a call to the host in every layer.
+Shapes and types are checked whenever a program is traced. Values are known only when it runs, and
+checking them takes a call to the host in every layer. So they are checked only with
+`EMSJAX_CHECK_LENGTHS=1` in the environment or inside `checking_lengths`.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 @contextlib.contextmanager
 def checking_lengths() -> Iterator[None]:
-    """Programs traced in here check the values of their lengths when they run."""
+    """Makes programs traced inside check the values of their lengths when they run."""
     token = _CHECKING.set(True)
     try:
         yield
@@ -44,10 +44,10 @@ def check_lengths(
     max_q_len: int,
     holes: jax.Array | None,
 ) -> None:
-    """Shapes, types and static sizes for `prepare`.
+    """Checks shapes, types and static sizes for `prepare`.
 
     Raises:
-      ValueError: an argument does not fit; the sentence begins with its name.
+      ValueError: an argument does not fit; the message begins with its name.
     """
     _check_shape("q", q, (None, None, None), "[T, N, H]")
     _check_type("q", q, FLOATS)
@@ -79,10 +79,12 @@ def check_attention(
     window: int | jax.Array | None,
     soft_cap: float | None,
 ) -> None:
-    """What `ragged_attention` takes besides lengths; `prepared_for` is what `prepare` was given.
+    """Checks what `ragged_attention` takes besides lengths.
+
+    `prepared_for` holds the shapes and dtypes that `prepare` was given.
 
     Raises:
-      ValueError: an argument does not fit; the sentence begins with its name.
+      ValueError: an argument does not fit; the message begins with its name.
     """
     for (name, array), (shape, dtype) in zip(
         (("q", q), ("cache", cache)), prepared_for, strict=True
@@ -97,10 +99,10 @@ def check_attention(
 
 
 def check_layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array) -> None:
-    """Shapes and types for `layer_matmul`.
+    """Checks shapes and types of `layer_matmul`.
 
     Raises:
-      ValueError: an argument does not fit; the sentence begins with its name.
+      ValueError: an argument does not fit; the message begins with its name.
     """
     _check_shape("x", x, (None, None), "[T, in]")
     _check_type("x", x, FLOATS)
@@ -118,10 +120,10 @@ def check_update(
     cu_q_lens: jax.Array,
     kv_lens: jax.Array,
 ) -> None:
-    """Shapes and types for `update_kv_cache`.
+    """Checks shapes and types of `update_kv_cache`.
 
     Raises:
-      ValueError: an argument does not fit; the sentence begins with its name.
+      ValueError: an argument does not fit; the message begins with its name.
     """
     _check_shape("k", k, (None, None, None), "[T, K, H]")
     _check_type("k", k, FLOATS)
@@ -145,14 +147,14 @@ def check_values(
     max_q_len: int,
     cache_shape: tuple[int, ...],
 ) -> None:
-    """Has the program check its numbers when it runs, if that is switched on.
+    """Adds a check of the values to the program being traced, if checking is on.
 
     Args:
       cu_q_lens: int32[B+1].
       kv_lens: int32[B].
       layer: int32[].
-      slot_ids: int32[T], for the update.
-      window: for the attention.
+      slot_ids: int32[T], of the update.
+      window: of the attention.
       num_rows: T.
       max_q_len: the most rows of one slot.
       cache_shape: [L, B, S, R, 128].
@@ -175,10 +177,10 @@ def values_must_fit(
     max_q_len: int,
     cache_shape: tuple[int, ...],
 ) -> None:
-    """The numbers themselves, on the host.
+    """Checks values on the host; the arguments are those of `check_values`.
 
     Raises:
-      ValueError: they contradict each other or the buffers; the sentence names the argument.
+      ValueError: the values contradict each other or the buffers; the message names the argument.
     """
     cu_q_lens, kv_lens = np.asarray(cu_q_lens), np.asarray(kv_lens)
     num_layers, num_slots, capacity = cache_shape[:3]
@@ -186,9 +188,11 @@ def values_must_fit(
     if cu_q_lens[0] != 0 or (q_lens < 0).any():
         raise ValueError(f"cu_q_lens must begin with 0 and never fall: {cu_q_lens.tolist()}")
     if cu_q_lens[-1] > num_rows:
-        raise ValueError(f"cu_q_lens ends with {cu_q_lens[-1]}, the buffer has {num_rows} rows")
+        raise ValueError(f"cu_q_lens ends with {cu_q_lens[-1]}, and the buffer has {num_rows} rows")
     if (q_lens > max_q_len).any():
-        raise ValueError(f"cu_q_lens gives a slot {q_lens.max()} rows, max_q_len is {max_q_len}")
+        raise ValueError(
+            f"cu_q_lens gives a slot {q_lens.max()} rows, and max_q_len is {max_q_len}"
+        )
     if (kv_lens > capacity).any() or (kv_lens < 0).any():
         raise ValueError(f"kv_lens must be in 0 to {capacity}: {kv_lens.tolist()}")
     if (kv_lens < q_lens).any():
@@ -204,11 +208,12 @@ def values_must_fit(
 
 
 def _slots_must_fit(slot_ids: np.ndarray, q_lens: np.ndarray, num_slots: int) -> None:
+    """Checks that rows are grouped by slot as `cu_q_lens` says, with unused rows at the end."""
     used = np.repeat(np.arange(num_slots), q_lens)
     unused = np.full(len(slot_ids) - len(used), num_slots)
     if (slot_ids != np.concatenate([used, unused])).any():
         raise ValueError(
-            f"slot_ids must be as cu_q_lens says, {num_slots} for unused rows: {slot_ids.tolist()}"
+            f"slot_ids must match cu_q_lens, with {num_slots} for unused rows: {slot_ids.tolist()}"
         )
 
 
@@ -218,7 +223,7 @@ def _check_cache(cache: Shaped, dtype: jnp.dtype, num_kv_heads: int, head_dim: i
     if cache.shape[3] < needed:
         raise ValueError(
             f"cache has {cache.shape[3]} rows a token: {num_kv_heads} key and value heads of "
-            f"width {head_dim} take {needed}"
+            f"width {head_dim} need {needed}"
         )
     _check_type("cache", cache, storage_dtypes(dtype))
 
@@ -249,7 +254,7 @@ def _check_window(window: int | jax.Array | None) -> None:
     if isinstance(window, int):
         _check_whole("window", window)
         if window > jnp.iinfo(jnp.int32).max:
-            raise ValueError(f"window is {window}: it must fit int32; None means no window")
+            raise ValueError(f"window is {window}: it must fit in int32; None means no window")
     elif window is not None:
         _check_shape("window", window, (), "a whole number or int32[]")
         _check_type("window", window, (jnp.int32,))
@@ -264,7 +269,7 @@ def _check_shape(name: str, array: Shaped, shape: tuple[int | None, ...], wanted
     if not fits:
         raise ValueError(f"{name} has shape {list(array.shape)}: it must be {wanted}")
     if 0 in array.shape:
-        raise ValueError(f"{name} has shape {list(array.shape)}: nothing is in it")
+        raise ValueError(f"{name} has shape {list(array.shape)}: it must not be empty")
 
 
 def _check_type(name: str, array: Shaped, dtypes: tuple) -> None:

@@ -1,16 +1,16 @@
-"""What must be in the environment before jax is imported, for the TPU compiler to load.
+"""Environment variables that the TPU compiler needs, set before jax is imported.
 
-Imports nothing of jax, so that it can be used first.
+This module imports no jax, so that it can be used first.
 """
 
 from pathlib import Path
 
 
 def tpu_compiler(dump: Path | None = None) -> dict[str, str]:
-    """Variables for a machine without a TPU.
+    """Returns the variables for compiling on a machine without a TPU.
 
     Args:
-      dump: an empty directory for the compiler's own account of every kernel.
+      dump: an empty directory into which the compiler writes its account of every kernel.
     """
     found = {
         "JAX_PLATFORMS": "cpu",
@@ -21,7 +21,7 @@ def tpu_compiler(dump: Path | None = None) -> dict[str, str]:
     }
     if dump is not None:
         found["TF_CPP_MIN_LOG_LEVEL"] = "3"
-        # What comes out of a cache writes nothing down.
+        # The compiler writes nothing for a program that comes from jax's cache.
         found["JAX_ENABLE_COMPILATION_CACHE"] = "false"
         found["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true"
     return found

@@ -1,11 +1,11 @@
-"""How the keys and values of one token lie in the cache.
+"""The layout of the K/V cache.
 
-The cache is `[L, B, S, R, 128]`: layer, slot, position, then R rows of 128 lanes that hold the
-token's keys (K heads of width H, one after the other), then its values, then padding. One token
-is one contiguous, aligned piece, so that writing it at any position is a single copy.
+The cache is `[L, B, S, R, 128]`: layer, slot, position, then R rows of 128 lanes that hold one
+token's keys (K heads of width H, one after the other), its values, and padding. Each token is one
+contiguous, aligned piece, so that writing it at any position is a single copy.
 
-R is rounded up to 2, 4 or a multiple of 8 on TPU, where other row counts make XLA keep the cache
-in a permuted layout and transpose all of it around every kernel.
+On TPU, R is rounded up to 2, 4 or a multiple of 8. With other row counts XLA keeps the cache in a
+permuted layout and transposes all of it around every kernel.
 """
 
 import jax
@@ -18,7 +18,7 @@ LANES = 128
 
 
 def rows_per_token(num_kv_heads: int, head_dim: int) -> int:
-    """Rows of 128 lanes that one token's keys and values take on the target platform.
+    """Returns R, the rows of 128 lanes of one token in the cache on the target platform.
 
     Args:
       num_kv_heads: K.
@@ -31,28 +31,28 @@ def rows_per_token(num_kv_heads: int, head_dim: int) -> int:
 
 
 def rows_needed(num_kv_heads: int, head_dim: int) -> int:
-    """The fewest rows of 128 lanes that hold a token's keys and values."""
+    """Returns the fewest rows of 128 lanes that hold a token's keys and values."""
     return -(-2 * num_kv_heads * head_dim // LANES)
 
 
 def storage_dtypes(dtype: jnp.dtype) -> tuple[jnp.dtype, ...]:
-    """Types that a cache of `dtype` may have: its own, or the same bits as integers."""
+    """Element types that a cache may have: the model's dtype, or uint16 with the same bits."""
     own = jnp.dtype(dtype)
     return (own, jnp.dtype(jnp.uint16)) if own.itemsize == 2 else (own,)
 
 
 def storage_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """Element type of the cache for a model that computes in `dtype`.
+    """Returns the element type of the cache for a model that computes in `dtype`.
 
-    On CPU, XLA widens a whole bfloat16 cache to float32 and back at every scatter (measured:
-    3 s a step for SmolLM2), so there the same 16 bits are stored as integers.
+    On CPU, XLA widens a whole bfloat16 cache to float32 and back at every scatter (measured: 3 s
+    per step for SmolLM2), so the same 16 bits are stored as integers there.
     """
     widened = target_platform() == "cpu" and dtype == jnp.bfloat16
     return jnp.dtype(jnp.uint16 if widened else dtype)
 
 
 def pack_kv(k: jax.Array, v: jax.Array, cache: jax.Array) -> jax.Array:
-    """Lays out new keys and values [T, K, H] each as rows [T, R, 128] of `cache`'s type."""
+    """Packs new keys and values, each [T, K, H], into rows [T, R, 128] of `cache`'s type."""
     num_tokens = k.shape[0]
     rows = cache.shape[-2]
     flat = jnp.concatenate([k.reshape(num_tokens, -1), v.reshape(num_tokens, -1)], axis=1)
@@ -72,10 +72,13 @@ def read_kv(
     head_dim: int,
     dtype: jnp.dtype,
 ) -> tuple[jax.Array, jax.Array]:
-    """Keys and values of `length` tokens of a slot from `start` on, [K, length, H] each.
+    """Reads keys and values of `length` tokens of a slot, starting at position `start`.
 
-    Head by head: one read of whole tokens would be copied twice on CPU, once as it lies and once
-    head by head (measured: 1.4 times the time of the attention of 8 rows).
+    Each head is read separately. On CPU, a read of whole tokens would be copied twice, once as
+    stored and once head by head (measured: 1.4 times the time of the attention of 8 rows).
+
+    Returns:
+      Keys and values, each [K, length, H] in `dtype`.
     """
 
     def read_head(number: int) -> jax.Array:
@@ -83,7 +86,7 @@ def read_kv(
         index = (layer, slot, start, first, 0)
         rows = jax.lax.dynamic_slice(cache, index, (1, 1, length, end - first, LANES))
         if target_platform() == "tpu":
-            # Else XLA gives the layout it wants for one block's products to the whole cache.
+            # Without this, XLA changes the whole cache to the layout that one block's products use.
             rows = with_layout_constraint(rows, Layout(tuple(range(rows.ndim))))
         offset = number * head_dim - first * LANES
         flat = rows.reshape(length, -1)[:, offset : offset + head_dim]

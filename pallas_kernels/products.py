@@ -1,4 +1,4 @@
-"""Products with weights in XLA."""
+"""Products with weights, in XLA."""
 
 import jax
 
@@ -6,7 +6,13 @@ from emsjax.pallas_kernels.backends import target_platform
 
 
 def matmul(x: jax.Array, kernel: jax.Array, dtype: jax.typing.DTypeLike | None = None) -> jax.Array:
-    """x [T, in] times kernel [out, in], transposed, in `dtype` (x's own by default)."""
+    """Returns `x @ kernel.T`, [T, out], for x [T, in] and kernel [out, in].
+
+    Args:
+      x: rows.
+      kernel: weights.
+      dtype: of the result; x's by default.
+    """
     dtype = dtype or x.dtype
     if target_platform() == "cpu":
         return _kernel_first(x, kernel, dtype)
@@ -14,9 +20,9 @@ def matmul(x: jax.Array, kernel: jax.Array, dtype: jax.typing.DTypeLike | None =
 
 
 def _kernel_first(x: jax.Array, kernel: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """The same as kernel @ x.T: for few rows that takes a CPU about half the time.
+    """Computes `(kernel @ x.T).T`, which takes a CPU about half the time for few rows.
 
-    The barriers keep XLA from turning the product round again.
+    The barriers keep XLA from swapping the operands back.
     """
     columns = jax.lax.optimization_barrier(x.T)
     product = jax.lax.dot_general(

@@ -1,4 +1,4 @@
-"""From the text of a notebook (`colab/*.py`) to its .ipynb, without outputs: scripts/notebooks."""
+"""Writes notebooks (`colab/*.ipynb`) from their text (`colab/*.py`), without outputs."""
 
 import sys
 from pathlib import Path
@@ -10,8 +10,9 @@ TEXTS = sorted(Path(__file__).parents[1].glob("colab/*.py"))
 
 
 def notebook_of(text: Path) -> str:
-    """The .ipynb of a text; the same for the same text, whatever the version of jupytext."""
+    """Returns the .ipynb of a text, which does not depend on the version of jupytext."""
     notebook = jupytext.read(text)
+    # The text representation names jupytext's version, and its cell ids are random.
     del notebook.metadata["jupytext"]["text_representation"]
     for number, cell in enumerate(notebook.cells, start=1):
         cell["id"] = f"cell-{number}"
@@ -20,6 +21,7 @@ def notebook_of(text: Path) -> str:
 
 
 def main() -> int:
+    """Writes the notebooks; with `--check` names those that are out of date and returns 1."""
     check = sys.argv[1:] == ["--check"]
     stale = []
     for text in TEXTS:
@@ -30,7 +32,7 @@ def main() -> int:
         if not check:
             file.write_text(content, encoding="utf-8")
     for name in stale:
-        print(f"{name} is not what its text says" if check else f"wrote {name}")
+        print(f"{name} is out of date; run scripts/notebooks" if check else f"wrote {name}")
     return int(check and bool(stale))
 
 

@@ -1,5 +1,5 @@
 """The benchmark: plain decoding, the padded methods and EMS-SD side by side in one run.
 
-`python -m emsjax.bench --help` tells how to call it; from a call to its results:
-settings → prompts → contenders → waves → cells → records → table and plots.
+`python -m emsjax.bench --help` lists the options. A run passes through these modules:
+settings → prompts → contenders → sweep → cells → records → tables and plots.
 """

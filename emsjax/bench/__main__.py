@@ -17,32 +17,45 @@ def bench(
     output: Annotated[Path, typer.Option(help="Directory for results, table and plots.")],
     inputs: Annotated[
         list[Path] | None,
-        typer.Option("--input", help="Prompts: JSON lines; may be repeated."),
+        typer.Option("--input", help="File of prompts, as JSON lines. May be repeated."),
     ] = None,
     datasets: Annotated[
-        str, typer.Option(help="Categories of the input, comma-separated. (default: all)")
+        str, typer.Option(help="Categories of the input to use, comma-separated. (default: all)")
     ] = "",
     methods: Annotated[
-        str, typer.Option(help="ems plans, ems-fixed verifies every draft.")
+        str,
+        typer.Option(
+            help="Comma-separated. ems plans what to verify; ems-fixed verifies every draft."
+        ),
     ] = "none,vanilla,unpad-kv,unpad-input,ems-fixed,ems",
     drafters: Annotated[
         str | None,
-        typer.Option(help="NAME@K drafts at most K tokens. (default: prompt-lookup, or combined)"),
+        typer.Option(
+            help="Comma-separated; NAME@K drafts at most K tokens. (default: prompt-lookup, "
+            "or combined with a draft model)"
+        ),
     ] = None,
-    batch_sizes: Annotated[str, typer.Option(help="Comma-separated.")] = "1,2,4,8",
+    batch_sizes: Annotated[
+        str, typer.Option(help="Prompts decoded together, comma-separated.")
+    ] = "1,2,4,8",
     prompts: Annotated[
-        int, typer.Option(min=1, help="At least so many of a dataset, in full batches.")
+        int,
+        typer.Option(min=1, help="Fewest prompts per dataset, rounded up to full batches."),
     ] = 24,
-    max_tokens: Annotated[int, typer.Option(min=2, help="Of each text.")] = 128,
-    repeats: Annotated[int, typer.Option(min=1, help="Of each run; they take turns.")] = 3,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Most new tokens per prompt.")] = 128,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Runs of each method; the methods take turns.")
+    ] = 3,
     steps_per_turn: Annotated[
         int,
         typer.Option(
             min=0,
-            help="Take turns within texts, after so many steps; each then has its own cache.",
+            help="Steps per turn; each method then has its own cache. 0: a turn is a whole text.",
         ),
     ] = 0,
-    ignore_eos: Annotated[bool, typer.Option(help="Go on past the end of text.")] = False,
+    ignore_eos: Annotated[
+        bool, typer.Option(help="Continue past the end-of-text token, up to --max-tokens.")
+    ] = False,
     chat: Annotated[
         bool, typer.Option(help="Put text prompts into the model's chat template.")
     ] = False,
@@ -52,31 +65,47 @@ def bench(
     draft_model: Annotated[str | None, typer.Option(help="As for generate.")] = None,
     dtype: Annotated[str, typer.Option(help="As for generate.")] = "auto",
     config: Annotated[
-        str | None, typer.Option(help="Only the shape of a model: a name or a config.json.")
+        str | None,
+        typer.Option(help="Benchmark only a model's shape: a known name or a config.json."),
     ] = None,
-    random_weights: Annotated[bool, typer.Option(help="For that shape.")] = False,
+    random_weights: Annotated[
+        bool, typer.Option(help="Fill the shape given by --config with random weights.")
+    ] = False,
     simulate_acceptance: Annotated[
-        str | None, typer.Option(metavar="RATE|FILE", help="What is accepted of made-up drafts.")
+        str | None,
+        typer.Option(
+            metavar="RATE|FILE",
+            help="Acceptance of simulated drafts: a rate from 0 to 1, or a file from --record.",
+        ),
     ] = None,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Of each made-up prompt.")] = 512,
-    parts: Annotated[bool, typer.Option(help="Time the parts of a step, too.")] = True,
+    prompt_tokens: Annotated[
+        int, typer.Option(min=1, help="Length of each made-up prompt, in tokens.")
+    ] = 512,
+    parts: Annotated[bool, typer.Option(help="Also time the parts of a step.")] = True,
     compare: Annotated[
-        str | None, typer.Option(metavar="transformers", help="Run that on the same prompts.")
+        str | None,
+        typer.Option(metavar="transformers", help="Run this library on the same prompts."),
     ] = None,
     record: Annotated[
         Path | None,
-        typer.Option(help="Write what was accepted there, at the first batch size; no figures."),
+        typer.Option(
+            help="Record acceptance in this file, at the first batch size, instead of measuring."
+        ),
     ] = None,
     trace: Annotated[
-        Path | None, typer.Option(help="Write profiler traces of a few steps there.")
+        Path | None,
+        typer.Option(help="Write profiler traces of a few steps into this directory."),
     ] = None,
     append: Annotated[
-        bool, typer.Option(help="Add to results, in the place of those of batch size and dataset.")
+        bool,
+        typer.Option(
+            help="Add to existing results, replacing those of the same batch size and dataset."
+        ),
     ] = False,
 ) -> None:
     """Compare plain decoding, padded methods and EMS-SD side by side.
 
-    Writes results.json, results.md and plots.
+    Writes results.json, results.md and plots into the output directory.
     """
     from emsjax.bench.run import record_acceptance, run
     from emsjax.bench.settings import Settings, check
@@ -119,11 +148,13 @@ def _numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a list of whole numbers") from None
+        raise typer.BadParameter(
+            f"{text!r} is not a comma-separated list of whole numbers"
+        ) from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status, see `command`."""
+    """Runs the command line and returns its exit status, see `emsjax.cli.command`."""
     return command.run(lambda: command.parse(_app, "bench", arguments))
 
 

@@ -1,4 +1,4 @@
-"""What one contender did on one dataset, and the figures that come of it."""
+"""The runs of one contender on one dataset, and the figures computed from them."""
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ from emsjax.errors import UserError
 
 
 class Spread(NamedTuple):
-    """Of repetitions: median, least and greatest."""
+    """Median, minimum and maximum over repetitions."""
 
     median: float
     low: float
@@ -24,7 +24,7 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """Of one value or more."""
+        """The spread of one or more values."""
         return cls(statistics.median(values), min(values), max(values))
 
 
@@ -34,13 +34,14 @@ class Cell:
 
     Attributes:
       spec: the contender.
-      dataset: which prompts.
+      dataset: name of the prompts.
       batch_size: B.
-      facts: of the contender: `compile_seconds`, `peak_memory_bytes` and the like.
+      facts: record fields that describe the contender, such as `compile_seconds` and
+        `peak_memory_bytes`.
       runs: by repetition, then by batch of prompts.
-      parts: where the time of a step goes; None where not timed.
-      limit_share: of the device's limit; None where not known.
-      error: why there are no figures, or fewer runs than were wanted; None where all is well.
+      parts: where the time of a step goes; None if it was not timed.
+      limit_share: share of the device's limit that was reached; None if the limit is unknown.
+      error: why figures or some of the runs are missing; None if nothing failed.
     """
 
     spec: Spec
@@ -54,39 +55,46 @@ class Cell:
 
     @property
     def measured(self) -> bool:
-        """Whether there are figures."""
+        """Whether every repetition ran without an error."""
         return self.error is None and all(self.runs)
 
     @property
     def texts(self) -> list[tuple[int, ...]]:
-        """Of all prompts, in their order."""
+        """The texts written for all prompts, in the order of the prompts."""
         return [text for run in self.runs[-1] for text in run.tokens]
 
     @property
     def tokens(self) -> int:
-        """Of all texts."""
+        """The number of tokens in all texts."""
         return sum(map(len, self.texts))
 
     def decode_seconds(self) -> list[float]:
-        """Of each repetition, all prompts together; reading them not counted."""
+        """Seconds of each repetition over all prompts, prefill excluded."""
         return [sum(run.seconds for run in runs) for runs in self.runs]
 
     def all_seconds(self) -> list[float]:
-        """Of each repetition, reading the prompts counted."""
+        """Seconds of each repetition over all prompts, prefill included."""
         return [sum(run.seconds + run.prefill for run in runs) for runs in self.runs]
 
     def count(self, name: str) -> np.ndarray:
-        """One of `SlotStats`, summed over the last repetition."""
+        """A field of `SlotStats`, summed over the last repetition."""
         return np.sum([run.counts[name] for run in self.runs[-1]], axis=0)
 
     def share(self, part: str, whole: str) -> float:
-        """A count as a share of another; 0 of nothing."""
+        """One count as a share of another; a `whole` of 0 counts as 1."""
         return float(self.count(part) / max(self.count(whole), 1))
 
 
 @contextmanager
-def mishaps(on_error: Callable[[str], None]) -> Iterator[None]:
-    """Tells of what may happen to one contender while the rest goes on: it does not fit."""
+def catching_failures(on_error: Callable[[str], None]) -> Iterator[None]:
+    """Reports errors that concern one contender, so that the others can continue.
+
+    Args:
+      on_error: called with the message of a `UserError`, or with "out of memory".
+
+    Raises:
+      Exception: any other error of the body.
+    """
     try:
         yield
     except UserError as error:
@@ -98,9 +106,9 @@ def mishaps(on_error: Callable[[str], None]) -> Iterator[None]:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Of jax or of PyTorch, which need not be there to ask."""
+    """Whether jax or PyTorch ran out of memory, found without importing PyTorch."""
     if isinstance(error, jax.errors.JaxRuntimeError):
         return "RESOURCE_EXHAUSTED" in str(error)
     if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
-        return True  # PyTorch's on a CPU has no name of its own
+        return True  # On a CPU, PyTorch raises a plain RuntimeError.
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

@@ -1,4 +1,4 @@
-"""What is compared: a method with a drafter, at one batch size."""
+"""The contenders of the benchmark: a method with a drafter, compiled for one batch size."""
 
 import math
 import time
@@ -30,12 +30,12 @@ METHODS = (*POLICIES, FIXED)
 
 
 class Spec(NamedTuple):
-    """What a contender is called.
+    """The name of a contender.
 
     Attributes:
-      method: one of `METHODS`; "ems" plans, all others verify every draft.
-      drafter: a drafter's name; with "@" and a number behind it at most so many tokens are drafted
-        at once. Nothing for plain decoding.
+      method: one of `METHODS`; "ems" plans what to verify, all others verify every draft.
+      drafter: a drafter's name, `PLAIN` for plain decoding. "NAME@K" drafts at most K tokens at
+        once.
     """
 
     method: str
@@ -43,37 +43,42 @@ class Spec(NamedTuple):
 
     @property
     def planned(self) -> bool:
-        """Whether only drafts that are worth it are verified."""
+        """Whether a planner chooses which draft tokens to verify."""
         return self.method == EMS and self.drafter != PLAIN
 
     @property
     def aligned(self) -> bool:
-        """Whether its cache gets holes."""
+        """Whether the method leaves holes in its cache."""
         return self.method in POLICIES and POLICIES[self.method].align_cache
 
     @property
     def drafter_name(self) -> str:
-        """What is before the "@"."""
+        """The drafter's name without "@K"."""
         return self.drafter.partition("@")[0]
 
     @property
     def draft_length(self) -> int | None:
-        """The number behind the "@"."""
+        """The K of "NAME@K"; None if there is none."""
         length = self.drafter.partition("@")[2]
         return int(length) if length else None
 
 
 def check_spec(spec: Spec) -> None:
-    """Before anything is loaded.
+    """Checks a contender's name before anything is loaded.
 
     Raises:
-      UserError: the method or the drafter is unknown.
+      UserError: the method or the drafter is unknown, or the draft length is not valid.
     """
     if spec.method not in METHODS:
-        raise UserError(f"method {spec.method!r} is unknown; there is {', '.join(METHODS)}")
+        raise UserError(
+            f"method {spec.method!r} is unknown; use one or more of {', '.join(METHODS)}"
+        )
     _, at, length = spec.drafter.partition("@")
     if at and not (length.isdecimal() and int(length)):
-        raise UserError(f"drafter {spec.drafter!r}: behind the @ belongs a number of tokens")
+        raise UserError(
+            f"drafter {spec.drafter!r} has no number of tokens after the @; write NAME@K, "
+            "such as prompt-lookup@4"
+        )
     if spec.drafter_name == SIMULATED:
         check_whole("draft length", spec.draft_length or 1, 1, LONGEST)
     else:
@@ -85,12 +90,13 @@ class Contender:
     """A compiled engine.
 
     Attributes:
-      spec: what it is called.
-      engine: of B slots.
-      compile_seconds: of its decode program; little where it was compiled before.
-      peak_memory_bytes: of that program: weights, cache, state and temporaries, without the room
-        for holes where it makes none; None where the compiler does not tell.
-      attention: the backend that it attends with; None where not known.
+      spec: its name.
+      engine: an engine of B slots.
+      compile_seconds: compile time of its decode program; short if the compile cache has it.
+      peak_memory_bytes: memory of that program: weights, cache, state and temporaries. A method
+        that leaves no holes is not charged the room for them. None if the compiler does not
+        report it.
+      attention: the backend of its attention; None if unknown.
     """
 
     spec: Spec
@@ -100,54 +106,60 @@ class Contender:
     attention: str | None = None
 
     def prefill(self, jobs: Sequence[Job]) -> tuple[jax.Array, float]:
-        """A cache that holds the jobs' prompts, and the seconds that reading them takes."""
+        """Reads the jobs' prompts; returns the cache that holds them and the seconds it took."""
         state = jax.block_until_ready(self.engine.empty())
+        # The first token comes with the prompt's last row, so one token takes no step but prefill.
         short = [replace(job, max_tokens=1) for job in jobs]
         reading = Decoding(self.engine, state, short, read=False)
-        reading.to_its_end()
+        reading.finish()
         return reading.state.cache, reading.seconds
 
     def begin(self, cache: jax.Array, jobs: Sequence[Job]) -> Decoding:
-        """The writing of texts whose prompts are in the cache, which is used up.
+        """Starts the decoding of prompts that are in the cache, and consumes the cache.
 
         Args:
           cache: of B slots.
-          jobs: whose prompts it holds, slot by slot.
+          jobs: the jobs whose prompts it holds, slot by slot.
         """
         return Decoding(self.engine, self.engine.around(cache), jobs, read=True)
 
     def decode(
         self, cache: jax.Array, jobs: Sequence[Job], prefill: float = 0.0
     ) -> tuple[jax.Array, Run]:
-        """Writes all texts; see `begin`. The cache is given back.
+        """Writes all texts of the jobs.
 
         Args:
-          cache: of B slots.
-          jobs: whose prompts it holds, slot by slot.
-          prefill: what reading them took, for the record.
+          cache: of B slots; consumed.
+          jobs: the jobs whose prompts it holds, slot by slot.
+          prefill: seconds that reading the prompts took, for the record.
+
+        Returns:
+          The cache, which still holds the prompts, and the run.
         """
         writing = self.begin(cache, jobs)
-        writing.to_its_end()
+        writing.finish()
         return writing.state.cache, writing.run(prefill)
 
 
 def start(
     spec: Spec, target: Target, batch_size: int, max_model_len: int, room: int = 0
 ) -> Contender:
-    """Builds and compiles.
+    """Builds and compiles a contender.
 
     Args:
-      spec: which.
+      spec: its name.
       target: the model.
       batch_size: B.
       max_model_len: the most tokens of a sample.
-      room: places of the cache beyond those, for holes.
+      room: further places of each slot's cache, for holes.
 
     Raises:
-      UserError: it does not fit in memory, or not the model.
+      UserError: it does not fit in memory, or the drafter does not fit the model.
     """
     engine = _engine(spec, target, batch_size, max_model_len, room)
-    if spec.planned:  # that is another program; which costs it is given is no matter
+    if spec.planned:
+        # An engine with costs runs another program. Its compilation does not depend on the values,
+        # so it need not wait for the real ones, which are measured below.
         free = np.zeros(len(engine.ladder), np.float32)
         engine.use_costs(StepCosts(free + 1, free, np.float32(0)))
     started = time.perf_counter()
@@ -163,7 +175,11 @@ def start(
 
 
 def _costs(engine: Engine, name: str) -> StepCosts:
-    """Those of the steps; with simulated drafts, those of steps that have some to verify."""
+    """The costs of the engine's steps.
+
+    A table decides where simulated drafts come, and a wide step could be timed with nothing to
+    verify. So their costs are measured with a draft at every place.
+    """
     drafter = engine.drafter
     if not isinstance(drafter, Simulated):
         return known_costs(engine, name)
@@ -187,7 +203,11 @@ def _engine(spec: Spec, target: Target, batch_size: int, max_model_len: int, roo
 
 
 def drafter_of(spec: Spec, target: Target) -> Drafter:
-    """The drafter, loaded once for all methods."""
+    """Returns the contender's drafter, loaded once for all methods.
+
+    Raises:
+      UserError: the drafter cannot be loaded, or does not fit the target.
+    """
     if PLAIN in (spec.method, spec.drafter):
         return NoDrafter()
     if spec.drafter not in target.drafters:
@@ -207,14 +227,16 @@ def _drafter(spec: Spec, target: Target) -> Drafter:
 
 
 def _bytes_of(engine: Engine, places: int) -> int:
-    """So many of each slot's cache, for all slots; a draft model's, too."""
+    """Bytes of `places` places of each slot's cache, over all slots, draft model included."""
     own = jax.eval_shape(lambda: engine.drafter.init(engine.num_slots, engine.capacity))
+    # Of a drafter's state, only a K/V cache [L, B, S, R, 128] has five axes.
     caches = [engine.cache_spec, *(part for part in jax.tree.leaves(own) if part.ndim == 5)]
     held = sum(math.prod(cache.shape) * cache.dtype.itemsize for cache in caches)
     return held * places // engine.capacity
 
 
 def _memory(compiled: jax.stages.Compiled) -> int | None:
+    """Bytes that a program holds while it runs; donated arguments count once."""
     memory = compiled.memory_analysis()
     if memory is None:
         return None

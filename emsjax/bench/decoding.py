@@ -1,4 +1,4 @@
-"""A batch of prompts that one contender decodes, some steps at a time."""
+"""The decoding of one batch of prompts by one contender, some steps at a time."""
 
 import time
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from emsjax.engine.state import DecodeState
 
 
 class Run(NamedTuple):
-    """One decoding of a batch of prompts that had been read.
+    """One finished decoding of a batch of prompts that were already in the cache.
 
     Attributes:
-      seconds: from the first step to the last.
-      tokens: what each prompt gave.
+      seconds: time spent in steps, prefill excluded.
+      tokens: the text of each prompt, as token ids.
       steps: target steps.
-      counts: of `SlotStats`, numpy arrays summed over slots.
+      counts: the fields of `SlotStats`, numpy arrays summed over slots.
       prefill: seconds that reading the prompts took.
     """
 
@@ -33,28 +33,28 @@ class Run(NamedTuple):
 
 
 def together(runs: Sequence[Run]) -> Run:
-    """The sum of several; without their texts."""
+    """The sum of one or more runs, without their texts."""
     counts = {name: np.sum([run.counts[name] for run in runs], axis=0) for name in runs[0].counts}
     seconds, steps = sum(run.seconds for run in runs), sum(run.steps for run in runs)
     return Run(seconds, [], steps, counts, sum(run.prefill for run in runs))
 
 
 class Decoding:
-    """Goes on when told to; only that is timed.
+    """A decoding in progress, which times its own steps and nothing else.
 
     Attributes:
-      state: of all slots.
-      seconds: so far.
+      state: the state of all slots.
+      seconds: time spent in steps so far.
     """
 
     def __init__(self, engine: Engine, state: DecodeState, jobs: Sequence[Job], *, read: bool):
         """Puts the jobs into the slots.
 
         Args:
-          engine: of as many slots or more.
-          state: with free slots.
-          jobs: slot by slot.
-          read: whether the cache holds their prompts.
+          engine: with at least one slot for each job.
+          state: a state of the engine whose slots are free.
+          jobs: one for each slot, from slot 0.
+          read: whether the cache already holds the jobs' prompts.
         """
         self._engine, self._jobs = engine, jobs
         for slot, job in enumerate(jobs):
@@ -64,28 +64,32 @@ class Decoding:
 
     @property
     def ended(self) -> bool:
-        """Whether all texts are written."""
+        """Whether every text is complete."""
         return not bool(self.state.live.any())
 
     @property
     def written(self) -> int:
-        """Tokens of all texts so far."""
+        """The number of tokens written so far, over all texts."""
         return int((self.state.lens - self.state.prompt_lens).sum())
 
-    def go_on(self, max_steps: int = STEPS_PER_CALL) -> None:
-        """Some steps more."""
+    def advance(self, max_steps: int = STEPS_PER_CALL) -> None:
+        """Runs up to `max_steps` more steps."""
         started = time.perf_counter()
         self.state = self._engine.advance(self.state, max_steps, others_wait=False)
         jax.block_until_ready(self.state.live)
         self.seconds += time.perf_counter() - started
 
-    def to_its_end(self) -> None:
-        """All steps that are left."""
+    def finish(self) -> None:
+        """Runs all remaining steps."""
         while not self.ended:
-            self.go_on()
+            self.advance()
 
     def run(self, prefill: float) -> Run:
-        """What came of it; `prefill` is what reading the prompts took."""
+        """Returns the result.
+
+        Args:
+          prefill: seconds that reading the prompts took.
+        """
         state, jobs = self.state, self._jobs
         tokens, lens, stats = jax.device_get((state.tokens, state.lens, state.stats))
         texts = [

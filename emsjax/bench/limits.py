@@ -1,4 +1,4 @@
-"""What the hardware allows at most: its bandwidth and matrix rate, and what a decoding needs."""
+"""The limits of the hardware: its bandwidth, its matrix rate, and how close a decoding comes."""
 
 import time
 from collections.abc import Callable
@@ -12,22 +12,22 @@ from emsjax.costs.roofline import attended
 from emsjax.engine.model import Model
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
 
-# Numbers read to measure the bandwidth, far more bytes than caches hold: rows of so many columns.
-# Rows and columns of the products.
+# The array that is read to measure the bandwidth, [rows, columns]: far larger than any cache.
 COLUMNS = 4096
 READ_ROWS, READ_ROWS_ELSEWHERE = {"cpu": 2**14}, 2**18
+# Rows and columns of the square matrices that are multiplied to measure the matrix rate.
 MATRIX, MATRIX_ELSEWHERE = {"cpu": 1536}, 8192
-# Rows that are multiplied with one layer after the other, as in a decode step.
+# Rows that are multiplied with one layer's weights after another's, as in a decode step.
 FEW = 8
 REPEATS = 5
 
 
 class Limits(NamedTuple):
-    """Measured on the device.
+    """Rates measured on the device.
 
     Attributes:
-      bytes_per_second: read from memory.
-      flops: operations a second of a large matrix product.
+      bytes_per_second: bandwidth of reads from memory.
+      flops: operations per second of a large matrix product.
     """
 
     bytes_per_second: float
@@ -35,11 +35,13 @@ class Limits(NamedTuple):
 
 
 def measure_limits(dtype: jnp.dtype, precision: str | None) -> Limits:
-    """The fastest of several tries each, of reading also by the fastest of three ways.
+    """Measures the device's limits, each as the fastest of `REPEATS` tries.
+
+    Memory is read in three ways, of which the fastest counts.
 
     Args:
-      dtype: of the numbers that are read and multiplied.
-      precision: of products, as `jax.default_matmul_precision` has it.
+      dtype: type of the numbers that are read and multiplied.
+      precision: precision of products, as for `jax.default_matmul_precision`.
     """
     platform, dtype = jax.default_backend(), jnp.dtype(dtype)
     size = MATRIX.get(platform, MATRIX_ELSEWHERE)
@@ -72,6 +74,7 @@ def _multiply_layers(few: jax.Array, stack: jax.Array) -> jax.Array:
 
 
 def _fastest(function: Callable[..., Any], *arguments: jax.Array) -> float:
+    """Seconds of the fastest of `REPEATS` calls, after one call that compiles."""
     jax.block_until_ready(function(*arguments))
     seconds = []
     for _ in range(REPEATS):
@@ -82,21 +85,21 @@ def _fastest(function: Callable[..., Any], *arguments: jax.Array) -> float:
 
 
 def share_of_limit(run: Run, model: Model, limits: Limits) -> float:
-    """The least seconds that a decoding needs on this device, over those that it took.
+    """The least time a decoding needs on this device, as a share of the time it took.
 
-    Every step reads the weights that it multiplies, and each slot's cached tokens. Every row meets
-    the layers' weights and, a token being chosen behind it, those of the logits. The longer of
-    reading and computing counts. Rows of padding and holes count as work: what they cost is for the
-    speedup to tell. Attention's products are left out.
+    Every step reads the weights that it multiplies and each slot's cached tokens. Every row is
+    multiplied with the layers' weights and, since a token is chosen after it, with those of the
+    logits. The longer of reading and computing counts. Padding rows and holes count as work: their
+    cost shows in the speedup instead. Attention's products are left out.
 
     Args:
-      run: what was decoded.
+      run: the decoding.
       model: the target.
-      limits: of the device.
+      limits: the device's limits.
     """
     sizes = model.sizes
     rows, cached = float(run.counts["rows"]), float(run.counts["cached"])
-    # As if all texts were of their mean length.
+    # Windowed layers read less of long texts; the estimate gives every text the mean length.
     length = cached / max(float(run.counts["target_steps"]), 1.0)
     cached *= attended(model.windows, length) / max(length, 1.0)
     read = run.steps * sizes.read_bytes + cached * sizes.token_bytes

@@ -1,4 +1,4 @@
-"""What the paper measured (EMS-SD, arXiv 2405.07542), as speedup over plain decoding by batch size.
+"""The paper's measurements (EMS-SD, arXiv 2405.07542): speedup over plain decoding by batch size.
 
 OPT-6.7B in float16 on a GPU, CNN/DailyMail, LLMA drafts, 128 new tokens, prefill not counted.
 """

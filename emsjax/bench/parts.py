@@ -1,4 +1,4 @@
-"""Where the time of a step goes."""
+"""Times the parts of a step."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -12,11 +12,11 @@ from emsjax.engine.job import Job
 
 
 class StepParts(NamedTuple):
-    """Of an average step.
+    """Figures of an average step.
 
     Attributes:
-      seconds: of each of `PARTS`.
-      unused_rows: share of the shape's rows that nothing was put into.
+      seconds: time of each of `PARTS`.
+      unused_rows: share of a step's rows that hold neither a known nor a draft token.
     """
 
     seconds: dict[str, float]
@@ -24,7 +24,16 @@ class StepParts(NamedTuple):
 
 
 def watched(contender: Contender, target: Target, on_step: Callable[[Step], None]) -> Contender:
-    """The same contender, stepped part by part; its memory and compile time are not known."""
+    """The same contender, stepped part by part.
+
+    Args:
+      contender: whose drafter, ladder, costs and policy are used.
+      target: the model.
+      on_step: called after every step.
+
+    Returns:
+      A contender whose memory and compile time are not known.
+    """
     engine = contender.engine
     stepped = SteppedEngine(
         target.model,
@@ -43,7 +52,17 @@ def watched(contender: Contender, target: Target, on_step: Callable[[Step], None
 def time_parts(
     contender: Contender, target: Target, cache: jax.Array, jobs: Sequence[Job]
 ) -> tuple[jax.Array, StepParts]:
-    """The cache given back, and where the time went."""
+    """Decodes the jobs part by part.
+
+    Args:
+      contender: the contender to look into.
+      target: the model.
+      cache: holds the jobs' prompts; consumed.
+      jobs: slot by slot.
+
+    Returns:
+      The cache, which still holds the prompts, and the mean over all steps but the first.
+    """
     steps: list[Step] = []
     cache, _ = watched(contender, target, steps.append).decode(cache, jobs)
     counted = steps[1:] or steps  # the first one compiles

@@ -1,4 +1,4 @@
-"""`transformers` on the same prompts, where it and PyTorch are installed."""
+"""`transformers` on the same prompts, if PyTorch is installed."""
 
 import time
 from collections.abc import Sequence
@@ -20,16 +20,21 @@ PEER = Spec("transformers")
 
 
 class Peer:
-    """`generate` of `transformers`: left padding, attention mask, growing key-value cache."""
+    """`generate` of `transformers`: left padding, attention mask, growing K/V cache."""
 
     def __init__(self, model: Any, device: str):
-        """Of a PyTorch model that is on the device."""
+        """Wraps a PyTorch model that is on `device`."""
         self._model, self._device = model.eval(), device
 
     def decode(self, cache: Any, jobs: Sequence[Job], prefill: float = 0.0) -> tuple[Any, Run]:
-        """Reads the prompts and writes their texts; the cache is not looked at.
+        """Reads the prompts and writes their texts.
 
-        The time of the prompts is that of a run of one token.
+        The time of prefill is that of a separate run of one token, and is subtracted.
+
+        Args:
+          cache: returned as it is, so that a peer can be called like a contender.
+          jobs: the prompts.
+          prefill: ignored.
         """
         del prefill
         started = time.perf_counter()
@@ -63,16 +68,19 @@ class Peer:
 
 
 def _cut(row: list[int], stop_ids: Sequence[int]) -> Tokens:
-    """Without the padding behind the end of text."""
+    """The row up to and including its end of text, without the padding after it."""
     ends = [place for place, token in enumerate(row) if token in stop_ids]
     return tuple(row[: ends[0] + 1] if ends else row)
 
 
 def peer_of(target: Target) -> Peer:
-    """Copies the weights into PyTorch; of random weights only their shape, for speed alone.
+    """Copies the target's weights into PyTorch.
+
+    A target of random weights gets a model of the same shape with other random weights: its speed
+    can be compared, its texts cannot.
 
     Raises:
-      UserError: the weights cannot be written for it.
+      UserError: the weights cannot be written in Hugging Face's format.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

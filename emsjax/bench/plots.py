@@ -1,4 +1,4 @@
-"""Records as pictures: speedup beside the paper's, tokens a step, where the time goes."""
+"""Plots records: speedup next to the paper's, tokens per step, and the time of a step's parts."""
 
 import re
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from emsjax.bench.tables import name_of
 
 
 def draw(records: Sequence[Record], directory: Path) -> list[Path]:
-    """Writes the plots of a run, one set a dataset, and gives their files."""
-    # Not pyplot, which would change how the caller's own figures are shown.
+    """Writes the plots of a run, one set for each dataset, and returns their files."""
+    # pyplot is avoided: importing it would change how the caller's own figures are shown.
     from matplotlib.figure import Figure
 
     files = []
@@ -32,12 +32,12 @@ def draw(records: Sequence[Record], directory: Path) -> list[Path]:
 
 
 def _file_name(dataset: str) -> str:
-    """A dataset's name where a file's may stand."""
+    """A dataset's name with every character that is unsafe in a file name replaced."""
     return re.sub(r"[^\w.-]+", "_", dataset)
 
 
 def _lines(records: Sequence[Record], field: str) -> dict[str, list[tuple[int, float, Any]]]:
-    """Batch size, value and spread, by contender."""
+    """Batch size, value and spread of a field, by contender; plain decoding is left out."""
     found: dict[str, list[tuple[int, float, Any]]] = {}
     for record in records:
         if record["method"] != PLAIN and record.get(field) is not None:
@@ -74,14 +74,14 @@ def _tokens(axes: Any, records: Sequence[Record]) -> bool:
     for name, points in lines.items():
         axes.plot(*list(zip(*points, strict=True))[:2], marker="o", markersize=4, label=name)
     axes.axhline(1.0, color="black", linewidth=0.8)
-    axes.set(xlabel="batch size", ylabel="tokens a target step")
+    axes.set(xlabel="batch size", ylabel="tokens per target step")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
     return True
 
 
 def _time(axes: Any, records: Sequence[Record]) -> bool:
-    """A bar a contender and batch size, a colour a part."""
+    """Draws one bar for each contender and batch size, with one colour for each part."""
     timed = [record for record in records if record["parts"]]
     if not timed:
         return False
@@ -91,7 +91,7 @@ def _time(axes: Any, records: Sequence[Record]) -> bool:
         widths = [1000 * record["parts"][part] for record in timed]
         axes.barh(labels, widths, left=left, label=part)
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    axes.set(xlabel="milliseconds a step")
+    axes.set(xlabel="milliseconds per step")
     axes.tick_params(axis="y", labelsize=7)
     axes.legend(fontsize=8)
     return True

@@ -1,4 +1,4 @@
-"""Prompts to measure with, by dataset: from files of JSON lines, or made up."""
+"""The prompts of a benchmark, by dataset: from files of JSON lines, or made up."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -12,23 +12,23 @@ from emsjax.errors import UserError
 from emsjax.requests.prompt_line import read_object, take_prompt
 
 Tokens = tuple[int, ...]
-# Spec-Bench's own grouping: what is in none of these is its multi-turn conversations.
+# Spec-Bench's own grouping: every other category is one of its multi-turn conversations.
 SPEC_BENCH = ("summarization", "rag", "qa", "math_reasoning", "translation")
 CONVERSATION = "mt_bench"
 
 
 def read_datasets(files: Iterable[Path], wanted: Sequence[str]) -> dict[str, list[Any]]:
-    """Prompts as `LLM.generate` takes them, by dataset.
+    """Reads prompts in the forms that `LLM.generate` accepts, by dataset.
 
     A line is an object with one prompt (see `take_prompt`). Its `category` names its dataset; a
     line without one belongs to the dataset named after the file.
 
     Args:
       files: JSON lines.
-      wanted: names of datasets; all where there are none.
+      wanted: names of datasets; all datasets if empty.
 
     Raises:
-      UserError: a file cannot be read, a line is bad, or a wanted dataset is not there.
+      UserError: a file cannot be read, a line is not valid, or a wanted dataset is missing.
     """
     found: dict[str, list[Any]] = defaultdict(list)
     for file in files:
@@ -37,11 +37,11 @@ def read_datasets(files: Iterable[Path], wanted: Sequence[str]) -> dict[str, lis
                 dataset, prompt = _read(line, file, number)
                 found[dataset].append(prompt)
     if not found:
-        raise UserError("there are no prompts in the input")
+        raise UserError("the input has no prompts; name a file that has one on each line")
     for name in wanted:
         if name not in found:
             raise UserError(
-                f"there are no prompts of {name!r} in the input: it has {', '.join(found)}"
+                f"the input has no prompts of {name!r}; name one or more of {', '.join(found)}"
             )
     return {name: found[name] for name in wanted or found}
 
@@ -50,7 +50,9 @@ def _lines(file: Path) -> list[bytes]:
     try:
         return file.read_bytes().splitlines()
     except OSError as error:
-        raise UserError(f"input {str(file)!r} cannot be read ({error.strerror})") from error
+        raise UserError(
+            f"input {str(file)!r} cannot be read ({error.strerror}); name a readable file"
+        ) from error
 
 
 def _read(line: bytes, file: Path, number: int) -> tuple[str, Any]:
@@ -66,10 +68,10 @@ def _read(line: bytes, file: Path, number: int) -> tuple[str, Any]:
 
 
 def take_evenly(prompts: Sequence[Any], least: int, batch_size: int) -> list[Any]:
-    """Prompts from all over a dataset, in full batches.
+    """Selects prompts at even distances from a dataset, in full batches.
 
-    The fewest batches that hold `least` prompts, or as many as there are; where there are not
-    enough for one, some prompts come more than once.
+    Returns the fewest full batches that hold `least` prompts, or all full batches if the dataset is
+    smaller. If it cannot fill one batch, some prompts appear more than once.
     """
     count, there = -(-least // batch_size) * batch_size, len(prompts)
     if count > there:
@@ -78,21 +80,21 @@ def take_evenly(prompts: Sequence[Any], least: int, batch_size: int) -> list[Any
 
 
 class Dataset(Protocol):
-    """Where prompts come from. Which are taken depends on nothing but what is asked for."""
+    """A source of prompts. Equal arguments of `take` return equal prompts."""
 
     def take(self, least: int, batch_size: int) -> list[Tokens]:
-        """The fewest full batches of at least so many prompts."""
+        """Returns the fewest full batches that hold `least` prompts, see `take_evenly`."""
         ...
 
 
 @dataclass(frozen=True)
 class GivenPrompts:
-    """Those of a file, taken evenly; tokenised when they are taken.
+    """The prompts of a file, taken evenly and tokenised when they are taken.
 
     Attributes:
-      prompts: as `read` takes them.
-      read: a prompt's token ids.
-      chat: whether text goes into the chat template.
+      prompts: in a form that `read` accepts.
+      read: returns a prompt's token ids.
+      chat: whether text prompts go into the chat template.
     """
 
     prompts: Sequence[Any]
@@ -115,10 +117,10 @@ class GivenPrompts:
 
 @dataclass(frozen=True)
 class MadeUpPrompts:
-    """As many as are asked for, of any tokens.
+    """Random prompts, in any number.
 
     Attributes:
-      length: tokens of each.
+      length: tokens of each prompt.
       vocab_size: V.
     """
 
@@ -126,12 +128,12 @@ class MadeUpPrompts:
     vocab_size: int
 
     def take(self, least: int, batch_size: int) -> list[Tokens]:
-        """From the first on: the simulated samples 0, 1, 2 and so forth."""
+        """Returns the prompts of the simulated samples 0, 1, 2 and so on."""
         return made_up(-(-least // batch_size) * batch_size, self.length, self.vocab_size)
 
 
 def made_up(count: int, length: int, vocab_size: int) -> list[Tokens]:
-    """Prompts of any tokens; each begins with its number, by which simulated texts know it."""
+    """Returns random prompts. Each begins with its number, which tells simulated texts apart."""
     tokens = np.random.default_rng(0).integers(0, vocab_size, (count, length))
     tokens[:, 0] = np.arange(count) % vocab_size
     return [tuple(row) for row in tokens.tolist()]

@@ -1,4 +1,4 @@
-"""Acceptance recorded from real runs, for simulating it with models that are too large to have."""
+"""Records acceptance in real runs, to simulate it with models that are too large to load."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from emsjax.bench.stepped import Step
 
 
 class _Verified(NamedTuple):
-    """One draft: how long, how much of it was right, how sure the drafter was."""
+    """A verified draft: its length, its accepted tokens, and the drafter's mean confidence."""
 
     drafted: int
     accepted: int
@@ -19,34 +19,40 @@ class _Verified(NamedTuple):
 
 
 class Recorder:
-    """Watches an engine's steps and keeps what became of each draft."""
+    """Collects the outcome of every draft from an engine's steps.
+
+    Attributes:
+      samples: the acceptance of each finished text, arrays of shape [P].
+    """
 
     def __init__(self) -> None:
         self._drafts: dict[int, list[_Verified]] = defaultdict(list)
         self.samples: list[Acceptance] = []
 
     def see(self, step: Step) -> None:
-        """Takes note of a step; for `SteppedEngine`."""
+        """Records a step; pass this method to `SteppedEngine` as `on_step`."""
         for slot in np.flatnonzero(step.live & (step.emitted > 0)).tolist():
             drafted = int(step.plan.draft_lens[slot])
-            said = step.draft.confidence
-            sure = float(said[slot, :drafted].mean()) if said is not None and drafted else 0.0
+            given = step.draft.confidence
+            confidence = (
+                float(given[slot, :drafted].mean()) if given is not None and drafted else 0.0
+            )
             accepted = min(int(step.accepted[slot]), drafted)
-            self._drafts[slot].append(_Verified(drafted, accepted, sure))
+            self._drafts[slot].append(_Verified(drafted, accepted, confidence))
             if not step.live_after[slot]:
-                # How far the last draft was right is not known: the text ended within it.
+                # The text ended within the last draft, so its accepted length is unknown.
                 self.samples.append(_by_place(self._drafts.pop(slot)[:-1]))
 
 
 def _by_place(drafts: Sequence[_Verified]) -> Acceptance:
-    """A row [P] for each field: of every place, also those that a draft jumped over.
+    """Acceptance with one entry for every place of the text, arrays of shape [P].
 
-    Inside what was accepted, what would have been drafted is taken to be what was left.
+    No draft started at a place inside an accepted draft. Its entry is the rest of that draft.
     """
     rows: list[tuple[int, int, float]] = []
     for draft in drafts:
         for done in range(draft.accepted + 1):
-            left = draft.drafted - done, draft.accepted - done
-            rows.append((*left, draft.confidence))
+            rest = draft.drafted - done, draft.accepted - done
+            rows.append((*rest, draft.confidence))
     drafted, accepted, confidence = np.asarray(rows or [(0, 0, 0.0)], np.float64).T
     return Acceptance(drafted.astype(np.int32), accepted.astype(np.int32), confidence)

@@ -1,4 +1,4 @@
-"""Cells as records: what `results.json` holds."""
+"""The records that `results.json` holds, made from cells."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,31 +14,32 @@ from emsjax.host.provenance import commit_of, version_of
 from emsjax.version import __version__
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "transformers", "torch", "libtpu")
-# Folders of the repository whose changes may change a figure.
+# Folders of the repository in which a change can change a figure.
 CODE = ("emsjax", "models", "pallas_kernels")
 Record = dict[str, Any]
 
 
 def records_of(cells: Sequence[Cell], facts: Mapping[str, Any]) -> list[Record]:
-    """The cells of one batch size.
+    """Returns the records of one batch size.
 
     Args:
-      cells: with those of plain decoding among them.
-      facts: of the run, for every record.
+      cells: all cells of the batch size, those of plain decoding included.
+      facts: fields that describe the run, added to every record.
     """
     plain = {cell.dataset: cell for cell in cells if cell.spec.method == PLAIN}
     records = [_record(cell, plain[cell.dataset]) | dict(facts) for cell in cells]
     for record in records:
         if record["method"] == PEER.method and record["simulated"]:
-            record["prompts_differing"] = None  # it has weights of its own, and no script
+            # The peer has other random weights and follows no script, so its texts always differ.
+            record["prompts_differing"] = None
     return records
 
 
 def read_records(file: Path) -> list[Record]:
-    """Those of an earlier run.
+    """Reads the records of an earlier run.
 
     Raises:
-      UserError: they are damaged.
+      UserError: the file cannot be read or is damaged.
     """
     try:
         records = json.loads(file.read_text(encoding="utf-8"))
@@ -46,11 +47,11 @@ def read_records(file: Path) -> list[Record]:
             return records
     except (OSError, ValueError, AttributeError, TypeError):
         pass
-    raise UserError(f"{file} holds no results that could be added to: name another --output")
+    raise UserError(f"{file} holds no results to append to; name another --output")
 
 
 def run_facts() -> Record:
-    """What the records of all runs on this machine have in common."""
+    """Fields shared by the records of all runs with this code on this machine."""
     versions = {name: version_of(name) for name in PACKAGES}
     return {
         "commit": commit_of(__file__, CODE),
@@ -59,44 +60,45 @@ def run_facts() -> Record:
     }
 
 
-# Records that differ in one of these do not belong into one table.
+# Records that differ in one of these fields cannot be compared in one table.
 ALIKE = ("model", "dtype", "simulated", "device", "versions", "texts", "draft_model")
 
 
 def check_alike(earlier: Sequence[Record], facts: Mapping[str, Any]) -> None:
-    """Whether records with these facts may be added.
+    """Checks that records with these facts may be added to earlier ones.
 
     Raises:
-      UserError: the earlier ones are of another model, device, or kind of text.
+      UserError: the earlier ones differ in a field of `ALIKE`.
     """
     for field in ALIKE:
         if found := [r for r in earlier if r.get(field) != facts[field]]:
             raise UserError(
-                f"these results cannot be added to those of another {field}: there it is "
-                f"{found[0].get(field)}, here {facts[field]}; name another --output"
+                f"the earlier results differ in {field}: there it is {found[0].get(field)}, "
+                f"here {facts[field]}; name another --output"
             )
 
 
 def merge(earlier: Sequence[Record], newer: Sequence[Record]) -> list[Record]:
-    """All records by batch size; newer ones take the place of all of their batch size and dataset.
+    """Returns all records by batch size, with newer ones replacing earlier ones.
 
-    Speedups are over plain decoding beside them, in the same run: none may outlive it. Where plain
-    decoding has failed this time there are none, and figures that were there stay.
+    A batch size and dataset is replaced as a whole: speedups are over plain decoding in the same
+    run, so a record must not outlive it. If plain decoding failed this time and did not before,
+    the earlier figures stay.
     """
-    lost = {_place(r) for r in newer if r["method"] == PLAIN and r["error"]}
-    better = lost & {_place(r) for r in earlier if r["method"] == PLAIN and not r["error"]}
-    newer = [record for record in newer if _place(record) not in better]
-    anew = {_place(record) for record in newer}
-    kept = [record for record in earlier if _place(record) not in anew]
+    failed = {_group(r) for r in newer if r["method"] == PLAIN and r["error"]}
+    better = failed & {_group(r) for r in earlier if r["method"] == PLAIN and not r["error"]}
+    newer = [record for record in newer if _group(record) not in better]
+    replaced = {_group(record) for record in newer}
+    kept = [record for record in earlier if _group(record) not in replaced]
     return sorted([*kept, *newer], key=lambda record: record["batch_size"])
 
 
-def _place(record: Record) -> tuple[int, str]:
+def _group(record: Record) -> tuple[int, str]:
     return record["batch_size"], record["dataset"]
 
 
 def _record(cell: Cell, plain: Cell) -> Record:
-    """Every record has the same fields; those without a figure are None."""
+    """The record of a cell. Every record has the same fields; missing figures are None."""
     record: Record = {
         "method": cell.spec.method,
         "drafter": cell.spec.drafter,
@@ -139,7 +141,7 @@ _FIGURES = (
 
 
 def _speeds(cell: Cell, plain: Cell) -> Record:
-    """Rates, and how many times those of plain decoding they are, repetition by repetition."""
+    """Rates, and their ratios to plain decoding's, computed repetition by repetition."""
     values = _rates(cell)
     if plain.measured:
         theirs = _rates(plain)
@@ -160,14 +162,14 @@ def _speeds(cell: Cell, plain: Cell) -> Record:
 
 
 def _differing(cell: Cell, plain: Cell) -> int | None:
-    """Texts that are not those of plain decoding; None where there are none of those."""
+    """The number of texts that differ from plain decoding's; None if plain decoding failed."""
     if not plain.measured:
         return None
     return sum(ours != theirs for ours, theirs in zip(cell.texts, plain.texts, strict=True))
 
 
 def _rates(cell: Cell) -> dict[str, list[float]]:
-    """Tokens a second of each repetition."""
+    """Tokens per second of each repetition, with and without prefill."""
     seconds = cell.all_seconds(), cell.decode_seconds()
     return {
         name: [cell.tokens / each for each in every]

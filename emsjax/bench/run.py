@@ -1,4 +1,4 @@
-"""A call of the benchmark from its settings to its files."""
+"""Runs the benchmark, from its settings to its files."""
 
 import importlib.util
 import itertools
@@ -31,10 +31,10 @@ from emsjax.host.files import replace_text
 
 
 def run(settings: Settings) -> None:
-    """Measures; writes what there is after each batch size.
+    """Measures all contenders, and writes the results after each batch size.
 
     Raises:
-      UserError: the model or the prompts cannot be had, or the output not be written.
+      UserError: the model or the prompts cannot be loaded, or the output cannot be written.
     """
     use_compile_cache()
     files = _Files(settings.output, settings.append)
@@ -52,22 +52,23 @@ def run(settings: Settings) -> None:
         "command": "python -m emsjax.bench " + shlex.join(sys.argv[1:]),
     }
     files.check(facts)
+    # Bad prompts and draft models of another target must fail now, not after hours of measuring.
     for dataset, size in itertools.product(datasets.values(), settings.batch_sizes):
-        dataset.take(settings.prompts, size)  # a bad prompt is told of now
+        dataset.take(settings.prompts, size)
     for spec in settings.specs():
-        drafter_of(spec, target)  # and a draft model of another target
+        drafter_of(spec, target)
     others = OtherWork()
 
-    def done(cells: list[Cell]) -> None:
-        files.add(records_of(cells, facts | {"other_cpus": others.since_last_asked()}))
+    def write(cells: list[Cell]) -> None:
+        files.add(records_of(cells, facts | {"other_cpus": others.since_last_call()}))
 
-    run_sweep(settings.sweep(), target, datasets, done, say, peer)
+    run_sweep(settings.sweep(), target, datasets, write, say, peer)
     for line in files.summary():
         say(line)
 
 
 def record_acceptance(settings: Settings) -> None:
-    """Decodes all prompts and writes what was accepted of each draft.
+    """Decodes all prompts and writes how much of each draft was accepted.
 
     Raises:
       UserError: as for `run`.
@@ -76,7 +77,7 @@ def record_acceptance(settings: Settings) -> None:
     assert settings.record is not None
     _make(settings.record.parent)
     if settings.record.is_dir():
-        raise UserError(f"--record {str(settings.record)!r} is a directory: name a file")
+        raise UserError(f"--record {str(settings.record)!r} is a directory; name a file")
     target = _target(settings)
     size, drafter = settings.batch_sizes[0], settings.recorded().drafter
     recorder = Recorder()
@@ -96,7 +97,7 @@ def record_acceptance(settings: Settings) -> None:
 
 
 def say(line: str) -> None:
-    """Progress, on standard error."""
+    """Prints a line of progress to standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -116,8 +117,9 @@ def _datasets(settings: Settings, target: Target) -> Mapping[str, Dataset]:
     if target.read is None:
         if settings.prompt_tokens >= target.max_model_len:
             raise UserError(
-                f"prompts of {settings.prompt_tokens} tokens leave {target.name} no room for a "
-                f"text: it takes {target.max_model_len} together"
+                f"--prompt-tokens {settings.prompt_tokens} leaves no room for a text: "
+                f"{target.name} takes {target.max_model_len} tokens, prompt and text together; "
+                "give fewer"
             )
         return {SIMULATED: MadeUpPrompts(settings.prompt_tokens, target.model.vocab_size)}
     found = read_datasets(settings.inputs, settings.datasets)
@@ -127,16 +129,18 @@ def _datasets(settings: Settings, target: Target) -> Mapping[str, Dataset]:
 
 
 def _make(directory: Path) -> None:
-    """Makes it, and sees that files can be written there before hours are spent on them."""
+    """Makes a directory and writes a file in it, before hours are spent on measuring."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=directory).close()
     except OSError as error:
-        raise UserError(f"directory {str(directory)!r}: {error.strerror}") from error
+        raise UserError(
+            f"directory {str(directory)!r} cannot be written ({error.strerror}); name another"
+        ) from error
 
 
 class _Files:
-    """The output directory."""
+    """The files in the output directory."""
 
     def __init__(self, directory: Path, append: bool):
         _make(directory)
@@ -144,28 +148,33 @@ class _Files:
         self._results = directory / "results.json"
         self._records: list[Record] = []
         if self._results.is_file() and not append:
-            raise UserError(f"{self._results} is there already: --append adds to it")
+            raise UserError(
+                f"{self._results} exists already; add to it with --append, or name another --output"
+            )
         if self._results.is_file():
             self._records = read_records(self._results)
 
     def check(self, facts: Mapping[str, Any]) -> None:
-        """Before anything is measured: whether it may be added, see `check_alike`."""
+        """Checks before measuring that new records may be added, see `check_alike`."""
         check_alike(self._records, facts)
 
     def add(self, records: Sequence[Record]) -> None:
-        """Writes everything measured so far."""
+        """Adds records and writes everything measured so far."""
         self._records = merge(self._records, records)
         try:
             replace_text(self._results, json.dumps(self._records, indent=1) + "\n")
             replace_text(self._directory / "results.md", report(self._records))
         except OSError as error:
-            raise UserError(f"{self._results} cannot be written: {error.strerror}") from error
+            raise UserError(
+                f"{self._results} cannot be written ({error.strerror}); free space there, or name "
+                "another --output"
+            ) from error
 
     def summary(self) -> list[str]:
-        """Draws the plots and says what is where."""
+        """Draws the plots, and returns a line for each written file."""
         written = [self._results, self._directory / "results.md"]
         if importlib.util.find_spec("matplotlib") is None:
-            return [*map(_wrote, written), "no plots: pip install 'emsjax[plot]' for those"]
+            return [*map(_wrote, written), "no plots: they need pip install 'emsjax[plot]'"]
         return [*map(_wrote, written), *map(_wrote, draw(self._records, self._directory))]
 
 

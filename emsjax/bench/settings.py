@@ -1,4 +1,4 @@
-"""What a call of the benchmark asks for, checked before anything is loaded."""
+"""The settings of a benchmark, checked before anything is loaded."""
 
 import importlib.util
 import itertools
@@ -17,33 +17,33 @@ PEERS = ("transformers",)
 
 @dataclass(frozen=True)
 class Settings:
-    """As the command line has them; see its help.
+    """The options of the command line, see its help.
 
     Attributes:
-      methods: of the contenders.
-      drafters: each method is run with each.
-      batch_sizes: B.
+      methods: methods of the contenders.
+      drafters: each method is run with each of them; None for the default.
+      batch_sizes: values of B.
       inputs: files of prompts.
-      datasets: those wanted; all where empty.
+      datasets: names of the datasets to use; all if empty.
       output: directory for results.
       model: as for `LLM`.
       draft_model: as for `LLM`.
       config: a model's shape, for random weights.
-      random_weights: whether it is meant.
+      random_weights: confirms that `config` is meant without real weights.
       simulate_acceptance: a rate or a file.
-      prompt_tokens: of each made-up prompt.
-      prompts: the fewest a dataset.
-      max_tokens: of each text.
-      repeats: of each run.
-      steps_per_turn: steps of a method before it is the next one's turn; 0 for whole texts.
-      ignore_eos: whether texts go on past their end.
+      prompt_tokens: tokens of each made-up prompt.
+      prompts: the fewest prompts of a dataset.
+      max_tokens: the most tokens of each text.
+      repeats: how often each contender runs.
+      steps_per_turn: steps of a contender before it is the next one's turn; 0 for whole texts.
+      ignore_eos: whether texts continue past their end-of-text token.
       chat: whether text prompts go into the chat template.
       dtype: as for `LLM`.
       parts: whether to time the parts of a step.
-      compare: another library.
-      record: a file for acceptance, instead of a benchmark.
+      compare: another library to compare with, one of `PEERS`.
+      record: a file to record acceptance in, instead of measuring.
       trace: directory for profiler traces.
-      append: whether to add to results that are there.
+      append: whether to add to existing results.
     """
 
     methods: tuple[str, ...]
@@ -73,14 +73,14 @@ class Settings:
 
     @property
     def simulated(self) -> str | None:
-        """In words; None where texts and drafts are real."""
+        """A description of the simulation; None if texts and drafts are real."""
         if self.simulate_acceptance is None:
             return None
         given = self.simulate_acceptance
         return f"random weights in the shape of {self.config}, acceptance forced: {given}"
 
     def forced(self) -> Forced | None:
-        """What is simulated.
+        """The simulated acceptance; None if drafts are real.
 
         Raises:
           UserError: the rate is out of range, or the file cannot be read.
@@ -89,7 +89,7 @@ class Settings:
         return None if given is None else forced_acceptance(given)
 
     def texts(self) -> dict[str, Any]:
-        """What is written to what prompts, apart from how many of them."""
+        """The settings that decide which text is written to a prompt, for the records."""
         return {
             "max_tokens": self.max_tokens,
             "ignore_eos": self.ignore_eos,
@@ -98,18 +98,20 @@ class Settings:
         }
 
     def recorded(self) -> Spec:
-        """The contender whose drafts are recorded: the first that drafts.
+        """The contender whose drafts are recorded: the first one that drafts.
 
         Raises:
-          UserError: none does.
+          UserError: no contender drafts.
         """
         found = [spec for spec in self.specs() if spec.drafter != PLAIN]
         if not found:
-            raise UserError("--record needs a method and a drafter that draft")
+            raise UserError(
+                "--record needs drafts to record; name a method and a drafter other than none"
+            )
         return found[0]
 
     def specs(self) -> list[Spec]:
-        """All contenders."""
+        """The names of all contenders, each once."""
         pairs = itertools.product(self.methods, self.drafters or (self._default_drafter(),))
         return list(dict.fromkeys(Spec(m) if m == PLAIN else Spec(m, d) for m, d in pairs))
 
@@ -119,7 +121,7 @@ class Settings:
         return "prompt-lookup" if self.draft_model is None else "combined"
 
     def sweep(self) -> Sweep:
-        """What is measured."""
+        """The settings of the measurement itself."""
         return Sweep(
             self.specs(),
             self.batch_sizes,
@@ -133,13 +135,13 @@ class Settings:
 
 
 def check(settings: Settings) -> None:
-    """Options against each other.
+    """Checks the options, alone and against each other.
 
     Raises:
-      UserError: something is unknown, out of range, missing, or contradicts something else.
+      UserError: an option is unknown, out of range, missing, or contradicts another.
     """
     if not settings.specs():
-        raise UserError("there is nothing to measure: name --methods")
+        raise UserError("there is nothing to measure; name one or more --methods")
     for spec in settings.specs():
         check_spec(spec)
     if settings.record is not None:
@@ -147,9 +149,9 @@ def check(settings: Settings) -> None:
     for size in settings.batch_sizes:
         check_whole("batch size", size, 1)
     if settings.compare not in (None, *PEERS):
-        raise UserError(f"--compare {settings.compare!r} is unknown; there is transformers")
+        raise UserError(f"--compare {settings.compare!r} is unknown; use {' or '.join(PEERS)}")
     if settings.compare and importlib.util.find_spec("torch") is None:
-        raise UserError("comparing with transformers needs PyTorch: pip install 'emsjax[torch]'")
+        raise UserError("--compare needs PyTorch, which is missing; pip install 'emsjax[torch]'")
     if settings.config is None:
         _check_real(settings)
     else:
@@ -164,25 +166,34 @@ def _check_recording(settings: Settings) -> None:
         "--trace": settings.trace,
     }
     if given := [name for name, value in figures.items() if value]:
-        raise UserError(f"{given[0]} is for figures, of which --record makes none: leave it out")
+        raise UserError(f"{given[0]} is for figures, and --record makes none; leave it out")
 
 
 def _check_real(settings: Settings) -> None:
     if settings.random_weights or settings.simulate_acceptance is not None:
-        raise UserError("--random-weights and --simulate-acceptance are for a --config: name one")
+        raise UserError(
+            "--random-weights and --simulate-acceptance are for a --config; name one, or leave "
+            "them out"
+        )
     drafters = {spec.drafter_name for spec in settings.specs()}
     if SIMULATED in drafters:
-        raise UserError(f"the drafter {SIMULATED!r} is for --simulate-acceptance")
+        raise UserError(
+            f"the drafter {SIMULATED!r} is for --simulate-acceptance; name another drafter, or a "
+            "--config"
+        )
     if settings.draft_model is not None and drafters.isdisjoint(takers("draft_model")):
-        raise UserError(f"--draft-model is for --drafters {' or '.join(takers('draft_model'))}")
+        raise UserError(
+            f"--draft-model is for --drafters {' or '.join(takers('draft_model'))}; name one of "
+            "them, or leave it out"
+        )
     if not settings.inputs:
-        raise UserError("there are no prompts: name a file of JSON lines with --input")
+        raise UserError("there are no prompts; name a file of JSON lines with --input")
 
 
 def _check_simulated(settings: Settings) -> None:
     if not settings.random_weights or settings.simulate_acceptance is None:
         raise UserError(
-            "--config has no weights: it needs --random-weights, and --simulate-acceptance with a "
+            "--config has no weights; it needs --random-weights, and --simulate-acceptance with a "
             "rate or a recorded file"
         )
     others = {
@@ -195,6 +206,10 @@ def _check_simulated(settings: Settings) -> None:
         "--ignore-eos": settings.ignore_eos,
     }
     if given := [name for name, value in others.items() if value]:
-        raise UserError(f"{given[0]} needs a real model: leave it out, or --config")
-    if any(spec.drafter_name not in (PLAIN, SIMULATED) for spec in settings.specs()):
-        raise UserError(f"with --simulate-acceptance the drafter is {SIMULATED!r}, or with @K")
+        raise UserError(f"{given[0]} needs a real model; leave out {given[0]} or --config")
+    names = {spec.drafter_name for spec in settings.specs()} - {PLAIN, SIMULATED}
+    if names:
+        raise UserError(
+            f"--drafters {', '.join(sorted(names))} cannot draft for random weights; with "
+            f"--simulate-acceptance use {SIMULATED} or {SIMULATED}@K"
+        )

@@ -1,10 +1,10 @@
-"""Forced acceptance: the true computation of a model whose text and drafts are made up.
+"""Forced acceptance: the real computation of a model whose text and drafts are made up.
 
-A model with random weights writes nothing that a drafter could guess. So the text is a script,
-known beforehand, and at each place of it a table says how many tokens are drafted and how many of
-those are right. The target computes all that it would, logits included, and then the script has the
-word. Places are those of the script, not steps: methods that cut drafts differently walk through
-the same table, each at its own pace.
+No drafter can guess what a model with random weights writes. So the text is a script, known
+beforehand, and for each place in it a table holds how many tokens are drafted and how many of them
+are right. The target computes everything a real one would, logits included, and then the script
+decides the token. The table is indexed by places in the script rather than by steps: methods that
+cut drafts differently walk through the same table, each at its own pace.
 """
 
 import json
@@ -26,20 +26,20 @@ from emsjax.limits import DRAFT_LENGTH, MAX_DRAFT_LENGTH
 from emsjax.sampling.choose import Chosen, choose
 from emsjax.sampling.rows import Rows
 
-# Samples and places for which a given rate is drawn; they repeat beyond.
+# Size of the table drawn for a given rate; further samples and places repeat it.
 SAMPLES, PLACES = 64, 512
-# Drafted at every place where a rate is given; drafters of shorter drafts cut them and walk through
-# the same table.
+# Tokens drafted at every place of that table. A drafter of shorter drafts cuts them, so that all
+# drafters walk through the same table.
 LONGEST = MAX_DRAFT_LENGTH
 
 
 class Acceptance(NamedTuple):
-    """What is drafted and accepted at each place of N samples' outputs, P places each.
+    """The drafts and their acceptance at each of P places in the outputs of N samples.
 
     Attributes:
-      drafted: int32[N, P], tokens drafted there.
+      drafted: int32[N, P], tokens drafted at the place.
       accepted: int32[N, P], how many of them are right.
-      confidence: float32[N, P], how likely the drafter thinks each of them is.
+      confidence: float32[N, P], the drafter's probability for each of these tokens.
     """
 
     drafted: np.ndarray | jax.Array
@@ -48,11 +48,11 @@ class Acceptance(NamedTuple):
 
 
 class Forced(NamedTuple):
-    """What is simulated.
+    """A simulation.
 
     Attributes:
       acceptance: the table.
-      draft_length: tokens drafted at once by a drafter that is not told how many.
+      draft_length: the most tokens drafted at once, unless the drafter's name sets it.
     """
 
     acceptance: Acceptance
@@ -60,11 +60,12 @@ class Forced(NamedTuple):
 
 
 def forced_acceptance(wanted: str) -> Forced:
-    """From a rate, or from a file that `recording` wrote.
+    """Makes the table from a rate or from a recorded file.
 
     Args:
-      wanted: a number from 0 to 1, the chance that a draft token is right if those before it are,
-        of which `LONGEST` are then drafted at every place; or a file's name.
+      wanted: a number from 0 to 1, the probability that a draft token is right if those before it
+        are, with `LONGEST` tokens drafted at every place; or the name of a file that
+        `write_acceptance` wrote.
 
     Raises:
       UserError: the rate is out of range, or the file cannot be read.
@@ -75,7 +76,7 @@ def forced_acceptance(wanted: str) -> Forced:
         recorded = read_acceptance(Path(wanted))
         return Forced(recorded, int(np.max(recorded.drafted, initial=1)))
     if not 0 <= rate <= 1:
-        raise UserError(f"an acceptance of {wanted} is no share of tokens: give a number 0 to 1")
+        raise UserError(f"acceptance {wanted} is out of range; give a number from 0 to 1")
     right = np.random.default_rng(0).random((SAMPLES, PLACES, LONGEST)) < rate
     accepted = np.cumprod(right, axis=2).sum(axis=2)
     shape = accepted.shape
@@ -84,10 +85,10 @@ def forced_acceptance(wanted: str) -> Forced:
 
 
 def read_acceptance(file: Path) -> Acceptance:
-    """A recorded table; samples shorter than the longest repeat.
+    """Reads a recorded table; samples shorter than the longest are repeated to its length.
 
     Raises:
-      UserError: the file is not there or damaged.
+      UserError: the file is missing or damaged.
     """
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
@@ -97,16 +98,25 @@ def read_acceptance(file: Path) -> Acceptance:
         width = max(map(len, columns[0]))
         table = _typed(*([np.resize(row, width) for row in column] for column in columns))
     except OSError as error:
-        raise UserError(f"acceptance {str(file)!r} cannot be read ({error.strerror})") from error
+        raise UserError(
+            f"acceptance {str(file)!r} cannot be read ({error.strerror}); give a rate from 0 to 1, "
+            "or a file that --record wrote"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} holds no recorded acceptance ({error!r}): record it") from error
+        raise UserError(
+            f"{file} holds no recorded acceptance ({error!r}); record it with --record"
+        ) from error
     if not ((table.accepted >= 0) & (table.accepted <= table.drafted)).all():
-        raise UserError(f"{file} accepts more tokens than were drafted: record it again")
+        raise UserError(f"{file} accepts more tokens than were drafted; record it again")
     return table
 
 
 def write_acceptance(table: Sequence[Acceptance], file: Path) -> None:
-    """One sample a line; each field's arrays are [P].
+    """Writes a table as JSON, one sample per line.
+
+    Args:
+      table: one entry for each sample, with arrays of shape [P].
+      file: where to write.
 
     Raises:
       UserError: the file cannot be written.
@@ -115,7 +125,9 @@ def write_acceptance(table: Sequence[Acceptance], file: Path) -> None:
     try:
         replace_text(file, "".join(line + "\n" for line in lines))
     except OSError as error:
-        raise UserError(f"acceptance {str(file)!r} cannot be written: {error.strerror}") from error
+        raise UserError(
+            f"acceptance {str(file)!r} cannot be written ({error.strerror}); name another file"
+        ) from error
 
 
 def _typed(drafted: Any, accepted: Any, confidence: Any) -> Acceptance:
@@ -127,19 +139,28 @@ def _typed(drafted: Any, accepted: Any, confidence: Any) -> Acceptance:
 
 
 def script(sample: jax.Array, place: jax.Array, vocab_size: int) -> jax.Array:
-    """The token int32[...] that sample int32[...] has at an absolute place int32[...]."""
+    """The scripted token at a place of a sample: a hash of both.
+
+    Args:
+      sample: int32[...], numbers of samples.
+      place: int32[...], places counted from the start of the prompt.
+      vocab_size: V.
+
+    Returns:
+      int32[...].
+    """
     x = sample.astype(jnp.uint32) * jnp.uint32(2654435761) + place.astype(jnp.uint32)
     x = (x ^ (x >> 15)) * jnp.uint32(2246822519)
     return ((x ^ (x >> 13)) % jnp.uint32(vocab_size)).astype(jnp.int32)
 
 
 def scripted_choice(vocab_size: int) -> Callable[[jax.Array, Rows, DecodeState], Chosen]:
-    """As `sampling.choose.choose`, whose work it does and whose word it ignores."""
+    """A replacement of `sampling.choose.choose`: it does the same work, then returns the script."""
 
     def choose_script(logits: jax.Array, rows: Rows, state: DecodeState) -> Chosen:
         chosen = choose(logits, rows, state)
         tokens = script(_sample(state)[rows.slots], rows.positions + 1, vocab_size)
-        # Always true, which the compiler cannot know: else it would leave the logits out.
+        # The condition is always true. The compiler cannot know that, or it would drop the logits.
         return chosen._replace(tokens=jnp.where(chosen.tokens >= 0, tokens, chosen.tokens))
 
     return choose_script
@@ -147,12 +168,12 @@ def scripted_choice(vocab_size: int) -> Callable[[jax.Array, Rows, DecodeState],
 
 @dataclass(frozen=True)
 class Simulated(Stateless):
-    """Drafts as the table says; drafting itself costs nothing.
+    """Drafts as the table prescribes; drafting itself costs next to nothing.
 
     Attributes:
-      table: see `Acceptance`.
+      table: what is drafted and accepted at each place.
       vocab_size: V.
-      draft_length: k; longer drafts of the table are cut.
+      draft_length: k; longer drafts of the table are cut to it.
     """
 
     table: Acceptance = field(repr=False)
@@ -161,30 +182,30 @@ class Simulated(Stateless):
 
     @property
     def weights(self) -> Acceptance:  # type: ignore[override]
-        """The table, on the device."""
+        """The table, which is passed to the device as weights are."""
         return self.table
 
     def always(self) -> "Simulated":
-        """The same with drafts everywhere, to time steps that verify them."""
+        """The same drafter with a full draft at every place, to time steps that verify drafts."""
         drafted = np.full(self.table.drafted.shape, self.draft_length, np.int32)
         return replace(self, table=self.table._replace(drafted=drafted))
 
     def propose(
         self, state: DecodeState, weights: Acceptance, worth: WorthDrafting
     ) -> tuple[Draft, tuple[()]]:
-        """Right tokens as far as the table has them, then wrong ones."""
+        """Drafts as many right tokens as the table accepts at the place, then wrong ones."""
         del worth
         samples, places = weights.drafted.shape
         sample, place = _sample(state), jnp.maximum(state.lens - state.prompt_lens, 0)
-        drafted, accepted, sure = (x[sample % samples, place % places] for x in weights)
+        drafted, accepted, confidence = (x[sample % samples, place % places] for x in weights)
         steps = jnp.arange(self.draft_length, dtype=jnp.int32)[None]
         right = script(sample[:, None], state.lens[:, None] + steps, self.vocab_size)
         wrong = (right + 1) % self.vocab_size
         tokens = jnp.where(steps < accepted[:, None], right, wrong)
         lens = jnp.where(state.live, jnp.minimum(drafted, self.draft_length), 0)
-        return Draft(tokens, lens, jnp.broadcast_to(sure[:, None], tokens.shape)), ()
+        return Draft(tokens, lens, jnp.broadcast_to(confidence[:, None], tokens.shape)), ()
 
 
 def _sample(state: DecodeState) -> jax.Array:
-    """The number int32[B] of the sample in each slot: its prompt begins with it."""
+    """The number of the sample in each slot, int32[B], which is its prompt's first token."""
     return state.tokens[:, 0]

@@ -1,4 +1,4 @@
-"""An engine that steps part by part, so that each part can be timed and looked at."""
+"""An engine that steps part by part, so that each part can be timed and inspected."""
 
 import time
 from collections.abc import Callable
@@ -31,20 +31,21 @@ PARTS = ("draft", "plan", "target", "verify")
 
 
 class Step(NamedTuple):
-    """One step, numpy arrays.
+    """A record of one step, as numpy arrays.
 
     Attributes:
-      draft: what was drafted.
-      likely: float[B, k], how likely each token was thought to be accepted.
-      plan: what was verified, on which rung.
+      draft: the draft tokens.
+      likely: float[B, k], the predicted probability that each draft token is accepted.
+      plan: the rows that were verified, and the rung.
       load: live slots and cached tokens.
       lens: int[B], known tokens before the step.
-      prompt_lens: int[B].
-      live: bool[B], before the step.
-      live_after: bool[B]; where a text ended, what it accepted behind its end is not known.
-      emitted: int[B].
-      accepted: int[B].
-      seconds: of each of `PARTS`; verifying includes committing.
+      prompt_lens: int[B], tokens of the prompts.
+      live: bool[B], whether each slot was live before the step.
+      live_after: bool[B], whether it still is. If a text ended in this step, nothing is known of
+        the acceptance of draft tokens after its end.
+      emitted: int[B], tokens emitted.
+      accepted: int[B], draft tokens accepted.
+      seconds: time of each of `PARTS`; "verify" includes the commit.
     """
 
     draft: Draft
@@ -61,31 +62,31 @@ class Step(NamedTuple):
 
     @property
     def reading(self) -> bool:
-        """Whether a prompt was read in it."""
+        """Whether the step read rows of a prompt."""
         return bool((self.live & (self.plan.q_lens - self.plan.draft_lens > 1)).any())
 
 
 class SteppedEngine(Engine):
-    """Steps one at a time, and tells of each. The parts are programs of their own.
+    """An engine that runs one step at a time and reports each; every part is a separate program.
 
-    Each then costs a launch, and nothing is fused across them: what is not the target's pass looks
-    dearer than it is in the loop.
+    Each part then costs a launch, and nothing is fused across parts. Except for the target's pass,
+    parts look more expensive than they are in the real loop.
     """
 
     def __init__(self, *arguments: Any, on_step: Callable[[Step], None], **options: Any):
-        """As `Engine`; `on_step` is called behind every step."""
+        """Takes the arguments of `Engine`, and `on_step`, which is called after every step."""
         super().__init__(*arguments, **options)
         self._on_step = on_step
         self._parts = _Parts(self)
 
     def advance(self, state: DecodeState, max_steps: int, others_wait: bool) -> DecodeState:
-        """One step."""
+        """Runs one step, whatever `max_steps` is."""
         del max_steps
         waits = jnp.asarray(others_wait)
         parts, seconds = self._parts, dict.fromkeys(PARTS, 0.0)
         load, economics = load_of(state, waits), economics_of(self.costs, state, waits)
         before = jax.device_get((state.lens, state.prompt_lens, state.live, state.stats.accepted))
-        # Only the target's pass has to do with the cache.
+        # Only the target's pass uses the cache; the other parts get an empty one in its place.
         cache, state = state.cache, state.replace(cache=jnp.zeros((), state.cache.dtype))
         jax.block_until_ready((cache, state))
 
@@ -121,7 +122,7 @@ class SteppedEngine(Engine):
 
 
 class _Parts:
-    """The parts of a step, compiled one by one."""
+    """The parts of a step, each compiled separately."""
 
     def __init__(self, engine: Engine):
         self.draft = _compiled(engine, draft_tokens, donated=2)
@@ -133,7 +134,13 @@ class _Parts:
 def _compiled(
     engine: Engine, function: Callable[..., Any], donated: int | tuple[()] = ()
 ) -> Callable[..., Any]:
-    """The function of a loop's setup, which is argument 0 of those that may be donated."""
+    """Compiles a function of the loop's setup and further arguments.
+
+    Args:
+      engine: whose parameters and precision are used.
+      function: takes the setup first.
+      donated: the argument of `function` to donate, counted with the setup as 0.
+    """
 
     def part(params: nnx.State, *arguments: Any) -> Any:
         with jax.default_matmul_precision(engine.precision):

@@ -1,4 +1,4 @@
-"""All contenders at all batch sizes on all datasets, taking turns."""
+"""Measures all contenders at all batch sizes on all datasets, in turns."""
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emsjax.bench.cells import Cell, mishaps
+from emsjax.bench.cells import Cell, catching_failures
 from emsjax.bench.contenders import PLAIN, Contender, Spec, start
 from emsjax.bench.decoding import Decoding, together
 from emsjax.bench.limits import Limits, measure_limits, share_of_limit
@@ -22,25 +22,27 @@ from emsjax.engine.job import Job
 from emsjax.errors import UserError
 from emsjax.host.device import free_bytes
 
-# Of the first batch, so that nothing of the measured runs is done for the first time.
+# Tokens of the warm-up on the first batch, after which no measured run does anything for the first
+# time.
 WARM_UP_TOKENS = 16
-# Places for holes, in texts of full length: more are not made, which spares the aligned methods.
+# Room for holes, in texts of full length. Once it is used up, the aligned methods make no more
+# holes, which is in their favour.
 TEXTS_OF_HOLES = 2
 BASELINE = Spec(PLAIN)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is measured.
+    """The settings of a sweep.
 
     Attributes:
-      specs: contenders; plain decoding is always one.
-      batch_sizes: B of each.
-      prompts: the fewest prompts of a dataset, in full batches.
-      max_tokens: of each text.
-      repeats: of each decoding.
-      steps_per_turn: how many steps a contender makes before it is another one's turn, each with a
-        cache of its own; 0 where texts are written in one go, in the cache of all.
+      specs: the contenders; plain decoding is added if it is missing.
+      batch_sizes: values of B.
+      prompts: the fewest prompts of a dataset, rounded up to full batches.
+      max_tokens: the most tokens of each text.
+      repeats: how often each batch is decoded.
+      steps_per_turn: steps a contender runs before it is another one's turn; each contender then
+        has its own cache. 0 if texts are written in one go, in one shared cache.
       parts: whether to time the parts of a step.
       trace: directory for profiler traces of a few steps of each contender.
     """
@@ -56,10 +58,14 @@ class Sweep:
 
 
 class PromptCache:
-    """The one cache of all contenders, with a batch of prompts in it.
+    """The cache that all contenders share, with a batch of prompts in it.
 
-    A text is written behind its prompt and changes nothing of it, so that the next contender finds
-    the prompts as the first one did.
+    A text is written after its prompt and leaves the prompt unchanged, so that the next contender
+    finds the same prompts as the first one did.
+
+    Attributes:
+      jobs: the batch.
+      seconds: time of the last prefill.
     """
 
     def __init__(self, plain: Contender, jobs: Sequence[Job]):
@@ -68,14 +74,14 @@ class PromptCache:
         self.seconds = 0.0
 
     def lend(self) -> jax.Array:
-        """The cache, to be given back; read anew where it was lost."""
+        """Returns the cache, to be given back; reads the prompts again if it was lost."""
         cache, self._cache = self._cache, None
         if cache is None:
             cache, self.seconds = self._plain.prefill(self.jobs)
         return cache
 
     def give_back(self, cache: jax.Array) -> None:
-        """After a run that went well."""
+        """Takes the cache back after a run that did not fail."""
         self._cache = cache
 
 
@@ -90,19 +96,21 @@ def run_sweep(
     say: Say,
     peer: Callable[[], Peer] | None = None,
 ) -> None:
-    """Measures, one batch size after the other.
+    """Measures one batch size after another.
 
     Args:
-      sweep: what.
+      sweep: the settings.
       target: the model.
       datasets: prompts by name.
-      on_size: called with the cells of each batch size as they are done.
-      say: told of what is being done.
-      peer: makes another library ready to compare with.
+      on_size: called with the cells of a batch size when they are complete.
+      say: called with each line of progress.
+      peer: makes another library ready for comparison; None to compare with none.
     """
     model: Any = target.model
     limits = None
-    with mishaps(lambda error: say(f"how fast the device can be is not known: {error}")):
+    with catching_failures(
+        lambda error: say(f"the device's limits could not be measured: {error}")
+    ):
         precision = "highest" if model.dtype == jnp.float32 else None
         limits = measure_limits(model.dtype, precision)
     specs = list(dict.fromkeys([BASELINE, *sweep.specs]))
@@ -115,16 +123,16 @@ def run_sweep(
 
 
 def _ready(peer: Callable[[], Peer], say: Say) -> Peer | str:
-    """The peer, or why there is none."""
+    """The peer, or the error that prevented it."""
     errors: list[str] = []
-    with mishaps(errors.append):
+    with catching_failures(errors.append):
         return peer()
     say(f"{' '.join(PEER)}: {errors[0]}")
     return errors[0]
 
 
 class _Size:
-    """Everything at one batch size."""
+    """The measurement at one batch size."""
 
     def __init__(
         self,
@@ -141,7 +149,7 @@ class _Size:
         self._errors: dict[Spec, str] = {}
 
     def cells(self, specs: Sequence[Spec], datasets: Mapping[str, Dataset]) -> list[Cell]:
-        """Of every contender on every dataset."""
+        """Starts all contenders and returns a cell for each of them on each dataset."""
         sweep = self._sweep
         chosen = {name: each.take(sweep.prompts, self._size) for name, each in datasets.items()}
         longest = max(len(prompt) for prompts in chosen.values() for prompt in prompts)
@@ -154,14 +162,14 @@ class _Size:
         return cells
 
     def _start(self, specs: Sequence[Spec]) -> None:
-        """All contenders with caches of one size, for they lend theirs to each other."""
+        """Starts all contenders, with caches of one size, since they share one."""
         room = TEXTS_OF_HOLES * self._sweep.max_tokens if any(s.aligned for s in specs) else 0
         for spec in specs:
             self._say(f"batch {self._size}: compiling {' '.join(spec)}")
-            with mishaps(partial(self._note, spec)):
+            with catching_failures(partial(self._note, spec)):
                 contender = start(spec, self._target, self._size, self._longest, room)
                 if spec == BASELINE:
-                    # Else the first batch's prompts would take as long as loading programs does.
+                    # Prefill is timed. This first one keeps the loading of programs out of it.
                     contender.prefill([Job(0, (0, 0), 1)])
                 self._running[spec] = contender
         if isinstance(self._peer, str):
@@ -191,7 +199,7 @@ class _Size:
         return cell
 
     def _batch(self, jobs: Sequence[Job], cells: Sequence[Cell], first: bool) -> None:
-        """All contenders on one batch of prompts, in turns, beginning with another each time."""
+        """Runs all contenders on one batch, in turns; each repetition starts with another one."""
         if BASELINE not in self._running:
             for cell in cells:
                 cell.error = cell.error or "plain decoding, which reads the prompts, did not run"
@@ -206,7 +214,7 @@ class _Size:
             self._repetition([*cells[start_at:], *cells[:start_at]], cache, number)
 
     def _repetition(self, cells: Sequence[Cell], cache: PromptCache, number: int) -> None:
-        """Text by text, or a few steps each."""
+        """Runs each contender once on the batch: text by text, or a few steps per turn."""
         begun: dict[Spec, Decoding] = {}
         if self._sweep.steps_per_turn:
             for cell in cells:
@@ -216,25 +224,26 @@ class _Size:
             self._attempt(cell, self._decode, cache, number, begun)
 
     def _take_turns(self, cells: Mapping[Spec, Cell], begun: dict[Spec, Decoding]) -> None:
-        """All to their ends, a few steps each: a slow moment is slow for all of them.
+        """Runs all decodings to their ends, a few steps per turn.
 
-        It is the turn of the one that wrote least, so that all are in the same part of the texts.
+        A slow moment of the machine then slows all of them. The next turn is that of the decoding
+        with the fewest tokens, which keeps all of them in the same part of the texts.
         """
-        while left := [spec for spec, decoding in begun.items() if not decoding.ended]:
-            spec = min(left, key=lambda spec: begun[spec].written)
-            self._attempt(cells[spec], self._go_on, begun[spec])
+        while unfinished := [spec for spec, decoding in begun.items() if not decoding.ended]:
+            spec = min(unfinished, key=lambda spec: begun[spec].written)
+            self._attempt(cells[spec], self._advance, begun[spec])
             if cells[spec].error is not None:
                 del begun[spec]
 
-    def _go_on(self, cell: Cell, decoding: Decoding) -> None:
+    def _advance(self, cell: Cell, decoding: Decoding) -> None:
         del cell
-        decoding.go_on(self._sweep.steps_per_turn)
+        decoding.advance(self._sweep.steps_per_turn)
 
     def _attempt(self, cell: Cell, action: Callable[..., None], *arguments: Any) -> None:
-        """Unless it failed before; what fails is not tried again at this batch size."""
+        """Calls `action`, unless the contender failed before at this batch size."""
         if cell.error is not None:
             return
-        with mishaps(lambda error: self._fail(cell, error)):
+        with catching_failures(lambda error: self._fail(cell, error)):
             action(cell, *arguments)
 
     def _fail(self, cell: Cell, error: str) -> None:
@@ -250,13 +259,15 @@ class _Size:
         contender = self._running[cell.spec]
         short = [replace(job, max_tokens=WARM_UP_TOKENS) for job in cache.jobs]
         cache.give_back(contender.decode(cache.lend(), short)[0])
-        with mishaps(lambda error: self._say(f"{' '.join(cell.spec)} is not looked into: {error}")):
+        with catching_failures(
+            lambda error: self._say(f"{' '.join(cell.spec)}: no details: {error}")
+        ):
             self._look_into(cell, contender, cache, short)
 
     def _look_into(
         self, cell: Cell, contender: Contender | Peer, cache: PromptCache, short: Sequence[Job]
     ) -> None:
-        """What is wanted besides figures, without which those are worth having."""
+        """Traces and times the parts of a step; the figures do not depend on it."""
         if self._sweep.trace is not None:
             name = "-".join((*cell.spec, str(self._size)))
             with jax.profiler.trace(self._sweep.trace / name):
@@ -266,7 +277,7 @@ class _Size:
             cache.give_back(lent)
 
     def _begin(self, cell: Cell, cache: PromptCache, begun: dict[Spec, Decoding]) -> None:
-        """In a cache of its own; who cannot be told to stop decodes alone."""
+        """Starts a decoding in a copy of the cache; a peer cannot take turns and is left out."""
         contender = self._running[cell.spec]
         if isinstance(contender, Contender):
             prompts = cache.lend()
@@ -277,7 +288,7 @@ class _Size:
     def _decode(
         self, cell: Cell, cache: PromptCache, number: int, begun: Mapping[Spec, Decoding]
     ) -> None:
-        """What was begun has ended by now."""
+        """Adds the finished run if the contender took turns, or decodes the whole batch now."""
         contender = self._running[cell.spec]
         if cell.spec in begun:
             run = begun[cell.spec].run(cache.seconds)
@@ -286,15 +297,20 @@ class _Size:
             cache.give_back(lent)
         cell.runs[number].append(run)
         if isinstance(contender, Contender) and self._limits is not None:
-            every = together([run for runs in cell.runs for run in runs])
-            cell.limit_share = share_of_limit(every, self._target.model, self._limits)
+            all_runs = together([run for runs in cell.runs for run in runs])
+            cell.limit_share = share_of_limit(all_runs, self._target.model, self._limits)
 
 
 def _check_copy_fits(cache: jax.Array) -> None:
-    """Before it is made: a CPU's memory is promised first, and the process killed later."""
+    """Checks that a copy of the cache fits.
+
+    On a CPU a failed allocation raises no error: the system grants the memory and kills the process
+    when it is used.
+    """
     free = free_bytes()
     if free is not None and cache.nbytes > free:
         raise UserError(
-            f"out of memory: taking turns needs a cache each, {cache.nbytes / 2**30:.2f} GiB more "
-            f"where {free / 2**30:.2f} GiB are free"
+            f"out of memory: --steps-per-turn needs a cache for each method, "
+            f"{cache.nbytes / 2**30:.2f} GiB more, and {free / 2**30:.2f} GiB are free; leave it "
+            "out, or name fewer --methods"
         )

@@ -1,33 +1,34 @@
-"""Records as Markdown."""
+"""Writes records as a Markdown report."""
 
 from collections.abc import Iterable, Sequence
 
 from emsjax.bench.contenders import PLAIN
 from emsjax.bench.paper import SPEEDUP
 from emsjax.bench.records import Record
+from emsjax.cli.markdown import table
 
 OTHER_TEXTS = "†"
-# Processors; a system that is left alone takes a few hundredths of one.
+# Processors kept busy by other processes. A quiet system keeps a few hundredths of one busy.
 BUSY = 0.1
 
 
 def report(records: Sequence[Record]) -> str:
-    """All tables, a heading each, and what was measured on what.
+    """Writes the report: the model, device and versions, then the tables of each dataset.
 
     Args:
-      records: of one model on one device, perhaps of several runs.
+      records: of one model on one device, from one or more runs.
     """
     first = records[0]
     lines = [
         f"# {first['model']}, {first['dtype']}",
-        f"On {first['device']}; {'; or '.join(dict.fromkeys(map(_versions, records)))}.",
+        f"On {first['device']}; {_versions(first)}.",
         *_commits(records),
         *_busy(records),
         *_attention(records),
         *([f"**Simulated**: {first['simulated']}."] if first["simulated"] else []),
-        "```sh\n" + "\n".join(_different(records, "command")) + "\n```",
+        "```sh\n" + "\n".join(_distinct(records, "command")) + "\n```",
     ]
-    for dataset in _different(records, "dataset"):
+    for dataset in _distinct(records, "dataset"):
         some = [record for record in records if record["dataset"] == dataset]
         lines += [f"## {dataset}", _speedups(some), _details(some)]
         lines += [f"- {error}" for error in _errors(some)]
@@ -35,18 +36,18 @@ def report(records: Sequence[Record]) -> str:
 
 
 def _busy(records: Sequence[Record]) -> list[str]:
-    """Records of version 0.1.0 or before do not tell."""
+    """A warning if other processes were busy. Records of version 0.1.0 lack the figure."""
     others = max(record.get("other_cpus") or 0.0 for record in records)
     if others < BUSY:
         return []
-    return [f"**Other work ran beside it**: it kept {others:.1f} processors busy."]
+    return [f"**Other work ran at the same time**: it kept {others:.1f} processors busy."]
 
 
 def _commits(records: Sequence[Record]) -> list[str]:
-    """Of which code the figures are."""
+    """The commits that were measured, and the batch sizes of each."""
     sizes: dict[str, dict[str, None]] = {}
     for record in records:
-        commit = record.get("commit") or "not known"
+        commit = record.get("commit") or "unknown"
         sizes.setdefault(commit, {})[str(record["batch_size"])] = None
     each = "; ".join(f"{commit} (batch {', '.join(found)})" for commit, found in sizes.items())
     return [f"Commit: {each}."]
@@ -57,7 +58,7 @@ def _versions(record: Record) -> str:
 
 
 def _attention(records: Sequence[Record]) -> list[str]:
-    """Which methods use which kernel, where that is not the same for all."""
+    """A warning if the methods did not all attend with the same kernel."""
     used: dict[str, dict[str, None]] = {}
     for record in records:
         if record["attention"] is not None:
@@ -65,12 +66,12 @@ def _attention(records: Sequence[Record]) -> list[str]:
     if len(used) < 2:
         return []
     each = "; ".join(f"{name} in {', '.join(methods)}" for name, methods in used.items())
-    return [f"**Not all attend with the same kernel**, which is no merit of a method: {each}."]
+    return [f"**Attention kernels differ**, which is not a merit of a method: {each}."]
 
 
 def _speedups(records: Sequence[Record]) -> str:
-    """A line a contender, a column a batch size; the paper's figures below."""
-    sizes = sorted(_different(records, "batch_size"))
+    """A line for each contender, a column for each batch size, and the paper's figures below."""
+    sizes = sorted(_distinct(records, "batch_size"))
     cells = {(name_of(r), r["batch_size"]): r for r in records}
     rows = [
         [name, *(_speedup(cells.get((name, size))) for size in sizes)]
@@ -80,10 +81,9 @@ def _speedups(records: Sequence[Record]) -> str:
         [f"paper: {method}", *(_figure(found.get(size)) for size in sizes)]
         for method, found in SPEEDUP.items()
     ]
-    header = ["speedup without reading prompts (with)", *map(str, sizes)]
-    note = f"\n\n{OTHER_TEXTS} not all texts are those of plain decoding, see below."
-    table = markdown(header, rows)
-    return table + note if OTHER_TEXTS in table else table
+    speedups = table(["speedup without prefill (with)", *map(str, sizes)], rows)
+    note = f"\n\n{OTHER_TEXTS} some texts differ from plain decoding's, see below."
+    return speedups + note if OTHER_TEXTS in speedups else speedups
 
 
 def _speedup(record: Record | None) -> str:
@@ -109,7 +109,7 @@ def _details(records: Sequence[Record]) -> str:
         "other texts",
     ]
     rows = [[str(r["batch_size"]), name_of(r), *_row(r)] for r in records if not r["error"]]
-    return markdown(header, rows)
+    return table(header, rows)
 
 
 def _row(r: Record) -> list[str]:
@@ -125,7 +125,7 @@ def _row(r: Record) -> list[str]:
 
 
 def name_of(record: Record) -> str:
-    """A contender's name for people."""
+    """A contender's name as reports and plots show it."""
     drafter = record["drafter"]
     return record["method"] if drafter == PLAIN else f"{record['method']}, {drafter}"
 
@@ -142,11 +142,5 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.0%}"
 
 
-def _different(records: Iterable[Record], field: str) -> list:
+def _distinct(records: Iterable[Record], field: str) -> list:
     return list(dict.fromkeys(record[field] for record in records))
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; the first column is text, the others are figures."""
-    rule = ["---", *["--:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))

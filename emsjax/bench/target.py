@@ -1,4 +1,4 @@
-"""The model that is measured: a real one, or only its shape with random weights."""
+"""The model that is measured: a real one, or a shape with random weights."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,20 +17,20 @@ from emsjax.requests.sampling_params import SamplingParams
 
 @dataclass(frozen=True)
 class Target:
-    """What all methods share.
+    """The model and everything else that all contenders share.
 
     Attributes:
-      model: with weights.
-      name: for people.
-      stop_ids: end of text; empty where texts go on to their limit.
+      model: the model with its weights.
+      name: the model's name, for reports and for its table of step costs.
+      stop_ids: end-of-text tokens; empty if texts continue up to their limit.
       max_model_len: the most tokens of a sample that the model was made for.
-      read: a prompt's token ids; None where prompts are made up.
-      loaded: a real model, for its drafters; None for random weights.
-      forced: what is simulated; None where drafts are real.
-      options: of every engine.
+      read: returns a prompt's token ids; None if prompts are made up.
+      loaded: the real model, from which drafters are built; None for random weights.
+      forced: the simulated acceptance; None if drafts are real.
+      options: further options of every engine.
       dtype: of the model, as for `LLM`.
       draft_model: for the drafters that need one.
-      drafters: those loaded so far, by name.
+      drafters: the drafters loaded so far, by name.
     """
 
     model: Model
@@ -46,7 +46,11 @@ class Target:
     drafters: dict[str, Drafter] = field(default_factory=dict)
 
     def batches(self, prompts: Sequence[Tokens], size: int, max_tokens: int) -> list[list[Job]]:
-        """Prompts as jobs, `size` together; no text goes on where the model ends."""
+        """Returns the prompts as jobs, in batches of `size`.
+
+        No text grows beyond the model's positions, whatever `max_tokens` is: the cache is rounded
+        up to whole blocks and would have room for more.
+        """
         jobs = [
             Job(n % size, prompt, min(max_tokens, self.max_model_len - len(prompt)), self.stop_ids)
             for n, prompt in enumerate(prompts)
@@ -61,13 +65,13 @@ def real_target(
     draft_model: str | None = None,
     ignore_eos: bool = False,
 ) -> Target:
-    """A model with its weights.
+    """Loads a model with its weights.
 
     Args:
       model: as for `LLM`.
-      dtype: likewise.
-      draft_model: likewise.
-      ignore_eos: whether texts go on to their limit.
+      dtype: as for `LLM`.
+      draft_model: as for `LLM`.
+      ignore_eos: whether texts continue past end-of-text tokens up to their limit.
 
     Raises:
       UserError: as for `load_model`.
@@ -89,12 +93,12 @@ def real_target(
 
 
 def random_target(config: str, dtype: str, forced: Forced) -> Target:
-    """A model of some shape with random weights, its texts and drafts simulated.
+    """Makes a model of a given shape with random weights, whose texts and drafts are simulated.
 
     Args:
       config: as for `named_config`.
       dtype: as for `LLM`.
-      forced: what is drafted and accepted.
+      forced: the simulated acceptance.
 
     Raises:
       UserError: there is no such configuration.

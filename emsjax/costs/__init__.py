@@ -1,1 +1,1 @@
-"""What steps cost: estimated, measured, kept."""
+"""The costs of steps: estimated, measured, and kept on disk."""

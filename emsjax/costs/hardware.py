@@ -1,12 +1,12 @@
-"""Accelerators as their makers publish them. Imports nothing, so that it can be asked first."""
+"""Accelerators and their published figures. Imports no jax, so that commands may use it early."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-# Products of float32 numbers take a TPU's matrix units six passes over bfloat16 parts.
+# A TPU's matrix units compute a float32 product in six passes over bfloat16 parts.
 FLOAT32_PASSES = 6
-# What jax takes of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+# Share of a GPU's memory that jax takes unless XLA_PYTHON_CLIENT_MEM_FRACTION is set.
 GPU_SHARE = 0.75
 
 
@@ -14,12 +14,12 @@ class Hardware(NamedTuple):
     """One device.
 
     Attributes:
-      name: for people.
-      memory_bytes: of its memory.
-      bytes_per_second: of that memory.
-      flops: dense 16-bit operations a second.
-      float32_flops: of float32 at full precision.
-      hertz: cycles a second; 0 for devices that nothing is compiled for.
+      name: as messages show it.
+      memory_bytes: size of its memory.
+      bytes_per_second: bandwidth of its memory.
+      flops: dense 16-bit operations per second.
+      float32_flops: operations per second on float32 at full precision.
+      hertz: cycles per second; 0 for devices that this package does not compile for.
       overlaps: whether it reads and multiplies at the same time.
     """
 
@@ -33,16 +33,19 @@ class Hardware(NamedTuple):
 
     @property
     def is_tpu(self) -> bool:
-        """Whether there is a compiler for it anywhere."""
+        """Whether it is a TPU, for which programs can be compiled on any machine."""
         return self.hertz > 0
 
     def rate(self, itemsize: int) -> float:
-        """Operations a second on numbers of so many bytes."""
+        """Operations per second on numbers of `itemsize` bytes."""
         return self.float32_flops if itemsize == 4 else self.flops
 
 
 def _tpu(name: str, gigabytes: float, gb_per_s: float, tflops: float, units: int) -> Hardware:
-    """`units`: multipliers of all matrix units; at the peak each is busy in every cycle."""
+    """A TPU whose matrix units have `units` multipliers in all.
+
+    At peak, each multiplier does a multiplication and an addition per cycle, which gives the clock.
+    """
     flops = tflops * 1e12
     hertz = flops / (2 * units)
     return Hardware(
@@ -56,7 +59,8 @@ def _gpu(name: str, gigabytes: float, gb_per_s: float, tflops: float, float32: f
 
 HARDWARE: Mapping[str, Hardware] = MappingProxyType(
     {
-        # One chip each: two cores of four 128 x 128 units in v4 and v5p, one core in v5e and v6e.
+        # Figures of one chip. v4 and v5p have two cores of four 128 x 128 units, v5e and v6e one
+        # core; v6e's four units are 256 x 256.
         "v4": _tpu("v4", 32, 1228, 275, units=8 * 128**2),
         "v5e": _tpu("v5e", 16, 819, 197, units=4 * 128**2),
         "v5p": _tpu("v5p", 95, 2765, 459, units=8 * 128**2),
@@ -67,9 +71,9 @@ HARDWARE: Mapping[str, Hardware] = MappingProxyType(
     }
 )
 
-# A small server's, as its steps were found to go together; only their balance matters for planning.
+# Fitted to measured steps of a small server. Planning depends only on the ratios of these figures.
 PROCESSOR = Hardware("a processor", 0, 12e9, 90e9, 180e9, overlaps=False)
-# By what a device's kind has in its name, the more special ones first.
+# Keys of `HARDWARE` by a part of the device's kind. The first match counts: "v5 lite" before "v5".
 KINDS = {
     "v4": "v4",
     "v5 lite": "v5e",
@@ -80,16 +84,16 @@ KINDS = {
     "h100": "h100",
     "a100": "a100",
 }
-# Where the kind is not known.
+# Keys of `HARDWARE` for devices of an unknown kind.
 PLATFORMS = {"tpu": "v5e", "gpu": "a100"}
 
 
 def hardware_like(platform: str, kind: str) -> Hardware:
-    """The device that comes closest.
+    """Returns the known device that is closest to one of jax's.
 
     Args:
       platform: "cpu", "gpu" or "tpu".
-      kind: as jax has it, such as "TPU v5 lite".
+      kind: jax's `device_kind`, such as "TPU v5 lite".
     """
     if platform not in PLATFORMS:
         return PROCESSOR

@@ -1,4 +1,4 @@
-"""What a step costs on each rung of the ladder, measured on the device at hand."""
+"""Measures the cost of a step on each rung of the ladder, on the current device."""
 
 import dataclasses
 import time
@@ -18,40 +18,49 @@ from emsjax.engine.worth import StepCosts
 from emsjax.limits import MAX_STOP_IDS
 from emsjax.shapes import round_up
 
-# Tokens of each sample behind the timed steps, in whole blocks: the more, the dearer attention.
+# Tokens of each sample after a timed step, in whole blocks. Attention is slower with longer ones.
 SHORT, LONG = KV_BLOCK, 4 * KV_BLOCK
-# Steps timed together: at most these, as many as waiting for them is nothing against, in seconds.
+# Steps are timed together: enough to take this many seconds, which dwarf the time of waiting for
+# the device, and at most this many.
 MOST_STEPS, LONG_ENOUGH = 8, 0.05
-# Turns: after the fewest, none is begun that is not needed, and after so many seconds none at all.
+# A turn times every case once. After the fewest turns, another one starts only if the costs have
+# not settled and the time is not used up, see `_needs_another_turn`.
 FEWEST_TURNS, MOST_TURNS, ENOUGH_SECONDS = 4, 40, 20.0
-# How well costs have to be known against each other, as a share of them, to be believed.
+# Largest standard error of the costs, relative to each other, at which they count as settled.
 SETTLED = 0.03
-# Standard errors of a median, in the median distance from it over the root of how many there are.
+# The standard error of the median of n values is this factor times their median absolute deviation
+# over the square root of n.
 ERROR_OF_MEDIAN = 1.86
-# Of a step's time with short samples, what is not due to those.
+# Least share of a step's time with short samples that does not depend on the cache.
 LEAST_SHARE = 0.1
-# Steps beyond one a slot that a draft model is given to catch up with the texts, at most.
+# The most steps, besides one per slot, in which a draft model may catch up with the texts.
 CATCHING_UP = 100
-# Log-odds that leave no doubt which drafts are good.
+# Log-odds that make a source of drafts fully trusted, or with a minus sign never trusted.
 SURE = 20.0
-# Prices that leave no choice.
-CHEAP, DEAR = 1e-9, 1e9
+# Prices in seconds that leave the planner one choice.
+CHEAP, EXPENSIVE = 1e-9, 1e9
 
 
 class _Case(NamedTuple):
-    """What is timed: steps on one rung, with samples of some length, drafting all or nothing."""
+    """The steps that one measurement times.
+
+    Attributes:
+      rung: index into the ladder.
+      length: tokens of each sample before the step.
+      drafting: whether the draft model drafts for every slot, and nothing is verified.
+    """
 
     rung: int
     length: int
-    drafting: bool  # and then verifying nothing
+    drafting: bool
 
 
 class Measured(NamedTuple):
-    """What was found.
+    """The result of a measurement.
 
     Attributes:
-      costs: of each rung; those that only prompts need are infinitely dear.
-      settled: whether the machine was quiet enough for another look to find the same.
+      costs: of each rung; rungs that only prompts need cost infinitely much.
+      settled: whether the machine was quiet enough for another measurement to find the same.
     """
 
     costs: StepCosts
@@ -59,10 +68,13 @@ class Measured(NamedTuple):
 
 
 def measure_costs(engine: Engine) -> Measured:
-    """Times steps with all slots busy.
+    """Times steps in which all slots are busy.
 
-    The decode program itself is timed, made to choose the rung, and how much to draft, by prices
-    that leave no choice. Rungs take turns, see `_typical`.
+    The real decode program is timed. Prices that leave its planner no choice decide the rung and
+    how much is drafted. The cases take turns, see `_typical`.
+
+    Args:
+      engine: its costs are set during the measurement and restored after it.
     """
     engine.forget()
     before, state = engine.costs, engine.empty()
@@ -70,11 +82,11 @@ def measure_costs(engine: Engine) -> Measured:
     turns: list[list[float]] = []
     try:
         state, drafted = _caught_up(engine, state)
-        # Compiles, and finds memory untouched: does not count.
+        # Does not count: it compiles, and touches memory for the first time.
         state, seconds = _time_cases(engine, state, cases, steps=1)
         steps = int(np.clip(LONG_ENOUGH / min(seconds), 1, MOST_STEPS))
         started = time.perf_counter()
-        while _goes_on(turns, time.perf_counter() - started):
+        while _needs_another_turn(turns, time.perf_counter() - started):
             state, seconds = _time_cases(engine, state, cases, steps)
             turns.append(seconds)
     finally:
@@ -84,33 +96,36 @@ def measure_costs(engine: Engine) -> Measured:
     return Measured(costs, _settled(turns))
 
 
-def _goes_on(turns: list[list[float]], seconds: float) -> bool:
-    """Whether another turn is needed, and there is time for it."""
+def _needs_another_turn(turns: list[list[float]], seconds: float) -> bool:
+    """Whether the costs have not settled yet, and turns and seconds remain."""
     if len(turns) < FEWEST_TURNS:
         return True
     return not _settled(turns) and len(turns) < MOST_TURNS and seconds < ENOUGH_SECONDS
 
 
 def _typical(turns: list[list[float]]) -> np.ndarray:
-    """Seconds of a step in each case, as in the fastest turn, but for what is chance.
+    """Seconds of a step in each case, at the speed of the fastest turn.
 
-    A machine may be slow for some seconds; cases of one turn are then slow alike. What matters is
-    how dear they are against each other: the median over turns.
+    A machine may be slow for some seconds, which slows all cases of one turn alike. So the ratios
+    of the cases to each other are medians over turns, and only the scale is the fastest turn's.
     """
-    against, speeds = _against_each_other(turns)
-    return np.exp(np.median(against, axis=0) + speeds.min())
+    ratios, speeds = _relative(turns)
+    return np.exp(np.median(ratios, axis=0) + speeds.min())
 
 
 def _settled(turns: list[list[float]]) -> bool:
-    """Whether more turns would hardly say anything else."""
-    against, _ = _against_each_other(turns)
-    # Half of the turns lie within this of the median, which lies so much closer to the truth.
-    spread = np.median(np.abs(against - np.median(against, axis=0)), axis=0)
-    return bool((ERROR_OF_MEDIAN * spread / np.sqrt(len(turns)) < SETTLED).all())
+    """Whether the medians of all cases are known well enough for more turns to change little."""
+    ratios, _ = _relative(turns)
+    deviation = np.median(np.abs(ratios - np.median(ratios, axis=0)), axis=0)
+    return bool((ERROR_OF_MEDIAN * deviation / np.sqrt(len(turns)) < SETTLED).all())
 
 
-def _against_each_other(turns: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Logarithms: of each case's time against a turn's middle [turns, cases], of that [turns]."""
+def _relative(turns: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Splits log seconds into cases relative to their turn's median, and these medians.
+
+    Returns:
+      Relative times [turns, cases] and medians [turns], both logarithms.
+    """
     times = np.log(turns)
     middle = np.median(times, axis=1)
     return times - middle[:, None], middle
@@ -119,7 +134,7 @@ def _against_each_other(turns: list[list[float]]) -> tuple[np.ndarray, np.ndarra
 def _time_cases(
     engine: Engine, state: DecodeState, cases: list[_Case], steps: int
 ) -> tuple[DecodeState, list[float]]:
-    """Seconds of a step in each case, one after the other."""
+    """Times every case once; returns the state and the seconds of a step in each case."""
     found = []
     for case in cases:
         engine.use_costs(_prices_of(engine, case))
@@ -129,7 +144,8 @@ def _time_cases(
 
 
 def _lengths(engine: Engine) -> tuple[int, int]:
-    """Of short and long samples before a timed step, which adds to them."""
+    """Tokens of short and of long samples before a timed step, as far as the capacity allows."""
+    # Room for the tokens that the step adds: samples are in whole blocks after it.
     added = engine.drafter.draft_length + 1
     long = min(LONG, engine.capacity - 1) - added
     return min(SHORT - added, long // 2), long
@@ -138,60 +154,69 @@ def _lengths(engine: Engine) -> tuple[int, int]:
 def _cases(engine: Engine) -> list[_Case]:
     rungs, (short, long) = _useful(engine), _lengths(engine)
     cases = [_Case(rung, short, False) for rung in rungs]
-    cases += [_Case(rung, long, False) for rung in _told_by(rungs)]
+    cases += [_Case(rung, long, False) for rung in _rungs_with_long_samples(rungs)]
     if engine.drafter.read_bytes:
         cases.append(_Case(rungs[0], short, True))
     return cases
 
 
-def _told_by(rungs: list[int]) -> list[int]:
-    """The rungs on which longer samples are timed.
+def _rungs_with_long_samples(rungs: list[int]) -> list[int]:
+    """The rungs on which long samples are timed as well.
 
-    A plain step attends otherwise than one with drafts; among those, what longer samples add grows
-    about evenly with the rows.
+    A plain step attends in another way than a step with drafts, so the plain rung is timed. For
+    steps with drafts, the time that longer samples add grows about linearly with the rows, so the
+    narrowest and the widest rung are enough.
     """
     return sorted({rungs[0], *rungs[1:2], rungs[-1]})
 
 
 def _useful(engine: Engine) -> list[int]:
-    """The rungs that are not for prompts."""
+    """Indices of the rungs that are not only for prompts."""
     useful = for_drafts(engine.ladder, engine.drafter.draft_length)
     return [number for number, is_useful in enumerate(useful) if is_useful]
 
 
-def _prices(engine: Engine, rung: int, draft: float = DEAR) -> StepCosts:
-    """Such that the planner can only choose this rung."""
+def _prices(engine: Engine, rung: int, draft: float = EXPENSIVE) -> StepCosts:
+    """Prices with which the planner chooses this rung."""
     rungs = np.ones(len(engine.ladder), np.float32)
     rungs[rung] = CHEAP
     return StepCosts(rungs, np.zeros_like(rungs), np.float32(draft))
 
 
 def _prices_of(engine: Engine, case: _Case) -> StepCosts:
-    """Such that the planner can only choose this case."""
-    # Drafting all for a plain step has to seem to save time.
+    """Prices with which the planner chooses this case."""
+    # With a negative price, drafting for a step that verifies nothing seems to save time.
     gain = CHEAP / (2 * max(engine.drafter.draft_length, 1))
-    return _prices(engine, case.rung, -gain if case.drafting else DEAR)
+    return _prices(engine, case.rung, -gain if case.drafting else EXPENSIVE)
 
 
 def _table(engine: Engine, seconds: dict[_Case, float], drafted: int) -> StepCosts:
+    """Splits the measured seconds into costs of rungs, of cached tokens and of drafting.
+
+    Args:
+      engine: that was timed.
+      seconds: of a step in each case of `_cases`.
+      drafted: tokens of each draft in the cases that draft.
+    """
     useful, (short, long) = _useful(engine), _lengths(engine)
     read_short, read_long = (engine.num_slots * round_up(n, KV_BLOCK) for n in (short, long))
-    # More rows never cost less: where they seem to, the machine was slow.
+    # More rows never cost less. If they seem to, the machine was slow during the narrower step.
     at_short = np.minimum.accumulate([seconds[_Case(r, short, False)] for r in useful[::-1]])[::-1]
-    told = _told_by(useful)
-    more = [seconds[_Case(r, long, False)] - seconds[_Case(r, short, False)] for r in told]
+    timed = _rungs_with_long_samples(useful)
+    more = [seconds[_Case(r, long, False)] - seconds[_Case(r, short, False)] for r in timed]
     each = np.maximum(more, 0.0) / max(read_long - read_short, engine.num_slots * KV_BLOCK)
     capacities = np.asarray([rung.capacity for rung in engine.ladder])
     rungs = np.full(len(engine.ladder), np.inf, np.float32)
     cached = np.zeros_like(rungs)
-    drafting = told[1:] or told
+    drafting = timed[1:] or timed
     cached[useful] = np.interp(capacities[useful], capacities[drafting], each[-len(drafting) :])
     cached[useful[0]] = each[0]
-    # Noise may seem to say that nothing is left but the cache, or less than of fewer rows.
+    # Noise can make the cache seem to take the whole step, or a wide rung cheaper than a narrow
+    # one.
     without = at_short - cached[useful] * read_short
     rungs[useful] = np.maximum.accumulate(np.maximum(without, LEAST_SHARE * at_short))
-    left = np.maximum(at_short - rungs[useful], 0.0) / read_short
-    cached[useful] = np.minimum(cached[useful], left)
+    rest = np.maximum(at_short - rungs[useful], 0.0) / read_short
+    cached[useful] = np.minimum(cached[useful], rest)
     draft = 0.0
     if engine.drafter.read_bytes:
         plain = useful[0]
@@ -201,12 +226,12 @@ def _table(engine: Engine, seconds: dict[_Case, float], drafted: int) -> StepCos
 
 
 def _busy(engine: Engine, state: DecodeState, case: _Case) -> DecodeState:
-    """All slots in the middle of a text.
+    """A state in which all slots are in the middle of a text.
 
-    It repeats itself, so that drafts are found where they cost nothing. Only so many of them are
-    trusted as fill the rung: a few whole drafts are dearer than many short ones, for attention
-    reads the cache of a slot with many rows more than once. Where drafting is timed nothing found
-    is trusted, so that the draft model is asked.
+    The text repeats one token, so that drafters which look drafts up find them. Drafts are trusted
+    only in as many slots as fill the rung: a few full drafts cost more than many short ones,
+    because attention reads the cache of a slot with many rows more than once. If drafting is timed,
+    no looked-up draft is trusted, so that the draft model must draft.
     """
     slots = engine.num_slots
     lens = jnp.full(slots, case.length, jnp.int32)
@@ -224,7 +249,7 @@ def _busy(engine: Engine, state: DecodeState, case: _Case) -> DecodeState:
         max_lens=jnp.full(slots, engine.capacity, jnp.int32),
         stop_ids=jnp.full((slots, MAX_STOP_IDS), -1, jnp.int32),
         live=jnp.ones(slots, jnp.bool),
-        # As behind the first token, which would end a call.
+        # Slots have emitted before: a call of the decode program ends after a slot's first token.
         stats=dataclasses.replace(
             jax.tree.map(jnp.zeros_like, state.stats), target_steps=jnp.ones_like(lens)
         ),
@@ -233,9 +258,10 @@ def _busy(engine: Engine, state: DecodeState, case: _Case) -> DecodeState:
 
 
 def _caught_up(engine: Engine, state: DecodeState) -> tuple[DecodeState, int]:
-    """The state once drafts come for every slot, and how many tokens each of them then has.
+    """Steps until the draft model, which must read the texts first, drafts for every slot.
 
-    A draft model first has to read the texts.
+    Returns:
+      The state, and how many tokens each draft has; 0 for drafters without a model.
     """
     if not engine.drafter.read_bytes:
         return state, 0
@@ -252,7 +278,7 @@ def _caught_up(engine: Engine, state: DecodeState) -> tuple[DecodeState, int]:
 def _time_steps(
     engine: Engine, state: DecodeState, case: _Case, steps: int
 ) -> tuple[DecodeState, float]:
-    """The state after steps in the middle of the same texts, and the seconds of one."""
+    """Runs steps from the middle of the same texts; returns the state and the seconds of a step."""
     state = jax.block_until_ready(_busy(engine, state, case))
     started = time.perf_counter()
     for number in range(steps):

@@ -1,8 +1,8 @@
-"""What an engine plans with: estimated costs of its steps, until measuring them pays.
+"""The step costs an engine plans with: estimates until measuring pays off, then measurements.
 
-Measuring takes some seconds, in which a short run would be over. It is done for runs that are long,
-or once many short ones came together, and kept on disk. Whichever costs it plans with, an engine
-writes the same text.
+Measuring takes some seconds, longer than a short run itself. So costs are measured before a long
+run, or once many short runs add up to one, and kept on disk. The text an engine writes does not
+depend on its costs.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,30 +16,30 @@ from emsjax.engine.engine import Engine
 from emsjax.engine.worth import StepCosts, without_prompts
 from emsjax.requests.request import Request
 
-# Tokens of each slot for which it is worth to measure: up to some hundreds of steps are timed, and
-# what they tell may save a few steps in a hundred, in this run and in later ones.
+# Tokens per slot from which measuring pays off: up to some hundreds of steps are timed, and the
+# result may save a few steps in a hundred, in this run and in later ones.
 ENOUGH_TOKENS = 2000
 
 
 class Pricing:
-    """Keeps the costs of an engine."""
+    """Sets and improves the costs of an engine."""
 
     def __init__(self, engine: Engine, model: str):
-        """Looks at nothing yet.
+        """Reads and measures nothing yet.
 
         Args:
-          engine: whose `costs` are kept.
-          model: the name under which they are on disk.
+          engine: its `costs` are set before each run.
+          model: the name under which its costs are kept on disk.
         """
         self._engine, self._model = engine, model
         self._known: Known | None = None
         self._asked = 0
 
     def before_run(self, requests: Iterable[Request | None]) -> Iterable[Request | None]:
-        """Prices the engine's steps for a run.
+        """Sets the engine's costs for a run, and measures them first if that pays off.
 
         Args:
-          requests: of the run; some are taken to see whether it is long.
+          requests: the run's requests, of which some are taken to see whether it is long.
 
         Returns:
           The same requests.
@@ -61,10 +61,14 @@ class Pricing:
 def look_ahead(
     requests: Iterable[Request | None], enough: int
 ) -> tuple[int, Iterator[Request | None]]:
-    """How many tokens are asked for, counted as far as `enough` or what is there by now.
+    """Counts the tokens that the first requests may write.
+
+    Stops at `enough` tokens, at the end of the requests, or at a None, which says that the next
+    request is not available yet.
 
     Returns:
-      The count, and all requests from the first; an error in taking one is raised in its place.
+      The count, and all requests from the first. An error in taking a request is raised when the
+      iterator comes to it.
     """
     coming = iter(requests)
     seen: list[Request | None] = []
@@ -92,7 +96,7 @@ def _again(
 
 
 def guessed_costs(engine: Engine) -> StepCosts:
-    """What the engine's steps should take by the bytes they read and the products they need."""
+    """Estimates the costs of the engine's steps from the bytes they read and their products."""
     device, model = jax.devices()[0], engine.setup(engine.params).model
     drafter = engine.drafter
     costs = estimated_costs(

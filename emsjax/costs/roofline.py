@@ -1,9 +1,8 @@
-"""What a step would cost on hardware that is not here, from bytes and operations.
+"""Estimates the cost of a step on any hardware, from the bytes and operations it needs.
 
 A step reads all weights and every slot's cached tokens, and multiplies every row with every weight.
-Where reading and multiplying overlap, the longer of the two counts, else both; attention comes on
-top. What shares of the published rates are reached is assumed, not measured: the result is an
-estimate.
+If the hardware reads and multiplies at the same time, the longer of the two counts, otherwise their
+sum; attention is added. The shares of the published rates that are reached are assumptions.
 """
 
 from collections.abc import Sequence
@@ -20,18 +19,23 @@ BANDWIDTH_SHARE, COMPUTE_SHARE = 0.8, 0.6
 
 
 def attended(windows: Sequence[int], context: float) -> float:
-    """Cached tokens that a layer reads of a sample, on average; `windows` as in `DecoderConfig`."""
+    """Returns how many cached tokens of a sample a layer reads, on average over the layers.
+
+    Args:
+      windows: as in `DecoderConfig`; 0 for a layer without a window.
+      context: cached tokens of the sample.
+    """
     if not windows:
         return context
     return sum(min(context, window or context) for window in windows) / len(windows)
 
 
 class Bounds(NamedTuple):
-    """Seconds of a step on each rung, were there nothing in the cache.
+    """Seconds of a step on each rung with an empty cache.
 
     Attributes:
-      reading: float64[R], all weights.
-      computing: float64[R], all products with them.
+      reading: float64[R], for reading all weights.
+      computing: float64[R], for all products with them.
     """
 
     reading: np.ndarray
@@ -39,13 +43,13 @@ class Bounds(NamedTuple):
 
 
 def bounds(sizes: Sizes, hardware: Hardware, ladder: Sequence[Rung], emitting: int) -> Bounds:
-    """What each rung takes at least.
+    """Computes the least seconds of each rung.
 
     Args:
       sizes: of the model.
       hardware: the device.
       ladder: rungs.
-      emitting: the most rows behind which a token is chosen.
+      emitting: the most rows after which a token is chosen.
     """
     rows = np.asarray([rung.capacity for rung in ladder], np.float64)
     operations = sizes.row_flops * rows + sizes.logit_flops * np.minimum(rows, emitting)
@@ -62,7 +66,7 @@ def estimated_costs(
     draft_length: int,
     drafter_bytes: int = 0,
 ) -> StepCosts:
-    """Seconds of a step on every rung.
+    """Estimates the costs of steps on every rung.
 
     Args:
       sizes: of the model.
@@ -70,11 +74,12 @@ def estimated_costs(
       ladder: rungs.
       num_slots: B.
       draft_length: k.
-      drafter_bytes: weights that drafting a token reads; 0 for a drafter that looks up.
+      drafter_bytes: bytes of weights that drafting one token reads; 0 for drafters that look drafts
+        up.
     """
     least = bounds(sizes, hardware, ladder, num_slots * (draft_length + 1))
     seconds = _together(hardware, *least).astype(np.float32)
-    # Every row meets every number of a drafter, too.
+    # In a draft model, too, every row is multiplied with every weight.
     computing = 2 * num_slots * drafter_bytes / sizes.itemsize / _matrix_rate(hardware, sizes)
     draft = _together(hardware, drafter_bytes / _bandwidth(hardware), computing)
     cached = cached_costs(sizes, hardware, ladder, num_slots)
@@ -84,13 +89,18 @@ def estimated_costs(
 def cached_costs(
     sizes: Sizes, hardware: Hardware, ladder: Sequence[Rung], num_slots: int
 ) -> np.ndarray:
-    """Seconds that each cached token adds, float32[R]: read once, multiplied with its slot's rows.
+    """Estimates the seconds that each cached token adds to a step.
+
+    The token is read once and multiplied with every row of its slot.
 
     Args:
       sizes: of the model.
       hardware: the device.
       ladder: rungs.
-      num_slots: B.
+      num_slots: B; the rows of a rung are taken to be shared evenly.
+
+    Returns:
+      float32[R].
     """
     rows = np.asarray([rung.capacity / num_slots for rung in ladder], np.float64)
     computing = sizes.token_flops * rows / _matrix_rate(hardware, sizes)
@@ -99,7 +109,7 @@ def cached_costs(
 
 
 def _together(hardware: Hardware, reading: Any, computing: Any) -> np.ndarray:
-    """Seconds of both."""
+    """Seconds of reading and computing, at the same time or in turn."""
     return np.maximum(reading, computing) if hardware.overlaps else np.add(reading, computing)
 
 

@@ -1,4 +1,4 @@
-"""Step costs kept on disk, so that they are measured once for a model, a device and a batch."""
+"""Keeps step costs on disk, so that they are measured once for a model, a device and a batch."""
 
 import contextlib
 import hashlib
@@ -21,26 +21,26 @@ from emsjax.host.device import device_name
 from emsjax.host.files import replace_text
 from emsjax.version import __version__
 
-# What restless moments say is averaged; of so many it is believed.
+# Measurements on a busy machine are averaged, and trusted from this many on.
 ENOUGH_LOOKS = 4
 
 
 class Known(NamedTuple):
-    """What is known of an engine's steps.
+    """The known costs of an engine's steps.
 
     Attributes:
-      costs: of this ladder.
-      settled: whether they are believed: measured at a quiet moment, or often enough; if not,
-        they were measured on a busy machine, or estimated.
-      looks: how often they were measured; 0 where they are estimated.
+      costs: of the engine's ladder.
+      settled: True if they were measured on a quiet machine, or often enough on a busy one; False
+        if they are estimates or need further measurements.
+      looks: how often they were measured; 0 for estimates.
     """
 
     costs: StepCosts
     settled: bool
     looks: int
 
-    def and_another(self, newer: "Known") -> "Known":
-        """With what another look found; one at a quiet moment replaces all others."""
+    def with_measurement(self, newer: "Known") -> "Known":
+        """Adds a measurement: the mean of all of them, or a settled one alone."""
         if newer.settled or not self.looks:
             return newer
         looks = self.looks + newer.looks
@@ -55,12 +55,12 @@ Say = Callable[[str], None]
 
 
 def known_costs(engine: Engine, model: str, say: Say | None = None) -> StepCosts:
-    """The costs of the engine's steps, measured if they are not known yet.
+    """Returns the costs of the engine's steps, and measures them first if they are not settled.
 
     Args:
-      engine: with the ladder to price; its programs are compiled for this.
-      model: the name under which they are kept.
-      say: told of a damaged table; standard error by default.
+      engine: the engine; measuring compiles its programs.
+      model: the name under which the costs are kept.
+      say: called with a message if the table is damaged; prints to standard error by default.
     """
     table = CostTable(engine, model, say)
     known = table.read()
@@ -79,7 +79,7 @@ class CostTable:
         self._file = cache_dir() / "step-costs" / f"{digest}.json"
 
     def read(self) -> Known | None:
-        """What was measured before; None where nothing was, or the file is damaged."""
+        """Returns the kept costs; None if there are none or the file is damaged."""
         try:
             if self._file.is_file():
                 return _read(self._file, len(self._engine.ladder))
@@ -92,28 +92,31 @@ class CostTable:
             RecursionError,
         ) as error:
             self._say(
-                f"the table of step costs {self._file} is damaged ({error}) and deleted: "
-                "steps are timed anew before a long run, and estimated until then"
+                f"the table of step costs {self._file} is damaged ({error}) and was deleted; steps "
+                "are estimated until a long run measures them again"
             )
             with contextlib.suppress(OSError):
                 self._file.unlink()
         return None
 
     def measure(self, earlier: Known | None) -> Known:
-        """Times the engine's steps, which takes some seconds, and keeps what is found.
+        """Measures the engine's steps, which takes some seconds, and keeps the result.
 
         Args:
-          earlier: what was known before, see `read`.
+          earlier: the costs known before, see `read`.
+
+        Returns:
+          The earlier costs with the measurement added, see `Known.with_measurement`.
         """
         known = Known(*measure_costs(self._engine), looks=1)
         if earlier is not None:
-            known = earlier.and_another(known)
+            known = earlier.with_measurement(known)
         _write(self._file, self._what, known)
         return known
 
 
 def _what(engine: Engine, model: str) -> dict[str, Any]:
-    """All that the costs depend on."""
+    """Everything that the costs depend on, which is the key of the table."""
     return {
         "model": model,
         "weights": _shapes(engine.params),
@@ -126,13 +129,13 @@ def _what(engine: Engine, model: str) -> dict[str, Any]:
 
 
 def _name_of(drafter: Drafter) -> str:
-    """As it calls itself; its class where that would be its address."""
+    """The drafter's repr, or its class if the repr is the default one, which has an address."""
     plain = type(drafter).__repr__ is object.__repr__
     return type(drafter).__qualname__ if plain else repr(drafter)
 
 
 def _shapes(weights: Any) -> str:
-    """Sizes and types of all arrays, in a few characters."""
+    """A short hash of the shapes and types of all arrays."""
     every = [f"{x.shape} {x.dtype}" for x in jax.tree.leaves(weights)]
     return hashlib.sha256("\n".join(every).encode()).hexdigest()[:16]
 
@@ -143,29 +146,30 @@ def _read(file: Path, rungs: int) -> Known:
     cached = [_possible(cost) for cost in content["cached"]]
     draft, looks = _possible(content["draft"]), int(content["looks"])
     if len(seconds) != rungs or len(cached) != rungs:
-        raise ValueError("of another ladder")
+        raise ValueError("it is of another ladder")
     if not all(seconds) or all(map(math.isinf, seconds)) or looks < 1:
-        raise ValueError("costs that cannot be")
+        raise ValueError("it has impossible costs")
     rung_costs, cached_costs = (np.asarray(x, np.float32) for x in (seconds, cached))
     costs = StepCosts(rung_costs, cached_costs, np.float32(draft))
     return Known(costs, content["settled"] is True, looks)
 
 
 def _possible(cost: Any) -> float:
-    """Seconds as they are computed with, in float32.
+    """Returns a cost rounded to float32, as it is computed with.
 
     Raises:
-      ValueError: nothing takes so long.
+      ValueError: the cost is negative, infinite or not a number in float32.
     """
     with np.errstate(over="ignore"):
         seconds = float(np.float32(cost))
     if not 0 <= seconds < math.inf:
-        raise ValueError("costs that cannot be")
+        raise ValueError("it has impossible costs")
     return seconds
 
 
 def _write(file: Path, what: dict[str, Any], known: Known) -> None:
     costs = known.costs
+    # JSON has no infinity: rungs that only prompts need are null.
     seconds = [None if math.isinf(cost) else float(cost) for cost in np.asarray(costs.rungs)]
     cached = np.asarray(costs.cached).tolist()
     content = {**what, "rungs": seconds, "cached": cached, "draft": float(costs.draft)}
@@ -174,4 +178,4 @@ def _write(file: Path, what: dict[str, Any], known: Known) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_text(file, json.dumps(content, indent=1) + "\n")
     except OSError:
-        return  # measured again next time
+        return  # The costs are measured again next time.

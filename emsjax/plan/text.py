@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from emsjax.cli.markdown import table
 from emsjax.costs.roofline import BANDWIDTH_SHARE, COMPUTE_SHARE
 from emsjax.plan.forecast import BatchSpeedup, Forecast, StepTime
 from emsjax.plan.memory import Memory
@@ -157,15 +158,3 @@ def _pair(speedup: Speedup | None) -> list[str]:
 def milliseconds(seconds: float | None) -> str:
     """Formats seconds as milliseconds, with three significant digits."""
     return NOTHING if seconds is None else f"{seconds * 1e3:.3g}"
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a Markdown table whose columns are also aligned in plain text."""
-    lines = [list(header), *map(list, rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    rule = [f"{'-' * (width - 1)}:" for width in widths]
-    padded = [
-        [cell.rjust(width) for cell, width in zip(line, widths, strict=True)] for line in lines
-    ]
-    every = [padded[0], [r.rjust(w, "-") for r, w in zip(rule, widths, strict=True)], *padded[1:]]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in every)

@@ -1,1 +1,1 @@
-"""Scatter of new K/V into the cache."""
+"""Writes new K/V into the cache, as a scatter."""

@@ -1,4 +1,4 @@
-"""Scatter-style cache update: each packed token's K/V at its own slot's own offset."""
+"""The cache update: writes each packed row's K/V to its slot, at its position."""
 
 from types import MappingProxyType
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from emsjax.pallas_kernels.backends import Backend, always_supported, pick
 from emsjax.pallas_kernels.cache_update import reference, tpu
 from emsjax.pallas_kernels.checks import check_update, check_values
 
-# On GPU the reference is what there is to be had: one in-place scatter.
+# A GPU needs no kernel: XLA compiles the reference to one in-place scatter.
 BACKENDS = MappingProxyType(
     {
         "reference": Backend(reference.update_kv_cache, always_supported),
@@ -55,7 +55,7 @@ def update_kv_cache(
     places: Places | None = None,
     backend: str | None = None,
 ) -> jax.Array:
-    """Writes the K/V of packed rows into the cache, in place where the caller donates it.
+    """Writes the K/V of packed rows into the cache, in place if the caller donates it.
 
     The rows of slot b are the last `cu_q_lens[b+1] - cu_q_lens[b]` of its `kv_lens[b]` tokens.
 
@@ -63,13 +63,13 @@ def update_kv_cache(
       cache: [L, B, S, R, 128], see `kv_layout`.
       k: new keys [T, K, H].
       v: new values [T, K, H].
-      layer: int32[], which layer of the cache to write.
+      layer: int32[], the layer of the cache to write.
       slot_ids: int32[T], the slot of each row; B for an unused row, which writes nothing.
-      cu_q_lens: int32[B+1], where each slot's rows start.
-      kv_lens: int32[B], tokens of each slot valid once these rows are written.
+      cu_q_lens: int32[B+1], the first row of each slot, and the number of used rows.
+      kv_lens: int32[B], valid tokens of each slot, these rows included.
       places: `cache_places` of the last three; None computes them here.
-      backend: "reference" (XLA, anywhere) or "tpu"; None picks the platform's where it can be
-        used, else the reference.
+      backend: "reference" (XLA, on any platform) or "tpu". None uses the platform's own if it
+        supports the arguments, else the reference.
 
     Returns:
       The updated cache.

@@ -1,4 +1,4 @@
-"""Writing new K/V into the cache as an XLA scatter, which stays in place under jit."""
+"""The cache update as an XLA scatter, which works in place under jit."""
 
 import jax
 
@@ -16,5 +16,5 @@ def update_kv_cache(
 ) -> jax.Array:
     """See `api.update_kv_cache`."""
     del used
-    # Unused rows have slot B, which is out of bounds: they are dropped.
+    # Unused rows have slot B, which is out of bounds, so "drop" leaves them out.
     return cache.at[layer, slot_ids, places].set(pack_kv(k, v, cache), mode="drop")

@@ -1,7 +1,7 @@
-"""Cache update as a Mosaic kernel: each token's rows are one copy from HBM to HBM.
+"""The cache update as a Mosaic kernel: each token's rows are one copy from HBM to HBM.
 
-All copies are on their way before the first is awaited. They cannot meet: a step writes each
-position of a slot once.
+All copies are started before the first one is awaited. They cannot collide, since a step writes
+each position of a slot only once.
 """
 
 from typing import Any
@@ -19,9 +19,9 @@ DTYPES = (jnp.float32, jnp.bfloat16)
 def unsupported(cache: jax.Array, k: jax.Array) -> str | None:
     """Why the kernel cannot be used, or None if it can."""
     if cache.dtype not in DTYPES:
-        return f"the cache is {cache.dtype}, the TPU kernel takes float32 and bfloat16"
+        return f"the cache is {cache.dtype}, and the TPU kernel takes float32 and bfloat16"
     if cache.dtype != k.dtype:
-        return f"the cache is {cache.dtype} and k {k.dtype}: the TPU kernel wants one type"
+        return f"the cache is {cache.dtype} and k {k.dtype}, and the TPU kernel takes one type"
     return None
 
 

@@ -1,1 +1,1 @@
-"""Rows times one layer's weights, where those of all layers are stacked."""
+"""Multiplies rows with the weights of one layer, from a stack of all layers' weights."""

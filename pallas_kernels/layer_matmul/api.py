@@ -1,4 +1,4 @@
-"""Rows times the weights of one layer, read where they lie in the stack of all layers."""
+"""Multiplies rows with one layer's weights, read in place from the stack of all layers."""
 
 from types import MappingProxyType
 
@@ -20,16 +20,16 @@ BACKENDS = MappingProxyType(
 def layer_matmul(
     x: jax.Array, kernels: jax.Array, *, layer: jax.Array, backend: str | None = None
 ) -> jax.Array:
-    """`x @ kernels[layer].T`, summed in float32.
+    """Computes `x @ kernels[layer].T`, summed in float32.
 
     A row's result does not depend on the other rows.
 
     Args:
-      x: [T, in].
-      kernels: [L, out, in], of x's type.
-      layer: int32[].
-      backend: "reference" (XLA, anywhere) or "gpu" (Hopper, few rows); None picks the platform's
-        where it can be used, else the reference.
+      x: rows [T, in].
+      kernels: weights of all layers [L, out, in], of x's type.
+      layer: int32[], the layer to use.
+      backend: "reference" (XLA, on any platform) or "gpu" (Hopper, few rows). None uses the
+        platform's own if it supports the arguments, else the reference.
 
     Returns:
       [T, out] in x's dtype.

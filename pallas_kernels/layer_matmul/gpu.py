@@ -1,10 +1,10 @@
-"""Few rows times one layer's weights as a Mosaic GPU kernel, for Hopper.
+"""Multiplies few rows with one layer's weights, as a Mosaic GPU kernel for Hopper.
 
 XLA copies a layer's weights out of the stack before it multiplies them, which takes longer than the
-product. Here a thread block streams its part of them through shared memory, straight from the
-stack. The weights are the left operand, so that few rows leave no part of the tensor cores idle.
-How the sums are divided depends on the weights' shape alone: a row's bits do not depend on how many
-rows there are.
+product. Here each thread block streams its part of the weights through shared memory, straight from
+the stack. The weights are the left operand, so that no part of the tensor cores is idle when there
+are few rows. How a sum is divided depends only on the weights' shape, so the bits of a row's result
+do not depend on the number of rows.
 """
 
 import functools
@@ -17,28 +17,30 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from emsjax.pallas_kernels import hopper
 
-# Of a thread block: sums of more would not fit its registers beside the product that is added.
+# Most rows of a thread block. With more, the sums would not fit into its registers together with
+# the product that is added to them.
 MOST_ROWS = 64
-# Thread blocks that read the same weights for different rows; the memory is then read once for all.
+# Most thread blocks that read the same weights for different rows. The weights then come from
+# memory once for all of them.
 MOST_SHARES = 4
-# Of rows a product takes a multiple.
+# The number of rows in a product is a multiple of this.
 ROW_MULTIPLE = 8
-# Thread blocks that keep the memory busy, of the 132 multiprocessors of an H100 or H200.
+# Enough thread blocks to keep the memory busy; an H100 or H200 has 132 multiprocessors.
 ENOUGH_BLOCKS = 96
-# Of shared memory, and blocks on their way or in use that are enough.
+# Shared memory to use, and the number of blocks of weights and rows in flight or in use.
 SHARED_BYTES, STAGES = 200 << 10, 3
 AXES = ("tile", "part", "share")
 
 
 class Blocks(NamedTuple):
-    """How the work is divided.
+    """The division of the work among thread blocks.
 
     Attributes:
-      out: rows of the weights that a thread block takes, of which each gives an output.
-      depth: columns of them that it takes at a time.
-      parts: thread blocks that divide the columns among them.
-      rows: of x that it takes.
-      stages: blocks on their way or in use.
+      out: rows of the weights, and so outputs, of a thread block.
+      depth: columns of the weights that it multiplies at a time.
+      parts: thread blocks among which the columns are divided.
+      rows: rows of x of a thread block.
+      stages: blocks of weights and rows in flight or in use.
     """
 
     out: int
@@ -49,7 +51,7 @@ class Blocks(NamedTuple):
 
 
 def blocks_for(num_out: int, num_in: int, num_rows: int) -> Blocks:
-    """Sizes for T rows and weights [out, in]; only `rows` and `stages` depend on T."""
+    """Returns the sizes for T rows and weights [out, in]; only `rows` and `stages` depend on T."""
     out = 2 * hopper.TENSOR_CORE_ROWS if num_out % 128 == 0 else hopper.TENSOR_CORE_ROWS
     parts = 1
     while num_out // out * parts < ENOUGH_BLOCKS and num_in % (2 * parts * 128) == 0:
@@ -68,15 +70,15 @@ def unsupported(x: jax.Array, kernels: jax.Array) -> str | None:
     most = MOST_ROWS * MOST_SHARES
     problems = (
         (no_hopper, no_hopper),
-        (num_layers == 1, "there is one layer: XLA need not copy its weights"),
+        (num_layers == 1, "there is one layer, and XLA need not copy its weights"),
         (
             x.dtype not in hopper.DTYPES or kernels.dtype != x.dtype,
             f"the kernel takes bfloat16 and float16, not {x.dtype} times {kernels.dtype}",
         ),
-        (x.shape[0] > most, f"{x.shape[0]} rows: the kernel takes {most}"),
+        (x.shape[0] > most, f"there are {x.shape[0]} rows, and the kernel takes {most}"),
         (
             any(size % hopper.TENSOR_CORE_ROWS for size in shape),
-            f"weights {shape}: the kernel wants multiples of {hopper.TENSOR_CORE_ROWS}",
+            f"weights are {shape}, and the kernel takes multiples of {hopper.TENSOR_CORE_ROWS}",
         ),
     )
     return next((reason for problem, reason in problems if problem), None)
@@ -88,13 +90,13 @@ def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array) -> jax.Arra
     blocks = blocks_for(num_out, num_in, num_rows)
     x = jnp.pad(x, ((0, -num_rows % blocks.rows), (0, 0)))
     parts = _call(jnp.reshape(layer, 1), x, kernels, blocks)
-    # One after another: how XLA divides a sum of many depends on T.
+    # Added one after another, because the way XLA divides a sum of many terms depends on T.
     total = functools.reduce(jnp.add, [parts[n] for n in range(blocks.parts)])
     return total.T[:num_rows].astype(dtype)
 
 
 def _call(layer: jax.Array, x: jax.Array, kernels: jax.Array, blocks: Blocks) -> jax.Array:
-    """Sums over each part of the columns, float32[parts, out, T]."""
+    """The sums over each part of the columns, float32[parts, out, T]."""
     num_rows, (_, num_out, _) = x.shape[0], kernels.shape
     call = plgpu.kernel(
         functools.partial(_kernel, blocks=blocks),
@@ -108,7 +110,7 @@ def _call(layer: jax.Array, x: jax.Array, kernels: jax.Array, blocks: Blocks) ->
 
 
 def _kernel(layer: Any, x: Any, kernels: Any, out: Any, shared: Any, *, blocks: Blocks) -> None:
-    """Some outputs of some rows, over one part of the columns."""
+    """One thread block: its outputs for its rows, summed over one part of the columns."""
     tile, part, share = (jax.lax.axis_index(name) for name in AXES)
     steps = x.shape[1] // blocks.parts // blocks.depth
 

@@ -1,4 +1,4 @@
-"""The product with one layer's weights in XLA, which on a GPU copies them first."""
+"""The product with one layer's weights in XLA, which copies the weights first on a GPU."""
 
 import jax
 

@@ -1,1 +1,1 @@
-"""What the TPU kernels compile to, read off the real TPU compiler; no TPU is needed."""
+"""Reports what the TPU kernels compile to, from the real TPU compiler; no TPU is needed."""

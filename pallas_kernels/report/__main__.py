@@ -1,4 +1,4 @@
-"""python -m emsjax.pallas_kernels.report [--topology v5e] [--json FILE]."""
+"""The command `python -m emsjax.pallas_kernels.report [--topology v5e] [--json FILE]`."""
 
 import argparse
 import importlib.metadata
@@ -20,7 +20,7 @@ GENERATIONS = ("v4", "v5e", "v5p", "v6e")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Compiles the attention kernels for a TPU and prints what came out as a table."""
+    """Compiles the attention kernels for a TPU and prints a table of the results."""
     options = _options(arguments)
     with tempfile.TemporaryDirectory() as directory:
         rows = list(_rows(options, Path(directory)))
@@ -34,12 +34,14 @@ def main(arguments: list[str] | None = None) -> None:
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m emsjax.pallas_kernels.report",
-        description="Compile the TPU attention kernels, ours and jax's, and read what came out.",
+        description="Compile the TPU attention kernels, ours and jax's, and count what they do.",
     )
     parser.add_argument("--topology", choices=GENERATIONS, default="v5e")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here as well")
-    parser.add_argument("--models", metavar="A,B", help="some of the models, all if left out")
-    parser.add_argument("--batch", type=int, default=8, help="slots")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write all figures to this file"
+    )
+    parser.add_argument("--models", metavar="A,B", help="models to compile for; default: all")
+    parser.add_argument("--batch", type=int, default=8, help="number of slots")
     parser.add_argument("--rows", type=int, default=8, help="most rows of a slot")
     parser.add_argument("--context", type=int, default=2048, help="most tokens of a slot")
     options = parser.parse_args(arguments)
@@ -48,7 +50,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--batch, --rows and --context must be positive, --context twice --rows")
     options.models = options.models.split(",") if options.models else list(MODELS)
     if unknown := [model for model in options.models if model not in MODELS]:
-        parser.error(f"--models: there is no {unknown[0]!r}, but {', '.join(MODELS)}")
+        parser.error(f"--models: {unknown[0]!r} is unknown; choose from {', '.join(MODELS)}")
     return options
 
 
@@ -71,7 +73,7 @@ def _text(rows: list["Row"], facts: dict[str, object]) -> str:
     from emsjax.pallas_kernels.report.row import table
 
     title = (
-        f"Compiled for TPU {facts['topology']}, nothing ran: {facts['batch']} slots of 1 to "
+        f"Compiled for TPU {facts['topology']}, not run: {facts['batch']} slots of 1 to "
         f"{facts['rows']} rows, {int(str(facts['context'])) // 2} to {facts['context']} tokens, "
         f"bfloat16, one layer; jax {facts['jax']}, libtpu {facts['libtpu']}"
     )

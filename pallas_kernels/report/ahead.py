@@ -1,4 +1,4 @@
-"""Compiling for a TPU that is not there; see `environment` for what that needs."""
+"""Compiles our attention kernel for a TPU without one."""
 
 import functools
 from collections.abc import Callable
@@ -12,17 +12,20 @@ from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token
 from emsjax.pallas_kernels.ragged_attention.api import ragged_attention
 from emsjax.pallas_kernels.report.work import Work
 
-# Of the cache that is compiled for.
+# Layers of the cache. The kernel reads one of them.
 NUM_LAYERS = 4
 
 
 def compile_attention(generation: str, work: Work, **options: Any) -> jax.stages.Compiled:
-    """Our kernel for this work; fails where the TPU compiler would.
+    """Compiles our attention kernel.
 
     Args:
       generation: one of `TOPOLOGIES`.
-      work: its shapes.
+      work: the shapes.
       **options: see `attention_call`.
+
+    Raises:
+      Exception: the errors of the TPU compiler.
     """
     call = attention_call(work, "tpu", **options)
     return compile_on(generation, call, functools.partial(attention_arguments, work))
@@ -31,14 +34,14 @@ def compile_attention(generation: str, work: Work, **options: Any) -> jax.stages
 def attention_call(
     work: Work, backend: str, *, tree: bool = False, holed: bool = False, **options: Any
 ) -> Callable[..., jax.Array]:
-    """The attention of one layer, as a function of `attention_arguments`.
+    """Returns the attention of one layer, as a function of `attention_arguments`.
 
     Args:
-      work: its shapes.
+      work: the shapes.
       backend: of `ragged_attention`.
-      tree: whether ancestors are used.
-      holed: whether there are holes.
-      **options: static ones of `ragged_attention`.
+      tree: whether to pass ancestors.
+      holed: whether to pass holes.
+      **options: static options of `ragged_attention`.
     """
     _, num_kv_heads, head_dim = work.heads
 
@@ -69,13 +72,13 @@ def attention_call(
 
 
 def some_holes(kv_lens: jax.Array, capacity: int) -> jax.Array:
-    """Places bool[B, S] that no compiler can know beforehand."""
+    """Returns holes, bool[B, S], that depend on `kv_lens`, so that no compiler can know them."""
     places = jnp.arange(capacity, dtype=jnp.int32)[None]
     return places % 7 == (kv_lens % 7)[:, None]
 
 
 def attention_arguments(work: Work) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Abstract arguments for the platform that is being compiled for."""
+    """Returns the abstract arguments of `attention_call`'s function on the target platform."""
     num_heads, num_kv_heads, head_dim = work.heads
     dtype = jnp.bfloat16 if work.itemsize == 2 else jnp.float32
     rows = rows_per_token(num_kv_heads, head_dim)

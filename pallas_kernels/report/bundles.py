@@ -1,7 +1,7 @@
-"""Reading the TPU compiler's account of a kernel: bundles, units, memory.
+"""Reads the TPU compiler's account of a kernel: bundles, units and memory.
 
-A bundle is one instruction word; without waiting, it takes one cycle. Loops are nested by depth:
-the body of the loop over blocks of keys and values is where the matrix units work.
+A bundle is one instruction word, and takes one cycle unless it waits. Loops are told apart by their
+depth: the loop over blocks of keys and values is the one whose body uses the matrix units most.
 """
 
 import math
@@ -13,21 +13,21 @@ from typing import NamedTuple
 BUNDLE = re.compile(r"\s*(?:0x[0-9a-f]+|0)\s+(?:(LB|LH|LE|PB|PF|CT)\s*)?: (>*)")
 VMEM = re.compile(r"space=vmem, size = (0x[0-9a-f]+), scoped, tag = '(.*?)'")
 MATRIX_UNIT = "MXU"
-# Spills and fills are also counted as stores and loads.
+# The compiler counts spills and fills as stores and loads, too.
 SPILLS = {"VSTORE:SPILL", "VLOAD:FILL"}
 
 
 class Loop(NamedTuple):
-    """The loop over blocks.
+    """The loop over blocks of keys and values.
 
     Attributes:
-      bundles: of one trip, without loops inside it.
+      bundles: bundles of one trip, without the loops inside it.
       inner: bundles of one trip of each loop inside it, in order.
-      outer: bundles at each level around it, outermost first: a grid step's own, and so on.
-      least: cycles that the busiest unit takes for one trip's instructions, spills included.
-      busiest: that unit.
-      spills: registers put into memory and taken back.
-      vmem_bytes: scratch of the kernel.
+      outer: bundles at each level around it, outermost first, starting with a grid step's.
+      least: cycles that the busiest unit needs for one trip's instructions, spills included.
+      busiest: the name of that unit.
+      spills: stores and loads of spilled registers in one trip.
+      vmem_bytes: scratch memory of the kernel.
     """
 
     bundles: int
@@ -40,7 +40,11 @@ class Loop(NamedTuple):
 
 
 def read_loop(dump: Path, kernel: str) -> Loop:
-    """The loop over blocks of the newest kernel of that name in a dump directory.
+    """Reads the loop over blocks of the newest kernel of a name.
+
+    Args:
+      dump: directory that the compiler wrote into.
+      kernel: the kernel's name.
 
     Raises:
       FileNotFoundError: the compiler wrote nothing about such a kernel.
@@ -70,6 +74,7 @@ def read_loop(dump: Path, kernel: str) -> Loop:
 
 
 def _newest(dump: Path, pattern: str) -> Path:
+    """The file with the highest number at the start of its name."""
     found = [path for path in dump.glob(pattern) if "schedule-analysis" not in path.name]
     if not found:
         raise FileNotFoundError(f"the TPU compiler wrote no {pattern} into {dump}")
@@ -77,7 +82,7 @@ def _newest(dump: Path, pattern: str) -> Path:
 
 
 def _depths(text: str) -> tuple[list[int], list[int]]:
-    """Loop depth of every bundle, and which bundles are heads of loops."""
+    """The loop depth of every bundle, and the indices of the bundles that start a loop."""
     depths: list[int] = []
     heads = []
     for line in text.splitlines():
@@ -89,7 +94,7 @@ def _depths(text: str) -> tuple[list[int], list[int]]:
 
 
 def _loops(depths: list[int], heads: list[int]) -> Iterator[tuple[int, int]]:
-    """Depth and bundles of each loop's own body."""
+    """Yields each loop's depth and its number of bundles without the loops inside it."""
     for head in heads:
         end = head
         while end < len(depths) and depths[end] >= depths[head]:
@@ -98,7 +103,7 @@ def _loops(depths: list[int], heads: list[int]) -> Iterator[tuple[int, int]]:
 
 
 def _utilisation(path: Path) -> tuple[dict[str, int], list[dict[str, int]]]:
-    """How often each unit can be used in a bundle, and how often it is in each."""
+    """How often each unit can be used in a bundle, and how often each bundle uses it."""
     lines = path.read_text().splitlines()
     names = lines[1].split(", ")
     numbers = [[int(word) for word in line.split()] for line in lines[2:] if line[:1] != "="]
@@ -107,5 +112,6 @@ def _utilisation(path: Path) -> tuple[dict[str, int], list[dict[str, int]]]:
 
 
 def _total(use: list[dict[str, int]], depths: list[int], depth: int) -> dict[str, int]:
-    there = [row for row, d in zip(use, depths, strict=True) if d == depth]
-    return {name: sum(row[name] for row in there) for name in use[0]}
+    """Uses of each unit in all bundles at a depth."""
+    rows = [row for row, d in zip(use, depths, strict=True) if d == depth]
+    return {name: sum(row[name] for row in rows) for name in use[0]}

@@ -1,4 +1,4 @@
-"""What our kernel moves and executes for some work."""
+"""Counts what our attention kernel moves and executes for some work."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +15,13 @@ from emsjax.pallas_kernels.report.work import Work
 
 
 def measure(generation: str, model: str, work: Work, dump: Path) -> Iterator[Row]:
-    """Compiles our kernel for the work and reads what came out: one row.
+    """Compiles our kernel for some work, and yields one row of figures.
 
     Args:
       generation: of the TPU.
-      model: name, for the table.
-      work: what is computed.
-      dump: where this process's TPU compiler writes.
+      model: its name, for the table.
+      work: the attention to compute.
+      dump: the directory that this process's TPU compiler writes into.
     """
     compile_attention(generation, work)
     loop = read_loop(dump, "ragged_attention")
@@ -32,7 +32,8 @@ def measure(generation: str, model: str, work: Work, dump: Path) -> Iterator[Row
     pieces = sum(-(-(end % blocks.kv) // blocks.piece) for end in tiles)
     fetched = whole * blocks.kv + pieces * blocks.piece
     trips = sum(-(-end // blocks.kv) for end in tiles)
-    # In the order in which they stand: pieces started, awaited; tokens cleared, by one and by more.
+    # The inner loops, in the kernel's order: start the copies of pieces, wait for them, clear
+    # single tokens, clear several tokens at once.
     start, wait, one, several = loop.inner
     cleared = [_cleared(end, blocks) for end in tiles]
     yield Row(
@@ -56,7 +57,7 @@ def measure(generation: str, model: str, work: Work, dump: Path) -> Iterator[Row
 
 
 def _sizes(work: Work) -> tuple[TPUBlocks, int]:
-    """Block sizes, and rows of a cached token."""
+    """Block sizes, and the rows of a token in the cache."""
     num_heads, num_kv_heads, head_dim = work.heads
     with compiling_for("tpu"):
         rows = rows_per_token(num_kv_heads, head_dim)
@@ -66,20 +67,20 @@ def _sizes(work: Work) -> tuple[TPUBlocks, int]:
 
 
 def _tiles(work: Work, blocks: TPUBlocks) -> Iterator[int]:
-    """Where each tile's keys and values end."""
+    """Yields the number of keys and values that each tile of queries attends to."""
     for q_len, kv_len in zip(work.q_lens, work.kv_lens, strict=True):
         for first in range(0, q_len, blocks.q):
             yield kv_len - q_len + min(first + blocks.q, q_len)
 
 
 def _cleared(end: int, blocks: TPUBlocks) -> tuple[int, int]:
-    """Trips of the two loops that clear the last block behind a tile's end."""
-    behind = -end % blocks.kv
-    return behind % CLEARED_AT_ONCE, behind // CLEARED_AT_ONCE
+    """Trips of the loops that clear the last block after a tile's end: by one, and by several."""
+    after = -end % blocks.kv
+    return after % CLEARED_AT_ONCE, after // CLEARED_AT_ONCE
 
 
 def _tile_bytes(work: Work, blocks: TPUBlocks) -> int:
-    """Queries and results of one tile, as the kernel takes them."""
+    """Bytes of the queries and results of one tile, padded as the kernel pads them."""
     num_heads, num_kv_heads, head_dim = work.heads
     height = tpu_tile_height(blocks.q, num_heads // num_kv_heads)
     return 2 * num_kv_heads * height * width(num_kv_heads, head_dim) * work.itemsize

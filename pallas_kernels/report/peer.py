@@ -1,7 +1,7 @@
-"""jax's `ragged_paged_attention` on the same work, for comparison.
+"""Counts the same for jax's `ragged_paged_attention`, for comparison.
 
-It is paged: here the pages of a sequence lie one after the other. It takes heads of width 128 and
-head counts that fill whole memory tiles; others are padded, as its users have to.
+It is a paged kernel; here the pages of a sequence are consecutive. It takes heads of width 128 and
+head counts that fill whole memory tiles. Others are padded here, as its users must do.
 """
 
 import functools
@@ -23,22 +23,30 @@ PAGE = 128
 
 
 class Sizes(NamedTuple):
-    """Tokens of a block of keys and values, and queries of a block."""
+    """Sizes of its blocks.
+
+    Attributes:
+      tokens: tokens of a block of keys and values.
+      queries: queries of a block.
+    """
 
     tokens: int
     queries: int
 
 
-# As in its table of tuned sizes; with fewer queries, since there are few; in shorter blocks, which
-# fetch less past a slot's end.
+# The sizes of its own tuning table; fewer queries, since a decode step has few; and shorter blocks,
+# which fetch less past a slot's end.
 SIZES = (Sizes(512, 32), Sizes(512, 8), Sizes(128, 32))
-# A block of every head it takes at once, and no more of VMEM than this for two of them.
+# Most bytes of VMEM for two blocks of the heads that it takes at once.
 BUFFER_BYTES = 8 << 20
 VMEM_LIMIT = 64 << 20
 
 
 def measure(generation: str, model: str, work: Work, dump: Path) -> Iterator[Row]:
-    """Compiles jax's kernel for the work and reads what came out: a row for each of `SIZES`."""
+    """Compiles jax's kernel for some work, and yields a row of figures for each of `SIZES`.
+
+    The arguments are those of `ours.measure`.
+    """
     for sizes in SIZES:
         yield _measure(generation, model, work, dump, sizes)
 
@@ -55,7 +63,7 @@ def _measure(generation: str, model: str, work: Work, dump: Path, sizes: Sizes) 
     visits = _visits(work.q_lens, sizes.queries)
     blocks_of = [-(-kv_len // block) for kv_len in work.kv_lens]
     trips = sum(times * blocks for times, blocks in zip(visits, blocks_of, strict=True))
-    # A single grid step is no loop.
+    # The grid is a loop only if it has more than one step.
     *steps, visit = loop.outer
     grid = -(-work.num_rows // sizes.queries)
     token_bytes = 2 * heads.num_kv_heads * heads.head_dim * work.itemsize
@@ -78,7 +86,7 @@ def _measure(generation: str, model: str, work: Work, dump: Path, sizes: Sizes) 
 
 
 def _padded(heads: Heads) -> Heads:
-    """The next heads that it takes."""
+    """The smallest heads that it takes and that hold the given ones."""
     kv_heads = heads.num_kv_heads
     fits = next(k for k in range(kv_heads, 2 * kv_heads + 8) if k in (1, 2, 4) or k % 8 == 0)
     group = heads.num_heads // kv_heads
@@ -86,14 +94,14 @@ def _padded(heads: Heads) -> Heads:
 
 
 def _block(block: int, heads_at_once: int, itemsize: int) -> int:
-    """Tokens of a block whose two buffers fit."""
+    """The largest block of tokens, up to `block`, of which two fit into `BUFFER_BYTES`."""
     while 2 * block * heads_at_once * LANES * itemsize > BUFFER_BYTES and block > PAGE:
         block //= 2
     return block
 
 
 def _visits(q_lens: tuple[int, ...], queries: int) -> list[int]:
-    """How many blocks of queries hold rows of each slot: it reads the slot once for each."""
+    """For each slot, how many blocks of queries hold its rows; each of them reads the slot once."""
     visits, start = [], 0
     for q_len in q_lens:
         end = start + q_len

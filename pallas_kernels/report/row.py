@@ -1,4 +1,4 @@
-"""One line of the table."""
+"""The rows of the report's table."""
 
 from typing import NamedTuple
 
@@ -21,20 +21,20 @@ HEADER = (
 
 
 class Row(NamedTuple):
-    """What one kernel does for one model's work.
+    """Figures of one kernel for one model's work. A trip is one of the loop over blocks.
 
     Attributes:
-      model: name.
-      kernel: "emsjax", or "jax" with its sizes.
+      model: its name.
+      kernel: "emsjax", or "jax" with its block sizes.
       vmem_bytes: scratch memory.
-      block: tokens of keys and values in one trip of the inner loop.
-      bundles: of that trip.
-      least: cycles that the busiest unit takes for it.
-      busiest: that unit.
-      spills: registers put into memory and taken back in that trip.
-      all_bundles: for the whole work.
-      all_bytes: moved between HBM and VMEM for the whole work.
-      least_bytes: what has to be moved.
+      block: tokens of keys and values in a trip.
+      bundles: bundles of a trip.
+      least: cycles that the busiest unit needs for a trip.
+      busiest: the name of that unit.
+      spills: stores and loads of spilled registers in a trip.
+      all_bundles: bundles of the whole work.
+      all_bytes: bytes moved between HBM and VMEM for the whole work.
+      least_bytes: bytes that any kernel must move.
       allocated: bytes of a token in the cache.
       needed: bytes of its keys and values.
     """
@@ -54,7 +54,7 @@ class Row(NamedTuple):
     needed: int
 
     def cells(self) -> tuple[str, ...]:
-        """As `HEADER` says."""
+        """The row as text, in the order of `HEADER`."""
         return (
             self.model,
             self.kernel,
@@ -73,6 +73,9 @@ class Row(NamedTuple):
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown."""
+    """Writes the rows as a Markdown table.
+
+    Kernels import nothing of emsjax, so `emsjax.cli.markdown` cannot be used here.
+    """
     rule = ["---", "---", *["--:"] * (len(HEADER) - 2)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (HEADER, rule, *map(Row.cells, rows)))

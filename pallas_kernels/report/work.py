@@ -1,4 +1,4 @@
-"""The attention work that is compiled and counted: ragged batches of a model's heads."""
+"""The attention work that is compiled and counted: ragged batches, for the heads of a model."""
 
 from typing import Any, NamedTuple
 
@@ -14,11 +14,11 @@ class Heads(NamedTuple):
 
 
 def heads_of(config: Any) -> Heads:
-    """Of a model, from its `emsjax.models.config.DecoderConfig`."""
+    """Returns the heads of a model, from its `emsjax.models.config.DecoderConfig`."""
     return Heads(config.num_heads, config.num_kv_heads, config.head_dim)
 
 
-# Every kind of head there is among the built-in configurations.
+# One model for every kind of heads among the built-in configurations.
 MODELS = {
     "smollm2-135m": Heads(9, 3, 64),
     "opt-125m": Heads(12, 12, 64),
@@ -34,10 +34,10 @@ ROW_MULTIPLE = 8
 
 
 class Work(NamedTuple):
-    """One call: B slots, their rows and their valid tokens.
+    """One call of the attention: B slots, their rows and their valid tokens.
 
     Attributes:
-      heads: the model's.
+      heads: of the model.
       q_lens: rows of each slot.
       kv_lens: valid tokens of each slot, its rows included.
       capacity: S.
@@ -54,28 +54,35 @@ class Work(NamedTuple):
 
     @property
     def num_slots(self) -> int:
-        """B."""
+        """B, the number of slots."""
         return len(self.q_lens)
 
     @property
     def num_rows(self) -> int:
-        """T: the rows, rounded up as a ladder rounds them."""
+        """T, the number of rows, rounded up as a ladder rounds it."""
         return -(-sum(self.q_lens) // ROW_MULTIPLE) * ROW_MULTIPLE
 
     @property
     def token_bytes(self) -> int:
-        """What one token's keys and values need."""
+        """Bytes of one token's keys and values."""
         return 2 * self.heads.num_kv_heads * self.heads.head_dim * self.itemsize
 
     @property
     def least_bytes(self) -> int:
-        """Each slot's keys and values once, and each row's queries and results."""
+        """Bytes of each slot's keys and values, once, and of each row's queries and results."""
         rows = 2 * sum(self.q_lens) * self.heads.num_heads * self.heads.head_dim
         return sum(self.kv_lens) * self.token_bytes + rows * self.itemsize
 
 
 def ragged(heads: Heads, batch: int, rows: int, context: int) -> Work:
-    """A batch in mid-decode: 1 to `rows` rows a slot, `context` / 2 to `context` tokens."""
+    """Makes a random batch in mid-decode.
+
+    Args:
+      heads: of the model.
+      batch: B.
+      rows: the most rows of a slot; each has at least one, and the first has this many.
+      context: the most tokens of a slot; each has at least half of it.
+    """
     rng = np.random.default_rng(0)
     q_lens = rng.integers(1, rows + 1, batch)
     q_lens[0] = rows

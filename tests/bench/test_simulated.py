@@ -1,4 +1,4 @@
-"""Simulated acceptance: the text is a script, drafts are right exactly as far as a table says."""
+"""Simulated acceptance: the text is a script, and a table says how much of each draft is right."""
 
 import jax
 import numpy as np
@@ -63,7 +63,7 @@ def simulate(table: Acceptance, method: str = "ems") -> Run:
 
 
 def walk(accepted: np.ndarray, end: int) -> list[int]:
-    """The places where steps begin, up to an end, where a row is walked through."""
+    """The places before `end` at which steps begin, if drafts are accepted as in a row."""
     places = [0]
     while places[-1] < end:
         places.append(places[-1] + int(accepted[places[-1] % len(accepted)]) + 1)
@@ -80,33 +80,33 @@ def test_each_sample_walks_through_its_row(method: str):
 
 
 @pytest.mark.parametrize(("rate", "tokens_per_step"), [("0", 1.0), ("1", 1.0 + LENGTH)])
-def test_a_rate_for_all(rate: str, tokens_per_step: float):
+def test_rates_of_zero_and_one(rate: str, tokens_per_step: float):
     run = simulate(forced_acceptance(rate).acceptance)
     assert SLOTS * TOKENS / run.counts["target_steps"] == tokens_per_step
 
 
-def test_the_rate_is_that_of_each_token():
+def test_the_rate_is_the_probability_of_each_token_after_right_ones():
     table = forced_acceptance("0.7").acceptance
     counts = np.bincount(np.minimum(table.accepted, 7).ravel()) / table.accepted.size
     expected = [0.3 * 0.7**n for n in range(7)] + [0.7**7]
-    assert np.abs(counts - expected).max() < 0.01  # 32,768 draws: four standard errors
+    assert np.abs(counts - expected).max() < 0.01  # Four standard errors of 32,768 draws.
 
 
-def test_drafts_are_as_long_as_those_recorded_and_of_a_rate_as_usual(tmp_path):
+def test_the_draft_length_is_the_recorded_or_the_default_one(tmp_path):
     long = Acceptance(np.full((1, 3), MAX_DRAFT_LENGTH), np.ones((1, 3)), np.ones((1, 3)))
     write_acceptance([Acceptance(*(field[0] for field in long))], tmp_path / "long.jsonl")
     assert forced_acceptance(str(tmp_path / "long.jsonl")).draft_length == MAX_DRAFT_LENGTH
     assert forced_acceptance("0.5").draft_length == DRAFT_LENGTH
 
 
-def test_to_be_timed_every_place_has_a_draft():
+def test_steps_are_timed_with_a_draft_at_every_place():
     table = Simulated(TABLE, VOCAB_SIZE, LENGTH).always().table
     assert (table.drafted == LENGTH).all()
     assert (table.accepted == TABLE.accepted).all()
 
 
 def test_the_target_still_computes_its_logits():
-    """Else a simulated step would cost less than a real one."""
+    """Without them a simulated step would cost less than a real one."""
     flops = [
         contender(NoDrafter(), **options).engine.lower().compile().cost_analysis()["flops"]
         for options in ({}, {"choose": scripted_choice(VOCAB_SIZE)})
@@ -125,7 +125,7 @@ def test_what_was_recorded_is_what_happened(tmp_path):
     assert table.drafted.shape[0] == SLOTS
     assert forced_acceptance(str(tmp_path / "acceptance.jsonl")).draft_length == table.drafted.max()
     assert run.counts["accepted"].sum() > 0
-    # The last step of a text is not recorded: how far its draft was right is not known.
+    # The last step of a text is not recorded, because the accepted length of its draft is unknown.
     walks = [walk(sample.accepted, len(sample.accepted)) for sample in recorder.samples]
     assert sum(map(len, walks)) == run.counts["target_steps"] - SLOTS
     recorded = sum(int(s.accepted[w].sum()) for s, w in zip(recorder.samples, walks, strict=True))
@@ -134,7 +134,12 @@ def test_what_was_recorded_is_what_happened(tmp_path):
 
 @pytest.mark.parametrize(
     ("wanted", "message"),
-    [("1.5", "no share"), ("-0.1", "no share"), ("nan", "no share"), ("there/is/none", "cannot")],
+    [
+        ("1.5", "1.5 is out of range"),
+        ("-0.1", "-0.1 is out of range"),
+        ("nan", "nan is out of range"),
+        ("there/is/none", "'there/is/none' cannot be read"),
+    ],
 )
 def test_impossible_acceptance(wanted: str, message: str):
     with pytest.raises(UserError, match=message):

@@ -1,7 +1,9 @@
-"""The benchmark itself, on a tiny model."""
+"""The benchmark command on a tiny model."""
 
+import functools
 import json
 import math
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -12,8 +14,10 @@ from emsjax.bench.contenders import Contender
 from emsjax.bench.decoding import Decoding
 from emsjax.bench.limits import Limits
 from emsjax.bench.prompts import GivenPrompts, MadeUpPrompts, read_datasets, take_evenly
+from emsjax.build_engine import CAPACITY_MULTIPLE
 from emsjax.errors import UserError
 from emsjax.loading.load import load_model
+from emsjax.shapes import round_up
 from tests.tiny import VOCAB_SIZE, checkpoint
 
 FIELDS = {
@@ -32,9 +36,31 @@ FIELDS = {
 }
 
 
+@pytest.fixture(scope="module")
+def shared():
+    """The benchmark's functions that load or compile, each remembering its results for the module.
+
+    Loading and compiling are most of the time of these tests, and no run changes the results.
+    """
+    started = {}
+
+    def start(spec, target, size, max_model_len, room=0):
+        lengths = max_model_len, max_model_len + room
+        capacities = tuple(round_up(length, CAPACITY_MULTIPLE) for length in lengths)
+        key = id(target), spec, size, capacities
+        if key not in started:
+            contender = contenders.start(spec, target, size, max_model_len, room)
+            started[key] = target, contender  # The target is kept, so that its id stays its own.
+        return started[key][1]
+
+    return SimpleNamespace(start=start, real_target=functools.cache(run.real_target))
+
+
 @pytest.fixture(autouse=True)
-def limits(monkeypatch):
-    """Not measured each time, which takes seconds: `test_records` does."""
+def _quick(shared, monkeypatch):
+    """Loads and compiles once; leaves out measuring the limits, which `test_records` tests."""
+    monkeypatch.setattr(sweep, "start", shared.start)
+    monkeypatch.setattr(run, "real_target", shared.real_target)
     monkeypatch.setattr(sweep, "measure_limits", lambda *_: Limits(1e12, 1e15))
 
 
@@ -76,7 +102,7 @@ def test_one_run_of_everything(prompts, tmp_path):
         assert record.keys() >= FIELDS
         assert record["error"] is None
         assert record["tokens_per_second"] > 0
-        # The text is the same, whoever wrote it.
+        # All contenders write the same texts.
         assert (record["prompts"], record["prompts_differing"]) == (3, 0)
         if record["method"] != "transformers":
             padded = record["input_padding"] > 0, record["cache_padding"] > 0
@@ -87,29 +113,31 @@ def test_one_run_of_everything(prompts, tmp_path):
             assert record["peak_memory_bytes"] > weights + cache
             assert record["other_cpus"] >= 0
             if record["method"] == "none":
-                assert record["unused_rows"] >= 0.25  # four rows for three slots
+                assert record["unused_rows"] >= 0.25  # A step has four rows for three slots.
     assert len({(record["dataset"], record["tokens"]) for record in records}) == 2
     text = (tmp_path / "results.md").read_text()
-    assert "| vanilla, prompt-lookup |" in text
+    assert "| vanilla, prompt-lookup " in text
     assert "paper: ems" in text
     names = {file.name for file in tmp_path.glob("*.png")}
     assert {"speedup-a.png", "tokens-per-step-b.png", "time-a.png"} <= names
 
 
-def test_another_batch_size_is_added_to_what_is_there(prompts, tmp_path, capsys):
+def test_another_batch_size_is_added_to_existing_results(prompts, tmp_path, capsys):
     options = [*("--model", checkpoint("llama-tied"), "--input", prompts, "--datasets", "a")]
     options += ["--methods", "none", "--prompts", "1", "--max-tokens", "4", "--repeats", "1"]
     assert bench(tmp_path, *options, "--batch-sizes", "1", "--no-parts") == 0
     assert bench(tmp_path, *options, "--batch-sizes", "2", "--no-parts") == 2
-    for _ in range(2):  # the second replaces the first
+    for _ in range(2):  # The second run replaces the first.
         assert bench(tmp_path, *options, "--batch-sizes", "2", "--no-parts", "--append") == 0
     assert [record["batch_size"] for record in results(tmp_path)] == [1, 2]
     options[-3] = "5"
     assert bench(tmp_path, *options, "--batch-sizes", "2", "--no-parts", "--append") == 2
-    assert "another texts" in capsys.readouterr().err
+    assert "differ in texts" in capsys.readouterr().err
 
 
-def test_contenders_take_turns_and_another_one_is_first_each_time(prompts, tmp_path, monkeypatch):
+def test_contenders_take_turns_and_each_repetition_starts_with_another(
+    prompts, tmp_path, monkeypatch
+):
     order, real = [], Contender.decode
 
     def decode(self, cache, jobs, *rest):
@@ -127,18 +155,18 @@ def test_contenders_take_turns_and_another_one_is_first_each_time(prompts, tmp_p
     one, two, three = "none", "vanilla", "ems-fixed"
     turns = [one, two, three, two, three, one, three, one, two]
     assert [method for method, tokens in order if tokens == 17] == turns
-    assert [method for method, tokens in order if tokens < 17] == turns[:3]  # to warm up
+    assert [method for method, tokens in order if tokens < 17] == turns[:3], "the warm-up"
 
 
 def test_turns_within_texts_change_no_text(prompts, tmp_path, monkeypatch):
-    turns, real = [], Decoding.go_on
+    turns, real = [], Decoding.advance
 
-    def go_on(self, *steps):
-        if steps:  # else it is warming up, or reading
+    def advance(self, *steps):
+        if steps:  # Without steps it is a warm-up or prefill.
             turns.append((self, self.written, *steps))
         real(self, *steps)
 
-    monkeypatch.setattr(Decoding, "go_on", go_on)
+    monkeypatch.setattr(Decoding, "advance", advance)
     options = ["--model", checkpoint("llama-tied"), "--input", prompts, "--datasets", "a"]
     options += ["--methods", "none,vanilla,ems-fixed", "--batch-sizes", "2", "--prompts", "2"]
     options += ["--max-tokens", "25", "--repeats", "1", "--no-parts", "--compare", "transformers"]
@@ -146,7 +174,7 @@ def test_turns_within_texts_change_no_text(prompts, tmp_path, monkeypatch):
     assert len({id(decoding) for decoding, *_ in turns}) == 3
     assert {steps for *_, steps in turns} == {3}
     amounts = [written for _, written, _ in turns]
-    assert amounts == sorted(amounts), "who wrote least is next"
+    assert amounts == sorted(amounts), "the next turn is that of the fewest tokens"
     assert all(decoding.ended for decoding, *_ in turns)
     assert bench(tmp_path / "whole", *options) == 0
     same = ("method", "tokens", "tokens_per_step", "prompts_differing", "input_padding")
@@ -157,8 +185,8 @@ def test_turns_within_texts_change_no_text(prompts, tmp_path, monkeypatch):
         assert apart["decode_tokens_per_second"] > 0
 
 
-def test_no_text_goes_on_where_the_model_ends(tmp_path):
-    """The cache is made in whole blocks, and has places that the model has none for."""
+def test_no_text_grows_beyond_the_models_positions(tmp_path):
+    """The cache has whole blocks, and so more places than the model has positions."""
     config = json.loads((checkpoint("llama-tied") / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 40}))
     options = ["--config", tmp_path / "config.json", "--random-weights", "--repeats", "1"]
@@ -169,7 +197,7 @@ def test_no_text_goes_on_where_the_model_ends(tmp_path):
     assert bench(tmp_path / "b", *options, "--prompt-tokens", "40") == 2
 
 
-def test_without_the_parts_figures_are_had(prompts, tmp_path, monkeypatch, capsys):
+def test_figures_do_not_depend_on_timing_the_parts(prompts, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sweep, "time_parts", out_of_memory)
     status = bench(
         tmp_path,
@@ -180,12 +208,12 @@ def test_without_the_parts_figures_are_had(prompts, tmp_path, monkeypatch, capsy
     assert status == 0
     (record,) = results(tmp_path)
     assert (record["error"], record["parts"], record["unused_rows"]) == (None, None, None)
-    assert "none none is not looked into: out of memory" in capsys.readouterr().err
+    assert "none none: no details: out of memory" in capsys.readouterr().err
     assert list((tmp_path / "new" / "traces" / "none-none-2").rglob("*.trace.json.gz"))
 
 
 @pytest.mark.slow
-def test_what_was_recorded_can_be_simulated(prompts, tmp_path):
+def test_a_recording_can_be_simulated(prompts, tmp_path):
     directory, file = checkpoint("llama-tied"), tmp_path / "new" / "acceptance.jsonl"
     common = ["--batch-sizes", "2", "--prompts", "2", "--max-tokens", "40"]
     model = ["--model", directory, "--input", prompts, "--datasets", "a", "--ignore-eos"]
@@ -199,7 +227,7 @@ def test_what_was_recorded_can_be_simulated(prompts, tmp_path):
     assert sum(record["accepted_by_position"]) > 0
 
 
-def test_room_for_holes_is_memory_of_those_that_make_some(prompts, tmp_path):
+def test_room_for_holes_counts_only_for_methods_that_leave_holes(prompts, tmp_path):
     options = ["--model", checkpoint("llama-tied"), "--input", prompts, "--datasets", "a"]
     options += ["--batch-sizes", "2", "--prompts", "2", "--max-tokens", "200", "--no-parts"]
     options += ["--drafters", "draft-model", "--draft-model", checkpoint("llama-tied")]
@@ -211,8 +239,8 @@ def test_room_for_holes_is_memory_of_those_that_make_some(prompts, tmp_path):
     spec = load_model(str(checkpoint("llama-tied"))).model.cache_spec(2, 256)
     block = math.prod(spec.shape) * spec.dtype.itemsize
     for method in ("none", "ems-fixed"):
-        alone, beside_vanilla = held[method]
-        assert abs(alone - beside_vanilla) < block / 2, "tokens' state of 256 places, no cache's"
+        alone, with_vanilla = held[method]
+        assert abs(alone - with_vanilla) < block / 2, "more token state, but no more cache"
     assert held["vanilla"][0] > held["ems-fixed"][1] + block
 
 
@@ -230,37 +258,37 @@ def test_a_peer_that_does_not_fit_is_one_failed_cell(prompts, tmp_path, monkeypa
     assert found == {"none": None, "transformers": "out of memory"}
 
 
-def test_caches_of_their_own_have_to_fit(prompts, tmp_path, monkeypatch):
+def test_separate_caches_must_fit(prompts, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "free_bytes", lambda: 1000)
     options = ["--model", checkpoint("llama-tied"), "--input", prompts, "--datasets", "a"]
     options += ["--methods", "none", "--batch-sizes", "1", "--prompts", "1", "--max-tokens", "4"]
     assert bench(tmp_path, *options, "--repeats", "1", "--steps-per-turn", "2", "--no-parts") == 0
     (record,) = results(tmp_path)
-    assert "out of memory: taking turns needs a cache each" in record["error"]
+    assert "out of memory: --steps-per-turn needs a cache for each method" in record["error"]
 
 
 @pytest.mark.parametrize("when", ["compiling", "decoding", "in turns"])
-def test_what_does_not_fit_says_so_and_the_rest_goes_on(when, prompts, tmp_path, monkeypatch):
-    real_start, real_decode = contenders.start, Contender.decode
-    real_go_on = Decoding.go_on
+def test_a_contender_that_does_not_fit_fails_alone(when, prompts, tmp_path, monkeypatch):
+    real_start, real_decode = sweep.start, Contender.decode
+    real_advance = Decoding.advance
 
     def start(spec, *rest):
         return out_of_memory() if spec.method == "vanilla" else real_start(spec, *rest)
 
     def decode(self, cache, *rest):
         if self.spec.method == "vanilla":
-            cache.delete()  # as a donated buffer is
+            cache.delete()  # As a donated buffer is.
             out_of_memory()
         return real_decode(self, cache, *rest)
 
-    def go_on(self, *steps):
+    def advance(self, *steps):
         vanilla = self.state.holes is not None
-        return out_of_memory() if vanilla and steps else real_go_on(self, *steps)
+        return out_of_memory() if vanilla and steps else real_advance(self, *steps)
 
     if when == "compiling":
         monkeypatch.setattr(sweep, "start", start)
     elif when == "in turns":
-        monkeypatch.setattr(Decoding, "go_on", go_on)
+        monkeypatch.setattr(Decoding, "advance", advance)
     else:
         monkeypatch.setattr(Contender, "decode", decode)
     status = bench(
@@ -280,7 +308,7 @@ def test_what_does_not_fit_says_so_and_the_rest_goes_on(when, prompts, tmp_path,
 
 
 @pytest.mark.slow
-def test_random_weights_of_some_shape(tmp_path):
+def test_a_shape_with_random_weights(tmp_path):
     config = checkpoint("llama-tied") / "config.json"
     status = bench(
         tmp_path,
@@ -302,16 +330,18 @@ def test_random_weights_of_some_shape(tmp_path):
     ("arguments", "message"),
     [
         ([], "there are no prompts"),
-        (["--input", "there/is/none"], "cannot be read"),
         (["--methods", "fast"], "method 'fast' is unknown"),
         (["--drafters", "crystal-ball"], "drafter 'crystal-ball' is unknown"),
-        (["--drafters", "prompt-lookup@many"], "belongs a number"),
-        (["--batch-sizes", "1,x"], "whole numbers"),
-        (["--drafters", "simulated@0", "--config", "opt-125m"], "belongs a number"),
+        (["--drafters", "prompt-lookup@many"], "has no number of tokens after the @"),
+        (["--batch-sizes", "1,x"], "'1,x' is not a comma-separated list of whole numbers"),
+        (
+            ["--drafters", "simulated@0", "--config", "opt-125m"],
+            "has no number of tokens after the @",
+        ),
         (["--drafters", "simulated@65", "--config", "opt-125m"], "draft length"),
         (["--drafters", "simulated"], "is for --simulate-acceptance"),
         (["--methods", ","], "nothing to measure"),
-        (["--methods", "none", "--record", "x.jsonl"], "that draft"),
+        (["--methods", "none", "--record", "x.jsonl"], "--record needs drafts to record"),
         (["--batch-sizes", "0"], "batch size"),
         (["--config", "opt-125m"], "needs --random-weights"),
         (
@@ -331,20 +361,33 @@ def test_random_weights_of_some_shape(tmp_path):
         ),
         (
             ["--config", "opt-125m", "--random-weights", "--simulate-acceptance", "2"],
-            "no share",
+            "acceptance 2 is out of range",
+        ),
+        (
+            [
+                *("--config", "opt-125m", "--random-weights", "--simulate-acceptance", "0.5"),
+                *("--drafters", "prompt-lookup@3"),
+            ],
+            "--drafters prompt-lookup cannot draft for random weights",
         ),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(arguments, message, tmp_path, capsys):
+def test_mistakes_are_reported_in_a_sentence(arguments, message, tmp_path, capsys):
     assert bench(tmp_path / "out", *arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_input_that_cannot_be_read_is_named(tmp_path, capsys):
+    model = ["--model", checkpoint("llama-tied")]
+    assert bench(tmp_path / "out", *model, "--input", "there/is/none") == 2
+    assert "input 'there/is/none' cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [(["--drafters", "draft-model"], "needs a draft model"), (["--draft-model", "none"], "'none'")],
 )
-def test_drafters_that_cannot_be_had_are_told_of_at_once(
+def test_drafters_that_cannot_be_built_are_reported_before_measuring(
     options, message, prompts, tmp_path, capsys
 ):
     asked = ["--model", checkpoint("llama-tied"), "--input", prompts, "--methods", "ems", *options]
@@ -385,13 +428,13 @@ def test_a_bad_line_is_named(line, tmp_path):
 
 def test_prompts_come_evenly_in_full_batches():
     assert take_evenly(range(100), 3, 4) == [0, 25, 50, 75]
-    assert take_evenly(range(6), 10, 4) == [0, 1, 3, 4]  # no batch that is not full
+    assert take_evenly(range(6), 10, 4) == [0, 1, 3, 4], "no batch that is not full"
     assert take_evenly(range(3), 10, 4) == [0, 0, 1, 2]
     assert take_evenly(range(10), 6, 3) == [0, 1, 3, 5, 6, 8]
     assert len(take_evenly(range(100), 24, 16)) == 32
 
 
-def test_only_prompts_that_are_taken_are_tokenised():
+def test_only_taken_prompts_are_tokenised_each_once():
     read = []
 
     def reader(prompt):
@@ -404,7 +447,7 @@ def test_only_prompts_that_are_taken_are_tokenised():
 
 
 @pytest.mark.parametrize(("least", "size", "count"), [(5, 1, 5), (24, 16, 32)])
-def test_simulated_samples_are_the_first_ones_each_once(least, size, count):
+def test_made_up_prompts_are_numbered_from_zero(least, size, count):
     prompts = MadeUpPrompts(7, VOCAB_SIZE).take(least, size)
     assert [prompt[0] for prompt in prompts] == list(range(count))
     assert {len(prompt) for prompt in prompts} == {7}

@@ -19,7 +19,7 @@ def test_it_measures_and_reports(
     attention.main()
     results = json.loads(file.read_text())["results"]
     assert [result["batch"] for result in results] == [1, 2]
-    # keys and values of 3 heads of width 64, 4 bytes a number
+    # Keys and values of 3 heads of width 64 take 1536 bytes at 4 bytes per number.
     assert [result["kv_bytes"] for result in results] == [64 * 1536, 2 * 64 * 1536]
     for result in results:
         assert result["kernels"]["reference"]["against_reference"] == 1

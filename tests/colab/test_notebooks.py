@@ -1,4 +1,4 @@
-"""The notebooks as they lie in `colab/`: paired, without outputs, alike where they should be."""
+"""The notebooks in `colab/`: they match their text, have no outputs, and share their setup."""
 
 import ast
 import json
@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[2]
 TEXTS = sorted((ROOT / "colab").glob("*.py"))
 NAMES = {"quickstart", "your_model", "paper", "train_a_draft", "kernels"}
-# A cell that is longer is a program, not something to read and change.
+# Longer cells are hard to read and change.
 MOST_LINES = 45
 CELLS_TO_OWN_PROMPTS = 5
 
@@ -28,12 +28,12 @@ def setup_of(text: Path) -> str:
     return code_cells(text)[0]
 
 
-def test_the_notebooks_are_there():
+def test_the_notebooks_exist():
     assert {text.stem for text in TEXTS} == NAMES
     assert {file.stem for file in (ROOT / "colab").glob("*.ipynb")} == NAMES
 
 
-def test_each_is_what_its_text_says():
+def test_notebooks_match_their_text():
     command = [sys.executable, str(ROOT / "scripts" / "notebooks.py"), "--check"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (0, ""), result.stderr
@@ -46,7 +46,7 @@ class TestEachNotebook:
             assert not cell.get("outputs")
             assert cell.get("execution_count") is None
 
-    def test_names_no_place_of_one_machine(self, text):
+    def test_names_no_path_of_one_machine(self, text):
         places = re.findall(r"/(?:home|root|work|tmp|Users)/\S*", text.read_text())
         assert places == []
 
@@ -58,7 +58,7 @@ class TestEachNotebook:
     def test_begins_with_the_common_setup(self, text):
         assert setup_of(text) == setup_of(TEXTS[0])
 
-    def test_says_where_what_is(self, text):
+    def test_begins_with_a_title_and_the_wheel(self, text):
         first = jupytext.read(text).cells[0]
         assert first.cell_type == "markdown"
         assert first.source.startswith("# emsjax: ")
@@ -77,7 +77,7 @@ def test_own_prompts_come_within_five_cells():
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
-def test_the_tpu_compiler_is_asked_where_it_is_installed(platform):
+def test_plans_are_compiled_only_on_a_tpu(platform):
     (cell,) = (c for c in code_cells(ROOT / "colab" / "your_model.py") if "PLAN = " in c)
     settings = {"MODEL": "opt-125m", "BATCH_SIZE": 4, "MAX_MODEL_LEN": 512}
     called = []

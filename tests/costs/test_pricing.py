@@ -1,4 +1,4 @@
-"""Costs are estimated until measuring them pays; the text is the same either way."""
+"""Costs are estimated until measuring them pays off; the text is the same either way."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ def engine() -> Engine:
 
 
 class Machine:
-    """Stands for one that is timed: how often, and whether it was quiet."""
+    """A stand-in for the timed machine; counts measurements, and may be quiet or busy."""
 
     def __init__(self) -> None:
         self.measured, self.quiet = 0, True
@@ -51,7 +51,7 @@ def request(max_tokens: int, n: int = 1) -> Any:
 SHORT, LONG = [request(ENOUGH_TOKENS)], [request(ENOUGH_TOKENS)] * SLOTS
 
 
-def test_a_short_run_goes_by_estimates(engine: Engine, machine: Machine, tmp_path: Path):
+def test_a_short_run_uses_estimates(engine: Engine, machine: Machine, tmp_path: Path):
     assert list(Pricing(engine, "tiny").before_run(SHORT)) == SHORT
     assert machine.measured == 0
     assert not (tmp_path / "step-costs").exists()
@@ -69,19 +69,19 @@ def test_a_long_run_measures_once(engine: Engine, machine: Machine):
     assert engine.costs.rungs[0] == 1.0
 
 
-def test_outputs_of_one_prompt_count_each(engine: Engine, machine: Machine):
+def test_every_output_of_a_prompt_counts(engine: Engine, machine: Machine):
     Pricing(engine, "tiny").before_run([request(ENOUGH_TOKENS, n=SLOTS)])
     assert machine.measured == 1
 
 
-def test_many_short_runs_are_a_long_one(engine: Engine, machine: Machine):
+def test_many_short_runs_add_up_to_a_long_one(engine: Engine, machine: Machine):
     pricing = Pricing(engine, "tiny")
     for measured in (0, 1, 1):
         pricing.before_run(SHORT)
         assert machine.measured == measured
 
 
-def test_what_a_busy_machine_gave_is_used_and_measured_again_only_by_long_runs(
+def test_costs_from_a_busy_machine_are_used_until_a_long_run_measures_again(
     engine: Engine, machine: Machine
 ):
     machine.quiet = False
@@ -90,7 +90,7 @@ def test_what_a_busy_machine_gave_is_used_and_measured_again_only_by_long_runs(
     pricing.before_run(SHORT)
     assert (machine.measured, engine.costs.rungs[0]) == (1, 1.0)
     pricing.before_run(LONG)
-    assert (machine.measured, engine.costs.rungs[0]) == (2, 1.5), "the mean of both looks"
+    assert (machine.measured, engine.costs.rungs[0]) == (2, 1.5), "the mean of both measurements"
     machine.quiet = True
     pricing.before_run(LONG)
     assert (machine.measured, engine.costs.rungs[0]) == (3, 3.0)
@@ -99,7 +99,7 @@ def test_what_a_busy_machine_gave_is_used_and_measured_again_only_by_long_runs(
     assert known.settled
 
 
-def test_many_looks_at_a_busy_machine_are_enough(engine: Engine, machine: Machine):
+def test_enough_measurements_on_a_busy_machine_are_trusted(engine: Engine, machine: Machine):
     machine.quiet = False
     for _ in range(ENOUGH_LOOKS + 1):
         Pricing(engine, "tiny").before_run(LONG)
@@ -107,7 +107,7 @@ def test_many_looks_at_a_busy_machine_are_enough(engine: Engine, machine: Machin
     assert engine.costs.rungs[0] == np.mean(np.arange(ENOUGH_LOOKS) + 1.0)
 
 
-def test_a_damaged_table_is_said_so(engine: Engine, machine: Machine, tmp_path: Path, capsys):
+def test_a_damaged_table_is_reported(engine: Engine, machine: Machine, tmp_path: Path, capsys):
     Pricing(engine, "tiny").before_run(LONG)
     (file,) = (tmp_path / "step-costs").glob("*")
     file.write_text("{")
@@ -117,13 +117,13 @@ def test_a_damaged_table_is_said_so(engine: Engine, machine: Machine, tmp_path: 
 
 
 def test_the_text_does_not_depend_on_the_costs(engine: Engine):
-    """Where all steps cost alike drafts are free; where the widest are dear nothing is drafted."""
+    """If all steps cost the same, drafts are free; if wide ones are expensive, few are drafted."""
     todo, costs = jobs(6), guessed_costs(engine)
     drafts = np.isfinite(costs.rungs)
     free = costs._replace(rungs=np.where(drafts, np.float32(1), costs.rungs), draft=np.float32(0))
-    dear = free._replace(rungs=free.rungs * np.float32(1e3) ** np.arange(len(drafts), dtype="f"))
+    steep = free._replace(rungs=free.rungs * np.float32(1e3) ** np.arange(len(drafts), dtype="f"))
     found = []
-    for prices in (free, dear):
+    for prices in (free, steep):
         engine.use_costs(prices)
         found.append(run_all(engine, todo))
     texts = [[result.token_ids for result in results] for results in found]
@@ -141,7 +141,7 @@ def test_guessed_costs_make_sense(engine: Engine):
     assert guessed_costs(make_engine(tiny_model("llama"), "prompt-lookup", SLOTS)).draft == 0
 
 
-def test_looking_ahead_stops_where_it_knows_enough():
+def test_looking_ahead_takes_no_more_requests_than_needed():
     taken: list[Any] = []
 
     def source():
@@ -154,12 +154,12 @@ def test_looking_ahead_stops_where_it_knows_enough():
     assert list(again) == taken
     assert len(taken) == 4
     taken.clear()
-    assert look_ahead(source(), 1000)[0] == 10, "who has none ready is not waited for"
+    assert look_ahead(source(), 1000)[0] == 10, "a request that is not available yet ends it"
     assert len(taken) == 3
     assert look_ahead(source(), 0)[0] == 0
 
 
-def test_an_error_among_the_requests_is_raised_in_its_place():
+def test_an_error_in_taking_a_request_is_raised_when_the_run_comes_to_it():
     def source():
         yield from SHORT
         raise ValueError("line 2")

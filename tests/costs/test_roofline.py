@@ -1,4 +1,4 @@
-"""What is counted of a model and of a step, against counting by hand."""
+"""The sizes of models and the costs of steps, compared with counts by hand."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +26,7 @@ def sizes(name: str, dtype: str = "bfloat16", platform: str = "tpu") -> Sizes:
         return shape_of_model(named_config(name), jnp.dtype(dtype)).sizes
 
 
-def test_a_tied_model():
+def test_sizes_of_a_tied_model():
     found = sizes("opt-6.7b")
     everything, positions, vocabulary = 6_658_473_984, 2050 * 4096, 50272 * 4096
     assert found.weights_bytes == 2 * everything
@@ -38,14 +38,14 @@ def test_a_tied_model():
     assert found.token_flops == 4 * 32 * 32 * 128
 
 
-def test_a_model_with_a_head_of_its_own_does_not_read_its_embedding():
+def test_an_untied_model_does_not_read_its_embedding():
     found = sizes("llama-3-8b", "float32")
     assert found.weights_bytes - found.read_bytes == 4 * 128256 * 4096
     assert found.itemsize == 4
 
 
 def test_the_cache_is_as_wide_as_the_platform_lays_it_out():
-    """SmolLM2's token takes 3 rows of 128, on a TPU 4."""
+    """A token of SmolLM2 takes 3 rows of 128, and 4 on a TPU."""
     assert sizes("smollm2-135m", platform="gpu").token_bytes == 30 * 3 * 128 * 2
     assert sizes("smollm2-135m", platform="tpu").token_bytes == 30 * 4 * 128 * 2
 
@@ -54,7 +54,7 @@ def costs(name: str, dtype: str = "bfloat16") -> StepCosts:
     return estimated_costs(sizes(name, dtype), HARDWARE["v5e"], LADDER, num_slots=8, draft_length=7)
 
 
-def test_a_step_takes_reading_or_multiplying_whichever_is_longer():
+def test_a_step_costs_the_longer_of_reading_and_multiplying():
     found, counted = costs("opt-6.7b"), sizes("opt-6.7b")
     reading = counted.read_bytes / (819e9 * BANDWIDTH_SHARE)
     operations = 4096 * counted.row_flops + 8 * 8 * counted.logit_flops
@@ -69,7 +69,7 @@ def test_a_cached_token_is_read_once_and_multiplied_with_the_rows_of_its_slot():
     np.testing.assert_allclose(found.cached, [reading, reading, computing], rtol=1e-6)
 
 
-def test_float32_is_slower_to_multiply_and_twice_as_much_to_read():
+def test_float32_doubles_the_reads_and_slows_the_products():
     ratio = np.asarray(costs("opt-6.7b", "float32").rungs) / np.asarray(costs("opt-6.7b").rungs)
     assert ratio[0] == pytest.approx(2)
     assert ratio[2] == pytest.approx(6)

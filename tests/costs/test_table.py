@@ -1,7 +1,9 @@
-"""Costs are measured once for a model, a device and a batch, and kept."""
+"""Costs are measured once for a model, a device and a batch, and kept on disk."""
 
+import functools
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from emsjax.bench.stepped import Step, SteppedEngine
 from emsjax.costs import measure as step_costs
 from emsjax.costs import table as cost_table
-from emsjax.costs.measure import measure_costs
+from emsjax.costs.measure import Measured, measure_costs
 from emsjax.costs.table import CostTable, known_costs
 from emsjax.drafters import PromptLookup
 from emsjax.engine.drafter import COSTLY_SOURCE
@@ -31,15 +33,23 @@ def _briefly(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(step_costs, "ENOUGH_SECONDS", 0.0)
 
 
+@pytest.fixture(scope="module")
+def quiet() -> Callable[[Engine], Measured]:
+    """`measure_costs` on a quiet machine, which times each engine only once."""
+    return functools.cache(lambda engine: measure_costs(engine)._replace(settled=True))
+
+
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Engine]:
-    """The engines that were measured, on a machine that is quiet; the cache is empty."""
+def measured(
+    quiet: Callable[[Engine], Measured], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> list[Engine]:
+    """The engines that were measured, on a quiet machine and with an empty cache directory."""
     monkeypatch.setenv("EMSJAX_CACHE", str(tmp_path))
     engines: list[Engine] = []
 
-    def measure(engine: Engine):
+    def measure(engine: Engine) -> Measured:
         engines.append(engine)
-        return measure_costs(engine)._replace(settled=True)
+        return quiet(engine)
 
     monkeypatch.setattr(cost_table, "measure_costs", measure)
     return engines
@@ -68,7 +78,7 @@ def test_costs_make_sense(engine: Engine):
     assert (costs.rungs > 0).all()
     assert (costs.cached >= 0).all()
     assert costs.draft >= 0
-    assert engine.costs.draft == 1.0, "what the engine had is put back"
+    assert engine.costs.draft == 1.0, "the engine's own costs are restored"
 
 
 def test_measuring_leaves_the_engine_as_it_was(engine: Engine):
@@ -80,17 +90,17 @@ def test_measuring_leaves_the_engine_as_it_was(engine: Engine):
 
 IMPOSSIBLE = {
     "negative": {"rungs": -1.0},
-    "none": {"rungs": None},
-    "nothing in float32": {"rungs": 1e-300},
-    "endless in float32": {"rungs": 1e300},
-    "endless looks": {"looks": float("inf")},
-    "no look": {"looks": 0},
+    "all infinite": {"rungs": None},
+    "zero in float32": {"rungs": 1e-300},
+    "infinite in float32": {"rungs": 1e300},
+    "infinitely many looks": {"looks": float("inf")},
+    "no looks": {"looks": 0},
 }
 BROKEN = ("", "{", '{"rungs": []}', '{"rungs": 3}', "[" * 100000)
 
 
 @pytest.mark.parametrize("content", [*BROKEN, *IMPOSSIBLE])
-def test_a_damaged_table_is_measured_again_and_said_so(
+def test_a_damaged_table_is_reported_and_measured_again(
     engine: Engine, measured: list[Engine], tmp_path: Path, content: str
 ):
     known_costs(engine, "tiny")
@@ -106,10 +116,10 @@ def test_a_damaged_table_is_measured_again_and_said_so(
     assert "is damaged" in said[0]
     assert str(file) in said[0]
     known_costs(engine, "tiny", said.append)
-    assert (len(measured), len(said)) == (2, 1), "the new one is whole"
+    assert (len(measured), len(said)) == (2, 1), "the new table is not damaged"
 
 
-def test_a_cache_that_cannot_be_written_costs_time_only(
+def test_a_cache_directory_that_cannot_be_written_only_costs_time(
     engine: Engine, measured: list[Engine], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     (tmp_path / "file").write_text("")
@@ -118,7 +128,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(
     assert measured == [engine]
 
 
-def test_a_table_from_a_restless_machine_is_kept_as_such(
+def test_costs_from_a_busy_machine_are_kept_as_not_settled(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setenv("EMSJAX_CACHE", str(tmp_path))
@@ -136,18 +146,16 @@ def test_a_table_from_a_restless_machine_is_kept_as_such(
     known_costs(engine, "tiny")
     known = CostTable(engine, "tiny").read()
     assert known is not None
-    assert known.looks == 2, "who wants to know looks again"
+    assert known.looks == 2, "costs that are not settled are measured again"
 
 
-def test_what_is_slow_for_a_while_is_slow_for_all(engine: Engine, monkeypatch: pytest.MonkeyPatch):
-    """Costs are those of the fastest turn, against each other those of most turns."""
+def test_a_slow_turn_changes_no_cost(engine: Engine):
+    """The scale is that of the fastest turn, the ratios of cases are those of most turns."""
     cases = len(step_costs._cases(engine))
     true = 1.0 + np.arange(cases) / cases
     slow = [9.0, 3.0, 1.0, 2.0, 5.0]
     turns = [true * each for each in slow]
-    turns[2] = turns[2] * np.where(
-        np.arange(cases) == cases - 1, 4.0, 1.0
-    )  # a moment of something else
+    turns[2] = turns[2] * np.where(np.arange(cases) == cases - 1, 4.0, 1.0)  # One slow case.
     np.testing.assert_allclose(step_costs._typical([list(turn) for turn in turns]), true)
 
 
@@ -186,8 +194,10 @@ def test_each_rung_is_timed_with_few_long_drafts_that_fill_it():
 
 
 @pytest.mark.parametrize("drafter", ["itself", "recurrent", "combined"])
-def test_what_is_timed_as_drafting_is_drafting(drafter: str, monkeypatch: pytest.MonkeyPatch):
-    """For all slots, as many tokens as there can be, for a step that verifies none of them."""
+def test_drafting_is_timed_in_steps_that_draft_and_verify_nothing(
+    drafter: str, monkeypatch: pytest.MonkeyPatch
+):
+    """The draft model drafts full drafts for all slots; in all other cases it drafts nothing."""
     engine = make_engine(tiny_model("llama"), drafter, 3, costs=1.0)
     model = engine.drafter.model if drafter == "combined" else engine.drafter
     steps: list[Step] = []
@@ -225,8 +235,8 @@ def test_what_is_timed_as_drafting_is_drafting(drafter: str, monkeypatch: pytest
                 assert not guessed.any()
 
 
-def test_other_weights_are_another_table(monkeypatch: pytest.MonkeyPatch):
-    """Also where model and drafter have the same names."""
+def test_other_weights_have_another_table(monkeypatch: pytest.MonkeyPatch):
+    """This holds even if model and drafter have the same names."""
     engines = [
         make_engine(tiny_model(name), "recurrent", 2, costs=1.0) for name in ("llama", "gpt2")
     ]
@@ -237,8 +247,8 @@ def test_other_weights_are_another_table(monkeypatch: pytest.MonkeyPatch):
     assert ", 3 cores" in cost_table._what(engines[0], "tiny")["device"]
 
 
-def test_what_longer_samples_cost_on_each_rung():
-    """A plain step attends in its own way: what it costs says nothing of steps with drafts."""
+def test_the_cost_of_cached_tokens_is_interpolated_between_rungs_with_drafts():
+    """The interpolation leaves out the plain rung, since a plain step attends in another way."""
 
     def blocks(case: Any) -> int:
         return round_up(case.length, KV_BLOCK)
@@ -258,8 +268,8 @@ def test_what_longer_samples_cost_on_each_rung():
     np.testing.assert_allclose(costs.rungs[useful], base, rtol=1e-5)
 
 
-def test_a_drafter_of_ones_own_is_known_again(measured: list[Engine]):
-    """Though it prints as an address, another one in each process."""
+def test_a_custom_drafter_without_a_repr_finds_its_table(measured: list[Engine]):
+    """The default repr has an address, which differs between processes."""
 
     class Own(PromptLookup):
         __repr__ = object.__repr__

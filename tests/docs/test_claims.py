@@ -1,4 +1,4 @@
-"""What the README says of others, where that can be tried."""
+"""The README's statements about other libraries, as far as a test can check them."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What pages and READMEs name is there: files, modules, and what their links point at."""
+"""The files, modules and link targets that pages and READMEs name exist."""
 
 import pkgutil
 import re
@@ -21,12 +21,12 @@ OUTSIDE = [
         "pallas_kernels/README.md",
     )
 ]
-# Sphinx resolves the links of the pages in `docs/`; those of the others are resolved here.
+# Sphinx resolves the links of the pages in `docs/`. Links of other pages are resolved here.
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), *OUTSIDE]
 FOLDERS = "emsjax|models|pallas_kernels|benchmarks|tests|scripts|docs|colab"
 FILE = re.compile(rf"(?:{FOLDERS})/[\w./-]*")
 MODULE = re.compile(r"(?:python -m )?((?:emsjax|benchmarks)(?:\.\w+)+)(?: .*)?")
-# Those that a page tells the reader to write.
+# Files that a page tells the reader to write.
 TO_WRITE = {"models/starcoder2.py"}
 
 
@@ -46,7 +46,7 @@ def name_of(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """What a link can point at: headings, in lower case, with hyphens and without punctuation."""
+    """The anchors of a page: its headings in lower case, with hyphens and without punctuation."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -58,21 +58,21 @@ def test_there_is_something_to_check():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_named_files_are_there(page: Path):
+def test_named_files_exist(page: Path):
     spans = {token.content for token in tokens_of(page, "code_inline")}
     files = {span for span in spans if FILE.fullmatch(span)} - TO_WRITE
     assert {file for file in files if not (ROOT / file).exists()} == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_named_modules_are_there(page: Path):
+def test_named_modules_exist(page: Path):
     for token in tokens_of(page, "code_inline"):
         if named := MODULE.fullmatch(token.content):
             assert pkgutil.resolve_name(named[1])
 
 
 @pytest.mark.parametrize("page", OUTSIDE, ids=name_of)
-def test_links_lead_somewhere(page: Path):
+def test_link_targets_exist(page: Path):
     links = {str(token.attrs["href"]) for token in tokens_of(page, "link_open")}
     links |= {str(token.attrs["src"]) for token in tokens_of(page, "image")}
     for link in links:

@@ -1,4 +1,4 @@
-"""The README's table of plans is what `python -m emsjax.plan` said."""
+"""The README's table of plans matches the output of `python -m emsjax.plan`."""
 
 import json
 from pathlib import Path
@@ -15,44 +15,44 @@ def name_of(plan: dict[str, Any]) -> str:
     return f"{plan['model']}-{plan['topology']}"
 
 
-def two(counted: str, by_compiler: str) -> str:
+def both(counted: str, by_compiler: str) -> str:
     return f"{counted} ({by_compiler})"
 
 
 def step_ms(step: dict[str, Any]) -> str:
-    return two(*(f"{1e3 * step[each]:#.3g}" for each in ("seconds", "compiler_seconds")))
+    return both(*(f"{1e3 * step[each]:#.3g}" for each in ("seconds", "compiler_seconds")))
 
 
 def row(plan: dict[str, Any]) -> str:
-    needed, there = plan["memory"]["total"] / 1e9, plan["usable_bytes"] / 1e9
+    needed, usable = plan["memory"]["total"] / 1e9, plan["usable_bytes"] / 1e9
     plain, *_, widest = (step for step in plan["steps"] if step["purpose"] != "prompts")
     batch = plan["step_batch_size"]
     speedup = next(each for each in plan["speedups"] if each["batch_size"] == batch)
     cells = [
         NAMES[plan["model"]],
         f"{plan['topology']}-1",
-        f"{'yes' if plan['fits'] else 'no'}: {needed:.1f} of {there:.1f} GB",
+        f"{'yes' if plan['fits'] else 'no'}: {needed:.1f} of {usable:.1f} GB",
         str(plan["largest_batch_size"]),
         str(batch),
         step_ms(plain),
         step_ms(widest),
-        two(f"{speedup['counted']['planned']:.2f}", f"{speedup['by_compiler']['planned']:.2f}"),
+        both(f"{speedup['counted']['planned']:.2f}", f"{speedup['by_compiler']['planned']:.2f}"),
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def test_all_are_there():
+def test_every_model_is_planned_on_every_chip():
     assert {name_of(plan) for plan in PLANS} == {f"{m}-{t}" for m in NAMES for t in ("v5e", "v6e")}
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=name_of)
-def test_the_readme_has_it(plan):
+def test_the_readme_shows_the_plan(plan):
     assert row(plan) in (ROOT / "README.md").read_text().splitlines()
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=name_of)
-def test_it_was_made_as_the_readme_says(plan):
+def test_the_plan_was_made_with_the_readmes_settings(plan):
     settings = ("dtype", "batch_size", "max_model_len", "context", "acceptance", "draft_length")
     assert [plan[each] for each in settings] == ["bfloat16", 8, 2048, 1024, 0.7, 7]
     assert plan["largest_memory"]["compiled"]
-    assert plan["memory"]["compiled"] == plan["fits"], "what does not fit at all is counted"
+    assert plan["memory"]["compiled"] == plan["fits"], "memory that does not fit is only counted"

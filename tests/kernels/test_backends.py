@@ -40,7 +40,7 @@ def test_a_named_backend_that_cannot_be_used_says_why():
 
 
 def test_an_unknown_backend_is_an_error_that_names_all():
-    with pytest.raises(ValueError, match=r"op has no backend 'triton'; there is reference, tpu"):
+    with pytest.raises(ValueError, match=r"op has no backend 'triton'; use one of reference, tpu"):
         pick("op", backends(), "triton")
 
 

@@ -114,7 +114,7 @@ def test_the_command(tmp_path: Path):
     file = tmp_path / "report.json"
     result = run("--models", "llama-3-8b", "--json", str(file))
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("Compiled for TPU v5e, nothing ran")
+    assert result.stdout.startswith("Compiled for TPU v5e, not run")
     our_row, *peer_rows = json.loads(file.read_text())["rows"]
     assert our_row["kernel"] == "emsjax"
     assert [row["kernel"][:3] for row in peer_rows] == ["jax"] * len(peer.SIZES)
