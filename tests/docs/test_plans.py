@@ -1,4 +1,4 @@
-"""The README's table of plans is what `python -m emsjax.plan` said."""
+"""The table in `docs/planning-hardware.md` holds the figures that `python -m emsjax.plan` wrote."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs/planning-hardware.md"
 PLANS = json.loads((ROOT / "benchmarks/results/plans.json").read_text())
 NAMES = {"opt-6.7b": "OPT-6.7B", "llama-3-8b": "Llama-3-8B", "smollm2-135m": "SmolLM2-135M"}
 
@@ -15,12 +16,12 @@ def name_of(plan: dict[str, Any]) -> str:
     return f"{plan['model']}-{plan['topology']}"
 
 
-def two(counted: str, by_compiler: str) -> str:
+def both(counted: str, by_compiler: str) -> str:
     return f"{counted} ({by_compiler})"
 
 
 def step_ms(step: dict[str, Any]) -> str:
-    return two(*(f"{1e3 * step[each]:#.3g}" for each in ("seconds", "compiler_seconds")))
+    return both(*(f"{1e3 * step[each]:#.3g}" for each in ("seconds", "compiler_seconds")))
 
 
 def row(plan: dict[str, Any]) -> str:
@@ -36,23 +37,23 @@ def row(plan: dict[str, Any]) -> str:
         str(batch),
         step_ms(plain),
         step_ms(widest),
-        two(f"{speedup['counted']['planned']:.2f}", f"{speedup['by_compiler']['planned']:.2f}"),
+        both(f"{speedup['counted']['planned']:.2f}", f"{speedup['by_compiler']['planned']:.2f}"),
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def test_all_are_there():
+def test_every_model_is_planned_for_every_chip():
     assert {name_of(plan) for plan in PLANS} == {f"{m}-{t}" for m in NAMES for t in ("v5e", "v6e")}
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=name_of)
-def test_the_readme_has_it(plan):
-    assert row(plan) in (ROOT / "README.md").read_text().splitlines()
+def test_the_page_has_the_row(plan):
+    assert row(plan) in PAGE.read_text().splitlines()
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=name_of)
-def test_it_was_made_as_the_readme_says(plan):
+def test_the_plan_has_the_settings_that_the_page_states(plan):
     settings = ("dtype", "batch_size", "max_model_len", "context", "acceptance", "draft_length")
     assert [plan[each] for each in settings] == ["bfloat16", 8, 2048, 1024, 0.7, 7]
     assert plan["largest_memory"]["compiled"]
-    assert plan["memory"]["compiled"] == plan["fits"], "what does not fit at all is counted"
+    assert plan["memory"]["compiled"] == plan["fits"], "a plan that does not fit is counted, not compiled"
