@@ -1,4 +1,4 @@
-"""Every notebook from top to bottom, settings small, each in a kernel and folder of its own."""
+"""Runs every notebook from top to bottom with small settings, in a fresh kernel and folder."""
 
 import base64
 from pathlib import Path
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 FOLDER = Path(__file__).parents[2] / "colab"
 SECONDS_A_CELL = 300
 PNG = b"\x89PNG\r\n"
-# Of each notebook: figures, and pages.
+# The number of figures and of pages that each notebook shows.
 SHOWN = {
     "quickstart": (1, 1),
     "your_model": (2, 1),
@@ -25,7 +25,7 @@ SHOWN = {
 
 @pytest.fixture
 def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to run in; the test's own settings for TPUs and strictness stay with the test."""
+    """Returns an empty folder to run in, with the environment for notebooks."""
     monkeypatch.setenv("EMSJAX_NOTEBOOK_TEST", "1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
@@ -42,7 +42,7 @@ def of_kind(notebook: Any, kind: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", SHOWN)
-# Of the Jupyter client and its event loop, not ours.
+# The warnings come from the Jupyter client and its event loop.
 @pytest.mark.filterwarnings("default")
 def test_runs_without_error_and_shows_its_figures(name, clean_place):
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
@@ -54,5 +54,5 @@ def test_runs_without_error_and_shows_its_figures(name, clean_place):
     figures = [base64.b64decode(figure) for figure in of_kind(notebook, "image/png")]
     pages = [page for page in of_kind(notebook, "text/html") if "<iframe" in page]
     assert (len(figures), len(pages)) == SHOWN[name]
-    # An empty figure of these sizes takes less.
+    # An empty figure of this size takes fewer bytes.
     assert all(figure.startswith(PNG) and len(figure) > 4_000 for figure in figures)

@@ -1,4 +1,4 @@
-"""What the README says of others, where that can be tried."""
+"""Claims in the README about other projects, as far as they can be tested."""
 
 import re
 from pathlib import Path

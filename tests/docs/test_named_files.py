@@ -1,4 +1,4 @@
-"""What pages and READMEs name is there: files, modules, and what their links point at."""
+"""Everything that pages and READMEs name exists: files, modules and the targets of links."""
 
 import pkgutil
 import re
@@ -21,12 +21,12 @@ OUTSIDE = [
         "pallas_kernels/README.md",
     )
 ]
-# Sphinx resolves the links of the pages in `docs/`; those of the others are resolved here.
+# Sphinx checks the links of the pages in `docs/`; this module checks those of the other pages.
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), *OUTSIDE]
 FOLDERS = "emsjax|models|pallas_kernels|benchmarks|tests|scripts|docs|colab"
 FILE = re.compile(rf"(?:{FOLDERS})/[\w./-]*")
 MODULE = re.compile(r"(?:python -m )?((?:emsjax|benchmarks)(?:\.\w+)+)(?: .*)?")
-# Those that a page tells the reader to write.
+# Files that a page tells the reader to write.
 TO_WRITE = {"models/starcoder2.py"}
 
 
@@ -46,33 +46,33 @@ def name_of(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """What a link can point at: headings, in lower case, with hyphens and without punctuation."""
+    """Returns the anchors of a page: headings in lower case, hyphenated, without punctuation."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_there_is_something_to_check():
+def test_the_pages_name_enough_to_check():
     spans = [token.content for page in PAGES for token in tokens_of(page, "code_inline")]
     assert sum(FILE.fullmatch(span) is not None for span in spans) > 30
     assert sum(MODULE.fullmatch(span) is not None for span in spans) > 5
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_named_files_are_there(page: Path):
+def test_named_files_exist(page: Path):
     spans = {token.content for token in tokens_of(page, "code_inline")}
     files = {span for span in spans if FILE.fullmatch(span)} - TO_WRITE
     assert {file for file in files if not (ROOT / file).exists()} == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_named_modules_are_there(page: Path):
+def test_named_modules_exist(page: Path):
     for token in tokens_of(page, "code_inline"):
         if named := MODULE.fullmatch(token.content):
             assert pkgutil.resolve_name(named[1])
 
 
 @pytest.mark.parametrize("page", OUTSIDE, ids=name_of)
-def test_links_lead_somewhere(page: Path):
+def test_links_have_targets(page: Path):
     links = {str(token.attrs["href"]) for token in tokens_of(page, "link_open")}
     links |= {str(token.attrs["src"]) for token in tokens_of(page, "image")}
     for link in links:

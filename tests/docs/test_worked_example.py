@@ -1,4 +1,4 @@
-"""The figure is what the loop does today, and it does what the paper says."""
+"""The figure shows what the loop does today, and the loop does what the paper says."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from docs.figures.worked_example import Seen, run
 
 
 def padding(steps: list[Seen]) -> tuple[list[int], list[int]]:
-    """Rows of padding and new holes of each step."""
+    """Returns the rows of padding and the new holes of each step."""
     holes = np.diff([0, *(int(step.holes.sum()) for step in steps)])
     return [int(step.plan.pad_lens.sum()) for step in steps], holes.tolist()
 
@@ -22,5 +22,5 @@ def test_it_is_the_papers_example():
 
 
 def test_the_figure_is_up_to_date():
-    told = "run `python -m docs.figures.draw`"
-    assert draw.draw() == draw.FILE.read_text(encoding="utf-8"), told
+    remedy = "run `python -m docs.figures.draw`"
+    assert draw.draw() == draw.FILE.read_text(encoding="utf-8"), remedy
