@@ -15,11 +15,12 @@
 # %% [markdown]
 # # emsjax: the kernels explained
 #
-# What a step of batched speculative decoding computes, and where its keys and values lie: packing,
-# ragged lengths, two layouts of the cache, one token in memory, and the attention kernel. Every
-# picture is drawn from the state of a real run, here and now. It needs no accelerator.
+# This notebook shows what a step of batched speculative decoding computes, and where its keys and
+# values are: packing, ragged lengths, two layouts of the cache, one token in memory, and the
+# attention kernel. Every picture is drawn from the state of a real run in this notebook. It needs
+# no accelerator.
 #
-# In Colab, upload the wheel `emsjax-….whl` with the folder icon at the left first. In a clone of
+# In Colab, first upload the wheel `emsjax-….whl` with the folder icon at the left. In a clone of
 # the repository there is nothing to upload.
 
 # %%
@@ -31,51 +32,51 @@ import sys
 from glob import glob
 from pathlib import Path
 
-# What this release was tested with.
+# The versions that this release was tested with.
 PINS = "jax==0.10.2 flax==0.12.8 transformers==5.24.0"
-# Set by the project's own tests: everything small, and nothing installed.
+# The project's own tests set this variable: settings are then small, and nothing is installed.
 SMALL = "EMSJAX_NOTEBOOK_TEST" in os.environ
 
 
 def run(command: str) -> str:
-    """As a terminal would, but an error ends the cell; gives what the command said."""
+    """Runs a command like a terminal, except that an error ends the cell; returns its output."""
     print("$", command)
-    said = []
+    lines = []
     words = [sys.executable if word == "python" else word for word in shlex.split(command)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(words, **options) as process:
         try:
             for line in process.stdout:
                 print(line, end="")
-                said.append(line)
-        except KeyboardInterrupt:  # it was told, too: its last words, and the device is free again
+                lines.append(line)
+        except KeyboardInterrupt:  # the command got it too: wait, so that it frees the device
             print(process.communicate()[0], end="")
             raise
     if process.returncode:
         raise RuntimeError(f"the command ended with exit status {process.returncode}")
-    return "".join(said)
+    return "".join(lines)
 
 
 if not SMALL:
     source = next(iter(glob("emsjax-*.whl")), "..")
     if source == ".." and not Path("../pyproject.toml").is_file():
-        sys.exit("Upload the wheel, emsjax-….whl, beside this notebook, and run this again.")
+        sys.exit("Upload the wheel, emsjax-….whl, next to this notebook, and run this cell again.")
     tpu = glob("/dev/accel*") + glob("/dev/vfio/[0-9]*")
     device = ",cuda" if glob("/dev/nvidia[0-9]*") else ",tpu" if tpu else ""
     run(f"python -m pip install --quiet '{source}[train{device}]' {PINS}")
-# In a process of its own: a TPU belongs to one at a time, and commands may want it below.
-said = run("python -c 'from emsjax.host.device import device_name; print(device_name())'")
-PLATFORM = said.splitlines()[-1].split()[0]  # "tpu", "gpu" or "cpu"
+# In a separate process: a TPU belongs to one process at a time, and the commands below need it.
+output = run("python -c 'from emsjax.host.device import device_name; print(device_name())'")
+PLATFORM = output.splitlines()[-1].split()[0]  # "tpu", "gpu" or "cpu"
 if not SMALL and device and PLATFORM == "cpu":
-    sys.exit("jax cannot use the accelerator of this runtime: restart it, and try again.")
+    sys.exit("jax cannot use the accelerator of this runtime: restart the runtime and try again.")
 
 # %% [markdown]
 # ## A real run, step by step
 #
-# Four prompts of different lengths, with prompt lookup: each sample drafts what followed its last
-# tokens earlier in its own text. The loop is run one step at a time. Before each step, the
-# functions that the loop itself is made of tell what it is about to do; behind it, its state is
-# looked at. The same once more with the padded method, `vanilla`, which other implementations use.
+# There are four prompts of different lengths, with prompt lookup: each sample drafts what followed
+# its last tokens earlier in its own text. The loop runs one step at a time. Before each step, the
+# functions that make up the loop compute what it is about to do; after it, we read its state. Then
+# the same runs with the padded method, `vanilla`, which other implementations use.
 
 # %%
 from typing import NamedTuple
@@ -101,7 +102,7 @@ TEXTS = [
     "The sea is",
 ]
 STEPS = 8 if SMALL else 16
-# Capacity of the buffer, and the most rows of one slot: plain steps, drafts, prompts.
+# Capacity of the buffer and the most rows of one slot, for plain steps, drafts and prompts.
 LADDER = (Rung(4, 1), Rung(8, 8), Rung(16, 8), Rung(32, 8), Rung(128, 128))
 use_compile_cache()
 loaded = load_model(None)
@@ -110,7 +111,7 @@ prompts = [loaded.tokenizer.encode(text) for text in TEXTS]
 
 # %%
 class Step(NamedTuple):
-    """One step: its plan, its packed rows, and what the state was behind it; numpy arrays."""
+    """One step: its plan, its packed rows, and the state after it; numpy arrays."""
 
     q_lens: np.ndarray  # rows of each slot
     draft_lens: np.ndarray  # how many of them are draft tokens
@@ -120,7 +121,7 @@ class Step(NamedTuple):
 
 
 def planner_of(engine: Engine):
-    """What the engine is about to do with a state: its plan, and the draft tokens."""
+    """Returns a function from a state to the engine's next plan and its draft tokens."""
 
     @jax.jit
     def planned(params, state):
@@ -133,7 +134,7 @@ def planner_of(engine: Engine):
 
 # %%
 def watch(method: str):
-    """The steps of a method, and the state behind them."""
+    """Returns the steps of a method and the state after them."""
     sizes = {"num_slots": len(prompts), "capacity": 256}
     drafter = PromptLookup(draft_length=7)
     engine = Engine(loaded.model, drafter, LADDER, policy=POLICIES[method], **sizes)
@@ -161,10 +162,10 @@ for slot, tokens in enumerate(np.array(state.tokens)):
 # ## Packing
 #
 # A step computes one row for each sample's newest token, whose keys and values are not in the cache
-# yet, and one for each draft token. The padded method computes as many rows for every sample as the
-# longest draft needs. Packed, the rows of all samples lie one behind the other; only the shape of
-# the compiled buffer, one of a short ladder, is rounded up. Drawn is the step that packing makes
-# smallest beside the padded one.
+# yet, and one row for each draft token. The padded method computes as many rows for every sample as
+# the longest draft needs. Packed, the rows of all samples follow each other without gaps. Only the
+# shape of the compiled buffer, one of a short ladder, is rounded up. The picture shows the step
+# that saves the most rows compared with the padded method.
 
 # %%
 COLOURS = ["#3b6fd4", "#d9822b", "#3a9d5d", "#a552c4"]
@@ -173,7 +174,7 @@ NUMBER = 1 + int(np.argmax(saved[1:]))  # step 0 reads the prompts
 
 
 def draw_rows(axes, step: Step, places) -> None:
-    """A cell for each row of a step, at places[row] = (x, y)."""
+    """Draws a cell for each row of a step, at places[row] = (x, y)."""
     starts = step.batch.cu_q_lens
     for row, (token, slot) in enumerate(zip(step.batch.tokens, step.batch.slot_ids, strict=True)):
         x, y = places[row]
@@ -198,7 +199,7 @@ def draw_rows(axes, step: Step, places) -> None:
 
 
 def flowing(count: int, width: int) -> list[tuple[int, int]]:
-    """Places of a buffer's rows on lines of `width`, from the top."""
+    """Returns the places of a buffer's rows on lines of `width`, from the top."""
     return [(row % width, row // width) for row in range(count)]
 
 
@@ -221,7 +222,7 @@ for axes, (each, columns, title) in zip(both, pictures, strict=True):
 figure.supxlabel(
     "solid: newest token · light: draft, accepted · dashed: draft, rejected · "
     "hatched: padding · dotted: room that no row uses\n"
-    "the buffer is read line by line; a colour is a sample",
+    "read the buffer line by line; each colour is a sample",
     fontsize=9,
 )
 plt.show()
@@ -232,9 +233,9 @@ print("cu_q_lens", step.batch.cu_q_lens, " where each slot's rows start")
 # %% [markdown]
 # ## Ragged lengths
 #
-# Samples accept different numbers of tokens, so their lengths drift apart. The attention kernel is
-# given `cu_q_lens` (whose rows are whose) and `kv_lens` (how much of each slot's cache is valid):
-# each row attends to its own sample's tokens up to itself, and nothing else is read.
+# Samples accept different numbers of tokens, so their lengths drift apart. The attention kernel
+# gets `cu_q_lens` (which rows belong to which slot) and `kv_lens` (how much of each slot's cache is
+# valid). Each row attends to its own sample's tokens up to itself, and nothing else is read.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
@@ -258,10 +259,10 @@ plt.show()
 # %% [markdown]
 # ## Two layouts of the cache
 #
-# With its own length, each slot's next token goes right behind its last. What rejected drafts wrote
-# behind that is overwritten by the next step. The padded method keeps all samples aligned: each
-# grows by as much as the one that accepted most, and the difference stays behind as holes, which
-# every later step reads and masks. Drawn from the two caches of the run above, layer 0.
+# If each slot has its own length, its next token goes right after its last one, and the next step
+# overwrites what rejected drafts wrote there. The padded method keeps all samples aligned: each
+# grows by as much as the sample that accepted most. The difference remains as holes, which every
+# later step reads and masks. The picture is drawn from layer 0 of the two caches of the run above.
 
 # %%
 from matplotlib.colors import ListedColormap
@@ -276,7 +277,7 @@ KINDS = {
 
 
 def kinds_of(state) -> np.ndarray:
-    """What lies at each place of each slot's cache, as an index into KINDS."""
+    """Returns what is at each place of each slot's cache, as an index into KINDS."""
     holes = np.zeros(state.tokens.shape, bool) if state.holes is None else np.array(state.holes.at)
     written = np.array(state.cache[0]).any(axis=(-2, -1))
     ends = np.array(state.kv_lens) + holes.sum(axis=1)
@@ -315,8 +316,7 @@ for name, each in (("own lengths", state), ("aligned", aligned_state)):
 #
 # The cache is `[layer, slot, place, R, 128]`: a token's keys, head by head, then its values, in R
 # rows of 128 lanes. So a token is one aligned piece of memory, and writing it at any place is one
-# copy; a slot's tokens are one run of memory, which is what lets the kernel fetch them in large
-# blocks.
+# copy. The tokens of a slot are one run of memory, so the kernel can fetch them in large blocks.
 
 # %%
 from matplotlib.colors import SymLogNorm
@@ -326,7 +326,7 @@ heads, width = config.num_kv_heads, config.head_dim
 token = np.array(state.cache[0, 0, 2]).astype(np.float32)
 limit = np.abs(token).max()
 figure, axes = plt.subplots(figsize=(11, 0.5 * len(token) + 1.0), layout="constrained")
-# Values are much smaller than keys: a scale that shows both.
+# Values are much smaller than keys, so a linear scale would not show both.
 scale = SymLogNorm(linthresh=limit / 1000, vmin=-limit, vmax=limit)
 mesh = axes.pcolormesh(token, cmap="RdBu", norm=scale)
 for number in range(2 * heads):
@@ -350,10 +350,10 @@ plt.show()
 # %% [markdown]
 # ## The kernel itself
 #
-# The same call that the model makes, on the cache of this run, against attention written down
-# plainly. On a TPU it is a Pallas kernel for its matrix units (Mosaic), on a Hopper GPU one for its
-# tensor cores, elsewhere the same contract in XLA. `backend=` names one; a named one that cannot be
-# used says why.
+# This is the call that the model makes, on the cache of this run, compared with attention written
+# out plainly. On a TPU it is a Pallas kernel for the matrix units (Mosaic), on a Hopper GPU one for
+# the tensor cores, and elsewhere the same contract in XLA. `backend=` names one; if it cannot be
+# used, an error says why.
 
 # %%
 import jax.numpy as jnp
@@ -368,7 +368,7 @@ queries = jax.random.normal(jax.random.key(0), (8, config.num_heads, width), dty
 options = {"num_kv_heads": heads, "max_q_len": 8, "scale": scale}
 layer = jnp.int32(0)
 lengths = {"cu_q_lens": cu_q_lens, "kv_lens": kv_lens}
-# float32 means float32: some devices would round its products to fewer bits.
+# Some devices would round products of float32 to fewer bits.
 with jax.default_matmul_precision("highest" if dtype == jnp.float32 else None):
     attended = ragged_attention(queries, state.cache, layer=layer, **lengths, **options)
 
@@ -379,7 +379,7 @@ for slot in range(len(prompts)):
         np.repeat(np.array(x, np.float64), config.num_heads // heads, axis=0) for x in found
     )
     for row in range(cu_q_lens[slot], cu_q_lens[slot + 1]):
-        seen = length - (cu_q_lens[slot + 1] - 1 - row)  # its own place and all before it
+        seen = length - (cu_q_lens[slot + 1] - 1 - row)  # its own place and all places before it
         scores = scale * np.einsum("nh,nsh->ns", np.array(queries[row], np.float64), keys[:, :seen])
         weights = np.exp(scores - scores.max(axis=1, keepdims=True))
         weights /= weights.sum(axis=1, keepdims=True)

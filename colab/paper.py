@@ -15,13 +15,13 @@
 # %% [markdown]
 # # emsjax: the paper's experiment
 #
-# [EMS-SD](https://arxiv.org/abs/2405.07542) compares batched speculative decoding with padding and
-# without: plain decoding, the padded method (`vanilla`), each half of the padding taken away
-# (`unpad-kv`, `unpad-input`), and none left (`ems`). All are policies of one loop here and write
-# the same text. Drafts come from prompt lookup, as in the paper.
+# [EMS-SD](https://arxiv.org/abs/2405.07542) compares batched speculative decoding with and without
+# padding. It has plain decoding, the padded method (`vanilla`), two methods that each remove half
+# of the padding (`unpad-kv`, `unpad-input`), and one without padding (`ems`). Here all of them are
+# policies of one loop and write the same text. Drafts come from prompt lookup, as in the paper.
 #
-# In Colab: *Runtime → Change runtime type → v5e-1 TPU*, then upload the wheel `emsjax-….whl` with
-# the folder icon at the left. In a clone of the repository there is nothing to upload.
+# In Colab, choose *Runtime → Change runtime type → v5e-1 TPU*, then upload the wheel `emsjax-….whl`
+# with the folder icon at the left. In a clone of the repository there is nothing to upload.
 
 # %%
 # Setup, the same in all notebooks: install emsjax for the device that this runtime has.
@@ -32,49 +32,49 @@ import sys
 from glob import glob
 from pathlib import Path
 
-# What this release was tested with.
+# The versions that this release was tested with.
 PINS = "jax==0.10.2 flax==0.12.8 transformers==5.24.0"
-# Set by the project's own tests: everything small, and nothing installed.
+# The project's own tests set this variable: settings are then small, and nothing is installed.
 SMALL = "EMSJAX_NOTEBOOK_TEST" in os.environ
 
 
 def run(command: str) -> str:
-    """As a terminal would, but an error ends the cell; gives what the command said."""
+    """Runs a command like a terminal, except that an error ends the cell; returns its output."""
     print("$", command)
-    said = []
+    lines = []
     words = [sys.executable if word == "python" else word for word in shlex.split(command)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(words, **options) as process:
         try:
             for line in process.stdout:
                 print(line, end="")
-                said.append(line)
-        except KeyboardInterrupt:  # it was told, too: its last words, and the device is free again
+                lines.append(line)
+        except KeyboardInterrupt:  # the command got it too: wait, so that it frees the device
             print(process.communicate()[0], end="")
             raise
     if process.returncode:
         raise RuntimeError(f"the command ended with exit status {process.returncode}")
-    return "".join(said)
+    return "".join(lines)
 
 
 if not SMALL:
     source = next(iter(glob("emsjax-*.whl")), "..")
     if source == ".." and not Path("../pyproject.toml").is_file():
-        sys.exit("Upload the wheel, emsjax-….whl, beside this notebook, and run this again.")
+        sys.exit("Upload the wheel, emsjax-….whl, next to this notebook, and run this cell again.")
     tpu = glob("/dev/accel*") + glob("/dev/vfio/[0-9]*")
     device = ",cuda" if glob("/dev/nvidia[0-9]*") else ",tpu" if tpu else ""
     run(f"python -m pip install --quiet '{source}[train{device}]' {PINS}")
-# In a process of its own: a TPU belongs to one at a time, and commands may want it below.
-said = run("python -c 'from emsjax.host.device import device_name; print(device_name())'")
-PLATFORM = said.splitlines()[-1].split()[0]  # "tpu", "gpu" or "cpu"
+# In a separate process: a TPU belongs to one process at a time, and the commands below need it.
+output = run("python -c 'from emsjax.host.device import device_name; print(device_name())'")
+PLATFORM = output.splitlines()[-1].split()[0]  # "tpu", "gpu" or "cpu"
 if not SMALL and device and PLATFORM == "cpu":
-    sys.exit("jax cannot use the accelerator of this runtime: restart it, and try again.")
+    sys.exit("jax cannot use the accelerator of this runtime: restart the runtime and try again.")
 
 # %% [markdown]
 # ## Settings
 #
-# Small by default. The paper's own are OPT-6.7B in float16 on one GPU,
-# CNN/DailyMail, 128 new tokens, batch sizes up to 24.
+# The settings are small by default. The paper's settings are OPT-6.7B in float16 on one GPU,
+# CNN/DailyMail, 128 new tokens, and batch sizes up to 24.
 
 # %%
 import json
@@ -97,9 +97,9 @@ if SMALL:
 # %% [markdown]
 # ## Prompts
 #
-# Summaries, from [Spec-Bench](https://github.com/hemingkx/Spec-Bench), in the place of
-# CNN/DailyMail. Any JSON lines with `prompt` or `messages` will do, and a `category`, which is
-# `summarization` here.
+# The prompts are summaries from [Spec-Bench](https://github.com/hemingkx/Spec-Bench) instead of
+# CNN/DailyMail. You can use any JSON lines that have `prompt` or `messages`, and a `category`,
+# which is `summarization` here.
 
 # %%
 INPUT = Path("prompts.jsonl")
@@ -122,22 +122,22 @@ elif not INPUT.is_file():
 # %% [markdown]
 # ## Run
 #
-# Repetitions take turns; ratios within a repetition are what counts. `ems-fixed` verifies every
-# draft, as the paper does; `ems` plans, and leaves out what does not pay on this device.
+# Repetitions take turns; the ratios within a repetition are what counts. `ems-fixed` verifies every
+# draft, as the paper does. `ems` plans, and leaves out drafts that do not pay off on this device.
 
 # %%
 shutil.rmtree("paper", ignore_errors=True)
-said = run(
+output = run(
     f"python -m emsjax.bench --input {INPUT} --datasets summarization --methods {METHODS}"
     f" {SETTINGS} --output paper"
 )
 
 # %% [markdown]
-# ## What came out
+# ## Results
 #
-# Speedup beside the paper's, tokens a step of the target, and where the time of a step goes. Do not
-# expect the paper's figures from another model on other hardware: how much a verified row costs
-# decides.
+# The plots show the speedup next to the paper's, the tokens per step of the target, and where the
+# time of a step goes. Do not expect the paper's figures from another model on other hardware: the
+# speedup depends on how much a verified row costs.
 
 # %%
 for picture in sorted(glob("paper/*.png")):
@@ -145,7 +145,8 @@ for picture in sorted(glob("paper/*.png")):
 display(Markdown(Path("paper/results.md").read_text()))
 
 # %% [markdown]
-# Padding by method: the share of rows computed for nothing, and of cache places read for nothing.
+# Padding by method: the share of rows that are computed for nothing, and the share of cache places
+# that are read for nothing.
 
 # %%
 import matplotlib.pyplot as plt
@@ -169,10 +170,11 @@ plt.show()
 # %% [markdown]
 # ## A large model's shape
 #
-# What is drafted and accepted comes from a small model; what a step costs, from a large one.
-# `--record` writes the former down, and `--simulate-acceptance` replays it in a model with random
-# weights: the true computation, in the true shape, with text and acceptance forced. Everything it
-# writes says so. The weights must fit: for OPT-6.7B, the paper's model, 24 GB.
+# Here drafts and acceptance come from a small model, and the cost of a step from a large one.
+# `--record` writes what the small model drafted and accepted. `--simulate-acceptance` replays it in
+# a model with random weights: the true computation in the true shape, with text and acceptance
+# forced. Everything it writes says so. The weights must fit: OPT-6.7B, the paper's model, needs 24
+# GB.
 
 # %%
 CONFIG = "opt-125m" if PLATFORM == "cpu" else "opt-2.7b"
@@ -186,11 +188,11 @@ if SMALL:
     CONFIG.write_text(json.dumps({"model_type": "opt", **sizes}))
 
 shutil.rmtree("simulated", ignore_errors=True)
-said = run(
+output = run(
     f"python -m emsjax.bench --input {INPUT} --datasets summarization --methods ems-fixed"
     f" {SETTINGS} --output simulated --record acceptance.json"
 )
-said = run(
+output = run(
     f"python -m emsjax.bench --config {CONFIG} --random-weights --methods {METHODS} {LARGE}"
     " --simulate-acceptance acceptance.json --output simulated --no-parts"
 )

@@ -16,12 +16,13 @@
 # # emsjax: quickstart
 #
 # Batched text generation with speculative decoding: every prompt drafts its own next tokens, one
-# pass of the model verifies them all, nothing is padded, and the text is the one that plain
-# decoding gives.
+# pass of the model verifies the drafts of all prompts, and nothing is padded. The text is the one
+# that plain decoding gives.
 #
-# Runs on a TPU, a GPU or a CPU. In Colab: *Runtime → Change runtime type → v5e-1 TPU*, then upload
-# the wheel `emsjax-….whl` with the folder icon at the left; in a clone of the repository
-# `python3 -m pip wheel --no-deps -w dist .` makes it, and there is nothing to upload.
+# The notebook runs on a TPU, a GPU or a CPU. In Colab, choose *Runtime → Change runtime type →
+# v5e-1 TPU*, then upload the wheel `emsjax-….whl` with the folder icon at the left. To make the
+# wheel, run `python3 -m pip wheel --no-deps -w dist .` in a clone of the repository. If you run the
+# notebook in a clone, there is nothing to upload.
 
 # %%
 # Setup, the same in all notebooks: install emsjax for the device that this runtime has.
@@ -32,50 +33,50 @@ import sys
 from glob import glob
 from pathlib import Path
 
-# What this release was tested with.
+# The versions that this release was tested with.
 PINS = "jax==0.10.2 flax==0.12.8 transformers==5.24.0"
-# Set by the project's own tests: everything small, and nothing installed.
+# The project's own tests set this variable: settings are then small, and nothing is installed.
 SMALL = "EMSJAX_NOTEBOOK_TEST" in os.environ
 
 
 def run(command: str) -> str:
-    """As a terminal would, but an error ends the cell; gives what the command said."""
+    """Runs a command like a terminal, except that an error ends the cell; returns its output."""
     print("$", command)
-    said = []
+    lines = []
     words = [sys.executable if word == "python" else word for word in shlex.split(command)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(words, **options) as process:
         try:
             for line in process.stdout:
                 print(line, end="")
-                said.append(line)
-        except KeyboardInterrupt:  # it was told, too: its last words, and the device is free again
+                lines.append(line)
+        except KeyboardInterrupt:  # the command got it too: wait, so that it frees the device
             print(process.communicate()[0], end="")
             raise
     if process.returncode:
         raise RuntimeError(f"the command ended with exit status {process.returncode}")
-    return "".join(said)
+    return "".join(lines)
 
 
 if not SMALL:
     source = next(iter(glob("emsjax-*.whl")), "..")
     if source == ".." and not Path("../pyproject.toml").is_file():
-        sys.exit("Upload the wheel, emsjax-….whl, beside this notebook, and run this again.")
+        sys.exit("Upload the wheel, emsjax-….whl, next to this notebook, and run this cell again.")
     tpu = glob("/dev/accel*") + glob("/dev/vfio/[0-9]*")
     device = ",cuda" if glob("/dev/nvidia[0-9]*") else ",tpu" if tpu else ""
     run(f"python -m pip install --quiet '{source}[train{device}]' {PINS}")
-# In a process of its own: a TPU belongs to one at a time, and commands may want it below.
-said = run("python -c 'from emsjax.host.device import device_name; print(device_name())'")
-PLATFORM = said.splitlines()[-1].split()[0]  # "tpu", "gpu" or "cpu"
+# In a separate process: a TPU belongs to one process at a time, and the commands below need it.
+output = run("python -c 'from emsjax.host.device import device_name; print(device_name())'")
+PLATFORM = output.splitlines()[-1].split()[0]  # "tpu", "gpu" or "cpu"
 if not SMALL and device and PLATFORM == "cpu":
-    sys.exit("jax cannot use the accelerator of this runtime: restart it, and try again.")
+    sys.exit("jax cannot use the accelerator of this runtime: restart the runtime and try again.")
 
 # %% [markdown]
 # ## The model
 #
-# Without a name it is SmolLM2-135M-Instruct, which comes with a small trained draft. Put the name
-# of a model on the Hugging Face hub, or a directory, in the place of `None`; the notebook
-# `your_model` says what fits. The first prompt compiles it.
+# The default is SmolLM2-135M-Instruct, which comes with a small trained draft. To use another
+# model, replace `None` with its name on the Hugging Face hub, or with a directory. The notebook
+# `your_model` shows what fits. The first prompt compiles the model.
 
 # %%
 from emsjax import LLM, SamplingParams
@@ -88,8 +89,9 @@ print(f"{llm.name} in {llm.target.dtype}, {BATCH_SIZE} samples at a time")
 # %% [markdown]
 # ## Your prompts
 #
-# Any number of them: those beyond the batch size wait, and each takes a slot as soon as one is
-# free. `llm.chat` puts them into the model's chat template, `llm.generate` takes them as they are.
+# There may be any number of prompts. Those beyond the batch size wait, and each takes a slot as
+# soon as one is free. `llm.chat` puts them into the model's chat template; `llm.generate` takes
+# them as they are.
 
 # %%
 PROMPTS = [
@@ -104,12 +106,12 @@ conversations = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
 outputs = llm.chat(conversations, SamplingParams(max_tokens=24 if SMALL else 128))
 for output, prompt in zip(outputs, PROMPTS, strict=True):
     print(f"— {prompt}\n{output.outputs[0].text}")
-    print(f"  [{output.metrics.tokens_per_target_step:.2f} tokens a step of the model]\n")
+    print(f"  [{output.metrics.tokens_per_target_step:.2f} tokens per step of the model]\n")
 
 # %% [markdown]
 # ## Streaming
 #
-# The pieces of a text, each as soon as it is final.
+# `llm.stream` yields each piece of a text as soon as it is final.
 
 # %%
 for piece in llm.stream(conversations[0], SamplingParams(max_tokens=24 if SMALL else 128)):
@@ -118,8 +120,8 @@ for piece in llm.stream(conversations[0], SamplingParams(max_tokens=24 if SMALL 
 # %% [markdown]
 # ## What speculation did
 #
-# The texts coloured by where each token came from; rejected drafts show under the pointer. The page
-# is one file that needs no network: `Report(outputs).save("report.html")`.
+# The report colours each text by where its tokens came from. Rejected drafts appear under the
+# pointer. `Report(outputs).save("report.html")` writes it to one file that needs no network.
 
 # %%
 from emsjax import Report
@@ -129,10 +131,10 @@ Report(outputs, title=f"{llm.name}: your prompts")
 # %% [markdown]
 # ## How much faster
 #
-# The package's own benchmark runs plain decoding and emsjax on your prompts by turns, in the same
-# loop and the same cache. emsjax goes by what a step takes on your device, and drafts no more than
-# pays: the more samples share a step, the less there is to win. It loads the model itself, so the
-# one from above goes first.
+# The benchmark of the package runs plain decoding and emsjax on your prompts in turn, in the same
+# loop and the same cache. emsjax takes into account how long a step takes on your device, and
+# drafts no more than pays off: the more samples share a step, the less there is to win. The
+# benchmark loads the model itself, so the model from above is deleted first.
 
 # %%
 import json

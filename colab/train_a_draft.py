@@ -15,11 +15,12 @@
 # %% [markdown]
 # # emsjax: train a draft for your model
 #
-# A small draft that goes on from your model's own hidden states, trained on what your model itself
-# writes in answer to your prompts. No other data is needed, and the draft changes only the speed.
+# This notebook trains a small draft that continues from your model's own hidden states. It learns
+# from what your model itself writes in answer to your prompts. No other data is needed, and the
+# draft changes only the speed.
 #
-# In Colab: *Runtime → Change runtime type → v5e-1 TPU*, then upload the wheel `emsjax-….whl` with
-# the folder icon at the left. In a clone of the repository there is nothing to upload.
+# In Colab, choose *Runtime → Change runtime type → v5e-1 TPU*, then upload the wheel `emsjax-….whl`
+# with the folder icon at the left. In a clone of the repository there is nothing to upload.
 
 # %%
 # Setup, the same in all notebooks: install emsjax for the device that this runtime has.
@@ -30,51 +31,51 @@ import sys
 from glob import glob
 from pathlib import Path
 
-# What this release was tested with.
+# The versions that this release was tested with.
 PINS = "jax==0.10.2 flax==0.12.8 transformers==5.24.0"
-# Set by the project's own tests: everything small, and nothing installed.
+# The project's own tests set this variable: settings are then small, and nothing is installed.
 SMALL = "EMSJAX_NOTEBOOK_TEST" in os.environ
 
 
 def run(command: str) -> str:
-    """As a terminal would, but an error ends the cell; gives what the command said."""
+    """Runs a command like a terminal, except that an error ends the cell; returns its output."""
     print("$", command)
-    said = []
+    lines = []
     words = [sys.executable if word == "python" else word for word in shlex.split(command)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(words, **options) as process:
         try:
             for line in process.stdout:
                 print(line, end="")
-                said.append(line)
-        except KeyboardInterrupt:  # it was told, too: its last words, and the device is free again
+                lines.append(line)
+        except KeyboardInterrupt:  # the command got it too: wait, so that it frees the device
             print(process.communicate()[0], end="")
             raise
     if process.returncode:
         raise RuntimeError(f"the command ended with exit status {process.returncode}")
-    return "".join(said)
+    return "".join(lines)
 
 
 if not SMALL:
     source = next(iter(glob("emsjax-*.whl")), "..")
     if source == ".." and not Path("../pyproject.toml").is_file():
-        sys.exit("Upload the wheel, emsjax-….whl, beside this notebook, and run this again.")
+        sys.exit("Upload the wheel, emsjax-….whl, next to this notebook, and run this cell again.")
     tpu = glob("/dev/accel*") + glob("/dev/vfio/[0-9]*")
     device = ",cuda" if glob("/dev/nvidia[0-9]*") else ",tpu" if tpu else ""
     run(f"python -m pip install --quiet '{source}[train{device}]' {PINS}")
-# In a process of its own: a TPU belongs to one at a time, and commands may want it below.
-said = run("python -c 'from emsjax.host.device import device_name; print(device_name())'")
-PLATFORM = said.splitlines()[-1].split()[0]  # "tpu", "gpu" or "cpu"
+# In a separate process: a TPU belongs to one process at a time, and the commands below need it.
+output = run("python -c 'from emsjax.host.device import device_name; print(device_name())'")
+PLATFORM = output.splitlines()[-1].split()[0]  # "tpu", "gpu" or "cpu"
 if not SMALL and device and PLATFORM == "cpu":
-    sys.exit("jax cannot use the accelerator of this runtime: restart it, and try again.")
+    sys.exit("jax cannot use the accelerator of this runtime: restart the runtime and try again.")
 
 # %% [markdown]
 # ## Model and prompts
 #
-# Train on prompts like those that you will have: JSON lines with `prompt` or `messages`, or plain
-# text with an empty line between passages, which the model goes on with. The stand-in here is the
-# text of Python's own reference, which every Python brings. On a CPU it is only a taste: some
-# 40,000 tokens, where the draft that comes with the default model learnt from a million.
+# Train on prompts like those that you will use: JSON lines with `prompt` or `messages`, or plain
+# text with an empty line between passages, which the model continues. The stand-in here is the text
+# of Python's own reference, which every Python includes. On a CPU this is only a taste, with about
+# 40,000 tokens; the draft that comes with the default model learnt from 1.4 million.
 
 # %%
 import json
@@ -88,17 +89,18 @@ PROMPTS = Path("prompts.txt")
 COUNT = 12 if SMALL else 400 if PLATFORM == "cpu" else 4000
 passages = [" ".join(p.split()) for text in topics.values() for p in text.split("\n\n")]
 passages = [passage for passage in passages if len(passage) > 120]
-if not PROMPTS.is_file():  # your own stay as they are
+if not PROMPTS.is_file():  # keeps a file of your own
     PROMPTS.write_text("\n\n".join(passages[:COUNT]))
 print(f"{PROMPTS} begins: {PROMPTS.read_text()[:160]} …")
 
 # %% [markdown]
 # ## Train
 #
-# First the model writes, then the draft learns. Everything is kept in `run/`: after an interrupt
-# the same command goes on where it was. On Colab, mount Drive (the folder icon at the left) and
-# give `RUN` a folder there, so that it outlives the runtime. Other prompts or steps want another
-# `RUN`, and after "Use it" below the kernel has the device: restart it before training again.
+# First the model writes, then the draft learns. Everything is kept in `run/`, and after an
+# interrupt the same command continues. On Colab, mount Drive (the folder icon at the left) and set
+# `RUN` to a folder there, so that the run outlives the runtime. For other prompts or steps, use
+# another `RUN`. After "Use it" below, the kernel holds the device: restart it before you train
+# again.
 
 # %%
 RUN = Path("run")
@@ -109,14 +111,14 @@ if SMALL:
     TRAIN += " --vocabulary 256 --held-out 0.3 --steps 24 --rows 4 --unroll 2 --evaluate-every 8"
 elif PLATFORM == "cpu":
     TRAIN += " --outputs 1 --max-tokens 96 --batch-size 16 --steps 400 --evaluate-every 50"
-said = run(TRAIN)
+output = run(TRAIN)
 
 # %% [markdown]
 # ## Curves
 #
-# The loss on what is learnt from, and what counts: tokens accepted a step on texts held out, for
-# drafts of one, three and five tokens. While the right one still rises, more prompts and more
-# `--steps` pay.
+# The left curve is the loss on the training texts. The right curves are what counts: accepted
+# tokens per step on held-out texts, for drafts of one, three and five tokens. While they still
+# rise, more prompts and more `--steps` pay off.
 
 # %%
 display(Image(RUN / "curves.png"))
@@ -126,9 +128,10 @@ print(f"after {log[-1]['step']} updates: {log[-1]['accepted'][0]:.2f} of 1 draft
 # %% [markdown]
 # ## Use it
 #
-# `draft_model=` takes the folder. Here beside prompt lookup, on prompts that were not trained on:
-# the same tokens, in fewer steps of the model. Whether fewer steps are less time depends on the
-# device and the batch; the notebook `your_model` measures that.
+# `draft_model=` takes the folder of the draft. The next cells compare it with prompt lookup, on
+# prompts that were not trained on: the tokens are the same, in fewer steps of the model. Whether
+# fewer steps take less time depends on the device and the batch; the notebook `your_model` measures
+# that.
 
 # %%
 from emsjax import LLM, Report, SamplingParams
@@ -144,7 +147,7 @@ params = SamplingParams(max_tokens=16 if SMALL else 128)
 
 
 def generate(**drafting):
-    """The outputs with a drafter."""
+    """Returns the outputs with one drafter."""
     return LLM(MODEL, **OPTIONS, **drafting).chat(conversations, params)
 
 
@@ -161,7 +164,7 @@ rates = {name: Report(some).totals.tokens_per_target_step for name, some in outp
 bars = axes.barh(list(rates), list(rates.values()), color="#5b8ff9")
 axes.bar_label(bars, fmt="%.2f", padding=3)
 axes.axvline(1, color="black", linewidth=0.8)
-axes.set(xlabel="tokens a step of the model; plain decoding has 1")
+axes.set(xlabel="tokens per step of the model; plain decoding has 1")
 axes.margins(x=0.12)
 plt.show()
 

@@ -1,4 +1,4 @@
-"""Draws the worked example from what the loop did: `python -m docs.figures.draw`."""
+"""Draws the worked example from the steps of the real loop: `python -m docs.figures.draw`."""
 
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ import numpy as np
 from docs.figures.worked_example import CAPACITY, DRAFTED, TEXTS, WRONG, Seen, run
 
 FILE = Path(__file__).with_name("worked_example.svg")
-# Pixels: a cell, the column of labels, and the whole.
+# In pixels: width and height of a cell, width of the labels, width of the drawing.
 CELL, ROW, LABELS, WIDTH = 36, 24, 132, 700
 NAMES = "ab"
 SOLID, LIGHT = ("#1f5fbf", "#b3541e"), ("#cfe0fb", "#fbdcc7")
@@ -21,11 +21,11 @@ class Cell(NamedTuple):
     """One row of a buffer, or one place of a cache.
 
     Attributes:
-      text: what it holds.
-      fill: colour, or the hatching of padding.
-      ink: colour of the text.
-      edge: colour of the border.
-      dashed: whether the border is.
+      text: the content.
+      fill: the colour, or the hatching of padding.
+      ink: the colour of the text.
+      edge: the colour of the border.
+      dashed: whether the border is dashed.
     """
 
     text: str
@@ -40,27 +40,27 @@ UNUSED = Cell("", PAPER, edge=GREY, dashed=True)
 
 
 def known(slot: int, token: int) -> Cell:
-    """The newest token of a sample, whose K/V is still missing."""
+    """Returns the cell of a sample's newest token, whose K/V is still missing."""
     return Cell(name(token), SOLID[slot], PAPER, SOLID[slot])
 
 
 def right(slot: int, token: int) -> Cell:
-    """A draft token that the target accepts, or a token of the cache."""
+    """Returns the cell of a draft token that is accepted, or of a valid token in the cache."""
     return Cell(name(token), LIGHT[slot], INK, SOLID[slot])
 
 
 def wrong(slot: int) -> Cell:
-    """A draft token that the target rejects, or what is left of it in the cache."""
+    """Returns the cell of a draft token that is rejected, or of its remains in the cache."""
     return Cell("✗", PAPER, SOLID[slot], SOLID[slot], dashed=True)
 
 
 def name(token: int) -> str:
-    """Sample and position of a token."""
+    """Names a token by its sample and position."""
     return f"{NAMES[token // CAPACITY]}{token % CAPACITY}"
 
 
 def buffer_cells(seen: Seen) -> list[Cell]:
-    """The packed rows of a step."""
+    """Returns the rows of a step's buffer as cells."""
     cells = []
     for row, (token, slot) in enumerate(zip(seen.batch.tokens, seen.batch.slot_ids, strict=True)):
         if slot == len(NAMES):
@@ -77,7 +77,7 @@ def buffer_cells(seen: Seen) -> list[Cell]:
 
 
 def cache_cells(seen: Seen, slot: int) -> list[Cell]:
-    """A slot's cache behind the step, up to the last place that was ever written."""
+    """Returns a slot's cache after the step as cells, up to the last place ever written."""
     holes, cells = seen.holes[slot], []
     end = seen.kv_lens[slot] + holes.sum()
     for place, token in enumerate(seen.cache[slot]):
@@ -119,17 +119,17 @@ class Drawing:
         ET.SubElement(self.root, "text", place, fill=ink, **more).text = text
 
     def gap(self, height: int) -> None:
-        """Leaves room."""
+        """Leaves a vertical gap."""
         self._y += height
 
     def heading(self, text: str) -> None:
-        """A line of its own."""
+        """Adds a heading on a separate line."""
         self._y += 18
         self._text(10, text, **{"font-weight": "bold"})
         self._y += 10
 
     def row(self, label: str, cells: Iterable[Cell]) -> None:
-        """A label and cells."""
+        """Adds a label and a row of cells."""
         self._y += 17
         self._text(10, label)
         for number, cell in enumerate(cells):
@@ -143,7 +143,7 @@ class Drawing:
         self._text(x + CELL // 2 - 1, cell.text, cell.ink, "middle")
 
     def numbers(self, label: str, numbers: Iterable[int]) -> None:
-        """A label and small numbers, one under each cell."""
+        """Adds a label and small numbers, one under each cell of the row above."""
         self._y += 10
         small = {"font-size": "11"}
         self._text(10, label, GREY, **small)
@@ -152,7 +152,7 @@ class Drawing:
         self._y += 4
 
     def legend(self, entries: Iterable[tuple[Cell, str]]) -> None:
-        """What the cells mean, a line each."""
+        """Adds one line for each kind of cell, with its meaning."""
         for cell, text in entries:
             self._y += 17
             self._cell(10, cell)
@@ -160,7 +160,7 @@ class Drawing:
             self._y += ROW - 17 + 4
 
     def svg(self, title: str) -> str:
-        """The file's content."""
+        """Returns the content of the SVG file."""
         height = str(self._y + 10)
         self.root.set("height", height)
         self.root.set("viewBox", f"0 0 {self._width} {height}")
@@ -181,7 +181,7 @@ LEGEND = (
 
 
 def draw() -> str:
-    """The worked example as SVG."""
+    """Returns the worked example as SVG."""
     drawing = Drawing(WIDTH)
     for number, (packed, padded) in enumerate(zip(run("ems"), run("vanilla"), strict=True)):
         drafted, emitted = DRAFTED[number], packed.emitted.tolist()
@@ -197,7 +197,7 @@ def draw() -> str:
             drawing.row(f"{sample}'s, aligned", cache_cells(padded, slot))
         drawing.gap(12)
     drawing.legend(LEGEND)
-    return drawing.svg("Two steps of two samples: packed against padded inputs and caches")
+    return drawing.svg("Two steps of two samples: packed and padded inputs and caches")
 
 
 def _draw_inputs(drawing: Drawing, packed: Seen, padded: Seen) -> None:

@@ -1,7 +1,7 @@
 """The paper's example of two samples (arXiv 2405.07542), run through the real loop step by step.
 
-Step 1 drafts 5 and 2 tokens and emits 4 and 1 (the accepted ones and the bonus token), step 2
-drafts 2 and 5 and emits 2 and 6.
+Step 1 drafts 5 and 2 tokens and emits 4 and 1: the accepted draft tokens and the bonus token.
+Step 2 drafts 2 and 5 tokens and emits 2 and 6.
 """
 
 import functools
@@ -25,30 +25,30 @@ from emsjax.engine.state import DecodeState
 from emsjax.engine.step_plan import Plan
 
 CAPACITY, VOCAB_SIZE = 32, 64
-# Token ids count up along each sample's text; a guess that is none of the text's is wrong.
+# Token ids count up along each sample's text, so any other guess is wrong.
 TEXTS = np.arange(CAPACITY, dtype=np.int32) + np.array([[0], [CAPACITY]], np.int32)
 WRONG = -1
 PROMPT_LENS = (3, 5)
-# Of each step and sample: tokens drafted, and how many of them are right.
+# For each step and sample: how many tokens are drafted, and how many of them are right.
 DRAFTED, RIGHT = ((5, 2), (2, 5)), ((3, 0), (1, 5))
-# As many rows as the figure needs: plain steps, packed drafts, padded drafts, prompts.
+# The capacities that the figure needs: plain steps, packed drafts, padded drafts, prompts.
 LADDER = (Rung(2, 1), Rung(10, 6), Rung(12, 6), Rung(24, 24))
 
 
 class KnownTexts(nnx.Module):
-    """Stands in for the target: the token that follows is known. Its cache holds the tokens."""
+    """Stands in for the target: it knows the token that follows. Its cache holds the tokens."""
 
     dtype = jnp.dtype(jnp.float32)
     vocab_size, max_positions = VOCAB_SIZE, CAPACITY
 
     def cache_spec(self, num_slots: int, capacity: int) -> jax.ShapeDtypeStruct:
-        """One number a token."""
+        """Describes the cache: one number per token."""
         return jax.ShapeDtypeStruct((1, num_slots, capacity, 1, 1), jnp.float32)
 
     def __call__(
         self, batch: PackedBatch, cache: jax.Array, *, max_q_len: int
     ) -> tuple[jax.Array, jax.Array]:
-        """The token behind each row, as its hidden state [T, 1]."""
+        """Returns the token after each row as the hidden state [T, 1], and the updated cache."""
         del max_q_len
         slots = jnp.minimum(batch.slot_ids, len(TEXTS) - 1)
         last = batch.cu_q_lens[slots + 1] - jnp.arange(batch.tokens.shape[0], dtype=jnp.int32)
@@ -59,18 +59,18 @@ class KnownTexts(nnx.Module):
         return following.astype(jnp.float32)[:, None], cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """All on the token that follows."""
+        """Puts all probability on the token that follows."""
         return jax.nn.one_hot(hidden[:, 0].astype(jnp.int32), VOCAB_SIZE)
 
 
 @dataclass(frozen=True)
 class Scripted(Stateless):
-    """Drafts what the example says."""
+    """Drafts as in the example."""
 
     draft_length: int = 5
 
     def propose(self, state: DecodeState, weights: Any, worth: WorthDrafting) -> tuple[Draft, Any]:
-        """Right tokens first, then wrong ones."""
+        """Drafts the right tokens first, then wrong ones."""
         del weights, worth
         step = jnp.clip(state.stats.target_steps - 1, 0, len(DRAFTED) - 1)
         slots, places = jnp.arange(2), jnp.arange(self.draft_length, dtype=jnp.int32)[None]
@@ -88,8 +88,8 @@ class Seen(NamedTuple):
       batch: the packed rows.
       emitted: int32[B].
       kv_lens: int32[B], valid tokens in each slot's cache after the step.
-      cache: int32[B, S], the tokens whose K/V lies there after the step, valid or left over.
-      holes: bool[B, S]; no slot has any but where the cache is aligned.
+      cache: int32[B, S], the tokens whose K/V is in the cache after the step, valid or left over.
+      holes: bool[B, S], the holes of each slot; only aligned caches have any.
     """
 
     plan: Plan
@@ -102,11 +102,11 @@ class Seen(NamedTuple):
 
 @functools.cache
 def run(method: str) -> list[Seen]:
-    """The example's two steps, behind one that reads the prompts."""
+    """Runs a step that reads the prompts, then returns the example's two steps."""
     sizes = {"num_slots": 2, "capacity": CAPACITY}
     engine = Engine(KnownTexts(), Scripted(), LADDER, policy=POLICIES[method], **sizes)
     state = engine.empty()
-    # What was never written is no token.
+    # Marks the places that were never written.
     state = state.replace(cache=jnp.full_like(state.cache, WRONG - 1))
     for slot, length in enumerate(PROMPT_LENS):
         state = engine.admit(state, slot, Job(slot, TEXTS[slot, :length].tolist(), 20), None)
@@ -121,7 +121,7 @@ def run(method: str) -> list[Seen]:
 
 
 def _planned(engine: Engine, state: DecodeState) -> tuple[Plan, PackedBatch]:
-    """What the loop is about to run, from the functions that it is made of."""
+    """Returns what the loop is about to run, computed by the loop's own functions."""
     setup = engine.setup(engine.params)
     state, draft = draft_tokens(setup, (), state)
     plan = plan_rows(setup, state, draft).plan

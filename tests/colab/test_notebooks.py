@@ -1,4 +1,4 @@
-"""The notebooks in `colab/`: they match their text, have no outputs, and share their setup."""
+"""The notebooks in `colab/`: text and .ipynb agree, without outputs, with one shared setup."""
 
 import ast
 import json
@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[2]
 TEXTS = sorted((ROOT / "colab").glob("*.py"))
 NAMES = {"quickstart", "your_model", "paper", "train_a_draft", "kernels"}
-# Longer cells are hard to read and change.
+# A longer cell is a program rather than something to read and change.
 MOST_LINES = 45
 CELLS_TO_OWN_PROMPTS = 5
 
@@ -28,12 +28,12 @@ def setup_of(text: Path) -> str:
     return code_cells(text)[0]
 
 
-def test_the_notebooks_exist():
+def test_there_is_a_text_and_an_ipynb_for_every_notebook():
     assert {text.stem for text in TEXTS} == NAMES
     assert {file.stem for file in (ROOT / "colab").glob("*.ipynb")} == NAMES
 
 
-def test_notebooks_match_their_text():
+def test_each_ipynb_matches_its_text():
     command = [sys.executable, str(ROOT / "scripts" / "notebooks.py"), "--check"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (0, ""), result.stderr
@@ -46,7 +46,7 @@ class TestEachNotebook:
             assert not cell.get("outputs")
             assert cell.get("execution_count") is None
 
-    def test_names_no_path_of_one_machine(self, text):
+    def test_contains_no_path_of_one_machine(self, text):
         places = re.findall(r"/(?:home|root|work|tmp|Users)/\S*", text.read_text())
         assert places == []
 
@@ -55,10 +55,10 @@ class TestEachNotebook:
             ast.parse(source)
             assert len(source.splitlines()) <= MOST_LINES, source
 
-    def test_begins_with_the_common_setup(self, text):
+    def test_begins_with_the_shared_setup(self, text):
         assert setup_of(text) == setup_of(TEXTS[0])
 
-    def test_begins_with_a_title_and_the_wheel(self, text):
+    def test_begins_with_a_title_and_mentions_the_wheel(self, text):
         first = jupytext.read(text).cells[0]
         assert first.cell_type == "markdown"
         assert first.source.startswith("# emsjax: ")
@@ -77,7 +77,7 @@ def test_own_prompts_come_within_five_cells():
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
-def test_plans_are_compiled_only_on_a_tpu(platform):
+def test_the_tpu_compiler_is_asked_where_it_is_installed(platform):
     (cell,) = (c for c in code_cells(ROOT / "colab" / "your_model.py") if "PLAN = " in c)
     settings = {"MODEL": "opt-125m", "BATCH_SIZE": 4, "MAX_MODEL_LEN": 512}
     called = []

@@ -1,4 +1,4 @@
-"""Runs every notebook from top to bottom with small settings, each in its own kernel and folder."""
+"""Runs every notebook from top to bottom with small settings, in a fresh kernel and folder."""
 
 import base64
 from pathlib import Path
@@ -25,7 +25,7 @@ SHOWN = {
 
 @pytest.fixture
 def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to run in; the environment tells notebooks to use small settings."""
+    """Returns an empty folder to run in, with the environment for notebooks."""
     monkeypatch.setenv("EMSJAX_NOTEBOOK_TEST", "1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
@@ -42,9 +42,9 @@ def of_kind(notebook: Any, kind: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", SHOWN)
-# Warnings come from the Jupyter client and its event loop, and must not fail the test.
+# The warnings come from the Jupyter client and its event loop.
 @pytest.mark.filterwarnings("default")
-def test_a_notebook_runs_and_shows_its_figures(name, clean_place):
+def test_runs_without_error_and_shows_its_figures(name, clean_place):
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     where = {"metadata": {"path": str(clean_place)}}
     NotebookClient(
@@ -54,5 +54,5 @@ def test_a_notebook_runs_and_shows_its_figures(name, clean_place):
     figures = [base64.b64decode(figure) for figure in of_kind(notebook, "image/png")]
     pages = [page for page in of_kind(notebook, "text/html") if "<iframe" in page]
     assert (len(figures), len(pages)) == SHOWN[name]
-    # An empty figure of these sizes has fewer bytes.
+    # An empty figure of this size takes fewer bytes.
     assert all(figure.startswith(PNG) and len(figure) > 4_000 for figure in figures)

@@ -1,4 +1,4 @@
-"""The surroundings of pages: an empty directory, and a default model that needs no download."""
+"""Fixtures for pages: an empty working directory, and a default model that needs no download."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ from transformers import AutoConfig
 
 from tests.tiny import LLAMA_SIZES, words
 
-VOCAB_SIZE = 49_152  # That of the default model, so that the token ids on a page are valid.
+VOCAB_SIZE = 49_152  # that of the default model, so that the token ids on the pages are valid
 
 
 @pytest.fixture(autouse=True)
-def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Runs a page in an empty directory, and removes what it registers afterwards."""
+def _restored_registries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Runs a page in an empty directory and removes what it registers afterwards."""
     from emsjax.models import registry
     from emsjax.pallas_kernels.cache_update import api
 
@@ -24,7 +24,7 @@ def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache directory with a tiny random model instead of the default one."""
+    """Returns a cache directory with a tiny random model in place of the default one."""
     from emsjax.loading.checkpoint import Manifest, save_checkpoint
     from emsjax.loading.default_model import DEFAULT_NAME
     from emsjax.models.decoder import DecoderLM

@@ -1,4 +1,4 @@
-"""The README's statements about other libraries, as far as a test can check them."""
+"""Claims in the README about other projects, as far as they can be tested."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The files, modules and link targets that pages and READMEs name exist."""
+"""Everything that pages and READMEs name exists: files, modules and the targets of links."""
 
 import pkgutil
 import re
@@ -21,7 +21,7 @@ OUTSIDE = [
         "pallas_kernels/README.md",
     )
 ]
-# Sphinx resolves the links of the pages in `docs/`. Links of other pages are resolved here.
+# Sphinx checks the links of the pages in `docs/`; this module checks those of the other pages.
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), *OUTSIDE]
 FOLDERS = "emsjax|models|pallas_kernels|benchmarks|tests|scripts|docs|colab"
 FILE = re.compile(rf"(?:{FOLDERS})/[\w./-]*")
@@ -46,12 +46,12 @@ def name_of(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page: its headings in lower case, with hyphens and without punctuation."""
+    """Returns the anchors of a page: headings in lower case, hyphenated, without punctuation."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_there_is_something_to_check():
+def test_the_pages_name_enough_to_check():
     spans = [token.content for page in PAGES for token in tokens_of(page, "code_inline")]
     assert sum(FILE.fullmatch(span) is not None for span in spans) > 30
     assert sum(MODULE.fullmatch(span) is not None for span in spans) > 5
@@ -72,7 +72,7 @@ def test_named_modules_exist(page: Path):
 
 
 @pytest.mark.parametrize("page", OUTSIDE, ids=name_of)
-def test_link_targets_exist(page: Path):
+def test_links_have_targets(page: Path):
     links = {str(token.attrs["href"]) for token in tokens_of(page, "link_open")}
     links |= {str(token.attrs["src"]) for token in tokens_of(page, "image")}
     for link in links:

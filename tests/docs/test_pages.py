@@ -1,6 +1,6 @@
 """The code on the pages runs: in order, page by page, each in an empty directory.
 
-Most pages run with a tiny stand-in for the default model, which keeps their time short.
+Most pages find a tiny stand-in for the default model, so that they run quickly.
 """
 
 import os
@@ -16,16 +16,16 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
-# Pages that take a few seconds. The one on model families needs PyTorch.
+# Pages that run for a few seconds; `add-a-model-family` needs PyTorch.
 QUICK = ("add-a-drafter", "add-a-kernel-backend", "add-a-model-family", "exactness", "how-it-works")
-# Pages about the default model's draft, and pages that a new user runs first, use the real model.
+# Pages that need the real default model: its draft, or what a user runs first.
 WITH_THE_MODEL = ("README", "python", "drafters")
-# Blocks of these languages are directives for Sphinx, which are not run.
+# Blocks of these kinds are instructions to Sphinx, not code.
 SHOWN = {"{toctree}", "{eval-rst}"}
 
 
 def run_shell(example: Example) -> None:
-    """Runs a block as typed, with the tests' own Python as `python`."""
+    """Runs a block as typed, with the `python` that has emsjax."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", str(example.parsed)],
@@ -41,7 +41,7 @@ PARSERS = PythonCodeBlockParser(), CodeBlockParser("sh", run_shell)
 
 
 def examples(page: Path) -> list[Example]:
-    """The examples of a page, except those that set up an environment: `.ci/run` runs these."""
+    """Returns the code of a page, except for lines that set up an environment (see `.ci/run`)."""
     found = Document.parse(str(page), *PARSERS)
     return [example for example in found if "-m venv" not in str(example.parsed)]
 
@@ -81,5 +81,5 @@ def test_every_block_is_run(page: Path):
     for block in code:
         assert block.map is not None
         fence = block.map[0] + 1
-        # An interactive session starts at its first prompt, in the line after the fence.
+        # A Python session begins at its first prompt, on the line after the fence.
         assert run & {fence, fence + 1}, f"line {fence} is not run"

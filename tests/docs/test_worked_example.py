@@ -1,4 +1,4 @@
-"""The figure shows what the loop does today, which is what the paper describes."""
+"""The figure shows what the loop does today, and the loop does what the paper says."""
 
 import numpy as np
 
@@ -7,12 +7,12 @@ from docs.figures.worked_example import Seen, run
 
 
 def padding(steps: list[Seen]) -> tuple[list[int], list[int]]:
-    """The padding rows and the new holes of each step."""
+    """Returns the rows of padding and the new holes of each step."""
     holes = np.diff([0, *(int(step.holes.sum()) for step in steps)])
     return [int(step.plan.pad_lens.sum()) for step in steps], holes.tolist()
 
 
-def test_the_loop_reproduces_the_papers_example():
+def test_it_is_the_papers_example():
     packed, padded = run("ems"), run("vanilla")
     for steps in (packed, padded):
         assert [step.plan.draft_lens.tolist() for step in steps] == [[5, 2], [2, 5]]
