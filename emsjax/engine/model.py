@@ -52,7 +52,7 @@ class Model(Protocol):
 
     @property
     def intermediate_size(self) -> int:
-        """Width of the feed-forward layer: the default width of a draft trained for this model."""
+        """Width of the feed-forward layer, and by default of a draft trained for this model."""
 
     @property
     def embedding_kernel(self) -> jax.Array:
