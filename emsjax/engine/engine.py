@@ -28,7 +28,7 @@ from emsjax.sampling.state import SamplingState, empty_sampling
 class Engine:
     """Decodes jobs in B slots of S tokens with one compiled loop.
 
-    All programs donate the state, so that the cache is updated in place and never copied.
+    Programs that change the state donate it, so that the cache is updated in place, never copied.
     """
 
     def __init__(
