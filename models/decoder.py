@@ -32,7 +32,10 @@ class Attention(nnx.Module):
     def _project(
         self, x: jax.Array, context: LayerContext
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns queries [T, N, H] and keys [T, K, H], normalised and rotated, and values [T, K, H]."""
+        """Returns queries [T, N, H], keys and values [T, K, H], ready for attention.
+
+        Queries and keys are normalised, if the model does so, and rotated.
+        """
         num_heads, num_kv_heads, head_dim = self.heads
         packed = self.qkv(x, context.stacked).reshape(x.shape[0], -1, head_dim)
         q, k, v = jnp.split(packed, (num_heads, num_heads + num_kv_heads), axis=1)
@@ -91,8 +94,8 @@ class Block(nnx.Module):
 class Embedder(nnx.Module):
     """Token embeddings, learned position embeddings, and projections to and from the embedding.
 
-    Position embeddings exist only in models without a rotary embedding. Projections exist only if the
-    token embedding is narrower than the hidden states.
+    Position embeddings exist only in models without a rotary embedding. Projections exist only if
+    the token embedding is narrower than the hidden states.
     """
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
@@ -209,12 +212,13 @@ class DecoderLM(nnx.Module):
 
         Args:
           batch: the rows, see `PackedBatch`.
-          cache: K/V as described by `cache_spec`. The rows' K/V are written after each slot's tokens.
+          cache: K/V as described by `cache_spec`. The rows' K/V are written after each slot's
+            tokens.
           max_q_len: static bound on the rows of one slot.
 
         Returns:
-          The hidden states of all packed rows [T, E], normalised and as wide as the embedding, ready
-          for the output projection; and the updated cache.
+          The hidden states of all packed rows [T, E], normalised and as wide as the embedding,
+          ready for the output projection; and the updated cache.
         """
         context = self._context(batch, cache, max_q_len)
         carry, first = (self.embedder(batch), cache), 0

@@ -11,8 +11,8 @@ from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import COSTLY_SOURCE, Drafter, WorthDrafting
 from emsjax.engine.state import DecodeState
 
-# By how many accepted tokens the model must beat what was found. Drafting takes time: about a quarter
-# of a plain step (SmolLM2-135M-Instruct with the draft that comes with it, on a CPU).
+# By how many accepted tokens the model must beat what was found. Drafting takes time: about a
+# quarter of a plain step (SmolLM2-135M-Instruct with the draft that comes with it, on a CPU).
 DRAFTING = 0.25
 
 

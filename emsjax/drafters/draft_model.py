@@ -22,8 +22,8 @@ from emsjax.engine.state import DecodeState
 from emsjax.sampling.choose import choose
 from emsjax.sampling.rows import rows_after
 
-# The most unread tokens with which a slot may draft: its newest token, and the last draft token of a
-# fully accepted draft.
+# The most unread tokens with which a slot may draft: its newest token, and the last draft token of
+# a fully accepted draft.
 READY = 2
 
 
@@ -122,7 +122,7 @@ class DraftModel:
     def _catch_up(
         self, model: Model, state: DecodeState, mine: DraftModelState, wanted: jax.Array
     ) -> DraftModelState:
-        """Reads one chunk of the tokens that slots with more than `READY` unread ones have missed."""
+        """Reads one chunk of missed tokens, for slots with more than `READY` unread ones."""
         lag = jnp.where(state.live, state.lens - 1 - mine.kv_lens, 0)
         missed = jnp.where(lag + 1 > READY, lag, 0)
         taken = jnp.minimum(jnp.cumsum(missed, dtype=jnp.int32), self.prefill_chunk)

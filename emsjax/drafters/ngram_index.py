@@ -22,8 +22,8 @@ class NgramIndex(NamedTuple):
     """The index of the text in each slot.
 
     Attributes:
-      ends: int32[B, N, H], for each n the position where an n-gram with each hash last ended; -1 for
-        none.
+      ends: int32[B, N, H], for each n the position where an n-gram with each hash last ended; -1
+        for none.
       entered: int32[B], the index contains the n-grams that end before this position.
     """
 

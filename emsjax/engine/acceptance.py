@@ -24,8 +24,8 @@ UNKNOWN = 0.6
 # one step later.
 SLOT_RATE, SLOT_MEMORY = 0.2, 0.98
 SHARED_RATE, SHARED_MEMORY = 0.02, 0.999
-# Every slot moves the shared offset. Above this many tokens in one step, the tokens together move it
-# only as far as this many would, or hundreds of slots would overshoot.
+# Every slot moves the shared offset. Above this many tokens in one step, the tokens together move
+# it only as far as this many would, or hundreds of slots would overshoot.
 MANY = 50
 # Predictions stay within this many log-odds of even, so that none is ever certain.
 CERTAIN = 6.0

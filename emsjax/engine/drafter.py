@@ -48,7 +48,7 @@ class Drafter(Protocol):
         """The arrays that the drafter computes with, as a pytree; `()` for none."""
 
     def init(self, num_slots: int, capacity: int) -> Any:
-        """Returns the drafter's state for B slots of S tokens, a pytree of arrays; `()` for none."""
+        """Returns the drafter's state for B slots of S tokens, a pytree; `()` for no state."""
 
     def admit(self, drafter_state: Any, slot: jax.Array) -> Any:
         """Returns the drafter's state after slot int32[] has received a new request."""

@@ -1,7 +1,7 @@
 """Holes in an aligned cache: positions without a token's K/V, between positions that have one.
 
-Only the padded methods make holes, to compare EMS-SD with. They keep the caches of all slots growing
-by the same length, so a slot that accepted fewer tokens than another skips the difference.
+Only the padded methods make holes, to compare EMS-SD with. They keep the caches of all slots
+growing by the same length, so a slot that accepted fewer tokens than another skips the difference.
 """
 
 from typing import NamedTuple

@@ -11,8 +11,8 @@ from emsjax.engine.state import DecodeState
 # costs as much as reading all of it.
 KV_BLOCK = 256
 
-# The value of a slot's tokens is its share of the remaining steps, raised to at most this power. The
-# higher it is, the less the tokens of slots that will finish early count.
+# The value of a slot's tokens is its share of the remaining steps, raised to at most this power.
+# The higher it is, the less the tokens of slots that will finish early count.
 URGENCY = 6
 # Each text is assumed to have begun with this many steps of one token, until its own pace shows.
 PACE_STEPS = 8

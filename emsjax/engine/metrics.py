@@ -13,8 +13,8 @@ class RequestMetrics:
     are counted too.
 
     Attributes:
-      target_steps: steps that emitted tokens of this request. The last prefill step, which emits the
-        first token, is one of them.
+      target_steps: steps that emitted tokens of this request. The last prefill step, which emits
+        the first token, is one of them.
       drafted_tokens: draft tokens that the target verified.
       accepted_tokens: draft tokens that the target accepted.
       emitted_tokens: tokens in the output, bonus tokens included.
@@ -103,7 +103,7 @@ class RunTotals:
 
     @property
     def acceptance_by_position(self) -> list[float | None]:
-        """Accepted share of the tokens drafted at each position; None if none were drafted there."""
+        """Accepted share of the tokens drafted at each position; None if none were drafted."""
         pairs = zip_longest(self.drafted_by_position, self.accepted_by_position, fillvalue=0)
         return [accepted / drafted if drafted else None for drafted, accepted in pairs]
 

@@ -13,8 +13,8 @@ class Sizes(NamedTuple):
 
     Attributes:
       weights_bytes: bytes of all parameters.
-      read_bytes: bytes of the parameters that every step reads in full. Tables of which a step reads
-        only a few rows are left out.
+      read_bytes: bytes of the parameters that every step reads in full. Tables of which a step
+        reads only a few rows are left out.
       row_flops: operations for one row in all layers, without attention.
       logit_flops: operations for the logits of one row.
       token_bytes: bytes of one token's keys and values in the cache, all layers, in the layout of

@@ -73,7 +73,7 @@ def pack(
     num_slots = q_lens.shape[0]
     cu_q_lens = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(q_lens, dtype=jnp.int32)])
     rows = jnp.arange(capacity, dtype=jnp.int32)
-    # Comparing every row with every bound is one small operation. A binary search is a loop of many.
+    # Comparing every row with every bound is one small operation. A binary search would be a loop.
     found = jnp.searchsorted(cu_q_lens[1:], rows, side="right", method="compare_all")
     slot_ids = found.astype(jnp.int32)
     slot = jnp.minimum(slot_ids, num_slots - 1)

@@ -1,7 +1,7 @@
 """What a step pads: nothing (EMS-SD), or what batched speculative decoding usually pads.
 
-The padded method and its two ablations (arXiv 2405.07542) exist for comparison. They run in the same
-loop with the same kernels and generate the same text.
+The padded method and its two ablations (arXiv 2405.07542) exist for comparison. They run in the
+same loop with the same kernels and generate the same text.
 """
 
 from types import MappingProxyType

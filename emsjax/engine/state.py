@@ -48,9 +48,9 @@ class SlotStats:
 class DecodeState:
     """The state of all slots.
 
-    Prefill and decode differ only in how far `kv_lens` lags behind `lens`. In a slot that decodes it
-    is `lens - 1`: the newest token is known, and its K/V will be written in the next step. In a slot
-    that reads its prompt the difference is larger.
+    Prefill and decode differ only in how far `kv_lens` lags behind `lens`. In a slot that decodes
+    it is `lens - 1`: the newest token is known, and its K/V will be written in the next step. In a
+    slot that reads its prompt the difference is larger.
 
     Attributes:
       cache: K/V [L, B, S, R, 128]; only the first `kv_lens[b]` positions of slot b have a meaning.
@@ -70,7 +70,8 @@ class DecodeState:
         if the drafter does not read it.
       sampling: see `SamplingState`; None if every slot takes the likeliest token.
       holes: the holes of an aligned cache; None if each slot's cache has its own length.
-      drafts: int32[B, k, S], the draft tokens of each step, see `trace_record`; None without traces.
+      drafts: int32[B, k, S], the draft tokens of each step, see `trace_record`; None without
+        traces.
     """
 
     cache: jax.Array

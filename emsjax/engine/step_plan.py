@@ -31,7 +31,8 @@ class Plan(NamedTuple):
     """The rows that a step computes.
 
     Attributes:
-      q_lens: int32[B], rows of each slot: known tokens without K/V, then draft tokens, then padding.
+      q_lens: int32[B], rows of each slot: known tokens without K/V, then draft tokens, then
+        padding.
       draft_lens: int32[B], how many of these rows are draft tokens.
       pad_lens: int32[B], how many of these rows are padding.
       complete: bool[B], whether all known tokens of the slot have K/V after this step, so that it
@@ -58,8 +59,8 @@ def make_plan(
 
     A slot that still reads its prompt drafts nothing. A draft never reaches past its slot's limit:
     `lens + draft_lens < max_lens`. With `economics`, draft tokens that are not worth their rows are
-    left out. The exception is a step that also reads a prompt. Its cost is mostly the prompt's rows,
-    so it takes every draft token that fits and is likely enough.
+    left out. The exception is a step that also reads a prompt. Its cost is mostly the prompt's
+    rows, so it takes every draft token that fits and is likely enough.
 
     Args:
       state: the state of all slots.
@@ -110,7 +111,7 @@ def make_plan(
 
 
 def _padding(state: DecodeState, draft_lens: jax.Array, decoding: jax.Array) -> jax.Array:
-    """Returns the rows that pad each decoding slot to the longest draft, where its cache has room."""
+    """Returns the rows that pad each decoding slot to the longest draft, if its cache has room."""
     used = state.lens + draft_lens + (0 if state.holes is None else state.holes.counts)
     room = jnp.maximum(state.tokens.shape[1] - used, 0)
     return jnp.where(decoding, jnp.minimum(draft_lens.max() - draft_lens, room), 0)

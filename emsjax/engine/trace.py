@@ -14,8 +14,8 @@ class TraceStep(NamedTuple):
     Attributes:
       drafted: the draft tokens that the target verified, in order; empty for plain decoding.
       accepted: how many of them the target accepted: a prefix of the draft.
-      emitted: how many tokens of the output this step emitted. These are the accepted tokens and the
-        target's own token after them, or fewer if the output ends earlier.
+      emitted: how many tokens of the output this step emitted. These are the accepted tokens and
+        the target's own token after them, or fewer if the output ends earlier.
     """
 
     drafted: tuple[int, ...]
@@ -64,8 +64,8 @@ class Trace:
         its end.
       started: when the output took the slot, in seconds since the run began.
       first_token: when the host saw the first token, in seconds since the run began.
-      finished: when the host saw the end, in seconds since the run began. If no request waited, this
-        is up to 32 steps late.
+      finished: when the host saw the end, in seconds since the run began. If no request waited,
+        this is up to 32 steps late.
       run_began: when the engine's run began, by `time.perf_counter`; the same for outputs that were
         decoded together.
       pieces: the text that each token of the output adds; "" for a token that only begins or

@@ -14,8 +14,8 @@ def no_drafts(num_slots: int, draft_length: int, capacity: int) -> jax.Array:
     """Returns an empty record, int32[B, k, S].
 
     A step's draft goes into the column of the first token that the step emits. Every step that
-    drafts emits a token, so no two steps need the same column. S is the last axis because TPUs would
-    pad a short last axis to 128.
+    drafts emits a token, so no two steps need the same column. S is the last axis because TPUs
+    would pad a short last axis to 128.
     """
     return jnp.full((num_slots, draft_length, capacity), NOTHING, jnp.int32)
 

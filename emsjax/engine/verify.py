@@ -104,7 +104,7 @@ def _record_sampling(
 
 
 def _append(tokens: jax.Array, lens: jax.Array, new: jax.Array, count: jax.Array) -> jax.Array:
-    """Writes the first `count[b]` of `new` int32[B, n] into tokens int32[B, S] from `lens[b]` on."""
+    """Writes the first `count[b]` of `new` int32[B, n] to tokens int32[B, S] from `lens[b]` on."""
     num_slots, capacity = tokens.shape
     steps = jnp.arange(new.shape[1], dtype=jnp.int32)[None]
     # Column S does not exist, so that `mode="drop"` skips what is not emitted.

@@ -16,9 +16,9 @@ import numpy as np
 from emsjax.engine.ladder import Rung, for_drafts
 from emsjax.engine.load import Load
 
-# The factor by which verifying must beat plain decoding. The best of several estimates is more often
-# too high than too low: promised rates were 8 to 18% above the rates achieved (SmolLM2, 8 and 16
-# slots, summaries, on a CPU).
+# The factor by which verifying must beat plain decoding. The best of several estimates is more
+# often too high than too low: promised rates were 8 to 18% above the rates achieved (SmolLM2, 8 and
+# 16 slots, summaries, on a CPU).
 CAUTION = 1.15
 
 
@@ -62,8 +62,8 @@ class Worth(NamedTuple):
       rung: int32[], index into the ladder.
       drafts: int32[], the number of draft tokens to verify on it, most valuable first.
       rate: float32[], the expected value of the tokens per second.
-      promise: float32[], the rate that the rungs were compared by: `rate`, or `CAUTION` times `rate`
-        for plain decoding.
+      promise: float32[], the rate that the rungs were compared by: `rate`, or `CAUTION` times
+        `rate` for plain decoding.
     """
 
     rung: jax.Array

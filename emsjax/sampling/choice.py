@@ -16,7 +16,8 @@ class Settings(NamedTuple):
 
     Attributes:
       temperature: 0 is greedy.
-      adapt_temperature: for the first token of an indented line; equals `temperature` without AdapT.
+      adapt_temperature: for the first token of an indented line; equals `temperature` without
+        AdapT.
       top_k: 0 keeps all.
       top_p: 1 keeps all.
       min_p: 0 keeps all.

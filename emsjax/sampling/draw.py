@@ -10,7 +10,7 @@ def draw(x: jax.Array, keys: jax.Array, positions: jax.Array) -> jax.Array:
     """Draws a token from each row, int32[W], with probability proportional to exp(x).
 
     The function draws a block of the vocabulary, then a token in the block. This needs noise for
-    V / 128 blocks and 128 tokens instead of V tokens, and gives the same distribution. With the same
+    V / 128 blocks and 128 tokens instead of V tokens, and gives the same distribution. With equal
     noise, nearly equal x nearly always yield the same token. A drafter that samples relies on this.
 
     Args:

@@ -1,8 +1,8 @@
 """Temperature, top-k, top-p and min-p, in the order in which `transformers` applies them.
 
 Each filter keeps the likeliest tokens, so together they are one threshold per row. Finding it never
-sorts the vocabulary. If top-k is at most 128, the threshold is found among the 128 likeliest tokens.
-Otherwise it is found by halving the range of float32.
+sorts the vocabulary. If top-k is at most 128, the threshold is found among the 128 likeliest
+tokens. Otherwise it is found by halving the range of float32.
 """
 
 from collections.abc import Callable
@@ -100,8 +100,8 @@ def _mass(weights: jax.Array, bound: jax.Array) -> jax.Array:
 def _largest_that(holds: Callable[[jax.Array], jax.Array], lowest: jax.Array) -> jax.Array:
     """Returns the largest float32 from `lowest` to 1 for which `holds` is true, for each row.
 
-    It must be true for `lowest`. The search halves a range of integers, because positive floats have
-    the same order as their bits read as integers.
+    It must be true for `lowest`. The search halves a range of integers, because positive floats
+    have the same order as their bits read as integers.
     """
 
     def not_found(bounds: tuple[jax.Array, jax.Array]) -> jax.Array:
