@@ -1,4 +1,4 @@
-"""What the layers promise beside parity with transformers."""
+"""Properties of the layers besides parity with transformers."""
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,8 @@ from emsjax.pallas_kernels.products import matmul
 
 @pytest.mark.parametrize("rows", [7, 8, 9, 15, 16, 20])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_product_depends_on_neither_the_rows_place_nor_its_company(rows: int, dtype: str):
-    # What `exact` and refilled slots lean on. Row counts with every remainder of 6 and of 8.
+def test_a_rows_product_depends_on_neither_its_place_nor_the_other_rows(rows: int, dtype: str):
+    # `exact` and refilled slots rely on this. The row counts have various remainders by 6 and by 8.
     rng = np.random.default_rng(0)
     kernel = jnp.asarray(rng.standard_normal((192, 576)), dtype)
     row = jnp.asarray(rng.standard_normal((1, 576)), dtype)
