@@ -184,6 +184,7 @@ class DecoderLM(nnx.Module):
     def sizes(self) -> Sizes:
         """The bytes and operations of a step, see `Sizes`; works with shapes instead of weights."""
         config, cached = self.config, self.cache_spec(1, 1)
+        # A tied embedding is read in full for the logits, so it is no table of looked-up rows.
         tables = [None if config.tied else self.embedder.tokens, self.embedder.positions]
         looked_up = sum(_nbytes(table) for table in tables if table is not None)
         weights_bytes = _nbytes(nnx.state(self))
@@ -300,6 +301,7 @@ def _windows(windows: tuple[int, ...]) -> tuple[jax.Array | None, int | None]:
     """Returns the sliding windows per layer if they differ, and the one of all layers if not."""
     if len(set(windows)) <= 1:
         return None, (windows[0] or None) if windows else None
+    # The scan passes one number per layer, so a layer without a window gets a huge one.
     unlimited = jnp.iinfo(jnp.int32).max // 2
     return jnp.asarray([w or unlimited for w in windows], jnp.int32), None
 

@@ -66,6 +66,7 @@ class Combined:
         expected = expect(state.experience, COSTLY_SOURCE, self.model.draft_length)
         confident = found_promises > jnp.cumprod(expected, axis=1).sum(axis=1) - DRAFTING
         decoding = state.live & (state.lens - state.kv_lens == 1)
+        # A slot that reads its prompt will not verify what was found.
         there = jnp.where(decoding[:, None], survival, 0.0)
         rest = state.replace(drafter=modelled, live=state.live & ~confident)
         guessed, modelled = self.model.propose(

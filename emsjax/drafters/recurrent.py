@@ -133,6 +133,8 @@ class Recurrent:
 
         A place is an index into `token_ids`.
         """
+        # Noise belongs to places in the vocabulary, so the logits are spread over all of the
+        # target's.
         full = jnp.full((logits.shape[0], self.vocab_size), -jnp.inf, jnp.float32)
         full = full.at[:, token_ids].set(logits)
         guess = choose(full, rows, state).tokens

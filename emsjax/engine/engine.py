@@ -196,6 +196,7 @@ class Engine:
         # A run that the caller abandons leaves its slots occupied, so its state is not kept.
         self._idle = None
         state = yield from SlotRun(self, jobs, on_progress).results(state)
+        # The next run may be greedy, and then does without the sampling state.
         self._idle = state.replace(sampling=None)
 
     def forget(self) -> None:
@@ -242,6 +243,7 @@ class Engine:
     def _request(self, job: Job, cached: int) -> tuple[Any, ...]:
         """Returns the job as the arguments of `state.admit`."""
         length = len(job.prompt)
+        # All prompts have the same shape, so that `admit` compiles once.
         prompt = np.zeros(self.capacity, np.int32)
         prompt[:length] = job.prompt
         stop_ids = np.full(MAX_STOP_IDS, -1, np.int32)

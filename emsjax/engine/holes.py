@@ -63,6 +63,7 @@ def align(
     furthest = jnp.where(decoding, grown, 0).max()
     room = jnp.maximum(holes.at.shape[1] - max_lens - holes.counts, 0)
     added = jnp.where(decoding, jnp.minimum(furthest - grown, room), 0)
+    # New holes follow the tokens that are in the cache after this step.
     start = (kv_lens + holes.counts)[:, None]
     new = (places >= start) & (places < start + added[:, None])
     return Holes(holes.at | new, holes.counts + added)

@@ -70,8 +70,8 @@ class Forward(NamedTuple):
     Attributes:
       cache: K/V [L, B, S, R, 128], with this step's rows written.
       chosen: [B, k+1], the target's choices after the known tokens and after each draft token.
-      hidden: [B, k+1, D], the hidden state behind each choice; None if the drafter does not read
-        it.
+      hidden: [B, k+1, D], the hidden states from which the choices were made; None if the drafter
+        does not read them.
     """
 
     cache: jax.Array
@@ -270,6 +270,8 @@ def _run_rung(
 def _prefixes(batch: PackedBatch, state: DecodeState, draft: Draft) -> Rows:
     """Returns the prefix that ends at each row of the batch; meaningless for unused rows."""
     slots = jnp.minimum(batch.slot_ids, state.lens.shape[0] - 1)
+    # The token before a row is the row's parent if it is in this batch. It may be a draft token,
+    # and the known text does not contain those.
     known = state.tokens[slots, jnp.maximum(batch.positions - 1, 0)]
     depth = batch.positions - state.lens[slots] + 1
     place = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]

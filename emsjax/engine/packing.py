@@ -76,6 +76,7 @@ def pack(
     # Comparing every row with every bound is one small operation. A binary search would be a loop.
     found = jnp.searchsorted(cu_q_lens[1:], rows, side="right", method="compare_all")
     slot_ids = found.astype(jnp.int32)
+    # Unused rows have the slot B. Here they read from the last slot, to stay in bounds.
     slot = jnp.minimum(slot_ids, num_slots - 1)
     place = rows - cu_q_lens[slot]
     used = slot_ids < num_slots

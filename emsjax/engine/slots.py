@@ -215,6 +215,7 @@ class SlotRun:
 
 def _snapshot(state: DecodeState, occupied: list[int], watched: bool) -> _Snapshot:
     lens, live, stats = jax.device_get((state.lens, state.live, state.stats))
+    # Tokens are copied to the host only if a job has ended or its tokens are watched.
     wanted = watched or not live[occupied].all()
     tokens = np.asarray(state.tokens) if wanted else None
     return _Snapshot(lens, live, stats, tokens, time.perf_counter())

@@ -80,7 +80,7 @@ def make_plan(
     # Known tokens without K/V, not counting the one that has its row in `first`.
     unread = jnp.where(state.live, state.lens - state.kv_lens - 1, 0)
     decoding = state.live & (unread == 0)
-    # A verified draft also yields a bonus token, which needs room too: hence the 1.
+    # The bonus token needs room too, so a draft must stay one token short of the limit.
     room = jnp.maximum(state.max_lens - state.lens - 1, 0)
     wanted = jnp.where(decoding, jnp.minimum(draft.lens, room), 0)
     if policy.pad_inputs:

@@ -60,6 +60,7 @@ def steps_of(
     for count in np.unique(emitted_at, return_counts=True)[1].tolist():
         draft = drafts[:, first]
         draft = draft[draft >= 0]
+        # The record does not say how many tokens were accepted. They are those that equal the text.
         compared = min(count, len(draft))
         hits = draft[:compared] == tokens[first : first + compared]
         accepted = int(np.cumprod(hits).sum())

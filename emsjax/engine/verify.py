@@ -28,6 +28,7 @@ def count_accepted(draft: Draft, draft_lens: jax.Array, predicted: jax.Array) ->
     """
     position = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
     hit = (draft.tokens == predicted[:, :-1]) & (position < draft_lens[:, None])
+    # A choice after a wrong draft token belongs to another text, so later hits do not count.
     return jnp.cumprod(hit, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
 
 
@@ -50,6 +51,7 @@ def commit(
     steps = jnp.arange(predicted.shape[1], dtype=jnp.int32)[None]
     is_stop = (predicted[:, :, None] == state.stop_ids[:, None, :]).any(axis=2)
     offered = jnp.minimum(accepted + 1, state.max_lens - state.lens)
+    # Choices past the offered ones may contain stop tokens that the text never reaches.
     stopping = is_stop & (steps < offered[:, None]) & plan.complete[:, None]
     stopped = stopping.any(axis=1)
     emitted = jnp.where(stopped, jnp.argmax(stopping, axis=1).astype(jnp.int32) + 1, offered)

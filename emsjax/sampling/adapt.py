@@ -37,4 +37,5 @@ def is_hard(rows: Rows, token_classes: jax.Array) -> jax.Array:
     """
     last, before = token_classes[rows.tokens], token_classes[rows.before]
     blanks_after_break = ((last & BLANK) > 0) & ((before & LINE_BREAK) > 0)
+    # At position 0 there is no token before the row, and `before` is meaningless.
     return ((last & INDENTATION) > 0) | (blanks_after_break & (rows.positions > 0))

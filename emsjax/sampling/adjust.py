@@ -29,6 +29,7 @@ def adjust(
     logits = _forbid_stops(logits, rows, settings, state)
     counts = _counts(rows, sampling)
     seen = sampling.in_prompt[rows.slots] | (counts > 0)
+    # As in `transformers`, the penalty divides positive logits and multiplies negative ones.
     repetition = jnp.where(seen, settings.repetition_penalty[:, None], 1.0)
     logits = jnp.where(logits > 0, logits / repetition, logits * repetition)
     logits = logits - settings.frequency_penalty[:, None] * counts.astype(jnp.float32)
@@ -47,6 +48,7 @@ def _forbid_stops(logits: jax.Array, rows: Rows, settings: Settings, state: Slot
 def _counts(rows: Rows, sampling: SamplingState) -> jax.Array:
     """Counts each token in the output that the row follows, draft tokens included; int32[W, V]."""
     vocab_size = sampling.counts.shape[1]
+    # `sampling.counts` covers the committed output. The row's draft tokens are added to it.
     columns = jnp.where(rows.path == NO_TOKEN, vocab_size, rows.path)
     numbers = jnp.arange(columns.shape[0], dtype=jnp.int32)[:, None]
     return sampling.counts[rows.slots].at[numbers, columns].add(1, mode="drop")

@@ -62,6 +62,7 @@ def record(table: Logprobs, new: Logprobs, lens: jax.Array, emitted: jax.Array) 
     size = table.chosen.shape[0]
     steps = jnp.arange(count, dtype=jnp.int32)[None]
     firsts = jnp.arange(num_slots, dtype=jnp.int32) * (size // num_slots) + lens
+    # Places past the end of the table are dropped.
     places = jnp.where(steps < emitted[:, None], firsts[:, None] + steps, size)
     lanes = jnp.arange(MAX_LOGPROBS, dtype=jnp.int32)[None, None]
     spread = places[:, :, None] * MAX_LOGPROBS + lanes

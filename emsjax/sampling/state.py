@@ -87,6 +87,7 @@ def admit_choice(
     in_prompt = in_prompt.at[jnp.where(known, prompt, vocab_size)].set(True, mode="drop")
     key = jax.random.wrap_key_data(jnp.asarray(choice.seed), impl="threefry2x32")
     bias = 0.0 if choice.bias is None else choice.bias
+    # Folding in the index gives each sample of a request different noise.
     return state.replace(
         keys=state.keys.at[slot].set(jax.random.key_data(jax.random.fold_in(key, choice.index))),
         settings=jax.tree.map(lambda x, new: x.at[slot].set(new), state.settings, choice.settings),

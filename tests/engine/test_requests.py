@@ -89,21 +89,21 @@ def test_jobs_are_taken_only_as_slots_become_free(engine: Engine):
 
 def test_steps_know_whether_requests_wait(engine: Engine, monkeypatch: pytest.MonkeyPatch):
     """A plan that makes the last text end early is a bad plan while others wait."""
-    told, advance = [], engine.advance
+    waits, advance = [], engine.advance
 
     def spy(state, max_steps, others_wait):
-        told.append(others_wait)
+        waits.append(others_wait)
         return advance(state, max_steps, others_wait)
 
     monkeypatch.setattr(engine, "advance", spy)
     list(engine.run(iter(jobs(engine.num_slots))))
-    assert set(told) == {False}
-    told.clear()
+    assert set(waits) == {False}
+    waits.clear()
     list(engine.run(iter(jobs(2 * engine.num_slots))))
-    first = told.index(False)
+    first = waits.index(False)
     assert first > 0
-    assert not any(told[first:])
-    told.clear()
+    assert not any(waits[first:])
+    waits.clear()
     ended = 0
 
     def open_stream():
@@ -113,7 +113,7 @@ def test_steps_know_whether_requests_wait(engine: Engine, monkeypatch: pytest.Mo
 
     for _ in engine.run(open_stream()):
         ended += 1
-    assert all(told), "the next request may come at any time"
+    assert all(waits), "the next request may come at any time"
 
 
 def test_jobs_that_are_not_ready_hold_up_nothing(engine: Engine):
