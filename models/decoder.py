@@ -1,4 +1,4 @@
-"""The packed forward pass: one decoder for all families, layers scanned over stacked weights."""
+"""The packed forward pass: one decoder for all families, with a scan over stacked layers."""
 
 import math
 from typing import Any
@@ -32,7 +32,10 @@ class Attention(nnx.Module):
     def _project(
         self, x: jax.Array, context: LayerContext
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries [T, N, H], keys and values [T, K, H], normalised and rotated."""
+        """Returns queries [T, N, H], keys and values [T, K, H], ready for attention.
+
+        Queries and keys are normalised, if the model does so, and rotated.
+        """
         num_heads, num_kv_heads, head_dim = self.heads
         packed = self.qkv(x, context.stacked).reshape(x.shape[0], -1, head_dim)
         q, k, v = jnp.split(packed, (num_heads, num_heads + num_kv_heads), axis=1)
@@ -43,7 +46,10 @@ class Attention(nnx.Module):
     def __call__(
         self, x: jax.Array, cache: jax.Array, context: LayerContext
     ) -> tuple[jax.Array, jax.Array]:
-        """x [T, D] to the sublayer's output [T, D] and the cache with these rows' K/V in it."""
+        """Returns the sublayer's output [T, D] for x [T, D], and the cache with the rows' K/V.
+
+        The K/V are written before attention, so that a row also sees the rows before it.
+        """
         q, k, v = self._project(x, context)
         batch = context.batch
         cache = update_kv_cache(
@@ -75,7 +81,7 @@ class Block(nnx.Module):
     def __call__(
         self, x: jax.Array, cache: jax.Array, context: LayerContext
     ) -> tuple[jax.Array, jax.Array]:
-        """x [T, D] and the cache to the same, one layer on."""
+        """Returns x [T, D] and the cache after this layer."""
         if self.pre_norm:
             mixed, cache = self.attention(self.attention_norm(x), cache, context)
             x = x + mixed
@@ -86,7 +92,11 @@ class Block(nnx.Module):
 
 
 class Embedder(nnx.Module):
-    """Token (and learned position) embeddings, and the projections of a narrower embedding."""
+    """Token embeddings, learned position embeddings, and projections to and from the embedding.
+
+    Position embeddings exist only in models without a rotary embedding. Projections exist only if
+    the token embedding is narrower than the hidden states.
+    """
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         width = config.embedding_size or config.hidden_size
@@ -104,7 +114,7 @@ class Embedder(nnx.Module):
         self.position_offset = config.position_offset
 
     def __call__(self, batch: PackedBatch) -> jax.Array:
-        """The first hidden states [T, D]."""
+        """Returns the hidden states [T, D] before the first layer."""
         x = self.tokens[...][batch.tokens]
         if self.project_in is not None:
             x = self.project_in(x)
@@ -121,7 +131,7 @@ def _is_kernel(path: tuple, value: object) -> bool:
 class DecoderLM(nnx.Module):
     """A causal language model over packed rows.
 
-    `blocks` holds stacks of equal layers, whose parameters are [layers, ...]: a list of stacks, or
+    `blocks` holds stacks of equal layers, with parameters [layers, ...]. It is a list of stacks, or
     the stack itself if there is only one.
     """
 
@@ -142,7 +152,7 @@ class DecoderLM(nnx.Module):
 
     @property
     def vocab_size(self) -> int:
-        """V."""
+        """V, the number of entries in the vocabulary."""
         return self.config.vocab_size
 
     @property
@@ -152,12 +162,12 @@ class DecoderLM(nnx.Module):
 
     @property
     def windows(self) -> tuple[int, ...]:
-        """Sliding window of each layer in tokens, 0 for none; empty if no layer has one."""
+        """Sliding window of each layer in tokens; 0 for no window, empty if no layer has one."""
         return self.config.windows
 
     @property
     def intermediate_size(self) -> int:
-        """Width of the feed-forward layer."""
+        """Width of the feed-forward layers."""
         return self.config.intermediate_size
 
     @property
@@ -167,13 +177,14 @@ class DecoderLM(nnx.Module):
 
     @property
     def output_kernel(self) -> jax.Array:
-        """What logits are products with, [V, E]; the embedding if the two are tied."""
+        """The matrix that turns hidden states into logits, [V, E]; the embedding if tied."""
         return self.embedding_kernel if self.head is None else self.head.kernel[...]
 
     @property
     def sizes(self) -> Sizes:
-        """Bytes and operations of a step, see `Sizes`; the weights may be only shapes."""
+        """The bytes and operations of a step, see `Sizes`; works with shapes instead of weights."""
         config, cached = self.config, self.cache_spec(1, 1)
+        # A tied embedding is read in full for the logits, so it is no table of looked-up rows.
         tables = [None if config.tied else self.embedder.tokens, self.embedder.positions]
         looked_up = sum(_nbytes(table) for table in tables if table is not None)
         weights_bytes = _nbytes(nnx.state(self))
@@ -189,7 +200,7 @@ class DecoderLM(nnx.Module):
         )
 
     def cache_spec(self, num_slots: int, capacity: int) -> jax.ShapeDtypeStruct:
-        """Shape and type of the K/V cache for B slots of S tokens: [L, B, S, R, 128]."""
+        """Returns the shape [L, B, S, R, 128] and type of the K/V cache for B slots of S tokens."""
         config = self.config
         rows = rows_per_token(config.num_kv_heads, config.head_dim)
         shape = (config.num_layers, num_slots, capacity, rows, LANES)
@@ -202,12 +213,13 @@ class DecoderLM(nnx.Module):
 
         Args:
           batch: the rows, see `PackedBatch`.
-          cache: as `cache_spec` says; the rows' K/V are written at each slot's own offset.
+          cache: K/V as described by `cache_spec`. The rows' K/V are written after each slot's
+            tokens.
           max_q_len: static bound on the rows of one slot.
 
         Returns:
-          Hidden states of all packed rows as the output projection reads them, normalised and as
-          wide as the embedding [T, E], and the updated cache.
+          The hidden states of all packed rows [T, E], normalised and as wide as the embedding,
+          ready for the output projection; and the updated cache.
         """
         context = self._context(batch, cache, max_q_len)
         carry, first = (self.embedder(batch), cache), 0
@@ -222,7 +234,7 @@ class DecoderLM(nnx.Module):
         return (x if project_out is None else project_out(x)), cache
 
     def _context(self, batch: PackedBatch, cache: jax.Array, max_q_len: int) -> LayerContext:
-        """What all layers share, computed once and not in every layer."""
+        """Returns what all layers share, so that it is computed once and not in every layer."""
         config, none = self.config, jnp.zeros((), jnp.int32)
         heads = (batch.tokens.shape[0], config.num_heads, config.head_dim)
         attend = prepare(
@@ -246,7 +258,7 @@ class DecoderLM(nnx.Module):
         )
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Hidden states [W, E] to float32 logits [W, V]."""
+        """Turns hidden states [W, E] into float32 logits [W, V]."""
         return matmul(hidden, self.output_kernel, jnp.dtype(jnp.float32))
 
 
@@ -258,17 +270,18 @@ def _run_stack(
     first: int,
     windows: tuple[int, ...],
 ) -> tuple[jax.Array, jax.Array]:
-    """Hidden states [T, D] and the cache, some equal layers on.
+    """Runs a stack of equal layers; returns hidden states [T, D] and the cache.
 
     Args:
-      stack: their parameters, [layers, ...].
-      layers: how many.
+      stack: the layers, with parameters [layers, ...].
+      layers: number of layers.
       carry: hidden states and cache.
-      context: what they share.
-      first: the first one's place in the cache.
-      windows: of each layer, or empty.
+      context: what the layers share.
+      first: index of the first layer in the cache.
+      windows: sliding window of each layer, or empty.
     """
-    # The kernels stay whole: a product that reads its layer's part of them need not copy it.
+    # The scan does not slice the kernels. A product that reads its layer's part of the stack in
+    # place saves a copy of it.
     block_def, kernels, others = nnx.split(stack, _is_kernel, ...)
     of_layer, shared = _windows(windows)
 
@@ -285,9 +298,10 @@ def _run_stack(
 
 
 def _windows(windows: tuple[int, ...]) -> tuple[jax.Array | None, int | None]:
-    """Sliding windows of the layers: per layer if they differ, else one for all."""
+    """Returns the sliding windows per layer if they differ, and the one of all layers if not."""
     if len(set(windows)) <= 1:
         return None, (windows[0] or None) if windows else None
+    # The scan passes one number per layer, so a layer without a window gets a huge one.
     unlimited = jnp.iinfo(jnp.int32).max // 2
     return jnp.asarray([w or unlimited for w in windows], jnp.int32), None
 

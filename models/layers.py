@@ -26,15 +26,17 @@ ACTIVATIONS: MappingProxyType[str, Callable[[jax.Array], jax.Array]] = MappingPr
 
 
 class LayerContext(NamedTuple):
-    """What a layer reads besides its input; all but `layer` and `window` is shared by all layers.
+    """The inputs of a layer besides the hidden states and the cache.
+
+    All layers share everything except `layer`, `stacked` and `window`.
 
     Attributes:
-      layer: int32[], its place in the cache.
-      stacked: int32[], its place in the stack of weights it belongs to.
-      window: sliding window in tokens; None for none.
+      layer: int32[], index of the layer in the cache.
+      stacked: int32[], index of the layer in its stack of weights.
+      window: sliding window in tokens; None for no window.
       batch: the packed rows.
-      angles: cosine and sine of the rotary embedding; None without one.
-      places: where in its slot's cache each row's K/V belongs.
+      angles: cosine and sine of the rotary embedding; None for a model without one.
+      places: where each row's K/V belong in its slot's cache.
       attend: attention over the caches of this step's slots.
     """
 
@@ -48,7 +50,7 @@ class LayerContext(NamedTuple):
 
 
 class Linear(nnx.Module):
-    """x @ kernel.T + bias. The kernel is [out, in], as checkpoints have it."""
+    """Computes x @ kernel.T + bias. The kernel is [out, in], as in checkpoints."""
 
     def __init__(self, num_in: int, num_out: int, *, bias: bool, rngs: nnx.Rngs):
         init = nnx.initializers.normal(num_in**-0.5)
@@ -56,11 +58,12 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((num_out,), jnp.float32)) if bias else None
 
     def __call__(self, x: jax.Array, layer: jax.Array | None = None) -> jax.Array:
-        """[T, in] to [T, out].
+        """Turns x [T, in] into [T, out].
 
         Args:
           x: the rows.
-          layer: int32[], which kernel to take where those of all layers are stacked, [L, out, in].
+          layer: int32[], which kernel to use from a stack [L, out, in]; None if the kernel is not
+            stacked.
         """
         kernel = self.kernel[...]
         y = matmul(x, kernel) if layer is None else layer_matmul(x, kernel, layer=layer)
@@ -68,21 +71,21 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) * scale over the last axis, computed in float32."""
+    """Computes x / rms(x) * scale over the last axis, in float32."""
 
     def __init__(self, width: int, eps: float):
         self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., width], any float type; returns the same."""
+        """Normalises x [..., width] of any float type; returns the same shape and type."""
         wide = x.astype(jnp.float32)
         normal = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
         return normal.astype(x.dtype) * jnp.broadcast_to(self.scale[...], x.shape)
 
 
 class LayerNorm(nnx.Module):
-    """(x - mean) / deviation * scale + bias over the last axis, computed in float32."""
+    """Computes (x - mean) / deviation * scale + bias over the last axis, in float32."""
 
     def __init__(self, width: int, eps: float):
         self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
@@ -90,7 +93,7 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., width], any float type; returns the same."""
+        """Normalises x [..., width] of any float type; returns the same shape and type."""
         wide = x.astype(jnp.float32)
         centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
         normal = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + self.eps)
@@ -101,20 +104,20 @@ class LayerNorm(nnx.Module):
 
 
 def norm(config: DecoderConfig, width: int) -> RMSNorm | LayerNorm:
-    """The normalisation that `config` asks for."""
+    """Returns a normalisation of the kind that `config` specifies."""
     kind = RMSNorm if config.norm == "rms" else LayerNorm
     return kind(width, config.norm_eps)
 
 
 def rotary_angles(rope: Rope, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine for `positions` int32[T], float32[T, 1, H / 2] each."""
+    """Returns cosine and sine for `positions` int32[T], float32[T, 1, H / 2] each."""
     frequencies = jnp.asarray(rope.inverse_frequencies, jnp.float32)
     angles = positions.astype(jnp.float32)[:, None, None] * frequencies[None, None]
     return jnp.cos(angles) * rope.attention_factor, jnp.sin(angles) * rope.attention_factor
 
 
 def rotate(x: jax.Array, cos_sin: tuple[jax.Array, jax.Array] | None) -> jax.Array:
-    """Rotates the two halves of each head of x [T, heads, H]; None leaves x as it is."""
+    """Rotates the two halves of each head of x [T, heads, H]; returns x unchanged for None."""
     if cos_sin is None:
         return x
     cos, sin = cos_sin
@@ -124,7 +127,7 @@ def rotate(x: jax.Array, cos_sin: tuple[jax.Array, jax.Array] | None) -> jax.Arr
 
 
 class MLP(nnx.Module):
-    """The feed-forward layer; a gated one has gate and up projection in one kernel."""
+    """The feed-forward layer. If gated, one kernel holds the gate and the up projection."""
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         width = config.intermediate_size * (2 if config.gated else 1)
@@ -136,7 +139,7 @@ class MLP(nnx.Module):
         self.gated = config.gated
 
     def __call__(self, x: jax.Array, context: LayerContext) -> jax.Array:
-        """[T, D] to [T, D]."""
+        """Turns x [T, D] into [T, D]."""
         activation, layer = ACTIVATIONS[self.activation], context.stacked
         if not self.gated:
             return self.down(activation(self.up(x, layer)), layer)

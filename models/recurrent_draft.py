@@ -1,10 +1,10 @@
-"""A draft without a cache: it goes on from the target's own last hidden state.
+"""A draft model without a cache, which continues from the target's last hidden state.
 
-One cell, used again for each draft token: it mixes the hidden state with the embedding of the
-token that was chosen from it, and guesses the next hidden state, whose likeliest token comes next
-(MLP speculators, arXiv 2404.19124; recurrent drafter, arXiv 2403.09919). Embedding and output
-projection are the target's. The output knows only the most frequent tokens (FR-Spec,
-arXiv 2502.14856): most of a draft token's cost is in there.
+The same cell runs for each draft token. It mixes the hidden state with the embedding of the token
+chosen from it, and guesses the next hidden state, from which the next token is chosen (MLP
+speculators, arXiv 2404.19124; recurrent drafter, arXiv 2403.09919). The embedding and the output
+projection are the target's. The output projection covers only the most frequent tokens (FR-Spec,
+arXiv 2502.14856), because it is most of a draft token's cost.
 """
 
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ class RecurrentConfig:
     """The sizes of a recurrent draft.
 
     Attributes:
-      hidden_size: D, the target's.
+      hidden_size: D of the target.
       intermediate_size: width of each feed-forward layer.
-      num_layers: feed-forward layers of the cell.
+      num_layers: number of feed-forward layers in the cell.
     """
 
     hidden_size: int
@@ -34,12 +34,12 @@ class RecurrentConfig:
 
 
 class Shared(NamedTuple):
-    """What the draft has from its target.
+    """The arrays that the draft shares with its target.
 
     Attributes:
-      embedding: [V, D], of all tokens.
-      head: [Vd, D], the output projection of the tokens it can guess.
-      token_ids: int32[Vd], which those are.
+      embedding: [V, D], the embedding of all tokens.
+      head: [Vd, D], the output projection of the tokens that the draft can guess.
+      token_ids: int32[Vd], the ids of these tokens.
     """
 
     embedding: jax.Array
@@ -48,7 +48,7 @@ class Shared(NamedTuple):
 
 
 class GatedMLP(nnx.Module):
-    """x + down(silu(gate) * up) of the normalised x."""
+    """Computes x + down(silu(gate) * up), with gate and up projected from the normalised x."""
 
     def __init__(self, config: RecurrentConfig, *, rngs: nnx.Rngs):
         width = config.intermediate_size
@@ -58,13 +58,13 @@ class GatedMLP(nnx.Module):
         self.down.kernel[...] *= 0.1
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[W, D] to [W, D]."""
+        """Turns x [W, D] into [W, D]."""
         gate, up = jnp.split(self.up(self.norm(x)), 2, axis=-1)
         return x + self.down(jax.nn.silu(gate) * up)
 
 
 class RecurrentDraft(nnx.Module):
-    """The cell, and how sure it is of its guesses."""
+    """The cell, and a judge of how likely its guesses are right."""
 
     def __init__(self, config: RecurrentConfig, *, rngs: nnx.Rngs):
         width = config.hidden_size
@@ -77,7 +77,12 @@ class RecurrentDraft(nnx.Module):
         self.judge = Linear(width + 2, 1, bias=True, rngs=rngs)
 
     def __call__(self, hidden: jax.Array, embedded: jax.Array) -> jax.Array:
-        """The next hidden state [W, D], of the one and the token that was chosen from it."""
+        """Returns the next hidden state [W, D].
+
+        Args:
+          hidden: [W, D], the last hidden state.
+          embedded: [W, D], the embedding of the token chosen from it.
+        """
         both = [self.hidden_norm(hidden), self.token_norm(embedded)]
         x = hidden + self.mix(jnp.concatenate(both, axis=-1))
         for layer in self.layers:
@@ -85,18 +90,18 @@ class RecurrentDraft(nnx.Module):
         return x
 
     def logits(self, hidden: jax.Array, shared: Shared) -> jax.Array:
-        """float32[W, Vd], of the tokens `shared.token_ids`."""
+        """Returns logits float32[W, Vd] for the tokens `shared.token_ids`."""
         return matmul(hidden, shared.head, jnp.dtype(jnp.float32))
 
     def confidence(self, hidden: jax.Array, probability: jax.Array) -> jax.Array:
-        """How likely the guess is what the target chooses, as log-odds float32[W].
+        """Returns the log-odds float32[W] that the target chooses the guess.
 
-        A discriminator in the manner of ELECTRA (arXiv 2003.10555): a rejected guess is a replaced
-        token.
+        The judge is a discriminator like that of ELECTRA (arXiv 2003.10555), for which a rejected
+        guess is a replaced token.
 
         Args:
-          hidden: [W, D], the guess was chosen from it.
-          probability: float32[W], what the draft gives the guess.
+          hidden: [W, D], the hidden state from which the guess was chosen.
+          probability: float32[W], the probability of the guess under the draft.
         """
         p = jnp.clip(probability, 1e-4, 1 - 1e-4)[:, None]
         odds = jnp.concatenate([jnp.log(p), jnp.log1p(-p)], axis=1).astype(hidden.dtype)

@@ -1,15 +1,15 @@
-"""Settings of the whole suite: nothing is promoted silently, in rank or in type."""
+"""Settings of the whole suite, such as strict promotion of types and ranks."""
 
 import os
 
 from emsjax.pallas_kernels.environment import tpu_compiler
 
-# Before jax is imported: run on the CPU, and let the TPU compiler load without a TPU. With this
-# variable the kernels' contracts run on the device that is there: see CONTRIBUTING.md.
+# This must precede the import of jax: run on the CPU, and let the TPU compiler load without a TPU.
+# If the variable is set, the kernel tests run on the available device instead, see CONTRIBUTING.md.
 if "EMSJAX_TEST_ON_DEVICE" not in os.environ:
     os.environ.update(tpu_compiler())
-# Tests run side by side. PyTorch's threads wait for work by spinning: with as many of them as cores
-# in each of two processes, a test takes five times as long.
+# Two test processes run in parallel. PyTorch's threads spin while they wait for work. With one
+# thread per core in each process, a test takes five times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator
@@ -24,11 +24,11 @@ from emsjax.host.cache import use_compile_cache
 from tests.interpreters import interpreting_gpu, interpreting_tpu  # noqa: F401
 from tests.ladders import short_ladder
 
-# A program is compiled on first use, on a machine that may be busy: time is no matter of a test.
+# Examples have no deadline, because programs compile on first use, on a machine that may be busy.
 settings.register_profile("any-time", deadline=None)
 settings.load_profile("any-time")
 
-# The same tiny models are compiled over and over: on disk, as users' programs are.
+# The same tiny models are compiled over and over, so programs are cached on disk, as for users.
 use_compile_cache()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
@@ -41,13 +41,13 @@ def _strict_promotion():
 
 @pytest.fixture(autouse=True)
 def _short_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only commands, notebooks and the tests of real models compile all rungs of an `LLM`."""
+    """Gives each `LLM` a short ladder; only commands, notebooks and real models need all rungs."""
     monkeypatch.setattr(build_engine, "make_ladder", short_ladder)
 
 
 @pytest.fixture
 def no_compile_cache() -> Iterator[None]:
-    """A program for a TPU that is not there can be put into the cache and not taken out."""
+    """Turns the cache off: a program for an absent TPU can be written to it, but not read."""
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
     yield

@@ -1,4 +1,4 @@
-"""Running kernels on CPU, with the memory, the copies and the races of the device simulated."""
+"""Runs kernels on a CPU, and simulates the memory, the copies and the races of the device."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,18 +18,18 @@ from emsjax.pallas_kernels import hopper
 from emsjax.pallas_kernels.backends import compiling_for
 from emsjax.pallas_kernels.ragged_attention import tpu_block
 
-# The interpreter leaves a layout of registers to XLA, which on a CPU has none.
+# The interpreter leaves register layouts to XLA, which has none on a CPU.
 mlir.register_lowering(gpu_core.layout_cast_p, lambda _, x, **__: [x], platform="cpu")
 
 
 def flat_value(block: Any) -> jax.Array:
-    """What `tpu_block._flat` gives; the interpreter reshapes values, not references."""
+    """Replaces `tpu_block._flat`, because the interpreter reshapes values and not references."""
     flat = block[...].reshape(-1, block.shape[-1])
     return flat if flat.dtype == jnp.float32 else pltpu.bitcast(flat, jnp.uint32)
 
 
 def product(left: Any, right: Any, over: int) -> jax.Array:
-    """What `hopper.product` and `hopper.product_transposed` give, in XLA."""
+    """Computes what `hopper.product` and `hopper.product_transposed` do, with XLA."""
     return jax.lax.dot_general(
         left[...],
         right[...],
@@ -40,7 +40,7 @@ def product(left: Any, right: Any, over: int) -> jax.Array:
 
 @pytest.fixture
 def interpreting_tpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """TPU kernels run interpreted, where there is no TPU; a race fails the test."""
+    """Interprets TPU kernels if there is no TPU; a race fails the test."""
     if jax.default_backend() == "tpu":
         yield
         return
@@ -50,17 +50,18 @@ def interpreting_tpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
     races = interpret_pallas_call.races
     pltpu.reset_tpu_interpret_mode_state()
-    # Where a check inside the interpreter failed, what comes next would wait for it and fail too.
+    # If a check inside the interpreter failed, the next program would wait for it and fail too.
     dispatch.runtime_tokens.clear()
     assert races is None or not races.races_found
 
 
 @pytest.fixture
 def interpreting_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """GPU kernels run interpreted, where there is no GPU.
+    """Interprets GPU kernels if there is no GPU; a detected race fails the test.
 
-    All but the two calls of the tensor cores, whose operands the interpreter does not take. Its
-    race detector is on, but did not see a missing wait put in on purpose: that takes a GPU.
+    The two calls of the tensor cores are replaced, because the interpreter does not support their
+    operands. The race detector is on, but it missed a wait that was left out on purpose. Only a GPU
+    shows that.
     """
     if jax.default_backend() == "gpu":
         yield

@@ -1,4 +1,4 @@
-"""The map in CONTRIBUTING.md: who imports whom, what is exported, what is packaged."""
+"""The code follows the map in CONTRIBUTING.md: imports, exported names and packages."""
 
 import ast
 import re
@@ -16,13 +16,13 @@ import emsjax
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = PYPROJECT["tool"]["setuptools"]["packages"]
-# Where each package that is not inside `emsjax/` lies in the checkout.
+# The folders of packages that lie outside `emsjax/` in the checkout.
 MOVED = {"emsjax.models": "models", "emsjax.pallas_kernels": "pallas_kernels"}
 BACKENDS = {"reference", "tpu", "gpu"}
 
-# What everything may import: they import nothing above them.
+# The modules that every room may import. They import no room.
 COMMON = ("emsjax.limits", "emsjax.errors", "emsjax.shapes", "emsjax.version")
-# What these rooms may import from outside this project.
+# The packages outside this project that these rooms may import.
 OUTSIDE = {
     "emsjax.engine": {"jax", "numpy", "flax"},
     "emsjax.sampling": {"jax", "numpy"},
@@ -30,7 +30,7 @@ OUTSIDE = {
     "emsjax.models": {"jax", "numpy", "flax"},
     "emsjax.pallas_kernels": {"jax", "numpy"},
 }
-# All that models see of the kernels.
+# The modules of the kernels that models may import.
 API = (
     "emsjax.pallas_kernels.ragged_attention.api",
     "emsjax.pallas_kernels.cache_update.api",
@@ -43,7 +43,7 @@ ROW = re.compile(r"^\| `([\w/.]+)` \| [^|]+ \| ((?:`\w+` ?)*)\|$", re.MULTILINE)
 
 
 def permitted() -> dict[str, set[str]]:
-    """For each room in the map of CONTRIBUTING.md the rooms that it may import."""
+    """Returns the rooms that each room in the map of CONTRIBUTING.md may import."""
     rooms = {}
     for place, names in ROW.findall((ROOT / "CONTRIBUTING.md").read_text()):
         name = place.removesuffix("/").removesuffix(".py").removeprefix("emsjax/")
@@ -62,12 +62,12 @@ def folder_of(package: str) -> Path:
 
 
 def within(module: str, *packages: str) -> bool:
-    """Whether the module is one of the packages or inside one."""
+    """Whether the module is one of the packages, or inside one."""
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
 def source_files() -> Iterator[tuple[str, Path]]:
-    """Each source file with the name it is imported by."""
+    """Yields each source file with the name by which it is imported."""
     for package in ("emsjax", *MOVED):
         for path in sorted(folder_of(package).rglob("*.py")):
             parts = path.relative_to(folder_of(package)).with_suffix("").parts
@@ -78,7 +78,10 @@ SOURCES = dict(source_files())
 
 
 def imports(module: str) -> set[str]:
-    """The modules a file imports, wherever in it: `from x import y` is x.y if that is one."""
+    """Returns the modules that a file imports, anywhere in it.
+
+    `from x import y` counts as `x.y` if that is a module, else as `x`.
+    """
     found: set[str] = set()
     for node in ast.walk(ast.parse(SOURCES[module].read_text())):
         if isinstance(node, ast.Import):
@@ -91,19 +94,19 @@ def imports(module: str) -> set[str]:
 
 
 def room_of(module: str) -> str:
-    """The folder of `emsjax` that a module is in, or the module itself where it is in none."""
+    """Returns the folder of `emsjax` that holds a module, or the module itself if none does."""
     return ".".join(module.split(".")[:2])
 
 
 def folder(module: str) -> str:
-    """The innermost folder of a module; modules right in `emsjax/` are told apart."""
+    """Returns the innermost folder of a module; a module directly in `emsjax/` is its own."""
     package = SOURCES[module].name == "__init__.py"
     inner = module if package else module.rpartition(".")[0]
     return module if inner == "emsjax" else inner
 
 
 def circle(graph: Mapping[str, Collection[str]]) -> list[str]:
-    """Some nodes that import each other in a circle, in order; none where there is no circle."""
+    """Returns nodes that import each other in a circle, in order; empty if there is no circle."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -115,7 +118,7 @@ def ours(module: str) -> set[str]:
     return {name for name in imports(module) if name in SOURCES} - {module}
 
 
-def test_there_is_something_to_check():
+def test_the_checks_find_the_sources():
     assert {*COMMON, *API, *OUTSIDE} <= SOURCES.keys()
     assert {room_of(module) for module in SOURCES} == {"emsjax", *ROOMS, *COMMON}
     assert imports("emsjax.pallas_kernels.cache_update.api") == {
@@ -132,11 +135,11 @@ def test_there_is_something_to_check():
 def test_a_room_imports_what_the_map_says(room):
     inside = [module for module in SOURCES if within(module, room)]
     used = {room_of(name) for module in inside for name in ours(module)} - {room, *COMMON}
-    assert used - {"emsjax"} == ROOMS.get(room, set()), "CONTRIBUTING.md says otherwise"
+    assert used - {"emsjax"} == ROOMS.get(room, set()), "CONTRIBUTING.md has other imports"
 
 
 @pytest.mark.parametrize("room", OUTSIDE)
-def test_what_computes_needs_few_packages(room):
+def test_rooms_that_compute_need_few_packages(room):
     inside = [module for module in SOURCES if within(module, room)]
     used = {name.split(".")[0] for module in inside for name in imports(module)}
     assert used - {"emsjax"} <= OUTSIDE[room]
@@ -149,7 +152,7 @@ def test_models_see_only_the_kernels_api():
 
 
 def test_no_files_and_no_folders_import_each_other_in_a_circle():
-    # `emsjax/__init__.py` only names the public classes, and nothing inside imports it for them.
+    # `emsjax/__init__.py` only names the public classes. No module inside imports them from there.
     files = {module: ours(module) - {"emsjax"} for module in SOURCES if module != "emsjax"}
     assert circle(files) == []
     folders: dict[str, set[str]] = {}
@@ -186,7 +189,7 @@ def test_every_operation_has_an_api_and_a_reference():
         assert {f"{operation}.api", f"{operation}.reference"} <= SOURCES.keys()
 
 
-def test_exported_names_are_there_and_as_documented():
+def test_exported_names_exist_and_are_as_documented():
     documented = {
         "LLM",
         "CompletionOutput",
@@ -208,7 +211,7 @@ def test_exported_names_are_there_and_as_documented():
         _ = emsjax.Llm
 
 
-def test_every_folder_of_sources_is_packaged_and_every_package_is_there():
+def test_every_folder_of_sources_is_packaged_and_every_package_exists():
     folders = {path.parent for path in SOURCES.values()}
     assert {folder_of(package) for package in PACKAGES} == folders
     assert len(PACKAGES) == len(folders)
@@ -218,10 +221,10 @@ def test_every_folder_of_sources_is_packaged_and_every_package_is_there():
     assert mapping == {"emsjax": "emsjax", **MOVED}
 
 
-@pytest.mark.parametrize("place", ["repository", "elsewhere", "beside-models.py"])
+@pytest.mark.parametrize("place", ["repository", "elsewhere", "next-to-models.py"])
 def test_models_import_from_anywhere(place, tmp_path):
     code = "import emsjax.models as m, emsjax.pallas_kernels as p; print(m.__file__, p.__file__)"
-    if place == "beside-models.py":
+    if place == "next-to-models.py":
         (tmp_path / "models.py").write_text("MINE = True\n")
         (tmp_path / "pallas_kernels.py").write_text("MINE = True\n")
         code += "; import models; assert models.MINE"

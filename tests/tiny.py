@@ -62,7 +62,7 @@ VOCAB_SIZE = 101
 
 @functools.cache
 def oracle(name: str) -> Any:
-    """The tiny PyTorch model called `name`, in float32 and evaluation mode."""
+    """Returns the tiny PyTorch model called `name`, in float32 and evaluation mode."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -72,7 +72,7 @@ def oracle(name: str) -> Any:
         model_type,
         **settings,
         vocab_size=VOCAB_SIZE,
-        # wide enough that logits are apart and greedy text is not one token for ever
+        # So wide that logits are apart, and greedy text does not repeat one token for ever.
         **{"init_std" if model_type == "opt" else "initializer_range": 0.3},
         pad_token_id=0,
         bos_token_id=1,
@@ -84,28 +84,31 @@ def oracle(name: str) -> Any:
 
 @functools.cache
 def checkpoint(name: str) -> Path:
-    """A safetensors directory with the weights of `oracle(name)`."""
+    """Returns a safetensors directory with the weights of `oracle(name)`."""
     directory = Path(tempfile.mkdtemp(prefix=f"tiny-{name}-"))
     oracle(name).save_pretrained(directory)
     return directory
 
 
 def words(count: int = VOCAB_SIZE) -> "PreTrainedTokenizerFast":
-    """A tokenizer of one word a token: w0, w1, ..., and w0 for every other; w2 ends a text."""
+    """Returns a tokenizer with one word per token: w0, w1, and so on.
+
+    Unknown words become w0. w2 ends a text.
+    """
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = {f"w{number}": number for number in range(count)}
     tokens = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
     tokens.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    end = AddedToken("w2", single_word=True)  # not the beginning of w20
+    end = AddedToken("w2", single_word=True)  # The beginning of w20 is no end.
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token=end, unk_token="w0")
     tokenizer.chat_template = "{% for m in messages %}w5 {{ m['content'] }} {% endfor %}w6"
     return tokenizer
 
 
 def chat_checkpoint(name: str, directory: Path) -> Path:
-    """`checkpoint(name)` with a tokenizer and a chat template, in a directory that is made."""
+    """Copies `checkpoint(name)` to a new directory and adds a tokenizer with a chat template."""
     shutil.copytree(checkpoint(name), directory)
     words().save_pretrained(directory)
     return directory

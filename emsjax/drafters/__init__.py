@@ -1,4 +1,4 @@
-"""Drafters: guess the next tokens of every slot; the target verifies them."""
+"""Drafters guess the next tokens of every slot, and the target verifies them."""
 
 from emsjax.drafters.combined import Combined
 from emsjax.drafters.draft_model import DraftModel

@@ -1,4 +1,4 @@
-"""Prompt lookup where it matches confidently, a model elsewhere, sample by sample."""
+"""Prompt lookup for samples with a confident match, a draft model for the others."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,18 +11,18 @@ from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import COSTLY_SOURCE, Drafter, WorthDrafting
 from emsjax.engine.state import DecodeState
 
-# Accepted tokens that the model has to promise more than what was found: drafting takes time, about
-# a quarter of a plain step (SmolLM2-135M-Instruct with the draft that comes with it, on a CPU).
+# By how many accepted tokens the model must beat what was found. Drafting takes time: about a
+# quarter of a plain step (SmolLM2-135M-Instruct with the draft that comes with it, on a CPU).
 DRAFTING = 0.25
 
 
 @dataclass(frozen=True)
 class Combined:
-    """Two drafters: each sample's draft comes from the one that promises more accepted tokens.
+    """Two drafters. Each sample's draft comes from the one that promises more accepted tokens.
 
     Attributes:
-      lookup: looks up; costs next to nothing.
-      model: drafts for the samples that are left, or not at all if there are none.
+      lookup: finds drafts at next to no cost.
+      model: drafts for the samples without a confident match, and does not run if there are none.
     """
 
     lookup: Drafter
@@ -30,35 +30,35 @@ class Combined:
 
     @property
     def draft_length(self) -> int:
-        """k, of the longer one."""
+        """k, the larger of the two drafters'."""
         return max(self.lookup.draft_length, self.model.draft_length)
 
     @property
     def read_bytes(self) -> int:
-        """The model's."""
+        """Bytes of weights that the model reads to draft a token."""
         return self.model.read_bytes
 
     @property
     def hidden_size(self) -> int:
-        """D, if the model reads hidden states."""
+        """D if the model reads hidden states, else 0."""
         return self.model.hidden_size
 
     @property
     def weights(self) -> Any:
-        """The model's."""
+        """The model's weights."""
         return self.model.weights
 
     def init(self, num_slots: int, capacity: int) -> Any:
-        """The states of both."""
+        """Returns the states of both drafters."""
         return self.lookup.init(num_slots, capacity), self.model.init(num_slots, capacity)
 
     def admit(self, drafter_state: Any, slot: jax.Array) -> Any:
-        """Both forget."""
+        """Returns the states of both drafters after a slot has received a new request."""
         looked, modelled = drafter_state
         return self.lookup.admit(looked, slot), self.model.admit(modelled, slot)
 
     def propose(self, state: DecodeState, weights: Any, worth: WorthDrafting) -> tuple[Draft, Any]:
-        """Looks up for all, then lets the model draft where that promises more."""
+        """Looks up drafts for all slots, then lets the model draft where that promises more."""
         looked, modelled = state.drafter
         found, looked = self.lookup.propose(state.replace(drafter=looked), (), worth)
         survival = survival_of(predict(found, state.experience), found.lens)
@@ -66,13 +66,15 @@ class Combined:
         expected = expect(state.experience, COSTLY_SOURCE, self.model.draft_length)
         confident = found_promises > jnp.cumprod(expected, axis=1).sum(axis=1) - DRAFTING
         decoding = state.live & (state.lens - state.kv_lens == 1)
+        # A slot that reads its prompt will not verify what was found.
         there = jnp.where(decoding[:, None], survival, 0.0)
         rest = state.replace(drafter=modelled, live=state.live & ~confident)
         guessed, modelled = self.model.propose(
             rest, weights, lambda expected, _=None: worth(expected, there)
         )
         guessed = guessed._replace(lens=jnp.where(rest.live, guessed.lens, 0))
-        # By now the model has said how sure it is; where it drafted nothing it promises nothing.
+        # Now the model has reported its confidence, so the two are compared again. A slot for which
+        # the model drafted nothing promises nothing.
         likely = predict(guessed, state.experience)
         guessed_promises = survival_of(likely, guessed.lens).sum(axis=1)
         draft = self._merge(found_promises >= guessed_promises, found, guessed)
@@ -86,7 +88,7 @@ class Combined:
 
 
 def _widen(draft: Draft, length: int) -> Draft:
-    """The same with all fields there, and room for `length` tokens."""
+    """Returns the draft with room for `length` tokens, and with a source."""
     more = ((0, 0), (0, length - draft.tokens.shape[1]))
     assert draft.confidence is not None
     source = jnp.zeros_like(draft.lens) if draft.source is None else draft.source

@@ -1,7 +1,8 @@
-"""A smaller model of the same vocabulary drafts (Leviathan et al., arXiv 2211.17192).
+"""Drafts by a smaller model with the same vocabulary (Leviathan et al., arXiv 2211.17192).
 
-It has a cache of its own. After a step that cache holds what was fed: the last draft token was not,
-so that a fully accepted draft leaves one entry missing, which the next draft's first pass fills in.
+The draft model has a separate cache, which holds the K/V of every token that the model has read. It
+never reads its last draft token. After a fully accepted draft one entry is therefore missing, and
+the first pass of the next draft fills it in.
 """
 
 from collections.abc import Callable
@@ -21,18 +22,19 @@ from emsjax.engine.state import DecodeState
 from emsjax.sampling.choose import choose
 from emsjax.sampling.rows import rows_after
 
-# Tokens that a slot may be behind and still draft: its newest one, and one a full draft left out.
+# The most unread tokens with which a slot may draft: its newest token, and the last draft token of
+# a fully accepted draft.
 READY = 2
 
 
 class DraftModelState(NamedTuple):
-    """What the draft model knows of each slot.
+    """The draft model's cache, and its last draft for each slot.
 
     Attributes:
-      cache: its K/V, [Ld, B, S, R, 128].
-      kv_lens: int32[B], how many of the slot's tokens are in it, if its guesses were right.
-      guesses: int32[B, k], what it drafted last.
-      guessed_from: int32[B], the place of the first of them; S where it drafted nothing.
+      cache: K/V of the draft model, [Ld, B, S, R, 128].
+      kv_lens: int32[B], how many tokens of the slot are in the cache, if all guesses were right.
+      guesses: int32[B, k], the last draft.
+      guessed_from: int32[B], the position of its first token; S if nothing was drafted.
     """
 
     cache: jax.Array
@@ -42,11 +44,11 @@ class DraftModelState(NamedTuple):
 
 
 class _Drafting(NamedTuple):
-    """What changes from draft token to draft token.
+    """The carry of the loop over draft tokens.
 
     Attributes:
       done: int32[], tokens drafted so far.
-      cache: the draft model's.
+      cache: K/V of the draft model.
       guesses: int32[B, k].
       confidence: float32[B, k].
     """
@@ -62,13 +64,13 @@ class DraftModel:
     """Drafts token by token, for all slots at once, in packed rows.
 
     Attributes:
-      name: of the draft model, for people and for the table of step costs.
-      weights: its parameters.
-      merge: makes the model from them.
-      vocab_size: V, of the target.
+      name: name of the draft model, for display and for the table of step costs.
+      weights: the model's parameters.
+      merge: builds the model from its parameters.
+      vocab_size: V of the target.
       draft_length: k.
-      prefill_chunk: tokens of prompts that are read in one step.
-      narrowest: the fewest rows, beside one alone, worth a shape of their own.
+      prefill_chunk: the most prompt tokens that are read in one step.
+      narrowest: the fewest rows that are worth a separate shape, apart from a single row.
     """
 
     name: str
@@ -82,11 +84,11 @@ class DraftModel:
 
     @property
     def read_bytes(self) -> int:
-        """All weights."""
+        """Bytes of all weights."""
         return sum(x.nbytes for x in jax.tree.leaves(self.weights))
 
     def init(self, num_slots: int, capacity: int) -> DraftModelState:
-        """An empty cache."""
+        """Returns a state with an empty cache."""
         spec = self.merge(self.weights).cache_spec(num_slots, capacity)
         nothing = jnp.zeros(num_slots, jnp.int32)
         guesses = jnp.zeros((num_slots, self.draft_length), jnp.int32)
@@ -95,20 +97,20 @@ class DraftModel:
         )
 
     def admit(self, drafter_state: DraftModelState, slot: jax.Array) -> DraftModelState:
-        """Nothing is known of the slot's new request."""
+        """Returns the state after a slot has received a new request, of which nothing is cached."""
         return drafter_state._replace(kv_lens=drafter_state.kv_lens.at[slot].set(0))
 
     def propose(
         self, state: DecodeState, weights: Any, worth: WorthDrafting
     ) -> tuple[Draft, DraftModelState]:
-        """Reads what it has missed and drafts for each slot that is up to date."""
+        """Reads the tokens that it has missed, and drafts for each slot that is up to date."""
         model, mine = self.merge(weights), _without_wrong_guesses(state.drafter, state)
         likely = expect(state.experience, COSTLY_SOURCE, self.draft_length)
         survival = jnp.where(state.live[:, None], jnp.cumprod(likely, axis=1), 0.0)
         length = worth(survival)
         mine = self._catch_up(model, state, mine, wanted=length > 0)
-        behind = state.lens - mine.kv_lens
-        ready = state.live & (behind <= READY) & (state.lens - state.kv_lens == 1)
+        unread = state.lens - mine.kv_lens
+        ready = state.live & (unread <= READY) & (state.lens - state.kv_lens == 1)
         room = jnp.maximum(state.max_lens - state.lens - 1, 0)
         lens = jnp.where(ready, jnp.minimum(length, room), 0)
         drafted = self._draft(model, state, mine, lens)
@@ -120,14 +122,14 @@ class DraftModel:
     def _catch_up(
         self, model: Model, state: DecodeState, mine: DraftModelState, wanted: jax.Array
     ) -> DraftModelState:
-        """Reads a chunk of what slots that are far behind have missed."""
-        behind = jnp.where(state.live, state.lens - 1 - mine.kv_lens, 0)
-        missed = jnp.where(behind + 1 > READY, behind, 0)
+        """Reads one chunk of missed tokens, for slots with more than `READY` unread ones."""
+        lag = jnp.where(state.live, state.lens - 1 - mine.kv_lens, 0)
+        missed = jnp.where(lag + 1 > READY, lag, 0)
         taken = jnp.minimum(jnp.cumsum(missed, dtype=jnp.int32), self.prefill_chunk)
         q_lens = jnp.diff(taken, prepend=jnp.zeros(1, jnp.int32))
 
-        # A while loop of one trip at most: a `cond` would copy the cache, see `loop`.
-        def goes_on(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
+        # A while loop of at most one trip, because a `cond` would copy the cache, see `loop`.
+        def is_pending(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
             return carry[0]
 
         def read(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -136,14 +138,14 @@ class DraftModel:
             return jnp.zeros_like(carry[0]), cache
 
         pending = wanted & (q_lens > 0).any()
-        _, cache = jax.lax.while_loop(goes_on, read, (pending, mine.cache))
+        _, cache = jax.lax.while_loop(is_pending, read, (pending, mine.cache))
         read_lens = jnp.where(wanted, mine.kv_lens + q_lens, mine.kv_lens)
         return mine._replace(cache=cache, kv_lens=read_lens)
 
     def _draft(
         self, model: Model, state: DecodeState, mine: DraftModelState, lens: jax.Array
     ) -> _Drafting:
-        """The draft tokens of each slot, `lens` int32[B] of them."""
+        """Drafts `lens` int32[B] tokens for the slots."""
         num_slots = lens.shape[0]
         shape = (num_slots, self.draft_length)
         start = _Drafting(
@@ -152,16 +154,18 @@ class DraftModel:
             jnp.zeros(shape, jnp.int32),
             jnp.zeros(shape, jnp.float32),
         )
-        late = jnp.where(lens > 0, state.lens - mine.kv_lens, 0)
+        unread = jnp.where(lens > 0, state.lens - mine.kv_lens, 0)
+        # The first loop runs only for a first token, and only if some slot has two unread tokens.
+        # All other passes need one row per slot, which is a cheaper shape.
         for rows in (READY, 1):
             capacity = row_capacity(num_slots * rows, self.narrowest)
 
-            def goes_on(now: _Drafting, rows: int = rows) -> jax.Array:
+            def keep_going(now: _Drafting, rows: int = rows) -> jax.Array:
                 more = (now.done < lens).any()
-                return more & (now.done == 0) & (late.max() > 1) if rows > 1 else more
+                return more & (now.done == 0) & (unread.max() > 1) if rows > 1 else more
 
             def step(now: _Drafting, rows: int = rows, capacity: int = capacity) -> _Drafting:
-                q_lens = jnp.where(now.done < lens, jnp.where(now.done == 0, late, 1), 0)
+                q_lens = jnp.where(now.done < lens, jnp.where(now.done == 0, unread, 1), 0)
                 starts = state.lens + now.done - q_lens
                 guesses = Guesses(now.guesses, state.lens)
                 batch = pack(state.tokens, starts, q_lens, capacity, guesses)
@@ -169,11 +173,11 @@ class DraftModel:
                 newest = hidden[jnp.maximum(batch.cu_q_lens[1:] - 1, 0)]
                 return self._guess(now._replace(cache=cache), model.logits(newest), state)
 
-            start = jax.lax.while_loop(goes_on, step, start)
+            start = jax.lax.while_loop(keep_going, step, start)
         return start
 
     def _guess(self, now: _Drafting, logits: jax.Array, state: DecodeState) -> _Drafting:
-        """One more guess a slot, chosen as the target will choose: with the same noise."""
+        """Adds one guess per slot, chosen as the target will choose, with the same noise."""
         logits = _fit(logits, self.vocab_size)
         rows = rows_after(state.tokens, state.lens, now.guesses, now.done)
         guess = choose(logits, rows, state).tokens
@@ -186,23 +190,23 @@ class DraftModel:
 
 
 def _without_wrong_guesses(mine: DraftModelState, state: DecodeState) -> DraftModelState:
-    """Knows no more than what became of the text; the rest of its cache is overwritten.
+    """Returns the state without K/V of guesses that did not become text.
 
-    Which guesses were right is read from the text: what was verified may have been another
-    drafter's draft, see `Combined`.
+    The guesses are compared with the text. The number of accepted tokens would not do, because the
+    draft that was verified may be another drafter's, see `Combined`.
     """
     capacity = state.tokens.shape[1]
     steps = jnp.arange(mine.guesses.shape[1], dtype=jnp.int32)[None]
     places = mine.guessed_from[:, None] + steps
-    written = jnp.take_along_axis(state.tokens, jnp.minimum(places, capacity - 1), axis=1)
-    right = (places < state.lens[:, None]) & (written == mine.guesses)
+    text = jnp.take_along_axis(state.tokens, jnp.minimum(places, capacity - 1), axis=1)
+    right = (places < state.lens[:, None]) & (text == mine.guesses)
     right = jnp.cumprod(right, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
     known = jnp.minimum(mine.guessed_from + right, state.lens - 1)
     return mine._replace(kv_lens=jnp.minimum(mine.kv_lens, known))
 
 
 def _fit(logits: jax.Array, vocab_size: int) -> jax.Array:
-    """Logits [B, V] of the target's vocabulary: some models pad theirs with unused entries."""
+    """Cuts or pads logits to the target's vocabulary [B, V]; some models have unused entries."""
     missing = vocab_size - logits.shape[1]
     if missing <= 0:
         return logits[:, :vocab_size]

@@ -1,7 +1,8 @@
-"""Where each n-gram of a text was seen last: found and kept up in constant work a step.
+"""An index of where each n-gram of a text was seen last, with constant work per step.
 
-A table for each n: the hash of an n-gram says where it last ended. Two n-grams may share a place,
-and then the earlier one is forgotten; what is found is compared with the text, never trusted.
+Each n has a table from the hash of an n-gram to the position where that n-gram last ended. If two
+n-grams share an entry, the earlier one is forgotten. Matches are compared with the text and never
+trusted.
 """
 
 from typing import NamedTuple
@@ -9,18 +10,21 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Tokens entered at a time, and how far back a match is measured.
+# The number of tokens entered at a time.
 CHUNK = 16
+# The most tokens over which a match is measured.
 LONGEST_MATCH = 16
+# Odd multipliers that spread hashes over the table.
 _FACTOR, _MIXER = 0x9E3779B1, 0x85EBCA6B
 
 
 class NgramIndex(NamedTuple):
-    """Of the text in each slot.
+    """The index of the text in each slot.
 
     Attributes:
-      ends: int32[B, N, H], for each n where an n-gram of each hash last ended; -1 for nowhere.
-      entered: int32[B], n-grams that end before this place are in it.
+      ends: int32[B, N, H], for each n the position where an n-gram with each hash last ended; -1
+        for none.
+      entered: int32[B], the index contains the n-grams that end before this position.
     """
 
     ends: jax.Array
@@ -28,29 +32,29 @@ class NgramIndex(NamedTuple):
 
 
 def empty_index(num_slots: int, orders: int, size: int) -> NgramIndex:
-    """An index of nothing, for so many different n, of `size` places each (a power of two)."""
+    """Returns an empty index with a table of `size` entries, a power of two, for each order n."""
     ends = jnp.full((num_slots, orders, size), -1, jnp.int32)
     return NgramIndex(ends, jnp.zeros(num_slots, jnp.int32))
 
 
 def clear(index: NgramIndex, slot: jax.Array) -> NgramIndex:
-    """The index without the text of one slot."""
+    """Returns the index without the text of one slot."""
     return NgramIndex(index.ends.at[slot].set(-1), index.entered.at[slot].set(0))
 
 
 def enter(
     index: NgramIndex, tokens: jax.Array, until: jax.Array, orders: tuple[int, ...]
 ) -> NgramIndex:
-    """With all n-grams in it that end before `until`: a few after a step, many after a prompt.
+    """Enters all n-grams that end before `until`: a few after a step, many after a prompt.
 
     Args:
-      index: so far.
+      index: the index so far.
       tokens: int32[B, S].
       until: int32[B].
       orders: the n of each table.
     """
 
-    def behind(index: NgramIndex) -> jax.Array:
+    def is_incomplete(index: NgramIndex) -> jax.Array:
         return (index.entered < until).any()
 
     def enter_chunk(index: NgramIndex) -> NgramIndex:
@@ -61,15 +65,22 @@ def enter(
             places = hash_ngram(tokens, ends, order, grown.shape[2])
             there = (ends < until[:, None]) & (ends >= order - 1)
             places = jnp.where(there, places, grown.shape[2])
-            # The latest of equal ones stays.
+            # Among equal n-grams, the latest wins.
             grown = grown.at[slots, number, places].max(ends, mode="drop")
         return NgramIndex(grown, jnp.maximum(index.entered, jnp.minimum(ends[:, -1] + 1, until)))
 
-    return jax.lax.while_loop(behind, enter_chunk, index)
+    return jax.lax.while_loop(is_incomplete, enter_chunk, index)
 
 
 def hash_ngram(tokens: jax.Array, ends: jax.Array, order: int, size: int) -> jax.Array:
-    """Places int32[B, n] of the n-grams of tokens int32[B, S] that end at `ends` int32[B, n]."""
+    """Returns the table entry of each n-gram that ends at `ends` int32[B, n]; int32[B, n].
+
+    Args:
+      tokens: int32[B, S].
+      ends: int32[B, n].
+      order: the n of the n-grams.
+      size: entries of the table, a power of two.
+    """
     total = jnp.zeros(ends.shape, jnp.uint32)
     for back in range(order):
         token = jnp.take_along_axis(tokens, jnp.maximum(ends - back, 0), axis=1)
@@ -82,7 +93,7 @@ def hash_ngram(tokens: jax.Array, ends: jax.Array, order: int, size: int) -> jax
 def find(
     index: NgramIndex, tokens: jax.Array, lens: jax.Array, orders: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """Where the text's last tokens were seen before: of the longest n, the latest place.
+    """Finds where the text's last tokens occurred before: the latest place for the longest n.
 
     Args:
       index: of all n-grams that end before the last token.
@@ -91,8 +102,8 @@ def find(
       orders: the n of each table, longest last.
 
     Returns:
-      Where the earlier occurrence ends, and how many tokens it shares with the end of the text, 0
-      to `LONGEST_MATCH`; int32[B] each.
+      The position where the earlier occurrence ends, and the number of tokens that it shares with
+      the end of the text, 0 to `LONGEST_MATCH`; int32[B] each.
     """
     last = jnp.maximum(lens - 1, 0)
     best, matched = jnp.zeros_like(lens), jnp.zeros_like(lens)
@@ -107,7 +118,7 @@ def find(
 
 
 def _shared(tokens: jax.Array, end: jax.Array, last: jax.Array) -> jax.Array:
-    """How many tokens up to `end` equal those up to `last`, int32[B]."""
+    """Counts the tokens up to `end` that equal those up to `last`, int32[B]."""
     back = jnp.arange(LONGEST_MATCH, dtype=jnp.int32)[None]
     here, there = (
         jnp.take_along_axis(tokens, jnp.maximum(at[:, None] - back, 0), axis=1)

@@ -1,4 +1,4 @@
-"""Drafts from the target's own last hidden state, without a cache: see `models.recurrent_draft`."""
+"""Drafts from the target's last hidden state, without a cache, see `models.recurrent_draft`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,24 +16,24 @@ from emsjax.sampling.rows import Rows, rows_after
 
 
 class Cell(Protocol):
-    """What the drafter needs of `RecurrentDraft`."""
+    """The part of `RecurrentDraft` that the drafter uses."""
 
     def __call__(self, hidden: jax.Array, embedded: jax.Array) -> jax.Array:
-        """The next hidden state [B, D]."""
+        """Returns the next hidden state [B, D]."""
 
     def logits(self, hidden: jax.Array, shared: Any) -> jax.Array:
-        """float32[B, Vd]."""
+        """Returns logits float32[B, Vd] for the tokens that the draft can guess."""
 
     def confidence(self, hidden: jax.Array, probability: jax.Array) -> jax.Array:
-        """Log-odds float32[B] that the guess is right."""
+        """Returns the log-odds float32[B] that the guess is right."""
 
 
 class _Drafting(NamedTuple):
-    """What changes from draft token to draft token.
+    """The carry of the loop over draft tokens.
 
     Attributes:
       done: int32[], tokens drafted so far.
-      hidden: [B, D].
+      hidden: [B, D], the cell's last hidden state.
       guesses: int32[B, k].
       confidence: float32[B, k].
     """
@@ -46,14 +46,14 @@ class _Drafting(NamedTuple):
 
 @dataclass(frozen=True)
 class Recurrent:
-    """Drafts for all slots at once, one small cell a token; remembers nothing between steps.
+    """Drafts for all slots at once, with one small cell per token; remembers nothing between steps.
 
     Attributes:
-      name: of the draft, for people and for the table of step costs.
-      weights: the cell's parameters, and what it shares with the target.
-      merge: makes the cell from its parameters.
-      vocab_size: V, of the target.
-      hidden_size: D.
+      name: name of the draft, for display and for the table of step costs.
+      weights: the cell's parameters, and the arrays that it shares with the target.
+      merge: builds the cell from its parameters.
+      vocab_size: V of the target.
+      hidden_size: D of the target.
       draft_length: k.
     """
 
@@ -66,26 +66,26 @@ class Recurrent:
 
     @property
     def read_bytes(self) -> int:
-        """All weights but the embedding, of which a token takes a row."""
+        """Bytes of all weights except the embedding, of which each token reads one row."""
         params, shared = self.weights
         return sum(x.nbytes for x in jax.tree.leaves((params, shared.head)))
 
     def init(self, num_slots: int, capacity: int) -> tuple[()]:
-        """No state."""
+        """Returns no state."""
         del num_slots, capacity
         return ()
 
     def admit(self, drafter_state: tuple[()], slot: jax.Array) -> tuple[()]:
-        """Nothing to forget."""
+        """Returns the state unchanged, as there is nothing to forget."""
         del slot
         return drafter_state
 
     def propose(
         self, state: DecodeState, weights: Any, worth: WorthDrafting
     ) -> tuple[Draft, tuple[()]]:
-        """Drafts for each slot that has read its prompt."""
+        """Drafts for each slot that has emitted its first token."""
         assert state.hidden is not None
-        # Before its first token a slot has the hidden state of another request.
+        # Before its first token, a slot still has the hidden state of the previous request.
         ready = state.live & (state.lens - state.kv_lens == 1) & (state.stats.target_steps > 0)
         likely = expect(state.experience, COSTLY_SOURCE, self.draft_length)
         length = worth(jnp.where(ready[:, None], jnp.cumprod(likely, axis=1), 0.0))
@@ -108,7 +108,7 @@ class Recurrent:
         return Draft(drafted.guesses, lens, drafted.confidence, source), ()
 
     def _guess(self, cell: Cell, shared: Any, state: DecodeState, now: _Drafting) -> _Drafting:
-        """One more guess a slot."""
+        """Adds one guess per slot."""
         rows = rows_after(state.tokens, state.lens, now.guesses, now.done)
         hidden = cell(now.hidden, shared.embedding[rows.tokens])
         logits = cell.logits(hidden, shared)
@@ -129,7 +129,12 @@ class Recurrent:
     def _choose(
         self, logits: jax.Array, token_ids: jax.Array, rows: Rows, state: DecodeState
     ) -> tuple[jax.Array, jax.Array]:
-        """Guesses chosen as the target will choose, with the same noise, and their places."""
+        """Chooses guesses as the target will, with the same noise; returns them and their places.
+
+        A place is an index into `token_ids`.
+        """
+        # Noise belongs to places in the vocabulary, so the logits are spread over all of the
+        # target's.
         full = jnp.full((logits.shape[0], self.vocab_size), -jnp.inf, jnp.float32)
         full = full.at[:, token_ids].set(logits)
         guess = choose(full, rows, state).tokens

@@ -1,1 +1,1 @@
-"""The device loop: what a step is, and the compiled programs over one state."""
+"""The device loop: the steps of decoding, and the compiled programs that share one state."""

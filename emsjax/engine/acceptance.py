@@ -1,10 +1,11 @@
-"""How likely each draft token is to be accepted: the drafter's word, corrected by experience.
+"""How likely each draft token is to be accepted: the drafter's confidence, corrected by experience.
 
-The drafter says how likely each of its tokens is, in its own view. What came of the drafts so far
-corrects it, by logistic regression online: an offset in log-odds for each slot (this text is easier
-or harder to guess than most) and one for all slots together (the drafter is too sure of itself, or
-too timid). Both move with every verified token by how far the prediction was off, and fade, so that
-what once failed is tried again in time.
+The drafter reports how likely each of its tokens is to be right. The outcome of earlier drafts
+corrects that, by online logistic regression with two offsets in log-odds. One belongs to each slot,
+because its text may be easier or harder to guess than most. The other is shared by all slots,
+because the drafter may be too sure of itself, or not sure enough. With every verified token, both
+offsets move by the error of the prediction. They also fade, so that a drafter that once failed gets
+another try in time.
 """
 
 import dataclasses
@@ -15,30 +16,31 @@ import jax.numpy as jnp
 
 from emsjax.engine.draft import Draft
 
-# Ways of guessing that have an experience of their own, see `Draft.source`.
+# The number of ways of guessing that have separate experience, see `Draft.source`.
 SOURCES = 2
-# Where the drafter says nothing, and what is assumed of its tokens before the first draft.
+# The acceptance probability assumed when the drafter reports none, and before the first draft.
 UNKNOWN = 0.6
-# How much of its error a prediction is corrected by, and what is left of it one step later.
+# RATE: how far a prediction is corrected by its error. MEMORY: the share of an offset that remains
+# one step later.
 SLOT_RATE, SLOT_MEMORY = 0.2, 0.98
 SHARED_RATE, SHARED_MEMORY = 0.02, 0.999
-# All slots correct what they share: more tokens than these of one step count as so many, or
-# hundreds of slots would overshoot.
+# Every slot moves the shared offset. Above this many tokens in one step, the tokens together move
+# it only as far as this many would, or hundreds of slots would overshoot.
 MANY = 50
-# Log-odds beyond which nothing is ever certain.
+# Predictions stay within this many log-odds of even, so that none is ever certain.
 CERTAIN = 6.0
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Experience:
-    """What came of the drafts so far, as offsets in log-odds.
+    """The outcome of all drafts so far, as offsets in log-odds.
 
     Attributes:
-      slots: float32[B, SOURCES], of the request in each slot.
-      shared: float32[SOURCES], of all requests.
-      typical: float32[SOURCES], log-odds that a draft token would be accepted, on average of all
-        that were drafted, verified or not: those that are verified are better than most.
+      slots: float32[B, SOURCES], for the request in each slot.
+      shared: float32[SOURCES], for all requests.
+      typical: float32[SOURCES], the log-odds that a draft token is accepted, averaged over all that
+        were drafted, verified or not. The verified ones alone are better than average.
     """
 
     slots: jax.Array
@@ -47,18 +49,21 @@ class Experience:
 
 
 def no_experience(num_slots: int) -> Experience:
-    """Before the first step of B slots."""
+    """Returns the experience before the first step of B slots."""
     shared = jnp.zeros(SOURCES, jnp.float32)
     return Experience(jnp.zeros((num_slots, SOURCES), jnp.float32), shared, shared + _odds(UNKNOWN))
 
 
 def forget(experience: Experience, slot: jax.Array) -> Experience:
-    """Without what was learnt of the request that was in the slot."""
+    """Returns the experience without what it holds about the previous request in the slot."""
     return dataclasses.replace(experience, slots=experience.slots.at[slot].set(0.0))
 
 
 def predict(draft: Draft, experience: Experience) -> jax.Array:
-    """How likely each draft token is to be accepted if those before it are, float32[B, k]."""
+    """Returns the probability that each draft token is accepted if those before it are.
+
+    The result is float32[B, k].
+    """
     said = jnp.float32(UNKNOWN) if draft.confidence is None else draft.confidence
     offset = _of_source(draft, experience.slots) + experience.shared[_source(draft)]
     odds = jnp.broadcast_to(_odds(said), draft.tokens.shape) + offset[:, None]
@@ -66,18 +71,21 @@ def predict(draft: Draft, experience: Experience) -> jax.Array:
 
 
 def survival_of(likely: jax.Array, lens: jax.Array) -> jax.Array:
-    """How likely each draft token and all before it are to be accepted, float32[B, k].
+    """Returns the probability that each draft token and all before it are accepted, float32[B, k].
 
     Args:
       likely: float32[B, k], see `predict`.
-      lens: int32[B], tokens of each draft; behind them it is 0.
+      lens: int32[B], the length of each draft; the result is 0 from there on.
     """
     position = jnp.arange(likely.shape[1], dtype=jnp.int32)[None]
     return jnp.where(position < lens[:, None], jnp.cumprod(likely, axis=1), 0.0)
 
 
 def expect(experience: Experience, source: int, draft_length: int) -> jax.Array:
-    """The same before anything is drafted, from experience alone, float32[B, k]."""
+    """Predicts as `predict` does, but before anything is drafted, from experience alone.
+
+    The result is float32[B, k], the same for all draft tokens of a slot.
+    """
     odds = experience.typical[source] + experience.slots[:, source]
     return jnp.broadcast_to(jax.nn.sigmoid(odds)[:, None], (odds.shape[0], draft_length))
 
@@ -89,17 +97,17 @@ def learn(
     draft_lens: jax.Array,
     accepted: jax.Array,
 ) -> Experience:
-    """What is known after a step.
+    """Returns the experience after a step.
 
     Args:
-      experience: before it.
+      experience: before the step.
       draft: the guesses.
       likely: float32[B, k], see `predict`.
-      draft_lens: int32[B], how many of them were verified.
-      accepted: int32[B], how many of those were right.
+      draft_lens: int32[B], how many draft tokens were verified.
+      accepted: int32[B], how many of these were accepted.
     """
     position = jnp.arange(likely.shape[1], dtype=jnp.int32)[None]
-    # Behind the first wrong token nothing was tried.
+    # After the first wrong token, the rest of a draft follows a wrong prefix and shows nothing.
     tried = position < jnp.minimum(accepted + 1, draft_lens)[:, None]
     right = (position < accepted[:, None]).astype(jnp.float32)
     error = jnp.where(tried, right - likely, 0.0).sum(axis=1)
@@ -113,10 +121,10 @@ def learn(
 
 
 def _learn_typical(experience: Experience, draft: Draft) -> jax.Array:
-    """`Experience.typical` after one more draft."""
+    """Returns `Experience.typical` after one more draft."""
     likely = predict(draft, experience)
     mine = jax.nn.one_hot(_source(draft), SOURCES)
-    # A token counts as much as it is likely to be reached.
+    # A token counts in proportion to the probability that it is reached.
     reached = jnp.cumprod(likely, axis=1) / jnp.maximum(likely, 1e-6)
     position = jnp.arange(likely.shape[1], dtype=jnp.int32)[None]
     reached = jnp.where(position < draft.lens[:, None], reached, 0.0)
@@ -128,12 +136,12 @@ def _learn_typical(experience: Experience, draft: Draft) -> jax.Array:
 
 
 def _shared_rate(count: jax.Array) -> jax.Array:
-    """By which so many tokens of each source move what all slots share, float32[SOURCES]."""
+    """Returns the rate at which each of `count` tokens moves a shared offset, float32[SOURCES]."""
     return SHARED_RATE * MANY / jnp.maximum(count, MANY)
 
 
 def _faded_to_unknown(typical: jax.Array) -> jax.Array:
-    """So that drafting that once did not pay is tried again in time."""
+    """Fades to `UNKNOWN`, so that drafting that once did not pay gets another try in time."""
     return SHARED_MEMORY * typical + (1 - SHARED_MEMORY) * _odds(UNKNOWN)
 
 

@@ -1,4 +1,4 @@
-"""What a drafter gives: guesses for every slot."""
+"""The output of a drafter: guesses for every slot."""
 
 from typing import NamedTuple
 
@@ -6,16 +6,17 @@ import jax
 
 
 class Draft(NamedTuple):
-    """Guesses for the tokens that follow each slot's known ones.
+    """Guesses for the tokens after each slot's known text.
 
     Attributes:
-      tokens: int32[B, k]; entries from `lens` on are not looked at.
-      lens: int32[B], guesses of each slot, 0 to k.
-      confidence: float32[B, k], how likely each guess is right if those before it are, as the
-        drafter sees it; None: it cannot tell. See `acceptance` for what becomes of it.
-      source: int32[B], which of its ways of guessing the drafter took, each with an experience of
-        its own; None where there is one only.
-      costly: what took time to draft, where not all of it is in this draft; else None.
+      tokens: int32[B, k]; entries from `lens` on are ignored.
+      lens: int32[B], number of guesses for each slot, 0 to k.
+      confidence: float32[B, k], the drafter's probability that each guess is right if those before
+        it are; None if the drafter cannot tell. `acceptance` corrects it by experience.
+      source: int32[B], which of its ways of guessing the drafter used; None if it has only one.
+        Each way has separate experience.
+      costly: the guesses that took time to draft, if this draft does not hold all of them; else
+        None. `Combined` drops guesses in favour of better ones, and learns from them all the same.
     """
 
     tokens: jax.Array

@@ -1,4 +1,4 @@
-"""What a drafter is: an object whose state travels in the loop's pytree."""
+"""The drafter interface: an object whose state is part of the loop's pytree."""
 
 from typing import Any, Protocol
 
@@ -7,25 +7,25 @@ import jax
 from emsjax.engine.draft import Draft
 from emsjax.engine.state import DecodeState
 
-# Of a drafter with several sources (`Draft.source`), the one whose drafting takes time.
+# The source (`Draft.source`) whose drafting takes time, in a drafter with several sources.
 COSTLY_SOURCE = 1
 
 
 class WorthDrafting(Protocol):
-    """Tells how many tokens are worth drafting."""
+    """A function that returns how many tokens are worth drafting in this step."""
 
     def __call__(self, survival: jax.Array, found: jax.Array | None = None) -> jax.Array:
-        """For each slot, int32[], 0 to k.
+        """Returns the number of tokens to draft for each slot, int32[], 0 to k.
 
         Args:
-          survival: float32[B, k], how likely they and all before them are to be accepted; 0 for
-            slots that will not have any.
-          found: float32[B, f], the same for drafts that are there already; None for none.
+          survival: float32[B, k], the probability that each token and all before it are accepted; 0
+            for slots without a draft.
+          found: float32[B, f], the same for drafts that exist already; None if there are none.
         """
 
 
 class Drafter(Protocol):
-    """Guesses tokens; wrong guesses cost time and never change the text."""
+    """Guesses tokens. Wrong guesses cost time and never change the text."""
 
     @property
     def draft_length(self) -> int:
@@ -33,49 +33,50 @@ class Drafter(Protocol):
 
     @property
     def read_bytes(self) -> int:
-        """Bytes of weights that drafting a token reads, by which its time is estimated at first.
+        """Bytes of weights that drafting a token reads; 0 if drafting takes next to no time.
 
-        0 where drafting takes next to no time. Else less may be drafted than could be.
+        The first estimate of the drafting time is based on it. If it is not 0, the planner may
+        have fewer tokens drafted than the drafter could draft.
         """
 
     @property
     def hidden_size(self) -> int:
-        """D, if it reads the target's hidden states (`DecodeState.hidden`), else 0."""
+        """D if the drafter reads the target's hidden states (`DecodeState.hidden`), else 0."""
 
     @property
     def weights(self) -> Any:
-        """The arrays that it computes with, a pytree; `()` for none."""
+        """The arrays that the drafter computes with, as a pytree; `()` for none."""
 
     def init(self, num_slots: int, capacity: int) -> Any:
-        """The drafter's state for B slots of S tokens, a pytree of arrays; `()` for none."""
+        """Returns the drafter's state for B slots of S tokens, a pytree; `()` for no state."""
 
     def admit(self, drafter_state: Any, slot: jax.Array) -> Any:
-        """The state once slot int32[] holds a new request."""
+        """Returns the drafter's state after slot int32[] has received a new request."""
 
     def propose(self, state: DecodeState, weights: Any, worth: WorthDrafting) -> tuple[Draft, Any]:
-        """A draft for every slot, and the drafter's next state.
+        """Returns a draft for every slot, and the drafter's next state.
 
         Args:
-          state: of all slots.
-          weights: as `self.weights`, on the device.
-          worth: tells how many tokens a slot are worth drafting; of interest where drafting
-            takes time.
+          state: the state of all slots.
+          weights: `self.weights`, on the device.
+          worth: returns how many tokens per slot are worth drafting. Drafters that take next to no
+            time can ignore it.
         """
 
 
 class Stateless:
-    """What a drafter that only reads the text, and remembers nothing between steps, inherits."""
+    """Base class of drafters that only read the text and remember nothing between steps."""
 
     read_bytes = 0
     hidden_size = 0
     weights = ()
 
     def init(self, num_slots: int, capacity: int) -> Any:
-        """No state."""
+        """Returns no state."""
         del num_slots, capacity
         return ()
 
     def admit(self, drafter_state: Any, slot: jax.Array) -> Any:
-        """Nothing to forget."""
+        """Returns the state unchanged, as there is nothing to forget."""
         del slot
         return drafter_state

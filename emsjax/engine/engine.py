@@ -1,4 +1,4 @@
-"""The device's side of decoding: the compiled programs over one state, for jobs in B slots."""
+"""The device's side of a run: the compiled programs over one state, for jobs in B slots."""
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
@@ -26,7 +26,10 @@ from emsjax.sampling.state import SamplingState, empty_sampling
 
 
 class Engine:
-    """Decodes jobs in B slots of S tokens with one compiled loop."""
+    """Decodes jobs in B slots of S tokens with one compiled loop.
+
+    Programs that change the state donate it, so that the cache is updated in place, never copied.
+    """
 
     def __init__(
         self,
@@ -41,19 +44,19 @@ class Engine:
         trace: bool = False,
         choose: Callable[[jax.Array, Rows, DecodeState], Chosen] = choose,
     ):
-        """Compiles nothing yet and allocates nothing; the first `run` does.
+        """Prepares the programs; the first `run` compiles them and allocates the state.
 
         Args:
           model: the target, an nnx module.
           drafter: guesses tokens.
-          ladder: shapes of a step, see `make_ladder`.
+          ladder: the shapes that a step may take, see `make_ladder`.
           num_slots: B.
-          capacity: S, tokens of a slot, prompt and output.
-          costs: what a step costs on each rung; None to verify every draft that fits, whatever
-            it costs.
-          policy: what to pad: nothing, but to compare.
-          trace: whether to note what was drafted, so that results have a `trace`.
-          choose: from the target's logits to tokens; another one to simulate.
+          capacity: S, tokens of a slot, prompt and output together.
+          costs: the cost of a step on each rung; None to verify every draft token that fits,
+            whatever it costs.
+          policy: what to pad; other policies than the default exist for comparison.
+          trace: whether to record what was drafted, so that results have a `trace`.
+          choose: turns the target's logits into tokens; simulations replace it.
         """
         self.num_slots, self.capacity = num_slots, capacity
         self.ladder = tuple(ladder)
@@ -63,7 +66,7 @@ class Engine:
         self._graphdef, self.params = nnx.split(model)
         self.cache_spec = model.cache_spec(num_slots, capacity)
         self._drafter, self._dtype = drafter, model.dtype
-        # float32 means float32: TPUs and newer GPUs would round its products to fewer bits.
+        # TPUs and newer GPUs would round float32 operands of a product to fewer bits.
         self.precision = "highest" if model.dtype == jnp.float32 else None
 
         def run_loop(
@@ -92,30 +95,30 @@ class Engine:
 
     @property
     def costs(self) -> StepCosts | None:
-        """What a step costs on each rung; None to verify every draft that fits."""
+        """The cost of a step on each rung; None to verify every draft token that fits."""
         return self._costs
 
     def use_costs(self, costs: StepCosts | None) -> None:
         """Plans the steps that follow by other costs.
 
-        Only code that knows what steps cost here calls this: `costs.Pricing` before a run, the
-        measurement that forces a rung, and `bench`. Going from costs to None or back compiles
+        Only code that knows the costs of a step calls this: `costs.Pricing` before a run, the
+        measurement that forces a rung, and `bench`. A change from costs to None or back compiles
         another program.
 
         Args:
-          costs: of the engine's ladder; None to verify every draft that fits.
+          costs: for the engine's ladder; None to verify every draft token that fits.
         """
         self._costs = costs
 
     @property
     def drafter(self) -> Drafter:
-        """What guesses tokens."""
+        """The drafter."""
         return self._drafter
 
     def use_drafter(self, drafter: Drafter) -> None:
         """Drafts with other weights from the next step on.
 
-        Only `bench` calls this, to time steps whose drafts are simulated.
+        Only `bench` calls this, to time steps with simulated drafts.
 
         Args:
           drafter: of the same kind, with weights of the same shapes, so that the compiled programs
@@ -124,7 +127,7 @@ class Engine:
         self._drafter = drafter
 
     def setup(self, params: nnx.State) -> Setup:
-        """What the loop is made of, with these weights."""
+        """Returns the parts of the loop, with these weights."""
         model = nnx.merge(self._graphdef, params)
         return Setup(model, self.drafter, self.ladder, self.policy, self._choose)
 
@@ -134,11 +137,12 @@ class Engine:
         *,
         sampling: bool = False,
     ) -> jax.stages.Lowered:
-        """The decode program, for reading what it compiles to.
+        """Lowers the decode program, to compile it and inspect the result.
 
         Args:
-          sharding: where the arguments lie; names a device to compile for that is not there.
-          sampling: the program for batches in which not all take the likeliest token.
+          sharding: the placement of the arguments. It may name a device that you do not have.
+          sampling: lower the program for batches in which some slots do not take the likeliest
+            token.
         """
         classes = jnp.asarray(self.token_classes)
 
@@ -159,7 +163,7 @@ class Engine:
         return self._around(jnp.zeros(self.cache_spec.shape, self.cache_spec.dtype))
 
     def _around(self, cache: jax.Array) -> DecodeState:
-        """Idle slots around a cache that may hold prompts."""
+        """Returns a state of idle slots around an existing cache, which may hold prompts."""
         drafter_state = self.drafter.init(self.num_slots, self.capacity)
         hidden = None
         if self.drafter.hidden_size:
@@ -177,29 +181,30 @@ class Engine:
     def run(
         self, jobs: Iterable[Job | None], on_progress: Callable[[int], None] | None = None
     ) -> Generator[Finished | None, None, None]:
-        """Decodes all jobs, taking one more whenever a slot is free, and one ahead.
+        """Decodes all jobs: takes a job whenever a slot is free, and one job ahead.
 
         Args:
-          jobs: taken one at a time. None among them says that none is ready yet: the jobs at
-            hand go on meanwhile. If taking one raises, those before it are finished first.
+          jobs: taken one at a time. None means that no job is ready yet; the jobs in the slots
+            continue meanwhile. If the iterable raises, earlier jobs are finished first.
           on_progress: called with the number of tokens generated since the last call.
 
         Yields:
-          Each result as it is final, in the order in which they finish; None whenever tokens of
-          a watched job have come.
+          Each result when it is final, in the order in which the jobs finish; None after new tokens
+          of a watched job.
         """
         state = self._idle if self._idle is not None else self.empty()
-        # A run that is left half-way leaves its slots occupied: the next one starts afresh.
+        # A run that the caller abandons leaves its slots occupied, so its state is not kept.
         self._idle = None
         state = yield from SlotRun(self, jobs, on_progress).results(state)
+        # The next run may be greedy, and then does without the sampling state.
         self._idle = state.replace(sampling=None)
 
     def forget(self) -> None:
-        """Gives up the memory that is kept for the next run."""
+        """Releases the memory that is kept for the next run."""
         self._idle = None
 
     def advance(self, state: DecodeState, max_steps: int, others_wait: bool) -> DecodeState:
-        """Steps until there is something for the host to do, see `loop.run`."""
+        """Steps until the host has something to do, see `loop.run`."""
         limits = np.int32(max_steps), np.bool(others_wait)
         return self._run_loop(self.params, self.drafter.weights, self.costs, state, *limits)
 
@@ -207,16 +212,17 @@ class Engine:
         """Puts a job into a free slot.
 
         Args:
-          state: of all slots.
-          slot: which.
-          job: what to decode there.
-          source: a slot whose cache holds all of the job's prompt, perhaps this one; None where
-            the prompt is to be read.
+          state: the state of all slots.
+          slot: the slot to fill.
+          job: the job to decode there.
+          source: a slot whose cache holds the job's whole prompt, possibly the same slot; None to
+            read the prompt.
         """
         if not job.choice.greedy:
             state = self._with_sampling(state)
         cached = 0
         if source is not None:
+            # The prompt's last token is computed again: the first token is chosen after its row.
             cached = len(job.prompt) - 1
             if source != slot:
                 cache = self._copy_cache(state.cache, np.int32(source), np.int32(slot))
@@ -228,15 +234,16 @@ class Engine:
         return self._release(state, np.int32(slot))
 
     def _with_sampling(self, state: DecodeState) -> DecodeState:
-        """The state with room for choices, which greedy runs do without."""
+        """Returns the state with sampling parameters, which greedy runs do without."""
         sampling = state.sampling
         if sampling is None:
             return state.replace(sampling=self._make_sampling(self.token_classes))
         return state.replace(sampling=sampling.replace(token_classes=self.token_classes))
 
     def _request(self, job: Job, cached: int) -> tuple[Any, ...]:
-        """The job as `state.admit` wants it."""
+        """Returns the job as the arguments of `state.admit`."""
         length = len(job.prompt)
+        # All prompts have the same shape, so that `admit` compiles once.
         prompt = np.zeros(self.capacity, np.int32)
         prompt[:length] = job.prompt
         stop_ids = np.full(MAX_STOP_IDS, -1, np.int32)

@@ -1,4 +1,8 @@
-"""Holes in an aligned cache: places that no token's K/V is at, between places where it is."""
+"""Holes in an aligned cache: positions without a token's K/V, between positions that have one.
+
+Only the padded methods make holes, to compare EMS-SD with. They keep the caches of all slots
+growing by the same length, so a slot that accepted fewer tokens than another skips the difference.
+"""
 
 from typing import NamedTuple
 
@@ -9,12 +13,12 @@ from emsjax.engine.packing import PackedBatch
 
 
 class Holes(NamedTuple):
-    """Where they are.
+    """The holes of all slots.
 
     Attributes:
-      at: bool[B, S], by place in the cache.
-      counts: int32[B], in each slot; a token's K/V lies that many places behind its position, for
-        the tokens still to come.
+      at: bool[B, S], which positions of the cache are holes.
+      counts: int32[B], holes in each slot. The K/V of its next tokens lie this many places after
+        their positions.
     """
 
     at: jax.Array
@@ -22,40 +26,44 @@ class Holes(NamedTuple):
 
 
 def no_holes(num_slots: int, capacity: int) -> Holes:
-    """B slots of S places without any."""
+    """Returns B slots of S positions without holes."""
     at = jnp.zeros((num_slots, capacity), jnp.bool)
     return Holes(at, jnp.zeros(num_slots, jnp.int32))
 
 
 def fill(holes: Holes, slot: jax.Array) -> Holes:
-    """Without those of a slot int32[]."""
+    """Returns the holes without those of one slot, int32[]."""
     return Holes(holes.at.at[slot].set(False), holes.counts.at[slot].set(0))
 
 
-def behind_holes(batch: PackedBatch, holes: Holes) -> PackedBatch:
-    """The rows where the cache has room for them; rotary positions stay those of the tokens."""
+def after_holes(batch: PackedBatch, holes: Holes) -> PackedBatch:
+    """Moves the rows' places in the cache past the holes of their slots.
+
+    The rows' `positions` stay those of the tokens, as the rotary embedding needs them.
+    """
     return batch._replace(kv_lens=batch.kv_lens + holes.counts, holes=holes.at)
 
 
 def align(
     holes: Holes, kv_lens: jax.Array, grown: jax.Array, decoding: jax.Array, max_lens: jax.Array
 ) -> Holes:
-    """Moves all decoding slots on by as much as the one that grew most.
+    """Adds holes so that all decoding slots' caches grow by as much as the one that grew most.
 
-    A slot whose cache could then not hold the rest of its text moves on by less: it is spared the
-    padding rather than cut short.
+    A slot gets fewer holes if its cache could not hold the rest of its text otherwise: less padding
+    is better than a text that is cut short.
 
     Args:
       holes: before the step.
       kv_lens: int32[B], tokens with K/V after the step.
-      grown: int32[B], how many of them came with it.
-      decoding: bool[B], the slots that move together.
-      max_lens: int32[B], tokens that each slot may come to have.
+      grown: int32[B], by how many tokens each slot grew in the step.
+      decoding: bool[B], the slots that grow together.
+      max_lens: int32[B], the most tokens that each slot may reach.
     """
     places = jnp.arange(holes.at.shape[1], dtype=jnp.int32)[None]
     furthest = jnp.where(decoding, grown, 0).max()
     room = jnp.maximum(holes.at.shape[1] - max_lens - holes.counts, 0)
     added = jnp.where(decoding, jnp.minimum(furthest - grown, room), 0)
+    # New holes follow the tokens that are in the cache after this step.
     start = (kv_lens + holes.counts)[:, None]
     new = (places >= start) & (places < start + added[:, None])
     return Holes(holes.at | new, holes.counts + added)

@@ -1,4 +1,4 @@
-"""What the engine is given to decode, and what it gives back."""
+"""The engine's input and output: jobs and their results."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,23 +8,24 @@ from emsjax.engine.trace import Trace
 from emsjax.sampling.choice import GREEDY, Choice
 from emsjax.sampling.logprobs import Logprobs
 
-# Sees a job's new tokens in their order; says after how many of them it ends, or None.
+# Receives a job's new tokens in order. Returns after how many of them the job ends, or None to
+# continue.
 Watch = Callable[[Sequence[int]], int | None]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to generate.
+    """One sequence to generate.
 
     Attributes:
-      key: comes back with the result.
+      key: identifies the job in its result.
       prompt: token ids, 1 to S - 1 of them.
-      max_tokens: the most tokens to generate; the cache's capacity bounds it too.
-      stop_ids: tokens that end it, at most `state.MAX_STOP_IDS`.
-      choice: how its tokens are chosen.
-      group: jobs one after another with the same object here have the same prompt, which is
-        read once for all of them; None for a job of its own.
-      watch: called with the tokens as they come, every few steps; it may end the job.
+      max_tokens: the most tokens to generate. The cache's capacity is a limit too.
+      stop_ids: tokens that end the output, at most `limits.MAX_STOP_IDS`.
+      choice: how the tokens are chosen.
+      group: consecutive jobs with the same object here have the same prompt, which is read once for
+        all of them; None for a job without a group.
+      watch: called with the new tokens every few steps; it may end the job.
     """
 
     key: object
@@ -38,15 +39,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Finished:
-    """A job's result.
+    """The result of a job.
 
     Attributes:
-      job: as it was given.
-      token_ids: what was generated, the stop token included.
-      metrics: what it cost.
+      job: the job.
+      token_ids: the generated tokens, including the stop token.
+      metrics: the cost of the job.
       cut: whether `job.watch` ended it.
-      logprobs: numpy arrays [tokens, ...]; None where they were not wanted.
-      trace: how it came about, without texts; None where the engine does not note it.
+      logprobs: numpy arrays [tokens, ...]; None if the job did not ask for them.
+      trace: where each token came from, without texts; None if the engine does not record traces.
     """
 
     job: Job
@@ -58,5 +59,5 @@ class Finished:
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop token ended it, and not a limit or `job.watch`."""
+        """Whether a stop token ended the output, rather than a limit or `job.watch`."""
         return not self.cut and self.token_ids[-1] in self.job.stop_ids

@@ -1,7 +1,8 @@
-"""The ladder: the few shapes that a step may take, and which one fits.
+"""The ladder: the few shapes that a step may take, and the choice of the one that fits.
 
-A packed buffer whose capacity is that of the padded batch costs what padding costs. So the
-program holds several capacities, cheapest first, and each step runs the first that fits.
+Shapes are fixed under `jit`, while the number of rows changes from step to step. A packed buffer as
+large as the padded batch would cost as much as padding does. So the program contains several
+capacities, the rungs, cheapest first, and each step runs on one of them.
 """
 
 from collections.abc import Sequence
@@ -12,8 +13,9 @@ import jax.numpy as jnp
 
 from emsjax.shapes import round_up
 
-# What matrix units and vector registers handle at full speed: fewer rows save little.
+# Matrix units and vector registers handle this many rows at full speed; fewer rows save little.
 ROW_MULTIPLE = 8
+# The single capacity of an `exact` ladder, unless another one is given.
 EXACT_CAPACITY = 64
 
 
@@ -21,8 +23,8 @@ class Rung(NamedTuple):
     """One shape of a step.
 
     Attributes:
-      capacity: T, the rows it can hold.
-      max_q_len: the most rows one slot may have in it.
+      capacity: T, the number of rows it holds.
+      max_q_len: the most rows that one slot may have in it.
     """
 
     capacity: int
@@ -38,19 +40,21 @@ def make_ladder(
     narrowest: int = ROW_MULTIPLE,
     prefill_chunk: int = 256,
 ) -> tuple[Rung, ...]:
-    """Rungs from cheapest to dearest.
+    """Returns the rungs, cheapest first.
 
-    First one row a slot (plain decoding), then doubling capacities up to every slot's longest
-    draft, and prefill chunks beside and beyond them.
+    The first rung has one row per slot, for plain decoding. The next ones double in capacity until
+    every slot's longest draft fits. Prefill chunks lie between and above them.
 
     Args:
       num_slots: B.
-      draft_length: k, 0 where nothing is ever drafted.
-      exact: one capacity for everything, the same for every B up to it: results are then equal
-        bit for bit whatever is in the batch.
-      exact_capacity: that capacity, in tokens; rounded up to a multiple of it for a larger B.
-      narrowest: the fewest rows, beside one alone, that are worth a rung.
-      prefill_chunk: the most rows of one prefill step, in tokens.
+      draft_length: k; 0 if nothing is ever drafted.
+      exact: use a single capacity, the same for every B up to it. Results are then equal bit for
+        bit, whatever else is in the batch.
+      exact_capacity: the single capacity, in rows. For a larger B, it is the next multiple of this
+        number.
+      narrowest: the fewest rows that are worth a rung, apart from a single row.
+      prefill_chunk: the most rows of one prefill step, or a multiple of it if B slots and their
+        drafts need more.
     """
     if exact:
         capacity = round_up(num_slots, exact_capacity)
@@ -59,21 +63,23 @@ def make_ladder(
     rungs = [Rung(plain, 1)]
     if draft_length > 0:
         rungs += _draft_rungs(num_slots, draft_length + 1, narrowest)
-    # At least the drafts' rung: a plan may fill the largest capacity with one slot's prompt.
+    # No narrower than the widest rung for drafts: a plan may fill the largest capacity with rows of
+    # one prompt, and only a prefill rung lets one slot have that many.
     widest = round_up(max(2 * num_slots, rungs[-1].capacity), prefill_chunk)
-    # Where slots free up one by one, prompts are read one by one: short ones want less room.
+    # Slots free up one by one, so prompts are read one by one, and short ones need less room.
     chunks = [chunk for chunk in (widest // 4, widest // 2, widest) if chunk > plain]
     return tuple(sorted([*rungs, *(Rung(chunk, chunk) for chunk in chunks)]))
 
 
 def row_capacity(rows: int, narrowest: int) -> int:
-    """The capacity that holds so many rows; one row alone may have its own."""
+    """Returns the smallest capacity that holds this many rows; a single row has its own."""
     if rows == 1:
         return 1
     return narrowest if rows <= narrowest else round_up(rows, ROW_MULTIPLE)
 
 
 def _draft_rungs(num_slots: int, longest: int, narrowest: int) -> list[Rung]:
+    """Returns doubling capacities, from one draft token up to `longest` rows in every slot."""
     full = row_capacity(num_slots * longest, narrowest)
     capacity = row_capacity(num_slots + 1, narrowest)
     rungs = []
@@ -84,18 +90,18 @@ def _draft_rungs(num_slots: int, longest: int, narrowest: int) -> list[Rung]:
 
 
 def for_drafts(ladder: Sequence[Rung], draft_length: int) -> list[bool]:
-    """Which rungs are for steps that read no prompt; all, where there are no others.
+    """Returns which rungs are for steps that read no prompt; all if every rung is for prompts.
 
-    Prompts are attended to in taller tiles, which cost more where each slot has few rows.
+    Attention on a rung for prompts uses taller tiles, which cost more if each slot has few rows.
     """
     narrow = [rung.max_q_len <= draft_length + 1 for rung in ladder]
     return narrow if any(narrow) else [True] * len(narrow)
 
 
 def first_fit(ladder: Sequence[Rung], q_lens: jax.Array, draft_length: int) -> jax.Array:
-    """Index of the cheapest rung that holds rows of `q_lens` int32[B]; int32[].
+    """Returns the index int32[] of the cheapest rung that holds `q_lens` int32[B] rows.
 
-    One for prompts only where no other one does.
+    A rung for prompts is used only if no other one fits.
     """
     capacities = jnp.asarray([rung.capacity for rung in ladder], jnp.int32)
     longest = jnp.asarray([rung.max_q_len for rung in ladder], jnp.int32)

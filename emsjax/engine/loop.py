@@ -1,6 +1,25 @@
-"""The one decode loop: draft, plan, pack, forward, verify, commit, on the device.
+"""The decode loop, which every method shares: draft, plan, pack, run the target, verify, commit.
 
-Plain decoding is this loop with a drafter that drafts nothing; the padded methods are policies.
+Speculative decoding guesses a few tokens ahead, checks all of them in one forward pass of the
+target model, and keeps those that the target would have chosen itself. In a batch, slots draft and
+accept different numbers of tokens. EMS-SD (arXiv 2405.07542) pads neither the inputs nor the caches
+to a common length. Each `step` does this for all slots at once:
+
+1. Draft: the drafter guesses up to k tokens after each slot's known text.
+2. Plan: the planner decides how many of those draft tokens each slot may verify, and picks the
+   rung, which is the size of the packed buffer.
+3. Pack: the rows of all slots lie one after another in one buffer, without padding between them.
+4. Target: one forward pass writes each row's K/V at its own position in its slot's cache. Then the
+   target chooses a token after each row that can emit one.
+5. Verify: a draft token is accepted if it is the token that the target chose in its place, and all
+   draft tokens before it were accepted.
+6. Commit: the accepted tokens and the bonus token, which the target chose after them, become known
+   text. K/V of rejected tokens stay in the cache past `kv_lens`, where nothing reads them and later
+   steps overwrite them.
+
+A slot's newest token is known but has no K/V yet, so its row comes first in the next step. A slot
+that reads its prompt has more of these tokens. Prefill is therefore the same step with more rows.
+Plain decoding is this loop with a drafter that drafts nothing, and the padded methods are policies.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +31,7 @@ import jax.numpy as jnp
 from emsjax.engine.acceptance import learn, predict
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import Drafter, WorthDrafting
-from emsjax.engine.holes import behind_holes
+from emsjax.engine.holes import after_holes
 from emsjax.engine.ladder import Rung
 from emsjax.engine.load import load_of
 from emsjax.engine.model import Model
@@ -28,14 +47,14 @@ from emsjax.sampling.rows import NO_TOKEN, Rows
 
 
 class Setup(NamedTuple):
-    """What a loop is made of; static, but for the model's weights.
+    """The parts of a loop. All are static except the model's weights.
 
     Attributes:
       model: the target.
       drafter: guesses tokens.
-      ladder: shapes of a step, cheapest first.
+      ladder: the shapes that a step may take, cheapest first.
       policy: what to pad.
-      choose: from the target's logits to tokens.
+      choose: turns the target's logits into tokens.
     """
 
     model: Model
@@ -46,12 +65,13 @@ class Setup(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """What the target's forward pass changes and finds.
+    """The result of the target's forward pass.
 
     Attributes:
-      cache: K/V [L, B, S, R, 128].
-      chosen: [B, k+1], the target's choice after the known tokens and after each draft token.
-      hidden: [B, k+1, D], what it was chosen from; None where the drafter does not read it.
+      cache: K/V [L, B, S, R, 128], with this step's rows written.
+      chosen: [B, k+1], the target's choices after the known tokens and after each draft token.
+      hidden: [B, k+1, D], the hidden states from which the choices were made; None if the drafter
+        does not read them.
     """
 
     cache: jax.Array
@@ -60,11 +80,12 @@ class Forward(NamedTuple):
 
 
 class Planned(NamedTuple):
-    """The plan of a step, and what it went by.
+    """The plan of a step, and the estimates it is based on.
 
     Attributes:
       plan: see `Plan`.
-      likely: float32[B, k], how likely each draft token is to be accepted.
+      likely: float32[B, k], the probability that each draft token is accepted if those before it
+        are.
     """
 
     plan: Plan
@@ -79,21 +100,21 @@ def run(
     max_steps: jax.Array,
     others_wait: jax.Array,
 ) -> DecodeState:
-    """Steps until there is something for the host to do.
+    """Steps until the host has something to do.
 
-    That is: no slot is live; a slot has its first token (its time is worth knowing); a slot
-    finished and others wait for it; or `max_steps` steps were made.
+    The loop returns when no slot is live, when a slot has its first token (the host records the
+    time), when a slot finishes while other requests wait for it, or after `max_steps` steps.
 
     Args:
-      setup: what the loop is made of.
-      weights: the drafter's.
-      costs: what a step costs on each rung; None to verify all that fits.
-      state: of all slots.
+      setup: the parts of the loop.
+      weights: the drafter's weights.
+      costs: the cost of a step on each rung; None to verify every draft token that fits.
+      state: the state of all slots.
       max_steps: int32[].
       others_wait: bool[], whether requests wait for a slot.
     """
 
-    def goes_on(carry: tuple[DecodeState, jax.Array, jax.Array]) -> jax.Array:
+    def keep_going(carry: tuple[DecodeState, jax.Array, jax.Array]) -> jax.Array:
         state, steps, called = carry
         return state.live.any() & (steps < max_steps) & ~called
 
@@ -109,7 +130,7 @@ def run(
         return after, steps + 1, freed | started
 
     start = (state, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.bool))
-    return jax.lax.while_loop(goes_on, body, start)[0]
+    return jax.lax.while_loop(keep_going, body, start)[0]
 
 
 def step(
@@ -119,7 +140,7 @@ def step(
     state: DecodeState,
     others_wait: jax.Array,
 ) -> DecodeState:
-    """One target step for all slots."""
+    """Runs one target step for all slots."""
     economics = economics_of(costs, state, others_wait)
     with jax.named_scope("draft"):
         state, draft = draft_tokens(setup, weights, state, economics)
@@ -137,79 +158,62 @@ def step(
 def economics_of(
     costs: StepCosts | None, state: DecodeState, others_wait: jax.Array | bool
 ) -> Economics | None:
-    """What the plan and the drafter weigh in this step; None if costs are not known."""
+    """Returns what the planner and the drafter weigh in this step; None if costs are unknown."""
     return None if costs is None else Economics(costs, load_of(state, others_wait))
 
 
 def draft_tokens(
     setup: Setup, weights: Any, state: DecodeState, economics: Economics | None = None
 ) -> tuple[DecodeState, Draft]:
-    """Draft tokens for every slot, and the state with the drafter's own updated."""
-    worth = worth_in(setup.ladder, state, economics)
+    """Drafts for every slot; returns the state with the drafter's part updated, and the draft."""
+    worth = _length_worth_drafting(setup.ladder, state, economics)
     draft, drafter_state = setup.drafter.propose(state, weights, worth)
-    # The padded methods run rows past a draft's end; token 0 keeps them inside the vocabulary.
+    # The padded methods run rows past a draft's end. Token 0 keeps those rows inside the
+    # vocabulary.
     place = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
     tokens = jnp.where(place < draft.lens[:, None], draft.tokens, 0)
     return state.replace(drafter=drafter_state), draft._replace(tokens=tokens)
 
 
-def plan_rows(
-    setup: Setup, state: DecodeState, draft: Draft, economics: Economics | None = None
-) -> Planned:
-    """How many draft tokens are verified, and on which rung."""
-    likely = predict(draft, state.experience)
-    plan = make_plan(state, draft, likely, setup.ladder, economics, setup.policy)
-    return Planned(plan, likely)
-
-
-def take_note(
-    state: DecodeState, draft: Draft, planned: Planned, result: Forward, accepted: jax.Array
-) -> DecodeState:
-    """The state with what the target's pass changed and taught."""
-    plan = planned.plan
-    return state.replace(
-        cache=result.cache,
-        experience=learn(state.experience, draft, planned.likely, plan.draft_lens, accepted),
-        hidden=_behind_newest(result.hidden, accepted, plan, state),
-    )
-
-
-def worth_in(
-    ladder: Sequence[Rung], state: DecodeState, economics: Economics | None = None
+def _length_worth_drafting(
+    ladder: Sequence[Rung], state: DecodeState, economics: Economics | None
 ) -> WorthDrafting:
-    """How many tokens a slot are worth drafting; all of them if costs are not known."""
+    """Returns the function that tells a drafter how many tokens to draft for each slot.
+
+    A drafter whose tokens take time calls it before drafting. Without costs it answers k, so that
+    everything is drafted.
+    """
     if economics is None:
         return lambda survival, found=None: jnp.full((), survival.shape[1], jnp.int32)
     values = economics.load.values[:, None]
     # A slot emits nothing past its limit, so draft tokens there are worth nothing.
     room = (state.max_lens - state.lens - 1)[:, None]
 
-    def of_value(survival: jax.Array) -> jax.Array:
+    def value_of(survival: jax.Array) -> jax.Array:
         places = jnp.arange(survival.shape[1], dtype=jnp.int32)[None]
         return jnp.where(places < room, survival * values, 0.0)
 
     def worth(survival: jax.Array, found: jax.Array | None = None) -> jax.Array:
         found = jnp.zeros_like(survival) if found is None else found
-        return worth_drafting(of_value(survival), of_value(found), ladder, economics)
+        return worth_drafting(value_of(survival), value_of(found), ladder, economics)
 
     return worth
 
 
-def _behind_newest(
-    hidden: jax.Array | None, accepted: jax.Array, plan: Plan, state: DecodeState
-) -> jax.Array | None:
-    """The hidden state [B, D] from which each slot's newest token was chosen."""
-    if hidden is None or state.hidden is None:
-        return None
-    newest = jnp.take_along_axis(hidden, accepted[:, None, None], axis=1)[:, 0]
-    return jnp.where(plan.complete[:, None], newest, state.hidden)
+def plan_rows(
+    setup: Setup, state: DecodeState, draft: Draft, economics: Economics | None = None
+) -> Planned:
+    """Plans how many draft tokens are verified, and on which rung."""
+    likely = predict(draft, state.experience)
+    plan = make_plan(state, draft, likely, setup.ladder, economics, setup.policy)
+    return Planned(plan, likely)
 
 
 def run_target(setup: Setup, state: DecodeState, draft: Draft, plan: Plan) -> Forward:
     """Runs the planned rows on the planned rung.
 
-    Each rung is a while loop of zero or one trip: a `lax.switch` around the scan over layers
-    would copy the whole cache (measured, for TPU and CPU).
+    Every rung is compiled into the program as a while loop of zero or one trip. A `lax.switch`
+    around the scan over layers would copy the whole cache (measured, for TPU and CPU).
     """
     shape = (state.lens.shape[0], setup.drafter.draft_length + 1)
     hidden = state.hidden
@@ -218,32 +222,35 @@ def run_target(setup: Setup, state: DecodeState, draft: Draft, plan: Plan) -> Fo
     carry = (plan.rung, Forward(state.cache, _nothing_chosen(shape, state), hidden))
     for index, rung in enumerate(setup.ladder):
 
-        def chosen(carry: tuple[jax.Array, Forward], index: int = index) -> jax.Array:
+        def is_planned(carry: tuple[jax.Array, Forward], index: int = index) -> jax.Array:
             return carry[0] == index
 
-        def forward(
+        def run_once(
             carry: tuple[jax.Array, Forward], rung: Rung = rung
         ) -> tuple[jax.Array, Forward]:
-            ran = _run_rung(setup, rung, state, draft, plan, carry[1])
-            return jnp.full_like(carry[0], -1), ran
+            result = _run_rung(setup, rung, state, draft, plan, carry[1])
+            # No rung has the index -1, so this loop ends and no later one starts.
+            return jnp.full_like(carry[0], -1), result
 
-        carry = jax.lax.while_loop(chosen, forward, carry)
+        carry = jax.lax.while_loop(is_planned, run_once, carry)
     return carry[1]
 
 
 def _run_rung(
     setup: Setup, rung: Rung, state: DecodeState, draft: Draft, plan: Plan, previous: Forward
 ) -> Forward:
-    """Packs, runs the model and chooses a token after each row that can emit.
+    """Packs the rows, runs the model and chooses a token after each row that can emit one.
 
-    With one rung (`exact`) the logits of all rows are computed, needed or not: how many are needed
-    differs with B and k, and a product over fewer rows may round differently.
+    With a single rung (`exact`) this computes the logits of all rows, including those that cannot
+    emit. The number of rows that can emit depends on B and k, and a product over fewer rows may
+    round differently.
     """
     guesses = Guesses(draft.tokens, state.lens)
     batch = pack(state.tokens, state.kv_lens, plan.q_lens, rung.capacity, guesses)
-    placed = batch if state.holes is None else behind_holes(batch, state.holes)
+    placed = batch if state.holes is None else after_holes(batch, state.holes)
     hidden, cache = setup.model(placed, previous.cache, max_q_len=rung.max_q_len)
     prefixes = _prefixes(batch, state, draft)
+    # A slot emits after its last known token and after each of its draft tokens, k+1 rows at most.
     last_known = batch.cu_q_lens[1:] - 1 - plan.pad_lens - plan.draft_lens
     steps = jnp.arange(previous.chosen.tokens.shape[1], dtype=jnp.int32)[None]
     rows = jnp.clip(last_known[:, None] + steps, 0, rung.capacity - 1)
@@ -251,6 +258,8 @@ def _run_rung(
     if len(setup.ladder) == 1 or rung.capacity <= rows.size:
         chosen = setup.choose(setup.model.logits(hidden), prefixes, state)
         return Forward(cache, jax.tree.map(lambda x: x[rows], chosen), kept)
+    # A rung this wide is for prompts, whose rows mostly emit nothing. Only rows that can emit get
+    # logits.
     needed = rows.ravel()
     prefixes = jax.tree.map(lambda x: x[needed], prefixes)
     chosen = setup.choose(setup.model.logits(hidden[needed]), prefixes, state)
@@ -259,8 +268,10 @@ def _run_rung(
 
 
 def _prefixes(batch: PackedBatch, state: DecodeState, draft: Draft) -> Rows:
-    """What each row of the batch follows; that of an unused row means nothing."""
+    """Returns the prefix that ends at each row of the batch; meaningless for unused rows."""
     slots = jnp.minimum(batch.slot_ids, state.lens.shape[0] - 1)
+    # The token before a row is the row's parent if it is in this batch. It may be a draft token,
+    # and the known text does not contain those.
     known = state.tokens[slots, jnp.maximum(batch.positions - 1, 0)]
     depth = batch.positions - state.lens[slots] + 1
     place = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
@@ -274,5 +285,36 @@ def _prefixes(batch: PackedBatch, state: DecodeState, draft: Draft) -> Rows:
 
 
 def _nothing_chosen(shape: tuple[int, ...], state: DecodeState) -> Chosen:
+    """Returns zeros in the shape of the target's choices, which the planned rung replaces."""
     logprobs = None if state.sampling is None else empty_logprobs(shape)
     return Chosen(jnp.zeros(shape, jnp.int32), logprobs)
+
+
+def take_note(
+    state: DecodeState, draft: Draft, planned: Planned, result: Forward, accepted: jax.Array
+) -> DecodeState:
+    """Returns the state with the target's cache and hidden states, and with the experience gained.
+
+    Args:
+      state: before the target's pass.
+      draft: the guesses.
+      planned: the plan and its estimates.
+      result: of the target's pass.
+      accepted: int32[B], see `count_accepted`.
+    """
+    plan = planned.plan
+    return state.replace(
+        cache=result.cache,
+        experience=learn(state.experience, draft, planned.likely, plan.draft_lens, accepted),
+        hidden=_newest_hidden(result.hidden, accepted, plan, state),
+    )
+
+
+def _newest_hidden(
+    hidden: jax.Array | None, accepted: jax.Array, plan: Plan, state: DecodeState
+) -> jax.Array | None:
+    """Returns the hidden state [B, D] from which each slot's newest token was chosen."""
+    if hidden is None or state.hidden is None:
+        return None
+    newest = jnp.take_along_axis(hidden, accepted[:, None, None], axis=1)[:, 0]
+    return jnp.where(plan.complete[:, None], newest, state.hidden)

@@ -1,4 +1,4 @@
-"""What a request cost, counted; and the same summed over a run."""
+"""Counts of what a request cost, and their sums over a run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,19 +9,18 @@ from itertools import zip_longest
 class RequestMetrics:
     """Counts of one finished request.
 
-    Where a stop string ended it, what was drafted and accepted also counts what was done until that
-    was noticed: up to 3 steps more.
+    The host notices a stop string up to 3 steps late. Tokens drafted and accepted in these steps
+    are counted too.
 
     Attributes:
-      target_steps: decode steps in which the target verified this request, that is the steps
-        that emitted its tokens; the last prefill step, which emits the first, is one of them.
-      drafted_tokens: draft tokens the target was given to verify.
-      accepted_tokens: how many of those it agreed with.
+      target_steps: steps that emitted tokens of this request. The last prefill step, which emits
+        the first token, is one of them.
+      drafted_tokens: draft tokens that the target verified.
+      accepted_tokens: draft tokens that the target accepted.
       emitted_tokens: tokens in the output, bonus tokens included.
-      drafted_by_position: `drafted_tokens` by place in the draft, the first token of a draft
-        first.
-      accepted_by_position: `accepted_tokens` likewise.
-      time_to_first_token: seconds from the request's taking a slot to its first token.
+      drafted_by_position: `drafted_tokens` by position in the draft.
+      accepted_by_position: `accepted_tokens` by position in the draft.
+      time_to_first_token: seconds from the moment the request takes a slot to its first token.
       prefill_steps: steps that only read the prompt and emitted nothing.
     """
 
@@ -36,12 +35,15 @@ class RequestMetrics:
 
     @property
     def tokens_per_target_step(self) -> float:
-        """Emitted tokens a target step; 1.0 for plain decoding, 0.0 where nothing ran."""
+        """Emitted tokens per target step; 1.0 for plain decoding, 0.0 if no step ran."""
         return _ratio(self.emitted_tokens, self.target_steps)
 
 
 def together(outputs: Sequence[RequestMetrics]) -> RequestMetrics:
-    """What several outputs of one prompt cost; the first of them waited for the prompt."""
+    """Sums the metrics of several outputs of one prompt.
+
+    `time_to_first_token` is that of the first output, which read the prompt.
+    """
     drafted = [sum(each) for each in zip(*(m.drafted_by_position for m in outputs), strict=True)]
     accepted = [sum(each) for each in zip(*(m.accepted_by_position for m in outputs), strict=True)]
     return RequestMetrics(
@@ -61,14 +63,14 @@ class RunTotals:
     """Sums over finished requests, in constant memory.
 
     Attributes:
-      requests: requests added.
-      target_steps: summed over requests; a step that verified eight requests counts eight times,
-        so that tokens per target step is the speculative gain of a request, not the batch size.
-      emitted_tokens: summed over requests.
-      drafted_by_position: summed, as long as the longest draft.
-      accepted_by_position: likewise.
-      first_token_sum: summed times to first token, seconds.
-      first_token_max: the longest of them, seconds.
+      requests: number of requests added.
+      target_steps: sum over requests. A step that verified eight requests counts eight times, so
+        that tokens per target step is the speculative gain of a request, not the batch size.
+      emitted_tokens: sum over requests.
+      drafted_by_position: sums over requests, as many as the longest draft has tokens.
+      accepted_by_position: sums over requests, as many as the longest draft has tokens.
+      first_token_sum: sum of the times to first token, in seconds.
+      first_token_max: the longest time to first token, in seconds.
     """
 
     requests: int = 0
@@ -80,7 +82,7 @@ class RunTotals:
     first_token_max: float = 0.0
 
     def add(self, metrics: RequestMetrics) -> None:
-        """Count one finished request in."""
+        """Adds the counts of one finished request."""
         self.requests += 1
         self.target_steps += metrics.target_steps
         self.emitted_tokens += metrics.emitted_tokens
@@ -91,17 +93,17 @@ class RunTotals:
 
     @property
     def tokens_per_target_step(self) -> float:
-        """Emitted tokens a target step, over all requests."""
+        """Emitted tokens per target step, over all requests."""
         return _ratio(self.emitted_tokens, self.target_steps)
 
     @property
     def mean_time_to_first_token(self) -> float:
-        """Seconds, over all requests."""
+        """Mean time to first token over all requests, in seconds."""
         return _ratio(self.first_token_sum, self.requests)
 
     @property
     def acceptance_by_position(self) -> list[float | None]:
-        """Accepted share of the tokens drafted at each position; None where none were drafted."""
+        """Accepted share of the tokens drafted at each position; None if none were drafted."""
         pairs = zip_longest(self.drafted_by_position, self.accepted_by_position, fillvalue=0)
         return [accepted / drafted if drafted else None for drafted, accepted in pairs]
 

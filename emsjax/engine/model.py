@@ -1,4 +1,4 @@
-"""All that the rest of emsjax reads of a model, and nothing about any family."""
+"""The model interface: everything the rest of emsjax uses, independent of the model family."""
 
 from typing import NamedTuple, Protocol
 
@@ -9,16 +9,17 @@ from emsjax.engine.packing import PackedBatch
 
 
 class Sizes(NamedTuple):
-    """What a model moves and multiplies.
+    """The bytes that a model moves and the operations that it needs.
 
     Attributes:
-      weights_bytes: all parameters.
-      read_bytes: those that every step reads whole; tables it takes a few rows of are left out.
-      row_flops: operations of one row in all layers, without attention.
-      logit_flops: operations of the logits after one row.
-      token_bytes: one token's keys and values in the cache, all layers, as the platform being
-        compiled for lays them out.
-      token_flops: operations of one row's attention to one cached token, all layers.
+      weights_bytes: bytes of all parameters.
+      read_bytes: bytes of the parameters that every step reads in full. Tables of which a step
+        reads only a few rows are left out.
+      row_flops: operations for one row in all layers, without attention.
+      logit_flops: operations for the logits of one row.
+      token_bytes: bytes of one token's keys and values in the cache, all layers, in the layout of
+        the platform that is compiled for.
+      token_flops: operations for one row's attention to one cached token, all layers.
       itemsize: bytes of a number in the products.
     """
 
@@ -36,11 +37,11 @@ class Model(Protocol):
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Type of the activations; weights may be stored in another."""
+        """Type of the activations; weights may be stored in another type."""
 
     @property
     def vocab_size(self) -> int:
-        """V."""
+        """V, the number of entries in the vocabulary."""
 
     @property
     def max_positions(self) -> int:
@@ -48,7 +49,7 @@ class Model(Protocol):
 
     @property
     def windows(self) -> tuple[int, ...]:
-        """Sliding window of each layer in tokens, 0 for none; empty if no layer has one."""
+        """Sliding window of each layer in tokens; 0 for no window, empty if no layer has one."""
 
     @property
     def intermediate_size(self) -> int:
@@ -60,19 +61,19 @@ class Model(Protocol):
 
     @property
     def output_kernel(self) -> jax.Array:
-        """What logits are products with, [V, E]; the embedding itself if the two are tied."""
+        """The matrix that turns hidden states into logits, [V, E]; the embedding if tied."""
 
     @property
     def sizes(self) -> Sizes:
-        """Bytes and operations of a step."""
+        """The bytes and operations of a step, see `Sizes`."""
 
     def cache_spec(self, num_slots: int, capacity: int) -> jax.ShapeDtypeStruct:
-        """Shape and type of the K/V cache for B slots of S tokens."""
+        """Returns the shape and type of the K/V cache for B slots of S tokens."""
 
     def __call__(
         self, batch: PackedBatch, cache: jax.Array, *, max_q_len: int
     ) -> tuple[jax.Array, jax.Array]:
-        """Hidden states [T, E] of the packed rows, and the cache with their K/V written."""
+        """Returns the hidden states [T, E] of the packed rows, and the cache with their K/V."""
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Hidden states [W, E] to float32 logits [W, V]."""
+        """Turns hidden states [W, E] into float32 logits [W, V]."""

@@ -1,4 +1,10 @@
-"""Packing the rows of all slots into one flat buffer, without padding between them."""
+"""Packing the rows of all slots into one flat buffer, without padding between them.
+
+A row is one token that the model computes. Slots have different numbers of rows, so a [B, q] batch
+would pad all of them to the longest. Most of the model works on rows one by one and need not know
+which slot a row belongs to. Only attention and the cache update do. They read it from the indices
+of `PackedBatch`.
+"""
 
 from typing import NamedTuple
 
@@ -10,19 +16,20 @@ NO_PARENT = -1
 
 
 class PackedBatch(NamedTuple):
-    """The rows of one step, slot after slot: what the model's forward pass takes.
+    """The rows of one step, slot after slot: the input of the model's forward pass.
 
     Attributes:
       tokens: int32[T]; rows at or past `cu_q_lens[B]` are unused.
-      positions: int32[T], place of each token in its sample.
+      positions: int32[T], position of each token in its sample.
       slot_ids: int32[T], slot of each row; B for an unused row.
-      parents: int32[T], the row of the token before each one; `NO_PARENT` if that token's K/V is in
-        the cache already.
-      cu_q_lens: int32[B+1], where each slot's rows start; a slot may have none.
+      parents: int32[T], the row of the token before each one; `NO_PARENT` if that token's K/V is
+        already in the cache, and for unused rows.
+      cu_q_lens: int32[B+1], the cumulative number of rows: slot b has the rows from `cu_q_lens[b]`
+        up to `cu_q_lens[b+1]`, possibly none.
       kv_lens: int32[B], tokens of each slot in the cache once this step's are written.
-      ancestors: uint32[T] or None: bit j says that the row attends to its slot's j-th row of
-        this step (token trees); None where each slot's rows are a chain.
-      holes: bool[B, S] or None: places of the cache before `kv_lens` that hold no token.
+      ancestors: uint32[T] or None; bit j is set if the row attends to its slot's j-th row of this
+        step (token trees). None if each slot's rows are a chain.
+      holes: bool[B, S] or None; positions of the cache before `kv_lens` that hold no token.
     """
 
     tokens: jax.Array
@@ -36,7 +43,7 @@ class PackedBatch(NamedTuple):
 
 
 class Guesses(NamedTuple):
-    """Draft tokens that follow the known text of each slot.
+    """The draft tokens after the known text of each slot.
 
     Attributes:
       tokens: int32[B, k], valid token ids.
@@ -61,14 +68,15 @@ def pack(
       starts: int32[B], position of each slot's first row.
       q_lens: int32[B], rows of each slot; their sum is at most `capacity`.
       capacity: T.
-      guesses: the tokens of rows past the known text; None if no row is.
+      guesses: the tokens of rows past the known text; None if there are no such rows.
     """
     num_slots = q_lens.shape[0]
     cu_q_lens = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(q_lens, dtype=jnp.int32)])
     rows = jnp.arange(capacity, dtype=jnp.int32)
-    # Comparing all is one small operation; a binary search would be a loop of many.
+    # Comparing every row with every bound is one small operation. A binary search would be a loop.
     found = jnp.searchsorted(cu_q_lens[1:], rows, side="right", method="compare_all")
     slot_ids = found.astype(jnp.int32)
+    # Unused rows have the slot B. Here they read from the last slot, to stay in bounds.
     slot = jnp.minimum(slot_ids, num_slots - 1)
     place = rows - cu_q_lens[slot]
     used = slot_ids < num_slots

@@ -1,7 +1,7 @@
-"""What a step pads: nothing (EMS-SD), or what batch speculative decoding is known to pad.
+"""What a step pads: nothing (EMS-SD), or what batched speculative decoding usually pads.
 
-The padded method and its two ablations (arXiv 2405.07542) are there to compare with. They run in
-the same loop with the same kernels and give the same text.
+The padded method and its two ablations (arXiv 2405.07542) exist for comparison. They run in the
+same loop with the same kernels and generate the same text.
 """
 
 from types import MappingProxyType
@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 
 class Policy(NamedTuple):
-    """What is padded.
+    """The parts of a step that are padded.
 
     Attributes:
       pad_inputs: every decoding slot computes as many rows as the one with the longest draft.
-      align_cache: every decoding slot's cache grows by as much as that of the one that accepted
-        most; what it has no tokens for are holes, which are read and masked.
+      align_cache: every decoding slot's cache grows by as much as that of the slot that accepted
+        most. Positions without a token are holes, which attention reads and masks.
     """
 
     pad_inputs: bool = False

@@ -1,4 +1,4 @@
-"""The state of the decode loop: everything that changes from step to step, on the device."""
+"""The state of the decode loop: all arrays that change from step to step, kept on the device."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -17,18 +17,20 @@ from emsjax.sampling.state import SamplingState, admit_choice
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SlotStats:
-    """What happened to the request in each slot, for its metrics.
+    """Counters of the request in each slot, for its metrics.
+
+    `rows`, `padded`, `cached` and `empty` leave out steps that read the prompt.
 
     Attributes:
-      target_steps: int32[B], steps that emitted tokens for it.
-      prefill_steps: int32[B], earlier steps that only read its prompt.
-      drafted: int32[B, k], how often a draft token at this position was verified.
-      accepted: int32[B, k], how often such a token was accepted and emitted.
-      rows: int32[B], rows computed for it in those steps, padding included.
-      padded: int32[B], how many of them were padding.
-      cached: float32[B], places of its cache that those steps read, holes included: more than
-        int32 can count in long texts, and exact below 2**24.
-      empty: float32[B], how many of them were holes.
+      target_steps: int32[B], steps that emitted tokens.
+      prefill_steps: int32[B], earlier steps that only read the prompt.
+      drafted: int32[B, k], how often the draft token at each position was verified.
+      accepted: int32[B, k], how often it was accepted and emitted.
+      rows: int32[B], rows computed, padding included.
+      padded: int32[B], how many of these rows were padding.
+      cached: float32[B], cache positions read, holes included. In long texts this exceeds int32. It
+        is exact below 2**24.
+      empty: float32[B], how many of these positions were holes.
     """
 
     target_steps: jax.Array
@@ -44,27 +46,32 @@ class SlotStats:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DecodeState:
-    """State of all slots. Prefill and decode differ only in how far `kv_lens` is behind `lens`.
+    """The state of all slots.
+
+    Prefill and decode differ only in how far `kv_lens` lags behind `lens`. In a slot that decodes
+    it is `lens - 1`: the newest token is known, and its K/V will be written in the next step. In a
+    slot that reads its prompt the difference is larger.
 
     Attributes:
-      cache: K/V [L, B, S, R, 128]; only `[:kv_lens[b]]` of slot b means anything.
-      tokens: int32[B, S], prompt and output; entries from `lens` on are guesses or garbage.
-      emitted_at: int32[B, S], the target step of its request that emitted each token, from 1 on;
-        of the prompt's tokens it means nothing.
+      cache: K/V [L, B, S, R, 128]; only the first `kv_lens[b]` positions of slot b have a meaning.
+      tokens: int32[B, S], prompt and output; entries from `lens` on have no meaning.
+      emitted_at: int32[B, S], the number of the target step of its request that emitted each token,
+        counted from 1; meaningless for tokens of the prompt.
       lens: int32[B], known tokens of each slot.
       kv_lens: int32[B], tokens whose K/V is in the cache; less than `lens` for a live slot.
-      prompt_lens: int32[B], how many of `lens` came with the request.
-      max_lens: int32[B], the slot is finished once `lens` gets there; at most S.
-      stop_ids: int32[B, E], tokens that finish the slot, filled up with -1.
-      live: bool[B], whether the slot is being worked on.
-      drafter: the drafter's own state.
+      prompt_lens: int32[B], tokens of the prompt.
+      max_lens: int32[B], the value of `lens` at which the slot is finished; at most S.
+      stop_ids: int32[B, E], tokens that finish the slot, padded with -1.
+      live: bool[B], whether the slot holds an unfinished request.
+      drafter: the drafter's state.
       stats: see `SlotStats`.
-      experience: what came of the drafts so far, see `acceptance`.
-      hidden: [B, D], the target's hidden state from which each slot's newest token was chosen;
-        None where the drafter does not read it.
-      sampling: see `SamplingState`; None where every slot takes the likeliest token.
-      holes: those of an aligned cache; None where every slot's has its own length.
-      drafts: int32[B, k, S], what each step drafted, see `draft_record`; None where nobody asked.
+      experience: the outcome of all drafts so far, see `acceptance`.
+      hidden: [B, D], the target's hidden state from which each slot's newest token was chosen; None
+        if the drafter does not read it.
+      sampling: see `SamplingState`; None if every slot takes the likeliest token.
+      holes: the holes of an aligned cache; None if each slot's cache has its own length.
+      drafts: int32[B, k, S], the draft tokens of each step, see `trace_record`; None without
+        traces.
     """
 
     cache: jax.Array
@@ -96,7 +103,7 @@ def empty_state(
     hidden: jax.Array | None = None,
     holes: Holes | None = None,
 ) -> DecodeState:
-    """B idle slots of S tokens, taken from the shape of `cache`."""
+    """Returns a state of idle slots; the shape of `cache` determines B and S."""
     num_slots, capacity = cache.shape[1:3]
 
     def zeros(*shape: int) -> jax.Array:
@@ -139,18 +146,21 @@ def admit(
     stop_ids: jax.Array,
     choice: Choice,
 ) -> DecodeState:
-    """Puts a request into a free slot; what the slot held before is overwritten in time.
+    """Puts a request into a free slot.
+
+    The slot's cache is not cleared. Nothing past `kv_lens` is read before it is overwritten.
 
     Args:
-      state: of all slots.
+      state: the state of all slots.
       slot: int32[], the slot to fill.
-      prompt: int32[S], garbage behind `prompt_len`.
+      prompt: int32[S]; entries from `prompt_len` on have no meaning.
       prompt_len: int32[].
-      cached: int32[], tokens of the prompt whose K/V is in the slot's cache already; less than
+      cached: int32[], tokens of the prompt whose K/V is already in the slot's cache; less than
         `prompt_len`.
-      max_len: int32[], prompt and output together, at most S.
-      stop_ids: int32[E].
-      choice: how its tokens are chosen; the likeliest ones where `state.sampling` is None.
+      max_len: int32[], the most tokens of prompt and output together, at most S.
+      stop_ids: int32[E], padded with -1.
+      choice: how the request's tokens are chosen; ignored if `state.sampling` is None, when every
+        slot takes the likeliest token.
     """
     sampling = state.sampling
     if sampling is not None:
@@ -173,12 +183,12 @@ def admit(
 
 
 def copy_cache(cache: jax.Array, source: jax.Array, slot: jax.Array) -> jax.Array:
-    """The cache [L, B, S, ...] with the slot's K/V replaced by those of another slot.
+    """Returns the cache [L, B, S, ...] with one slot's K/V replaced by those of another.
 
-    Layer by layer: all of it at once would need room for another slot.
+    The copy goes layer by layer. Copying all layers at once would need memory for another slot.
 
     Args:
-      cache: of all slots.
+      cache: the cache of all slots.
       source: int32[], the slot to copy from.
       slot: int32[], the slot to copy to.
     """

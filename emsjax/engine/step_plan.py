@@ -1,4 +1,13 @@
-"""Planning a step: how many rows each slot gets, and on which rung of the ladder."""
+"""Planning a step: how many rows each slot gets, and on which rung of the ladder it runs.
+
+The plan hands out the rows of the packed buffer in this order:
+
+1. One row for each live slot, for its oldest token without K/V. In a slot that decodes, this is its
+   newest token, after which the target chooses the next one. So every live slot makes progress in
+   every step.
+2. Draft tokens. Those of all slots compete for the rows, and the likeliest win.
+3. The rest of the prompts that are being read.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,18 +22,21 @@ from emsjax.engine.policy import EMS, Policy
 from emsjax.engine.state import DecodeState
 from emsjax.engine.worth import Economics, most_worth
 
-# How likely a draft token has to be for its row to be worth more than a row of a waiting prompt.
-WORTH_A_PROMPTS_ROW = 0.5
+# While a prompt is read, a draft token takes a row from it only if it is at least this likely to be
+# accepted.
+MIN_SURVIVAL_WHILE_READING = 0.5
 
 
 class Plan(NamedTuple):
-    """What the step computes.
+    """The rows that a step computes.
 
     Attributes:
-      q_lens: int32[B], rows of each slot: known tokens without K/V, then draft tokens.
-      draft_lens: int32[B], how many of them are draft tokens.
-      pad_lens: int32[B], how many behind those are padding.
-      complete: bool[B], the slot's known tokens all have K/V after this step, so that it emits.
+      q_lens: int32[B], rows of each slot: known tokens without K/V, then draft tokens, then
+        padding.
+      draft_lens: int32[B], how many of these rows are draft tokens.
+      pad_lens: int32[B], how many of these rows are padding.
+      complete: bool[B], whether all known tokens of the slot have K/V after this step, so that it
+        emits.
       rung: int32[], index into the ladder.
     """
 
@@ -43,40 +55,43 @@ def make_plan(
     economics: Economics | None = None,
     policy: Policy = EMS,
 ) -> Plan:
-    """One row for every live slot, then draft tokens, then prompts, as far as capacity goes.
+    """Gives every live slot one row, then rows to draft tokens, then to prompts, up to capacity.
 
-    A slot still reading its prompt drafts nothing. A draft never reaches past the slot's limit:
+    A slot that still reads its prompt drafts nothing. A draft never reaches past its slot's limit:
     `lens + draft_lens < max_lens`. With `economics`, draft tokens that are not worth their rows are
-    left out; beside a prompt, whose rows are many, all are taken that fit and are likely enough.
+    left out. The exception is a step that also reads a prompt. Its cost is mostly the prompt's
+    rows, so it takes every draft token that fits and is likely enough.
 
     Args:
-      state: of all slots.
+      state: the state of all slots.
       draft: the guesses.
-      likely: float32[B, k], how likely each is to be accepted if those before it are.
-      ladder: shapes of a step, cheapest first.
-      economics: what a step costs and its tokens are worth; None to verify all that fits.
+      likely: float32[B, k], the probability that each is accepted if those before it are.
+      ladder: the shapes that a step may take, cheapest first.
+      economics: the cost of a step and the value of its tokens; None to verify all that fits.
       policy: what to pad.
 
     Raises:
-      ValueError: `economics` with a policy that pads inputs, whose padding they know nothing of.
+      ValueError: `economics` is given with a policy that pads inputs. Costs do not include padding.
     """
     if economics is not None and policy.pad_inputs:
-        raise ValueError("steps whose inputs are padded are not planned by their costs")
+        raise ValueError("a policy that pads inputs cannot be planned by costs; pass no economics")
     capacity = max(rung.capacity for rung in ladder)
     first = state.live.astype(jnp.int32)
-    waiting = jnp.where(state.live, state.lens - state.kv_lens - 1, 0)
+    # Known tokens without K/V, not counting the one that has its row in `first`.
+    unread = jnp.where(state.live, state.lens - state.kv_lens - 1, 0)
+    decoding = state.live & (unread == 0)
+    # The bonus token needs room too, so a draft must stay one token short of the limit.
     room = jnp.maximum(state.max_lens - state.lens - 1, 0)
-    decoding = state.live & (waiting == 0)
     wanted = jnp.where(decoding, jnp.minimum(draft.lens, room), 0)
     if policy.pad_inputs:
-        # The longest draft's rows must fit for every one that is padded to it.
+        # Every decoding slot is padded to the longest draft, and all of these rows must fit.
         widest = (capacity - first.sum()) // jnp.maximum(decoding.sum(dtype=jnp.int32), 1)
         wanted = jnp.minimum(wanted, widest)
     survival = survival_of(likely, wanted)
-    reading, budget = (waiting > 0).any(), capacity - first.sum()
+    reading, budget = (unread > 0).any(), capacity - first.sum()
     worth = None
     if economics is not None:
-        too_unlikely = reading & (survival < WORTH_A_PROMPTS_ROW)
+        too_unlikely = reading & (survival < MIN_SURVIVAL_WHILE_READING)
         survival *= economics.load.values[:, None]
         worth = most_worth(survival, ladder, economics)
         budget = jnp.where(reading, budget, worth.drafts)
@@ -86,9 +101,9 @@ def make_plan(
     if policy.pad_inputs:
         pad_lens = _padding(state, draft_lens, decoding)
     emitting = first + draft_lens + pad_lens
-    prefill = _share_in_order(waiting, capacity - emitting.sum())
+    prefill = _share_in_order(unread, capacity - emitting.sum())
     q_lens = emitting + prefill
-    complete = state.live & (prefill == waiting)
+    complete = state.live & (prefill == unread)
     rung = first_fit(ladder, q_lens, likely.shape[1])
     if worth is not None:
         rung = jnp.where(reading, rung, worth.rung)
@@ -96,20 +111,23 @@ def make_plan(
 
 
 def _padding(state: DecodeState, draft_lens: jax.Array, decoding: jax.Array) -> jax.Array:
-    """Rows that make each decoding slot's as many as the longest draft's, as far as it has room."""
+    """Returns the rows that pad each decoding slot to the longest draft, if its cache has room."""
     used = state.lens + draft_lens + (0 if state.holes is None else state.holes.counts)
     room = jnp.maximum(state.tokens.shape[1] - used, 0)
     return jnp.where(decoding, jnp.minimum(draft_lens.max() - draft_lens, room), 0)
 
 
 def trim(survival: jax.Array, budget: jax.Array) -> jax.Array:
-    """How many tokens of each draft are among the `budget` likeliest of all, int32[B].
+    """Returns how many tokens of each draft are among the `budget` best of all slots, int32[B].
+
+    Survival falls along each draft, so a token is kept only if those before it are, and the kept
+    tokens of a slot are a prefix of its draft.
 
     Args:
-      survival: float32[B, k], falling along each draft; 0 for what is no draft token.
+      survival: float32[B, k], falling along each draft; 0 for entries that are no draft token.
       budget: int32[].
     """
-    # Of equally likely ones, first tokens of all slots come before second ones.
+    # Transposed, so that in a tie the first draft tokens of all slots come before the second ones.
     by_place = survival.T
     order = jnp.argsort(-by_place.ravel(), stable=True)
     count = order.shape[0]
@@ -119,6 +137,6 @@ def trim(survival: jax.Array, budget: jax.Array) -> jax.Array:
 
 
 def _share_in_order(wanted: jax.Array, budget: jax.Array) -> jax.Array:
-    """Gives each slot what it wants, int32[B], first slot first, until `budget` is used up."""
+    """Gives each slot the rows it wants, int32[B], in slot order until `budget` is used up."""
     before = jnp.cumsum(wanted, dtype=jnp.int32) - wanted
     return jnp.clip(budget - before, 0, wanted)

@@ -1,4 +1,4 @@
-"""How one output came about, step by step: where each token came from, and what was guessed."""
+"""The history of one output, step by step: where each token came from, and what was drafted."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,10 +12,10 @@ class TraceStep(NamedTuple):
     """One target step of an output.
 
     Attributes:
-      drafted: the draft tokens that the target verified, in order; none for plain decoding.
-      accepted: how many of them, from the first on, the target chose itself.
-      emitted: how many tokens of the output came with this step: the accepted ones and the target's
-        own behind them, fewer where the output ends before.
+      drafted: the draft tokens that the target verified, in order; empty for plain decoding.
+      accepted: how many of them the target accepted: a prefix of the draft.
+      emitted: how many tokens of the output this step emitted. These are the accepted tokens and
+        the target's own token after them, or fewer if the output ends earlier.
     """
 
     drafted: tuple[int, ...]
@@ -29,10 +29,10 @@ class TraceStep(NamedTuple):
 
     @property
     def rejected(self) -> tuple[int, ...]:
-        """The draft tokens in whose place the target chose its own; the first was wrong.
+        """The draft tokens from the first wrong one on; the target's own token took its place.
 
-        None where the output ended before that: what was drafted behind the end is dropped, neither
-        accepted nor rejected.
+        Empty if the target accepted the whole draft, and if the output ended before the target's
+        own token. In that case the rest of the draft is neither accepted nor rejected.
         """
         return self.drafted[self.accepted :] if self.own else ()
 
@@ -46,28 +46,31 @@ class TraceStep(NamedTuple):
 
 @dataclass(frozen=True)
 class Trace:
-    """How one output came about.
+    """The history of one output.
 
-    Its sums are the metrics of the output: `steps` that emitted something are `target_steps`, their
-    draft tokens `drafted_tokens`, and so on for `accepted` and `emitted`. Where a stop string ended
-    the output, the last `steps` may be ones that were made before that was noticed: they count as
-    drafted and accepted, as they do in the metrics, and emitted nothing.
+    Its sums equal the output's metrics: the number of `steps` that emitted something is
+    `target_steps`, the sum of their draft tokens is `drafted_tokens`, and so on for `accepted` and
+    `emitted`. If a stop string ended the output, the last `steps` may have run before the host
+    noticed. These steps emitted nothing, but their draft tokens count as drafted and accepted, as
+    they do in the metrics.
 
     Attributes:
-      steps: in order.
-      prefill_steps: steps before them that only read the prompt.
-      prompt_shared: whether the prompt was read for another output of the request already.
-      slot: where it was decoded, counted from 0.
-      first_step: steps that the batch had made, in this run, when it took the slot. It took part
-        in each of the batch's steps from then on, up to its end.
-      started: when it took the slot, in seconds since the run began.
-      first_token: when its first token was seen, likewise.
-      finished: when its end was seen, likewise; where no request waited, up to 32 steps late.
+      steps: the target steps, in order.
+      prefill_steps: number of earlier steps that only read the prompt.
+      prompt_shared: whether the prompt had already been read for another output of the request.
+      slot: the slot that decoded the output, counted from 0.
+      first_step: number of steps that the batch had run when the output took its slot, counted from
+        the start of the run. The output took part in each of the batch's steps from then on, until
+        its end.
+      started: when the output took the slot, in seconds since the run began.
+      first_token: when the host saw the first token, in seconds since the run began.
+      finished: when the host saw the end, in seconds since the run began. If no request waited,
+        this is up to 32 steps late.
       run_began: when the engine's run began, by `time.perf_counter`; the same for outputs that were
         decoded together.
-      pieces: the text that each token of the output adds; "" for one that only continues or begins
-        a character, or has no text. None where the model came without a tokenizer.
-      token_texts: what the tokens of the output and of its drafts stand for by themselves.
+      pieces: the text that each token of the output adds; "" for a token that only begins or
+        continues a character, or has no text. None if the model has no tokenizer.
+      token_texts: the text of each token of the output and its drafts, decoded alone.
     """
 
     steps: tuple[TraceStep, ...]
@@ -86,9 +89,9 @@ class Trace:
     def sources(self) -> tuple[Source, ...]:
         """Where each token of the output came from.
 
-        "drafted": a draft token that the target accepted. "bonus": the target's own, behind
-        accepted ones in the same step. "plain": the target's own, from a step that accepted none,
-        which is what plain decoding makes. So plain and bonus are one for each target step, but for
-        steps that the output ended in before.
+        "drafted" is a draft token that the target accepted. "bonus" is the target's own token after
+        accepted ones in the same step. "plain" is the target's own token from a step that accepted
+        none, as in plain decoding. Every target step emits one plain or bonus token, unless the
+        output ends before it.
         """
         return tuple(chain.from_iterable(step.sources for step in self.steps))

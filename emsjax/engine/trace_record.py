@@ -1,4 +1,4 @@
-"""What each step drafted, kept on the device for those who want to see it afterwards."""
+"""The record of what each step drafted: written on the device, read on the host for traces."""
 
 import jax
 import jax.numpy as jnp
@@ -6,15 +6,16 @@ import numpy as np
 
 from emsjax.engine.trace import TraceStep
 
-# In the place of a token: nothing was drafted there.
+# Marks entries of the record without a draft token.
 NOTHING = -1
 
 
 def no_drafts(num_slots: int, draft_length: int, capacity: int) -> jax.Array:
-    """An empty record, int32[B, k, S]: a step's draft is in the column of its first token.
+    """Returns an empty record, int32[B, k, S].
 
-    Every step that drafts emits a token, so a column is never needed twice. S is last because TPUs
-    would fill a short last axis up to 128.
+    A step's draft goes into the column of the first token that the step emits. Every step that
+    drafts emits a token, so no two steps need the same column. S is the last axis because TPUs
+    would pad a short last axis to 128.
     """
     return jnp.full((num_slots, draft_length, capacity), NOTHING, jnp.int32)
 
@@ -26,10 +27,10 @@ def record_drafts(
     draft_lens: jax.Array,
     emitting: jax.Array,
 ) -> jax.Array:
-    """The record with one more step in it.
+    """Returns the record with one more step.
 
     Args:
-      drafts: int32[B, k, S].
+      drafts: int32[B, k, S], the record.
       guesses: int32[B, k], the step's draft tokens.
       lens: int32[B], known tokens before the step.
       draft_lens: int32[B], how many guesses were verified.
@@ -46,19 +47,20 @@ def record_drafts(
 def steps_of(
     tokens: np.ndarray, emitted_at: np.ndarray, drafts: np.ndarray, kept: int
 ) -> tuple[TraceStep, ...]:
-    """The steps that emitted tokens, from what the device noted.
+    """Reconstructs the steps that emitted tokens from the arrays of one slot.
 
     Args:
-      tokens: int32[n], all that were generated.
-      emitted_at: int32[n], the number of the step that emitted each, rising.
-      drafts: int32[k, n], what each step drafted, in the column of its first token, filled up with
-        negative numbers; other columns mean nothing.
+      tokens: int32[n], all generated tokens.
+      emitted_at: int32[n], the number of the step that emitted each token, rising.
+      drafts: int32[k, n], each step's draft in the column of its first token, padded with negative
+        numbers; other columns have no meaning.
       kept: how many of the tokens are in the output.
     """
     steps, first = [], 0
     for count in np.unique(emitted_at, return_counts=True)[1].tolist():
         draft = drafts[:, first]
         draft = draft[draft >= 0]
+        # The record does not say how many tokens were accepted. They are those that equal the text.
         compared = min(count, len(draft))
         hits = draft[:compared] == tokens[first : first + compared]
         accepted = int(np.cumprod(hits).sum())

@@ -1,4 +1,4 @@
-"""Verifying drafts and committing what the target confirms."""
+"""Verifying drafts, and committing the tokens that the target confirms."""
 
 import dataclasses
 
@@ -16,39 +16,42 @@ from emsjax.sampling.state import SamplingState, count_tokens
 
 
 def count_accepted(draft: Draft, draft_lens: jax.Array, predicted: jax.Array) -> jax.Array:
-    """How many draft tokens the target chose itself.
+    """Counts the draft tokens, from the first on, that the target would have chosen itself.
 
     Args:
       draft: the guesses, [B, k].
       draft_lens: int32[B], how many of them were verified.
-      predicted: int32[B, k+1], the target's choice after the known tokens and after each guess.
+      predicted: int32[B, k+1], the target's choices after the known tokens and after each guess.
 
     Returns:
-      int32[B], the length of the longest confirmed beginning.
+      int32[B], the length of the longest prefix of each draft that equals the target's choices.
     """
     position = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
     hit = (draft.tokens == predicted[:, :-1]) & (position < draft_lens[:, None])
+    # A choice after a wrong draft token belongs to another text, so later hits do not count.
     return jnp.cumprod(hit, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
 
 
 def commit(
     state: DecodeState, draft: Draft, plan: Plan, accepted: jax.Array, chosen: Chosen
 ) -> DecodeState:
-    """Appends accepted and bonus tokens, cut exactly at stop tokens and limits.
+    """Appends the accepted tokens and the bonus token, cut exactly at stop tokens and limits.
 
-    Rejected tokens leave K/V behind `kv_lens`, to be overwritten.
+    K/V of rejected tokens stay in the cache past `kv_lens`, where the next rows overwrite them.
 
     Args:
-      state: before the step, with the step's cache.
+      state: before the step, except for the cache, which holds the step's K/V.
       draft: the guesses.
       plan: of the step.
       accepted: int32[B], see `count_accepted`.
-      chosen: [B, k+1]; the first `accepted + 1` are emitted.
+      chosen: [B, k+1], the target's choices. The first `accepted + 1` are emitted: an accepted
+        draft token equals the choice in its place, and the next choice is the bonus token.
     """
     predicted = chosen.tokens
     steps = jnp.arange(predicted.shape[1], dtype=jnp.int32)[None]
     is_stop = (predicted[:, :, None] == state.stop_ids[:, None, :]).any(axis=2)
     offered = jnp.minimum(accepted + 1, state.max_lens - state.lens)
+    # Choices past the offered ones may contain stop tokens that the text never reaches.
     stopping = is_stop & (steps < offered[:, None]) & plan.complete[:, None]
     stopped = stopping.any(axis=1)
     emitted = jnp.where(stopped, jnp.argmax(stopping, axis=1).astype(jnp.int32) + 1, offered)
@@ -59,39 +62,43 @@ def commit(
         tokens=_append(state.tokens, state.lens, predicted, emitted),
         emitted_at=_append(state.emitted_at, state.lens, step, emitted),
         lens=lens,
+        # The bonus token was not among the step's rows, so it has no K/V yet.
         kv_lens=jnp.where(plan.complete, lens - 1, state.kv_lens + plan.q_lens),
         live=state.live & ~stopped & (lens < state.max_lens),
         stats=_count(state, plan, jnp.minimum(accepted, emitted)),
-        sampling=_note(state.sampling, chosen, state.lens, emitted),
+        sampling=_record_sampling(state.sampling, chosen, state.lens, emitted),
         holes=_aligned(state, plan, lens),
-        drafts=_recorded(state, draft, plan),
+        drafts=_record_drafts(state, draft, plan),
     )
 
 
 def _aligned(state: DecodeState, plan: Plan, lens: jax.Array) -> Holes | None:
-    """The holes that keep the slots' caches growing together; prompts are read alone."""
+    """Returns the holes that make all decoding slots' caches grow by the same length.
+
+    A slot that still read its prompt in this step is left out.
+    """
     if state.holes is None:
         return None
     grown = lens - state.lens
     return align(state.holes, lens - 1, grown, _decoding(state, plan), state.max_lens)
 
 
-def _recorded(state: DecodeState, draft: Draft, plan: Plan) -> jax.Array | None:
-    """What was drafted, for those who want to see it."""
+def _record_drafts(state: DecodeState, draft: Draft, plan: Plan) -> jax.Array | None:
+    """Adds the step's verified draft tokens to the record for traces, if there is one."""
     if state.drafts is None:
         return None
     return record_drafts(state.drafts, draft.tokens, state.lens, plan.draft_lens, plan.complete)
 
 
 def _decoding(state: DecodeState, plan: Plan) -> jax.Array:
-    """The slots bool[B] that emit without any of their prompt left to read."""
+    """Returns which slots, bool[B], emit and had read their whole prompt before this step."""
     return plan.complete & (state.lens - state.kv_lens == 1)
 
 
-def _note(
+def _record_sampling(
     sampling: SamplingState | None, chosen: Chosen, lens: jax.Array, emitted: jax.Array
 ) -> SamplingState | None:
-    """What penalties and log-probabilities need to know of the emitted tokens."""
+    """Records the emitted tokens for penalties, and their log-probabilities."""
     if sampling is None or chosen.logprobs is None:
         return None
     sampling = count_tokens(sampling, chosen.tokens, emitted)
@@ -99,15 +106,17 @@ def _note(
 
 
 def _append(tokens: jax.Array, lens: jax.Array, new: jax.Array, count: jax.Array) -> jax.Array:
-    """tokens int32[B, S] with `count[b]` of `new` int32[B, n] written from `lens[b]` on."""
+    """Writes the first `count[b]` of `new` int32[B, n] to tokens int32[B, S] from `lens[b]` on."""
     num_slots, capacity = tokens.shape
     steps = jnp.arange(new.shape[1], dtype=jnp.int32)[None]
+    # Column S does not exist, so that `mode="drop"` skips what is not emitted.
     columns = jnp.where(steps < count[:, None], lens[:, None] + steps, capacity)
     slots = jnp.arange(num_slots, dtype=jnp.int32)[:, None]
     return tokens.at[slots, columns].set(new, mode="drop")
 
 
 def _count(state: DecodeState, plan: Plan, accepted: jax.Array) -> SlotStats:
+    """Adds this step to the counters; `accepted` int32[B] excludes tokens that were cut off."""
     stats = state.stats
     position = jnp.arange(stats.drafted.shape[1], dtype=jnp.int32)[None]
     emitting = plan.complete[:, None]

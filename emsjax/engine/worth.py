@@ -1,8 +1,9 @@
-"""Which draft tokens are worth verifying: as many as give most expected tokens a second.
+"""Which draft tokens are worth verifying: those that maximise expected tokens per second.
 
-A step emits one token a live slot, and each draft token that is accepted besides. More rows need a
-dearer rung of the ladder. So for each rung: the likeliest draft tokens that fit it, what they are
-expected to add, and what the step costs. (TurboSpec, arXiv 2406.14066, calls the ratio goodput.)
+A step emits one token for each live slot, and one more for each accepted draft token. More rows
+need a more expensive rung of the ladder. For each rung this module takes the likeliest draft tokens
+that fit, adds up the tokens they are expected to yield, and divides by the cost of the step. The
+rung with the highest rate wins. (TurboSpec, arXiv 2406.14066, calls this rate goodput.)
 """
 
 from collections.abc import Sequence
@@ -15,19 +16,20 @@ import numpy as np
 from emsjax.engine.ladder import Rung, for_drafts
 from emsjax.engine.load import Load
 
-# How much more verifying has to promise than plain decoding gives. The best of several estimates is
-# more often one that is too high than one that is too low: promises were 8 to 18% above what came
-# of them (SmolLM2, 8 and 16 slots, summaries, on a CPU).
+# The factor by which verifying must beat plain decoding. The best of several estimates is more
+# often too high than too low: promised rates were 8 to 18% above the rates achieved (SmolLM2, 8 and
+# 16 slots, summaries, on a CPU).
 CAUTION = 1.15
 
 
 class StepCosts(NamedTuple):
-    """What a step costs, in seconds.
+    """The cost of a step, in seconds.
 
     Attributes:
-      rungs: float32[R], on each rung of the ladder, were there nothing in the cache.
-      cached: float32[R], more for each token's place that is read of the cache, in whole blocks.
-      draft: float32[], drafting one token for every slot; 0 where drafts cost next to nothing.
+      rungs: float32[R], the cost on each rung of the ladder if the cache were empty.
+      cached: float32[R], the additional cost of each cached position that is read, in whole blocks.
+      draft: float32[], the cost of drafting one token for every slot; 0 if drafting costs next to
+        nothing.
     """
 
     rungs: jax.Array | np.ndarray
@@ -36,17 +38,17 @@ class StepCosts(NamedTuple):
 
 
 def without_prompts(costs: StepCosts, ladder: Sequence[Rung], draft_length: int) -> StepCosts:
-    """The same where rungs that are for prompts only are infinitely dear: as they are measured."""
+    """Returns the costs with infinity for rungs that only prompts need, as measured costs have."""
     rungs = np.where(for_drafts(ladder, draft_length), np.asarray(costs.rungs), np.float32(np.inf))
     return costs._replace(rungs=rungs)
 
 
 class Economics(NamedTuple):
-    """What the tokens of a step are worth, and what computing them costs.
+    """The value of a step's tokens and the cost of computing them.
 
     Attributes:
-      costs: of the ladder's rungs.
-      load: of this step.
+      costs: the costs of the ladder's rungs.
+      load: the load of this step.
     """
 
     costs: StepCosts
@@ -54,13 +56,14 @@ class Economics(NamedTuple):
 
 
 class Worth(NamedTuple):
-    """The best a step can do.
+    """The best that a step can do.
 
     Attributes:
       rung: int32[], index into the ladder.
-      drafts: int32[], how many draft tokens go with it, those worth most.
-      rate: float32[], expected worth of tokens a second.
-      promise: float32[], the same, but of plain decoding `CAUTION` times that.
+      drafts: int32[], the number of draft tokens to verify on it, most valuable first.
+      rate: float32[], the expected value of the tokens per second.
+      promise: float32[], the rate that the rungs were compared by: `rate`, or `CAUTION` times
+        `rate` for plain decoding.
     """
 
     rung: jax.Array
@@ -75,27 +78,30 @@ def most_worth(
     economics: Economics,
     drafted: jax.Array | float = 0.0,
 ) -> Worth:
-    """The rung with most expected tokens a second.
+    """Finds the rung with the most expected tokens per second.
 
     Args:
-      survival: float32[B, k], how likely each draft token and all before it are to be accepted,
-        times what a token of its slot is worth; 0 for what may not be verified.
-      ladder: rungs; a draft rung has `max_q_len` of k + 1 at least, a plain one of 1.
+      survival: float32[B, k], the probability that each draft token and all before it are accepted,
+        times the value of a token of its slot; 0 for entries that may not be verified.
+      ladder: the rungs. A rung for drafts has a `max_q_len` of at least k + 1, a plain one of 1.
       economics: of this step and ladder; no more live slots than the largest capacity.
-      drafted: tokens drafted for each slot, to be paid for with the step.
+      drafted: the number of tokens drafted for each slot, whose cost is added to the step's.
     """
     costs, load = economics
     capacities = jnp.asarray([rung.capacity for rung in ladder], jnp.int32)
     plain = jnp.asarray([rung.max_q_len == 1 for rung in ladder])
-    some = (survival > 0).sum(dtype=jnp.int32)
+    available = (survival > 0).sum(dtype=jnp.int32)
     room = capacities - load.live
     room = jnp.where(plain, jnp.minimum(room, 0), room)
-    counts = jnp.minimum(room, some)
+    counts = jnp.minimum(room, available)
+    # Sorted, one cumulative sum gives the expected gain of the n best draft tokens for every n.
+    # Survival falls along each draft, so the n best never skip a token of a draft.
     likeliest = -jnp.sort(-survival.ravel())
     added = jnp.concatenate([jnp.zeros(1, jnp.float32), jnp.cumsum(likeliest)])
     expected = load.values.sum() + added[jnp.maximum(counts, 0)]
     seconds = costs.rungs + costs.cached * load.cached.astype(jnp.float32)
     seconds += costs.draft * jnp.asarray(drafted, jnp.float32)
+    # A rung without a row for every live slot is out.
     rates = jnp.where(room >= 0, expected / seconds, -1.0)
     promises = jnp.where(plain, CAUTION * rates, rates)
     rung = jnp.argmax(promises).astype(jnp.int32)
@@ -108,12 +114,13 @@ def worth_drafting(
     ladder: Sequence[Rung],
     economics: Economics,
 ) -> jax.Array:
-    """How many tokens to draft for each slot, 0 to k, before any is drafted; int32[].
+    """Returns how many tokens to draft for each slot, 0 to k, before any is drafted; int32[].
 
     Args:
-      survival: float32[B, k], as for `most_worth`, as far as it can be told by then.
-      found: float32[B, f], the same for drafts that are there already; a slot takes the better one.
-      ladder: rungs.
+      survival: float32[B, k], as for `most_worth`, estimated before drafting.
+      found: float32[B, f], the same for drafts that exist already; each slot takes the better of
+        the two.
+      ladder: the rungs.
       economics: of this step and ladder.
     """
     lengths = jnp.arange(survival.shape[1] + 1, dtype=jnp.int32)
@@ -121,8 +128,8 @@ def worth_drafting(
     def promise(length: jax.Array) -> jax.Array:
         shown = jnp.where(lengths[None, :-1] < length, survival, 0.0)
         better = (shown.sum(axis=1) > found.sum(axis=1))[:, None]
-        some = [jnp.where(better, shown, 0.0), jnp.where(better, 0.0, found)]
+        drafts = [jnp.where(better, shown, 0.0), jnp.where(better, 0.0, found)]
         drafted = length.astype(jnp.float32)
-        return most_worth(jnp.concatenate(some, axis=1), ladder, economics, drafted).promise
+        return most_worth(jnp.concatenate(drafts, axis=1), ladder, economics, drafted).promise
 
     return jnp.argmax(jax.vmap(promise)(lengths)).astype(jnp.int32)

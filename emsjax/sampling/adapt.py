@@ -1,7 +1,7 @@
-"""AdapT sampling (arXiv 2309.02772): another temperature where code is hard to guess.
+"""AdapT sampling (arXiv 2309.02772): another temperature for tokens of code that are hard to guess.
 
-A token is hard where it begins an indented line: the one before it is blanks right behind a line
-break. That is a function of the prefix alone, so speculation stays exact.
+A token is hard if it begins an indented line, that is, if it follows blanks that directly follow a
+line break. This is a function of the prefix alone, so speculation stays exact.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ BLANK, LINE_BREAK, INDENTATION = 1, 2, 4
 
 
 def classify(texts: Sequence[str]) -> np.ndarray:
-    """The class of each token of a vocabulary, uint8[V], from the text that it stands for."""
+    """Returns the class of each token of a vocabulary, uint8[V], from its text."""
     return np.asarray([_class_of(text) for text in texts], np.uint8)
 
 
@@ -29,12 +29,13 @@ def _class_of(text: str) -> int:
 
 
 def is_hard(rows: Rows, token_classes: jax.Array) -> jax.Array:
-    """Whether each row's next token begins an indented line, bool[W].
+    """Returns whether each row's next token begins an indented line, bool[W].
 
     Args:
-      rows: which rows.
+      rows: the prefixes.
       token_classes: uint8[V], see `classify`.
     """
     last, before = token_classes[rows.tokens], token_classes[rows.before]
-    blanks_behind_break = ((last & BLANK) > 0) & ((before & LINE_BREAK) > 0)
-    return ((last & INDENTATION) > 0) | (blanks_behind_break & (rows.positions > 0))
+    blanks_after_break = ((last & BLANK) > 0) & ((before & LINE_BREAK) > 0)
+    # At position 0 there is no token before the row, and `before` is meaningless.
+    return ((last & INDENTATION) > 0) | (blanks_after_break & (rows.positions > 0))

@@ -7,21 +7,21 @@ BLOCK = 128
 
 
 def by_blocks(rows: jax.Array) -> jax.Array:
-    """float32[W, V] as [W, V / 128 rounded up, 128], filled up with -inf."""
+    """Reshapes float32[W, V] to [W, V / 128 rounded up, 128], padded with -inf."""
     count, width = rows.shape
     padded = jnp.pad(rows, ((0, 0), (0, -width % BLOCK)), constant_values=-jnp.inf)
     return padded.reshape(count, -1, BLOCK)
 
 
 def block_of(block: jax.Array, blocks: jax.Array) -> jax.Array:
-    """Block number int32[W] of each row of [W, n, 128], float32[W, 128]."""
+    """Picks block number `block` int32[W] of each row of `blocks` [W, n, 128]; float32[W, 128]."""
     return jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
 
 
 def first_max(rows: jax.Array) -> jax.Array:
-    """Where each row of float32[W, V] is largest, int32[W]; of equals the first.
+    """Returns where each row of float32[W, V] is largest, int32[W]; in a tie, the first place.
 
-    On a CPU by blocks: for 64 rows of 49,152 logits that takes 0.2 ms, and `argmax` 7.
+    On a CPU it works by blocks. For 64 rows of 49,152 logits this takes 0.2 ms, and `argmax` 7 ms.
     """
     return jax.lax.platform_dependent(rows, cpu=_first_max_by_blocks, default=_argmax)
 

@@ -1,4 +1,4 @@
-"""How one request's tokens are chosen, as the device takes it."""
+"""How the tokens of one request are chosen, in the form that the device takes."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -8,20 +8,23 @@ import numpy as np
 
 
 class Settings(NamedTuple):
-    """The one list of sampling parameters below `SamplingParams`; the defaults change nothing.
+    """The sampling parameters that the device knows; the defaults change nothing.
 
-    A default's type says how the device holds the parameter: float32, int32 or bool. Each field is
-    one request's number, or an array over slots [B] or rows [W].
+    Everything below `SamplingParams` uses this one list. The type of a default determines the type
+    on the device: float32, int32 or bool. Each field holds the number of one request, or an array
+    over slots [B] or rows [W].
 
     Attributes:
       temperature: 0 is greedy.
-      adapt_temperature: of the first token of an indented line; `temperature` without AdapT.
+      adapt_temperature: for the first token of an indented line; equals `temperature` without
+        AdapT.
       top_k: 0 keeps all.
       top_p: 1 keeps all.
       min_p: 0 keeps all.
       logprobs: whether log-probabilities are recorded.
-      adjusted: whether the bias or any of the following changes a logit.
-      min_len: prompt and output tokens before which no stop token is chosen; 0 for any.
+      adjusted: whether the bias or any of the following fields changes a logit.
+      min_len: number of prompt and output tokens before which no stop token is chosen; 0 for no
+        minimum.
       repetition_penalty: 1 changes nothing.
       frequency_penalty: 0 changes nothing.
       presence_penalty: 0 changes nothing.
@@ -42,19 +45,19 @@ class Settings(NamedTuple):
 
 NEUTRAL = Settings()
 DTYPES = {float: np.float32, int: np.int32, bool: np.bool}
-# What changes logits before temperature and filters do.
+# The settings that change logits before temperature and filters apply.
 ADJUSTING = ("min_len", "repetition_penalty", "frequency_penalty", "presence_penalty")
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Choice:
-    """How one request's tokens are chosen.
+    """How the tokens of one request are chosen.
 
     Attributes:
       seed: uint32[2], high and low half of the request's seed.
-      index: uint32[], which of the request's samples this is; each has noise of its own.
-      settings: numpy scalars.
+      index: uint32[], which of the request's samples this is. Each has different noise.
+      settings: the sampling parameters, as numpy scalars.
       bias: float32[V], or None for zeros.
     """
 
@@ -65,7 +68,7 @@ class Choice:
 
     @property
     def greedy(self) -> bool:
-        """Whether every token is the model's likeliest one, and nothing else is wanted."""
+        """Whether every token is the model's likeliest one, without adjustments or logprobs."""
         given = self.settings
         chance = given.temperature > 0 or given.adapt_temperature > 0
         return not (chance or given.adjusted or given.logprobs)
@@ -74,13 +77,13 @@ class Choice:
 def make_choice(
     *, seed: int = 0, index: int = 0, bias: np.ndarray | None = None, **given: Any
 ) -> Choice:
-    """A choice from plain numbers.
+    """Makes a choice from plain numbers.
 
     Args:
       seed: 0 to 2**64 - 1.
-      index: which of the request's samples.
-      bias: float32[V], added to the logits; None for none.
-      **given: fields of `Settings` but `adjusted`; None and what is left out change nothing.
+      index: which of the request's samples this is.
+      bias: float32[V], added to the logits; None for no bias.
+      **given: fields of `Settings` except `adjusted`. None and omitted fields change nothing.
     """
     wanted = {name: value for name, value in given.items() if value is not None}
     wanted.setdefault("adapt_temperature", wanted.get("temperature", NEUTRAL.temperature))

@@ -17,11 +17,11 @@ from emsjax.sampling.state import SamplingState
 
 
 class Chosen(NamedTuple):
-    """Tokens, arranged [...].
+    """The chosen tokens, in an array of any shape [...].
 
     Attributes:
       tokens: int32[...].
-      logprobs: of the tokens; None where `DecodeState.sampling` is.
+      logprobs: log-probabilities of the tokens; None if `DecodeState.sampling` is None.
     """
 
     tokens: jax.Array
@@ -29,17 +29,18 @@ class Chosen(NamedTuple):
 
 
 def choose(logits: jax.Array, rows: Rows, state: Slots) -> Chosen:
-    """The token that follows each row, [W].
+    """Chooses the token that follows each row, [W].
 
     Args:
-      logits: float32[W, V], the model's.
+      logits: float32[W, V], from the model.
       rows: the prefixes that the logits follow.
-      state: of all slots.
+      state: the state of all slots.
     """
     sampling = state.sampling
     if sampling is None:
         return Chosen(first_max(logits), None)
     settings = jax.tree.map(lambda x: x[rows.slots], sampling.settings)
+    # Each `cond` skips work over the whole vocabulary in steps in which no live slot needs it.
     adjusted = jax.lax.cond(
         (sampling.settings.adjusted & state.live).any(),
         lambda: adjust(logits, rows, settings, state, sampling),

@@ -1,4 +1,4 @@
-"""Drawing a token with the Gumbel-max trick, its noise a function of key and place."""
+"""Drawing a token with the Gumbel-max trick. Its noise is a function of key and position."""
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +9,14 @@ from emsjax.sampling.blocks import BLOCK, block_of, by_blocks
 def draw(x: jax.Array, keys: jax.Array, positions: jax.Array) -> jax.Array:
     """Draws a token from each row, int32[W], with probability proportional to exp(x).
 
-    First the block of the vocabulary, then the token in it: noise for V / 128 blocks and 128 tokens
-    instead of V tokens, and the same distribution. The likeliest token of nearly the same x is
-    nearly always the same token, which is what a drafter that samples relies on.
+    The function draws a block of the vocabulary, then a token in the block. This needs noise for
+    V / 128 blocks and 128 tokens instead of V tokens, and gives the same distribution. With equal
+    noise, nearly equal x nearly always yield the same token. A drafter that samples relies on this.
 
     Args:
-      x: float32[W, V], at most 0; -inf for what is not to be drawn.
-      keys: uint32[W, 2], the noise of each row's slot.
-      positions: int32[W], the row's place in its sample.
+      x: float32[W, V], at most 0; -inf for tokens that must not be drawn.
+      keys: uint32[W, 2], the random key of each row's slot.
+      positions: int32[W], the row's position in its sample.
     """
     blocks = by_blocks(x)
     noise = _gumbel(keys, positions, blocks.shape[1] + BLOCK)
@@ -27,11 +27,16 @@ def draw(x: jax.Array, keys: jax.Array, positions: jax.Array) -> jax.Array:
 
 
 def _gumbel(keys: jax.Array, positions: jax.Array, count: int) -> jax.Array:
-    """Gumbel noise float32[W, count], a row for each key and position."""
+    """Returns Gumbel noise float32[W, count], one row for each key and position.
+
+    The noise depends on the position and not on the step, because the number of steps up to a
+    position depends on the drafts that were accepted. So neither drafts nor neighbours in the batch
+    change a token.
+    """
 
     def row(key_data: jax.Array, position: jax.Array) -> jax.Array:
         key = jax.random.wrap_key_data(key_data, impl="threefry2x32")
-        # "high": with 23 bits a uniform number is too coarse for the tail that decides.
+        # "high", because a uniform number of 23 bits is too coarse for the tail that decides.
         return jax.random.gumbel(jax.random.fold_in(key, position), (count,), mode="high")
 
     return jax.vmap(row)(keys, positions)

@@ -1,8 +1,8 @@
-"""Temperature, top-k, top-p, min-p: in this order, as `transformers` has it.
+"""Temperature, top-k, top-p and min-p, in the order in which `transformers` applies them.
 
-Each keeps the likeliest tokens, so all of them together are one threshold a row. None of it sorts
-the vocabulary: a top-k of up to 128 is decided among the likeliest 128 tokens, and elsewhere the
-threshold is found by halving the range of float32.
+Each filter keeps the likeliest tokens, so together they are one threshold per row. Finding it never
+sorts the vocabulary. If top-k is at most 128, the threshold is found among the 128 likeliest
+tokens. Otherwise it is found by halving the range of float32.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ CANDIDATES = 128
 
 
 class Filters(NamedTuple):
-    """What to keep, a row each.
+    """The filters of each row.
 
     Attributes:
       top_k: int32[W], 0 keeps all.
@@ -29,23 +29,24 @@ class Filters(NamedTuple):
 
 
 def scale(logits: jax.Array, temperature: jax.Array) -> jax.Array:
-    """Logits [W, V] over temperatures [W], less the largest of each row: 0 is the most.
+    """Subtracts each row's maximum from the logits [W, V] and divides by temperatures [W].
 
-    Temperature 0 is taken for 1: the row is greedy, and what comes of it is not used.
+    Temperature 0 is treated as 1, because a greedy row does not use the result.
     """
     divisor = jnp.where(temperature > 0, temperature, 1.0)[:, None]
     return (logits - logits.max(axis=1, keepdims=True)) / divisor
 
 
 def keep(x: jax.Array, filters: Filters) -> jax.Array:
-    """x [W, V] as `scale` gives it, with -inf for each token that is filtered out."""
+    """Sets each token that is filtered out to -inf, in x [W, V] as returned by `scale`."""
     wanted = (filters.top_k > 0) | (filters.top_p < 1) | (filters.min_p > 0)
     return jax.lax.cond(wanted.any(), lambda: _keep(x, filters), lambda: x)
 
 
 def _keep(x: jax.Array, filters: Filters) -> jax.Array:
-    """What is kept of a row depends on its own filters alone, to the last bit."""
-    # Computed once: another exp of the same x may round differently, and lose the last token.
+    """Filters the rows. The result of a row depends on its own filters alone, to the last bit."""
+    # The barrier keeps XLA from computing exp twice. A second one may round differently and lose
+    # the last token.
     weights = jax.lax.optimization_barrier(jnp.exp(x))
     few = (filters.top_k > 0) & (filters.top_k <= CANDIDATES)
     many = ~few & ((filters.top_k > 0) | (filters.top_p < 1))
@@ -57,12 +58,12 @@ def _keep(x: jax.Array, filters: Filters) -> jax.Array:
 
 
 def _if_any(wanted: jax.Array, find: Callable[[], jax.Array]) -> jax.Array:
-    """What `find` finds for each row where some row wants it, else zeros."""
+    """Returns `find()`, float32[W], if any row wants it, else zeros."""
     return jax.lax.cond(wanted.any(), find, lambda: jnp.zeros(wanted.shape, jnp.float32))
 
 
 def _among_candidates(weights: jax.Array, filters: Filters) -> jax.Array:
-    """Top-k and top-p of rows that keep 1 to 128 tokens."""
+    """Returns the thresholds of top-k and top-p for rows with a top-k of 1 to 128."""
     likeliest = jax.lax.top_k(weights, min(CANDIDATES, weights.shape[1]))[0]
     last = jnp.clip(filters.top_k - 1, 0, likeliest.shape[1] - 1)[:, None]
     kth = jnp.take_along_axis(likeliest, last, axis=1)
@@ -76,7 +77,7 @@ def _among_candidates(weights: jax.Array, filters: Filters) -> jax.Array:
 
 
 def _by_halving(weights: jax.Array, filters: Filters) -> jax.Array:
-    """Top-k and top-p for any k and p."""
+    """Returns the thresholds of top-k and top-p for any k and p."""
     limit = jnp.where(filters.top_k > 0, jnp.minimum(filters.top_k, weights.shape[1]), 0)
 
     def count(bound: jax.Array) -> jax.Array:
@@ -85,24 +86,25 @@ def _by_halving(weights: jax.Array, filters: Filters) -> jax.Array:
     kth = _if_any(limit > 0, lambda: _largest_that(count, jnp.zeros_like(filters.top_p)))
     kth = jnp.where(limit > 0, kth, 0.0)
     enough = filters.top_p * _mass(weights, kth)
-    # Tokens below this are less than 1 - p all together; half of it, for what rounding does.
+    # All tokens below (1 - p) / V weigh less than 1 - p together. Half of it allows for rounding.
     lowest = jnp.maximum(kth, 0.5 * (1 - filters.top_p) / weights.shape[1])
     nucleus = _largest_that(lambda bound: _mass(weights, bound) >= enough, lowest)
     return jnp.where(filters.top_p < 1, nucleus, kth)
 
 
 def _mass(weights: jax.Array, bound: jax.Array) -> jax.Array:
-    """Of the tokens of each row that weigh at least its bound, float32[W]."""
+    """Returns the total weight of the tokens of each row at or above its bound, float32[W]."""
     return jnp.where(weights >= bound[:, None], weights, 0).sum(axis=1)
 
 
 def _largest_that(holds: Callable[[jax.Array], jax.Array], lowest: jax.Array) -> jax.Array:
-    """The largest float32 from `lowest` to 1 of each row for which `holds`; it does for `lowest`.
+    """Returns the largest float32 from `lowest` to 1 for which `holds` is true, for each row.
 
-    Positive floats are in the order of their bits, read as integers.
+    It must be true for `lowest`. The search halves a range of integers, because positive floats
+    have the same order as their bits read as integers.
     """
 
-    def go_on(bounds: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def not_found(bounds: tuple[jax.Array, jax.Array]) -> jax.Array:
         return (bounds[1] - bounds[0] > 1).any()
 
     def halve(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -113,5 +115,5 @@ def _largest_that(holds: Callable[[jax.Array], jax.Array], lowest: jax.Array) ->
 
     start = jax.lax.bitcast_convert_type(lowest, jnp.int32)
     above_one = jnp.full_like(start, 0x3F800001)
-    found = jax.lax.while_loop(go_on, halve, (start, above_one))[0]
+    found = jax.lax.while_loop(not_found, halve, (start, above_one))[0]
     return jax.lax.bitcast_convert_type(found, jnp.float32)

@@ -1,4 +1,4 @@
-"""Log-probabilities of what was emitted: the model's own, before anything adjusts them."""
+"""Log-probabilities of emitted tokens, under the model's own logits before any adjustment."""
 
 from typing import NamedTuple
 
@@ -10,16 +10,16 @@ from emsjax.limits import MAX_LOGPROBS
 
 
 class Logprobs(NamedTuple):
-    """Of tokens in any arrangement [...].
+    """The log-probabilities of tokens in an array of any shape [...].
+
+    In the table for B slots of S tokens, all four arrays are flat. Otherwise writing a few tokens
+    would copy the table on TPUs.
 
     Attributes:
-      chosen: float32[...], the token's own.
-      rank: int32[...], its place among all, 1 for the likeliest.
+      chosen: float32[...], log-probability of the token.
+      rank: int32[...], rank of the token in the vocabulary; 1 for the likeliest.
       top_ids: int32[..., 20], the likeliest tokens, likeliest first.
-      top: float32[..., 20], theirs.
-
-    In the table of all slots, B of S tokens, all four are flat, so that writing a few tokens
-    copies none of it, which on TPU it would.
+      top: float32[..., 20], log-probabilities of the likeliest tokens.
     """
 
     chosen: jax.Array
@@ -29,19 +29,19 @@ class Logprobs(NamedTuple):
 
 
 def empty_logprobs(shape: tuple[int, ...]) -> Logprobs:
-    """Zeros for tokens arranged as `shape`."""
+    """Returns zeros for tokens in an array of this shape."""
     many = (*shape, MAX_LOGPROBS)
     shapes = (shape, jnp.float32), (shape, jnp.int32), (many, jnp.int32), (many, jnp.float32)
     return Logprobs(*(jnp.zeros(each, dtype) for each, dtype in shapes))
 
 
 def empty_table(num_slots: int, capacity: int) -> Logprobs:
-    """Zeros for B slots of S tokens."""
+    """Returns an empty table for B slots of S tokens."""
     return jax.tree.map(jnp.ravel, empty_logprobs((num_slots, capacity)))
 
 
 def logprobs_of(logits: jax.Array, tokens: jax.Array) -> Logprobs:
-    """Those of tokens int32[W] under logits float32[W, V]."""
+    """Returns the log-probabilities of tokens int32[W] under logits float32[W, V]."""
     total = jax.nn.logsumexp(logits, axis=1)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=1)
     likelier = (logits > chosen).sum(axis=1, dtype=jnp.int32)
@@ -57,11 +57,12 @@ def logprobs_of(logits: jax.Array, tokens: jax.Array) -> Logprobs:
 
 
 def record(table: Logprobs, new: Logprobs, lens: jax.Array, emitted: jax.Array) -> Logprobs:
-    """Writes each slot's first `emitted[b]` of [B, n, ...] into the table from `lens[b]` on."""
+    """Writes the first `emitted[b]` of `new` [B, n, ...] into the table from `lens[b]` on."""
     num_slots, count = new.chosen.shape
     size = table.chosen.shape[0]
     steps = jnp.arange(count, dtype=jnp.int32)[None]
     firsts = jnp.arange(num_slots, dtype=jnp.int32) * (size // num_slots) + lens
+    # Places past the end of the table are dropped.
     places = jnp.where(steps < emitted[:, None], firsts[:, None] + steps, size)
     lanes = jnp.arange(MAX_LOGPROBS, dtype=jnp.int32)[None, None]
     spread = places[:, :, None] * MAX_LOGPROBS + lanes
@@ -75,7 +76,7 @@ def record(table: Logprobs, new: Logprobs, lens: jax.Array, emitted: jax.Array) 
 
 
 def of_slot(table: Logprobs, num_slots: int, slot: int, span: slice) -> Logprobs:
-    """Some tokens of a slot, as numpy arrays [n, ...]."""
+    """Returns a span of one slot's tokens, as numpy arrays [n, ...]."""
     arrays = jax.tree.map(lambda x: x.reshape(num_slots, -1)[slot], table)
     chosen, rank, top_ids, top = map(np.asarray, arrays)
     many = [x.reshape(-1, MAX_LOGPROBS)[span] for x in (top_ids, top)]

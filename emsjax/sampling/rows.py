@@ -1,11 +1,11 @@
-"""What choosing a token depends on: the row's own prefix, and its slot's settings."""
+"""The inputs of choosing a token: the row's prefix, and the settings of its slot."""
 
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-# Fills `Rows.path` where a row's prefix has no further draft token.
+# Pads `Rows.path` after the last draft token of a row's prefix.
 NO_TOKEN = -1
 
 
@@ -16,9 +16,9 @@ class Rows(NamedTuple):
       slots: int32[W], the row's slot, 0 to B - 1.
       positions: int32[W], position in its sample of the token that the logits follow.
       tokens: int32[W], that token.
-      before: int32[W], the token before it; means nothing at position 0.
-      path: int32[W, k], the draft tokens of the prefix in order, filled up with `NO_TOKEN`; the
-        slot's known text does not hold them yet.
+      before: int32[W], the token before it; meaningless at position 0.
+      path: int32[W, k], the draft tokens of the prefix in order, padded with `NO_TOKEN`. The slot's
+        known text does not contain them yet.
     """
 
     slots: jax.Array
@@ -29,29 +29,29 @@ class Rows(NamedTuple):
 
 
 class Slots(Protocol):
-    """What choosing reads of the state of all slots: a part of `engine.state.DecodeState`."""
+    """The part of `engine.state.DecodeState` that choosing reads."""
 
     @property
     def live(self) -> jax.Array:
-        """bool[B], which slots are being worked on."""
+        """bool[B], which slots hold an unfinished request."""
 
     @property
     def stop_ids(self) -> jax.Array:
-        """int32[B, E], tokens that end each slot's text."""
+        """int32[B, E], tokens that end each slot's text, padded with -1."""
 
     @property
     def sampling(self) -> Any:
-        """`SamplingState`; None where every slot takes the likeliest token."""
+        """`SamplingState`; None if every slot takes the likeliest token."""
 
 
 def rows_after(tokens: jax.Array, lens: jax.Array, guesses: jax.Array, done: jax.Array) -> Rows:
-    """One row a slot: the end of its known text and `done` draft tokens after it.
+    """Returns one row per slot: the prefix of its known text and `done` draft tokens after it.
 
     Args:
-      tokens: int32[B, S], known text.
-      lens: int32[B], its length.
-      guesses: int32[B, k], draft tokens.
-      done: int32[], how many of them belong to the prefix, at most k.
+      tokens: int32[B, S], the known text.
+      lens: int32[B], the length of the known text.
+      guesses: int32[B, k], the draft tokens.
+      done: int32[], number of draft tokens in the prefix, at most k.
     """
     slots = jnp.arange(lens.shape[0], dtype=jnp.int32)
     newest = tokens[slots, jnp.maximum(lens - 1, 0)]

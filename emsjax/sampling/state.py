@@ -1,4 +1,4 @@
-"""What each slot's tokens are chosen by, on the device."""
+"""The sampling state of all slots, on the device."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -14,16 +14,18 @@ from emsjax.sampling.logprobs import Logprobs, empty_table
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SamplingState:
-    """One row a slot. Present only while some slot's choice is more than the likeliest token.
+    """How the tokens of each slot are chosen, one row per slot.
+
+    The state exists only in runs in which some request needs more than the likeliest token.
 
     Attributes:
-      keys: uint32[B, 2], of the slot's noise.
-      settings: the slots' sampling parameters, [B] each.
-      bias: float32[B, V], added to the logits; -inf for tokens that may not be chosen.
-      in_prompt: bool[B, V], tokens of the prompt.
+      keys: uint32[B, 2], the random key of each slot's noise.
+      settings: the sampling parameters of the slots, [B] each.
+      bias: float32[B, V], added to the logits; -inf for tokens that must not be chosen.
+      in_prompt: bool[B, V], whether each token is in the prompt.
       counts: int32[B, V], how often each token is in the output.
       token_classes: uint8[V], see `sampling.adapt`.
-      logprobs: table of the output's tokens, for slots that record them.
+      logprobs: the table of log-probabilities, for slots that record them.
     """
 
     keys: jax.Array
@@ -40,7 +42,7 @@ class SamplingState:
 
 
 def empty_sampling(num_slots: int, capacity: int, token_classes: jax.Array) -> SamplingState:
-    """For B slots of S tokens, each of them greedy.
+    """Returns the state for B slots of S tokens, all greedy.
 
     Args:
       num_slots: B.
@@ -70,13 +72,13 @@ def admit_choice(
     prompt: jax.Array,
     prompt_len: jax.Array,
 ) -> SamplingState:
-    """Takes a request's choice into a slot; nothing of the previous request remains.
+    """Puts a request's choice into a slot; nothing of the previous request remains.
 
     Args:
-      state: of all slots.
-      slot: int32[].
-      choice: of the request.
-      prompt: int32[S], meaningless from `prompt_len` on.
+      state: the state of all slots.
+      slot: int32[], the slot to fill.
+      choice: how the request's tokens are chosen.
+      prompt: int32[S]; entries from `prompt_len` on have no meaning.
       prompt_len: int32[].
     """
     vocab_size = state.bias.shape[1]
@@ -85,6 +87,7 @@ def admit_choice(
     in_prompt = in_prompt.at[jnp.where(known, prompt, vocab_size)].set(True, mode="drop")
     key = jax.random.wrap_key_data(jnp.asarray(choice.seed), impl="threefry2x32")
     bias = 0.0 if choice.bias is None else choice.bias
+    # Folding in the index gives each sample of a request different noise.
     return state.replace(
         keys=state.keys.at[slot].set(jax.random.key_data(jax.random.fold_in(key, choice.index))),
         settings=jax.tree.map(lambda x, new: x.at[slot].set(new), state.settings, choice.settings),
@@ -95,7 +98,7 @@ def admit_choice(
 
 
 def count_tokens(state: SamplingState, tokens: jax.Array, emitted: jax.Array) -> SamplingState:
-    """Counts the first `emitted[b]` of tokens int32[B, n] into each slot's output."""
+    """Adds the first `emitted[b]` of tokens int32[B, n] to the counts of each slot's output."""
     num_slots, vocab_size = state.counts.shape
     place = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     counted = jnp.where(place < emitted[:, None], tokens, vocab_size)

@@ -1,4 +1,4 @@
-"""Which of two drafts a sample takes."""
+"""How `Combined` chooses between two drafts for each sample."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +18,9 @@ FOUND, GUESSED = 7, 8
 
 @dataclass(frozen=True)
 class Says(Stateless):
-    """Drafts two tokens for every live slot, as sure of each as it is told to be; 0 for no draft.
+    """Drafts two tokens for every live slot with the given confidence, or none if that is 0.
 
-    Its state is which slots were live when it was asked last.
+    Its state records which slots were live in the last call.
     """
 
     token: int
@@ -38,7 +38,7 @@ class Says(Stateless):
 
 
 def propose(lookup: list[float], model: list[float]) -> tuple[list[int], list[bool]]:
-    """The token that each slot's draft is of, 0 for none, and whether the model was asked."""
+    """Returns each slot's draft token, 0 for no draft, and whether the model was asked for it."""
     drafter = Combined(Says(FOUND, tuple(lookup)), Says(GUESSED, tuple(model), COSTLY_SOURCE))
     slots = len(lookup)
     state = make_state(slots, 8, K, lens=int32s([3] * slots), live=np.ones(slots, np.bool))
@@ -49,30 +49,30 @@ def propose(lookup: list[float], model: list[float]) -> tuple[list[int], list[bo
     return tokens.tolist(), np.asarray(asked).tolist()
 
 
-def test_what_is_found_with_confidence_spares_the_model():
-    # The model is expected to be right in 0.6 of cases, as any before its first draft.
+def test_the_model_is_not_asked_where_a_confident_match_was_found():
+    # Before its first draft, any model is expected to be right in 0.6 of cases.
     tokens, asked = propose([0.9, 0.55, 0.0], [0.99, 0.99, 0.99])
     assert tokens == [FOUND, FOUND, GUESSED]
     assert asked == [False, False, True]
 
 
-def test_a_model_that_turns_out_less_sure_than_expected_gives_way():
+def test_a_match_wins_over_a_model_that_is_less_confident_than_expected():
     tokens, asked = propose([0.45, 0.45], [0.3, 0.8])
     assert asked == [True, True]
     assert tokens == [FOUND, GUESSED]
 
 
-def test_what_is_found_is_better_than_nothing_and_nothing_is_no_draft():
+def test_a_weak_match_wins_over_no_guess():
     tokens, _ = propose([0.1, 0.0], [0.0, 0.0])
     assert tokens == [FOUND, 0]
 
 
-def test_what_was_guessed_in_vain_is_learnt_from_too():
-    """Else the model would be thought better than it is, and asked for ever."""
+def test_unused_guesses_are_learnt_from_too():
+    """Otherwise the model would seem better than it is, and would always be asked."""
     drafter = Combined(Says(FOUND, (0.45, 0.45)), Says(GUESSED, (0.1, 0.1), COSTLY_SOURCE))
     state = make_state(2, 8, K, lens=int32s([3, 3]), live=np.ones(2, np.bool))
     draft, _ = drafter.propose(state.replace(drafter=((), ())), (), lambda survival: jnp.asarray(K))
-    assert draft.source.tolist() == [0, 0], "what was found is better"
+    assert draft.source.tolist() == [0, 0], "the match is better"
     before = expect(state.experience, COSTLY_SOURCE, K)
     likely = predict(draft, state.experience)
     experience = learn(state.experience, draft, likely, int32s([0, 0]), int32s([0, 0]))

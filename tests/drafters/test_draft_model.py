@@ -1,4 +1,4 @@
-"""A draft model with a cache of its own drafts what it would draft without one."""
+"""A draft model with a cache drafts the same tokens as it would without one."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ LONGEST, TOKENS = 256, 60
 
 
 def from_scratch(drafter) -> Callable[[list[int]], int]:
-    """The likeliest token behind a text, by one pass over all of it."""
+    """Returns a function that computes the likeliest token after a text in one pass over it."""
 
     @jax.jit
     def program(weights, tokens, length):
@@ -34,8 +34,8 @@ def from_scratch(drafter) -> Callable[[list[int]], int]:
     return guess
 
 
-def test_drafted_and_accepted_are_those_of_a_model_that_reads_all_anew():
-    """Behind rejected drafts, wholly accepted ones and those cut at the limit."""
+def test_counts_equal_those_of_a_model_without_a_cache():
+    """The text has rejected drafts, fully accepted ones, and one that is cut at the limit."""
     model = tiny_model("llama3")
     drafter = make_drafter(model, "alike")
     guess, k = from_scratch(drafter), drafter.draft_length
@@ -44,26 +44,26 @@ def test_drafted_and_accepted_are_those_of_a_model_that_reads_all_anew():
     known, output = [*prompt, result.token_ids[0]], list(result.token_ids)
     drafted, accepted, steps = [0] * k, [0] * k, 1
     while len(known) < len(prompt) + TOKENS:
-        behind, right = output[len(known) - len(prompt) :], 0
-        for place in range(min(k, len(behind) - 1)):
+        rest, right = output[len(known) - len(prompt) :], 0
+        for place in range(min(k, len(rest) - 1)):
             drafted[place] += 1
-            text = known + behind[:place]
-            if right == place and guess(text) == behind[place]:
+            text = known + rest[:place]
+            if right == place and guess(text) == rest[place]:
                 right += 1
                 accepted[place] += 1
-        known += behind[: right + 1]
+        known += rest[: right + 1]
         steps += 1
     found = result.metrics
     assert found.target_steps == steps
     assert list(found.drafted_by_position) == drafted
     assert list(found.accepted_by_position) == accepted
-    assert 0.3 < sum(accepted) / sum(drafted) < 0.95, "else this says little"
+    assert 0.3 < sum(accepted) / sum(drafted) < 0.95, "drafts should be right and wrong"
     assert 0 < accepted[-1] < drafted[-1]
 
 
 @pytest.mark.parametrize("right", [0, 1, 4])
-def test_it_drafts_on_from_what_was_written_whoever_guessed_that(right: int):
-    """What it had in its cache of its own guesses is not what the text became."""
+def test_it_continues_from_the_text_whoever_guessed_it(right: int):
+    """The cache holds K/V of guesses that did not become text, and must not use them."""
     model = tiny_model("llama3")
     drafter = make_drafter(model, "alike")
     guess, k, prompt = from_scratch(drafter), drafter.draft_length, [5, 6, 7, 8, 9] * 5
@@ -87,15 +87,16 @@ def test_it_drafts_on_from_what_was_written_whoever_guessed_that(right: int):
         draft, memory = propose(state.replace(drafter=memory))
         return draft.tokens[0, : int(draft.lens[0])].tolist(), memory
 
-    def anew(text: list[int]) -> list[int]:
+    def without_cache(text: list[int]) -> list[int]:
         guessed: list[int] = []
         for _ in range(k):
             guessed.append(guess(text + guessed))
         return guessed
 
     first, memory = drafts(prompt, drafter.init(1, LONGEST))
-    assert first == anew(prompt)
+    assert first == without_cache(prompt)
     others = [(token + 1) % model.vocab_size for token in first[right:]]
     text = [*prompt, *first[:right], *others, 11]
-    assert anew(text) != anew([*prompt, *first, 11]) or right == k, "else this says nothing"
-    assert drafts(text, memory)[0] == anew(text)
+    stale = without_cache([*prompt, *first, 11])
+    assert without_cache(text) != stale or right == k, "stale K/V would not show"
+    assert drafts(text, memory)[0] == without_cache(text)

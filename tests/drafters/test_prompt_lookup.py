@@ -1,4 +1,4 @@
-"""Prompt lookup against a search written as a person would do it."""
+"""Compares prompt lookup with a plain search through the text."""
 
 import functools
 from typing import Any
@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from emsjax.drafters import NoDrafter, PromptLookup
 from emsjax.drafters.ngram_index import hash_ngram
-from emsjax.drafters.prompt_lookup import RIGHT_BEHIND
+from emsjax.drafters.prompt_lookup import RIGHT_AFTER_MATCH
 from emsjax.errors import UserError
 from tests.engine.states import int32s, make_state
 
 NUM_SLOTS, CACHE_LEN = 4, 16
-# For so many tokens the index has room: few n-grams share a place.
+# The index has room for this many tokens, so that few n-grams share an entry.
 PLACES = 4096
 
 
@@ -46,7 +46,7 @@ def propose(drafter: PromptLookup, tokens: np.ndarray, lens: list[int], index: A
 
 
 def collide(drafter: PromptLookup, tokens: np.ndarray, size: int) -> bool:
-    """Whether two n-grams of a text share a place in the index: then one may be forgotten."""
+    """Whether two n-grams of a text share an entry of the index, so that one may be forgotten."""
     for order in range(drafter.min_ngram, drafter.max_ngram + 1):
         ends = np.broadcast_to(np.arange(order - 1, CACHE_LEN), (NUM_SLOTS, CACHE_LEN - order + 1))
         places = np.asarray(hash_ngram(tokens, int32s(ends), order, size))
@@ -75,7 +75,7 @@ DRAFTERS = [
 
 
 @pytest.mark.parametrize("drafter", DRAFTERS, ids=str)
-def test_any_text_is_searched_as_by_hand(drafter):
+def test_any_text_is_searched_as_a_plain_search_does(drafter):
     token = st.integers(0, 2)
     row = st.lists(token, min_size=CACHE_LEN, max_size=CACHE_LEN)
     length = st.sampled_from((0, 1, 2, CACHE_LEN)) | st.integers(0, CACHE_LEN)
@@ -94,7 +94,7 @@ def test_any_text_is_searched_as_by_hand(drafter):
 
 @pytest.mark.parametrize("places", [4, PLACES])
 def test_an_index_that_grows_with_the_text_equals_one_made_at_once(places):
-    """Also where there are far too few places, so that most n-grams are forgotten."""
+    """This holds with far too few entries too, when most n-grams are forgotten."""
     drafter, rng = PromptLookup(4, 3, 1), np.random.default_rng(0)
     tokens = rng.integers(0, 3, (NUM_SLOTS, CACHE_LEN)).astype(np.int32)
     grown, lens = drafter.init(NUM_SLOTS, places), np.ones(NUM_SLOTS, np.int32)
@@ -105,7 +105,7 @@ def test_an_index_that_grows_with_the_text_equals_one_made_at_once(places):
         assert found == propose(drafter, tokens, lens, fresh)[0]
         for slot, guesses in enumerate(found):
             known = tokens[slot, : lens[slot]].tolist()
-            assert is_copy(known, guesses), "what is drafted followed the same token before"
+            assert is_copy(known, guesses), "the draft must have followed the same token before"
 
 
 def is_copy(known: list[int], guesses: list[int]) -> bool:
@@ -125,7 +125,7 @@ def test_a_new_request_is_not_drafted_from_the_old_ones_text():
 
 
 def texts(*rows: list[int]) -> tuple[np.ndarray, list[int]]:
-    """Tokens and lengths, filled up with a token that continues nothing."""
+    """Returns tokens and lengths; the rest is padded with a token that matches nothing."""
     rows = (*rows, *([[]] * (NUM_SLOTS - len(rows))))
     tokens = np.full((NUM_SLOTS, CACHE_LEN), 99, np.int32)
     for slot, row in enumerate(rows):
@@ -135,7 +135,7 @@ def texts(*rows: list[int]) -> tuple[np.ndarray, list[int]]:
 
 def test_which_match_wins():
     drafter = PromptLookup(2, 3, 1)
-    longest = [1, 2, 3, 50, 51, 3, 60, 61, 1, 2, 3]  # 1 2 3 before the later 3 alone
+    longest = [1, 2, 3, 50, 51, 3, 60, 61, 1, 2, 3]  # 1 2 3 wins over the later 3 alone.
     latest = [5, 70, 71, 5, 80, 81, 5]
     repeat = [7, 7]
     miss = [1, 2, 3, 4]
@@ -149,30 +149,30 @@ def test_generated_text_is_searched_like_the_prompt():
     assert check(drafter, *rows)[:2] == [[7, 8], [6, 7]]
 
 
-def test_a_period_goes_on_past_the_end():
+def test_a_periodic_text_continues_past_its_end():
     assert check(PromptLookup(7, 2, 1), *texts([1, 2, 3, 1, 2]))[0] == [3, 1, 2, 3, 1, 2, 3]
 
 
-def test_the_longer_the_match_the_surer():
+def test_longer_matches_have_higher_confidence():
     tokens, lens = texts([1, 2, 9, 2], [3, 1, 2, 9, 3, 1, 2])
     drafter = PromptLookup(2, 3, 1)
     state = make_state(
         NUM_SLOTS, CACHE_LEN, 2, tokens=tokens, lens=int32s(lens), live=np.full(NUM_SLOTS, True)
     ).replace(drafter=drafter.init(NUM_SLOTS, PLACES))
     draft, _ = jax.device_get(program(drafter)(state))
-    expected = [RIGHT_BEHIND[0:2], RIGHT_BEHIND[2:4]]
+    expected = [RIGHT_AFTER_MATCH[0:2], RIGHT_AFTER_MATCH[2:4]]
     np.testing.assert_array_equal(draft.confidence[:2], np.asarray(expected, np.float32))
 
 
-def test_tokens_behind_the_known_ones_are_not_looked_at():
+def test_entries_past_the_known_text_are_ignored():
     tokens, lens = texts([1, 2, 3])
     tokens[0, 3:] = [3, 4, 3, 4] + [3] * (CACHE_LEN - 7)
     assert check(PromptLookup(7, 3, 1), tokens, lens)[0] == []
 
 
 @pytest.mark.parametrize("sizes", [(0, 3, 1), (7, 0, 0), (7, 2, 3), (7, 3, 0)])
-def test_sizes_that_mean_nothing_are_refused(sizes):
-    with pytest.raises(UserError):
+def test_impossible_sizes_are_refused(sizes):
+    with pytest.raises(UserError, match=r"do not fit; choose 1 <= min_ngram|is less than 1; use"):
         PromptLookup(*sizes)
 
 

@@ -1,4 +1,4 @@
-"""Engines on tiny models, and what PyTorch `transformers` generates with the same weights."""
+"""Engines on tiny models, and the texts of PyTorch `transformers` with the same weights."""
 
 import functools
 from typing import Any
@@ -28,13 +28,13 @@ EOS = 2
 
 @functools.cache
 def oracle_model(name: str) -> Any:
-    """With the oracle's weights."""
+    """Returns a tiny model with the oracle's weights."""
     return load_model(checkpoint(name)).model
 
 
 @functools.cache
 def tiny_model(name: str) -> Any:
-    """With weights of our own, which needs no PyTorch."""
+    """Returns a tiny model with weights from a JAX seed, without PyTorch."""
     model_type, settings = TINY[name]
     config = AutoConfig.for_model(model_type, **settings, vocab_size=VOCAB_SIZE)
     return DecoderLM(FAMILIES[model_type].config(config.to_dict()), rngs=nnx.Rngs(0))
@@ -52,7 +52,7 @@ def make_engine(
     trace: bool = False,
     all_rungs: bool = False,
 ) -> Engine:
-    """The drafter by its name, or one of the test's own."""
+    """Makes an engine with a named drafter or with the test's own."""
     chosen = make_drafter(model, drafter) if isinstance(drafter, str) else drafter
     make = make_ladder if all_rungs else short_ladder
     ladder = make(num_slots, chosen.draft_length, exact=exact, prefill_chunk=64)
@@ -69,7 +69,7 @@ def make_engine(
 
 
 def costs_of(ladder: tuple[Rung, ...], draft: float | None) -> StepCosts | None:
-    """Of a device that pays 20 for any step and 1 for each row, and `draft` for a draft token."""
+    """Returns costs of 20 for any step, 1 for each row and `draft` for each draft token."""
     if draft is None:
         return None
     rungs = np.asarray([20.0 + rung.capacity for rung in ladder], np.float32)
@@ -77,7 +77,7 @@ def costs_of(ladder: tuple[Rung, ...], draft: float | None) -> StepCosts | None:
 
 
 def make_drafter(model: Any, name: str) -> Drafter:
-    """A drafter for a tiny model; those that compute are as good as they can be, or untrained."""
+    """Makes a drafter for a tiny model. Those that compute are near-perfect or untrained."""
     lookup = PromptLookup(7, 3, 1)
     if name == "none":
         return NoDrafter()
@@ -90,19 +90,19 @@ def make_drafter(model: Any, name: str) -> Drafter:
 
 
 def itself(model: Any) -> DraftModel:
-    """The target as its own draft model: all it drafts is accepted."""
+    """Makes the target its own draft model: all it drafts is accepted."""
     graphdef, weights = nnx.split(model)
     merge = functools.partial(nnx.merge, graphdef)
     return DraftModel("itself", weights, merge, model.vocab_size, 4, prefill_chunk=32)
 
 
 def alike(model: Any) -> DraftModel:
-    """A model that is right most of the time."""
+    """Makes a draft model that is right most of the time."""
     return another(model, noise=0.03)
 
 
 def another(model: Any, noise: float = 0.3) -> DraftModel:
-    """A model that is right now and then: the target with its weights disturbed."""
+    """Makes a draft model that is right now and then: the target with its weights disturbed."""
     graphdef, weights = nnx.split(model)
     keys = nnx.Rngs(7).params
     disturbed = jax.tree.map(
@@ -113,7 +113,7 @@ def another(model: Any, noise: float = 0.3) -> DraftModel:
 
 
 def recurrent(model: Any) -> Recurrent:
-    """A draft of random weights that knows every other token."""
+    """Makes a recurrent draft with random weights that can guess every other token."""
     config = RecurrentConfig(model.embedder.tokens.shape[1], 32, 1)
     graphdef, params = nnx.split(RecurrentDraft(config, rngs=nnx.Rngs(0)))
     params = jax.tree.map(lambda x: x.astype(model.dtype), params)
@@ -133,7 +133,7 @@ def recurrent(model: Any) -> Recurrent:
 
 
 def jobs(count: int = 20, longest: int = 200, stop_ids: tuple[int, ...] = (EOS,)) -> list[Job]:
-    """Prompts of 1 to `longest` tokens that repeat themselves, 1 to 64 tokens to generate."""
+    """Makes jobs with repetitive prompts of 1 to `longest` tokens, to generate 1 to 64 tokens."""
     rng = np.random.default_rng(0)
     lengths = [1, longest, *rng.integers(2, longest, count - 2)]
     limits = [1, 64, *rng.integers(2, 64, count - 2)]
@@ -147,7 +147,7 @@ def jobs(count: int = 20, longest: int = 200, stop_ids: tuple[int, ...] = (EOS,)
 
 @functools.cache
 def expected(name: str, prompt: tuple[int, ...], max_tokens: int, eos: int | None) -> list[int]:
-    """Greedy text by `transformers`, one prompt alone."""
+    """Generates greedy text with `transformers` from a single prompt."""
     import torch
 
     generated = oracle(name).generate(
@@ -162,7 +162,7 @@ def expected(name: str, prompt: tuple[int, ...], max_tokens: int, eos: int | Non
 
 
 def run_all(engine: Engine, todo: list[Job]) -> list[Finished]:
-    """Results in the order of the jobs; each job has exactly one."""
+    """Returns the results in the order of the jobs, and checks that each job has exactly one."""
     results = {finished.job.key: finished for finished in engine.run(todo)}
     assert sorted(results) == [job.key for job in todo]
     return [results[job.key] for job in todo]

@@ -1,4 +1,4 @@
-"""States of a few slots, drawn at random; one shape for all, so that little is compiled."""
+"""Random states of a few slots. All have the same shape, so that little is compiled."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ IDLE, DECODING, PREFILLING = "idle", "decoding", "prefilling"
 
 
 def make_state(num_slots: int, capacity: int, draft_length: int, **fields: Any) -> DecodeState:
-    """B slots of S tokens with a cache of next to nothing; what is not given is 0."""
+    """Makes B slots of S tokens with a minimal cache; fields that are not given are 0."""
     zeros = np.zeros(num_slots, np.int32)
     counts = np.zeros((num_slots, draft_length), np.int32)
     given = {name: np.asarray(value) for name, value in fields.items()}
@@ -44,7 +44,7 @@ def int32s(values: Any) -> np.ndarray:
 
 @st.composite
 def slots(draw: Any, num_slots: int, capacity: int) -> dict[str, np.ndarray]:
-    """Lengths of B slots: idle ones, ones that decode and ones that still read their prompt."""
+    """Draws the lengths of B slots that are idle, decode or still read their prompt."""
     kinds = draw(
         st.lists(
             st.sampled_from((IDLE, DECODING, PREFILLING)), min_size=num_slots, max_size=num_slots
@@ -54,8 +54,8 @@ def slots(draw: Any, num_slots: int, capacity: int) -> dict[str, np.ndarray]:
     for kind in kinds:
         lens.append(draw(st.integers(1, capacity - 1)))
         max_lens.append(draw(st.integers(lens[-1] + 1, capacity)))
-        behind = lens[-1] if kind == PREFILLING else 1
-        kv_lens.append(lens[-1] - draw(st.integers(1, behind)))
+        most_unread = lens[-1] if kind == PREFILLING else 1
+        kv_lens.append(lens[-1] - draw(st.integers(1, most_unread)))
     return {
         "lens": int32s(lens),
         "kv_lens": int32s(kv_lens),

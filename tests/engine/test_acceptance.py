@@ -1,4 +1,4 @@
-"""What is learnt from accepted and rejected drafts."""
+"""Experience: what the engine learns from accepted and rejected drafts."""
 
 import functools
 
@@ -29,7 +29,14 @@ def program():
 
 
 def after(said: float, true: list[float], steps: int, source: int = 0) -> tuple:
-    """Predictions and experience after steps in which tokens are right with these chances."""
+    """Returns predictions and experience after steps in which tokens are right this often.
+
+    Args:
+      said: the confidence that the drafter reports for every token.
+      true: how likely each slot's tokens are to be right.
+      steps: number of steps.
+      source: of the drafts.
+    """
     rng, experience, likely = np.random.default_rng(0), no_experience(B), None
     seen = []
     for _ in range(steps):
@@ -41,7 +48,7 @@ def after(said: float, true: list[float], steps: int, source: int = 0) -> tuple:
     return np.mean(seen[steps // 2 :], axis=0), jax.device_get(experience)
 
 
-def test_at_first_the_drafter_is_believed():
+def test_without_experience_predictions_equal_the_drafters_confidence():
     likely = np.asarray(predict(draft_of(0.8), no_experience(B)))
     np.testing.assert_allclose(likely, 0.8, atol=1e-6)
     unknown = Draft(np.zeros((B, K), np.int32), int32s([K] * B))
@@ -49,14 +56,14 @@ def test_at_first_the_drafter_is_believed():
 
 
 @pytest.mark.parametrize("said", [0.5, 0.9])
-def test_predictions_become_right_for_each_slot(said):
+def test_predictions_approach_each_slots_true_acceptance(said):
     true = [0.2, 0.5, 0.9]
     likely, _ = after(said, true, 300)
-    # Forgetting pulls towards what the drafter says, the more the further that is off.
+    # Forgetting pulls predictions towards the drafter's confidence, more so the further it is off.
     np.testing.assert_allclose(likely, true, atol=0.17)
 
 
-def test_another_way_of_guessing_is_not_blamed():
+def test_experience_with_one_source_leaves_the_other_alone():
     _, experience = after(0.9, [0.1] * B, 50, source=1)
     assert (experience.slots[:, 0] == 0).all()
     assert (experience.slots[:, 1] < -1).all()
@@ -64,28 +71,28 @@ def test_another_way_of_guessing_is_not_blamed():
     np.testing.assert_allclose(likely, 0.9, atol=1e-6)
 
 
-def test_what_is_expected_before_drafting_follows_what_was_accepted():
+def test_expectation_before_drafting_follows_past_acceptance():
     _, bad = after(0.5, [0.1] * B, 200, source=1)
     _, good = after(0.5, [0.9] * B, 200, source=1)
     assert np.asarray(expect(bad, 1, K)).max() < 0.35
     assert np.asarray(expect(good, 1, K)).min() > 0.7
 
 
-def test_what_is_expected_is_of_all_that_is_drafted():
-    """Not of those that were sure enough to be verified, which are better."""
+def test_expectation_covers_all_drafted_tokens():
+    """Tokens that were confident enough to be verified are better than average."""
     experience = no_experience(B)
     confidence = np.full((B, K), 0.1, np.float32)
     confidence[0] = 0.9
     draft = draft_of(0.5, 1)._replace(confidence=confidence)
-    for _ in range(200):  # as sure of each as it should be
+    for _ in range(200):  # each confidence is as high as it should be
         right = int32s([K * (_ % 10 != 0), 0, 0])
         _, experience = program()(experience, draft, int32s([K, 0, 0]), right)
     expected = np.asarray(expect(experience, 1, K))
-    # A draft of one that is not sure mostly ends with its first token.
+    # A draft with low confidence mostly ends with its first token.
     assert 0.4 < expected[1:].mean() < 0.7
 
 
-def test_drafting_that_does_not_pay_is_tried_again_in_time():
+def test_drafting_that_did_not_pay_gets_another_try():
     _, experience = after(0.5, [0.05] * B, 200, source=1)
     before = np.asarray(expect(experience, 1, K)).max()
     nothing = draft_of(0.5, 1)._replace(lens=int32s([0] * B))
@@ -94,15 +101,15 @@ def test_drafting_that_does_not_pay_is_tried_again_in_time():
     assert np.asarray(expect(experience, 1, K)).max() > before + 0.1
 
 
-def test_a_new_request_starts_afresh():
+def test_a_new_request_forgets_its_slots_experience():
     _, experience = after(0.9, [0.1] * B, 50)
     fresh = jax.device_get(jax.jit(forget)(experience, int32s(1)))
     assert (fresh.slots[1] == 0).all()
     np.testing.assert_array_equal(fresh.slots[[0, 2]], experience.slots[[0, 2]])
 
 
-def test_only_what_was_tried_counts():
-    """Neither tokens behind the first wrong one nor those that were trimmed."""
+def test_only_tried_tokens_count():
+    """Tokens after the first wrong one and trimmed tokens do not count."""
     start, draft = no_experience(B), draft_of(0.5)
     _, one = program()(start, draft, int32s([1, 1, 0]), int32s([0, 0, 0]))
     _, many = program()(start, draft, int32s([4, 2, 0]), int32s([0, 0, 0]))
@@ -120,7 +127,7 @@ def test_nothing_is_ever_certain():
 
 
 @pytest.mark.parametrize("slots", [1, 512])
-def test_any_number_of_slots_learns_alike_and_none_overshoots(slots: int):
+def test_any_number_of_slots_learns_without_overshooting(slots: int):
     rng, experience = np.random.default_rng(0), no_experience(slots)
     draft = Draft(np.zeros((slots, K), np.int32), int32s([K] * slots))
     shared, expected = [], []
@@ -132,5 +139,5 @@ def test_any_number_of_slots_learns_alike_and_none_overshoots(slots: int):
         expected.append(float(expect(experience, 0, K).mean()))
     assert max(np.abs(np.diff(shared))) < 0.4, "a step changes little"
     assert np.std(shared[200:]) < 0.2, "it comes to rest"
-    # Forgetting pulls a lone slot's towards what is assumed at first, 0.6.
+    # Forgetting pulls the expectation of a single slot towards the initial 0.6.
     assert np.mean(expected[200:]) == pytest.approx(0.3, abs=0.1)

@@ -1,6 +1,6 @@
-"""What the decode program compiles to: no copy of the cache, little temporary memory.
+"""The compiled decode program makes no copy of the cache and needs little temporary memory.
 
-For TPUs the real TPU compiler is asked, which needs no TPU.
+The TPU tests use the real TPU compiler, which needs no TPU.
 """
 
 import math
@@ -37,18 +37,22 @@ CONFIG = DecoderConfig(
 )
 HLO_TYPES = {"float32": "f32", "bfloat16": "bf16", "uint16": "u16"}
 SLOW = pytest.mark.slow
-# Whatever `scripts/test` sets.
+# Overrides the fast compilation that `scripts/test` sets.
 AS_FOR_USERS = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
-# Operations that pass the cache on.
+# Operations that pass the cache on without copying it.
 PASS_ON = {"parameter", "get-tuple-element", "fusion", "bitcast", "while"}
-# What writes into it where it is: XLA's scatter, or the kernel, whose output is its input.
+# The operation that writes into the cache in place: XLA's scatter, or the kernel, which aliases its
+# output with its input.
 WRITERS = {"cpu": "scatter", "tpu": "custom-call"}
 
 
 def abstract_engine(
     dtype: jnp.dtype, drafter: str, config: DecoderConfig = CONFIG, method: str = "ems"
 ) -> Engine:
-    """With all rungs where the drafter costs little to compile: they are much alike."""
+    """Makes an engine with shapes for weights, and with all rungs if the drafter compiles fast.
+
+    Rungs are much alike, so the other drafters do with a few.
+    """
     return make_engine(
         shape_of_model(config, dtype),
         drafter,
@@ -63,7 +67,14 @@ def abstract_engine(
 def check_no_copy_of_the_cache(
     engine: Engine, compiled: jax.stages.Compiled, platform: str, others: int = 0
 ) -> None:
-    """`others`: bytes of temporary memory known to be for something else than the cache."""
+    """Checks memory and operations.
+
+    Args:
+      engine: the engine.
+      compiled: its decode program.
+      platform: "cpu" or "tpu".
+      others: bytes of temporary memory known to serve something other than the cache.
+    """
     spec = engine.cache_spec
     cache_bytes = math.prod(spec.shape) * spec.dtype.itemsize
     memory = compiled.memory_analysis()
@@ -83,7 +94,7 @@ def check_no_copy_of_the_cache(
 
 
 def _caches(engine: Engine) -> int:
-    """Two where the draft model has one of its own, which then is like the target's."""
+    """Returns the number of caches: 2 with a draft model, which is the target itself here."""
     return 2 if isinstance(engine.drafter, DraftModel) else 1
 
 
@@ -105,7 +116,7 @@ def test_cpu_sampling():
 
 
 def check_no_sort_of_the_vocabulary(compiled: jax.stages.Compiled) -> None:
-    """Neither by value nor for drawing; the likeliest few are found without."""
+    """Checks that neither filters nor drawing sort the vocabulary."""
     sorts = re.findall(r"= \(?\w+\[([0-9,]+)\]\S* .*?sort\(", compiled.as_text())
     assert not [shape for shape in sorts if int(shape.split(",")[-1]) >= CONFIG.vocab_size]
 
@@ -138,10 +149,10 @@ def test_every_tpu(generation: str, drafter: str):
 
 @SLOW
 def test_tpu_v5e_padded():
-    """The padded method is compared with its own kernel, holes and all."""
+    """The padded method compiles to the TPU kernel too, with holes."""
     with on_tpu("v5e") as sharding:
         engine = abstract_engine(jnp.bfloat16, "prompt-lookup", method="vanilla")
-        engine.use_costs(None)  # it verifies every draft
+        engine.use_costs(None)  # Padded inputs cannot be planned by costs.
         compiled = engine.lower(sharding).compile()
     check_no_copy_of_the_cache(engine, compiled, "tpu")
     kernels = re.findall(r"%(ragged_attention\S*) = .* custom-call\(", compiled.as_text())
@@ -152,11 +163,11 @@ def test_tpu_v5e_padded():
 @pytest.mark.parametrize("generation", ["v4", "v6e"])
 def test_tpu_sampling(generation: str):
     engine, compiled = compile_for_tpu(generation, "prompt-lookup", sampling=True)
-    # Logits of 64 rows and their like: measured 27 MB on v5e, and 60 for 16 times V.
+    # Logits of 64 rows and similar arrays: measured 27 MB on v5e, and 60 MB for 16 times V.
     check_no_copy_of_the_cache(engine, compiled, "tpu", others=28_000_000)
 
 
-def test_copying_a_prompts_cache_needs_room_for_one_layer_only():
+def test_copying_a_prompts_cache_needs_memory_for_one_layer_only():
     engine = abstract_engine(jnp.float32, "none")
     spec = engine.cache_spec
     cache, slot = jax.ShapeDtypeStruct(spec.shape, spec.dtype), jax.ShapeDtypeStruct((), jnp.int32)
@@ -167,14 +178,15 @@ def test_copying_a_prompts_cache_needs_room_for_one_layer_only():
     assert memory.temp_size_in_bytes <= 1.1 * cache_bytes / layers / slots
 
 
-# The larger models are compiled for TPUs whose memory holds them.
+# Each model is compiled for a TPU with enough memory.
 NAMED = {"smollm2-135m": "v5e", "opt-6.7b": "v6e", "llama-3-8b": "v5p"}
 
 
 @SLOW
 @pytest.mark.parametrize("name", NAMED)
 def test_named_models(name: str):
-    # The gate and up projections: 576 wide is no multiple of 128. Once a call, not once a step.
+    # A copy of the gate and up projections, because their width of 576 is no multiple of 128. It is
+    # made once per call, not once per step.
     weights = 30 * 3072 * 576 * 2 if name == "smollm2-135m" else 0
     compiled = compile_for_tpu(NAMED[name], "prompt-lookup", named_config(name))
     check_no_copy_of_the_cache(*compiled, "tpu", weights)

@@ -1,4 +1,4 @@
-"""`exact`: one capacity, so that output equals plain decoding alone, bit for bit."""
+"""With `exact` (one capacity), output equals that of plain decoding alone, bit for bit."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def test_speculation_in_a_batch_equals_plain_decoding_alone(dtype: jnp.dtype, dr
 
 @pytest.mark.parametrize("method", ["vanilla", "unpad-kv"])
 def test_padding_of_many_slots_fits_the_one_capacity(method: str):
-    """Whole drafts of 12 slots would not, padded."""
+    """Whole drafts of 12 slots would not fit once padded."""
     model, todo = tiny_model("llama3"), jobs(12, longest=40)
     padded = make_engine(model, "prompt-lookup", 12, exact=True, method=method)
     plain = make_engine(model, "none", 12, exact=True)
@@ -46,7 +46,7 @@ def test_padding_of_many_slots_fits_the_one_capacity(method: str):
 
 
 def with_near_ties(name: str, dtype: jnp.dtype):
-    """Every second token is almost its neighbour: the last bit of a logit decides."""
+    """Makes every second token almost equal to its neighbour: the last bit of a logit decides."""
     model = in_dtype(name, dtype)
     head = model.head.kernel[...]
     noise = 1 + 3e-8 * jax.random.normal(jax.random.key(0), head[1::2].shape)
@@ -65,7 +65,7 @@ def test_the_last_bit_of_a_logit_is_the_same(drafter: str, num_slots: int):
     assert [r.token_ids for r in batched] == [r.token_ids for r in alone]
 
 
-def test_the_ladder_gives_the_same_text_where_nothing_is_near_a_tie():
+def test_the_ladder_gives_the_same_text_without_near_ties():
     model = tiny_model("llama")
     todo = jobs(8, longest=100)
     exact = run_all(make_engine(model, "prompt-lookup", 3, exact=True), todo)
@@ -75,7 +75,7 @@ def test_the_ladder_gives_the_same_text_where_nothing_is_near_a_tie():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_hidden_states_do_not_depend_on_the_other_rows(dtype: jnp.dtype):
-    """The same rows, alone and among others, in another slot and place: the same bits."""
+    """The same rows give the same bits alone, among others, and in another slot and place."""
     model = in_dtype("llama3", dtype)
     graphdef, weights = nnx.split(model)
     spec = model.cache_spec(4, 256)

@@ -1,4 +1,4 @@
-"""With the TPU kernels, interpreted, the engine writes the text that it writes with XLA alone."""
+"""With interpreted TPU kernels, the engine generates the same text as with XLA alone."""
 
 from dataclasses import replace
 

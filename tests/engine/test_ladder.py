@@ -15,19 +15,19 @@ BATCH_SIZES = range(1, 65)
 @pytest.mark.parametrize("prefill_chunk", [32, 64, 256])
 @pytest.mark.parametrize("draft_length", [0, 1, 3, 7, 15])
 @pytest.mark.parametrize("exact", [False, True])
-def test_every_ladder_holds_what_a_plan_may_ask_for(draft_length, prefill_chunk, exact):
+def test_every_ladder_holds_any_plan(draft_length, prefill_chunk, exact):
     options = {"exact": exact, "prefill_chunk": prefill_chunk}
     for num_slots, narrowest in itertools.product(BATCH_SIZES, (4, 8)):
         ladder = make_ladder(num_slots, draft_length, narrowest=narrowest, **options)
         capacities = [rung.capacity for rung in ladder]
         assert capacities == sorted(capacities), (num_slots, ladder)
         assert min(capacities) >= num_slots, "one row for every slot"
-        # A plan may fill the largest capacity, and with one slot's rows.
+        # A plan may fill the largest capacity, even with rows of a single slot.
         assert ladder[-1].max_q_len == ladder[-1].capacity == max(capacities), (num_slots, ladder)
 
 
 @pytest.mark.parametrize("draft_length", [1, 3, 7, 15])
-def test_drafts_have_rungs_from_almost_none_to_all(draft_length):
+def test_draft_rungs_range_from_a_few_draft_tokens_to_all(draft_length):
     for num_slots in BATCH_SIZES:
         ladder = make_ladder(num_slots, draft_length)
         full = num_slots * (draft_length + 1)
@@ -38,13 +38,13 @@ def test_drafts_have_rungs_from_almost_none_to_all(draft_length):
             assert larger.capacity <= 2 * smaller.capacity
 
 
-def test_plain_decoding_has_a_rung_of_one_row_a_slot():
+def test_plain_decoding_has_a_rung_of_one_row_per_slot():
     assert make_ladder(1, 7)[0] == Rung(1, 1)
     assert make_ladder(8, 0)[0] == Rung(8, 1)
     assert make_ladder(9, 0)[0] == Rung(16, 1)
 
 
-def test_few_rows_have_a_rung_where_that_is_worth_one():
+def test_narrowest_adds_a_rung_for_few_rows():
     assert make_ladder(1, 7, narrowest=4)[:3] == (Rung(1, 1), Rung(4, 8), Rung(8, 8))
     assert make_ladder(3, 7, narrowest=4)[:3] == (Rung(4, 1), Rung(4, 8), Rung(8, 8))
     assert make_ladder(8, 7, narrowest=4) == make_ladder(8, 7)
@@ -64,13 +64,13 @@ def test_exact_is_one_capacity_whatever_the_batch():
         assert make_ladder(num_slots, 7, exact=True, exact_capacity=16) == (Rung(16, 16),)
 
 
-# As of 16 slots, one chunk of prompts comes before the widest rung for drafts.
+# A ladder like those from 16 slots on: a rung for prompts comes before the widest one for drafts.
 LADDER = (Rung(4, 1), Rung(8, 3), Rung(12, 12), Rung(16, 5), Rung(16, 16), Rung(32, 32))
 fit = jax.jit(lambda q_lens: first_fit(LADDER, q_lens, 4))
 
 
 @given(st.lists(st.integers(0, 8), min_size=4, max_size=4))
-def test_first_fit_is_the_first_that_fits_and_for_prompts_only_if_it_must(q_lens):
+def test_first_fit_takes_a_rung_for_prompts_only_if_no_other_fits(q_lens):
     expected = min(
         (rung.max_q_len > 5, index)
         for index, rung in enumerate(LADDER)

@@ -1,4 +1,4 @@
-"""`pack` against packing row by row."""
+"""Compares `pack` with packing row by row."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ packing = jax.jit(
 
 @st.composite
 def rows(draw):
-    """Where each slot starts and how many rows it has, at most CAPACITY in all."""
+    """Draws where each slot starts and how many rows it has, at most CAPACITY in total."""
     starts, q_lens, left = [], [], CAPACITY
     for _ in range(NUM_SLOTS):
         q_lens.append(draw(st.sampled_from((0, min(1, left), left)) | st.integers(0, left)))
@@ -27,10 +27,10 @@ def rows(draw):
 
 
 def check(starts: list[int], q_lens: list[int], tokens: np.ndarray, guesses: Guesses | None):
-    """`tokens` [B, S] are those that each position should have."""
+    """Checks the packed rows; `tokens` [B, S] are the tokens expected at each position."""
     known = tokens.copy()
     if guesses is not None:
-        # What is past the known text is never read: -7 is no token.
+        # Entries past the known text must never be read. -7 is no token.
         known[np.arange(CACHE_LEN)[None] >= guesses.start[:, None]] = -7
     batch = jax.device_get(packing(known, int32s(starts), int32s(q_lens), guesses))
     expected, parents = [], []
@@ -59,7 +59,7 @@ def test_rows_lie_slot_after_slot_without_gaps(drawn):
 
 @given(rows(), st.lists(st.integers(0, K), min_size=NUM_SLOTS, max_size=NUM_SLOTS))
 def test_draft_tokens_follow_the_known_text(drawn, draft_lens):
-    """The last rows of each slot are draft tokens, in the text's own numbering or any other."""
+    """The last rows of each slot hold its draft tokens."""
     starts, q_lens = drawn
     drafted = [min(*each) for each in zip(draft_lens, q_lens, strict=True)]
     ends = np.asarray(starts) + np.asarray(q_lens)

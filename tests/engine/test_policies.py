@@ -1,4 +1,4 @@
-"""What pads, and where: the padded method and its ablations give the same text, and pad."""
+"""The padded method and its ablations pad what they should, and generate the same text."""
 
 import functools
 
@@ -41,7 +41,7 @@ def test_the_same_text_with_drafters_that_compute():
 
 
 def counts(method: str) -> SlotStats:
-    """What each slot counted, of a batch that is read and decoded to its end."""
+    """Returns the counters of each slot after a batch was decoded to its end."""
     ours = engine(method)
     state = ours.empty()
     for slot, job in enumerate(jobs()[:SLOTS]):
@@ -65,16 +65,16 @@ def test_ems_pads_nothing():
     counted = counts("ems")
     assert not counted.padded.any()
     assert not counted.empty.any()
-    # A row for the newest token, and one for each draft token verified. The first token may come
-    # with the prompt's rows, which do not count.
+    # Each decoding step has one row for the newest token, and one for each draft token. The step
+    # that emits the first token may have read the prompt, and then its rows do not count.
     of_tokens = counted.rows - counted.drafted.sum(axis=1)
     assert ((counted.target_steps - of_tokens == 0) | (counted.target_steps - of_tokens == 1)).all()
     assert counted.drafted.any()
 
 
 @pytest.mark.parametrize("method", PADDED)
-def test_nothing_in_a_hole_or_behind_the_texts_is_read(method: str):
-    """A cache full of NaN gives the same text: holes hold what was there before."""
+def test_nothing_in_a_hole_or_past_the_texts_is_read(method: str):
+    """A cache full of NaN gives the same text. Holes keep what was there before."""
     todo = jobs()
     ours = engine(method)
     clean = texts(run_all(ours, todo))
@@ -83,8 +83,8 @@ def test_nothing_in_a_hole_or_behind_the_texts_is_read(method: str):
     assert texts(run_all(ours, todo)) == clean
 
 
-def test_a_slot_without_room_for_padding_goes_without():
-    """Texts that fill their slots to the last place are not cut short, and nothing overflows."""
+def test_a_slot_without_room_for_padding_is_not_padded():
+    """Texts that fill their slots to the last position are not cut short, and nothing overflows."""
     random = np.random.default_rng(0)
     model = tiny_model("llama3")
     todo = [
@@ -96,8 +96,8 @@ def test_a_slot_without_room_for_padding_goes_without():
     assert texts(run_all(engine("vanilla", capacity=128), todo)) == plain
 
 
-def test_slots_move_together():
-    """Behind the prompt all caches of a batch grow by the same number of places each step."""
+def test_aligned_caches_grow_together():
+    """After the prompt, all caches of a batch grow by the same number of positions each step."""
     ours, random, state = engine("vanilla"), np.random.default_rng(1), engine("vanilla").empty()
     for slot in range(SLOTS):
         prompt = random.integers(3, 20, size=16).tolist()
@@ -111,4 +111,4 @@ def test_slots_move_together():
         assert len(set(grown[np.asarray(state.live)].tolist())) == 1
         holes = np.asarray(state.holes.at).sum(axis=1)
         np.testing.assert_array_equal(holes, np.asarray(state.holes.counts))
-    assert holes.any(), "else this says nothing"
+    assert holes.any(), "no holes were made, so this test shows nothing"

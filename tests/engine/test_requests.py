@@ -1,4 +1,4 @@
-"""Requests through slots: nothing lost, nothing longer than asked, nothing read that is stale."""
+"""Requests pass through slots: none is lost, none exceeds its limits, and none reads stale data."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def plain() -> Engine:
     return make_engine(tiny_model(MODEL), "none", 1)
 
 
-def test_100_prompts_through_8_slots_each_comes_back_once(plain: Engine):
+def test_100_prompts_through_8_slots_each_return_once(plain: Engine):
     todo = jobs(100, longest=60)
     eight = make_engine(tiny_model(MODEL), "prompt-lookup", 8, all_rungs=True)
     results = run_all(eight, todo)
@@ -37,13 +37,13 @@ def test_order_of_arrival_changes_nothing(engine: Engine):
 
 
 def test_a_group_whose_first_job_has_no_room_for_a_token_ends(plain: Engine):
-    """It leaves no cache to share, and nothing to wait for."""
+    """It leaves no cache to share, so the rest of the group must not wait for it."""
     full, group = [5] * plain.capacity, object()
     todo = [Job(n, full, 4, group=group) for n in range(3)] + [Job(3, [5, 6], 4)]
     assert [len(r.token_ids) for r in run_all(plain, todo)] == [0, 0, 0, 4]
 
 
-def test_no_jobs_give_no_results(engine: Engine):
+def test_a_run_without_jobs_has_no_results(engine: Engine):
     assert list(engine.run([])) == []
 
 
@@ -87,23 +87,23 @@ def test_jobs_are_taken_only_as_slots_become_free(engine: Engine):
     assert len(list(results)) == 19
 
 
-def test_steps_are_told_whether_anyone_waits(engine: Engine, monkeypatch: pytest.MonkeyPatch):
-    """A plan that makes the last text end early is none while others wait, and the reverse."""
-    told, advance = [], engine.advance
+def test_steps_know_whether_requests_wait(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    """A plan that makes the last text end early is a bad plan while others wait."""
+    waits, advance = [], engine.advance
 
     def spy(state, max_steps, others_wait):
-        told.append(others_wait)
+        waits.append(others_wait)
         return advance(state, max_steps, others_wait)
 
     monkeypatch.setattr(engine, "advance", spy)
     list(engine.run(iter(jobs(engine.num_slots))))
-    assert set(told) == {False}
-    told.clear()
+    assert set(waits) == {False}
+    waits.clear()
     list(engine.run(iter(jobs(2 * engine.num_slots))))
-    first = told.index(False)
+    first = waits.index(False)
     assert first > 0
-    assert not any(told[first:])
-    told.clear()
+    assert not any(waits[first:])
+    waits.clear()
     ended = 0
 
     def open_stream():
@@ -113,7 +113,7 @@ def test_steps_are_told_whether_anyone_waits(engine: Engine, monkeypatch: pytest
 
     for _ in engine.run(open_stream()):
         ended += 1
-    assert all(told), "the next one may come any time"
+    assert all(waits), "the next request may come at any time"
 
 
 def test_jobs_that_are_not_ready_hold_up_nothing(engine: Engine):
@@ -125,22 +125,22 @@ def test_jobs_that_are_not_ready_hold_up_nothing(engine: Engine):
     assert later == {r.job.key: r.token_ids for r in run_all(engine, todo)[1:]}
 
 
-def test_a_stream_that_fails_loses_nothing_it_gave(engine: Engine):
+def test_jobs_taken_before_the_stream_fails_are_finished(engine: Engine):
     def stream():
         yield from jobs(5)
-        raise OSError("the disk is gone")
+        raise OSError("the disk failed")
 
     finished = []
 
     def run() -> None:
         finished.extend(result.job.key for result in engine.run(stream()))
 
-    with pytest.raises(OSError, match="the disk is gone"):
+    with pytest.raises(OSError, match="the disk failed"):
         run()
     assert sorted(finished) == [job.key for job in jobs(5)]
 
 
-def test_a_run_left_half_way_leaves_nothing_behind(engine: Engine):
+def test_an_abandoned_run_does_not_affect_the_next(engine: Engine):
     todo = jobs(8)
     fresh = [r.token_ids for r in run_all(engine, todo)]
     abandoned = engine.run(todo[::-1])
@@ -151,7 +151,7 @@ def test_a_run_left_half_way_leaves_nothing_behind(engine: Engine):
 
 @pytest.mark.parametrize("drafter", ["prompt-lookup", "itself"])
 def test_nothing_unwritten_is_read(monkeypatch: pytest.MonkeyPatch, engine: Engine, drafter: str):
-    """A cache full of NaN gives the same text, and so does that of a draft model."""
+    """Caches full of NaN give the same text, the draft model's cache included."""
     todo = jobs(6)
     clean = run_all(engine, todo)
     poisoned = make_engine(tiny_model(MODEL), drafter, 3)
@@ -172,7 +172,7 @@ def test_metrics_add_up(engine: Engine):
     for result in run_all(engine, jobs()):
         metrics = result.metrics
         assert metrics.emitted_tokens == len(result.token_ids)
-        # every step emits what it accepts and one token more, except where a limit cuts it
+        # Every step emits what it accepts and one token more, unless a limit cuts it.
         assert metrics.emitted_tokens <= metrics.accepted_tokens + metrics.target_steps
         assert metrics.accepted_tokens <= metrics.drafted_tokens
         assert metrics.target_steps <= metrics.emitted_tokens

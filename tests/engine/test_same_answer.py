@@ -1,4 +1,4 @@
-"""Greedy output is token for token that of `transformers`, whatever the batch and the drafter."""
+"""Greedy output equals that of `transformers` token for token, with any batch and drafter."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def accepted_share(results: list[Finished]) -> float:
     return sum(result.metrics.accepted_tokens for result in results) / drafted
 
 
-# With a learnt position, and with windows on some layers; the others are slow.
+# One family with learned positions, and one with windows on some layers. The others are slow tests.
 QUICK = ("opt", "qwen2-mixed")
 
 
@@ -44,17 +44,17 @@ def test_other_batch_sizes(num_slots: int):
     [("draft-model", 0.5), ("recurrent", None), ("combined", 0.5)],
 )
 def test_drafters_that_compute(drafter: str, costs: float | None):
-    """With and without a planner, which drafts and verifies less."""
+    """The cases with costs use the planner, which drafts and verifies less."""
     assert accepted_share(check("llama3", drafter, 3, costs)) < 1
 
 
 def test_a_model_that_drafts_for_itself_is_always_right():
-    """Also behind a fully accepted draft, which leaves its cache one token short."""
+    """That holds after a fully accepted draft too, which leaves its cache one token short."""
     results = check("llama3", "itself", 3)
-    assert accepted_share(results) > 0.99  # all but where a text ends inside a draft
+    assert accepted_share(results) > 0.99  # Not 1, because texts end inside drafts.
     steps = sum(result.metrics.target_steps for result in results)
     emitted = sum(result.metrics.emitted_tokens for result in results)
-    assert emitted / steps > 3  # of at most 5, and a prompt is read first
+    assert emitted / steps > 3  # At most 5 are possible, and the prompt is read first.
 
 
 @pytest.mark.parametrize("drafter", ["itself", "recurrent", "combined"])
@@ -76,7 +76,7 @@ DRAFTING = (
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "drafter", "num_slots"),
-    # Of each family two, so that every kind of drafting meets several families.
+    # Two per family, so that every kind of drafting meets several families.
     [(name, *DRAFTING[(2 * at + k) % 5]) for at, name in enumerate(TINY) for k in range(2)],
 )
 def test_every_family_drafter_and_batch_size(name: str, drafter: str, num_slots: int):

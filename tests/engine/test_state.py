@@ -26,7 +26,7 @@ def test_an_empty_state_has_nothing_to_do():
 
 def test_admit_resets_its_slot_and_leaves_the_others_alone():
     cache = jnp.ones((2, NUM_SLOTS, CACHE_LEN, 1, 128), jnp.float32)
-    # As if every slot had been through something: 7 everywhere.
+    # 7 everywhere, as if every slot had been used before.
     used = jax.tree.map(lambda x: jnp.full_like(x, 7), empty_state(cache, K, jnp.zeros(1)))
     sampling = empty_sampling(NUM_SLOTS, CACHE_LEN, np.zeros(VOCAB, np.uint8))
     used = used.replace(sampling=jax.tree.map(lambda x: jnp.full_like(x, 7), sampling))

@@ -1,4 +1,4 @@
-"""What a plan promises, for any state, on ladders that are in use."""
+"""The properties of every plan, for any state, on ladders that are in use."""
 
 import dataclasses
 import functools
@@ -39,7 +39,7 @@ SETTINGS = {
     "no-drafts": setting(5, 0, prefill_chunk=32),
     "drafts-beyond-a-chunk": setting(16, 7, prefill_chunk=64),
     "exact": setting(5, 3, exact=True),
-    # Fewer rows than drafts: what does not fit is trimmed.
+    # Fewer rows than draft tokens, so that drafts are trimmed.
     "narrow": Setting(6, 3, (Rung(8, 4), Rung(12, 12))),
     "a-row-a-slot": Setting(4, 3, (Rung(4, 4),)),
 }
@@ -59,7 +59,7 @@ def plan_of(chosen: Setting, fields: dict, draft_lens: list[int], policy: Policy
 
 
 def trimmed(draft_lens: list[int], budget: int) -> list[int]:
-    """Token by token: all first ones, then all second ones, until the budget is spent."""
+    """Keeps all first draft tokens, then all second ones, until the budget is spent."""
     kept = [0] * len(draft_lens)
     for position in range(max(draft_lens, default=0)):
         for slot, length in enumerate(draft_lens):
@@ -71,18 +71,18 @@ def trimmed(draft_lens: list[int], budget: int) -> list[int]:
 def expected_plan(
     fields: dict, draft_lens: list[int], capacity: int
 ) -> tuple[list[int], list[int], list[bool]]:
-    """Rows, drafts and completeness of each slot, slot by slot."""
-    waiting, wanted = [], []
+    """Returns rows, draft lengths and completeness, computed slot by slot."""
+    unread, wanted = [], []
     for slot, live in enumerate(fields["live"]):
         lens, kv_len, max_len = (int(fields[x][slot]) for x in ("lens", "kv_lens", "max_lens"))
-        waiting.append(lens - kv_len - 1 if live else 0)
-        drafts = live and waiting[-1] == 0
+        unread.append(lens - kv_len - 1 if live else 0)
+        drafts = live and unread[-1] == 0
         wanted.append(min(draft_lens[slot], max_len - lens - 1) if drafts else 0)
     left = capacity - int(fields["live"].sum())
     drafted = trimmed(wanted, left)
     left -= sum(drafted)
     q_lens, complete = [], []
-    for live, more, draft_len in zip(fields["live"].tolist(), waiting, drafted, strict=True):
+    for live, more, draft_len in zip(fields["live"].tolist(), unread, drafted, strict=True):
         prefill = min(more, left)
         left -= prefill
         q_lens.append(live + draft_len + prefill)
@@ -109,11 +109,11 @@ def check(chosen: Setting, fields: dict, draft_lens: list[int]) -> Plan:
 
 
 def check_promises(chosen: Setting, fields: dict, draft_lens, plan: Plan) -> None:
-    """What must hold of any plan, however it shares rows out."""
+    """Checks what must hold for any plan, however it shares out the rows."""
     live, rung = fields["live"], chosen.ladder[plan.rung]
     assert plan.q_lens.sum() <= rung.capacity
     assert plan.q_lens.max() <= rung.max_q_len
-    assert (plan.q_lens[live] >= 1).all(), "every live slot gets on"
+    assert (plan.q_lens[live] >= 1).all(), "every live slot makes progress"
     assert not plan.q_lens[~live].any(), "finished slots cost nothing"
     assert not plan.complete[~live].any()
     assert (plan.draft_lens <= draft_lens).all()
@@ -126,7 +126,7 @@ def check_promises(chosen: Setting, fields: dict, draft_lens, plan: Plan) -> Non
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_any_state_is_planned_as_promised(name):
+def test_a_plan_keeps_its_promises_for_any_state(name):
     chosen = SETTINGS[name]
     draft = st.integers(0, chosen.draft_length)
 
@@ -143,7 +143,7 @@ def test_any_state_is_planned_as_promised(name):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_plan_by_costs_keeps_its_promises_too(name):
-    """Whatever the steps cost and however likely the drafts are."""
+    """The promises hold whatever the steps cost and however likely the drafts are."""
     chosen, seconds = SETTINGS[name], st.floats(0.125, 64, width=32)
     shape = chosen.num_slots, chosen.draft_length
     rungs = st.lists(seconds, min_size=len(chosen.ladder), max_size=len(chosen.ladder))
@@ -175,12 +175,12 @@ def test_padded_steps_are_not_planned_by_costs():
     draft = Draft(np.zeros((4, 3), np.int32), int32s([0] * 4))
     likely = np.zeros((4, 3), np.float32)
     economics = Economics(costs, load_of(state, others_wait=False))
-    with pytest.raises(ValueError, match="inputs are padded"):
+    with pytest.raises(ValueError, match="pads inputs cannot be planned by costs"):
         make_plan(state, draft, likely, chosen.ladder, economics, POLICIES["vanilla"])
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_long_prompts_beside_full_drafts(name):
+def test_long_prompts_alongside_full_drafts(name):
     """Half of the slots read a long prompt while the others draft all they can."""
     chosen = SETTINGS[name]
     odd = np.arange(chosen.num_slots) % 2 == 1
@@ -203,15 +203,15 @@ def test_long_prompts_beside_full_drafts(name):
 
 @pytest.mark.parametrize("method", POLICIES)
 @pytest.mark.parametrize("name", SETTINGS)
-def test_padding_takes_no_more_rows_than_there_are(name, method):
-    """Every slot's known tokens have their rows, also where all are padded to a long draft."""
+def test_padding_never_exceeds_the_capacity(name, method):
+    """Every slot's known tokens have their rows, even if all slots are padded to a long draft."""
     chosen = SETTINGS[name]
     lens, drafts = np.full(chosen.num_slots, 500, np.int32), st.integers(0, chosen.draft_length)
 
     @settings(max_examples=30)
     @given(st.lists(st.booleans() | drafts, min_size=chosen.num_slots, max_size=chosen.num_slots))
     def any_state(asked: list[int]) -> None:
-        # A slot that is to draft nothing at all may as well have prompt left to read.
+        # True stands for a slot that still reads its prompt, and False for one that drafts nothing.
         reading = np.asarray([type(each) is bool and each for each in asked])
         fields = {
             "lens": lens,
@@ -238,7 +238,7 @@ def test_trim_keeps_first_tokens_before_second_ones(draft_lens, budget):
 
 
 def four_slots(**fields) -> dict:
-    """All decoding; the first one's text is nearly done, the last one is idle."""
+    """Returns three slots that decode, the first of which is nearly done, and an idle one."""
     lens = np.asarray([90, 50, 10, 5])
     return {
         "lens": lens,
@@ -253,20 +253,20 @@ def after_steps(state: DecodeState, steps: list[int]) -> DecodeState:
     return state.replace(stats=dataclasses.replace(state.stats, target_steps=int32s(steps)))
 
 
-def test_tokens_of_slots_that_are_ahead_are_worth_less_once_no_one_waits():
+def test_tokens_of_slots_that_are_ahead_are_worth_less_once_no_request_waits():
     state = after_steps(make_state(4, 100, 3, **four_slots()), [90, 50, 10, 5])
     assert load_of(state, True).values.tolist() == [1, 1, 1, 0]
     ahead, half, behind, idle = load_of(state, False).values.tolist()
     assert behind == 1
     assert idle == 0
     assert 0 < ahead < half < behind
-    # The last one is a tenth of the way to its limit.
+    # The slot that is furthest behind is a tenth of the way to its limit.
     assert half == pytest.approx((50 / 90) ** (URGENCY * 0.1**0.5))
     assert int(load_of(state, False).live) == 3
 
 
-def test_a_slot_that_is_fast_will_be_done_early():
-    """Its pace so far counts, the more steps it was seen in."""
+def test_tokens_of_a_fast_slot_are_worth_less():
+    """A slot's pace so far counts more, the more steps it is based on."""
     lens = {"lens": int32s([50] * 4), "prompt_lens": int32s([10] * 4)}
     state = after_steps(make_state(4, 100, 3, **four_slots(**lens)), [40, 20, 10, 0])
     slow, fast, fastest, idle = load_of(state, False).values.tolist()
@@ -277,22 +277,22 @@ def test_a_slot_that_is_fast_will_be_done_early():
     assert load_of(state, True).values.tolist() == [1, 1, 1, 0]
 
 
-def test_far_from_their_limits_all_are_alike():
-    """Texts may end any time: who is fast is not thought to be done early."""
+def test_far_from_their_limits_all_slots_are_nearly_alike():
+    """Texts may end at any time, so a fast slot is not expected to be done early."""
     lens = {"lens": int32s([20, 80, 20, 1]), "max_lens": int32s([4000] * 4)}
     state = after_steps(make_state(4, 4000, 3, **four_slots(**lens)), [20] * 4)
     assert load_of(state, False).values[1] > 0.6
 
 
-def test_a_part_of_a_block_of_the_cache_counts_as_a_whole_one():
+def test_part_of_a_cache_block_counts_as_a_whole_block():
     lens = np.asarray([1, KV_BLOCK, KV_BLOCK + 1, 9])
     state = make_state(4, 600, 3, **four_slots(kv_lens=lens))
     assert int(load_of(state, True).cached) == 4 * KV_BLOCK
 
 
 @pytest.mark.parametrize("others_wait", [True, False])
-def test_who_has_most_left_is_given_the_rows(others_wait: bool):
-    """The first slot's guesses are the surest, and its text ends soon anyway."""
+def test_rows_go_to_the_slot_with_most_left_once_no_request_waits(others_wait: bool):
+    """The first slot's draft is the likeliest, but its text ends soon anyway."""
     ladder = (Rung(4, 1), Rung(6, 4), Rung(100, 100))
     costs = StepCosts(
         np.asarray([1.0, 1.1, 100.0], np.float32), np.zeros(3, np.float32), np.float32(0)

@@ -1,4 +1,4 @@
-"""Traces: they add up to the metrics, and say what was really drafted."""
+"""Traces add up to the metrics, and show what was really drafted."""
 
 import functools
 from collections import Counter
@@ -20,7 +20,7 @@ MODEL = "llama"
 
 @dataclass(frozen=True)
 class Liar(Stateless):
-    """Drafts by place alone; now and then it is right by chance."""
+    """Drafts by position alone. Now and then a draft token is right by chance."""
 
     draft_length: int = 3
 
@@ -36,7 +36,7 @@ def lie(place):
 
 @functools.cache
 def traced(drafter, num_slots: int = 3, **options) -> Engine:
-    """Kept, so that each program is compiled once."""
+    """Returns a cached engine with traces, so that each program is compiled once."""
     return make_engine(tiny_model(MODEL), drafter, num_slots, trace=True, **options)
 
 
@@ -59,7 +59,7 @@ def check_sums(result: Finished) -> None:
 
 
 def check_text(result: Finished) -> None:
-    """Accepted drafts are the output's tokens, and the first rejected one is not."""
+    """Checks that accepted draft tokens are in the output, and the first rejected one is not."""
     place = 0
     for step in result.trace.steps:
         emitted = result.token_ids[place : place + step.emitted]
@@ -89,7 +89,7 @@ def test_traces_add_up_to_the_metrics(drafter):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["vanilla", "unpad-kv", "unpad-input"])
-def test_padding_is_no_draft(method: str):
+def test_padding_does_not_count_as_drafted(method: str):
     for result in run_all(traced("prompt-lookup", method=method), jobs(8)):
         check_sums(result)
         check_text(result)
@@ -111,18 +111,19 @@ def test_sampled_tokens_are_traced_too():
         check_text(result)
 
 
-def test_a_lying_drafter_is_shown_as_it_lied():
+def test_the_trace_shows_a_lying_drafters_tokens():
     accepted = 0
     for result in run_all(traced(Liar()), jobs(12)):
         place = len(result.job.prompt)
         limit = place + result.job.max_tokens
         for number, step in enumerate(result.trace.steps):
-            # A prompt is read without a draft, unless it is a single token; drafts end one short.
+            # The first step reads the prompt and has no draft, unless the prompt is one token. A
+            # draft leaves room for the bonus token.
             most = 0 if number == 0 and place > 1 else min(3, limit - place - 1)
             assert step.drafted == tuple(lie(place + j) for j in range(most))
             place += step.emitted
             accepted += step.accepted
-    assert accepted, "no lie was true by chance: nothing accepted was looked at"
+    assert accepted, "no lie was right by chance, so no accepted token was checked"
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 3, 5, 8, 9, 10])
@@ -146,8 +147,8 @@ def test_a_stop_token_among_accepted_ones():
 
 
 def test_a_watch_that_cuts():
-    """Steps that were made before it was noticed are drafted and accepted, but not emitted."""
-    behind = 0
+    """Steps made before the host noticed count as drafted and accepted, but emit nothing."""
+    late_steps = 0
     for kept in (1, 3, 6, 11):
         left = kept
 
@@ -162,20 +163,20 @@ def test_a_watch_that_cuts():
         assert len(result.token_ids) == kept
         check_sums(result)
         check_text(result)
-        behind += sum(step.emitted == 0 for step in result.trace.steps)
-    assert behind
+        late_steps += sum(step.emitted == 0 for step in result.trace.steps)
+    assert late_steps
 
 
-def test_stays_follow_each_other_in_their_slots_without_a_gap():
-    """The steps of the batch that the host counts are those that each request counts for itself."""
+def test_requests_follow_each_other_in_their_slots_without_a_gap():
+    """The host's count of the batch's steps agrees with the count of each request."""
     results = run_all(traced("prompt-lookup"), jobs(20))
     by_slot: dict[int, list[Finished]] = {slot: [] for slot in range(3)}
     for result in sorted(results, key=lambda result: result.trace.first_step):
         by_slot[result.trace.slot].append(result)
-    for stays in by_slot.values():
-        assert len(stays) > 3
+    for in_slot in by_slot.values():
+        assert len(in_slot) > 3
         step, time = 0, 0.0
-        for result in stays:
+        for result in in_slot:
             trace = result.trace
             assert trace.first_step == step
             step += trace.prefill_steps + len(trace.steps)
@@ -192,7 +193,7 @@ def test_outputs_that_share_a_prompt_say_so():
     assert [trace.prefill_steps > 0 for trace in traces] == [True, False, False, False]
 
 
-def test_without_tracing_the_program_and_the_state_know_nothing_of_it():
+def test_without_traces_neither_state_nor_program_has_a_record():
     engine = make_engine(tiny_model(MODEL), "prompt-lookup", 3)
     with_trace = traced("prompt-lookup")
     state = engine.empty()
@@ -205,7 +206,7 @@ def test_without_tracing_the_program_and_the_state_know_nothing_of_it():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_compile_cache")
-def test_the_record_needs_no_more_memory_than_itself_and_a_copy_of_the_tokens():
+def test_traces_need_memory_for_the_record_and_a_copy_of_the_tokens_only():
     plain, with_trace = (
         make_engine(tiny_model(MODEL), "prompt-lookup", 8, capacity=2048, trace=trace)
         .lower()
@@ -216,5 +217,5 @@ def test_the_record_needs_no_more_memory_than_itself_and_a_copy_of_the_tokens():
     tokens = 8 * 2048 * 4
     record = 7 * tokens
     assert with_trace.alias_size_in_bytes - plain.alias_size_in_bytes == record
-    bookkeeping = 1024  # of the compiler's own: a few tuples of pointers
+    bookkeeping = 1024  # The compiler keeps a few tuples of pointers.
     assert with_trace.temp_size_in_bytes - plain.temp_size_in_bytes <= tokens + bookkeeping

@@ -1,4 +1,4 @@
-"""What each step drafted is kept, and read back as steps, against a loop over slots and tokens."""
+"""The record of drafts, and the steps read back from it, against loops over slots and tokens."""
 
 import jax
 import numpy as np
@@ -41,7 +41,7 @@ def test_nothing_is_recorded_unless_asked_for():
 
 @st.composite
 def histories(draw) -> tuple[list[TraceStep], int]:
-    """Steps as they may follow each other, with how many of their tokens are kept."""
+    """Draws a possible sequence of steps, and how many of its tokens are kept."""
     found = []
     for _ in range(draw(st.integers(1, 6))):
         drafted = draw(st.lists(st.integers(0, 3), max_size=K))
@@ -56,12 +56,12 @@ def test_steps_are_read_back_as_they_were_made(drawn):
     history, kept = drawn
     tokens, emitted_at, columns = [], [], []
     for number, step in enumerate(history, start=1):
-        # Not the drafted one in its place.
-        wrong = (step.drafted[step.accepted] + 1) if step.accepted < len(step.drafted) else 0
-        tokens += [*step.drafted[: step.accepted], wrong]
+        # The target's own token must differ from the draft token in its place.
+        own = (step.drafted[step.accepted] + 1) if step.accepted < len(step.drafted) else 0
+        tokens += [*step.drafted[: step.accepted], own]
         emitted_at += [number] * step.emitted
         column = [*step.drafted, *[NOTHING] * (K - len(step.drafted))]
-        columns += [column, *[[9] * K] * step.accepted]  # other columns mean nothing
+        columns += [column, *[[9] * K] * step.accepted]  # Other columns have no meaning.
     found = steps_of(
         *(np.asarray(x, np.int32) for x in (tokens, emitted_at)),
         np.asarray(columns, np.int32).T,
@@ -83,7 +83,7 @@ def test_steps_are_read_back_as_they_were_made(drawn):
         (TraceStep((5, 6), 0, 1), ("plain",), (5, 6)),
         (TraceStep((5, 6), 1, 2), ("drafted", "bonus"), (6,)),
         (TraceStep((5, 6), 2, 3), ("drafted", "drafted", "bonus"), ()),
-        # The output ends among accepted tokens: the rest is neither accepted nor rejected.
+        # The output ends among accepted tokens, so the rest is neither accepted nor rejected.
         (TraceStep((5, 6, 7), 2, 2), ("drafted", "drafted"), ()),
         (TraceStep((5, 6), 2, 1), ("drafted",), ()),
         (TraceStep((5, 6), 1, 0), (), ()),

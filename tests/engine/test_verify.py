@@ -1,4 +1,4 @@
-"""Acceptance and commit against a loop over slots and tokens."""
+"""Compares acceptance and commit with a loop over slots and tokens."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,14 +20,14 @@ NUM_SLOTS, CACHE_LEN, K, VOCAB = 4, 12, 3, 4
 
 
 def matrix(columns: int) -> st.SearchStrategy[np.ndarray]:
-    """int32[B, columns] of few different tokens, so that guesses are often right."""
+    """Draws int32[B, columns] with few different tokens, so that guesses are often right."""
     row = st.lists(st.integers(0, VOCAB - 1), min_size=columns, max_size=columns)
     return st.lists(row, min_size=NUM_SLOTS, max_size=NUM_SLOTS).map(int32s)
 
 
 @st.composite
 def steps(draw: Any) -> tuple[dict, Draft, Plan, np.ndarray]:
-    """Slots, a draft, a plan that fits them, and the target's choices."""
+    """Draws slots, a draft, a plan that fits them, and the target's choices."""
     fields = draw(slots(NUM_SLOTS, CACHE_LEN))
     fields["tokens"] = draw(matrix(CACHE_LEN))
     stops = [draw(st.lists(st.integers(0, VOCAB), max_size=2)) for _ in range(NUM_SLOTS)]
@@ -38,7 +38,7 @@ def steps(draw: Any) -> tuple[dict, Draft, Plan, np.ndarray]:
         lens, kv_len = (int(fields[x][slot]) for x in ("lens", "kv_lens"))
         known = draw(st.integers(1, lens - kv_len)) if live else 0
         complete.append(live and known == lens - kv_len)
-        # Also drafts that reach past the limit: `commit` is not to rely on the plan there.
+        # Some drafts reach past the limit, because `commit` must not rely on the plan there.
         draft_lens.append(draw(st.integers(0, K if complete[-1] and known == 1 else 0)))
         q_lens.append(known + draft_lens[-1])
     unpadded = [0] * NUM_SLOTS
@@ -133,7 +133,7 @@ def test_a_step_equals_committing_token_by_token(drawn):
 
 
 def test_a_stop_token_among_accepted_ones_cuts_there():
-    """Slots: stop accepted, stop as the bonus token, limit reached, still reading its prompt."""
+    """The slots: accepted stop token, stop token as the bonus, limit reached, prompt being read."""
     stop = 3
     stop_ids = np.full((NUM_SLOTS, MAX_STOP_IDS), -1, np.int32)
     stop_ids[:, -1] = stop

@@ -1,4 +1,4 @@
-"""What is worth verifying and drafting, against trying everything."""
+"""Compares what is chosen to verify and to draft with the best of all possibilities."""
 
 import functools
 import itertools
@@ -30,14 +30,14 @@ def load_of(live: int, cached: int) -> Load:
 
 
 def survivals() -> st.SearchStrategy[np.ndarray]:
-    """Falling along each draft; 0 for what may not be verified."""
+    """Draws survival probabilities, falling along each draft; 0 for entries without a token."""
     one = st.sampled_from((0.0, 0.2, 0.5, 0.9, 1.0))
     rows = st.lists(st.lists(one, min_size=K, max_size=K), min_size=B, max_size=B)
     return rows.map(lambda x: np.cumprod(np.asarray(x, np.float32), axis=1))
 
 
 def best_by_hand(survival: np.ndarray, live: int, costs: StepCosts, cached: int) -> float:
-    """Tokens a second of the best rung and the best lengths of all drafts."""
+    """Returns the tokens per second of the best rung and the best draft lengths."""
     best = 0.0
     for rung, seconds, more in zip(LADDER, costs.rungs, costs.cached, strict=True):
         for lens in itertools.product(range(K + 1), repeat=B):
@@ -61,7 +61,7 @@ def program(drafting: bool):
 
 @settings(max_examples=200)
 @given(survivals(), st.integers(1, B), SECONDS, st.floats(0, 0.1), st.integers(0, 100))
-def test_nothing_is_worth_more_than_what_is_chosen(survival, live, seconds, cached, tokens):
+def test_the_chosen_rung_and_drafts_are_the_best(survival, live, seconds, cached, tokens):
     costs = costs_of(seconds, cached=cached)
     load = load_of(live, tokens)
     rung, drafts, rate, promise = map(np.asarray, program(False)(survival, load, costs))
@@ -69,15 +69,15 @@ def test_nothing_is_worth_more_than_what_is_chosen(survival, live, seconds, cach
     assert LADDER[rung].max_q_len > K or drafts == 0
     best = best_by_hand(survival, live, costs, tokens)
     assert best <= promise * (1 + 1e-5)
-    # float32 sums of a few numbers
+    # The tolerance is for float32 sums of a few numbers.
     assert promise == pytest.approx(CAUTION * rate if rung == 0 else best, rel=1e-5)
     assert rate == pytest.approx(promise / (CAUTION if rung == 0 else 1), rel=1e-5)
 
 
 @settings(max_examples=200)
 @given(survivals(), survivals(), st.integers(1, B), SECONDS, st.floats(0, 5))
-def test_as_much_is_drafted_as_pays(survival, found, live, seconds, draft):
-    """Against plain decoding, which drafts nothing, with caution."""
+def test_the_chosen_draft_length_is_the_best(survival, found, live, seconds, draft):
+    """Plain decoding, which drafts nothing, counts `CAUTION` times."""
     costs = costs_of(seconds, draft)
     length = int(program(True)(survival, found, load_of(live, 0), costs))
     rates = []
@@ -91,19 +91,19 @@ def test_as_much_is_drafted_as_pays(survival, found, live, seconds, draft):
 
 
 def gains(survival: np.ndarray, live: int) -> np.ndarray:
-    """Expected tokens of a step on each rung, with the likeliest drafts that it has room for."""
+    """Returns the expected tokens of a step on each rung, with the likeliest drafts that fit."""
     likeliest = np.sort(survival.ravel())[::-1]
     rooms = [rung.capacity - live if rung.max_q_len > 1 else 0 for rung in LADDER]
     return np.asarray([live + likeliest[: max(room, 0)].sum() for room in rooms])
 
 
-def test_drafting_has_to_promise_more_than_it_costs():
-    """With caution: a draft that pays by expectation alone is not made."""
+def test_drafting_must_beat_plain_decoding_by_the_caution():
+    """A draft that barely pays on expectation is not made."""
     survival, nothing = np.full((B, K), 0.5, np.float32), np.zeros((B, K), np.float32)
     load = load_of(3, 0)
-    gain = (3 + 3 * K * 0.5) / 3  # of drafting all, on a rung that costs what a plain step costs
+    gain = (3 + 3 * K * 0.5) / 3  # The gain of full drafts on a rung that costs a plain step.
     for promise, drafted in ((CAUTION - 0.01, 0), (CAUTION + 0.01, K)):
-        # Only whole drafts: a shorter one would have to pay as much.
+        # The rungs for shorter drafts are too expensive.
         draft = (gain / promise - 1) / K
         costs = costs_of([1.0, 99.0, 99.0, 1.0], draft)
         assert int(program(True)(survival, nothing, load, costs)) == drafted
@@ -111,16 +111,16 @@ def test_drafting_has_to_promise_more_than_it_costs():
 
 def test_drafts_that_cost_more_than_they_give_are_left_out():
     survival = np.full((B, K), 0.5, np.float32)
-    dear = costs_of([1.0, 1.9, 2.8, 4.0])
-    rung, drafts, *_ = program(False)(survival, load_of(3, 0), dear)
+    expensive = costs_of([1.0, 1.9, 2.8, 4.0])
+    rung, drafts, *_ = program(False)(survival, load_of(3, 0), expensive)
     assert (int(rung), int(drafts)) == (0, 0)
     cheap = costs_of([1.0, 1.01, 1.02, 1.03])
     rung, drafts, *_ = program(False)(survival, load_of(3, 0), cheap)
     assert (int(rung), int(drafts)) == (3, B * K)
 
 
-def test_drafts_that_are_there_already_are_not_lost_by_drafting_nothing():
-    """Drafting has to give more than they do, not more than nothing."""
+def test_drafting_must_beat_the_drafts_that_exist_already():
+    """Without drafting, the drafts that were found would still be verified."""
     load, draft = load_of(3, 0), 0.1
     costs = costs_of([1.0, 99.0, 99.0, 1.0], draft)
     likely = np.tile(np.float32([0.8, 0.6]), (B, 1))

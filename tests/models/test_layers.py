@@ -10,8 +10,8 @@ from emsjax.pallas_kernels.products import matmul
 
 @pytest.mark.parametrize("rows", [7, 8, 9, 15, 16, 20])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_row_of_a_product_is_independent_of_the_others(rows: int, dtype: str):
-    # `exact` and refilled slots rely on this. Row counts have various remainders modulo 6 and 8.
+def test_a_rows_product_depends_on_neither_its_place_nor_the_other_rows(rows: int, dtype: str):
+    # `exact` and refilled slots rely on this. The row counts have various remainders by 6 and by 8.
     rng = np.random.default_rng(0)
     kernel = jnp.asarray(rng.standard_normal((192, 576)), dtype)
     row = jnp.asarray(rng.standard_normal((1, 576)), dtype)

@@ -1,4 +1,4 @@
-"""Logits of every family, compared with PyTorch `transformers` at each position in float32."""
+"""Compares the logits of every position and family with PyTorch `transformers`, in float32."""
 
 import functools
 
@@ -16,10 +16,10 @@ torch = pytest.importorskip("torch")
 
 
 def our_logits(model, tokens: np.ndarray, chunk: int) -> np.ndarray:
-    """Returns logits [B, length, V] of the packed forward pass, `chunk` tokens per slot."""
+    """Computes logits [B, length, V] in packed forward passes of `chunk` tokens per slot."""
     num_slots, length = tokens.shape
     spec = model.cache_spec(num_slots, 256)
-    # Unwritten entries are NaN, so that reading past kv_lens is noticed.
+    # The cache starts as NaN, so that reading past `kv_lens` shows.
     cache = jnp.full(spec.shape, jnp.nan, spec.dtype)
     history = jnp.asarray(tokens, jnp.int32)
     graphdef, params = nnx.split(model)
@@ -49,6 +49,6 @@ def test_logits_of_every_position_equal_transformers(name: str, chunk: int):
     with torch.no_grad():
         theirs = oracle(name)(torch.tensor(tokens)).logits.numpy()
     ours = our_logits(load_model(checkpoint(name)).model, tokens, chunk)
-    # Tolerance for float32 over 3 layers, with logits of about 1 to 10.
+    # The tolerance is for float32 over 3 layers. The scale of the logits is about 1 to 10.
     np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-4)
     assert np.abs(theirs).max() > 0.5

@@ -1,13 +1,13 @@
-"""Whether counts come from a distribution."""
+"""The chi-square test of whether counts come from a distribution."""
 
 import numpy as np
 from scipy import stats
 
 
 def p_value(counts: np.ndarray, probabilities: np.ndarray) -> float:
-    """Of the chi-square test; 0 where something came that cannot.
+    """Returns the p-value of the test; 0 if an impossible outcome occurred.
 
-    What is expected fewer than 5 times counts together.
+    Outcomes that are expected fewer than 5 times are counted together.
     """
     expected = probabilities * counts.sum()
     if counts[expected == 0].any():

@@ -1,4 +1,4 @@
-"""A model so small that the probability of every sequence is known, and a test against it."""
+"""A model so small that the probability of every sequence is known, and a test against them."""
 
 import functools
 import itertools
@@ -48,7 +48,7 @@ CONFIG = DecoderConfig(
 
 @functools.cache
 def model() -> DecoderLM:
-    """With weights wide enough that the next token depends on all before it."""
+    """Returns a model with weights so wide that the next token depends on all before it."""
     made = DecoderLM(CONFIG, rngs=nnx.Rngs(5))
     made.embedder.tokens[...] *= 50
     made.head.kernel[...] *= 1.3
@@ -57,7 +57,7 @@ def model() -> DecoderLM:
 
 @functools.cache
 def next_logits() -> dict[tuple[int, ...], np.ndarray]:
-    """The logits behind the prompt and each beginning of an output, float64[V]."""
+    """Returns the logits after the prompt and each beginning of an output, float64[V]."""
     beginnings = [s for n in range(LENGTH) for s in itertools.product(range(VOCAB), repeat=n)]
     tokens = np.zeros((len(beginnings), 16), np.int32)
     lens = np.asarray([len(PROMPT) + len(s) for s in beginnings], np.int32)
@@ -72,7 +72,7 @@ def next_logits() -> dict[tuple[int, ...], np.ndarray]:
 
 @dataclass(frozen=True)
 class Rule:
-    """Sampling parameters, and the probabilities that they give, computed token by token."""
+    """Sampling parameters, and the resulting probabilities, computed token by token."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -91,7 +91,7 @@ class Rule:
         return make_choice(seed=seed, bias=bias if self.bias else None, **given)
 
     def next(self, beginning: tuple[int, ...]) -> np.ndarray:
-        """Probabilities of the next token, float64[V]."""
+        """Returns the probabilities of the next token, float64[V]."""
         logits = next_logits()[beginning].copy()
         for token in range(VOCAB):
             logits[token] += self.bias.get(token, 0.0)
@@ -113,7 +113,7 @@ class Rule:
         return p / p.sum()
 
     def sequences(self) -> np.ndarray:
-        """The probability of each of `SEQUENCES`."""
+        """Returns the probability of each of `SEQUENCES`."""
         found = {(): 1.0}
         for _ in range(LENGTH):
             found = {
@@ -124,7 +124,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Liar(Stateless):
-    """Guesses the same tokens whatever came before, some of them no tokens at all."""
+    """Guesses the same tokens whatever came before, including ids outside the vocabulary."""
 
     draft_length: int = 2
     guesses: tuple[int, ...] = (4, VOCAB + 3)
@@ -137,7 +137,7 @@ class Liar(Stateless):
 
 @dataclass(frozen=True)
 class Sampler(Stateless):
-    """Samples its guesses from a distribution of its own, with the target's noise."""
+    """Samples its guesses from another distribution than the target's, with the target's noise."""
 
     draft_length: int = 3
 
@@ -154,7 +154,7 @@ class Sampler(Stateless):
 
 
 def make_engine(drafter: Drafter, num_slots: int, *, exact: bool = True) -> Engine:
-    """With one capacity, so that little is compiled, or with a ladder."""
+    """Makes an engine with one capacity, so that little is compiled, or with a ladder."""
     ladder = make_ladder(
         num_slots, drafter.draft_length, exact=exact, exact_capacity=16, prefill_chunk=32
     )
@@ -162,7 +162,7 @@ def make_engine(drafter: Drafter, num_slots: int, *, exact: bool = True) -> Engi
 
 
 def sample(engine: Engine, rules: Iterable[tuple[Rule, int]]) -> dict[Rule, Counter]:
-    """How often each sequence came, a rule; each sequence has the seed beside its rule."""
+    """Counts how often each sequence occurs for each rule; every pair is one rule and one seed."""
     found: dict[Rule, Counter] = {}
     jobs = (Job(rule, PROMPT, LENGTH, choice=rule.choice(seed)) for rule, seed in rules)
     for finished in engine.run(jobs):
@@ -171,6 +171,6 @@ def sample(engine: Engine, rules: Iterable[tuple[Rule, int]]) -> dict[Rule, Coun
 
 
 def p_value(found: Counter, rule: Rule) -> float:
-    """Of the test that the counts come from the rule's distribution."""
+    """Returns the p-value of the test that the counts come from the rule's distribution."""
     counts = np.asarray([found[sequence] for sequence in SEQUENCES])
     return chi_square.p_value(counts, rule.sequences())

@@ -1,4 +1,4 @@
-"""Each row of logits is adjusted as the prefix that it has demands."""
+"""Each row of logits is adjusted for its own prefix."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ NUM_SLOTS, CAPACITY, VOCAB, K = 3, 12, 7, 3
 
 @st.composite
 def slots(draw: Any) -> dict[str, np.ndarray]:
-    """Prompts, outputs, drafts behind them, and what is asked for."""
+    """Draws prompts, outputs, drafts after them, and sampling parameters."""
     tokens = draw(
         st.lists(
             st.integers(0, VOCAB - 1), min_size=NUM_SLOTS * CAPACITY, max_size=NUM_SLOTS * CAPACITY
@@ -43,7 +43,7 @@ def slots(draw: Any) -> dict[str, np.ndarray]:
 
 
 def by_hand(logits: np.ndarray, drawn: dict, slot: int, position: int, bias: np.ndarray) -> Any:
-    """One row, token by token."""
+    """Adjusts one row token by token."""
     prefix = drawn["tokens"][slot, : position + 1].tolist()
     output = prefix[drawn["prompt_lens"][slot] :]
     adjusted = logits.astype(np.float64) + bias
@@ -59,7 +59,7 @@ def by_hand(logits: np.ndarray, drawn: dict, slot: int, position: int, bias: np.
 
 
 def prefixes(tokens: np.ndarray, lens: Any, slot_ids: Any, positions: Any) -> Rows:
-    """Rows at these positions of texts whose tokens from `lens` on are draft tokens."""
+    """Returns the rows at these positions of texts whose tokens from `lens` on are draft tokens."""
     paths = []
     for slot, position in zip(slot_ids, positions, strict=True):
         drafted = tokens[slot, lens[slot] : position + 1].tolist()
@@ -96,7 +96,7 @@ def test_every_row_against_a_loop_over_its_prefix(drawn: dict, seed: int):
             **{n: drawn[n].astype(np.float32) for n in drawn if n.endswith("_penalty")},
         ),
     )
-    # The last known token and each draft token behind it, for every slot.
+    # The last known token and each draft token after it, for every slot.
     slot_ids = np.repeat(np.arange(NUM_SLOTS), K + 1)
     positions = (drawn["lens"][:, None] - 1 + np.arange(K + 1)[None]).ravel()
     logits = (rng.normal(size=(len(positions), VOCAB)) * 3).astype(np.float32)
@@ -107,7 +107,7 @@ def test_every_row_against_a_loop_over_its_prefix(drawn: dict, seed: int):
         np.testing.assert_allclose(row, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_nothing_asked_for_changes_no_bit():
+def test_without_adjustments_no_bit_changes():
     state = make_state(NUM_SLOTS, CAPACITY, K, lens=int32s([5, 6, 7]))
     sampling = empty_sampling(NUM_SLOTS, CAPACITY, np.zeros(VOCAB, np.uint8))
     sampling = sampling.replace(

@@ -1,4 +1,4 @@
-"""Sequences come with the probabilities that the model and the parameters give them."""
+"""Sequences occur with the probabilities that the model and the parameters imply."""
 
 from collections.abc import Iterator
 
@@ -31,7 +31,7 @@ from tests.sampling.enumerated import (
     sample,
 )
 
-# Fixed before the first run. Seeds are fixed too, so that a test passes or fails for good.
+# Fixed before the first run. The seeds are fixed too, so that a test always passes or always fails.
 SIGNIFICANCE = 1e-3
 SEQUENCES = 10_000
 RULES = (
@@ -48,7 +48,7 @@ DRAFTERS: dict[str, Drafter] = {
     "liar": Liar(),
     "sampler": Sampler(),
 }
-# Those that compute are made for the model, once they are asked for.
+# Drafters with weights, which are made for the model when needed.
 COMPUTING = ("draft-model", "recurrent", "combined")
 
 
@@ -57,7 +57,7 @@ def drafter_of(name: str) -> Drafter:
 
 
 def mixed(rules: tuple[Rule, ...], count: int) -> Iterator[tuple[Rule, int]]:
-    """Each rule `count` times, neighbours of different rules; no seed twice."""
+    """Yields each rule `count` times with different seeds; neighbours have different rules."""
     for seed in range(count * len(rules)):
         yield rules[seed % len(rules)], seed
 
@@ -83,7 +83,7 @@ def test_prompt_lookup_in_a_batch():
 @pytest.mark.slow
 @pytest.mark.parametrize("drafter", [*DRAFTERS, *COMPUTING])
 def test_every_drafter_and_rule_in_mixed_batches(drafter: str):
-    # What a seed gives is the same with every drafter, so fewer will do for all but one.
+    # A seed gives the same tokens with every drafter, so all rules are needed for one drafter only.
     rules = RULES if drafter == "prompt-lookup" else RULES[3:4]
     check(drafter, 8, rules, exact=False)
 
@@ -104,7 +104,7 @@ def temperature_after_top_p(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def residual_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What replaces a rejected token is drawn afresh, also from the token that was rejected."""
+    """Breaks rejection: the replacement of a rejected token may be the rejected token again."""
     right_choose, right_commit = loop.choose, loop.commit
 
     def two_draws(logits, rows, state: DecodeState) -> Chosen:
@@ -131,7 +131,7 @@ COUNT_ACCEPTED = loop.count_accepted
 
 
 def bonus_from_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last token of a draft is taken for the bonus token, unseen."""
+    """Breaks the bonus token: the last draft token takes its place without verification."""
     right_commit = loop.commit
 
     def wrong(state, draft: Draft, plan: Plan, accepted: jax.Array, chosen: Chosen) -> DecodeState:
@@ -166,7 +166,7 @@ def test_a_bonus_from_the_draft_is_found(drafter: str, monkeypatch: pytest.Monke
 
 
 def test_drafts_are_accepted_as_often_as_the_target_would_choose_them():
-    """For a drafter that copies, that is p itself, the most that there can be."""
+    """For a drafter that copies, this is p itself, the highest possible acceptance."""
     engine, rule = make_engine(Liar(guesses=(2, 3)), 1), RULES[0]
     jobs = (Job(seed, PROMPT, 3, choice=rule.choice(seed)) for seed in range(2000))
     results = list(engine.run(jobs))

@@ -1,4 +1,4 @@
-"""Tokens are drawn with the probabilities asked for, over a vocabulary of several blocks."""
+"""Tokens are drawn with the right probabilities, over a vocabulary of several blocks."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ ROWS = 40_000
 
 
 def log_weights(width: int) -> np.ndarray:
-    """Peaked, uneven from block to block, some tokens and a whole block forbidden."""
+    """Returns peaked weights, uneven across blocks, with some tokens and one block forbidden."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=width) * 2 + np.repeat(rng.normal(size=-(-width // BLOCK)), BLOCK)[:width]
     x[rng.random(width) < 0.2] = -np.inf
@@ -39,7 +39,7 @@ def drawn(x: np.ndarray, by: str) -> np.ndarray:
 
 @pytest.mark.parametrize("by", ["position", "key"])
 @pytest.mark.parametrize("width", [5, BLOCK, 1000])
-def test_places_and_seeds_draw_with_the_right_probabilities(width: int, by: str):
+def test_probabilities_are_right_over_positions_and_over_seeds(width: int, by: str):
     x = log_weights(width)
     assert p_value(x, drawn(x, by)) > SIGNIFICANCE
 
@@ -55,8 +55,8 @@ def test_the_same_noise_for_blocks_and_tokens_is_found(monkeypatch: pytest.Monke
     assert p_value(x, drawn(x, "position")) < SIGNIFICANCE
 
 
-def test_places_do_not_hang_together():
-    """Neighbouring places of one seed agree as often as independent draws would."""
+def test_positions_are_independent():
+    """Neighbouring positions of one seed agree as often as independent draws would."""
     x = log_weights(5)
     tokens = drawn(x, "position")
     p = np.exp(x) / np.exp(x).sum()
@@ -64,8 +64,8 @@ def test_places_do_not_hang_together():
     assert same == pytest.approx(share, abs=4 * np.sqrt(share / ROWS))
 
 
-def test_nearly_the_same_distribution_draws_nearly_always_the_same():
-    """What a drafter that samples with the same noise relies on (arXiv 2408.07978)."""
+def test_nearly_equal_distributions_nearly_always_draw_the_same_token():
+    """A drafter that samples with the same noise relies on this (arXiv 2408.07978)."""
     x = log_weights(1000)
     rng = np.random.default_rng(1)
     other = (x + rng.normal(size=1000) * 0.2).astype(np.float32)
@@ -73,5 +73,5 @@ def test_nearly_the_same_distribution_draws_nearly_always_the_same():
     distance = np.abs(p - q).sum() / 2
     agree = (drawn(x, "key") == drawn(other - other.max(), "key")).mean()
     assert 0.03 < distance < 0.2
-    # Two draws, of the block and of the token in it, each at least this good.
+    # There are two draws, of the block and of the token in it. Each agrees at least this often.
     assert agree > ((1 - distance) / (1 + distance)) ** 2

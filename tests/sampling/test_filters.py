@@ -1,4 +1,4 @@
-"""Temperature, top-k, top-p and min-p are those of `transformers`."""
+"""Temperature, top-k, top-p and min-p work as in `transformers`."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ ROWS = 4
 
 @st.composite
 def rows(draw) -> tuple[np.ndarray, list[dict]]:
-    """Logits, flat or peaked, and what to do with each row."""
+    """Draws flat or peaked logits, and the settings of each row."""
     width = draw(st.sampled_from(WIDTHS))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     spread = draw(st.sampled_from((0.01, 1.0, 5.0)))
@@ -49,7 +49,7 @@ def ours(logits: np.ndarray, wanted: list[dict]) -> np.ndarray:
 
 
 def theirs(logits: np.ndarray, row: dict) -> np.ndarray:
-    """Probabilities as `transformers` filters one row."""
+    """Returns the probabilities of one row as filtered by `transformers`."""
     import torch
     from transformers import generation
 
@@ -78,7 +78,7 @@ def test_as_in_transformers(drawn):
 @settings(max_examples=50)
 @given(rows())
 def test_a_row_does_not_depend_on_its_neighbours(drawn):
-    """Whatever path they take: a flat row has to be halved, a peaked one has not."""
+    """This holds whichever path the neighbours take: halving or the likeliest candidates."""
     logits, wanted = drawn
     together = ours(logits, wanted)
     calm = [wanted[0]] + [dict(wanted[0], top_k=1)] * (ROWS - 1)
@@ -94,7 +94,7 @@ def both_ways(weights: jax.Array, filters: Filters) -> tuple[jax.Array, jax.Arra
 @settings(max_examples=50)
 @given(rows())
 def test_both_ways_find_the_same_threshold(drawn):
-    """Within rounding: where sums differ in the last bit, a token at the border may."""
+    """They may differ by one token at the border, if sums differ in the last bit."""
     weights = np.exp(np.asarray(scale(jnp.asarray(drawn[0]), jnp.ones(ROWS))))
     for k, p in ((3, 1.0), (50, 0.9), (1, 0.5)):
         top_p, min_p = np.full(ROWS, p, np.float32), np.zeros(ROWS, np.float32)
@@ -105,7 +105,7 @@ def test_both_ways_find_the_same_threshold(drawn):
         assert (abs(few - halved) <= 1).all()
 
 
-def test_ties_with_the_last_one_are_kept():
+def test_ties_with_the_last_kept_token_are_kept():
     logits = np.zeros((ROWS, 101), np.float32)
     wanted = [{"temperature": 1.0, "top_k": 3, "top_p": 0.5, "min_p": 0.5}] * ROWS
     np.testing.assert_allclose(ours(logits, wanted), 1 / 101, rtol=1e-6)

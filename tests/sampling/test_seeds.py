@@ -1,4 +1,4 @@
-"""The tokens of a seed depend on the prompt and the model alone."""
+"""The tokens of a seed depend only on the prompt and the model."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ MODEL = "llama"
 
 
 def choices(count: int) -> list[Choice]:
-    """Of all kinds, greedy ones among them."""
+    """Returns choices of all kinds, greedy ones among them."""
     bias = np.zeros(101, np.float32)
     bias[7] = 3.0
     kinds = [
@@ -84,7 +84,7 @@ def test_other_seeds_give_other_tokens():
         assert len({r.token_ids for r in results}) == 64
 
 
-def test_a_greedy_job_beside_sampling_ones_is_greedy():
+def test_a_greedy_job_among_sampling_ones_is_greedy():
     engine, rule = make_small_engine(Liar(), 2), Rule(temperature=1.0)
     (plain,) = engine.run([Job(0, PROMPT, 20)])
     todo = [Job(n, PROMPT, 20, choice=rule.choice(n) if n % 2 else GREEDY) for n in range(10)]
