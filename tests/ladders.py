@@ -10,3 +10,8 @@ def short_ladder(num_slots: int, draft_length: int, **options: Any) -> tuple[Run
     ladder = make_ladder(num_slots, draft_length, **options)
     drafts = [rung for rung in ladder if 1 < rung.max_q_len <= draft_length + 1]
     return tuple(sorted({ladder[0], *drafts[:1], *drafts[-1:], ladder[-1]}))
+
+
+def two_rungs(num_slots: int, draft_length: int, **options: Any) -> tuple[Rung, ...]:
+    """Returns the rung of most draft tokens, or the plain one, and that of most prompt tokens."""
+    return short_ladder(num_slots, draft_length, **options)[-2:]

@@ -253,7 +253,7 @@ def test_the_cost_of_cached_tokens_is_interpolated_between_rungs_with_drafts():
     def blocks(case: Any) -> int:
         return round_up(case.length, KV_BLOCK)
 
-    engine = make_engine(tiny_model("llama"), "prompt-lookup", 4, all_rungs=True)
+    engine = make_engine(tiny_model("llama"), "prompt-lookup", 4, make=make_ladder)
     useful = step_costs._useful(engine)
     capacities = np.asarray([rung.capacity for rung in engine.ladder])[useful]
     base, each = 0.1 + 0.01 * capacities, 1e-6 * (20 + capacities)

@@ -1,6 +1,7 @@
 """Engines on tiny models, and the texts of PyTorch `transformers` with the same weights."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from emsjax.drafters import Combined, DraftModel, NoDrafter, PromptLookup, Recur
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.engine import Engine
 from emsjax.engine.job import Finished, Job
-from emsjax.engine.ladder import Rung, make_ladder
+from emsjax.engine.ladder import Rung
 from emsjax.engine.policy import POLICIES
 from emsjax.engine.worth import StepCosts
 from emsjax.loading.load import load_model
@@ -50,11 +51,10 @@ def make_engine(
     costs: float | None = None,
     method: str = "ems",
     trace: bool = False,
-    all_rungs: bool = False,
+    make: Callable[..., tuple[Rung, ...]] = short_ladder,
 ) -> Engine:
-    """Makes an engine with a named drafter or with the test's own."""
+    """Makes an engine with a named drafter or with the test's own; `make` makes its ladder."""
     chosen = make_drafter(model, drafter) if isinstance(drafter, str) else drafter
-    make = make_ladder if all_rungs else short_ladder
     ladder = make(num_slots, chosen.draft_length, exact=exact, prefill_chunk=64)
     return Engine(
         model,

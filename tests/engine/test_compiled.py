@@ -5,6 +5,7 @@ The TPU tests use the real TPU compiler, which needs no TPU.
 
 import math
 import re
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,13 @@ import pytest
 
 from emsjax.drafters import DraftModel
 from emsjax.engine.engine import Engine
+from emsjax.engine.ladder import Rung, make_ladder
 from emsjax.loading.build import shape_of_model
 from emsjax.loading.named import named_config
 from emsjax.models.config import DecoderConfig, Rope
 from emsjax.pallas_kernels.ahead import TOPOLOGIES, on_tpu
 from tests.engine.setup import make_engine
+from tests.ladders import two_rungs
 
 pytestmark = pytest.mark.usefixtures("no_compile_cache")
 
@@ -47,12 +50,13 @@ WRITERS = {"cpu": "scatter", "tpu": "custom-call"}
 
 
 def abstract_engine(
-    dtype: jnp.dtype, drafter: str, config: DecoderConfig = CONFIG, method: str = "ems"
+    dtype: jnp.dtype,
+    drafter: str,
+    config: DecoderConfig = CONFIG,
+    method: str = "ems",
+    make: Callable[..., tuple[Rung, ...]] = two_rungs,
 ) -> Engine:
-    """Makes an engine with shapes for weights, and with all rungs if the drafter compiles fast.
-
-    Rungs are much alike, so the other drafters do with a few.
-    """
+    """Makes an engine with shapes for weights. Rungs compile alike, so most tests do with two."""
     return make_engine(
         shape_of_model(config, dtype),
         drafter,
@@ -60,7 +64,7 @@ def abstract_engine(
         capacity=2048,
         costs=None if drafter == "none" else 1.0,
         method=method,
-        all_rungs=drafter == "prompt-lookup",
+        make=make,
     )
 
 
@@ -103,7 +107,8 @@ def _caches(engine: Engine) -> int:
     ["prompt-lookup", "combined", *(pytest.param(d, marks=SLOW) for d in ("none", "itself"))],
 )
 def test_cpu(drafter: str):
-    engine = abstract_engine(jnp.float32, drafter)
+    make = make_ladder if drafter == "prompt-lookup" else two_rungs
+    engine = abstract_engine(jnp.float32, drafter, make=make)
     compiled = engine.lower().compile(AS_FOR_USERS)
     check_no_copy_of_the_cache(engine, compiled, "cpu")
 
@@ -122,15 +127,19 @@ def check_no_sort_of_the_vocabulary(compiled: jax.stages.Compiled) -> None:
 
 
 def compile_for_tpu(
-    generation: str, drafter: str, config: DecoderConfig = CONFIG, **program: bool
+    generation: str,
+    drafter: str,
+    config: DecoderConfig = CONFIG,
+    make: Callable[..., tuple[Rung, ...]] = two_rungs,
+    **program: bool,
 ) -> tuple[Engine, jax.stages.Compiled]:
     with on_tpu(generation) as sharding:
-        engine = abstract_engine(jnp.bfloat16, drafter, config)
+        engine = abstract_engine(jnp.bfloat16, drafter, config, make=make)
         return engine, engine.lower(sharding, **program).compile()
 
 
 def test_tpu_v5e():
-    check_no_copy_of_the_cache(*compile_for_tpu("v5e", "prompt-lookup"), "tpu")
+    check_no_copy_of_the_cache(*compile_for_tpu("v5e", "prompt-lookup", make=make_ladder), "tpu")
 
 
 @SLOW

@@ -69,7 +69,7 @@ def test_the_ladder_gives_the_same_text_without_near_ties():
     model = tiny_model("llama")
     todo = jobs(8, longest=100)
     exact = run_all(make_engine(model, "prompt-lookup", 3, exact=True), todo)
-    laddered = run_all(make_engine(model, "prompt-lookup", 3, all_rungs=True), todo)
+    laddered = run_all(make_engine(model, "prompt-lookup", 3, make=make_ladder), todo)
     assert [r.token_ids for r in exact] == [r.token_ids for r in laddered]
 
 

@@ -23,7 +23,7 @@ def plain() -> Engine:
 
 def test_100_prompts_through_8_slots_each_return_once(plain: Engine):
     todo = jobs(100, longest=60)
-    eight = make_engine(tiny_model(MODEL), "prompt-lookup", 8, all_rungs=True)
+    eight = make_engine(tiny_model(MODEL), "prompt-lookup", 8, make=make_ladder)
     results = run_all(eight, todo)
     alone = run_all(plain, todo)
     assert [r.token_ids for r in results] == [r.token_ids for r in alone]
