@@ -91,6 +91,7 @@ def make_plan(
     reading, budget = (unread > 0).any(), capacity - first.sum()
     worth = None
     if economics is not None:
+        # Likely enough is judged by probability alone, before the slots' values are applied.
         too_unlikely = reading & (survival < MIN_SURVIVAL_WHILE_READING)
         survival *= economics.load.values[:, None]
         worth = most_worth(survival, ladder, economics)
