@@ -18,6 +18,7 @@ from emsjax.costs.table import CostTable, known_costs
 from emsjax.drafters import PromptLookup
 from emsjax.engine.drafter import COSTLY_SOURCE
 from emsjax.engine.engine import Engine
+from emsjax.engine.ladder import make_ladder
 from emsjax.engine.load import KV_BLOCK
 from emsjax.shapes import round_up
 from tests.engine.setup import jobs, make_engine, run_all, tiny_model

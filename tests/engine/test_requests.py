@@ -6,6 +6,7 @@ import pytest
 
 from emsjax.engine.engine import Engine
 from emsjax.engine.job import Job
+from emsjax.engine.ladder import make_ladder
 from tests.engine.setup import jobs, make_engine, run_all, tiny_model
 
 MODEL = "llama"
