@@ -23,7 +23,7 @@ SHAPES = ("smollm2-135m", "opt-125m", "opt-6.7b", "llama-3-8b")
 
 
 def product_of_pairs(left: Any, right: Any) -> jax.Array:
-    """Returns left [M, X] times right [Y, X] transposed, float32, each element summed alone."""
+    """Returns left [M, X] times right [Y, X] transposed, float32, without a matrix product."""
     wide = (x[...].astype(jnp.float32) for x in (left, right))
     return jnp.einsum("mx,yx->myx", *wide).sum(axis=-1)
 
