@@ -76,7 +76,7 @@ COMPARED = ("mha", "gqa", "prompts", "window", "all", "bfloat16", "float16")
 
 @functools.cache
 def numbers(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns queries [B, S, N, H], one for every cache position, and keys and values [B, S, K, H]."""
+    """Returns queries [B, S, N, H] and keys and values [B, S, K, H] for every cache position."""
     rng = np.random.default_rng(0)
     place, dtype = (case.num_slots, case.cache_len), ml_dtypes.finfo(case.dtype).dtype
     q = 2 * rng.standard_normal((*place, case.num_heads, case.head_dim))

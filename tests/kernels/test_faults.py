@@ -76,7 +76,6 @@ def keep_all(weigh: Callable) -> Callable:
     return faulty
 
 
-
 def lose_a_part(call: Callable) -> Callable:
     """Sets the sums over the last part of the columns to zero."""
     return lambda *args: call(*args).at[-1].set(0.0)

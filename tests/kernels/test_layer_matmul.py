@@ -37,7 +37,7 @@ class TestHopper(LayerMatmulContract):
     cases: ClassVar = tuple(name for name in CASES if name != "float32")
 
     @pytest.fixture(autouse=True)
-    def _interpreted(self, interpreting_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def _interpreted(self, interpreting_gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         if jax.default_backend() != "gpu":
             # Tensor cores sum alike for any number of rows. XLA's products on a CPU do not.
             monkeypatch.setattr(hopper, "product_transposed", product_of_pairs)
@@ -119,10 +119,8 @@ def test_errors_name_the_wrong_argument():
 
 
 @pytest.mark.parametrize(("rows", "copied"), [(64, False), (512, True)])
-def test_only_a_step_of_many_rows_slices_a_layers_weights_out_of_the_stack(
-    rows: int, copied: bool
-):
-    """On a GPU a slice is a copy, which only the many rows of a prompt are worth."""
+def test_only_a_step_of_many_rows_slices_a_layers_weights_out_of_the_stack(rows: int, copied: bool):
+    """On a GPU a slice is a copy, which pays off only for the many rows of a prompt."""
     config = named_config("smollm2-135m")
     graphdef, weights = nnx.split(shape_of_model(config, jnp.dtype("bfloat16")))
 
