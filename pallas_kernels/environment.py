@@ -28,7 +28,7 @@ def tpu_compiler(dump: Path | None = None) -> dict[str, str]:
             "xla_jf_dump_llo_text": "true",
             # Only the passes that `report.bundles` reads: writing all of them takes longer than
             # compiling.
-            "xla_jf_dump_llo_pass_label_regex": "original|final",
+            "xla_jf_dump_llo_pass_label_regex": "original|final_bundles|final_hlo",
         }
         found["LIBTPU_INIT_ARGS"] = " ".join(f"--{name}={value}" for name, value in flags.items())
     return found

@@ -221,6 +221,7 @@ def _kernel(*refs: Any, options: _Options) -> None:
     if window is not None:
         first = jnp.maximum(first, jnp.maximum(row_start - window + 1, 0) // blocks.kv)
 
+    # A section without tokens still writes its sums: `_combine` reads those of every section.
     @pl.when(first >= end)
     def _nothing() -> None:
         _write_sums(_empty(height, head_dim), given, at)

@@ -143,7 +143,10 @@ def take_rows(array: jax.Array, indices: jax.Array) -> jax.Array:
 
 
 def _owner(ends: jax.Array, items: jax.Array) -> jax.Array:
-    """Returns the index of the range, of those ending at `ends`, that holds each item."""
+    """Returns which of the consecutive ranges that end at `ends` holds each item.
+
+    Items after all ranges belong to the last one.
+    """
     # One comparison of all pairs is a single small operation. A binary search would be a loop.
     owner = jnp.searchsorted(ends, items, side="right", method="compare_all").astype(jnp.int32)
     return jnp.minimum(owner, ends.shape[0] - 1)

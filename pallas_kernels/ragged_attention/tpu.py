@@ -156,12 +156,15 @@ def _kernel(*refs: Any, options: Options) -> None:
     running.begin()
     first = stream.first_block(tile)
     end = pl.cdiv(tiles.kv_end[tile], stream.block)
+    # The buffers alternate across tiles as well: while a tile uses its last block, the next tile's
+    # first block is copied into the other buffer.
     done = blocks_done[0]
 
     def attend(number: jax.Array, _: None) -> None:
         buffer = (done + number - first) % 2
         last = number + 1 == end
 
+        # The last block of the last tile has no successor.
         @pl.when(~last | (following > tile))
         def _next() -> None:
             next_block = jnp.where(last, stream.first_block(following), number + 1)
@@ -170,6 +173,7 @@ def _kernel(*refs: Any, options: Options) -> None:
         stream.copy("wait", tile, number, buffer)
         block = buffers.at[buffer]
 
+        # Blocks before the last one are fetched whole and hold only valid tokens.
         @pl.when(last)
         def _clear_past_end() -> None:
             clear(stream.valid(tile, number), block)
