@@ -9,6 +9,7 @@ import pytest
 
 from emsjax.loading.named import named_config
 from emsjax.pallas_kernels.ahead import TOPOLOGIES, compile_on
+from emsjax.pallas_kernels.backends import compiling_for
 from emsjax.pallas_kernels.cache_update.api import update_kv_cache
 from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token
 from emsjax.pallas_kernels.report.ahead import NUM_LAYERS, compile_attention
@@ -46,8 +47,6 @@ def check(compiled: jax.stages.Compiled, work: Work) -> None:
 
 
 def rows_per_token_on_tpu(heads: Heads) -> int:
-    from emsjax.pallas_kernels.backends import compiling_for
-
     with compiling_for("tpu"):
         return rows_per_token(heads.num_kv_heads, heads.head_dim)
 
