@@ -23,5 +23,12 @@ def tpu_compiler(dump: Path | None = None) -> dict[str, str]:
         found["TF_CPP_MIN_LOG_LEVEL"] = "3"
         # The compiler writes nothing for a program that comes from jax's cache.
         found["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-        found["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true"
+        flags = {
+            "xla_jf_dump_to": dump,
+            "xla_jf_dump_llo_text": "true",
+            # Only the passes that `report.bundles` reads: writing all of them takes longer than
+            # compiling.
+            "xla_jf_dump_llo_pass_label_regex": "original|final_bundles|final_hlo",
+        }
+        found["LIBTPU_INIT_ARGS"] = " ".join(f"--{name}={value}" for name, value in flags.items())
     return found

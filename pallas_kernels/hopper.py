@@ -1,4 +1,4 @@
-"""What the kernels for Hopper GPUs share: tensor core products, copies, where they can run."""
+"""Tensor core products, copies and the device check that the kernels for Hopper GPUs share."""
 
 from typing import Any
 
@@ -9,22 +9,30 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 DTYPES = (jnp.bfloat16, jnp.float16)
 CAPABILITY = "9.0"
-# Rows of a tensor core product.
+# Rows of the left operand of a tensor core product: a multiple of this.
 TENSOR_CORE_ROWS = 64
 
 
 def no_hopper() -> str | None:
-    """Why kernels for Hopper cannot be used on the GPU that is there; None where none is."""
+    """Returns why this machine's GPU cannot run kernels for Hopper, or None.
+
+    Without a GPU it returns None too, so that the kernels can be interpreted or lowered.
+    """
     if jax.default_backend() != "gpu":
         return None
     found = str(jax.devices()[0].compute_capability)
     if found == CAPABILITY:
         return None
-    return f"the GPU has compute capability {found}, the kernel is for {CAPABILITY}"
+    return f"the GPU has compute capability {found}; the kernel requires {CAPABILITY}"
 
 
 def product(left: Any, right: Any) -> jax.Array:
-    """left [M, X], in shared memory or registers, times right [X, Y] in shared memory, float32."""
+    """Returns left [M, X] times right [X, Y] in float32.
+
+    Args:
+      left: in shared memory or registers.
+      right: in shared memory.
+    """
 
     def multiply(product: Any) -> jax.Array:
         plgpu.wgmma(product, left, right)
@@ -36,25 +44,25 @@ def product(left: Any, right: Any) -> jax.Array:
 
 
 def product_transposed(left: Any, right: Any) -> jax.Array:
-    """left [M, X] times right [Y, X] transposed, both in shared memory, float32."""
+    """Returns left [M, X] times right [Y, X] transposed, in float32; both in shared memory."""
     return product(left, right.transpose((1, 0)))
 
 
 def transforms(width: int, dtype: jnp.dtype) -> tuple[Any, ...]:
-    """How a tile [rows, width] lies in shared memory, so that the tensor cores can read it."""
+    """Returns a layout of a tile [rows, width] in shared memory that the tensor cores can read."""
     swizzle = plgpu.find_swizzle(width * dtype.itemsize * 8)
     tile = (8, swizzle // dtype.itemsize)
     return plgpu.TilingTransform(tile), plgpu.SwizzleTransform(swizzle)
 
 
 def load(source: Any, target: Any, arrived: Any) -> None:
-    """Copies from global into shared memory and waits."""
+    """Copies from global to shared memory and waits until the copy has arrived."""
     plgpu.copy_gmem_to_smem(source, target, arrived)
     plgpu.barrier_wait(arrived)
 
 
 def store(source: Any, target: Any) -> None:
-    """Copies what was just written from shared into global memory and waits."""
+    """Copies newly written shared memory to global memory and waits until the copy is complete."""
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(source, target)
     plgpu.wait_smem_to_gmem(0)

@@ -1,11 +1,14 @@
-"""Runs kernels on a CPU, and simulates the memory, the copies and the races of the device."""
+"""Fixtures that run kernels on a CPU and simulate a device's memory, copies and races."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax._src import callback as jax_callback
 from jax._src import dispatch
 from jax._src.interpreters import mlir
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
@@ -18,18 +21,22 @@ from emsjax.pallas_kernels import hopper
 from emsjax.pallas_kernels.backends import compiling_for
 from emsjax.pallas_kernels.ragged_attention import tpu_block
 
-# The interpreter leaves register layouts to XLA, which has none on a CPU.
+# The interpreter leaves register layouts to XLA, which has no lowering for them on a CPU.
 mlir.register_lowering(gpu_core.layout_cast_p, lambda _, x, **__: [x], platform="cpu")
+
+# Each copy from global memory gets the next of these simulated threads. With jax's default of one
+# thread, waiting for any copy counts as waiting for all earlier ones, which hides a missing wait.
+COPY_THREADS = 64
 
 
 def flat_value(block: Any) -> jax.Array:
-    """Replaces `tpu_block._flat`, because the interpreter reshapes values and not references."""
+    """Returns what `tpu_block._flat` returns; the interpreter reshapes values, not references."""
     flat = block[...].reshape(-1, block.shape[-1])
     return flat if flat.dtype == jnp.float32 else pltpu.bitcast(flat, jnp.uint32)
 
 
 def product(left: Any, right: Any, over: int) -> jax.Array:
-    """Computes what `hopper.product` and `hopper.product_transposed` do, with XLA."""
+    """Returns what `hopper.product` and `hopper.product_transposed` return, computed by XLA."""
     return jax.lax.dot_general(
         left[...],
         right[...],
@@ -38,39 +45,78 @@ def product(left: Any, right: Any, over: int) -> jax.Array:
     )
 
 
+def call_on_host(*args: Any, callback: Callable[..., Any], **_: Any) -> Any:
+    """Replaces jax's `io_callback_impl`, which puts every argument on a jax device first.
+
+    An interpreted kernel makes thousands of small callbacks, and copying their arguments took most
+    of its time.
+    """
+    return jax.tree.map(np.asarray, callback(*map(np.array, args)))
+
+
+def record_races(monkeypatch: pytest.MonkeyPatch, interpreter: ModuleType) -> list[str]:
+    """Returns a list that receives an entry for every race that any kernel call has.
+
+    The interpreters themselves remember only the races of the latest call.
+    """
+    races: list[str] = []
+
+    class Recorded(interpreter.RaceDetectionState):
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name == "races_found" and value:
+                races.append("a race; its two accesses are printed above")
+            super().__setattr__(name, value)
+
+    monkeypatch.setattr(interpreter, "RaceDetectionState", Recorded)
+    return races
+
+
+def forget_failed_call() -> None:
+    """Lets later kernels run after a check inside the interpreter has failed.
+
+    They would otherwise wait for the failed call and fail too.
+    """
+    pltpu.reset_tpu_interpret_mode_state()
+    gpu_callbacks.reset_gpu_interpret_mode_state()
+    dispatch.runtime_tokens.clear()
+
+
 @pytest.fixture
-def interpreting_tpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Interprets TPU kernels if there is no TPU; a race fails the test."""
+def interpreting_tpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Interprets TPU kernels if there is no TPU; yields the list of races, which fail the test."""
     if jax.default_backend() == "tpu":
-        yield
+        yield []
         return
     monkeypatch.setattr(tpu_block, "_flat", flat_value)
+    monkeypatch.setattr(jax_callback, "io_callback_impl", call_on_host)
+    races = record_races(monkeypatch, interpret_pallas_call)
     params = pltpu.InterpretParams(detect_races=True)
     with compiling_for("tpu"), pltpu.force_tpu_interpret_mode(params):
-        yield
-    races = interpret_pallas_call.races
-    pltpu.reset_tpu_interpret_mode_state()
-    # If a check inside the interpreter failed, the next program would wait for it and fail too.
-    dispatch.runtime_tokens.clear()
-    assert races is None or not races.races_found
+        yield races
+    forget_failed_call()
+    assert not races
 
 
 @pytest.fixture
-def interpreting_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Interprets GPU kernels if there is no GPU; a detected race fails the test.
+def interpreting_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Interprets GPU kernels if there is no GPU; yields the list of races, which fail the test.
 
-    The two calls of the tensor cores are replaced, because the interpreter does not support their
-    operands. The race detector is on, but it missed a wait that was left out on purpose. Only a GPU
-    shows that.
+    The two tensor core products are replaced, because the interpreter rejects their operands. The
+    race detector sees copies into shared memory that are not awaited (see `test_faults.py`). It
+    does not check copies out of shared memory, which the interpreter performs at once: a missing
+    `commit_smem` or `wait_smem_to_gmem` shows only on a GPU.
     """
     if jax.default_backend() == "gpu":
-        yield
+        yield []
         return
     monkeypatch.setattr(hopper, "product", lambda a, b: product(a, b, 0))
     monkeypatch.setattr(hopper, "product_transposed", lambda a, b: product(a, b, 1))
-    params = gpu_params.InterpretGPUParams(detect_races=True)
+    monkeypatch.setattr(jax_callback, "io_callback_impl", call_on_host)
+    races = record_races(monkeypatch, gpu_callbacks)
+    params = gpu_params.InterpretGPUParams(
+        detect_races=True, num_tma_threads_per_device=COPY_THREADS
+    )
     with compiling_for("gpu"), gpu_params.force_gpu_interpret_mode(params):
-        yield
-    races = gpu_callbacks._races
-    gpu_callbacks.reset_gpu_interpret_mode_state()
-    assert races is None or not races.races_found
+        yield races
+    forget_failed_call()
+    assert not races

@@ -1,1 +1,1 @@
-"""Attention of packed rows against ragged caches."""
+"""Attention of packed rows over ragged caches."""

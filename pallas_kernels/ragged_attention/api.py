@@ -1,4 +1,4 @@
-"""Ragged attention: packed rows, each over its own slot's cache up to that slot's length."""
+"""Ragged attention: each packed row attends to its own slot's cache, up to its own position."""
 
 from types import MappingProxyType
 from typing import Protocol
@@ -20,7 +20,7 @@ BACKENDS = MappingProxyType(
 
 
 class Attend(Protocol):
-    """`ragged_attention` without the arguments that `prepare` took."""
+    """`ragged_attention` without the arguments that `prepare` has already received."""
 
     def __call__(
         self,
@@ -32,7 +32,7 @@ class Attend(Protocol):
         window: int | jax.Array | None = None,
         soft_cap: float | None = None,
     ) -> jax.Array:
-        """[T, N, H] in q's dtype; see `ragged_attention`."""
+        """Returns [T, N, H] in q's dtype; see `ragged_attention`."""
 
 
 def ragged_attention(
@@ -51,42 +51,43 @@ def ragged_attention(
     holes: jax.Array | None = None,
     backend: str | None = None,
 ) -> jax.Array:
-    """Causal attention of the rows of every slot over that slot's cache.
+    """Computes causal attention of every slot's rows over that slot's cache.
 
-    The rows of slot b are the last `cu_q_lens[b+1] - cu_q_lens[b]` of its `kv_lens[b]` tokens,
-    whose K/V the cache already holds. For one such row at cache position p this equals
+    The rows of slot b are the last `cu_q_lens[b+1] - cu_q_lens[b]` of its `kv_lens[b]` tokens. The
+    cache already holds their K/V. The result for a row q at cache position p is
 
         k, v = keys and values of slot b at positions [0, kv_lens[b])
         s = soft_cap * tanh(scale * (k @ q) / soft_cap)      # plain scale * (k @ q) without cap
         softmax(s where position <= p and position > p - window) @ v
 
-    Nothing at or past `kv_lens` is used. A row's result does not depend on other slots, nor on the
-    slot's later rows as long as their values are finite.
+    Cache positions at or after `kv_lens` are never used. A row's result does not depend on other
+    slots. It does not depend on later rows of its slot either, as long as their values are finite.
 
     Args:
       q: packed queries [T, N, H].
-      cache: keys and values [L, B, S, R, 128], see `kv_layout`; never sliced or copied whole.
-      layer: int32[], which layer of the cache to read.
-      cu_q_lens: int32[B+1], where each slot's rows start; T >= cu_q_lens[B].
-      kv_lens: int32[B], valid tokens of each slot, its rows included; at most S.
+      cache: keys and values [L, B, S, R, 128], see `kv_layout`. It is neither copied nor sliced as
+        a whole.
+      layer: int32[], the layer of the cache to read.
+      cu_q_lens: int32[B+1], the first row of each slot; T >= cu_q_lens[B].
+      kv_lens: int32[B], valid tokens of each slot, including its rows; at most S.
       num_kv_heads: K, a divisor of N.
       max_q_len: static bound on the rows of one slot; changing it recompiles.
       scale: factor on the scores.
-      window: sliding window in tokens, the row's own included; None for no window.
+      window: sliding window in tokens, including the row's own; None for no window.
       soft_cap: logit soft cap; None for none.
-      ancestors: uint32[T] for token trees: bit j of a row says that it attends to the j-th row
-        of its slot in this buffer (at most 32 rows a slot then); a row's own bit must be set.
-        None means a chain.
-      holes: bool[B, S], places before `kv_lens` that hold nothing and are not attended to; None
-        if there are none. Their contents must be finite. Windows count them.
-      backend: "reference" (XLA, anywhere), "tpu" or "gpu" (Hopper); None picks the platform's
-        if it can be used, else the reference.
+      ancestors: uint32[T], for token trees. A row attends to the j-th row of its slot in this
+        buffer if its bit j is set, so a slot has at most 32 rows. Its own bit must be set. None if
+        each slot's rows are a chain.
+      holes: bool[B, S], positions before `kv_lens` that hold no token and are not attended to.
+        Their contents must be finite. A window counts them. None if there are no holes.
+      backend: "reference" (XLA, on any platform), "tpu" or "gpu" (Hopper). None selects the
+        platform's kernel if it supports these arguments, and the reference otherwise.
 
     Returns:
       [T, N, H] in q's dtype; zeros in unused rows.
 
     Raises:
-      ValueError: an argument has a wrong shape or type, or the named backend cannot be used.
+      ValueError: an argument has the wrong shape or type, or the named backend cannot be used.
     """
     attend = prepare(
         q,
@@ -114,23 +115,25 @@ def prepare(
     holes: jax.Array | None = None,
     backend: str | None = None,
 ) -> Attend:
-    """Derives from the lengths what all layers of a step share, and returns their attention.
+    """Cuts the rows into tiles once for all layers of a step and returns the layers' attention.
 
-    A layer's scan would otherwise cut the rows into tiles anew in every layer.
+    Call it outside the scan over layers, which would otherwise cut the tiles again in every layer.
+
+    All arguments are the same as for `ragged_attention`.
 
     Args:
       q: queries, or only their shape [T, N, H] and dtype.
-      cache: as for `ragged_attention`, or only its shape and dtype.
-      cu_q_lens: as for `ragged_attention`, like all that follow.
+      cache: keys and values, or only their shape [L, B, S, R, 128] and dtype.
+      cu_q_lens: int32[B+1].
       kv_lens: int32[B].
       num_kv_heads: K.
       max_q_len: static bound on the rows of one slot.
       ancestors: uint32[T] or None.
       holes: bool[B, S] or None.
-      backend: its name or None.
+      backend: a backend's name or None.
 
     Raises:
-      ValueError: an argument has a wrong shape or type, or the named backend cannot be used.
+      ValueError: an argument has the wrong shape or type, or the named backend cannot be used.
     """
     cu_q_lens, kv_lens = map(jnp.asarray, (cu_q_lens, kv_lens))
     check_lengths(q, cache, cu_q_lens, kv_lens, ancestors, num_kv_heads, max_q_len, holes)

@@ -1,9 +1,10 @@
 """Ragged attention as a Mosaic GPU kernel, for Hopper.
 
-A thread block takes one tile (rows of one slot with the query heads of one KV head) and one
-section of that slot's cache. It streams keys and values through shared memory, several blocks on
-their way at a time, and multiplies on the tensor cores. Sections begin at fixed positions, so a
-row's sums are made in the same order whatever else is in the batch; XLA combines them at the end.
+A thread block processes one tile (rows of one slot with the query heads of one KV head) and one
+section of that slot's cache. It streams keys and values through shared memory, with several blocks
+in flight at a time, and multiplies on the tensor cores. XLA then combines the sections. Sections
+start at fixed positions, so a row's sums are always added in the same order, whatever else is in
+the batch.
 """
 
 import functools
@@ -31,21 +32,22 @@ from emsjax.pallas_kernels.ragged_attention.tuning import (
     most_height,
 )
 
-# Finite, so that a row whose first blocks are all masked has no inf - inf.
+# The score of a masked token. It is finite because a row whose first blocks are all masked would
+# otherwise compute inf - inf.
 MASKED = -1e30
-# 32 bytes: the narrowest way for a tile to lie in shared memory that the tensor cores can read.
+# 32 bytes, the narrowest layout in shared memory that the tensor cores can read.
 HEAD_MULTIPLE = 16
-# Columns of a tensor core product.
+# Most columns of a tensor core product.
 WIDEST_HEAD = 256
 AXES = ("tile", "head", "section")
-# Numbers of a head that are written out together, at most: with more, a multiprocessor would hold
-# one thread block where it can hold two.
+# Most numbers of a head that are written out together. With a larger buffer, a multiprocessor would
+# have room for only one thread block instead of two.
 WRITTEN_AT_ONCE = 64
 LOG2_E = math.log2(math.e)
 
 
 class _Options(NamedTuple):
-    """What is static about a call."""
+    """The static arguments and sizes of a call."""
 
     num_kv_heads: int
     scale: float
@@ -58,18 +60,18 @@ class _Options(NamedTuple):
 
 
 class _Shared(NamedTuple):
-    """Shared memory of a thread block, beside the blocks of keys and values."""
+    """Shared memory of a thread block, besides its blocks of keys and values."""
 
     q: Any  # [M, H]
     ancestors: Any  # int32[M]
     out: Any  # float32[M, a part of H]
     top: Any  # float32[M]
     total: Any  # float32[M]
-    arrived: Any  # barrier
+    arrived: Any  # barrier of the copies into `ancestors` and `q`
 
 
 class _Refs(NamedTuple):
-    """What a thread block is given, in global memory but for `shared`."""
+    """The kernel's arguments, all in global memory except `shared`."""
 
     layer: Any  # int32[1]
     facts: TileFacts
@@ -80,12 +82,12 @@ class _Refs(NamedTuple):
     cache: Any  # [L, B * S, 2 * K * H]
     out: Any  # float32[tiles, K, sections, M, H]
     top: Any  # float32[tiles, K, sections, M]
-    total: Any  # the same
+    total: Any  # float32[tiles, K, sections, M]
     shared: _Shared
 
     @classmethod
     def of(cls, refs: tuple[Any, ...], options: _Options) -> "_Refs":
-        """From the kernel's arguments, of which some are there only if needed."""
+        """Names the kernel's positional arguments, some of which `options` omits."""
         given = iter(refs)
         layer = next(given)
         facts = TileFacts(*(next(given) for _ in TileFacts._fields))
@@ -98,39 +100,39 @@ class _Refs(NamedTuple):
 
 
 class _Running(NamedTuple):
-    """The softmax so far; scores are in units of log 2."""
+    """The softmax so far. Scores are multiplied by log2(e), so weights are powers of 2."""
 
-    out: Any  # float32[M, H]
-    top: Any  # float32[M]
-    total: Any  # float32[M]
+    out: Any  # float32[M, H], weighted sum of values
+    top: Any  # float32[M], largest score
+    total: Any  # float32[M], sum of weights
 
 
 def unsupported(q: jax.Array, cache: jax.Array, num_kv_heads: int) -> str | None:
-    """Why the kernel cannot be used, or None if it can."""
+    """Returns why the kernel does not support these arguments, or None if it does."""
     _, num_heads, head_dim = q.shape
     group, capacity, no_hopper = num_heads // num_kv_heads, cache.shape[2], hopper.no_hopper()
     problems = (
         (no_hopper, no_hopper),
         (
             q.dtype not in hopper.DTYPES,
-            f"q is {q.dtype}, the GPU kernel takes bfloat16 and float16",
+            f"q is {q.dtype}; the GPU kernel requires bfloat16 or float16",
         ),
         (
             cache.dtype != q.dtype,
-            f"the cache is {cache.dtype} and q {q.dtype}: the GPU kernel wants one type",
+            f"the cache is {cache.dtype} and q is {q.dtype}; the GPU kernel requires one dtype",
         ),
         (
             capacity % hopper.TENSOR_CORE_ROWS,
-            f"S is {capacity}, the GPU kernel wants a multiple of {hopper.TENSOR_CORE_ROWS}",
+            f"S is {capacity}; the GPU kernel requires a multiple of {hopper.TENSOR_CORE_ROWS}",
         ),
         (
             head_dim % HEAD_MULTIPLE or head_dim > WIDEST_HEAD,
-            f"heads are {head_dim} wide, the GPU kernel wants a multiple of {HEAD_MULTIPLE} up to "
-            f"{WIDEST_HEAD}",
+            f"heads are {head_dim} wide; the GPU kernel requires a multiple of {HEAD_MULTIPLE}, at "
+            f"most {WIDEST_HEAD}",
         ),
         (
             group > most_height(head_dim),
-            f"{group} query heads share a KV head, the GPU kernel takes {most_height(head_dim)}",
+            f"{group} query heads share a KV head; the GPU kernel allows {most_height(head_dim)}",
         ),
     )
     return next((reason for problem, reason in problems if problem), None)
@@ -146,9 +148,10 @@ def _visible(
     holes: jax.Array | None,
     rows: int,
 ) -> jax.Array:
-    """Which tokens of the block each row attends to, bool[M, tokens]; M is heads times rows."""
+    """Returns which tokens each row attends to, bool[M, tokens]; M is heads times rows."""
     iota = functools.partial(plgpu.broadcasted_iota, jnp.int32, shape, layout=plgpu.Layout.WGMMA)
     column = iota(1) + block_start
+    # The M axis repeats the tile's rows for each head, and their number is a power of two.
     row = (iota(0) & (rows - 1)) + row_start
     visible = column <= row
     if window is not None:
@@ -164,7 +167,7 @@ def _visible(
 
 
 def _scores(q: Any, k: Any, visible: jax.Array, options: _Options) -> jax.Array:
-    """Masked scores [M, tokens] in units of log 2."""
+    """Returns masked scores [M, tokens], multiplied by log2(e)."""
     scores = hopper.product_transposed(q, k)
     if options.soft_cap is None:
         scores *= options.scale * LOG2_E
@@ -175,7 +178,7 @@ def _scores(q: Any, k: Any, visible: jax.Array, options: _Options) -> jax.Array:
 
 
 def _add_block(running: _Running, scores: jax.Array, v: Any, dtype: jnp.dtype) -> _Running:
-    """One more block of the softmax."""
+    """Adds one block to the softmax."""
     top = jnp.maximum(running.top, scores.max(axis=1))
     decay = jnp.exp2(running.top - top)
     weights = jnp.exp2(scores - jax.lax.broadcast_in_dim(top, scores.shape, [0]))
@@ -185,7 +188,7 @@ def _add_block(running: _Running, scores: jax.Array, v: Any, dtype: jnp.dtype) -
 
 
 def _clear_past(end: jax.Array, v: Any) -> None:
-    """Zeros behind the last valid token: it may be NaN, and 0 * NaN is NaN."""
+    """Writes zeros after the last valid token, where v may be NaN: 0 * NaN is NaN."""
     values = plgpu.layout_cast(v[...], plgpu.Layout.WGMMA)
     token = plgpu.broadcasted_iota(jnp.int32, v.shape, 0, layout=plgpu.Layout.WGMMA)
     v[...] = jnp.where(token < end, values, jnp.zeros_like(values))
@@ -193,7 +196,7 @@ def _clear_past(end: jax.Array, v: Any) -> None:
 
 
 def _empty(rows: int, head_dim: int) -> _Running:
-    """The softmax of no tokens."""
+    """Returns the softmax of no tokens."""
     by_row = functools.partial(plgpu.layout_cast, new_layout=plgpu.Layout.WGMMA.reduce(1))
     return _Running(
         plgpu.layout_cast(jnp.zeros((rows, head_dim), jnp.float32), plgpu.Layout.WGMMA),
@@ -203,7 +206,7 @@ def _empty(rows: int, head_dim: int) -> _Running:
 
 
 def _kernel(*refs: Any, options: _Options) -> None:
-    """One tile, one KV head, one section; see the module."""
+    """Processes one tile, KV head and section; see the module's docstring."""
     given = _Refs.of(refs, options)
     shared, layer = given.shared, given.layer[0]
     at = tile, head, section = tuple(jax.lax.axis_index(name) for name in AXES)
@@ -218,6 +221,7 @@ def _kernel(*refs: Any, options: _Options) -> None:
     if window is not None:
         first = jnp.maximum(first, jnp.maximum(row_start - window + 1, 0) // blocks.kv)
 
+    # A section without tokens still writes its sums: `_combine` reads those of every section.
     @pl.when(first >= end)
     def _nothing() -> None:
         _write_sums(_empty(height, head_dim), given, at)
@@ -229,7 +233,7 @@ def _kernel(*refs: Any, options: _Options) -> None:
         if given.ancestors is not None:
             hopper.load(given.ancestors.at[tile], shared.ancestors, shared.arrived)
             ancestors = plgpu.layout_cast(shared.ancestors[...], plgpu.Layout.WGMMA.reduce(1))
-        # Waited for with the first block, which is on its way by then.
+        # Awaited when the first block is processed: the copies of keys and values start meanwhile.
         plgpu.copy_gmem_to_smem(given.q.at[tile, head], shared.q, shared.arrived)
 
         def block(indices: Any, k: Any, v: Any, *rest: Any) -> _Running:
@@ -269,7 +273,7 @@ def _kernel(*refs: Any, options: _Options) -> None:
 def _specs(
     block_before: jax.Array, head: jax.Array, head_dim: int, dtype: jnp.dtype, options: _Options
 ) -> list[plgpu.BlockSpec]:
-    """Which block of keys, values and, where there are some, holes comes next."""
+    """Returns which blocks of keys, values and, if any, holes the pipeline copies in each step."""
     blocks = options.blocks
     specs = [
         plgpu.BlockSpec(
@@ -285,7 +289,7 @@ def _specs(
 
 
 def _write_sums(running: _Running, given: _Refs, at: tuple[Any, ...]) -> None:
-    """Begins to copy the largest scores and the totals to global memory."""
+    """Starts copying the largest scores and the totals to global memory."""
     shared = given.shared
     shared.top[...] = running.top
     shared.total[...] = running.total
@@ -295,7 +299,7 @@ def _write_sums(running: _Running, given: _Refs, at: tuple[Any, ...]) -> None:
 
 
 def _write(values: jax.Array, shared: Any, out: Any) -> None:
-    """float32[M, H] to global memory, as many columns at a time as there is room for."""
+    """Copies float32[M, H] to global memory, as many columns at a time as fit into `shared`."""
     width = shared.shape[1]
     for lane in range(0, values.shape[1], width):
         shared[...] = values[:, lane : lane + width]
@@ -313,7 +317,7 @@ def prepare(
     num_kv_heads: int,
     max_q_len: int,
 ) -> Callable[..., jax.Array]:
-    """See `api.prepare`."""
+    """Implements `api.prepare`."""
     num_rows, num_heads, _ = q.shape
     group = num_heads // num_kv_heads
     blocks = _blocks(q, cache, num_kv_heads, max_q_len)
@@ -343,7 +347,7 @@ def _attend(
     window: int | jax.Array | None,
     soft_cap: float | None,
 ) -> jax.Array:
-    """See `api.ragged_attention`."""
+    """Implements `api.ragged_attention`."""
     num_rows, num_heads, head_dim = q.shape
     num_layers, _, capacity, *token = cache.shape
     group = num_heads // num_kv_heads
@@ -376,7 +380,7 @@ def _blocks(
 
 
 def _call(inputs: list[jax.Array], options: _Options) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Runs the kernel: sums [tiles, K, sections, M, H], largest scores and totals without H."""
+    """Runs the kernel and returns `_Refs.out`, `_Refs.top` and `_Refs.total`."""
     q, blocks = inputs[-2], options.blocks
     num_tiles, num_kv_heads, height, head_dim = q.shape
     grid = (num_tiles, num_kv_heads, pl.cdiv(options.capacity, blocks.section))
@@ -403,15 +407,15 @@ def _call(inputs: list[jax.Array], options: _Options) -> tuple[jax.Array, jax.Ar
 
 
 def _written_at_once(head_dim: int) -> int:
-    """Of `head_dim` numbers, the most in equal parts."""
+    """Returns the widest equal parts of a head that are at most `WRITTEN_AT_ONCE` wide."""
     widths = range(8, WRITTEN_AT_ONCE + 1, 8)
     return max(width for width in widths if head_dim % width == 0)
 
 
 def _combine(out: jax.Array, top: jax.Array, total: jax.Array) -> jax.Array:
-    """One softmax of all sections, float32[tiles, K, M, H]."""
+    """Combines the softmaxes of all sections into one, float32[tiles, K, M, H]."""
     share = jnp.where(total > 0, jnp.exp2(top - top.max(axis=2, keepdims=True)), 0.0)
-    # Sections that had nothing to do left `out` as it was.
+    # A section without tokens does not write `out`, which may then be NaN.
     summed = jnp.where((share > 0)[..., None], out * share[..., None], 0.0).sum(axis=2)
     total = (total * share).sum(axis=2)
     return summed / jnp.where(total == 0, 1.0, total)[..., None]

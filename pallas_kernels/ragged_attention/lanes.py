@@ -1,9 +1,10 @@
-"""Heads in rows of 128 lanes: where in a cached token a head lies, for kernels that read rows.
+"""Where each head lies in the rows of 128 lanes of a cached token, for kernels that read rows.
 
-A head narrower than 128 shares its row with others; one that is wider or lies across a border
-takes two. Queries are laid out alike, zeros elsewhere, so that their product with whole rows is
-the product with the head alone; of a product with whole rows of values only the head's own lanes
-are taken. No row is ever cut or shifted in the kernel.
+A head narrower than 128 shares its row with others. A head that is wider, or that crosses a border
+between rows, takes two rows. The kernel never cuts or shifts a row. Instead, queries are laid out
+at the lanes of their key head with zeros in all others, so that their product with whole rows is
+the product with that head alone. From a product with whole rows of values, only the lanes of the
+value head are kept.
 """
 
 import itertools
@@ -16,12 +17,12 @@ from emsjax.pallas_kernels.kv_layout import LANES
 
 
 class Place(NamedTuple):
-    """Where a head's numbers lie in a token of the cache.
+    """The rows and the first lane of a head in a cached token.
 
     Attributes:
-      first: its first row.
-      end: the row after its last.
-      lane: where in the first row it starts.
+      first: the head's first row.
+      end: the row after its last one.
+      lane: the lane of the first row where it starts.
     """
 
     first: int
@@ -29,29 +30,29 @@ class Place(NamedTuple):
     lane: int
 
     def rows(self) -> range:
-        """The rows that it touches."""
+        """Returns all rows of the head."""
         return range(self.first, self.end)
 
 
 def place_of(number: int, head_dim: int) -> Place:
-    """The place of key head `number`, or of value head `number - K`."""
+    """Returns the place of key head `number`, or of value head `number - K`."""
     start = number * head_dim
     return Place(start // LANES, -(-(start + head_dim) // LANES), start % LANES)
 
 
 def places(num_kv_heads: int, head_dim: int) -> tuple[list[Place], list[Place]]:
-    """The places of all key heads and of all value heads."""
+    """Returns the places of all key heads and of all value heads."""
     every = [place_of(number, head_dim) for number in range(2 * num_kv_heads)]
     return every[:num_kv_heads], every[num_kv_heads:]
 
 
 class Heads(NamedTuple):
-    """Consecutive heads in the same rows: one product serves them.
+    """Consecutive heads that occupy the same rows, so that one product serves them all.
 
     Attributes:
-      first: number of the first.
-      end: past the number of the last.
-      rows: of a cached token.
+      first: number of the first head.
+      end: number of the last head, plus one.
+      rows: their rows in a cached token.
     """
 
     first: int
@@ -60,9 +61,9 @@ class Heads(NamedTuple):
 
 
 def together(heads: list[Place], packing: int) -> list[list[Heads]]:
-    """Heads in the same rows, in groups whose rows begin in the same word.
+    """Collects heads that occupy the same rows, in groups whose rows are loaded together.
 
-    `packing` rows of 16 bits, two, lie in words of 32 and are loaded together.
+    A load fetches 32-bit words, which hold `packing` rows: two of 16 bits or one of 32.
     """
     found, first = [], 0
     for rows, group in itertools.groupby(place.rows() for place in heads):
@@ -73,13 +74,13 @@ def together(heads: list[Place], packing: int) -> list[list[Heads]]:
 
 
 def width(num_kv_heads: int, head_dim: int) -> int:
-    """Lanes of the rows that any one head touches: a multiple of 128."""
+    """Returns the total lanes of the rows that a head occupies at most, a multiple of 128."""
     keys, values = places(num_kv_heads, head_dim)
     return LANES * max(place.end - place.first for place in keys + values)
 
 
 def spread_queries(q: jax.Array, num_kv_heads: int) -> jax.Array:
-    """Queries [T, N, H] at the lanes of their key heads, [T, K, G, width]."""
+    """Lays out queries [T, N, H] at the lanes of their key heads, [T, K, G, width]."""
     num_rows, _, head_dim = q.shape
     by_head = q.reshape(num_rows, num_kv_heads, -1, head_dim)
     lanes = width(num_kv_heads, head_dim)
@@ -95,7 +96,7 @@ def spread_queries(q: jax.Array, num_kv_heads: int) -> jax.Array:
 
 
 def gather_values(out: jax.Array, head_dim: int) -> jax.Array:
-    """Each head's own lanes of [tiles, K, M, width], [tiles, K, M, H]."""
+    """Extracts each value head's lanes from [tiles, K, M, width] as [tiles, K, M, H]."""
     if out.shape[-1] == head_dim:
         return out
     _, values = places(out.shape[1], head_dim)

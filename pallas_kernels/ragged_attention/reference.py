@@ -1,9 +1,9 @@
 """Ragged attention in plain XLA: tile by tile, block by block, with an online softmax.
 
-A tile is a few consecutive rows of one slot. It walks over that slot's cache from the first
-block its rows may see to the last valid one, so the work follows each sample's length and not
-the capacity S. Blocks start at absolute positions: a row's sums are made in the same order
-whatever else is in the buffer.
+A tile is a few consecutive rows of one slot. It walks over that slot's cache from the first block
+that its rows may see to the last valid one. The work therefore depends on each sample's length,
+not on the capacity S. Blocks start at absolute positions, so a row's sums are always added in the
+same order, whatever else is in the buffer.
 """
 
 import functools
@@ -25,15 +25,16 @@ from emsjax.pallas_kernels.ragged_attention.tiles import (
 )
 from emsjax.pallas_kernels.ragged_attention.tuning import BLOCKS, tile_height
 
-# Finite, so that a row whose first blocks are all masked has no inf - inf.
+# The score of a masked token. It is finite because a row whose first blocks are all masked would
+# otherwise compute inf - inf.
 MASKED = -1e30
 
 
 class _Tile(NamedTuple):
-    """One tile's part of the work; `positions` are places in the slot's cache."""
+    """The queries of one tile and what they may attend to."""
 
     queries: jax.Array  # [K, rows * G, H]
-    positions: jax.Array  # int32[rows * G], where each row's own K/V lies
+    positions: jax.Array  # int32[rows * G], each row's own position in the slot's cache
     ancestors: jax.Array | None  # uint32[rows * G]
     facts: TileFacts  # int32[] each
 
@@ -41,7 +42,7 @@ class _Tile(NamedTuple):
 def _visible(
     tile: _Tile, kv_positions: jax.Array, window: int | jax.Array | None, there: jax.Array
 ) -> jax.Array:
-    """Which cache positions [S] each row of the tile may attend to, bool[rows * G, S]."""
+    """Returns which cache positions [S] each row of the tile may attend to, bool[rows * G, S]."""
     row, column = tile.positions[:, None], kv_positions[None, :]
     visible = (column <= row) & there[None, :]
     if tile.ancestors is not None:
@@ -64,9 +65,10 @@ def _attend_tile(
     soft_cap: float | None,
     holes: jax.Array | None,
 ) -> jax.Array:
-    """Attention of one tile over its slot's cache, float32[K, rows * G, H]."""
+    """Returns the attention of one tile over its slot's cache, float32[K, rows * G, H]."""
     dtype, head_dim = tile.queries.dtype, tile.queries.shape[2]
-    # Taken once a tile: a part of the whole mask for each block takes as long as attending to it.
+    # Sliced once for the whole tile: slicing the mask of all slots in every block takes as long as
+    # attending to the block.
     slot_holes = None if holes is None else holes[tile.facts.slot]
 
     def attend_block(i: jax.Array, carry: tuple) -> tuple:
@@ -78,7 +80,8 @@ def _attend_tile(
         scores *= scale
         if soft_cap is not None:
             scores = soft_cap * jnp.tanh(scores / soft_cap)
-        # Whatever lies past the end or in a hole may be NaN, and 0 * NaN is NaN.
+        # Positions after the end and holes are cleared, not only masked: they may hold NaN, and
+        # 0 * NaN is NaN.
         there = kv_positions < tile.facts.kv_end
         if slot_holes is not None:
             there &= ~slot_holes[kv_positions]
@@ -117,7 +120,7 @@ def prepare(
     num_kv_heads: int,
     max_q_len: int,
 ) -> Callable[..., jax.Array]:
-    """See `api.prepare`."""
+    """Implements `api.prepare`."""
     num_rows, num_heads, _ = q.shape
     blocks, group = BLOCKS[target_platform()], num_heads // num_kv_heads
     tile_rows = tile_height(blocks, num_rows, cache.shape[1], max_q_len, group)
@@ -140,7 +143,7 @@ def _attend(
     window: int | jax.Array | None,
     soft_cap: float | None,
 ) -> jax.Array:
-    """See `api.ragged_attention`."""
+    """Implements `api.ragged_attention`."""
     _, num_heads, head_dim = q.shape
     group = num_heads // num_kv_heads
     blocks = BLOCKS[target_platform()]

@@ -1,4 +1,4 @@
-"""Cutting packed rows into tiles that each belong to one slot: pure bookkeeping."""
+"""Cuts packed rows into tiles, each of which belongs to one slot."""
 
 from typing import Any, NamedTuple
 
@@ -9,17 +9,18 @@ import jax.numpy as jnp
 class QueryTiles(NamedTuple):
     """Tiles of at most `tile_rows` consecutive rows of one slot, in packed order.
 
-    Invariants: every used row is in exactly one tile; a tile never spans two slots; tiles past
-    the last used one have `num_rows` 0.
+    Every used row is in exactly one tile, and a tile never spans two slots. Unused tiles come last
+    and have `num_rows` 0.
 
     Attributes:
-      slot: int32[tiles], the slot whose cache the tile reads (any valid slot where unused).
+      slot: int32[tiles], the slot whose cache the tile reads; an arbitrary slot in unused tiles.
       first_row: int32[tiles], packed index of the tile's first row.
-      num_rows: int32[tiles], rows of the tile that are used.
-      rows: int32[tiles, tile_rows], packed indices of the tile's rows; any valid ones past
-        `num_rows`.
-      place_of_row: int32[T], the index of each packed row among the `tile_rows` rows of all tiles.
-      used: bool[T], whether a packed row belongs to a slot.
+      num_rows: int32[tiles], used rows of the tile.
+      rows: int32[tiles, tile_rows], packed indices of the tile's rows. Indices at or after
+        `num_rows` are valid but arbitrary.
+      place_of_row: int32[T], index of each packed row in the tiles laid end to end, which has
+        `tiles * tile_rows` rows.
+      used: bool[T], whether the packed row belongs to a slot.
     """
 
     slot: jax.Array
@@ -31,7 +32,7 @@ class QueryTiles(NamedTuple):
 
 
 def tile_count(num_rows: int, num_slots: int, max_q_len: int, tile_rows: int) -> int:
-    """The most tiles that T rows of B slots, at most `max_q_len` a slot, can need."""
+    """Returns a bound on the tiles of T rows in B slots with at most `max_q_len` rows each."""
     if max_q_len <= tile_rows:
         return min(num_rows, num_slots)
     return min(num_rows, num_slots + num_rows // tile_rows)
@@ -54,6 +55,7 @@ def query_tiles(cu_q_lens: jax.Array, num_rows: int, max_q_len: int, tile_rows: 
     rows = jnp.arange(num_rows, dtype=jnp.int32)
     slot_of_row = _owner(cu_q_lens[1:], rows)
     row_in_slot = rows - starts[slot_of_row]
+    # Unused rows are looked up like all others, so their indices must be valid too.
     tile_of_row = jnp.minimum(tile_starts[slot_of_row] + row_in_slot // tile_rows, tiles[-1])
     return QueryTiles(
         slot=slot,
@@ -66,13 +68,13 @@ def query_tiles(cu_q_lens: jax.Array, num_rows: int, max_q_len: int, tile_rows: 
 
 
 class TileFacts(NamedTuple):
-    """Cache positions of the tiles' rows, int32[tiles] each.
+    """The slot of each tile and the cache positions of its rows, int32[tiles] each.
 
     Attributes:
       slot: the slot whose cache the tile reads.
       q_start: position of the slot's first row of this step.
       row_start: position of the tile's first row.
-      kv_end: past the position of the tile's last row; 0 for an unused tile.
+      kv_end: position after the tile's last row; 0 for an unused tile.
     """
 
     slot: Any
@@ -82,7 +84,7 @@ class TileFacts(NamedTuple):
 
 
 def tile_facts(tiles: QueryTiles, cu_q_lens: jax.Array, kv_lens: jax.Array) -> TileFacts:
-    """What a kernel has to know of each tile."""
+    """Returns the slot and cache positions of each tile, which the kernels read."""
     first_of_slot = cu_q_lens[tiles.slot]
     q_start = kv_lens[tiles.slot] - (cu_q_lens[tiles.slot + 1] - first_of_slot)
     row_start = q_start + tiles.first_row - first_of_slot
@@ -91,13 +93,13 @@ def tile_facts(tiles: QueryTiles, cu_q_lens: jax.Array, kv_lens: jax.Array) -> T
 
 
 class Prepared(NamedTuple):
-    """What attention derives from lengths alone: the same in every layer of a step.
+    """Everything that attention derives from lengths, shared by all layers of a step.
 
     Attributes:
-      tiles: how the packed rows are cut.
-      facts: cache positions of the tiles' rows.
-      ancestors: of the tiles' rows, as the backend reads them; None for chains.
-      holes: as the backend reads them; None where there are none.
+      tiles: the tiles that the packed rows are cut into.
+      facts: slots and cache positions of the tiles.
+      ancestors: ancestor masks of the tiles' rows in the backend's own layout; None for chains.
+      holes: holes in the backend's own layout; None if there are none.
     """
 
     tiles: QueryTiles
@@ -107,9 +109,9 @@ class Prepared(NamedTuple):
 
 
 def cut_rows(packed: jax.Array, tiles: QueryTiles, height: int) -> jax.Array:
-    """Packed rows [T, K, G, X] tile by tile, [tiles, K, height, X].
+    """Copies packed rows [T, K, G, X] into tiles [tiles, K, height, X].
 
-    The second last axis is G heads times the rows of a tile, then zeros up to `height`.
+    The `height` axis holds the tile's rows for each of the G heads in turn, then zeros.
     """
     cut = take_rows(packed, tiles.rows).transpose(0, 2, 3, 1, 4)
     cut = cut.reshape(*cut.shape[:2], -1, cut.shape[-1])
@@ -117,7 +119,7 @@ def cut_rows(packed: jax.Array, tiles: QueryTiles, height: int) -> jax.Array:
 
 
 def join_rows(cut: jax.Array, tiles: QueryTiles, group: int) -> jax.Array:
-    """The inverse of `cut_rows`: [tiles, K, height, H] to [T, N, H], zeros in unused rows."""
+    """Inverts `cut_rows`: from [tiles, K, height, H] to [T, N, H], with zeros in unused rows."""
     num_tiles, num_kv_heads, _, head_dim = cut.shape
     tile_rows = tiles.rows.shape[1]
     cut = cut[:, :, : group * tile_rows]
@@ -127,21 +129,24 @@ def join_rows(cut: jax.Array, tiles: QueryTiles, group: int) -> jax.Array:
 
 
 def used_rows(rows: jax.Array, tiles: QueryTiles) -> jax.Array:
-    """Rows of all tiles [tiles * tile_rows, N, H], packed again [T, N, H]; zeros in unused rows."""
+    """Packs the rows of all tiles [tiles * tile_rows, N, H] into [T, N, H], zeros if unused."""
     packed = take_rows(rows, tiles.place_of_row)
     return jnp.where(tiles.used[:, None, None], packed, jnp.zeros((), packed.dtype))
 
 
 def take_rows(array: jax.Array, indices: jax.Array) -> jax.Array:
-    """`array[indices]` for indices known to be valid.
+    """Returns `array[indices]` for indices known to be valid.
 
-    Plain indexing would count negative ones from the end, which is an operation in every layer.
+    Plain indexing also resolves negative indices, which costs an operation in every layer.
     """
     return jnp.take(array, indices, axis=0, mode="clip")
 
 
 def _owner(ends: jax.Array, items: jax.Array) -> jax.Array:
-    """Which of the consecutive ranges ending at `ends` holds each item, clipped to the last."""
-    # Comparing all is one small operation; a binary search would be a loop of many.
+    """Returns which of the consecutive ranges that end at `ends` holds each item.
+
+    Items after all ranges belong to the last one.
+    """
+    # One comparison of all pairs is a single small operation. A binary search would be a loop.
     owner = jnp.searchsorted(ends, items, side="right", method="compare_all").astype(jnp.int32)
     return jnp.minimum(owner, ends.shape[0] - 1)

@@ -1,9 +1,9 @@
-"""Ragged attention as a Mosaic kernel: one pass over each slot's own part of the cache.
+"""Ragged attention as a Mosaic kernel for TPUs: one pass over each slot's own part of the cache.
 
-A grid step takes one tile: rows of one slot with all their query heads. It walks over that slot's
-keys and values block by block, while the next block, of this tile or of the next, is on its way
-from HBM into the other of two buffers. Only what lies before the tile's last row is fetched, and
-each fetched block serves every head and every row of the tile.
+A grid step processes one tile: rows of one slot with all their query heads. It walks over that
+slot's keys and values block by block. Meanwhile the next block, of this tile or of the next tile,
+is copied from HBM into the other of two buffers. The kernel fetches no whole piece past the tile's
+last row, and uses each fetched block for every head and row of the tile.
 """
 
 import functools
@@ -41,20 +41,20 @@ from emsjax.pallas_kernels.ragged_attention.tuning import (
 )
 
 DTYPES = (jnp.float32, jnp.bfloat16)
-# Blocks divide S: with a capacity that has no such divisor they would be tiny.
+# Blocks divide S. For a capacity without this divisor they would be tiny.
 CAPACITY_MULTIPLE = 32
 
 
 class _Stream(NamedTuple):
-    """Blocks of the cache on their way from HBM."""
+    """Copies blocks of the cache from HBM to VMEM."""
 
     layer: jax.Array  # int32[]
     tiles: TileFacts
     cache: Any  # [L, B, S, R, 128] in HBM
     window: Any  # int32[1] or None
     buffers: Any  # [2, parts, block, rows of a part, 128] in VMEM
-    arrived: Any  # DMA semaphores, one a buffer
-    piece: int
+    arrived: Any  # DMA semaphores, one for each buffer
+    piece: int  # tokens
 
     @property
     def block(self) -> int:
@@ -62,20 +62,28 @@ class _Stream(NamedTuple):
         return int(self.buffers.shape[2])
 
     def first_block(self, tile: jax.Array) -> jax.Array:
-        """The first block that any row of the tile sees."""
+        """Returns the first block that any row of the tile sees."""
         if self.window is None:
             return jnp.zeros((), jnp.int32)
         seen = self.tiles.row_start[tile] - self.window[0] + 1
-        # At most the last one: a tile that took no block would leave its successor's unasked for.
+        # At most the last block: the walk over a tile's blocks also starts the next tile's copy, so
+        # a used tile must take at least one.
         last = jnp.maximum(self.tiles.kv_end[tile] - 1, 0)
         return jnp.clip(seen, 0, last) // self.block
 
     def valid(self, tile: jax.Array, block: jax.Array) -> jax.Array:
-        """Tokens of the block that come before the tile's end."""
+        """Returns how many tokens of the block are before the tile's end."""
         return jnp.minimum(self.tiles.kv_end[tile] - block * self.block, self.block)
 
     def copy(self, act: str, tile: jax.Array, block: jax.Array, buffer: jax.Array) -> None:
-        """Starts or awaits the copy of a block: at once, or in pieces up to the tile's end."""
+        """Starts or awaits the copy of a block, whole or in pieces up to the tile's end.
+
+        Args:
+          act: "start" or "wait".
+          tile: index of the tile.
+          block: index of the block in the slot's cache.
+          buffer: 0 or 1.
+        """
         valid = self.valid(tile, block)
 
         @pl.when(valid == self.block)
@@ -98,10 +106,11 @@ class _Stream(NamedTuple):
         first: jax.Array | int,
         count: int,
     ) -> None:
-        """`count` tokens, part by part.
+        """Starts or awaits the copy of `count` tokens, one part of their rows at a time.
 
-        A row of every token is loaded at a stride of a token's rows. Beyond the 8 of a register a
-        load would take but one row, so wider tokens come apart.
+        The kernel later loads one row of every token, at a stride of a part's rows. A strided load
+        reaches several tokens at once only if the stride is at most 8, the rows of a register.
+        Tokens with more rows are therefore split into parts.
         """
         start = block * self.block + first
         tokens = self.cache.at[self.layer, self.tiles.slot[tile], pl.ds(start, count)]
@@ -113,19 +122,19 @@ class _Stream(NamedTuple):
 
 
 def unsupported(q: jax.Array, cache: jax.Array, num_kv_heads: int) -> str | None:
-    """Why the kernel cannot be used, or None if it can."""
+    """Returns why the kernel does not support these arguments, or None if it does."""
     del num_kv_heads
     if q.dtype not in DTYPES:
-        return f"q is {q.dtype}, the TPU kernel takes float32 and bfloat16"
+        return f"q is {q.dtype}; the TPU kernel requires float32 or bfloat16"
     if cache.dtype != q.dtype:
-        return f"the cache is {cache.dtype} and q {q.dtype}: the TPU kernel wants one type"
+        return f"the cache is {cache.dtype} and q is {q.dtype}; the TPU kernel requires one dtype"
     if cache.shape[2] % CAPACITY_MULTIPLE:
-        return f"S is {cache.shape[2]}, the TPU kernel wants a multiple of {CAPACITY_MULTIPLE}"
+        return f"S is {cache.shape[2]}; the TPU kernel requires a multiple of {CAPACITY_MULTIPLE}"
     return None
 
 
 def _kernel(*refs: Any, options: Options) -> None:
-    """One tile; see the module."""
+    """Processes one tile; see the module's docstring."""
     given = iter(refs)
     layer = next(given)[0]
     tiles = TileFacts(*(next(given) for _ in TileFacts._fields))
@@ -147,12 +156,15 @@ def _kernel(*refs: Any, options: Options) -> None:
     running.begin()
     first = stream.first_block(tile)
     end = pl.cdiv(tiles.kv_end[tile], stream.block)
+    # The buffers alternate across tiles as well: while a tile uses its last block, the next tile's
+    # first block is copied into the other buffer.
     done = blocks_done[0]
 
     def attend(number: jax.Array, _: None) -> None:
         buffer = (done + number - first) % 2
         last = number + 1 == end
 
+        # The last block of the last tile has no successor.
         @pl.when(~last | (following > tile))
         def _next() -> None:
             next_block = jnp.where(last, stream.first_block(following), number + 1)
@@ -161,6 +173,7 @@ def _kernel(*refs: Any, options: Options) -> None:
         stream.copy("wait", tile, number, buffer)
         block = buffers.at[buffer]
 
+        # Blocks before the last one are fetched whole and hold only valid tokens.
         @pl.when(last)
         def _clear_past_end() -> None:
             clear(stream.valid(tile, number), block)
@@ -194,7 +207,7 @@ def prepare(
     num_kv_heads: int,
     max_q_len: int,
 ) -> Callable[..., jax.Array]:
-    """See `api.prepare`."""
+    """Implements `api.prepare`."""
     num_rows, num_heads, _ = q.shape
     group = num_heads // num_kv_heads
     blocks = _blocks(q, cache, num_kv_heads, max_q_len)
@@ -204,7 +217,7 @@ def prepare(
         bits = jnp.broadcast_to(bits[:, None, None, None], (num_rows, 1, group, LANES))
         ancestors = cut_rows(bits, tiles, tpu_tile_height(blocks.q, group))[:, 0]
     if holes is not None:
-        # A row a block: that is how a vector memory can be cut at any place.
+        # One row for each block: VMEM can be sliced at any row, but not at any lane.
         holes = holes.astype(jnp.int32).reshape(holes.shape[0], -1, blocks.kv)
     facts = tile_facts(tiles, cu_q_lens, kv_lens)
     prepared = Prepared(tiles, facts, ancestors, holes)
@@ -225,7 +238,7 @@ def _attend(
     window: int | jax.Array | None,
     soft_cap: float | None,
 ) -> jax.Array:
-    """See `api.ragged_attention`."""
+    """Implements `api.ragged_attention`."""
     _, num_heads, head_dim = q.shape
     group = num_heads // num_kv_heads
     tiles, facts, ancestors, holes = prepared
@@ -268,7 +281,7 @@ def _call(
     cache: jax.Array,
     options: Options,
 ) -> jax.Array:
-    """Runs the kernel over all tiles: [tiles, K, M, W] in the type of the queries."""
+    """Runs the kernel over all tiles and returns [tiles, K, M, W] in the queries' dtype."""
     num_tiles, num_kv_heads, heads, lanes = inputs[0].shape
 
     def of_tile(array: jax.Array) -> pl.BlockSpec:
@@ -276,7 +289,7 @@ def _call(
         return pl.BlockSpec((None, *rest), lambda tile, *_: (tile, *(0 for _ in rest)))
 
     def of_slot(array: jax.Array) -> pl.BlockSpec:
-        """The tile's slot is the second scalar, see `TileFacts`."""
+        # The tiles' slots are the second of the prefetched scalars, see `TileFacts`.
         return pl.BlockSpec(
             (None, *array.shape[1:]), lambda tile, _layer, slots, *_: (slots[tile], 0, 0)
         )
@@ -290,6 +303,7 @@ def _call(
         pltpu.SemaphoreType.DMA((2,)),
         *Running.scratch(num_kv_heads, heads, lanes, blocks.kv),
     ]
+    # An upper bound: how long the slots are is unknown at compile time.
     longest = cache.shape[2]
     cost = pl.CostEstimate(
         flops=4 * num_tiles * num_kv_heads * heads * lanes * longest,

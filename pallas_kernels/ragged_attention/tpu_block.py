@@ -1,8 +1,8 @@
-"""One block of keys and values added to the running softmax of a tile, in a TPU kernel.
+"""Adds one block of keys and values to the running softmax of a tile, in a TPU kernel.
 
-All heads are scored, then all weighed, then all gain their values: the matrix units answer after
-long, and so there is always another head to go on with (a third fewer instruction words than head
-after head).
+The kernel scores all heads, then weighs all heads, then adds the values of all heads. Products take
+a long time to leave the matrix units, and this order always has another head to work on meanwhile.
+It needs a third fewer instruction words than finishing one head after the other.
 """
 
 import functools
@@ -17,13 +17,14 @@ from emsjax.pallas_kernels.kv_layout import LANES
 from emsjax.pallas_kernels.ragged_attention.lanes import Heads, places, together
 from emsjax.pallas_kernels.ragged_attention.tuning import TPUBlocks
 
-# Finite, so that a row whose first blocks are all masked has no inf - inf.
+# The score of a masked token. It is finite because a row whose first blocks are all masked would
+# otherwise compute inf - inf.
 MASKED = -1e30
 CLEARED_AT_ONCE = 8
 
 
 class Options(NamedTuple):
-    """What is static about a call."""
+    """The static arguments of a call."""
 
     num_kv_heads: int
     head_dim: int
@@ -36,28 +37,28 @@ class Options(NamedTuple):
 
 
 class Running(NamedTuple):
-    """The softmax of a tile so far, in VMEM: K heads, M rows and query heads of each."""
+    """The softmax of a tile so far, in VMEM, for K heads with M rows times query heads each."""
 
-    top: Any  # float32[K, M, 128], largest score, the same in all lanes
+    top: Any  # float32[K, M, 128], largest score, repeated in all lanes
     total: Any  # float32[K, M, 128], sum of weights
-    out: Any  # float32[K, M, W], weighted values
-    weights: Any  # float32[K, M, block], scores of the block, then weights
-    decay: Any  # float32[K, M, 128], what the block leaves of the weights before it
+    out: Any  # float32[K, M, W], weighted sum of values
+    weights: Any  # float32[K, M, block], scores of the block, then its weights
+    decay: Any  # float32[K, M, 128], factor on the weights of all blocks before this one
 
     @classmethod
     def scratch(cls, num_kv_heads: int, height: int, width: int, block: int) -> "Running":
-        """What to ask VMEM for."""
+        """Returns the shapes to allocate in VMEM."""
         sizes = (LANES, LANES, width, block, LANES)
         return cls(*(pltpu.VMEM((num_kv_heads, height, size), jnp.float32) for size in sizes))
 
     def begin(self) -> None:
-        """No block yet."""
+        """Resets to the softmax of no tokens."""
         self.top[...] = jnp.full_like(self.top, MASKED)
         self.total[...] = jnp.zeros_like(self.total)
         self.out[...] = jnp.zeros_like(self.out)
 
     def finish(self, out: Any) -> None:
-        """Writes the weighted mean to `out` [K, M, W]; zeros where nothing was seen."""
+        """Writes the weighted mean to `out` [K, M, W], zeros for rows that attend to nothing."""
         total = self.total[...]
         total = jnp.where(total == 0, 1.0, total)
         for number in range(out.shape[-1] // LANES):
@@ -66,14 +67,14 @@ class Running(NamedTuple):
 
 
 def add_block(q: Any, block: Any, visible: jax.Array, running: Running, options: Options) -> None:
-    """Adds one block.
+    """Adds one block to the running softmax.
 
     Args:
       q: queries [K, M, W], see `lanes.spread_queries`.
       block: keys and values [parts, tokens, rows of a part, 128].
-      visible: bool[M, tokens].
-      running: is changed.
-      options: of the call.
+      visible: bool[M, tokens], whether each row attends to each token.
+      running: the softmax so far, updated in place.
+      options: static arguments of the call.
     """
     packing = 4 // block.dtype.itemsize
     keys, values = places(options.num_kv_heads, options.head_dim)
@@ -85,9 +86,10 @@ def add_block(q: Any, block: Any, visible: jax.Array, running: Running, options:
 
 
 def clear(first: jax.Array, block: Any) -> None:
-    """Zeros from a token to the end of a block [parts, tokens, rows of a part, 128].
+    """Writes zeros from a token to the end of a block [parts, tokens, rows of a part, 128].
 
-    What lies there may be NaN, or another slot's: 0 * inf is NaN too.
+    The buffer may hold NaN there, or tokens of another slot. Weights of zero are not enough,
+    because 0 * NaN and 0 * inf are NaN.
     """
 
     def clear_tokens(start: jax.Array, count: int) -> None:
@@ -111,8 +113,9 @@ def visible_tokens(
     ancestors: Any,
     rows: int,
 ) -> jax.Array:
-    """Which tokens of the block each row attends to, bool[M, tokens]; M is heads times rows."""
+    """Returns which tokens each row attends to, bool[M, tokens]; M is heads times rows."""
     column = block_start + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    # The M axis repeats the tile's rows for each head, and their number is a power of two.
     row = row_start + (jax.lax.broadcasted_iota(jnp.int32, shape, 0) & (rows - 1))
     visible = column <= row
     if window is not None:
@@ -127,7 +130,7 @@ def visible_tokens(
 def _score(
     heads: list[Heads], q: Any, block: Any, visible: jax.Array, running: Running, options: Options
 ) -> None:
-    """Masked scores of all rows for KV heads whose keys are loaded together."""
+    """Writes the masked scores of all rows for KV heads whose keys are loaded together."""
     for tokens in _chunks(options.blocks.kv):
         rows = _Rows(block, tokens)
         for some in heads:
@@ -145,7 +148,7 @@ def _score(
 
 
 def _weigh(running: Running) -> None:
-    """Turns the scores into weights, and lets what earlier blocks weighed decay."""
+    """Turns the scores into weights and computes the decay of all earlier weights."""
     scores, top = running.weights[...], running.top[...]
     new_top = jnp.maximum(top, scores.max(axis=2, keepdims=True))
     weights = jnp.exp(scores - new_top[:, :, :1])
@@ -174,24 +177,25 @@ def _gain(heads: list[Heads], block: Any, running: Running, options: Options) ->
 
 
 class _Rows:
-    """Rows of some tokens of a block, each loaded from VMEM once for the heads that share it."""
+    """Cache rows of a range of tokens, each loaded from VMEM once for all heads that share it."""
 
     def __init__(self, block: Any, tokens: slice):
-        """Loads nothing yet; `block` is [parts, tokens, rows of a part, 128]."""
+        """Stores `block` [parts, tokens, rows of a part, 128] without loading anything."""
         self.dtype = block.dtype
         self._packing = 4 // block.dtype.itemsize
         self._block, self._tokens, self._rows = block, tokens, block.shape[2]
         self._loaded: dict[tuple[int, int], jax.Array] = {}
 
     def __getitem__(self, row: int) -> jax.Array:
-        """One row of 128 lanes of every token, [tokens, 128]."""
+        """Returns one row of 128 lanes of every token, [tokens, 128]."""
         place = row // self._rows, row % self._rows // self._packing
         if place not in self._loaded:
             self._loaded[place] = self._load(*place)
         loaded = self._loaded[place]
         if self._packing == 1:
             return loaded
-        # Of two rows that share words the even one is in the lower halves.
+        # Two 16-bit rows share 32-bit words, the even row in the lower halves. A 16-bit number in
+        # the upper half, with zeros below, is the same number in float32.
         upper = loaded << 16 if row % 2 == 0 else loaded & jnp.uint32(0xFFFF0000)
         return pltpu.bitcast(upper, jnp.float32).astype(self.dtype)
 
@@ -202,15 +206,16 @@ class _Rows:
 
 
 def _flat(block: Any) -> Any:
-    """A block [tokens, R, 128] as one matrix of lanes; two rows of 16 bits make one of words."""
+    """Views a block [tokens, R, 128] as a matrix of 128 lanes; two 16-bit rows become one row."""
     tokens, rows, lanes = block.shape
     flat = block.reshape(tokens * rows, lanes)
     return flat if block.dtype == jnp.float32 else flat.bitcast(jnp.uint32)
 
 
 def _product(left: jax.Array, right: jax.Array, contract_right: int) -> jax.Array:
-    """left [M, X] with right over X, in float32."""
-    # Named in both cases: the compiler refuses 16-bit numbers at a precision set around the call.
+    """Returns left [M, X] times right, contracted over X, in float32."""
+    # Always set the precision: a caller's `jax.default_matmul_precision` would apply otherwise, and
+    # the compiler rejects other precisions for 16-bit numbers.
     exact = left.dtype == jnp.float32
     precision = jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
     return jax.lax.dot_general(
@@ -227,6 +232,6 @@ def _lanes(number: int) -> slice:
 
 
 def _chunks(tokens: int) -> list[slice]:
-    """What a matrix unit holds at a time; more would not stay in registers."""
+    """Splits a block into as many tokens as a matrix unit holds; more would spill registers."""
     size = min(tokens, LANES)
     return [slice(first, first + size) for first in range(0, tokens, size)]

@@ -1,4 +1,4 @@
-"""Packed batches of any raggedness, and caches that are NaN wherever nothing was written."""
+"""Ragged packed batches, and caches that hold NaN wherever nothing was written."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token, storage_dtype
 
 @dataclass(frozen=True)
 class Ragged:
-    """Rows and valid tokens of each slot; the rows are the last of the tokens."""
+    """The number of rows and of valid tokens in each slot; the rows are the last tokens."""
 
     q_lens: tuple[int, ...]
     kv_lens: tuple[int, ...]
@@ -22,7 +22,7 @@ class Ragged:
         return np.cumsum([0, *self.q_lens], dtype=np.int32)
 
     def rows(self) -> list[tuple[int, int, int]]:
-        """Slot, place in the slot's rows and cache position of each used row, in packed order."""
+        """Returns (slot, index in the slot's rows, cache position) of each row, in packed order."""
         pairs = enumerate(zip(self.q_lens, self.kv_lens, strict=True))
         return [(slot, j, kv - q + j) for slot, (q, kv) in pairs for j in range(q)]
 
@@ -30,7 +30,7 @@ class Ragged:
         return {"cu_q_lens": self.cu_q_lens, "kv_lens": np.asarray(self.kv_lens, np.int32)}
 
     def only(self, slot: int, *, at: int) -> "Ragged":
-        """This slot's rows alone, in the slot `at`."""
+        """Returns a batch of only this slot's rows, moved to the slot `at`."""
         here = range(len(self.q_lens))
         return Ragged(
             tuple(self.q_lens[slot] if b == at else 0 for b in here),
@@ -38,9 +38,9 @@ class Ragged:
         )
 
     def one_row_each(self, place: int) -> tuple[np.ndarray, "Ragged"]:
-        """Each slot's row at this place (or its last) as the last token of its slot.
+        """Makes each slot's row at this place, or its last row, the only row of the slot.
 
-        Returns their packed indices here, and the batch of them alone.
+        Returns the packed indices of these rows in this batch, and the batch of only these rows.
         """
         used = [b for b, q in enumerate(self.q_lens) if q > 0]
         places = [min(place, q - 1) for q in self.q_lens]
@@ -56,7 +56,7 @@ class Ragged:
 
 @st.composite
 def raggedness(draw: Any, num_slots: int, capacity: int, max_q_len: int, cache_len: int) -> Ragged:
-    """At most `capacity` rows; empty, one-row and longest slots are as likely as all others."""
+    """Draws a batch of at most `capacity` rows, often with empty, one-row and longest slots."""
     q_lens, kv_lens = [0] * num_slots, [0] * num_slots
     left = capacity
     for slot in draw(st.permutations(range(num_slots))):
@@ -69,33 +69,34 @@ def raggedness(draw: Any, num_slots: int, capacity: int, max_q_len: int, cache_l
 
 
 def edge_cases(num_slots: int, capacity: int, max_q_len: int, cache_len: int) -> list[Ragged]:
-    """What must not be left to chance."""
+    """Returns the batches that every backend is always tested with."""
     last = num_slots - 1
     full, left = [], capacity
     for _ in range(num_slots):
         full.append(min(left, max_q_len))
         left -= full[-1]
     return [
-        Ragged((0,) * num_slots, (0,) * num_slots),  # nothing at all
-        Ragged((0,) * num_slots, (cache_len,) * num_slots),  # finished slots only
+        Ragged((0,) * num_slots, (0,) * num_slots),  # only empty slots
+        Ragged((0,) * num_slots, (cache_len,) * num_slots),  # only finished slots
         Ragged((0,) * last + (1,), (0,) * last + (1,)),  # the first token of one sample
         Ragged((1,) * num_slots, (cache_len,) * num_slots),  # plain decoding, last position
-        Ragged(tuple(full), tuple(full)),  # full buffer, all of it prompts' beginnings
-        Ragged(tuple(full[::-1]), (cache_len,) * num_slots),
+        Ragged(tuple(full), tuple(full)),  # a full buffer of prompts, from their first tokens
+        Ragged(tuple(full[::-1]), (cache_len,) * num_slots),  # a full buffer, last positions
     ]
 
 
 def store(values: np.ndarray) -> np.ndarray:
-    """Values in the cache's storage type, bit for bit."""
+    """Reinterprets the bits of the values in the cache's storage type."""
     return values.view(storage_dtype(jnp.dtype(values.dtype)))
 
 
 def make_cache(
     k: np.ndarray, v: np.ndarray, kv_lens: tuple[int, ...], *, layer: int, num_layers: int
 ) -> np.ndarray:
-    """The cache [L, B, S, R, 128] with the first `kv_lens[b]` of k and v [B, S, K, H] in a layer.
+    """Returns a cache [L, B, S, R, 128] that is NaN except for one layer's valid tokens.
 
-    All else is NaN. Written out by hand, so that the layout itself is under test.
+    These are the first `kv_lens[b]` tokens of slot b from k and v [B, S, K, H]. This function does
+    not use `kv_layout`, so that the layout itself is tested.
     """
     num_slots, cache_len, num_kv_heads, head_dim = k.shape
     rows, width = rows_per_token(num_kv_heads, head_dim), num_kv_heads * head_dim

@@ -1,4 +1,4 @@
-"""What every backend of `update_kv_cache` must do; each backend's test subclasses it."""
+"""The contract of `update_kv_cache`: subclasses run it against one backend each."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ NUM_LAYERS = 3
 
 @dataclass(frozen=True)
 class Case:
-    """Everything about a call that is static; one program each."""
+    """The static arguments and shapes of a call, which take one compiled program."""
 
     num_kv_heads: int = 2
     head_dim: int = 16
@@ -45,7 +45,7 @@ CASES = {
 
 
 def old_cache(case: Case) -> np.ndarray:
-    """Random numbers, and here and there NaNs that carry a payload."""
+    """Returns random numbers, a fifth of them NaN with random payload bits."""
     rng = np.random.default_rng(0)
     rows = rows_per_token(case.num_kv_heads, case.head_dim)
     shape = (NUM_LAYERS, case.num_slots, case.cache_len, rows, LANES)
@@ -57,7 +57,7 @@ def old_cache(case: Case) -> np.ndarray:
 
 
 def new_rows(case: Case, ragged: Ragged) -> np.ndarray:
-    """k and v [2, T, K, H], NaN in unused rows."""
+    """Returns k and v as one array [2, T, K, H], NaN in unused rows."""
     shape = (2, case.capacity, case.num_kv_heads, case.head_dim)
     rows = np.random.default_rng(1).standard_normal(shape)
     rows[:, ragged.cu_q_lens[-1] :] = np.nan
@@ -67,7 +67,7 @@ def new_rows(case: Case, ragged: Ragged) -> np.ndarray:
 def expected_cache(
     case: Case, cache: np.ndarray, new: np.ndarray, layer: int, ragged: Ragged
 ) -> np.ndarray:
-    """Token by token."""
+    """Returns the updated cache, written token by token."""
     expected = cache.copy()
     width = case.num_kv_heads * case.head_dim
     for row, (slot, _, position) in enumerate(ragged.rows()):
@@ -78,7 +78,10 @@ def expected_cache(
 
 
 class CacheUpdateContract:
-    """Subclass as `TestX` and set `backend`; `cases`, `examples` and `quick` as for attention."""
+    """Subclass as `TestX` and set `backend`.
+
+    `cases`, `examples` and `quick` mean the same as in `AttentionContract`.
+    """
 
     backend: ClassVar[str]
     cases: ClassVar[tuple[str, ...]] = tuple(CASES)
@@ -122,5 +125,5 @@ class CacheUpdateContract:
 
         any_raggedness()
 
-    def test_in_place_where_the_cache_is_donated(self):
+    def test_a_donated_cache_is_updated_in_place(self):
         self.check(CASES["padded-row"], Ragged((1, 0, 4), (9, 3, 24)), layer=1, donated=True)

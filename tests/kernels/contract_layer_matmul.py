@@ -1,4 +1,4 @@
-"""What every backend of the product with a layer's weights has to do."""
+"""The contract of `layer_matmul`: subclasses run it against one backend each."""
 
 import functools
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ NUM_LAYERS, LAYER = 3, 1
 
 @dataclass(frozen=True)
 class Case:
-    """Everything about a call that is static."""
+    """Shape of one layer's weights, and the dtype of weights and rows."""
 
     num_out: int = 192
     num_in: int = 256
@@ -37,7 +37,7 @@ CASES = {
 
 @functools.cache
 def numbers(case: Case) -> tuple[np.ndarray, np.ndarray]:
-    """Rows [256, in], and the weights of all layers, NaN but for one."""
+    """Returns rows [256, in] and weights [L, out, in], which are NaN in all layers but `LAYER`."""
     rng, dtype = np.random.default_rng(0), ml_dtypes.finfo(case.dtype).dtype
     x = rng.standard_normal((256, case.num_in)).astype(dtype)
     kernels = np.full((NUM_LAYERS, case.num_out, case.num_in), np.nan, dtype)
@@ -50,18 +50,24 @@ class LayerMatmulContract:
 
     backend: ClassVar[str]
     cases: ClassVar[tuple[str, ...]] = tuple(CASES)
+    program: ClassVar[Any]
+
+    def __init_subclass__(cls) -> None:
+        """Creates the jitted call, which compiles once for each shape."""
+
+        def call(x: jax.Array, kernels: jax.Array, layer: jax.Array) -> Any:
+            return layer_matmul(x, kernels, layer=layer, backend=cls.backend)
+
+        cls.program = staticmethod(jax.jit(call))
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if "name" in metafunc.fixturenames:
             metafunc.parametrize("name", self.cases)
 
     def multiply(self, case: Case, x: np.ndarray) -> np.ndarray:
-        def call(x: jax.Array, kernels: jax.Array, layer: jax.Array) -> Any:
-            return layer_matmul(x, kernels, layer=layer, backend=self.backend)
-
-        # GPUs and TPUs would round float32 numbers before they multiply them.
+        # At the default precision, GPUs and TPUs round float32 operands before multiplying them.
         with jax.default_matmul_precision("highest" if case.dtype == "float32" else None):
-            out = jax.jit(call)(x, jnp.asarray(numbers(case)[1]), jnp.asarray(LAYER, jnp.int32))
+            out = self.program(x, jnp.asarray(numbers(case)[1]), jnp.asarray(LAYER, jnp.int32))
         assert out.dtype == x.dtype
         return np.asarray(out)
 
@@ -71,14 +77,14 @@ class LayerMatmulContract:
         x, weights = numbers(case)[0][:rows], numbers(case)[1][LAYER]
         wide = (x.astype(np.float64), weights.astype(np.float64))
         expected, terms = wide[0] @ wide[1].T, np.abs(wide[0]) @ np.abs(wide[1]).T
-        # Products of 16-bit numbers are exact in float32, sums of some hundreds are not.
+        # A product of two 16-bit numbers is exact in float32. A sum of several hundred is not.
         allowed = FLOAT32_ERROR * terms + ROUNDING[case.dtype] * np.abs(expected)
-        out = self.multiply(case, x).astype(np.float64)
-        assert out.shape == expected.shape
-        assert (np.abs(out - expected) <= allowed).all()
+        error = np.abs(self.multiply(case, x).astype(np.float64) - expected)
+        assert error.shape == expected.shape
+        assert (error <= allowed).all(), f"off by {error.max():.2e}"
 
-    def test_a_row_is_the_same_in_any_company(self, name):
-        """Bit for bit: at another place, beside other rows, beside NaN."""
+    def test_a_row_is_the_same_next_to_any_rows(self, name):
+        """A row keeps every bit when it moves to another index and NaN rows surround it."""
         case = CASES[name]
         x = numbers(case)[0]
         expected = self.multiply(case, x[:16])

@@ -1,4 +1,4 @@
-"""Lowering for a Hopper GPU that need not be there."""
+"""Lowering for a Hopper GPU on a machine without one."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from emsjax.pallas_kernels.backends import compiling_for
 
 
 def lower_for_hopper(call: Callable[..., jax.Array], *arguments: jax.ShapeDtypeStruct) -> None:
-    """Fails where a kernel cannot be lowered, or none is used."""
+    """Fails if the call uses no Mosaic GPU kernel, or one that cannot be lowered."""
     disabled = [
         jax.export.DisabledSafetyCheck.custom_call(f"mosaic_gpu{suffix}") for suffix in ("", "_v2")
     ]

@@ -20,7 +20,7 @@ def backends(reason: str | None = None) -> dict[str, Backend]:
     }
 
 
-def test_a_named_backend_is_taken():
+def test_a_named_backend_is_picked():
     assert pick("op", backends(), "tpu") is max
     assert pick("op", backends(), "reference") is len
 
@@ -29,12 +29,12 @@ def test_a_named_backend_is_taken():
     ("platform", "reason", "chosen"),
     [("tpu", None, max), ("tpu", "too wide", len), ("gpu", None, len), ("cpu", None, len)],
 )
-def test_none_is_the_platforms_own_where_it_can_be_used(platform, reason, chosen):
+def test_none_picks_the_platforms_backend_if_supported(platform, reason, chosen):
     with compiling_for(platform):
         assert pick("op", backends(reason), None) is chosen
 
 
-def test_a_named_backend_that_cannot_be_used_says_why():
+def test_a_named_but_unsupported_backend_is_an_error_with_the_reason():
     with compiling_for("tpu"), pytest.raises(ValueError, match=r"op: .*'tpu' .* too wide"):
         pick("op", backends("too wide"), "tpu")
 
@@ -44,7 +44,7 @@ def test_an_unknown_backend_is_an_error_that_names_all():
         pick("op", backends(), "triton")
 
 
-def test_what_was_picked_is_noted_under_the_name_of_what_ran():
+def test_each_operation_is_noted_with_the_backend_that_it_was_given():
     with compiling_for("tpu"), noting_backends() as picked:
         pick("can", backends(), None)
         pick("cannot", backends("too wide"), None)
@@ -53,7 +53,7 @@ def test_what_was_picked_is_noted_under_the_name_of_what_ran():
     assert picked == {"can": "tpu", "cannot": "reference", "named": "reference"}
 
 
-def test_both_operations_refuse_an_unknown_backend():
+def test_attention_and_cache_update_reject_an_unknown_backend():
     x = jnp.zeros((1, 1, 1, 1, 128), jnp.float32)
     i = jnp.zeros(1, jnp.int32)
     lengths = {"layer": i[0], "cu_q_lens": jnp.zeros(2, jnp.int32), "kv_lens": i}

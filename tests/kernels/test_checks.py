@@ -1,4 +1,4 @@
-"""Arguments that do not fit are refused in a sentence that names the argument."""
+"""Invalid arguments are rejected with an error that names the argument."""
 
 from typing import Any
 
@@ -57,7 +57,7 @@ def zeros(*shape: int, dtype: Any = jnp.float32) -> jax.Array:
         ("ancestors", zeros(T, dtype=jnp.int32), "ancestors is int32: it must be uint32"),
     ],
 )
-def test_attention(name, value, sentence):
+def test_attention_rejects(name, value, sentence):
     with pytest.raises(ValueError, match=f"^{sentence}"):
         ragged_attention(**good() | {name: value})
 
@@ -78,7 +78,7 @@ def test_trees_have_at_most_32_rows_a_slot():
         ("cache", zeros(1, B, S, 1, 128), "cache has 1 rows a token"),
     ],
 )
-def test_update(name, value, sentence):
+def test_cache_update_rejects(name, value, sentence):
     arguments = {key: good()[key] for key in ("cache", "layer", "cu_q_lens", "kv_lens")}
     arguments |= {"k": zeros(T, K, H), "v": zeros(T, K, H)}
     arguments["slot_ids"] = jnp.full(T, B, jnp.int32)
@@ -98,7 +98,7 @@ LENGTHS = [
 
 
 @pytest.mark.parametrize(("cu_q_lens", "kv_lens", "sentence"), LENGTHS)
-def test_lengths(cu_q_lens, kv_lens, sentence):
+def test_lengths_that_contradict_each_other(cu_q_lens, kv_lens, sentence):
     with pytest.raises(ValueError, match=f"^{sentence}"):
         values_must_fit(np.asarray(cu_q_lens), np.asarray(kv_lens), np.asarray(0), **SIZES)
 
@@ -123,19 +123,19 @@ GOOD_VALUES = {
         ("slot_ids", [0, 2, 2, 2, 2, 3, 3, 3], "slot_ids must match cu_q_lens, with 3 for unused"),
     ],
 )
-def test_other_values(name, value, sentence):
+def test_values_that_contradict_the_lengths_or_the_cache(name, value, sentence):
     values_must_fit(**GOOD_VALUES, **SIZES)
     with pytest.raises(ValueError, match=f"^{sentence}"):
         values_must_fit(**GOOD_VALUES | {name: np.asarray(value)}, **SIZES)
 
 
-def test_numbers_and_lists_will_do_for_lengths():
+def test_lengths_may_be_numbers_lists_and_numpy_arrays():
     plain = {"layer": 0, "cu_q_lens": [0, 1, 1, 4], "kv_lens": np.asarray([5, 0, 32], np.int32)}
     expected = ragged_attention(**good())
     np.testing.assert_array_equal(ragged_attention(**good() | plain), expected)
 
 
-def test_a_program_checks_its_lengths_only_where_that_is_switched_on():
+def test_a_program_checks_its_lengths_only_if_traced_inside_checking_lengths():
     arguments = good()
     static = {key: arguments.pop(key) for key in ("num_kv_heads", "max_q_len", "scale")}
     bad = arguments | {"cu_q_lens": jnp.asarray([0, 2, 1, 4], jnp.int32)}

@@ -1,4 +1,4 @@
-"""The GPU kernel keeps the contract, interpreted on CPU, and lowers for a Hopper GPU."""
+"""The GPU kernel keeps the contract, interpreted on a CPU, and lowers for a Hopper GPU."""
 
 from dataclasses import replace
 from typing import ClassVar
@@ -16,7 +16,7 @@ from tests.kernels.contract_attention import CASES, AttentionContract
 from tests.kernels.lowering import lower_for_hopper
 from tests.kernels.test_tpu_compiled import OPTIONS
 
-# The kernel takes 16-bit types, and caches in multiples of 64 tokens.
+# The kernel supports only 16-bit dtypes and capacities that are multiples of 64 tokens.
 GPU_CASES = {
     name: replace(case, cache_len=192, dtype="float16" if name == "float16" else "bfloat16")
     for name, case in CASES.items()
@@ -30,17 +30,17 @@ class TestAttention(AttentionContract):
     quick: ClassVar = ("all",)
 
     @pytest.fixture(autouse=True)
-    def _interpreted(self, interpreting_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def _interpreted(self, interpreting_gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(contract_attention, "CASES", GPU_CASES)
 
 
 def small_sections(*args) -> GPUBlocks:
-    """Three sections of one block each for 192 tokens of cache."""
+    """Returns block sizes that split the cache's 192 tokens into three sections of one block."""
     return gpu_blocks(*args)._replace(section=64)
 
 
 class TestAttentionSections(AttentionContract):
-    """Several sections a slot, and so sums that are combined."""
+    """With several sections in a slot, whose sums must be combined."""
 
     backend = "gpu"
     cases: ClassVar = ("gqa", "prompts", "all", "holes-and-all")
@@ -48,7 +48,7 @@ class TestAttentionSections(AttentionContract):
     quick: ClassVar = ("gqa",)
 
     @pytest.fixture(autouse=True)
-    def _interpreted(self, interpreting_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def _interpreted(self, interpreting_gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(contract_attention, "CASES", GPU_CASES)
         monkeypatch.setattr(gpu, "gpu_blocks", small_sections)
 
@@ -71,12 +71,12 @@ def test_lowers_for_hopper(model: str, options: str):
 
 @pytest.mark.parametrize("model", SHAPES)
 def test_prompts_lower_for_hopper(model: str):
-    """Lowering refuses what takes more shared memory than there is."""
+    """Lowering fails if a kernel needs more shared memory than a Hopper GPU has."""
     lower(SHAPES[model], 512)
 
 
 @pytest.mark.parametrize("width", [8, 24, 264])
-def test_heads_of_other_widths_are_left_to_xla(width: int):
+def test_heads_of_unsupported_widths_use_the_reference(width: int):
     with compiling_for("gpu"), noting_backends() as picked:
         work = ragged(Heads(8, 4, width), batch=8, rows=8, context=2048)
         jax.eval_shape(attention_call(work, None), *attention_arguments(work))

@@ -20,7 +20,7 @@ from tests.kernels.contract_attention import bits
 @pytest.mark.parametrize(
     ("num_kv_heads", "head_dim"), [(1, 16), (3, 64), (3, 80), (8, 128), (2, 256)]
 )
-def test_packing_and_back_keeps_every_bit(platform, dtype, num_kv_heads, head_dim):
+def test_packing_and_reading_keeps_every_bit(platform, dtype, num_kv_heads, head_dim):
     shape = (2, 5, num_kv_heads, head_dim)
     k, v = np.random.default_rng(0).standard_normal(shape).astype(ml_dtypes.finfo(dtype).dtype)
     k[1], v[2] = np.nan, -0.0

@@ -1,4 +1,4 @@
-"""Products with one layer's weights, in XLA and on a Hopper GPU, interpreted where none is."""
+"""`layer_matmul` in XLA and on a Hopper GPU, which is interpreted if there is none."""
 
 import re
 from typing import Any, ClassVar
@@ -23,7 +23,7 @@ SHAPES = ("smollm2-135m", "opt-125m", "opt-6.7b", "llama-3-8b")
 
 
 def product_of_pairs(left: Any, right: Any) -> jax.Array:
-    """left [M, X] times right [Y, X] transposed, float32."""
+    """Returns left [M, X] times right [Y, X] transposed, float32, without a matrix product."""
     wide = (x[...].astype(jnp.float32) for x in (left, right))
     return jnp.einsum("mx,yx->myx", *wide).sum(axis=-1)
 
@@ -37,13 +37,16 @@ class TestHopper(LayerMatmulContract):
     cases: ClassVar = tuple(name for name in CASES if name != "float32")
 
     @pytest.fixture(autouse=True)
-    def _interpreted(self, interpreting_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def _interpreted(self, interpreting_gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         if jax.default_backend() != "gpu":
-            # As tensor cores do, and XLA's products on a CPU do not: alike for any number of rows.
+            # Tensor cores sum alike for any number of rows. XLA's products on a CPU do not.
             monkeypatch.setattr(hopper, "product_transposed", product_of_pairs)
 
-    def test_a_row_is_the_same_in_every_rung(self, name):
-        """Bit for bit; interpreted, only that the work is divided alike."""
+    def test_a_row_is_the_same_for_any_number_of_rows(self, name):
+        """A row keeps every bit.
+
+        Interpreted, this checks only that the kernel divides the sums alike.
+        """
         case = CASES[name]
         x = numbers(case)[0][:192]
         whole = self.multiply(case, x)
@@ -53,7 +56,7 @@ class TestHopper(LayerMatmulContract):
 
 
 def weights_of(model: str) -> list[tuple[int, int]]:
-    """[out, in] of a layer's kernels."""
+    """Returns [out, in] of each kernel in a layer of the named model."""
     config = named_config(model)
     heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     up = config.intermediate_size * (2 if config.gated else 1)
@@ -76,7 +79,7 @@ def test_lowers_for_hopper(model: str, rows: int):
 
 
 @pytest.mark.parametrize("model", SHAPES)
-def test_the_sums_are_divided_alike_for_any_number_of_rows(model: str):
+def test_sums_are_divided_alike_for_any_number_of_rows(model: str):
     for shape in weights_of(model):
         all_blocks = [blocks_for(*shape, rows) for rows in (8, 16, 64, 128, 136, 256)]
         assert len({blocks[:3] for blocks in all_blocks}) == 1
@@ -95,7 +98,9 @@ def test_the_sums_are_divided_alike_for_any_number_of_rows(model: str):
         ((8, 96), (2, 64, 96), "multiples of 64"),
     ],
 )
-def test_says_why_it_cannot_be_used(x: tuple, kernels: tuple, reason: str):
+def test_unsupported_shapes_raise_if_named_and_fall_back_if_not(
+    x: tuple, kernels: tuple, reason: str
+):
     layer = jnp.zeros((), jnp.int32)
     given = jnp.zeros(x, jnp.bfloat16), jnp.zeros(kernels, jnp.bfloat16)
     with pytest.raises(ValueError, match=reason):
@@ -105,7 +110,7 @@ def test_says_why_it_cannot_be_used(x: tuple, kernels: tuple, reason: str):
     assert picked == {"layer_matmul": "reference"}
 
 
-def test_wrong_arguments_are_named():
+def test_errors_name_the_wrong_argument():
     x, layer = jnp.zeros((8, 64)), jnp.zeros((), jnp.int32)
     with pytest.raises(ValueError, match=r"^kernels"):
         layer_matmul(x, jnp.zeros((2, 64, 32)), layer=layer)
@@ -114,8 +119,8 @@ def test_wrong_arguments_are_named():
 
 
 @pytest.mark.parametrize(("rows", "copied"), [(64, False), (512, True)])
-def test_a_step_of_few_rows_slices_no_layers_weights_out_of_the_stack(rows: int, copied: bool):
-    """On a GPU a slice is a copy; a prompt's many rows pay for it."""
+def test_only_a_step_of_many_rows_slices_a_layers_weights_out_of_the_stack(rows: int, copied: bool):
+    """On a GPU a slice is a copy, which pays off only for the many rows of a prompt."""
     config = named_config("smollm2-135m")
     graphdef, weights = nnx.split(shape_of_model(config, jnp.dtype("bfloat16")))
 

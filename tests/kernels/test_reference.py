@@ -9,15 +9,15 @@ from tests.kernels.contract_cache_update import CacheUpdateContract
 
 
 class TestAttention(AttentionContract):
-    """As tuned for this platform; 96 tokens of cache make blocks of 32."""
+    """With the block sizes of this platform, which are 32 for a cache of 96 tokens."""
 
     backend = "reference"
 
 
 class TestAttentionSeveralTilesAtOnce(AttentionContract):
-    """As on GPU, with blocks so small that everything needs several, and a remainder.
+    """Several tiles at once, as on a GPU, with small blocks: all dimensions need several.
 
-    The bits of a row are those of this platform's products, hence its multiple of rows.
+    `row_multiple` stays as on this platform, whose products need it to keep a row's bits.
     """
 
     backend = "reference"

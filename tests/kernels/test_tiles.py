@@ -1,4 +1,4 @@
-"""Tiles against tiles cut one by one in Python."""
+"""`query_tiles` equals tiles that are cut one by one in Python."""
 
 import functools
 
@@ -14,7 +14,7 @@ NUM_SLOTS, NUM_ROWS = 5, 24
 
 
 def cut(ragged: Ragged, tile_rows: int) -> list[tuple[int, int, int]]:
-    """Slot, first row and number of rows of each used tile."""
+    """Returns (slot, first row, number of rows) of each used tile."""
     tiles = []
     for slot, q_len in enumerate(ragged.q_lens):
         for offset in range(0, q_len, tile_rows):
@@ -47,14 +47,14 @@ def check(ragged: Ragged, max_q_len: int, tile_rows: int) -> None:
     of_row, offset_of_row = np.divmod(tiles.place_of_row[used], tile_rows)
     np.testing.assert_array_equal(tiles.first_row[of_row] + offset_of_row, used)
     assert (offset_of_row < tiles.num_rows[of_row]).all()
-    # Unused rows are looked up too.
+    # Unused rows are looked up too, so their indices must be valid.
     assert ((tiles.place_of_row >= 0) & (tiles.place_of_row < count * tile_rows)).all()
 
 
 @pytest.mark.parametrize(
     ("max_q_len", "tile_rows"), [(1, 1), (4, 4), (4, 8), (24, 1), (24, 4), (24, 7), (24, 24)]
 )
-def test_tiles_are_cut_as_stated(max_q_len, tile_rows):
+def test_tiles_equal_the_oracle(max_q_len, tile_rows):
     for ragged in edge_cases(NUM_SLOTS, NUM_ROWS, max_q_len, 30):
         check(ragged, max_q_len, tile_rows)
 

@@ -1,7 +1,7 @@
-"""The TPU kernels keep the contracts, interpreted on CPU with the race detector on.
+"""The TPU kernels keep the contracts, interpreted on a CPU with the race detector on.
 
-The interpreter fills fresh memory with NaN, raises on reads out of bounds, and runs a copy as late
-as it may: when it is awaited.
+The interpreter fills new memory with NaN, raises on reads out of bounds, and delays each copy until
+it is awaited.
 """
 
 from typing import ClassVar
@@ -16,7 +16,7 @@ from tests.kernels.contract_cache_update import CacheUpdateContract
 
 
 @pytest.fixture(autouse=True)
-def _interpreted(interpreting_tpu: None) -> None:
+def _interpreted(interpreting_tpu: list[str]) -> None:
     pass
 
 
@@ -28,7 +28,7 @@ class TestAttention(AttentionContract):
 
 
 class TestAttentionSmallBlocks(AttentionContract):
-    """Several blocks a slot, several pieces a block, several tiles a slot."""
+    """With several tiles and blocks in a slot, and several pieces in a block."""
 
     backend = "tpu"
     cases: ClassVar = ("gqa", "prompts", "all", "holes-and-all", "bfloat16")

@@ -1,4 +1,4 @@
-"""The TPU kernels through the real TPU compiler, for the shapes of known models; nothing runs."""
+"""The real TPU compiler compiles the TPU kernels for the shapes of known models. Nothing runs."""
 
 import itertools
 from typing import Any
@@ -9,6 +9,7 @@ import pytest
 
 from emsjax.loading.named import named_config
 from emsjax.pallas_kernels.ahead import TOPOLOGIES, compile_on
+from emsjax.pallas_kernels.backends import compiling_for
 from emsjax.pallas_kernels.cache_update.api import update_kv_cache
 from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token
 from emsjax.pallas_kernels.report.ahead import NUM_LAYERS, compile_attention
@@ -17,7 +18,7 @@ from emsjax.pallas_kernels.report.work import MODELS, Heads, Work, heads_of, rag
 pytestmark = pytest.mark.usefixtures("no_compile_cache")
 
 CONTEXT = 2048
-# Slots, and most rows of a slot.
+# (slots, most rows of a slot)
 BATCHES = ((1, 16), (8, 8), (64, 2))
 OTHER_HEADS = {
     "mqa": Heads(8, 1, 128),
@@ -34,38 +35,36 @@ TPU_OPTIONS = OPTIONS | {"holes": {"holed": True}}
 
 
 def check(compiled: jax.stages.Compiled, work: Work) -> None:
-    """No copy of the cache, in whatever layout."""
+    """Checks that the program uses the kernel and makes no copy of the cache in any layout."""
     rows = rows_per_token_on_tpu(work.heads)
     cache_bytes = NUM_LAYERS * work.num_slots * work.capacity * rows * LANES * work.itemsize
     memory = compiled.memory_analysis()
     assert memory.argument_size_in_bytes >= cache_bytes
-    # Queries and results, cut into padded tiles, are temporary: more of them than a tenth of the
-    # cache only where prompts are as long as the cache.
+    # The temporary memory holds queries and results in padded tiles. They exceed a tenth of the
+    # cache only for prompts, which fill the cache.
     assert memory.temp_size_in_bytes <= cache_bytes / (10 if work.max_q_len <= 16 else 2)
     assert "tpu_custom_call" in compiled.as_text()
 
 
 def rows_per_token_on_tpu(heads: Heads) -> int:
-    from emsjax.pallas_kernels.backends import compiling_for
-
     with compiling_for("tpu"):
         return rows_per_token(heads.num_kv_heads, heads.head_dim)
 
 
 @pytest.mark.parametrize("model", ["smollm2-135m", "opt-13b", "llama-3-8b"])
-def test_a_step_of_drafts(model: str):
+def test_step_of_drafts(model: str):
     work = ragged(heads_of(named_config(model)), 8, 8, CONTEXT)
     check(compile_attention("v5e", work), work)
 
 
-def test_whatever_precision_is_set_around_it():
+def test_matmul_precision_set_by_the_caller_is_accepted():
     work = ragged(heads_of(named_config("smollm2-135m")), 8, 8, CONTEXT)
     with jax.default_matmul_precision("highest"):
         check(compile_attention("v5e", work), work)
 
 
 def every_shape() -> list[Any]:
-    """Every model on two TPUs, every TPU with half of the models, with one batch each."""
+    """Returns (model, TPU, slots, rows): each model for two TPUs, each TPU for half the models."""
     return [
         (model, generation, *BATCHES[(m + t // 2) % len(BATCHES)])
         for m, model in enumerate(MODELS)
@@ -94,13 +93,13 @@ def test_other_heads_and_options(heads: str, options: str):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["smollm2-135m", "opt-13b", "llama-3-8b"])
 @pytest.mark.parametrize("itemsize", [2, 4])
-def test_a_chunk_of_a_prompt(model: str, itemsize: int):
+def test_prompt_chunk(model: str, itemsize: int):
     work = ragged(heads_of(named_config(model)), 4, 512, CONTEXT)._replace(itemsize=itemsize)
     check(compile_attention("v5e", work), work)
 
 
 @pytest.mark.parametrize("model", ["smollm2-135m", "opt-13b"])
-def test_the_cache_update_stays_in_place(model: str):
+def test_cache_update_is_in_place(model: str):
     heads = heads_of(named_config(model))
     shape = (4, 8, CONTEXT, rows_per_token_on_tpu(heads), LANES)
 

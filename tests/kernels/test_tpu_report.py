@@ -1,4 +1,4 @@
-"""The report: what it reads out of the compiler's files, how it counts, and that it runs."""
+"""The report reads the compiler's files, counts work and memory traffic, and runs as a command."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from emsjax.pallas_kernels.report import ours, peer
 from emsjax.pallas_kernels.report.bundles import read_loop
 from emsjax.pallas_kernels.report.work import Heads, Work, ragged
 
-# A grid loop with a loop over blocks in it, and in that a loop over pieces.
+# A loop over the grid contains a loop over blocks, which contains a loop over pieces.
 FINAL = """
 LB: loop body
 
@@ -73,22 +73,22 @@ def test_the_loop_over_blocks_is_found_and_counted(tmp_path: Path):
 WORK = Work(Heads(8, 2, 64), q_lens=(3, 0, 5), kv_lens=(100, 70, 65), capacity=128, max_q_len=5)
 
 
-def test_what_must_be_moved():
-    # keys and values of 235 tokens, queries and results of 8 rows, 2 bytes a number
+def test_least_bytes():
+    # Keys and values of 235 tokens, queries and results of 8 rows, 2 bytes for each number.
     assert WORK.least_bytes == 235 * 2 * 2 * 64 * 2 + 2 * 8 * 8 * 64 * 2
 
 
-def test_a_slot_is_read_up_to_each_tiles_end_and_not_without_rows():
+def test_each_tile_reads_its_slot_up_to_its_last_row():
     assert list(ours._tiles(WORK, TPUBlocks(kv=64, piece=16, q=8))) == [100, 65]
     assert list(ours._tiles(WORK, TPUBlocks(kv=64, piece=16, q=4))) == [100, 64, 65]
 
 
-def test_the_last_block_is_cleared_behind_the_end():
+def test_the_last_block_is_cleared_after_the_end():
     blocks = TPUBlocks(kv=64, piece=16, q=8)
     assert [ours._cleared(end, blocks) for end in (100, 128, 65)] == [(4, 3), (0, 0), (7, 7)]
 
 
-def test_the_peer_reads_a_slot_once_for_each_of_its_blocks_of_queries():
+def test_the_peer_reads_a_slot_once_for_each_block_of_queries():
     assert peer._visits((3, 0, 5), 32) == [1, 0, 1]
     assert peer._visits((3, 0, 5), 4) == [1, 0, 2]
     assert peer._visits((30, 8, 32), 32) == [1, 2, 2]
@@ -110,7 +110,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_the_command(tmp_path: Path):
+def test_command(tmp_path: Path):
     file = tmp_path / "report.json"
     result = run("--models", "llama-3-8b", "--json", str(file))
     assert result.returncode == 0, result.stderr
@@ -122,14 +122,14 @@ def test_the_command(tmp_path: Path):
         assert row["all_bytes"] >= row["least_bytes"] > 0
         assert row["bundles"] >= row["least"] > 0
         assert 0 < row["vmem_bytes"] < 16 << 20
-    # What the kernel is for.
+    # Our kernel executes fewer instructions and moves fewer bytes than jax's.
     assert our_row["all_bundles"] < min(row["all_bundles"] for row in peer_rows)
     assert our_row["all_bytes"] < min(row["all_bytes"] for row in peer_rows)
     assert our_row["all_bytes"] < 1.05 * our_row["least_bytes"]
 
 
 @pytest.mark.parametrize("arguments", [("--models", "gpt-5"), ("--rows", "0")])
-def test_mistakes_are_told_in_a_sentence(arguments: tuple[str, ...]):
+def test_invalid_options_are_reported_without_a_traceback(arguments: tuple[str, ...]):
     result = run(*arguments)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr

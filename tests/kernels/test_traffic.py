@@ -1,6 +1,6 @@
-"""What the TPU kernel fetches: each slot's tokens once a tile, up to its end, and nothing else.
+"""The TPU kernel fetches each slot's tokens once for each tile, up to its last row, and no more.
 
-Too much would change no number, so it is counted.
+Fetching too much changes no result, so these tests count the fetched tokens.
 """
 
 from dataclasses import replace
@@ -17,14 +17,14 @@ BLOCKS = TPUBlocks(kv=32, piece=8, q=4)
 
 
 class Attention(AttentionContract):
-    """Not collected: its name does not begin with Test."""
+    """Not collected, because its name does not begin with Test."""
 
     backend = "tpu"
 
 
 @pytest.fixture
-def fetched(interpreting_tpu: None, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Tokens of every copy that is started."""
+def fetched(interpreting_tpu: list[str], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of tokens in each copy that the kernel starts."""
     counts: list[int] = []
     copy = tpu._Stream._copy_some
 
@@ -40,7 +40,7 @@ def fetched(interpreting_tpu: None, monkeypatch: pytest.MonkeyPatch) -> list[int
 
 
 def needed(ragged: Ragged, window: int | None) -> int:
-    """Tile by tile: whole blocks, and pieces of the last one."""
+    """Returns the tokens to fetch: for each tile, whole blocks and the pieces of the last one."""
     total = 0
     for q_len, kv_len in zip(ragged.q_lens, ragged.kv_lens, strict=True):
         for first in range(0, q_len, BLOCKS.q):
@@ -64,7 +64,7 @@ def needed(ragged: Ragged, window: int | None) -> int:
     ],
     ids=["no rows", "one row", "ragged", "plain"],
 )
-def test_only_what_is_needed_is_fetched(fetched: list[int], ragged: Ragged, window: int | None):
+def test_only_needed_tokens_are_fetched(fetched: list[int], ragged: Ragged, window: int | None):
     case = replace(CASES["gqa"], window=window)
     Attention().check(case, [1] * case.max_q_len, ragged)
     jax.effects_barrier()
