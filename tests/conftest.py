@@ -13,6 +13,7 @@ if "EMSJAX_TEST_ON_DEVICE" not in os.environ:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import pytest
@@ -31,6 +32,29 @@ settings.load_profile("any-time")
 # The same tiny models are compiled over and over, so programs are cached on disk, as for users.
 use_compile_cache()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+# Slow tests in these places run real models or long loops. Programs compiled in a hurry would cost
+# them more time than they save, so `.ci/run` has them compiled as for users.
+OPTIMISED = (
+    "real",
+    "docs",
+    "colab",
+    "release",
+    "loading/test_default_model.py",
+    "kernels/test_gpu.py",
+    "sampling/test_distribution.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the slow tests in `OPTIMISED` as such."""
+    here = Path(__file__).parent
+    for item in items:
+        place = item.path.relative_to(here)
+        inside = any(place.is_relative_to(each) for each in OPTIMISED)
+        if inside and item.get_closest_marker("slow"):
+            item.add_marker("optimised")
 
 
 @pytest.fixture(autouse=True)
