@@ -26,7 +26,7 @@ COMMON = ("emsjax.limits", "emsjax.errors", "emsjax.shapes", "emsjax.version")
 OUTSIDE = {
     "emsjax.engine": {"jax", "numpy", "flax"},
     "emsjax.sampling": {"jax", "numpy"},
-    "emsjax.drafters": {"jax", "numpy", "flax"},
+    "emsjax.drafters": {"jax", "numpy"},
     "emsjax.models": {"jax", "numpy", "flax"},
     "emsjax.pallas_kernels": {"jax", "numpy"},
 }

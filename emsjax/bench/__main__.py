@@ -42,7 +42,7 @@ def bench(
         int,
         typer.Option(min=1, help="Fewest prompts per dataset, rounded up to full batches."),
     ] = 24,
-    max_tokens: Annotated[int, typer.Option(min=2, help="Most new tokens per prompt.")] = 128,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Maximum new tokens per prompt.")] = 128,
     repeats: Annotated[
         int, typer.Option(min=1, help="Runs of each method; the methods take turns.")
     ] = 3,

@@ -36,7 +36,7 @@ class Drafter(Protocol):
         """Bytes of weights that drafting a token reads; 0 if drafting takes next to no time.
 
         The first estimate of the drafting time is based on it. If it is not 0, the planner may
-        have fewer tokens drafted than the drafter could draft.
+        ask for fewer tokens than the drafter can produce.
         """
 
     @property

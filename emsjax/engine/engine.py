@@ -99,7 +99,7 @@ class Engine:
         return self._costs
 
     def use_costs(self, costs: StepCosts | None) -> None:
-        """Plans the steps that follow by other costs.
+        """Replaces the costs by which later steps are planned.
 
         Only code that knows the costs of a step calls this: `costs.Pricing` before a run, the
         measurement that forces a rung, and `bench`. A change from costs to None or back compiles

@@ -109,7 +109,7 @@ def _generate(
     ] = None,
     draft_length: Annotated[
         int | None,
-        _number("--draft-length", "Most draft tokens per step. (default: 7)", _DRAFTING),
+        _number("--draft-length", "Maximum draft tokens per step. (default: 7)", _DRAFTING),
     ] = None,
     max_ngram: Annotated[
         int | None,
@@ -124,7 +124,7 @@ def _generate(
         _option("--planner/--no-planner", "Verify only drafts that pay off.", _DRAFTING),
     ] = True,
     max_tokens: Annotated[
-        int, _number("--max-tokens", "Most tokens to generate per output.", _SAMPLING)
+        int, _number("--max-tokens", "Maximum tokens to generate per output.", _SAMPLING)
     ] = 128,
     min_tokens: Annotated[
         int, _number("--min-tokens", "Fewest tokens before the output may end.", _SAMPLING)

@@ -38,7 +38,7 @@ def plan(
     batch_size: Annotated[int, typer.Option(help="Samples decoded together.")] = 8,
     max_model_len: Annotated[
         int | None,
-        typer.Option(help="Most tokens of prompt and output together. (default: as generate)"),
+        typer.Option(help="Maximum tokens of prompt and output together. (default: as generate)"),
     ] = None,
     context: Annotated[
         int | None,
@@ -53,7 +53,7 @@ def plan(
         float,
         typer.Option(help="Probability that a draft token is accepted if those before it are."),
     ] = 0.7,
-    draft_length: Annotated[int, typer.Option(help="Most draft tokens per sample and step.")] = 7,
+    draft_length: Annotated[int, typer.Option(help="Maximum draft tokens per sample and step.")] = 7,
     compile: Annotated[
         bool, typer.Option(help="Compile for TPUs with their own compiler, or only estimate.")
     ] = True,

@@ -32,7 +32,7 @@ def train(
     ] = None,
     dtype: Annotated[str, typer.Option(help="Dtype of the target.")] = "auto",
     outputs: Annotated[int, typer.Option(min=1, help="Texts per prompt.")] = 3,
-    max_tokens: Annotated[int, typer.Option(min=8, help="Most tokens per text.")] = 160,
+    max_tokens: Annotated[int, typer.Option(min=8, help="Maximum tokens per text.")] = 160,
     longest_prompt: Annotated[
         int, typer.Option(min=1, help="Leave out prompts of more tokens than this.")
     ] = 512,

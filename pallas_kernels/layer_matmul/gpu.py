@@ -17,7 +17,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from emsjax.pallas_kernels import hopper
 
-# Most rows of a thread block. With more, the sums would not fit into its registers together with
+# Maximum rows of a thread block. With more, the sums would not fit into its registers together with
 # the product that is added to them.
 MOST_ROWS = 64
 # Most thread blocks that read the same weights for different rows. The weights then come from

@@ -74,7 +74,7 @@ def together(heads: list[Place], packing: int) -> list[list[Heads]]:
 
 
 def width(num_kv_heads: int, head_dim: int) -> int:
-    """Returns the total lanes of the rows that a head occupies at most, a multiple of 128."""
+    """Returns the most lanes that the rows of any head span, a multiple of 128."""
     keys, values = places(num_kv_heads, head_dim)
     return LANES * max(place.end - place.first for place in keys + values)
 

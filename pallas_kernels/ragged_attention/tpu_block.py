@@ -194,7 +194,7 @@ class _Rows:
         loaded = self._loaded[place]
         if self._packing == 1:
             return loaded
-        # Two 16-bit rows share 32-bit words, the even row in the lower halves. A 16-bit number in
+        # Each 32-bit word holds two 16-bit rows, the even one in its lower half. A 16-bit number in
         # the upper half, with zeros below, is the same number in float32.
         upper = loaded << 16 if row % 2 == 0 else loaded & jnp.uint32(0xFFFF0000)
         return pltpu.bitcast(upper, jnp.float32).astype(self.dtype)

@@ -96,7 +96,7 @@ def tpu_blocks(
     token_bytes = rows * row_lanes * itemsize
     kv = math.gcd(capacity, min(max(_power_of_two(BUFFER_BYTES // token_bytes), 128), 512))
     piece = math.gcd(kv, min(max(_power_of_two(PIECE_BYTES // token_bytes), 16), 64))
-    # Two buffers each of queries and outputs; weights and the running softmax in float32.
+    # Two buffers each for queries and outputs, plus weights and running softmax in float32.
     row_bytes = num_heads * (4 * lanes * itemsize + 4 * (lanes + kv + 3 * row_lanes))
     fits = _power_of_two(TILE_BYTES // row_bytes)
     return TPUBlocks(kv, piece, min(_power_of_two(2 * max_q_len - 1), fits))
@@ -130,7 +130,7 @@ class GPUBlocks(NamedTuple):
     height: int
 
 
-# Most rows times heads in a thread block, for heads up to `WIDE` numbers wide.
+# Maximum rows times heads in a thread block, for heads up to `WIDE` numbers wide.
 MOST_HEIGHT, WIDE = 128, 128
 # Tokens of a section. Shorter sections cost more to start and combine than they gain.
 SHORTEST_SECTION, LONGEST_SECTION = 256, 1024
