@@ -53,7 +53,9 @@ def plan(
         float,
         typer.Option(help="Probability that a draft token is accepted if those before it are."),
     ] = 0.7,
-    draft_length: Annotated[int, typer.Option(help="Maximum draft tokens per sample and step.")] = 7,
+    draft_length: Annotated[
+        int, typer.Option(help="Maximum draft tokens per sample and step.")
+    ] = 7,
     compile: Annotated[
         bool, typer.Option(help="Compile for TPUs with their own compiler, or only estimate.")
     ] = True,
