@@ -21,11 +21,13 @@ def joined_parts(content: Any) -> Any:
 
 
 def _text(part: Any) -> str:
-    if isinstance(part, Mapping) and part.get("type", "text") == "text":
-        part = part.get("text")
     if isinstance(part, str):
         return part
-    kind = part.get("type") if isinstance(part, Mapping) else part
+    kind = part.get("type", "text") if isinstance(part, Mapping) else part
+    if isinstance(part, Mapping) and kind == "text":
+        if isinstance(part.get("text"), str):
+            return part["text"]
+        raise UserError("a part of a message's content has no 'text' that is text; give it one")
     raise UserError(
         f"a part of a message's content is {reprlib.repr(kind)}, and models take text only; give "
         "text, or parts {'type': 'text', 'text': ...}"

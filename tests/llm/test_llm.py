@@ -108,7 +108,7 @@ def test_a_single_token_may_be_looked_up():
         ([True], "True"),
         ([7] * 200, "200 tokens"),
         ([{"role": "user"}], "must have a 'role'"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "models take text only"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "has no 'text'"),
         ([{"role": "user", "content": 5}], "must be text"),
         (None, "a prompt is None; give text"),
         ({"text": "w7"}, "must have a 'role'"),
