@@ -11,7 +11,7 @@ from emsjax.costs.pricing import Pricing
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.job import Job
 from emsjax.engine.policy import EMS
-from emsjax.errors import UserError, check_whole
+from emsjax.errors import UserError, check_whole, short
 from emsjax.host.cache import use_compile_cache
 from emsjax.limits import DEFAULT_MAX_MODEL_LEN
 from emsjax.loading.load import load_model
@@ -209,7 +209,7 @@ class LLM:
     def _outputs(self, requests: list[Request], show: Any) -> list[RequestOutput]:
         """Runs all requests, and returns their results in order."""
         if not isinstance(show, bool):
-            raise UserError(f"use_tqdm={show!r} must be true or false")
+            raise UserError(f"use_tqdm={short(show)} must be true or false")
         outputs: dict[str, RequestOutput] = {}
         with shown_progress(len(requests), show) as advance:
             for output in self.run(requests, on_progress=lambda tokens: advance(0, tokens)):

@@ -1,10 +1,9 @@
 """The tokens that `bad_words` bans."""
 
-import reprlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, short
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,13 +25,11 @@ def banned_tokens(tokenizer: "PreTrainedTokenizerBase", words: Sequence[str]) ->
         plain, spaced = (_tokens(tokenizer, text) for text in (bare, f" {bare}"))
         if len(plain) != 1:
             raise UserError(
-                f"the bad word {reprlib.repr(word)} is {len(plain)} tokens, and only words of one "
+                f"the bad word {short(word)} is {len(plain)} tokens, and only words of one "
                 "token can be banned; leave it out, or ban one of its tokens with banned_token_ids"
             )
         if plain[0] == tokenizer.unk_token_id and bare != tokenizer.unk_token:
-            raise UserError(
-                f"the bad word {reprlib.repr(word)} is not in the vocabulary; leave it out"
-            )
+            raise UserError(f"the bad word {short(word)} is not in the vocabulary; leave it out")
         found[plain[0]] = None
         if len(spaced) == 1:
             found[spaced[0]] = None

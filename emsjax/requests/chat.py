@@ -1,11 +1,10 @@
 """How conversations are rendered with a chat template."""
 
-import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, short
 
 # Arguments of `apply_chat_template` that are not variables of a template.
 _RESERVED = frozenset(
@@ -53,7 +52,7 @@ class ChatOptions:
     def __post_init__(self) -> None:
         for name in ("add_generation_prompt", "continue_final_message"):
             if not isinstance(getattr(self, name), bool):
-                raise UserError(f"{name}={_short(getattr(self, name))} must be true or false")
+                raise UserError(f"{name}={short(getattr(self, name))} must be true or false")
         if self.continue_final_message and self.add_generation_prompt:
             raise UserError(
                 "continue_final_message contradicts add_generation_prompt; set "
@@ -61,7 +60,7 @@ class ChatOptions:
             )
         if self.chat_template is not None and not isinstance(self.chat_template, str):
             raise UserError(
-                f"chat_template={_short(self.chat_template)} must be the text of a template"
+                f"chat_template={short(self.chat_template)} must be the text of a template"
             )
         self._check_tools()
         self._check_variables()
@@ -71,14 +70,14 @@ class ChatOptions:
         if tools is None:
             return
         if not isinstance(tools, list | tuple) or not all(isinstance(t, Mapping) for t in tools):
-            raise UserError(f"tools={_short(tools)} must be a list of JSON schemas (dictionaries)")
+            raise UserError(f"tools={short(tools)} must be a list of JSON schemas (dictionaries)")
 
     def _check_variables(self) -> None:
         given = self.chat_template_kwargs
         if given is None:
             return
         if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
-            raise UserError(f"chat_template_kwargs={_short(given)} must map names to values")
+            raise UserError(f"chat_template_kwargs={short(given)} must map names to values")
         reserved = sorted(_RESERVED & given.keys())
         if reserved:
             raise UserError(
@@ -101,7 +100,7 @@ class ChatOptions:
         for name in [*(["tools"] if tools else []), *variables]:
             if name not in template:
                 raise UserError(
-                    f"the chat template of {origin} does not read {_short(name)}; leave it out"
+                    f"the chat template of {origin} does not read {short(name)}; leave it out"
                 )
         return {
             "chat_template": self.chat_template,
@@ -110,7 +109,3 @@ class ChatOptions:
             "tools": tools or None,
             **variables,
         }
-
-
-def _short(value: Any) -> str:
-    return reprlib.repr(value)

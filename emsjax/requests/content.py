@@ -1,10 +1,9 @@
 """The content of a chat message: text, or a list of parts."""
 
-import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, short
 
 
 def joined_parts(content: Any) -> Any:
@@ -29,6 +28,6 @@ def _text(part: Any) -> str:
             return part["text"]
         raise UserError("a part of a message's content has no 'text' that is text; give it one")
     raise UserError(
-        f"a part of a message's content is {reprlib.repr(kind)}, and models take text only; give "
+        f"a part of a message's content is {short(kind)}, and models take text only; give "
         "text, or parts {'type': 'text', 'text': ...}"
     )

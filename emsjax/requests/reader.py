@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, short
 from emsjax.limits import MAX_STOP_IDS
 from emsjax.loading.load import LoadedModel
 from emsjax.requests.bad_words import banned_tokens
@@ -83,7 +83,7 @@ class RequestReader:
         for token in ids:
             if not 0 <= token < self._vocab_size:
                 raise UserError(
-                    f"token id {token} is outside the vocabulary; {self._loaded.name} has "
+                    f"token id {short(token)} is outside the vocabulary; {self._loaded.name} has "
                     f"{self._vocab_size} tokens, from 0 on"
                 )
         if len(ids) >= self._max_model_len:
@@ -119,8 +119,6 @@ class RequestReader:
 
     def _render(self, messages: Sequence[Message], chat: ChatOptions) -> str:
         """Renders messages with a chat template, by default the model's."""
-        from jinja2 import TemplateError  # only chat templates need it
-
         tokenizer = self._tokenizer()
         if not tokenizer.chat_template and chat.chat_template is None:
             raise UserError(f"{self._loaded.name} has no chat template; give a plain prompt")
@@ -131,9 +129,10 @@ class RequestReader:
             text = tokenizer.apply_chat_template(list(messages), tokenize=False, **arguments)
         except UserError:
             raise
-        except (TemplateError, TypeError, KeyError, ValueError) as error:
+        except Exception as error:  # a template may fail in any way
+            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"the chat template of {self._loaded.name} does not take these messages ({error}); "
+                f"the chat template of {self._loaded.name} does not take these messages ({reason}); "
                 "change them or give a plain prompt"
             ) from error
         return str(text)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, short
 from emsjax.limits import MAX_LOGPROBS
 from emsjax.requests.vllm_names import SAMPLING_PARAMS, takes_vllm_names
 
@@ -102,7 +102,7 @@ class SamplingParams:
             _check_optional(name, getattr(self, name), low, high, _check_number)
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
-                raise UserError(f"{name}={getattr(self, name)!r} must be true or false.")
+                raise UserError(f"{name}={short(getattr(self, name))} must be true or false.")
         # Fields of a frozen dataclass can only be set this way. Tuples, unlike the caller's lists,
         # cannot change during a run.
         object.__setattr__(self, "stop", _strings("stop", "stop string", self.stop))
@@ -170,30 +170,20 @@ def _is_whole(value: object) -> bool:
 
 def _check_whole(name: str, value: Any, low: int, high: int = _INT32_MAX) -> None:
     if not _is_whole(value):
-        raise UserError(f"{name}={value!r} must be a whole number.")
+        raise UserError(f"{name}={short(value)} must be a whole number.")
     if not low <= value <= high:
         raise UserError(
-            f"{name}={_shown(value)} is out of range; give a number from {low} to {high}."
+            f"{name}={short(value)} is out of range; give a number from {low} to {high}."
         )
 
 
 def _check_number(name: str, value: Any, low: Any, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{name}={value!r} must be a number.")
+        raise UserError(f"{name}={short(value)} must be a number.")
     above = value > low[0] if isinstance(low, tuple) else value >= low
     if not (above and value <= high):  # written so that NaN fails too
         lowest = f"above {low[0]}" if isinstance(low, tuple) else f"from {low}"
-        raise UserError(
-            f"{name}={_shown(value)} is out of range; give a number {lowest} to {high}."
-        )
-
-
-def _shown(value: Any) -> str:
-    """Formats a number; Python refuses to format integers of more than 4300 digits."""
-    try:
-        return str(value)
-    except ValueError:
-        return "(thousands of digits)"
+        raise UserError(f"{name}={short(value)} is out of range; give a number {lowest} to {high}.")
 
 
 def _strings(name: str, one: str, value: object) -> tuple[str, ...] | None:
@@ -201,10 +191,10 @@ def _strings(name: str, one: str, value: object) -> tuple[str, ...] | None:
     if given is None:
         return None
     if isinstance(given, bytes) or not isinstance(given, Sequence):
-        raise UserError(f"{name}={value!r} must be text or a list of texts.")
+        raise UserError(f"{name}={short(value)} must be text or a list of texts.")
     for each in given:
         if not isinstance(each, str):
-            raise UserError(f"a {one} is {each!r}; it must be text.")
+            raise UserError(f"a {one} is {short(each)}; it must be text.")
         if not each:
             raise UserError(f"a {one} is empty; give it at least one character.")
     return tuple(given) or None
@@ -214,7 +204,7 @@ def _token_ids(name: str, value: object) -> tuple[int, ...] | None:
     if value is None:
         return None
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise UserError(f"{name}={value!r} must be a list of token ids.")
+        raise UserError(f"{name}={short(value)} must be a list of token ids.")
     for token_id in value:
         _check_whole(f"a {name} entry", token_id, low=0)
     return tuple(value)
@@ -229,7 +219,7 @@ def _bias(value: Any) -> _Biases | None:
     if value is None or isinstance(value, _Biases):
         return value
     if not isinstance(value, Mapping):
-        raise UserError(f"logit_bias={value!r} must map token ids to numbers.")
+        raise UserError(f"logit_bias={short(value)} must map token ids to numbers.")
     pairs = sorted((_bias_id(token), _bias_value(bias)) for token, bias in value.items())
     for (token, _), (other, _) in pairwise(pairs):
         if token == other:

@@ -4,14 +4,13 @@
 """
 
 import inspect
-import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import wraps
 from typing import Any, TypeVar
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, short
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -422,9 +421,7 @@ def refuse(name: str, value: Any, foreign: Sequence[Foreign]) -> bool:
         if name in entry.names:
             if any(_same(value, harmless) for harmless in entry.names[name]):
                 return True
-            raise UserError(
-                f"{name}={reprlib.repr(value)} is vLLM's and not emsjax's; {entry.instead}"
-            )
+            raise UserError(f"{name}={short(value)} is vLLM's and not emsjax's; {entry.instead}")
     return False
 
 
@@ -476,7 +473,7 @@ def unknown_name(name: str, what: str, known: Iterable[str]) -> str:
     names = [each for each in known if each != "self"]
     close = get_close_matches(name, names, n=1)
     advice = f"did you mean {close[0]}?" if close else f"use one of {', '.join(names)}"
-    return f"{reprlib.repr(name)} is not {what}; {advice}"
+    return f"{short(name)} is not {what}; {advice}"
 
 
 def batch_size(max_batch_size: int | None, max_num_seqs: int | None, default: int) -> Any:
@@ -489,8 +486,8 @@ def batch_size(max_batch_size: int | None, max_num_seqs: int | None, default: in
         return default if max_batch_size is None else max_batch_size
     if max_batch_size is not None and max_batch_size != max_num_seqs:
         raise UserError(
-            f"max_num_seqs={max_num_seqs!r} is vLLM's name of max_batch_size={max_batch_size!r}; "
-            "give one of them"
+            f"max_num_seqs={short(max_num_seqs)} is vLLM's name of max_batch_size, which is "
+            f"{short(max_batch_size)}; give one of them"
         )
     return max_num_seqs
 
@@ -522,7 +519,7 @@ def drafting_options(given: Mapping[str, Any], config: Any) -> dict[str, Any]:
         )
     if not isinstance(config, Mapping):
         raise UserError(
-            f"speculative_config={reprlib.repr(config)} must be a dictionary such as "
+            f"speculative_config={short(config)} must be a dictionary such as "
             "{'method': 'ngram', 'num_speculative_tokens': 7}"
         )
     known = ("method", *_RENAMED)
@@ -553,7 +550,7 @@ def _drafter(method: Any, model: Any) -> str:
         method = "ngram" if model in ("ngram", "[ngram]") else "draft_model"
     if not isinstance(method, str) or method not in _DRAFTERS:
         raise UserError(
-            f"the speculative method {reprlib.repr(method)} is not emsjax's; "
+            f"the speculative method {short(method)} is not emsjax's; "
             + (
                 "use 'ngram', which also finds repetitions in the text"
                 if method == "suffix"
@@ -565,6 +562,6 @@ def _drafter(method: Any, model: Any) -> str:
         raise UserError("the speculative method 'draft_model' needs a draft; name it as 'model'")
     if _DRAFTERS[method] == "prompt-lookup" and model not in (None, "ngram", "[ngram]"):
         raise UserError(
-            f"the speculative method {method!r} has no model {reprlib.repr(model)}; leave one out"
+            f"the speculative method {short(method)} has no model {short(model)}; leave one out"
         )
     return _DRAFTERS[method]

@@ -171,7 +171,10 @@ def test_true_is_not_one():
         ({"tensor_parallel_size": 2}, "tensor_parallel_size=2 .* runs on one device"),
         ({"quantization": "awq"}, "quantization='awq' is vLLM's"),
         ({"speculative_model": "x"}, "set draft_model"),
-        ({"max_num_seqs": 4, "max_batch_size": 8}, "max_num_seqs=4 is vLLM's name of max_batch"),
+        (
+            {"max_num_seqs": 4, "max_batch_size": 8},
+            "max_num_seqs=4 is vLLM's name of max_batch_s.* is 8",
+        ),
         ({"max_num_seqs": 0}, "max_batch_size is 0"),
         ({"speculative_config": {}}, "names neither a method nor a model"),
         ({"speculative_config": "ngram"}, "speculative_config='ngram' must be a dictionary"),
