@@ -132,8 +132,8 @@ class RequestReader:
         except Exception as error:  # a template may fail in any way
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"the chat template of {self._loaded.name} does not take these messages ({reason}); "
-                "change them or give a plain prompt"
+                f"the chat template of {self._loaded.name} does not take these messages "
+                f"({reason}); change them or give a plain prompt"
             ) from error
         return str(text)
 
