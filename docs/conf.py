@@ -30,7 +30,7 @@ nitpick_ignore_regex = [
         "pathlib",
         "transformers",
     )
-]
+] + [("py:class", "PreTrainedTokenizerBase")]
 
 default_role = "code"
 autodoc_member_order = "bysource"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emsjax.build_engine import narrowest_rows
-from emsjax.drafters import NoDrafter, PromptLookup
+from emsjax.drafters import DraftModel, NoDrafter, PromptLookup, Recurrent
 from emsjax.drafters.combined import Combined
 from emsjax.engine.drafter import Drafter
 from emsjax.errors import UserError, check_whole
@@ -19,6 +19,15 @@ _TAKES = {
     "prompt-lookup": ("draft_length", "max_ngram", "min_ngram"),
     "draft-model": ("draft_length", "draft_model"),
     "combined": ("draft_length", "max_ngram", "min_ngram", "draft_model"),
+}
+
+
+_KINDS = {
+    NoDrafter: "none",
+    PromptLookup: "prompt-lookup",
+    DraftModel: "draft-model",
+    Recurrent: "draft-model",
+    Combined: "combined",
 }
 
 
@@ -74,6 +83,11 @@ def check_drafting(
     drafting = Drafting(name, given)
     _ = drafting.lookup  # raises if the sizes contradict each other
     return drafting
+
+
+def drafter_name(drafter: Drafter) -> str:
+    """Returns one of `DRAFTERS`, or the class name of a drafter object of the caller's."""
+    return _KINDS.get(type(drafter), type(drafter).__name__)
 
 
 def takers(option: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Errors that the caller can fix."""
 
+import reprlib
 from typing import Any
 
 
@@ -26,4 +27,30 @@ def check_whole(name: str, value: Any, low: int, high: int | None = None) -> Non
     if whole and value >= low and (high is None or value <= high):
         return
     allowed = f"at least {low}" if high is None else f"between {low} and {high}"
-    raise UserError(f"{name} is {value!r}; it must be a whole number, {allowed}")
+    raise UserError(f"{name} is {short(value)}; it must be a whole number, {allowed}")
+
+
+class _Short(reprlib.Repr):
+    """Formats values of any size and kind in one line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 80
+        self.maxlevel = 3
+
+    def repr_int(self, value: int, _level: int) -> str:
+        # Python refuses to format integers of more than 4300 digits.
+        return str(value) if abs(value) < 10**self.maxlong else "(a number of many digits)"
+
+
+_SHORT = _Short()
+_LONGEST = 120
+
+
+def short(value: Any) -> str:
+    """Formats a value for a message: in one line, with the middle of a long one left out."""
+    try:
+        line = " ".join(_SHORT.repr(value).split())
+        return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 4]} ..."
+    except Exception:  # the `__repr__` of another library's object
+        return f"an object of the class {type(value).__name__}"

@@ -1,22 +1,25 @@
 """`LLM`, the Python interface, with the names of vLLM."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 
-from emsjax.build_drafter import build_drafter, check_drafting
+from emsjax.build_drafter import build_drafter, check_drafting, drafter_name
 from emsjax.build_engine import build_engine
 from emsjax.costs.pricing import Pricing
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.job import Job
 from emsjax.engine.policy import EMS
-from emsjax.errors import UserError, check_whole
+from emsjax.errors import UserError, check_whole, short
 from emsjax.host.cache import use_compile_cache
 from emsjax.limits import DEFAULT_MAX_MODEL_LEN
 from emsjax.loading.load import load_model
+from emsjax.requests import vllm_names
+from emsjax.requests.bar import shown_progress
+from emsjax.requests.chat import ChatOptions
 from emsjax.requests.outputs import Piece, RequestOutput
-from emsjax.requests.prompts import Message, Prompt, params_of_each, prompt_list
+from emsjax.requests.prompts import Message, Prompt, conversations, params_of_each, prompt_list
 from emsjax.requests.reader import RequestReader
 from emsjax.requests.request import Request
 from emsjax.requests.samples import Sample, make_samples, request_output
@@ -27,9 +30,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class LLM:
-    """A language model that generates text for batches of prompts with speculative decoding."""
+# The batch size where none is given.
+_BATCH_SIZE = 8
 
+
+class LLM:
+    """A language model that generates text for batches of prompts with speculative decoding.
+
+    Names of vLLM that are not here are accepted with the values that change nothing, and refused
+    with a message that names the counterpart otherwise.
+    """
+
+    @vllm_names.takes_vllm_names("an option of LLM", vllm_names.LLM_OPTIONS)
     def __init__(
         self,
         model: str | None = None,
@@ -39,7 +51,7 @@ class LLM:
         draft_model: str | None = None,
         method: str = "ems",
         dtype: str = "auto",
-        max_batch_size: int = 8,
+        max_batch_size: int | None = None,
         max_model_len: int | None = None,
         draft_length: int | None = None,
         max_ngram: int | None = None,
@@ -48,6 +60,8 @@ class LLM:
         exact: bool = False,
         seed: int = 0,
         trace: bool = False,
+        max_num_seqs: int | None = None,
+        speculative_config: Mapping[str, Any] | None = None,
     ):
         """Loads the model, which is compiled when the first prompt runs.
 
@@ -66,7 +80,8 @@ class LLM:
             only pads the inputs, "unpad-input" only aligns the cache. The text is the same with
             all of them.
           dtype: "auto", "float32", "bfloat16" or "float16".
-          max_batch_size: B, the samples decoded together. Further prompts wait for a free slot.
+          max_batch_size: B, the samples decoded together; 8 by default. Further prompts wait for a
+            free slot.
           max_model_len: the most tokens of a sample, prompt plus output. The default is the
             model's own limit, but at most 4096.
           draft_length: k, the most tokens to draft for a sample in a step; 7 by default.
@@ -82,18 +97,26 @@ class LLM:
           seed: the seed from which requests without one derive theirs.
           trace: whether outputs record the origin of each token and what was drafted
             (`CompletionOutput.trace`), for `Report` to show.
+          max_num_seqs: vLLM's name for `max_batch_size`.
+          speculative_config: vLLM's form of `drafter` and its options: a mapping with `method`
+            ("ngram" or "draft_model"), `model`, `num_speculative_tokens`, `prompt_lookup_max` and
+            `prompt_lookup_min`.
 
         Raises:
           UserError: the model cannot be found or loaded, the cache does not fit in memory, or
             options are invalid or contradict each other.
         """
-        options = {
+        given = {
+            "drafter": drafter,
             "draft_model": draft_model,
             "draft_length": draft_length,
             "max_ngram": max_ngram,
             "min_ngram": min_ngram,
         }
-        drafting = check_drafting(method, drafter, options)
+        options = vllm_names.drafting_options(given, speculative_config)
+        drafting = check_drafting(method, options.pop("drafter"), options)
+        max_batch_size = vllm_names.batch_size(max_batch_size, max_num_seqs, _BATCH_SIZE)
+        dtype = vllm_names.dtype_name(dtype)
         check_whole("max_batch_size", max_batch_size, 1)
         check_whole("seed", seed, 0)
         use_compile_cache()
@@ -120,6 +143,36 @@ class LLM:
         plans = plans and self.engine.policy == EMS
         self._pricing = Pricing(self.engine, self.name) if plans else None
 
+    def __repr__(self) -> str:
+        facts = {
+            "max_batch_size": self.engine.num_slots,
+            "max_model_len": self.max_model_len,
+            "drafter": drafter_name(self._drafter),
+            "dtype": str(self.target.dtype),
+            "platform": jax.default_backend(),
+        }
+        shown = (f"{name}={value!r}" for name, value in facts.items())
+        return f"LLM({', '.join((repr(self.name), *shown))})"
+
+    if not TYPE_CHECKING:  # for a type checker, this would be any attribute at all
+
+        def __getattr__(self, name):
+            try:
+                vllm_names.refuse_attribute(name)
+            except UserError as error:
+                raise AttributeError(str(error)) from None
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def get_tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Returns the model's tokenizer.
+
+        Raises:
+          UserError: the model has no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise UserError(f"{self.name} has no tokenizer; name one with LLM(tokenizer=...)")
+        return self.tokenizer
+
     def _max_model_len(self, requested: int | None) -> int:
         longest = self.target.max_positions
         if requested is None:
@@ -127,17 +180,22 @@ class LLM:
         check_whole("max_model_len", requested, 2, longest)
         return requested
 
+    @vllm_names.takes_vllm_names("an option of generate", vllm_names.GENERATE)
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Generates outputs for all prompts.
 
         Args:
-          prompts: one prompt or several; each is text, a list of token ids or a conversation.
+          prompts: one prompt or several; each is text, a list of token ids, a conversation, or one
+            of these in a dictionary under `prompt`, `prompt_token_ids` or `messages`.
           sampling_params: one for all prompts or one for each; the defaults of `SamplingParams` if
             left out.
+          use_tqdm: whether to show a progress bar on standard error, if that is a terminal.
 
         Returns:
           The results, in the order of the prompts.
@@ -146,8 +204,17 @@ class LLM:
           UserError: a prompt is empty, too long or outside the vocabulary, or the parameters do
             not fit the model.
         """
-        requests = self._all_requests(prompts, sampling_params)
-        outputs = {output.request_id: output for output in self.run(requests)}
+        return self._outputs(self._all_requests(prompts, sampling_params), use_tqdm)
+
+    def _outputs(self, requests: list[Request], show: Any) -> list[RequestOutput]:
+        """Runs all requests, and returns their results in order."""
+        if not isinstance(show, bool):
+            raise UserError(f"use_tqdm={short(show)} must be true or false")
+        outputs: dict[str, RequestOutput] = {}
+        with shown_progress(len(requests), show) as advance:
+            for output in self.run(requests, on_progress=lambda tokens: advance(0, tokens)):
+                outputs[output.request_id] = output
+                advance(1, 0)
         return [outputs[request.request_id] for request in requests]
 
     def stream(
@@ -170,34 +237,58 @@ class LLM:
         """
         return self.run_streaming(self._all_requests(prompts, sampling_params))
 
-    def _all_requests(self, prompts: Any, sampling_params: Any) -> list[Request]:
+    def _all_requests(
+        self, prompts: Any, sampling_params: Any, chat: ChatOptions | None = None
+    ) -> list[Request]:
         many = prompt_list(prompts)
         params = params_of_each(sampling_params, len(many))
         first = self._requests
         self._requests += len(many)
         return [
-            self.request(prompt, each, str(first + number))
+            self._read(prompt, each, str(first + number), chat)
             for number, (prompt, each) in enumerate(zip(many, params, strict=True))
         ]
 
+    @vllm_names.takes_vllm_names("an option of chat", vllm_names.CHAT)
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Generates the next message of one conversation or several.
 
         Args:
           messages: one conversation, a list of mappings with `role` and `content`, or a list of
-            conversations.
+            conversations. The content is text or a list of parts `{"type": "text", "text": ...}`.
           sampling_params: as for `generate`.
+          use_tqdm: as for `generate`.
+          chat_template: a template in Jinja to use instead of the model's.
+          add_generation_prompt: whether the prompt ends with the beginning of the model's answer.
+          continue_final_message: whether the model continues the last message instead of
+            answering. It needs `add_generation_prompt=False`.
+          tools: JSON schemas of the functions that the model may call, for the template.
+          chat_template_kwargs: further variables of the template, such as `enable_thinking`.
 
         Raises:
-          UserError: as for `generate`, or the model has no chat template.
+          UserError: as for `generate`, the model has no chat template, or the template does not
+            read the tools or a variable.
         """
-        if isinstance(messages, str):
-            raise UserError("chat takes messages with 'role' and 'content'; use generate for text")
-        return self.generate(messages, sampling_params)
+        options = ChatOptions(
+            chat_template,
+            add_generation_prompt,
+            continue_final_message,
+            tools,
+            chat_template_kwargs,
+        )
+        requests = self._all_requests(conversations(messages), sampling_params, options)
+        return self._outputs(requests, use_tqdm)
 
     def request(self, prompt: Prompt, params: SamplingParams, request_id: str) -> Request:
         """Tokenises and checks one prompt.
@@ -213,7 +304,16 @@ class LLM:
             parameters need a tokenizer and the model has none, or the parameters do not fit the
             model.
         """
-        request = self._reader.read(prompt, params, request_id)
+        return self._read(prompt, params, request_id)
+
+    def _read(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        request_id: str,
+        chat: ChatOptions | None = None,
+    ) -> Request:
+        request = self._reader.read(prompt, params, request_id, chat)
         if params.adapt_temperature is not None:
             self._classify_tokens()
         return request
@@ -293,14 +393,16 @@ class LLM:
         """
 
         def jobs() -> Iterator[Job | None]:
+            number = 0
             for request in requests:
                 if request is None:
                     yield None
                     continue
-                for sample in make_samples(request, self.tokenizer, streaming):
+                for sample in make_samples(request, self.tokenizer, streaming, number):
                     if started is not None:
                         started[sample] = None
                     yield sample.job()
+                number += 1
 
         try:
             if self._pricing is not None:

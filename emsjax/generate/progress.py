@@ -7,12 +7,9 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as RichProgress
-
 from emsjax.cli.words import count
 from emsjax.engine.metrics import RequestMetrics, RunTotals
+from emsjax.requests.bar import Bar
 
 _SECONDS_BETWEEN_LINES = 5.0
 STARTING = "starting; the first run with a model and batch size compiles, which takes a while"
@@ -55,7 +52,7 @@ class Progress:
         self._tokens = 0
         self._first_token: float | None = None
         self._started = self._last_line = clock()
-        self._bar = _Bar(self._stream, total) if live and self._stream.isatty() else None
+        self._bar = Bar(self._stream, total) if live and self._stream.isatty() else None
         self._live = live
         self._starting = False
 
@@ -150,32 +147,6 @@ class Progress:
 
     def _print(self, line: str) -> None:
         print(line, file=self._stream, flush=True)
-
-
-class _Bar:
-    """The progress bar; `stop` removes it from the screen."""
-
-    def __init__(self, stream: TextIO, total: int | None):
-        self._progress = RichProgress(
-            BarColumn(),
-            TextColumn("prompts {task.fields[done]} · tokens {task.fields[tokens]:,}"),
-            TextColumn("{task.fields[rate]:.1f} tokens/s"),
-            TimeElapsedColumn(),
-            console=Console(file=stream),
-            refresh_per_second=4,
-            transient=True,
-        )
-        self._of = "" if total is None else f"/{total:,}"
-        self._task: TaskID = self._progress.add_task(
-            "", total=total, done=f"0{self._of}", tokens=0, rate=0.0
-        )
-        self.start, self.stop = self._progress.start, self._progress.stop
-
-    def update(self, done: int, tokens: int, rate: float) -> None:
-        """Sets the numbers to show at the next refresh."""
-        self._progress.update(
-            self._task, completed=done, done=f"{done:,}{self._of}", tokens=tokens, rate=rate
-        )
 
 
 def _statistics(totals: RunTotals) -> Iterator[str]:

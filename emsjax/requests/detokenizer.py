@@ -24,15 +24,22 @@ class Detokenizer:
     broken character spoil whole characters before it.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int]):
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        prompt: Sequence[int],
+        skip_special_tokens: bool = True,
+    ):
         """Starts after a prompt.
 
         Args:
           tokenizer: the model's tokenizer.
           prompt: token ids.
+          skip_special_tokens: whether special tokens have no text.
         """
         self._tokenizer = tokenizer
-        self._textless = _special_tokens(tokenizer)
+        self._skip = skip_special_tokens
+        self._textless = _special_tokens(tokenizer) if skip_special_tokens else frozenset[int]()
         # `_window` holds the context and the tokens after it. Its first `_settled` tokens are the
         # context, and `_shown` is the part of its text that was returned already.
         self._window = self._context(self._with_text(prompt))
@@ -93,7 +100,7 @@ class Detokenizer:
     def _decode(self, tokens: Sequence[int]) -> str:
         # Clean-up is off because it could remove a space that was already returned.
         text = self._tokenizer.decode(
-            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            tokens, skip_special_tokens=self._skip, clean_up_tokenization_spaces=False
         )
         return str(text)
 
@@ -103,6 +110,7 @@ def text_pieces(
     prompt: Sequence[int],
     tokens: Sequence[int],
     stop_ids: Collection[int] = (),
+    skip_special_tokens: bool = True,
 ) -> tuple[str, ...]:
     """Returns the text that each token adds; the pieces together are the whole text.
 
@@ -111,9 +119,10 @@ def text_pieces(
       prompt: token ids.
       tokens: all generated tokens.
       stop_ids: tokens that end the text. If the last token is one of them, its piece is the text
-        it decodes to, if any, although that is not part of the output's text.
+        it decodes to, if any, although that may not be part of the output's text.
+      skip_special_tokens: whether special tokens have no text.
     """
-    detokenizer = Detokenizer(tokenizer, prompt)
+    detokenizer = Detokenizer(tokenizer, prompt, skip_special_tokens)
     stops = bool(tokens) and tokens[-1] in stop_ids
     shown = tokens[:-1] if stops else tokens
     pieces = [detokenizer.push([token]) for token in shown]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, short
 from emsjax.requests.outputs import CompletionOutput, Logprob, RequestOutput
 from emsjax.requests.prompt_line import Prompt, Record, read_object, take_prompt
 from emsjax.requests.sampling_params import SamplingParams
@@ -101,11 +101,11 @@ def _read_line(
 
 def _take_id(value: object, seen: set[str]) -> LineId:
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise UserError(f"the id is {value!r}; it must be text or a whole number.")
+        raise UserError(f"the id is {short(value)}; it must be text or a whole number.")
     if key(value) in seen:
         raise UserError(
-            f"the id {value!r} is already taken (a line without an id gets its line number); give "
-            "each line a unique id."
+            f"the id {short(value)} is already taken (a line without an id gets its line number); "
+            "give each line a unique id."
         )
     seen.add(key(value))
     return value

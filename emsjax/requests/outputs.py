@@ -31,8 +31,9 @@ class CompletionOutput:
 
     Attributes:
       index: its position among the request's outputs, from 0.
-      text: the decoded tokens, without a stop token and cut before a stop string; None if the
-        model has no tokenizer.
+      text: the decoded tokens, without a stop token and cut before a stop string, unless
+        `include_stop_str_in_output` is set; None if the model has no tokenizer, or if `detokenize`
+        is false.
       token_ids: the generated tokens, without the prompt's, up to the token that ended it.
       finish_reason: "stop" at end of text, a stop token or a stop string; "length" at `max_tokens`
         or at the end of the model's context.
@@ -50,6 +51,18 @@ class CompletionOutput:
     stop_reason: int | str | None = None
     logprobs: Sequence[Mapping[int, Logprob]] | None = None
     trace: Trace | None = None
+
+    @property
+    def cumulative_logprob(self) -> float | None:
+        """The sum of the tokens' log-probabilities; None if they were not requested."""
+        if self.logprobs is None:
+            return None
+        tokens = zip(self.token_ids, self.logprobs, strict=True)
+        return sum(table[token].logprob for token, table in tokens)
+
+    def finished(self) -> bool:
+        """Whether the output is complete, which it always is; a method, as in vLLM."""
+        return True
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,11 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     metrics: RequestMetrics
 
+    @property
+    def finished(self) -> bool:
+        """Whether all outputs are complete, which they always are."""
+        return True
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -80,10 +98,12 @@ class Piece:
       request_id: the id of its request.
       index: the position of its output among the request's outputs, from 0.
       text: text that is final: no later token changes it, and no stop string can begin in it. It
-        may be empty. None if the model has no tokenizer.
+        may be empty. None if the model has no tokenizer, or if `detokenize` is false.
       token_ids: the tokens since the last piece, which may be ahead of the text.
       finish_reason: how the output ended, in its last piece; None in all others.
       output: the whole result, in the last piece of the request; None in all others.
+      prompt_index: the position of its prompt in the call, from 0; in `LLM.run_streaming`, the
+        number of requests taken before its own.
     """
 
     request_id: str
@@ -92,3 +112,4 @@ class Piece:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     output: RequestOutput | None = None
+    prompt_index: int = 0

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from emsjax.errors import UserError
+from emsjax.requests.content import joined_parts
 
 Prompt = str | list[int] | list[dict[str, Any]]
 Record = dict[str, Any]
@@ -133,15 +134,12 @@ def _message(item: object) -> dict[str, Any]:
     """Checks one message; a chat template may read more fields than role and content."""
     if not isinstance(item, dict) or not {"role", "content"} <= item.keys():
         raise UserError("each of messages must be an object with role and content.")
-    if isinstance(item["content"], list):
-        raise UserError(
-            "the content of a message is a list of parts, which is not supported; give plain text."
-        )
     # Templates test whether a field such as `tool_calls` is present, not whether it is null. Chat
     # logs have a null content next to a tool call.
     given = {name: part for name, part in item.items() if part is not None}
     check_text("role of a message", given.get("role"))
-    return given | {"content": check_text("content of a message", given.get("content", ""))}
+    content = joined_parts(given.get("content", ""))
+    return given | {"content": check_text("content of a message", content)}
 
 
 def _first_turn(value: object) -> list[dict[str, Any]]:

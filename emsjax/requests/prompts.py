@@ -4,13 +4,17 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, short
+from emsjax.requests.content import joined_parts
 from emsjax.requests.sampling_params import SamplingParams
+from emsjax.requests.vllm_names import PROMPT, refuse
 
 Message = Mapping[str, Any]
-Prompt = str | Sequence[int] | Sequence[Message]
+Prompt = str | Sequence[int] | Sequence[Message] | Mapping[str, Any]
 
 _FORMS = "text, token ids, or messages with 'role' and 'content'"
+# The keys of a prompt given as a dictionary, as in vLLM and in JSON lines.
+_KEYS = ("prompt", "prompt_token_ids", "messages")
 
 
 def prompt_list(prompts: Any) -> list[Any]:
@@ -20,13 +24,36 @@ def prompt_list(prompts: Any) -> list[Any]:
       UserError: the argument is neither a prompt nor an iterable of prompts.
     """
     prompts = _plain(prompts)
-    if isinstance(prompts, str):
+    if isinstance(prompts, str) or _is_prompt_mapping(prompts):
         return [prompts]
     if isinstance(prompts, Mapping | bytes) or not isinstance(prompts, Iterable):
-        raise UserError(f"prompts is {prompts!r}; give {_FORMS}, or a list of those")
+        raise UserError(f"prompts is {short(prompts)}; give {_FORMS}, or a list of those")
     many = list(prompts)
     first = _plain(many[0]) if many else None
-    return [many] if isinstance(first, Mapping) or _is_whole(first) else many
+    message = isinstance(first, Mapping) and not _is_prompt_mapping(first)
+    return [many] if message or _is_whole(first) else many
+
+
+def conversations(messages: Any) -> list[Any]:
+    """Returns a list of conversations, given many or a single one.
+
+    Raises:
+      UserError: the argument has anything else than messages.
+    """
+    each = [
+        prompt
+        if isinstance(prompt, str | Mapping) or not isinstance(prompt, Iterable)
+        else [*prompt]
+        for prompt in map(_plain, prompt_list(messages))
+    ]
+    for conversation in each:
+        for message in conversation if isinstance(conversation, list) else [conversation]:
+            if not isinstance(message, Mapping) or _is_prompt_mapping(message):
+                raise UserError(
+                    f"chat takes messages with 'role' and 'content', not {short(message)}; use "
+                    "generate for other prompts"
+                )
+    return each
 
 
 def check_prompt(prompt: Any) -> str | tuple[int, ...] | list[Message]:
@@ -38,15 +65,43 @@ def check_prompt(prompt: Any) -> str | tuple[int, ...] | list[Message]:
     prompt = _plain(prompt)
     if isinstance(prompt, str):
         return _check_text(prompt)
+    if _is_prompt_mapping(prompt):
+        return _of_mapping(prompt)
     if isinstance(prompt, Mapping | bytes) or not isinstance(prompt, Iterable):
-        raise UserError(f"a prompt is {prompt!r}; give {_FORMS}")
+        raise UserError(f"a prompt is {short(prompt)}; give {_FORMS}")
     items = [_plain(item) for item in prompt]
     if items and isinstance(items[0], Mapping):
         return [_check_message(message) for message in items]
     for item in items:
         if not _is_whole(item):
-            raise UserError(f"a prompt has the token id {item!r}; give whole numbers")
+            raise UserError(f"a prompt has the token id {short(item)}; give whole numbers")
     return tuple(operator.index(item) for item in items)
+
+
+def _is_prompt_mapping(value: Any) -> bool:
+    """Whether the value is a prompt as a dictionary, rather than a message."""
+    if not isinstance(value, Mapping) or "role" in value:
+        return False
+    return any(key in value for key in (*_KEYS, *(name for each in PROMPT for name in each.names)))
+
+
+def _of_mapping(given: Mapping[str, Any]) -> str | tuple[int, ...] | list[Message]:
+    """Returns the one prompt in a dictionary."""
+    fields = {name: value for name, value in given.items() if value is not None}
+    for name in [name for name in fields if name not in _KEYS]:
+        if not refuse(name, fields.pop(name), PROMPT):
+            raise UserError(f"a prompt has the key {short(name)}; give one of {', '.join(_KEYS)}")
+    if len(fields) != 1:
+        found = " and ".join(fields) or "no prompt"
+        raise UserError(f"a prompt has {found}; give exactly one of {', '.join(_KEYS)}")
+    ((name, value),) = fields.items()
+    prompt = None if isinstance(value, Mapping) else check_prompt(value)
+    kind = {"prompt": str, "prompt_token_ids": tuple, "messages": list}[name]
+    # An empty list is token ids and messages alike, and refused later.
+    if not isinstance(prompt, kind) and (prompt != () or name == "prompt"):
+        what = {str: "text", tuple: "a list of token ids", list: "a list of messages"}[kind]
+        raise UserError(f"{name} is {short(value)}; it must be {what}")
+    return prompt  # type: ignore[return-value]
 
 
 def _plain(value: Any) -> Any:
@@ -71,11 +126,11 @@ def _check_text(text: str) -> str:
 def _check_message(message: Any) -> Message:
     """Checks the role and content of a message; other fields are up to the chat template."""
     if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-        raise UserError(f"the message {message!r} must have a 'role' and a 'content'")
+        raise UserError(f"the message {short(message)} must have a 'role' and a 'content'")
     # Chat logs have a null content next to a tool call.
-    content = "" if message["content"] is None else message["content"]
+    content = joined_parts("" if message["content"] is None else message["content"])
     if not isinstance(content, str):
-        raise UserError(f"the content of the message {message!r} must be text")
+        raise UserError(f"the content of the message {short(message)} must be text")
     return {**message, "content": _check_text(content)}
 
 
@@ -90,7 +145,7 @@ def params_of_each(given: Any, count: int) -> list[SamplingParams]:
     each = list(given) if isinstance(given, Sequence) else [given]
     for params in each:
         if not isinstance(params, SamplingParams):
-            raise UserError(f"sampling_params must be SamplingParams, not {params!r}")
+            raise UserError(f"sampling_params must be SamplingParams, not {short(params)}")
     if len(each) != count:
         raise UserError(
             f"{len(each)} sampling_params do not match {count} prompts; give one, or one per prompt"

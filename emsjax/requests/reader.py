@@ -1,11 +1,14 @@
 """Turns prompts and parameters into checked requests for one model."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, short
 from emsjax.limits import MAX_STOP_IDS
 from emsjax.loading.load import LoadedModel
+from emsjax.requests.bad_words import banned_tokens
+from emsjax.requests.chat import ChatOptions
 from emsjax.requests.prompts import Message, Prompt, check_prompt
 from emsjax.requests.request import (
     Request,
@@ -42,22 +45,37 @@ class RequestReader:
         self._seed = seed
         self._configured = configured_defaults(loaded.generation_config, loaded.name)
 
-    def read(self, prompt: Prompt, params: SamplingParams, request_id: str) -> Request:
+    def read(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        request_id: str,
+        chat: ChatOptions | None = None,
+    ) -> Request:
         """Returns one checked request; see `LLM.request`."""
-        text, ids = self._tokenise(prompt)
+        text, ids = self._tokenise(prompt, chat or ChatOptions())
         self._check_ids(ids)
-        params = with_defaults(params, self._configured)
+        params = self._without_bad_words(with_defaults(params, self._configured))
+        room = self._max_model_len - len(ids)
         return Request(
             request_id,
             text,
             ids,
             params,
-            max_tokens=min(params.max_tokens, self._max_model_len - len(ids)),
+            max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
             stop_ids=self._stop_ids(params),
             seed=derive_seed(self._seed, request_id) if params.seed is None else params.seed,
             vocab_size=self._vocab_size,
-            has_text=self._loaded.tokenizer is not None,
+            has_text=self._loaded.tokenizer is not None and params.detokenize,
         )
+
+    def _without_bad_words(self, params: SamplingParams) -> SamplingParams:
+        """Adds the tokens of `bad_words` to the banned ones."""
+        if not params.bad_words:
+            return params
+        words = banned_tokens(self._tokenizer("bad_words need one"), params.bad_words)
+        banned = dict.fromkeys((*(params.banned_token_ids or ()), *words))
+        return replace(params, banned_token_ids=tuple(banned))
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         if not ids:
@@ -65,7 +83,7 @@ class RequestReader:
         for token in ids:
             if not 0 <= token < self._vocab_size:
                 raise UserError(
-                    f"token id {token} is outside the vocabulary; {self._loaded.name} has "
+                    f"token id {short(token)} is outside the vocabulary; {self._loaded.name} has "
                     f"{self._vocab_size} tokens, from 0 on"
                 )
         if len(ids) >= self._max_model_len:
@@ -89,31 +107,33 @@ class RequestReader:
             self._tokenizer("stop strings and adapt_temperature need one")
         return stop_ids
 
-    def _tokenise(self, prompt: Prompt) -> tuple[str | None, tuple[int, ...]]:
+    def _tokenise(self, prompt: Prompt, chat: ChatOptions) -> tuple[str | None, tuple[int, ...]]:
         checked = check_prompt(prompt)
         if isinstance(checked, tuple):
             return None, checked
         # A chat template writes the special tokens itself.
         plain = isinstance(checked, str)
-        text = checked if isinstance(checked, str) else self._render(checked)
+        text = checked if isinstance(checked, str) else self._render(checked, chat)
         tokens = self._tokenizer()(text, add_special_tokens=plain)
         return text, tuple(tokens["input_ids"])
 
-    def _render(self, messages: Sequence[Message]) -> str:
-        """Renders messages with the model's chat template."""
-        from jinja2 import TemplateError  # only chat templates need it
-
+    def _render(self, messages: Sequence[Message], chat: ChatOptions) -> str:
+        """Renders messages with a chat template, by default the model's."""
         tokenizer = self._tokenizer()
-        if not tokenizer.chat_template:
+        if not tokenizer.chat_template and chat.chat_template is None:
             raise UserError(f"{self._loaded.name} has no chat template; give a plain prompt")
         try:
-            text = tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
-            )
-        except (TemplateError, TypeError, KeyError) as error:
+            tools = [dict(tool) for tool in chat.tools or ()] or None
+            template = tokenizer.get_chat_template(chat.chat_template, tools)
+            arguments = chat.arguments(template, self._loaded.name)
+            text = tokenizer.apply_chat_template(list(messages), tokenize=False, **arguments)
+        except UserError:
+            raise
+        except Exception as error:  # a template may fail in any way
+            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"the chat template of {self._loaded.name} does not take these messages ({error}); "
-                "change them or give a plain prompt"
+                f"the chat template of {self._loaded.name} does not take these messages "
+                f"({reason}); change them or give a plain prompt"
             ) from error
         return str(text)
 

@@ -32,6 +32,7 @@ class Sample:
       finished: the engine's result; None until then.
       siblings: all outputs of the request in order, including this one.
       tokenizer: the model's tokenizer; None if it has none.
+      prompt_index: the position of its prompt among those of the run, from 0.
     """
 
     request: Request
@@ -42,6 +43,7 @@ class Sample:
     finished: Finished | None = None
     siblings: list["Sample"] = field(default_factory=list)
     tokenizer: "PreTrainedTokenizerBase | None" = None
+    prompt_index: int = 0
 
     @property
     def is_last(self) -> bool:
@@ -83,7 +85,9 @@ class Sample:
         tokens, self.waiting = tuple(self.waiting), []
         text = self.transcript.take() if self.request.has_text else None
         reason = None if self.finished is None else _finish_reason(self.finished)
-        return Piece(self.request.request_id, self.index, text, tokens, reason, output)
+        return Piece(
+            self.request.request_id, self.index, text, tokens, reason, output, self.prompt_index
+        )
 
     def completion(self, token_text: TokenText) -> CompletionOutput:
         """Returns the result; the output must be finished."""
@@ -97,7 +101,9 @@ class Sample:
             token_ids=finished.token_ids,
             finish_reason=_finish_reason(finished),
             stop_reason=last if by_token else self.transcript.stop,
-            logprobs=_logprobs(finished, params.logprobs, token_text),
+            logprobs=_logprobs(
+                finished, params.logprobs, token_text if params.detokenize else _no_text
+            ),
             trace=self._trace(finished, token_text),
         )
 
@@ -109,13 +115,22 @@ class Sample:
         drafted = {token for step in trace.steps for token in step.drafted}
         return replace(
             trace,
-            pieces=text_pieces(self.tokenizer, request.prompt_token_ids, tokens, request.stop_ids),
+            pieces=text_pieces(
+                self.tokenizer,
+                request.prompt_token_ids,
+                tokens,
+                request.stop_ids,
+                request.params.skip_special_tokens,
+            ),
             token_texts={token: token_text(token) or "" for token in {*tokens, *drafted}},
         )
 
 
 def make_samples(
-    request: Request, tokenizer: "PreTrainedTokenizerBase | None", streamed: bool
+    request: Request,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    streamed: bool,
+    prompt_index: int = 0,
 ) -> list[Sample]:
     """Makes the `n` outputs of a request.
 
@@ -123,21 +138,36 @@ def make_samples(
       request: the request.
       tokenizer: the model's tokenizer; None if it has none.
       streamed: whether pieces are passed on while they are generated.
+      prompt_index: the position of the prompt among those of the run, from 0.
     """
     params, prompt = request.params, request.prompt_token_ids
 
+    def detokenizer() -> Detokenizer | None:
+        if tokenizer is None or not request.has_text:
+            return None
+        return Detokenizer(tokenizer, prompt, params.skip_special_tokens)
+
     def transcript() -> Transcript:
         return Transcript(
-            None if tokenizer is None else Detokenizer(tokenizer, prompt),
+            detokenizer(),
             stop=params.stop or (),
             stop_ids=request.stop_ids,
             min_tokens=params.min_tokens,
+            include_stop=params.include_stop_str_in_output,
         )
 
     siblings: list[Sample] = []
     for index in range(params.n):
         siblings.append(
-            Sample(request, index, transcript(), streamed, siblings=siblings, tokenizer=tokenizer)
+            Sample(
+                request,
+                index,
+                transcript(),
+                streamed,
+                siblings=siblings,
+                tokenizer=tokenizer,
+                prompt_index=prompt_index,
+            )
         )
     return siblings
 
@@ -153,6 +183,10 @@ def request_output(samples: Sequence[Sample], token_text: TokenText) -> RequestO
         [sample.completion(token_text) for sample in samples],
         together(done),
     )
+
+
+def _no_text(_token: int) -> None:
+    """The text of a token where nothing is decoded."""
 
 
 def _finish_reason(finished: Finished) -> FinishReason:

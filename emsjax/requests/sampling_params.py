@@ -6,8 +6,9 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, short
 from emsjax.limits import MAX_LOGPROBS
+from emsjax.requests.vllm_names import SAMPLING_PARAMS, takes_vllm_names
 
 # Token counts and ids live in int32 arrays on the device.
 _INT32_MAX = 2**31 - 1
@@ -16,6 +17,9 @@ _INT32_MAX = 2**31 - 1
 @dataclass(frozen=True)
 class SamplingParams:
     """The parameters of one request; names and meanings are those of vLLM.
+
+    Names of vLLM that are not here are accepted with the values that change nothing, and refused
+    with a message that names the counterpart otherwise.
 
     The logits of the next token pass through these parameters in this order:
 
@@ -27,7 +31,7 @@ class SamplingParams:
     chosen the same token with these parameters after the same prefix.
 
     Attributes:
-      max_tokens: the most tokens to generate, at least 1.
+      max_tokens: the most tokens to generate, at least 1; None for the rest of the context.
       min_tokens: the number of tokens before the output may end: an end of text or a stop token
         comes after them, and a stop string is not complete before the last of them.
       temperature: 0 is greedy; higher values make the choice more even.
@@ -43,6 +47,8 @@ class SamplingParams:
       seed: 0 to 2**63 - 1. The tokens depend only on the seed, the prompt, these parameters and
         the model. None derives a seed for each request from that of the `LLM`.
       stop: strings that end the output, which is cut before them.
+      include_stop_str_in_output: whether the text includes the stop string, or the text of the stop
+        token, that ended it.
       stop_token_ids: ids that end the output, in addition to the model's end of text; stored as a
         tuple.
       ignore_eos: whether to continue to `max_tokens` after the model ends its text.
@@ -56,12 +62,16 @@ class SamplingParams:
       logit_bias: values to add to logits, by token id.
       allowed_token_ids: the only tokens that may be chosen; None allows all.
       banned_token_ids: tokens that may not be chosen.
+      bad_words: words that may not be chosen, at the start of the text or after a space; each must
+        be one token.
+      skip_special_tokens: whether the text leaves out special tokens, such as the end of text.
+      detokenize: whether tokens are decoded; the text is None otherwise.
 
     Raises:
       UserError: a value has the wrong type or is out of range, or two contradict each other.
     """
 
-    max_tokens: int = 16
+    max_tokens: int | None = 16
     min_tokens: int = 0
     temperature: float = 0.0
     adapt_temperature: float | None = None
@@ -80,17 +90,23 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | None = None
     allowed_token_ids: Sequence[int] | None = None
     banned_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] | None = None
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    detokenize: bool = True
 
     def __post_init__(self) -> None:
         for name, (low, high) in _WHOLE.items():
             _check_optional(name, getattr(self, name), low, high, _check_whole)
         for name, (low, high) in _NUMBERS.items():
             _check_optional(name, getattr(self, name), low, high, _check_number)
-        if not isinstance(self.ignore_eos, bool):
-            raise UserError(f"ignore_eos={self.ignore_eos!r} must be true or false.")
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"{name}={short(getattr(self, name))} must be true or false.")
         # Fields of a frozen dataclass can only be set this way. Tuples, unlike the caller's lists,
         # cannot change during a run.
-        object.__setattr__(self, "stop", _strings(self.stop))
+        object.__setattr__(self, "stop", _strings("stop", "stop string", self.stop))
+        object.__setattr__(self, "bad_words", _strings("bad_words", "bad word", self.bad_words))
         for name in ("stop_token_ids", "allowed_token_ids", "banned_token_ids"):
             object.__setattr__(self, name, _token_ids(name, getattr(self, name)))
         object.__setattr__(self, "logit_bias", _bias(self.logit_bias))
@@ -113,17 +129,15 @@ class SamplingParams:
         Raises:
           UserError: a name is unknown or a value is invalid.
         """
-        known = [field.name for field in fields(cls)]
-        unknown = [name for name in mapping if name not in known]
-        if unknown:
-            raise UserError(
-                f"{', '.join(map(repr, unknown))} is not a sampling parameter; "
-                f"remove it or use one of {', '.join(known)}."
-            )
         return cls(**mapping)
 
 
-_OPTIONAL = {f.name for f in fields(SamplingParams) if f.default is None}
+# The decorator would hide that the class is a dataclass, so only its `__init__` is replaced.
+_INIT = takes_vllm_names("a sampling parameter", SAMPLING_PARAMS)(SamplingParams.__init__)
+SamplingParams.__init__ = _INIT  # type: ignore[method-assign]
+
+_OPTIONAL = {f.name for f in fields(SamplingParams) if f.default is None} | {"max_tokens"}
+_SWITCHES = [f.name for f in fields(SamplingParams) if isinstance(f.default, bool)]
 # The smallest and the largest value; a smallest value in a tuple is excluded.
 _WHOLE: dict[str, tuple[Any, Any]] = {
     "max_tokens": (1, _INT32_MAX),
@@ -156,43 +170,33 @@ def _is_whole(value: object) -> bool:
 
 def _check_whole(name: str, value: Any, low: int, high: int = _INT32_MAX) -> None:
     if not _is_whole(value):
-        raise UserError(f"{name}={value!r} must be a whole number.")
+        raise UserError(f"{name}={short(value)} must be a whole number.")
     if not low <= value <= high:
         raise UserError(
-            f"{name}={_shown(value)} is out of range; give a number from {low} to {high}."
+            f"{name}={short(value)} is out of range; give a number from {low} to {high}."
         )
 
 
 def _check_number(name: str, value: Any, low: Any, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{name}={value!r} must be a number.")
+        raise UserError(f"{name}={short(value)} must be a number.")
     above = value > low[0] if isinstance(low, tuple) else value >= low
     if not (above and value <= high):  # written so that NaN fails too
         lowest = f"above {low[0]}" if isinstance(low, tuple) else f"from {low}"
-        raise UserError(
-            f"{name}={_shown(value)} is out of range; give a number {lowest} to {high}."
-        )
+        raise UserError(f"{name}={short(value)} is out of range; give a number {lowest} to {high}.")
 
 
-def _shown(value: Any) -> str:
-    """Formats a number; Python refuses to format integers of more than 4300 digits."""
-    try:
-        return str(value)
-    except ValueError:
-        return "(thousands of digits)"
-
-
-def _strings(value: object) -> tuple[str, ...] | None:
+def _strings(name: str, one: str, value: object) -> tuple[str, ...] | None:
     given = (value,) if isinstance(value, str) else value
     if given is None:
         return None
     if isinstance(given, bytes) or not isinstance(given, Sequence):
-        raise UserError(f"stop={value!r} must be text or a list of texts.")
+        raise UserError(f"{name}={short(value)} must be text or a list of texts.")
     for each in given:
         if not isinstance(each, str):
-            raise UserError(f"a stop string is {each!r}; it must be text.")
+            raise UserError(f"a {one} is {short(each)}; it must be text.")
         if not each:
-            raise UserError("a stop string is empty; give it at least one character.")
+            raise UserError(f"a {one} is empty; give it at least one character.")
     return tuple(given) or None
 
 
@@ -200,7 +204,7 @@ def _token_ids(name: str, value: object) -> tuple[int, ...] | None:
     if value is None:
         return None
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise UserError(f"{name}={value!r} must be a list of token ids.")
+        raise UserError(f"{name}={short(value)} must be a list of token ids.")
     for token_id in value:
         _check_whole(f"a {name} entry", token_id, low=0)
     return tuple(value)
@@ -215,7 +219,7 @@ def _bias(value: Any) -> _Biases | None:
     if value is None or isinstance(value, _Biases):
         return value
     if not isinstance(value, Mapping):
-        raise UserError(f"logit_bias={value!r} must map token ids to numbers.")
+        raise UserError(f"logit_bias={short(value)} must map token ids to numbers.")
     pairs = sorted((_bias_id(token), _bias_value(bias)) for token, bias in value.items())
     for (token, _), (other, _) in pairwise(pairs):
         if token == other:
@@ -237,7 +241,7 @@ def _bias_value(value: Any) -> float:
 
 def _check_together(params: SamplingParams) -> None:
     """Checks the parameters against each other."""
-    if params.min_tokens > params.max_tokens:
+    if params.max_tokens is not None and params.min_tokens > params.max_tokens:
         raise UserError(
             f"min_tokens={params.min_tokens} is more than max_tokens={params.max_tokens}; "
             "lower one or raise the other."
@@ -247,8 +251,21 @@ def _check_together(params: SamplingParams) -> None:
             f"n={params.n} outputs would all be the same at temperature 0; "
             "raise temperature, or leave n out."
         )
+    if not params.detokenize:
+        _check_without_text(params)
     allowed = params.allowed_token_ids
     if allowed is not None and not set(allowed) - set(params.banned_token_ids or ()):
         raise UserError(
             "allowed_token_ids and banned_token_ids leave no token to choose; allow more."
         )
+
+
+def _check_without_text(params: SamplingParams) -> None:
+    needing = {
+        "stop": params.stop,
+        "include_stop_str_in_output": params.include_stop_str_in_output,
+        "skip_special_tokens=False": not params.skip_special_tokens,
+    }
+    for name, given in needing.items():
+        if given:
+            raise UserError(f"{name} needs the text that detokenize=False leaves out; drop one.")

@@ -11,7 +11,7 @@ class Transcript:
     Neither the text nor its end depends on how many tokens come at once.
 
     Attributes:
-      text: all text so far, cut before the stop string; "" without a detokenizer.
+      text: all text so far, cut at the stop string; "" without a detokenizer.
       stop: the stop string that ended the text; None if none did.
     """
 
@@ -22,17 +22,21 @@ class Transcript:
         stop: Sequence[str] = (),
         stop_ids: Collection[int] = (),
         min_tokens: int = 0,
+        include_stop: bool = False,
     ):
         """Starts empty.
 
         Args:
           detokenizer: one that starts after the sample's prompt; None without a tokenizer.
           stop: non-empty strings that end the text.
-          stop_ids: tokens that end the text and are not part of it.
+          stop_ids: tokens that end the text.
           min_tokens: a stop string that is complete before this many tokens is ignored.
+          include_stop: whether the text ends with the stop string or the text of the stop token,
+            rather than before it.
         """
         self._detokenizer = detokenizer
         self._stop, self._stop_ids, self._min_tokens = tuple(stop), stop_ids, min_tokens
+        self._include_stop = include_stop
         self._longest = max(map(len, self._stop), default=0)
         self._tokens = 0
         self._taken = 0
@@ -48,6 +52,8 @@ class Transcript:
         for count, token in enumerate(tokens, start=1):
             self._tokens += 1
             if token in self._stop_ids:
+                if self._include_stop and self._detokenizer is not None:
+                    self.text += self._detokenizer.push([token])
                 return None
             if self._stops_with(token):
                 return count
@@ -56,7 +62,8 @@ class Transcript:
     def feed_all(self, tokens: Sequence[int]) -> None:
         """Takes all tokens at once, which is faster; there must be no stop strings."""
         if self._detokenizer is not None:
-            shown = [token for token in tokens if token not in self._stop_ids]
+            kept = self._include_stop
+            shown = [token for token in tokens if kept or token not in self._stop_ids]
             self.text += self._detokenizer.push_all(shown)
 
     def finish(self) -> str:
@@ -84,11 +91,14 @@ class Transcript:
         if not found:
             return False
         self.stop = min(found, key=places.__getitem__)
-        self.text = self.text[: places[self.stop]]
+        kept = len(self.stop) if self._include_stop else 0
+        self.text = self.text[: places[self.stop] + kept]
         return True
 
     def _may_begin_stop(self) -> int:
-        """Counts the characters at the end of the text that may begin a stop string."""
+        """Counts the characters at the end of the text that a stop string may still remove."""
+        if self._include_stop:
+            return 0
         lengths = range(min(self._longest - 1, len(self.text)), 0, -1)
         for length in lengths:
             tail = self.text[-length:]

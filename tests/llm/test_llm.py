@@ -108,9 +108,20 @@ def test_a_single_token_may_be_looked_up():
         ([True], "True"),
         ([7] * 200, "200 tokens"),
         ([{"role": "user"}], "must have a 'role'"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "must be text"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "has no 'text'"),
+        ([{"role": "user", "content": 5}], "must be text"),
         (None, "a prompt is None; give text"),
-        ({"prompt": "w7"}, "must have a 'role'"),
+        ({"text": "w7"}, "must have a 'role'"),
+        ({"prompt": [7]}, r"prompt is \[7\]; it must be text"),
+        ({"prompt": []}, r"prompt is \[\]; it must be text"),
+        ({"prompt": {"prompt": "w7"}}, "it must be text"),
+        ({"prompt_token_ids": "w7"}, "'w7'; it must be a list of token ids"),
+        ({"prompt_token_ids": []}, "empty"),
+        ({"messages": "w7"}, "'w7'; it must be a list of messages"),
+        ({"prompt": "w7", "prompt_token_ids": [7]}, "prompt and prompt_token_ids; give exactly"),
+        ({"prompt": None}, "a prompt has no prompt"),
+        ({"prompt": "w7", "multi_modal_data": {"image": 1}}, "models take text only"),
+        ({"prompt": "w7", "promt": 1}, "the key 'promt'"),
         (b"ab", "a prompt is b'ab'; give text"),
         ("w7 \ud800", "UTF-8"),
     ],
@@ -135,7 +146,7 @@ def test_prompts_from_a_generator(llm: LLM):
     assert [output.prompt_token_ids for output in outputs] == [(7,), (8,), (9,)]
 
 
-@pytest.mark.parametrize("prompts", [None, 5, {"prompt": "w7"}])
+@pytest.mark.parametrize("prompts", [None, 5, {"text": "w7"}])
 def test_arguments_that_are_no_prompts(llm: LLM, prompts):
     with pytest.raises(UserError, match=r"prompts is .*; give text, token ids"):
         llm.generate(prompts)

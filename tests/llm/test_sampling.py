@@ -55,6 +55,8 @@ def params(draw) -> SamplingParams:
         logit_bias=draw(st.none() | st.dictionaries(TOKENS, st.floats(-5, 5), max_size=3)),
         allowed_token_ids=draw(st.none() | st.just(range(2, 60))),
         banned_token_ids=draw(st.none() | st.lists(TOKENS, max_size=3)),
+        bad_words=draw(st.none() | st.lists(TOKENS.map("w{}".format), max_size=2)),
+        include_stop_str_in_output=draw(st.booleans()),
     )
 
 

@@ -90,8 +90,8 @@ def test_lines_are_read_lazily():
         ('{"messages": [{"role": "user", "content": 3}]}', "content of a message must be text"),
         ('{"messages": [{"role": null, "content": "a"}]}', "role of a message must be text"),
         (
-            '{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}',
-            "a list of parts, which is not supported; give plain text",
+            '{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}',
+            "a part of a message's content is 'image_url', and models take text only",
         ),
         (
             '{"messages": [{"role": "a", "content": "b", "name": "\\ud800"}]}',

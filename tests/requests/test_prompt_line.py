@@ -73,6 +73,13 @@ def test_all_commands_accept_every_form(line, form: str, others: dict):
     assert train(file) == ids
 
 
+def test_all_commands_accept_content_in_parts(line):
+    parts = [{"type": "text", "text": "w7"}, {"type": "text", "text": "w8"}]
+    file = line({"messages": [{"role": "user", "content": parts}]})
+    assert generate(file) == bench(file) == [{"role": "user", "content": "w7\nw8"}]
+    assert train(file) == [5, 7, 8, 6]
+
+
 KEYS = "prompt, prompt_token_ids, messages, turns"
 
 

@@ -33,6 +33,8 @@ def test_parameters_are_frozen_and_hashable():
         {"min_p": 1},
         {"stop": "\n"},
         {"stop": ["a", "bc"]},
+        {"bad_words": ["a", "bc"]},
+        {"include_stop_str_in_output": True},
         {"logprobs": 0},
         {"logprobs": 20},
         {"n": 2, "temperature": 1},
@@ -72,6 +74,8 @@ def test_equivalent_forms_are_equal():
         {"stop_token_ids": []},
         {"stop_token_ids": range(3)},
         {"max_tokens": 2**31 - 1},
+        {"max_tokens": None, "min_tokens": 100},
+        {"bad_words": []},
     ],
 )
 def test_values_without_effect_are_accepted(options):
@@ -86,7 +90,8 @@ def test_values_without_effect_are_accepted(options):
         ({"max_tokens": 2**31}, "out of range"),
         ({"max_tokens": True}, "max_tokens=True must be a whole number"),
         ({"max_tokens": 5.0}, "max_tokens=5.0 must be a whole number"),
-        ({"max_tokens": None}, "max_tokens=None must be a whole number"),
+        ({"max_tokens": "all"}, "max_tokens='all' must be a whole number"),
+        ({"min_tokens": None}, "min_tokens=None must be a whole number"),
         ({"seed": -1}, "seed=-1 is out of range"),
         ({"seed": "x"}, "seed='x' must be a whole number"),
         ({"temperature": False}, "temperature=False must be a number"),
@@ -130,6 +135,13 @@ def test_values_without_effect_are_accepted(options):
         ({"stop_token_ids": "5"}, "stop_token_ids='5' must be a list"),
         ({"stop_token_ids": [-1]}, "a stop_token_ids entry=-1 is out of range"),
         ({"stop_token_ids": [True]}, "must be a whole number"),
+        ({"detokenize": None}, "detokenize=None must be true or false"),
+        ({"skip_special_tokens": 0}, "skip_special_tokens=0 must be true or false"),
+        ({"detokenize": False, "stop": "a"}, "stop needs the text"),
+        ({"detokenize": False, "include_stop_str_in_output": True}, "needs the text"),
+        ({"detokenize": False, "skip_special_tokens": False}, "needs the text"),
+        ({"bad_words": [""]}, "a bad word is empty"),
+        ({"bad_words": 3}, "bad_words=3 must be text or a list of texts"),
     ],
 )
 def test_invalid_values_are_reported(options, message):

@@ -238,3 +238,44 @@ def test_a_word_tokenizer_keeps_its_spaces(count: int):
     for token in output:
         growing.feed([token])
     assert growing.finish() == "".join(f" w{token}" for token in output)
+
+
+@given(cut(st.lists(st.integers(0, 299), max_size=30)))
+def test_special_tokens_may_be_shown(parts):
+    tokens = [token for part in parts for token in part]
+
+    def shown() -> Transcript:
+        return Transcript(Detokenizer(byte_tokenizer(), ids("Say:"), skip_special_tokens=False))
+
+    once, growing = shown(), shown()
+    once.feed_all(tokens)
+    seen = ""
+    for part in parts:
+        growing.feed(part)
+        seen += growing.take()
+    growing.finish()
+    assert once.finish() == growing.text == seen + growing.take()
+    assert growing.text.count("<s299>") == tokens.count(299)
+
+
+@given(cut(texts.map(ids)), st.lists(st.sampled_from(["a", "ab", "bé", "\n"]), min_size=1))
+def test_an_included_stop_string_ends_the_text(parts, stop: list[str]):
+    cutting, keeping = transcript(stop=stop), transcript(stop=stop, include_stop=True)
+    seen = ""
+    for part in parts:
+        kept = cutting.feed(part)
+        assert keeping.feed(part) == kept
+        seen += keeping.take()
+        if kept is not None:
+            break
+    keeping.finish()
+    assert seen + keeping.take() == keeping.text == cutting.finish() + (cutting.stop or "")
+
+
+@pytest.mark.parametrize("include", [False, True])
+def test_a_special_stop_token_is_text_if_both_are_asked_for(include: bool):
+    for once in (False, True):
+        detokenizer = Detokenizer(byte_tokenizer(), [], skip_special_tokens=False)
+        growing = Transcript(detokenizer, stop_ids=(STOP_ID,), include_stop=include)
+        (growing.feed_all if once else growing.feed)([*ids("ab"), STOP_ID])
+        assert growing.finish() == ("ab<s300>" if include else "ab")
