@@ -74,11 +74,15 @@ class WeightMap:
       rules: `Rule` for each parameter path, e.g. "blocks.attention.qkv.kernel".
       ignore: regular expressions (full match) for checkpoint tensors that the model does not use.
       prefixes: optional prefixes of tensor names, which some of the family's checkpoints have.
+      shared: names of the token embedding and of the output head. A checkpoint of a tied model
+        may hold either of them or both; if both differ, the model is not tied, whatever its
+        configuration says.
     """
 
     rules: Mapping[str, Rule]
     ignore: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ()
+    shared: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)

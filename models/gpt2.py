@@ -59,12 +59,11 @@ def gpt2_weights(config: DecoderConfig) -> WeightMap:
     }
     for ours, theirs in linears.items():
         rules |= affine(f"blocks.{ours}", f"{layer}.{theirs}", transform=_transposed)
-    ignore = [r"h\.\d+\.attn\.(masked_)?bias"]
-    if config.tied:
-        ignore.append(r"lm_head\.weight")
-    else:
+    ignore = (r"h\.\d+\.attn\.(masked_)?bias",)
+    shared = ("wte.weight", "lm_head.weight")
+    if not config.tied:
         rules["head.kernel"] = rule("lm_head.weight")
-    return WeightMap(rules, ignore=tuple(ignore), prefixes=("transformer.",))
+    return WeightMap(rules, ignore, ("transformer.",), shared)
 
 
 GPT2 = Family("gpt2", gpt2_config, gpt2_weights)

@@ -74,12 +74,11 @@ def llama_weights(config: DecoderConfig) -> WeightMap:
     if config.qk_norm:
         rules["blocks.attention.q_norm.scale"] = rule(f"{attention}.q_norm.weight")
         rules["blocks.attention.k_norm.scale"] = rule(f"{attention}.k_norm.weight")
-    ignore = [r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq"]
-    if config.tied:
-        ignore.append(r"lm_head\.weight")
-    else:
+    ignore = (r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
+    shared = ("embed_tokens.weight", "lm_head.weight")
+    if not config.tied:
         rules["head.kernel"] = rule("lm_head.weight")
-    return WeightMap(rules, ignore=tuple(ignore), prefixes=("model.",))
+    return WeightMap(rules, ignore, ("model.",), shared)
 
 
 def layer_windows(hf: Mapping[str, Any]) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from emsjax.loading.checkpoint import MANIFEST, open_checkpoint
 from emsjax.loading.gguf.config import gguf_config
 from emsjax.loading.gguf.file import GgufFile
 from emsjax.loading.gguf.tokenizer import gguf_tokenizer
+from emsjax.loading.head import as_stored
 from emsjax.loading.hf.config import check_supported, eos_token_ids, read_config, read_json
 from emsjax.loading.hf.tokenizer import load_tokenizer
 from emsjax.loading.sources.source import TensorSource, open_directory
@@ -94,9 +95,11 @@ def _open_ours(directory: Path, supported: Collection[str]) -> OpenedModel:
 def _open_hugging_face(directory: Path, supported: Collection[str]) -> OpenedModel:
     config = read_config(directory, supported)
     generation_config = _generation_config(directory)
+    source = open_directory(directory)
+    config = as_stored(config, source)
     return OpenedModel(
         name=_name(directory),
-        source=open_directory(directory),
+        source=source,
         own_names=False,
         hf_config=config,
         eos_token_ids=eos_token_ids(generation_config, config),

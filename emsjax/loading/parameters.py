@@ -89,7 +89,7 @@ def plan_parameters(
         odd = sorted(shapes.keys() ^ weight_map.rules.keys())
         raise ValueError(f"weight map and model disagree about parameters: {', '.join(odd)}")
     there = source.shapes()
-    names = {_bare(name, weight_map.prefixes): name for name in there}
+    names = _by_bare_name(there, weight_map)
     problems = Problems()
     parameters = {}
     for path, shape in shapes.items():
@@ -105,6 +105,37 @@ def plan_parameters(
     problems.truncated += sorted(source.truncated)
     problems.raise_if_any(source)
     return parameters
+
+
+def _by_bare_name(there: Collection[str], weight_map: WeightMap) -> dict[str, str]:
+    """Returns the checkpoint's tensor names by their names without prefix.
+
+    If only one of the `shared` tensors is there, the other's name leads to it too.
+    """
+    names = {_bare(name, weight_map.prefixes): name for name in there}
+    if weight_map.shared and not _untied(weight_map):
+        embedding, head = weight_map.shared
+        if head in names:
+            names.setdefault(embedding, names[head])
+    return names
+
+
+def _untied(weight_map: WeightMap) -> bool:
+    """Returns whether a parameter is read from the output head's own tensor."""
+    assert weight_map.shared is not None
+    head = weight_map.shared[1]
+    return any(head in rule.sources for rule in weight_map.rules.values())
+
+
+def stored_head(source: TensorSource, weight_map: WeightMap) -> tuple[str, str] | None:
+    """Returns the checkpoint's names of embedding and output head if it holds both in full."""
+    if weight_map.shared is None:
+        return None
+    names = {_bare(name, weight_map.prefixes): name for name in source.shapes()}
+    embedding, head = (names.get(name) for name in weight_map.shared)
+    if embedding is None or head is None or {embedding, head} & source.truncated:
+        return None
+    return embedding, head
 
 
 def _find(
@@ -133,7 +164,9 @@ def _bare(name: str, prefixes: Sequence[str]) -> str:
 
 def _surplus(unused: Collection[str], weight_map: WeightMap) -> Iterator[str]:
     """Yields the unused tensors that the weight map does not ignore."""
+    # A tied model's head is left over if it equals the embedding, which `as_stored` has checked.
     ignore = [re.compile(pattern) for pattern in weight_map.ignore]
+    ignore += [re.compile(re.escape(name)) for name in weight_map.shared or ()]
     for name in unused:
         forms = (name, _bare(name, weight_map.prefixes))
         if not any(pattern.fullmatch(form) for pattern in ignore for form in forms):
