@@ -94,8 +94,12 @@ class Family:
       config: converts a Hugging Face configuration (a dict with every default filled in) to a
         `DecoderConfig`; raises `UserError` if the configuration uses an unsupported feature.
       weights: returns the weight map for a `DecoderConfig`.
+      harmless: keys of the configuration that `config` need not read, because no value of theirs
+        changes the text. The loader refuses all others that `config` did not read, unless this is
+        None.
     """
 
     name: str
     config: Callable[[Mapping[str, Any]], Any]
     weights: Callable[[Any], WeightMap]
+    harmless: frozenset[str] | None = None

@@ -66,4 +66,12 @@ def gpt2_weights(config: DecoderConfig) -> WeightMap:
     return WeightMap(rules, ignore, ("transformer.",), shared)
 
 
-GPT2 = Family("gpt2", gpt2_config, gpt2_weights)
+_HARMLESS = frozenset(
+    {
+        *("resid_pdrop", "embd_pdrop", "attn_pdrop", "n_ctx"),
+        *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels"),
+        *("summary_first_dropout", "summary_hidden_size", "summary_use_pooler"),
+        "reorder_and_upcast_attn",  # only keeps float16 from overflowing
+    }
+)
+GPT2 = Family("gpt2", gpt2_config, gpt2_weights, _HARMLESS)

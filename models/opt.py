@@ -67,4 +67,4 @@ def opt_weights(config: DecoderConfig) -> WeightMap:
     return WeightMap(rules, prefixes=("model.decoder.", "decoder."), shared=shared)
 
 
-OPT = Family("opt", opt_config, opt_weights)
+OPT = Family("opt", opt_config, opt_weights, harmless=frozenset())

@@ -131,7 +131,7 @@ def make_samples(
             None if tokenizer is None else Detokenizer(tokenizer, prompt),
             stop=params.stop or (),
             stop_ids=request.stop_ids,
-            min_tokens=params.min_tokens,
+            min_tokens=params.min_tokens or 0,
         )
 
     siblings: list[Sample] = []
