@@ -123,6 +123,7 @@ def _open_gguf(path: Path, supported: Collection[str]) -> OpenedModel:
         hf_config=config,
         eos_token_ids=eos_token_ids(config),
         tokenizer=lambda: gguf_tokenizer(file),
+        generation_config=_generation_config(path, config),
     )
 
 
@@ -133,7 +134,7 @@ def _extra(directory: Path) -> tuple[Path, ...]:
 
 def _generation_config(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """Reads `generation_config.json`; without it, the keys of generation in the configuration."""
-    if _extra(directory):
+    if (directory / _GENERATION_CONFIG).is_file():
         return read_json(directory / _GENERATION_CONFIG)
     return {key: config[key] for key in config.keys() & GENERATION_KEYS}
 

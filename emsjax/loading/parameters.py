@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, brief
 from emsjax.loading.sources.source import TensorSource
 from emsjax.models.family import Rule, WeightMap
+
+
+_MOST = 6  # names to list in a message
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,9 @@ class Problems:
     misshapen: list[str] = field(default_factory=list)
 
     def raise_if_any(self, source: TensorSource) -> None:
-        """Raises one `UserError` that names every affected tensor, if there are any."""
+        """Raises one `UserError` that names the affected tensors, the first of many, if any."""
         problems = [
-            f"{kind} {', '.join(names)}"
+            f"{kind} {_listed(names)}"
             for kind, names in (
                 ("missing", _folded(self.missing)),
                 ("not part of this model", _folded(self.surplus)),
@@ -82,7 +85,8 @@ def plan_parameters(
       A `Parameter` for each path of `shapes`.
 
     Raises:
-      UserError: tensors are missing, surplus, truncated or misshapen; the message names all.
+      UserError: tensors are missing, surplus, truncated or misshapen; the message names the first
+        of each kind and the number of others.
       ValueError: the weight map and the model have different parameters.
     """
     if shapes.keys() != weight_map.rules.keys():
@@ -209,6 +213,17 @@ def _folded(names: Sequence[str]) -> list[str]:
         pattern = re.sub(r"(?<=\.)\d+(?=\.)", "{}", name, count=1)
         groups.setdefault(pattern, []).extend(numbers[:1])
     return [
-        pattern.replace("{}", "{" + ",".join(layers) + "}" if len(layers) > 1 else "".join(layers))
+        pattern.replace("{}", "{" + _numbers(layers) + "}" if len(layers) > 1 else "".join(layers))
         for pattern, layers in groups.items()
     ]
+
+
+def _numbers(layers: Sequence[str]) -> str:
+    """Lists layers, only the first and the last of many."""
+    return ",".join(layers if len(layers) <= _MOST else [*layers[:2], "...", layers[-1]])
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Lists names, only the first of many and cut if they are long."""
+    short = [brief(name, 100) for name in names[:_MOST]]
+    return ", ".join(short) + (f" and {len(names) - _MOST} more" if len(names) > _MOST else "")
