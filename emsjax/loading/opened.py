@@ -63,6 +63,7 @@ def open_model(path: Path, supported: Collection[str]) -> OpenedModel:
         return _open_ours(path, supported)
     if (path / "config.json").is_file():
         return _open_hugging_face(path, supported)
+    check_beside(path)
     return _open_gguf(_only_gguf(path), supported)
 
 

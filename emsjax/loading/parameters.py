@@ -11,7 +11,8 @@ from emsjax.loading.sources.source import TensorSource
 from emsjax.models.family import Rule, WeightMap
 
 
-_MOST = 6  # names to list in a message
+_ROOM = 240  # characters of names in a message
+_MOST = 6  # layers to list one by one
 
 
 @dataclass(frozen=True)
@@ -53,21 +54,19 @@ class Problems:
 
     def raise_if_any(self, source: TensorSource) -> None:
         """Raises one `UserError` that names the affected tensors, the first of many, if any."""
-        problems = [
-            f"{kind} {_listed(names)}"
-            for kind, names in (
-                ("missing", _folded(self.missing)),
-                ("not part of this model", _folded(self.surplus)),
-                ("truncated", _folded(self.truncated)),
-                ("misshapen", self.misshapen),
-            )
-            if names
-        ]
-        if problems:
+        kinds = {
+            "missing": _folded(self.missing),
+            "not part of this model": _folded(self.surplus),
+            "truncated": _folded(self.truncated),
+            "misshapen": self.misshapen,
+        }
+        found = {kind: names for kind, names in kinds.items() if names}
+        if found:
+            room = _ROOM // len(found)
+            listed = "; ".join(f"{kind} {_listed(names, room)}" for kind, names in found.items())
             raise UserError(
-                f"the weights in {source.name} do not fit its configuration: "
-                f"{'; '.join(problems)}; check that configuration and weights belong together, or "
-                "download them again."
+                f"the weights in {source.name} do not fit its configuration: {listed}; check that "
+                "configuration and weights belong together, or download them again."
             )
 
 
@@ -223,7 +222,13 @@ def _numbers(layers: Sequence[str]) -> str:
     return ",".join(layers if len(layers) <= _MOST else [*layers[:2], "...", layers[-1]])
 
 
-def _listed(names: Sequence[str]) -> str:
-    """Lists names, only the first of many and cut if they are long."""
-    short = [brief(name, 100) for name in names[:_MOST]]
-    return ", ".join(short) + (f" and {len(names) - _MOST} more" if len(names) > _MOST else "")
+def _listed(names: Sequence[str], room: int) -> str:
+    """Lists names in about `room` characters, at least the first, and counts the others."""
+    shown, length = [brief(names[0], 120)], len(names[0])
+    for name in names[1:]:
+        length += len(name) + 2
+        if length > room:
+            break
+        shown.append(name)
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
