@@ -197,8 +197,8 @@ def _misshapen(
 
 def _fits(parameter: Parameter, shapes: Sequence[tuple[int, ...]]) -> bool:
     """Returns whether the transform turns tensors of `shapes` into the parameter's shape."""
-    zeros = [np.broadcast_to(np.zeros((), np.float32), shape) for shape in shapes]
     try:
+        zeros = [np.broadcast_to(np.zeros((), np.float32), shape) for shape in shapes]
         return np.shape(parameter.rule.transform(zeros)) == parameter.piece
     except (ValueError, IndexError):
         return False
