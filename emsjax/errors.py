@@ -3,7 +3,6 @@
 import re
 from typing import Any
 
-
 _LONGEST = 499  # characters of a message
 
 

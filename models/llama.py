@@ -107,7 +107,7 @@ def layer_windows(hf: Mapping[str, Any], used: bool = True) -> tuple[int, ...]:
             "layer_types has sliding_attention, but there is no sliding_window in use; set both, "
             "or use another model"
         )
-    windows = tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
+    windows = tuple((window or 0) if kind == "sliding_attention" else 0 for kind in kinds)
     return windows if any(windows) else ()
 
 

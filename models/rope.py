@@ -136,7 +136,7 @@ def _check_settings(kind: str, settings: Settings) -> None:
     numbers = {"rope_theta", *_NEEDED[kind]}
     numbers |= {name for name in _OPTIONAL.get(kind, ()) if settings.get(name) is not None}
     for name in sorted(numbers):
-        value = settings.get(name)
+        value: Any = settings.get(name)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not (number and 0 < value < math.inf):
             raise UserError(

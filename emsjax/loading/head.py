@@ -37,5 +37,7 @@ def _equal(one: np.ndarray, other: np.ndarray) -> bool:
     """Returns whether two matrices are equal; values of other dtypes are compared as float32."""
     if one.shape != other.shape:
         return False
-    pieces = ((one[row : row + _ROWS], other[row : row + _ROWS]) for row in range(0, len(one), _ROWS))
+    pieces = (
+        (one[row : row + _ROWS], other[row : row + _ROWS]) for row in range(0, len(one), _ROWS)
+    )
     return all(np.array_equal(a.astype(np.float32), b.astype(np.float32)) for a, b in pieces)

@@ -10,7 +10,6 @@ from emsjax.errors import UserError, brief
 from emsjax.loading.sources.source import TensorSource
 from emsjax.models.family import Rule, WeightMap
 
-
 _ROOM = 240  # characters of names in a message
 _MOST = 6  # layers to list one by one
 

@@ -43,8 +43,8 @@ def load_params(
 
     Raises:
       UserError: tensors are missing, surplus, truncated or misshapen. The message names the
-        first of them, and it is raised before any data is read. Or a tensor does not hold floating-point
-        numbers.
+        first of them, and it is raised before any data is read. Or a tensor does not hold
+        floating-point numbers.
       ValueError: the weight map and the model have different parameters.
     """
     leaves = {dotted(path): (path, leaf) for path, leaf in nnx.to_flat_state(abstract)}

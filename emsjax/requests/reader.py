@@ -43,7 +43,9 @@ class RequestReader:
         self._configured = configured_defaults(
             loaded.generation_config, loaded.name, loaded.eos_token_ids
         )
-        check_tokens(SamplingParams(**self._configured | {"max_tokens": 2**31 - 1}), vocab_size, loaded.name)
+        check_tokens(
+            SamplingParams(**self._configured | {"max_tokens": 2**31 - 1}), vocab_size, loaded.name
+        )
 
     def read(self, prompt: Prompt, params: SamplingParams, request_id: str) -> Request:
         """Returns one checked request; see `LLM.request`."""

@@ -58,8 +58,17 @@ def test_saved_models_are_accepted(name: str) -> None:
 
 # Extra keys of configurations on the hub, as published.
 PUBLISHED = {
-    "SmolLM2": {"is_llama_config": True, "rope_interleaved": False, "transformers.js_config": {"a": 1}},
-    "Qwen2.5": {"model_type": "qwen2", "use_mrope": False, "max_window_layers": 21, "sliding_window": 9},
+    "SmolLM2": {
+        "is_llama_config": True,
+        "rope_interleaved": False,
+        "transformers.js_config": {"a": 1},
+    },
+    "Qwen2.5": {
+        "model_type": "qwen2",
+        "use_mrope": False,
+        "max_window_layers": 21,
+        "sliding_window": 9,
+    },
     "OPT": {"model_type": "opt", "prefix": "</s>", "activation_dropout": 0.1, "layerdrop": 0.0},
     "GPT-2": {"model_type": "gpt2", "n_ctx": 1024, "task_specific_params": {"text-generation": {}}},
     "old Llama": {"max_sequence_length": 2048, "pad_token_id": -1, "torch_dtype": "float16"},
@@ -138,7 +147,9 @@ def test_an_adapter_alone(tmp_path: Path) -> None:
 def test_tokenizer_with_code_of_its_own(tmp_path: Path) -> None:
     tiny.words().save_pretrained(tmp_path)
     file = tmp_path / "tokenizer_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_map": {"AutoTokenizer": ["t.T", None]}}))
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {"auto_map": {"AutoTokenizer": ["t.T", None]}})
+    )
     with pytest.raises(UserError, match=r"tokenizer_config\.json names code of its own"):
         load_tokenizer(tmp_path)
 

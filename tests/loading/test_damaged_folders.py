@@ -98,21 +98,34 @@ def planned(path: Path, shapes_too: bool = True) -> None:
 @pytest.mark.parametrize("count", ROUNDS)
 def test_configurations(hf_dir: Path, count: int) -> None:
     rng = random.Random(1)
-    seeds = [CONFIG | {"rope_parameters": tiny.LLAMA3_ROPE}, CONFIG | {"rope_scaling": tiny.YARN_ROPE}]
-    seeds += [tiny.oracle(name).config.to_dict() | {"dtype": None} for name in FAMILIES if name in tiny.TINY]
+    seeds = [
+        CONFIG | {"rope_parameters": tiny.LLAMA3_ROPE},
+        CONFIG | {"rope_scaling": tiny.YARN_ROPE},
+    ]
+    seeds += [
+        tiny.oracle(name).config.to_dict() | {"dtype": None}
+        for name in FAMILIES
+        if name in tiny.TINY
+    ]
     for number in range(count):
         text = text_of(rng, seeds[number % len(seeds)])
         (hf_dir / "config.json").write_text(text)
-        survives(lambda: planned(hf_dir, rng.random() < 0.1), text)
+        survives(lambda: planned(hf_dir, rng.random() < 0.02), text)
 
 
 @pytest.mark.parametrize("count", ROUNDS)
 def test_generation_configs(hf_dir: Path, count: int) -> None:
     rng = random.Random(2)
-    seed = {"top_k": 5, "top_p": 0.5, "min_p": 0.1, "repetition_penalty": 1.1, "bad_words_ids": [[5]]}
+    seed = {
+        "top_k": 5,
+        "top_p": 0.5,
+        "min_p": 0.1,
+        "repetition_penalty": 1.1,
+        "bad_words_ids": [[5]],
+    }
     seed |= {"suppress_tokens": [1, 2], "min_new_tokens": 3, "eos_token_id": [2, 3], "num_beams": 1}
-    from emsjax.loading.opened import _generation_config
     from emsjax.loading.hf.config import eos_token_ids
+    from emsjax.loading.opened import _generation_config
 
     def read() -> None:
         found = _generation_config(hf_dir, CONFIG)
@@ -153,7 +166,7 @@ def test_gguf_headers(tmp_path: Path, weights: dict[str, np.ndarray], count: int
     path = tmp_path / "damaged.gguf"
 
     def read() -> None:
-        planned(path, rng.random() < 0.1)
+        planned(path, rng.random() < 0.02)
         gguf_tokenizer(open_model(path, supported()).source)
 
     for _ in range(count):
@@ -176,7 +189,7 @@ def test_safetensors_headers(hf_dir: Path, count: int) -> None:
             text = text_of(rng, header).encode()
             data = struct.pack("<Q", len(text)) + text + content[8 + size :]
         file.write_bytes(data)
-        survives(lambda: planned(hf_dir, rng.random() < 0.5), data[:300])
+        survives(lambda: planned(hf_dir, rng.random() < 0.05), data[:300])
 
 
 @pytest.mark.parametrize("count", ROUNDS)
@@ -197,7 +210,7 @@ def test_tokenizer_files(tmp_path: Path, count: int) -> None:
 def indices() -> Iterator[Any]:
     yield from ([], {}, {"weight_map": 3}, {"weight_map": {"a": 1}}, {"weight_map": {"a": ["x"]}})
     yield from ({"weight_map": {"a": "../x"}}, {"weight_map": {"a": "\n" * 999}}, "x", None)
-    yield {"weight_map": {str(i): f"shard-{i}" for i in range(100_000)}}
+    yield {"weight_map": {str(i): f"shard-{i}" for i in range(20_000)}}
 
 
 @pytest.mark.parametrize("single", ["model.safetensors", "pytorch_model.bin"])
@@ -214,7 +227,7 @@ def test_manifests_and_arrays(hf_dir: Path, weights: dict[str, np.ndarray], tmp_
     convert_model(open_model(hf_dir, supported()), tmp_path / "converted")
     rng = random.Random(6)
     metas = sorted((tmp_path / "converted").glob("params/*/.zarray"))
-    for number in range(300):
+    for number in range(150):
         file = metas[number % len(metas)] if number % 2 else tmp_path / "converted" / "emsjax.json"
         whole = file.read_text()
         text = text_of(rng, json.loads(whole))

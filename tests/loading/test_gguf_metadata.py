@@ -28,8 +28,8 @@ def with_keys(path: Path, weights: Weights, **keys: Any) -> GgufFile:
     """Writes a file with metadata; `__` in a name stands for a point."""
 
     def extra(writer: gguf.GGUFWriter) -> None:
-        for name, value in keys.items():
-            name = name.replace("__", ".")
+        for key, value in keys.items():
+            name = key.replace("__", ".")
             general = name.startswith(("general.", "tokenizer.", "split.", "adapter.", "tool."))
             add(writer, name if general else f"llama.{name}", value)
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tests import tiny
 from safetensors.numpy import load_file, save_file
 
 from emsjax.loading.conversion import convert_model
 from emsjax.loading.load import LoadedModel, find_model, load_model
+from tests import tiny
 
 FAMILIES = ("opt", "opt-350m", "gpt2", "llama-tied", "mistral", "qwen2", "qwen3")
 HEAD = "lm_head.weight"
@@ -63,7 +63,9 @@ def test_a_pickle_keeps_the_head(tmp_path: Path) -> None:
     directory = copy("llama-tied", tmp_path, "own")
     weights = load_file(directory / "model.safetensors")
     (directory / "model.safetensors").unlink()
-    torch.save({n: torch.from_numpy(w) for n, w in weights.items()}, directory / "pytorch_model.bin")
+    torch.save(
+        {n: torch.from_numpy(w) for n, w in weights.items()}, directory / "pytorch_model.bin"
+    )
     _, output = matrices(load_model(directory))
     np.testing.assert_array_equal(output, weights[HEAD])
 

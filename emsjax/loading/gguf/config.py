@@ -100,8 +100,8 @@ def _rope(file: GgufFile, head_dim: int) -> dict[str, Any]:
     ext_factor = file.get("{arch}.rope.scaling.yarn_ext_factor", float(kind == "yarn"))
     if ext_factor != (kind == "yarn"):
         raise UserError(
-            f"{file.name} has yarn_ext_factor={shown(ext_factor)} with rope scaling {kind[:40]!r}, which is "
-            "not supported; use the model's safetensors copy instead."
+            f"{file.name} has yarn_ext_factor={shown(ext_factor)} with rope scaling {shown(kind)}, "
+            "which is not supported; use the model's safetensors copy instead."
         )
     if file.rope_factors is not None:
         if kind != "none" and factor != 1:

@@ -85,7 +85,7 @@ class GgufFile:
         return _Contents(self._reader.fields, self.path)
 
     def whole(self, key: str, default: int | None = None) -> int:
-        """Returns a whole number of 1 or more; a list of one number for each layer if all are equal.
+        """Returns a whole number of 1 or more, or that of all layers from a list of equal ones.
 
         Raises:
           UserError: the file lacks the value and there is no default, or it is something else.

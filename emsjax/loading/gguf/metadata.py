@@ -83,7 +83,9 @@ def check_metadata(fields: Mapping[str, Any], architecture: str, origin: str) ->
       UserError: the file is an adapter or a part of a model, or a key could change the text and is
         not read.
     """
-    if fields.get("general.type", "model") != "model" or any(k.startswith("adapter.") for k in fields):
+    if fields.get("general.type", "model") != "model" or any(
+        k.startswith("adapter.") for k in fields
+    ):
         raise UserError(
             f"{origin} is no model but {shown(fields.get('general.type', 'an adapter'))}, by its "
             "metadata; use a file that holds the whole model."
@@ -97,8 +99,8 @@ def check_metadata(fields: Mapping[str, Any], architecture: str, origin: str) ->
     for key, value in fields.items():
         if not _known(key, value, architecture):
             raise UserError(
-                f"{origin} has {shown(key)[1:-1]}={shown(value)} in its metadata, which emsjax does "
-                "not apply and which may change the text; use another GGUF file, or the model's "
+                f"{origin} has {shown(key)[1:-1]}={shown(value)} in its metadata, which emsjax "
+                "does not apply and which may change the text; use another GGUF file, or the model's "
                 "safetensors copy."
             )
 
@@ -125,5 +127,9 @@ def _neutral(value: Any, values: tuple[Any, ...] | None) -> bool:
 
 def sampling(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keys of a generation config that the recommended sampling stands for."""
-    found = {use: fields.get(f"general.sampling.{name}") for name, use in _SAMPLING.items() if isinstance(use, str)}
+    found = {
+        use: fields.get(f"general.sampling.{name}")
+        for name, use in _SAMPLING.items()
+        if isinstance(use, str)
+    }
     return {name: value for name, value in found.items() if value is not None}

@@ -7,8 +7,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, p
 from tokenizers.models import BPE
 
 from emsjax.errors import UserError
-from emsjax.loading.foreign import foreign
 from emsjax.loading.gguf.file import GgufFile
+from emsjax.loading.hf.foreign import foreign
 from emsjax.loading.hf.keys import shown
 from emsjax.loading.hf.unadvised import without_advice
 
@@ -87,7 +87,9 @@ def _check_special(file: GgufFile, tokens: Sequence[str]) -> None:
     for role in ("bos", "eos", "unknown", "padding"):
         token = file.get(f"tokenizer.ggml.{role}_token_id", 0)
         if not isinstance(token, int) or not 0 <= token < len(tokens):
-            raise ValueError(f"{role}_token_id {shown(token)} is not one of its {len(tokens)} tokens")
+            raise ValueError(
+                f"{role}_token_id {shown(token)} is not one of its {len(tokens)} tokens"
+            )
 
 
 def _byte_level(file: GgufFile, tokens: Sequence[str]) -> Tokenizer:

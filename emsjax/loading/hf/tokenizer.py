@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emsjax.errors import UserError
-from emsjax.loading.foreign import foreign
 from emsjax.loading.hf.config import read_json
+from emsjax.loading.hf.foreign import foreign
 from emsjax.loading.hf.unadvised import without_advice
 
 if TYPE_CHECKING:

@@ -55,7 +55,8 @@ def _array(meta: Path) -> tuple[Path, np.dtype[Any], tuple[int, ...]]:
             raise ValueError("its dtype is not that of numbers")
     except (KeyError, TypeError, ValueError, OverflowError, SyntaxError) as error:
         raise UserError(
-            f"{meta} is damaged ({type(error).__name__}: {error}); convert the original model again."
+            f"{meta} is damaged ({type(error).__name__}: {error}); convert the original model "
+            "again."
         ) from error
     plain = about.get("compressor") is None and not about.get("filters")
     if not plain or list(shape) != about.get("chunks") or about.get("order") != "C":
