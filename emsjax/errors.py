@@ -1,14 +1,34 @@
 """Errors that the caller can fix."""
 
+import re
 import reprlib
 from typing import Any
+
+_LONGEST = 499  # characters of a message
 
 
 class UserError(ValueError):
     """A user's mistake, described in one sentence that names the value and the remedy.
 
-    The command line prints only this sentence and exits with status 2.
+    The command line prints only this sentence and exits with status 2. A sentence that quotes a
+    file or another library may be of any length: the middle of a long one is left out, and line
+    breaks become spaces.
     """
+
+    def __init__(self, message: object = ""):
+        super().__init__(brief(str(message), _LONGEST))
+
+
+def brief(text: str, longest: int) -> str:
+    """Returns a text in one line, with the middle left out if it is longer than `longest`."""
+    # Cut before the line breaks go, because a damaged file may be quoted in full.
+    if len(text) > 4 * longest:
+        text = text[: 2 * longest] + text[-2 * longest :]
+    line = re.sub(r"\s*[\r\n\v\f\x85\u2028\u2029]\s*", " ", text).strip()
+    if len(line) <= longest:
+        return line
+    head = (longest - 5) * 2 // 3
+    return f"{line[:head].rstrip()} ... {line[head + 5 - longest :].lstrip()}"
 
 
 def check_whole(name: str, value: Any, low: int, high: int | None = None) -> None:

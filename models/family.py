@@ -74,11 +74,15 @@ class WeightMap:
       rules: `Rule` for each parameter path, e.g. "blocks.attention.qkv.kernel".
       ignore: regular expressions (full match) for checkpoint tensors that the model does not use.
       prefixes: optional prefixes of tensor names, which some of the family's checkpoints have.
+      shared: names of the token embedding and of the output head. A checkpoint of a tied model
+        may hold either of them or both; if both differ, the model is not tied, whatever its
+        configuration says.
     """
 
     rules: Mapping[str, Rule]
     ignore: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ()
+    shared: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,12 @@ class Family:
       config: converts a Hugging Face configuration (a dict with every default filled in) to a
         `DecoderConfig`; raises `UserError` if the configuration uses an unsupported feature.
       weights: returns the weight map for a `DecoderConfig`.
+      harmless: keys of the configuration that `config` need not read, because no value of theirs
+        changes the text. The loader refuses all others that `config` did not read, unless this is
+        None.
     """
 
     name: str
     config: Callable[[Mapping[str, Any]], Any]
     weights: Callable[[Any], WeightMap]
+    harmless: frozenset[str] | None = None

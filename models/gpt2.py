@@ -59,12 +59,19 @@ def gpt2_weights(config: DecoderConfig) -> WeightMap:
     }
     for ours, theirs in linears.items():
         rules |= affine(f"blocks.{ours}", f"{layer}.{theirs}", transform=_transposed)
-    ignore = [r"h\.\d+\.attn\.(masked_)?bias"]
-    if config.tied:
-        ignore.append(r"lm_head\.weight")
-    else:
+    ignore = (r"h\.\d+\.attn\.(masked_)?bias",)
+    shared = ("wte.weight", "lm_head.weight")
+    if not config.tied:
         rules["head.kernel"] = rule("lm_head.weight")
-    return WeightMap(rules, ignore=tuple(ignore), prefixes=("transformer.",))
+    return WeightMap(rules, ignore, ("transformer.",), shared)
 
 
-GPT2 = Family("gpt2", gpt2_config, gpt2_weights)
+_HARMLESS = frozenset(
+    {
+        *("resid_pdrop", "embd_pdrop", "attn_pdrop", "n_ctx"),
+        *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels"),
+        *("summary_first_dropout", "summary_hidden_size", "summary_use_pooler"),
+        "reorder_and_upcast_attn",  # only keeps float16 from overflowing
+    }
+)
+GPT2 = Family("gpt2", gpt2_config, gpt2_weights, _HARMLESS)

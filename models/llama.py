@@ -74,22 +74,41 @@ def llama_weights(config: DecoderConfig) -> WeightMap:
     if config.qk_norm:
         rules["blocks.attention.q_norm.scale"] = rule(f"{attention}.q_norm.weight")
         rules["blocks.attention.k_norm.scale"] = rule(f"{attention}.k_norm.weight")
-    ignore = [r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq"]
-    if config.tied:
-        ignore.append(r"lm_head\.weight")
-    else:
+    ignore = (r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
+    shared = ("embed_tokens.weight", "lm_head.weight")
+    if not config.tied:
         rules["head.kernel"] = rule("lm_head.weight")
-    return WeightMap(rules, ignore=tuple(ignore), prefixes=("model.",))
+    return WeightMap(rules, ignore, ("model.",), shared)
 
 
-def layer_windows(hf: Mapping[str, Any]) -> tuple[int, ...]:
-    """Returns each layer's sliding window, 0 for none; empty if no layer has one."""
-    window = hf.get("sliding_window")
-    if not window:
-        return ()
-    kinds = hf.get("layer_types") or ["sliding_attention"] * hf["num_hidden_layers"]
-    windows = tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
+def layer_windows(hf: Mapping[str, Any], used: bool = True) -> tuple[int, ...]:
+    """Returns each layer's sliding window, 0 for none; empty if no layer has one.
+
+    Args:
+      hf: a Hugging Face configuration.
+      used: whether the configuration uses its `sliding_window`.
+
+    Raises:
+      UserError: a layer is of an unknown type, lacks its window, or there are not as many types as
+        layers.
+    """
+    window, layers, kinds = hf.get("sliding_window"), hf["num_hidden_layers"], hf.get("layer_types")
+    window = window if used else None
+    kinds = kinds or ["sliding_attention" if window else "full_attention"] * layers
+    unknown = set(map(str, kinds)) - {"sliding_attention", "full_attention"}
+    if unknown or len(kinds) != layers:
+        said = f"the types {', '.join(sorted(unknown))}" if unknown else f"{len(kinds)} types"
+        raise UserError(
+            f"layer_types has {said} for {layers} layers; give each layer sliding_attention or "
+            "full_attention, or use another model"
+        )
+    if "sliding_attention" in kinds and not window:
+        raise UserError(
+            "layer_types has sliding_attention, but there is no sliding_window in use; set both, "
+            "or use another model"
+        )
+    windows = tuple((window or 0) if kind == "sliding_attention" else 0 for kind in kinds)
     return windows if any(windows) else ()
 
 
-LLAMA = Family("llama", llama_config, llama_weights)
+LLAMA = Family("llama", llama_config, llama_weights, harmless=frozenset())

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from emsjax.errors import UserError
 from emsjax.models.config import DecoderConfig
 from emsjax.models.family import Family
 from emsjax.models.llama import layer_windows, llama_config, llama_weights
@@ -11,7 +12,12 @@ from emsjax.models.llama import layer_windows, llama_config, llama_weights
 
 def mistral_config(hf: Mapping[str, Any]) -> DecoderConfig:
     """Converts a Hugging Face `MistralConfig`."""
+    if "full_attention" in (hf.get("layer_types") or ()) and hf.get("sliding_window"):
+        raise UserError(
+            "a Mistral model with a sliding window in only some layers is not supported, because "
+            "its type has the window in all; use another one"
+        )
     return replace(llama_config(hf), windows=layer_windows(hf))
 
 
-MISTRAL = Family("mistral", mistral_config, llama_weights)
+MISTRAL = Family("mistral", mistral_config, llama_weights, harmless=frozenset())

@@ -63,8 +63,8 @@ def opt_weights(config: DecoderConfig) -> WeightMap:
         rules["embedder.project_out.kernel"] = rule("project_out.weight")
     if not config.tied:
         rules["head.kernel"] = rule("lm_head.weight")
-    ignore = (r"lm_head\.weight",) if config.tied else ()
-    return WeightMap(rules, ignore=ignore, prefixes=("model.decoder.", "decoder."))
+    shared = ("embed_tokens.weight", "lm_head.weight")
+    return WeightMap(rules, prefixes=("model.decoder.", "decoder."), shared=shared)
 
 
-OPT = Family("opt", opt_config, opt_weights)
+OPT = Family("opt", opt_config, opt_weights, harmless=frozenset())

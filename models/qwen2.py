@@ -11,8 +11,10 @@ from emsjax.models.llama import layer_windows, llama_config, llama_weights
 
 def qwen2_config(hf: Mapping[str, Any]) -> DecoderConfig:
     """Converts a Hugging Face `Qwen2Config`."""
-    windows = layer_windows(hf) if hf.get("use_sliding_window") else ()
+    windows = layer_windows(hf, used=bool(hf.get("use_sliding_window")))
     return replace(llama_config(hf), qkv_bias=True, out_bias=False, windows=windows)
 
 
-QWEN2 = Family("qwen2", qwen2_config, llama_weights)
+# `transformers` turns it into `layer_types`, which is read.
+_HARMLESS = frozenset({"max_window_layers"})
+QWEN2 = Family("qwen2", qwen2_config, llama_weights, _HARMLESS)

@@ -41,8 +41,6 @@ def _llama3(settings: Settings, head_dim: int, _max_positions: int) -> tuple[np.
 
 def _yarn(settings: Settings, head_dim: int, max_positions: int) -> tuple[np.ndarray, float]:
     """YaRN (arXiv 2309.00071): section 3.2, and equation 22 for the factor on the scores."""
-    if settings.get("mscale") or settings.get("mscale_all_dim"):
-        raise UserError("rope scaling 'yarn' with mscale is not supported; use a model without it")
     base, theta = _base(settings, head_dim), settings["rope_theta"]
     trained = settings.get("original_max_position_embeddings") or max_positions
     factor = settings.get("factor") or max_positions / trained
@@ -51,8 +49,10 @@ def _yarn(settings: Settings, head_dim: int, max_positions: int) -> tuple[np.nda
         """Returns the (fractional) pair of lanes with `turns` rotations over the trained length."""
         return head_dim * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
-    low = lane_of(settings.get("beta_fast") or 32)
-    high = lane_of(settings.get("beta_slow") or 1)
+    low, high = (
+        lane_of(default if settings.get(name) is None else settings[name])
+        for name, default in (("beta_fast", 32), ("beta_slow", 1))
+    )
     if settings.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
@@ -68,6 +68,39 @@ SCALINGS: Mapping[str, Callable[[Settings, int, int], tuple[np.ndarray, float]]]
 )
 
 
+# What each type reads besides its base, and what it can do without.
+_NEEDED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "default": (),
+        "linear": ("factor",),
+        "llama3": (
+            "factor",
+            "low_freq_factor",
+            "high_freq_factor",
+            "original_max_position_embeddings",
+        ),
+        "yarn": (),
+    }
+)
+_OPTIONAL: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "yarn": (
+            "factor",
+            "original_max_position_embeddings",
+            "beta_fast",
+            "beta_slow",
+            "attention_factor",
+        )
+    }
+)
+_COMMON = frozenset({"rope_theta", "rope_type", "type"})
+# Settings that change nothing with these values. `transformers` adds the trained length to every
+# type that has one, and reads neither it nor a factor of 1 in the others.
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+    {"partial_rotary_factor": (1,), "factor": (1,), "attention_factor": (1,), "finetuned": (True,)}
+)
+
+
 def rope_from_config(config: Mapping[str, Any], head_dim: int) -> Rope:
     """Returns the rotary embedding of a Hugging Face configuration.
 
@@ -76,15 +109,53 @@ def rope_from_config(config: Mapping[str, Any], head_dim: int) -> Rope:
       head_dim: H.
 
     Raises:
-      UserError: the type of scaling is not in `SCALINGS`.
+      UserError: the type of scaling is not in `SCALINGS`, or one of its settings is missing, out of
+        range or unknown.
     """
     settings = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     settings.setdefault("rope_theta", config.get("rope_theta") or 10000.0)
     # Older configurations call it "type".
     kind = settings.get("rope_type") or settings.get("type") or "default"
-    if kind not in SCALINGS:
+    if not isinstance(kind, str) or kind not in SCALINGS:
         raise UserError(
-            f"rope scaling {kind!r} is not supported; use a model with one of {', '.join(SCALINGS)}"
+            f"rope scaling {str(kind)[:40]!r} is not supported; use a model with one of "
+            f"{', '.join(SCALINGS)}"
         )
-    frequencies, factor = SCALINGS[kind](settings, head_dim, config["max_position_embeddings"])
+    _check_settings(kind, settings)
+    if head_dim % 2:
+        raise UserError(f"head_dim {head_dim} is odd, but rope turns pairs; use another model")
+    with np.errstate(all="ignore"):  # the result is checked
+        frequencies, factor = SCALINGS[kind](settings, head_dim, config["max_position_embeddings"])
+    if not (np.isfinite(frequencies).all() and math.isfinite(factor)):
+        raise UserError(f"rope scaling {kind!r} has settings without a finite result; fix them")
     return Rope(tuple(float(f) for f in frequencies.astype(np.float32)), factor)
+
+
+def _check_settings(kind: str, settings: Settings) -> None:
+    """Checks that the settings of a type are there, in range, and all that can change the text."""
+    numbers = {"rope_theta", *_NEEDED[kind]}
+    numbers |= {name for name in _OPTIONAL.get(kind, ()) if settings.get(name) is not None}
+    for name in sorted(numbers):
+        value: Any = settings.get(name)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and 0 < value < math.inf):
+            raise UserError(
+                f"rope scaling {kind!r} has {name}={str(value)[:40]}, but it must be a number "
+                "above 0; fix it or download the model again"
+            )
+    if kind == "llama3" and settings["high_freq_factor"] <= settings["low_freq_factor"]:
+        raise UserError(
+            "rope scaling 'llama3' has a high_freq_factor that is not above its low_freq_factor; "
+            "fix them or download the model again"
+        )
+    if kind == "yarn" and settings["rope_theta"] <= 1:
+        raise UserError("rope scaling 'yarn' needs a rope_theta above 1; fix it")
+    known = numbers | _COMMON | ({"truncate"} if kind == "yarn" else set())
+    for name, value in settings.items():
+        neutral = value is None or value is False or value in _NEUTRAL.get(name, ())
+        unread = name == "original_max_position_embeddings" and kind in ("default", "linear")
+        if name not in known and not neutral and not unread:
+            raise UserError(
+                f"rope scaling {str(kind)!r} has {str(name)[:40]}={str(value)[:40]}, which is not "
+                "supported; use a model without it"
+            )

@@ -18,7 +18,7 @@ to a common length. Each `step` does this for all slots at once:
    steps overwrite them.
 
 A slot's newest token is known but has no K/V yet, so its row comes first in the next step. A slot
-still reading its prompt has several such tokens. Prefill, which is reading prompts, is therefore the
+still reading its prompt has several such tokens. Prefill, which reads prompts, is therefore the
 same step with more rows. Plain decoding is this loop with a drafter that drafts nothing, and the
 padded methods are policies, see `policy.py`.
 """

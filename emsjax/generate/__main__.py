@@ -127,8 +127,9 @@ def _generate(
         int, _number("--max-tokens", "Maximum tokens to generate per output.", _SAMPLING)
     ] = 128,
     min_tokens: Annotated[
-        int, _number("--min-tokens", "Fewest tokens before the output may end.", _SAMPLING)
-    ] = 0,
+        int | None,
+        _number("--min-tokens", "Fewest tokens before the output may end. (default: 0)", _SAMPLING),
+    ] = None,
     temperature: Annotated[
         float, _number("--temperature", "0 always takes the likeliest token.", _SAMPLING, float)
     ] = 0.0,

@@ -36,7 +36,7 @@ class Options:
     draft_length: int | None = None
     max_ngram: int | None = None
     min_ngram: int | None = None
-    min_tokens: int = 0
+    min_tokens: int | None = None
     temperature: float = 0.0
     adapt_temperature: float | None = None
     top_k: int | None = None

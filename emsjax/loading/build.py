@@ -7,33 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from emsjax.loading.families import family, model_config
 from emsjax.loading.opened import OpenedModel
 from emsjax.loading.weights import Progress, load_params
 from emsjax.models.config import DecoderConfig
-from emsjax.models.family import Family, WeightMap, dotted, rule
-
-
-def supported() -> frozenset[str]:
-    """Returns the Hugging Face model types that can be loaded."""
-    # Imported here so that tests and documentation pages can replace the registry.
-    from emsjax.models.registry import FAMILIES
-
-    return frozenset(FAMILIES)
-
-
-def _family(hf_config: Mapping[str, Any]) -> Family:
-    from emsjax.models.registry import FAMILIES
-
-    return FAMILIES[hf_config["model_type"]]
-
-
-def model_config(hf_config: Mapping[str, Any]) -> DecoderConfig:
-    """Returns the `DecoderConfig` for a Hugging Face configuration.
-
-    Raises:
-      UserError: the configuration uses a feature that the family does not support.
-    """
-    return _family(hf_config).config(hf_config)
+from emsjax.models.family import WeightMap, dotted, rule
 
 
 def abstract_model(hf_config: Mapping[str, Any]) -> tuple[Any, nnx.State, WeightMap]:
@@ -44,7 +22,7 @@ def abstract_model(hf_config: Mapping[str, Any]) -> tuple[Any, nnx.State, Weight
     """
     config = model_config(hf_config)
     graphdef, params = _split(config)
-    return graphdef, params, _family(hf_config).weights(config)
+    return graphdef, params, family(hf_config).weights(config)
 
 
 def shape_of_model(config: DecoderConfig, dtype: jnp.dtype) -> nnx.Module:

@@ -14,6 +14,7 @@ from flax import nnx
 from emsjax.errors import UserError
 from emsjax.host.files import new_directory
 from emsjax.loading.hf.config import read_json
+from emsjax.loading.hf.numbers import check_eos
 from emsjax.loading.sources.orbax import OrbaxSource
 
 MANIFEST = "emsjax.json"
@@ -107,8 +108,22 @@ def open_checkpoint(directory: Path) -> tuple[Manifest, OrbaxSource]:
         )
     try:
         manifest = Manifest(**content)
-    except TypeError as error:
+        _check_manifest(manifest)
+    except (TypeError, ValueError) as error:
         raise UserError(
             f"{directory / MANIFEST} is damaged ({error}); convert the original model again."
         ) from error
     return manifest, OrbaxSource(directory / _PARAMS, manifest.dtype)
+
+
+def _check_manifest(manifest: Manifest) -> None:
+    """Checks what the loader reads of a manifest, besides the model's configuration."""
+    if not isinstance(manifest.config, dict) or not isinstance(manifest.source, str):
+        raise ValueError("config is not an object or source is not a name")
+    if manifest.config.get("model_type") != manifest.model_type:
+        raise ValueError("model_type is not that of config")
+    if manifest.dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError("dtype is not one of float32, bfloat16 and float16")
+    if not isinstance(manifest.eos_token_ids, list | tuple):
+        raise ValueError("eos_token_ids is not a list")
+    check_eos({"eos_token_id": manifest.eos_token_ids}, MANIFEST)

@@ -82,8 +82,8 @@ def _fetched(converted: Path, say: Callable[[str], None]) -> Path:
 
 def _convert(gguf: Path, converted: Path) -> Path:
     """Converts the GGUF file to an emsjax checkpoint at `converted`."""
-    from emsjax.loading.build import supported
     from emsjax.loading.conversion import convert_model
+    from emsjax.loading.families import supported
     from emsjax.loading.opened import open_model
     from emsjax.loading.progress import progress_bar
 

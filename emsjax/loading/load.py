@@ -10,9 +10,10 @@ from flax import nnx
 
 from emsjax.engine.model import Model
 from emsjax.errors import UserError
-from emsjax.loading.build import read_weights, supported
+from emsjax.loading.build import read_weights
 from emsjax.loading.default_model import DEFAULT_NAME, default_model_dir
 from emsjax.loading.dtypes import check_dtype, dtype_for_device
+from emsjax.loading.families import supported
 from emsjax.loading.hf.tokenizer import load_tokenizer
 from emsjax.loading.hub import hub_snapshot, is_repo_id
 from emsjax.loading.opened import OpenedModel, open_model

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from emsjax.errors import UserError
-from emsjax.loading.build import model_config, supported
 from emsjax.loading.checkpoint import MANIFEST
+from emsjax.loading.families import model_config, supported
 from emsjax.loading.hf.config import complete_config, read_config, read_json
 from emsjax.loading.hub import hub_config, is_repo_id
 from emsjax.loading.opened import open_model

@@ -1,6 +1,6 @@
 """Opens a model on disk, in any format, without reading its weights."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,10 @@ from emsjax.loading.checkpoint import MANIFEST, open_checkpoint
 from emsjax.loading.gguf.config import gguf_config
 from emsjax.loading.gguf.file import GgufFile
 from emsjax.loading.gguf.tokenizer import gguf_tokenizer
+from emsjax.loading.head import as_stored
+from emsjax.loading.hf.beside import check_beside
 from emsjax.loading.hf.config import check_supported, eos_token_ids, read_config, read_json
+from emsjax.loading.hf.generation import GENERATION_KEYS
 from emsjax.loading.hf.tokenizer import load_tokenizer
 from emsjax.loading.sources.source import TensorSource, open_directory
 
@@ -28,7 +31,8 @@ class OpenedModel:
       hf_config: the Hugging Face configuration with every default filled in.
       eos_token_ids: end-of-text token ids; empty if the model declares none.
       tokenizer: function that reads and returns the tokenizer, or None if the model has none.
-      generation_config: the contents of `generation_config.json`; empty if there is no such file.
+      generation_config: the contents of `generation_config.json`; without such a file, the keys of
+        generation in `config.json`.
       extra_files: small files that a conversion copies.
     """
 
@@ -59,6 +63,7 @@ def open_model(path: Path, supported: Collection[str]) -> OpenedModel:
         return _open_ours(path, supported)
     if (path / "config.json").is_file():
         return _open_hugging_face(path, supported)
+    check_beside(path)
     return _open_gguf(_only_gguf(path), supported)
 
 
@@ -86,17 +91,20 @@ def _open_ours(directory: Path, supported: Collection[str]) -> OpenedModel:
         hf_config=manifest.config,
         eos_token_ids=tuple(manifest.eos_token_ids),
         tokenizer=lambda: load_tokenizer(directory),
-        generation_config=_generation_config(directory),
+        generation_config=_generation_config(directory, manifest.config),
         extra_files=_extra(directory),
     )
 
 
 def _open_hugging_face(directory: Path, supported: Collection[str]) -> OpenedModel:
+    check_beside(directory)
     config = read_config(directory, supported)
-    generation_config = _generation_config(directory)
+    generation_config = _generation_config(directory, config)
+    source = open_directory(directory)
+    config = as_stored(config, source)
     return OpenedModel(
         name=_name(directory),
-        source=open_directory(directory),
+        source=source,
         own_names=False,
         hf_config=config,
         eos_token_ids=eos_token_ids(generation_config, config),
@@ -116,6 +124,7 @@ def _open_gguf(path: Path, supported: Collection[str]) -> OpenedModel:
         hf_config=config,
         eos_token_ids=eos_token_ids(config),
         tokenizer=lambda: gguf_tokenizer(file),
+        generation_config=_generation_config(path, config),
     )
 
 
@@ -124,9 +133,11 @@ def _extra(directory: Path) -> tuple[Path, ...]:
     return (file,) if file.is_file() else ()
 
 
-def _generation_config(directory: Path) -> dict[str, Any]:
-    """Reads `generation_config.json`; returns an empty dict if there is none."""
-    return {} if not _extra(directory) else read_json(directory / _GENERATION_CONFIG)
+def _generation_config(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads `generation_config.json`; without it, the keys of generation in the configuration."""
+    if (directory / _GENERATION_CONFIG).is_file():
+        return read_json(directory / _GENERATION_CONFIG)
+    return {key: config[key] for key in config.keys() & GENERATION_KEYS}
 
 
 def _name(directory: Path) -> str:

@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, brief
 from emsjax.loading.sources.source import TensorSource
 from emsjax.models.family import Rule, WeightMap
+
+_ROOM = 240  # characters of names in a message
+_MOST = 6  # layers to list one by one
 
 
 @dataclass(frozen=True)
@@ -49,22 +52,20 @@ class Problems:
     misshapen: list[str] = field(default_factory=list)
 
     def raise_if_any(self, source: TensorSource) -> None:
-        """Raises one `UserError` that names every affected tensor, if there are any."""
-        problems = [
-            f"{kind} {', '.join(names)}"
-            for kind, names in (
-                ("missing", _folded(self.missing)),
-                ("not part of this model", _folded(self.surplus)),
-                ("truncated", _folded(self.truncated)),
-                ("misshapen", self.misshapen),
-            )
-            if names
-        ]
-        if problems:
+        """Raises one `UserError` that names the affected tensors, the first of many, if any."""
+        kinds = {
+            "missing": _folded(self.missing),
+            "not part of this model": _folded(self.surplus),
+            "truncated": _folded(self.truncated),
+            "misshapen": self.misshapen,
+        }
+        found = {kind: names for kind, names in kinds.items() if names}
+        if found:
+            room = _ROOM // len(found)
+            listed = "; ".join(f"{kind} {_listed(names, room)}" for kind, names in found.items())
             raise UserError(
-                f"the weights in {source.name} do not fit its configuration: "
-                f"{'; '.join(problems)}; check that configuration and weights belong together, or "
-                "download them again."
+                f"the weights in {source.name} do not fit its configuration: {listed}; check that "
+                "configuration and weights belong together, or download them again."
             )
 
 
@@ -82,14 +83,15 @@ def plan_parameters(
       A `Parameter` for each path of `shapes`.
 
     Raises:
-      UserError: tensors are missing, surplus, truncated or misshapen; the message names all.
+      UserError: tensors are missing, surplus, truncated or misshapen; the message names the first
+        of each kind and the number of others.
       ValueError: the weight map and the model have different parameters.
     """
     if shapes.keys() != weight_map.rules.keys():
         odd = sorted(shapes.keys() ^ weight_map.rules.keys())
         raise ValueError(f"weight map and model disagree about parameters: {', '.join(odd)}")
     there = source.shapes()
-    names = {_bare(name, weight_map.prefixes): name for name in there}
+    names = _by_bare_name(there, weight_map)
     problems = Problems()
     parameters = {}
     for path, shape in shapes.items():
@@ -105,6 +107,37 @@ def plan_parameters(
     problems.truncated += sorted(source.truncated)
     problems.raise_if_any(source)
     return parameters
+
+
+def _by_bare_name(there: Collection[str], weight_map: WeightMap) -> dict[str, str]:
+    """Returns the checkpoint's tensor names by their names without prefix.
+
+    If only one of the `shared` tensors is there, the other's name leads to it too.
+    """
+    names = {_bare(name, weight_map.prefixes): name for name in there}
+    if weight_map.shared and not _untied(weight_map):
+        embedding, head = weight_map.shared
+        if head in names:
+            names.setdefault(embedding, names[head])
+    return names
+
+
+def _untied(weight_map: WeightMap) -> bool:
+    """Returns whether a parameter is read from the output head's own tensor."""
+    assert weight_map.shared is not None
+    head = weight_map.shared[1]
+    return any(head in rule.sources for rule in weight_map.rules.values())
+
+
+def stored_head(source: TensorSource, weight_map: WeightMap) -> tuple[str, str] | None:
+    """Returns the checkpoint's names of embedding and output head if it holds both in full."""
+    if weight_map.shared is None:
+        return None
+    names = {_bare(name, weight_map.prefixes): name for name in source.shapes()}
+    embedding, head = (names.get(name) for name in weight_map.shared)
+    if embedding is None or head is None or {embedding, head} & source.truncated:
+        return None
+    return embedding, head
 
 
 def _find(
@@ -133,7 +166,9 @@ def _bare(name: str, prefixes: Sequence[str]) -> str:
 
 def _surplus(unused: Collection[str], weight_map: WeightMap) -> Iterator[str]:
     """Yields the unused tensors that the weight map does not ignore."""
+    # A tied model's head is left over if it equals the embedding, which `as_stored` has checked.
     ignore = [re.compile(pattern) for pattern in weight_map.ignore]
+    ignore += [re.compile(re.escape(name)) for name in weight_map.shared or ()]
     for name in unused:
         forms = (name, _bare(name, weight_map.prefixes))
         if not any(pattern.fullmatch(form) for pattern in ignore for form in forms):
@@ -161,8 +196,8 @@ def _misshapen(
 
 def _fits(parameter: Parameter, shapes: Sequence[tuple[int, ...]]) -> bool:
     """Returns whether the transform turns tensors of `shapes` into the parameter's shape."""
-    zeros = [np.broadcast_to(np.zeros((), np.float32), shape) for shape in shapes]
     try:
+        zeros = [np.broadcast_to(np.zeros((), np.float32), shape) for shape in shapes]
         return np.shape(parameter.rule.transform(zeros)) == parameter.piece
     except (ValueError, IndexError):
         return False
@@ -176,6 +211,23 @@ def _folded(names: Sequence[str]) -> list[str]:
         pattern = re.sub(r"(?<=\.)\d+(?=\.)", "{}", name, count=1)
         groups.setdefault(pattern, []).extend(numbers[:1])
     return [
-        pattern.replace("{}", "{" + ",".join(layers) + "}" if len(layers) > 1 else "".join(layers))
+        pattern.replace("{}", "{" + _numbers(layers) + "}" if len(layers) > 1 else "".join(layers))
         for pattern, layers in groups.items()
     ]
+
+
+def _numbers(layers: Sequence[str]) -> str:
+    """Lists layers, only the first and the last of many."""
+    return ",".join(layers if len(layers) <= _MOST else [*layers[:2], "...", layers[-1]])
+
+
+def _listed(names: Sequence[str], room: int) -> str:
+    """Lists names in about `room` characters, at least the first, and counts the others."""
+    shown, length = [brief(names[0], 120)], len(names[0])
+    for name in names[1:]:
+        length += len(name) + 2
+        if length > room:
+            break
+        shown.append(name)
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")

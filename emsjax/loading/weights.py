@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from emsjax.errors import UserError
 from emsjax.loading.parameters import Parameter, plan_parameters
 from emsjax.loading.sources.buffers import aligned_empty
 from emsjax.loading.sources.source import TensorSource
@@ -40,15 +42,16 @@ def load_params(
       The same state with `jax.Array`s of `dtype` on the default device.
 
     Raises:
-      UserError: tensors are missing, surplus, truncated or misshapen. The message names all of
-        them, and it is raised before any data is read.
+      UserError: tensors are missing, surplus, truncated or misshapen. The message names the
+        first of them, and it is raised before any data is read. Or a tensor does not hold
+        floating-point numbers.
       ValueError: the weight map and the model have different parameters.
     """
     leaves = {dotted(path): (path, leaf) for path, leaf in nnx.to_flat_state(abstract)}
     shapes = {name: tuple(leaf.shape) for name, (_, leaf) in leaves.items()}
     parameters = plan_parameters(shapes, weight_map, source)
     total = sum(len(names) for p in parameters.values() for names in p.layers)
-    read = _counted(source.read, total, progress)
+    read = _counted(source.read, total, progress, source.name)
     filled = []
     for name, (path, leaf) in leaves.items():
         value = jax.device_put(_assemble(parameters[name], read, dtype))
@@ -57,9 +60,9 @@ def load_params(
 
 
 def _counted(
-    read: Callable[[str], np.ndarray], total: int, progress: Progress | None
+    read: Callable[[str], np.ndarray], total: int, progress: Progress | None, origin: str
 ) -> Callable[[str], np.ndarray]:
-    """Wraps `read` to report progress."""
+    """Wraps `read` to report progress and to check the dtypes."""
     done = 0
 
     def counting(name: str) -> np.ndarray:
@@ -67,9 +70,19 @@ def _counted(
         done += 1
         if progress is not None:
             progress(done, total)
-        return read(name)
+        return _floating(read(name), name, origin)
 
     return counting
+
+
+def _floating(value: np.ndarray, name: str, origin: str) -> np.ndarray:
+    """Returns a tensor, after checking that its values are weights and not, say, packed bits."""
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise UserError(
+            f"tensor {name} in {origin} holds {value.dtype} values, but weights must be floating "
+            "point; use a copy of the model that is not quantised, or a GGUF file."
+        )
+    return value
 
 
 def _assemble(parameter: Parameter, read: Callable[[str], np.ndarray], dtype: Any) -> np.ndarray:

@@ -43,7 +43,12 @@ class RequestReader:
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._seed = seed
-        self._configured = configured_defaults(loaded.generation_config, loaded.name)
+        self._configured = configured_defaults(
+            loaded.generation_config, loaded.name, loaded.eos_token_ids
+        )
+        check_tokens(
+            SamplingParams(**self._configured | {"max_tokens": 2**31 - 1}), vocab_size, loaded.name
+        )
 
     def read(
         self,

@@ -1,18 +1,19 @@
 """A checked prompt with its parameters, ready to run."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from emsjax.errors import UserError
+from emsjax.loading.hf.generation import check_generation
 from emsjax.requests.sampling_params import SamplingParams
 from emsjax.sampling.choice import Choice, Settings, make_choice
 
-# The parameters that a model's generation config sets for requests that leave them out. Temperature
-# is not one of them: whether to sample is up to the user.
+# The parameters that a model's generation config sets under the same name for requests that leave
+# them out. Temperature is not one of them: whether to sample is up to the user.
 CONFIGURED = ("top_k", "top_p", "min_p", "repetition_penalty")
 # Parameters that the device takes as they are; a request says the others in its own terms.
 _SAME = frozenset(Settings._fields) - {"min_len", "logprobs", "adjusted", "top_k"}
@@ -76,28 +77,61 @@ def _bias(params: SamplingParams, vocab_size: int) -> np.ndarray | None:
 def with_defaults(params: SamplingParams, configured: Mapping[str, Any]) -> SamplingParams:
     """Fills in parameters of None from a model's generation config."""
     missing = {name: configured[name] for name in configured if getattr(params, name) is None}
+    if "min_tokens" in missing:
+        most = missing["min_tokens"] if params.max_tokens is None else params.max_tokens
+        missing["min_tokens"] = min(missing["min_tokens"], most)
     return replace(params, **missing) if missing else params
 
 
-def configured_defaults(generation_config: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """Returns the parameters of `CONFIGURED` that a generation config sets.
+def configured_defaults(
+    generation_config: Mapping[str, Any], origin: str, eos_token_ids: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Returns the parameters that a generation config sets.
 
     Args:
       generation_config: the model's.
       origin: the model's name for messages.
+      eos_token_ids: the model's end of text, which `bad_words_ids` cannot ban.
 
     Raises:
-      UserError: a value is out of range.
+      UserError: a value is out of range, or the generation config sets something else that could
+        change the text.
     """
+    named = f"the generation config of {origin}"
+    check_generation(generation_config, named)
     found = {name: generation_config.get(name) for name in CONFIGURED}
+    found["min_tokens"] = generation_config.get("min_new_tokens")
+    found["banned_token_ids"] = _banned(generation_config, named, eos_token_ids)
     given = {name: value for name, value in found.items() if value is not None}
     try:
-        SamplingParams(**given)
+        SamplingParams(**given | {"max_tokens": 2**31 - 1})
     except UserError as error:
-        raise UserError(
-            f"the generation config of {origin}: {error} Fix or remove its file."
-        ) from error
+        raise UserError(f"{named}: {error} Fix or remove its file.") from error
     return given
+
+
+def _banned(
+    generation_config: Mapping[str, Any], named: str, eos_token_ids: Sequence[int]
+) -> list[Any] | None:
+    """Returns the tokens that a generation config bans; None if it bans none."""
+    suppressed = generation_config.get("suppress_tokens") or []
+    words = generation_config.get("bad_words_ids") or []
+    for name, value in (("suppress_tokens", suppressed), ("bad_words_ids", words)):
+        if not isinstance(value, list):
+            raise UserError(f"{named} has {name}={_short(value)}; make it a list of token ids.")
+    for word in words:
+        if not isinstance(word, list) or len(word) != 1:
+            raise UserError(
+                f"{named} has {_short(word)} in bad_words_ids, but only words of one token can be "
+                "banned; remove it from generation_config.json."
+            )
+    # As in transformers, which does not let bad words ban the end of text.
+    banned = suppressed + [word[0] for word in words if word[0] not in eos_token_ids]
+    return banned or None
+
+
+def _short(value: object) -> str:
+    return f"{str(value)[:40]!r}"
 
 
 def check_tokens(params: SamplingParams, vocab_size: int, name: str) -> None:

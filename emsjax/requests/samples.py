@@ -152,7 +152,7 @@ def make_samples(
             detokenizer(),
             stop=params.stop or (),
             stop_ids=request.stop_ids,
-            min_tokens=params.min_tokens,
+            min_tokens=params.min_tokens or 0,
             include_stop=params.include_stop_str_in_output,
         )
 

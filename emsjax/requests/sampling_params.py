@@ -33,7 +33,8 @@ class SamplingParams:
     Attributes:
       max_tokens: the most tokens to generate, at least 1; None for the rest of the context.
       min_tokens: the number of tokens before the output may end: an end of text or a stop token
-        comes after them, and a stop string is not complete before the last of them.
+        comes after them, and a stop string is not complete before the last of them. None uses the
+        `min_new_tokens` of the model's generation config, at most `max_tokens` of them, else 0.
       temperature: 0 is greedy; higher values make the choice more even.
       adapt_temperature: the temperature for the first token of an indented line, that is after a
         line break and blanks, where code is hardest to predict (AdapT, arXiv 2309.02772, which
@@ -61,18 +62,19 @@ class SamplingParams:
         negative ones, 0.01 to 100. None uses the model's generation config, else 1.
       logit_bias: values to add to logits, by token id.
       allowed_token_ids: the only tokens that may be chosen; None allows all.
-      banned_token_ids: tokens that may not be chosen.
       bad_words: words that may not be chosen, at the start of the text or after a space; each must
         be one token.
       skip_special_tokens: whether the text leaves out special tokens, such as the end of text.
       detokenize: whether tokens are decoded; the text is None otherwise.
+      banned_token_ids: tokens that may not be chosen. None uses those of the model's generation
+        config (`suppress_tokens`, and `bad_words_ids` of one token), else none.
 
     Raises:
       UserError: a value has the wrong type or is out of range, or two contradict each other.
     """
 
     max_tokens: int | None = 16
-    min_tokens: int = 0
+    min_tokens: int | None = None
     temperature: float = 0.0
     adapt_temperature: float | None = None
     top_k: int | None = None
@@ -241,7 +243,7 @@ def _bias_value(value: Any) -> float:
 
 def _check_together(params: SamplingParams) -> None:
     """Checks the parameters against each other."""
-    if params.max_tokens is not None and params.min_tokens > params.max_tokens:
+    if params.max_tokens is not None and (params.min_tokens or 0) > params.max_tokens:
         raise UserError(
             f"min_tokens={params.min_tokens} is more than max_tokens={params.max_tokens}; "
             "lower one or raise the other."

@@ -289,3 +289,16 @@ def test_the_generation_config_sets_parameters_that_are_left_out(configured, llm
 def test_an_invalid_generation_config_is_reported(configured):
     with pytest.raises(UserError, match=r"the generation config of configured: top_p=3"):
         configured(top_p=3)
+
+
+def test_the_generation_config_bans_tokens_and_sets_the_shortest_text(configured, llm: LLM):
+    plain = [o.outputs[0].token_ids for o in llm.generate(PROMPTS, SamplingParams(max_tokens=20))]
+    one, other = plain[0][0], plain[-1][0]
+    theirs = configured(
+        suppress_tokens=[one], bad_words_ids=[[other]], min_new_tokens=9, eos_token_id=2
+    )
+    explicit = SamplingParams(max_tokens=20, min_tokens=9, banned_token_ids=[one, other])
+    found = theirs.generate(PROMPTS, SamplingParams(max_tokens=20))
+    for left, right in zip(found, llm.generate(PROMPTS, explicit), strict=True):
+        assert left.outputs[0].token_ids == right.outputs[0].token_ids
+        assert not {one, other} & set(left.outputs[0].token_ids)

@@ -10,8 +10,9 @@ from flax import nnx
 
 from emsjax.errors import UserError
 from emsjax.loading import hub
-from emsjax.loading.build import abstract_model, supported
+from emsjax.loading.build import abstract_model
 from emsjax.loading.conversion import convert_model
+from emsjax.loading.families import supported
 from emsjax.loading.hf.config import complete_config
 from emsjax.loading.load import find_model
 from emsjax.loading.named import named_config

@@ -77,7 +77,8 @@ def _weights(config: TinyConfig) -> WeightMap:
     }
     if not config.tied:
         rules["head"] = rule("lm_head.weight")
-    return WeightMap(rules, ignore=(r".*rotary_emb\.inv_freq",), prefixes=("model.",))
+    shared = ("embed_tokens.weight", "lm_head.weight")
+    return WeightMap(rules, (r".*rotary_emb\.inv_freq",), ("model.",), shared)
 
 
 LLAMA = Family("llama", _config, _weights)

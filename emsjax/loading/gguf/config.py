@@ -1,5 +1,6 @@
 """Converts GGUF metadata to a Hugging Face configuration."""
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -7,7 +8,9 @@ import numpy as np
 
 from emsjax.errors import UserError
 from emsjax.loading.gguf.file import GgufFile
+from emsjax.loading.gguf.metadata import check_metadata, sampling
 from emsjax.loading.hf.config import complete_config
+from emsjax.loading.hf.keys import shown
 from emsjax.models.rope import SCALINGS
 
 # GGUF stores Llama 3's rotary scaling only as the resulting divisors of the frequencies. All
@@ -29,59 +32,104 @@ def gguf_config(file: GgufFile, supported: Collection[str]) -> dict[str, Any]:
     Raises:
       UserError: metadata is missing, or describes a model that is not supported.
     """
-    heads = int(file.need("{arch}.attention.head_count"))
-    width = int(file.need("{arch}.embedding_length"))
+    check_metadata(file.metadata, file.architecture, file.name)
+    heads = file.whole("{arch}.attention.head_count")
+    width = file.whole("{arch}.embedding_length")
+    head_dim = file.whole("{arch}.attention.key_length", width // heads)
+    _check_heads(file, head_dim)
     shapes = file.shapes()
+    embedding = shapes.get("model.embed_tokens.weight", ())
+    if len(embedding) != 2:
+        raise UserError(
+            f"{file.name} lacks the token embedding (token_embd.weight); use another GGUF file."
+        )
     return complete_config(
         {
             "model_type": file.architecture,
-            "vocab_size": shapes.get("model.embed_tokens.weight", (0,))[0],
+            "vocab_size": embedding[0],
             "hidden_size": width,
-            "intermediate_size": int(file.need("{arch}.feed_forward_length")),
-            "num_hidden_layers": int(file.need("{arch}.block_count")),
+            "intermediate_size": file.whole("{arch}.feed_forward_length"),
+            "num_hidden_layers": file.whole("{arch}.block_count"),
             "num_attention_heads": heads,
             "num_key_value_heads": file.kv_heads,
-            "head_dim": int(file.get("{arch}.attention.key_length", width // heads)),
-            "max_position_embeddings": int(file.need("{arch}.context_length")),
-            "rms_norm_eps": _shortest(file.need("{arch}.attention.layer_norm_rms_epsilon")),
-            "rope_parameters": _rope(file),
+            "head_dim": head_dim,
+            "max_position_embeddings": file.whole("{arch}.context_length"),
+            "rms_norm_eps": file.number("{arch}.attention.layer_norm_rms_epsilon"),
+            "rope_parameters": _rope(file, head_dim),
             "tie_word_embeddings": "lm_head.weight" not in shapes,
             "attention_bias": "model.layers.0.self_attn.q_proj.bias" in shapes,
             "bos_token_id": file.get("tokenizer.ggml.bos_token_id"),
-            "eos_token_id": file.get("tokenizer.ggml.eos_token_id"),
+            "eos_token_id": _ends(file),
+            **sampling(file.metadata),
         },
         supported,
         file.name,
     )
 
 
-def _shortest(value: float) -> float:
-    """Returns the shortest decimal number for a float32: 1e-05 for 9.99999974e-06."""
-    return float(str(np.float32(value)))
+def _ends(file: GgufFile) -> int | list[int] | None:
+    """Returns the tokens that end a text, as llama.cpp does: of the text, a turn or a message.
+
+    The last three separate documents for models of code.
+    """
+    names = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+    found = [file.get(f"tokenizer.ggml.{name}_token_id") for name in names]
+    ids = list(dict.fromkeys(token for token in found if token is not None))
+    return ids if len(ids) > 1 else ids[0] if ids else None
 
 
-def _rope(file: GgufFile) -> dict[str, Any]:
-    """Returns the rotary settings: unscaled, Llama 3's, or the type named in the metadata."""
-    theta = _shortest(file.get("{arch}.rope.freq_base", 10000.0))
-    kind = file.get("{arch}.rope.scaling.type", "none")
+def _check_heads(file: GgufFile, head_dim: int) -> None:
+    """Checks that all of each head is turned by its position, and keys are as wide as values."""
+    for key in ("{arch}.rope.dimension_count", "{arch}.attention.value_length"):
+        if file.get(key) is not None and file.whole(key) != head_dim:
+            raise UserError(
+                f"{file.name} has {key.replace('{arch}', file.architecture)}={file.whole(key)}, "
+                f"but only the head's width, {head_dim}, is supported; use another model."
+            )
+
+
+def _rope(file: GgufFile, head_dim: int) -> dict[str, Any]:
+    """Returns the rotary settings, read as llama.cpp reads them.
+
+    A factor without a type is linear, and the older `rope.scale_linear` is such a factor.
+    """
+    theta = file.number("{arch}.rope.freq_base", 10000.0)
+    factor = file.number("{arch}.rope.scaling.factor", file.number("{arch}.rope.scale_linear", 1.0))
+    kind = str(file.get("{arch}.rope.scaling.type", "none" if factor == 1 else "linear"))
+    settings: dict[str, Any] = {"rope_theta": theta, "rope_type": kind}
+    ext_factor = file.get("{arch}.rope.scaling.yarn_ext_factor", float(kind == "yarn"))
+    if ext_factor != (kind == "yarn"):
+        raise UserError(
+            f"{file.name} has yarn_ext_factor={shown(ext_factor)} with rope scaling {shown(kind)}, "
+            "which is not supported; use the model's safetensors copy instead."
+        )
     if file.rope_factors is not None:
-        return {"rope_theta": theta} | _llama3(file, theta)
+        if kind != "none" and factor != 1:
+            raise UserError(
+                f"{file.name} scales its rotary frequencies twice, by rope_freqs.weight and by "
+                f"{kind[:40]!r}; use the model's safetensors copy instead."
+            )
+        return {"rope_theta": theta} | _llama3(file, theta, head_dim)
     if kind == "none":
-        return {"rope_theta": theta, "rope_type": "default"}
-    scaling = {
-        "rope_theta": theta,
-        "rope_type": kind,
-        "factor": _shortest(file.need("{arch}.rope.scaling.factor")),
-    }
+        return settings | {"rope_type": "default"}
+    settings["factor"] = factor
     original = file.get("{arch}.rope.scaling.original_context_length")
-    return scaling | ({"original_max_position_embeddings": int(original)} if original else {})
+    if kind == "yarn":
+        settings["beta_fast"] = file.number("{arch}.rope.scaling.yarn_beta_fast", 32.0)
+        settings["beta_slow"] = file.number("{arch}.rope.scaling.yarn_beta_slow", 1.0)
+        if original:
+            settings["original_max_position_embeddings"] = file.whole(
+                "{arch}.rope.scaling.original_context_length"
+            )
+    return settings
 
 
-def _llama3(file: GgufFile, theta: float) -> dict[str, Any]:
+def _llama3(file: GgufFile, theta: float, head_dim: int) -> dict[str, Any]:
     """Returns Llama 3's scaling, after checking that it reproduces the file's divisors."""
     assert file.rope_factors is not None
-    factor = float(file.rope_factors.max())
-    if np.allclose(llama3_factors(theta, factor, len(file.rope_factors)), file.rope_factors, 1e-3):
+    factor = float(file.rope_factors.max(initial=1))
+    same = file.rope_factors.shape == (head_dim // 2,) and 0 < factor < math.inf and theta > 0
+    if same and np.allclose(llama3_factors(theta, factor, head_dim // 2), file.rope_factors, 1e-3):
         return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
     raise UserError(
         f"{file.name} scales its rotary frequencies differently from every Llama 3 model; "

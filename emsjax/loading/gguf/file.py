@@ -1,8 +1,7 @@
 """A GGUF file: its metadata, and its tensors under their Hugging Face names."""
 
 import re
-import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from gguf.quants import dequantize
 
 from emsjax.errors import UserError
 from emsjax.loading.gguf.reader import GgufReader
+from emsjax.loading.hf.keys import shown
 from emsjax.loading.sources.buffers import aligned_empty
 from emsjax.loading.sources.dtypes import own_dtype
 from emsjax.loading.sources.shards import damaged
@@ -38,6 +38,7 @@ _BLOCK_NAMES = {
 }
 # Rotary factors belong to the configuration, see `gguf_config`.
 NOT_WEIGHTS = frozenset({"rope_freqs.weight"})
+_FLOAT32_MAX = 3.4e38
 _ROWS = 2048  # rows to dequantise at a time
 
 
@@ -55,7 +56,9 @@ class GgufFile:
         self.path, self.name = path, str(path)
         try:
             self._reader = GgufReader(path)
-        except (ValueError, IndexError, KeyError, OverflowError, struct.error) as error:
+        except OSError:
+            raise
+        except Exception as error:  # the gguf package checks little of what it reads
             raise damaged(path, f"it is not a complete GGUF file: {error}") from error
         self.architecture = str(self.get("general.architecture", "unknown"))
         if self.architecture not in ARCHITECTURES:
@@ -73,8 +76,45 @@ class GgufFile:
         """Returns a metadata value, or `default`; `{arch}` in the key means the architecture."""
         if "{arch}" in key:
             key = key.replace("{arch}", self.architecture)
-        found = self._reader.fields.get(key)
-        return default if found is None else found.contents()
+        found = self.metadata.get(key)
+        return default if found is None else found
+
+    @cached_property
+    def metadata(self) -> Mapping[str, Any]:
+        """All metadata, by its full key."""
+        return _Contents(self._reader.fields, self.path)
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        """Returns a whole number of 1 or more, or that of all layers from a list of equal ones.
+
+        Raises:
+          UserError: the file lacks the value and there is no default, or it is something else.
+        """
+        value = self.need(key) if default is None else self.get(key, default)
+        if isinstance(value, list) and value and all(each == value[0] for each in value):
+            value = value[0]
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+        raise self._wrong(key, value, "a whole number of 1 or more, the same for all layers")
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """Returns a positive number, as the shortest decimal of its float32: 1e-05, not 9.99e-06.
+
+        Raises:
+          UserError: the file lacks the value and there is no default, or it is something else.
+        """
+        value = self.need(key) if default is None else self.get(key, default)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and 0 < value < _FLOAT32_MAX:
+            return float(str(np.float32(value)))
+        raise self._wrong(key, value, "a finite number above 0")
+
+    def _wrong(self, key: str, value: Any, allowed: str) -> UserError:
+        name = key.replace("{arch}", self.architecture)
+        return UserError(
+            f"{self.path} has {name}={shown(value)} in its metadata, but it must be {allowed}; use "
+            "another GGUF file."
+        )
 
     def need(self, key: str) -> Any:
         """Returns a required metadata value; `{arch}` in the key means the architecture.
@@ -130,14 +170,36 @@ class GgufFile:
         if self.architecture != "llama":
             return 0
         if ".q_proj." in name:
-            return int(self.need("{arch}.attention.head_count"))
+            return self.whole("{arch}.attention.head_count")
         return self.kv_heads if ".k_proj." in name else 0
 
     @property
     def kv_heads(self) -> int:
         """Number of key/value heads."""
-        heads = self.need("{arch}.attention.head_count")
-        return int(self.get("{arch}.attention.head_count_kv", heads))
+        heads = self.whole("{arch}.attention.head_count")
+        return self.whole("{arch}.attention.head_count_kv", heads)
+
+
+class _Contents(Mapping[str, Any]):
+    """The values of metadata, which the package decodes anew for each access, decoded once."""
+
+    def __init__(self, fields: Mapping[str, Any], path: Path):
+        self._fields, self._path, self._known = fields, path, dict[str, Any]()
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self._known:
+            field = self._fields[key]
+            try:
+                self._known[key] = field.contents()
+            except Exception as error:  # the package checks little of what it decodes
+                raise damaged(self._path, f"its metadata {shown(key)}: {error}") from error
+        return self._known[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
 
 
 def hf_name(name: str) -> str:

@@ -8,6 +8,8 @@ from tokenizers.models import BPE
 
 from emsjax.errors import UserError
 from emsjax.loading.gguf.file import GgufFile
+from emsjax.loading.hf.foreign import foreign
+from emsjax.loading.hf.keys import shown
 from emsjax.loading.hf.unadvised import without_advice
 
 if TYPE_CHECKING:
@@ -62,26 +64,40 @@ def gguf_tokenizer(file: GgufFile) -> "PreTrainedTokenizerBase | None":
     if kind is None:
         return None
     tokens: list[str] = file.need("tokenizer.ggml.tokens")
-    if kind == "gpt2":
-        tokenizer = _byte_level(file, tokens)
-    elif kind == "llama":
-        tokenizer = _sentencepiece(file, tokens)
-    else:
+    if kind not in ("gpt2", "llama"):
         raise UserError(
-            f"{file.name} has a tokenizer of type {kind!r}, but only gpt2 and llama are supported; "
-            "pass another tokenizer with --tokenizer, or use the model's safetensors copy."
+            f"{file.name} has a tokenizer of type {shown(kind)}, but only gpt2 and llama are "
+            "supported; pass another tokenizer with --tokenizer, or use the model's safetensors "
+            "copy."
         )
-    tokenizer.add_tokens(_added(file, tokens))
-    _prepend_bos(file, tokens, tokenizer)
-    return _wrapped(file, tokens, tokenizer)
+    remedy = "pass another tokenizer with --tokenizer, or use another GGUF file"
+    with foreign(f"the tokenizer in {file.name} cannot be read", remedy):
+        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+            raise ValueError("tokenizer.ggml.tokens is not a list of texts")
+        build = _byte_level if kind == "gpt2" else _sentencepiece
+        tokenizer = build(file, tokens)
+        _check_special(file, tokens)
+        tokenizer.add_tokens(_added(file, tokens))
+        _prepend_bos(file, tokens, tokenizer)
+        return _wrapped(file, tokens, tokenizer)
+
+
+def _check_special(file: GgufFile, tokens: Sequence[str]) -> None:
+    """Checks that the special tokens are in the vocabulary."""
+    for role in ("bos", "eos", "unknown", "padding"):
+        token = file.get(f"tokenizer.ggml.{role}_token_id", 0)
+        if not isinstance(token, int) or not 0 <= token < len(tokens):
+            raise ValueError(
+                f"{role}_token_id {shown(token)} is not one of its {len(tokens)} tokens"
+            )
 
 
 def _byte_level(file: GgufFile, tokens: Sequence[str]) -> Tokenizer:
     """Builds a GPT-2 tokenizer: merges over bytes that are mapped to printable characters."""
     splitter = file.get("tokenizer.ggml.pre", "default")
-    if splitter not in _SPLITTERS:
+    if not isinstance(splitter, str) or splitter not in _SPLITTERS:
         raise UserError(
-            f"{file.name} splits words by the rule {splitter!r}, but only "
+            f"{file.name} splits words by the rule {shown(splitter)}, but only "
             f"{', '.join(_SPLITTERS)} are supported; pass another tokenizer with --tokenizer."
         )
     merges = [tuple(merge.split(" ")) for merge in file.need("tokenizer.ggml.merges")]

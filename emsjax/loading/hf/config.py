@@ -1,11 +1,15 @@
 """Reads Hugging Face configurations and fills in every default."""
 
+import copy
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from emsjax.errors import UserError
+from emsjax.loading.hf.foreign import foreign
+from emsjax.loading.hf.keys import REPLACED, check_code, shown
+from emsjax.loading.hf.numbers import check_eos, check_ranges
 from emsjax.loading.hf.unadvised import without_advice
 
 
@@ -37,7 +41,7 @@ def read_json(file: Path, remedy: str = "download it again") -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}).") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not valid JSON ({error}); {remedy}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{file} is not a JSON object; {remedy}.")
@@ -59,15 +63,18 @@ def complete_config(
     """
     model_type = given.get("model_type")
     check_supported(model_type, supported, origin)
+    check_code(given, origin)
+    check_ranges(given, origin)  # before transformers: it makes a list of the layers
     with without_advice():
         from transformers import CONFIG_MAPPING
 
-    try:
-        return CONFIG_MAPPING[model_type].from_dict(dict(given)).to_dict()
-    except Exception as error:  # transformers validates with several libraries
-        raise UserError(
-            f"{origin} is rejected by transformers ({_line(error)}); fix it or download it again."
-        ) from error
+    with foreign(f"{origin} is rejected by transformers", "fix it or download it again"):
+        config_class = CONFIG_MAPPING[model_type]
+        completed = config_class.from_dict(copy.deepcopy(dict(given))).to_dict()
+    # transformers drops the keys of generation and some that it does not know.
+    replaced = REPLACED | config_class.attribute_map.keys()
+    lost = {key: given[key] for key in given if key not in completed and key not in replaced}
+    return completed | lost
 
 
 def check_supported(model_type: object, supported: Collection[str], origin: str) -> None:
@@ -81,21 +88,22 @@ def check_supported(model_type: object, supported: Collection[str], origin: str)
     Raises:
       UserError: the model type is not supported.
     """
-    if model_type not in supported:
+    if not isinstance(model_type, str) or model_type not in supported:
         raise UserError(
-            f"{origin} has model type {model_type!r}, which is not supported; "
+            f"{origin} has model type {shown(model_type)}, which is not supported; "
             f"choose a model of one of these families: {', '.join(sorted(supported))}."
         )
 
 
 def eos_token_ids(*configs: Mapping[str, Any]) -> tuple[int, ...]:
-    """Returns the end-of-text ids of the first configuration that has any, or an empty tuple."""
+    """Returns the end-of-text ids of the first configuration that has any, or an empty tuple.
+
+    Raises:
+      UserError: they are no token ids.
+    """
     for config in configs:
+        check_eos(config, "the configuration")
         found = config.get("eos_token_id")
         if found is not None:
             return tuple(found) if isinstance(found, list | tuple) else (int(found),)
     return ()
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -47,7 +47,17 @@ def _size(file: Path) -> int:
 def _array(meta: Path) -> tuple[Path, np.dtype[Any], tuple[int, ...]]:
     """Returns the chunk file, dtype and shape of a zarr array."""
     about = read_json(meta)
-    shape = tuple(about.get("shape", ()))
+    try:
+        shape, dtype = tuple(about["shape"]), np.dtype(str(about["dtype"]))
+        if not all(type(size) is int and 0 <= size < 2**63 for size in shape):
+            raise ValueError("its shape is not a list of sizes")
+        if dtype.hasobject or not dtype.itemsize or dtype.shape:
+            raise ValueError("its dtype is not that of numbers")
+    except (KeyError, TypeError, ValueError, OverflowError, SyntaxError) as error:
+        raise UserError(
+            f"{meta} is damaged ({type(error).__name__}: {error}); convert the original model "
+            "again."
+        ) from error
     plain = about.get("compressor") is None and not about.get("filters")
     if not plain or list(shape) != about.get("chunks") or about.get("order") != "C":
         raise UserError(
@@ -55,5 +65,5 @@ def _array(meta: Path) -> tuple[Path, np.dtype[Any], tuple[int, ...]]:
             "convert the original model with `python -m emsjax.convert`."
         )
     # The only chunk is named after its index: "0" for a vector, "0.0.0" for a stack of matrices.
-    separator = about.get("dimension_separator", ".")
-    return meta.parent / separator.join("0" * max(len(shape), 1)), np.dtype(about["dtype"]), shape
+    separator = "/" if about.get("dimension_separator") == "/" else "."
+    return meta.parent / separator.join("0" * max(len(shape), 1)), dtype, shape

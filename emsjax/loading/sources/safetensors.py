@@ -105,8 +105,12 @@ def _entries(file: Path) -> Iterator[tuple[str, _Entry]]:
             continue
         try:
             begin, end = about["data_offsets"]
-            entry = _Entry(file, about["dtype"], tuple(about["shape"]), start + begin, start + end)
-        except (KeyError, TypeError, ValueError) as error:
+            shape = tuple(about["shape"])
+            sizes = (*shape, begin, end - begin)
+            if not all(type(size) is int and 0 <= size < 2**63 for size in sizes):
+                raise ValueError("a size is not a whole number")
+            entry = _Entry(file, str(about["dtype"]), shape, start + begin, start + end)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise damaged(file, f"its entry for tensor {name} is malformed") from error
         yield name, entry
 
@@ -120,7 +124,7 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
             raise damaged(file, "it ends within its header")
         try:
             header = json.loads(stream.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise damaged(file, "its header is not JSON") from error
     if not isinstance(header, dict):
         raise damaged(file, "its header is not a JSON object")

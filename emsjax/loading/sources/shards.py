@@ -26,17 +26,25 @@ def _sharded(index: Path) -> tuple[Path, ...]:
     """Returns the shards that `index` lists, after checking that all exist."""
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if not names or not all(_is_name(name) for name in names):
+            raise ValueError("it does not name a file for each tensor")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{index} is not a readable shard index ({error}); download the model again."
         ) from error
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise UserError(
-            f"{index.parent} lacks {', '.join(missing)}, listed in {index.name}; "
+            f"{index.parent} lacks {', '.join(missing[:3])}{more}, listed in {index.name}; "
             "download the model again."
         )
     return tuple(index.parent / name for name in names)
+
+
+def _is_name(name: object) -> bool:
+    """Returns whether `name` can be the name of a file."""
+    return isinstance(name, str) and 0 < len(name) < 256 and name.isprintable()
 
 
 def damaged(file: Path, why: object) -> UserError:

@@ -1,0 +1,208 @@
+"""Every key of a configuration is read, known to be harmless, or refused by name."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from tiny_checkpoints import CONFIG
+
+from emsjax.errors import UserError
+from emsjax.loading.families import model_config, supported
+from emsjax.loading.hf.config import complete_config, read_config
+from emsjax.loading.hf.keys import HARMLESS, ReadKeys
+from emsjax.loading.hf.tokenizer import load_tokenizer
+from emsjax.loading.load import load_model
+from emsjax.models.registry import FAMILIES
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("real_models")
+SWITCHES = {
+    "add_cross_attention",  # refused unless false
+    "is_encoder_decoder",
+}
+
+
+def config_of(given: dict[str, Any]) -> Any:
+    return model_config(complete_config(given, supported(), "config.json"))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_key_of_the_config_class_is_accounted_for(name: str) -> None:
+    """A key that a new version of `transformers` adds must be looked at here."""
+    from transformers import CONFIG_MAPPING
+
+    fields = {field.name for field in dataclasses.fields(CONFIG_MAPPING[name])}
+    keys = ReadKeys(complete_config({"model_type": name}, [name], "config.json"))
+    FAMILIES[name].config(keys)
+    known = keys.read | HARMLESS | FAMILIES[name].harmless
+    assert fields - known <= SWITCHES
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_harmless_keys_are_keys_of_the_family(name: str) -> None:
+    assert FAMILIES[name].harmless is not None
+    given = dict.fromkeys(FAMILIES[name].harmless, 3)
+    given.pop("summary_type", None), given.pop("summary_activation", None)
+    keys = ("summary_use_proj", "summary_proj_to_labels", "reorder_and_upcast_attn")
+    config_of({"model_type": name} | given | {key: True for key in keys if key in given})
+
+
+@pytest.mark.parametrize("name", tiny.TINY)
+def test_saved_models_are_accepted(name: str) -> None:
+    model_config(read_config(tiny.checkpoint(name), supported()))
+
+
+# Extra keys of configurations on the hub, as published.
+PUBLISHED = {
+    "SmolLM2": {
+        "is_llama_config": True,
+        "rope_interleaved": False,
+        "transformers.js_config": {"a": 1},
+    },
+    "Qwen2.5": {
+        "model_type": "qwen2",
+        "use_mrope": False,
+        "max_window_layers": 21,
+        "sliding_window": 9,
+    },
+    "OPT": {"model_type": "opt", "prefix": "</s>", "activation_dropout": 0.1, "layerdrop": 0.0},
+    "GPT-2": {"model_type": "gpt2", "n_ctx": 1024, "task_specific_params": {"text-generation": {}}},
+    "old Llama": {"max_sequence_length": 2048, "pad_token_id": -1, "torch_dtype": "float16"},
+    "unsloth": {"unsloth_fixed": True, "unsloth_version": "2025.1"},
+    "Mistral": {"model_type": "mistral", "sliding_window": None, "rope_theta": 1e6},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_keys_are_accepted(name: str) -> None:
+    config_of({"model_type": "llama"} | PUBLISHED[name])
+
+
+REFUSED = [
+    ("llama", {"attn_logit_softcapping": 50.0}),
+    ("llama", {"logit_scale": 0.1}),
+    ("llama", {"sliding_window": 16}),
+    ("llama", {"is_causal": False}),
+    ("llama", {"per_layer_config": {"0": {"hidden_act": "relu"}}}),
+    ("llama", {"auto_map": {"AutoModelForCausalLM": "m.M"}}),
+    ("llama", {"quantization_config": {"quant_method": "gptq", "bits": 4}}),
+    ("llama", {"quantization": {"bits": 4}}),
+    ("llama", {"partial_rotary_factor": 0.5}),
+    ("llama", {"is_encoder_decoder": True}),
+    ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 0.0}}),
+    ("llama", {"rope_scaling": {"rope_type": "default", "factor": 4.0}}),
+    ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "beta_fast": 8}}),
+    ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0}}),
+    ("llama", {"rope_scaling": {"mrope_section": [1, 2], "type": "default"}}),
+    ("gpt2", {"add_cross_attention": True}),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+    ("opt", {"layer_norm_elementwise_affine": False}),
+    ("mistral", {"layer_types": ["full_attention"] * 32}),
+    ("qwen2", {"layer_types": ["sliding_attention"] * 32}),
+    ("qwen3", {"layer_types": ["chunked_attention"] * 32}),
+    ("qwen3", {"layer_types": ["full_attention"]}),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), REFUSED)
+def test_what_changes_the_text_is_refused_by_name(name: str, change: dict[str, Any]) -> None:
+    key = next(iter(change))
+    value = change[key]
+    word = "rope" if key == "rope_scaling" else key if key != "layer_types" else "layer"
+    word = "attention scaling" if key.startswith("scale_attn") else word
+    word = "layer norms" if key.startswith("layer_norm_") else word
+    word = "layer_types|window" if isinstance(value, list) else word
+    with pytest.raises(UserError, match=word) as caught:
+        config_of({"model_type": name} | change)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("file", "word"),
+    [
+        ("adapter_config.json", "an adapter"),
+        ("adapter_model.safetensors", "an adapter"),
+        ("quantize_config.json", "a quantisation"),
+        ("hf_quant_config.json", "a quantisation"),
+        ("custom_generate/generate.py", "code that generates"),
+    ],
+)
+def test_files_beside_the_model(hf_dir: Path, file: str, word: str) -> None:
+    (hf_dir / file).parent.mkdir(exist_ok=True)
+    (hf_dir / file).write_text("{}")
+    with pytest.raises(UserError, match=f"holds {word} \\({file}\\)"):
+        load_model(hf_dir)
+
+
+def test_an_adapter_alone(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="an adapter"):
+        load_model(tmp_path)
+
+
+def test_tokenizer_with_code_of_its_own(tmp_path: Path) -> None:
+    tiny.words().save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {"auto_map": {"AutoTokenizer": ["t.T", None]}})
+    )
+    with pytest.raises(UserError, match=r"tokenizer_config\.json names code of its own"):
+        load_tokenizer(tmp_path)
+
+
+BAD_NUMBERS = [
+    {"hidden_size": 0},
+    {"hidden_size": -64},
+    {"num_hidden_layers": 100_000},
+    {"num_hidden_layers": 10**12},
+    {"num_attention_heads": 0},
+    {"num_key_value_heads": 3},
+    {"num_key_value_heads": 0},
+    {"head_dim": 0},
+    {"head_dim": 15},
+    {"vocab_size": True},
+    {"max_position_embeddings": -1},
+    {"rms_norm_eps": float("nan")},
+    {"rms_norm_eps": -1e-5},
+    {"rope_theta": 0.0},
+    {"rope_theta": float("inf")},
+    {"eos_token_id": "two"},
+    {"eos_token_id": ["</s>"]},
+    {"eos_token_id": [2, None]},
+    {"eos_token_id": -2},
+    {"eos_token_id": 2.5},
+    {"model_type": ["llama"]},
+    {"hidden_act": "sine"},
+]
+
+
+@pytest.mark.parametrize("change", BAD_NUMBERS)
+def test_damaged_configurations(hf_dir: Path, change: dict[str, Any]) -> None:
+    (hf_dir / "config.json").write_text(json.dumps(CONFIG | change))
+    with pytest.raises(UserError) as caught:
+        load_model(hf_dir)
+    message = str(caught.value)
+    assert len(message) < 500
+    assert "\n" not in message
+
+
+def test_many_layers_that_are_missing(hf_dir: Path) -> None:
+    (hf_dir / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": 4000}))
+    with pytest.raises(UserError, match=r"missing layers\.\{3,4,\.\.\.,3999\}") as caught:
+        load_model(hf_dir)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.bool_])
+def test_an_integer_tensor_among_floats(
+    hf_dir: Path, weights: dict[str, np.ndarray], dtype: type
+) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    weights[name] = np.ones((96, 64), dtype)
+    save_file(weights, hf_dir / "model.safetensors")
+    with pytest.raises(UserError, match=f"tensor {name} .* floating point"):
+        load_model(hf_dir)
