@@ -11,7 +11,7 @@ from flax import nnx
 
 from emsjax.drafters.draft_model import DraftModel
 from emsjax.drafters.recurrent import Recurrent
-from emsjax.errors import UserError
+from emsjax.errors import UserError, foreign
 from emsjax.loading.draft_checkpoint import MANIFEST, is_for, read_draft, read_manifest
 from emsjax.loading.load import LoadedModel, load_model
 from emsjax.models.recurrent_draft import Shared
@@ -85,7 +85,8 @@ def check_vocabulary(draft: LoadedModel, target: LoadedModel) -> None:
 
 
 def _by_id(tokenizer: Any) -> dict[int, str]:
-    return {number: text for text, number in tokenizer.get_vocab().items()}
+    with foreign("the vocabulary of a tokenizer cannot be read", "choose another draft model"):
+        return {number: text for text, number in tokenizer.get_vocab().items()}
 
 
 def _shown(token: str | None) -> str:

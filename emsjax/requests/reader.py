@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING
 
 from emsjax.errors import UserError
 from emsjax.limits import MAX_STOP_IDS
+from emsjax.loading.hf.tokenizer import encode, render
 from emsjax.loading.load import LoadedModel
-from emsjax.requests.prompts import Message, Prompt, check_prompt
+from emsjax.requests.detokenizer import Detokenizer
+from emsjax.requests.prompts import Prompt, check_prompt
 from emsjax.requests.request import (
     Request,
     check_choice_left,
@@ -46,6 +48,8 @@ class RequestReader:
         """Returns one checked request; see `LLM.request`."""
         text, ids = self._tokenise(prompt)
         self._check_ids(ids)
+        if text is None and self._loaded.tokenizer is not None:
+            Detokenizer(self._loaded.tokenizer, ids)  # fails here if it does not take these ids
         params = with_defaults(params, self._configured)
         return Request(
             request_id,
@@ -95,27 +99,9 @@ class RequestReader:
             return None, checked
         # A chat template writes the special tokens itself.
         plain = isinstance(checked, str)
-        text = checked if isinstance(checked, str) else self._render(checked)
-        tokens = self._tokenizer()(text, add_special_tokens=plain)
-        return text, tuple(tokens["input_ids"])
-
-    def _render(self, messages: Sequence[Message]) -> str:
-        """Renders messages with the model's chat template."""
-        from jinja2 import TemplateError  # only chat templates need it
-
-        tokenizer = self._tokenizer()
-        if not tokenizer.chat_template:
-            raise UserError(f"{self._loaded.name} has no chat template; give a plain prompt")
-        try:
-            text = tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
-            )
-        except (TemplateError, TypeError, KeyError) as error:
-            raise UserError(
-                f"the chat template of {self._loaded.name} does not take these messages ({error}); "
-                "change them or give a plain prompt"
-            ) from error
-        return str(text)
+        tokenizer, name = self._tokenizer(), self._loaded.name
+        text = checked if isinstance(checked, str) else render(tokenizer, checked, name)
+        return text, encode(tokenizer, text, name, special=plain)
 
     def _tokenizer(
         self, why: str = "give prompts as token ids, or name a tokenizer"

@@ -1,15 +1,20 @@
-"""Loads the tokenizers of model directories, from local files only."""
+"""Loads the tokenizers of model directories, from local files only, and calls them.
 
+Tokenizers and chat templates belong to the model. Whatever they raise becomes a `UserError`.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, foreign
 from emsjax.loading.hf.unadvised import without_advice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_OTHER_TEXT = "change it, or give token ids."
 
 
 def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase | None":
@@ -20,7 +25,7 @@ def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase | None":
     """
     if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
         return None
-    try:
+    with foreign(f"the tokenizer files in {directory} cannot be read", "download them again."):
         if (directory / "emsjax.json").is_file():  # our own checkpoint: the class is known
             with without_advice():
                 from transformers import PreTrainedTokenizerFast
@@ -30,8 +35,60 @@ def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase | None":
             from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except Exception as error:  # transformers raises many types for damaged files
-        raise UserError(
-            f"the tokenizer files in {directory} cannot be read ({' '.join(str(error).split())}); "
-            "download them again."
-        ) from error
+
+
+def encode(
+    tokenizer: "PreTrainedTokenizerBase", text: str, name: str, *, special: bool = True
+) -> tuple[int, ...]:
+    """Returns the token ids of a text.
+
+    Args:
+      tokenizer: the model's tokenizer.
+      text: the text.
+      name: the model's name for messages.
+      special: whether the tokenizer adds its special tokens, such as the begin of text.
+
+    Raises:
+      UserError: the tokenizer fails.
+    """
+    with foreign(f"the tokenizer of {name} does not take this prompt", _OTHER_TEXT):
+        return tuple(tokenizer(text, add_special_tokens=special)["input_ids"])
+
+
+def decode(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int], **options: bool) -> str:
+    """Returns the text of tokens; `options` are those of the tokenizer's `decode`.
+
+    Raises:
+      UserError: the tokenizer fails.
+    """
+    with foreign("the tokenizer cannot turn tokens into text", "name another tokenizer."):
+        return str(tokenizer.decode(tokens, **options))
+
+
+def render(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Mapping[str, Any]],
+    name: str,
+    *,
+    reply: bool = True,
+) -> str:
+    """Returns a conversation as text in the model's chat template.
+
+    Args:
+      tokenizer: the model's tokenizer.
+      messages: mappings with `role` and `content`.
+      name: the model's name for messages.
+      reply: whether the text ends where the model's reply begins.
+
+    Raises:
+      UserError: the model has no chat template, or the template fails.
+    """
+    problem = f"the chat template of {name} does not take these messages"
+    with foreign(problem, "change them or give a plain prompt."):
+        if not tokenizer.chat_template:
+            raise UserError(f"{name} has no chat template; give a plain prompt")
+        return str(
+            tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=reply
+            )
+        )
