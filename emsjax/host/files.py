@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from emsjax.errors import UserError
-from emsjax.host.locks import Held, Lock, fcntl, open_alone
+from emsjax.host.locks import Held, Lock, on_the_file, open_alone
 
 
 @contextlib.contextmanager
@@ -95,7 +95,7 @@ def _partial_directory(target: Path) -> tuple[Path, contextlib.AbstractContextMa
     """
     prefix = f".{target.name}.partial"
     # Windows cannot open directories, and some network file systems cannot lock them.
-    if fcntl is not None and (found := _locked_directory(target.with_name(prefix))):
+    if on_the_file() and (found := _locked_directory(target.with_name(prefix))):
         return found
     made = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=target.parent))
     return made, contextlib.nullcontext()

@@ -129,10 +129,51 @@ def alone(file: Path, refusal: str | None = None) -> Iterator[None]:
         lock.release()
 
 
+@contextlib.contextmanager
+def alone_in(directory: Path, refusal: str) -> Iterator[None]:
+    """Excludes other processes that work in the same directory until the block ends.
+
+    Args:
+      directory: made before the block if it is missing, and removed after it if it is empty then.
+      refusal: the message if another process works in it.
+
+    Raises:
+      UserError: another process works in it.
+      OSError: it cannot be made or written.
+    """
+    missing = [each for each in (directory, *directory.parents) if not each.exists()]
+    with contextlib.ExitStack() as after:
+        for each in missing:
+            after.callback(_remove_if_empty, each)
+        after.enter_context(_locked_in(directory, refusal))
+        yield
+
+
+def _locked_in(directory: Path, refusal: str) -> contextlib.ExitStack:
+    with contextlib.ExitStack() as held:
+        while True:
+            directory.mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(alone(directory / ".lock", refusal))
+            except FileNotFoundError:
+                continue  # another process has failed and removed what it had made
+            return held.pop_all()
+
+
+def _remove_if_empty(directory: Path) -> None:
+    with contextlib.suppress(OSError):
+        directory.rmdir()
+
+
 def lock_of(path: Path) -> Path:
     """Returns the file to lock for a file or directory that does not exist yet or is replaced."""
     path = Path(os.path.realpath(path))
     return path.with_name(f".{path.name}.lock")
+
+
+def on_the_file() -> bool:
+    """Returns whether locks are on the open file or directory itself, as on POSIX."""
+    return fcntl is not None
 
 
 def _flock(descriptor: int, wait: bool) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from flax import nnx
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, foreign
 from emsjax.host.files import new_directory
 from emsjax.loading.hf.config import read_json
 from emsjax.loading.sources.orbax import OrbaxSource
@@ -59,7 +59,9 @@ def save_checkpoint(
     Raises:
       UserError: `directory` is not empty or cannot be written.
     """
-    with new_directory(directory) as partial:
+    # Orbax and tokenizers raise exceptions of many classes if the device is full.
+    failing = foreign(f"{directory} cannot be written", "free space, or name another output.")
+    with new_directory(directory) as partial, failing:
         _save_params(partial / _PARAMS, params)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
@@ -105,10 +107,6 @@ def open_checkpoint(directory: Path) -> tuple[Manifest, OrbaxSource]:
             f"{directory} is in a format this version cannot read; convert the original model "
             "again with `python -m emsjax.convert`."
         )
-    try:
+    with foreign(f"{directory / MANIFEST} is damaged", "convert the original model again."):
         manifest = Manifest(**content)
-    except TypeError as error:
-        raise UserError(
-            f"{directory / MANIFEST} is damaged ({error}); convert the original model again."
-        ) from error
     return manifest, OrbaxSource(directory / _PARAMS, manifest.dtype)

@@ -42,8 +42,11 @@ def load_drafter(
     Raises:
       UserError: the draft cannot be found or loaded, or does not match the target.
     """
-    if (Path(draft).expanduser() / MANIFEST).is_file():
-        return _recurrent(Path(draft).expanduser(), target, draft_length)
+    with foreign(f"draft {str(draft)[:100]!r} cannot be looked up", "name a directory"):
+        directory = Path(draft).expanduser()
+        trained = (directory / MANIFEST).is_file()
+    if trained:
+        return _recurrent(directory, target, draft_length)
     loaded = load_model(draft, dtype=dtype)
     check_vocabulary(loaded, target)
     _warn_if_larger(loaded, target)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, foreign
 from emsjax.loading.checkpoint import MANIFEST, open_checkpoint
 from emsjax.loading.gguf.config import gguf_config
 from emsjax.loading.gguf.file import GgufFile
@@ -115,8 +115,16 @@ def _open_gguf(path: Path, supported: Collection[str]) -> OpenedModel:
         own_names=False,
         hf_config=config,
         eos_token_ids=eos_token_ids(config),
-        tokenizer=lambda: gguf_tokenizer(file),
+        tokenizer=lambda: _gguf_tokenizer(file),
     )
+
+
+def _gguf_tokenizer(file: GgufFile) -> Any:
+    with foreign(
+        f"the tokenizer in {file.name} cannot be read",
+        "pass another tokenizer with --tokenizer, or use the model's safetensors copy.",
+    ):
+        return gguf_tokenizer(file)
 
 
 def _extra(directory: Path) -> tuple[Path, ...]:

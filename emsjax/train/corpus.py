@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, reason
 from emsjax.loading.hf.tokenizer import encode, render
 from emsjax.loading.load import LoadedModel
 from emsjax.requests.prompt_line import (
@@ -50,7 +50,9 @@ def _of_file(file: Path, target: LoadedModel) -> Iterator[list[int]]:
         content = file.read_bytes()
         text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {str(file)!r} ({error})") from error
+        raise UserError(
+            f"cannot read {str(file)!r} ({reason(error)}); give a file in UTF-8"
+        ) from error
     if file.suffix == ".jsonl":
         # Split bytes, not text: `str.splitlines` also splits at characters that JSON strings may
         # contain, such as U+2028.

@@ -1,7 +1,6 @@
 """A GGUF file: its metadata, and its tensors under their Hugging Face names."""
 
 import re
-import struct
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Any
 import numpy as np
 from gguf.quants import dequantize
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, foreign
 from emsjax.loading.gguf.reader import GgufReader
 from emsjax.loading.sources.buffers import aligned_empty
 from emsjax.loading.sources.dtypes import own_dtype
-from emsjax.loading.sources.shards import damaged
+from emsjax.loading.sources.shards import decoding
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 
@@ -53,10 +52,8 @@ class GgufFile:
 
     def __init__(self, path: Path):
         self.path, self.name = path, str(path)
-        try:
+        with foreign(f"{path} is not a complete GGUF file", "download or copy it again."):
             self._reader = GgufReader(path)
-        except (ValueError, IndexError, KeyError, OverflowError, struct.error) as error:
-            raise damaged(path, f"it is not a complete GGUF file: {error}") from error
         self.architecture = str(self.get("general.architecture", "unknown"))
         if self.architecture not in ARCHITECTURES:
             raise UserError(
@@ -74,7 +71,8 @@ class GgufFile:
         if "{arch}" in key:
             key = key.replace("{arch}", self.architecture)
         found = self._reader.fields.get(key)
-        return default if found is None else found.contents()
+        with decoding(self.path):
+            return default if found is None else found.contents()
 
     def need(self, key: str) -> Any:
         """Returns a required metadata value; `{arch}` in the key means the architecture.
@@ -110,20 +108,21 @@ class GgufFile:
           UserError: the gguf package cannot dequantise the tensor.
         """
         tensor = self._tensors[name]
-        # A separate mapping, so that the tensor's pages leave memory together with it.
-        data = np.memmap(
-            self.path, tensor.data.dtype, "r", int(tensor.data_offset), tensor.data.shape
-        )
         shape = tuple(tensor.shape[::-1].tolist())
-        try:
-            weight = _dequantised(data, tensor.tensor_type, shape)
-        except NotImplementedError as error:
-            raise UserError(
-                f"tensor {name} in {self.path} is quantised as {tensor.tensor_type.name}, which "
-                "the gguf package cannot dequantise; use another GGUF file of the model."
-            ) from error
         heads = self._permuted_heads(name)
-        return _unpermuted(weight, heads) if heads else weight
+        with decoding(self.path):
+            # A separate mapping, so that the tensor's pages leave memory together with it.
+            data = np.memmap(
+                self.path, tensor.data.dtype, "r", int(tensor.data_offset), tensor.data.shape
+            )
+            try:
+                weight = _dequantised(data, tensor.tensor_type, shape)
+            except NotImplementedError as error:
+                raise UserError(
+                    f"tensor {name} in {self.path} is quantised as {tensor.tensor_type.name}, "
+                    "which the gguf package cannot dequantise; use another GGUF file of the model."
+                ) from error
+            return _unpermuted(weight, heads) if heads else weight
 
     def _permuted_heads(self, name: str) -> int:
         """Returns the heads of a tensor whose rows llama.cpp's converter permuted, otherwise 0."""

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, foreign, reason
 from emsjax.loading.hf.unadvised import without_advice
 
 
@@ -37,8 +37,8 @@ def read_json(file: Path, remedy: str = "download it again") -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}).") from error
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error}); {remedy}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not valid JSON ({reason(error)}); {remedy}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{file} is not a JSON object; {remedy}.")
     return content
@@ -62,12 +62,8 @@ def complete_config(
     with without_advice():
         from transformers import CONFIG_MAPPING
 
-    try:
+    with foreign(f"{origin} is rejected by transformers", "fix it or download it again."):
         return CONFIG_MAPPING[model_type].from_dict(dict(given)).to_dict()
-    except Exception as error:  # transformers validates with several libraries
-        raise UserError(
-            f"{origin} is rejected by transformers ({_line(error)}); fix it or download it again."
-        ) from error
 
 
 def check_supported(model_type: object, supported: Collection[str], origin: str) -> None:
@@ -95,7 +91,3 @@ def eos_token_ids(*configs: Mapping[str, Any]) -> tuple[int, ...]:
         if found is not None:
             return tuple(found) if isinstance(found, list | tuple) else (int(found),)
     return ()
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes  # noqa: F401  (registers the name "bfloat16" with numpy)
 import numpy as np
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, foreign
 from emsjax.loading.hf.config import read_json
 
 
@@ -22,12 +22,13 @@ class OrbaxSource:
 
     def __init__(self, directory: Path, dtype: str):
         self.name, self.dtype = str(directory), dtype
-        self._arrays = {meta.parent.name: _array(meta) for meta in directory.glob("*/.zarray")}
-        self.truncated = frozenset(
-            name
-            for name, (chunk, dtype, shape) in self._arrays.items()
-            if _size(chunk) != math.prod(shape) * dtype.itemsize
-        )
+        with foreign(f"{directory} is damaged", "convert the original model again."):
+            self._arrays = {meta.parent.name: _array(meta) for meta in directory.glob("*/.zarray")}
+            self.truncated = frozenset(
+                name
+                for name, (chunk, dtype, shape) in self._arrays.items()
+                if _size(chunk) != math.prod(shape) * dtype.itemsize
+            )
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Returns the shape of every parameter."""
@@ -36,7 +37,8 @@ class OrbaxSource:
     def read(self, name: str) -> np.ndarray:
         """Returns one parameter, mapped read-only."""
         chunk, dtype, shape = self._arrays[name]
-        return np.memmap(chunk, np.uint8, "r").view(dtype).reshape(shape)
+        with foreign(f"{chunk} is damaged", "convert the original model again."):
+            return np.memmap(chunk, np.uint8, "r").view(dtype).reshape(shape)
 
 
 def _size(file: Path) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 
 from emsjax.errors import UserError
 from emsjax.loading.sources.dtypes import own_dtype
-from emsjax.loading.sources.shards import damaged, find_weight_files
+from emsjax.loading.sources.shards import damaged, decoding, find_weight_files
 
 _DTYPES: Mapping[str, Any] = {
     "F64": np.float64,
@@ -60,9 +60,10 @@ class SafetensorsSource:
         self._entries: dict[str, _Entry] = {}
         truncated = set()
         for file in files:
-            entries = dict(_entries(file))
-            size = file.stat().st_size
-            truncated |= {name for name, entry in entries.items() if not entry.whole(size)}
+            with decoding(file):
+                entries = dict(_entries(file))
+                size = file.stat().st_size
+                truncated |= {name for name, entry in entries.items() if not entry.whole(size)}
             self._entries |= entries
         self.truncated = frozenset(truncated)
         self.dtype = own_dtype(entry.dtype for entry in self._entries.values())
@@ -93,8 +94,9 @@ class SafetensorsSource:
             )
         if 0 in entry.shape:  # an empty range cannot be mapped
             return np.empty(entry.shape, _DTYPES[entry.dtype])
-        raw = np.memmap(entry.file, np.uint8, "r", entry.start, (entry.stop - entry.start,))
-        return raw.view(_DTYPES[entry.dtype]).reshape(entry.shape)
+        with decoding(entry.file):
+            raw = np.memmap(entry.file, np.uint8, "r", entry.start, (entry.stop - entry.start,))
+            return raw.view(_DTYPES[entry.dtype]).reshape(entry.shape)
 
 
 def _entries(file: Path) -> Iterator[tuple[str, _Entry]]:
@@ -120,7 +122,7 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
             raise damaged(file, "it ends within its header")
         try:
             header = json.loads(stream.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise damaged(file, "its header is not JSON") from error
     if not isinstance(header, dict):
         raise damaged(file, "its header is not a JSON object")

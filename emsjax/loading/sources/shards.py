@@ -1,9 +1,10 @@
 """Finds the weight files of a Hugging Face checkpoint: one file, or the shards of an index."""
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, foreign, reason
 
 
 def find_weight_files(directory: Path, single: str) -> tuple[Path, ...]:
@@ -24,13 +25,9 @@ def find_weight_files(directory: Path, single: str) -> tuple[Path, ...]:
 
 def _sharded(index: Path) -> tuple[Path, ...]:
     """Returns the shards that `index` lists, after checking that all exist."""
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{index} is not a readable shard index ({error}); download the model again."
-        ) from error
-    missing = [name for name in names if not (index.parent / name).is_file()]
+    with foreign(f"{index} is not a readable shard index", "download the model again."):
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise UserError(
             f"{index.parent} lacks {', '.join(missing)}, listed in {index.name}; "
@@ -39,12 +36,17 @@ def _sharded(index: Path) -> tuple[Path, ...]:
     return tuple(index.parent / name for name in names)
 
 
-def damaged(file: Path, why: object) -> UserError:
+def damaged(file: Path, why: str | Exception) -> UserError:
     """Returns the error for a weight file that is not valid in its format.
 
     Args:
       file: the weight file.
-      why: a description or an exception; only its first line is reported.
+      why: a description or an exception.
     """
-    reason = str(why).strip().splitlines()[0] if str(why).strip() else type(why).__name__
-    return UserError(f"{file} is truncated or damaged ({reason}); download or copy it again.")
+    shown = why if isinstance(why, str) else reason(why)
+    return UserError(f"{file} is truncated or damaged ({shown}); download or copy it again.")
+
+
+def decoding(file: Path) -> AbstractContextManager[None]:
+    """Turns whatever the block raises about a weight file into the error of `damaged`."""
+    return foreign(f"{file} is truncated or damaged", "download or copy it again.")
