@@ -29,6 +29,7 @@ def replacing(file: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
     descriptor, lock = open_alone(partial, os.O_WRONLY | os.O_CREAT, wait=True)
     if not lock.excludes:  # another process may be writing to it: take a name of our own
         os.close(descriptor)
+        partial.unlink(missing_ok=True)
         partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}.partial")
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     with lock:
@@ -114,6 +115,8 @@ def _locked_directory(directory: Path) -> tuple[Path, Lock] | None:
             _empty(directory, lock)
             return directory, lock
         lock.release()
+        with contextlib.suppress(OSError):
+            directory.rmdir()
         return None
 
 

@@ -143,7 +143,7 @@ def alone_in(directory: Path, refusal: str) -> Iterator[None]:
     """
     missing = [each for each in (directory, *directory.parents) if not each.exists()]
     with contextlib.ExitStack() as after:
-        for each in missing:
+        for each in reversed(missing):
             after.callback(_remove_if_empty, each)
         after.enter_context(_locked_in(directory, refusal))
         yield
