@@ -40,8 +40,8 @@ def hugging_face_config(model: str | Path) -> dict[str, Any]:
     if "/" in name and not isinstance(model, Path) and is_repo_id(str(model)):
         return _from_file(hub_config(str(model)))
     raise UserError(
-        f"there is no configuration {str(model)!r}; name a config.json, a model directory, a model "
-        f"of the Hugging Face hub (owner/name), or one of {', '.join(PUBLISHED)}."
+        f"there is no configuration {str(model)[:40]!r}; name a config.json, a model directory, a "
+        f"hub model (owner/name), or one of {', '.join(PUBLISHED)}."
     )
 
 

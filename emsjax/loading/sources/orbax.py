@@ -6,6 +6,7 @@ two.
 """
 
 import math
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,9 @@ def _size(file: Path) -> int:
 def _array(meta: Path) -> tuple[Path, np.dtype[Any], tuple[int, ...]]:
     """Returns the chunk file, dtype and shape of a zarr array."""
     about = read_json(meta)
-    shape = tuple(about.get("shape", ()))
+    shape = tuple(map(operator.index, about.get("shape", ())))
+    if min(shape, default=0) < 0:
+        raise ValueError(f"the shape of {meta.parent.name} is {shape}")
     plain = about.get("compressor") is None and not about.get("filters")
     if not plain or list(shape) != about.get("chunks") or about.get("order") != "C":
         raise UserError(

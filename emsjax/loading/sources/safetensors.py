@@ -6,6 +6,7 @@ without naming the tensors that are cut off, and does not support bfloat16 with 
 
 import json
 import math
+import operator
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -106,8 +107,9 @@ def _entries(file: Path) -> Iterator[tuple[str, _Entry]]:
         if name == "__metadata__":
             continue
         try:
-            begin, end = about["data_offsets"]
-            entry = _Entry(file, about["dtype"], tuple(about["shape"]), start + begin, start + end)
+            begin, end = map(operator.index, about["data_offsets"])
+            shape = tuple(map(operator.index, about["shape"]))
+            entry = _Entry(file, about["dtype"], shape, start + begin, start + end)
         except (KeyError, TypeError, ValueError) as error:
             raise damaged(file, f"its entry for tensor {name} is malformed") from error
         yield name, entry
