@@ -65,7 +65,7 @@ def test_a_killed_process_leaves_no_lock(tmp_path: Path):
         assert process.stdout.readline() == "holds\n"
         with pytest.raises(UserError, match="busy"), alone_in(tmp_path / "run", "busy"):
             pass
-        with pytest.raises(UserError, match="^held$"), alone(tmp_path / "lock", "held"):
+        with pytest.raises(UserError, match=r"^held$"), alone(tmp_path / "lock", "held"):
             pass
         with (
             pytest.raises(UserError, match="another process is writing"),

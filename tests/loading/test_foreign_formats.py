@@ -177,11 +177,7 @@ def vocabulary(**changes: Any) -> Callable[[gguf.GGUFWriter], None]:
 def test_gguf_tokenizers(changes: dict[str, Any], tmp_path: Path) -> None:
     tensors = {"model.norm.weight": np.zeros(64, np.float32)}
     file = write_gguf(tmp_path / "m.gguf", tensors, extra=vocabulary(**changes))
-    opened = open_model(file, {"llama"})
-    try:
-        opened.tokenizer()
-    except UserError as error:
-        assert len(str(error)) < 500
+    refused(open_model(file, {"llama"}).tokenizer, "the tokenizer in .* cannot be read")
 
 
 _CONVERTS = """
