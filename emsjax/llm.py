@@ -14,6 +14,7 @@ from emsjax.engine.policy import EMS
 from emsjax.errors import UserError, check_whole, short
 from emsjax.host.cache import use_compile_cache
 from emsjax.limits import DEFAULT_MAX_MODEL_LEN
+from emsjax.loading.hf.tokenizer import decode
 from emsjax.loading.load import load_model
 from emsjax.requests import vllm_names
 from emsjax.requests.bar import shown_progress
@@ -323,7 +324,7 @@ class LLM:
         # Only `adapt_temperature` needs this, and decoding the whole vocabulary takes a while.
         if self.tokenizer is not None and not self.engine.token_classes.any():
             count = min(self.target.vocab_size, len(self.tokenizer))
-            texts = [self.tokenizer.decode([token]) for token in range(count)]
+            texts = [decode(self.tokenizer, [token]) for token in range(count)]
             self.engine.token_classes[:count] = classify(texts)
 
     def run(
@@ -427,5 +428,5 @@ class LLM:
         if self.tokenizer is None:
             return None
         if token not in self._token_texts:
-            self._token_texts[token] = str(self.tokenizer.decode([token]))
+            self._token_texts[token] = decode(self.tokenizer, [token])
         return self._token_texts[token]

@@ -98,14 +98,15 @@ def catching_failures(on_error: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        on_error(str(error))
+        # A library that is compared may run out of memory too.
+        on_error("out of memory" if _out_of_memory(error.__cause__) else str(error))
     except Exception as error:
         if not _out_of_memory(error):
             raise
         on_error("out of memory")
 
 
-def _out_of_memory(error: Exception) -> bool:
+def _out_of_memory(error: BaseException | None) -> bool:
     """Whether jax or PyTorch ran out of memory, found without importing PyTorch."""
     if isinstance(error, jax.errors.JaxRuntimeError):
         return "RESOURCE_EXHAUSTED" in str(error)

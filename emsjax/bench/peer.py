@@ -13,6 +13,7 @@ from emsjax.bench.decoding import Run
 from emsjax.bench.prompts import Tokens
 from emsjax.bench.target import Target
 from emsjax.engine.job import Job
+from emsjax.errors import foreign
 from emsjax.loading.export import export_hugging_face
 from emsjax.loading.named import hugging_face_config
 
@@ -46,6 +47,10 @@ class Peer:
         return cache, Run(seconds - (read - started), texts, steps, {}, read - started)
 
     def _generate(self, jobs: Sequence[Job], max_tokens: int) -> list[Tokens]:
+        with foreign("transformers fails on these prompts", "leave out --compare"):
+            return self._generated(jobs, max_tokens)
+
+    def _generated(self, jobs: Sequence[Job], max_tokens: int) -> list[Tokens]:
         import torch
 
         prompts = [list(job.prompt) for job in jobs]
@@ -80,8 +85,13 @@ def peer_of(target: Target) -> Peer:
     can be compared, its texts cannot.
 
     Raises:
-      UserError: the weights cannot be written in Hugging Face's format.
+      UserError: the weights cannot be written in Hugging Face's format, or `transformers` fails.
     """
+    with foreign(f"transformers cannot run {target.name}", "leave out --compare"):
+        return _peer_of(target)
+
+
+def _peer_of(target: Target) -> Peer:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -10,10 +10,25 @@ from emsjax.bench.paper import SPEEDUP
 from emsjax.bench.records import Record
 from emsjax.bench.stepped import PARTS
 from emsjax.bench.tables import name_of
+from emsjax.errors import foreign
+from emsjax.host.files import replacing
 
 
 def draw(records: Sequence[Record], directory: Path) -> list[Path]:
-    """Writes the plots of a run, one set for each dataset, and returns their files."""
+    """Writes the plots of a run, one set for each dataset, and returns their files.
+
+    Raises:
+      UserError: they cannot be drawn or written.
+    """
+    from matplotlib import rc_context
+
+    # A dollar sign in the name of a dataset or a model begins no formula.
+    plain = rc_context({"text.parse_math": False})
+    with foreign("the plots cannot be drawn", "the results are whole without them"), plain:
+        return _draw(records, directory)
+
+
+def _draw(records: Sequence[Record], directory: Path) -> list[Path]:
     # pyplot is avoided: importing it would change how the caller's own figures are shown.
     from matplotlib.figure import Figure
 
@@ -27,7 +42,8 @@ def draw(records: Sequence[Record], directory: Path) -> list[Path]:
                 note = " (simulated acceptance)" if records[0]["simulated"] else ""
                 axes.set_title(f"{records[0]['model']}, {dataset}{note}", fontsize=10)
                 files.append(directory / f"{name}-{_file_name(dataset)}.png")
-                figure.savefig(files[-1], dpi=120)
+                with replacing(files[-1]) as stream:
+                    figure.savefig(stream, dpi=120, format="png")
     return files
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from emsjax.bench.cells import Cell, Spread
 from emsjax.bench.contenders import PLAIN
 from emsjax.bench.peer import PEER
-from emsjax.errors import UserError
+from emsjax.errors import UserError, foreign
 from emsjax.host.device import device_name
 from emsjax.host.provenance import commit_of, version_of
 from emsjax.version import __version__
@@ -41,13 +41,11 @@ def read_records(file: Path) -> list[Record]:
     Raises:
       UserError: the file cannot be read or is damaged.
     """
-    try:
+    with foreign(f"{file} holds no results to append to", "name another --output"):
         records = json.loads(file.read_text(encoding="utf-8"))
-        if all(record.keys() >= set(_FIGURES) for record in records):
-            return records
-    except (OSError, ValueError, AttributeError, TypeError):
-        pass
-    raise UserError(f"{file} holds no results to append to; name another --output")
+        if not all(record.keys() >= set(_FIGURES) for record in records):
+            raise ValueError("records lack figures")
+        return records
 
 
 def run_facts() -> Record:

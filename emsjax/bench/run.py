@@ -28,6 +28,7 @@ from emsjax.bench.target import Target, random_target, real_target
 from emsjax.errors import UserError
 from emsjax.host.cache import use_compile_cache
 from emsjax.host.files import replace_text
+from emsjax.host.locks import alone_in
 
 
 def run(settings: Settings) -> None:
@@ -37,6 +38,13 @@ def run(settings: Settings) -> None:
       UserError: the model or the prompts cannot be loaded, or the output cannot be written.
     """
     use_compile_cache()
+    _make(settings.output)
+    refusal = f"another process is writing to {settings.output}; name another --output"
+    with alone_in(settings.output, refusal):
+        _run(settings)
+
+
+def _run(settings: Settings) -> None:
     files = _Files(settings.output, settings.append)
     if settings.trace is not None:
         _make(settings.trace)
@@ -143,7 +151,6 @@ class _Files:
     """The files in the output directory."""
 
     def __init__(self, directory: Path, append: bool):
-        _make(directory)
         self._directory = directory
         self._results = directory / "results.json"
         self._records: list[Record] = []
@@ -175,7 +182,10 @@ class _Files:
         written = [self._results, self._directory / "results.md"]
         if importlib.util.find_spec("matplotlib") is None:
             return [*map(_wrote, written), "no plots: they need pip install 'emsjax[plot]'"]
-        return [*map(_wrote, written), *map(_wrote, draw(self._records, self._directory))]
+        try:
+            return [*map(_wrote, written), *map(_wrote, draw(self._records, self._directory))]
+        except UserError as error:
+            return [*map(_wrote, written), f"no plots: {error}"]
 
 
 def _wrote(file: Path) -> str:

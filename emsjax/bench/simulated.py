@@ -20,7 +20,7 @@ import numpy as np
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import Stateless, WorthDrafting
 from emsjax.engine.state import DecodeState
-from emsjax.errors import UserError
+from emsjax.errors import UserError, reason
 from emsjax.host.files import replace_text
 from emsjax.limits import DRAFT_LENGTH, MAX_DRAFT_LENGTH
 from emsjax.sampling.choose import Chosen, choose
@@ -102,9 +102,9 @@ def read_acceptance(file: Path) -> Acceptance:
             f"acceptance {str(file)!r} cannot be read ({error.strerror}); give a rate from 0 to 1, "
             "or a file that --record wrote"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except Exception as error:
         raise UserError(
-            f"{file} holds no recorded acceptance ({error!r}); record it with --record"
+            f"{file} holds no recorded acceptance ({reason(error)}); record it with --record"
         ) from error
     if not ((table.accepted >= 0) & (table.accepted <= table.drafted)).all():
         raise UserError(f"{file} accepts more tokens than were drafted; record it again")

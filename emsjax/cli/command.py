@@ -17,8 +17,8 @@ from typing import Any
 
 import typer
 
-from emsjax.cli.interrupts import comes_from_interrupt, no_interrupt_is_lost
-from emsjax.errors import UserError
+from emsjax.cli.interrupts import no_interrupt_is_lost
+from emsjax.errors import UserError, comes_from_interrupt
 
 _INTERRUPTED = 130
 

@@ -73,13 +73,5 @@ def interrupts_wait() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def comes_from_interrupt(error: BaseException) -> bool:
-    """Whether `error` was raised because of a KeyboardInterrupt, as some libraries do."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, KeyboardInterrupt):
-        cause = cause.__cause__ or cause.__context__
-    return cause is not None
-
-
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +17,11 @@ from emsjax.costs.measure import measure_costs
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.engine import Engine
 from emsjax.engine.worth import StepCosts
+from emsjax.errors import reason
 from emsjax.host.cache import cache_dir
 from emsjax.host.device import device_name
 from emsjax.host.files import replace_text
+from emsjax.host.locks import alone, lock_of
 from emsjax.version import __version__
 
 # Measurements on a busy machine are averaged, and trusted from this many on.
@@ -83,17 +86,10 @@ class CostTable:
         try:
             if self._file.is_file():
                 return _read(self._file, len(self._engine.ladder))
-        except (
-            OSError,
-            ArithmeticError,
-            ValueError,
-            KeyError,
-            TypeError,
-            RecursionError,
-        ) as error:
+        except Exception as error:
             self._say(
-                f"the table of step costs {self._file} is damaged ({error}) and was deleted; steps "
-                "are estimated until a long run measures them again"
+                f"the table of step costs {self._file} is damaged ({reason(error)}) and "
+                "was deleted; steps are estimated until a long run measures them again"
             )
             with contextlib.suppress(OSError):
                 self._file.unlink()
@@ -102,17 +98,28 @@ class CostTable:
     def measure(self, earlier: Known | None) -> Known:
         """Measures the engine's steps, which takes some seconds, and keeps the result.
 
+        Processes that measure the same steps take turns. This one measures nothing if another one
+        has meanwhile found costs that are settled.
+
         Args:
           earlier: the costs known before, see `read`.
 
         Returns:
-          The earlier costs with the measurement added, see `Known.with_measurement`.
+          The latest costs with the measurement added, see `Known.with_measurement`.
         """
-        known = Known(*measure_costs(self._engine), looks=1)
-        if earlier is not None:
-            known = earlier.with_measurement(known)
-        _write(self._file, self._what, known)
-        return known
+        with ExitStack() as held:
+            # Without a cache directory the costs are measured again next time.
+            with contextlib.suppress(OSError):
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(alone(lock_of(self._file)))
+            latest = self.read() or earlier
+            if latest is not None and latest.settled:
+                return latest
+            known = Known(*measure_costs(self._engine), looks=1)
+            if latest is not None:
+                known = latest.with_measurement(known)
+            _write(self._file, self._what, known)
+            return known
 
 
 def _what(engine: Engine, model: str) -> dict[str, Any]:
@@ -174,8 +181,5 @@ def _write(file: Path, what: dict[str, Any], known: Known) -> None:
     cached = np.asarray(costs.cached).tolist()
     content = {**what, "rungs": seconds, "cached": cached, "draft": float(costs.draft)}
     content |= {"settled": known.settled, "looks": known.looks}
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # the costs are measured again next time
         replace_text(file, json.dumps(content, indent=1) + "\n")
-    except OSError:
-        return  # The costs are measured again next time.

@@ -10,6 +10,7 @@ from typing import IO, Self
 
 from emsjax.errors import UserError
 from emsjax.host.files import replacing
+from emsjax.host.locks import Held, Lock, open_alone
 from emsjax.requests import jsonl
 from emsjax.requests.prompt_line import Record, parse
 
@@ -38,8 +39,10 @@ class ResultFile:
         keep: int = 0,
         finished: Mapping[str, str] = MappingProxyType({}),
         created: Path | None = None,
+        lock: Lock | None = None,
     ):
         self._file = file
+        self._lock = lock  # keeps other processes from writing to the file
         self._whole = keep  # bytes of whole lines
         self._created = created  # the path, if this run created the file
         self._dropped = False
@@ -96,6 +99,8 @@ class ResultFile:
         self._file.close()
         if kind is not None and self.empty and self._created:
             self._created.unlink(missing_ok=True)
+        if self._lock is not None:
+            self._lock.release()
 
 
 def standard_output() -> ResultFile:
@@ -121,27 +126,42 @@ def open_output(path: str, *, resume: bool = False, overwrite: bool = False) -> 
       overwrite: whether to replace existing results, which happens at the first new one.
 
     Raises:
-      UserError: the file cannot be written, it holds results and neither `resume` nor
-        `overwrite` is set, or `resume` is set and this program did not write the file.
+      UserError: the file cannot be written, another process is writing to it, it holds results and
+        neither `resume` nor `overwrite` is set, or `resume` is set and this program did not write
+        the file.
     """
     try:
         if Path(path).is_dir():
             inside = os.path.join(path, "results.jsonl")
             raise UserError(f"{path!r} is a directory; give --output a file, such as {inside!r}.")
         there = Path(path).exists()
-        held = there and Path(path).stat().st_size > 0
+        if there and not Path(path).is_file():  # a pipe, a terminal or /dev/null
+            return ResultFile(open(path, "wb", buffering=0), path)
+        descriptor, lock = open_alone(Path(path), os.O_WRONLY | os.O_CREAT)
+    except Held:
+        raise UserError(
+            f"another process is writing to {path!r}; wait for it, or give another --output."
+        ) from None
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    file = os.fdopen(descriptor, "wb", buffering=0)
+    try:
+        held = os.fstat(descriptor).st_size > 0
         if held and not (resume or overwrite):
             raise UserError(
                 f"{path!r} already holds results; give --resume to continue it, --overwrite to "
                 "replace it, or another --output."
             )
-        file = open(path, "r+b" if held else "wb", buffering=0)  # noqa: SIM115
-        if not (resume and held):
-            return ResultFile(file, path, created=None if there else Path(path).resolve())
+        if resume and held:
+            return _resume(file, path, lock)
+        created = None if there or held else Path(path).resolve()
+        return ResultFile(file, path, created=created, lock=lock)
+    except BaseException as error:
         file.close()
-        return _resume(path)
-    except OSError as error:
-        raise _unwritable(path, error) from error
+        lock.release()
+        if isinstance(error, OSError):
+            raise _unwritable(path, error) from error
+        raise
 
 
 def _unwritable(name: str, error: OSError) -> UserError:
@@ -150,13 +170,14 @@ def _unwritable(name: str, error: OSError) -> UserError:
     )
 
 
-def _resume(path: str) -> ResultFile:
-    """Opens a result file, removing its error records and its half-written last line."""
+def _resume(file: IO[bytes], path: str, lock: Lock) -> ResultFile:
+    """Continues a result file, removing its error records and its half-written last line."""
     finished, whole, errors = _scan(path)
     if errors:
-        whole = _rewrite_without_errors(Path(path).resolve())
-    file = open(path, "r+b", buffering=0)  # noqa: SIM115
-    return ResultFile(file, path, whole, finished)
+        whole = _rewrite_without_errors(Path(path).resolve(), lock)
+        file.close()
+        file = open(path, "r+b", buffering=0)  # noqa: SIM115
+    return ResultFile(file, path, whole, finished, lock=lock)
 
 
 def _scan(path: str) -> tuple[dict[str, str], int, int]:
@@ -201,9 +222,10 @@ def _is_result(record: Record) -> bool:
     return named and isinstance(record.get("prompt_digest"), str)
 
 
-def _rewrite_without_errors(path: Path) -> int:
+def _rewrite_without_errors(path: Path, lock: Lock) -> int:
     """Replaces the file by one with the finished results only; returns its size in bytes."""
     with open(path, "rb") as old, replacing(path, sync=True) as new:
+        lock.take_in(new.fileno())  # no other process may find the new file unlocked
         for raw in old:
             whole_line = raw.endswith(b"\n") and raw.strip()
             if whole_line and "error" not in parse(raw):

@@ -2,9 +2,10 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 from emsjax.cli.interrupts import interrupts_wait
@@ -19,6 +20,7 @@ from emsjax.requests import jsonl
 from emsjax.requests.outputs import CompletionOutput, Piece, RequestOutput
 from emsjax.requests.prompt_line import Prompt
 from emsjax.requests.sampling_params import SamplingParams
+from emsjax.token_view.file import reserved
 
 
 class Generator(Protocol):
@@ -68,7 +70,7 @@ def run(options: Options, command_started: float) -> int:
       BrokenPipeError: the reader of standard output has closed the pipe.
     """
     check(options)
-    with open_source(options) as source, _open_sink(options) as sink:
+    with open_source(options) as source, _open_sink(options) as sink, _page_reserved(options):
         if options.stream and source.texts is None:
             raise UserError(
                 "--stream prints texts, but JSON lines hold whole results; leave out --stream."
@@ -97,6 +99,10 @@ def _open_sink(options: Options) -> ResultFile:
     if options.output in (None, "-"):
         return standard_output()
     return open_output(str(options.output), resume=options.resume, overwrite=options.overwrite)
+
+
+def _page_reserved(options: Options) -> AbstractContextManager[None]:
+    return reserved(Path(options.report)) if options.report else nullcontext()
 
 
 def _load(options: Options) -> Generator:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -9,11 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from emsjax.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows: without locks, what a killed process left behind is never removed
-    fcntl = None  # type: ignore[assignment]
+from emsjax.host.locks import Held, Lock, on_the_file, open_alone
 
 
 @contextlib.contextmanager
@@ -21,7 +18,7 @@ def replacing(file: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
     """Opens a partial file next to `file`, which takes its place when the block succeeds.
 
     An existing `file` stays untouched until then, and passes its permissions on to the new one. An
-    error or interrupt removes the partial file.
+    error or interrupt removes the partial file. Another process that replaces the same file waits.
 
     Args:
       file: the file to write or replace.
@@ -29,19 +26,27 @@ def replacing(file: Path, *, sync: bool = False) -> Iterator[BinaryIO]:
         an empty file either.
     """
     partial = file.with_name(f"{file.name}.partial")
-    try:
-        with partial.open("wb") as stream:
-            yield stream
-            if sync:
-                stream.flush()
-                os.fsync(stream.fileno())
-        if file.exists():
-            shutil.copymode(file, partial)
-        partial.replace(file)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
+    descriptor, lock = open_alone(partial, os.O_WRONLY | os.O_CREAT, wait=True)
+    if not lock.excludes:  # another process may be writing to it: take a name of our own
+        os.close(descriptor)
+        partial.unlink(missing_ok=True)
+        partial = file.with_name(f"{file.name}.{secrets.token_hex(4)}.partial")
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    with lock:
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.truncate()  # a killed process may have left something
+                yield stream
+                if sync:
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            if file.exists():
+                shutil.copymode(file, partial)
+            partial.replace(file)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise
 
 
 def replace_text(file: Path, text: str) -> None:
@@ -52,31 +57,80 @@ def replace_text(file: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def new_directory(target: Path) -> Iterator[Path]:
-    """Makes a temporary directory next to `target` and renames it to `target` after the block.
+    """Makes a partial directory next to `target` and renames it to `target` after the block.
 
     An error or interrupt removes it. What a killed process left is removed by the next call.
 
     Raises:
-      UserError: `target` is a file or a directory with something in it, or cannot be written.
+      UserError: `target` is a file or a directory with something in it, or cannot be written, or
+        another process is writing it.
     """
     check_free(target)
     target = target.absolute()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target)
-        partial = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
+        partial, lock = _partial_directory(target)
+    except Held:
+        raise UserError(
+            f"another process is writing {target}; wait for it, or name another output."
+        ) from None
     except OSError as error:
         raise _unwritable(target, error) from error
-    # The lock tells other processes that the directory is in use; it ends with this process.
-    lock = _locked(partial)
+    with lock:
+        try:
+            check_free(target)  # another process may have finished it in the meantime
+            yield partial
+            partial.chmod(0o755)  # it was made for the owner only
+            _rename(partial, target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def _partial_directory(target: Path) -> tuple[Path, contextlib.AbstractContextManager[object]]:
+    """Makes an empty directory next to `target` and locks it.
+
+    Raises:
+      Held: another process has the lock.
+      OSError: the directory cannot be made.
+    """
+    prefix = f".{target.name}.partial"
+    # Windows cannot open directories, and some network file systems cannot lock them.
+    if on_the_file() and (found := _locked_directory(target.with_name(prefix))):
+        return found
+    made = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=target.parent))
+    return made, contextlib.nullcontext()
+
+
+def _locked_directory(directory: Path) -> tuple[Path, Lock] | None:
+    """Makes and locks an empty directory; None if the file system has no locks."""
+    while True:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        try:
+            descriptor, lock = open_alone(directory, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # its owner has finished
+        os.close(descriptor)
+        if lock.excludes:
+            _empty(directory, lock)
+            return directory, lock
+        lock.release()
+        with contextlib.suppress(OSError):
+            directory.rmdir()
+        return None
+
+
+def _empty(directory: Path, lock: Lock) -> None:
+    """Removes what a killed process left; releases the lock if that fails."""
     try:
-        yield partial
-        partial.chmod(0o755)  # mkdtemp grants access to the owner only
-        _rename(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
+        for path in directory.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    except BaseException:
+        lock.release()
+        raise
 
 
 def _rename(partial: Path, target: Path) -> None:
@@ -100,29 +154,3 @@ def check_free(target: Path) -> None:
     """
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"{target} already exists and is not empty; remove it or name another.")
-
-
-def _prefix(target: Path) -> str:
-    return f".{target.name}.partial-"
-
-
-def _locked(directory: Path) -> int | None:
-    """Locks `directory` until the returned descriptor is closed; None if another process has it."""
-    if fcntl is None:
-        return None
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _remove_leftovers(target: Path) -> None:
-    """Removes the partial directories of killed processes: those that nobody holds a lock on."""
-    for partial in target.parent.glob(f"{_prefix(target)}*"):
-        lock = _locked(partial)
-        if lock is not None:
-            shutil.rmtree(partial, ignore_errors=True)
-            os.close(lock)

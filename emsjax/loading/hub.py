@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, foreign, reason
 from emsjax.loading.sources.shards import find_weight_files
 
 _TIMEOUT = 5.0  # seconds to wait for the hub's first answer
@@ -17,14 +17,23 @@ def is_repo_id(name: str) -> bool:
 
 
 def cached_snapshot(repo_id: str) -> Path | None:
-    """Returns the model's directory in the hub's local cache, or None unless it is complete."""
+    """Returns the model's directory in the hub's local cache, or None unless it is complete.
+
+    Raises:
+      UserError: the hub takes no such name, or the cache cannot be read.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    try:
-        snapshot = Path(snapshot_download(repo_id, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
+    _check_name(repo_id)
+    with foreign(
+        f"the Hugging Face cache cannot be searched for model {repo_id!r}",
+        "remove the model from the cache, or name a model directory.",
+    ):
+        try:
+            snapshot = Path(snapshot_download(repo_id, local_files_only=True))
+        except LocalEntryNotFoundError:
+            return None
     return snapshot if _complete(snapshot) else None
 
 
@@ -45,10 +54,22 @@ def hub_config(repo_id: str) -> Path:
     """
     from huggingface_hub import hf_hub_download
 
+    _check_name(repo_id)
     try:
         return Path(hf_hub_download(repo_id, "config.json", etag_timeout=_TIMEOUT))
     except Exception as error:  # the hub's client passes on its HTTP library's errors
         raise _refused(repo_id, error) from error
+
+
+def _check_name(repo_id: str) -> None:
+    """Checks a name by the rules of the hub's own client, which refuses "a..b", for example."""
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    with foreign(
+        f"model {repo_id!r} does not exist here, and the Hugging Face hub takes no such name",
+        "name a model directory, a .gguf file or a model of the hub (owner/name).",
+    ):
+        validate_repo_id(repo_id)
 
 
 def _complete(snapshot: Path) -> bool:
@@ -86,8 +107,8 @@ def _refused(repo_id: str, error: Exception) -> UserError:
             f"model {repo_id!r} is neither a local directory or GGUF file nor a model of the "
             "Hugging Face hub that you have access to; check the name."
         )
-    reason = " ".join(str(error).split())[:200]
     return UserError(
         f"model {repo_id!r} is neither a local directory or GGUF file nor in the Hugging Face "
-        f"cache, and the hub cannot be reached ({reason}); check the path or your connection."
+        f"cache, and the hub cannot be reached ({reason(error)}); check the path or your "
+        "connection."
     )

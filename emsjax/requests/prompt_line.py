@@ -10,6 +10,8 @@ from emsjax.requests.content import joined_parts
 Prompt = str | list[int] | list[dict[str, Any]]
 Record = dict[str, Any]
 
+# The deepest nesting of lists and objects in a line.
+DEEPEST = 100
 PROMPT_KEYS = ("prompt", "prompt_token_ids", "messages", "turns")
 
 
@@ -17,12 +19,28 @@ def parse(raw: bytes) -> Any:
     """Parses the JSON value of one line strictly: NaN and Infinity are refused.
 
     Raises:
-      ValueError: the line is not JSON or not UTF-8.
+      ValueError: the line is not JSON, not UTF-8, or nested more than `DEEPEST` times.
     """
     try:
-        return json.loads(raw.decode("utf-8-sig").strip(), parse_constant=_refuse_constant)
+        value = json.loads(raw.decode("utf-8-sig").strip(), parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    # Python would fail later, wherever the value is written or shown with less stack left.
+    if raw.count(b"[") + raw.count(b"{") > DEEPEST and not _is_shallow(value):
+        raise ValueError("nested too deeply")
+    return value
+
+
+def _is_shallow(value: Any) -> bool:
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, list | dict)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return not any(isinstance(each, list | dict) for each in level)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 from emsjax.errors import UserError, short
 from emsjax.limits import MAX_STOP_IDS
+from emsjax.loading.hf.tokenizer import encode, render
 from emsjax.loading.load import LoadedModel
 from emsjax.requests.bad_words import banned_tokens
 from emsjax.requests.chat import ChatOptions
-from emsjax.requests.prompts import Message, Prompt, check_prompt
+from emsjax.requests.detokenizer import Detokenizer
+from emsjax.requests.prompts import Prompt, check_prompt
 from emsjax.requests.request import (
     Request,
     check_choice_left,
@@ -60,6 +62,8 @@ class RequestReader:
         """Returns one checked request; see `LLM.request`."""
         text, ids = self._tokenise(prompt, chat or ChatOptions())
         self._check_ids(ids)
+        if text is None and self._loaded.tokenizer is not None and params.detokenize:
+            Detokenizer(self._loaded.tokenizer, ids)  # fails here if it does not take these ids
         params = self._without_bad_words(with_defaults(params, self._configured))
         room = self._max_model_len - len(ids)
         return Request(
@@ -118,29 +122,19 @@ class RequestReader:
             return None, checked
         # A chat template writes the special tokens itself.
         plain = isinstance(checked, str)
-        text = checked if isinstance(checked, str) else self._render(checked, chat)
-        tokens = self._tokenizer()(text, add_special_tokens=plain)
-        return text, tuple(tokens["input_ids"])
-
-    def _render(self, messages: Sequence[Message], chat: ChatOptions) -> str:
-        """Renders messages with a chat template, by default the model's."""
-        tokenizer = self._tokenizer()
-        if not tokenizer.chat_template and chat.chat_template is None:
-            raise UserError(f"{self._loaded.name} has no chat template; give a plain prompt")
-        try:
-            tools = [dict(tool) for tool in chat.tools or ()] or None
-            template = tokenizer.get_chat_template(chat.chat_template, tools)
-            arguments = chat.arguments(template, self._loaded.name)
-            text = tokenizer.apply_chat_template(list(messages), tokenize=False, **arguments)
-        except UserError:
-            raise
-        except Exception as error:  # a template may fail in any way
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"the chat template of {self._loaded.name} does not take these messages "
-                f"({reason}); change them or give a plain prompt"
-            ) from error
-        return str(text)
+        tokenizer, name = self._tokenizer(), self._loaded.name
+        if isinstance(checked, str):
+            text = checked
+        else:
+            text = render(
+                tokenizer,
+                checked,
+                name,
+                template=chat.chat_template,
+                tools=chat.tools or (),
+                arguments=lambda template: chat.arguments(template, name),
+            )
+        return text, encode(tokenizer, text, name, special=plain)
 
     def _tokenizer(
         self, why: str = "give prompts as token ids, or name a tokenizer"

@@ -1,9 +1,12 @@
 """Writing a page to a file."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, foreign
 from emsjax.host.files import replace_text
+from emsjax.host.locks import alone, lock_of
 
 
 def check_page(file: Path) -> None:
@@ -12,10 +15,30 @@ def check_page(file: Path) -> None:
     Raises:
       UserError: `file` is a directory or a device, or its directory does not exist.
     """
-    if file.exists() and not file.is_file():
-        raise _unwritable(file, "it is not a regular file")
-    if not file.resolve().parent.is_dir():
-        raise _unwritable(file, f"the directory {str(file.parent)!r} does not exist")
+    # A name may be too long, or a symbolic link may lead to itself.
+    with foreign(f"cannot write the report to {str(file)!r}", "name another file."):
+        if file.exists() and not file.is_file():
+            raise _unwritable(file, "it is not a regular file")
+        if not file.resolve().parent.is_dir():
+            raise _unwritable(file, f"the directory {str(file.parent)!r} does not exist")
+
+
+@contextmanager
+def reserved(file: Path) -> Iterator[None]:
+    """Keeps other runs from writing a page to `file` until the block ends.
+
+    Raises:
+      UserError: another run will write the page, or its directory cannot be written.
+    """
+    refusal = (
+        f"another process is writing the report {str(file)!r}; wait for it, or name another file."
+    )
+    with ExitStack() as held:
+        try:
+            held.enter_context(alone(lock_of(file), refusal))
+        except OSError as error:
+            raise _unwritable(file, error.strerror or str(error)) from error
+        yield
 
 
 def write_page(file: Path, page: str) -> None:

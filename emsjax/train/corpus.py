@@ -4,9 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
-from emsjax.errors import UserError
+from emsjax.errors import UserError, reason
+from emsjax.loading.hf.tokenizer import encode, render
 from emsjax.loading.load import LoadedModel
 from emsjax.requests.prompt_line import (
     PROMPT_KEYS,
@@ -51,7 +50,9 @@ def _of_file(file: Path, target: LoadedModel) -> Iterator[list[int]]:
         content = file.read_bytes()
         text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {str(file)!r} ({error})") from error
+        raise UserError(
+            f"cannot read {str(file)!r} ({reason(error)}); give a file in UTF-8"
+        ) from error
     if file.suffix == ".jsonl":
         # Split bytes, not text: `str.splitlines` also splits at characters that JSON strings may
         # contain, such as U+2028.
@@ -97,18 +98,13 @@ def _checked(ids: list[int], target: LoadedModel) -> list[int]:
 def _rendered(messages: list[dict[str, Any]], target: LoadedModel) -> list[int]:
     """The token ids of a conversation in the target's chat template."""
     tokenizer = _tokenizer(target)
-    try:
-        encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-    except (TemplateError, ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"the target's chat template does not take these messages ({error}); give a plain "
-            "prompt."
-        ) from error
-    return list(encoded["input_ids"])
+    # A chat template writes the special tokens itself.
+    text = render(tokenizer, messages, target.name)
+    return list(encode(tokenizer, text, target.name, special=False))
 
 
 def _tokens(text: str, target: LoadedModel) -> list[int]:
-    return list(_tokenizer(target)(text)["input_ids"])
+    return list(encode(_tokenizer(target), text, target.name))
 
 
 def _tokenizer(target: LoadedModel) -> Any:

@@ -4,6 +4,8 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
+from emsjax.errors import foreign
+from emsjax.host.files import replacing
 from emsjax.train.fit import Progress
 
 _SHOWN_LENGTHS = (1, 3, 5)
@@ -20,7 +22,15 @@ def draw_curves(progress: Sequence[Progress], file: Path) -> None:
     Args:
       progress: all evaluations so far.
       file: the PNG file.
+
+    Raises:
+      UserError: it cannot be drawn or written.
     """
+    with foreign(f"{file} cannot be drawn", "free space, or uninstall matplotlib"):
+        _draw(progress, file)
+
+
+def _draw(progress: Sequence[Progress], file: Path) -> None:
     # Not pyplot, which would change how the caller's own figures are displayed.
     from matplotlib.figure import Figure
 
@@ -35,4 +45,5 @@ def draw_curves(progress: Sequence[Progress], file: Path) -> None:
     right.set(title="Accepted tokens per step, held-out texts", xlabel="updates", ylabel="tokens")
     right.set_ylim(bottom=0)
     right.legend()
-    figure.savefig(file, dpi=120)
+    with replacing(file) as stream:
+        figure.savefig(stream, dpi=120, format="png")

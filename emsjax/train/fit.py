@@ -13,7 +13,7 @@ import optax
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from emsjax.errors import UserError
+from emsjax.errors import foreign
 from emsjax.models.recurrent_draft import RecurrentConfig, RecurrentDraft, Shared
 from emsjax.train.batches import all_batches, batch_number
 from emsjax.train.loss import Texts, total, unroll
@@ -115,7 +115,8 @@ def fit(
                 mean = float(np.mean(jax.device_get(losses)))
                 on_progress(Progress(step + 1, mean, evaluate(learner.params)))
                 losses = []
-                checkpoints.save(step + 1, args=ocp.args.StandardSave(_pure(learner)))
+                with foreign(f"{directory} cannot be written", "free space and run again"):
+                    checkpoints.save(step + 1, args=ocp.args.StandardSave(_pure(learner)))
     return nnx.merge(graphdef, learner.params)
 
 
@@ -169,12 +170,9 @@ def _latest(checkpoints: ocp.CheckpointManager, fresh: _Learner) -> tuple[_Learn
     step = checkpoints.latest_step()
     if step is None:
         return fresh, 0
-    try:
+    where = checkpoints.directory / str(step)
+    with foreign(f"{where} is damaged", "delete it and run again"):
         found = checkpoints.restore(step, args=ocp.args.StandardRestore(_pure(fresh)))
-    except Exception as error:  # orbax raises many types
-        where = checkpoints.directory / str(step)
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{where} is damaged ({reason}); delete it and run again") from error
     leaves = jax.tree.leaves(found)
     return jax.tree.unflatten(jax.tree.structure(fresh), leaves), step
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from emsjax.errors import UserError
 from emsjax.host.files import replace_text
+from emsjax.loading.hf.tokenizer import decode, encode, render
 from emsjax.loading.load import LoadedModel
 from emsjax.train.record import Text, Writing, write_texts
 
@@ -78,8 +79,11 @@ def start_of_message(target: LoadedModel) -> list[int]:
             "--input"
         )
     chat = [{"role": "user", "content": _MESSAGE}]
-    before, _, _ = tokenizer.apply_chat_template(chat, tokenize=False).partition(_MESSAGE)
-    ids = list(tokenizer(before, add_special_tokens=False)["input_ids"])
+    rendered = render(
+        tokenizer, chat, target.name, arguments=lambda _: {"add_generation_prompt": False}
+    )
+    before, _, _ = rendered.partition(_MESSAGE)
+    ids = list(encode(tokenizer, before, target.name, special=False))
     if not ids:
         raise UserError(
             f"{target.name} cannot make up prompts, because its chat template has nothing before a "
@@ -92,4 +96,4 @@ def _message(target: LoadedModel, text: Text) -> str:
     """Returns the user message in a text; empty if the message did not end."""
     *tokens, last = text.tokens.tolist()
     tokenizer: Any = target.tokenizer
-    return tokenizer.decode(tokens).strip() if last in target.eos_token_ids else ""
+    return decode(tokenizer, tokens).strip() if last in target.eos_token_ids else ""

@@ -3,7 +3,6 @@
 Each file holds `TEXTS_PER_FILE` texts, so that an interrupted run continues where it stopped.
 """
 
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from emsjax.build_engine import CAPACITY_MULTIPLE, choose_ladder
 from emsjax.engine.engine import Engine
 from emsjax.engine.job import Finished, Job
 from emsjax.engine.state import DecodeState
-from emsjax.errors import UserError
+from emsjax.errors import foreign
 from emsjax.host.files import replacing
 from emsjax.loading.load import LoadedModel
 from emsjax.sampling.choice import GREEDY, Choice, make_choice
@@ -140,15 +139,13 @@ def read_texts(directory: Path) -> Iterator[Text]:
 
 
 def _read(file: Path) -> list[Text]:
-    try:
-        with file.open("rb") as stream, np.load(stream) as content:
-            ends = np.cumsum(content["lens"])
-            tokens = np.split(content["tokens"], ends[:-1])
-            # Each text has one hidden state fewer than it has tokens.
-            hidden = np.split(content["hidden"], (ends - np.arange(1, len(ends) + 1))[:-1])
-            return list(map(Text, content["prompts"], content["outputs"], tokens, hidden))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} is damaged ({error}); delete it and run again") from error
+    damaged = foreign(f"{file} is damaged", "delete it and run again")
+    with damaged, file.open("rb") as stream, np.load(stream) as content:
+        ends = np.cumsum(content["lens"])
+        tokens = np.split(content["tokens"], ends[:-1])
+        # Each text has one hidden state fewer than it has tokens.
+        hidden = np.split(content["hidden"], (ends - np.arange(1, len(ends) + 1))[:-1])
+        return list(map(Text, content["prompts"], content["outputs"], tokens, hidden))
 
 
 def _save(file: Path, texts: list[Text]) -> None:

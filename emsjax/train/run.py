@@ -1,12 +1,15 @@
 """Trains a draft from end to end: the target writes, the draft learns, the draft is saved."""
 
 import json
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, foreign
 from emsjax.host.files import replace_text
+from emsjax.host.locks import alone_in
 from emsjax.loading.draft_checkpoint import DraftManifest, probe, save_draft
 from emsjax.loading.drafter import share
 from emsjax.loading.load import LoadedModel, load_model
@@ -40,9 +43,26 @@ def train(
       The directory of the draft, for `--draft-model`.
 
     Raises:
-      UserError: the target or the inputs cannot be read, there are too few prompts, or the output
-        holds a run that is damaged or has other settings or prompts.
+      UserError: the target or the inputs cannot be read, there are too few prompts, another process
+        is training in the output, or the output holds a run that is damaged or has other settings
+        or prompts.
     """
+    refusal = f"another process is training in {training.output}; give another --output"
+    with ExitStack() as held:
+        try:
+            held.enter_context(alone_in(training.output, refusal))
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {training.output} ({error.strerror}); give another --output"
+            ) from error
+        return _train(training, on_text, on_progress)
+
+
+def _train(
+    training: Training,
+    on_text: Callable[[int, int], None],
+    on_progress: Callable[[Progress], None],
+) -> Path:
     before = settings_before(training)
     target = load_model(training.model, dtype=training.dtype)
     prompts = _given_prompts(training, target)
@@ -123,10 +143,8 @@ class _Log:
         self._directory, self._on_progress = directory, on_progress
         file = directory / LOG
         lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        try:
+        with foreign(f"{file} is damaged", "delete it and run again"):
             self.progress = [Progress(**json.loads(line)) for line in lines]
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{file} is damaged ({error}); delete it and run again") from error
 
     def add(self, progress: Progress) -> None:
         """Logs an evaluation and passes it on."""
@@ -136,7 +154,11 @@ class _Log:
         lines = [json.dumps(each._asdict()) + "\n" for each in self.progress]
         replace_text(self._directory / LOG, "".join(lines))
         if can_draw():
-            draw_curves(self.progress, self._directory / CURVES)
+            # The training is worth more than its plot.
+            try:
+                draw_curves(self.progress, self._directory / CURVES)
+            except UserError as error:
+                print(f"warning: {error}", file=sys.stderr)
         self._on_progress(progress)
 
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from emsjax.cli import command
-from emsjax.cli.interrupts import comes_from_interrupt, interrupts_wait
-from emsjax.errors import UserError
+from emsjax.cli.interrupts import interrupts_wait
+from emsjax.errors import UserError, comes_from_interrupt
 
 # jax has such a callback, which takes much of the time while it loads and compiles.
 IN_A_CALLBACK = """

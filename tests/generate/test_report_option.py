@@ -1,6 +1,7 @@
 """`--report` writes the token view of a run."""
 
 import json
+import shutil
 
 
 def test_a_page_of_a_run(call, llm, tmp_path):
@@ -57,7 +58,7 @@ def test_resuming_with_nothing_left_keeps_the_page(call, tmp_path):
 def test_a_page_that_cannot_be_written_costs_no_results(call, llm, tmp_path):
     folder, results = tmp_path / "pages", tmp_path / "out.jsonl"
     folder.mkdir()
-    llm.before_result = staticmethod(lambda number: number or folder.rmdir())
+    llm.before_result = staticmethod(lambda number: number or shutil.rmtree(folder))
     called = call("--prompt=a", "--report", folder / "page.html", "--output", results)
     assert called.status == 2
     assert called.err.splitlines()[-1].startswith("error: cannot write the report to")

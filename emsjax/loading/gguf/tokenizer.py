@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, foreign
 from emsjax.loading.gguf.file import GgufFile
-from emsjax.loading.hf.foreign import foreign
 from emsjax.loading.hf.keys import shown
 from emsjax.loading.hf.unadvised import without_advice
 

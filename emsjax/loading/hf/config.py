@@ -6,8 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from emsjax.errors import UserError
-from emsjax.loading.hf.foreign import foreign
+from emsjax.errors import UserError, foreign
 from emsjax.loading.hf.keys import REPLACED, check_code, shown
 from emsjax.loading.hf.numbers import check_eos, check_ranges
 from emsjax.loading.hf.unadvised import without_advice

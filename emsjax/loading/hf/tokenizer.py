@@ -1,17 +1,21 @@
-"""Loads the tokenizers of model directories, from local files only."""
+"""Loads the tokenizers of model directories, from local files only, and calls them.
 
+Tokenizers and chat templates belong to the model. Whatever they raise becomes a `UserError`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, foreign
 from emsjax.loading.hf.config import read_json
-from emsjax.loading.hf.foreign import foreign
 from emsjax.loading.hf.unadvised import without_advice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_OTHER_TEXT = "change it, or give token ids."
 
 
 def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase | None":
@@ -46,3 +50,63 @@ def _check_code(directory: Path) -> None:
             f"{file} names code of its own (auto_map), which emsjax does not run; pass another "
             "tokenizer with --tokenizer."
         )
+
+
+def encode(
+    tokenizer: "PreTrainedTokenizerBase", text: str, name: str, *, special: bool = True
+) -> tuple[int, ...]:
+    """Returns the token ids of a text.
+
+    Args:
+      tokenizer: the model's tokenizer.
+      text: the text.
+      name: the model's name for messages.
+      special: whether the tokenizer adds its special tokens, such as the begin of text.
+
+    Raises:
+      UserError: the tokenizer fails.
+    """
+    with foreign(f"the tokenizer of {name} does not take this prompt", _OTHER_TEXT):
+        return tuple(tokenizer(text, add_special_tokens=special)["input_ids"])
+
+
+def decode(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int], **options: bool) -> str:
+    """Returns the text of tokens; `options` are those of the tokenizer's `decode`.
+
+    Raises:
+      UserError: the tokenizer fails.
+    """
+    with foreign("the tokenizer cannot turn tokens into text", "name another tokenizer."):
+        return str(tokenizer.decode(tokens, **options))
+
+
+def render(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Mapping[str, Any]],
+    name: str,
+    *,
+    template: str | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
+    arguments: Callable[[str], Mapping[str, Any]] | None = None,
+) -> str:
+    """Returns a conversation as text in a chat template.
+
+    Args:
+      tokenizer: the model's tokenizer.
+      messages: mappings with `role` and `content`.
+      name: the model's name for messages.
+      template: the template; None for the model's.
+      tools: functions that the model may call.
+      arguments: takes the template's text and returns further arguments for the tokenizer; by
+        default the text ends where the model's reply begins.
+
+    Raises:
+      UserError: the model has no chat template, or the template fails.
+    """
+    if not tokenizer.chat_template and template is None:
+        raise UserError(f"{name} has no chat template; give a plain prompt")
+    problem = f"the chat template of {name} does not take these messages"
+    with foreign(problem, "change them or give a plain prompt"):
+        chosen = tokenizer.get_chat_template(template, [dict(tool) for tool in tools] or None)
+        given = {"add_generation_prompt": True} if arguments is None else arguments(chosen)
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **given))

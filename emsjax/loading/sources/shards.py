@@ -1,9 +1,10 @@
 """Finds the weight files of a Hugging Face checkpoint: one file, or the shards of an index."""
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, foreign, reason
 
 
 def find_weight_files(directory: Path, single: str) -> tuple[Path, ...]:
@@ -47,12 +48,17 @@ def _is_name(name: object) -> bool:
     return isinstance(name, str) and 0 < len(name) < 256 and name.isprintable()
 
 
-def damaged(file: Path, why: object) -> UserError:
+def damaged(file: Path, why: str | Exception) -> UserError:
     """Returns the error for a weight file that is not valid in its format.
 
     Args:
       file: the weight file.
-      why: a description or an exception; only its first line is reported.
+      why: a description or an exception.
     """
-    reason = str(why).strip().splitlines()[0] if str(why).strip() else type(why).__name__
-    return UserError(f"{file} is truncated or damaged ({reason}); download or copy it again.")
+    shown = why if isinstance(why, str) else reason(why)
+    return UserError(f"{file} is truncated or damaged ({shown}); download or copy it again.")
+
+
+def decoding(file: Path) -> AbstractContextManager[None]:
+    """Turns whatever the block raises about a weight file into the error of `damaged`."""
+    return foreign(f"{file} is truncated or damaged", "download or copy it again.")

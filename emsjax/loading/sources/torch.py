@@ -9,9 +9,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, foreign
 from emsjax.loading.sources.dtypes import own_dtype
-from emsjax.loading.sources.shards import damaged, find_weight_files
+from emsjax.loading.sources.shards import damaged, decoding, find_weight_files
 
 _KEPT_BYTES = 64 << 20  # read from a mapped file before it is mapped again
 
@@ -48,13 +48,17 @@ class TorchSource:
 
     def read(self, name: str) -> np.ndarray:
         """Returns one tensor, read-only because it shares the mapped file's memory."""
-        tensor = self._tensor(name)
-        if str(tensor.dtype) == "torch.bfloat16":  # `Tensor.numpy` does not support bfloat16
-            array = _as_int16(tensor).numpy().view(ml_dtypes.bfloat16)
-        else:
-            array = tensor.numpy()
-        array.flags.writeable = False
-        return array
+        with foreign(
+            f"tensor {name} in {self._files[name]} cannot be read",
+            "use a safetensors copy of the model.",
+        ):
+            tensor = self._tensor(name)
+            if str(tensor.dtype) == "torch.bfloat16":  # `Tensor.numpy` does not support bfloat16
+                array = _as_int16(tensor).numpy().view(ml_dtypes.bfloat16)
+            else:
+                array = tensor.numpy()
+            array.flags.writeable = False
+            return array
 
     def _tensor(self, name: str) -> Any:
         """Returns one tensor, mapping its file again after every `_KEPT_BYTES` bytes read.
@@ -90,12 +94,10 @@ def _load(file: Path) -> dict[str, Any]:
             f"{file} is a PyTorch pickle, but PyTorch is not installed; `pip install torch`, or "
             "use a safetensors copy of the model."
         ) from error
-    try:
+    with decoding(file):
         loaded = torch.load(
             file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
         )
-    except Exception as error:  # PyTorch raises many types for damaged and malicious files
-        raise damaged(file, error) from error
     if not isinstance(loaded, dict):
         raise damaged(file, f"it holds a {type(loaded).__name__}, not named tensors")
     return {name: value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
