@@ -100,8 +100,8 @@ def check_metadata(fields: Mapping[str, Any], architecture: str, origin: str) ->
         if not _known(key, value, architecture):
             raise UserError(
                 f"{origin} has {shown(key)[1:-1]}={shown(value)} in its metadata, which emsjax "
-                "does not apply and which may change the text; use another GGUF file, or the model's "
-                "safetensors copy."
+                "does not apply and which may change the text; use another GGUF file, or the "
+                "model's safetensors copy."
             )
 
 
