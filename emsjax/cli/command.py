@@ -10,6 +10,7 @@ Exit statuses:
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,13 +43,11 @@ def parse(app: typer.Typer, module: str, arguments: Sequence[str] | None) -> Any
     Raises:
       UserError: the arguments are invalid.
     """
-    started_as_module = Path(sys.argv[0]).name in (f"{module}.py", "__main__.py")
-    name = f"python -m emsjax.{module}" if started_as_module else "emsjax"
     program = typer.main.get_command(app)
     try:
         # Not typer's `main`, which turns an interrupt into an exit status and drops its message.
         words = sys.argv[1:] if arguments is None else arguments
-        with program.make_context(name, list(words)) as context:
+        with program.make_context(_called(module), list(words)) as context:
             return program.invoke(context)
     except typer.Exit as done:
         return done.exit_code
@@ -58,6 +57,25 @@ def parse(app: typer.Typer, module: str, arguments: Sequence[str] | None) -> Any
         if not hasattr(error, "format_message"):
             raise
         raise UserError(f"{error.format_message().rstrip('.')}; see --help.") from error
+
+
+def program_name() -> str:
+    """Returns how the user started emsjax's one program, `python -m emsjax` or `emsjax`."""
+    return "python -m emsjax" if Path(sys.argv[0]).name == "__main__.py" else "emsjax"
+
+
+def _called(module: str) -> str:
+    """Returns how the user called a command: on its own, or as a part of emsjax's one program."""
+    path = Path(sys.argv[0])
+    alone = path.name == f"{module}.py" or (path.name, path.parent.name) == ("__main__.py", module)
+    return f"python -m emsjax.{module}" if alone else f"{program_name()} {module}"
+
+
+def command_line(module: str) -> str:
+    """Returns the command that the user gave, for records."""
+    called = _called(module)
+    words = sys.argv[1:] if called.endswith(f".{module}") else sys.argv[2:]
+    return f"{called} {shlex.join(words)}"
 
 
 def run(body: Callable[[], int | None]) -> int:
