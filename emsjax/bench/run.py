@@ -105,6 +105,8 @@ def _target(settings: Settings) -> Target:
     forced = settings.forced()
     if settings.config is not None and forced is not None:
         return random_target(settings.config, settings.dtype, forced)
+    if settings.model is not None:  # the default model says itself where it comes from
+        say(f"loading {settings.model}")
     return real_target(
         settings.model,
         settings.dtype,

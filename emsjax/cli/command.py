@@ -12,13 +12,14 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from emsjax.cli.interrupts import comes_from_interrupt, no_interrupt_is_lost
+from emsjax.cli.option_names import name_options
 from emsjax.errors import UserError
 
 _INTERRUPTED = 130
@@ -78,8 +79,19 @@ def command_line(module: str) -> str:
     return f"{called} {shlex.join(words)}"
 
 
-def run(body: Callable[[], int | None]) -> int:
-    """Runs a command and returns its exit status; the module's docstring lists the values."""
+def run(
+    body: Callable[[], int | None],
+    app: typer.Typer | None = None,
+    parameters: Mapping[str, str] | None = None,
+) -> int:
+    """Runs a command and returns its exit status; the module's docstring lists the values.
+
+    Args:
+      body: does the work.
+      app: the command line with the command; errors name its options, not the parameters of the
+        Python interface that they set.
+      parameters: the options of parameters that have another name, such as `max_batch_size`.
+    """
     _quieten()
     with no_interrupt_is_lost():
         try:
@@ -92,8 +104,17 @@ def run(body: Callable[[], int | None]) -> int:
             if comes_from_interrupt(error):
                 return _fail("interrupted", _INTERRUPTED)
             if isinstance(error, UserError):
-                return _fail(f"error: {error}", 2)
+                options = _options(app) | dict(parameters or {})
+                return _fail(f"error: {name_options(str(error), options)}", 2)
             raise
+
+
+def _options(app: typer.Typer | None) -> dict[str, str]:
+    """Returns the option that sets each parameter of a command."""
+    if app is None:
+        return {}
+    every = typer.main.get_command(app).params
+    return {str(each.name): each.opts[-1] for each in every if each.opts[-1].startswith("--")}
 
 
 def _fail(message: str, status: int) -> int:

@@ -15,7 +15,7 @@ from emsjax.cli.words import count
 from emsjax.engine.metrics import RequestMetrics, RunTotals
 
 _SECONDS_BETWEEN_LINES = 5.0
-STARTING = "starting; the first run with a model and batch size compiles, which takes a while"
+COMPILING = "compiling, which takes a while; a later run like this one need not"
 
 
 class Progress:
@@ -57,7 +57,7 @@ class Progress:
         self._started = self._last_line = clock()
         self._bar = _Bar(self._stream, total) if live and self._stream.isatty() else None
         self._live = live
-        self._starting = False
+        self._said: set[str] = set()
 
     def __enter__(self) -> Self:
         self._started = self._last_line = self._clock()
@@ -77,12 +77,20 @@ class Progress:
             for line in self.summary():
                 self._print(line)
 
-    def starting(self) -> None:
-        """Explains, once, why there may be no output for a while."""
-        if not self._starting:
-            self._starting = True
+    def compiling(self) -> None:
+        """Explains why there is no output for a while; called from another thread."""
+        # The bar is redrawn below the line, which rich does for its own console only.
+        if self._bar:
+            self._bar.print(COMPILING)
+        else:
+            self._print(COMPILING)
+
+    def say_once(self, line: str) -> None:
+        """Prints a line unless it was printed before."""
+        if line not in self._said:
+            self._said.add(line)
             with self.paused():
-                self._print(STARTING)
+                self._print(line)
 
     def emitted(self, tokens: int) -> None:
         """Counts tokens as the engine emits them."""
@@ -170,6 +178,7 @@ class _Bar:
             "", total=total, done=f"0{self._of}", tokens=0, rate=0.0
         )
         self.start, self.stop = self._progress.start, self._progress.stop
+        self.print = self._progress.console.print
 
     def update(self, done: int, tokens: int, rate: float) -> None:
         """Sets the numbers to show at the next refresh."""

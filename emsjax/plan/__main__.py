@@ -133,7 +133,7 @@ def _prepare_environment(compiling: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status, see `command`."""
-    return command.run(lambda: command.parse(_app, "plan", arguments))
+    return command.run(lambda: command.parse(_app, "plan", arguments), _app)
 
 
 if __name__ == "__main__":
