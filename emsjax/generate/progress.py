@@ -31,6 +31,7 @@ class Progress:
       clock: returns seconds.
       live: whether to show progress before the summary. False if text is streamed to the same
         terminal.
+      model: the model's name, for the summary.
 
     Attributes:
       totals: sums over the finished requests.
@@ -44,10 +45,12 @@ class Progress:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.perf_counter,
         live: bool = True,
+        model: str = "",
     ):
         self.totals = RunTotals()
         self.errors = 0
         self._total = total
+        self._model = model
         self._clock = clock
         self._command_started = command_started
         self._stream = stream or sys.stderr
@@ -131,9 +134,10 @@ class Progress:
         seconds = self._clock() - self._started
         tokens = self.totals.emitted_tokens
         rate = tokens / seconds if seconds else 0.0
+        by = f", by {self._model}" if self._model else ""
         yield (
             f"{count(self.totals.requests, 'prompt')}, {count(tokens, 'token')} "
-            f"in {seconds:.1f} s: {rate:.1f} tokens/s"
+            f"in {seconds:.1f} s: {rate:.1f} tokens/s{by}"
         )
         if self._skipped:
             yield f"{count(self._skipped, 'prompt')} already finished by an earlier run"

@@ -82,7 +82,7 @@ def run(options: Options, command_started: float) -> int:
             )
         generator = _load(options)
         live = not (options.stream and sys.stdout.isatty())
-        counted = Progress(source.total, command_started, live=live)
+        counted = Progress(source.total, command_started, live=live, model=generator.name)
         with (
             page_of_run(options.report, generator.name) as show,
             counted as progress,

@@ -61,6 +61,13 @@ def hub_config(repo_id: str) -> Path:
         raise _refused(repo_id, error, reason) from error
 
 
+def reachable() -> bool:
+    """Returns whether the hub may be asked and answers soon."""
+    from huggingface_hub import constants
+
+    return not constants.HF_HUB_OFFLINE and _unreachable() is None
+
+
 def _unreachable() -> str | None:
     """Returns why the hub cannot be reached, or None if something accepts connections there.
 
