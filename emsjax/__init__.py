@@ -1,7 +1,7 @@
 """Fast batched text generation in JAX with EMS-SD speculative decoding."""
 
 from importlib import import_module
-from pkgutil import extend_path
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emsjax.errors import UserError
@@ -28,9 +28,10 @@ __all__ = [
     "__version__",
 ]
 
-# In a checkout, `models/` and `pallas_kernels/` are not inside `emsjax/`. Python started in the
-# checkout's root finds `./emsjax` first, and this adds the installed copy, which has them.
-__path__ = extend_path(__path__, __name__)
+# In a checkout, `models/` and `pallas_kernels/` are next to `emsjax/`; once built, they are in it.
+_HERE = Path(__file__).parent
+if not (_HERE / "models").is_dir():
+    __path__.append(str(_HERE.parent))
 
 # Imported on first use, because jax takes seconds to import, which `--help` should not cost.
 _LAZY = {

@@ -32,7 +32,7 @@ def convert(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status; `emsjax.cli.command` lists them."""
-    return command.run(lambda: command.parse(_app, "convert", arguments))
+    return command.run(lambda: command.parse(_app, "convert", arguments), _app)
 
 
 if __name__ == "__main__":

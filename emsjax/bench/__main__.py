@@ -155,7 +155,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status, see `emsjax.cli.command`."""
-    return command.run(lambda: command.parse(_app, "bench", arguments))
+    return command.run(lambda: command.parse(_app, "bench", arguments), _app)
 
 
 if __name__ == "__main__":

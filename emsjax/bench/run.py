@@ -3,7 +3,6 @@
 import importlib.util
 import itertools
 import json
-import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from emsjax.bench.simulated import write_acceptance
 from emsjax.bench.sweep import run_sweep
 from emsjax.bench.tables import report
 from emsjax.bench.target import Target, random_target, real_target
+from emsjax.cli.command import command_line
 from emsjax.errors import UserError
 from emsjax.host.cache import use_compile_cache
 from emsjax.host.files import replace_text
@@ -57,7 +57,7 @@ def _run(settings: Settings) -> None:
         "simulated": settings.simulated,
         "texts": settings.texts(),
         "draft_model": settings.draft_model,
-        "command": "python -m emsjax.bench " + shlex.join(sys.argv[1:]),
+        "command": command_line("bench"),
     }
     files.check(facts)
     # Bad prompts and draft models of another target must fail now, not after hours of measuring.
@@ -113,6 +113,8 @@ def _target(settings: Settings) -> Target:
     forced = settings.forced()
     if settings.config is not None and forced is not None:
         return random_target(settings.config, settings.dtype, forced)
+    if settings.model is not None:  # the default model says itself where it comes from
+        say(f"loading {settings.model}")
     return real_target(
         settings.model,
         settings.dtype,

@@ -10,14 +10,16 @@ Exit statuses:
 
 import logging
 import os
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from emsjax.cli.interrupts import no_interrupt_is_lost
+from emsjax.cli.option_names import name_options
 from emsjax.errors import UserError, comes_from_interrupt
 
 _INTERRUPTED = 130
@@ -42,13 +44,11 @@ def parse(app: typer.Typer, module: str, arguments: Sequence[str] | None) -> Any
     Raises:
       UserError: the arguments are invalid.
     """
-    started_as_module = Path(sys.argv[0]).name in (f"{module}.py", "__main__.py")
-    name = f"python -m emsjax.{module}" if started_as_module else "emsjax"
     program = typer.main.get_command(app)
     try:
         # Not typer's `main`, which turns an interrupt into an exit status and drops its message.
         words = sys.argv[1:] if arguments is None else arguments
-        with program.make_context(name, list(words)) as context:
+        with program.make_context(_called(module), list(words)) as context:
             return program.invoke(context)
     except typer.Exit as done:
         return done.exit_code
@@ -60,8 +60,38 @@ def parse(app: typer.Typer, module: str, arguments: Sequence[str] | None) -> Any
         raise UserError(f"{error.format_message().rstrip('.')}; see --help.") from error
 
 
-def run(body: Callable[[], int | None]) -> int:
-    """Runs a command and returns its exit status; the module's docstring lists the values."""
+def program_name() -> str:
+    """Returns how the user started emsjax's one program, `python -m emsjax` or `emsjax`."""
+    return "python -m emsjax" if Path(sys.argv[0]).name == "__main__.py" else "emsjax"
+
+
+def _called(module: str) -> str:
+    """Returns how the user called a command: on its own, or as a part of emsjax's one program."""
+    path = Path(sys.argv[0])
+    alone = path.name == f"{module}.py" or (path.name, path.parent.name) == ("__main__.py", module)
+    return f"python -m emsjax.{module}" if alone else f"{program_name()} {module}"
+
+
+def command_line(module: str) -> str:
+    """Returns the command that the user gave, for records."""
+    called = _called(module)
+    words = sys.argv[1:] if called.endswith(f".{module}") else sys.argv[2:]
+    return f"{called} {shlex.join(words)}"
+
+
+def run(
+    body: Callable[[], int | None],
+    app: typer.Typer | None = None,
+    parameters: Mapping[str, str] | None = None,
+) -> int:
+    """Runs a command and returns its exit status; the module's docstring lists the values.
+
+    Args:
+      body: does the work.
+      app: the command line with the command; errors name its options, not the parameters of the
+        Python interface that they set.
+      parameters: the options of parameters that have another name, such as `max_batch_size`.
+    """
     _quieten()
     with no_interrupt_is_lost():
         try:
@@ -74,8 +104,17 @@ def run(body: Callable[[], int | None]) -> int:
             if comes_from_interrupt(error):
                 return _fail("interrupted", _INTERRUPTED)
             if isinstance(error, UserError):
-                return _fail(f"error: {error}", 2)
+                options = _options(app) | dict(parameters or {})
+                return _fail(f"error: {name_options(str(error), options)}", 2)
             raise
+
+
+def _options(app: typer.Typer | None) -> dict[str, str]:
+    """Returns the option that sets each parameter of a command."""
+    if app is None:
+        return {}
+    every = typer.main.get_command(app).params
+    return {str(each.name): each.opts[-1] for each in every if each.opts[-1].startswith("--")}
 
 
 def _fail(message: str, status: int) -> int:

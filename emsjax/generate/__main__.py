@@ -63,6 +63,9 @@ def _generate(
     chat: Annotated[
         bool, _option("--chat", "Put text prompts into the chat template.", _IO)
     ] = False,
+    system: Annotated[
+        str | None, _option("--system", "System message of text prompts; with --chat.", _IO, "TEXT")
+    ] = None,
     resume: Annotated[
         bool, _option("--resume", "Continue --output, skipping finished ids.", _IO)
     ] = False,
@@ -210,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = command.parse(_app, "generate", arguments)
         return job.run(options, started) if isinstance(options, Options) else options
 
-    return command.run(body)
+    return command.run(body, _app, {"max_batch_size": "--batch-size"})
 
 
 if __name__ == "__main__":

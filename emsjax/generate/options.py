@@ -7,6 +7,7 @@ from typing import Any
 
 from emsjax.errors import UserError
 from emsjax.limits import DRAFTERS, METHODS
+from emsjax.requests.prompt_line import check_text
 from emsjax.requests.sampling_params import SamplingParams
 from emsjax.token_view.file import check_page
 
@@ -30,6 +31,7 @@ class Options:
     input: str | None = None
     output: str | None = None
     chat: bool = False
+    system: str | None = None
     max_tokens: int = 128
     batch_size: int | None = None
     max_model_len: int | None = None
@@ -181,6 +183,10 @@ def _check_files(options: Options) -> None:
         )
     if options.prompt and options.input is not None:
         raise UserError("--prompt and --input contradict each other; give one of them.")
+    if options.system is not None and not options.chat:
+        raise UserError("--system is a message of a conversation; give --chat, too.")
+    if options.system is not None:
+        check_text("--system", options.system)
     if options.resume and not to_file:
         raise UserError("--resume needs a file to continue; give --output FILE.")
     if options.resume and options.overwrite:

@@ -12,7 +12,7 @@ from emsjax.engine.metrics import RequestMetrics, RunTotals
 from emsjax.requests.bar import Bar
 
 _SECONDS_BETWEEN_LINES = 5.0
-STARTING = "starting; the first run with a model and batch size compiles, which takes a while"
+COMPILING = "compiling, which takes a while; a later run like this one need not"
 
 
 class Progress:
@@ -28,6 +28,7 @@ class Progress:
       clock: returns seconds.
       live: whether to show progress before the summary. False if text is streamed to the same
         terminal.
+      model: the model's name, for the summary.
 
     Attributes:
       totals: sums over the finished requests.
@@ -41,10 +42,12 @@ class Progress:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.perf_counter,
         live: bool = True,
+        model: str = "",
     ):
         self.totals = RunTotals()
         self.errors = 0
         self._total = total
+        self._model = model
         self._clock = clock
         self._command_started = command_started
         self._stream = stream or sys.stderr
@@ -54,7 +57,7 @@ class Progress:
         self._started = self._last_line = clock()
         self._bar = Bar(self._stream, total) if live and self._stream.isatty() else None
         self._live = live
-        self._starting = False
+        self._said: set[str] = set()
 
     def __enter__(self) -> Self:
         self._started = self._last_line = self._clock()
@@ -74,12 +77,20 @@ class Progress:
             for line in self.summary():
                 self._print(line)
 
-    def starting(self) -> None:
-        """Explains, once, why there may be no output for a while."""
-        if not self._starting:
-            self._starting = True
+    def compiling(self) -> None:
+        """Explains why there is no output for a while; called from another thread."""
+        # The bar is redrawn below the line, which rich does for its own console only.
+        if self._bar:
+            self._bar.print(COMPILING)
+        else:
+            self._print(COMPILING)
+
+    def say_once(self, line: str) -> None:
+        """Prints a line unless it was printed before."""
+        if line not in self._said:
+            self._said.add(line)
             with self.paused():
-                self._print(STARTING)
+                self._print(line)
 
     def emitted(self, tokens: int) -> None:
         """Counts tokens as the engine emits them."""
@@ -120,9 +131,10 @@ class Progress:
         seconds = self._clock() - self._started
         tokens = self.totals.emitted_tokens
         rate = tokens / seconds if seconds else 0.0
+        by = f", by {self._model}" if self._model else ""
         yield (
             f"{count(self.totals.requests, 'prompt')}, {count(tokens, 'token')} "
-            f"in {seconds:.1f} s: {rate:.1f} tokens/s"
+            f"in {seconds:.1f} s: {rate:.1f} tokens/s{by}"
         )
         if self._skipped:
             yield f"{count(self._skipped, 'prompt')} already finished by an earlier run"

@@ -16,6 +16,7 @@ from emsjax.generate.progress import Progress
 from emsjax.generate.prompt_source import Source, open_source
 from emsjax.generate.result_file import ResultFile, open_output, standard_output
 from emsjax.generate.text_output import OrderedTexts
+from emsjax.host.compiling import when_compiling
 from emsjax.requests import jsonl
 from emsjax.requests.outputs import CompletionOutput, Piece, RequestOutput
 from emsjax.requests.prompt_line import Prompt
@@ -28,9 +29,11 @@ class Generator(Protocol):
 
     Attributes:
       name: the model's name.
+      tokenizer: the model's tokenizer; None if it has none.
     """
 
     name: str
+    tokenizer: Any
 
     def request(self, prompt: Any, params: SamplingParams, request_id: str) -> Any:
         """Tokenises and checks one prompt.
@@ -81,8 +84,12 @@ def run(options: Options, command_started: float) -> int:
             )
         generator = _load(options)
         live = not (options.stream and sys.stdout.isatty())
-        counted = Progress(source.total, command_started, live=live)
-        with page_of_run(options.report, generator.name) as show, counted as progress:
+        counted = Progress(source.total, command_started, live=live, model=generator.name)
+        with (
+            page_of_run(options.report, generator.name) as show,
+            counted as progress,
+            when_compiling(progress.compiling),
+        ):
 
             def finished(output: RequestOutput) -> None:
                 progress.finished(output.metrics)
@@ -106,6 +113,8 @@ def _page_reserved(options: Options) -> AbstractContextManager[None]:
 
 
 def _load(options: Options) -> Generator:
+    if options.model is not None:  # the default model says itself where it comes from
+        print(f"loading {options.model}", file=sys.stderr, flush=True)
     # Imported here because jax and transformers take seconds to import, which `--help` and usage
     # errors should not cost.
     with interrupts_wait():
@@ -114,15 +123,23 @@ def _load(options: Options) -> Generator:
     return LLM(**options.engine())
 
 
-def _prompt(line: jsonl.Line, chat: bool) -> Prompt:
-    if chat and isinstance(line.prompt, str):
-        return [{"role": "user", "content": line.prompt}]
-    return line.prompt
+def _prompt(line: jsonl.Line, options: Options) -> Prompt:
+    """Returns a line's prompt; with --chat, a text becomes a conversation."""
+    if not (options.chat and isinstance(line.prompt, str)):
+        return line.prompt
+    system = [] if options.system is None else [{"role": "system", "content": options.system}]
+    return [*system, {"role": "user", "content": line.prompt}]
 
 
-def _request(generator: Generator, line: jsonl.Line, chat: bool) -> Any:
+def _request(generator: Generator, line: jsonl.Line, options: Options, progress: Progress) -> Any:
+    prompt = _prompt(line, options)
+    if isinstance(prompt, str) and getattr(generator.tokenizer, "chat_template", None):
+        progress.say_once(
+            f"{generator.name} has a chat template, which plain text goes without; to ask it "
+            "something, give --chat"
+        )
     try:
-        return generator.request(_prompt(line, chat), line.params, jsonl.key(line.id))
+        return generator.request(prompt, line.params, jsonl.key(line.id))
     except UserError as error:
         raise UserError(f"{line.where}: {error}") from error
 
@@ -138,7 +155,7 @@ def _write_texts(
     # All prompts are checked before the first one runs: a mistake in the last would otherwise end
     # the run late.
     lines = [line for line in source.lines if isinstance(line, jsonl.Line)]
-    requests = [_request(generator, line, options.chat) for line in lines]
+    requests = [_request(generator, line, options, progress) for line in lines]
     show = partial(_write_text, sink, progress)
     texts = OrderedTexts(lines, source.texts or (), show)
     try:
@@ -160,7 +177,6 @@ def _pieces(
     generator: Generator, requests: Iterable[Any], progress: Progress, stream: bool
 ) -> Iterator[Piece]:
     """Yields texts piece by piece, or whole ones when `stream` is false."""
-    progress.starting()
     if stream:
         yield from generator.run_streaming(requests, on_progress=progress.emitted)
         return
@@ -197,18 +213,17 @@ def _write_records(
             if line is None:
                 yield None
             elif jsonl.key(line.id) in sink.finished:
-                _check_unchanged(line, sink, options.chat)
+                _check_unchanged(line, sink, options)
                 progress.skipped()
             elif isinstance(line, jsonl.BadLine):
                 failed(line, line.error)
             else:
                 try:
-                    request = _request(generator, line, options.chat)
+                    request = _request(generator, line, options, progress)
                 except UserError as error:
                     failed(line, str(error))
                 else:
-                    running[jsonl.key(line.id)] = jsonl.digest(_prompt(line, options.chat))
-                    progress.starting()
+                    running[jsonl.key(line.id)] = jsonl.digest(_prompt(line, options))
                     yield request
 
     try:
@@ -220,10 +235,10 @@ def _write_records(
         raise KeyboardInterrupt(_how_to_resume(options, sink)) from stop
 
 
-def _check_unchanged(line: jsonl.Line | jsonl.BadLine, sink: ResultFile, chat: bool) -> None:
+def _check_unchanged(line: jsonl.Line | jsonl.BadLine, sink: ResultFile, options: Options) -> None:
     """Checks that a finished result belongs to the prompt that has its id now."""
     then = sink.finished[jsonl.key(line.id)]
-    if isinstance(line, jsonl.BadLine) or jsonl.digest(_prompt(line, chat)) != then:
+    if isinstance(line, jsonl.BadLine) or jsonl.digest(_prompt(line, options)) != then:
         raise UserError(
             f"{sink.name!r} holds a result for the id {line.id!r}, which now has another prompt; "
             "give the prompts and ids of the run that --resume continues, or another --output."

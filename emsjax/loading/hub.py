@@ -1,12 +1,17 @@
 """Finds models of the Hugging Face hub in its local cache, or downloads them."""
 
 import re
+import socket
+import threading
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from emsjax.errors import UserError, foreign, reason
 from emsjax.loading.sources.shards import find_weight_files
 
 _TIMEOUT = 5.0  # seconds to wait for the hub's first answer
+_REACH_S = 2.0  # seconds to wait for a connection to the hub
 _SMALL_FILES = ["*.json", "tokenizer.model", "*.txt", "*.jinja"]
 
 
@@ -55,10 +60,52 @@ def hub_config(repo_id: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     _check_name(repo_id)
+    unreachable = _unreachable()
     try:
-        return Path(hf_hub_download(repo_id, "config.json", etag_timeout=_TIMEOUT))
+        return Path(
+            hf_hub_download(
+                repo_id, "config.json", etag_timeout=_TIMEOUT, local_files_only=bool(unreachable)
+            )
+        )
     except Exception as error:  # the hub's client passes on its HTTP library's errors
-        raise _refused(repo_id, error) from error
+        raise _refused(repo_id, error, unreachable) from error
+
+
+def reachable() -> bool:
+    """Returns whether the hub may be asked and answers soon."""
+    from huggingface_hub import constants
+
+    return not constants.HF_HUB_OFFLINE and _unreachable() is None
+
+
+def _unreachable() -> str | None:
+    """Returns why the hub cannot be reached, or None if something accepts connections there.
+
+    Without this, the hub's client would try again and again for half a minute.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return None  # the client itself refuses at once
+    hub = urlsplit(constants.ENDPOINT)
+    proxy = getproxies().get(hub.scheme)
+    through = hub if proxy is None or proxy_bypass(hub.hostname or "") else urlsplit(proxy)
+    host = through.hostname or ""
+    port = through.port or (80 if through.scheme == "http" else 443)
+    reasons: list[str | None] = []
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, port), timeout=_REACH_S).close()
+            reasons.append(None)
+        except (OSError, UnicodeError) as error:
+            reasons.append(f"{host}: {error}")
+
+    # The search for the host's address has no time limit, so it runs in a thread.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(_REACH_S)
+    return reasons[0] if reasons else f"{host} does not answer"
 
 
 def _check_name(repo_id: str) -> None:
@@ -87,7 +134,10 @@ def _download(repo_id: str) -> Path:
     """Downloads configuration, tokenizer and weights: pickles only if there are no safetensors."""
     from huggingface_hub import HfApi, snapshot_download
 
+    unreachable = _unreachable()
     try:
+        if unreachable is not None:
+            raise ConnectionError(unreachable)
         siblings = HfApi().model_info(repo_id, timeout=_TIMEOUT).siblings or []
         names = [sibling.rfilename for sibling in siblings]
         weights = "*.safetensors" if any(n.endswith(".safetensors") for n in names) else "*.bin"
@@ -95,11 +145,17 @@ def _download(repo_id: str) -> Path:
         ignored = ["*/*"]  # subfolders hold exports to other formats
         return Path(snapshot_download(repo_id, allow_patterns=patterns, ignore_patterns=ignored))
     except Exception as error:  # the hub's client passes on its HTTP library's errors
-        raise _refused(repo_id, error) from error
+        raise _refused(repo_id, error, unreachable) from error
 
 
-def _refused(repo_id: str, error: Exception) -> UserError:
-    """Returns the error to report for a failed download."""
+def _refused(repo_id: str, error: Exception, unreachable: str | None) -> UserError:
+    """Returns the error to report for a failed download.
+
+    Args:
+      repo_id: the model's name on the hub.
+      error: what the hub's client raised.
+      unreachable: why the hub cannot be reached; None if it can.
+    """
     from huggingface_hub.errors import RepositoryNotFoundError
 
     if isinstance(error, RepositoryNotFoundError):
@@ -109,6 +165,6 @@ def _refused(repo_id: str, error: Exception) -> UserError:
         )
     return UserError(
         f"model {repo_id!r} is neither a local directory or GGUF file nor in the Hugging Face "
-        f"cache, and the hub cannot be reached ({reason(error)}); check the path or your "
-        "connection."
+        f"cache, and the hub cannot be reached ({unreachable or reason(error)}); check the path or "
+        "your connection."
     )

@@ -11,7 +11,7 @@ from flax import nnx
 from emsjax.engine.model import Model
 from emsjax.errors import UserError
 from emsjax.loading.build import read_weights
-from emsjax.loading.default_model import DEFAULT_NAME, default_model_dir
+from emsjax.loading.default_model import default_model_dir, default_name
 from emsjax.loading.dtypes import check_dtype, dtype_for_device
 from emsjax.loading.families import supported
 from emsjax.loading.hf.tokenizer import load_tokenizer
@@ -77,7 +77,7 @@ def load_model(
         model=nnx.merge(graphdef, params),
         tokenizer=vocabulary.result(),
         eos_token_ids=opened.eos_token_ids,
-        name=DEFAULT_NAME if model is None else opened.name,
+        name=default_name(opened.name) if model is None else opened.name,
         hf_config=opened.hf_config,
         generation_config=opened.generation_config,
     )

@@ -51,14 +51,22 @@ def plan(
     ] = "bfloat16",
     acceptance: Annotated[
         float,
-        typer.Option(help="Probability that a draft token is accepted if those before it are."),
+        typer.Option(
+            help="Probability that a draft token is accepted if those before it are. One model on "
+            "one device is shown with others, too."
+        ),
     ] = 0.7,
     draft_length: Annotated[
         int, typer.Option(help="Maximum draft tokens per sample and step.")
     ] = 7,
     compile: Annotated[
-        bool, typer.Option(help="Compile for TPUs with their own compiler, or only estimate.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Compile for TPUs with their own compiler, or only estimate. (default: compile if "
+            "the compiler is installed)",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
     """Forecast whether a model fits on a device, how long a step takes, and the speedup.
@@ -70,7 +78,7 @@ def plan(
     _check_name("--dtype", dtype, _DTYPES)
     if not 0 <= acceptance <= 1:
         raise UserError(f"--acceptance is {acceptance:g}; it must be a probability from 0 to 1.")
-    compiling = compile and any(HARDWARE[name].is_tpu for name in devices)
+    compiling = compile is not False and any(HARDWARE[name].is_tpu for name in devices)
     _prepare_environment(compiling)
     with interrupts_wait():
         from emsjax.plan.options import Options, make_forecasts
@@ -127,7 +135,7 @@ def _prepare_environment(compiling: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status, see `command`."""
-    return command.run(lambda: command.parse(_app, "plan", arguments))
+    return command.run(lambda: command.parse(_app, "plan", arguments), _app)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Forecasts whether a setting fits in memory, how long a step takes, and the speedup."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,8 @@ from emsjax.plan.speedup import Speedup, expected_speedup
 
 # Batch sizes whose speedup is forecast in addition to the setting's.
 BATCH_SIZES = (1, 4, 16, 64)
+# Acceptances whose speedup is forecast in addition to the setting's.
+ACCEPTANCES = (0.5, 0.7, 0.9)
 
 
 class StepTime(NamedTuple):
@@ -45,11 +47,13 @@ class BatchSpeedup(NamedTuple):
       num_slots: B.
       estimated: from step times that are estimated from bytes and operations.
       by_compiler: from the compiler's step times; None for a batch that was not compiled.
+      by_acceptance: estimated like `estimated`, for other acceptances and the setting's, rising.
     """
 
     num_slots: int
     estimated: Speedup
     by_compiler: Speedup | None
+    by_acceptance: tuple[tuple[float, Speedup], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,10 @@ def _speedup(setting: Setting, counted: Program, program: Program | None) -> Bat
         setting.num_slots,
         _expected(setting, ladder, costs),
         by_compiler and _expected(setting, ladder, by_compiler),
+        tuple(
+            (acceptance, _expected(replace(setting, acceptance=acceptance), ladder, costs))
+            for acceptance in sorted({*ACCEPTANCES, setting.acceptance})
+        ),
     )
 
 

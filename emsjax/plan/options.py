@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from emsjax.costs.hardware import HARDWARE
-from emsjax.errors import check_whole
+from emsjax.errors import UserError, check_whole
 from emsjax.limits import DEFAULT_MAX_MODEL_LEN, MAX_DRAFT_LENGTH
 from emsjax.loading.named import named_config
 from emsjax.plan.forecast import Forecast, make_forecast
@@ -21,7 +21,7 @@ class Options(NamedTuple):
     dtype: str
     acceptance: float
     draft_length: int
-    compile: bool
+    compile: bool | None
 
 
 def make_forecasts(
@@ -38,15 +38,32 @@ def make_forecasts(
       say: called with a line about each program before it is compiled.
 
     Raises:
-      UserError: there is no such model, an option is out of range, or the compiler is missing.
+      UserError: there is no such model, an option is out of range, or the compiler was asked for
+        and is missing.
     """
     check_whole("--batch-size", options.batch_size, 1)
     check_whole("--draft-length", options.draft_length, 1, MAX_DRAFT_LENGTH)
-    compiled = [name for name in devices if options.compile and HARDWARE[name].is_tpu]
-    for name in compiled:
-        check_compiler(name)
+    compiled = [name for name in dict.fromkeys(devices) if _compiles(name, options.compile, say)]
     settings = [_setting(model, name, options) for model in models for name in devices]
     return (make_forecast(each, each.topology in compiled, say) for each in settings)
+
+
+def _compiles(topology: str, wanted: bool | None, say: Callable[[str], None]) -> bool:
+    """Returns whether to compile for a device: if it is a TPU whose compiler is installed.
+
+    Raises:
+      UserError: `wanted` is true and the compiler is missing.
+    """
+    if wanted is False or not HARDWARE[topology].is_tpu:
+        return False
+    try:
+        check_compiler(topology)
+    except UserError as error:
+        if wanted:
+            raise
+        say(f"nothing is compiled, figures are arithmetic: {error}")
+        return False
+    return True
 
 
 def _setting(model: str, topology: str, options: Options) -> Setting:

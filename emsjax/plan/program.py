@@ -61,14 +61,14 @@ def check_compiler(topology: str) -> None:
     except importlib.metadata.PackageNotFoundError:
         raise UserError(
             f"compiling for TPU {topology} needs the TPU compiler, libtpu, which is available for "
-            "Linux on x86-64; pip install 'jax[tpu]', or skip compiling with --no-compile."
+            "Linux on x86-64; pip install 'jax[tpu]', or give --no-compile."
         ) from None
     try:
         find_device(topology)
     except (KeyError, RuntimeError) as error:
         raise UserError(
             f"the installed TPU compiler (libtpu {version}) does not know TPU {topology} "
-            f"({_line(error)}); pip install -U 'jax[tpu]', or skip compiling with --no-compile."
+            f"({_line(error)}); pip install -U 'jax[tpu]', or give --no-compile."
         ) from error
 
 
@@ -170,9 +170,7 @@ def _too_large(counted: Memory, message: str) -> Memory:
     found = _NEEDED.search(message)
     if found is None:
         said = " ".join(message.split())[:_MOST_CHARACTERS]
-        raise UserError(
-            f"the TPU compiler rejects the program ({said}); skip compiling with --no-compile"
-        )
+        raise UserError(f"the TPU compiler rejects the program ({said}); give --no-compile")
     needs, unit, available, its_unit = (part for part in found.groups() if part is not None)
     # Rounding may make the two figures equal, but the program needs more than there is.
     needed = max(_bytes(needs, unit), _bytes(available, its_unit) + 1)

@@ -58,4 +58,8 @@ def _speedups(each: BatchSpeedup) -> dict[str, Any]:
         "batch_size": each.num_slots,
         "counted": each.estimated._asdict(),
         "by_compiler": each.by_compiler and each.by_compiler._asdict(),
+        "by_acceptance": [
+            {"acceptance": acceptance, **speedup._asdict()}
+            for acceptance, speedup in each.by_acceptance
+        ],
     }

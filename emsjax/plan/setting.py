@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from emsjax.costs.roofline import attended, estimated_costs
 from emsjax.drafters import PromptLookup
 from emsjax.engine.engine import Engine
 from emsjax.engine.ladder import Rung
-from emsjax.engine.model import Model, Sizes
+from emsjax.engine.model import Sizes
 from emsjax.engine.worth import StepCosts
 from emsjax.loading.build import shape_of_model
 from emsjax.shapes import round_up
@@ -74,7 +75,7 @@ class Setting:
 
     def sizes(self) -> Sizes:
         """Returns the sizes of the model."""
-        return self._model().sizes
+        return _sizes(self.config, self.dtype, self.platform)
 
     def ladder(self) -> tuple[Rung, ...]:
         """Returns the shapes of a step."""
@@ -95,7 +96,7 @@ class Setting:
 
         Its drafter is prompt lookup, which stands for every drafter that costs next to nothing.
         """
-        model = self._model()
+        model = shape_of_model(self.config, jnp.dtype(self.dtype))
         return Engine(
             model,
             PromptLookup(self.draft_length),
@@ -105,5 +106,9 @@ class Setting:
             costs=self.costs(model.sizes),
         )
 
-    def _model(self) -> Model:
-        return shape_of_model(self.config, jnp.dtype(self.dtype))
+
+@lru_cache(maxsize=8)
+def _sizes(config: Any, dtype: str, platform: str) -> Sizes:
+    """Returns the sizes of a model; cached, because tracing a model takes a while."""
+    del platform  # part of the key: call this in `compiling_for(platform)`
+    return shape_of_model(config, jnp.dtype(dtype)).sizes

@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from emsjax.engine.ladder import Rung
-from emsjax.engine.load import Load
-from emsjax.engine.worth import Economics, StepCosts, most_worth, without_prompts
+from emsjax.engine.worth import CAUTION, StepCosts, without_prompts
 
 
 class Speedup(NamedTuple):
@@ -45,21 +43,36 @@ def expected_speedup(
       draft_length: k.
     """
     costs = without_prompts(costs, ladder, draft_length)
-    survival = acceptance ** np.arange(1, draft_length + 1, dtype=np.float32)
-    every = jnp.asarray(np.tile(survival, (num_slots, 1)))
+    survival = acceptance ** np.arange(1, draft_length + 1, dtype=np.float64)
     cached = num_slots * context
-    slots = jnp.asarray(num_slots, jnp.int32)
-    load = Load(slots, jnp.ones(num_slots, jnp.float32), jnp.asarray(cached, jnp.int32))
-    # The planner expects device arrays, as the decode loop passes them.
-    best = most_worth(every, ladder, Economics(_on_device(costs), load))
     plain = num_slots / _seconds(costs, _first_fit(ladder, num_slots, 1), cached)
     whole = _first_fit(ladder, num_slots * (draft_length + 1), draft_length + 1)
     fixed = num_slots * (1 + float(survival.sum())) / _seconds(costs, whole, cached)
-    return Speedup(float(best.rate) / plain, float(best.drafts) / num_slots, fixed / plain)
+    planned, drafts = _planned(costs, ladder, num_slots, cached, survival)
+    return Speedup(planned / plain, drafts / num_slots, fixed / plain)
 
 
-def _on_device(costs: StepCosts) -> StepCosts:
-    return StepCosts(*(jnp.asarray(part, jnp.float32) for part in costs))
+def _planned(
+    costs: StepCosts, ladder: Sequence[Rung], num_slots: int, cached: int, survival: np.ndarray
+) -> tuple[float, int]:
+    """Returns the tokens per second of the planner's step, and the draft tokens that it verifies.
+
+    This is `emsjax.engine.worth.most_worth` for slots that are all alike. That function runs on
+    the device, and jax would compile it for each ladder, which takes seconds.
+    """
+    available = num_slots * int((survival > 0).sum())
+    gain = np.concatenate([[0.0], np.cumsum(np.repeat(survival, num_slots))])
+    found = []
+    for number, rung in enumerate(ladder):
+        room = rung.capacity - num_slots
+        if room < 0:
+            continue  # no row for every slot
+        plain = rung.max_q_len == 1
+        drafts = 0 if plain else min(room, available)
+        rate = (num_slots + float(gain[drafts])) / _seconds(costs, number, cached)
+        found.append((CAUTION * rate if plain else rate, rate, drafts))
+    _, rate, drafts = max(found, key=lambda each: each[0])
+    return rate, drafts
 
 
 def _seconds(costs: StepCosts, rung: int, cached: int) -> float:

@@ -44,6 +44,7 @@ def details(forecast: Forecast) -> str:
     parts = [title, _verdict(forecast), _memory_table(forecast)]
     if forecast.largest is not None:
         parts += [step, _step_table(forecast.steps), speedup, _speedup_table(forecast)]
+        parts += ["Planned speedup by acceptance:", _acceptance_table(forecast)]
     return "\n\n".join([*parts, explanation([forecast])])
 
 
@@ -89,6 +90,15 @@ def _speedup_table(forecast: Forecast) -> str:
     if compiled:
         header += ["by the compiler: planned", "drafted, mean", fixed]
     return table(header, [_speedup_row(each, compiled) for each in forecast.speedups])
+
+
+def _acceptance_table(forecast: Forecast) -> str:
+    acceptances = [f"{acceptance:g}" for acceptance, _ in forecast.speedups[0].by_acceptance]
+    rows = [
+        [str(each.num_slots), *(f"{speedup.planned:.2f}" for _, speedup in each.by_acceptance)]
+        for each in forecast.speedups
+    ]
+    return table(["batch", *acceptances], rows)
 
 
 def _speedup_row(at: BatchSpeedup, compiled: bool) -> list[str]:

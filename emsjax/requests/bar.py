@@ -29,6 +29,7 @@ class Bar:
             "", total=total, done=f"0{self._of}", tokens=0, rate=0.0
         )
         self.start, self.stop = self._progress.start, self._progress.stop
+        self.print = self._progress.console.print
 
     def update(self, done: int, tokens: int, rate: float) -> None:
         """Sets the numbers to show at the next refresh."""

@@ -96,6 +96,8 @@ def train(
             seed=seed,
         ),
     )
+    if model is not None:  # the default model says itself where it comes from
+        print(f"loading {model}", file=sys.stderr)
     try:
         with progress_bar("writing texts") as progress:
             draft = run(training, progress, _say)
@@ -115,7 +117,7 @@ def _say(progress: "Progress") -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status, see `command`."""
-    return command.run(lambda: command.parse(_app, "train", arguments))
+    return command.run(lambda: command.parse(_app, "train", arguments), _app)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ class LLM:
 
     Attributes:
       name: the model's name.
+      tokenizer: an object with a chat template or without one.
       loads: the constructor arguments of every instance, latest last.
       pulled: the most requests ever taken and not yet answered, over all runs.
       before_result: called with the number of results returned so far.
@@ -43,6 +44,7 @@ class LLM:
     """
 
     name = "fake"
+    tokenizer = types.SimpleNamespace(chat_template=None)
     loads: ClassVar[list[dict]] = []
     pulled = 0
     before_result = staticmethod(lambda _number: None)

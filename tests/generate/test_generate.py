@@ -1,8 +1,10 @@
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from emsjax.errors import UserError
 from emsjax.requests import jsonl
 from emsjax.version import __version__
 
@@ -44,6 +46,41 @@ def test_chat_turns_text_into_a_user_message(call, tmp_path):
     file = _write(tmp_path / "in", {"prompt": "abc"}, {"prompt_token_ids": [65]})
     called = call("--input", file, "--chat", "--output", "-")
     assert sorted(record["text"] for record in called.records) == ["A", "cba>resu<"]
+
+
+def test_a_system_message_comes_before_text(call, tmp_path):
+    file = _write(
+        tmp_path / "in", {"prompt": "pie"}, {"messages": [{"role": "user", "content": "x"}]}
+    )
+    called = call("--chat", "--system", "be", "--input", file)
+    assert {r["text"] for r in called.records} == {"<system>be<user>pie"[::-1], "<user>x"[::-1]}
+
+
+@pytest.mark.parametrize("source", ["--prompt", "--input"])
+def test_plain_text_for_an_instruct_model_gets_one_hint(call, llm, monkeypatch, source, tmp_path):
+    monkeypatch.setattr(llm, "tokenizer", SimpleNamespace(chat_template="{{ messages }}"))
+    texts = ["--prompt", "a", "--prompt", "b"]
+    given = ["--input", _write(tmp_path / "in", {"prompt": "a"}, {"prompt": "b"})]
+    arguments = texts if source == "--prompt" else given
+    assert call(*arguments).err.count("fake has a chat template") == 1
+    assert "chat template" not in call(*arguments, "--chat").err
+    monkeypatch.setattr(llm, "tokenizer", None)
+    assert "chat template" not in call(*arguments).err
+
+
+def test_errors_of_the_engine_name_options(call, llm, monkeypatch):
+    """The Python interface names parameters, which the command line does not have."""
+
+    def fail(*_, **__):
+        raise UserError("out of memory; lower max_batch_size or max_model_len, not 'max_tokens'")
+
+    monkeypatch.setattr(llm, "run", fail)
+    err = call("--prompt", "a").err
+    assert "lower --batch-size or --max-model-len, not 'max_tokens'" in err
+
+
+def test_a_model_that_is_loaded_is_named_first(call):
+    assert call("--prompt", "a", "--model", "m").err.startswith("loading m\n")
 
 
 def test_options_reach_the_engine_and_only_those_given(call, llm):
@@ -230,20 +267,20 @@ def empty_folder(tmp_path, monkeypatch):
         (["--prompt"], "--prompt"),
         (["--prompt=a", "--max-tokens=many"], "'--max-tokens': 'many' is not a whole number"),
         (["--prompt=a", "--top-p=x"], "'x' is not a number"),
-        (["--prompt=a", "--max-tokens=0"], "max_tokens=0 is out of range"),
+        (["--prompt=a", "--max-tokens=0"], "--max-tokens 0 is out of range"),
         (["--prompt=a", "--batch-size=0"], "--batch-size 0 is too small"),
         (["--prompt=a", "--max-model-len=-4"], "--max-model-len -4 is too small"),
         (["--prompt=a", "--draft-length=0"], "--draft-length 0 is too small"),
         (["--prompt=a", "--seed=-1"], "--seed -1 is too small"),
-        (["--prompt=a", "--temperature=-1"], "temperature=-1.0 is out of range"),
-        (["--prompt=a", "--temperature=nan"], "temperature=nan is out of range"),
-        (["--prompt=a", "--n=2"], "n=2 outputs would all be the same"),
+        (["--prompt=a", "--temperature=-1"], "--temperature -1.0 is out of range"),
+        (["--prompt=a", "--temperature=nan"], "--temperature nan is out of range"),
+        (["--prompt=a", "--n=2"], "--n 2 outputs would all be the same"),
         (["--prompt=a", "--stop="], "a stop string is empty"),
         (["--prompt=a", "--logprobs=3"], "--logprobs cannot be shown in plain text"),
         (["--prompt=a", "--stream", "--output=-"], "--stream prints texts, but JSON"),
         (["--input=x.jsonl", "--stream"], "--stream prints texts, but JSON"),
-        (["--prompt=a", "--top-k=-4"], "top_k=-4 is out of range"),
-        (["--prompt=a", "--top-p=0"], "top_p=0.0 is out of range; give a number above 0 to 1"),
+        (["--prompt=a", "--top-k=-4"], "--top-k -4 is out of range"),
+        (["--prompt=a", "--top-p=0"], "--top-p 0.0 is out of range; give a number above 0 to 1"),
         (
             ["--prompt=a", "--method=padded"],
             "--method padded is unknown; choose from ems, none",
@@ -266,6 +303,8 @@ def empty_folder(tmp_path, monkeypatch):
         (["--prompt=a", "--output=no/such/out.jsonl"], "cannot write to 'no/such/out.jsonl'"),
         (["--prompt=a", "--output=."], "'.' is a directory; give --output a file"),
         (["--prompt=a\udcff"], "prompt 1 has a character that UTF-8 cannot encode"),
+        (["--prompt=a", "--system=b"], "--system is a message of a conversation; give --chat"),
+        (["--prompt=a", "--chat", "--system=\udcff"], "--system has a character that UTF-8"),
         (["--prompt=a", "--report=-"], "--report - is not supported; name a file"),
         (["--prompt=a", "--report=."], "cannot write the report to '.' (it is not a regular file)"),
         (["--prompt=a", "--report=/dev/null"], "'/dev/null' (it is not a regular file)"),
@@ -312,7 +351,9 @@ def test_a_model_that_cannot_be_loaded_is_reported_and_costs_no_results(call, tm
     before = path.read_bytes()
     called = call("--prompt=a", "--model=missing", "--output", path, "--overwrite")
     assert called.status == 2
-    assert called.err == "error: the model 'missing' is not there; give --model a directory.\n"
+    first, _, rest = called.err.partition("\n")
+    assert first == "loading missing"
+    assert rest == "error: the model 'missing' is not there; give --model a directory.\n"
     assert path.read_bytes() == before
 
 

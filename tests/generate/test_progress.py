@@ -3,7 +3,7 @@ import io
 import pytest
 
 from emsjax.engine.metrics import RequestMetrics
-from emsjax.generate.progress import STARTING, Progress
+from emsjax.generate.progress import COMPILING, Progress
 
 METRICS = RequestMetrics(
     target_steps=500,
@@ -92,13 +92,15 @@ def test_an_unknown_total_is_left_out():
 
 
 @pytest.mark.parametrize("kind", [io.StringIO, Terminal])
-def test_the_wait_is_explained_once(kind):
+def test_a_line_is_said_once(kind):
     stream = kind()
     progress, _ = _progress(stream=stream)
     with progress:
-        progress.starting()
-        progress.starting()
-    assert stream.getvalue().count(STARTING) == 1
+        progress.compiling()
+        progress.say_once("a hint")
+        progress.say_once("a hint")
+    assert stream.getvalue().count("a hint") == 1
+    assert stream.getvalue().count(COMPILING) == 1
 
 
 @pytest.mark.parametrize("total", [None, 4])

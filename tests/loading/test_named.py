@@ -2,7 +2,10 @@
 
 import json
 import math
+import socket
+import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -126,3 +129,36 @@ def test_an_unreachable_hub():
 def test_an_unknown_name_is_answered_with_the_known_names(name: str):
     with pytest.raises(UserError, match=rf"{name}.*opt-6\.7b, .*qwen3-8b"):
         named_config(name)
+
+
+@pytest.mark.parametrize("fails", ["no address", "no answer", "refused"])
+def test_an_unreachable_hub_is_reported_at_once(fails: str, monkeypatch: pytest.MonkeyPatch):
+    """The hub's own client tries for half a minute."""
+
+    def connect(*_: Any, **__: Any) -> None:
+        if fails == "no answer":
+            time.sleep(5)
+        raise OSError(fails)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "create_connection", connect)
+    monkeypatch.setattr(hub, "_REACH_S", 0.1)
+    for ask in (hub.hub_config, hub.hub_snapshot):
+        started = time.perf_counter()
+        with pytest.raises(UserError, match=r"some/model.*the hub cannot be reached \(.*; check"):
+            ask("some/model")
+        assert time.perf_counter() - started < 2
+
+
+def test_the_hub_is_looked_for_through_a_proxy(monkeypatch: pytest.MonkeyPatch):
+    asked: list[Any] = []
+
+    def connect(address: Any, timeout: float) -> Any:
+        asked.append(address)
+        return socket.socket()
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "create_connection", connect)
+    monkeypatch.setattr(hub, "getproxies", lambda: {"https": "http://proxy.example:3128"})
+    assert hub._unreachable() is None
+    assert asked == [("proxy.example", 3128)]

@@ -40,6 +40,17 @@ def test_the_details_of_one_forecast(capsys: pytest.CaptureFixture[str]):
     assert "by the compiler" not in "".join(lines)
 
 
+@pytest.mark.parametrize(("given", "header"), [("0.7", "0.5 0.7 0.9"), ("0.6", "0.5 0.6 0.7 0.9")])
+def test_speedups_are_shown_for_other_acceptances(
+    given: str, header: str, capsys: pytest.CaptureFixture[str]
+):
+    assert plan.main([*SMALL, "--topology", "h100", "--acceptance", given]) == 0
+    table = capsys.readouterr().out.partition("Planned speedup by acceptance:\n\n")[2].splitlines()
+    assert table[0].replace("|", " ").split() == ["batch", *header.split()]
+    speedups = [float(cell) for cell in table[2].replace("|", " ").split()[1:]]
+    assert speedups == sorted(set(speedups))
+
+
 def test_several_forecasts_are_a_table(capsys: pytest.CaptureFixture[str]):
     arguments = ["--model", "llama-3-70b", "--topology", "h100", "--topology", "V5E-1"]
     assert plan.main([*SMALL, *arguments, "--no-compile"]) == 0
@@ -126,8 +137,14 @@ def test_a_missing_compiler_is_reported(
         return version(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    assert plan.main([*SMALL, "--topology", "v5e"]) == 2
+    assert plan.main([*SMALL, "--topology", "v5e", "--compile"]) == 2
     assert "needs the TPU compiler, libtpu" in capsys.readouterr().err
+    # Who does not ask for the compiler gets the arithmetic and a note.
+    assert plan.main([*SMALL, "--topology", "v5e"]) == 0
+    out, err = capsys.readouterr()
+    assert "Nothing was compiled" in out
+    assert re.match(r"nothing is compiled, .*needs the TPU compiler, libtpu", err)
+    assert err.count("\n") == 1
     assert plan.main([*SMALL, "--topology", "v5e", "--no-compile", "--json"]) == 0
     [found] = json.loads(capsys.readouterr().out)
     assert found["versions"]["libtpu"] is None

@@ -1,10 +1,12 @@
 """Expected speedups, compared with formulas."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from emsjax.engine.ladder import Rung, make_ladder
-from emsjax.engine.worth import CAUTION, StepCosts
+from emsjax.engine.load import Load
+from emsjax.engine.worth import CAUTION, Economics, StepCosts, most_worth, without_prompts
 from emsjax.plan.speedup import Speedup, expected_speedup
 
 SLOTS, K = 8, 3
@@ -76,3 +78,23 @@ def test_planned_steps_never_use_a_rung_for_prompts():
     free = expected_speedup(costs._replace(rungs=np.ones(5, np.float32)), ladder, **asked)
     assert (free.planned, free.fixed) == (8, 8)  # whole drafts of all slots fit the fourth rung
     assert expected_speedup(costs, ladder, **asked).planned == 4
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_plan_is_the_one_of_the_engine(seed: int):
+    """The forecast computes on the host what the planner computes on the device."""
+    random = np.random.default_rng(seed)
+    slots, context, acceptance = int(random.integers(1, 9)), 64, float(random.uniform(0, 1))
+    ladder = LADDER
+    seconds = np.sort(random.uniform(1, 3, len(ladder))).astype(np.float32)
+    costs = StepCosts(seconds, random.uniform(0, 1e-3, 4).astype(np.float32), np.float32(0))
+    options = {"num_slots": slots, "context": context, "acceptance": acceptance}
+    found = expected_speedup(costs, ladder, draft_length=K, **options)
+    powers = acceptance ** np.arange(1, K + 1, dtype=np.float32)
+    survival = jnp.asarray(np.tile(powers, (slots, 1)))
+    load = Load(jnp.int32(slots), jnp.ones(slots), jnp.int32(slots * context))
+    device = StepCosts(*map(jnp.asarray, without_prompts(costs, ladder, K)))
+    best = most_worth(survival, ladder, Economics(device, load))
+    plain = slots / (costs.rungs[0] + costs.cached[0] * slots * context)
+    assert found.planned == pytest.approx(float(best.rate) / plain, rel=1e-5)
+    assert found.drafted == pytest.approx(int(best.drafts) / slots)
