@@ -125,9 +125,7 @@ def _prompt(line: jsonl.Line, options: Options) -> Prompt:
     return [*system, {"role": "user", "content": line.prompt}]
 
 
-def _request(
-    generator: Generator, line: jsonl.Line, options: Options, progress: Progress
-) -> Any:
+def _request(generator: Generator, line: jsonl.Line, options: Options, progress: Progress) -> Any:
     prompt = _prompt(line, options)
     if isinstance(prompt, str) and getattr(generator.tokenizer, "chat_template", None):
         progress.say_once(
@@ -231,9 +229,7 @@ def _write_records(
         raise KeyboardInterrupt(_how_to_resume(options, sink)) from stop
 
 
-def _check_unchanged(
-    line: jsonl.Line | jsonl.BadLine, sink: ResultFile, options: Options
-) -> None:
+def _check_unchanged(line: jsonl.Line | jsonl.BadLine, sink: ResultFile, options: Options) -> None:
     """Checks that a finished result belongs to the prompt that has its id now."""
     then = sink.finished[jsonl.key(line.id)]
     if isinstance(line, jsonl.BadLine) or jsonl.digest(_prompt(line, options)) != then:

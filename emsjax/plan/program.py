@@ -170,9 +170,7 @@ def _too_large(counted: Memory, message: str) -> Memory:
     found = _NEEDED.search(message)
     if found is None:
         said = " ".join(message.split())[:_MOST_CHARACTERS]
-        raise UserError(
-            f"the TPU compiler rejects the program ({said}); give --no-compile"
-        )
+        raise UserError(f"the TPU compiler rejects the program ({said}); give --no-compile")
     needs, unit, available, its_unit = (part for part in found.groups() if part is not None)
     # Rounding may make the two figures equal, but the program needs more than there is.
     needed = max(_bytes(needs, unit), _bytes(available, its_unit) + 1)

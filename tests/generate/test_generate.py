@@ -1,6 +1,5 @@
 import json
 import sys
-
 from types import SimpleNamespace
 
 import pytest
@@ -50,7 +49,9 @@ def test_chat_turns_text_into_a_user_message(call, tmp_path):
 
 
 def test_a_system_message_comes_before_text(call, tmp_path):
-    file = _write(tmp_path / "in", {"prompt": "pie"}, {"messages": [{"role": "user", "content": "x"}]})
+    file = _write(
+        tmp_path / "in", {"prompt": "pie"}, {"messages": [{"role": "user", "content": "x"}]}
+    )
     called = call("--chat", "--system", "be", "--input", file)
     assert {r["text"] for r in called.records} == {"<system>be<user>pie"[::-1], "<user>x"[::-1]}
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-
 FAKE = Path(__file__).with_name("fake_llm.py")
 PROMPTS = [f"--prompt=p{i}" for i in range(6)]
 

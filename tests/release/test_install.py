@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "emsjax", "models", "pallas_kernels", "scripts")
+SOURCES = (
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "emsjax",
+    "models",
+    "pallas_kernels",
+    "scripts",
+)
 # What the command line and a user's script need, without the seconds that `LLM` takes to import.
 SCRIPT = """
 import emsjax, emsjax.models.config, emsjax.pallas_kernels.backends, emsjax.requests.sampling_params
@@ -85,7 +93,9 @@ def test_a_clone_that_has_moved_is_named(clone: Path, tmp_path: Path):
     build = f"import build_backend; print(build_backend.build_editable({str(wheel)!r}))"
     moved = tmp_path / "emsjax"
     shutil.copytree(clone, moved)
-    done = run(sys.executable, "-c", f"import sys; sys.path.insert(0, 'scripts'); {build}", cwd=moved)
+    done = run(
+        sys.executable, "-c", f"import sys; sys.path.insert(0, 'scripts'); {build}", cwd=moved
+    )
     assert done.returncode == 0, done.stderr
     (built,) = wheel.iterdir()
     shutil.rmtree(moved)
