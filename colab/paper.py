@@ -88,6 +88,8 @@ SETTINGS = {
     "gpu": "--model HuggingFaceTB/SmolLM2-1.7B-Instruct --dtype bfloat16 --batch-sizes 1,2,4,8,16",
     "tpu": "--model HuggingFaceTB/SmolLM2-1.7B-Instruct --dtype bfloat16 --batch-sizes 1,2,4,8,16",
 }[PLATFORM]
+# The drafts of the paper are looked up.
+SETTINGS += " --drafters prompt-lookup"
 METHODS = "none,vanilla,unpad-kv,unpad-input,ems-fixed,ems"
 if SMALL:
     SETTINGS = "--batch-sizes 2 --prompts 2 --max-tokens 16 --repeats 1 --no-parts"

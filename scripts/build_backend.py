@@ -1,8 +1,8 @@
 """Builds emsjax: setuptools, with another kind of editable install.
 
-The editable install of setuptools answers only after Python has searched all of `sys.path`. A clone is
-named `emsjax`, so for a script next to it Python finds the clone's folder first and takes it for a
-package without contents. Here an editable install puts a real package into `site-packages`, which
+The editable install of setuptools answers only after Python has searched all of `sys.path`. A clone
+is named `emsjax`, so for a script next to it Python finds the clone's folder first and takes it for
+a package without contents. Here an editable install puts a real package into `site-packages`, which
 Python prefers to such a folder, and which hands over to the clone.
 """
 

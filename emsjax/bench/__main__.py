@@ -10,96 +10,132 @@ import typer
 from emsjax.cli import command
 
 _app = command.new_app()
+_METHODS = "none,vanilla,unpad-kv,unpad-input,ems-fixed,ems"
 
 
 @_app.command()
 def bench(
-    output: Annotated[Path, typer.Option(help="Directory for results, table and plots.")],
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Directory for results, table and plots.")
+    ],
     inputs: Annotated[
         list[Path] | None,
-        typer.Option("--input", help="File of prompts, as JSON lines. May be repeated."),
+        typer.Option(
+            "--input", metavar="FILE", help="File of prompts, as JSON lines. May be repeated."
+        ),
     ] = None,
     datasets: Annotated[
-        str, typer.Option(help="Categories of the input to use, comma-separated. (default: all)")
+        str,
+        typer.Option(
+            metavar="LIST",
+            show_default=False,
+            help="Categories of the input to use, comma-separated. (default: all)",
+        ),
     ] = "",
     methods: Annotated[
         str,
         typer.Option(
-            help="Comma-separated. ems plans what to verify; ems-fixed verifies every draft."
+            metavar="LIST",
+            show_default=False,
+            help="Comma-separated. ems plans what to verify; ems-fixed verifies every draft. "
+            f"(default: all, {_METHODS.replace(',', ', ')})",
         ),
-    ] = "none,vanilla,unpad-kv,unpad-input,ems-fixed,ems",
+    ] = _METHODS,
     drafters: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated; NAME@K drafts at most K tokens. (default: prompt-lookup, "
-            "or combined with a draft model)"
+            metavar="LIST",
+            help="Comma-separated; NAME@K drafts at most K tokens. (default: as generate, combined "
+            "with a draft model, else prompt-lookup)",
         ),
     ] = None,
     batch_sizes: Annotated[
-        str, typer.Option(help="Prompts decoded together, comma-separated.")
+        str, typer.Option(metavar="LIST", help="Prompts decoded together, comma-separated.")
     ] = "1,2,4,8",
     prompts: Annotated[
         int,
-        typer.Option(min=1, help="Fewest prompts per dataset, rounded up to full batches."),
+        typer.Option(
+            min=1, metavar="N", help="Fewest prompts per dataset, rounded up to full batches."
+        ),
     ] = 24,
-    max_tokens: Annotated[int, typer.Option(min=2, help="Maximum new tokens per prompt.")] = 128,
+    max_tokens: Annotated[
+        int, typer.Option(min=2, metavar="N", help="Maximum new tokens per prompt.")
+    ] = 128,
     repeats: Annotated[
-        int, typer.Option(min=1, help="Runs of each method; the methods take turns.")
+        int, typer.Option(min=1, metavar="N", help="Runs of each method; the methods take turns.")
     ] = 3,
     steps_per_turn: Annotated[
         int,
         typer.Option(
             min=0,
+            metavar="N",
             help="Steps per turn; each method then has its own cache. 0: a turn is a whole text.",
         ),
     ] = 0,
     ignore_eos: Annotated[
-        bool, typer.Option(help="Continue past the end-of-text token, up to --max-tokens.")
+        bool,
+        typer.Option(
+            "--ignore-eos", help="Continue past the end-of-text token, up to --max-tokens."
+        ),
     ] = False,
     chat: Annotated[
-        bool, typer.Option(help="Put text prompts into the model's chat template.")
+        bool, typer.Option("--chat", help="Put text prompts into the model's chat template.")
     ] = False,
     model: Annotated[
-        str | None, typer.Option(help="As for generate. (default: SmolLM2-135M-Instruct)")
+        str | None,
+        typer.Option(metavar="NAME", help="As for generate. (default: the same)"),
     ] = None,
-    draft_model: Annotated[str | None, typer.Option(help="As for generate.")] = None,
-    dtype: Annotated[str, typer.Option(help="As for generate.")] = "auto",
+    draft_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="As for generate.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(metavar="TYPE", help="As for generate.")] = "auto",
     config: Annotated[
         str | None,
-        typer.Option(help="Benchmark only a model's shape: a known name or a config.json."),
+        typer.Option(
+            metavar="NAME", help="Benchmark only a model's shape: a known name or a config.json."
+        ),
     ] = None,
     random_weights: Annotated[
-        bool, typer.Option(help="Fill the shape given by --config with random weights.")
+        bool,
+        typer.Option(
+            "--random-weights", help="Fill the shape given by --config with random weights."
+        ),
     ] = False,
     simulate_acceptance: Annotated[
         str | None,
         typer.Option(
-            metavar="RATE|FILE",
+            metavar="RATE",
             help="Acceptance of simulated drafts: a rate from 0 to 1, or a file from --record.",
         ),
     ] = None,
     prompt_tokens: Annotated[
-        int, typer.Option(min=1, help="Length of each made-up prompt, in tokens.")
+        int, typer.Option(min=1, metavar="N", help="Length of each made-up prompt, in tokens.")
     ] = 512,
-    parts: Annotated[bool, typer.Option(help="Also time the parts of a step.")] = True,
+    parts: Annotated[
+        bool, typer.Option("--parts/--no-parts", help="Time the parts of a step, too.")
+    ] = True,
     compare: Annotated[
         str | None,
-        typer.Option(metavar="transformers", help="Run this library on the same prompts."),
+        typer.Option(metavar="NAME", help="Run this library on the same prompts: transformers."),
     ] = None,
     record: Annotated[
         Path | None,
         typer.Option(
-            help="Record acceptance in this file, at the first batch size, instead of measuring."
+            metavar="FILE",
+            help="Record acceptance in this file, at the first batch size, instead of measuring.",
         ),
     ] = None,
     trace: Annotated[
         Path | None,
-        typer.Option(help="Write profiler traces of a few steps into this directory."),
+        typer.Option(
+            metavar="DIR", help="Write profiler traces of a few steps into this directory."
+        ),
     ] = None,
     append: Annotated[
         bool,
         typer.Option(
-            help="Add to existing results, replacing those of the same batch size and dataset."
+            "--append",
+            help="Add to existing results, replacing those of the same batch size and dataset.",
         ),
     ] = False,
 ) -> None:

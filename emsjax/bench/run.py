@@ -29,6 +29,7 @@ from emsjax.errors import UserError
 from emsjax.host.cache import use_compile_cache
 from emsjax.host.files import replace_text
 from emsjax.host.locks import alone_in
+from emsjax.loading.drafter import shipped_draft
 
 
 def run(settings: Settings) -> None:
@@ -48,7 +49,10 @@ def _run(settings: Settings) -> None:
     files = _Files(settings.output, settings.append)
     if settings.trace is not None:
         _make(settings.trace)
+    if not _can_plot():
+        say("there will be no plots: they need pip install 'emsjax[plot]'")
     target = _target(settings)
+    settings = _for_model(settings, target)
     datasets = _datasets(settings, target)
     peer = None if settings.compare is None else partial(peer_of, target)
     facts = run_facts() | {
@@ -82,11 +86,13 @@ def record_acceptance(settings: Settings) -> None:
       UserError: as for `run`.
     """
     use_compile_cache()
-    assert settings.record is not None
-    _make(settings.record.parent)
-    if settings.record.is_dir():
-        raise UserError(f"--record {str(settings.record)!r} is a directory; name a file")
+    record = settings.record
+    assert record is not None
+    _make(record.parent)
+    if record.is_dir():
+        raise UserError(f"--record {str(record)!r} is a directory; name a file")
     target = _target(settings)
+    settings = _for_model(settings, target)
     size, drafter = settings.batch_sizes[0], settings.recorded().drafter
     recorder = Recorder()
     datasets = _datasets(settings, target)
@@ -100,8 +106,8 @@ def record_acceptance(settings: Settings) -> None:
         stepped.decode(plain.prefill(jobs)[0], jobs)
         done += len(jobs)
         say(f"{done} of {len(prompts)} prompts")
-    write_acceptance(recorder.samples, settings.record)
-    say(f"wrote {settings.record}: use it with --simulate-acceptance {settings.record}")
+    write_acceptance(recorder.samples, record)
+    say(f"wrote {record}: use it with --simulate-acceptance {record}")
 
 
 def say(line: str) -> None:
@@ -121,6 +127,16 @@ def _target(settings: Settings) -> Target:
         draft_model=settings.draft_model,
         ignore_eos=settings.ignore_eos,
     )
+
+
+def _for_model(settings: Settings, target: Target) -> Settings:
+    """Returns the settings with the model's default drafter if none is named."""
+    loaded = target.loaded
+    return settings.for_model(loaded is not None and shipped_draft(loaded) is not None)
+
+
+def _can_plot() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def _datasets(settings: Settings, target: Target) -> Mapping[str, Dataset]:
@@ -182,8 +198,8 @@ class _Files:
     def summary(self) -> list[str]:
         """Draws the plots, and returns a line for each written file."""
         written = [self._results, self._directory / "results.md"]
-        if importlib.util.find_spec("matplotlib") is None:
-            return [*map(_wrote, written), "no plots: they need pip install 'emsjax[plot]'"]
+        if not _can_plot():
+            return [*map(_wrote, written)]
         try:
             return [*map(_wrote, written), *map(_wrote, draw(self._records, self._directory))]
         except UserError as error:

@@ -2,7 +2,7 @@
 
 import importlib.util
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +115,18 @@ class Settings:
         pairs = itertools.product(self.methods, self.drafters or (self._default_drafter(),))
         return list(dict.fromkeys(Spec(m) if m == PLAIN else Spec(m, d) for m, d in pairs))
 
-    def _default_drafter(self) -> str:
+    def _default_drafter(self, shipped: bool = False) -> str:
         if self.config:
             return SIMULATED
-        return "prompt-lookup" if self.draft_model is None else "combined"
+        return "combined" if shipped or self.draft_model is not None else "prompt-lookup"
+
+    def for_model(self, shipped: bool) -> "Settings":
+        """The settings with the drafter that `generate` would choose, if none is named.
+
+        Args:
+          shipped: whether this package has a draft for the model.
+        """
+        return replace(self, drafters=self.drafters or (self._default_drafter(shipped),))
 
     def sweep(self) -> Sweep:
         """The settings of the measurement itself."""

@@ -19,12 +19,12 @@ class _Watch:
         self.call: Callable[[], None] | None = None
         self._timers: dict[int, threading.Timer] = {}  # by the thread that compiles
 
-    def event(self, name: str, *_: Any, **__: Any) -> None:
+    def event(self, event: str, *_: Any, **__: Any) -> None:
         """Listens to all of jax's events."""
         thread = threading.get_ident()
-        if name in (_ASKED, _FOUND, _COMPILED) and thread in self._timers:
+        if event in (_ASKED, _FOUND, _COMPILED) and thread in self._timers:
             self._timers.pop(thread).cancel()
-        if name == _ASKED and self.call is not None:
+        if event == _ASKED and self.call is not None:
             timer = self._timers[thread] = threading.Timer(_LONG_S, self._fire)
             timer.daemon = True
             timer.start()

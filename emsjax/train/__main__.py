@@ -25,41 +25,54 @@ def train(
         typer.Option("--input", help="Prompts, as JSON lines or plain text; may be repeated."),
     ] = None,
     own_prompts: Annotated[
-        int, typer.Option(min=0, help="Number of additional prompts that the model makes up.")
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Number of additional prompts that the model makes up."
+        ),
     ] = 0,
     model: Annotated[
-        str | None, typer.Option(help="Target model. (default: SmolLM2-135M-Instruct)")
+        str | None, typer.Option(metavar="NAME", help="Target model. (default: as generate)")
     ] = None,
     dtype: Annotated[str, typer.Option(help="Dtype of the target.")] = "auto",
-    outputs: Annotated[int, typer.Option(min=1, help="Texts per prompt.")] = 3,
-    max_tokens: Annotated[int, typer.Option(min=8, help="Maximum tokens per text.")] = 160,
+    outputs: Annotated[int, typer.Option(min=1, metavar="N", help="Texts per prompt.")] = 3,
+    max_tokens: Annotated[
+        int, typer.Option(min=8, metavar="N", help="Maximum tokens per text.")
+    ] = 160,
     longest_prompt: Annotated[
-        int, typer.Option(min=1, help="Leave out prompts of more tokens than this.")
+        int, typer.Option(min=1, metavar="N", help="Leave out prompts of more tokens than this.")
     ] = 512,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts written at a time.")] = 48,
+    batch_size: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Texts written at a time.")
+    ] = 48,
     ignore_eos: Annotated[bool, typer.Option(help="Do not stop at end-of-text tokens.")] = False,
-    layers: Annotated[int, typer.Option(min=1, help="Layers of the draft.")] = 2,
+    layers: Annotated[int, typer.Option(min=1, metavar="N", help="Layers of the draft.")] = 2,
     width: Annotated[
         int | None,
-        typer.Option(min=1, help="Feed-forward width of the draft. (default: the target's)"),
+        typer.Option(
+            min=1, metavar="N", help="Feed-forward width of the draft. (default: the target's)"
+        ),
     ] = None,
     vocabulary: Annotated[
-        int, typer.Option(min=2, help="Number of tokens the draft can propose: the most frequent.")
+        int,
+        typer.Option(
+            min=2, metavar="N", help="Number of tokens the draft can propose: the most frequent."
+        ),
     ] = 8192,
     held_out: Annotated[
         float, typer.Option(min=0.001, max=0.5, help="Share of prompts kept for evaluation.")
     ] = 0.05,
-    steps: Annotated[int, typer.Option(min=1, help="Number of updates.")] = 2000,
-    rows: Annotated[int, typer.Option(min=1, help="Texts per update.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Number of updates.")] = 2000,
+    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Texts per update.")] = 8,
     unroll: Annotated[
-        int, typer.Option(min=1, help="Tokens per draft in the last part of the training.")
+        int,
+        typer.Option(min=1, metavar="N", help="Tokens per draft in the last part of the training."),
     ] = 4,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="Highest learning rate.")] = 2e-3,
     evaluate_every: Annotated[
-        int, typer.Option(min=1, help="Updates between evaluations and checkpoints.")
+        int, typer.Option(min=1, metavar="N", help="Updates between evaluations and checkpoints.")
     ] = 200,
     seed: Annotated[
-        int, typer.Option(min=0, help="Seed of the weights and of the order of texts.")
+        int, typer.Option(min=0, metavar="N", help="Seed of the weights and of the order of texts.")
     ] = 0,
 ) -> None:
     """Train a draft for a model on text that the model itself writes.

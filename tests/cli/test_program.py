@@ -1,5 +1,6 @@
 """One program with five commands, which imports a command only when it is called."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -60,9 +61,12 @@ def test_help_of_a_command_imports_no_jax(name: str):
         "sys.exit(status)"
     )
     called = [sys.executable, "-c", script, name, "--help"]
-    done = subprocess.run(called, capture_output=True, text=True, check=False)
+    narrow = os.environ | {"COLUMNS": "80"}
+    done = subprocess.run(called, env=narrow, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f"Usage: emsjax {name} [OPTIONS]" in done.stdout
+    # Words that do not fit a column are cut.
+    assert "…" not in done.stdout
 
 
 @pytest.mark.parametrize(
