@@ -56,7 +56,7 @@ def test_saved_models_are_accepted(name: str) -> None:
     model_config(read_config(tiny.checkpoint(name), supported()))
 
 
-# Extra keys of configurations on the hub, as published.
+# Extra keys of the kind that configurations on the hub have; written from memory, not copied.
 PUBLISHED = {
     "SmolLM2": {
         "is_llama_config": True,
