@@ -41,7 +41,7 @@ class Attention(nnx.Module):
         q, k, v = jnp.split(packed, (num_heads, num_heads + num_kv_heads), axis=1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        return rotate(q, context.angles), rotate(k, context.angles), v
+        return rotate(q, context.angles), *_contained(rotate(k, context.angles), v)
 
     def __call__(
         self, x: jax.Array, cache: jax.Array, context: LayerContext
@@ -66,6 +66,17 @@ class Attention(nnx.Module):
             q, cache, layer=context.layer, scale=self.heads[2] ** -0.5, window=context.window
         )
         return self.out(mixed.reshape(x.shape[0], -1), context.stacked), cache
+
+
+def _contained(k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Moves NaN and infinity from values [T, K, H] to their keys, and returns both.
+
+    A row must not be harmed by draft tokens after it, which may be wrong. Attention replaces the
+    scores of those, but only multiplies their values by 0, and 0 * NaN is NaN. Rows that do attend
+    to such a token become NaN by its score.
+    """
+    sound = jnp.isfinite(v).all(axis=2, keepdims=True)
+    return jnp.where(sound, k, jnp.nan), jnp.where(sound, v, 0)
 
 
 class Block(nnx.Module):

@@ -24,7 +24,7 @@ from emsjax.errors import UserError, reason
 from emsjax.host.files import replace_text
 from emsjax.limits import DRAFT_LENGTH, MAX_DRAFT_LENGTH
 from emsjax.sampling.choose import Chosen, choose
-from emsjax.sampling.rows import Rows
+from emsjax.sampling.rows import NO_TOKEN, Rows
 
 # Size of the table drawn for a given rate; further samples and places repeat it.
 SAMPLES, PLACES = 64, 512
@@ -161,7 +161,7 @@ def scripted_choice(vocab_size: int) -> Callable[[jax.Array, Rows, DecodeState],
         chosen = choose(logits, rows, state)
         tokens = script(_sample(state)[rows.slots], rows.positions + 1, vocab_size)
         # The condition is always true. The compiler cannot know that, or it would drop the logits.
-        return chosen._replace(tokens=jnp.where(chosen.tokens >= 0, tokens, chosen.tokens))
+        return chosen._replace(tokens=jnp.where(chosen.tokens >= NO_TOKEN, tokens, chosen.tokens))
 
     return choose_script
 

@@ -11,7 +11,7 @@ from emsjax.engine.acceptance import expect
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import COSTLY_SOURCE, WorthDrafting
 from emsjax.engine.state import DecodeState
-from emsjax.sampling.choose import choose
+from emsjax.sampling.choose import choose_unchecked
 from emsjax.sampling.rows import Rows, rows_after
 
 
@@ -137,6 +137,6 @@ class Recurrent:
         # target's.
         full = jnp.full((logits.shape[0], self.vocab_size), -jnp.inf, jnp.float32)
         full = full.at[:, token_ids].set(logits)
-        guess = choose(full, rows, state).tokens
+        guess = choose_unchecked(full, rows, state)
         place = jnp.argmax(token_ids[None] == guess[:, None], axis=1)
         return guess, place

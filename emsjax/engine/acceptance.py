@@ -67,6 +67,8 @@ def predict(draft: Draft, experience: Experience) -> jax.Array:
     said = jnp.float32(UNKNOWN) if draft.confidence is None else draft.confidence
     offset = _of_source(draft, experience.slots) + experience.shared[_source(draft)]
     odds = jnp.broadcast_to(_odds(said), draft.tokens.shape) + offset[:, None]
+    # A drafter that computes NaN guesses at random. Its NaN must not enter the shared experience.
+    odds = jnp.where(jnp.isnan(odds), -CERTAIN, odds)
     return jax.nn.sigmoid(jnp.clip(odds, -CERTAIN, CERTAIN))
 
 

@@ -43,9 +43,11 @@ class Finished:
 
     Attributes:
       job: the job.
-      token_ids: the generated tokens, including the stop token.
+      token_ids: the generated tokens, including the stop token. A failed job may have none.
       metrics: the cost of the job.
       cut: whether `job.watch` ended it.
+      failed: whether it ended because the target's logits after the last token leave no choice: one
+        of them is NaN or infinite, or all are -inf.
       logprobs: numpy arrays [tokens, ...]; None if the job did not ask for them.
       trace: where each token came from, without texts; None if the engine does not record traces.
     """
@@ -54,10 +56,13 @@ class Finished:
     token_ids: tuple[int, ...]
     metrics: RequestMetrics
     cut: bool = False
+    failed: bool = False
     logprobs: Logprobs | None = None
     trace: Trace | None = None
 
     @property
     def stopped(self) -> bool:
         """Whether a stop token ended the output, rather than a limit or `job.watch`."""
-        return not self.cut and self.token_ids[-1] in self.job.stop_ids
+        if self.cut or self.failed or not self.token_ids:
+            return False
+        return self.token_ids[-1] in self.job.stop_ids

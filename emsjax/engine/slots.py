@@ -235,7 +235,9 @@ def _finished(
         steps = int(state.emitted_at[slot, span.stop - 1])
     metrics = _metrics(occupant, seen.stats, slot, steps)
     trace = _trace(occupant, seen, state, slot, began)
-    return Finished(job, tokens, metrics, occupant.cut, logprobs, trace)
+    # The device may run past the token after which the watch ended the job, and fail there.
+    failed = bool(seen.stats.failed[slot]) and not occupant.cut
+    return Finished(job, tokens, metrics, occupant.cut, failed, logprobs, trace)
 
 
 def _trace(

@@ -31,6 +31,7 @@ class SlotStats:
       cached: float32[B], cache positions read, holes included. In long texts this exceeds int32. It
         is exact below 2**24.
       empty: float32[B], how many of these positions were holes.
+      failed: int32[B], 1 if the request has ended because the target's logits left no choice.
     """
 
     target_steps: jax.Array
@@ -41,6 +42,7 @@ class SlotStats:
     padded: jax.Array
     cached: jax.Array
     empty: jax.Array
+    failed: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -129,6 +131,7 @@ def empty_state(
             padded=zeros(),
             cached=jnp.zeros(num_slots, jnp.float32),
             empty=jnp.zeros(num_slots, jnp.float32),
+            failed=zeros(),
         ),
         experience=no_experience(num_slots),
         hidden=hidden,

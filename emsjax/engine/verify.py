@@ -12,6 +12,7 @@ from emsjax.engine.step_plan import Plan
 from emsjax.engine.trace_record import record_drafts
 from emsjax.sampling.choose import Chosen
 from emsjax.sampling.logprobs import record
+from emsjax.sampling.rows import NO_TOKEN
 from emsjax.sampling.state import SamplingState, count_tokens
 
 
@@ -24,7 +25,8 @@ def count_accepted(draft: Draft, draft_lens: jax.Array, predicted: jax.Array) ->
       predicted: int32[B, k+1], the target's choices after the known tokens and after each guess.
 
     Returns:
-      int32[B], the length of the longest prefix of each draft that equals the target's choices.
+      int32[B], the length of the longest prefix of each draft that equals the target's choices. A
+      choice of `NO_TOKEN` equals no draft token.
     """
     position = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
     hit = (draft.tokens == predicted[:, :-1]) & (position < draft_lens[:, None])
@@ -37,6 +39,7 @@ def commit(
 ) -> DecodeState:
     """Appends the accepted tokens and the bonus token, cut exactly at stop tokens and limits.
 
+    A slot whose next choice is `NO_TOKEN` fails: it keeps the tokens before and ends.
     K/V of rejected tokens stay in the cache past `kv_lens`, where the next rows overwrite them.
 
     Args:
@@ -49,13 +52,18 @@ def commit(
     """
     predicted = chosen.tokens
     steps = jnp.arange(predicted.shape[1], dtype=jnp.int32)[None]
-    is_stop = (predicted[:, :, None] == state.stop_ids[:, None, :]).any(axis=2)
+    chosen_none = predicted == NO_TOKEN
+    # `stop_ids` are padded with -1, which `NO_TOKEN` equals.
+    is_stop = (predicted[:, :, None] == state.stop_ids[:, None, :]).any(axis=2) & ~chosen_none
     offered = jnp.minimum(accepted + 1, state.max_lens - state.lens)
     # Choices past the offered ones may contain stop tokens that the text never reaches.
     stopping = is_stop & (steps < offered[:, None]) & plan.complete[:, None]
     stopped = stopping.any(axis=1)
     emitted = jnp.where(stopped, jnp.argmax(stopping, axis=1).astype(jnp.int32) + 1, offered)
     emitted = jnp.where(plan.complete, emitted, 0)
+    # No accepted token is `NO_TOKEN`, so only the last emitted choice can be.
+    failed = (chosen_none & (steps < emitted[:, None])).any(axis=1)
+    emitted -= failed.astype(jnp.int32)
     lens = state.lens + emitted
     step = jnp.broadcast_to(state.stats.target_steps[:, None] + 1, predicted.shape)
     return state.replace(
@@ -64,8 +72,8 @@ def commit(
         lens=lens,
         # The bonus token was not among the step's rows, so it has no K/V yet.
         kv_lens=jnp.where(plan.complete, lens - 1, state.kv_lens + plan.q_lens),
-        live=state.live & ~stopped & (lens < state.max_lens),
-        stats=_count(state, plan, jnp.minimum(accepted, emitted)),
+        live=state.live & ~stopped & ~failed & (lens < state.max_lens),
+        stats=_count(state, plan, accepted, emitted, failed),
         sampling=_record_sampling(state.sampling, chosen, state.lens, emitted),
         holes=_aligned(state, plan, lens),
         drafts=_record_drafts(state, draft, plan),
@@ -115,22 +123,35 @@ def _append(tokens: jax.Array, lens: jax.Array, new: jax.Array, count: jax.Array
     return tokens.at[slots, columns].set(new, mode="drop")
 
 
-def _count(state: DecodeState, plan: Plan, accepted: jax.Array) -> SlotStats:
-    """Adds this step to the counters; `accepted` int32[B] excludes tokens that were cut off."""
+def _count(
+    state: DecodeState, plan: Plan, accepted: jax.Array, emitted: jax.Array, failed: jax.Array
+) -> SlotStats:
+    """Adds this step to the counters.
+
+    Args:
+      state: before the step.
+      plan: of the step.
+      accepted: int32[B], see `count_accepted`.
+      emitted: int32[B], the tokens emitted. Accepted tokens that were cut off do not count, nor do
+        the drafts of a step that failed before its first token.
+      failed: bool[B], see `commit`.
+    """
     stats = state.stats
     position = jnp.arange(stats.drafted.shape[1], dtype=jnp.int32)[None]
-    emitting = plan.complete[:, None]
+    emitting = emitted > 0
+    accepted = jnp.minimum(accepted, emitted)
     decoding = _decoding(state, plan)
     holes = jnp.zeros_like(state.lens) if state.holes is None else state.holes.counts
     events = {
-        "target_steps": plan.complete,
+        "target_steps": emitting,
         "prefill_steps": state.live & ~plan.complete,
-        "drafted": position < plan.draft_lens[:, None],
-        "accepted": emitting & (position < accepted[:, None]),
+        "drafted": emitting[:, None] & (position < plan.draft_lens[:, None]),
+        "accepted": position < accepted[:, None],
         "rows": jnp.where(decoding, plan.q_lens, 0),
         "padded": plan.pad_lens,
         "cached": jnp.where(decoding, state.kv_lens + holes, 0),
         "empty": jnp.where(decoding, holes, 0),
+        "failed": failed,
     }
     before = {name: getattr(stats, name) for name in events}
     counted = {name: before[name] + e.astype(before[name].dtype) for name, e in events.items()}

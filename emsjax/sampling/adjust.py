@@ -42,7 +42,8 @@ def _forbid_stops(logits: jax.Array, rows: Rows, settings: Settings, state: Slot
     stop_ids = state.stop_ids[rows.slots]
     columns = jnp.where(early[:, None] & (stop_ids >= 0), stop_ids, logits.shape[1])
     numbers = jnp.arange(logits.shape[0], dtype=jnp.int32)[:, None]
-    return logits.at[numbers, columns].set(-jnp.inf, mode="drop")
+    # Added, not set: a NaN stays one, so that `choose` sees it.
+    return logits.at[numbers, columns].add(-jnp.inf, mode="drop")
 
 
 def _counts(rows: Rows, sampling: SamplingState) -> jax.Array:

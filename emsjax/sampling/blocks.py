@@ -26,6 +26,34 @@ def first_max(rows: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(rows, cpu=_first_max_by_blocks, default=_argmax)
 
 
+def has_maximum(rows: jax.Array, first: jax.Array) -> jax.Array:
+    """Returns whether each row of float32[W, V] has a largest number, bool[W].
+
+    A row with NaN or +inf has none, and neither has one that is -inf throughout. Single -inf are
+    allowed: they mark tokens that must not be chosen.
+
+    Args:
+      rows: float32[W, V].
+      first: int32[W], see `first_max`.
+    """
+    largest = jnp.take_along_axis(rows, first[:, None], axis=1)[:, 0]
+    worst = jax.lax.platform_dependent(
+        rows, largest, cpu=_scaled_sum, default=lambda _rows, largest: largest
+    )
+    # Written so that NaN fails the comparison.
+    return (worst < jnp.inf) & (largest > -jnp.inf)
+
+
+def _scaled_sum(rows: jax.Array, largest: jax.Array) -> jax.Array:
+    """Returns a number for each row that is NaN or +inf if a number in the row is.
+
+    XLA's maximum passes over NaN on a CPU, unlike that of other devices. Its sum does not, and takes
+    as long: 0.2 ms for 64 rows of 49,152 logits. The scale keeps sums of large logits finite.
+    """
+    del largest
+    return (rows * (1 / rows.shape[1])).sum(axis=1)
+
+
 def _argmax(rows: jax.Array) -> jax.Array:
     return jnp.argmax(rows, axis=1).astype(jnp.int32)
 

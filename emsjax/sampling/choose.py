@@ -7,12 +7,12 @@ import jax.numpy as jnp
 
 from emsjax.sampling.adapt import is_hard
 from emsjax.sampling.adjust import adjust
-from emsjax.sampling.blocks import first_max
+from emsjax.sampling.blocks import first_max, has_maximum
 from emsjax.sampling.choice import Settings
 from emsjax.sampling.draw import draw
 from emsjax.sampling.filters import Filters, keep, scale
 from emsjax.sampling.logprobs import Logprobs, empty_logprobs, logprobs_of
-from emsjax.sampling.rows import Rows, Slots
+from emsjax.sampling.rows import NO_TOKEN, Rows, Slots
 from emsjax.sampling.state import SamplingState
 
 
@@ -20,7 +20,8 @@ class Chosen(NamedTuple):
     """The chosen tokens, in an array of any shape [...].
 
     Attributes:
-      tokens: int32[...].
+      tokens: int32[...]; `NO_TOKEN` where the logits leave no choice: one of them is NaN or
+        infinite, or all are -inf.
       logprobs: log-probabilities of the tokens; None if `DecodeState.sampling` is None.
     """
 
@@ -36,9 +37,31 @@ def choose(logits: jax.Array, rows: Rows, state: Slots) -> Chosen:
       rows: the prefixes that the logits follow.
       state: the state of all slots.
     """
+    tokens, sound = _pick(logits, rows, state)
     sampling = state.sampling
     if sampling is None:
-        return Chosen(first_max(logits), None)
+        return Chosen(jnp.where(sound, tokens, NO_TOKEN), None)
+    wanted = (sampling.settings.logprobs & state.live).any()
+    logprobs = jax.lax.cond(
+        wanted, lambda: logprobs_of(logits, tokens), lambda: empty_logprobs(tokens.shape)
+    )
+    return Chosen(jnp.where(sound, tokens, NO_TOKEN), logprobs)
+
+
+def choose_unchecked(logits: jax.Array, rows: Rows, state: Slots) -> jax.Array:
+    """Returns the tokens that `choose` would choose, int32[W], and any token where it chooses none.
+
+    This is for drafters. Logits of a drafter that are not numbers cost time and change no text.
+    """
+    return _pick(logits, rows, state)[0]
+
+
+def _pick(logits: jax.Array, rows: Rows, state: Slots) -> tuple[jax.Array, jax.Array]:
+    """Returns a token for each row, int32[W], and whether its logits leave a choice, bool[W]."""
+    sampling = state.sampling
+    if sampling is None:
+        tokens = first_max(logits)
+        return tokens, has_maximum(logits, tokens)
     settings = jax.tree.map(lambda x: x[rows.slots], sampling.settings)
     # Each `cond` skips work over the whole vocabulary in steps in which no live slot needs it.
     adjusted = jax.lax.cond(
@@ -47,6 +70,7 @@ def choose(logits: jax.Array, rows: Rows, state: Slots) -> Chosen:
         lambda: logits,
     )
     tokens = first_max(adjusted)
+    sound = has_maximum(adjusted, tokens)
     hard = is_hard(rows, sampling.token_classes)
     temperature = jnp.where(hard, settings.adapt_temperature, settings.temperature)
     hot = (temperature > 0) & state.live[rows.slots]
@@ -55,11 +79,7 @@ def choose(logits: jax.Array, rows: Rows, state: Slots) -> Chosen:
         lambda: jnp.where(hot, _sample(adjusted, temperature, rows, settings, sampling), tokens),
         lambda: tokens,
     )
-    wanted = (sampling.settings.logprobs & state.live).any()
-    logprobs = jax.lax.cond(
-        wanted, lambda: logprobs_of(logits, tokens), lambda: empty_logprobs(tokens.shape)
-    )
-    return Chosen(tokens, logprobs)
+    return tokens, sound
 
 
 def _sample(

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-# Pads `Rows.path` after the last draft token of a row's prefix.
+# No token: pads `Rows.path` after the last draft token of a row's prefix, and takes the place of a
+# token that could not be chosen.
 NO_TOKEN = -1
 
 

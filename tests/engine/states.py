@@ -29,7 +29,7 @@ def make_state(num_slots: int, capacity: int, draft_length: int, **fields: Any) 
         "stop_ids": np.full((num_slots, MAX_STOP_IDS), -1, np.int32),
         "live": np.zeros(num_slots, np.bool),
     }
-    stats = SlotStats(zeros, zeros, counts, counts, zeros, zeros, zeros, zeros)
+    stats = SlotStats(zeros, zeros, counts, counts, zeros, zeros, zeros, zeros, zeros)
     return DecodeState(
         **{**defaults, **given},
         drafter=(),

@@ -14,14 +14,15 @@ from emsjax.engine.step_plan import Plan
 from emsjax.engine.verify import commit, count_accepted
 from emsjax.limits import MAX_STOP_IDS
 from emsjax.sampling.choose import Chosen
+from emsjax.sampling.rows import NO_TOKEN
 from tests.engine.states import int32s, make_state, slots
 
 NUM_SLOTS, CACHE_LEN, K, VOCAB = 4, 12, 3, 4
 
 
-def matrix(columns: int) -> st.SearchStrategy[np.ndarray]:
+def matrix(columns: int, lowest: int = 0) -> st.SearchStrategy[np.ndarray]:
     """Draws int32[B, columns] with few different tokens, so that guesses are often right."""
-    row = st.lists(st.integers(0, VOCAB - 1), min_size=columns, max_size=columns)
+    row = st.lists(st.integers(lowest, VOCAB - 1), min_size=columns, max_size=columns)
     return st.lists(row, min_size=NUM_SLOTS, max_size=NUM_SLOTS).map(int32s)
 
 
@@ -32,7 +33,7 @@ def steps(draw: Any) -> tuple[dict, Draft, Plan, np.ndarray]:
     fields["tokens"] = draw(matrix(CACHE_LEN))
     stops = [draw(st.lists(st.integers(0, VOCAB), max_size=2)) for _ in range(NUM_SLOTS)]
     fields["stop_ids"] = int32s([(s + [-1] * MAX_STOP_IDS)[:MAX_STOP_IDS] for s in stops])
-    draft_tokens, predicted = draw(matrix(K)), draw(matrix(K + 1))
+    draft_tokens, predicted = draw(matrix(K)), draw(matrix(K + 1, NO_TOKEN))
     q_lens, draft_lens, complete = [], [], []
     for slot, live in enumerate(fields["live"].tolist()):
         lens, kv_len = (int(fields[x][slot]) for x in ("lens", "kv_lens"))
@@ -60,6 +61,7 @@ class Slot:
     target_steps: int = 0
     prefill_steps: int = 0
     accepted: list[int] = field(default_factory=lambda: [0] * K)
+    failed: int = 0
 
 
 def accepted_by_hand(draft: list[int], draft_len: int, predicted: list[int]) -> int:
@@ -80,10 +82,12 @@ def commit_by_hand(
         after.prefill_steps = int(live)
         after.kv_len += int(plan.q_lens[slot])
         return after
-    after.target_steps = 1
     choices = predicted[slot].tolist()
     accepted = accepted_by_hand(draft.tokens[slot].tolist(), draft_len, choices)
     for place, token in enumerate(choices[: accepted + 1]):
+        if token == NO_TOKEN:
+            after.live, after.failed = False, 1
+            break
         known.append(token)
         after.emitted_at.append(1)
         if place < accepted:
@@ -91,6 +95,9 @@ def commit_by_hand(
         if token in fields["stop_ids"][slot] or len(known) == fields["max_lens"][slot]:
             after.live = False
             break
+    after.target_steps = int(bool(after.emitted_at))
+    if not after.emitted_at:
+        after.drafted = [0] * K
     after.kv_len = len(known) - 1
     return after
 
@@ -118,6 +125,7 @@ def check(fields: dict, draft: Draft, plan: Plan, predicted: np.ndarray) -> Deco
             int(after.stats.target_steps[slot]),
             int(after.stats.prefill_steps[slot]),
             after.stats.accepted[slot].tolist(),
+            int(after.stats.failed[slot]),
         )
         assert accepted[slot] == count
         assert found == expected, f"slot {slot}"

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emsjax.sampling import filters as module
-from emsjax.sampling.blocks import first_max
+from emsjax.sampling.blocks import first_max, has_maximum
 from emsjax.sampling.filters import Filters, keep, scale
 
 WIDTHS = (5, 101, 1000)
@@ -126,3 +126,22 @@ def test_first_max_is_argmax(width: int):
     for logits in (few_values, forbidden, np.full((2, width), -np.inf, np.float32)):
         found = jax.jit(first_max)(logits)
         np.testing.assert_array_equal(found, logits.argmax(axis=1))
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (3, 128), (64, 300), (64, 2048)])
+def test_rows_that_hold_no_largest_number_are_found(shape: tuple[int, int]):
+    """Large shapes matter: XLA's maximum passes over NaN there on a CPU."""
+    rng = np.random.default_rng(0)
+    sound = rng.normal(scale=1e3, size=shape).astype(np.float32)
+    sound[rng.random(shape) < 0.5] = -np.inf
+    sound[:, 0] = [3e38, -3e38, 0.0][shape[0] % 3]
+    found = jax.jit(lambda rows: has_maximum(rows, first_max(rows)))
+    assert found(sound).all()
+    assert found(np.full(shape, 2e38, np.float32)).all()
+    for bad in (np.nan, -np.nan, np.inf):
+        for start in range(0, shape[1], 37):
+            logits, rows = sound.copy(), np.arange(0, shape[0], 2)
+            logits[rows, (start + 5 * rows) % shape[1]] = bad
+            assert found(logits).tolist() == [row % 2 == 1 for row in range(shape[0])]
+    assert not found(np.full(shape, -np.inf, np.float32)).any()
+    assert not found(np.full(shape, np.nan, np.float32)).any()
