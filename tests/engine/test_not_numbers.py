@@ -137,7 +137,9 @@ def test_samples_fail_too():
     kinds = {"temperature": 1.0, "top_p": 0.9}, {"logprobs": True}, {"repetition_penalty": 1.2}
     choices = [make_choice(**kind) for kind in (*kinds, {"min_len": 9})]
     bad = [Job(n, [5, token], 8, (2,), choice) for n, choice in enumerate(choices, start=10)]
-    results = {r.job.key: r for r in engine_of(token, exact=True).run([*bad[:2], *todo(), *bad[2:]])}
+    results = {
+        r.job.key: r for r in engine_of(token, exact=True).run([*bad[:2], *todo(), *bad[2:]])
+    }
     assert [results[n].token_ids for n in range(len(PROMPTS))] == texts()
     assert all(results[job.key].failed and not results[job.key].token_ids for job in bad)
 
