@@ -124,13 +124,13 @@ class _Short(reprlib.Repr):
 
 
 _SHORT = _Short()
-_LONGEST = 120
+_LONGEST_VALUE = 120
 
 
 def short(value: Any) -> str:
     """Formats a value for a message: in one line, with the middle of a long one left out."""
     try:
         line = " ".join(_SHORT.repr(value).split())
-        return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 4]} ..."
+        return line if len(line) <= _LONGEST_VALUE else f"{line[: _LONGEST_VALUE - 4]} ..."
     except Exception:  # the `__repr__` of another library's object
         return f"an object of the class {type(value).__name__}"

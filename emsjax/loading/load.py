@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flax import nnx
 
 from emsjax.engine.model import Model
-from emsjax.errors import UserError
+from emsjax.errors import UserError, foreign
 from emsjax.loading.build import read_weights
 from emsjax.loading.default_model import default_model_dir, default_name
 from emsjax.loading.dtypes import check_dtype, dtype_for_device
@@ -95,9 +95,11 @@ def find_model(model: str | Path | None) -> OpenedModel:
 
 def _located(model: str | Path) -> Path:
     """Returns a local path, or the directory of a downloaded hub model."""
-    path = Path(model).expanduser()
-    if path.exists():
-        return path
+    # A name may be too long for a path, or begin with "~" and an unknown user.
+    with foreign(f"model {str(model)[:100]!r} cannot be looked up", "name a model directory."):
+        path = Path(model).expanduser()
+        if path.exists():
+            return path
     if isinstance(model, Path) or not is_repo_id(model):
         raise UserError(
             f"model {str(model)!r} does not exist; name a model directory, a .gguf file or a "

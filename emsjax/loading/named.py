@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, foreign
 from emsjax.loading.checkpoint import MANIFEST
 from emsjax.loading.families import model_config, supported
 from emsjax.loading.hf.config import complete_config, read_config, read_json
@@ -32,14 +32,16 @@ def hugging_face_config(model: str | Path) -> dict[str, Any]:
     name = str(model).lower()
     if name in PUBLISHED:
         return complete_config(PUBLISHED[name], supported(), name)
-    path = Path(model).expanduser()
-    if path.exists():
+    with foreign(f"{str(model)[:100]!r} cannot be looked up", "name a config.json."):
+        path = Path(model).expanduser()
+        there = path.exists()
+    if there:
         return _on_disk(path)
     if "/" in name and not isinstance(model, Path) and is_repo_id(str(model)):
         return _from_file(hub_config(str(model)))
     raise UserError(
-        f"there is no configuration {str(model)!r}; name a config.json, a model directory, a model "
-        f"of the Hugging Face hub (owner/name), or one of {', '.join(PUBLISHED)}."
+        f"there is no configuration {str(model)[:40]!r}; name a config.json, a model directory, a "
+        f"hub model (owner/name), or one of {', '.join(PUBLISHED)}."
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gguf.quants import dequantize
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, foreign
 from emsjax.loading.gguf.reader import GgufReader
 from emsjax.loading.hf.keys import shown
 from emsjax.loading.sources.buffers import aligned_empty
@@ -54,12 +54,8 @@ class GgufFile:
 
     def __init__(self, path: Path):
         self.path, self.name = path, str(path)
-        try:
+        with foreign(f"{path} is not a complete GGUF file", "download or copy it again."):
             self._reader = GgufReader(path)
-        except OSError:
-            raise
-        except Exception as error:  # the gguf package checks little of what it reads
-            raise damaged(path, f"it is not a complete GGUF file: {error}") from error
         self.architecture = str(self.get("general.architecture", "unknown"))
         if self.architecture not in ARCHITECTURES:
             raise UserError(

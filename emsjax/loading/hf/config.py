@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from emsjax.errors import UserError, foreign
+from emsjax.errors import UserError, foreign, reason
 from emsjax.loading.hf.keys import REPLACED, check_code, shown
 from emsjax.loading.hf.numbers import check_eos, check_ranges
 from emsjax.loading.hf.unadvised import without_advice
@@ -41,7 +41,7 @@ def read_json(file: Path, remedy: str = "download it again") -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not valid JSON ({error}); {remedy}.") from error
+        raise UserError(f"{file} is not valid JSON ({reason(error)}); {remedy}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{file} is not a JSON object; {remedy}.")
     return content
