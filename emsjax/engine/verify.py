@@ -144,7 +144,8 @@ def _count(
     holes = jnp.zeros_like(state.lens) if state.holes is None else state.holes.counts
     events = {
         "target_steps": emitting,
-        "prefill_steps": state.live & ~plan.complete,
+        # A step that failed before the first token has only read the prompt.
+        "prefill_steps": state.live & (stats.target_steps == 0) & ~emitting,
         "drafted": emitting[:, None] & (position < plan.draft_lens[:, None]),
         "accepted": position < accepted[:, None],
         "rows": jnp.where(decoding, plan.q_lens, 0),

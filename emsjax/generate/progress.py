@@ -32,7 +32,7 @@ class Progress:
 
     Attributes:
       totals: sums over the finished requests.
-      errors: the number of bad lines.
+      errors: the number of bad lines and failed requests.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class Progress:
         self._command_started = command_started
         self._stream = stream or sys.stderr
         self._skipped = 0
+        self._reported = 0
         self._tokens = 0
         self._first_token: float | None = None
         self._started = self._last_line = clock()
@@ -105,9 +106,15 @@ class Progress:
         self._show()
 
     def failed(self) -> None:
-        """Counts a line that could not be run."""
+        """Counts a line that could not be run, or not to its end."""
         self.errors += 1
         self._show()
+
+    def report(self, error: str) -> None:
+        """Prints the error of a prompt that has no error record."""
+        self._reported += 1
+        with self.paused():
+            self._print(error)
 
     def skipped(self) -> None:
         """Counts a prompt that an earlier run has finished."""
@@ -138,8 +145,11 @@ class Progress:
         )
         if self._skipped:
             yield f"{count(self._skipped, 'prompt')} already finished by an earlier run"
-        if self.errors:
-            yield f"{count(self.errors, 'bad line')}: see the error records in the output"
+        if self.errors > self._reported:
+            recorded = count(self.errors - self._reported, "bad line")
+            yield f"{recorded}: see the error records in the output"
+        if self._reported:
+            yield f"{count(self._reported, 'prompt')} failed: see the errors above"
         if self._first_token is not None:
             waited = self._first_token - self._command_started
             yield f"first token {waited:.2f} s after the start, including loading and compiling"

@@ -64,7 +64,7 @@ def run(options: Options, command_started: float) -> int:
       command_started: `time.perf_counter()` when the command started.
 
     Returns:
-      The exit status: 0, or 1 if a line was bad.
+      The exit status: 0, or 1 if a line was bad or a request failed.
 
     Raises:
       UserError: the run cannot start or continue. The results written so far are whole.
@@ -92,7 +92,10 @@ def run(options: Options, command_started: float) -> int:
         ):
 
             def finished(output: RequestOutput) -> None:
-                progress.finished(output.metrics)
+                if output.error is None:
+                    progress.finished(output.metrics)
+                else:
+                    progress.failed()
                 show(output)
 
             if source.texts is not None and options.output is None:
@@ -164,6 +167,8 @@ def _write_texts(
             texts.add(int(piece.request_id), piece.index, piece.text or "", finished=ended)
             if piece.output is not None:
                 finished(piece.output)
+                if piece.output.error is not None:
+                    progress.report(f"error: prompt {piece.request_id}: {piece.output.error}")
     except (KeyboardInterrupt, UserError):
         texts.give_up()
         raise
@@ -202,11 +207,11 @@ def _write_records(
     options: Options,
 ) -> None:
     """Writes one record per line, each when it is final."""
-    running: dict[str, str] = {}  # request id to digest of the prompt
+    # By request id: the line, and the digest of its prompt.
+    running: dict[str, tuple[jsonl.Line, str]] = {}
 
     def failed(line: jsonl.Line | jsonl.BadLine, error: str) -> None:
         _write(sink, jsonl.encode(jsonl.failure(line, error)), progress)
-        progress.failed()
 
     def requests() -> Iterator[Any]:
         for line in source.lines:
@@ -217,19 +222,25 @@ def _write_records(
                 progress.skipped()
             elif isinstance(line, jsonl.BadLine):
                 failed(line, line.error)
+                progress.failed()
             else:
                 try:
                     request = _request(generator, line, options, progress)
                 except UserError as error:
                     failed(line, str(error))
+                    progress.failed()
                 else:
-                    running[jsonl.key(line.id)] = jsonl.digest(_prompt(line, options))
+                    digest = jsonl.digest(_prompt(line, options))
+                    running[jsonl.key(line.id)] = line, digest
                     yield request
 
     try:
         for output in generator.run(requests(), on_progress=progress.emitted):
-            record = jsonl.result(output, running.pop(output.request_id))
-            _write(sink, jsonl.encode(record), progress)
+            line, digest = running.pop(output.request_id)
+            if output.error is None:
+                _write(sink, jsonl.encode(jsonl.result(output, digest)), progress)
+            else:
+                failed(line, f"{line.where}: {output.error}")
             finished(output)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(_how_to_resume(options, sink)) from stop

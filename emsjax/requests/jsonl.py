@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from emsjax.requests.prompt_line import Prompt, Record, read_object, take_prompt
 from emsjax.requests.sampling_params import SamplingParams
 
 LineId = str | int
+# JSON has no infinity. As in vLLM's server, smaller log-probabilities are written as this one.
+LOWEST_LOGPROB = -9999.0
 
 
 @dataclass(frozen=True)
@@ -148,17 +151,34 @@ def _logprobs(token: int, table: Mapping[int, Logprob]) -> Record:
 
 
 def _logprob(token: int, found: Logprob) -> Record:
-    return {"token_id": token, "token": found.decoded_token, "logprob": found.logprob}
+    logprob = max(LOWEST_LOGPROB, found.logprob)
+    return {"token_id": token, "token": found.decoded_token, "logprob": logprob}
 
 
 def failure(line: Line | BadLine, error: str) -> Record:
-    """Makes the record of a bad line."""
+    """Makes the record of a bad line, or of a request that failed."""
     return {"id": line.id, "line": line.number, "error": error}
 
 
 def encode(record: Record) -> bytes:
-    """Encodes a record as one line, with non-ASCII text unescaped."""
+    """Encodes a record as one line that `--resume` can read, with non-ASCII text unescaped.
+
+    JSON has no NaN and no infinity, so null takes their place.
+    """
     try:
-        return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return encode(_with_nulls(record))
+    try:
+        return text.encode() + b"\n"
     except UnicodeEncodeError:  # for example half a surrogate pair in an id
         return json.dumps(record).encode() + b"\n"
+
+
+def _with_nulls(value: Any) -> Any:
+    """Returns a JSON value with null in place of numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {name: _with_nulls(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_nulls(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,7 +7,7 @@ from typing import Literal
 from emsjax.engine.metrics import RequestMetrics
 from emsjax.engine.trace import Trace
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "error"]
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,14 @@ class CompletionOutput:
         is false.
       token_ids: the generated tokens, without the prompt's, up to the token that ended it.
       finish_reason: "stop" at end of text, a stop token or a stop string; "length" at `max_tokens`
-        or at the end of the model's context.
+        or at the end of the model's context; "error" if the model failed, see `error`.
       stop_reason: the stop string, or the id in `stop_token_ids`, that ended it; None for any other
         end.
       logprobs: for each token a mapping by token id, with the token itself first, then the
         likeliest ones; None if not requested.
       trace: the origin of each token; None unless the `LLM` was made with `trace=True`.
+      error: one sentence that says why the output ends before its time; `text` and `token_ids` hold
+        what came before. None if nothing failed.
     """
 
     index: int
@@ -51,6 +53,7 @@ class CompletionOutput:
     stop_reason: int | str | None = None
     logprobs: Sequence[Mapping[int, Logprob]] | None = None
     trace: Trace | None = None
+    error: str | None = None
 
     @property
     def cumulative_logprob(self) -> float | None:
@@ -88,6 +91,11 @@ class RequestOutput:
     def finished(self) -> bool:
         """Whether all outputs are complete, which they always are."""
         return True
+
+    @property
+    def error(self) -> str | None:
+        """The error of the first output that failed; None if none did."""
+        return next((each.error for each in self.outputs if each.error is not None), None)
 
 
 @dataclass(frozen=True)

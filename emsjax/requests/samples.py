@@ -93,8 +93,8 @@ class Sample:
         """Returns the result; the output must be finished."""
         assert self.finished is not None
         finished, params = self.finished, self.request.params
-        last = finished.token_ids[-1]
-        by_token = finished.stopped and last in (params.stop_token_ids or ())
+        last = finished.token_ids[-1] if finished.stopped else None
+        by_token = last is not None and last in (params.stop_token_ids or ())
         return CompletionOutput(
             index=self.index,
             text=self.transcript.text if self.request.has_text else None,
@@ -105,6 +105,18 @@ class Sample:
                 finished, params.logprobs, token_text if params.detokenize else _no_text
             ),
             trace=self._trace(finished, token_text),
+            error=self._error(finished),
+        )
+
+    def _error(self, finished: Finished) -> str | None:
+        if not finished.failed:
+            return None
+        count = len(finished.token_ids)
+        done = f"{count} token{'' if count == 1 else 's'}"
+        which = f" of output {self.index + 1}" if self.request.params.n > 1 else ""
+        return (
+            f"the model gave logits that are not numbers after {done}{which} (NaN, infinity, or "
+            "-infinity for every token); check its weights, or load it with dtype float32"
         )
 
     def _trace(self, finished: Finished, token_text: TokenText) -> Trace | None:
@@ -190,6 +202,8 @@ def _no_text(_token: int) -> None:
 
 
 def _finish_reason(finished: Finished) -> FinishReason:
+    if finished.failed:
+        return "error"
     return "stop" if finished.stopped or finished.cut else "length"
 
 

@@ -108,6 +108,8 @@ def _prompt(output: RequestOutput) -> str:
 
 def _end(completion: CompletionOutput) -> str:
     """Why the output ended."""
+    if completion.error is not None:
+        return f"ended by an error: {completion.error}"
     if completion.finish_reason == "length":
         return "ended at the length limit"
     if isinstance(completion.stop_reason, str):

@@ -82,7 +82,8 @@ def _timeline(outputs: Iterable[ShownOutput]) -> Timeline:
 
 def _stay(output: ShownOutput) -> Stay:
     trace = output.trace
-    prefill = 0 if trace.prompt_shared else trace.prefill_steps + 1
+    # The last step of the prefill is the first step of the trace, unless the output failed there.
+    prefill = 0 if trace.prompt_shared else trace.prefill_steps + bool(trace.steps)
     length = trace.prefill_steps + len(trace.steps)
     return Stay(output, trace.first_step, prefill, length, _described(output, trace, prefill))
 
@@ -91,14 +92,16 @@ def _described(output: ShownOutput, trace: Trace, prefill: int) -> list[str]:
     first = trace.first_step + 1
     last = trace.first_step + trace.prefill_steps + len(trace.steps)
     which = "which" if prefill == 1 else "the last of which"
-    reading = f"{count(prefill, 'step')}, {which} also emitted the first token"
+    reading = count(prefill, "step")
+    if trace.steps:
+        reading = f"{reading}, {which} also emitted the first token"
     return [
         f"Request {output.name}",
         f"slot {trace.slot}, steps {first} to {last} of the batch",
         f"prefill: {reading if prefill else 'none, shared with another output of the request'}",
         f"decode: {count(output.emitted, 'token')} in {count(len(output.steps), 'step')}",
-        f"from {trace.started:.2f} s to {trace.finished:.2f} s, "
-        f"first token at {trace.first_token:.2f} s",
+        f"from {trace.started:.2f} s to {trace.finished:.2f} s"
+        + (f", first token at {trace.first_token:.2f} s" if trace.steps else ""),
     ]
 
 

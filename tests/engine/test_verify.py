@@ -97,7 +97,7 @@ def commit_by_hand(
             break
     after.target_steps = int(bool(after.emitted_at))
     if not after.emitted_at:
-        after.drafted = [0] * K
+        after.drafted, after.prefill_steps = [0] * K, int(live)
     after.kv_len = len(known) - 1
     return after
 

@@ -19,6 +19,8 @@ from emsjax.requests.outputs import CompletionOutput, Piece, RequestOutput
 
 VOCABULARY = 256
 _END = object()
+# After reading this character the fake fails, as a model does whose logits are not numbers.
+UNREADABLE = "?"
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,15 @@ def _answer(request, traced):
     ids = request.token_ids[::-1][: request.params.max_tokens]
     full = len(ids) == request.params.max_tokens
     text, reason = bytes(ids).decode(errors="replace"), "length" if full else "stop"
+    error = None
+    if UNREADABLE in text:
+        text, reason = text[: text.index(UNREADABLE)], "error"
+        error = "the model gave logits that are not numbers"
+        ids = tuple(text.encode())
     trace = _trace(ids) if traced else None
     completions = [
-        CompletionOutput(n, text, ids, reason, trace=trace) for n in range(request.params.n)
+        CompletionOutput(n, text, ids, reason, trace=trace, error=error)
+        for n in range(request.params.n)
     ]
     metrics = RequestMetrics(
         target_steps=len(ids),

@@ -75,7 +75,8 @@ def test_damaged_json(content: str | bytes, tmp_path: Path) -> None:
     refused(lambda: read_json(file), "is not (valid JSON|a JSON object)")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes(file.read_bytes())
-    refused(lambda: load_tokenizer(tmp_path), "the tokenizer files in")
+    told = "the tokenizer files in|is not (valid JSON|a JSON object)"
+    refused(lambda: load_tokenizer(tmp_path), told)
 
 
 def test_a_configuration_that_transformers_refuses_with_a_long_text() -> None:
@@ -129,7 +130,6 @@ CHANGES: tuple[dict[str, Any], ...] = (
     {"shape": ["x", 3], "chunks": ["x", 3]},
     {"shape": 3},
     {"shape": [-1], "chunks": [-1]},
-    {"dimension_separator": 3},
 )
 
 
@@ -175,7 +175,10 @@ def vocabulary(**changes: Any) -> Callable[[gguf.GGUFWriter], None]:
     ids=str,
 )
 def test_gguf_tokenizers(changes: dict[str, Any], tmp_path: Path) -> None:
-    tensors = {"model.norm.weight": np.zeros(64, np.float32)}
+    tensors = {
+        "model.norm.weight": np.zeros(64, np.float32),
+        "model.embed_tokens.weight": np.zeros((64, 64), np.float32),
+    }
     file = write_gguf(tmp_path / "m.gguf", tensors, extra=vocabulary(**changes))
     refused(open_model(file, {"llama"}).tokenizer, "the tokenizer in .* cannot be read")
 

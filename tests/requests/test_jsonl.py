@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emsjax.engine.metrics import RequestMetrics
 from emsjax.requests import jsonl
+from emsjax.requests.outputs import CompletionOutput, Logprob, RequestOutput
 from emsjax.requests.prompt_line import parse
 
 DEFAULTS = {"max_tokens": 7}
@@ -187,6 +189,16 @@ def test_every_line_that_is_not_blank_comes_out_once_in_order(raws):
             assert parse(jsonl.encode(jsonl.failure(line, "")))["id"] == line.id
 
 
+@pytest.mark.parametrize("logprob", [-0.5, -1e9, float("-inf"), float("nan")])
+def test_logprobs_are_json_numbers(logprob):
+    output = CompletionOutput(0, "a", (3,), "stop", logprobs=[{3: Logprob(logprob, 1, "a")}])
+    metrics = RequestMetrics(1, 0, 0, 1, (), (), 0.5)
+    record = jsonl.result(RequestOutput("1", None, (3,), [output], metrics), "")
+    written = parse(jsonl.encode(record))["logprobs"][0]
+    assert written["logprob"] == written["top_logprobs"][0]["logprob"]
+    assert written["logprob"] == (logprob if logprob == -0.5 else -9999.0)
+
+
 @given(st.text() | st.integers())
 def test_an_id_survives_being_a_request_id(line_id):
     assert json.loads(jsonl.key(line_id)) == line_id
@@ -198,3 +210,4 @@ def test_a_record_is_one_line_that_reads_back(record):
     assert raw.count(b"\n") == 1
     assert raw.endswith(b"\n")
     assert raw.startswith(b'{"id": ')
+    parse(raw)  # refuses NaN and infinity

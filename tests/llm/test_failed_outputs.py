@@ -1,0 +1,82 @@
+"""A model that fails on some prompts fails for these alone, whatever was asked for."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emsjax import LLM, Report, SamplingParams
+from emsjax.requests import jsonl
+from emsjax.requests.prompt_line import parse
+from tests.tiny import chat_checkpoint
+
+pytest.importorskip("torch")
+
+UNREADABLE = 50
+PROMPTS = ([7, 8, 9] * 6, [11], list(range(3, 40)))
+OPTIONS = {"max_batch_size": 2, "max_model_len": 128, "exact": True, "trace": True}
+KINDS = (
+    {},
+    {"logprobs": 5},
+    {"stop": ["w81 w81 w81"], "ignore_eos": True},
+    {"temperature": 1.0, "top_k": 20, "presence_penalty": 1.0, "n": 3, "seed": 1},
+    {"logit_bias": {50: 5.0}, "banned_token_ids": [3], "min_tokens": 3, "logprobs": 0},
+)
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> LLM:
+    """A model that cannot read token 50: its embedding is NaN."""
+    from safetensors.numpy import load_file, save_file
+
+    directory = chat_checkpoint("llama", tmp_path_factory.mktemp("broken") / "model")
+    file = Path(directory) / "model.safetensors"
+    weights = load_file(file)
+    weights["model.embed_tokens.weight"][UNREADABLE] = np.nan
+    save_file(weights, file, metadata={"format": "pt"})
+    return LLM(str(directory), **OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def sound(model_dir: str) -> LLM:
+    return LLM(model_dir, **OPTIONS)
+
+
+def until_unreadable(ids: tuple[int, ...]) -> tuple[int, ...]:
+    return ids[: ids.index(UNREADABLE) + 1] if UNREADABLE in ids[:-1] else ids
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(kind) or "greedy")
+def test_a_failed_prompt_among_others(broken: LLM, sound: LLM, kind: dict):
+    params = SamplingParams(max_tokens=12, **kind)
+    bad = [5, UNREADABLE, 6]
+    outputs = broken.generate([PROMPTS[0], bad, *PROMPTS[1:], bad], params)
+    for output in (outputs[1], outputs[4]):
+        assert len(output.outputs) == params.n
+        for index, each in enumerate(output.outputs):
+            assert (each.finish_reason, each.stop_reason, each.text) == ("error", None, "")
+            assert each.token_ids == ()
+            which = f" of output {index + 1}" if params.n > 1 else ""
+            assert each.error.startswith(
+                f"the model gave logits that are not numbers after 0 tokens{which} "
+            )
+        assert output.error == output.outputs[0].error
+    ours = [outputs[0], *outputs[2:4]]
+    for output, expected in zip(ours, sound.generate(list(PROMPTS), params), strict=True):
+        for mine, theirs in zip(output.outputs, expected.outputs, strict=True):
+            assert mine.token_ids == until_unreadable(theirs.token_ids)
+            assert (mine.error is None) == (mine.token_ids == theirs.token_ids)
+            if mine.error is None:
+                assert mine.text == theirs.text
+            if params.logprobs is not None:
+                assert len(mine.logprobs) == len(mine.token_ids)
+        # The encoder refuses NaN and infinity.
+        assert parse(jsonl.encode(jsonl.result(output, "")))["token_ids"]
+    assert "ended by an error: the model gave logits" in Report(outputs).html()
+
+
+def test_streams_end_with_the_error(broken: LLM):
+    pieces = list(broken.stream([[5, UNREADABLE], PROMPTS[1]], SamplingParams(max_tokens=6)))
+    ends = [piece for piece in pieces if piece.output is not None]
+    assert sorted(str(piece.output.error)[:9] for piece in ends) == ["None", "the model"]
+    assert {piece.finish_reason for piece in ends} >= {"error"}
