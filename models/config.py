@@ -49,7 +49,7 @@ class DecoderConfig:
       tied: whether the token embedding is also the output projection.
       windows: sliding window of each layer in tokens, 0 for none; empty if no layer has one.
       stacks: number of layers in each stack of equal layers, first layers first; empty for one
-        stack of all layers.
+        stack of all layers. No family sets it yet, and the loader fills one stack only.
     """
 
     vocab_size: int

@@ -84,7 +84,8 @@ class SteppedEngine(Engine):
         del max_steps
         waits = jnp.asarray(others_wait)
         parts, seconds = self._parts, dict.fromkeys(PARTS, 0.0)
-        load, economics = load_of(state, waits), economics_of(self.costs, state, waits)
+        economics = economics_of(self.costs, state, waits)
+        load = load_of(state, waits) if economics is None else economics.load
         before = jax.device_get((state.lens, state.prompt_lens, state.live, state.stats.accepted))
         # Only the target's pass uses the cache; the other parts get an empty one in its place.
         cache, state = state.cache, state.replace(cache=jnp.zeros((), state.cache.dtype))

@@ -106,7 +106,7 @@ def run_sweep(
       say: called with each line of progress.
       peer: makes another library ready for comparison; None to compare with none.
     """
-    model: Any = target.model
+    model = target.model
     limits = None
     with catching_failures(
         lambda error: say(f"the device's limits could not be measured: {error}")

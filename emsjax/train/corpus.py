@@ -34,7 +34,7 @@ def read_prompts(files: Sequence[Path], target: LoadedModel, longest: int) -> li
       UserError: a file cannot be read or has an invalid line, or no prompt is left.
     """
     prompts = [ids for file in files for ids in _of_file(file, target)]
-    model: Any = target.model
+    model = target.model
     longest = min(longest, model.max_positions - 1)
     kept = [ids for ids in prompts if 0 < len(ids) <= longest]
     if not kept:
@@ -85,7 +85,7 @@ def _of_object(fields: dict[str, Any], target: LoadedModel) -> list[int]:
 
 def _checked(ids: list[int], target: LoadedModel) -> list[int]:
     """The token ids, if the vocabulary has them all."""
-    model: Any = target.model
+    model = target.model
     for token in ids:
         if not 0 <= token < model.vocab_size:
             raise UserError(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from emsjax.engine.draft import Draft
 from emsjax.engine.ladder import Rung, for_drafts, make_ladder
 from emsjax.engine.load import KV_BLOCK, PACE_STEPS, URGENCY, load_of
+from emsjax.engine.loop import economics_of
 from emsjax.engine.policy import EMS, POLICIES, Policy
 from emsjax.engine.state import DecodeState
 from emsjax.engine.step_plan import Plan, make_plan, trim
@@ -304,3 +305,13 @@ def test_rows_go_to_the_slot_with_most_left_once_no_request_waits(others_wait: b
     economics = Economics(costs, load_of(state, others_wait))
     plan = make_plan(state, draft, likely, ladder, economics)
     assert plan.draft_lens.tolist() == ([2, 1, 0, 0] if others_wait else [0, 0, 3, 0])
+
+
+@pytest.mark.parametrize("others_wait", [True, False])
+def test_the_loop_weighs_whether_others_wait(others_wait: bool):
+    state = after_steps(make_state(4, 100, 3, **four_slots()), [90, 50, 10, 5])
+    costs = StepCosts(np.ones(1, np.float32), np.zeros(1, np.float32), np.float32(0))
+    economics = economics_of(costs, state, others_wait)
+    assert (economics.load.values[0] == 1) == others_wait
+    assert economics.costs is costs
+    assert economics_of(None, state, others_wait) is None

@@ -9,7 +9,7 @@ import pytest
 
 from emsjax.pallas_kernels.cache_update.api import update_kv_cache
 from emsjax.pallas_kernels.checks import checking_lengths, values_must_fit
-from emsjax.pallas_kernels.ragged_attention.api import ragged_attention
+from emsjax.pallas_kernels.ragged_attention.api import prepare, ragged_attention
 
 T, N, K, H, B, S = 8, 4, 2, 64, 3, 32
 
@@ -53,6 +53,8 @@ def zeros(*shape: int, dtype: Any = jnp.float32) -> jax.Array:
         ("cu_q_lens", zeros(B, dtype=jnp.int32), r"cu_q_lens has shape \[3\]: .*\[4\]"),
         ("cu_q_lens", zeros(B + 1), "cu_q_lens is float32: it must be int32"),
         ("kv_lens", zeros(B + 1, dtype=jnp.int32), r"kv_lens has shape \[4\]"),
+        ("holes", zeros(B, S - 1, dtype=jnp.bool), r"holes has shape"),
+        ("holes", zeros(B, S), "holes is float32: it must be bool"),
         ("ancestors", zeros(T - 1, dtype=jnp.uint32), r"ancestors has shape \[7\]"),
         ("ancestors", zeros(T, dtype=jnp.int32), "ancestors is int32: it must be uint32"),
     ],
@@ -60,6 +62,23 @@ def zeros(*shape: int, dtype: Any = jnp.float32) -> jax.Array:
 def test_attention_rejects(name, value, sentence):
     with pytest.raises(ValueError, match=f"^{sentence}"):
         ragged_attention(**good() | {name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "sentence"),
+    [
+        ("q", zeros(T + 1, N, H), r"q has shape \[9, 4, 64\]: .*, as `prepare` was given"),
+        ("q", zeros(T, N, H, dtype=jnp.bfloat16), "q is bfloat16: it must be float32"),
+        ("cache", zeros(2, B, S, 2, 128), "cache has shape .*, as `prepare` was given"),
+    ],
+)
+def test_prepared_attention_rejects_other_shapes(name, other, sentence):
+    given = good()
+    called = {key: given.pop(key) for key in ("layer", "scale")}
+    attend = prepare(**given)
+    arrays = {"q": given["q"], "cache": given["cache"]} | {name: other}
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        attend(**arrays, **called)
 
 
 def test_trees_have_at_most_32_rows_a_slot():
