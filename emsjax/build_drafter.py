@@ -67,6 +67,11 @@ def check_drafting(
         raise UserError(f"method {method!r} is unknown; choose from {', '.join(METHODS)}")
     if isinstance(drafter, str) and drafter not in DRAFTERS:
         raise UserError(f"drafter {drafter!r} is unknown; choose from {', '.join(DRAFTERS)}")
+    if drafter is not None and not isinstance(drafter, str) and not hasattr(drafter, "propose"):
+        raise UserError(
+            f"drafter is {drafter!r}; give one of {', '.join(DRAFTERS)}, or an object that "
+            "implements Drafter"
+        )
     if method == "none" and drafter not in (None, "none"):
         raise UserError("method 'none' drafts nothing; leave out drafter")
     given = {option: value for option, value in options.items() if value is not None}

@@ -1,5 +1,6 @@
 """Errors that the caller can fix."""
 
+import os
 import re
 import reprlib
 from collections.abc import Iterator
@@ -89,6 +90,27 @@ def comes_from_interrupt(error: BaseException) -> bool:
         seen.add(id(cause))
         cause = cause.__cause__ or cause.__context__
     return False
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Checks that `value` is true or false: the text "no" would count as true.
+
+    Raises:
+      UserError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise UserError(f"{name} is {value!r}; it must be True or False")
+
+
+def check_name(name: str, value: Any) -> None:
+    """Checks that `value` is None or the name of something: text that is not empty, or a path.
+
+    Raises:
+      UserError: it is not.
+    """
+    if value is None or (isinstance(value, str | os.PathLike) and os.fspath(value)):
+        return
+    raise UserError(f"{name} is {value!r}; give a name or a path, or leave it out")
 
 
 def check_whole(name: str, value: Any, low: int, high: int | None = None) -> None:

@@ -11,7 +11,7 @@ from emsjax.costs.pricing import Pricing
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.job import Job
 from emsjax.engine.policy import EMS
-from emsjax.errors import UserError, check_whole, short
+from emsjax.errors import UserError, check_flag, check_name, check_whole, short
 from emsjax.host.cache import use_compile_cache
 from emsjax.limits import DEFAULT_MAX_MODEL_LEN
 from emsjax.loading.hf.tokenizer import decode
@@ -25,7 +25,7 @@ from emsjax.requests.reader import RequestReader
 from emsjax.requests.request import Request
 from emsjax.requests.samples import Sample, make_samples, request_output
 from emsjax.requests.sampling_params import SamplingParams
-from emsjax.sampling.adapt import classify
+from emsjax.sampling.adapt import can_indent, classify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -114,6 +114,11 @@ class LLM:
             "max_ngram": max_ngram,
             "min_ngram": min_ngram,
         }
+        names = {"model": model, "tokenizer": tokenizer, "draft_model": draft_model}
+        for option, name in names.items():
+            check_name(option, name)
+        for option, flag in {"planner": planner, "exact": exact, "trace": trace}.items():
+            check_flag(option, flag)
         options = vllm_names.drafting_options(given, speculative_config)
         drafting = check_drafting(method, options.pop("drafter"), options)
         max_batch_size = vllm_names.batch_size(max_batch_size, max_num_seqs, _BATCH_SIZE)
@@ -199,7 +204,8 @@ class LLM:
           use_tqdm: whether to show a progress bar on standard error, if that is a terminal.
 
         Returns:
-          The results, in the order of the prompts.
+          The results, in the order of the prompts. An output during which the model failed has the
+          `finish_reason` "error" and an `error`; the others are not affected.
 
         Raises:
           UserError: a prompt is empty, too long or outside the vocabulary, or the parameters do
@@ -320,12 +326,21 @@ class LLM:
         return request
 
     def _classify_tokens(self) -> None:
-        """Tells the engine, once, which tokens are blanks and line breaks."""
+        """Tells the engine, once, which tokens are blanks and line breaks.
+
+        Raises:
+          UserError: no text of these tokens has an indented line.
+        """
         # Only `adapt_temperature` needs this, and decoding the whole vocabulary takes a while.
         if self.tokenizer is not None and not self.engine.token_classes.any():
             count = min(self.target.vocab_size, len(self.tokenizer))
             texts = [decode(self.tokenizer, [token]) for token in range(count)]
             self.engine.token_classes[:count] = classify(texts)
+        if not can_indent(self.engine.token_classes):
+            raise UserError(
+                f"adapt_temperature has no effect with {self.name}, whose tokens hold no line "
+                "break followed by blanks; leave it out"
+            )
 
     def run(
         self,

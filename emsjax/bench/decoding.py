@@ -9,9 +9,10 @@ import numpy as np
 
 from emsjax.bench.prompts import Tokens
 from emsjax.engine.engine import Engine
-from emsjax.engine.job import Job
+from emsjax.engine.job import NOT_NUMBERS, Job
 from emsjax.engine.slots import STEPS_PER_CALL
 from emsjax.engine.state import DecodeState
+from emsjax.errors import UserError
 
 
 class Run(NamedTuple):
@@ -89,9 +90,14 @@ class Decoding:
 
         Args:
           prefill: seconds that reading the prompts took.
+
+        Raises:
+          UserError: the model failed on a prompt, so that the figures would mean nothing.
         """
         state, jobs = self.state, self._jobs
         tokens, lens, stats = jax.device_get((state.tokens, state.lens, state.stats))
+        if stats.failed.any():
+            raise UserError(f"{NOT_NUMBERS}; check its weights, or give --dtype float32")
         texts = [
             tuple(tokens[slot, len(job.prompt) : lens[slot]].tolist())
             for slot, job in enumerate(jobs)

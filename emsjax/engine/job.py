@@ -8,6 +8,11 @@ from emsjax.engine.trace import Trace
 from emsjax.sampling.choice import GREEDY, Choice
 from emsjax.sampling.logprobs import Logprobs
 
+# How a job can fail, as the beginning of a message.
+NOT_NUMBERS = (
+    "the model gave logits that are not numbers (NaN, infinity, or -infinity for every token)"
+)
+
 # Receives a job's new tokens in order. Returns after how many of them the job ends, or None to
 # continue.
 Watch = Callable[[Sequence[int]], int | None]

@@ -14,6 +14,14 @@ from emsjax.token_view.file import check_page
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
+# Sampling parameters that contradict the defaults of others, with values that they go with.
+_COMPANIONS: dict[str, dict[str, Any]] = {
+    "n": {"temperature": 1.0},
+    "adapt_temperature": {"temperature": 1.0},
+    "min_tokens": {"max_tokens": 2**31 - 1},
+}
+
+
 @dataclass(frozen=True)
 class Options:
     """The options of `python -m emsjax.generate`, one field per option.
@@ -102,6 +110,7 @@ def check(options: Options) -> None:
     _check_choice("--method", options.method, METHODS)
     _check_choice("--drafter", options.drafter or "none", DRAFTERS)
     _check_choice("--dtype", options.dtype, _DTYPES)
+    _check_given(options)
     _check_positive(options)
     _check_drafting(options)
     _check_files(options)
@@ -112,6 +121,13 @@ def check(options: Options) -> None:
 def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise UserError(f"{option} {value} is unknown; choose from {', '.join(choices)}.")
+
+
+def _check_given(options: Options) -> None:
+    """Checks that no name is empty, as a shell variable that is not set would make it."""
+    for name in ("model", "tokenizer", "draft_model", "input", "output", "report"):
+        if getattr(options, name) == "":
+            raise UserError(f"{_flag(name)} is empty; give it a value or leave it out.")
 
 
 def _check_positive(options: Options) -> None:
@@ -127,11 +143,10 @@ def _check_sampling(options: Options) -> None:
     if options.prompt:
         SamplingParams(**given)
         return
-    # A line of the input may override any parameter, so only values are checked here. `n` goes with
-    # some temperature and `min_tokens` with some `max_tokens`; `jsonl.read` checks the combination.
-    SamplingParams(**given | {"n": 1, "min_tokens": 0})
-    SamplingParams(n=given["n"], temperature=1.0)
-    SamplingParams(min_tokens=given["min_tokens"], max_tokens=2**31 - 1)
+    # A line of the input may override any parameter, so each is checked alone here, with others
+    # that it goes with; `jsonl.read` checks the combination.
+    for name, value in given.items():
+        SamplingParams(**_COMPANIONS.get(name, {}) | {name: value})
 
 
 def _check_seed(seed: int) -> None:
@@ -189,6 +204,8 @@ def _check_files(options: Options) -> None:
         check_text("--system", options.system)
     if options.resume and not to_file:
         raise UserError("--resume needs a file to continue; give --output FILE.")
+    if options.overwrite and not to_file:
+        raise UserError("--overwrite needs a file to replace; give --output FILE.")
     if options.resume and options.overwrite:
         raise UserError("--resume and --overwrite contradict each other; give one of them.")
     if to_file and options.input is not None and _same_file(options.input, str(options.output)):
@@ -209,6 +226,11 @@ def _check_report(options: Options) -> None:
             raise UserError(
                 f"{flag} and --report are the same file, {file!r}; give another --report."
             )
+    if Path(options.report).suffix.lower() not in (".html", ".htm"):
+        raise UserError(
+            f"--report writes an HTML page, but {options.report!r} does not end in .html; name a "
+            "page, such as report.html."
+        )
 
 
 def _same_file(left: str, right: str) -> bool:

@@ -1,6 +1,6 @@
 """Decodes tokens to text piece by piece."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,7 @@ class Detokenizer:
         """
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
-        self._textless = _special_tokens(tokenizer) if skip_special_tokens else frozenset[int]()
+        self._textless = special_tokens(tokenizer) if skip_special_tokens else frozenset[int]()
         # `_window` holds the context and the tokens after it. Its first `_settled` tokens are the
         # context, and `_shown` is the part of its text that was returned already.
         self._window = self._context(self._with_text(prompt))
@@ -133,7 +133,13 @@ def text_pieces(
 
 
 @lru_cache(maxsize=4)
-def _special_tokens(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
-    """The tokens without text; cached because listing them is slow."""
+def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> Mapping[int, str]:
+    """Returns the names of the tokens without text; cached because listing them is slow."""
     added = tokenizer.added_tokens_decoder
-    return frozenset(token for token, what in added.items() if what.special)
+    return {token: str(what.content) for token, what in added.items() if what.special}
+
+
+@lru_cache(maxsize=4)
+def longest_token(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Returns a number of characters that no token exceeds, a space between tokens included."""
+    return 1 + max(map(len, tokenizer.get_vocab()), default=0)

@@ -15,6 +15,7 @@ from emsjax.requests.prompts import Prompt, check_prompt
 from emsjax.requests.request import (
     Request,
     check_choice_left,
+    check_stop_strings,
     check_tokens,
     configured_defaults,
     derive_seed,
@@ -64,8 +65,13 @@ class RequestReader:
         self._check_ids(ids)
         if text is None and self._loaded.tokenizer is not None and params.detokenize:
             Detokenizer(self._loaded.tokenizer, ids)  # fails here if it does not take these ids
-        params = self._without_bad_words(with_defaults(params, self._configured))
         room = self._max_model_len - len(ids)
+        if params.min_tokens is not None and params.min_tokens > room:
+            raise UserError(
+                f"min_tokens={params.min_tokens} is more than the {room} tokens that the prompt "
+                f"leaves within max_model_len={self._max_model_len}; lower it or shorten the prompt"
+            )
+        params = self._without_bad_words(with_defaults(params, self._configured))
         return Request(
             request_id,
             text,
@@ -113,7 +119,8 @@ class RequestReader:
             )
         check_choice_left(params, stop_ids, self._vocab_size)
         if params.stop or params.adapt_temperature is not None:
-            self._tokenizer("stop strings and adapt_temperature need one")
+            tokenizer = self._tokenizer("stop strings and adapt_temperature need one")
+            check_stop_strings(params, stop_ids, tokenizer)
         return stop_ids
 
     def _tokenise(self, prompt: Prompt, chat: ChatOptions) -> tuple[str | None, tuple[int, ...]]:

@@ -3,14 +3,18 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from emsjax.errors import UserError
 from emsjax.loading.hf.generation import check_generation
+from emsjax.requests.detokenizer import longest_token, special_tokens
 from emsjax.requests.sampling_params import SamplingParams
 from emsjax.sampling.choice import Choice, Settings, make_choice
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # The parameters that a model's generation config sets under the same name for requests that leave
 # them out. Temperature is not one of them: whether to sample is up to the user.
@@ -173,6 +177,34 @@ def check_choice_left(params: SamplingParams, stop_ids: tuple[int, ...], vocab_s
             "allowed_token_ids, banned_token_ids and min_tokens leave no token to choose; "
             "allow more."
         )
+
+
+def check_stop_strings(
+    params: SamplingParams, stop_ids: tuple[int, ...], tokenizer: "PreTrainedTokenizerBase"
+) -> None:
+    """Checks that each stop string can occur in an output.
+
+    Raises:
+      UserError: a string is a token without text that does not end the output anyway, or is longer
+        than any text of `max_tokens` tokens.
+    """
+    special = special_tokens(tokenizer) if params.skip_special_tokens else {}
+    textless = {name: token for token, name in special.items()}
+    for stop in params.stop or ():
+        token = textless.get(stop.strip())
+        if token is not None and token not in stop_ids:
+            raise UserError(
+                f"the stop string {stop!r} is a special token, which is not part of the text; give "
+                f"stop_token_ids=[{token}] instead"
+            )
+        # Looking for the longest token takes a moment, and stop strings are nearly always short.
+        if params.max_tokens is not None and len(stop) > params.max_tokens:
+            longest = params.max_tokens * longest_token(tokenizer)
+            if len(stop) > longest:
+                raise UserError(
+                    f"a stop string has {len(stop)} characters, but max_tokens={params.max_tokens} "
+                    f"tokens have at most {longest}; shorten it or raise max_tokens"
+                )
 
 
 def derive_seed(seed: int, request_id: str) -> int:

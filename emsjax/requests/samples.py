@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from emsjax.engine.job import Finished, Job
+from emsjax.engine.job import NOT_NUMBERS, Finished, Job
 from emsjax.engine.metrics import together
 from emsjax.engine.trace import Trace
 from emsjax.requests.detokenizer import Detokenizer, text_pieces
@@ -115,8 +115,7 @@ class Sample:
         done = f"{count} token{'' if count == 1 else 's'}"
         which = f" of output {self.index + 1}" if self.request.params.n > 1 else ""
         return (
-            f"the model gave logits that are not numbers after {done}{which} (NaN, infinity, or "
-            "-infinity for every token); check its weights, or load it with dtype float32"
+            f"{NOT_NUMBERS} after {done}{which}; check its weights, or load it with dtype float32"
         )
 
     def _trace(self, finished: Finished, token_text: TokenText) -> Trace | None:

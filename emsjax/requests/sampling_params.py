@@ -12,6 +12,8 @@ from emsjax.requests.vllm_names import SAMPLING_PARAMS, takes_vllm_names
 
 # Token counts and ids live in int32 arrays on the device.
 _INT32_MAX = 2**31 - 1
+# Logits divided by a lower temperature leave the range of float32.
+_LOWEST_TEMPERATURE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,11 @@ class SamplingParams:
       min_tokens: the number of tokens before the output may end: an end of text or a stop token
         comes after them, and a stop string is not complete before the last of them. None uses the
         `min_new_tokens` of the model's generation config, at most `max_tokens` of them, else 0.
-      temperature: 0 is greedy; higher values make the choice more even.
+      temperature: 0 is greedy; higher values, from 1e-6 on, make the choice more even.
       adapt_temperature: the temperature for the first token of an indented line, that is after a
         line break and blanks, where code is hardest to predict (AdapT, arXiv 2309.02772, which
-        uses 0.8 there and 0.6 elsewhere); None uses `temperature` there too.
+        uses 0.8 there and 0.6 elsewhere); requires a temperature above 0. None uses `temperature`
+        there too.
       top_k: keep the k likeliest tokens (and those as likely as the last of them). 0 or -1 keeps
         all; None uses the model's generation config if it sets `top_k`, else keeps all.
       top_p: keep the likeliest tokens that together have this probability (and those as likely as
@@ -199,6 +202,11 @@ def _strings(name: str, one: str, value: object) -> tuple[str, ...] | None:
             raise UserError(f"a {one} is {short(each)}; it must be text.")
         if not each:
             raise UserError(f"a {one} is empty; give it at least one character.")
+        if any("\ud800" <= letter <= "\udfff" for letter in each):
+            raise UserError(
+                f"the {one} {short(each)} has half a surrogate pair, which no text contains; "
+                "remove it."
+            )
     return tuple(given) or None
 
 
@@ -248,11 +256,7 @@ def _check_together(params: SamplingParams) -> None:
             f"min_tokens={params.min_tokens} is more than max_tokens={params.max_tokens}; "
             "lower one or raise the other."
         )
-    if params.n > 1 and not params.samples:
-        raise UserError(
-            f"n={params.n} outputs would all be the same at temperature 0; "
-            "raise temperature, or leave n out."
-        )
+    _check_temperatures(params)
     if not params.detokenize:
         _check_without_text(params)
     allowed = params.allowed_token_ids
@@ -260,6 +264,12 @@ def _check_together(params: SamplingParams) -> None:
         raise UserError(
             "allowed_token_ids and banned_token_ids leave no token to choose; allow more."
         )
+    for name, tokens in (
+        ("stop_token_ids", params.stop_token_ids or ()),
+        ("logit_bias", params.biases),
+    ):
+        for token in tokens:
+            _check_possible(params, name, token)
 
 
 def _check_without_text(params: SamplingParams) -> None:
@@ -271,3 +281,40 @@ def _check_without_text(params: SamplingParams) -> None:
     for name, given in needing.items():
         if given:
             raise UserError(f"{name} needs the text that detokenize=False leaves out; drop one.")
+
+
+def _check_temperatures(params: SamplingParams) -> None:
+    for name in ("temperature", "adapt_temperature"):
+        value = getattr(params, name) or 0
+        if 0 < value < _LOWEST_TEMPERATURE:
+            raise UserError(
+                f"{name}={value} is too small to differ from 0; give 0, or at least "
+                f"{_LOWEST_TEMPERATURE:g}."
+            )
+    if params.adapt_temperature and params.temperature == 0:
+        raise UserError(
+            f"adapt_temperature={params.adapt_temperature} needs a temperature above 0 for the "
+            "other tokens; give temperature too, or leave adapt_temperature out."
+        )
+    same = {
+        "at temperature 0; raise temperature": not params.samples,
+        "with top_k=1; give a larger top_k": params.top_k == 1,
+        "with min_p=1; give a smaller min_p": params.min_p == 1,
+    }
+    for reason, holds in same.items():
+        if params.n > 1 and holds:
+            raise UserError(f"n={params.n} outputs would all be the same {reason}, or leave n out.")
+
+
+def _check_possible(params: SamplingParams, name: str, token: int) -> None:
+    """Checks that a token which a parameter names can be chosen at all."""
+    allowed = params.allowed_token_ids
+    if token in (params.banned_token_ids or ()):
+        raise UserError(
+            f"{name} has token id {token}, which banned_token_ids has too; remove one of them."
+        )
+    if allowed is not None and token not in allowed:
+        raise UserError(
+            f"{name} has token id {token}, which is not in allowed_token_ids; add it there, or "
+            f"remove it from {name}."
+        )

@@ -28,6 +28,12 @@ def _class_of(text: str) -> int:
     return (INDENTATION if blanks else LINE_BREAK) if breaks else 0
 
 
+def can_indent(classes: np.ndarray) -> bool:
+    """Returns whether any text of tokens with these classes, uint8[V], has an indented line."""
+    found = int(np.bitwise_or.reduce(classes, initial=0))
+    return bool(found & INDENTATION) or found & (BLANK | LINE_BREAK) == BLANK | LINE_BREAK
+
+
 def is_hard(rows: Rows, token_classes: jax.Array) -> jax.Array:
     """Returns whether each row's next token begins an indented line, bool[W].
 

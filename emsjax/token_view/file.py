@@ -13,7 +13,8 @@ def check_page(file: Path) -> None:
     """Checks that a page can be written to `file`, so that a mistake shows before the run.
 
     Raises:
-      UserError: `file` is a directory or a device, or its directory does not exist.
+      UserError: `file` is a directory or a device, its directory does not exist, or its name is too
+        long.
     """
     # A name may be too long, or a symbolic link may lead to itself.
     with foreign(f"cannot write the report to {str(file)!r}", "name another file."):
@@ -55,4 +56,5 @@ def write_page(file: Path, page: str) -> None:
 
 
 def _unwritable(file: Path, why: str) -> UserError:
-    return UserError(f"cannot write the report to {str(file)!r} ({why}); name another file.")
+    name = str(file) if len(str(file)) <= 200 else f"{str(file)[:199]}…"
+    return UserError(f"cannot write the report to {name!r} ({why}); name another file.")

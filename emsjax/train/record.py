@@ -12,9 +12,9 @@ import numpy as np
 
 from emsjax.build_engine import CAPACITY_MULTIPLE, choose_ladder
 from emsjax.engine.engine import Engine
-from emsjax.engine.job import Finished, Job
+from emsjax.engine.job import NOT_NUMBERS, Finished, Job
 from emsjax.engine.state import DecodeState
-from emsjax.errors import foreign
+from emsjax.errors import UserError, foreign
 from emsjax.host.files import replacing
 from emsjax.loading.load import LoadedModel
 from emsjax.sampling.choice import GREEDY, Choice, make_choice
@@ -178,6 +178,8 @@ def _write(
     )
     for finished in engine.run(_jobs(target, prompts, writing, done)):
         if finished is not None:
+            if finished.failed:
+                raise UserError(f"{NOT_NUMBERS}; check its weights before training a draft for it")
             yield _text(engine.latest, finished)
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emsjax import LLM, SamplingParams
-from emsjax.sampling.adapt import classify, is_hard
+from emsjax import LLM, SamplingParams, UserError
+from emsjax.sampling.adapt import can_indent, classify, is_hard
 from emsjax.sampling.rows import Rows
 
 VOCABULARY = ["a", "  ", "\t", "\n", "x\n", "\n  ", ":\n\t", " b", "\n\n", "", " \n", "if  "]
@@ -46,7 +46,13 @@ def test_only_hard_tokens_are_sampled(llm: LLM):
     breaks = list(range(5, 100, 5))
     bias = dict.fromkeys([*breaks, *range(7, 100, 7)], 2.0)
     params = SamplingParams(
-        max_tokens=60, adapt_temperature=2.0, ignore_eos=True, logprobs=0, logit_bias=bias, n=8
+        max_tokens=60,
+        temperature=1e-6,  # like 0
+        adapt_temperature=2.0,
+        ignore_eos=True,
+        logprobs=0,
+        logit_bias=bias,
+        n=8,
     )
     greedy = SamplingParams(max_tokens=60, ignore_eos=True, logit_bias=bias)
     (output,) = llm.generate([[7, 8, 9]], params)
@@ -77,3 +83,18 @@ def test_token_classes_are_read_from_the_tokenizer(model_dir: str):
     fresh.tokenizer.decode = lambda ids, **options: texts.get(ids[0]) or decode(ids, **options)
     fresh.generate([[7]], SamplingParams(max_tokens=1, temperature=0.5, adapt_temperature=0.9))
     assert {t: int(c) for t, c in enumerate(fresh.engine.token_classes) if c} == {3: 2, 4: 1, 9: 4}
+
+
+def test_a_tokenizer_without_indentation_is_reported(model_dir: str):
+    fresh = LLM(model_dir, max_batch_size=1, max_model_len=64)
+    params = SamplingParams(temperature=0.5, adapt_temperature=0.9)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"adapt_temperature has no effect with .*leave it out"):
+            fresh.request([7], params, "0")
+
+
+def test_which_vocabularies_can_indent():
+    assert can_indent(classify(["a", "  ", "\n"]))
+    assert can_indent(classify(["a", "\n  "]))
+    for texts in ([], ["a"], ["a", "\n"], ["a", "  "]):
+        assert not can_indent(classify(texts))

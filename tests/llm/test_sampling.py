@@ -33,29 +33,36 @@ def plain(model_dir: str) -> LLM:
 @st.composite
 def params(draw) -> SamplingParams:
     """Any parameters that do not contradict each other."""
-    max_tokens = draw(st.integers(1, 30))
+    max_tokens = draw(st.integers(2, 30))
     temperature = draw(st.sampled_from((0.0, 0.0, 0.5, 1.0, 1.5)))
-    words = st.sampled_from(("w7", "7 w", "w1", " w2", "9 w8 w", "w30 ", "zz"))
+    n = draw(st.integers(1, 3)) if temperature else 1
+    words = st.sampled_from(("w7", "7 w", "w1", " w3", "9 w8 w", "w30 ", "zz"))
+    allowed = draw(st.none() | st.just(range(2, 60)))
+    tokens = TOKENS if allowed is None else st.sampled_from(allowed)
+    stop_token_ids = draw(st.none() | st.lists(tokens, max_size=3))
+    logit_bias = draw(st.none() | st.dictionaries(tokens, st.floats(-5, 5), max_size=3))
+    named = {*(stop_token_ids or ()), *(logit_bias or ())}
+    unnamed = TOKENS.filter(lambda token: token not in named)
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=draw(st.integers(0, max_tokens)),
         temperature=temperature,
-        top_k=draw(st.sampled_from((None, -1, 1, 5))),
+        top_k=draw(st.sampled_from((None, -1, 1 if n == 1 else 2, 5))),
         top_p=draw(st.sampled_from((None, 0.5, 0.95))),
         min_p=draw(st.sampled_from((None, 0.1))),
         seed=draw(st.integers(0, 2**63 - 1)),
         stop=draw(st.none() | st.lists(words, max_size=3)),
-        stop_token_ids=draw(st.none() | st.lists(TOKENS, max_size=3)),
+        stop_token_ids=stop_token_ids,
         ignore_eos=draw(st.booleans()),
         logprobs=draw(st.sampled_from((None, 0, 1, 20))),
-        n=draw(st.integers(1, 3)) if temperature else 1,
+        n=n,
         presence_penalty=draw(st.sampled_from((0.0, 1.5, -1.0))),
         frequency_penalty=draw(st.sampled_from((0.0, 0.7, -0.5))),
         repetition_penalty=draw(st.sampled_from((None, 1.3, 0.8))),
-        logit_bias=draw(st.none() | st.dictionaries(TOKENS, st.floats(-5, 5), max_size=3)),
-        allowed_token_ids=draw(st.none() | st.just(range(2, 60))),
-        banned_token_ids=draw(st.none() | st.lists(TOKENS, max_size=3)),
-        bad_words=draw(st.none() | st.lists(TOKENS.map("w{}".format), max_size=2)),
+        logit_bias=logit_bias,
+        allowed_token_ids=allowed,
+        banned_token_ids=draw(st.none() | st.lists(unnamed, max_size=3)),
+        bad_words=draw(st.none() | st.lists(unnamed.map("w{}".format), max_size=2)),
         include_stop_str_in_output=draw(st.booleans()),
     )
 
@@ -244,6 +251,9 @@ def test_requests_without_a_seed_get_one_each(model_dir: str, llm: LLM):
         ({"banned_token_ids": [VOCAB_SIZE]}, "banned_token_ids has token id 101"),
         ({"allowed_token_ids": [2], "min_tokens": 1}, "leave no token to choose"),
         ({"banned_token_ids": list(range(VOCAB_SIZE))}, "leave no token to choose"),
+        ({"min_tokens": 128, "max_tokens": 500}, "min_tokens=128 is more than the 127 tokens"),
+        ({"stop": "w2", "ignore_eos": True}, r"'w2' is a special token.* stop_token_ids=\[2\]"),
+        ({"stop": "x" * 81}, "a stop string has 81 characters, but max_tokens=16 tokens have at"),
     ],
 )
 def test_parameters_that_do_not_fit_the_model(llm: LLM, params: dict, message: str):
@@ -251,7 +261,14 @@ def test_parameters_that_do_not_fit_the_model(llm: LLM, params: dict, message: s
         llm.generate([[7]], SamplingParams(**params))
 
 
-@pytest.mark.parametrize("params", [{"stop": "w7"}, {"adapt_temperature": 0.8}])
+@pytest.mark.parametrize(
+    "params", [{"min_tokens": 127, "max_tokens": 500}, {"stop": "w2"}, {"stop": "x" * 80}]
+)
+def test_parameters_that_just_fit_the_model(llm: LLM, params: dict):
+    llm.request([7], SamplingParams(**params), "0")
+
+
+@pytest.mark.parametrize("params", [{"stop": "w7"}, {"temperature": 0.6, "adapt_temperature": 0.8}])
 def test_text_parameters_need_a_tokenizer(params: dict):
     bare = LLM(str(checkpoint("llama")), max_batch_size=1, max_model_len=64)
     with pytest.raises(UserError, match="no tokenizer"):

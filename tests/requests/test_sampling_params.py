@@ -27,7 +27,7 @@ def test_parameters_are_frozen_and_hashable():
         {"min_tokens": 16},
         {"temperature": 0.7},
         {"temperature": 2},
-        {"adapt_temperature": 0.8},
+        {"temperature": 0.6, "adapt_temperature": 0.8},
         {"top_k": -1},
         {"top_p": 1e-9},
         {"min_p": 1},
@@ -38,7 +38,9 @@ def test_parameters_are_frozen_and_hashable():
         {"logprobs": 0},
         {"logprobs": 20},
         {"n": 2, "temperature": 1},
-        {"n": 2, "adapt_temperature": 1},
+        {"n": 2, "temperature": 1, "adapt_temperature": 0},
+        {"temperature": 1e-6},
+        {"stop_token_ids": [3], "allowed_token_ids": [3, 4], "banned_token_ids": [4]},
         {"presence_penalty": -2},
         {"frequency_penalty": 2},
         {"repetition_penalty": 0.5},
@@ -64,6 +66,9 @@ def test_equivalent_forms_are_equal():
     "options",
     [
         {"temperature": 0},
+        {"temperature": 0, "adapt_temperature": 0},
+        {"temperature": 0, "top_k": 5, "top_p": 0.9, "min_p": 0.1, "seed": 3},
+        {"n": 1, "top_k": 1},
         {"top_p": 1},
         {"repetition_penalty": 1},
         {"stop": []},
@@ -114,6 +119,35 @@ def test_values_without_effect_are_accepted(options):
         ({"n": True}, "n=True must be a whole number"),
         ({"n": 0}, "n=0 is out of range"),
         ({"n": 2}, "n=2 outputs would all be the same at temperature 0"),
+        ({"n": 2, "temperature": 1, "top_k": 1}, "would all be the same with top_k=1; give a l"),
+        ({"n": 2, "temperature": 1, "min_p": 1}, "would all be the same with min_p=1; give a s"),
+        (
+            {"temperature": 1e-7},
+            "temperature=1e-07 is too small to differ from 0; give 0, or at lea",
+        ),
+        (
+            {"temperature": 0.6, "adapt_temperature": 1e-50},
+            "adapt_temperature=1e-50 is too small to differ from 0",
+        ),
+        ({"adapt_temperature": 0.8}, "adapt_temperature=0.8 needs a temperature above 0"),
+        ({"n": 2, "adapt_temperature": 1}, "adapt_temperature=1 needs a temperature above 0"),
+        (
+            {"stop_token_ids": [5], "banned_token_ids": [5]},
+            "stop_token_ids has token id 5, which banned_token_ids has too",
+        ),
+        (
+            {"stop_token_ids": [5], "allowed_token_ids": [6]},
+            "stop_token_ids has token id 5, which is not in allowed_token_ids",
+        ),
+        (
+            {"logit_bias": {5: 1}, "banned_token_ids": [5]},
+            "logit_bias has token id 5, which banned_token_ids has too",
+        ),
+        (
+            {"logit_bias": {5: 1}, "allowed_token_ids": [6]},
+            "logit_bias has token id 5, which is not in allowed_token_ids",
+        ),
+        ({"stop": "a\ud800"}, "has half a surrogate pair, which no text contains"),
         ({"min_tokens": 17}, "min_tokens=17 is more than max_tokens=16"),
         ({"logprobs": 21}, "logprobs=21 is out of range; give a number from 0 to 20"),
         ({"logprobs": True}, "logprobs=True must be a whole number"),
@@ -146,6 +180,27 @@ def test_values_without_effect_are_accepted(options):
 def test_invalid_values_are_reported(options, message):
     with pytest.raises(UserError, match=message):
         SamplingParams(**options)
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(SamplingParams)])
+def test_any_value_is_taken_or_refused_in_one_short_sentence(name):
+    deep = []
+    for _ in range(5000):
+        deep = [deep]
+    long = "x" * 9999
+    numbers = [True, -1, 0, 1, 2**40, 10**5000, -0.0, 1e-50, 1e300, float("nan")]
+    others = ["", long, b"x", [], [[]], [long], [10**5000], {long: 1}, {}, {3}, object(), deep]
+    messages = [_refusal({name: value}) for value in (None, *numbers, *others)]
+    assert max(map(len, messages)) < 500
+    assert not any("\n" in message for message in messages)
+
+
+def _refusal(options) -> str:
+    try:
+        SamplingParams(**options)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def test_parameters_by_name():
