@@ -94,7 +94,7 @@ class Progress:
         self._said.add(line)
         # The bar is redrawn below the line, which rich does for its own console only.
         if self._bar:
-            self._bar.print(line)
+            self._bar.print(line, highlight=False, soft_wrap=True)
         else:
             self._print(line)
 

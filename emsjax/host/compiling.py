@@ -23,8 +23,9 @@ class _Watch:
         self._names: dict[int, str] = {}
         self._timers: dict[int, threading.Timer] = {}
 
-    def begun(self, event: str, _: float, **about: Any) -> None:
+    def begun(self, event: str, value: float, **about: str | int) -> None:
         """Listens to all of jax's scalars."""
+        del value
         if event == _BEGUN:
             name = str(about.get("fun_name", ""))
             self._names[threading.get_ident()] = name.removeprefix("jit(").removesuffix(")")
