@@ -195,6 +195,9 @@ class Engine:
     ) -> Generator[Finished | None, None, None]:
         """Decodes all jobs: takes a job whenever a slot is free, and one job ahead.
 
+        If the first job that samples comes to a running batch, its programs are compiled in a
+        thread. Until then it waits, and up to B jobs more are taken ahead, to run those that can.
+
         Args:
           jobs: taken one at a time. None means that no job is ready yet; the jobs in the slots
             continue meanwhile. If the iterable raises, earlier jobs are finished first.
