@@ -21,7 +21,8 @@ import numpy as np
 from benchmarks.common import Spread, describe, machine, numbers, say, write_json
 from emsjax.cli.markdown import table
 from emsjax.loading.named import named_config
-from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token
+from emsjax.pallas_kernels.kv_layout import rows_per_token
+from emsjax.pallas_kernels.kv_rows import LANES
 from emsjax.pallas_kernels.ragged_attention.api import BACKENDS, ragged_attention
 from emsjax.pallas_kernels.report.work import Heads, heads_of
 

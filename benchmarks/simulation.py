@@ -37,7 +37,7 @@ from emsjax.engine.drafter import Drafter
 from emsjax.engine.job import Finished, Job
 from emsjax.engine.ladder import make_ladder
 from emsjax.engine.packing import PackedBatch
-from emsjax.engine.worth import StepCosts, without_prompts
+from emsjax.engine.step_costs import StepCosts, without_prompts
 from emsjax.loading.build import shape_of_model
 from emsjax.loading.named import named_config
 

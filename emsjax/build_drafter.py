@@ -4,14 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from emsjax.build_engine import narrowest_rows
 from emsjax.drafters import DraftModel, NoDrafter, PromptLookup, Recurrent
 from emsjax.drafters.combined import Combined
 from emsjax.engine.drafter import Drafter
+from emsjax.engine.ladder import narrowest_rows
 from emsjax.errors import UserError, check_whole
 from emsjax.limits import DRAFT_LENGTH, DRAFTERS, MAX_DRAFT_LENGTH, METHODS
 from emsjax.loading.drafter import load_drafter, shipped_draft
 from emsjax.loading.load import LoadedModel
+from emsjax.pallas_kernels.backends import target_platform
 
 # The options that each drafter takes.
 _TAKES = {
@@ -130,5 +131,6 @@ def build_drafter(drafting: Drafting, target: LoadedModel, dtype: str) -> Drafte
             "draft_model, or train one with `python -m emsjax.train`"
         )
     length = drafting.given.get("draft_length", DRAFT_LENGTH)
-    model = load_drafter(draft, target, length, dtype=dtype, narrowest=narrowest_rows())
+    narrowest = narrowest_rows(target_platform())
+    model = load_drafter(draft, target, length, dtype=dtype, narrowest=narrowest)
     return model if name == "draft-model" else Combined(drafting.lookup, model)

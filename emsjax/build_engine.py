@@ -7,7 +7,7 @@ import jax
 
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.engine import Engine
-from emsjax.engine.ladder import ROW_MULTIPLE, Rung, make_ladder
+from emsjax.engine.ladder import CAPACITY_MULTIPLE, Rung, ladder_for
 from emsjax.engine.model import Model
 from emsjax.engine.policy import POLICIES
 from emsjax.errors import UserError
@@ -15,30 +15,10 @@ from emsjax.host.device import free_bytes
 from emsjax.pallas_kernels.backends import target_platform
 from emsjax.shapes import round_up
 
-# A multiple of the cache blocks of every backend.
-CAPACITY_MULTIPLE = 256
-
-
-def narrowest_rows() -> int:
-    """Returns the fewest rows, other than 1, for which compiling a program pays off here."""
-    return 4 if target_platform() == "cpu" else ROW_MULTIPLE
-
 
 def choose_ladder(num_slots: int, draft_length: int, exact: bool) -> tuple[Rung, ...]:
-    """Chooses the row capacities of the compiled programs for the target platform.
-
-    On a CPU the time of a step grows with its rows. On a GPU or TPU a small step mostly reads the
-    weights, so that narrower programs would save little.
-    """
-    cpu = target_platform() == "cpu"
-    return make_ladder(
-        num_slots,
-        draft_length,
-        exact=exact,
-        exact_capacity=16 if cpu else 64,
-        narrowest=narrowest_rows(),
-        prefill_chunk=256 if cpu else 512,
-    )
+    """Chooses the row capacities of the compiled programs for the target platform."""
+    return ladder_for(target_platform(), num_slots, draft_length, exact=exact)
 
 
 def build_engine(

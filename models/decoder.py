@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from emsjax.engine.model import Sizes
 from emsjax.engine.packing import PackedBatch
+from emsjax.engine.sizes import Sizes
 from emsjax.models.config import DecoderConfig
 from emsjax.models.layers import MLP, LayerContext, Linear, RMSNorm, norm, rotary_angles, rotate
 from emsjax.pallas_kernels.cache_update.api import cache_places, update_kv_cache
-from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token, storage_dtype
+from emsjax.pallas_kernels.kv_layout import rows_per_token, storage_dtype
+from emsjax.pallas_kernels.kv_rows import LANES
 from emsjax.pallas_kernels.products import matmul
 from emsjax.pallas_kernels.ragged_attention.api import prepare
 

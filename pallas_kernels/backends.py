@@ -50,8 +50,13 @@ class Backend(NamedTuple):
     unsupported: Callable[..., str | None]
 
 
+# The backends of an operation, by name. Each is made by a function that imports it, so that only a
+# backend that a program may use is imported: those for GPUs and TPUs take half a second.
+Backends = Mapping[str, Callable[[], Backend]]
+
+
 def pick(
-    operation: str, backends: Mapping[str, Backend], backend: str | None, *args: Any, **kwargs: Any
+    operation: str, backends: Backends, backend: str | None, *args: Any, **kwargs: Any
 ) -> Callable[..., Any]:
     """Returns an implementation of an operation.
 
@@ -69,14 +74,14 @@ def pick(
     name, why_not = target_platform() if backend is None else backend, None
     if name not in backends:
         why_not = f"{operation} has no backend {name!r}; use one of {', '.join(backends)}"
-    elif reason := backends[name].unsupported(*args, **kwargs):
+    elif reason := backends[name]().unsupported(*args, **kwargs):
         why_not = f"{operation}: backend {name!r} cannot be used: {reason}"
     if why_not and backend is not None:
         raise ValueError(why_not)
     name = "reference" if why_not else name
     if (picked := _PICKED.get()) is not None:
         picked[operation] = name
-    return backends[name].run
+    return backends[name]().run
 
 
 def always_supported(*args: Any, **kwargs: Any) -> None:

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emsjax.pallas_kernels.kv_layout import LANES, rows_needed, storage_dtypes
+from emsjax.pallas_kernels.kv_layout import storage_dtypes
+from emsjax.pallas_kernels.kv_rows import LANES, rows_needed
 
 _CHECKING: ContextVar[bool] = ContextVar(
     "checking_lengths", default=os.environ.get("EMSJAX_CHECK_LENGTHS") == "1"

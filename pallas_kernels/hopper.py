@@ -9,8 +9,6 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 DTYPES = (jnp.bfloat16, jnp.float16)
 CAPABILITY = "9.0"
-# Rows of the left operand of a tensor core product: a multiple of this.
-TENSOR_CORE_ROWS = 64
 
 
 def no_hopper() -> str | None:

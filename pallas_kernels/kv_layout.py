@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from emsjax.pallas_kernels.backends import target_platform
-
-LANES = 128
+from emsjax.pallas_kernels.kv_rows import LANES, token_rows
 
 
 def rows_per_token(num_kv_heads: int, head_dim: int) -> int:
@@ -24,15 +23,7 @@ def rows_per_token(num_kv_heads: int, head_dim: int) -> int:
       num_kv_heads: K.
       head_dim: H.
     """
-    rows = rows_needed(num_kv_heads, head_dim)
-    if target_platform() != "tpu":
-        return rows
-    return next((r for r in (2, 4) if rows <= r), -(-rows // 8) * 8)
-
-
-def rows_needed(num_kv_heads: int, head_dim: int) -> int:
-    """Returns the fewest rows of 128 lanes that hold a token's keys and values."""
-    return -(-2 * num_kv_heads * head_dim // LANES)
+    return token_rows(num_kv_heads, head_dim, target_platform())
 
 
 def storage_dtypes(dtype: jnp.dtype) -> tuple[jnp.dtype, ...]:

@@ -22,8 +22,9 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from emsjax import build_engine
 from emsjax.host.cache import use_compile_cache
+from emsjax.plan import setting
 from tests.interpreters import interpreting_gpu, interpreting_tpu  # noqa: F401
-from tests.ladders import short_ladder
+from tests.ladders import short_ladder_for
 
 # Examples have no deadline, because programs compile on first use, on a machine that may be busy.
 settings.register_profile("any-time", deadline=None)
@@ -66,7 +67,8 @@ def _strict_promotion():
 @pytest.fixture(autouse=True)
 def _short_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives each `LLM` a short ladder; only commands, notebooks and real models need all rungs."""
-    monkeypatch.setattr(build_engine, "make_ladder", short_ladder)
+    for module in (build_engine, setting):
+        monkeypatch.setattr(module, "ladder_for", short_ladder_for)
 
 
 @pytest.fixture

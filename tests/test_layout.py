@@ -37,6 +37,7 @@ API = (
     "emsjax.pallas_kernels.layer_matmul.api",
     "emsjax.pallas_kernels.products",
     "emsjax.pallas_kernels.kv_layout",
+    "emsjax.pallas_kernels.kv_rows",
     "emsjax.pallas_kernels.backends",
 )
 ROW = re.compile(r"^\| `([\w/.]+)` \| [^|]+ \| ((?:`\w+` ?)*)\|$", re.MULTILINE)

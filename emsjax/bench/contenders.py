@@ -13,14 +13,15 @@ from emsjax.bench.decoding import Decoding, Run
 from emsjax.bench.simulated import LONGEST, Simulated
 from emsjax.bench.target import Target
 from emsjax.build_drafter import build_drafter, check_drafting, takers
-from emsjax.build_engine import CAPACITY_MULTIPLE, build_engine
+from emsjax.build_engine import build_engine
 from emsjax.costs.table import known_costs
 from emsjax.drafters import NoDrafter
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.engine import Engine
 from emsjax.engine.job import Job
+from emsjax.engine.ladder import CAPACITY_MULTIPLE
 from emsjax.engine.policy import POLICIES
-from emsjax.engine.worth import StepCosts
+from emsjax.engine.step_costs import StepCosts
 from emsjax.errors import UserError, check_whole
 from emsjax.pallas_kernels.backends import noting_backends
 from emsjax.shapes import round_up

@@ -14,7 +14,7 @@ from emsjax.engine.engine import Engine
 from emsjax.engine.ladder import for_drafts
 from emsjax.engine.load import KV_BLOCK
 from emsjax.engine.state import DecodeState
-from emsjax.engine.worth import StepCosts
+from emsjax.engine.step_costs import StepCosts
 from emsjax.limits import MAX_STOP_IDS
 from emsjax.shapes import round_up
 

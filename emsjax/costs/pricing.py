@@ -13,7 +13,7 @@ from emsjax.costs.hardware import hardware_like
 from emsjax.costs.roofline import estimated_costs
 from emsjax.costs.table import CostTable, Known
 from emsjax.engine.engine import Engine
-from emsjax.engine.worth import StepCosts, without_prompts
+from emsjax.engine.step_costs import StepCosts, without_prompts
 from emsjax.requests.request import Request
 
 # Tokens per slot from which measuring pays off: up to some hundreds of steps are timed, and the

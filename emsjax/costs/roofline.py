@@ -12,8 +12,8 @@ import numpy as np
 
 from emsjax.costs.hardware import Hardware
 from emsjax.engine.ladder import Rung
-from emsjax.engine.model import Sizes
-from emsjax.engine.worth import StepCosts
+from emsjax.engine.sizes import Sizes
+from emsjax.engine.step_costs import StepCosts
 
 BANDWIDTH_SHARE, COMPUTE_SHARE = 0.8, 0.6
 

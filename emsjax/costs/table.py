@@ -16,7 +16,7 @@ import numpy as np
 from emsjax.costs.measure import measure_costs
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.engine import Engine
-from emsjax.engine.worth import StepCosts
+from emsjax.engine.step_costs import StepCosts
 from emsjax.errors import reason
 from emsjax.host.cache import cache_dir
 from emsjax.host.device import device_name

@@ -1,6 +1,8 @@
 """The device's side of a run: the compiled programs over one state, for jobs in B slots."""
 
 from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 import jax
@@ -17,8 +19,8 @@ from emsjax.engine.model import Model
 from emsjax.engine.policy import EMS, Policy
 from emsjax.engine.slots import SlotRun
 from emsjax.engine.state import DecodeState, admit, copy_cache, empty_state
+from emsjax.engine.step_costs import StepCosts
 from emsjax.engine.trace_record import no_drafts
-from emsjax.engine.worth import StepCosts
 from emsjax.limits import MAX_STOP_IDS
 from emsjax.sampling.choose import Chosen, choose
 from emsjax.sampling.rows import Rows
@@ -69,7 +71,8 @@ class Engine:
         # TPUs and newer GPUs would round float32 operands of a product to fewer bits.
         self.precision = "highest" if model.dtype == jnp.float32 else None
 
-        def run_loop(
+        # The names of the two programs are shown while they compile, see `programs`.
+        def decode(
             params: nnx.State,
             weights: Any,
             costs: StepCosts | None,
@@ -80,11 +83,15 @@ class Engine:
             with jax.default_matmul_precision(self.precision):
                 return run(self.setup(params), weights, costs, state, max_steps, others_wait)
 
+        def decode_sampled(*arguments: Any) -> DecodeState:
+            return decode(*arguments)
+
         def admit_job(state: DecodeState, slot: jax.Array, *request: Any) -> DecodeState:
             state = admit(state, slot, *request)
             return state.replace(drafter=drafter.admit(state.drafter, slot))
 
-        self._run_loop = jax.jit(run_loop, donate_argnums=3)
+        self._decode = jax.jit(decode, donate_argnums=3)
+        self._decode_sampled = jax.jit(decode_sampled, donate_argnums=3)
         self._admit = jax.jit(admit_job, donate_argnums=0)
         self._release = jax.jit(_release, donate_argnums=0)
         self._copy_cache = jax.jit(copy_cache, donate_argnums=0)
@@ -92,6 +99,8 @@ class Engine:
         self.around = jax.jit(self._around, donate_argnums=0)
         self._make_sampling = jax.jit(self._empty_sampling)
         self._idle: DecodeState | None = None
+        # What jobs that sample need, once it is being compiled beside a run.
+        self._beside: Future[None] | None = None
 
     @property
     def costs(self) -> StepCosts | None:
@@ -108,6 +117,8 @@ class Engine:
         Args:
           costs: for the engine's ladder; None to verify every draft token that fits.
         """
+        if (costs is None) != (self._costs is None):
+            self._beside = None
         self._costs = costs
 
     @property
@@ -157,7 +168,8 @@ class Engine:
         placed = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments
         )
-        return self._run_loop.lower(*placed)
+        program = self._decode_sampled if sampling else self._decode
+        return program.lower(*placed)
 
     def _empty(self) -> DecodeState:
         return self._around(jnp.zeros(self.cache_spec.shape, self.cache_spec.dtype))
@@ -183,6 +195,9 @@ class Engine:
     ) -> Generator[Finished | None, None, None]:
         """Decodes all jobs: takes a job whenever a slot is free, and one job ahead.
 
+        If the first job that samples comes to a running batch, its programs are compiled in a
+        thread. Until then it waits, and up to B jobs more are taken ahead, to run those that can.
+
         Args:
           jobs: taken one at a time. None means that no job is ready yet; the jobs in the slots
             continue meanwhile. If the iterable raises, earlier jobs are finished first.
@@ -206,7 +221,33 @@ class Engine:
     def advance(self, state: DecodeState, max_steps: int, others_wait: bool) -> DecodeState:
         """Steps until the host has something to do, see `loop.run`."""
         limits = np.int32(max_steps), np.bool(others_wait)
-        return self._run_loop(self.params, self.drafter.weights, self.costs, state, *limits)
+        program = self._decode if state.sampling is None else self._decode_sampled
+        return program(self.params, self.drafter.weights, self.costs, state, *limits)
+
+    def ready_for(self, state: DecodeState, job: Job) -> bool:
+        """Returns whether a job can be admitted to a running batch at once.
+
+        The first job that samples needs other programs. These take as long to compile as the ones
+        that run, so a thread compiles them, while the slots continue with the ones they have.
+        """
+        if job.choice.greedy or state.sampling is not None:
+            return True
+        if self._beside is None:
+            pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile")
+            self._beside = pool.submit(copy_context().run, self._compile_sampled, job)
+            pool.shutdown(wait=False)  # ends the thread when it is done
+        return self._beside.done()
+
+    def _compile_sampled(self, job: Job) -> None:
+        """Compiles what `admit` and the steps after it run once a slot samples."""
+        classes = jnp.asarray(self.token_classes)
+        self._make_sampling.lower(classes).compile()
+        state = jax.eval_shape(self._empty)
+        state = state.replace(sampling=jax.eval_shape(self._empty_sampling, classes))
+        slot = np.int32(0)
+        self._admit.lower(state, slot, *self._request(job, 0)).compile()
+        self._release.lower(state, slot).compile()
+        self.lower(sampling=True).compile()
 
     def admit(self, state: DecodeState, slot: int, job: Job, source: int | None) -> DecodeState:
         """Puts a job into a free slot.
@@ -219,6 +260,8 @@ class Engine:
             read the prompt.
         """
         if not job.choice.greedy:
+            if self._beside is not None:
+                self._beside.result()  # waits, and raises what went wrong
             state = self._with_sampling(state)
         cached = 0
         if source is not None:

@@ -1,20 +1,21 @@
-"""The ladder: the few shapes that a step may take, and the choice of the one that fits.
+"""The ladder: the few shapes that a step may take.
 
 Shapes are fixed under `jit`, while the number of rows changes from step to step. A packed buffer as
 large as the padded batch would cost as much as padding does. So the program contains several
 capacities, the rungs, cheapest first, and each step runs on one of them.
+
+This module imports no jax, so that forecasts need not wait for it.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-
 from emsjax.shapes import round_up
 
 # Matrix units and vector registers handle this many rows at full speed; fewer rows save little.
 ROW_MULTIPLE = 8
+# The cache capacity of a slot is a multiple of this, as the cache blocks of every backend need.
+CAPACITY_MULTIPLE = 256
 # The single capacity of an `exact` ladder, unless another one is given.
 EXACT_CAPACITY = 64
 
@@ -71,6 +72,34 @@ def make_ladder(
     return tuple(sorted([*rungs, *(Rung(chunk, chunk) for chunk in chunks)]))
 
 
+def narrowest_rows(platform: str) -> int:
+    """Returns the fewest rows, other than 1, for which compiling a program pays off.
+
+    Args:
+      platform: "cpu", "gpu" or "tpu".
+    """
+    return 4 if platform == "cpu" else ROW_MULTIPLE
+
+
+def ladder_for(
+    platform: str, num_slots: int, draft_length: int, *, exact: bool = False
+) -> tuple[Rung, ...]:
+    """Returns the rungs that suit a platform, see `make_ladder`.
+
+    On a CPU the time of a step grows with its rows. On a GPU or TPU a small step mostly reads the
+    weights, so that narrower programs would save little.
+    """
+    cpu = platform == "cpu"
+    return make_ladder(
+        num_slots,
+        draft_length,
+        exact=exact,
+        exact_capacity=16 if cpu else 64,
+        narrowest=narrowest_rows(platform),
+        prefill_chunk=256 if cpu else 512,
+    )
+
+
 def row_capacity(rows: int, narrowest: int) -> int:
     """Returns the smallest capacity that holds this many rows; a single row has its own."""
     if rows == 1:
@@ -96,15 +125,3 @@ def for_drafts(ladder: Sequence[Rung], draft_length: int) -> list[bool]:
     """
     narrow = [rung.max_q_len <= draft_length + 1 for rung in ladder]
     return narrow if any(narrow) else [True] * len(narrow)
-
-
-def first_fit(ladder: Sequence[Rung], q_lens: jax.Array, draft_length: int) -> jax.Array:
-    """Returns the index int32[] of the cheapest rung that holds `q_lens` int32[B] rows.
-
-    A rung for prompts is used only if no other one fits.
-    """
-    capacities = jnp.asarray([rung.capacity for rung in ladder], jnp.int32)
-    longest = jnp.asarray([rung.max_q_len for rung in ladder], jnp.int32)
-    fits = (capacities >= q_lens.sum()) & (longest >= q_lens.max())
-    narrow = fits & jnp.asarray(for_drafts(ladder, draft_length))
-    return jnp.argmax(jnp.where(narrow.any(), narrow, fits)).astype(jnp.int32)

@@ -39,9 +39,10 @@ from emsjax.engine.model import Model
 from emsjax.engine.packing import NO_PARENT, Guesses, PackedBatch, pack
 from emsjax.engine.policy import EMS, Policy
 from emsjax.engine.state import DecodeState
+from emsjax.engine.step_costs import StepCosts
 from emsjax.engine.step_plan import Plan, make_plan
 from emsjax.engine.verify import commit, count_accepted
-from emsjax.engine.worth import Economics, StepCosts, worth_drafting
+from emsjax.engine.worth import Economics, worth_drafting
 from emsjax.sampling.choose import Chosen, choose
 from emsjax.sampling.logprobs import empty_logprobs
 from emsjax.sampling.rows import NO_TOKEN, Rows

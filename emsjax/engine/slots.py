@@ -1,6 +1,7 @@
 """The host's side of a run: a stream of jobs passes through the slots (refill, run, collect)."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -28,6 +29,9 @@ class Device(Protocol):
 
     def advance(self, state: DecodeState, max_steps: int, others_wait: bool) -> DecodeState:
         """Steps until the host has something to do."""
+
+    def ready_for(self, state: DecodeState, job: Job) -> bool:
+        """Whether a job can be admitted without compiling; if not, compiles beside the run."""
 
     def admit(self, state: DecodeState, slot: int, job: Job, source: int | None) -> DecodeState:
         """Puts a job into a slot; `source` is a slot whose cache holds the job's prompt."""
@@ -88,7 +92,11 @@ class _Occupant:
 
 
 class SlotRun:
-    """Decodes a stream of jobs: takes a job whenever a slot is free, and one job ahead."""
+    """Decodes a stream of jobs: takes a job whenever a slot is free, and one job ahead.
+
+    While jobs wait for a program to be compiled, others are taken in their place, as many as there
+    are slots.
+    """
 
     def __init__(
         self,
@@ -104,6 +112,8 @@ class SlotRun:
         self._latest: list[_Occupant | None] = [None] * device.num_slots
         # A job that was taken from the stream and has no slot yet.
         self._held: Job | None = None
+        # Jobs that wait for a program, while others pass them and run; at most one for each slot.
+        self._aside: deque[Job] = deque()
         self._more = True
         self._failure: Exception | None = None
         self._began = time.perf_counter()
@@ -119,9 +129,9 @@ class SlotRun:
             state = self._refill(state)
             if all(self._slots):
                 # Only by taking the next job does the host learn whether any job waits.
-                self._held = self._held or self._next_job()
+                self._candidate(state)
             if any(self._slots):
-                more = self._more or self._held is not None
+                more = self._more or self._held is not None or bool(self._aside)
                 state = self._device.advance(state, self._max_steps(more), more)
                 state = yield from self._collect(state)
             elif self._failure is not None:
@@ -138,7 +148,7 @@ class SlotRun:
         for slot, occupant in enumerate(self._slots):
             if occupant is not None:
                 continue
-            job = self._held = self._held or self._next_job()
+            job = self._candidate(state)
             # A job whose prompt is just being read for another one waits, and copies its K/V then.
             if job is None or self._prompt_is_being_read(job):
                 break
@@ -148,6 +158,30 @@ class SlotRun:
             admitted = _Occupant(job, time.perf_counter(), self._steps, source is not None)
             self._slots[slot] = self._latest[slot] = admitted
         return state
+
+    def _candidate(self, state: DecodeState) -> Job | None:
+        """Returns the job that gets the next slot, and holds it; None if there is none yet.
+
+        A job that needs a program which is not compiled yet is set aside as long as others run.
+        """
+        if self._held is None and self._aside and self._device.ready_for(state, self._aside[0]):
+            self._held = self._aside.popleft()
+        while self._held is None and len(self._aside) < len(self._slots):
+            job = self._next_job()
+            if job is None:
+                break
+            if self._would_wait() and not self._device.ready_for(state, job):
+                self._aside.append(job)
+            else:
+                self._held = job
+        if self._held is None and self._aside and not any(self._slots):
+            self._held = self._aside.popleft()  # nothing is left to run meanwhile
+        return self._held
+
+    def _would_wait(self) -> bool:
+        """Whether compiling at once would hold up jobs: others than those that start together."""
+        stepping = any(o is not None and o.first_step < self._steps for o in self._slots)
+        return stepping or all(self._slots) or bool(self._aside)
 
     def _next_job(self) -> Job | None:
         """Returns the next job; None if the stream has none yet, or has ended.

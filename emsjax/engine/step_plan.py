@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from emsjax.engine.acceptance import survival_of
 from emsjax.engine.draft import Draft
-from emsjax.engine.ladder import Rung, first_fit
+from emsjax.engine.ladder import Rung, for_drafts
 from emsjax.engine.policy import EMS, Policy
 from emsjax.engine.state import DecodeState
 from emsjax.engine.worth import Economics, most_worth
@@ -109,6 +109,18 @@ def make_plan(
     if worth is not None:
         rung = jnp.where(reading, rung, worth.rung)
     return Plan(q_lens, draft_lens, pad_lens, complete, rung)
+
+
+def first_fit(ladder: Sequence[Rung], q_lens: jax.Array, draft_length: int) -> jax.Array:
+    """Returns the index int32[] of the cheapest rung that holds `q_lens` int32[B] rows.
+
+    A rung for prompts is used only if no other one fits.
+    """
+    capacities = jnp.asarray([rung.capacity for rung in ladder], jnp.int32)
+    longest = jnp.asarray([rung.max_q_len for rung in ladder], jnp.int32)
+    fits = (capacities >= q_lens.sum()) & (longest >= q_lens.max())
+    narrow = fits & jnp.asarray(for_drafts(ladder, draft_length))
+    return jnp.argmax(jnp.where(narrow.any(), narrow, fits)).astype(jnp.int32)
 
 
 def _padding(state: DecodeState, draft_lens: jax.Array, decoding: jax.Array) -> jax.Array:

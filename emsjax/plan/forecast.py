@@ -8,10 +8,9 @@ import numpy as np
 
 from emsjax.costs.roofline import bounds, cached_costs
 from emsjax.engine.ladder import Rung
-from emsjax.engine.worth import StepCosts
-from emsjax.pallas_kernels.backends import compiling_for
+from emsjax.engine.step_costs import StepCosts
+from emsjax.plan.estimate import Program, estimate, published_bytes
 from emsjax.plan.memory import Memory, largest_batch
-from emsjax.plan.program import Program, compile_program, estimate, usable_bytes
 from emsjax.plan.setting import Setting
 from emsjax.plan.speedup import Speedup, expected_speedup
 
@@ -101,11 +100,11 @@ def make_forecast(setting: Setting, compiling: bool, say: Callable[[str], None])
     def measure(num_slots: int) -> Memory:
         if compiling:
             say(f"compiling {setting.name} for {setting.hardware.name}, batch {num_slots}")
-        make = compile_program if compiling else estimate
         programs[num_slots] = make(setting.at(num_slots))
         return programs[num_slots].memory
 
-    usable = usable_bytes(setting, compiling)
+    make, usable_bytes = _by_compiler() if compiling else (estimate, published_bytes)
+    usable = usable_bytes(setting)
     counted = estimate(setting)
     requested = counted.memory
     # A program that cannot fit is not compiled: that would take as long as for one that fits.
@@ -127,6 +126,14 @@ def make_forecast(setting: Setting, compiling: bool, say: Callable[[str], None])
         tuple(_steps(shown, program)),
         tuple(_speedup(setting.at(n), counted, programs.get(n)) for n in sorted(batches)),
     )
+
+
+def _by_compiler() -> tuple[Callable[[Setting], Program], Callable[[Setting], int]]:
+    """Returns what compiles a program, and what asks for usable memory."""
+    # Imported here because compiling takes jax, and estimates do not.
+    from emsjax.plan.program import compile_program, usable_bytes
+
+    return compile_program, usable_bytes
 
 
 def _steps(setting: Setting, program: Program) -> Iterator[StepTime]:
@@ -172,8 +179,7 @@ def _speedup(setting: Setting, counted: Program, program: Program | None) -> Bat
       counted: estimated program of the model, for its sizes.
       program: program of this batch size, or None.
     """
-    with compiling_for(setting.platform):
-        ladder, costs = setting.ladder(), setting.costs(counted.sizes)
+    ladder, costs = setting.ladder(), setting.costs(counted.sizes)
     by_compiler = program and _compiler_costs(setting, program)
     return BatchSpeedup(
         setting.num_slots,

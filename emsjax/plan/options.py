@@ -7,8 +7,8 @@ from emsjax.costs.hardware import HARDWARE
 from emsjax.errors import UserError, check_whole
 from emsjax.limits import DEFAULT_MAX_MODEL_LEN, MAX_DRAFT_LENGTH
 from emsjax.loading.named import named_config
+from emsjax.plan.compiler import check_compiler
 from emsjax.plan.forecast import Forecast, make_forecast
-from emsjax.plan.program import check_compiler
 from emsjax.plan.setting import Setting
 
 

@@ -2,44 +2,40 @@
 
 import dataclasses
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from types import MappingProxyType
 
-import jax.numpy as jnp
-
-from emsjax.build_engine import CAPACITY_MULTIPLE, choose_ladder
 from emsjax.costs.hardware import Hardware
 from emsjax.costs.roofline import attended, estimated_costs
-from emsjax.drafters import PromptLookup
-from emsjax.engine.engine import Engine
-from emsjax.engine.ladder import Rung
-from emsjax.engine.model import Sizes
-from emsjax.engine.worth import StepCosts
-from emsjax.loading.build import shape_of_model
+from emsjax.engine.ladder import CAPACITY_MULTIPLE, Rung, ladder_for
+from emsjax.engine.sizes import Sizes
+from emsjax.engine.step_costs import StepCosts
+from emsjax.models.config import DecoderConfig
+from emsjax.models.sizes import decoder_sizes
 from emsjax.shapes import round_up
+
+# The dtypes of weights and cache, with the bytes of a number.
+DTYPES = MappingProxyType({"bfloat16": 2, "float16": 2, "float32": 4})
 
 
 @dataclass(frozen=True)
 class Setting:
     """A model, a device and a batch.
 
-    Call `sizes`, `ladder`, `costs` and `engine` inside `compiling_for(platform)`.
-
     Attributes:
       name: display name of the model.
-      config: the model's `emsjax.models.config.DecoderConfig`.
+      config: the model's configuration.
       topology: the device's name in `HARDWARE`.
       hardware: the device.
       num_slots: B.
       max_model_len: most tokens of a sample.
       context: cached tokens per sample in the timed step.
-      dtype: dtype of weights, activations and cache.
+      dtype: dtype of weights, activations and cache, one of `DTYPES`.
       acceptance: probability that a draft token is accepted if those before it are.
       draft_length: k.
     """
 
     name: str
-    config: Any
+    config: DecoderConfig
     topology: str
     hardware: Hardware
     num_slots: int
@@ -62,7 +58,7 @@ class Setting:
     @property
     def itemsize(self) -> int:
         """Bytes per number."""
-        return jnp.dtype(self.dtype).itemsize
+        return DTYPES[self.dtype]
 
     @property
     def platform(self) -> str:
@@ -75,11 +71,11 @@ class Setting:
 
     def sizes(self) -> Sizes:
         """Returns the sizes of the model."""
-        return _sizes(self.config, self.dtype, self.platform)
+        return decoder_sizes(self.config, self.itemsize, self.platform)
 
     def ladder(self) -> tuple[Rung, ...]:
         """Returns the shapes of a step."""
-        return choose_ladder(self.num_slots, self.draft_length, exact=False)
+        return ladder_for(self.platform, self.num_slots, self.draft_length)
 
     def costs(self, sizes: Sizes) -> StepCosts:
         """Returns the costs of a step on each rung, estimated from bytes and operations."""
@@ -90,25 +86,3 @@ class Setting:
             num_slots=self.num_slots,
             draft_length=self.draft_length,
         )
-
-    def engine(self) -> Engine:
-        """Returns an engine whose weights are only shapes.
-
-        Its drafter is prompt lookup, which stands for every drafter that costs next to nothing.
-        """
-        model = shape_of_model(self.config, jnp.dtype(self.dtype))
-        return Engine(
-            model,
-            PromptLookup(self.draft_length),
-            self.ladder(),
-            num_slots=self.num_slots,
-            capacity=self.capacity,
-            costs=self.costs(model.sizes),
-        )
-
-
-@lru_cache(maxsize=8)
-def _sizes(config: Any, dtype: str, platform: str) -> Sizes:
-    """Returns the sizes of a model; cached, because tracing a model takes a while."""
-    del platform  # part of the key: call this in `compiling_for(platform)`
-    return shape_of_model(config, jnp.dtype(dtype)).sizes

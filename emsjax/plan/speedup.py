@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from emsjax.engine.ladder import Rung
-from emsjax.engine.worth import CAUTION, StepCosts, without_prompts
+from emsjax.engine.step_costs import CAUTION, StepCosts, without_prompts
 
 
 class Speedup(NamedTuple):

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from emsjax.build_engine import CAPACITY_MULTIPLE, choose_ladder
+from emsjax.build_engine import choose_ladder
 from emsjax.engine.engine import Engine
 from emsjax.engine.job import NOT_NUMBERS, Finished, Job
+from emsjax.engine.ladder import CAPACITY_MULTIPLE
 from emsjax.engine.state import DecodeState
 from emsjax.errors import UserError, foreign
 from emsjax.host.files import replacing

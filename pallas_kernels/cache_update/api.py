@@ -6,17 +6,23 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from emsjax.pallas_kernels.backends import Backend, always_supported, pick
-from emsjax.pallas_kernels.cache_update import reference, tpu
+from emsjax.pallas_kernels.backends import Backend, Backends, always_supported, pick
+from emsjax.pallas_kernels.cache_update import reference
 from emsjax.pallas_kernels.checks import check_update, check_values
 
+
+def _reference() -> Backend:
+    return Backend(reference.update_kv_cache, always_supported)
+
+
+def _tpu() -> Backend:
+    from emsjax.pallas_kernels.cache_update import tpu
+
+    return Backend(tpu.update_kv_cache, tpu.unsupported)
+
+
 # A GPU needs no kernel: XLA compiles the reference to one in-place scatter.
-BACKENDS = MappingProxyType(
-    {
-        "reference": Backend(reference.update_kv_cache, always_supported),
-        "tpu": Backend(tpu.update_kv_cache, tpu.unsupported),
-    }
-)
+BACKENDS: Backends = MappingProxyType({"reference": _reference, "tpu": _tpu})
 
 
 class Places(NamedTuple):

@@ -5,16 +5,22 @@ from types import MappingProxyType
 import jax
 import jax.numpy as jnp
 
-from emsjax.pallas_kernels.backends import Backend, always_supported, pick
+from emsjax.pallas_kernels.backends import Backend, Backends, always_supported, pick
 from emsjax.pallas_kernels.checks import check_layer_matmul
-from emsjax.pallas_kernels.layer_matmul import gpu, reference
+from emsjax.pallas_kernels.layer_matmul import reference
 
-BACKENDS = MappingProxyType(
-    {
-        "reference": Backend(reference.layer_matmul, always_supported),
-        "gpu": Backend(gpu.layer_matmul, gpu.unsupported),
-    }
-)
+
+def _reference() -> Backend:
+    return Backend(reference.layer_matmul, always_supported)
+
+
+def _gpu() -> Backend:
+    from emsjax.pallas_kernels.layer_matmul import gpu
+
+    return Backend(gpu.layer_matmul, gpu.unsupported)
+
+
+BACKENDS: Backends = MappingProxyType({"reference": _reference, "gpu": _gpu})
 
 
 def layer_matmul(

@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from emsjax.pallas_kernels import hopper
+from emsjax.pallas_kernels.tensor_cores import TENSOR_CORE_ROWS
 
 # Maximum rows of a thread block. With more, the sums would not fit into its registers together with
 # the product that is added to them.
@@ -52,7 +53,7 @@ class Blocks(NamedTuple):
 
 def blocks_for(num_out: int, num_in: int, num_rows: int) -> Blocks:
     """Returns the sizes for T rows and weights [out, in]; only `rows` and `stages` depend on T."""
-    out = 2 * hopper.TENSOR_CORE_ROWS if num_out % 128 == 0 else hopper.TENSOR_CORE_ROWS
+    out = 2 * TENSOR_CORE_ROWS if num_out % 128 == 0 else TENSOR_CORE_ROWS
     parts = 1
     while num_out // out * parts < ENOUGH_BLOCKS and num_in % (2 * parts * 128) == 0:
         parts *= 2
@@ -77,8 +78,8 @@ def unsupported(x: jax.Array, kernels: jax.Array) -> str | None:
         ),
         (x.shape[0] > most, f"there are {x.shape[0]} rows, and the kernel takes {most}"),
         (
-            any(size % hopper.TENSOR_CORE_ROWS for size in shape),
-            f"weights are {shape}, and the kernel takes multiples of {hopper.TENSOR_CORE_ROWS}",
+            any(size % TENSOR_CORE_ROWS for size in shape),
+            f"weights are {shape}, and the kernel takes multiples of {TENSOR_CORE_ROWS}",
         ),
     )
     return next((reason for problem, reason in problems if problem), None)

@@ -6,17 +6,28 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from emsjax.pallas_kernels.backends import Backend, always_supported, pick
+from emsjax.pallas_kernels.backends import Backend, Backends, always_supported, pick
 from emsjax.pallas_kernels.checks import check_attention, check_lengths, check_values
-from emsjax.pallas_kernels.ragged_attention import gpu, reference, tpu
+from emsjax.pallas_kernels.ragged_attention import reference
 
-BACKENDS = MappingProxyType(
-    {
-        "reference": Backend(reference.prepare, always_supported),
-        "tpu": Backend(tpu.prepare, tpu.unsupported),
-        "gpu": Backend(gpu.prepare, gpu.unsupported),
-    }
-)
+
+def _reference() -> Backend:
+    return Backend(reference.prepare, always_supported)
+
+
+def _tpu() -> Backend:
+    from emsjax.pallas_kernels.ragged_attention import tpu
+
+    return Backend(tpu.prepare, tpu.unsupported)
+
+
+def _gpu() -> Backend:
+    from emsjax.pallas_kernels.ragged_attention import gpu
+
+    return Backend(gpu.prepare, gpu.unsupported)
+
+
+BACKENDS: Backends = MappingProxyType({"reference": _reference, "tpu": _tpu, "gpu": _gpu})
 
 
 class Attend(Protocol):

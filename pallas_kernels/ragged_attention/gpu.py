@@ -31,6 +31,7 @@ from emsjax.pallas_kernels.ragged_attention.tuning import (
     gpu_blocks,
     most_height,
 )
+from emsjax.pallas_kernels.tensor_cores import TENSOR_CORE_ROWS
 
 # The score of a masked token. It is finite because a row whose first blocks are all masked would
 # otherwise compute inf - inf.
@@ -122,8 +123,8 @@ def unsupported(q: jax.Array, cache: jax.Array, num_kv_heads: int) -> str | None
             f"the cache is {cache.dtype} and q is {q.dtype}; the GPU kernel requires one dtype",
         ),
         (
-            capacity % hopper.TENSOR_CORE_ROWS,
-            f"S is {capacity}; the GPU kernel requires a multiple of {hopper.TENSOR_CORE_ROWS}",
+            capacity % TENSOR_CORE_ROWS,
+            f"S is {capacity}; the GPU kernel requires a multiple of {TENSOR_CORE_ROWS}",
         ),
         (
             head_dim % HEAD_MULTIPLE or head_dim > WIDEST_HEAD,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from emsjax.pallas_kernels.kv_layout import LANES
+from emsjax.pallas_kernels.kv_rows import LANES
 
 
 class Place(NamedTuple):

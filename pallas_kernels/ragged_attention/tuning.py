@@ -4,7 +4,7 @@ import math
 from types import MappingProxyType
 from typing import NamedTuple
 
-from emsjax.pallas_kernels.hopper import TENSOR_CORE_ROWS
+from emsjax.pallas_kernels.tensor_cores import TENSOR_CORE_ROWS
 
 
 class Blocks(NamedTuple):

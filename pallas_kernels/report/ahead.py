@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.pallas_kernels.ahead import compile_on
-from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token
+from emsjax.pallas_kernels.kv_layout import rows_per_token
+from emsjax.pallas_kernels.kv_rows import LANES
 from emsjax.pallas_kernels.ragged_attention.api import ragged_attention
 from emsjax.pallas_kernels.report.work import Work
 

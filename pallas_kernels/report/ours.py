@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from emsjax.pallas_kernels.backends import compiling_for
-from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token
+from emsjax.pallas_kernels.kv_layout import rows_per_token
+from emsjax.pallas_kernels.kv_rows import LANES
 from emsjax.pallas_kernels.ragged_attention.lanes import width
 from emsjax.pallas_kernels.ragged_attention.tpu_block import CLEARED_AT_ONCE
 from emsjax.pallas_kernels.ragged_attention.tuning import TPUBlocks, tpu_blocks, tpu_tile_height

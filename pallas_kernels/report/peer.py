@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.ragged_paged_attention import kernel as peer
 
 from emsjax.pallas_kernels.ahead import compile_on
-from emsjax.pallas_kernels.kv_layout import LANES
+from emsjax.pallas_kernels.kv_rows import LANES
 from emsjax.pallas_kernels.report.bundles import read_loop
 from emsjax.pallas_kernels.report.row import Row
 from emsjax.pallas_kernels.report.work import Heads, Work

@@ -14,7 +14,7 @@ from emsjax.bench.contenders import Contender
 from emsjax.bench.decoding import Decoding
 from emsjax.bench.limits import Limits
 from emsjax.bench.prompts import GivenPrompts, MadeUpPrompts, read_datasets, take_evenly
-from emsjax.build_engine import CAPACITY_MULTIPLE
+from emsjax.engine.ladder import CAPACITY_MULTIPLE
 from emsjax.errors import UserError
 from emsjax.loading.load import load_model
 from emsjax.shapes import round_up

@@ -13,7 +13,7 @@ from emsjax.costs.measure import Measured
 from emsjax.costs.pricing import ENOUGH_TOKENS, Pricing, guessed_costs, look_ahead
 from emsjax.costs.table import ENOUGH_LOOKS, CostTable
 from emsjax.engine.engine import Engine
-from emsjax.engine.worth import StepCosts
+from emsjax.engine.step_costs import StepCosts
 from tests.engine.setup import jobs, make_engine, run_all, tiny_model
 
 SLOTS = 2

@@ -12,8 +12,8 @@ from emsjax.costs.roofline import (
     estimated_costs,
 )
 from emsjax.engine.ladder import Rung
-from emsjax.engine.model import Sizes
-from emsjax.engine.worth import StepCosts
+from emsjax.engine.sizes import Sizes
+from emsjax.engine.step_costs import StepCosts
 from emsjax.loading.build import shape_of_model
 from emsjax.loading.named import named_config
 from emsjax.pallas_kernels.backends import compiling_for

@@ -8,7 +8,7 @@ import numpy as np
 
 from emsjax.costs import table
 from emsjax.costs.measure import Measured
-from emsjax.engine.worth import StepCosts
+from emsjax.engine.step_costs import StepCosts
 from tests.together import take_turns
 
 SETTLES = os.environ["SETTLES"] == "yes"

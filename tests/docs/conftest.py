@@ -25,8 +25,9 @@ def _restored_registries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 @pytest.fixture(scope="session")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a cache directory with a tiny random model in place of the default one."""
-    from emsjax.loading.checkpoint import Manifest, save_checkpoint
+    from emsjax.loading.checkpoint import save_checkpoint
     from emsjax.loading.default_model import DEFAULT_NAME
+    from emsjax.loading.manifest import Manifest
     from emsjax.models.decoder import DecoderLM
     from emsjax.models.registry import FAMILIES
 

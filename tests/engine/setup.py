@@ -16,7 +16,7 @@ from emsjax.engine.engine import Engine
 from emsjax.engine.job import Finished, Job
 from emsjax.engine.ladder import Rung
 from emsjax.engine.policy import POLICIES
-from emsjax.engine.worth import StepCosts
+from emsjax.engine.step_costs import StepCosts
 from emsjax.loading.load import load_model
 from emsjax.models.decoder import DecoderLM
 from emsjax.models.recurrent_draft import RecurrentConfig, RecurrentDraft, Shared

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emsjax.engine.ladder import EXACT_CAPACITY, Rung, first_fit, make_ladder
+from emsjax.engine.ladder import EXACT_CAPACITY, Rung, make_ladder
+from emsjax.engine.step_plan import first_fit
 from tests.engine.states import int32s
 
 BATCH_SIZES = range(1, 65)

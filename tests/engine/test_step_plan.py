@@ -16,8 +16,9 @@ from emsjax.engine.load import KV_BLOCK, PACE_STEPS, URGENCY, load_of
 from emsjax.engine.loop import economics_of
 from emsjax.engine.policy import EMS, POLICIES, Policy
 from emsjax.engine.state import DecodeState
+from emsjax.engine.step_costs import StepCosts, without_prompts
 from emsjax.engine.step_plan import Plan, make_plan, trim
-from emsjax.engine.worth import Economics, StepCosts, without_prompts
+from emsjax.engine.worth import Economics
 from tests.engine.states import int32s, make_state, slots
 
 CACHE_LEN = 600

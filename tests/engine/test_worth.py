@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from emsjax.engine.ladder import Rung
 from emsjax.engine.load import Load
-from emsjax.engine.worth import CAUTION, Economics, StepCosts, most_worth, worth_drafting
+from emsjax.engine.step_costs import CAUTION, StepCosts
+from emsjax.engine.worth import Economics, most_worth, worth_drafting
 from tests.engine.states import int32s
 
 B, K = 3, 2

@@ -3,7 +3,8 @@ import io
 import pytest
 
 from emsjax.engine.metrics import RequestMetrics
-from emsjax.generate.progress import COMPILING, Progress
+from emsjax.engine.programs import PROGRAMS
+from emsjax.generate.progress import Progress
 
 METRICS = RequestMetrics(
     target_steps=500,
@@ -83,6 +84,17 @@ def test_a_log_gets_a_line_every_five_seconds_at_most():
     ]
 
 
+@pytest.mark.parametrize("news", ["emitted", "finished", "failed", "skipped"])
+def test_the_first_news_of_a_prompt_ends_the_start(news):
+    begun = []
+    progress = Progress(None, 0.0, io.StringIO(), Clock(), on_begun=lambda: begun.append(1))
+    with progress:
+        assert not begun
+        for _ in range(2):
+            getattr(progress, news)(*{"emitted": [0], "finished": [METRICS]}.get(news, []))
+    assert begun == [1]
+
+
 def test_an_unknown_total_is_left_out():
     stream = io.StringIO()
     progress, clock = _progress(stream=stream)
@@ -96,11 +108,14 @@ def test_a_line_is_said_once(kind):
     stream = kind()
     progress, _ = _progress(stream=stream)
     with progress:
-        progress.compiling()
+        for program in ("decode", "decode_sampled", "decode", "admit_job", "_release"):
+            progress.compiling(program)
         progress.say_once("a hint")
         progress.say_once("a hint")
     assert stream.getvalue().count("a hint") == 1
-    assert stream.getvalue().count(COMPILING) == 1
+    said = " ".join(stream.getvalue().split())
+    for what in (*PROGRAMS.values(), "a part of the run"):
+        assert said.count(f"compiling {what}, which takes a while") == 1
 
 
 @pytest.mark.parametrize("total", [None, 4])

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
-from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token, storage_dtype
+from emsjax.pallas_kernels.kv_layout import rows_per_token, storage_dtype
+from emsjax.pallas_kernels.kv_rows import LANES
 
 
 @dataclass(frozen=True)

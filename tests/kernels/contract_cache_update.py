@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emsjax.pallas_kernels.cache_update.api import update_kv_cache
-from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token
+from emsjax.pallas_kernels.kv_layout import rows_per_token
+from emsjax.pallas_kernels.kv_rows import LANES
 from tests.kernels.caches import Ragged, edge_cases, raggedness, store
 from tests.kernels.contract_attention import bits, contract_settings, with_marks
 

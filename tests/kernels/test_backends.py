@@ -1,8 +1,12 @@
+import subprocess
+import sys
+
 import jax.numpy as jnp
 import pytest
 
 from emsjax.pallas_kernels.backends import (
     Backend,
+    Backends,
     always_supported,
     compiling_for,
     noting_backends,
@@ -13,10 +17,10 @@ from emsjax.pallas_kernels.cache_update.api import update_kv_cache
 from emsjax.pallas_kernels.ragged_attention.api import ragged_attention
 
 
-def backends(reason: str | None = None) -> dict[str, Backend]:
+def backends(reason: str | None = None) -> Backends:
     return {
-        "reference": Backend(len, always_supported),
-        "tpu": Backend(max, lambda *_: reason),
+        "reference": lambda: Backend(len, always_supported),
+        "tpu": lambda: Backend(max, lambda *_: reason),
     }
 
 
@@ -32,6 +36,18 @@ def test_a_named_backend_is_picked():
 def test_none_picks_the_platforms_backend_if_supported(platform, reason, chosen):
     with compiling_for(platform):
         assert pick("op", backends(reason), None) is chosen
+
+
+def test_backends_of_other_platforms_are_not_imported():
+    """On a CPU they would take a good part of the time to the first token."""
+    script = (
+        "import sys, emsjax.llm, emsjax.drafters\n"
+        "slow = [name for name in sys.modules if name.startswith('jax.experimental.pallas')]\n"
+        "assert not slow, slow"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_named_but_unsupported_backend_is_an_error_with_the_reason():

@@ -5,13 +5,8 @@ import numpy as np
 import pytest
 
 from emsjax.pallas_kernels.backends import compiling_for, target_platform
-from emsjax.pallas_kernels.kv_layout import (
-    LANES,
-    pack_kv,
-    read_kv,
-    rows_per_token,
-    storage_dtype,
-)
+from emsjax.pallas_kernels.kv_layout import pack_kv, read_kv, rows_per_token, storage_dtype
+from emsjax.pallas_kernels.kv_rows import LANES
 from tests.kernels.contract_attention import bits
 
 

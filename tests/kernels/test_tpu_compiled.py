@@ -11,7 +11,8 @@ from emsjax.loading.named import named_config
 from emsjax.pallas_kernels.ahead import TOPOLOGIES, compile_on
 from emsjax.pallas_kernels.backends import compiling_for
 from emsjax.pallas_kernels.cache_update.api import update_kv_cache
-from emsjax.pallas_kernels.kv_layout import LANES, rows_per_token
+from emsjax.pallas_kernels.kv_layout import rows_per_token
+from emsjax.pallas_kernels.kv_rows import LANES
 from emsjax.pallas_kernels.report.ahead import NUM_LAYERS, compile_attention
 from emsjax.pallas_kernels.report.work import MODELS, Heads, Work, heads_of, ragged
 

@@ -10,9 +10,12 @@ from emsjax.errors import UserError
 from emsjax.loading.named import named_config
 from emsjax.models.config import DecoderConfig
 from emsjax.pallas_kernels import ahead
+from emsjax.pallas_kernels.backends import compiling_for
+from emsjax.plan.compiler import check_compiler
+from emsjax.plan.estimate import estimate
 from emsjax.plan.forecast import make_forecast
 from emsjax.plan.memory import Memory
-from emsjax.plan.program import _too_large, check_compiler, compile_program, estimate, usable_bytes
+from emsjax.plan.program import _engine, _too_large, compile_program, usable_bytes
 from emsjax.plan.setting import Setting
 
 SMALL = DecoderConfig(
@@ -81,7 +84,7 @@ def test_memory_of_a_rejected_program_is_read_from_the_error():
     """A model of thousands of layers does not fit."""
     large = replace(setting(), config=replace(SMALL, num_layers=4000))
     memory = compile_program(large).memory
-    assert memory.total > usable_bytes(large, compiling=True)
+    assert memory.total > usable_bytes(large)
     assert memory.total == pytest.approx(estimate(large).memory.total, rel=0.05)
 
 
@@ -104,7 +107,7 @@ def test_compiler_errors_for_programs_that_do_not_fit(said: str, needed: int):
 @pytest.mark.parametrize("topology", ["v4", "v5e", "v5p", "v6e"])
 @pytest.mark.usefixtures("no_compile_cache")
 def test_usable_memory_is_within_a_tenth_of_the_published(topology: str):
-    usable = usable_bytes(setting(topology=topology), compiling=True)
+    usable = usable_bytes(setting(topology=topology))
     assert usable == pytest.approx(HARDWARE[topology].memory_bytes, rel=0.1)
 
 
@@ -124,6 +127,20 @@ def test_everything_is_estimated_without_a_compiler():
         16,
         forecast.largest.num_slots,
     ]
+
+
+@pytest.mark.parametrize("slots", [1, 5])
+@pytest.mark.parametrize("length", [300, 1024])
+@pytest.mark.parametrize("topology", ["v5e", "h100"])
+def test_cache_and_state_are_those_of_the_engine(topology: str, slots: int, length: int):
+    counted = setting(topology=topology, slots=slots, length=length)
+    with compiling_for(counted.platform):
+        engine = _engine(replace(counted, draft_length=5))
+    held = jax.eval_shape(engine.empty)
+    everything = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(held))
+    memory = estimate(replace(counted, draft_length=5)).memory
+    assert memory.cache == held.cache.size * held.cache.dtype.itemsize
+    assert memory.state == everything - memory.cache
 
 
 def test_the_largest_batch_is_shown_if_the_requested_one_does_not_fit():
@@ -159,8 +176,8 @@ def test_estimates_of_real_models(name: str, topology: str):
     held, known = (each.total - each.temporaries for each in (memory, counted))
     assert held == pytest.approx(known, rel=0.02)
     # SmolLM2's temporaries are copies of weights whose width is not a multiple of 128.
-    assert memory.temporaries < 0.02 * usable_bytes(requested, compiling=True)
-    assert memory.total <= usable_bytes(requested, compiling=True)
+    assert memory.temporaries < 0.02 * usable_bytes(requested)
+    assert memory.total <= usable_bytes(requested)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -148,6 +149,26 @@ def test_a_missing_compiler_is_reported(
     assert plan.main([*SMALL, "--topology", "v5e", "--no-compile", "--json"]) == 0
     [found] = json.loads(capsys.readouterr().out)
     assert found["versions"]["libtpu"] is None
+
+
+@pytest.mark.parametrize("model", ["smollm2-135m", "config.json"])
+def test_arithmetic_imports_none_of_the_slow_packages(model: str, tmp_path: Path):
+    """They would take seconds, for an answer that takes milliseconds."""
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(PUBLISHED["qwen3-0.6b"] | {"torch_dtype": "bfloat16"}))
+    named = str(file) if model == "config.json" else model
+    script = (
+        "import sys\n"
+        "from emsjax.plan import __main__ as plan\n"
+        f"status = plan.main(['--no-compile', '--model', {named!r}, '--json'])\n"
+        "slow = {'jax', 'jaxlib', 'flax', 'orbax', 'transformers', 'torch', 'huggingface_hub'}\n"
+        "assert not slow & sys.modules.keys(), slow & sys.modules.keys()\n"
+        "sys.exit(status)\n"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]["model"] == named
 
 
 def test_no_device_of_this_machine_is_touched():

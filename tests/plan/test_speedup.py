@@ -6,7 +6,8 @@ import pytest
 
 from emsjax.engine.ladder import Rung, make_ladder
 from emsjax.engine.load import Load
-from emsjax.engine.worth import CAUTION, Economics, StepCosts, most_worth, without_prompts
+from emsjax.engine.step_costs import CAUTION, StepCosts, without_prompts
+from emsjax.engine.worth import Economics, most_worth
 from emsjax.plan.speedup import Speedup, expected_speedup
 
 SLOTS, K = 8, 3

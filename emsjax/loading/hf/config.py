@@ -60,20 +60,34 @@ def complete_config(
     Raises:
       UserError: the model type is not supported, or `transformers` rejects the configuration.
     """
-    model_type = given.get("model_type")
-    check_supported(model_type, supported, origin)
-    check_code(given, origin)
-    check_ranges(given, origin)  # before transformers: it makes a list of the layers
+    check_given(given, supported, origin)
     with without_advice():
         from transformers import CONFIG_MAPPING
 
     with foreign(f"{origin} is rejected by transformers", "fix it or download it again"):
-        config_class = CONFIG_MAPPING[model_type]
+        config_class = CONFIG_MAPPING[given["model_type"]]
         completed = config_class.from_dict(copy.deepcopy(dict(given))).to_dict()
     # transformers drops the keys of generation and some that it does not know.
     replaced = REPLACED | config_class.attribute_map.keys()
     lost = {key: given[key] for key in given if key not in completed and key not in replaced}
     return completed | lost
+
+
+def check_given(given: Mapping[str, Any], supported: Collection[str], origin: str) -> None:
+    """Checks what can be checked before the defaults are filled in.
+
+    Args:
+      given: a Hugging Face configuration.
+      supported: model types to accept.
+      origin: name of the configuration in error messages.
+
+    Raises:
+      UserError: the model type is not supported, the configuration comes with code or quantised
+        weights, or a size is out of range.
+    """
+    check_supported(given.get("model_type"), supported, origin)
+    check_code(given, origin)
+    check_ranges(given, origin)  # before transformers, which makes a list of the layers
 
 
 def check_supported(model_type: object, supported: Collection[str], origin: str) -> None:

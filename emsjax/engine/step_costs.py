@@ -1,0 +1,40 @@
+"""The cost of a step, and by how much verifying drafts must beat plain decoding.
+
+Imports jax only for types, so that forecasts need not wait for it.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from emsjax.engine.ladder import Rung, for_drafts
+
+if TYPE_CHECKING:
+    import jax
+
+# The factor by which verifying must beat plain decoding. The best of several estimates is more
+# often too high than too low: promised rates were 8 to 18% above the rates achieved (SmolLM2, 8 and
+# 16 slots, summaries, on a CPU).
+CAUTION = 1.15
+
+
+class StepCosts(NamedTuple):
+    """The cost of a step, in seconds.
+
+    Attributes:
+      rungs: float32[R], the cost on each rung of the ladder if the cache were empty.
+      cached: float32[R], the additional cost of each cached position that is read, in whole blocks.
+      draft: float32[], the cost of drafting one token for every slot; 0 if drafting costs next to
+        nothing.
+    """
+
+    rungs: "jax.Array | np.ndarray"
+    cached: "jax.Array | np.ndarray"
+    draft: "jax.Array | np.floating"
+
+
+def without_prompts(costs: StepCosts, ladder: Sequence[Rung], draft_length: int) -> StepCosts:
+    """Returns the costs with infinity for rungs that only prompts need, as measured costs have."""
+    rungs = np.where(for_drafts(ladder, draft_length), np.asarray(costs.rungs), np.float32(np.inf))
+    return costs._replace(rungs=rungs)

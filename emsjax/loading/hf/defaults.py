@@ -1,0 +1,130 @@
+"""The defaults of `transformers`, for callers that need sizes only and cannot wait for its import.
+
+The table holds the keys that the families read. A configuration that says anything beyond them is
+left to `transformers`.
+"""
+
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from emsjax.loading.hf.generation import GENERATION_KEYS
+from emsjax.loading.hf.keys import HARMLESS
+
+_OPT = {
+    "vocab_size": 50272,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "ffn_dim": 3072,
+    "max_position_embeddings": 2048,
+    "do_layer_norm_before": True,
+    "_remove_final_layer_norm": False,
+    "word_embed_proj_dim": None,
+    "num_attention_heads": 12,
+    "activation_function": "relu",
+    "enable_bias": True,
+    "layer_norm_elementwise_affine": True,
+    "tie_word_embeddings": True,
+}
+_GPT2 = {
+    "vocab_size": 50257,
+    "n_positions": 1024,
+    "n_embd": 768,
+    "n_layer": 12,
+    "n_head": 12,
+    "n_inner": None,
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "tie_word_embeddings": True,
+}
+_SHARED = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "rope_parameters": None,
+}
+_LLAMA = _SHARED | {
+    "vocab_size": 32000,
+    "intermediate_size": 11008,
+    "num_key_value_heads": None,
+    "max_position_embeddings": 2048,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "head_dim": None,
+}
+_MISTRAL = _SHARED | {
+    "vocab_size": 32000,
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "head_dim": None,
+    "sliding_window": 4096,
+}
+# `sliding_window` is left out: it means something only with `use_sliding_window`.
+_QWEN2 = _SHARED | {
+    "vocab_size": 151936,
+    "intermediate_size": 22016,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "use_sliding_window": False,
+}
+_QWEN3 = _QWEN2 | {"head_dim": 128, "attention_bias": False}
+# By `model_type`.
+DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "opt": _OPT,
+        "gpt2": _GPT2,
+        "llama": _LLAMA,
+        "mistral": _MISTRAL,
+        "qwen2": _QWEN2,
+        "qwen3": _QWEN3,
+    }
+)
+# Keys outside the table that the families read as they are, with the types of their values.
+_AS_GIVEN: Mapping[str, tuple[type, ...]] = MappingProxyType(
+    {
+        "rope_theta": (int, float),
+        "rope_scaling": (dict, type(None)),
+        "rope_parameters": (dict, type(None)),
+        "sliding_window": (int, type(None)),
+    }
+)
+
+
+def completed_from_table(
+    given: Mapping[str, Any], harmless: Collection[str]
+) -> dict[str, Any] | None:
+    """Returns a configuration with the defaults of the keys that its family reads.
+
+    Args:
+      given: a Hugging Face configuration of a supported model type.
+      harmless: keys of the family that change nothing.
+
+    Returns:
+      The configuration; None if only `transformers` can tell what it means, because the table does
+      not have its type, or the configuration has another key, or a value of an unusual type.
+    """
+    defaults = DEFAULTS.get(given["model_type"])
+    if defaults is None or given.get("use_sliding_window"):
+        return None
+    if given.get("rope_parameters") and given.get("rope_scaling"):
+        return None
+    ignored = HARMLESS | GENERATION_KEYS | set(harmless)
+    known = all(key in ignored or _is_usual(key, given[key], defaults) for key in given)
+    return {**defaults, **given} if known else None
+
+
+def _is_usual(key: str, value: Any, defaults: Mapping[str, Any]) -> bool:
+    """Returns whether a value is of the type that the family expects under its key."""
+    if key in _AS_GIVEN and "rope_parameters" in defaults:
+        return type(value) in _AS_GIVEN[key]
+    if key not in defaults:
+        return False
+    if defaults[key] is None:
+        return value is None or type(value) is int
+    return type(value) is type(defaults[key])

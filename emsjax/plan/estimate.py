@@ -1,0 +1,80 @@
+"""Memory and step costs of a setting's decode program by arithmetic; nothing is compiled."""
+
+from typing import NamedTuple
+
+from emsjax.costs.hardware import GPU_SHARE
+from emsjax.engine.ladder import Rung
+from emsjax.engine.sizes import Sizes
+from emsjax.engine.step_costs import StepCosts
+from emsjax.limits import MAX_STOP_IDS
+from emsjax.plan.cycles import StepCycles
+from emsjax.plan.memory import Memory
+from emsjax.plan.setting import Setting
+
+# The n of the n-grams that prompt lookup enters into its index by default: 1, 2 and 3.
+_ORDERS = 3
+# Ways of guessing with separate experience, see `emsjax.engine.acceptance`.
+_SOURCES = 2
+
+
+class Program(NamedTuple):
+    """What is known of a decode program.
+
+    Attributes:
+      memory: memory of the program.
+      ladder: shapes of a step.
+      costs: step costs estimated from bytes and operations.
+      sizes: sizes of the model.
+      cycles: cycles of a step by the compiler; None if nothing was compiled, or if the compiled
+        program does not have the expected structure.
+    """
+
+    memory: Memory
+    ladder: tuple[Rung, ...]
+    costs: StepCosts
+    sizes: Sizes
+    cycles: StepCycles | None = None
+
+
+def estimate(setting: Setting) -> Program:
+    """Estimates the program without compiling it.
+
+    Temporaries are a lower bound: only logits and activations.
+    """
+    sizes, ladder, config = setting.sizes(), setting.ladder(), setting.config
+    rows = max(rung.capacity for rung in ladder)
+    wide = 2 * config.intermediate_size + 4 * config.hidden_size
+    emitting = setting.num_slots * (setting.draft_length + 1)
+    memory = Memory(
+        setting.num_slots,
+        weights=sizes.weights_bytes,
+        cache=setting.num_slots * setting.capacity * sizes.token_bytes,
+        state=state_bytes(setting),
+        temporaries=emitting * config.vocab_size * 4 + rows * wide * sizes.itemsize,
+        compiled=False,
+    )
+    return Program(memory, ladder, setting.costs(sizes), sizes)
+
+
+def state_bytes(setting: Setting) -> int:
+    """Returns the bytes of `emsjax.engine.state.DecodeState` besides the cache, drafter included.
+
+    The drafter is prompt lookup.
+    """
+    entries = 1 << (2 * setting.capacity - 1).bit_length()  # of its index, for each order
+    per_slot = {
+        "tokens and the step that emitted each": 2 * setting.capacity,
+        "lengths": 4,
+        "stop ids": MAX_STOP_IDS,
+        "counters": 7 + 2 * setting.draft_length,
+        "experience": _SOURCES,
+        "index of n-grams": _ORDERS * entries + 1,
+    }
+    live = setting.num_slots  # one byte each; everything else has four
+    return live + 4 * (setting.num_slots * sum(per_slot.values()) + 2 * _SOURCES)
+
+
+def published_bytes(setting: Setting) -> int:
+    """Returns the published size of the device's memory, less what jax leaves free on a GPU."""
+    hardware = setting.hardware
+    return int(hardware.memory_bytes * (1 if hardware.is_tpu else GPU_SHARE))

@@ -1,0 +1,24 @@
+"""Sizes by arithmetic, compared with those of the decoder itself."""
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+import pytest
+
+from emsjax.loading.build import shape_of_model
+from emsjax.loading.named import named_config
+from emsjax.models.sizes import decoder_sizes
+from emsjax.pallas_kernels.backends import compiling_for
+
+NAMES = ("opt-125m", "opt-350m", "gpt2", "llama-3-8b", "smollm2-135m", "qwen2.5-0.5b", "qwen3-8b")
+CHANGES = ({"tied": False}, {"tied": True, "qkv_bias": True}, {"out_bias": True, "mlp_bias": True})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sizes_are_those_of_the_decoder(name: str):
+    for number, change in enumerate(({}, *CHANGES)):
+        config = replace(named_config(name), **change)
+        dtype, platform = (("bfloat16", "tpu"), ("float32", "gpu"))[number % 2]
+        with compiling_for(platform):
+            built = shape_of_model(config, jnp.dtype(dtype)).sizes
+        assert decoder_sizes(config, jnp.dtype(dtype).itemsize, platform) == built
