@@ -85,7 +85,7 @@ def _first_layers(target: Any, count: int, length: int) -> Any:
     from emsjax.models.decoder import DecoderLM
 
     config = dataclasses.replace(target.config, num_layers=count)
-    small = nnx.eval_shape(lambda: DecoderLM(config, rngs=nnx.Rngs(0)))
+    small = nnx.eval_shape(lambda: DecoderLM(config, rngs=nnx.Rngs(0), dtype=target.dtype))
     graphdef, shapes = nnx.split(small)
     weights = nnx.split(target)[1]
     cut = jax.tree.map(lambda x, shape: x[:count] if x.shape != shape.shape else x, weights, shapes)

@@ -3,7 +3,6 @@
 import dataclasses
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import jax.numpy as jnp
 
@@ -16,6 +15,7 @@ from emsjax.engine.ladder import Rung
 from emsjax.engine.model import Sizes
 from emsjax.engine.worth import StepCosts
 from emsjax.loading.build import shape_of_model
+from emsjax.models.config import DecoderConfig
 from emsjax.shapes import round_up
 
 
@@ -27,7 +27,7 @@ class Setting:
 
     Attributes:
       name: display name of the model.
-      config: the model's `emsjax.models.config.DecoderConfig`.
+      config: shape of the model.
       topology: the device's name in `HARDWARE`.
       hardware: the device.
       num_slots: B.
@@ -39,7 +39,7 @@ class Setting:
     """
 
     name: str
-    config: Any
+    config: DecoderConfig
     topology: str
     hardware: Hardware
     num_slots: int
@@ -108,7 +108,7 @@ class Setting:
 
 
 @lru_cache(maxsize=8)
-def _sizes(config: Any, dtype: str, platform: str) -> Sizes:
+def _sizes(config: DecoderConfig, dtype: str, platform: str) -> Sizes:
     """Returns the sizes of a model; cached, because tracing a model takes a while."""
     del platform  # part of the key: call this in `compiling_for(platform)`
     return shape_of_model(config, jnp.dtype(dtype)).sizes

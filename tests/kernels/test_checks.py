@@ -175,9 +175,11 @@ def test_a_program_checks_the_places_that_it_is_given():
     arguments = {key: good()[key] for key in ("cache", "layer", "cu_q_lens", "kv_lens")}
     arguments |= {"k": zeros(T, K, H), "v": zeros(T, K, H)}
     arguments["slot_ids"] = jnp.asarray([0, 2, 2, 2, 3, 3, 3, 3], jnp.int32)
-    with checking_lengths(), pytest.raises(jax.errors.JaxRuntimeError, match="places.used is 0"):
-        jax.block_until_ready(update_kv_cache(**arguments, places=places()))
-        jax.effects_barrier()
+    with checking_lengths():
+        program = jax.jit(lambda given: update_kv_cache(**arguments, places=given))
+        with pytest.raises(jax.errors.JaxRuntimeError, match="places.used is 0, and cu_q_lens"):
+            jax.block_until_ready(program(places()))
+            jax.effects_barrier()
 
 
 def test_lengths_may_be_numbers_lists_and_numpy_arrays():
