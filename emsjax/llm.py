@@ -442,7 +442,7 @@ class LLM:
             ) from error
 
     def _token_text(self, token: int) -> str | None:
-        """The text of a token decoded alone; None without a tokenizer, or if it cannot be decoded."""
+        """The text of a token decoded alone; None without a tokenizer, or if that fails."""
         if self.tokenizer is None:
             return None
         if token not in self._token_texts:

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterable, Sequence
 
-# A number with an optional sign, thousands and decimals, and a unit: 1, -2.5, 1,024, 3×, 5 %.
-_FIGURE = re.compile(r"[-+−]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?\s?[%×x]?")
+# A number with an optional sign, thousands and decimals, and a unit: 1, -2.5, 1,024, 3x, 5 %.
+_FIGURE = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?\s?[%x]?")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -118,7 +118,7 @@ class Engine:
     def use_token_classes(self, token_classes: np.ndarray) -> None:
         """Replaces the classes by which `adapt_temperature` picks a temperature.
 
-        Only `LLM` calls this, once, for the first request that needs them: the engine knows no text.
+        Only `LLM` calls this, for the first request that needs them: the engine knows no text.
 
         Args:
           token_classes: uint8[V], see `sampling.adapt.classify`.

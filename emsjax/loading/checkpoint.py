@@ -1,6 +1,5 @@
 """emsjax checkpoints: orbax parameters, a manifest and the tokenizer in one directory."""
 
-import json
 import logging
 import shutil
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from flax import nnx
 
 from emsjax.errors import UserError
 from emsjax.host.files import new_directory
+from emsjax.host.json_text import to_json
 from emsjax.loading.hf.config import read_json
 from emsjax.loading.hf.numbers import check_eos
 from emsjax.loading.sources.orbax import OrbaxSource
@@ -66,7 +66,7 @@ def save_checkpoint(
             tokenizer.save_pretrained(partial)
         for file in copy_files:
             shutil.copy(file, partial)
-        text = json.dumps({"format": _FORMAT, **asdict(manifest)}, indent=2)
+        text = to_json({"format": _FORMAT, **asdict(manifest)}, indent=2)
         (partial / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 

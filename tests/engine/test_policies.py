@@ -123,7 +123,7 @@ def test_aligned_caches_grow_together():
 
 @dataclasses.dataclass(frozen=True)
 class Careless(Stateless):
-    """Drafts a different number of tokens for each slot, and leaves no token after a draft's end."""
+    """Drafts a different number of tokens for each slot, with no token after a draft's end."""
 
     draft_length: int = 4
     hidden_size: int = 0

@@ -171,15 +171,19 @@ def test_places_that_contradict_the_lengths(of_row, used, sentence):
         values_must_fit(**GOOD_VALUES | other, **SIZES)
 
 
+def run(program: Any, arguments: Any) -> None:
+    jax.block_until_ready(program(arguments))
+    jax.effects_barrier()
+
+
 def test_a_program_checks_the_places_that_it_is_given():
     arguments = {key: good()[key] for key in ("cache", "layer", "cu_q_lens", "kv_lens")}
     arguments |= {"k": zeros(T, K, H), "v": zeros(T, K, H)}
     arguments["slot_ids"] = jnp.asarray([0, 2, 2, 2, 3, 3, 3, 3], jnp.int32)
     with checking_lengths():
         program = jax.jit(lambda given: update_kv_cache(**arguments, places=given))
-        with pytest.raises(jax.errors.JaxRuntimeError, match="places.used is 0, and cu_q_lens"):
-            jax.block_until_ready(program(places()))
-            jax.effects_barrier()
+        with pytest.raises(jax.errors.JaxRuntimeError, match=r"places\.used is 0, and cu_q_lens"):
+            run(program, places())
 
 
 def test_lengths_may_be_numbers_lists_and_numpy_arrays():
@@ -198,10 +202,6 @@ def test_a_program_checks_its_lengths_only_if_traced_inside_checking_lengths():
             return ragged_attention(**arguments, **static)
 
         return jax.jit(call)
-
-    def run(program, arguments: dict[str, jax.Array]) -> None:
-        jax.block_until_ready(program(arguments))
-        jax.effects_barrier()
 
     run(fresh_program(), bad)
     with checking_lengths():
