@@ -6,8 +6,8 @@ from typing import Any
 from emsjax.errors import UserError
 from emsjax.loading.hf.keys import shown
 
-# The names are those of llama.cpp's `LLM_KV_NAMES` and of gguf-py's `Keys`. Which of them change the
-# text follows from llama.cpp's `load_hparams` and the graphs of these architectures.
+# The names are those of llama.cpp's `LLM_KV_NAMES` and of gguf-py's `Keys`. Which of them change
+# the text follows from llama.cpp's `load_hparams` and the graphs of these architectures.
 
 # Keys that are read, without "general.", "tokenizer." or the architecture before them.
 _READ_OF_MODEL = frozenset(
