@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from emsjax.host.json_text import to_json
 from emsjax.host.provenance import commit_of, version_of
 
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "transformers", "numpy")
@@ -156,7 +157,7 @@ def describe(facts: dict[str, Any]) -> str:
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Writes results, and makes their directory if it is missing."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    file.write_text(to_json(content, indent=1) + "\n", encoding="utf-8")
     say(f"wrote {file}")
 
 

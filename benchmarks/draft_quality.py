@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import (
     describe,
@@ -20,6 +20,10 @@ from benchmarks.common import (
     write_json,
 )
 from emsjax.cli.markdown import table
+
+if TYPE_CHECKING:
+    from emsjax.engine.model import Model
+    from emsjax.models.config import DecoderConfig
 
 _RESULTS = Path("benchmarks/results/draft_quality.json")
 
@@ -60,6 +64,7 @@ def _options() -> argparse.Namespace:
 def _drafters(layers: list[int]) -> dict[str, Callable[[int], Any]]:
     """Functions that make a drafter of a given draft length for the default model, by name."""
     from emsjax.loading.drafter import load_drafter, shipped_draft
+    from emsjax.loading.families import model_config
     from emsjax.loading.load import load_model
 
     target = load_model(None)
@@ -69,14 +74,15 @@ def _drafters(layers: list[int]) -> dict[str, Callable[[int], Any]]:
     made: dict[str, Callable[[int], Any]] = {
         "shipped": lambda length: load_drafter(draft, target, length, dtype="auto", narrowest=4)
     }
+    config = model_config(target.hf_config)
     for count in layers:
-        made[f"first {count} of {target.model.config.num_layers} layers"] = partial(
-            _first_layers, target.model, count
+        made[f"first {count} of {config.num_layers} layers"] = partial(
+            _first_layers, target.model, config, count
         )
     return made
 
 
-def _first_layers(target: Any, count: int, length: int) -> Any:
+def _first_layers(target: "Model", whole: "DecoderConfig", count: int, length: int) -> Any:
     """A draft model of the target's first layers, its final norm and its output projection."""
     import jax
     from flax import nnx
@@ -84,8 +90,8 @@ def _first_layers(target: Any, count: int, length: int) -> Any:
     from emsjax.drafters import DraftModel
     from emsjax.models.decoder import DecoderLM
 
-    config = dataclasses.replace(target.config, num_layers=count)
-    small = nnx.eval_shape(lambda: DecoderLM(config, rngs=nnx.Rngs(0)))
+    config = dataclasses.replace(whole, num_layers=count)
+    small = nnx.eval_shape(lambda: DecoderLM(config, rngs=nnx.Rngs(0), dtype=target.dtype))
     graphdef, shapes = nnx.split(small)
     weights = nnx.split(target)[1]
     cut = jax.tree.map(lambda x, shape: x[:count] if x.shape != shape.shape else x, weights, shapes)

@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks.common import Spread, describe, machine, peak_rss, say, write_json
 from emsjax.cli.markdown import table
+from emsjax.host.json_text import to_json
 
 PROMPT = "Why is the sky blue?"
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +36,7 @@ def main() -> None:
     """Measures, prints Markdown tables and writes JSON."""
     options = _options()
     if options.phases:
-        print(json.dumps(_phases(options)))
+        print(to_json(_phases(options)))
         return
     facts = machine()
     commands: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}

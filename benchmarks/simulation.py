@@ -38,6 +38,7 @@ from emsjax.engine.job import Finished, Job
 from emsjax.engine.ladder import make_ladder
 from emsjax.engine.packing import PackedBatch
 from emsjax.engine.step_costs import StepCosts, without_prompts
+from emsjax.host.json_text import to_json
 from emsjax.loading.build import shape_of_model
 from emsjax.loading.named import named_config
 
@@ -202,7 +203,7 @@ def _answers(options: argparse.Namespace) -> list[Answer]:
             spread_evenly(read_prompts(options.input), options.prompts),
             SamplingParams(max_tokens=options.max_tokens),
         )
-        lines = [json.dumps([o.prompt_token_ids, o.outputs[0].token_ids]) for o in outputs]
+        lines = [to_json([o.prompt_token_ids, o.outputs[0].token_ids]) for o in outputs]
         options.answers.write_text("\n".join(lines) + "\n", encoding="utf-8")
     lines = options.answers.read_text(encoding="utf-8").splitlines()
     return [Answer(*json.loads(line)) for line in lines]

@@ -93,6 +93,7 @@ from emsjax.engine.loop import draft_tokens, plan_rows
 from emsjax.engine.packing import Guesses, pack
 from emsjax.engine.policy import POLICIES
 from emsjax.host.cache import use_compile_cache
+from emsjax.loading.families import model_config
 from emsjax.loading.load import load_model
 
 TEXTS = [
@@ -321,7 +322,7 @@ for name, each in (("own lengths", state), ("aligned", aligned_state)):
 # %%
 from matplotlib.colors import SymLogNorm
 
-config = loaded.model.config
+config = model_config(loaded.hf_config)
 heads, width = config.num_kv_heads, config.head_dim
 token = np.array(state.cache[0, 0, 2]).astype(np.float32)
 limit = np.abs(token).max()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 
 from emsjax.build_drafter import build_drafter, check_drafting, drafter_name
 from emsjax.build_engine import build_engine
@@ -131,7 +132,7 @@ class LLM:
         self.name = loaded.name
         self._drafter = build_drafter(drafting, loaded, dtype)
         self.target = loaded.model
-        self._token_texts: dict[int, str] = {}
+        self._token_texts: dict[int, str | None] = {}
         self._requests = 0
         self.max_model_len = self._max_model_len(max_model_len)
         self._reader = RequestReader(loaded, self.target.vocab_size, self.max_model_len, seed)
@@ -335,7 +336,9 @@ class LLM:
         if self.tokenizer is not None and not self.engine.token_classes.any():
             count = min(self.target.vocab_size, len(self.tokenizer))
             texts = [decode(self.tokenizer, [token]) for token in range(count)]
-            self.engine.token_classes[:count] = classify(texts)
+            classes = np.zeros(self.target.vocab_size, np.uint8)
+            classes[:count] = classify(texts)
+            self.engine.use_token_classes(classes)
         if not can_indent(self.engine.token_classes):
             raise UserError(
                 f"adapt_temperature has no effect with {self.name}, whose tokens hold no line "
@@ -439,9 +442,14 @@ class LLM:
             ) from error
 
     def _token_text(self, token: int) -> str | None:
-        """The text of a token decoded alone; None without a tokenizer."""
+        """The text of a token decoded alone; None without a tokenizer, or if that fails."""
         if self.tokenizer is None:
             return None
         if token not in self._token_texts:
-            self._token_texts[token] = decode(self.tokenizer, [token])
+            # Log-probabilities also name tokens that no text contains, and models have more tokens
+            # than their tokenizers.
+            try:
+                self._token_texts[token] = decode(self.tokenizer, [token])
+            except UserError:
+                self._token_texts[token] = None
         return self._token_texts[token]

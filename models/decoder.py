@@ -125,13 +125,13 @@ class Embedder(nnx.Module):
         self.project_out = Linear(*sizes[::-1], bias=False, rngs=rngs) if narrow else None
         self.position_offset = config.position_offset
 
-    def __call__(self, batch: PackedBatch) -> jax.Array:
-        """Returns the hidden states [T, D] before the first layer."""
-        x = self.tokens[...][batch.tokens]
+    def __call__(self, batch: PackedBatch, dtype: jnp.dtype) -> jax.Array:
+        """Returns the hidden states [T, D] before the first layer, in `dtype`."""
+        x = self.tokens[...][batch.tokens].astype(dtype)
         if self.project_in is not None:
             x = self.project_in(x)
         if self.positions is not None:
-            x = x + self.positions[...][batch.positions + self.position_offset]
+            x = x + self.positions[...][batch.positions + self.position_offset].astype(dtype)
         return x
 
 
@@ -147,8 +147,19 @@ class DecoderLM(nnx.Module):
     the stack itself if there is only one.
     """
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32
+    ):
+        """Makes a model with random weights.
+
+        Args:
+          config: the shape of the model.
+          rngs: for the weights, which are float32 until a checkpoint replaces them.
+          dtype: type of the activations. Embedding, norms and biases may be stored in another one,
+            the kernels of the layers may not.
+        """
         self.config = config
+        self.dtype = jnp.dtype(dtype)
         self.embedder = Embedder(config, rngs=rngs)
         make_stack = nnx.vmap(lambda rngs: Block(config, rngs=rngs), in_axes=0, out_axes=0)
         stacks = [make_stack(rngs.split(layers)) for layers in config.layers_of_stacks]
@@ -156,11 +167,6 @@ class DecoderLM(nnx.Module):
         self.final_norm = norm(config, config.hidden_size) if config.final_norm else None
         width = config.embedding_size or config.hidden_size
         self.head = None if config.tied else Linear(width, config.vocab_size, bias=False, rngs=rngs)
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        """Type of the activations."""
-        return jnp.dtype(self.embedder.tokens.dtype)
 
     @property
     def vocab_size(self) -> int:
@@ -234,7 +240,7 @@ class DecoderLM(nnx.Module):
           ready for the output projection; and the updated cache.
         """
         context = self._context(batch, cache, max_q_len)
-        carry, first = (self.embedder(batch), cache), 0
+        carry, first = (self.embedder(batch, self.dtype), cache), 0
         stacks = self.blocks if self.config.stacks[1:] else [self.blocks]
         for stack, layers in zip(stacks, self.config.layers_of_stacks, strict=True):
             windows = self.windows[first : first + layers]

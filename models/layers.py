@@ -67,7 +67,7 @@ class Linear(nnx.Module):
         """
         kernel = self.kernel[...]
         y = matmul(x, kernel) if layer is None else layer_matmul(x, kernel, layer=layer)
-        return y if self.bias is None else y + self.bias[...][None]
+        return y if self.bias is None else y + self.bias[...][None].astype(y.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -81,7 +81,7 @@ class RMSNorm(nnx.Module):
         """Normalises x [..., width] of any float type; returns the same shape and type."""
         wide = x.astype(jnp.float32)
         normal = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
-        return normal.astype(x.dtype) * jnp.broadcast_to(self.scale[...], x.shape)
+        return normal.astype(x.dtype) * jnp.broadcast_to(self.scale[...].astype(x.dtype), x.shape)
 
 
 class LayerNorm(nnx.Module):

@@ -83,7 +83,7 @@ class RecurrentDraft(nnx.Module):
           hidden: [W, D], the last hidden state.
           embedded: [W, D], the embedding of the token chosen from it.
         """
-        both = [self.hidden_norm(hidden), self.token_norm(embedded)]
+        both = [self.hidden_norm(hidden), self.token_norm(embedded.astype(hidden.dtype))]
         x = hidden + self.mix(jnp.concatenate(both, axis=-1))
         for layer in self.layers:
             x = layer(x)

@@ -120,6 +120,7 @@ def check_update(
     slot_ids: jax.Array,
     cu_q_lens: jax.Array,
     kv_lens: jax.Array,
+    places: tuple[jax.Array, jax.Array] | None,
 ) -> None:
     """Checks shapes and types of `update_kv_cache`.
 
@@ -135,6 +136,12 @@ def check_update(
     _check_type("slot_ids", slot_ids, (jnp.int32,))
     _check_layer(layer)
     _check_lengths_arrays(cu_q_lens, kv_lens, cache.shape[1])
+    if places is not None:
+        of_row, used = places
+        _check_shape("places.of_row", of_row, (k.shape[0],), "[T]")
+        _check_type("places.of_row", of_row, (jnp.int32,))
+        _check_shape("places.used", used, (1,), "[1]")
+        _check_type("places.used", used, (jnp.int32,))
 
 
 def check_values(
@@ -143,6 +150,7 @@ def check_values(
     layer: jax.Array,
     slot_ids: jax.Array | None = None,
     window: int | jax.Array | None = None,
+    places: tuple[jax.Array, jax.Array] | None = None,
     *,
     num_rows: int,
     max_q_len: int,
@@ -156,6 +164,7 @@ def check_values(
       layer: int32[].
       slot_ids: int32[T], of the update.
       window: of the attention.
+      places: `cache_update.api.Places`, of the update.
       num_rows: T.
       max_q_len: the most rows of one slot.
       cache_shape: [L, B, S, R, 128].
@@ -164,7 +173,7 @@ def check_values(
         check = functools.partial(
             values_must_fit, num_rows=num_rows, max_q_len=max_q_len, cache_shape=cache_shape
         )
-        jax.debug.callback(check, cu_q_lens, kv_lens, layer, slot_ids, window)
+        jax.debug.callback(check, cu_q_lens, kv_lens, layer, slot_ids, window, places)
 
 
 def values_must_fit(
@@ -173,6 +182,7 @@ def values_must_fit(
     layer: np.ndarray,
     slot_ids: np.ndarray | None = None,
     window: np.ndarray | None = None,
+    places: tuple[np.ndarray, np.ndarray] | None = None,
     *,
     num_rows: int,
     max_q_len: int,
@@ -206,6 +216,9 @@ def values_must_fit(
         raise ValueError(f"window is {window}: it must be at least 1")
     if slot_ids is not None:
         _slots_must_fit(np.asarray(slot_ids), q_lens, num_slots)
+    if places is not None:
+        of_row, used = map(np.asarray, places)
+        _places_must_fit(of_row, used, q_lens, kv_lens)
 
 
 def _slots_must_fit(slot_ids: np.ndarray, q_lens: np.ndarray, num_slots: int) -> None:
@@ -215,6 +228,20 @@ def _slots_must_fit(slot_ids: np.ndarray, q_lens: np.ndarray, num_slots: int) ->
     if (slot_ids != np.concatenate([used, unused])).any():
         raise ValueError(
             f"slot_ids must match cu_q_lens, with {num_slots} for unused rows: {slot_ids.tolist()}"
+        )
+
+
+def _places_must_fit(
+    of_row: np.ndarray, used: np.ndarray, q_lens: np.ndarray, kv_lens: np.ndarray
+) -> None:
+    """Checks that each used row's place is the one that the lengths say."""
+    ranges = zip(kv_lens - q_lens, kv_lens, strict=True)
+    places = np.concatenate([np.arange(start, end) for start, end in ranges])
+    if used[0] != len(places):
+        raise ValueError(f"places.used is {used[0]}, and cu_q_lens has {len(places)} rows")
+    if (of_row[: len(places)] != places).any():
+        raise ValueError(
+            f"places.of_row must match cu_q_lens and kv_lens, {places.tolist()}: {of_row.tolist()}"
         )
 
 

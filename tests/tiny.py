@@ -1,5 +1,6 @@
 """Tiny random Hugging Face models of every family: the oracle, and checkpoints to load."""
 
+import atexit
 import functools
 import shutil
 import tempfile
@@ -82,10 +83,17 @@ def oracle(name: str) -> Any:
     return AutoModelForCausalLM.from_config(config).float().eval()
 
 
+def temporary_directory(prefix: str) -> Path:
+    """Makes a directory that goes when this process ends, as every pytest worker does."""
+    directory = Path(tempfile.mkdtemp(prefix=prefix))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
 @functools.cache
 def checkpoint(name: str) -> Path:
     """Returns a safetensors directory with the weights of `oracle(name)`."""
-    directory = Path(tempfile.mkdtemp(prefix=f"tiny-{name}-"))
+    directory = temporary_directory(f"tiny-{name}-")
     oracle(name).save_pretrained(directory)
     return directory
 

@@ -2,7 +2,6 @@
 
 import importlib.util
 import itertools
-import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from emsjax.cli.command import command_line
 from emsjax.errors import UserError
 from emsjax.host.cache import use_compile_cache
 from emsjax.host.files import replace_text
+from emsjax.host.json_text import to_json
 from emsjax.host.locks import alone_in
 from emsjax.loading.drafter import shipped_draft
 
@@ -187,7 +187,7 @@ class _Files:
         """Adds records and writes everything measured so far."""
         self._records = merge(self._records, records)
         try:
-            replace_text(self._results, json.dumps(self._records, indent=1) + "\n")
+            replace_text(self._results, to_json(self._records, indent=1) + "\n")
             replace_text(self._directory / "results.md", report(self._records))
         except OSError as error:
             raise UserError(

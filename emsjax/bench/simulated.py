@@ -22,6 +22,7 @@ from emsjax.engine.drafter import Stateless, WorthDrafting
 from emsjax.engine.state import DecodeState
 from emsjax.errors import UserError, reason
 from emsjax.host.files import replace_text
+from emsjax.host.json_text import to_json
 from emsjax.limits import DRAFT_LENGTH, MAX_DRAFT_LENGTH
 from emsjax.sampling.choose import Chosen, choose
 from emsjax.sampling.rows import NO_TOKEN, Rows
@@ -121,7 +122,7 @@ def write_acceptance(table: Sequence[Acceptance], file: Path) -> None:
     Raises:
       UserError: the file cannot be written.
     """
-    lines = [json.dumps({k: np.asarray(v).tolist() for k, v in s._asdict().items()}) for s in table]
+    lines = [to_json({k: np.asarray(v).tolist() for k, v in s._asdict().items()}) for s in table]
     try:
         replace_text(file, "".join(line + "\n" for line in lines))
     except OSError as error:

@@ -21,6 +21,7 @@ from emsjax.errors import reason
 from emsjax.host.cache import cache_dir
 from emsjax.host.device import device_name
 from emsjax.host.files import replace_text
+from emsjax.host.json_text import to_json
 from emsjax.host.locks import alone, lock_of
 from emsjax.version import __version__
 
@@ -78,7 +79,7 @@ class CostTable:
         self._engine = engine
         self._say = say or (lambda line: print(line, file=sys.stderr))
         self._what = _what(engine, model)
-        digest = hashlib.sha256(json.dumps(self._what, sort_keys=True).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(to_json(self._what, sort_keys=True).encode()).hexdigest()[:16]
         self._file = cache_dir() / "step-costs" / f"{digest}.json"
 
     def read(self) -> Known | None:
@@ -182,4 +183,4 @@ def _write(file: Path, what: dict[str, Any], known: Known) -> None:
     content = {**what, "rungs": seconds, "cached": cached, "draft": float(costs.draft)}
     content |= {"settled": known.settled, "looks": known.looks}
     with contextlib.suppress(OSError):  # the costs are measured again next time
-        replace_text(file, json.dumps(content, indent=1) + "\n")
+        replace_text(file, to_json(content, indent=1) + "\n")

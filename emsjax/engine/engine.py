@@ -64,7 +64,7 @@ class Engine:
         self.ladder = tuple(ladder)
         self._costs, self.policy = costs, policy
         self.trace, self._choose = trace, choose
-        self.token_classes = np.zeros(model.vocab_size, np.uint8)
+        self._token_classes = np.zeros(model.vocab_size, np.uint8)
         self._graphdef, self.params = nnx.split(model)
         self.cache_spec = model.cache_spec(num_slots, capacity)
         self._drafter, self._dtype = drafter, model.dtype
@@ -120,6 +120,21 @@ class Engine:
         if (costs is None) != (self._costs is None):
             self._beside = None
         self._costs = costs
+
+    @property
+    def token_classes(self) -> np.ndarray:
+        """uint8[V], which tokens are blanks and line breaks, see `sampling.adapt`; 0 if unknown."""
+        return self._token_classes
+
+    def use_token_classes(self, token_classes: np.ndarray) -> None:
+        """Replaces the classes by which `adapt_temperature` picks a temperature.
+
+        Only `LLM` calls this, for the first request that needs them: the engine knows no text.
+
+        Args:
+          token_classes: uint8[V], see `sampling.adapt.classify`.
+        """
+        self._token_classes = np.asarray(token_classes, np.uint8)
 
     @property
     def drafter(self) -> Drafter:

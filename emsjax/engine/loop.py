@@ -308,15 +308,15 @@ def take_note(
     return state.replace(
         cache=result.cache,
         experience=learn(state.experience, draft, planned.likely, plan.draft_lens, accepted),
-        hidden=_newest_hidden(result.hidden, accepted, plan, state),
+        hidden=_newest_hidden(result.hidden, accepted),
     )
 
 
-def _newest_hidden(
-    hidden: jax.Array | None, accepted: jax.Array, plan: Plan, state: DecodeState
-) -> jax.Array | None:
-    """Returns the hidden state [B, D] from which each slot's newest token was chosen."""
-    if hidden is None or state.hidden is None:
+def _newest_hidden(hidden: jax.Array | None, accepted: jax.Array) -> jax.Array | None:
+    """Returns the hidden state [B, D] from which each slot's newest token was chosen.
+
+    It means nothing for a slot that has not emitted a token yet.
+    """
+    if hidden is None:
         return None
-    newest = jnp.take_along_axis(hidden, accepted[:, None, None], axis=1)[:, 0]
-    return jnp.where(plan.complete[:, None], newest, state.hidden)
+    return jnp.take_along_axis(hidden, accepted[:, None, None], axis=1)[:, 0]

@@ -14,29 +14,35 @@ from emsjax.models.config import DecoderConfig
 from emsjax.models.family import WeightMap, dotted, rule
 
 
-def abstract_model(hf_config: Mapping[str, Any]) -> tuple[Any, nnx.State, WeightMap]:
+def abstract_model(
+    hf_config: Mapping[str, Any], dtype: str = "float32"
+) -> tuple[Any, nnx.State, WeightMap]:
     """Returns a model's graph definition, parameter shapes and weight map.
+
+    Args:
+      hf_config: the Hugging Face configuration.
+      dtype: type of the activations.
 
     Raises:
       UserError: the configuration uses a feature that the family does not support.
     """
     config = model_config(hf_config)
-    graphdef, params = _split(config)
+    graphdef, params = _split(config, dtype)
     return graphdef, params, family(hf_config).weights(config)
 
 
 def shape_of_model(config: DecoderConfig, dtype: jnp.dtype) -> nnx.Module:
-    """Returns a model whose parameters are shapes in `dtype`, without any values."""
-    graphdef, params = _split(config)
+    """Returns a model of this dtype whose parameters are shapes in it, without any values."""
+    graphdef, params = _split(config, dtype)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params)
     return nnx.merge(graphdef, params)
 
 
-def _split(config: DecoderConfig) -> tuple[Any, nnx.State]:
-    """Returns the graph definition and the shapes of the parameters."""
+def _split(config: DecoderConfig, dtype: jax.typing.DTypeLike) -> tuple[Any, nnx.State]:
+    """Returns the graph definition of a model that computes in `dtype`, and parameter shapes."""
     from emsjax.models.decoder import DecoderLM
 
-    return nnx.split(nnx.eval_shape(lambda: DecoderLM(config, rngs=nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: DecoderLM(config, rngs=nnx.Rngs(0), dtype=dtype)))
 
 
 def read_weights(
@@ -47,7 +53,7 @@ def read_weights(
     Raises:
       UserError: the configuration is unsupported, or the weights are damaged or do not match it.
     """
-    graphdef, abstract, weight_map = abstract_model(opened.hf_config)
+    graphdef, abstract, weight_map = abstract_model(opened.hf_config, dtype)
     if opened.own_names:
         weight_map = _own_names(abstract)
     return graphdef, load_params(abstract, weight_map, opened.source, jnp.dtype(dtype), progress)

@@ -1,6 +1,5 @@
 """emsjax checkpoints: orbax parameters, a manifest and the tokenizer in one directory."""
 
-import json
 import logging
 import shutil
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from flax import nnx
 
 from emsjax.host.files import new_directory
+from emsjax.host.json_text import to_json
 from emsjax.loading.manifest import FORMAT, MANIFEST, Manifest, read_manifest
 from emsjax.loading.sources.orbax import OrbaxSource
 
@@ -43,7 +43,7 @@ def save_checkpoint(
             tokenizer.save_pretrained(partial)
         for file in copy_files:
             shutil.copy(file, partial)
-        text = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=2)
+        text = to_json({"format": FORMAT, **asdict(manifest)}, indent=2)
         (partial / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 

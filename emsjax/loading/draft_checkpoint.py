@@ -1,6 +1,5 @@
 """Trained drafts on disk: parameters, and a manifest that names target and training data."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.numpy import load_file, save
 
 from emsjax.errors import UserError, foreign
 from emsjax.host.files import replace_text, replacing
+from emsjax.host.json_text import to_json
 from emsjax.loading.hf.config import read_json
 from emsjax.models.family import dotted
 from emsjax.models.recurrent_draft import RecurrentConfig, RecurrentDraft
@@ -85,7 +85,7 @@ def save_draft(
     ids = np.asarray(token_ids, np.int32)
     with replacing(directory / _PARAMS) as stream:
         stream.write(save({**tensors, _TOKEN_IDS: ids}))
-    text = json.dumps({"format": _FORMAT, **asdict(manifest)}, indent=1)
+    text = to_json({"format": _FORMAT, **asdict(manifest)}, indent=1)
     replace_text(directory / MANIFEST, text + "\n")
 
 

@@ -116,7 +116,7 @@ def _recurrent(directory: Path, target: LoadedModel, draft_length: int) -> Recur
             f"the draft {directory} was trained for {manifest.target}, not for {target.name}; "
             f"train a draft for {target.name} with `python -m emsjax.train`"
         )
-    draft, token_ids = read_draft(directory, embedding.dtype)
+    draft, token_ids = read_draft(directory, target.model.dtype)
     if token_ids[-1] >= len(embedding):
         raise UserError(
             f"the draft {directory} is damaged (its token ids go up to {token_ids[-1]}, but "

@@ -1,6 +1,5 @@
 """The command line of forecasts: `python -m emsjax.plan --model M --topology v5e`."""
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -99,10 +98,11 @@ def _say(line: str) -> None:
 
 
 def _formatted(forecasts: "Sequence[Forecast]", as_json: bool, several: bool) -> str:
+    from emsjax.host.json_text import to_json
     from emsjax.plan import record, text
 
     if as_json:
-        return json.dumps([record.record(each) for each in forecasts], indent=1)
+        return to_json([record.record(each) for each in forecasts], indent=1)
     return text.overview(forecasts) if several else text.details(forecasts[0])
 
 

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from emsjax.errors import UserError
 from emsjax.loading.hf.tokenizer import decode
 
 if TYPE_CHECKING:
@@ -52,12 +53,18 @@ class Detokenizer:
         """Returns the text that these tokens add, holding back an incomplete character."""
         return "".join(map(self._push_one, self._with_text(tokens)))
 
-    def push_all(self, tokens: Sequence[int]) -> str:
-        """Returns the text of all tokens at once, which is faster; must be the only call."""
+    def push_all(self, tokens: Sequence[int]) -> str | None:
+        """Returns the text of all tokens at once, which is faster; must be the first call.
+
+        None if that may be another text than one by one, or fails. Nothing has changed then.
+        """
         tokens = self._with_text(tokens)
-        text = self._decode([*self._window, *tokens])
-        if _HALF in text:  # decoding one by one may give another text
-            return self.push(tokens)
+        try:
+            text = self._decode([*self._window, *tokens])
+        except UserError:
+            return None
+        if _HALF in text:
+            return None
         self._window.extend(tokens)
         return self._show(text)
 

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from emsjax.errors import UserError, short
+from emsjax.host.json_text import to_json
 from emsjax.requests.outputs import CompletionOutput, Logprob, RequestOutput
 from emsjax.requests.prompt_line import Prompt, Record, read_object, take_prompt
 from emsjax.requests.sampling_params import SamplingParams
@@ -53,12 +53,12 @@ class BadLine:
 
 def key(line_id: LineId | None) -> str:
     """Encodes an id as one string, for sets and request ids; keeps 1 and "1" distinct."""
-    return json.dumps(line_id)
+    return to_json(line_id)
 
 
 def digest(prompt: Prompt) -> str:
     """Hashes a prompt of any kind to 16 hexadecimal digits."""
-    canonical = json.dumps(prompt, sort_keys=True)
+    canonical = to_json(prompt, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
@@ -161,24 +161,8 @@ def failure(line: Line | BadLine, error: str) -> Record:
 
 
 def encode(record: Record) -> bytes:
-    """Encodes a record as one line that `--resume` can read, with non-ASCII text unescaped.
-
-    JSON has no NaN and no infinity, so null takes their place.
-    """
+    """Encodes a record as one line that `--resume` can read, with non-ASCII text unescaped."""
     try:
-        text = json.dumps(record, ensure_ascii=False, allow_nan=False)
-    except ValueError:
-        return encode(_with_nulls(record))
-    try:
-        return text.encode() + b"\n"
+        return to_json(record, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:  # for example half a surrogate pair in an id
-        return json.dumps(record).encode() + b"\n"
-
-
-def _with_nulls(value: Any) -> Any:
-    """Returns a JSON value with null in place of numbers that JSON does not have."""
-    if isinstance(value, Mapping):
-        return {name: _with_nulls(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_with_nulls(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return to_json(record).encode() + b"\n"

@@ -17,7 +17,7 @@ class Logprob:
     Attributes:
       logprob: natural logarithm of its probability, before bias, penalties and temperature.
       rank: its rank among all tokens, 1 for the likeliest.
-      decoded_token: its text; None if the model has no tokenizer.
+      decoded_token: its text; None if the model has no tokenizer, or if that cannot decode it.
     """
 
     logprob: float
@@ -36,14 +36,15 @@ class CompletionOutput:
         is false.
       token_ids: the generated tokens, without the prompt's, up to the token that ended it.
       finish_reason: "stop" at end of text, a stop token or a stop string; "length" at `max_tokens`
-        or at the end of the model's context; "error" if the model failed, see `error`.
+        or at the end of the model's context; "error" if the model or its tokenizer
+        failed, see `error`.
       stop_reason: the stop string, or the id in `stop_token_ids`, that ended it; None for any other
         end.
       logprobs: for each token a mapping by token id, with the token itself first, then the
         likeliest ones; None if not requested.
       trace: the origin of each token; None unless the `LLM` was made with `trace=True`.
-      error: one sentence that says why the output ends before its time; `text` and `token_ids` hold
-        what came before. None if nothing failed.
+      error: one sentence that says why the output ends before its time; `text` holds what came
+        before. None if nothing failed.
     """
 
     index: int

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from emsjax.errors import UserError
+from emsjax.host.json_text import to_json
 from emsjax.requests.content import joined_parts
 
 Prompt = str | list[int] | list[dict[str, Any]]
@@ -144,7 +145,7 @@ def _messages(value: object) -> list[dict[str, Any]]:
         raise UserError("messages must be a non-empty list of objects with role and content.")
     messages = [_message(item) for item in value]
     # Fields other than role and content may end up in the prompt too.
-    check_text("messages", json.dumps(messages, ensure_ascii=False))
+    check_text("messages", to_json(messages, ensure_ascii=False))
     return messages
 
 

@@ -63,7 +63,7 @@ class RequestReader:
         """Returns one checked request; see `LLM.request`."""
         text, ids = self._tokenise(prompt, chat or ChatOptions())
         self._check_ids(ids)
-        if text is None and self._loaded.tokenizer is not None and params.detokenize:
+        if self._loaded.tokenizer is not None and params.detokenize:
             Detokenizer(self._loaded.tokenizer, ids)  # fails here if it does not take these ids
         room = self._max_model_len - len(ids)
         if params.min_tokens is not None and params.min_tokens > room:

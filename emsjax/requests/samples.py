@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from emsjax.engine.job import NOT_NUMBERS, Finished, Job
 from emsjax.engine.metrics import together
 from emsjax.engine.trace import Trace
+from emsjax.errors import UserError
 from emsjax.requests.detokenizer import Detokenizer, text_pieces
 from emsjax.requests.outputs import CompletionOutput, FinishReason, Logprob, Piece, RequestOutput
 from emsjax.requests.request import Request
@@ -84,7 +85,7 @@ class Sample:
         """
         tokens, self.waiting = tuple(self.waiting), []
         text = self.transcript.take() if self.request.has_text else None
-        reason = None if self.finished is None else _finish_reason(self.finished)
+        reason = None if self.finished is None else self._finish_reason(self.finished)
         return Piece(
             self.request.request_id, self.index, text, tokens, reason, output, self.prompt_index
         )
@@ -99,7 +100,7 @@ class Sample:
             index=self.index,
             text=self.transcript.text if self.request.has_text else None,
             token_ids=finished.token_ids,
-            finish_reason=_finish_reason(finished),
+            finish_reason=self._finish_reason(finished),
             stop_reason=last if by_token else self.transcript.stop,
             logprobs=_logprobs(
                 finished, params.logprobs, token_text if params.detokenize else _no_text
@@ -108,9 +109,14 @@ class Sample:
             error=self._error(finished),
         )
 
+    def _finish_reason(self, finished: Finished) -> FinishReason:
+        if finished.failed or self.transcript.error is not None:
+            return "error"
+        return "stop" if finished.stopped or finished.cut else "length"
+
     def _error(self, finished: Finished) -> str | None:
         if not finished.failed:
-            return None
+            return self.transcript.error
         count = len(finished.token_ids)
         done = f"{count} token{'' if count == 1 else 's'}"
         which = f" of output {self.index + 1}" if self.request.params.n > 1 else ""
@@ -124,15 +130,16 @@ class Sample:
         if trace is None or self.tokenizer is None:
             return trace
         drafted = {token for step in trace.steps for token in step.drafted}
+        skip = request.params.skip_special_tokens
+        try:
+            pieces = text_pieces(
+                self.tokenizer, request.prompt_token_ids, tokens, request.stop_ids, skip
+            )
+        except UserError:  # `error` says so, unless no text was asked for
+            return trace
         return replace(
             trace,
-            pieces=text_pieces(
-                self.tokenizer,
-                request.prompt_token_ids,
-                tokens,
-                request.stop_ids,
-                request.params.skip_special_tokens,
-            ),
+            pieces=pieces,
             token_texts={token: token_text(token) or "" for token in {*tokens, *drafted}},
         )
 
@@ -198,12 +205,6 @@ def request_output(samples: Sequence[Sample], token_text: TokenText) -> RequestO
 
 def _no_text(_token: int) -> None:
     """The text of a token where nothing is decoded."""
-
-
-def _finish_reason(finished: Finished) -> FinishReason:
-    if finished.failed:
-        return "error"
-    return "stop" if finished.stopped or finished.cut else "length"
 
 
 def _logprobs(

@@ -1,7 +1,8 @@
 """The growing text of one sample, and its end."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
+from emsjax.errors import UserError
 from emsjax.requests.detokenizer import Detokenizer
 
 
@@ -13,6 +14,7 @@ class Transcript:
     Attributes:
       text: all text so far, cut at the stop string; "" without a detokenizer.
       stop: the stop string that ended the text; None if none did.
+      error: why the tokenizer cannot decode the text any further; None if it can.
     """
 
     def __init__(
@@ -43,33 +45,42 @@ class Transcript:
         self._ended = False
         self.text = ""
         self.stop: str | None = None
+        self.error: str | None = None
 
     def feed(self, tokens: Sequence[int]) -> int | None:
         """Takes the next tokens, and returns how many of them to keep; None to keep all.
 
-        Fewer are kept if a stop string ends the text: the last one kept completes the string.
+        Fewer are kept if the last one kept completes a stop string or cannot be decoded.
         """
         for count, token in enumerate(tokens, start=1):
             self._tokens += 1
             if token in self._stop_ids:
-                if self._include_stop and self._detokenizer is not None:
-                    self.text += self._detokenizer.push([token])
-                return None
-            if self._stops_with(token):
+                if self._include_stop:
+                    self._add(token)
+                return None if self.error is None else count
+            if self._stops_with(token) or self.error is not None:
                 return count
         return None
 
     def feed_all(self, tokens: Sequence[int]) -> None:
         """Takes all tokens at once, which is faster; there must be no stop strings."""
-        if self._detokenizer is not None:
-            kept = self._include_stop
-            shown = [token for token in tokens if kept or token not in self._stop_ids]
-            self.text += self._detokenizer.push_all(shown)
+        if self._detokenizer is None:
+            return
+        kept = self._include_stop
+        shown = [token for token in tokens if kept or token not in self._stop_ids]
+        text = self._detokenizer.push_all(shown)
+        if text is not None:
+            self.text += text
+            return
+        for token in shown:
+            self._add(token)
+            if self.error is not None:
+                return
 
     def finish(self) -> str:
         """Ends the text after the last token, and returns all of it."""
-        if self._detokenizer is not None and self.stop is None and not self._ended:
-            self.text += self._detokenizer.flush()
+        if self.stop is None and self.error is None and not self._ended:
+            self._extend(Detokenizer.flush)
         self._ended = True
         return self.text
 
@@ -80,8 +91,7 @@ class Transcript:
         return self.text[start : self._taken]
 
     def _stops_with(self, token: int) -> bool:
-        new = "" if self._detokenizer is None else self._detokenizer.push([token])
-        self.text += new
+        new = self._add(token)
         if not new or self._tokens < self._min_tokens:
             return False
         # Only stop strings that end in the new text: earlier ones came before `min_tokens`.
@@ -94,6 +104,21 @@ class Transcript:
         kept = len(self.stop) if self._include_stop else 0
         self.text = self.text[: places[self.stop] + kept]
         return True
+
+    def _add(self, token: int) -> str:
+        """Adds the text of a token, and returns it."""
+        return self._extend(lambda detokenizer: detokenizer.push([token]))
+
+    def _extend(self, decoding: Callable[[Detokenizer], str]) -> str:
+        """Adds and returns what `decoding` returns; an error of the tokenizer becomes `error`."""
+        if self._detokenizer is None:
+            return ""
+        try:
+            new = decoding(self._detokenizer)
+        except UserError as error:
+            self.error, new = str(error), ""
+        self.text += new
+        return new
 
     def _may_begin_stop(self) -> int:
         """Counts the characters at the end of the text that a stop string may still remove."""

@@ -4,7 +4,6 @@ An instruction model has learnt what users ask. Given its chat template up to th
 user's message begins, it continues with such a message (Magpie, arXiv 2406.08464).
 """
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any
 
 from emsjax.errors import UserError
 from emsjax.host.files import replace_text
+from emsjax.host.json_text import to_json
 from emsjax.loading.hf.tokenizer import decode, encode, render
 from emsjax.loading.load import LoadedModel
 from emsjax.train.record import Text, Writing, write_texts
@@ -61,7 +61,7 @@ def write_own_prompts(
         raise UserError(
             f"{target.name} did not finish any of {count} user messages; give prompts with --input"
         )
-    lines = (json.dumps({"messages": [{"role": "user", "content": each}]}) + "\n" for each in kept)
+    lines = (to_json({"messages": [{"role": "user", "content": each}]}) + "\n" for each in kept)
     replace_text(file, "".join(lines))
     shutil.rmtree(begun)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from emsjax.errors import UserError, foreign
 from emsjax.host.files import replace_text
+from emsjax.host.json_text import to_json
 from emsjax.host.locks import alone_in
 from emsjax.loading.draft_checkpoint import DraftManifest, probe, save_draft
 from emsjax.loading.drafter import share
@@ -151,7 +152,7 @@ class _Log:
         # After an interruption, updates since the last checkpoint are repeated and logged again.
         self.progress = [each for each in self.progress if each.step < progress.step]
         self.progress.append(progress)
-        lines = [json.dumps(each._asdict()) + "\n" for each in self.progress]
+        lines = [to_json(each._asdict()) + "\n" for each in self.progress]
         replace_text(self._directory / LOG, "".join(lines))
         if can_draw():
             # The training is worth more than its plot.

@@ -9,6 +9,7 @@ from typing import Any
 
 from emsjax.errors import UserError
 from emsjax.host.files import replace_text
+from emsjax.host.json_text import to_json
 from emsjax.loading.hf.config import read_json
 from emsjax.train.fit import Fitting
 from emsjax.train.record import Writing
@@ -103,7 +104,7 @@ def write_settings(training: Training, more: dict[str, str]) -> None:
     Raises:
       UserError: the file cannot be written.
     """
-    content = json.dumps(_as_json(training) | more, indent=1)
+    content = to_json(_as_json(training) | more, indent=1)
     try:
         training.output.mkdir(parents=True, exist_ok=True)
         replace_text(training.output / SETTINGS, content + "\n")
@@ -114,4 +115,4 @@ def write_settings(training: Training, more: dict[str, str]) -> None:
 
 
 def _as_json(training: Training) -> dict[str, Any]:
-    return dict(json.loads(json.dumps(asdict(training), default=str)))
+    return dict(json.loads(to_json(asdict(training), default=str)))

@@ -84,13 +84,14 @@ def update_kv_cache(
       ValueError: an argument has a wrong shape or type, or the named backend cannot be used.
     """
     layer, slot_ids, cu_q_lens, kv_lens = map(jnp.asarray, (layer, slot_ids, cu_q_lens, kv_lens))
-    check_update(cache, k, v, layer, slot_ids, cu_q_lens, kv_lens)
+    check_update(cache, k, v, layer, slot_ids, cu_q_lens, kv_lens, places)
     num_rows = k.shape[0]
     check_values(
         cu_q_lens,
         kv_lens,
         layer,
         slot_ids,
+        places=places,
         num_rows=num_rows,
         max_q_len=num_rows,
         cache_shape=cache.shape,

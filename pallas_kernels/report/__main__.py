@@ -27,7 +27,8 @@ def main(arguments: list[str] | None = None) -> None:
     facts = {"topology": options.topology, **vars(options)["work"], **_versions()}
     if options.json:
         content = {"settings": facts, "rows": [row._asdict() for row in rows]}
-        options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=1, allow_nan=False)
+        options.json.write_text(text + "\n", encoding="utf-8")
     print(_text(rows, facts))
 
 

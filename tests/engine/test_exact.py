@@ -12,7 +12,9 @@ from tests.engine.setup import jobs, make_engine, run_all, tiny_model
 
 def in_dtype(name: str, dtype: jnp.dtype):
     graphdef, weights = nnx.split(tiny_model(name))
-    return nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(dtype), weights))
+    model = nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(dtype), weights))
+    model.dtype = jnp.dtype(dtype)
+    return model
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,23 @@
 """The padded method and its ablations pad what they should, and generate the same text."""
 
+import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from emsjax.engine.draft import Draft
+from emsjax.engine.drafter import Stateless
 from emsjax.engine.engine import Engine
 from emsjax.engine.job import Finished, Job
+from emsjax.engine.loop import draft_tokens, plan_rows
+from emsjax.engine.packing import Guesses, pack
 from emsjax.engine.slots import STEPS_PER_CALL
 from emsjax.engine.state import SlotStats
+from emsjax.sampling.rows import NO_TOKEN
 from tests.engine.setup import jobs, make_engine, run_all, tiny_model
 
 SLOTS = 3
@@ -112,3 +119,34 @@ def test_aligned_caches_grow_together():
         holes = np.asarray(state.holes.at).sum(axis=1)
         np.testing.assert_array_equal(holes, np.asarray(state.holes.counts))
     assert holes.any(), "no holes were made, so this test shows nothing"
+
+
+@dataclasses.dataclass(frozen=True)
+class Careless(Stateless):
+    """Drafts a different number of tokens for each slot, with no token after a draft's end."""
+
+    draft_length: int = 4
+    hidden_size: int = 0
+
+    def propose(self, state: Any, weights: Any, worth: Any) -> tuple[Draft, tuple[()]]:
+        """Drafts for every slot."""
+        del weights, worth
+        lens = jnp.arange(SLOTS, dtype=jnp.int32)
+        tokens = jnp.where(jnp.arange(self.draft_length)[None] < lens[:, None], 5, NO_TOKEN)
+        return Draft(tokens, lens), state.drafter
+
+
+def test_rows_after_a_drafts_end_hold_tokens_of_the_vocabulary():
+    """The padded methods compute such rows, and a model need not accept anything else."""
+    ours = make_engine(tiny_model("llama3"), Careless(), SLOTS, method="vanilla")
+    state = ours.empty()
+    for slot, job in enumerate(jobs(SLOTS, longest=20)):
+        state = ours.admit(state, slot, job, None)
+    state = state.replace(kv_lens=state.lens - 1)  # as if the prompts had been read
+    setup = ours.setup(ours.params)
+    state, draft = draft_tokens(setup, (), state)
+    plan = plan_rows(setup, state, draft).plan
+    assert plan.pad_lens.any(), "nothing is padded, so this test shows nothing"
+    guesses = Guesses(draft.tokens, state.lens)
+    batch = pack(state.tokens, state.kv_lens, plan.q_lens, 64, guesses)
+    assert ((batch.tokens >= 0) & (batch.tokens < tiny_model("llama3").vocab_size)).all()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emsjax.pallas_kernels.cache_update.api import update_kv_cache
+from emsjax.pallas_kernels.cache_update.api import Places, update_kv_cache
 from emsjax.pallas_kernels.checks import checking_lengths, values_must_fit
 from emsjax.pallas_kernels.ragged_attention.api import prepare, ragged_attention
 
@@ -86,6 +86,10 @@ def test_trees_have_at_most_32_rows_a_slot():
         ragged_attention(**good() | {"ancestors": zeros(T, dtype=jnp.uint32), "max_q_len": 33})
 
 
+def places(**other: jax.Array) -> Places:
+    return Places(zeros(T, dtype=jnp.int32), zeros(1, dtype=jnp.int32))._replace(**other)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "sentence"),
     [
@@ -95,6 +99,10 @@ def test_trees_have_at_most_32_rows_a_slot():
         ("slot_ids", zeros(T + 1, dtype=jnp.int32), r"slot_ids has shape \[9\]"),
         ("slot_ids", zeros(T), "slot_ids is float32"),
         ("cache", zeros(1, B, S, 1, 128), "cache has 1 rows a token"),
+        ("places", places(of_row=zeros(T + 1, dtype=jnp.int32)), r"places.of_row has shape \[9\]"),
+        ("places", places(of_row=zeros(T)), "places.of_row is float32: it must be int32"),
+        ("places", places(used=zeros(dtype=jnp.int32)), r"places.used has shape \[\]: it must be"),
+        ("places", places(used=zeros(1)), "places.used is float32: it must be int32"),
     ],
 )
 def test_cache_update_rejects(name, value, sentence):
@@ -129,6 +137,8 @@ GOOD_VALUES = {
     "layer": np.asarray(1),
     "slot_ids": np.asarray([0, 2, 2, 2, 3, 3, 3, 3]),
     "window": np.asarray(1),
+    # What unused rows hold means nothing.
+    "places": (np.asarray([4, 29, 30, 31, 9, 9, 9, 9]), np.asarray([4])),
 }
 
 
@@ -148,6 +158,34 @@ def test_values_that_contradict_the_lengths_or_the_cache(name, value, sentence):
         values_must_fit(**GOOD_VALUES | {name: np.asarray(value)}, **SIZES)
 
 
+@pytest.mark.parametrize(
+    ("of_row", "used", "sentence"),
+    [
+        ([4, 28, 29, 30], 4, r"places.of_row must match cu_q_lens and kv_lens, \[4, 29, 30, 31\]"),
+        ([4, 29, 30, 31], 3, "places.used is 3, and cu_q_lens has 4 rows"),
+    ],
+)
+def test_places_that_contradict_the_lengths(of_row, used, sentence):
+    other = {"places": (np.asarray([*of_row, 0, 0, 0, 0]), np.asarray([used]))}
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        values_must_fit(**GOOD_VALUES | other, **SIZES)
+
+
+def run(program: Any, arguments: Any) -> None:
+    jax.block_until_ready(program(arguments))
+    jax.effects_barrier()
+
+
+def test_a_program_checks_the_places_that_it_is_given():
+    arguments = {key: good()[key] for key in ("cache", "layer", "cu_q_lens", "kv_lens")}
+    arguments |= {"k": zeros(T, K, H), "v": zeros(T, K, H)}
+    arguments["slot_ids"] = jnp.asarray([0, 2, 2, 2, 3, 3, 3, 3], jnp.int32)
+    with checking_lengths():
+        program = jax.jit(lambda given: update_kv_cache(**arguments, places=given))
+        with pytest.raises(jax.errors.JaxRuntimeError, match=r"places\.used is 0, and cu_q_lens"):
+            run(program, places())
+
+
 def test_lengths_may_be_numbers_lists_and_numpy_arrays():
     plain = {"layer": 0, "cu_q_lens": [0, 1, 1, 4], "kv_lens": np.asarray([5, 0, 32], np.int32)}
     expected = ragged_attention(**good())
@@ -164,10 +202,6 @@ def test_a_program_checks_its_lengths_only_if_traced_inside_checking_lengths():
             return ragged_attention(**arguments, **static)
 
         return jax.jit(call)
-
-    def run(program, arguments: dict[str, jax.Array]) -> None:
-        jax.block_until_ready(program(arguments))
-        jax.effects_barrier()
 
     run(fresh_program(), bad)
     with checking_lengths():

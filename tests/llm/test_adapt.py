@@ -37,7 +37,7 @@ def llm(model_dir: str) -> LLM:
     """A model whose every fifth token is a line break and every seventh is blanks."""
     made = LLM(model_dir, max_batch_size=2, max_model_len=128, exact=True)
     texts = ["\n" if t % 5 == 0 else "  " if t % 7 == 0 else "x" for t in range(101)]
-    made.engine.token_classes[:] = classify(texts)
+    made.engine.use_token_classes(classify(texts))
     return made
 
 

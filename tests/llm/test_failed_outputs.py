@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from emsjax import LLM, Report, SamplingParams
+from emsjax.errors import UserError
 from emsjax.requests import jsonl
 from emsjax.requests.prompt_line import parse
 from tests.tiny import chat_checkpoint
@@ -79,3 +80,66 @@ def test_streams_end_with_the_error(broken: LLM):
     ends = [piece for piece in pieces if piece.output is not None]
     assert sorted(str(piece.output.error)[:9] for piece in ends) == ["None", "the model"]
     assert {piece.finish_reason for piece in ends} >= {"error"}
+
+
+@pytest.fixture
+def undecodable(sound: LLM, monkeypatch: pytest.MonkeyPatch) -> int:
+    """A token of the first prompt's output, and of no other, that the tokenizer cannot decode."""
+    first, *others = (
+        output.outputs[0].token_ids for output in sound.generate(list(PROMPTS), PLAIN)
+    )
+    taken = {token for ids in (*PROMPTS, *others) for token in ids}
+    token = next(token for token in first[2:-1] if token not in taken)
+    decode = sound.tokenizer.decode
+
+    def failing(tokens: list[int], **options: bool) -> str:
+        if token in tokens:
+            raise IndexError("piece id is out of range")
+        return decode(tokens, **options)
+
+    monkeypatch.setattr(sound.tokenizer, "decode", failing)
+    monkeypatch.setattr(sound, "_token_texts", {})
+    return token
+
+
+PLAIN = SamplingParams(max_tokens=12, ignore_eos=True)
+UNDECODABLE = (
+    "the tokenizer cannot turn tokens into text (IndexError: piece id is out of range); name "
+    "another tokenizer."
+)
+
+
+@pytest.mark.parametrize("kind", [{}, {"logprobs": 5}, {"stop": ["w81 w81 w81"]}], ids=list)
+def test_a_tokenizer_that_fails_on_a_generated_token(
+    sound: LLM, undecodable: int, monkeypatch: pytest.MonkeyPatch, kind: dict
+):
+    params = SamplingParams(max_tokens=12, ignore_eos=True, **kind)
+    outputs = [output.outputs[0] for output in sound.generate(list(PROMPTS), params)]
+    monkeypatch.undo()
+    expected = [output.outputs[0] for output in sound.generate(list(PROMPTS), params)]
+    assert [each.error for each in outputs] == [UNDECODABLE, None, None]
+    assert (outputs[0].finish_reason, outputs[0].stop_reason) == ("error", None)
+    place = expected[0].token_ids.index(undecodable)
+    # With stop strings the text is read while it is generated, and the output ends there.
+    end = place + 1 if "stop" in kind else None
+    assert outputs[0].token_ids == expected[0].token_ids[:end]
+    before = sound.tokenizer.decode(expected[0].token_ids[:place])
+    assert outputs[0].text.strip() == before
+    assert before
+    assert expected[0].text.startswith(outputs[0].text)
+    for mine, theirs in zip(outputs[1:], expected[1:], strict=True):
+        assert (mine.text, mine.token_ids) == (theirs.text, theirs.token_ids)
+
+
+def test_streams_end_where_the_tokenizer_fails(sound: LLM, undecodable: int):
+    pieces = [piece for piece in sound.stream(list(PROMPTS), PLAIN) if piece.prompt_index == 0]
+    *_, last = pieces
+    assert (last.finish_reason, last.output.error) == ("error", UNDECODABLE)
+    assert "".join(piece.text for piece in pieces) == last.output.outputs[0].text
+    assert last.output.outputs[0].token_ids[-1] == undecodable
+
+
+def test_a_tokenizer_that_fails_on_a_prompt(sound: LLM, undecodable: int):
+    """Its text is decoded again, to know where the output's text begins."""
+    with pytest.raises(UserError, match="cannot turn tokens into text"):
+        sound.request(f"w3 w{undecodable}", PLAIN, "a")

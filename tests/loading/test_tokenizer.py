@@ -89,7 +89,14 @@ def test_words_are_split_as_in_qwen2(
 
 @pytest.mark.parametrize(
     ("pre", "pieces"),
-    [("smollm", "1 2 3 4 5"), ("qwen2", "1 2 3 4 5"), ("llama-bpe", "123 45"), ("gpt-2", "12345")],
+    [
+        ("smollm", "1 2 3 4 5"),
+        ("qwen2", "1 2 3 4 5"),
+        ("deepseek-r1-qwen", "1 2 3 4 5"),
+        ("llama-bpe", "123 45"),
+        ("falcon3", "123 45"),
+        ("gpt-2", "12345"),
+    ],
 )
 def test_digits(
     tmp_path: Path, weights: Weights, bpe: tuple[list[str], list[str]], pre: str, pieces: str

@@ -31,7 +31,9 @@ class TinyConfig:
 class TinyLM(nnx.Module):
     """A module with the parameters of a Llama and no computation."""
 
-    def __init__(self, config: TinyConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: TinyConfig, *, rngs: nnx.Rngs, dtype: Any = None):
+        del dtype
+
         def param(*shape: int) -> nnx.Param:
             return nnx.Param(nnx.initializers.normal()(rngs.params(), shape, jnp.float32))
 

@@ -126,6 +126,34 @@ def test_the_text_does_not_depend_on_how_many_tokens_come_at_once(tokenizer: str
     any_cut()
 
 
+class Failing:
+    """A tokenizer that fails on one token."""
+
+    def __init__(self, token: int):
+        self._token, self._tokenizer = token, byte_tokenizer()
+        self.added_tokens_decoder = self._tokenizer.added_tokens_decoder
+
+    def decode(self, tokens: list[int], **options: bool) -> str:
+        if self._token in tokens:
+            raise IndexError("piece id is out of range")
+        return self._tokenizer.decode(tokens, **options)
+
+
+@settings(max_examples=50)
+@given(cut(texts.map(ids)), texts.map(ids))
+def test_the_text_ends_before_a_token_that_cannot_be_decoded(parts, rest):
+    (token,) = ids("X")
+    before = [token for part in parts for token in part]
+    once, growing = (transcript(tokenizer=Failing(token)) for _ in range(2))
+    once.feed_all([*before, token, *rest])
+    for part in parts:
+        assert growing.feed(part) is None
+    assert growing.feed([token, *rest]) == 1
+    assert once.finish() == growing.finish() == byte_tokenizer().decode(before)
+    for each in (once, growing):
+        assert each.error.startswith("the tokenizer cannot turn tokens into text (IndexError: ")
+
+
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_whole_characters_decode_as_they_do_after_the_prompt(tokenizer: str):
     """With words, characters of several bytes and tokens without text, in runs of any length."""

@@ -6,6 +6,9 @@ from typing import Any
 from emsjax.errors import UserError
 from emsjax.loading.hf.keys import shown
 
+# The names are those of llama.cpp's `LLM_KV_NAMES` and of gguf-py's `Keys`. Which of them change
+# the text follows from llama.cpp's `load_hparams` and the graphs of these architectures.
+
 # Keys that are read, without "general.", "tokenizer." or the architecture before them.
 _READ_OF_MODEL = frozenset(
     {
@@ -24,6 +27,7 @@ _READ_OF_TOKENIZER = frozenset(
         *("ggml.eom_token_id", "ggml.unknown_token_id", "ggml.padding_token_id"),
         *("ggml.add_bos_token", "ggml.add_space_prefix", "chat_template"),
         *("ggml.fim_pad_token_id", "ggml.fim_rep_token_id", "ggml.fim_sep_token_id"),
+        "ggml.suppress_tokens",
     }
 )
 # Keys that llama.cpp does not use either to generate text with these architectures.
@@ -46,6 +50,7 @@ _HARMLESS_OF_TOKENIZER = frozenset(
 # the others.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
+    "hidden_activation": ("silu",),
     "expert_count": (0,),
     "expert_used_count": (0,),
     "logit_scale": (0, 1),
@@ -127,7 +132,8 @@ def _neutral(value: Any, values: tuple[Any, ...] | None) -> bool:
 
 def sampling(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keys of a generation config that the recommended sampling stands for."""
-    found = {
+    found = {"suppress_tokens": fields.get("tokenizer.ggml.suppress_tokens")}
+    found |= {
         use: fields.get(f"general.sampling.{name}")
         for name, use in _SAMPLING.items()
         if isinstance(use, str)

@@ -51,6 +51,10 @@ _SPLITTERS = {
     "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
 }
 _SPLITTERS["default"] = _SPLITTERS["gpt-2"]
+# Other names of the same rules, which llama.cpp reads alike.
+_LIKE_LLAMA3 = ("llama-bpe", "llama3", "llama-v3", "falcon3")
+_SPLITTERS |= dict.fromkeys(_LIKE_LLAMA3, _SPLITTERS["llama-bpe"])
+_SPLITTERS |= dict.fromkeys(("deepseek-r1-qwen", "megrez"), _SPLITTERS["qwen2"])
 
 
 def gguf_tokenizer(file: GgufFile) -> "PreTrainedTokenizerBase | None":
@@ -101,7 +105,7 @@ def _byte_level(file: GgufFile, tokens: Sequence[str]) -> Tokenizer:
         )
     merges = [tuple(merge.split(" ")) for merge in file.need("tokenizer.ggml.merges")]
     tokenizer = Tokenizer(
-        BPE(vocab=_ids(tokens), merges=merges, ignore_merges=splitter == "llama-bpe")
+        BPE(vocab=_ids(tokens), merges=merges, ignore_merges=splitter in _LIKE_LLAMA3)
     )
     tokenizer.pre_tokenizer = _SPLITTERS[splitter]()
     tokenizer.decoder = decoders.ByteLevel()
@@ -155,7 +159,7 @@ def _prepend_bos(file: GgufFile, tokens: Sequence[str], tokenizer: Tokenizer) ->
     """Makes the tokenizer start every text with the begin-of-text token, if the model needs it."""
     # Files without `add_bos_token` follow their family's convention.
     usual = file.get("tokenizer.ggml.model") == "llama"
-    usual |= file.get("tokenizer.ggml.pre") == "llama-bpe"
+    usual |= file.get("tokenizer.ggml.pre") in _LIKE_LLAMA3
     bos = file.get("tokenizer.ggml.bos_token_id")
     if bos is not None and file.get("tokenizer.ggml.add_bos_token", usual):
         tokenizer.post_processor = processors.TemplateProcessing(
