@@ -8,11 +8,12 @@ import jax.numpy as jnp
 
 from emsjax.pallas_kernels.backends import Backend, always_supported, pick
 from emsjax.pallas_kernels.checks import check_attention, check_lengths, check_values
-from emsjax.pallas_kernels.ragged_attention import gpu, reference, tpu
+from emsjax.pallas_kernels.ragged_attention import cpu, gpu, reference, tpu
 
 BACKENDS = MappingProxyType(
     {
         "reference": Backend(reference.prepare, always_supported),
+        "cpu": Backend(cpu.prepare, cpu.unsupported),
         "tpu": Backend(tpu.prepare, tpu.unsupported),
         "gpu": Backend(gpu.prepare, gpu.unsupported),
     }
