@@ -18,7 +18,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = PYPROJECT["tool"]["setuptools"]["packages"]
 # The folders of packages that lie outside `emsjax/` in the checkout.
 MOVED = {"emsjax.models": "models", "emsjax.pallas_kernels": "pallas_kernels"}
-BACKENDS = {"reference", "tpu", "gpu"}
+BACKENDS = {"reference", "cpu", "tpu", "gpu"}
 
 # The modules that every room may import. They import no room.
 COMMON = ("emsjax.limits", "emsjax.errors", "emsjax.shapes", "emsjax.version")
@@ -28,7 +28,7 @@ OUTSIDE = {
     "emsjax.sampling": {"jax", "numpy"},
     "emsjax.drafters": {"jax"},
     "emsjax.models": {"jax", "numpy", "flax"},
-    "emsjax.pallas_kernels": {"jax", "numpy"},
+    "emsjax.pallas_kernels": {"jax", "numpy", "numba", "llvmlite"},
 }
 # The modules of the kernels that models may import.
 API = (

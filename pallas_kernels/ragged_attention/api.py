@@ -15,6 +15,12 @@ def _reference() -> Backend:
     return Backend(reference.prepare, always_supported)
 
 
+def _cpu() -> Backend:
+    from emsjax.pallas_kernels.ragged_attention import cpu
+
+    return Backend(cpu.prepare, cpu.unsupported)
+
+
 def _tpu() -> Backend:
     from emsjax.pallas_kernels.ragged_attention import tpu
 
@@ -27,7 +33,9 @@ def _gpu() -> Backend:
     return Backend(gpu.prepare, gpu.unsupported)
 
 
-BACKENDS: Backends = MappingProxyType({"reference": _reference, "tpu": _tpu, "gpu": _gpu})
+BACKENDS: Backends = MappingProxyType(
+    {"reference": _reference, "cpu": _cpu, "tpu": _tpu, "gpu": _gpu}
+)
 
 
 class Attend(Protocol):

@@ -1,0 +1,76 @@
+"""The CPU backend of ragged attention, see `cpu_kernel`."""
+
+import functools
+import importlib.util
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+_NO_WINDOW = jnp.iinfo(jnp.int32).max // 2
+
+
+def unsupported(
+    q: jax.Array | jax.ShapeDtypeStruct,
+    cache: jax.Array | jax.ShapeDtypeStruct,
+    num_kv_heads: int,
+) -> str | None:
+    """Returns why the kernel cannot be used for these arguments, or None if it can."""
+    del num_kv_heads
+    if importlib.util.find_spec("numba") is None:
+        return "Numba is not installed"
+    stored = {"float32": "float32", "bfloat16": "uint16"}.get(str(q.dtype))
+    if str(cache.dtype) != stored:
+        return f"it takes float32, or bfloat16 stored as uint16, not {q.dtype} in {cache.dtype}"
+    return None
+
+
+@functools.cache
+def _registered(dtype: jnp.dtype) -> str:
+    """Returns the name of the kernel for a cache's type, compiled on the first call."""
+    # Importing Numba takes a while, and other platforms do not need it.
+    from emsjax.pallas_kernels.ragged_attention.cpu_kernel import register_kernel
+
+    name = f"emsjax.ragged_attention.{dtype}"
+    register_kernel(name, dtype)
+    return name
+
+
+def prepare(
+    q: jax.ShapeDtypeStruct,  # [T, N, H]
+    cache: jax.ShapeDtypeStruct,  # [L, B, S, R, 128]
+    cu_q_lens: jax.Array,  # int32[B+1]
+    kv_lens: jax.Array,  # int32[B]
+    ancestors: jax.Array | None,  # uint32[T]
+    holes: jax.Array | None,  # bool[B, S]
+    *,
+    num_kv_heads: int,
+    max_q_len: int,
+) -> Callable[..., jax.Array]:
+    """Implements `api.prepare`; the kernel finds its tiles by itself."""
+    del max_q_len
+    call = jax.ffi.ffi_call(
+        _registered(cache.dtype), jax.ShapeDtypeStruct(q.shape, jnp.float32), vmap_method=None
+    )
+    ancestors = jnp.zeros(0, jnp.uint32) if ancestors is None else ancestors
+    holes = jnp.zeros((0, 0), bool) if holes is None else holes
+
+    def attend(
+        q: jax.Array,
+        cache: jax.Array,
+        layer: jax.Array,
+        *,
+        scale: float,
+        window: int | jax.Array | None,
+        soft_cap: float | None,
+    ) -> jax.Array:
+        """Implements `api.ragged_attention`."""
+        whole = jnp.stack(
+            [jnp.int32(num_kv_heads), jnp.int32(_NO_WINDOW if window is None else window)]
+        )
+        factors = jnp.asarray([scale, soft_cap or 0, 0], jnp.float32)
+        wide = q.astype(jnp.float32)
+        operands = (cu_q_lens, kv_lens, ancestors, holes, whole, factors)
+        return call(wide, cache, layer, *operands).astype(q.dtype)
+
+    return attend
