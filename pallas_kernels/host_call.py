@@ -220,12 +220,11 @@ class _Kept:
 def _compile(function: Callable, signature: Any, kept: _Kept) -> CFunc:
     """Compiles a function that C can call, or finds it compiled."""
     rtsys.initialize(cpu_target.target_context)  # for functions that were found compiled
-    compiled = CFunc(
-        function, (signature.args, signature.return_type), {}, {"error_model": "numpy"}
-    )
-    compiled._cache = kept
-    compiled.compile()
-    return compiled
+    types_of = (signature.args, signature.return_type)
+    found = CFunc(function, types_of, {}, {"error_model": "numpy"})
+    vars(found)["_cache"] = kept
+    found.compile()
+    return found
 
 
 def register(
