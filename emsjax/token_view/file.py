@@ -18,10 +18,13 @@ def check_page(file: Path) -> None:
     """
     # A name may be too long, or a symbolic link may lead to itself.
     with foreign(f"cannot write the report to {str(file)!r}", "name another file."):
-        if file.exists() and not file.is_file():
-            raise _unwritable(file, "it is not a regular file")
-        if not file.resolve().parent.is_dir():
-            raise _unwritable(file, f"the directory {str(file.parent)!r} does not exist")
+        try:
+            if file.exists() and not file.is_file():
+                raise _unwritable(file, "it is not a regular file")
+            if not file.resolve().parent.is_dir():
+                raise _unwritable(file, f"the directory {str(file.parent)!r} does not exist")
+        except OSError as error:
+            raise _unwritable(file, error.strerror or str(error)) from error
 
 
 @contextmanager

@@ -155,6 +155,7 @@ def _attention(storage: type, read: Callable) -> Callable:
         factors = carray(pointer(argument(frame, _FACTORS)), (3,), np.float32)
         scale, soft_cap, nothing = factors[0], factors[1], factors[2]
         layer = np.int64(carray(pointer(argument(frame, _LAYER)), (1,), np.int32)[0])
+        holes = carray(pointer(argument(frame, _HOLES)), (slots, capacity), np.uint8)
         stride = lanes * itemsize
         start = argument(frame, _CACHE) + (layer * slots + tile.slot) * capacity * stride
         tokens = carray(pointer(start), (capacity * lanes,), storage)
@@ -180,6 +181,10 @@ def _attention(storage: type, read: Callable) -> Callable:
                 read(tokens, token + np.uint64(key), token + np.uint64(value), k, v, j, nothing)
             k[there:padded] = 0
             v[there:padded] = 0
+            if size(frame, _HOLES, 0) > 0:
+                for j in range(there):
+                    if holes[tile.slot, first + j]:
+                        v[j] = 0  # holes may hold NaN, and 0 * NaN is NaN
             ahead = start + (first + BLOCK) * stride
             score(queries, k, scores, padded, scale, ahead + key * itemsize, stride)
             if soft_cap > 0:

@@ -319,12 +319,12 @@ def empty_folder(tmp_path, monkeypatch):
         (["--prompt=a", "--overwrite", "--output=-"], "--overwrite needs a file to replace"),
         (["--input=x.jsonl", "--stop="], "a stop string is empty"),
         (["--input=x.jsonl", "--stop=\udcff"], "has half a surrogate pair"),
-        (["--prompt=a", "--adapt-temperature=.8"], "adapt_temperature=0.8 needs a temperature"),
-        (["--prompt=a", "--temperature=1e-9"], "temperature=1e-09 is too small to differ from 0"),
-        (["--input=x.jsonl", "--temperature=1e-9"], "temperature=1e-09 is too small to differ"),
-        (["--prompt=a", "--min-tokens=200"], "min_tokens=200 is more than max_tokens=128"),
-        (["--input=x.jsonl", "--min-tokens=-1"], "min_tokens=-1 is out of range"),
-        (["--prompt=a", "--n=2", "--temperature=1", "--top-k=1"], "the same with top_k=1"),
+        (["--prompt=a", "--adapt-temperature=.8"], "--adapt-temperature 0.8 needs a temperature"),
+        (["--prompt=a", "--temperature=1e-9"], "--temperature 1e-09 is too small to differ from 0"),
+        (["--input=x.jsonl", "--temperature=1e-9"], "--temperature 1e-09 is too small to differ"),
+        (["--prompt=a", "--min-tokens=200"], "--min-tokens 200 is more than --max-tokens 128"),
+        (["--input=x.jsonl", "--min-tokens=-1"], "--min-tokens -1 is out of range"),
+        (["--prompt=a", "--n=2", "--temperature=1", "--top-k=1"], "the same with --top-k 1"),
         *(
             (["--prompt=a", f"--{name}="], f"--{name} is empty; give it a value or leave it out")
             for name in ("model", "tokenizer", "draft-model", "output", "report")
