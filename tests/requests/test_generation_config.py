@@ -22,8 +22,9 @@ def test_every_key_of_transformers_is_accounted_for() -> None:
 
 def test_the_defaults_of_transformers_are_neutral() -> None:
     given = GenerationConfig._get_default_generation_params()
-    found = defaults(**given)
-    assert found == {"top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0}
+    neutral = {"top_p": 1.0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+    assert defaults(**given) == {"top_k": 50, **neutral}
+    assert read_configured(given, "m").min_length == 0
 
 
 def test_parameters_that_requests_leave_out() -> None:
