@@ -51,16 +51,15 @@ def _by_text(
     logits = _where_needed(
         (sizes > 0).any(), logits, lambda now: forbid_repeats(now, rows, sizes, state)
     )
-    logits = _where_needed(
-        ((sampling.words[:, 0, 0] != NO_TOKEN) & state.live).any(),
-        logits,
-        lambda now: forbid_words(now, rows, sampling.words, state),
-    )
-    return _where_needed(
-        is_due(rows, sampling.scheduled).any(),
-        logits,
-        lambda now: keep_schedule(now, rows, sampling.scheduled),
-    )
+    with_words = ((sampling.words[:, 0, 0] != NO_TOKEN) & state.live).any()
+
+    def words_and_schedule(logits: jax.Array) -> jax.Array:
+        logits = forbid_words(logits, rows, sampling.words, state)
+        return keep_schedule(logits, rows, sampling.scheduled)
+
+    # One loop for both: both are cheap, and each loop adds to the time to compile.
+    due = is_due(rows, sampling.scheduled).any()
+    return _where_needed(with_words | due, logits, words_and_schedule)
 
 
 def _where_needed(

@@ -187,6 +187,17 @@ def test_bad_words_are_never_written(llm: LLM, options: dict):
     assert named.token_ids == by_id.token_ids
 
 
+def test_bad_words_of_several_tokens(llm: LLM):
+    free = only(llm, ignore_eos=True).token_ids
+    text = " ".join(f"w{token}" for token in free[2:5])
+    named = only(llm, ignore_eos=True, bad_words=[text]).token_ids
+    assert named[:4] == free[:4]
+    assert named[4] != free[4]
+    by_id = only(llm, ignore_eos=True, bad_words_ids=[free[2:5]]).token_ids
+    assert named == by_id
+    assert all(named[at : at + 3] != free[2:5] for at in range(len(named)))
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
