@@ -73,12 +73,12 @@ class Request:
         """
         params, first = self.params, len(self.prompt_token_ids)
         last = first + self.max_tokens - 1
-        opening = params.forced_bos_token_id if first == 1 else None
+        opening = params.forced_first if first == 1 else ()
         begin = first + 1 if opening else first
         entries = [(begin, token, False) for token in params.begin_suppress_tokens or ()]
-        entries += [(last, token, True) for token in params.forced_eos_token_id or ()]
-        if not (last == first and params.forced_eos_token_id):
-            entries += [(first, token, True) for token in opening or ()]
+        entries += [(last, token, True) for token in params.forced_last]
+        if not (last == first and params.forced_last):
+            entries += [(first, token, True) for token in opening]
         return entries
 
 
@@ -110,8 +110,8 @@ def check_tokens(params: SamplingParams, vocab_size: int, name: str) -> None:
         "banned_token_ids": params.banned_token_ids,
         "logit_bias": tuple(params.biases),
         "begin_suppress_tokens": params.begin_suppress_tokens,
-        "forced_bos_token_id": params.forced_bos_token_id,
-        "forced_eos_token_id": params.forced_eos_token_id,
+        "forced_bos_token_id": params.forced_first,
+        "forced_eos_token_id": params.forced_last,
         "bad_words_ids": [token for word in params.bad_words_ids or () for token in word],
     }
     for option, tokens in lists.items():

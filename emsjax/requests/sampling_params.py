@@ -156,6 +156,16 @@ class SamplingParams:
         return dict(self.logit_bias or ())  # type: ignore[call-overload]
 
     @property
+    def forced_first(self) -> tuple[int, ...]:
+        """The tokens of `forced_bos_token_id`."""
+        return tuple(self.forced_bos_token_id or ())  # type: ignore[arg-type]
+
+    @property
+    def forced_last(self) -> tuple[int, ...]:
+        """The tokens of `forced_eos_token_id`."""
+        return tuple(self.forced_eos_token_id or ())  # type: ignore[arg-type]
+
+    @property
     def short_bad_words(self) -> tuple[int, ...]:
         """The words of `bad_words_ids` that are one token."""
         return tuple(word[0] for word in self.bad_words_ids or () if len(word) == 1)
@@ -349,8 +359,8 @@ def _check_together(params: SamplingParams) -> None:
     for name, tokens in (
         ("stop_token_ids", params.stop_token_ids or ()),
         ("logit_bias", params.biases),
-        ("forced_bos_token_id", params.forced_bos_token_id or ()),
-        ("forced_eos_token_id", params.forced_eos_token_id or ()),
+        ("forced_bos_token_id", params.forced_first),
+        ("forced_eos_token_id", params.forced_last),
     ):
         for token in tokens:
             _check_possible(params, name, token)

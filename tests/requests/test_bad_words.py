@@ -55,9 +55,9 @@ def test_words_join_those_given_as_tokens() -> None:
 
 
 def test_too_many_words() -> None:
-    texts = {f"{space}c{n}": [bool(space) + 1, n] for n in range(17) for space in ("", "_")}
+    texts = {f"{space}c{n}": [bool(space) + 1, n + 3] for n in range(17) for space in ("", "_")}
     tokenizer: Any = Tokenizer(**texts)
     words = [f"c{n}" for n in range(17)]
     assert len(with_bad_words(SamplingParams(bad_words=words[:16]), tokenizer).long_bad_words) == 32
-    with pytest.raises(UserError, match="34 words of several tokens, .* give at most 32"):
+    with pytest.raises(UserError, match=r"34 words of several tokens, .* give at most 32"):
         with_bad_words(SamplingParams(bad_words=words), tokenizer)
