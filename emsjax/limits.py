@@ -10,6 +10,13 @@ DRAFT_LENGTH = 7
 # The stop tokens that a slot can hold. Shorter lists are padded with -1, which is not a token.
 MAX_STOP_IDS = 64
 
+# The words of several tokens that a slot can ban, and the tokens of each.
+MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS = 32, 8
+
+# The tokens that a slot can forbid at the beginning of its output, and force at either end.
+MAX_BEGIN_SUPPRESSED, MAX_FORCED = 32, 16
+MAX_SCHEDULED = MAX_BEGIN_SUPPRESSED + 2 * MAX_FORCED
+
 MAX_LOGPROBS = 20
 
 DEFAULT_MAX_MODEL_LEN = 4096

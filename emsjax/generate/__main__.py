@@ -164,6 +164,10 @@ def _generate(
         float | None,
         _number("--repetition-penalty", f"Penalise prompt and output. {_MODELS}", _SAMPLING, float),
     ] = None,
+    no_repeat_ngram_size: Annotated[
+        int | None,
+        _number("--no-repeat-ngram-size", f"Never repeat N tokens in a row. {_MODELS}", _SAMPLING),
+    ] = None,
     stop: Annotated[
         list[str] | None,
         _option("--stop", "End the output before this; repeat for more.", _SAMPLING, "TEXT"),

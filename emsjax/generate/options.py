@@ -56,6 +56,7 @@ class Options:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     seed: int = 0

@@ -1,15 +1,15 @@
 """Turns prompts and parameters into checked requests for one model."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from emsjax.errors import UserError, short
 from emsjax.limits import MAX_STOP_IDS
 from emsjax.loading.hf.tokenizer import encode, render
 from emsjax.loading.load import LoadedModel
-from emsjax.requests.bad_words import banned_tokens
+from emsjax.requests.bad_words import with_bad_words, without_end
 from emsjax.requests.chat import ChatOptions
+from emsjax.requests.configured import read_configured
 from emsjax.requests.detokenizer import Detokenizer
 from emsjax.requests.prompts import Prompt, check_prompt
 from emsjax.requests.request import (
@@ -17,9 +17,7 @@ from emsjax.requests.request import (
     check_choice_left,
     check_stop_strings,
     check_tokens,
-    configured_defaults,
     derive_seed,
-    with_defaults,
 )
 from emsjax.requests.sampling_params import SamplingParams
 
@@ -46,12 +44,8 @@ class RequestReader:
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._seed = seed
-        self._configured = configured_defaults(
-            loaded.generation_config, loaded.name, loaded.eos_token_ids
-        )
-        check_tokens(
-            SamplingParams(**self._configured | {"max_tokens": 2**31 - 1}), vocab_size, loaded.name
-        )
+        self._configured = read_configured(loaded.generation_config, loaded.name)
+        check_tokens(self._configured.alone(), vocab_size, loaded.name)
 
     def read(
         self,
@@ -71,7 +65,10 @@ class RequestReader:
                 f"min_tokens={params.min_tokens} is more than the {room} tokens that the prompt "
                 f"leaves within max_model_len={self._max_model_len}; lower it or shorten the prompt"
             )
-        params = self._without_bad_words(with_defaults(params, self._configured))
+        params = self._configured.fill(params, len(ids))
+        params = without_end(params, self._eos_ids(params))
+        if params.bad_words:
+            params = with_bad_words(params, self._tokenizer("bad_words need one"))
         return Request(
             request_id,
             text,
@@ -83,14 +80,6 @@ class RequestReader:
             vocab_size=self._vocab_size,
             has_text=self._loaded.tokenizer is not None and params.detokenize,
         )
-
-    def _without_bad_words(self, params: SamplingParams) -> SamplingParams:
-        """Adds the tokens of `bad_words` to the banned ones."""
-        if not params.bad_words:
-            return params
-        words = banned_tokens(self._tokenizer("bad_words need one"), params.bad_words)
-        banned = dict.fromkeys((*(params.banned_token_ids or ()), *words))
-        return replace(params, banned_token_ids=tuple(banned))
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         if not ids:
@@ -107,11 +96,14 @@ class RequestReader:
                 f"max_model_len={self._max_model_len}; shorten the prompt or raise max_model_len"
             )
 
+    def _eos_ids(self, params: SamplingParams) -> tuple[int, ...]:
+        return () if params.ignore_eos else tuple(self._loaded.eos_token_ids)
+
     def _stop_ids(self, params: SamplingParams) -> tuple[int, ...]:
         """Returns the tokens that end the output, after checking parameters against the model."""
         check_tokens(params, self._vocab_size, self._loaded.name)
-        eos_ids = () if params.ignore_eos else self._loaded.eos_token_ids
-        stop_ids = tuple(dict.fromkeys((*eos_ids, *(params.stop_token_ids or ()))))
+        own = params.stop_token_ids or ()
+        stop_ids = tuple(dict.fromkeys((*self._eos_ids(params), *own)))
         if len(stop_ids) > MAX_STOP_IDS:
             raise UserError(
                 f"there are {len(stop_ids)} stop tokens, the model's included; give at most "

@@ -1,14 +1,12 @@
 """A checked prompt with its parameters, ready to run."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from emsjax.errors import UserError
-from emsjax.loading.hf.generation import check_generation
 from emsjax.requests.detokenizer import longest_token, special_tokens
 from emsjax.requests.sampling_params import SamplingParams
 from emsjax.sampling.choice import Choice, Settings, make_choice
@@ -16,9 +14,6 @@ from emsjax.sampling.choice import Choice, Settings, make_choice
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# The parameters that a model's generation config sets under the same name for requests that leave
-# them out. Temperature is not one of them: whether to sample is up to the user.
-CONFIGURED = ("top_k", "top_p", "min_p", "repetition_penalty")
 # Parameters that the device takes as they are; a request says the others in its own terms.
 _SAME = frozenset(Settings._fields) - {"min_len", "logprobs", "adjusted", "top_k"}
 
@@ -49,6 +44,12 @@ class Request:
     vocab_size: int
     has_text: bool
 
+    @property
+    def bans_by_text(self) -> bool:
+        """Whether the tokens that may be chosen depend on the text before."""
+        params = self.params
+        return bool(params.no_repeat_ngram_size or params.long_bad_words or self._schedule())
+
     def choice(self, index: int) -> Choice:
         """Returns how the tokens of the output at `index` are chosen."""
         params = self.params
@@ -56,16 +57,35 @@ class Request:
             seed=self.seed,
             index=index,
             bias=_bias(params, self.vocab_size),
+            words=params.long_bad_words,
+            scheduled=self._schedule(),
             min_len=len(self.prompt_token_ids) + params.min_tokens if params.min_tokens else None,
             logprobs=params.logprobs is not None,
             top_k=max(params.top_k or 0, 0),
             **{name: getattr(params, name) for name in _SAME},
         )
 
+    def _schedule(self) -> list[tuple[int, int, bool]]:
+        """What is forced and forbidden at the ends of the output, for `make_schedule`.
+
+        The lengths are those of `transformers`: the first token is forced only after a prompt of
+        one token, and then the second is the first that can be forbidden.
+        """
+        params, first = self.params, len(self.prompt_token_ids)
+        last = first + self.max_tokens - 1
+        opening = params.forced_first if first == 1 else ()
+        begin = first + 1 if opening else first
+        entries = [(begin, token, False) for token in params.begin_suppress_tokens or ()]
+        entries += [(last, token, True) for token in params.forced_last]
+        if not (last == first and params.forced_last):
+            entries += [(first, token, True) for token in opening]
+        return entries
+
 
 def _bias(params: SamplingParams, vocab_size: int) -> np.ndarray | None:
     """The bias to add to the logits, float32[V]; None if there is none."""
-    allowed, banned = params.allowed_token_ids, params.banned_token_ids
+    allowed = params.allowed_token_ids
+    banned = {*(params.banned_token_ids or ()), *params.short_bad_words}
     if allowed is None and not banned and not params.logit_bias:
         return None
     bias = np.zeros(vocab_size, np.float32)
@@ -74,68 +94,8 @@ def _bias(params: SamplingParams, vocab_size: int) -> np.ndarray | None:
         bias[list(allowed)] = 0
     for token, value in params.biases.items():
         bias[token] += value
-    bias[list(banned or ())] = -np.inf
+    bias[list(banned)] = -np.inf
     return bias
-
-
-def with_defaults(params: SamplingParams, configured: Mapping[str, Any]) -> SamplingParams:
-    """Fills in parameters of None from a model's generation config."""
-    missing = {name: configured[name] for name in configured if getattr(params, name) is None}
-    if "min_tokens" in missing:
-        most = missing["min_tokens"] if params.max_tokens is None else params.max_tokens
-        missing["min_tokens"] = min(missing["min_tokens"], most)
-    return replace(params, **missing) if missing else params
-
-
-def configured_defaults(
-    generation_config: Mapping[str, Any], origin: str, eos_token_ids: Sequence[int] = ()
-) -> dict[str, Any]:
-    """Returns the parameters that a generation config sets.
-
-    Args:
-      generation_config: the model's.
-      origin: the model's name for messages.
-      eos_token_ids: the model's end of text, which `bad_words_ids` cannot ban.
-
-    Raises:
-      UserError: a value is out of range, or the generation config sets something else that could
-        change the text.
-    """
-    named = f"the generation config of {origin}"
-    check_generation(generation_config, named)
-    found = {name: generation_config.get(name) for name in CONFIGURED}
-    found["min_tokens"] = generation_config.get("min_new_tokens")
-    found["banned_token_ids"] = _banned(generation_config, named, eos_token_ids)
-    given = {name: value for name, value in found.items() if value is not None}
-    try:
-        SamplingParams(**given | {"max_tokens": 2**31 - 1})
-    except UserError as error:
-        raise UserError(f"{named}: {error} Fix or remove its file.") from error
-    return given
-
-
-def _banned(
-    generation_config: Mapping[str, Any], named: str, eos_token_ids: Sequence[int]
-) -> list[Any] | None:
-    """Returns the tokens that a generation config bans; None if it bans none."""
-    suppressed = generation_config.get("suppress_tokens") or []
-    words = generation_config.get("bad_words_ids") or []
-    for name, value in (("suppress_tokens", suppressed), ("bad_words_ids", words)):
-        if not isinstance(value, list):
-            raise UserError(f"{named} has {name}={_short(value)}; make it a list of token ids.")
-    for word in words:
-        if not isinstance(word, list) or len(word) != 1:
-            raise UserError(
-                f"{named} has {_short(word)} in bad_words_ids, but only words of one token can be "
-                "banned; remove it from generation_config.json."
-            )
-    # As in transformers, which does not let bad words ban the end of text.
-    banned = suppressed + [word[0] for word in words if word[0] not in eos_token_ids]
-    return banned or None
-
-
-def _short(value: object) -> str:
-    return f"{str(value)[:40]!r}"
 
 
 def check_tokens(params: SamplingParams, vocab_size: int, name: str) -> None:
@@ -149,6 +109,10 @@ def check_tokens(params: SamplingParams, vocab_size: int, name: str) -> None:
         "allowed_token_ids": params.allowed_token_ids,
         "banned_token_ids": params.banned_token_ids,
         "logit_bias": tuple(params.biases),
+        "begin_suppress_tokens": params.begin_suppress_tokens,
+        "forced_bos_token_id": params.forced_first,
+        "forced_eos_token_id": params.forced_last,
+        "bad_words_ids": [token for word in params.bad_words_ids or () for token in word],
     }
     for option, tokens in lists.items():
         for token in tokens or ():
@@ -163,19 +127,21 @@ def check_choice_left(params: SamplingParams, stop_ids: tuple[int, ...], vocab_s
     """Checks that at least one token can be chosen at every step.
 
     Raises:
-      UserError: no token is allowed, not banned, and (if `min_tokens` is set) not a stop token.
+      UserError: no token is allowed and not banned, not even at the beginning, and (if `min_tokens`
+        is set) not a stop token.
     """
+    never = {*(params.banned_token_ids or ()), *params.short_bad_words}
+    begin = set(params.begin_suppress_tokens or ())
     allowed = params.allowed_token_ids
-    if allowed is None and not params.banned_token_ids and len(stop_ids) < vocab_size:
+    if allowed is None and len(never) + len(begin) + len(stop_ids) < vocab_size:
         return
-    left = set(range(vocab_size) if allowed is None else allowed)
-    left -= set(params.banned_token_ids or ())
+    left = set(range(vocab_size) if allowed is None else allowed) - never - begin
     if params.min_tokens:
         left -= set(stop_ids)
     if not left:
         raise UserError(
-            "allowed_token_ids, banned_token_ids and min_tokens leave no token to choose; "
-            "allow more."
+            "allowed_token_ids, banned_token_ids, bad_words_ids, begin_suppress_tokens and "
+            "min_tokens leave no token to choose; allow more."
         )
 
 

@@ -120,9 +120,10 @@ class Sample:
         count = len(finished.token_ids)
         done = f"{count} token{'' if count == 1 else 's'}"
         which = f" of output {self.index + 1}" if self.request.params.n > 1 else ""
-        return (
-            f"{NOT_NUMBERS} after {done}{which}; check its weights, or load it with dtype float32"
-        )
+        remedy = "check its weights, or load it with dtype float32"
+        if self.request.bans_by_text:
+            remedy += ", or ban less: the request's own bans may leave no token"
+        return f"{NOT_NUMBERS} after {done}{which}; {remedy}"
 
     def _trace(self, finished: Finished, token_text: TokenText) -> Trace | None:
         """The engine's trace, completed with the texts of its tokens."""

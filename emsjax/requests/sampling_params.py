@@ -7,7 +7,13 @@ from itertools import pairwise
 from typing import Any
 
 from emsjax.errors import UserError, short
-from emsjax.limits import MAX_LOGPROBS
+from emsjax.limits import (
+    MAX_BAD_WORD_TOKENS,
+    MAX_BAD_WORDS,
+    MAX_BEGIN_SUPPRESSED,
+    MAX_FORCED,
+    MAX_LOGPROBS,
+)
 from emsjax.requests.vllm_names import SAMPLING_PARAMS, takes_vllm_names
 
 # Token counts and ids live in int32 arrays on the device.
@@ -27,7 +33,8 @@ class SamplingParams:
 
     1. `logit_bias`, allowed and banned tokens, `min_tokens`
     2. the repetition, frequency and presence penalties
-    3. if the temperature is above 0: temperature, `top_k`, `top_p`, `min_p`
+    3. `no_repeat_ngram_size`, bad words, and what is forced or suppressed at an end of the output
+    4. if the temperature is above 0: temperature, `top_k`, `top_p`, `min_p`
 
     Speculation does not change the result: a draft token is accepted only if the target would have
     chosen the same token with these parameters after the same prefix.
@@ -36,7 +43,8 @@ class SamplingParams:
       max_tokens: the most tokens to generate, at least 1; None for the rest of the context.
       min_tokens: the number of tokens before the output may end: an end of text or a stop token
         comes after them, and a stop string is not complete before the last of them. None uses the
-        `min_new_tokens` of the model's generation config, at most `max_tokens` of them, else 0.
+        `min_new_tokens` of the model's generation config, or its `min_length` less the prompt, at
+        most `max_tokens` of them, else 0.
       temperature: 0 is greedy; higher values, from 1e-6 on, make the choice more even.
       adapt_temperature: the temperature for the first token of an indented line, that is after a
         line break and blanks, where code is hardest to predict (AdapT, arXiv 2309.02772, which
@@ -65,12 +73,23 @@ class SamplingParams:
         negative ones, 0.01 to 100. None uses the model's generation config, else 1.
       logit_bias: values to add to logits, by token id.
       allowed_token_ids: the only tokens that may be chosen; None allows all.
-      bad_words: words that may not be chosen, at the start of the text or after a space; each must
-        be one token.
+      bad_words: words that may not be written, at the start of the text or after a space. A word
+        of several tokens loses its last token where the others stand before it, in the prompt too.
+      bad_words_ids: the same as lists of token ids; a list of an end of text alone is ignored. At
+        most 32 words of more than one token, of at most 8 tokens each. None uses the model's
+        generation config, else bans none.
+      no_repeat_ngram_size: no n-gram of this many tokens occurs twice in prompt and output; 0
+        allows repetitions. None uses the model's generation config, else 0.
       skip_special_tokens: whether the text leaves out special tokens, such as the end of text.
       detokenize: whether tokens are decoded; the text is None otherwise.
       banned_token_ids: tokens that may not be chosen. None uses those of the model's generation
-        config (`suppress_tokens`, and `bad_words_ids` of one token), else none.
+        config (`suppress_tokens`), else none.
+      begin_suppress_tokens: tokens that may not be the first of the output, at most 32. None uses
+        the model's generation config, else none.
+      forced_bos_token_id: the first token of the output if the prompt is a single token, or a list
+        of equally likely ones, at most 16. None uses the model's generation config, else none.
+      forced_eos_token_id: the last token if the output reaches `max_tokens`, or a list of equally
+        likely ones, at most 16. None uses the model's generation config, else none.
 
     Raises:
       UserError: a value has the wrong type or is out of range, or two contradict each other.
@@ -96,6 +115,11 @@ class SamplingParams:
     allowed_token_ids: Sequence[int] | None = None
     banned_token_ids: Sequence[int] | None = None
     bad_words: Sequence[str] | None = None
+    bad_words_ids: Sequence[Sequence[int]] | None = None
+    no_repeat_ngram_size: int | None = None
+    begin_suppress_tokens: Sequence[int] | None = None
+    forced_bos_token_id: int | Sequence[int] | None = None
+    forced_eos_token_id: int | Sequence[int] | None = None
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     detokenize: bool = True
@@ -112,8 +136,12 @@ class SamplingParams:
         # cannot change during a run.
         object.__setattr__(self, "stop", _strings("stop", "stop string", self.stop))
         object.__setattr__(self, "bad_words", _strings("bad_words", "bad word", self.bad_words))
-        for name in ("stop_token_ids", "allowed_token_ids", "banned_token_ids"):
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            if _is_whole(getattr(self, name)):
+                object.__setattr__(self, name, (getattr(self, name),))
+        for name in _TOKEN_LISTS:
             object.__setattr__(self, name, _token_ids(name, getattr(self, name)))
+        object.__setattr__(self, "bad_words_ids", _words(self.bad_words_ids))
         object.__setattr__(self, "logit_bias", _bias(self.logit_bias))
         _check_together(self)
 
@@ -126,6 +154,26 @@ class SamplingParams:
     def biases(self) -> dict[int, float]:
         """`logit_bias` as a dictionary, empty if there is none."""
         return dict(self.logit_bias or ())  # type: ignore[call-overload]
+
+    @property
+    def forced_first(self) -> tuple[int, ...]:
+        """The tokens of `forced_bos_token_id`."""
+        return tuple(self.forced_bos_token_id or ())  # type: ignore[arg-type]
+
+    @property
+    def forced_last(self) -> tuple[int, ...]:
+        """The tokens of `forced_eos_token_id`."""
+        return tuple(self.forced_eos_token_id or ())  # type: ignore[arg-type]
+
+    @property
+    def short_bad_words(self) -> tuple[int, ...]:
+        """The words of `bad_words_ids` that are one token."""
+        return tuple(word[0] for word in self.bad_words_ids or () if len(word) == 1)
+
+    @property
+    def long_bad_words(self) -> tuple[tuple[int, ...], ...]:
+        """The words of `bad_words_ids` that are several tokens."""
+        return tuple(tuple(word) for word in self.bad_words_ids or () if len(word) > 1)
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> "SamplingParams":
@@ -142,6 +190,15 @@ _INIT = takes_vllm_names("a sampling parameter", SAMPLING_PARAMS)(SamplingParams
 SamplingParams.__init__ = _INIT  # type: ignore[method-assign]
 
 _OPTIONAL = {f.name for f in fields(SamplingParams) if f.default is None} | {"max_tokens"}
+# Lists of token ids, and the most entries of each.
+_TOKEN_LISTS: dict[str, int | None] = {
+    "stop_token_ids": None,
+    "allowed_token_ids": None,
+    "banned_token_ids": None,
+    "begin_suppress_tokens": MAX_BEGIN_SUPPRESSED,
+    "forced_bos_token_id": MAX_FORCED,
+    "forced_eos_token_id": MAX_FORCED,
+}
 _SWITCHES = [f.name for f in fields(SamplingParams) if isinstance(f.default, bool)]
 # The smallest and the largest value; a smallest value in a tuple is excluded.
 _WHOLE: dict[str, tuple[Any, Any]] = {
@@ -151,6 +208,7 @@ _WHOLE: dict[str, tuple[Any, Any]] = {
     "seed": (0, 2**63 - 1),
     "logprobs": (0, MAX_LOGPROBS),
     "n": (1, 1024),
+    "no_repeat_ngram_size": (0, _INT32_MAX),
 }
 _NUMBERS: dict[str, tuple[Any, Any]] = {
     "temperature": (0, 100),
@@ -217,6 +275,40 @@ def _token_ids(name: str, value: object) -> tuple[int, ...] | None:
         raise UserError(f"{name}={short(value)} must be a list of token ids.")
     for token_id in value:
         _check_whole(f"a {name} entry", token_id, low=0)
+    most = _TOKEN_LISTS[name]
+    if most is not None and len(value) > most:
+        raise UserError(f"{name} has {len(value)} tokens; give at most {most}.")
+    return tuple(value)
+
+
+def _words(value: object) -> tuple[tuple[int, ...], ...] | None:
+    """Checks `bad_words_ids`."""
+    if value is None:
+        return None
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise UserError(f"bad_words_ids={short(value)} must be a list of lists of token ids.")
+    words = tuple(dict.fromkeys(map(_word, value)))
+    longer = sum(len(word) > 1 for word in words)
+    if longer > MAX_BAD_WORDS:
+        raise UserError(
+            f"bad_words and bad_words_ids have {longer} words of several tokens, with and without "
+            f"a space before them; give at most {MAX_BAD_WORDS}."
+        )
+    return words
+
+
+def _word(value: object) -> tuple[int, ...]:
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence) or not value:
+        raise UserError(
+            f"a word of bad_words_ids is {short(value)}; it must be a list of token ids."
+        )
+    for token_id in value:
+        _check_whole("a bad_words_ids entry", token_id, low=0)
+    if len(value) > MAX_BAD_WORD_TOKENS:
+        raise UserError(
+            f"the bad word {short(list(value))} has {len(value)} tokens; give words of at most "
+            f"{MAX_BAD_WORD_TOKENS}."
+        )
     return tuple(value)
 
 
@@ -267,6 +359,8 @@ def _check_together(params: SamplingParams) -> None:
     for name, tokens in (
         ("stop_token_ids", params.stop_token_ids or ()),
         ("logit_bias", params.biases),
+        ("forced_bos_token_id", params.forced_first),
+        ("forced_eos_token_id", params.forced_last),
     ):
         for token in tokens:
             _check_possible(params, name, token)

@@ -1,21 +1,26 @@
-"""Changes to logits before a token is chosen: bias, forbidden tokens, penalties.
+"""Changes to logits before a token is chosen: bias, penalties, forbidden and forced tokens.
 
 Each row is adjusted for its own prefix, which includes draft tokens.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from emsjax.sampling.choice import Settings
+from emsjax.sampling.forbidden import forbid, forbid_repeats, forbid_words
 from emsjax.sampling.rows import NO_TOKEN, Rows, Slots
+from emsjax.sampling.schedule import is_due, keep_schedule
 from emsjax.sampling.state import SamplingState
 
 
 def adjust(
     logits: jax.Array, rows: Rows, settings: Settings, state: Slots, sampling: SamplingState
 ) -> jax.Array:
-    """Applies bias, allowed and banned tokens, `min_tokens` and penalties; returns float32[W, V].
+    """Applies everything that comes before temperature and filters; returns float32[W, V].
 
+    The order does not matter to what forbids tokens. What forces them comes last.
     A row whose slot uses none of these does not change in a single bit.
 
     Args:
@@ -33,17 +38,48 @@ def adjust(
     repetition = jnp.where(seen, settings.repetition_penalty[:, None], 1.0)
     logits = jnp.where(logits > 0, logits / repetition, logits * repetition)
     logits = logits - settings.frequency_penalty[:, None] * counts.astype(jnp.float32)
-    return logits - settings.presence_penalty[:, None] * (counts > 0).astype(jnp.float32)
+    logits = logits - settings.presence_penalty[:, None] * (counts > 0).astype(jnp.float32)
+    return _by_text(logits, rows, settings, state, sampling)
+
+
+def _by_text(
+    logits: jax.Array, rows: Rows, settings: Settings, state: Slots, sampling: SamplingState
+) -> jax.Array:
+    """Applies what few requests need: n-grams, words and the schedule."""
+    live = state.live[rows.slots]
+    sizes = jnp.where(live, settings.no_repeat_ngram_size, 0)
+    logits = _where_needed(
+        (sizes > 0).any(), logits, lambda now: forbid_repeats(now, rows, sizes, state)
+    )
+    with_words = ((sampling.words[:, 0, 0] != NO_TOKEN) & state.live).any()
+
+    def words_and_schedule(logits: jax.Array) -> jax.Array:
+        logits = forbid_words(logits, rows, sampling.words, state)
+        return keep_schedule(logits, rows, sampling.scheduled)
+
+    # One loop for both: both are cheap, and each loop adds to the time to compile.
+    due = is_due(rows, sampling.scheduled).any()
+    return _where_needed(with_words | due, logits, words_and_schedule)
+
+
+def _where_needed(
+    needed: jax.Array, logits: jax.Array, change: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """Returns `change(logits)` if needed, else the logits.
+
+    The loop has one trip or none. Unlike `lax.cond` it does not copy the logits that it returns.
+    """
+    start = (needed, logits)
+    return jax.lax.while_loop(
+        lambda now: now[0], lambda now: (jnp.zeros_like(needed), change(now[1])), start
+    )[1]
 
 
 def _forbid_stops(logits: jax.Array, rows: Rows, settings: Settings, state: Slots) -> jax.Array:
     """Sets stop tokens to -inf while the sample is shorter than its minimum length."""
     early = rows.positions + 1 < settings.min_len
     stop_ids = state.stop_ids[rows.slots]
-    columns = jnp.where(early[:, None] & (stop_ids >= 0), stop_ids, logits.shape[1])
-    numbers = jnp.arange(logits.shape[0], dtype=jnp.int32)[:, None]
-    # Added, not set: a NaN stays one, so that `choose` sees it.
-    return logits.at[numbers, columns].add(-jnp.inf, mode="drop")
+    return forbid(logits, stop_ids, early[:, None] & (stop_ids >= 0))
 
 
 def _counts(rows: Rows, sampling: SamplingState) -> jax.Array:

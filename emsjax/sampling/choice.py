@@ -1,10 +1,15 @@
 """How the tokens of one request are chosen, in the form that the device takes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+
+from emsjax.limits import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS
+from emsjax.sampling.rows import NO_TOKEN
+from emsjax.sampling.schedule import Scheduled, make_schedule
 
 
 class Settings(NamedTuple):
@@ -22,12 +27,14 @@ class Settings(NamedTuple):
       top_p: 1 keeps all.
       min_p: 0 keeps all.
       logprobs: whether log-probabilities are recorded.
-      adjusted: whether the bias or any of the following fields changes a logit.
+      adjusted: whether the bias, a word, the schedule or any of the following fields changes a
+        logit.
       min_len: number of prompt and output tokens before which no stop token is chosen; 0 for no
         minimum.
       repetition_penalty: 1 changes nothing.
       frequency_penalty: 0 changes nothing.
       presence_penalty: 0 changes nothing.
+      no_repeat_ngram_size: 0 allows repetitions.
     """
 
     temperature: Any = 0.0
@@ -41,12 +48,16 @@ class Settings(NamedTuple):
     repetition_penalty: Any = 1.0
     frequency_penalty: Any = 0.0
     presence_penalty: Any = 0.0
+    no_repeat_ngram_size: Any = 0
 
 
 NEUTRAL = Settings()
 DTYPES = {float: np.float32, int: np.int32, bool: np.bool}
 # The settings that change logits before temperature and filters apply.
-ADJUSTING = ("min_len", "repetition_penalty", "frequency_penalty", "presence_penalty")
+ADJUSTING = (
+    *("min_len", "repetition_penalty", "frequency_penalty", "presence_penalty"),
+    "no_repeat_ngram_size",
+)
 
 
 @jax.tree_util.register_dataclass
@@ -58,12 +69,16 @@ class Choice:
       seed: uint32[2], high and low half of the request's seed.
       index: uint32[], which of the request's samples this is. Each has different noise.
       settings: the sampling parameters, as numpy scalars.
+      words: int32[N, L], see `SamplingState`.
+      scheduled: the tokens that are forced or forbidden at one place, [N] each.
       bias: float32[V], or None for zeros.
     """
 
     seed: np.ndarray
     index: np.ndarray
     settings: Settings
+    words: np.ndarray
+    scheduled: Scheduled
     bias: np.ndarray | None = None
 
     @property
@@ -75,7 +90,13 @@ class Choice:
 
 
 def make_choice(
-    *, seed: int = 0, index: int = 0, bias: np.ndarray | None = None, **given: Any
+    *,
+    seed: int = 0,
+    index: int = 0,
+    bias: np.ndarray | None = None,
+    words: Sequence[Sequence[int]] = (),
+    scheduled: Sequence[tuple[int, int, bool]] = (),
+    **given: Any,
 ) -> Choice:
     """Makes a choice from plain numbers.
 
@@ -83,21 +104,35 @@ def make_choice(
       seed: 0 to 2**64 - 1.
       index: which of the request's samples this is.
       bias: float32[V], added to the logits; None for no bias.
+      words: words whose last token must not follow the others, within the limits of
+        `emsjax.limits`.
+      scheduled: see `make_schedule`.
       **given: fields of `Settings` except `adjusted`. None and omitted fields change nothing.
     """
     wanted = {name: value for name, value in given.items() if value is not None}
     wanted.setdefault("adapt_temperature", wanted.get("temperature", NEUTRAL.temperature))
     settings = NEUTRAL._replace(**wanted)
     adjusted = any(getattr(settings, name) != getattr(NEUTRAL, name) for name in ADJUSTING)
-    settings = settings._replace(adjusted=adjusted or bias is not None)
+    adjusted = adjusted or bias is not None or bool(words) or bool(scheduled)
+    settings = settings._replace(adjusted=adjusted)
     return Choice(
         seed=np.asarray([seed >> 32, seed & 0xFFFFFFFF], np.uint32),
         index=np.asarray(index, np.uint32),
         settings=jax.tree.map(
             lambda neutral, value: np.asarray(value, DTYPES[type(neutral)]), NEUTRAL, settings
         ),
+        words=_backwards(words),
+        scheduled=make_schedule(scheduled),
         bias=bias,
     )
+
+
+def _backwards(words: Sequence[Sequence[int]]) -> np.ndarray:
+    """Returns the words with the last token first, padded with `NO_TOKEN`; int32[N, L]."""
+    array = np.full((MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS), NO_TOKEN, np.int32)
+    for row, word in zip(array, words, strict=False):
+        row[: len(word)] = word[::-1]
+    return array
 
 
 GREEDY = make_choice()

@@ -39,6 +39,14 @@ class Slots(Protocol):
         """bool[B], which slots hold an unfinished request."""
 
     @property
+    def tokens(self) -> jax.Array:
+        """int32[B, S], the known text."""
+
+    @property
+    def lens(self) -> jax.Array:
+        """int32[B], the length of the known text."""
+
+    @property
     def stop_ids(self) -> jax.Array:
         """int32[B, E], tokens that end each slot's text, padded with -1."""
 
@@ -68,3 +76,25 @@ def rows_after(tokens: jax.Array, lens: jax.Array, guesses: jax.Array, done: jax
         before=text[:, done],
         path=jnp.where(place < done, guesses, NO_TOKEN),
     )
+
+
+def whole_texts(rows: Rows, state: Slots) -> jax.Array:
+    """Returns the prefix of each row, int32[W, S]; places after the row have no meaning."""
+    place = jnp.arange(rows.path.shape[1], dtype=jnp.int32)[None]
+    columns = state.lens[rows.slots][:, None] + place
+    numbers = jnp.arange(rows.slots.shape[0], dtype=jnp.int32)[:, None]
+    return state.tokens[rows.slots].at[numbers, columns].set(rows.path, mode="drop")
+
+
+def tokens_before(rows: Rows, state: Slots, count: int) -> jax.Array:
+    """Returns the last tokens of each row's prefix, the newest first.
+
+    The result is int32[W, count], with `NO_TOKEN` before the beginning of the text.
+    """
+    places = rows.positions[:, None] - jnp.arange(count, dtype=jnp.int32)[None]
+    depth = places - state.lens[rows.slots][:, None]
+    known = state.tokens[rows.slots[:, None], jnp.maximum(places, 0)]
+    # One more column, because a drafter that drafts nothing has a path of none.
+    path = jnp.pad(rows.path, ((0, 0), (0, 1)), constant_values=NO_TOKEN)
+    drafted = jnp.take_along_axis(path, jnp.clip(depth, 0, path.shape[1] - 1), axis=1)
+    return jnp.where(places < 0, NO_TOKEN, jnp.where(depth >= 0, drafted, known))

@@ -7,8 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from emsjax.limits import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_SCHEDULED
 from emsjax.sampling.choice import DTYPES, NEUTRAL, Choice, Settings
 from emsjax.sampling.logprobs import Logprobs, empty_table
+from emsjax.sampling.rows import NO_TOKEN
+from emsjax.sampling.schedule import Scheduled
 
 
 @jax.tree_util.register_dataclass
@@ -24,6 +27,9 @@ class SamplingState:
       bias: float32[B, V], added to the logits; -inf for tokens that must not be chosen.
       in_prompt: bool[B, V], whether each token is in the prompt.
       counts: int32[B, V], how often each token is in the output.
+      words: int32[B, N, L], words of which the last token must not follow the others. The tokens of
+        a word are in reverse order; unused entries are `NO_TOKEN`.
+      scheduled: the tokens that are forced or forbidden at one place of a slot's text, [B, N] each.
       token_classes: uint8[V], see `sampling.adapt`.
       logprobs: the table of log-probabilities, for slots that record them.
     """
@@ -33,6 +39,8 @@ class SamplingState:
     bias: jax.Array
     in_prompt: jax.Array
     counts: jax.Array
+    words: jax.Array
+    scheduled: Scheduled
     token_classes: jax.Array
     logprobs: Logprobs
 
@@ -60,6 +68,12 @@ def empty_sampling(num_slots: int, capacity: int, token_classes: jax.Array) -> S
         bias=full(0, jnp.float32, vocab_size),
         in_prompt=full(False, jnp.bool, vocab_size),
         counts=full(0, jnp.int32, vocab_size),
+        words=full(NO_TOKEN, jnp.int32, MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS),
+        scheduled=Scheduled(
+            lens=full(0, jnp.int32, MAX_SCHEDULED),
+            tokens=full(0, jnp.int32, MAX_SCHEDULED),
+            forced=full(False, jnp.bool, MAX_SCHEDULED),
+        ),
         token_classes=token_classes,
         logprobs=empty_table(num_slots, capacity),
     )
@@ -87,10 +101,16 @@ def admit_choice(
     in_prompt = in_prompt.at[jnp.where(known, prompt, vocab_size)].set(True, mode="drop")
     key = jax.random.wrap_key_data(jnp.asarray(choice.seed), impl="threefry2x32")
     bias = 0.0 if choice.bias is None else choice.bias
+
+    def put(all_slots: Any, new: Any) -> Any:
+        return jax.tree.map(lambda x, value: x.at[slot].set(value), all_slots, new)
+
     # Folding in the index gives each sample of a request different noise.
     return state.replace(
         keys=state.keys.at[slot].set(jax.random.key_data(jax.random.fold_in(key, choice.index))),
-        settings=jax.tree.map(lambda x, new: x.at[slot].set(new), state.settings, choice.settings),
+        settings=put(state.settings, choice.settings),
+        words=put(state.words, choice.words),
+        scheduled=put(state.scheduled, choice.scheduled),
         bias=state.bias.at[slot].set(bias),
         in_prompt=state.in_prompt.at[slot].set(in_prompt),
         counts=state.counts.at[slot].set(0),

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emsjax.engine.state import admit, copy_cache, empty_state
-from emsjax.limits import MAX_STOP_IDS
+from emsjax.limits import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_STOP_IDS
 from emsjax.sampling.choice import NEUTRAL, make_choice
+from emsjax.sampling.schedule import make_schedule
 from emsjax.sampling.state import SamplingState, empty_sampling
 from tests.engine.states import int32s
 
@@ -32,7 +33,15 @@ def test_admit_resets_its_slot_and_leaves_the_others_alone():
     used = used.replace(sampling=jax.tree.map(lambda x: jnp.full_like(x, 7), sampling))
     used = used.replace(live=jnp.asarray([True, False, True]))
     prompt, stop_ids = np.arange(CACHE_LEN), np.full(MAX_STOP_IDS, -1)
-    choice = make_choice(seed=2**32 + 5, temperature=0.5, top_p=0.75, min_len=6, logprobs=True)
+    choice = make_choice(
+        seed=2**32 + 5,
+        temperature=0.5,
+        top_p=0.75,
+        min_len=6,
+        logprobs=True,
+        words=[[3, 4]],
+        scheduled=[(9, 5, True)],
+    )
     request = (*map(int32s, (1, prompt, 5, 3, 8, stop_ids)), choice)
     after = jax.device_get(jax.jit(admit)(used, *request))
 
@@ -70,7 +79,9 @@ def check_choice(after: SamplingState, before: SamplingState, others: list[int])
         min_len=6,
     )
     new = {"bias": 0, "in_prompt": np.arange(VOCAB) < 5, "counts": 0}
-    of_slots = {"keys", "settings", *new}
+    new |= {"words": -np.ones((MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS), np.int32)}
+    new["words"][0, :2] = 4, 3
+    of_slots = {"keys", "settings", "scheduled", *new}
     assert {f.name for f in dataclasses.fields(after)} - {"token_classes", "logprobs"} == of_slots
     for name in of_slots:
         for found, old in zip(
@@ -83,6 +94,8 @@ def check_choice(after: SamplingState, before: SamplingState, others: list[int])
         assert found[1] == getattr(settings, name), name
     for name, value in new.items():
         np.testing.assert_array_equal(getattr(after, name)[1], value, name)
+    for found, value in zip(after.scheduled, make_schedule([(9, 5, True)]), strict=True):
+        np.testing.assert_array_equal(found[1], value)
     assert not (after.keys[1] == 7).all()
 
 

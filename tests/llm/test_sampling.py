@@ -42,7 +42,9 @@ def params(draw) -> SamplingParams:
     stop_token_ids = draw(st.none() | st.lists(tokens, max_size=3))
     logit_bias = draw(st.none() | st.dictionaries(tokens, st.floats(-5, 5), max_size=3))
     named = {*(stop_token_ids or ()), *(logit_bias or ())}
-    unnamed = TOKENS.filter(lambda token: token not in named)
+    ends = st.sampled_from((5, 9, [31, 50]))
+    unnamed = TOKENS.filter(lambda token: token not in {*named, 5, 9, 31, 50})
+    bad_words = unnamed.map("w{}".format) | st.sampled_from(("w7 w8", "w8 w9 w7"))
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=draw(st.integers(0, max_tokens)),
@@ -62,7 +64,12 @@ def params(draw) -> SamplingParams:
         logit_bias=logit_bias,
         allowed_token_ids=allowed,
         banned_token_ids=draw(st.none() | st.lists(unnamed, max_size=3)),
-        bad_words=draw(st.none() | st.lists(unnamed.map("w{}".format), max_size=2)),
+        bad_words=draw(st.none() | st.lists(bad_words, max_size=2)),
+        bad_words_ids=draw(st.none() | st.lists(st.lists(TOKENS, min_size=2, max_size=4))),
+        no_repeat_ngram_size=draw(st.sampled_from((None, 0, 1, 2, 3, 3))),
+        begin_suppress_tokens=draw(st.none() | st.lists(TOKENS, max_size=3)),
+        forced_bos_token_id=draw(st.none() | ends),
+        forced_eos_token_id=draw(st.none() | ends),
         include_stop_str_in_output=draw(st.booleans()),
     )
 

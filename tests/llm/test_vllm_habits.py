@@ -187,12 +187,24 @@ def test_bad_words_are_never_written(llm: LLM, options: dict):
     assert named.token_ids == by_id.token_ids
 
 
+def test_bad_words_of_several_tokens(llm: LLM):
+    free = only(llm, ignore_eos=True).token_ids
+    text = " ".join(f"w{token}" for token in free[2:5])
+    named = only(llm, ignore_eos=True, bad_words=[text]).token_ids
+    assert named[:4] == free[:4]
+    assert named[4] != free[4]
+    by_id = only(llm, ignore_eos=True, bad_words_ids=[free[2:5]]).token_ids
+    assert named == by_id
+    assert all(named[at : at + 3] != free[2:5] for at in range(len(named)))
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("w7 w8", "'w7 w8' is 2 tokens, and only words of one token"),
+        (" ".join(["w7"] * 9), "has 9 tokens, more than the 8 that can be banned"),
         ("zebra", "'zebra' is not in the vocabulary"),
-        (" ", "' ' is 0 tokens"),
+        ("w7 zebra", "'w7 zebra' is not in the vocabulary"),
+        (" ", "' ' has no tokens"),
     ],
 )
 def test_bad_words_that_cannot_be_banned(llm: LLM, word: str, message: str):

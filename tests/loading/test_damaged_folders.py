@@ -23,7 +23,7 @@ from emsjax.loading.opened import open_model
 from emsjax.loading.parameters import plan_parameters
 from emsjax.models.family import dotted
 from emsjax.models.registry import FAMILIES
-from emsjax.requests.request import configured_defaults
+from emsjax.requests.configured import read_configured
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("real_models")
@@ -84,7 +84,7 @@ def text_of(rng: random.Random, value: Any) -> str:
 def planned(path: Path, shapes_too: bool = True) -> None:
     """Does all that loading does before it reads weights; the slow part only if asked."""
     opened = open_model(path, supported())
-    configured_defaults(opened.generation_config, opened.name, opened.eos_token_ids)
+    read_configured(opened.generation_config, opened.name)
     if not shapes_too:
         model_config(opened.hf_config)
         return
@@ -121,7 +121,12 @@ def test_generation_configs(hf_dir: Path, count: int) -> None:
         "top_p": 0.5,
         "min_p": 0.1,
         "repetition_penalty": 1.1,
-        "bad_words_ids": [[5]],
+        "bad_words_ids": [[5], [6, 7]],
+        "no_repeat_ngram_size": 3,
+        "begin_suppress_tokens": [3],
+        "forced_bos_token_id": 1,
+        "forced_eos_token_id": [2, 3],
+        "min_length": 4,
     }
     seed |= {"suppress_tokens": [1, 2], "min_new_tokens": 3, "eos_token_id": [2, 3], "num_beams": 1}
     from emsjax.loading.hf.config import eos_token_ids
@@ -129,7 +134,8 @@ def test_generation_configs(hf_dir: Path, count: int) -> None:
 
     def read() -> None:
         found = _generation_config(hf_dir, CONFIG)
-        configured_defaults(found, "m", eos_token_ids(found, CONFIG))
+        read_configured(found, "m")
+        eos_token_ids(found, CONFIG)
 
     for _ in range(count):
         text = text_of(rng, seed)

@@ -5,11 +5,12 @@ from typing import Any
 
 from emsjax.errors import UserError
 
-# Become defaults of sampling parameters, see `emsjax.requests.request`.
+# Become defaults of sampling parameters, see `emsjax.requests.configured`.
 HONOURED = frozenset(
     {
         *("top_k", "top_p", "min_p", "repetition_penalty"),
-        *("suppress_tokens", "bad_words_ids", "min_new_tokens"),
+        *("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "no_repeat_ngram_size"),
+        *("min_new_tokens", "min_length", "forced_bos_token_id", "forced_eos_token_id"),
     }
 )
 # Keys that are read elsewhere, that are up to the user (whether to sample, how much text, how many
@@ -32,7 +33,6 @@ HARMLESS = frozenset(
 )
 # The values with which the other keys of `transformers` change nothing; None never does.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "min_length": (0,),
     "max_time": (),
     "stop_strings": ([], ""),
     "num_beams": (1,),
@@ -42,13 +42,9 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "epsilon_cutoff": (0,),
     "eta_cutoff": (0,),
     "encoder_repetition_penalty": (1,),
-    "no_repeat_ngram_size": (0,),
     "encoder_no_repeat_ngram_size": (0,),
-    "forced_bos_token_id": (),
-    "forced_eos_token_id": (),
     "forced_decoder_ids": ([],),
     "exponential_decay_length_penalty": (),
-    "begin_suppress_tokens": ([],),
     "sequence_bias": ({}, []),
     "token_healing": (False,),
     "guidance_scale": (1,),
@@ -62,11 +58,9 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 # What to pass instead of a key that has a counterpart, if the user wants its effect.
 _INSTEAD = {
-    "min_length": "pass min_tokens, which does not count the prompt",
     "stop_strings": "pass stop, which leaves the string out of the text",
     "sequence_bias": "pass logit_bias for single tokens",
     "max_time": "pass max_tokens",
-    "no_repeat_ngram_size": "pass a repetition_penalty",
 }
 GENERATION_KEYS = HONOURED | HARMLESS | NEUTRAL.keys()
 
