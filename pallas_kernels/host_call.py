@@ -173,20 +173,20 @@ def _num_threads(api: int, context: int) -> int:
 
 
 class _Kept:
-    """Keeps a compiled function in the directory where jax keeps compiled programs.
+    """Keeps a compiled function in a file, so that later processes do not compile it.
 
     Numba has a cache too, but that one does not notice changes in the functions that a function
     calls. This file's name depends on all of them.
     """
 
-    def __init__(self, name: str, sources: list[Path]):
+    def __init__(self, name: str, sources: list[Path], directory: str | None):
         """Chooses the file.
 
         Args:
           name: the function's.
           sources: files with all code that it consists of.
+          directory: where to keep it; None does not keep it.
         """
-        directory = jax.config.values["jax_compilation_cache_dir"]
         versions = (numba.__version__, llvmlite.__version__, cpu_target.target_context.codegen())
         parts = [*versions[:2], repr(versions[2].magic_tuple()), *(f.read_text() for f in sources)]
         digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -295,9 +295,9 @@ def register(
         return 0
 
     # One function has both duties because compiling the kernel takes seconds.
-    found = _compile(
-        handle, types.int64(types.int64), _Kept(name, [Path(each) for each in (__file__, *sources)])
-    )
+    directory = jax.config.values["jax_compilation_cache_dir"]  # where jax keeps its programs
+    kept = _Kept(name, [Path(each) for each in (__file__, *sources)], directory)
+    found = _compile(handle, types.int64(types.int64), kept)
     own_address.value = found.address or 0
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(found.ctypes), platform="cpu")
     _ALIVE[name] = (own_address, found)

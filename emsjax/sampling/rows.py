@@ -1,11 +1,9 @@
 """The inputs of choosing a token: the row's prefix, and the settings of its slot."""
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-
-from emsjax.sampling.state import SamplingState
 
 # No token: pads `Rows.path` after the last draft token of a row's prefix, and takes the place of a
 # token that could not be chosen.
@@ -51,7 +49,7 @@ class Slots(Protocol):
         """int32[B, E], tokens that end each slot's text, padded with -1."""
 
     @property
-    def sampling(self) -> SamplingState | None:
+    def sampling(self) -> Any | None:
         """How each slot's tokens are chosen; None if every slot takes the likeliest token."""
 
 

@@ -1,5 +1,12 @@
 """The CPU kernel keeps the contract of ragged attention."""
 
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from emsjax.pallas_kernels.ragged_attention import cpu
 from tests.kernels.contract_attention import CASES, AttentionContract
 
 
@@ -8,3 +15,32 @@ class TestAttention(AttentionContract):
 
     backend = "cpu"
     cases = tuple(name for name in CASES if name != "float16")
+
+
+def arguments(queries: str, cache: str) -> tuple:
+    return (
+        jax.ShapeDtypeStruct((4, 6, 64), jnp.dtype(queries)),
+        jax.ShapeDtypeStruct((2, 4, 96, 2, 128), jnp.dtype(cache)),
+        2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("queries", "cache"),
+    [("float32", "float32"), ("bfloat16", "uint16")],
+)
+def test_takes_what_the_cache_of_a_cpu_holds(queries, cache):
+    assert cpu.unsupported(*arguments(queries, cache)) is None
+
+
+@pytest.mark.parametrize(
+    ("queries", "cache"),
+    [("float16", "float16"), ("float16", "uint16"), ("bfloat16", "bfloat16")],
+)
+def test_leaves_other_types_to_the_reference(queries, cache):
+    assert f"not {queries} in {cache}" in cpu.unsupported(*arguments(queries, cache))
+
+
+def test_leaves_everything_to_the_reference_without_numba(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert cpu.unsupported(*arguments("float32", "float32")) == "Numba is not installed"
