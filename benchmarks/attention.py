@@ -2,7 +2,7 @@
 
 python -m benchmarks.attention --output results.json
 
-For a GPU or TPU; on a CPU the figures mean nothing. Every call reads another layer of the K/V cache
+Every call reads another layer of the K/V cache
 than the one before, so that the data is not in the device's own caches.
 """
 

@@ -28,6 +28,9 @@ from emsjax.version import __version__
 # Measurements on a busy machine are averaged, and trusted from this many on.
 ENOUGH_LOOKS = 4
 
+# Raise it when the kernels change in speed between two versions.
+_KERNELS = 2
+
 
 class Known(NamedTuple):
     """The known costs of an engine's steps.
@@ -132,7 +135,7 @@ def _what(engine: Engine, model: str) -> dict[str, Any]:
         "ladder": [list(rung) for rung in engine.ladder],
         "drafter": [_name_of(engine.drafter), _shapes(engine.drafter.weights)],
         "device": device_name(),
-        "versions": [jax.__version__, __version__],
+        "versions": [jax.__version__, __version__, _KERNELS],
     }
 
 
