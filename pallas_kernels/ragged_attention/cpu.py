@@ -1,13 +1,16 @@
 """The CPU backend of ragged attention, see `cpu_kernel`."""
 
 import functools
-import importlib.util
+import threading
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-_NO_WINDOW = jnp.iinfo(jnp.int32).max // 2
+_NO_WINDOW = np.iinfo(np.int32).max // 2
+_STORED = {"float32": "float32", "bfloat16": "uint16"}
+_LOCK = threading.Lock()
 
 
 def unsupported(
@@ -17,23 +20,28 @@ def unsupported(
 ) -> str | None:
     """Returns why the kernel cannot be used for these arguments, or None if it can."""
     del num_kv_heads
-    if importlib.util.find_spec("numba") is None:
-        return "Numba is not installed"
-    stored = {"float32": "float32", "bfloat16": "uint16"}.get(str(q.dtype))
-    if str(cache.dtype) != stored:
+    if str(cache.dtype) != _STORED.get(str(q.dtype)):
         return f"it takes float32, or bfloat16 stored as uint16, not {q.dtype} in {cache.dtype}"
-    return None
+    with _LOCK:  # programs may be traced in several threads
+        return _register(str(cache.dtype))
 
 
 @functools.cache
-def _registered(dtype: jnp.dtype) -> str:
-    """Returns the name of the kernel for a cache's type, compiled on the first call."""
-    # Importing Numba takes a while, and other platforms do not need it.
-    from emsjax.pallas_kernels.ragged_attention.cpu_kernel import register_kernel
+def _register(dtype: str) -> str | None:
+    """Compiles the kernel for a cache's type; returns why it cannot be had, or None."""
+    try:
+        # Importing Numba takes a while, and other platforms do not need it.
+        from emsjax.pallas_kernels.ragged_attention.cpu_kernel import register_kernel
 
-    name = f"emsjax.ragged_attention.{dtype}"
-    register_kernel(name, dtype)
-    return name
+        register_kernel(_name(dtype), np.dtype(dtype))
+    # Numba may be missing, or too new or too old for the interface or for NumPy. XLA always works.
+    except Exception as error:
+        return f"Numba does not compile it ({type(error).__name__}: {error})"
+    return None
+
+
+def _name(dtype: str) -> str:
+    return f"emsjax.ragged_attention.{dtype}"
 
 
 def prepare(
@@ -49,9 +57,8 @@ def prepare(
 ) -> Callable[..., jax.Array]:
     """Implements `api.prepare`; the kernel finds its tiles by itself."""
     del max_q_len
-    call = jax.ffi.ffi_call(
-        _registered(cache.dtype), jax.ShapeDtypeStruct(q.shape, jnp.float32), vmap_method=None
-    )
+    name = _name(str(cache.dtype))
+    call = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct(q.shape, jnp.float32))
     ancestors = jnp.zeros(0, jnp.uint32) if ancestors is None else ancestors
     holes = jnp.zeros((0, 0), bool) if holes is None else holes
 

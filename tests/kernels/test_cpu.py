@@ -1,12 +1,14 @@
 """The CPU kernel keeps the contract of ragged attention."""
 
-import importlib.util
+import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from emsjax.pallas_kernels.backends import noting_backends
 from emsjax.pallas_kernels.ragged_attention import cpu
+from emsjax.pallas_kernels.ragged_attention.api import prepare
 from tests.kernels.contract_attention import CASES, AttentionContract
 
 
@@ -23,6 +25,12 @@ def arguments(queries: str, cache: str) -> tuple:
         jax.ShapeDtypeStruct((2, 4, 96, 2, 128), jnp.dtype(cache)),
         2,
     )
+
+
+def attend(given: tuple) -> None:
+    q, cache, num_kv_heads = given
+    lengths = {"cu_q_lens": jnp.arange(5), "kv_lens": jnp.full(4, 7)}
+    prepare(q, cache, **lengths, num_kv_heads=num_kv_heads, max_q_len=1)
 
 
 @pytest.mark.parametrize(
@@ -42,5 +50,9 @@ def test_leaves_other_types_to_the_reference(queries, cache):
 
 
 def test_leaves_everything_to_the_reference_without_numba(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert cpu.unsupported(*arguments("float32", "float32")) == "Numba is not installed"
+    monkeypatch.setitem(sys.modules, "emsjax.pallas_kernels.ragged_attention.cpu_kernel", None)
+    monkeypatch.setattr(cpu, "_register", cpu._register.__wrapped__)  # the kernel may be there
+    with noting_backends() as picked:
+        attend(arguments("float32", "float32"))
+    assert picked == {"ragged_attention": "reference"}
+    assert "Numba does not compile it" in cpu.unsupported(*arguments("float32", "float32"))
