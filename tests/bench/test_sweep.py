@@ -108,7 +108,7 @@ def test_one_run_of_everything(prompts, tmp_path):
             padded = record["input_padding"] > 0, record["cache_padding"] > 0
             assert padded == ((True, True) if record["method"] == "vanilla" else (False, False))
             assert record["parts"].keys() == {"draft", "plan", "target", "verify"}
-            assert record["attention"] == "reference"
+            assert record["attention"] == "cpu"
             assert 0 < record["limit_share"] < 1
             assert record["peak_memory_bytes"] > weights + cache
             assert record["other_cpus"] >= 0
