@@ -52,21 +52,38 @@ def shapes(jaxpr: core.Jaxpr) -> set[tuple[int, ...]]:
     return {variable.aval.shape for variable in jaxpr.invars}
 
 
-@pytest.mark.parametrize("model_name", ["smollm2-135m", "opt-125m"])
-@pytest.mark.parametrize("platform", ["cpu", "tpu", "gpu"])
-def test_layers_do_no_bookkeeping(platform: str, model_name: str):
-    with compiling_for(platform):
-        step, num_layers = step_of(model_name)
-    assert names(step) >= BOOKKEEPING, "the names no longer find the bookkeeping"
+def layers_of(step: core.Jaxpr, num_layers: int) -> core.Jaxpr:
+    """Returns the body of the scan over the layers."""
     (layers,) = [
         equation
         for equation in equations(step)
         if equation.primitive.name == "scan" and equation.params["length"] == num_layers
     ]
-    body = layers.params["jaxpr"].jaxpr
+    return layers.params["jaxpr"].jaxpr
+
+
+@pytest.mark.parametrize("model_name", ["smollm2-135m", "opt-125m"])
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+def test_layers_do_no_bookkeeping(platform: str, model_name: str):
+    with compiling_for(platform):
+        step, num_layers = step_of(model_name)
+    assert names(step) >= BOOKKEEPING, "the names no longer find the bookkeeping"
+    body = layers_of(step, num_layers)
     assert not BOOKKEEPING & names(body)
     # Tiles and places in the cache are both derived from `cu_q_lens`, the only array of its shape.
     # A layer that does not receive it cannot derive them.
     cu_q_lens = (SLOTS + 1,)
     assert cu_q_lens in shapes(step)
     assert cu_q_lens not in shapes(body)
+
+
+def test_the_cpu_kernel_finds_its_tiles_by_itself():
+    """The program around it has no tiles to cut: a layer makes one foreign call."""
+    step, num_layers = step_of("smollm2-135m")
+    assert not BOOKKEEPING & names(step)
+    calls = [
+        equation.params["target_name"]
+        for equation in equations(layers_of(step, num_layers))
+        if equation.primitive.name == "ffi_call"
+    ]
+    assert calls == ["emsjax.ragged_attention.uint16"]
