@@ -187,8 +187,9 @@ class _Kept:
           sources: files with all code that it consists of.
           directory: where to keep it; None does not keep it.
         """
-        versions = (numba.__version__, llvmlite.__version__, cpu_target.target_context.codegen())
-        parts = [*versions[:2], repr(versions[2].magic_tuple()), *(f.read_text() for f in sources)]
+        machine = repr(cpu_target.target_context.codegen().magic_tuple())
+        texts = [source.read_text(encoding="utf-8") for source in sources]
+        parts = [numba.__version__, llvmlite.__version__, machine, *texts]
         digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
         self._file = Path(directory) / f"{name}-{digest}.numba" if directory else None
 

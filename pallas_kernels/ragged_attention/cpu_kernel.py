@@ -62,12 +62,17 @@ def _tile_rows(frame: int) -> int:
 
 
 @compiled
+def _tiles_of(rows: Any, most: int) -> Any:
+    return (rows + most - 1) // most
+
+
+@compiled
 def _count(frame: int) -> int:
     slots, most = size(frame, _CACHE, 1), _tile_rows(frame)
     starts = carray(pointer(argument(frame, _STARTS)), (slots + 1,), np.int32)
     tiles = 0
     for slot in range(slots):
-        tiles += (starts[slot + 1] - starts[slot] + most - 1) // most
+        tiles += _tiles_of(starts[slot + 1] - starts[slot], most)
     return tiles * _whole(frame, 0) + 1  # the last item clears unused rows
 
 
@@ -78,7 +83,7 @@ def _find(frame: int, tile: Any) -> _Tile:
     lens = carray(pointer(argument(frame, _LENS)), (slots,), np.int32)
     for slot in range(slots):
         rows = np.int64(starts[slot + 1] - starts[slot])
-        tiles = (rows + most - 1) // most
+        tiles = _tiles_of(rows, most)
         if tile < tiles:
             before, draft = tile * most, lens[slot] - rows
             return _Tile(
@@ -162,10 +167,8 @@ def _attention(storage: type, read: Callable) -> Callable:
 
         first_head, height = item % kv_heads * group, tile.rows * group
         key, value = item % kv_heads * width, (kv_heads + item % kv_heads) * width
-        queries, mixed = (
-            np.empty((height, width), np.float32),
-            np.zeros((height, width), np.float32),
-        )
+        shape = (height, width)
+        queries, mixed = np.empty(shape, np.float32), np.zeros(shape, np.float32)
         for m in range(height):
             for h in range(width):
                 queries[m, h] = q[tile.row + m // group, first_head + m % group, h]
