@@ -14,7 +14,7 @@ from emsjax.models.layers import MLP, LayerContext, Linear, RMSNorm, norm, rotar
 from emsjax.pallas_kernels.cache_update.api import cache_places, update_kv_cache
 from emsjax.pallas_kernels.kv_layout import rows_per_token, storage_dtype
 from emsjax.pallas_kernels.kv_rows import LANES
-from emsjax.pallas_kernels.products import matmul
+from emsjax.pallas_kernels.layer_matmul.api import matmul
 from emsjax.pallas_kernels.ragged_attention.api import prepare
 
 

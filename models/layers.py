@@ -11,8 +11,7 @@ from flax import nnx
 from emsjax.engine.packing import PackedBatch
 from emsjax.models.config import DecoderConfig, Rope
 from emsjax.pallas_kernels.cache_update.api import Places
-from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
-from emsjax.pallas_kernels.products import matmul
+from emsjax.pallas_kernels.layer_matmul.api import layer_matmul, matmul
 from emsjax.pallas_kernels.ragged_attention.api import Attend
 
 ACTIVATIONS: MappingProxyType[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(

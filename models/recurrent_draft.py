@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from emsjax.models.layers import Linear, RMSNorm
-from emsjax.pallas_kernels.products import matmul
+from emsjax.pallas_kernels.layer_matmul.api import matmul
 
 
 @dataclass(frozen=True)

@@ -50,11 +50,9 @@ _free = types.ExternalFunction("free", types.void(types.int64))
 def compiled(function: _Function) -> _Function:
     """Compiles a function for calls from other compiled ones.
 
-    It must not raise. Floating-point terms may be added in any order, but always in the same; NaN
-    and infinity keep their meaning.
+    It must not raise. Its floating-point operations are those that it states, in that order.
     """
-    options = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
-    return numba.njit(**options)(function)
+    return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 def _pointer_of(kind: Any, element: int) -> Any:
@@ -161,6 +159,12 @@ def result(frame: int, index: int) -> int:
 def size(frame: int, index: int, axis: int) -> int:
     """Returns an operand's size along an axis."""
     return _words(_buffer(_words(frame)[_ARGUMENTS], index)[_BUFFER_SIZES])[axis]
+
+
+@compiled
+def result_size(frame: int, index: int, axis: int) -> int:
+    """Returns a result's size along an axis."""
+    return _words(_buffer(_words(frame)[_RESULTS], index)[_BUFFER_SIZES])[axis]
 
 
 @compiled

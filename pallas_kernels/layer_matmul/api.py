@@ -5,6 +5,7 @@ from types import MappingProxyType
 import jax
 import jax.numpy as jnp
 
+from emsjax.pallas_kernels import products
 from emsjax.pallas_kernels.backends import Backend, Backends, always_supported, pick
 from emsjax.pallas_kernels.checks import check_layer_matmul
 from emsjax.pallas_kernels.layer_matmul import reference
@@ -14,17 +15,28 @@ def _reference() -> Backend:
     return Backend(reference.layer_matmul, always_supported)
 
 
+def _cpu() -> Backend:
+    from emsjax.pallas_kernels.layer_matmul import cpu
+
+    return Backend(cpu.layer_matmul, cpu.unsupported)
+
+
 def _gpu() -> Backend:
     from emsjax.pallas_kernels.layer_matmul import gpu
 
     return Backend(gpu.layer_matmul, gpu.unsupported)
 
 
-BACKENDS: Backends = MappingProxyType({"reference": _reference, "gpu": _gpu})
+BACKENDS: Backends = MappingProxyType({"reference": _reference, "cpu": _cpu, "gpu": _gpu})
 
 
 def layer_matmul(
-    x: jax.Array, kernels: jax.Array, *, layer: jax.Array, backend: str | None = None
+    x: jax.Array,
+    kernels: jax.Array,
+    *,
+    layer: jax.Array,
+    dtype: jax.typing.DTypeLike | None = None,
+    backend: str | None = None,
 ) -> jax.Array:
     """Computes `x @ kernels[layer].T`, summed in float32.
 
@@ -34,15 +46,32 @@ def layer_matmul(
       x: rows [T, in].
       kernels: weights of all layers [L, out, in], of x's type.
       layer: int32[], the layer to use.
-      backend: "reference" (XLA, on any platform) or "gpu" (Hopper, few rows). None uses the
-        platform's own if it supports the arguments, else the reference.
+      dtype: of the result; x's by default.
+      backend: "reference" (XLA, on any platform), "cpu" (Numba) or "gpu" (Hopper, few rows). None
+        uses the platform's own if it supports the arguments, else the reference.
 
     Returns:
-      [T, out] in x's dtype.
+      [T, out] in `dtype`.
 
     Raises:
       ValueError: an argument has a wrong shape or type, or the named backend cannot be used.
     """
-    layer = jnp.asarray(layer)
+    layer, dtype = jnp.asarray(layer), jnp.dtype(dtype or x.dtype)
     check_layer_matmul(x, kernels, layer)
-    return pick("layer_matmul", BACKENDS, backend, x, kernels)(x, kernels, layer)
+    return pick("layer_matmul", BACKENDS, backend, x, kernels)(x, kernels, layer, dtype)
+
+
+def matmul(x: jax.Array, kernel: jax.Array, dtype: jax.typing.DTypeLike | None = None) -> jax.Array:
+    """Computes `x @ kernel.T` for weights that are not stacked.
+
+    Args:
+      x: rows [T, in].
+      kernel: weights [out, in], which may be of another type than x.
+      dtype: of the result; x's by default.
+
+    Returns:
+      [T, out] in `dtype`.
+    """
+    if x.dtype != kernel.dtype:
+        return products.matmul(x, kernel, dtype)
+    return layer_matmul(x, kernel[None], layer=jnp.zeros((), jnp.int32), dtype=dtype)

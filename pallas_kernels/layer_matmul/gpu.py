@@ -85,9 +85,9 @@ def unsupported(x: jax.Array, kernels: jax.Array) -> str | None:
     return next((reason for problem, reason in problems if problem), None)
 
 
-def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array) -> jax.Array:
+def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """See `api.layer_matmul`."""
-    num_rows, dtype, (_, num_out, num_in) = x.shape[0], x.dtype, kernels.shape
+    num_rows, (_, num_out, num_in) = x.shape[0], kernels.shape
     blocks = blocks_for(num_out, num_in, num_rows)
     x = jnp.pad(x, ((0, -num_rows % blocks.rows), (0, 0)))
     parts = _call(jnp.reshape(layer, 1), x, kernels, blocks)

@@ -1,16 +1,15 @@
 """The CPU backend of ragged attention, see `cpu_kernel`."""
 
-import functools
-import threading
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emsjax.pallas_kernels.foreign import registered
+
 _NO_WINDOW = np.iinfo(np.int32).max // 2
 _STORED = {"float32": "float32", "bfloat16": "uint16"}
-_LOCK = threading.Lock()
 
 
 def unsupported(
@@ -22,26 +21,18 @@ def unsupported(
     del num_kv_heads
     if str(cache.dtype) != _STORED.get(str(q.dtype)):
         return f"it takes float32, or bfloat16 stored as uint16, not {q.dtype} in {cache.dtype}"
-    with _LOCK:  # programs may be traced in several threads
-        return _register(str(cache.dtype))
-
-
-@functools.cache
-def _register(dtype: str) -> str | None:
-    """Compiles the kernel for a cache's type; returns why it cannot be had, or None."""
-    try:
-        # Importing Numba takes a while, and other platforms do not need it.
-        from emsjax.pallas_kernels.ragged_attention.cpu_kernel import register_kernel
-
-        register_kernel(_name(dtype), np.dtype(dtype))
-    # Numba may be missing, or too new or too old for the interface or for NumPy. XLA always works.
-    except Exception as error:
-        return f"Numba does not compile it ({type(error).__name__}: {error})"
-    return None
+    return registered(_name(str(cache.dtype)), _register)
 
 
 def _name(dtype: str) -> str:
     return f"emsjax.ragged_attention.{dtype}"
+
+
+def _register(name: str) -> None:
+    # Importing Numba takes a while, and other platforms do not need it.
+    from emsjax.pallas_kernels.ragged_attention.cpu_kernel import register_kernel
+
+    register_kernel(name, np.dtype(name.rpartition(".")[2]))
 
 
 def prepare(
@@ -75,7 +66,7 @@ def prepare(
         whole = jnp.stack(
             [jnp.int32(num_kv_heads), jnp.int32(_NO_WINDOW if window is None else window)]
         )
-        factors = jnp.asarray([scale, soft_cap or 0, 0], jnp.float32)
+        factors = jnp.asarray([scale, soft_cap or 0], jnp.float32)
         wide = q.astype(jnp.float32)
         operands = (cu_q_lens, kv_lens, ancestors, holes, whole, factors)
         return call(wide, cache, layer, *operands).astype(q.dtype)

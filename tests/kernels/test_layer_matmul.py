@@ -32,6 +32,19 @@ class TestReference(LayerMatmulContract):
     backend = "reference"
 
 
+class TestCpu(LayerMatmulContract):
+    backend = "cpu"
+    cases: ClassVar = tuple(name for name in CASES if name != "float16")
+
+    def test_a_row_is_the_same_for_any_number_of_rows(self, name):
+        """A row keeps every bit, though vectors are wider when there are more rows."""
+        case = CASES[name]
+        whole = self.multiply(case, numbers(case)[0])
+        for rows in (1, 8, 13, 32, 133):
+            part = self.multiply(case, numbers(case)[0][:rows])
+            np.testing.assert_array_equal(part.view(np.uint8), whole[:rows].view(np.uint8))
+
+
 class TestHopper(LayerMatmulContract):
     backend = "gpu"
     cases: ClassVar = tuple(name for name in CASES if name != "float32")

@@ -1,0 +1,41 @@
+"""The CPU backend of products with one layer's weights, see `cpu_kernel`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emsjax.pallas_kernels.foreign import registered
+
+_PANEL = 32  # rows of x that lie side by side, unless there are fewer
+_STORED = {"float32": "float32", "bfloat16": "uint16"}
+
+
+def unsupported(x: jax.Array, kernels: jax.Array) -> str | None:
+    """Returns why the kernel cannot be used for these arguments, or None if it can."""
+    if x.dtype != kernels.dtype or str(x.dtype) not in _STORED:
+        return f"it takes float32 and bfloat16, not {x.dtype} times {kernels.dtype}"
+    return registered(_name(x.dtype), _register)
+
+
+def _name(dtype: np.dtype) -> str:
+    return f"emsjax.layer_matmul.{_STORED[str(dtype)]}"
+
+
+def _register(name: str) -> None:
+    # Importing Numba takes a while, and other platforms do not need it.
+    from emsjax.pallas_kernels.layer_matmul.cpu_kernel import register_kernel
+
+    register_kernel(name, np.dtype(name.rpartition(".")[2]))
+
+
+def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """See `api.layer_matmul`."""
+    (num_rows, num_in), num_out = x.shape, kernels.shape[1]
+    width = next((w for w in (8, 16) if num_rows <= w), _PANEL)
+    padded = jnp.pad(x.astype(jnp.float32), ((0, -num_rows % width), (0, 0)))
+    # Each panel holds its rows side by side, so that vectors hold one input of several rows.
+    panels = padded.reshape(-1, width, num_in).swapaxes(1, 2)
+    if kernels.dtype == jnp.bfloat16:
+        kernels = jax.lax.bitcast_convert_type(kernels, jnp.uint16)
+    shape = jax.ShapeDtypeStruct((num_rows, num_out), jnp.float32)
+    return jax.ffi.ffi_call(_name(x.dtype), shape)(panels, kernels, layer).astype(dtype)

@@ -1,0 +1,159 @@
+"""The softmax of attention on CPU for one block of a slot's tokens, in vector instructions.
+
+Scores lie token by token, [tokens, columns], where a column is a row's query head. A vector holds
+the same token's scores of several columns, so no column depends on the ones next to it.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from emsjax.pallas_kernels.host_call import compiled
+from emsjax.pallas_kernels.small_products import LANES
+
+# The score of a masked token, as in the reference.
+MASKED = np.float32(-1e30)
+
+_FLOAT, _WORD, _INDEX = ir.FloatType(), ir.IntType(64), ir.IntType(32)
+# 2**x is the sum of these times powers of x, for x from -0.5 to 0.5.
+_TERMS = [math.log(2) ** n / math.factorial(n) for n in range(7)]
+_LEAST = -127.0  # the exponent at which a float32 becomes 0
+
+
+@compiled
+def soften(scores: np.ndarray, tokens: int, cap: float) -> None:
+    """Replaces each score x by cap * tanh(x / cap)."""
+    for j in range(tokens):
+        for m in range(scores.shape[1]):
+            scores[j, m] = cap * np.float32(math.tanh(scores[j, m] / cap))
+
+
+class Block(NamedTuple):
+    """What the softmax of a block of tokens reads and writes. Addresses and strides are in bytes.
+
+    Attributes:
+      scores: address of float32[tokens, columns], MASKED where a column does not see a token;
+        becomes the weights.
+      row: stride between the rows of `scores` and of `out`.
+      tokens: how many tokens there are.
+      top: address of float32[columns], the largest score so far.
+      total: address of float32[columns], the sum of weights so far; NaN once a visible score is NaN
+        or infinite.
+      out: address of float32[width, columns], the sum of weighted values so far, which is brought
+        to the scale of the new weights.
+      width: H, how many rows `out` has.
+    """
+
+    scores: Any
+    row: Any
+    tokens: Any
+    top: Any
+    total: Any
+    out: Any
+    width: Any
+
+
+def _softmax(lanes: int) -> Any:
+    """Returns the compiled softmax of the first `lanes` columns of a block."""
+    vector, whole = ir.VectorType(_FLOAT, lanes), ir.VectorType(_INDEX, lanes)
+
+    def all_lanes(number: float) -> Any:
+        return ir.Constant(vector, [float(np.float32(number))] * lanes)
+
+    def exponential(builder: Any, x: Any) -> Any:
+        """Computes exp(x) for x up to 0 as a power of two and a polynomial; NaN becomes 0."""
+        kind, two = ir.FunctionType(vector, [vector] * 3), ir.FunctionType(vector, [vector])
+        name = f"llvm.fmuladd.v{lanes}f32"
+        multiply_add = cgutils.get_or_insert_function(builder.module, kind, name)
+        floor = cgutils.get_or_insert_function(builder.module, two, f"llvm.floor.v{lanes}f32")
+        exponent = builder.fmul(x, all_lanes(math.log2(math.e)))
+        large = builder.fcmp_ordered(">", exponent, all_lanes(_LEAST))
+        exponent = builder.select(large, exponent, all_lanes(_LEAST))
+        rounded = builder.call(floor, [builder.fadd(exponent, all_lanes(0.5))])
+        rest = builder.fsub(exponent, rounded)
+        series = all_lanes(_TERMS[-1])
+        for term in reversed(_TERMS[:-1]):
+            series = builder.call(multiply_add, [rest, series, all_lanes(term)])
+        bias, shift = ir.Constant(whole, [127] * lanes), ir.Constant(whole, [23] * lanes)
+        bits = builder.shl(builder.add(builder.fptosi(rounded, whole), bias), shift)
+        return builder.fmul(series, builder.bitcast(bits, vector))
+
+    @intrinsic
+    def weigh(typing: Any, block: Any) -> Any:
+        del typing
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            del signature
+            b = Block(*cgutils.unpack_tuple(builder, args[0]))
+
+            def vector_at(start: Any, row: Any = None) -> Any:
+                start = start if row is None else builder.add(start, builder.mul(b.row, row))
+                return builder.inttoptr(start, vector.as_pointer())
+
+            def load(place: Any) -> Any:
+                return builder.load(place, align=4)
+
+            before = load(vector_at(b.top))
+            highest = cgutils.alloca_once_value(builder, before)
+            unsound = cgutils.alloca_once_value(builder, all_lanes(0))
+            with cgutils.for_range(builder, b.tokens) as loop:
+                score, most = load(vector_at(b.scores, loop.index)), builder.load(highest)
+                nothing = builder.fsub(score, score)  # 0, or NaN
+                builder.store(builder.fadd(builder.load(unsound), nothing), unsound)
+                larger = builder.fcmp_ordered(">", score, most)
+                builder.store(builder.select(larger, score, most), highest)
+            top = builder.load(highest)
+            decay = exponential(builder, builder.fsub(before, top))
+            kept = builder.fmul(load(vector_at(b.total)), decay)
+            total = cgutils.alloca_once_value(builder, builder.fadd(kept, builder.load(unsound)))
+            with cgutils.for_range(builder, b.tokens) as loop:
+                place = vector_at(b.scores, loop.index)
+                score = load(place)
+                weight = exponential(builder, builder.fsub(score, top))
+                # A column that has seen nothing yet has MASKED as its largest score.
+                masked = builder.fcmp_ordered("==", score, all_lanes(MASKED))
+                weight = builder.select(masked, all_lanes(0), weight)
+                builder.store(weight, place, align=4)
+                builder.store(builder.fadd(builder.load(total), weight), total)
+            builder.store(top, vector_at(b.top), align=4)
+            builder.store(builder.load(total), vector_at(b.total), align=4)
+            grown = builder.bitcast(builder.fcmp_ordered(">", top, before), ir.IntType(lanes))
+            with (
+                builder.if_then(builder.icmp_unsigned("!=", grown, ir.IntType(lanes)(0))),
+                cgutils.for_range(builder, b.width) as loop,
+            ):
+                place = vector_at(b.out, loop.index)
+                builder.store(builder.fmul(load(place), decay), place, align=4)
+            return context.get_dummy_value()
+
+        return types.void(block), generate
+
+    return weigh
+
+
+def softmax() -> Callable[[Block, int], None]:
+    """Returns the compiled softmax of a block, given the block and its number of columns."""
+    wide, narrow = _softmax(2 * LANES), _softmax(LANES)
+    lanes = 2 * LANES
+
+    @compiled
+    def part(b: Block, column: int) -> Block:
+        at = 4 * column
+        return Block(b.scores + at, b.row, b.tokens, b.top + at, b.total + at, b.out + at, b.width)
+
+    @compiled
+    def weigh(block: Block, columns: int) -> None:
+        column = 0
+        while columns - column >= lanes:
+            wide(part(block, column))
+            column += lanes
+        if column < columns:
+            narrow(part(block, column))
+
+    return weigh
