@@ -1,14 +1,15 @@
 """The arithmetic of attention on CPU for one block of a slot's tokens, compiled by Numba.
 
 Loops over a head's elements become vector instructions. LLVM may add their terms in any order, but
-it is the same order in every call, so a row's result does not depend on the rows next to it.
+it is the same order in every call, so a row's result does not depend on the rows next to it. The
+sum over tokens has a fixed order, because on some CPUs LLVM adds 8 tokens in another than 32.
 """
 
 import math
 
 import numpy as np
 
-from emsjax.pallas_kernels.host_call import compiled, prefetch
+from emsjax.pallas_kernels.host_call import compiled, compiled_in_order, prefetch
 
 BLOCK = 32  # tokens whose keys and values fit into the fastest cache
 TOGETHER = 8  # tokens that the inner loops take at a time, which divides BLOCK
@@ -105,6 +106,22 @@ def soften(scores: np.ndarray, tokens: int, cap: float) -> None:
             scores[m, j] = cap * np.float32(math.tanh(scores[m, j] / cap))
 
 
+@compiled_in_order
+def _sum(x: np.ndarray, row: int, tokens: int) -> float:
+    """Returns the sum of a row's first tokens; zeros at their end do not change a bit of it."""
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = ZERO
+    for j in range(0, tokens, TOGETHER):
+        s0 += x[row, j]
+        s1 += x[row, j + 1]
+        s2 += x[row, j + 2]
+        s3 += x[row, j + 3]
+        s4 += x[row, j + 4]
+        s5 += x[row, j + 5]
+        s6 += x[row, j + 6]
+        s7 += x[row, j + 7]
+    return ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
+
+
 @compiled
 def weigh(
     scores: np.ndarray,
@@ -120,36 +137,31 @@ def weigh(
     Args:
       scores: float32[M, BLOCK], MASKED where the row does not see a token.
       row: the row.
-      tokens: how many tokens of the block to use.
+      tokens: how many tokens of the block to use, a multiple of TOGETHER.
       top: float32[M], the largest score so far.
-      total: float32[M], the sum of weights so far; NaN once a visible score is NaN or infinite.
+      total: float32[M], the sum of weights so far; NaN once a visible score is NaN or inf.
       out: float32[M, H], the weighted sum of values so far.
       bits: int32[BLOCK] of scratch.
     """
-    highest, unsound = top[row], ZERO
+    highest = top[row]
     for j in range(tokens):
-        unsound += scores[row, j] - scores[row, j]  # 0, or NaN
-        highest = max(highest, scores[row, j])
-    if highest == MASKED:  # the row has seen nothing yet
-        for j in range(tokens):
-            scores[row, j] = ZERO
-        return
+        highest = max(highest, scores[row, j])  # the first argument if the second is NaN
+    # While a row has seen nothing but NaN, masked tokens must not weigh exp(MASKED - MASKED).
+    pivot = highest if highest > MASKED else ZERO
     # exp by 2**x, as a power of two and a polynomial, because calls of exp are not vectorised.
     powers = bits.view(np.float32)
     for j in range(tokens):
-        exponent = max((scores[row, j] - highest) * _LOG2_E, _LEAST)
+        exponent = max((scores[row, j] - pivot) * _LOG2_E, _LEAST)  # NaN stays
         whole = np.floor(exponent + _HALF)
         x = exponent - whole
         bits[j] = (np.int32(whole) + 127) << 23  # 2**whole; 0 for masked tokens
         scores[row, j] = ONE + x * (_E1 + x * (_E2 + x * (_E3 + x * (_E4 + x * (_E5 + x * _E6)))))
-    gained = unsound
     for j in range(tokens):
         scores[row, j] *= powers[j]
-        gained += scores[row, j]
     if highest > top[row]:
         decay = np.float32(math.exp(top[row] - highest))
         total[row] *= decay
         for h in range(out.shape[1]):
             out[row, h] *= decay
         top[row] = highest
-    total[row] += gained
+    total[row] += _sum(scores, row, tokens)

@@ -90,6 +90,83 @@ def test_a_damaged_file_is_no_error(tmp_path):
     assert compile_double(host_call._Kept("double", [], str(tmp_path))).ctypes(2) == 4
 
 
+def test_a_file_with_damaged_code_is_not_loaded(tmp_path):
+    """Code that was damaged would end the process, now or when it is called."""
+    compile_double(host_call._Kept("double", [], str(tmp_path)))
+    (file,) = tmp_path.iterdir()
+    content = bytearray(file.read_bytes())
+    place = content.index(b"ELF") + 20 if b"ELF" in content else len(content) // 2
+    content[place] ^= 1
+    file.write_bytes(content)
+    found = compile_double(host_call._Kept("double", [], str(tmp_path)))
+    assert found.cache_hits == 0
+    assert found.ctypes(2) == 4
+    assert compile_double(host_call._Kept("double", [], str(tmp_path))).cache_hits == 1
+
+
+def test_a_write_that_fails_leaves_no_file(tmp_path, monkeypatch):
+    def full(file, target):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("pathlib.Path.replace", full)
+    assert compile_double(host_call._Kept("double", [], str(tmp_path))).ctypes(2) == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_function_that_cannot_be_written_down_works(tmp_path, monkeypatch):
+    def fail(_):
+        raise TypeError("cannot pickle")
+
+    monkeypatch.setattr(host_call, "dumps", fail)
+    assert compile_double(host_call._Kept("double", [], str(tmp_path))).ctypes(2) == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_of_numba_and_another_python_make_another_file(tmp_path, monkeypatch):
+    compile_double(host_call._Kept("double", [], str(tmp_path)))
+    with monkeypatch.context() as patch:
+        patch.setenv("NUMBA_OPT", "0")
+        assert compile_double(host_call._Kept("double", [], str(tmp_path))).cache_hits == 0
+    monkeypatch.setattr("sys.version", "4.0")
+    assert compile_double(host_call._Kept("double", [], str(tmp_path))).cache_hits == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"jax_compilation_cache_dir": "/some/place"}, "/some/place"),
+        ({"jax_compilation_cache_dir": None}, None),
+        ({"jax_compilation_cache_dir": "gs://bucket/cache"}, None),
+        (
+            {"jax_compilation_cache_dir": "/some/place", "jax_enable_compilation_cache": False},
+            None,
+        ),
+    ],
+)
+def test_functions_are_kept_where_jax_keeps_programs_on_this_machine(settings, expected):
+    before = {name: jax.config.values[name] for name in settings}
+    try:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        assert host_call._kept_in() == expected
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+@pytest.mark.parametrize("version", [(0, 3), (0, 9), (1, 0)])
+def test_a_handler_is_made_for_major_version_0(version):
+    """XLA then refuses it once the layout of its structures has changed."""
+    add_one()
+    api, frame, metadata, extension = np.zeros((4, 8), np.int64)
+    api[4:5].view(np.int32)[:] = version
+    frame[:3] = 1, extension.ctypes.data, api.ctypes.data
+    extension[3] = metadata.ctypes.data
+    _, handler = host_call._ALIVE["emsjax.tests.add_one"]
+    assert handler.ctypes(frame.ctypes.data) == 0
+    assert metadata[3:4].view(np.int32).tolist() == [0, version[1]]
+
+
 def test_the_address_of_a_handler_is_a_symbol():
     add_one()
     assert binding.address_of_symbol("emsjax.tests.add_one.address")
