@@ -54,8 +54,8 @@ _free = types.ExternalFunction("free", types.void(types.int64))
 def compiled(function: _Function) -> _Function:
     """Compiles a function for calls from other compiled ones.
 
-    It must not raise. Floating-point terms may be added in any order, but always in the same; NaN
-    and infinity keep their meaning.
+    It must not raise. Floating-point terms may be added in any order, but always in the same. NaN
+    and infinity keep their meaning, except that x - x may become 0.
     """
     return _compile_on_call(function, {"reassoc", "contract", "nsz"})
 

@@ -107,7 +107,7 @@ def soften(scores: np.ndarray, tokens: int, cap: float) -> None:
 
 
 @compiled_in_order
-def _sum(x: np.ndarray, row: int, tokens: int) -> float:
+def _sum(x: np.ndarray, row: int, tokens: int) -> np.float32:
     """Returns the sum of a row's first tokens; zeros at their end do not change a bit of it."""
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = ZERO
     for j in range(0, tokens, TOGETHER):

@@ -95,8 +95,7 @@ def test_a_file_with_damaged_code_is_not_loaded(tmp_path):
     compile_double(host_call._Kept("double", [], str(tmp_path)))
     (file,) = tmp_path.iterdir()
     content = bytearray(file.read_bytes())
-    place = content.index(b"ELF") + 20 if b"ELF" in content else len(content) // 2
-    content[place] ^= 1
+    content[len(content) // 2] ^= 1
     file.write_bytes(content)
     found = compile_double(host_call._Kept("double", [], str(tmp_path)))
     assert found.cache_hits == 0
