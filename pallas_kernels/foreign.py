@@ -22,5 +22,6 @@ def registered(name: str, register: Callable[[str], None]) -> str | None:
             # Numba may be missing, or too new or too old for the interface or for NumPy. XLA
             # always works.
             except Exception as error:
-                _OUTCOMES[name] = f"Numba does not compile it ({type(error).__name__}: {error})"
+                reason = str(error).partition("\n")[0]
+                _OUTCOMES[name] = f"Numba does not compile it ({type(error).__name__}: {reason})"
         return _OUTCOMES[name]

@@ -8,11 +8,13 @@ A kernel is a number of independent items. XLA's threads take one item after the
 left, so a long item does not hold up the others.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import os
 import pickle
-import tempfile
+import secrets
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,10 +43,23 @@ _EXECUTE = 3  # the stage in which a handler computes
 # the number of finished items and of all items, and how many threads may still read these words.
 _FRAME, _NEXT, _FINISHED, _ITEMS, _READERS, _WORDS = range(1, 7)
 
+_DIGEST = hashlib.sha256().digest_size
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _malloc = types.ExternalFunction("malloc", types.int64(types.int64))
 _free = types.ExternalFunction("free", types.void(types.int64))
+
+
+# Numba counts the functions of a process and makes their symbols from their names and numbers.
+# Without this, a function kept by one process might have the symbol of another function kept by
+# another process, and a third one would call the wrong one of the two.
+_PROCESS = secrets.token_hex(8)
+
+
+def _with_unique_name(function: _Function) -> _Function:
+    function.__qualname__ = f"{function.__qualname__}_{_PROCESS}"
+    return function
 
 
 def compiled(function: _Function) -> _Function:
@@ -52,7 +67,7 @@ def compiled(function: _Function) -> _Function:
 
     It must not raise. Its floating-point operations are those that it states, in that order.
     """
-    return numba.njit(nogil=True, error_model="numpy")(function)
+    return numba.njit(nogil=True, error_model="numpy")(_with_unique_name(function))
 
 
 def _pointer_of(kind: Any, element: int) -> Any:
@@ -180,7 +195,8 @@ class _Kept:
     """Keeps a compiled function in a file, so that later processes do not compile it.
 
     Numba has a cache too, but that one does not notice changes in the functions that a function
-    calls. This file's name depends on all of them.
+    calls. This file's name depends on all of them, and on all else that decides what the code is.
+    The file begins with a digest of the rest, because damaged code would end the process.
     """
 
     def __init__(self, name: str, sources: list[Path], directory: str | None):
@@ -193,7 +209,9 @@ class _Kept:
         """
         machine = repr(cpu_target.target_context.codegen().magic_tuple())
         texts = [source.read_text(encoding="utf-8") for source in sources]
-        parts = [numba.__version__, llvmlite.__version__, machine, *texts]
+        versions = [sys.version, np.__version__, numba.__version__, llvmlite.__version__]
+        options = repr(sorted(each for each in os.environ.items() if each[0].startswith("NUMBA_")))
+        parts = [*versions, machine, options, *texts]
         digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
         self._file = Path(directory) / f"{name}-{digest}.numba" if directory else None
 
@@ -203,30 +221,42 @@ class _Kept:
         if self._file is None:
             return None
         try:
-            return CompileResult._rebuild(target_context, *pickle.loads(self._file.read_bytes()))
+            content = self._file.read_bytes()
+            digest, code = content[:_DIGEST], content[_DIGEST:]
+            if hashlib.sha256(code).digest() != digest:
+                return None
+            return CompileResult._rebuild(target_context, *pickle.loads(code))
         except Exception:
             return None
 
     def save_overload(self, signature: Any, compiled: CompileResult) -> None:
-        """Writes the compiled function; a directory that cannot be written is no error."""
+        """Writes the compiled function; if it cannot be written, that is no error."""
         del signature
         if self._file is None:
             return
+        partial = self._file.with_name(f"{self._file.name}.{secrets.token_hex(4)}.partial")
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self._file.parent)
-            with os.fdopen(handle, "wb") as file:
-                file.write(dumps(compiled._reduce()))
-            os.replace(temporary, self._file)
-        except OSError:
-            return
+            code = dumps(compiled._reduce())
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(hashlib.sha256(code).digest() + code)
+            partial.replace(self._file)
+        except Exception:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+
+
+def _kept_in() -> str | None:
+    """Returns the directory where jax keeps its programs; None if there is none on this machine."""
+    directory = jax.config.values["jax_compilation_cache_dir"]
+    used = directory and jax.config.values["jax_enable_compilation_cache"]
+    return directory if used and "://" not in directory else None
 
 
 def _compile(function: Callable, signature: Any, kept: _Kept) -> CFunc:
     """Compiles a function that C can call, or finds it compiled."""
     rtsys.initialize(cpu_target.target_context)  # for functions that were found compiled
     types_of = (signature.args, signature.return_type)
-    found = CFunc(function, types_of, {}, {"error_model": "numpy"})
+    found = CFunc(_with_unique_name(function), types_of, {}, {"error_model": "numpy"})
     vars(found)["_cache"] = kept
     found.compile()
     return found
@@ -292,16 +322,16 @@ def register(
             take_items(address)
             leave(address)
         elif words[_EXTENSION]:
-            # XLA asks for the version of its interface that the handler was made for.
+            # XLA asks for the version of its interface that the handler was made for. That is major
+            # version 0, in the lower half of the word; its minor versions are compatible.
             version = _words(_words(words[_EXTENSION])[_METADATA])
-            version[_METADATA_VERSION] = _words(words[_API])[_API_VERSION]
+            version[_METADATA_VERSION] = _words(words[_API])[_API_VERSION] >> 32 << 32
         elif words[_STAGE] & 0xFFFFFFFF == _EXECUTE:
             share(address, count(address))
         return 0
 
     # One function has both duties because compiling the kernel takes seconds.
-    directory = jax.config.values["jax_compilation_cache_dir"]  # where jax keeps its programs
-    kept = _Kept(name, [Path(each) for each in (__file__, *sources)], directory)
+    kept = _Kept(name, [Path(each) for each in (__file__, *sources)], _kept_in())
     found = _compile(handle, types.int64(types.int64), kept)
     own_address.value = found.address or 0
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(found.ctypes), platform="cpu")

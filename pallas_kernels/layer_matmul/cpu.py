@@ -37,5 +37,6 @@ def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.
     panels = padded.reshape(-1, width, num_in).swapaxes(1, 2)
     if kernels.dtype == jnp.bfloat16:
         kernels = jax.lax.bitcast_convert_type(kernels, jnp.uint16)
+    layer = jnp.clip(layer, 0, len(kernels) - 1)
     shape = jax.ShapeDtypeStruct((num_rows, num_out), jnp.float32)
     return jax.ffi.ffi_call(_name(x.dtype), shape)(panels, kernels, layer).astype(dtype)

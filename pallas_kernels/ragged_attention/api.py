@@ -99,7 +99,7 @@ def ragged_attention(
         each slot's rows are a chain.
       holes: bool[B, S], positions before `kv_lens` that hold no token and are not attended to.
         Their contents must be finite. A window counts them. None if there are no holes.
-      backend: "reference" (XLA, on any platform), "tpu" or "gpu" (Hopper). None selects the
+      backend: "reference" (XLA, on any platform), "cpu", "tpu" or "gpu" (Hopper). None selects the
         platform's kernel if it supports these arguments, and the reference otherwise.
 
     Returns:

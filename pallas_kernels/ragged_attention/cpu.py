@@ -50,6 +50,8 @@ def prepare(
     del max_q_len
     name = _name(str(cache.dtype))
     call = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct(q.shape, jnp.float32))
+    # As in XLA, a wrong index reads something else. It must not read outside the cache and crash.
+    cu_q_lens, kv_lens = jnp.clip(cu_q_lens, 0, q.shape[0]), jnp.clip(kv_lens, 0, cache.shape[2])
     ancestors = jnp.zeros(0, jnp.uint32) if ancestors is None else ancestors
     holes = jnp.zeros((0, 0), bool) if holes is None else holes
 
@@ -69,6 +71,6 @@ def prepare(
         factors = jnp.asarray([scale, soft_cap or 0], jnp.float32)
         wide = q.astype(jnp.float32)
         operands = (cu_q_lens, kv_lens, ancestors, holes, whole, factors)
-        return call(wide, cache, layer, *operands).astype(q.dtype)
+        return call(wide, cache, jnp.clip(layer, 0, cache.shape[0] - 1), *operands).astype(q.dtype)
 
     return attend

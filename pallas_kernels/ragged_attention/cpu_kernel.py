@@ -1,15 +1,15 @@
 """Ragged attention on CPU, compiled by Numba: loops over exactly the tokens that rows may see.
 
-An item is a tile (a few consecutive rows of one slot) and a KV head. It walks over its slot's cache
-block by block with an online softmax, like the reference. A tile is as high as its slot has rows,
-so a decoding slot costs the same next to a prompt as alone.
+An item is a tile of a slot's rows and some of the heads. It walks over its slot's cache block by
+block with an online softmax, like the reference, and uses keys and values where they lie. The rows
+of a tile times the query heads of a KV head are the columns of its matrices.
 
-A row's result does not depend on the others. Blocks start at absolute positions, and so do the
-groups of tokens that are added at a time; tokens that a row does not see weigh exactly 0.
+A row's result does not depend on the others. Blocks start at absolute positions, terms are added in
+the order of the tokens, and tokens that a row does not see weigh exactly 0.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import carray
@@ -24,127 +24,52 @@ from emsjax.pallas_kernels.host_call import (
     result,
     size,
 )
-from emsjax.pallas_kernels.ragged_attention import cpu_softmax
+from emsjax.pallas_kernels.ragged_attention import cpu_softmax, cpu_tiles
 from emsjax.pallas_kernels.ragged_attention.cpu_softmax import MASKED, Block, soften, softmax
+from emsjax.pallas_kernels.ragged_attention.cpu_tiles import (
+    ANCESTORS,
+    CACHE,
+    FACTORS,
+    FEW_ROWS,
+    HOLES,
+    LAYER,
+    Q,
+    Tile,
+    count,
+    find,
+    whole,
+)
 from emsjax.pallas_kernels.small_products import LANES, Product, product_of
 
 _BLOCK = 32  # tokens whose keys and values fit into the fastest cache
-_HEIGHT = 96  # rows of a tile times query heads per KV head, at most
-_FEW_ROWS = 8  # rows whose tokens take longer to read than the arithmetic
-_ENOUGH = 8  # slots that keep all threads busy, with one item each
 _TOGETHER = 8  # rows of a product between two steps of reading ahead
-# The operands, in order.
-_Q, _CACHE, _LAYER, _STARTS, _LENS, _ANCESTORS, _HOLES, _WHOLE, _FACTORS = range(9)
-
-
-class _Tile(NamedTuple):
-    """Where a tile's rows lie.
-
-    Attributes:
-      slot: the slot; B if there is no such tile.
-      row: its first row among all packed rows.
-      rows: how many rows it has.
-      place: the first row's position in the slot's cache.
-      draft: position of the slot's first row of this step.
-      head: its first KV head.
-      heads: how many KV heads it has.
-    """
-
-    slot: Any
-    row: Any
-    rows: Any
-    place: Any
-    draft: Any
-    head: Any
-    heads: Any
+_LINE = 64  # bytes that a processor reads at a time
 
 
 @compiled
-def _whole(frame: int, index: int) -> Any:
-    """Returns the number of KV heads (0) or the window (1)."""
-    return np.int64(carray(pointer(argument(frame, _WHOLE)), (2,), np.int32)[index])
+def _holes(frame: int, slot: int) -> np.ndarray:
+    """Returns which tokens of a slot are holes; empty if no slot has any."""
+    slots, capacity = size(frame, HOLES, 0), size(frame, HOLES, 1)
+    holes = carray(pointer(argument(frame, HOLES)), (slots, capacity), np.uint8)
+    return holes[min(slot, slots - 1)] if slots > 0 else np.empty(0, np.uint8)
 
 
 @compiled
-def _tile_rows(frame: int) -> int:
-    return max(_HEIGHT * _whole(frame, 0) // size(frame, _Q, 1), 1)
-
-
-@compiled
-def _parts(frame: int, rows: int, busy: int) -> int:
-    """Returns among how many items the heads of a slot's tiles are divided.
-
-    Reading few rows' tokens takes longer than the arithmetic, and memory is fastest when it is read
-    in order, with the heads of a token together. If there are few slots, there must be items for
-    all threads.
-    """
-    return 1 if rows <= _FEW_ROWS and busy >= _ENOUGH else _whole(frame, 0)
-
-
-@compiled
-def _busy(starts: np.ndarray) -> int:
-    """Returns how many slots have rows."""
-    busy = 0
-    for slot in range(len(starts) - 1):
-        busy += starts[slot + 1] > starts[slot]
-    return busy
-
-
-@compiled
-def _starts(frame: int) -> np.ndarray:
-    return carray(pointer(argument(frame, _STARTS)), (size(frame, _CACHE, 1) + 1,), np.int32)
-
-
-@compiled
-def _count(frame: int) -> int:
-    starts, most = _starts(frame), _tile_rows(frame)
-    busy, items = _busy(starts), 1  # the last item clears unused rows
-    for slot in range(len(starts) - 1):
-        rows = np.int64(starts[slot + 1] - starts[slot])
-        items += (rows + most - 1) // most * _parts(frame, rows, busy)
-    return items
-
-
-@compiled
-def _find(frame: int, item: Any) -> _Tile:
-    starts, most, heads = _starts(frame), _tile_rows(frame), _whole(frame, 0)
-    slots, busy = len(starts) - 1, _busy(starts)
-    lens = carray(pointer(argument(frame, _LENS)), (slots,), np.int32)
-    for slot in range(slots):
-        rows = np.int64(starts[slot + 1] - starts[slot])
-        parts = _parts(frame, rows, busy)
-        items = (rows + most - 1) // most * parts
-        if item < items:
-            before, draft = item // parts * most, lens[slot] - rows
-            tall, first = min(most, rows - before), starts[slot] + before
-            share = heads // parts
-            return _Tile(slot, first, tall, draft + before, draft, item % parts * share, share)
-        item -= items
-    return _Tile(slots, np.int64(starts[slots]), 0, 0, 0, 0, 0)
-
-
-@compiled
-def _mask(frame: int, tile: _Tile, group: int, first: int, tokens: int, scores: np.ndarray) -> None:
+def _mask(frame: int, tile: Tile, group: int, first: int, tokens: int, scores: np.ndarray) -> None:
     """Marks the scores of tokens that the rows do not see."""
-    slots, capacity, window = size(frame, _CACHE, 1), size(frame, _CACHE, 2), _whole(frame, 1)
-    ancestors = carray(pointer(argument(frame, _ANCESTORS)), (size(frame, _Q, 0),), np.uint32)
-    holes = carray(pointer(argument(frame, _HOLES)), (slots, capacity), np.uint8)
-    branches, has_holes = size(frame, _ANCESTORS, 0) > 0, size(frame, _HOLES, 0) > 0
-    last = tile.place + tile.rows - 1
-    if (
-        first + tokens <= tile.place + 1
-        and first > last - window
-        and not has_holes
-        and not branches
-    ):
+    window, holes, last = whole(frame, 1), _holes(frame, tile.slot), tile.place + tile.rows - 1
+    ancestors = carray(pointer(argument(frame, ANCESTORS)), (size(frame, Q, 0),), np.uint32)
+    branches = size(frame, ANCESTORS, 0) > 0 and first + tokens > tile.draft
+    causal = first + tokens - 1 > tile.place or first <= last - window
+    if not (causal or branches or len(holes) > 0):
         return  # all rows see all tokens
     for j in range(tokens):
-        # The columns from the first row that is not before the token, to the last in its window.
+        # A token is seen from the row at its own position to the last one in its window.
         seen = min(max(first + j - tile.place, 0), tile.rows) * group
         past = min(max(first + j - tile.place + window, 0), tile.rows) * group
         scores[j, :seen] = MASKED
         scores[j, past:] = MASKED
-        if has_holes and holes[tile.slot, first + j]:
+        if len(holes) > 0 and holes[first + j]:
             scores[j] = MASKED
         if branches and first + j >= tile.draft:
             bit = np.uint32(first + j - tile.draft)
@@ -153,124 +78,153 @@ def _mask(frame: int, tile: _Tile, group: int, first: int, tokens: int, scores: 
                     scores[j, m] = MASKED
 
 
+@compiled
+def _queries(frame: int, tile: Tile, group: int, columns: int, scale: float) -> np.ndarray:
+    """Returns the tile's queries times the scale, float32[heads, H, columns]."""
+    num_rows, num_heads, width = size(frame, Q, 0), size(frame, Q, 1), size(frame, Q, 2)
+    q = carray(pointer(argument(frame, Q)), (num_rows, num_heads, width), np.float32)
+    queries = np.zeros((tile.heads, width, columns), np.float32)
+    for head in range(tile.heads):
+        for m in range(tile.rows * group):
+            source = q[tile.row + m // group, (tile.head + head) * group + m % group]
+            for h in range(width):
+                queries[head, h, m] = source[h] * scale
+    return queries
+
+
+@compiled
+def _write(frame: int, tile: Tile, group: int, mixed: np.ndarray, total: np.ndarray) -> None:
+    """Divides the sums of values [heads, H, columns] by those of weights, and writes the result."""
+    num_rows, num_heads, width = size(frame, Q, 0), size(frame, Q, 1), size(frame, Q, 2)
+    out = carray(pointer(result(frame, 0)), (num_rows, num_heads, width), np.float32)
+    for head in range(tile.heads):
+        for m in range(tile.rows * group):
+            weight = total[head, m] if total[head, m] != 0 else np.float32(1)
+            share = np.float32(1) / weight
+            target = out[tile.row + m // group, (tile.head + head) * group + m % group]
+            for h in range(width):
+                target[h] = mixed[head, h, m] * share
+
+
+@compiled
+def _clear(frame: int, first: int) -> None:
+    """Clears the results of the rows from `first` on, which are not used."""
+    num_rows, num_heads, width = size(frame, Q, 0), size(frame, Q, 1), size(frame, Q, 2)
+    carray(pointer(result(frame, 0)), (num_rows, num_heads, width), np.float32)[first:] = 0
+
+
+@compiled
+def _fetch(ahead: int, lines: int) -> Any:
+    """Starts to read cache lines; returns the address after them."""
+    for line in range(lines):
+        prefetch(ahead + _LINE * line)
+    return ahead + _LINE * lines
+
+
+def _products(storage: type) -> tuple[Callable, Callable]:
+    """Returns the two products with a block of the cache, whose elements are of a type."""
+    itemsize, multiply = np.dtype(storage).itemsize, product_of(np.dtype(storage))
+
+    @compiled
+    def score(
+        keys: int,
+        stride: int,
+        tokens: int,
+        q: np.ndarray,
+        scores: np.ndarray,
+        ahead: int,
+        lines: int,
+    ) -> Any:
+        """Writes keys @ q to `scores`; returns how far it has read ahead."""
+        width, columns = q.shape
+        row = 4 * columns
+        for j in range(0, tokens, _TOGETHER):
+            ahead = _fetch(ahead, lines)
+            left, out = keys + j * stride, scores.ctypes.data + j * row
+            product = Product(left, stride, itemsize, q.ctypes.data, row, out, row, width)
+            multiply(product, min(_TOGETHER, tokens - j), columns, False)
+        return ahead
+
+    @compiled
+    def gather(
+        values: int, stride: int, weights: int, tokens: int, out: np.ndarray, ahead: int, lines: int
+    ) -> Any:
+        """Adds values.T @ weights to `out`; returns how far it has read ahead."""
+        width, columns = out.shape
+        row = 4 * columns
+        for h in range(0, width, _TOGETHER):
+            ahead = _fetch(ahead, lines)
+            left, there = values + h * itemsize, out.ctypes.data + h * row
+            product = Product(left, itemsize, stride, weights, row, there, row, tokens)
+            multiply(product, min(_TOGETHER, width - h), columns, True)
+        return ahead
+
+    return score, gather
+
+
 def _attention(storage: type) -> Callable:
     """Returns the function that computes an item, for a cache with elements of a type."""
-    itemsize, multiply = np.dtype(storage).itemsize, product_of(np.dtype(storage))
-    weigh = softmax()
+    itemsize, weigh = np.dtype(storage).itemsize, softmax()
+    score, gather = _products(storage)
 
     @compiled
     def attend(frame: int, item: int) -> None:
-        num_rows, num_heads, width = size(frame, _Q, 0), size(frame, _Q, 1), size(frame, _Q, 2)
-        slots, capacity = size(frame, _CACHE, 1), size(frame, _CACHE, 2)
-        kv_heads = _whole(frame, 0)
-        group, tile = num_heads // kv_heads, _find(frame, item)
-        out = carray(pointer(result(frame, 0)), (num_rows, num_heads, width), np.float32)
+        tile = find(frame, item)
+        slots, capacity = size(frame, CACHE, 1), size(frame, CACHE, 2)
         if tile.slot == slots:
-            out[tile.row :] = 0
+            _clear(frame, tile.row)
             return
-        q = carray(pointer(argument(frame, _Q)), (num_rows, num_heads, width), np.float32)
-        factors = carray(pointer(argument(frame, _FACTORS)), (2,), np.float32)
+        kv_heads, width = whole(frame, 0), size(frame, Q, 2)
+        group = size(frame, Q, 1) // kv_heads
+        factors = carray(pointer(argument(frame, FACTORS)), (2,), np.float32)
         scale, soft_cap = factors[0], factors[1]
-        layer = np.int64(carray(pointer(argument(frame, _LAYER)), (1,), np.int32)[0])
-        holes = carray(pointer(argument(frame, _HOLES)), (slots, capacity), np.uint8)
-        has_holes = size(frame, _HOLES, 0) > 0
-        stride = size(frame, _CACHE, 3) * size(frame, _CACHE, 4) * itemsize
-        start = argument(frame, _CACHE) + (layer * slots + tile.slot) * capacity * stride
+        layer = np.int64(carray(pointer(argument(frame, LAYER)), (1,), np.int32)[0])
+        holes = _holes(frame, tile.slot)
+        stride = size(frame, CACHE, 3) * size(frame, CACHE, 4) * itemsize
+        start = argument(frame, CACHE) + (layer * slots + tile.slot) * capacity * stride
 
-        height = tile.rows * group
-        columns = (height + LANES - 1) // LANES * LANES
-        queries = np.zeros((tile.heads, width, columns), np.float32)
+        columns = (tile.rows * group + LANES - 1) // LANES * LANES
+        queries = _queries(frame, tile, group, columns, scale)
         mixed = np.zeros((tile.heads, width, columns), np.float32)
-        for head in range(tile.heads):
-            for m in range(height):
-                source = q[tile.row + m // group, (tile.head + head) * group + m % group]
-                for h in range(width):
-                    queries[head, h, m] = source[h] * scale
         top = np.full((tile.heads, columns), MASKED, np.float32)
         total = np.zeros((tile.heads, columns), np.float32)
         scores = np.empty((_BLOCK, columns), np.float32)
-        row, head_bytes = 4 * columns, width * itemsize
-        end = tile.place + tile.rows
-        # The next block is read ahead in order, some lines before each band of a product.
-        bands = tile.heads * (_BLOCK + width) // _TOGETHER
-        lines = (
-            (_BLOCK * stride // 64 + bands - 1) // bands
-            if tile.heads == kv_heads and tile.rows <= _FEW_ROWS
-            else 0
-        )
+        at, row, end = scores.ctypes.data, 4 * columns, tile.place + tile.rows
+        # The next block of tokens is read ahead in order, some lines before each part of a product.
+        parts = tile.heads * (_BLOCK + width) // _TOGETHER
+        reads_ahead = tile.heads == kv_heads and tile.rows <= FEW_ROWS
+        lines = (_BLOCK * stride // _LINE + parts - 1) // parts if reads_ahead else 0
         for first in range(
-            max(tile.place - _whole(frame, 1) + 1, 0) // _BLOCK * _BLOCK, end, _BLOCK
+            max(tile.place - whole(frame, 1) + 1, 0) // _BLOCK * _BLOCK, end, _BLOCK
         ):
-            tokens, keys = min(_BLOCK, end - first), start + first * stride
-            ahead = keys + _BLOCK * stride
+            tokens, block = min(_BLOCK, end - first), start + first * stride
+            ahead = block + _BLOCK * stride
             for head in range(tile.heads):
-                key = keys + (tile.head + head) * head_bytes
-                value = key + kv_heads * head_bytes
-                at = scores.ctypes.data
-                for j in range(0, tokens, _TOGETHER):
-                    for line in range(lines):
-                        prefetch(ahead + 64 * line)
-                    ahead += 64 * lines
-                    few = min(_TOGETHER, tokens - j)
-                    ours = Product(
-                        key + j * stride,
-                        stride,
-                        itemsize,
-                        queries[head].ctypes.data,
-                        row,
-                        at + j * row,
-                        row,
-                        width,
-                    )
-                    multiply(ours, few, columns, False)
+                keys = block + (tile.head + head) * width * itemsize
+                values = keys + kv_heads * width * itemsize
+                ahead = score(keys, stride, tokens, queries[head], scores, ahead, lines)
                 if soft_cap > 0:
                     soften(scores, tokens, soft_cap)
                 _mask(frame, tile, group, first, tokens, scores)
-                weigh(
-                    Block(
-                        at,
-                        row,
-                        tokens,
-                        top[head].ctypes.data,
-                        total[head].ctypes.data,
-                        mixed[head].ctypes.data,
-                        width,
-                    ),
-                    columns,
-                )
+                tops, totals = top[head].ctypes.data, total[head].ctypes.data
+                out = mixed[head].ctypes.data
+                weigh(Block(at, row, tokens, tops, totals, out, width), columns)
                 j = 0
                 while j < tokens:
-                    # Holes may hold NaN, and 0 * NaN is NaN.
+                    # Holes may hold NaN, and 0 * NaN is NaN, so they are left out.
                     run = j
-                    while j < tokens and not (has_holes and holes[tile.slot, first + j]):
+                    while j < tokens and not (len(holes) > 0 and holes[first + j]):
                         j += 1
-                    for h in range(0, width, _TOGETHER):
-                        for line in range(lines):
-                            prefetch(ahead + 64 * line)
-                        ahead += 64 * lines
-                        ours = Product(
-                            value + run * stride + h * itemsize,
-                            itemsize,
-                            stride,
-                            at + run * row,
-                            row,
-                            mixed[head, h].ctypes.data,
-                            row,
-                            j - run,
-                        )
-                        multiply(ours, min(_TOGETHER, width - h), columns, True)
+                    weights, there = at + run * row, values + run * stride
+                    ahead = gather(there, stride, weights, j - run, mixed[head], ahead, lines)
                     j += 1
-        for head in range(tile.heads):
-            for m in range(height):
-                share = np.float32(1) / (total[head, m] if total[head, m] != 0 else np.float32(1))
-                there = out[tile.row + m // group, (tile.head + head) * group + m % group]
-                for h in range(width):
-                    there[h] = mixed[head, h, m] * share
+        _write(frame, tile, group, mixed, total)
 
     return attend
 
 
 def register_kernel(name: str, dtype: np.dtype) -> None:
     """Makes the kernel for caches of a type, float32 or uint16, available to XLA as `name`."""
-    sources = (__file__, cpu_softmax.__file__, small_products.__file__)
-    register(name, _count, _attention(dtype.type), sources)
+    modules = (cpu_softmax, cpu_tiles, small_products)
+    sources = [__file__, *(each.__file__ for each in modules)]
+    register(name, count, _attention(dtype.type), sources)

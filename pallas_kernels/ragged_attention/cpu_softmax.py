@@ -59,30 +59,33 @@ class Block(NamedTuple):
     width: Any
 
 
+def _all_lanes(lanes: int, number: float) -> Any:
+    return ir.Constant(ir.VectorType(_FLOAT, lanes), [float(np.float32(number))] * lanes)
+
+
+def _exponential(builder: Any, x: Any, lanes: int) -> Any:
+    """Computes exp(x) for x up to 0 as a power of two and a polynomial; NaN becomes 0."""
+    vector, whole = ir.VectorType(_FLOAT, lanes), ir.VectorType(_INDEX, lanes)
+    kind, two = ir.FunctionType(vector, [vector] * 3), ir.FunctionType(vector, [vector])
+    name = f"llvm.fmuladd.v{lanes}f32"
+    multiply_add = cgutils.get_or_insert_function(builder.module, kind, name)
+    floor = cgutils.get_or_insert_function(builder.module, two, f"llvm.floor.v{lanes}f32")
+    exponent = builder.fmul(x, _all_lanes(lanes, math.log2(math.e)))
+    large = builder.fcmp_ordered(">", exponent, _all_lanes(lanes, _LEAST))
+    exponent = builder.select(large, exponent, _all_lanes(lanes, _LEAST))
+    rounded = builder.call(floor, [builder.fadd(exponent, _all_lanes(lanes, 0.5))])
+    rest = builder.fsub(exponent, rounded)
+    series = _all_lanes(lanes, _TERMS[-1])
+    for term in reversed(_TERMS[:-1]):
+        series = builder.call(multiply_add, [rest, series, _all_lanes(lanes, term)])
+    bias, shift = ir.Constant(whole, [127] * lanes), ir.Constant(whole, [23] * lanes)
+    bits = builder.shl(builder.add(builder.fptosi(rounded, whole), bias), shift)
+    return builder.fmul(series, builder.bitcast(bits, vector))
+
+
 def _softmax(lanes: int) -> Any:
     """Returns the compiled softmax of the first `lanes` columns of a block."""
-    vector, whole = ir.VectorType(_FLOAT, lanes), ir.VectorType(_INDEX, lanes)
-
-    def all_lanes(number: float) -> Any:
-        return ir.Constant(vector, [float(np.float32(number))] * lanes)
-
-    def exponential(builder: Any, x: Any) -> Any:
-        """Computes exp(x) for x up to 0 as a power of two and a polynomial; NaN becomes 0."""
-        kind, two = ir.FunctionType(vector, [vector] * 3), ir.FunctionType(vector, [vector])
-        name = f"llvm.fmuladd.v{lanes}f32"
-        multiply_add = cgutils.get_or_insert_function(builder.module, kind, name)
-        floor = cgutils.get_or_insert_function(builder.module, two, f"llvm.floor.v{lanes}f32")
-        exponent = builder.fmul(x, all_lanes(math.log2(math.e)))
-        large = builder.fcmp_ordered(">", exponent, all_lanes(_LEAST))
-        exponent = builder.select(large, exponent, all_lanes(_LEAST))
-        rounded = builder.call(floor, [builder.fadd(exponent, all_lanes(0.5))])
-        rest = builder.fsub(exponent, rounded)
-        series = all_lanes(_TERMS[-1])
-        for term in reversed(_TERMS[:-1]):
-            series = builder.call(multiply_add, [rest, series, all_lanes(term)])
-        bias, shift = ir.Constant(whole, [127] * lanes), ir.Constant(whole, [23] * lanes)
-        bits = builder.shl(builder.add(builder.fptosi(rounded, whole), bias), shift)
-        return builder.fmul(series, builder.bitcast(bits, vector))
+    vector, zeros = ir.VectorType(_FLOAT, lanes), _all_lanes(lanes, 0)
 
     @intrinsic
     def weigh(typing: Any, block: Any) -> Any:
@@ -101,7 +104,7 @@ def _softmax(lanes: int) -> Any:
 
             before = load(vector_at(b.top))
             highest = cgutils.alloca_once_value(builder, before)
-            unsound = cgutils.alloca_once_value(builder, all_lanes(0))
+            unsound = cgutils.alloca_once_value(builder, zeros)
             with cgutils.for_range(builder, b.tokens) as loop:
                 score, most = load(vector_at(b.scores, loop.index)), builder.load(highest)
                 nothing = builder.fsub(score, score)  # 0, or NaN
@@ -109,16 +112,16 @@ def _softmax(lanes: int) -> Any:
                 larger = builder.fcmp_ordered(">", score, most)
                 builder.store(builder.select(larger, score, most), highest)
             top = builder.load(highest)
-            decay = exponential(builder, builder.fsub(before, top))
+            decay = _exponential(builder, builder.fsub(before, top), lanes)
             kept = builder.fmul(load(vector_at(b.total)), decay)
             total = cgutils.alloca_once_value(builder, builder.fadd(kept, builder.load(unsound)))
             with cgutils.for_range(builder, b.tokens) as loop:
                 place = vector_at(b.scores, loop.index)
                 score = load(place)
-                weight = exponential(builder, builder.fsub(score, top))
+                weight = _exponential(builder, builder.fsub(score, top), lanes)
                 # A column that has seen nothing yet has MASKED as its largest score.
-                masked = builder.fcmp_ordered("==", score, all_lanes(MASKED))
-                weight = builder.select(masked, all_lanes(0), weight)
+                masked = builder.fcmp_ordered("==", score, _all_lanes(lanes, MASKED))
+                weight = builder.select(masked, zeros, weight)
                 builder.store(weight, place, align=4)
                 builder.store(builder.fadd(builder.load(total), weight), total)
             builder.store(top, vector_at(b.top), align=4)

@@ -4,11 +4,13 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from emsjax.pallas_kernels import foreign
 from emsjax.pallas_kernels.backends import noting_backends
 from emsjax.pallas_kernels.ragged_attention import cpu
-from emsjax.pallas_kernels.ragged_attention.api import prepare
+from emsjax.pallas_kernels.ragged_attention.api import prepare, ragged_attention
 from tests.kernels.contract_attention import CASES, AttentionContract
 
 
@@ -33,6 +35,43 @@ def attend(given: tuple) -> None:
     prepare(q, cache, **lengths, num_kv_heads=num_kv_heads, max_q_len=1)
 
 
+def attention(q=None, **other):
+    """Returns the attention of one row in each of two slots of 48 tokens."""
+    q = np.ones((2, 2, 64), np.float32) if q is None else q
+    cache = np.random.default_rng(0).standard_normal((2, 2, 48, 2, 128)).astype(np.float32)
+    given = {
+        "layer": jnp.int32(1),
+        "cu_q_lens": np.asarray([0, 1, 2], np.int32),
+        "kv_lens": np.asarray([48, 40], np.int32),
+    }
+    static = {"num_kv_heads": 2, "max_q_len": 2, "scale": 0.125, "backend": "cpu"}
+    out = ragged_attention(jnp.asarray(q), jnp.asarray(cache), **given | other, **static)
+    return np.asarray(out)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_query_that_is_not_finite_shows(bad):
+    q = np.ones((2, 2, 64), np.float32)
+    q[0, 0] = bad
+    out = attention(q)
+    assert np.isnan(out[0, 0]).all()
+    np.testing.assert_array_equal(out[0, 1], attention()[0, 1])
+    np.testing.assert_array_equal(out[1], attention()[1])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ({"layer": jnp.int32(2)}, {}),
+        ({"layer": jnp.int32(-1)}, {"layer": jnp.int32(0)}),
+        ({"kv_lens": np.asarray([48, 50], np.int32)}, {"kv_lens": np.asarray([48, 48], np.int32)}),
+        ({"cu_q_lens": np.asarray([0, 1, 3], np.int32)}, {}),
+    ],
+)
+def test_what_is_out_of_range_does_not_reach_outside_the_buffers(wrong, nearest):
+    np.testing.assert_array_equal(attention(**wrong), attention(**nearest))
+
+
 @pytest.mark.parametrize(
     ("queries", "cache"),
     [("float32", "float32"), ("bfloat16", "uint16")],
@@ -51,7 +90,7 @@ def test_leaves_other_types_to_the_reference(queries, cache):
 
 def test_leaves_everything_to_the_reference_without_numba(monkeypatch):
     monkeypatch.setitem(sys.modules, "emsjax.pallas_kernels.ragged_attention.cpu_kernel", None)
-    monkeypatch.setattr(cpu, "_register", cpu._register.__wrapped__)  # the kernel may be there
+    monkeypatch.setattr(foreign, "_OUTCOMES", {})  # the kernel may be there
     with noting_backends() as picked:
         attend(arguments("float32", "float32"))
     assert picked == {"ragged_attention": "reference"}

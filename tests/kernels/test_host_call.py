@@ -1,6 +1,8 @@
 """Foreign functions compiled by Numba: every item is computed once, and compiled code is kept."""
 
 import functools
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +78,47 @@ def test_a_kept_function_is_found_until_its_sources_change(tmp_path):
     assert kept().load_overload(None, target) is None
 
 
+KEEP = """
+import sys, jax, jax.numpy as jnp, numpy as np
+from numba import carray
+from emsjax.pallas_kernels.host_call import argument, compiled, pointer, register, result
+
+jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+
+
+def kernel(amount):
+    @compiled
+    def count(frame):
+        return 1
+
+    @compiled
+    def add(frame, item):
+        x = carray(pointer(argument(frame, 0)), (1,), np.float32)
+        carray(pointer(result(frame, 0)), (1,), np.float32)[0] = x[0] + amount
+
+    name = f"test.add{amount}"
+    register(name, count, add, [])
+    return float(jax.ffi.ffi_call(name, jax.ShapeDtypeStruct((1,), jnp.float32))(jnp.zeros(1))[0])
+
+
+print([kernel(int(amount)) for amount in sys.argv[2:]])
+"""
+
+
+def test_functions_that_several_processes_kept_stay_apart(tmp_path):
+    """Each process numbers its functions from 1."""
+
+    def run(*amounts):
+        command = [sys.executable, "-c", KEEP, str(tmp_path), *amounts]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    assert run("1") == "[1.0]"
+    assert run("2") == "[2.0]"
+    assert len(list(tmp_path.glob("*.numba"))) == 2
+    assert run("1", "2") == "[1.0, 2.0]"
+
+
 @pytest.mark.parametrize("directory", [None, "file"])
 def test_a_function_that_cannot_be_kept_works(tmp_path, directory):
     (tmp_path / "file").write_text("")
@@ -88,6 +131,82 @@ def test_a_damaged_file_is_no_error(tmp_path):
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:100])
     assert compile_double(host_call._Kept("double", [], str(tmp_path))).ctypes(2) == 4
+
+
+def test_a_file_with_damaged_code_is_not_loaded(tmp_path):
+    """Code that was damaged would end the process, now or when it is called."""
+    compile_double(host_call._Kept("double", [], str(tmp_path)))
+    (file,) = tmp_path.iterdir()
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    found = compile_double(host_call._Kept("double", [], str(tmp_path)))
+    assert found.cache_hits == 0
+    assert found.ctypes(2) == 4
+    assert compile_double(host_call._Kept("double", [], str(tmp_path))).cache_hits == 1
+
+
+def test_a_write_that_fails_leaves_no_file(tmp_path, monkeypatch):
+    def full(file, target):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("pathlib.Path.replace", full)
+    assert compile_double(host_call._Kept("double", [], str(tmp_path))).ctypes(2) == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_function_that_cannot_be_written_down_works(tmp_path, monkeypatch):
+    def fail(_):
+        raise TypeError("cannot pickle")
+
+    monkeypatch.setattr(host_call, "dumps", fail)
+    assert compile_double(host_call._Kept("double", [], str(tmp_path))).ctypes(2) == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_of_numba_and_another_python_make_another_file(tmp_path, monkeypatch):
+    compile_double(host_call._Kept("double", [], str(tmp_path)))
+    with monkeypatch.context() as patch:
+        patch.setenv("NUMBA_OPT", "0")
+        assert compile_double(host_call._Kept("double", [], str(tmp_path))).cache_hits == 0
+    monkeypatch.setattr("sys.version", "4.0")
+    assert compile_double(host_call._Kept("double", [], str(tmp_path))).cache_hits == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"jax_compilation_cache_dir": "/some/place"}, "/some/place"),
+        ({"jax_compilation_cache_dir": None}, None),
+        ({"jax_compilation_cache_dir": "gs://bucket/cache"}, None),
+        (
+            {"jax_compilation_cache_dir": "/some/place", "jax_enable_compilation_cache": False},
+            None,
+        ),
+    ],
+)
+def test_functions_are_kept_where_jax_keeps_programs_on_this_machine(settings, expected):
+    before = {name: jax.config.values[name] for name in settings}
+    try:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        assert host_call._kept_in() == expected
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+@pytest.mark.parametrize("version", [(0, 3), (0, 9), (1, 0)])
+def test_a_handler_is_made_for_major_version_0(version):
+    """XLA then refuses it once the layout of its structures has changed."""
+    add_one()
+    api, frame, metadata, extension = np.zeros((4, 8), np.int64)
+    api[4:5].view(np.int32)[:] = version
+    frame[:3] = 1, extension.ctypes.data, api.ctypes.data
+    extension[3] = metadata.ctypes.data
+    _, handler = host_call._ALIVE["emsjax.tests.add_one"]
+    assert handler.ctypes(frame.ctypes.data) == 0
+    assert metadata[3:4].view(np.int32).tolist() == [0, version[1]]
 
 
 def test_the_address_of_a_handler_is_a_symbol():
