@@ -8,29 +8,19 @@ A kernel is a number of independent items. XLA's threads take one item after the
 left, so a long item does not hold up the others.
 """
 
-import contextlib
 import ctypes
-import hashlib
-import os
-import pickle
-import secrets
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import llvmlite
 import numba
-import numpy as np
 from llvmlite import binding, ir
-from numba import carray, types
+from numba import types
 from numba.core.ccallback import CFunc
-from numba.core.compiler import CompileResult
-from numba.core.registry import cpu_target
-from numba.core.runtime import rtsys
-from numba.core.serialize import dumps
 from numba.extending import intrinsic
+
+from emsjax.pallas_kernels.kept_functions import Kept, compile_for_c, kept_in, with_unique_name
 
 # Where the fields that are used here lie in the interface's structures, in words of 64 bits.
 _SIZE, _EXTENSION, _API, _CONTEXT, _STAGE = range(5)
@@ -42,8 +32,8 @@ _EXECUTE = 3  # the stage in which a handler computes
 # Words of the work that threads share: 0 in place of a size, the frame of the call, the next item,
 # the number of finished items and of all items, and how many threads may still read these words.
 _FRAME, _NEXT, _FINISHED, _ITEMS, _READERS, _WORDS = range(1, 7)
-
-_DIGEST = hashlib.sha256().digest_size
+_TASK_WORDS = 5  # of the structure that asks XLA for a thread
+_HANDLER, _COUNT, _RUN = range(3)  # the addresses of a kernel's functions
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -51,23 +41,12 @@ _malloc = types.ExternalFunction("malloc", types.int64(types.int64))
 _free = types.ExternalFunction("free", types.void(types.int64))
 
 
-# Numba counts the functions of a process and makes their symbols from their names and numbers.
-# Without this, a function kept by one process might have the symbol of another function kept by
-# another process, and a third one would call the wrong one of the two.
-_PROCESS = secrets.token_hex(8)
-
-
-def _with_unique_name(function: _Function) -> _Function:
-    function.__qualname__ = f"{function.__qualname__}_{_PROCESS}"
-    return function
-
-
 def compiled(function: _Function) -> _Function:
     """Compiles a function for calls from other compiled ones.
 
     It must not raise. Its floating-point operations are those that it states, in that order.
     """
-    return numba.njit(nogil=True, error_model="numpy")(_with_unique_name(function))
+    return numba.njit(nogil=True, error_model="numpy")(with_unique_name(function))
 
 
 def _pointer_of(kind: Any, element: int) -> Any:
@@ -121,145 +100,152 @@ def _add(typing: Any, address: Any, amount: Any) -> Any:
     return types.int64(types.int64, types.int64), generate
 
 
+def _generate_call(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    word = ir.IntType(64)
+    returned = context.get_value_type(signature.return_type)
+    if signature.return_type == types.void:
+        returned = ir.VoidType()
+    kind = ir.FunctionType(returned, [word] * len(args[1:]))
+    called = builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+    return context.get_dummy_value() if signature.return_type == types.void else called
+
+
 @intrinsic
 def _call(typing: Any, function: Any, argument: Any) -> Any:
     """Calls the function at an address with one address, and returns a word."""
     del typing, function, argument
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        del context, signature
-        word = ir.IntType(64)
-        place = builder.inttoptr(args[0], ir.FunctionType(word, [word]).as_pointer())
-        return builder.call(place, [args[1]])
-
-    return types.int64(types.int64, types.int64), generate
+    return types.int64(types.int64, types.int64), _generate_call
 
 
-def _word_at(symbol: str) -> Any:
-    """Returns a compiled function that reads the word at a symbol."""
+@intrinsic
+def _call_for_item(typing: Any, function: Any, frame: Any, item: Any) -> Any:
+    """Calls the function at an address with a frame and an item."""
+    del typing, function, frame, item
+    return types.void(types.int64, types.int64, types.int64), _generate_call
+
+
+def _address_of(symbol: str) -> Any:
+    """Returns a compiled function that returns the address of a symbol."""
 
     @intrinsic
-    def read(typing: Any) -> Any:
+    def find(typing: Any) -> Any:
         del typing
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             del context, signature, args
             word = builder.module.globals.get(symbol)
             word = word or ir.GlobalVariable(builder.module, ir.IntType(64), symbol)
-            return builder.load(word)
+            return builder.ptrtoint(word, ir.IntType(64))
 
         return types.int64(), generate
 
-    return read
+    return find
 
 
-@compiled
-def _buffer(buffers: int, index: int) -> Any:
-    return _words(_words(buffers)[index])
+def _load(*path: int | str) -> Any:
+    """Returns a compiled function that follows addresses, and returns the word that it finds.
+
+    It is a few instructions at the place of the call, which takes less time to compile than a
+    function. Its first argument is an address; the others are for the names in the path.
+
+    Args:
+      *path: which word to read at each address; a name stands for an argument.
+    """
+    names = [step for step in path if isinstance(step, str)]
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        del context, signature
+        word, given = ir.IntType(64), dict(zip(names, args[1:], strict=True))
+        found = args[0]
+        for step in path:
+            number = given[step] if isinstance(step, str) else word(step)
+            place = builder.inttoptr(found, word.as_pointer())
+            found = builder.load(builder.gep(place, [number]))
+        return found
+
+    def signed() -> Any:
+        return types.int64(*[types.int64] * (1 + len(names)))
+
+    @intrinsic
+    def one(typing: Any, frame: Any, index: Any) -> Any:
+        del typing, frame, index
+        return signed(), generate
+
+    @intrinsic
+    def two(typing: Any, frame: Any, index: Any, axis: Any) -> Any:
+        del typing, frame, index, axis
+        return signed(), generate
+
+    return two if names[1:] else one
 
 
-@compiled
-def argument(frame: int, index: int) -> int:
-    """Returns the address of an operand's elements."""
-    return _buffer(_words(frame)[_ARGUMENTS], index)[_BUFFER_DATA]
-
-
-@compiled
-def result(frame: int, index: int) -> int:
-    """Returns the address of a result's elements."""
-    return _buffer(_words(frame)[_RESULTS], index)[_BUFFER_DATA]
-
-
-@compiled
-def size(frame: int, index: int, axis: int) -> int:
-    """Returns an operand's size along an axis."""
-    return _words(_buffer(_words(frame)[_ARGUMENTS], index)[_BUFFER_SIZES])[axis]
-
-
-@compiled
-def result_size(frame: int, index: int, axis: int) -> int:
-    """Returns a result's size along an axis."""
-    return _words(_buffer(_words(frame)[_RESULTS], index)[_BUFFER_SIZES])[axis]
+argument = _load(_ARGUMENTS, "index", _BUFFER_DATA)  # the address of an operand's elements
+result = _load(_RESULTS, "index", _BUFFER_DATA)  # the address of a result's elements
+size = _load(_ARGUMENTS, "index", _BUFFER_SIZES, "axis")  # an operand's size along an axis
+result_size = _load(_RESULTS, "index", _BUFFER_SIZES, "axis")  # a result's size along an axis
 
 
 @compiled
 def _num_threads(api: int, context: int) -> int:
     """Returns the threads of XLA's pool; 1 if there is no pool."""
-    words = np.zeros(5, np.int64)
-    words[0], words[2], words[3] = 32, context, words.ctypes.data + 32
-    error = _call(_words(api)[_NUM_THREADS], words.ctypes.data)
-    return 1 if error else max(words[4], 1)
+    given = _malloc(8 * _TASK_WORDS)
+    words = _words(given)
+    words[0], words[1], words[2], words[3], words[4] = 32, 0, context, given + 32, 1
+    error = _call(_words(api)[_NUM_THREADS], given)
+    threads = 1 if error else max(words[4], 1)
+    _free(given)
+    return threads
 
 
-class _Kept:
-    """Keeps a compiled function in a file, so that later processes do not compile it.
+def _sharing(table: Callable[[], int]) -> tuple[Callable, Callable, Callable]:
+    """Returns compiled functions that share the items of a call among threads.
 
-    Numba has a cache too, but that one does not notice changes in the functions that a function
-    calls. This file's name depends on all of them, and on all else that decides what the code is.
-    The file begins with a digest of the rest, because damaged code would end the process.
+    Args:
+      table: compiled; returns the address of the kernel's addresses.
+
+    Returns:
+      One that takes items until none is left, one that gives up the words of the work, and one that
+      starts the other threads and waits until all items are finished.
     """
 
-    def __init__(self, name: str, sources: list[Path], directory: str | None):
-        """Chooses the file.
+    @compiled
+    def take_items(work: int) -> None:
+        words, run_item = _words(work), _words(table())[_RUN]
+        while True:
+            item = _add(work + 8 * _NEXT, 1)
+            if item >= words[_ITEMS]:
+                return
+            _call_for_item(run_item, words[_FRAME], item)
+            _add(work + 8 * _FINISHED, 1)
 
-        Args:
-          name: the function's.
-          sources: files with all code that it consists of.
-          directory: where to keep it; None does not keep it.
-        """
-        machine = repr(cpu_target.target_context.codegen().magic_tuple())
-        texts = [source.read_text(encoding="utf-8") for source in sources]
-        versions = [sys.version, np.__version__, numba.__version__, llvmlite.__version__]
-        options = repr(sorted(each for each in os.environ.items() if each[0].startswith("NUMBA_")))
-        parts = [*versions, machine, options, *texts]
-        digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-        self._file = Path(directory) / f"{name}-{digest}.numba" if directory else None
+    @compiled
+    def leave(work: int) -> None:
+        if _add(work + 8 * _READERS, -1) == 1:
+            _free(work)
 
-    def load_overload(self, signature: Any, target_context: Any) -> CompileResult | None:
-        """Returns the compiled function, or None if the file does not exist or is damaged."""
-        del signature
-        if self._file is None:
-            return None
-        try:
-            content = self._file.read_bytes()
-            digest, code = content[:_DIGEST], content[_DIGEST:]
-            if hashlib.sha256(code).digest() != digest:
-                return None
-            return CompileResult._rebuild(target_context, *pickle.loads(code))
-        except Exception:
-            return None
+    @compiled
+    def share(frame: int, items: int) -> None:
+        api, context = _words(frame)[_API], _words(frame)[_CONTEXT]
+        helpers = max(min(_num_threads(api, context), items) - 1, 0)
+        work = _malloc(8 * _WORDS)
+        words = _words(work)
+        words[_SIZE], words[_FRAME], words[_NEXT], words[_FINISHED] = 0, frame, 0, 0
+        words[_ITEMS], words[_READERS] = items, helpers + 1
+        task = _malloc(8 * _TASK_WORDS)
+        given = _words(task)
+        given[0], given[1], given[2] = 8 * _TASK_WORDS, 0, context
+        given[3], given[4] = _words(table())[_HANDLER], work
+        for _ in range(helpers):
+            if _call(_words(api)[_SCHEDULE], task):
+                leave(work)
+        _free(task)
+        take_items(work)
+        # The frame ends with this call. All items are taken, and none of them takes long.
+        while _add(work + 8 * _FINISHED, 0) < items:
+            pass
+        leave(work)
 
-    def save_overload(self, signature: Any, compiled: CompileResult) -> None:
-        """Writes the compiled function; if it cannot be written, that is no error."""
-        del signature
-        if self._file is None:
-            return
-        partial = self._file.with_name(f"{self._file.name}.{secrets.token_hex(4)}.partial")
-        try:
-            code = dumps(compiled._reduce())
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(hashlib.sha256(code).digest() + code)
-            partial.replace(self._file)
-        except Exception:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-
-
-def _kept_in() -> str | None:
-    """Returns the directory where jax keeps its programs; None if there is none on this machine."""
-    directory = jax.config.values["jax_compilation_cache_dir"]
-    used = directory and jax.config.values["jax_enable_compilation_cache"]
-    return directory if used and "://" not in directory else None
-
-
-def _compile(function: Callable, signature: Any, kept: _Kept) -> CFunc:
-    """Compiles a function that C can call, or finds it compiled."""
-    rtsys.initialize(cpu_target.target_context)  # for functions that were found compiled
-    types_of = (signature.args, signature.return_type)
-    found = CFunc(_with_unique_name(function), types_of, {}, {"error_model": "numpy"})
-    vars(found)["_cache"] = kept
-    found.compile()
-    return found
+    return take_items, leave, share
 
 
 def register(
@@ -277,44 +263,21 @@ def register(
         raise.
       sources: the files with all code of these two.
     """
+    directory = kept_in()
 
-    @compiled
-    def take_items(work: int) -> None:
-        words = _words(work)
-        while True:
-            item = _add(work + 8 * _NEXT, 1)
-            if item >= words[_ITEMS]:
-                return
-            run(words[_FRAME], item)
-            _add(work + 8 * _FINISHED, 1)
+    def compile_part(part: str, function: Callable, signature: Any) -> CFunc:
+        kept = Kept(f"{name}.{part}", [Path(each) for each in (__file__, *sources)], directory)
+        return compile_for_c(function, signature, kept)
 
-    @compiled
-    def leave(work: int) -> None:
-        if _add(work + 8 * _READERS, -1) == 1:
-            _free(work)
+    # Called by address, because Numba compiles a function again with every function that calls it.
+    counting = compile_part("count", vars(count)["py_func"], types.int64(types.int64))
+    running = compile_part("run", vars(run)["py_func"], types.void(types.int64, types.int64))
+    addresses = (ctypes.c_int64 * 3)(0, counting.address, running.address)
+    symbol = f"{name}.addresses"
+    binding.add_symbol(symbol, ctypes.addressof(addresses))
+    table = _address_of(symbol)
 
-    own_address, symbol = ctypes.c_int64(), f"{name}.address"
-    binding.add_symbol(symbol, ctypes.addressof(own_address))
-    handler = _word_at(symbol)
-
-    @compiled
-    def share(frame: int, items: int) -> None:
-        api, context = _words(frame)[_API], _words(frame)[_CONTEXT]
-        helpers = max(min(_num_threads(api, context), items) - 1, 0)
-        work = _malloc(8 * _WORDS)
-        words = carray(pointer(work), (_WORDS,), np.int64)
-        words[_SIZE], words[_FRAME], words[_NEXT], words[_FINISHED] = 0, frame, 0, 0
-        words[_ITEMS], words[_READERS] = items, helpers + 1
-        task = np.zeros(5, np.int64)
-        task[0], task[2], task[3], task[4] = 40, context, handler(), work
-        for _ in range(helpers):
-            if _call(_words(api)[_SCHEDULE], task.ctypes.data):
-                leave(work)
-        take_items(work)
-        # The frame ends with this call. All items are taken, and none of them takes long.
-        while _add(work + 8 * _FINISHED, 0) < items:
-            pass
-        leave(work)
+    take_items, leave, share = _sharing(table)
 
     def handle(address: int) -> int:
         words = _words(address)
@@ -327,16 +290,15 @@ def register(
             version = _words(_words(words[_EXTENSION])[_METADATA])
             version[_METADATA_VERSION] = _words(words[_API])[_API_VERSION] >> 32 << 32
         elif words[_STAGE] & 0xFFFFFFFF == _EXECUTE:
-            share(address, count(address))
+            share(address, _call(_words(table())[_COUNT], address))
         return 0
 
-    # One function has both duties because compiling the kernel takes seconds.
-    kept = _Kept(name, [Path(each) for each in (__file__, *sources)], _kept_in())
-    found = _compile(handle, types.int64(types.int64), kept)
-    own_address.value = found.address or 0
-    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(found.ctypes), platform="cpu")
-    _ALIVE[name] = (own_address, found)
+    # One function has both duties, because a helping thread calls a handler as XLA does.
+    handling = compile_part("handle", handle, types.int64(types.int64))
+    addresses[_HANDLER] = handling.address
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handling.ctypes), platform="cpu")
+    _ALIVE[name] = (addresses, handling, counting, running)
 
 
 # Compiled functions, which must live as long as programs may call them.
-_ALIVE: dict[str, tuple[Any, Any]] = {}
+_ALIVE: dict[str, tuple[Any, ...]] = {}

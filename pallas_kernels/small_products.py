@@ -49,7 +49,8 @@ class Product(NamedTuple):
 def _block(rows: int, lanes: int, dtype: np.dtype) -> Any:
     """Returns a compiled function that computes a block [rows, lanes] of a product.
 
-    Its second argument says whether to add to what the result holds.
+    It takes the product, the block's first row and column, and whether to add to what the result
+    holds.
     """
     vector = ir.VectorType(_FLOAT, lanes)
     zeros = ir.Constant(vector, [0.0] * lanes)
@@ -63,7 +64,7 @@ def _block(rows: int, lanes: int, dtype: np.dtype) -> Any:
         return builder.bitcast(builder.shl(builder.zext(half, _INDEX), _INDEX(16)), _FLOAT)
 
     @intrinsic
-    def multiply(typing: Any, product: Any, adds: Any) -> Any:
+    def multiply(typing: Any, product: Any, first: Any, column: Any, adds: Any) -> Any:
         del typing
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -72,66 +73,40 @@ def _block(rows: int, lanes: int, dtype: np.dtype) -> Any:
             name, kind = f"llvm.fmuladd.v{lanes}f32", ir.FunctionType(vector, [vector] * 3)
             multiply_add = cgutils.get_or_insert_function(builder.module, kind, name)
 
-            def row_of(start: Any, stride: Any, row: int) -> Any:
-                return builder.add(start, builder.mul(stride, _WORD(row)))
+            def row_of(start: Any, stride: Any, row: Any) -> Any:
+                return builder.add(start, builder.mul(stride, row))
 
             def vector_at(address: Any) -> Any:
                 return builder.inttoptr(address, vector.as_pointer())
 
+            offset = builder.mul(args[2], _WORD(4))
+            first_row = row_of(p.left, p.left_row, args[1])
+            out = builder.add(row_of(p.out, p.out_row, args[1]), offset)
             sums = [cgutils.alloca_once_value(builder, zeros) for _ in range(rows)]
-            outs = [vector_at(row_of(p.out, p.out_row, row)) for row in range(rows)]
-            with builder.if_then(args[1]):
-                for total, out in zip(sums, outs, strict=True):
-                    builder.store(builder.load(out, align=4), total)
-            left = cgutils.alloca_once_value(builder, p.left)
-            right = cgutils.alloca_once_value(builder, p.right)
+            outs = [vector_at(row_of(out, p.out_row, _WORD(row))) for row in range(rows)]
+            with builder.if_then(args[3]):
+                for total, place in zip(sums, outs, strict=True):
+                    builder.store(builder.load(place, align=4), total)
+            left = cgutils.alloca_once_value(builder, first_row)
+            right = cgutils.alloca_once_value(builder, builder.add(p.right, offset))
             with cgutils.for_range(builder, p.terms):
                 start = builder.load(left)
                 numbers = builder.load(vector_at(builder.load(right)), align=4)
                 for row, total in enumerate(sums):
-                    factor = load_number(builder, row_of(start, p.left_row, row))
+                    factor = load_number(builder, row_of(start, p.left_row, _WORD(row)))
                     single = builder.insert_element(zeros, factor, _INDEX(0))
                     factors = builder.shuffle_vector(single, zeros, first_lane)
                     added = builder.call(multiply_add, [factors, numbers, builder.load(total)])
                     builder.store(added, total)
                 builder.store(builder.add(start, p.left_term), left)
                 builder.store(builder.add(builder.load(right), p.right_term), right)
-            for total, out in zip(sums, outs, strict=True):
-                builder.store(builder.load(total), out, align=4)
+            for total, place in zip(sums, outs, strict=True):
+                builder.store(builder.load(total), place, align=4)
             return context.get_dummy_value()
 
-        return types.void(product, adds), generate
+        return types.void(product, types.int64, types.int64, types.boolean), generate
 
     return multiply
-
-
-def _band(rows: int, widths: tuple[int, int, int], dtype: np.dtype) -> Callable:
-    """Returns the compiled product of a fixed number of rows, block after block."""
-    wide, middle, narrow = (_block(rows, lanes, dtype) for lanes in widths)
-    lanes, half, least = widths
-
-    @compiled
-    def multiply(p: Product, columns: int, adds: bool) -> None:
-        column = 0
-        while columns - column >= lanes:
-            wide(_part(p, 0, column), adds)
-            column += lanes
-        while columns - column >= half:
-            middle(_part(p, 0, column), adds)
-            column += half
-        while columns - column >= least:
-            narrow(_part(p, 0, column), adds)
-            column += least
-
-    return multiply
-
-
-@compiled
-def _part(p: Product, row: int, column: int) -> Product:
-    """Returns the product without the rows and columns before these."""
-    left, out = p.left + row * p.left_row, p.out + row * p.out_row + 4 * column
-    right = p.right + 4 * column
-    return Product(left, p.left_row, p.left_term, right, p.right_term, out, p.out_row, p.terms)
 
 
 def product_of(dtype: np.dtype) -> Callable[[Product, int, int, bool], None]:
@@ -143,16 +118,34 @@ def product_of(dtype: np.dtype) -> Callable[[Product, int, int, bool], None]:
     # A block should fill the registers but not more: 32 of 16 lanes with AVX-512, else 16 of 8.
     features = str(cpu_target.target_context.codegen().magic_tuple())
     height, widest = (8, 32) if "+avx512f" in features else (4, 16)
-    band, row_alone = (_band(rows, (widest, 16, LANES), dtype) for rows in (height, 1))
+    wide, middle, narrow = (_block(height, lanes, dtype) for lanes in (widest, 16, LANES))
+    wide_row, middle_row, narrow_row = (_block(1, lanes, dtype) for lanes in (widest, 16, LANES))
 
     @compiled
     def multiply(p: Product, rows: int, columns: int, adds: bool) -> None:
         row = 0
-        while rows - row >= height:
-            band(_part(p, row, 0), columns, adds)
-            row += height
         while row < rows:
-            row_alone(_part(p, row, 0), columns, adds)
-            row += 1
+            few, column = rows - row < height, 0
+            while column < columns:
+                rest = columns - column
+                if rest >= widest:
+                    if few:
+                        wide_row(p, row, column, adds)
+                    else:
+                        wide(p, row, column, adds)
+                    column += widest
+                elif rest >= 16:
+                    if few:
+                        middle_row(p, row, column, adds)
+                    else:
+                        middle(p, row, column, adds)
+                    column += 16
+                else:
+                    if few:
+                        narrow_row(p, row, column, adds)
+                    else:
+                        narrow(p, row, column, adds)
+                    column += LANES
+            row += 1 if few else height
 
     return multiply

@@ -84,20 +84,21 @@ def _exponential(builder: Any, x: Any, lanes: int) -> Any:
 
 
 def _softmax(lanes: int) -> Any:
-    """Returns the compiled softmax of the first `lanes` columns of a block."""
+    """Returns the compiled softmax of `lanes` columns of a block, from a given one on."""
     vector, zeros = ir.VectorType(_FLOAT, lanes), _all_lanes(lanes, 0)
 
     @intrinsic
-    def weigh(typing: Any, block: Any) -> Any:
-        del typing
+    def weigh(typing: Any, block: Any, column: Any) -> Any:
+        del typing, column
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             del signature
             b = Block(*cgutils.unpack_tuple(builder, args[0]))
+            offset = builder.mul(args[1], _WORD(4))
 
             def vector_at(start: Any, row: Any = None) -> Any:
                 start = start if row is None else builder.add(start, builder.mul(b.row, row))
-                return builder.inttoptr(start, vector.as_pointer())
+                return builder.inttoptr(builder.add(start, offset), vector.as_pointer())
 
             def load(place: Any) -> Any:
                 return builder.load(place, align=4)
@@ -135,7 +136,7 @@ def _softmax(lanes: int) -> Any:
                 builder.store(builder.fmul(load(place), decay), place, align=4)
             return context.get_dummy_value()
 
-        return types.void(block), generate
+        return types.void(block, types.int64), generate
 
     return weigh
 
@@ -146,17 +147,12 @@ def softmax() -> Callable[[Block, int], None]:
     lanes = 2 * LANES
 
     @compiled
-    def part(b: Block, column: int) -> Block:
-        at = 4 * column
-        return Block(b.scores + at, b.row, b.tokens, b.top + at, b.total + at, b.out + at, b.width)
-
-    @compiled
     def weigh(block: Block, columns: int) -> None:
         column = 0
         while columns - column >= lanes:
-            wide(part(block, column))
+            wide(block, column)
             column += lanes
         if column < columns:
-            narrow(part(block, column))
+            narrow(block, column)
 
     return weigh

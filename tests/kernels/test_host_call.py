@@ -12,7 +12,7 @@ from llvmlite import binding
 from numba import carray, types
 from numba.core.registry import cpu_target
 
-from emsjax.pallas_kernels import host_call
+from emsjax.pallas_kernels import host_call, kept_functions
 from emsjax.pallas_kernels.host_call import argument, compiled, pointer, register, result, size
 
 
@@ -57,7 +57,7 @@ def double(x):
 
 def compile_double(kept):
     signature = types.int64(types.int64)
-    return host_call._compile(double, signature, kept)
+    return kept_functions.compile_for_c(double, signature, kept)
 
 
 def test_a_kept_function_is_found_until_its_sources_change(tmp_path):
@@ -65,7 +65,7 @@ def test_a_kept_function_is_found_until_its_sources_change(tmp_path):
     source.write_text("first")
 
     def kept():
-        return host_call._Kept("double", [source], str(tmp_path / "cache"))
+        return kept_functions.Kept("double", [source], str(tmp_path / "cache"))
 
     target = cpu_target.target_context
     assert kept().load_overload(None, target) is None
@@ -115,35 +115,35 @@ def test_functions_that_several_processes_kept_stay_apart(tmp_path):
 
     assert run("1") == "[1.0]"
     assert run("2") == "[2.0]"
-    assert len(list(tmp_path.glob("*.numba"))) == 2
+    assert len(list(tmp_path.glob("*.numba"))) == 6
     assert run("1", "2") == "[1.0, 2.0]"
 
 
 @pytest.mark.parametrize("directory", [None, "file"])
 def test_a_function_that_cannot_be_kept_works(tmp_path, directory):
     (tmp_path / "file").write_text("")
-    kept = host_call._Kept("double", [], directory and str(tmp_path / directory))
+    kept = kept_functions.Kept("double", [], directory and str(tmp_path / directory))
     assert compile_double(kept).ctypes(2) == 4
 
 
 def test_a_damaged_file_is_no_error(tmp_path):
-    compile_double(host_call._Kept("double", [], str(tmp_path)))
+    compile_double(kept_functions.Kept("double", [], str(tmp_path)))
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:100])
-    assert compile_double(host_call._Kept("double", [], str(tmp_path))).ctypes(2) == 4
+    assert compile_double(kept_functions.Kept("double", [], str(tmp_path))).ctypes(2) == 4
 
 
 def test_a_file_with_damaged_code_is_not_loaded(tmp_path):
     """Code that was damaged would end the process, now or when it is called."""
-    compile_double(host_call._Kept("double", [], str(tmp_path)))
+    compile_double(kept_functions.Kept("double", [], str(tmp_path)))
     (file,) = tmp_path.iterdir()
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    found = compile_double(host_call._Kept("double", [], str(tmp_path)))
+    found = compile_double(kept_functions.Kept("double", [], str(tmp_path)))
     assert found.cache_hits == 0
     assert found.ctypes(2) == 4
-    assert compile_double(host_call._Kept("double", [], str(tmp_path))).cache_hits == 1
+    assert compile_double(kept_functions.Kept("double", [], str(tmp_path))).cache_hits == 1
 
 
 def test_a_write_that_fails_leaves_no_file(tmp_path, monkeypatch):
@@ -151,7 +151,7 @@ def test_a_write_that_fails_leaves_no_file(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr("pathlib.Path.replace", full)
-    assert compile_double(host_call._Kept("double", [], str(tmp_path))).ctypes(2) == 4
+    assert compile_double(kept_functions.Kept("double", [], str(tmp_path))).ctypes(2) == 4
     assert list(tmp_path.iterdir()) == []
 
 
@@ -159,18 +159,18 @@ def test_a_function_that_cannot_be_written_down_works(tmp_path, monkeypatch):
     def fail(_):
         raise TypeError("cannot pickle")
 
-    monkeypatch.setattr(host_call, "dumps", fail)
-    assert compile_double(host_call._Kept("double", [], str(tmp_path))).ctypes(2) == 4
+    monkeypatch.setattr(kept_functions, "dumps", fail)
+    assert compile_double(kept_functions.Kept("double", [], str(tmp_path))).ctypes(2) == 4
     assert list(tmp_path.iterdir()) == []
 
 
 def test_options_of_numba_and_another_python_make_another_file(tmp_path, monkeypatch):
-    compile_double(host_call._Kept("double", [], str(tmp_path)))
+    compile_double(kept_functions.Kept("double", [], str(tmp_path)))
     with monkeypatch.context() as patch:
         patch.setenv("NUMBA_OPT", "0")
-        assert compile_double(host_call._Kept("double", [], str(tmp_path))).cache_hits == 0
+        assert compile_double(kept_functions.Kept("double", [], str(tmp_path))).cache_hits == 0
     monkeypatch.setattr("sys.version", "4.0")
-    assert compile_double(host_call._Kept("double", [], str(tmp_path))).cache_hits == 0
+    assert compile_double(kept_functions.Kept("double", [], str(tmp_path))).cache_hits == 0
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_functions_are_kept_where_jax_keeps_programs_on_this_machine(settings, e
     try:
         for name, value in settings.items():
             jax.config.update(name, value)
-        assert host_call._kept_in() == expected
+        assert kept_functions.kept_in() == expected
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
@@ -204,11 +204,11 @@ def test_a_handler_is_made_for_major_version_0(version):
     api[4:5].view(np.int32)[:] = version
     frame[:3] = 1, extension.ctypes.data, api.ctypes.data
     extension[3] = metadata.ctypes.data
-    _, handler = host_call._ALIVE["emsjax.tests.add_one"]
+    _, handler, *_ = host_call._ALIVE["emsjax.tests.add_one"]
     assert handler.ctypes(frame.ctypes.data) == 0
     assert metadata[3:4].view(np.int32).tolist() == [0, version[1]]
 
 
-def test_the_address_of_a_handler_is_a_symbol():
+def test_the_addresses_of_a_kernel_are_a_symbol():
     add_one()
-    assert binding.address_of_symbol("emsjax.tests.add_one.address")
+    assert binding.address_of_symbol("emsjax.tests.add_one.addresses")
