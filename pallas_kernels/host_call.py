@@ -272,7 +272,7 @@ def register(
     # Called by address, because Numba compiles a function again with every function that calls it.
     counting = compile_part("count", vars(count)["py_func"], types.int64(types.int64))
     running = compile_part("run", vars(run)["py_func"], types.void(types.int64, types.int64))
-    addresses = (ctypes.c_int64 * 3)(0, counting.address, running.address)
+    addresses = (ctypes.c_int64 * 3)(0, counting.address or 0, running.address or 0)
     symbol = f"{name}.addresses"
     binding.add_symbol(symbol, ctypes.addressof(addresses))
     table = _address_of(symbol)
@@ -295,7 +295,7 @@ def register(
 
     # One function has both duties, because a helping thread calls a handler as XLA does.
     handling = compile_part("handle", handle, types.int64(types.int64))
-    addresses[_HANDLER] = handling.address
+    addresses[_HANDLER] = handling.address or 0
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handling.ctypes), platform="cpu")
     _ALIVE[name] = (addresses, handling, counting, running)
 

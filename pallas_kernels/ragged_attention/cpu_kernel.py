@@ -226,5 +226,5 @@ def _attention(storage: type) -> Callable:
 def register_kernel(name: str, dtype: np.dtype) -> None:
     """Makes the kernel for caches of a type, float32 or uint16, available to XLA as `name`."""
     modules = (cpu_softmax, cpu_tiles, small_products)
-    sources = [__file__, *(each.__file__ for each in modules)]
+    sources = [__file__, *(str(each.__file__) for each in modules)]
     register(name, count, _attention(dtype.type), sources)

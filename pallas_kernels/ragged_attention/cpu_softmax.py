@@ -59,7 +59,7 @@ class Block(NamedTuple):
     width: Any
 
 
-def _all_lanes(lanes: int, number: float) -> Any:
+def _all_lanes(lanes: int, number: Any) -> Any:
     return ir.Constant(ir.VectorType(_FLOAT, lanes), [float(np.float32(number))] * lanes)
 
 

@@ -52,7 +52,7 @@ def _tile_rows(frame: int) -> int:
 
 
 @compiled
-def _parts(frame: int, rows: int, busy: int) -> int:
+def _parts(frame: int, rows: Any, busy: int) -> int:
     """Returns among how many items the heads of a slot's tiles are divided.
 
     Reading few rows' tokens takes longer than the arithmetic, and memory is fastest when it is read
