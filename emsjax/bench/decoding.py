@@ -14,7 +14,6 @@ from emsjax.engine.slots import STEPS_PER_CALL
 from emsjax.engine.state import DecodeState
 from emsjax.errors import UserError
 
-
 FAILED = f"{NOT_NUMBERS}; check its weights, or give --dtype float32"
 
 

@@ -54,6 +54,6 @@ def check_fits(nbytes: int, option: str) -> None:
     free = free_bytes()
     if free is not None and nbytes > free:
         raise UserError(
-            f"out of memory: {option} needs a cache for each method, {nbytes / 2**30:.2f} GiB more, "
-            f"and {free / 2**30:.2f} GiB are free; leave it out, or name fewer --methods"
+            f"out of memory: {option} needs a cache for each method, {nbytes / 2**30:.2f} GiB "
+            f"more, and {free / 2**30:.2f} GiB are free; leave it out, or name fewer --methods"
         )

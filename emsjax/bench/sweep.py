@@ -44,8 +44,8 @@ class Sweep:
       repeats: how often each batch is decoded.
       steps_per_turn: steps a contender runs before it is another one's turn; each contender then
         has its own cache. 0 if texts are written in one go, in one shared cache.
-      jobs: prompts per slot of whole jobs, whose slots are refilled; 0 for batches whose prompts are
-        read before.
+      jobs: prompts per slot of whole jobs, whose slots are refilled; 0 for batches whose prompts
+        are read before.
       parts: whether to time the parts of a step.
       trace: directory for profiler traces of a few steps of each contender.
     """

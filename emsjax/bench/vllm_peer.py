@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -39,12 +39,12 @@ def vllm_version(python: Path) -> str:
         )
     except OSError as error:
         raise UserError(
-            f"--vllm-python {str(python)!r} cannot be run ({error.strerror}); name the Python of an "
-            "environment that has vLLM"
+            f"--vllm-python {str(python)!r} cannot be run ({error.strerror}); name the Python of "
+            "an environment that has vLLM"
         ) from error
     if asked.returncode or not asked.stdout.strip():
         raise UserError(
-            f"--vllm-python {str(python)!r} has no vLLM ({_last_line(asked.stderr)}); install vLLM "
+            f"--vllm-python {str(python)!r} does not work ({_last_line(asked.stderr)}); install vLLM "
             "in its environment, or name another one"
         )
     return asked.stdout.strip()
@@ -79,8 +79,7 @@ class Vllm:
         Raises:
           UserError: vLLM cannot start.
         """
-        self._opened = ExitStack()
-        self._log = self._opened.enter_context(TemporaryFile())
+        self._log = TemporaryFile()  # noqa: SIM115 - until `close`
         self._process = subprocess.Popen(
             _command(python),
             stdin=subprocess.PIPE,
@@ -115,7 +114,7 @@ class Vllm:
             self._process.communicate(timeout=PATIENCE)
         self._signal(signal.SIGKILL)
         self._process.wait()
-        self._opened.close()
+        self._log.close()
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None

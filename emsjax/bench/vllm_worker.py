@@ -69,8 +69,10 @@ def serve(llm: Any, job: dict[str, Any]) -> dict[str, Any]:
 
 def version() -> str:
     """Returns vLLM's version; its distribution has another name for each kind of device."""
-    (name,) = set(importlib.metadata.packages_distributions()["vllm"])
-    return importlib.metadata.version(name)
+    names = importlib.metadata.packages_distributions().get("vllm")
+    if not names:
+        sys.exit("its environment has no module vllm")
+    return importlib.metadata.version(names[0])
 
 
 def main() -> int:
