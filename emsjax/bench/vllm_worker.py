@@ -24,6 +24,8 @@ def start(settings: dict[str, Any]) -> Any:
     # vLLM would keep a core for its scheduler, which has little to do for a few slots.
     os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # Version 0.32 cannot load what this keeps, and would compile the model anew at every start.
+    os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
     # Its documentation asks for Intel's OpenMP, without which drafts are slow. The requirement
     # `intel-openmp` installs it, and the processes that compute load it.
     openmp = Path(sys.prefix) / "lib" / "libiomp5.so"
