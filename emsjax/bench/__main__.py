@@ -64,6 +64,15 @@ def bench(
     repeats: Annotated[
         int, typer.Option(min=1, metavar="N", help="Runs of each method; the methods take turns.")
     ] = 3,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Time whole jobs of N prompts per slot: reading prompts and refilling slots "
+            "included. 0: batches, whose prompts are read before.",
+        ),
+    ] = 0,
     steps_per_turn: Annotated[
         int,
         typer.Option(
@@ -115,8 +124,18 @@ def bench(
         bool, typer.Option("--parts/--no-parts", help="Time the parts of a step, too.")
     ] = True,
     compare: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Run this library on the same prompts: transformers."),
+        str,
+        typer.Option(
+            metavar="LIST",
+            show_default=False,
+            help="Libraries to run on the same prompts, comma-separated: transformers, vllm.",
+        ),
+    ] = "",
+    vllm_python: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Python of an environment that has vLLM, for --compare vllm."
+        ),
     ] = None,
     record: Annotated[
         Path | None,
@@ -162,12 +181,14 @@ def bench(
         prompts=prompts,
         max_tokens=max_tokens,
         repeats=repeats,
+        jobs=jobs,
         steps_per_turn=steps_per_turn,
         ignore_eos=ignore_eos,
         chat=chat,
         dtype=dtype,
         parts=parts,
-        compare=compare,
+        compare=_names(compare),
+        vllm_python=vllm_python,
         record=record,
         trace=trace,
         append=append,

@@ -76,6 +76,10 @@ class Cell:
         """Seconds of each repetition over all prompts, prefill included."""
         return [sum(run.seconds + run.prefill for run in runs) for runs in self.runs]
 
+    def prefill_seconds(self) -> list[float]:
+        """Seconds of each repetition that reading all prompts took."""
+        return [sum(run.prefill for run in runs) for runs in self.runs]
+
     def count(self, name: str) -> np.ndarray:
         """A field of `SlotStats`, summed over the last repetition."""
         return np.sum([run.counts[name] for run in self.runs[-1]], axis=0)

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from emsjax.bench.decoding import Decoding, Run
+from emsjax.bench.decoding import FAILED, Decoding, Run
 from emsjax.bench.simulated import LONGEST, Simulated
 from emsjax.bench.target import Target
+from emsjax.bench.whole_job import Served
 from emsjax.build_drafter import build_drafter, check_drafting, takers
 from emsjax.build_engine import build_engine
 from emsjax.costs.table import known_costs
@@ -20,6 +21,7 @@ from emsjax.engine.drafter import Drafter
 from emsjax.engine.engine import Engine
 from emsjax.engine.job import Job
 from emsjax.engine.ladder import CAPACITY_MULTIPLE
+from emsjax.engine.metrics import together
 from emsjax.engine.policy import POLICIES
 from emsjax.engine.step_costs import StepCosts
 from emsjax.errors import UserError, check_whole
@@ -41,6 +43,11 @@ class Spec(NamedTuple):
 
     method: str
     drafter: str = PLAIN
+
+    @property
+    def label(self) -> str:
+        """The name as reports and plots show it."""
+        return self.method if self.drafter == PLAIN else f"{self.method}, {self.drafter}"
 
     @property
     def planned(self) -> bool:
@@ -140,6 +147,32 @@ class Contender:
         writing = self.begin(cache, jobs)
         writing.finish()
         return writing.state.cache, writing.run(prefill)
+
+    def serve(self, jobs: Sequence[Job]) -> Served:
+        """Reads the jobs' prompts and writes their texts, as `LLM` does.
+
+        The engine keeps its cache for the next call.
+
+        Args:
+          jobs: more than the engine has slots, or fewer.
+
+        Raises:
+          UserError: the model failed on a prompt, so that the figures would mean nothing.
+        """
+        numbered = [replace(job, key=number) for number, job in enumerate(jobs)]
+        started = time.perf_counter()
+        finished = [each for each in self.engine.run(numbered) if each is not None]
+        seconds = time.perf_counter() - started
+        if any(each.failed for each in finished):
+            raise UserError(FAILED)
+        texts = {each.job.key: each.token_ids for each in finished}
+        total = together([each.metrics for each in finished])
+        counts = {
+            "target_steps": np.asarray(total.target_steps),
+            "drafted": np.asarray(total.drafted_by_position),
+            "accepted": np.asarray(total.accepted_by_position),
+        }
+        return Served(seconds, [texts[number] for number in range(len(jobs))], counts)
 
 
 def start(

@@ -14,15 +14,17 @@ from emsjax.engine.slots import STEPS_PER_CALL
 from emsjax.engine.state import DecodeState
 from emsjax.errors import UserError
 
+FAILED = f"{NOT_NUMBERS}; check its weights, or give --dtype float32"
+
 
 class Run(NamedTuple):
-    """One finished decoding of a batch of prompts that were already in the cache.
+    """One finished decoding of a batch of prompts, or a whole job (see `whole_job`).
 
     Attributes:
       seconds: time spent in steps, prefill excluded.
       tokens: the text of each prompt, as token ids.
       steps: target steps.
-      counts: the fields of `SlotStats`, numpy arrays summed over slots.
+      counts: the fields of `SlotStats`, numpy arrays summed over slots; those that are known.
       prefill: seconds that reading the prompts took.
     """
 
@@ -97,7 +99,7 @@ class Decoding:
         state, jobs = self.state, self._jobs
         tokens, lens, stats = jax.device_get((state.tokens, state.lens, state.stats))
         if stats.failed.any():
-            raise UserError(f"{NOT_NUMBERS}; check its weights, or give --dtype float32")
+            raise UserError(FAILED)
         texts = [
             tuple(tokens[slot, len(job.prompt) : lens[slot]].tolist())
             for slot, job in enumerate(jobs)

@@ -63,7 +63,8 @@ def _lines(records: Sequence[Record], field: str) -> dict[str, list[tuple[int, f
 
 
 def _speedup(axes: Any, records: Sequence[Record]) -> bool:
-    lines = _lines(records, "decode_speedup")
+    jobs = any(record.get("jobs") for record in records)
+    lines = _lines(records, "speedup" if jobs else "decode_speedup")
     if not lines:
         return False
     for name, points in lines.items():
@@ -72,7 +73,7 @@ def _speedup(axes: Any, records: Sequence[Record]) -> bool:
         low, high = zip(*spreads, strict=True)
         axes.fill_between(sizes, low, high, alpha=0.15, color=line.get_color())
     measured = {size for points in lines.values() for size, *_ in points}
-    for method, paper in SPEEDUP.items():
+    for method, paper in () if jobs else SPEEDUP.items():  # The paper's are of batches.
         # The paper's batch sizes go up to 24; only those within the measured ones are drawn.
         found = {n: each for n, each in paper.items() if min(measured) <= n <= max(measured)}
         if not found:

@@ -7,7 +7,7 @@ from typing import Any
 
 from emsjax.bench.cells import Cell, Spread
 from emsjax.bench.contenders import PLAIN
-from emsjax.bench.peer import PEER
+from emsjax.bench.peer import PEERS
 from emsjax.errors import UserError, foreign
 from emsjax.host.device import device_name
 from emsjax.host.provenance import commit_of, version_of
@@ -27,9 +27,12 @@ def records_of(cells: Sequence[Cell], facts: Mapping[str, Any]) -> list[Record]:
       facts: fields that describe the run, added to every record.
     """
     plain = {cell.dataset: cell for cell in cells if cell.spec.method == PLAIN}
-    records = [_record(cell, plain[cell.dataset]) | dict(facts) for cell in cells]
+    records = [
+        _record(cell, plain[cell.dataset]) | {"over": _over(cell, cells)} | dict(facts)
+        for cell in cells
+    ]
     for record in records:
-        if record["method"] == PEER.method and record["simulated"]:
+        if record["method"] in PEERS and record["simulated"]:
             # The peer has other random weights and follows no script, so its texts always differ.
             record["prompts_differing"] = None
     return records
@@ -59,7 +62,7 @@ def run_facts() -> Record:
 
 
 # Records that differ in one of these fields cannot be compared in one table.
-ALIKE = ("model", "dtype", "simulated", "device", "versions", "texts", "draft_model")
+ALIKE = ("model", "dtype", "simulated", "device", "versions", "texts", "draft_model", "jobs")
 
 
 def check_alike(earlier: Sequence[Record], facts: Mapping[str, Any]) -> None:
@@ -104,12 +107,12 @@ def _record(cell: Cell, plain: Cell) -> Record:
         "batch_size": cell.batch_size,
         "dataset": cell.dataset,
         "error": cell.error,
-        **dict.fromkeys(_FIGURES),
+        **dict.fromkeys((*_FIGURES, *_LATER)),
     }
     if not cell.measured:
         return record
     record |= _speeds(cell, plain) | cell.facts
-    if cell.spec != PEER:
+    if cell.spec.method not in PEERS:
         record |= _counts(cell) | {"limit_share": cell.limit_share}
     if cell.parts is not None:
         record |= {"parts": cell.parts.seconds, "unused_rows": cell.parts.unused_rows}
@@ -136,6 +139,8 @@ _FIGURES = (
     "tokens",
     "prompts_differing",
 )
+# Fields that results of version 0.1.0 lack.
+_LATER = ("prefill_seconds_spread",)
 
 
 def _speeds(cell: Cell, plain: Cell) -> Record:
@@ -144,19 +149,42 @@ def _speeds(cell: Cell, plain: Cell) -> Record:
     if plain.measured:
         theirs = _rates(plain)
         values |= {
-            speedup: [a / b for a, b in zip(values[rate], theirs[rate], strict=True)]
+            speedup: _ratios(values[rate], theirs[rate])
             for rate, speedup in zip(_SPEEDS[:2], _SPEEDS[2:], strict=True)
         }
     record: Record = {}
-    for name, found in values.items():
+    for name, found in (values | {"prefill_seconds": cell.prefill_seconds()}).items():
         spread = Spread.of(found)
         record |= {name: spread.median, f"{name}_spread": [spread.low, spread.high]}
     return record | {
         "prompts": len(cell.texts),
         "tokens": cell.tokens,
         "prompts_differing": _differing(cell, plain),
-        "prefill_seconds": sum(run.prefill for run in cell.runs[-1]),
     }
+
+
+def _over(cell: Cell, cells: Sequence[Cell]) -> Record:
+    """How many times as fast as each peer a contender is, by the peer's name.
+
+    Each entry holds the median, the lowest and the highest ratio of the whole time (`whole`), of
+    the time to read the prompts (`reading`) and of the rest (`further`). Empty for peers.
+    """
+    others = [each for each in cells if each.spec.method in PEERS and each.dataset == cell.dataset]
+    if not cell.measured or cell.spec.method in PEERS:
+        return {}
+    return {peer.spec.label: _faster(cell, peer) for peer in others if peer.measured}
+
+
+def _faster(ours: Cell, theirs: Cell) -> Record:
+    rates, others = _rates(ours), _rates(theirs)
+    whole, further = (_ratios(rates[name], others[name]) for name in _SPEEDS[:2])
+    reading = _ratios(theirs.prefill_seconds(), ours.prefill_seconds())
+    found = {"whole": whole, "reading": reading, "further": further}
+    return {name: list(Spread.of(each)) for name, each in found.items()}
+
+
+def _ratios(left: Sequence[float], right: Sequence[float]) -> list[float]:
+    return [a / b for a, b in zip(left, right, strict=True)]
 
 
 def _differing(cell: Cell, plain: Cell) -> int | None:
@@ -176,10 +204,12 @@ def _rates(cell: Cell) -> dict[str, list[float]]:
 
 
 def _counts(cell: Cell) -> Record:
+    """What the steps did. Of a whole job, padding is unknown."""
+    padding = {"input_padding": ("padded", "rows"), "cache_padding": ("empty", "cached")}
+    known = cell.runs[-1][0].counts.keys()
     return {
         "tokens_per_step": cell.tokens / max(int(cell.count("target_steps")), 1),
-        "input_padding": cell.share("padded", "rows"),
-        "cache_padding": cell.share("empty", "cached"),
+        **{name: cell.share(*of) for name, of in padding.items() if known >= set(of)},
         "drafted_by_position": cell.count("drafted").tolist(),
         "accepted_by_position": cell.count("accepted").tolist(),
     }

@@ -5,7 +5,6 @@ import itertools
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from emsjax.bench.cells import Cell
 from emsjax.bench.contenders import FIXED, SIMULATED, Spec, drafter_of, start
 from emsjax.bench.other_work import OtherWork
 from emsjax.bench.parts import watched
-from emsjax.bench.peer import peer_of
+from emsjax.bench.peer import VLLM
+from emsjax.bench.peers import peers_of
 from emsjax.bench.plots import draw
 from emsjax.bench.prompts import Dataset, GivenPrompts, MadeUpPrompts, read_datasets
 from emsjax.bench.recording import Recorder
@@ -23,6 +23,7 @@ from emsjax.bench.simulated import write_acceptance
 from emsjax.bench.sweep import run_sweep
 from emsjax.bench.tables import report
 from emsjax.bench.target import Target, random_target, real_target
+from emsjax.bench.vllm_peer import vllm_version
 from emsjax.cli.command import command_line
 from emsjax.errors import UserError
 from emsjax.host.cache import use_compile_cache
@@ -51,18 +52,20 @@ def _run(settings: Settings) -> None:
         _make(settings.trace)
     if not _can_plot():
         say("there will be no plots: they need pip install 'emsjax[plot]'")
+    vllm = {} if settings.vllm_python is None else {VLLM: vllm_version(settings.vllm_python)}
     target = _target(settings)
     settings = _for_model(settings, target)
     datasets = _datasets(settings, target)
-    peer = None if settings.compare is None else partial(peer_of, target)
     facts = run_facts() | {
         "model": target.name,
         "dtype": str(target.model.dtype),
         "simulated": settings.simulated,
         "texts": settings.texts(),
         "draft_model": settings.draft_model,
+        "jobs": settings.jobs or None,
         "command": command_line("bench"),
     }
+    facts["versions"] |= vllm
     files.check(facts)
     # Bad prompts and draft models of another target must fail now, not after hours of measuring.
     for dataset, size in itertools.product(datasets.values(), settings.batch_sizes):
@@ -74,7 +77,8 @@ def _run(settings: Settings) -> None:
     def write(cells: list[Cell]) -> None:
         files.add(records_of(cells, facts | {"other_cpus": others.since_last_call()}))
 
-    run_sweep(settings.sweep(), target, datasets, write, say, peer)
+    with peers_of(settings.compare, target, settings.vllm_python) as peers:
+        run_sweep(settings.sweep(), target, datasets, write, say, peers)
     for line in files.summary():
         say(line)
 

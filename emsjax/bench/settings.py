@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from emsjax.bench.contenders import PLAIN, SIMULATED, Spec, check_spec
+from emsjax.bench.peer import PEERS, VLLM
 from emsjax.bench.simulated import Forced, forced_acceptance
 from emsjax.bench.sweep import Sweep
 from emsjax.build_drafter import takers
 from emsjax.errors import UserError, check_whole
-
-PEERS = ("transformers",)
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,14 @@ class Settings:
       prompts: the fewest prompts of a dataset.
       max_tokens: the most tokens of each text.
       repeats: how often each contender runs.
+      jobs: prompts per slot of whole jobs; 0 for batches whose prompts are read before.
       steps_per_turn: steps of a contender before it is the next one's turn; 0 for whole texts.
       ignore_eos: whether texts continue past their end-of-text token.
       chat: whether text prompts go into the chat template.
       dtype: as for `LLM`.
       parts: whether to time the parts of a step.
-      compare: another library to compare with, one of `PEERS`.
+      compare: other libraries to compare with, names of `PEERS`.
+      vllm_python: the Python of the environment that has vLLM.
       record: a file to record acceptance in, instead of measuring.
       trace: directory for profiler traces.
       append: whether to add to existing results.
@@ -61,12 +62,14 @@ class Settings:
     prompts: int
     max_tokens: int
     repeats: int
+    jobs: int
     steps_per_turn: int
     ignore_eos: bool
     chat: bool
     dtype: str
     parts: bool
-    compare: str | None
+    compare: tuple[str, ...]
+    vllm_python: Path | None
     record: Path | None
     trace: Path | None
     append: bool
@@ -137,6 +140,7 @@ class Settings:
             self.max_tokens,
             self.repeats,
             self.steps_per_turn,
+            self.jobs,
             self.parts,
             self.trace,
         )
@@ -156,14 +160,37 @@ def check(settings: Settings) -> None:
         _check_recording(settings)
     for size in settings.batch_sizes:
         check_whole("batch size", size, 1)
-    if settings.compare not in (None, *PEERS):
-        raise UserError(f"--compare {settings.compare!r} is unknown; use {' or '.join(PEERS)}")
-    if settings.compare and importlib.util.find_spec("torch") is None:
-        raise UserError("--compare needs PyTorch, which is missing; pip install 'emsjax[torch]'")
+    _check_compared(settings)
+    if settings.jobs:
+        _check_jobs(settings)
     if settings.config is None:
         _check_real(settings)
     else:
         _check_simulated(settings)
+
+
+def _check_compared(settings: Settings) -> None:
+    for name in settings.compare:
+        if name not in PEERS:
+            raise UserError(f"--compare {name!r} is unknown; use {' or '.join(PEERS)}")
+    if settings.compare and importlib.util.find_spec("torch") is None:
+        raise UserError("--compare needs PyTorch, which is missing; pip install 'emsjax[torch]'")
+    if (VLLM in settings.compare) == (settings.vllm_python is None):
+        raise UserError(
+            "--compare vllm and --vllm-python need each other; give both (the Python of an "
+            "environment that has vLLM), or neither"
+        )
+
+
+def _check_jobs(settings: Settings) -> None:
+    """Whole jobs have no batches: nothing takes turns within their texts or is looked into."""
+    others = {
+        "--steps-per-turn": settings.steps_per_turn,
+        "--trace": settings.trace,
+        "--record": settings.record,
+    }
+    if given := [name for name, value in others.items() if value]:
+        raise UserError(f"{given[0]} is for batches, and --jobs serves whole jobs; leave one out")
 
 
 def _check_recording(settings: Settings) -> None:
@@ -212,6 +239,7 @@ def _check_simulated(settings: Settings) -> None:
         "--record": settings.record,
         "--chat": settings.chat,
         "--ignore-eos": settings.ignore_eos,
+        "--compare vllm": VLLM in settings.compare,
     }
     if given := [name for name, value in others.items() if value]:
         raise UserError(f"{given[0]} needs a real model; leave out {given[0]} or --config")

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,15 +13,15 @@ import jax.numpy as jnp
 
 from emsjax.bench.cells import Cell, catching_failures
 from emsjax.bench.contenders import PLAIN, Contender, Spec, start
-from emsjax.bench.decoding import Decoding, together
+from emsjax.bench.decoding import Decoding, Run, together
 from emsjax.bench.limits import Limits, measure_limits, share_of_limit
 from emsjax.bench.parts import time_parts
-from emsjax.bench.peer import PEER, Peer
+from emsjax.bench.peer import Peer, Starter
+from emsjax.bench.prompt_cache import PromptCache, check_fits
 from emsjax.bench.prompts import Dataset
 from emsjax.bench.target import Target
+from emsjax.bench.whole_job import whole_job
 from emsjax.engine.job import Job
-from emsjax.errors import UserError
-from emsjax.host.device import free_bytes
 
 # Tokens of the warm-up on the first batch, after which no measured run does anything for the first
 # time.
@@ -43,6 +44,8 @@ class Sweep:
       repeats: how often each batch is decoded.
       steps_per_turn: steps a contender runs before it is another one's turn; each contender then
         has its own cache. 0 if texts are written in one go, in one shared cache.
+      jobs: prompts per slot of whole jobs, whose slots are refilled; 0 for batches whose prompts
+        are read before.
       parts: whether to time the parts of a step.
       trace: directory for profiler traces of a few steps of each contender.
     """
@@ -53,36 +56,9 @@ class Sweep:
     max_tokens: int
     repeats: int
     steps_per_turn: int = 0
+    jobs: int = 0
     parts: bool = False
     trace: Path | None = None
-
-
-class PromptCache:
-    """The cache that all contenders share, with a batch of prompts in it.
-
-    A text is written after its prompt and leaves the prompt unchanged, so that the next contender
-    finds the same prompts as the first one did.
-
-    Attributes:
-      jobs: the batch.
-      seconds: time of the last prefill.
-    """
-
-    def __init__(self, plain: Contender, jobs: Sequence[Job]):
-        self.jobs, self._plain = jobs, plain
-        self._cache: jax.Array | None = None
-        self.seconds = 0.0
-
-    def lend(self) -> jax.Array:
-        """Returns the cache, to be given back; reads the prompts again if it was lost."""
-        cache, self._cache = self._cache, None
-        if cache is None:
-            cache, self.seconds = self._plain.prefill(self.jobs)
-        return cache
-
-    def give_back(self, cache: jax.Array) -> None:
-        """Takes the cache back after a run that did not fail."""
-        self._cache = cache
 
 
 Say = Callable[[str], None]
@@ -94,7 +70,7 @@ def run_sweep(
     datasets: Mapping[str, Dataset],
     on_size: Callable[[list[Cell]], None],
     say: Say,
-    peer: Callable[[], Peer] | None = None,
+    peers: Mapping[Spec, Starter],
 ) -> None:
     """Measures one batch size after another.
 
@@ -104,7 +80,7 @@ def run_sweep(
       datasets: prompts by name.
       on_size: called with the cells of a batch size when they are complete.
       say: called with each line of progress.
-      peer: makes another library ready for comparison; None to compare with none.
+      peers: starts each contender of other libraries.
     """
     model = target.model
     limits = None
@@ -114,21 +90,9 @@ def run_sweep(
         precision = "highest" if model.dtype == jnp.float32 else None
         limits = measure_limits(model.dtype, precision)
     specs = list(dict.fromkeys([BASELINE, *sweep.specs]))
-    other: Peer | str | None = None
-    if peer is not None:
-        other = _ready(peer, say)
     for size in sweep.batch_sizes:
-        on_size(_Size(sweep, target, size, limits, say, other).cells(specs, datasets))
+        on_size(_Size(sweep, target, size, limits, say, peers).cells(specs, datasets))
         gc.collect()
-
-
-def _ready(peer: Callable[[], Peer], say: Say) -> Peer | str:
-    """The peer, or the error that prevented it."""
-    errors: list[str] = []
-    with catching_failures(errors.append):
-        return peer()
-    say(f"{' '.join(PEER)}: {errors[0]}")
-    return errors[0]
 
 
 class _Size:
@@ -141,28 +105,36 @@ class _Size:
         size: int,
         limits: Limits | None,
         say: Say,
-        peer: Peer | str | None,
+        peers: Mapping[Spec, Starter],
     ):
         self._sweep, self._target, self._size = sweep, target, size
-        self._limits, self._say, self._peer = limits, say, peer
+        self._limits, self._say, self._peers = limits, say, peers
         self._running: dict[Spec, Contender | Peer] = {}
         self._errors: dict[Spec, str] = {}
 
     def cells(self, specs: Sequence[Spec], datasets: Mapping[str, Dataset]) -> list[Cell]:
         """Starts all contenders and returns a cell for each of them on each dataset."""
-        sweep = self._sweep
-        chosen = {name: each.take(sweep.prompts, self._size) for name, each in datasets.items()}
+        sweep, size = self._sweep, self._size
+        least = sweep.jobs * size or sweep.prompts
+        chosen = {name: each.take(least, size) for name, each in datasets.items()}
         longest = max(len(prompt) for prompts in chosen.values() for prompt in prompts)
         self._longest = min(longest + sweep.max_tokens, self._target.max_model_len)
-        self._start(specs)
         cells = []
-        for dataset, prompts in chosen.items():
-            batches = self._target.batches(prompts, self._size, sweep.max_tokens)
-            cells += self._measure(dataset, specs, batches)
+        with ExitStack() as started:
+            self._start(specs, started)
+            for dataset, prompts in chosen.items():
+                at_once = len(prompts) if sweep.jobs else size
+                batches = self._target.batches(prompts, at_once, sweep.max_tokens)
+                cells += self._measure(dataset, [*specs, *self._peers], batches)
         return cells
 
-    def _start(self, specs: Sequence[Spec]) -> None:
-        """Starts all contenders, with caches of one size, since they share one."""
+    def _start(self, specs: Sequence[Spec], started: ExitStack) -> None:
+        """Starts all contenders, with caches of one size, since they may share one.
+
+        Args:
+          specs: those of this library.
+          started: closes the peers.
+        """
         room = TEXTS_OF_HOLES * self._sweep.max_tokens if any(s.aligned for s in specs) else 0
         for spec in specs:
             self._say(f"batch {self._size}: compiling {' '.join(spec)}")
@@ -172,20 +144,24 @@ class _Size:
                     # Prefill is timed. This first one keeps the loading of programs out of it.
                     contender.prefill([Job(0, (0, 0), 1)])
                 self._running[spec] = contender
-        if isinstance(self._peer, str):
-            self._errors[PEER] = self._peer
-        elif self._peer is not None:
-            self._running[PEER] = self._peer
+        for spec, starter in self._peers.items():
+            self._say(f"batch {self._size}: starting {' '.join(spec)}")
+            with catching_failures(partial(self._note, spec)):
+                peer = starter(self._size, self._longest)
+                self._running[spec] = started.enter_context(closing(peer))
 
     def _measure(
         self, dataset: str, specs: Sequence[Spec], batches: Sequence[Sequence[Job]]
     ) -> list[Cell]:
-        named = [*specs, *([PEER] if self._peer else [])]
-        cells = {spec: self._cell(spec, dataset) for spec in named}
+        cells = [self._cell(spec, dataset) for spec in specs]
         for number, jobs in enumerate(batches):
-            self._say(f"batch {self._size}, {dataset}: prompts {number + 1} of {len(batches)}")
-            self._batch(jobs, list(cells.values()), first=number == 0)
-        return list(cells.values())
+            if self._sweep.jobs:
+                self._say(f"batch {self._size}, {dataset}: a job of {len(jobs)} prompts")
+                self._job(jobs, cells)
+            else:
+                self._say(f"batch {self._size}, {dataset}: prompts {number + 1} of {len(batches)}")
+                self._batch(jobs, cells, first=number == 0)
+        return cells
 
     def _cell(self, spec: Spec, dataset: str) -> Cell:
         cell = Cell(spec, dataset, self._size, error=self._errors.get(spec))
@@ -197,6 +173,25 @@ class _Size:
             }
         cell.runs = [[] for _ in range(self._sweep.repeats)]
         return cell
+
+    def _job(self, jobs: Sequence[Job], cells: Sequence[Cell]) -> None:
+        """Runs all contenders on a whole job, in turns; each repetition starts with another one."""
+        short = [replace(job, max_tokens=WARM_UP_TOKENS) for job in jobs[: self._size]]
+        for cell in cells:
+            self._attempt(cell, self._warm_up_job, short)
+        for number in range(self._sweep.repeats):
+            for cell in _rotated(cells, number):
+                self._attempt(cell, self._serve, jobs, number)
+
+    def _warm_up_job(self, cell: Cell, short: Sequence[Job]) -> None:
+        contender = self._running[cell.spec]
+        if isinstance(contender, Contender):
+            spec = contender.engine.cache_spec
+            check_fits(spec.size * spec.dtype.itemsize, "--jobs")
+        contender.serve(short)
+
+    def _serve(self, cell: Cell, jobs: Sequence[Job], number: int) -> None:
+        cell.runs[number].append(whole_job(self._running[cell.spec], jobs))
 
     def _batch(self, jobs: Sequence[Job], cells: Sequence[Cell], first: bool) -> None:
         """Runs all contenders on one batch, in turns; each repetition starts with another one."""
@@ -210,8 +205,7 @@ class _Size:
         for cell in cells if first else ():
             self._attempt(cell, self._warm_up, cache)
         for number in range(self._sweep.repeats):
-            start_at = number % len(cells)
-            self._repetition([*cells[start_at:], *cells[:start_at]], cache, number)
+            self._repetition(_rotated(cells, number), cache, number)
 
     def _repetition(self, cells: Sequence[Cell], cache: PromptCache, number: int) -> None:
         """Runs each contender once on the batch: text by text, or a few steps per turn."""
@@ -258,7 +252,7 @@ class _Size:
     def _warm_up(self, cell: Cell, cache: PromptCache) -> None:
         contender = self._running[cell.spec]
         short = [replace(job, max_tokens=WARM_UP_TOKENS) for job in cache.jobs]
-        cache.give_back(contender.decode(cache.lend(), short)[0])
+        _decoded(contender, cache, short)
         with catching_failures(
             lambda error: self._say(f"{' '.join(cell.spec)}: no details: {error}")
         ):
@@ -271,7 +265,7 @@ class _Size:
         if self._sweep.trace is not None:
             name = "-".join((*cell.spec, str(self._size)))
             with jax.profiler.trace(self._sweep.trace / name):
-                cache.give_back(contender.decode(cache.lend(), short)[0])
+                _decoded(contender, cache, short)
         if self._sweep.parts and isinstance(contender, Contender):
             lent, cell.parts = time_parts(contender, self._target, cache.lend(), cache.jobs)
             cache.give_back(lent)
@@ -282,7 +276,7 @@ class _Size:
         if isinstance(contender, Contender):
             prompts = cache.lend()
             cache.give_back(prompts)
-            _check_copy_fits(prompts)
+            check_fits(prompts.nbytes, "--steps-per-turn")
             begun[cell.spec] = contender.begin(jnp.copy(prompts), cache.jobs)
 
     def _decode(
@@ -293,24 +287,23 @@ class _Size:
         if cell.spec in begun:
             run = begun[cell.spec].run(cache.seconds)
         else:
-            lent, run = contender.decode(cache.lend(), cache.jobs, cache.seconds)
-            cache.give_back(lent)
+            run = _decoded(contender, cache, cache.jobs)
         cell.runs[number].append(run)
         if isinstance(contender, Contender) and self._limits is not None:
             all_runs = together([run for runs in cell.runs for run in runs])
             cell.limit_share = share_of_limit(all_runs, self._target.model, self._limits)
 
 
-def _check_copy_fits(cache: jax.Array) -> None:
-    """Checks that a copy of the cache fits.
+def _rotated(cells: Sequence[Cell], number: int) -> list[Cell]:
+    """The cells in the order of one repetition."""
+    first = number % len(cells)
+    return [*cells[first:], *cells[:first]]
 
-    On a CPU a failed allocation raises no error: the system grants the memory and kills the process
-    when it is used.
-    """
-    free = free_bytes()
-    if free is not None and cache.nbytes > free:
-        raise UserError(
-            f"out of memory: --steps-per-turn needs a cache for each method, "
-            f"{cache.nbytes / 2**30:.2f} GiB more, and {free / 2**30:.2f} GiB are free; leave it "
-            "out, or name fewer --methods"
-        )
+
+def _decoded(contender: Contender | Peer, cache: PromptCache, jobs: Sequence[Job]) -> Run:
+    """Decodes a batch after the prompts in the cache; a peer reads them itself."""
+    if not isinstance(contender, Contender):
+        return whole_job(contender, jobs)
+    lent, run = contender.decode(cache.lend(), jobs, cache.seconds)
+    cache.give_back(lent)
+    return run

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from emsjax.bench.contenders import PLAIN
+from emsjax.bench.contenders import PLAIN, Spec
 from emsjax.bench.paper import SPEEDUP
 from emsjax.bench.records import Record
 from emsjax.cli.markdown import table
@@ -30,7 +30,8 @@ def report(records: Sequence[Record]) -> str:
     ]
     for dataset in _distinct(records, "dataset"):
         some = [record for record in records if record["dataset"] == dataset]
-        lines += [f"## {dataset}", _speedups(some), _details(some)]
+        figures = [_jobs(some)] if first.get("jobs") else [_speedups(some), _details(some)]
+        lines += [f"## {dataset}", *figures, *_over(some)]
         lines += [f"- {error}" for error in _errors(some)]
     return "\n\n".join(lines) + "\n"
 
@@ -120,14 +121,65 @@ def _row(r: Record) -> list[str]:
         _figure(r["tokens_per_step"]),
         *map(_share, (r["input_padding"], r["cache_padding"], r["unused_rows"], r["limit_share"])),
         "-" if memory is None else f"{memory / 1e6:.0f}",
-        "-" if r["prompts_differing"] is None else f"{r['prompts_differing']} of {r['prompts']}",
+        _other_texts(r),
     ]
+
+
+def _other_texts(r: Record) -> str:
+    return "-" if r["prompts_differing"] is None else f"{r['prompts_differing']} of {r['prompts']}"
+
+
+def _jobs(records: Sequence[Record]) -> str:
+    """A line for each contender and batch size of whole jobs."""
+    header = [
+        "batch",
+        "",
+        "prompts",
+        "tokens/s of the whole job",
+        "speedup",
+        "one new token each, s",
+        "further tokens, s",
+        "tokens a step",
+        "other texts",
+    ]
+    rows = [[str(r["batch_size"]), name_of(r), *_job(r)] for r in records if not r["error"]]
+    return table(header, rows)
+
+
+def _job(r: Record) -> list[str]:
+    low, high = r["tokens_per_second_spread"]
+    further = r["tokens"] / r["decode_tokens_per_second"]
+    return [
+        str(r["prompts"]),
+        f"{r['tokens_per_second']:.1f} ({low:.1f}-{high:.1f})",
+        _figure(r["speedup"]),
+        _figure(r["prefill_seconds"]),
+        _figure(further),
+        _figure(r["tokens_per_step"]),
+        _other_texts(r),
+    ]
+
+
+def _over(records: Sequence[Record]) -> list[str]:
+    """A table of how many times as fast as other libraries the contenders are, if there are any."""
+    parts = ("whole", "reading", "further")
+    rows = [
+        [str(r["batch_size"]), name_of(r), peer, *(_spread(found[part]) for part in parts)]
+        for r in records
+        for peer, found in (r.get("over") or {}).items()
+    ]
+    header = ["batch", "", "times as fast as", "in all", "reading prompts", "further tokens"]
+    return [table(header, rows)] if rows else []
+
+
+def _spread(figures: Sequence[float]) -> str:
+    median, low, high = figures
+    return f"{median:.2f} ({low:.2f}-{high:.2f})"
 
 
 def name_of(record: Record) -> str:
     """A contender's name as reports and plots show it."""
-    drafter = record["drafter"]
-    return record["method"] if drafter == PLAIN else f"{record['method']}, {drafter}"
+    return Spec(record["method"], record["drafter"]).label
 
 
 def _errors(records: Iterable[Record]) -> list[str]:

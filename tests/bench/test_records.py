@@ -34,7 +34,7 @@ COUNTS = {
     }.items()
 }
 FACTS = {"model": "m", "dtype": "float32", "simulated": None, "device": "cpu", "texts": {}}
-FACTS |= {"draft_model": None}
+FACTS |= {"draft_model": None, "jobs": None}
 FACTS |= {"versions": {"jax": "1"}, "other_cpus": 0.01, "command": "the command"}
 FOUR, FIVE = (1, 2, 3, 4), (1, 2, 3, 4, 5)
 
@@ -64,6 +64,33 @@ def test_speedup_is_the_ratio_of_rates_in_each_repetition():
     assert record["tokens_per_step"] == 1.25
     assert (record["input_padding"], record["cache_padding"]) == (0.25, 0.1)
     assert record["accepted_by_position"] == [2, 1]
+
+
+def test_a_contender_is_compared_with_each_other_library():
+    """In all, in reading the prompts and in the further tokens, repetition by repetition."""
+    plain, theirs = cell("none", [3.0, 7.0, 3.0]), cell("vllm", [1.0, 1.0, 4.0], text=FIVE)
+    theirs.spec = Spec("vllm")
+    for runs in theirs.runs:
+        runs[0] = runs[0]._replace(prefill=0.5)
+    broken = cell("transformers", [1.0])
+    broken.spec, broken.error = Spec("transformers"), "out of memory"
+    records = records_of([plain, theirs, broken], FACTS)
+    found = records[0]["over"]
+    assert found.keys() == {"vllm"}
+    # 4 tokens in 4, 8 and 4 seconds; theirs are 5 in 1.5, 1.5 and 4.5.
+    assert found["vllm"]["whole"] == pytest.approx([0.3, 0.15, 0.9])
+    assert found["vllm"]["reading"] == pytest.approx([0.5, 0.5, 0.5])
+    assert found["vllm"]["further"] == pytest.approx([4 / 15, 4 / 35, 16 / 15])
+    assert [record["over"] for record in records[1:]] == [{}, {}]
+    assert {"vllm", "0.30 (0.15-0.90)"} <= table_cells(report(records))
+
+
+def test_whole_jobs_have_a_table_of_their_own():
+    records = records_of([cell("none", [3.0]), cell("ems", [1.0])], FACTS | {"jobs": 2})
+    text = report(records)
+    assert "speedup without prefill" not in text
+    # Of `ems`: 4 tokens in 2 seconds, half of them for the first tokens.
+    assert {"2.0 (2.0-2.0)", "2.00", "1.00", "0 of 1"} <= table_cells(text)
 
 
 def test_if_plain_decoding_failed_there_are_rates_but_no_speedups():
@@ -103,7 +130,7 @@ def test_a_failed_run_does_not_replace_earlier_figures():
 
 
 @pytest.mark.parametrize(
-    "field", ["model", "dtype", "simulated", "device", "versions", "texts", "draft_model"]
+    "field", ["model", "dtype", "simulated", "device", "versions", "texts", "draft_model", "jobs"]
 )
 def test_records_that_differ_in_a_shared_fact_are_not_added(field: str):
     earlier = records_of([cell("none", [1.0])], FACTS | {field: "a"})

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from emsjax.bench import contenders, run, sweep
+from emsjax.bench import contenders, peers, prompt_cache, run, sweep
 from emsjax.bench.__main__ import main
 from emsjax.bench.contenders import Contender
 from emsjax.bench.decoding import Decoding
@@ -18,6 +18,8 @@ from emsjax.engine.ladder import CAPACITY_MULTIPLE
 from emsjax.errors import UserError
 from emsjax.loading.load import load_model
 from emsjax.shapes import round_up
+from tests.bench.fake_vllm import VERSION, fake_python
+from tests.engine.setup import EOS, expected
 from tests.tiny import VOCAB_SIZE, checkpoint
 
 FIELDS = {
@@ -249,7 +251,7 @@ def out_of_memory(*_):
 
 
 def test_a_peer_that_does_not_fit_is_one_failed_cell(prompts, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "peer_of", out_of_memory)
+    monkeypatch.setattr(peers, "load", out_of_memory)
     options = ["--model", checkpoint("llama-tied"), "--input", prompts, "--datasets", "a"]
     options += ["--methods", "none", "--batch-sizes", "1", "--prompts", "1", "--max-tokens", "4"]
     options += ["--compare", "transformers", "--repeats", "1", "--no-parts"]
@@ -258,8 +260,73 @@ def test_a_peer_that_does_not_fit_is_one_failed_cell(prompts, tmp_path, monkeypa
     assert found == {"none": None, "transformers": "out of memory"}
 
 
+@pytest.fixture(scope="module")
+def texts(prompts):
+    """The greedy texts of `transformers` to the prompts, up to 6 tokens each."""
+    lines = map(json.loads, prompts.read_text().splitlines())
+    found = [tuple(line["prompt_token_ids"]) for line in lines]
+    return {prompt: expected("llama-tied", prompt, 6, EOS) for prompt in found}
+
+
+def test_whole_jobs_refill_the_slots_of_every_contender(prompts, texts, tmp_path, monkeypatch):
+    served, real = [], Contender.serve
+
+    def serve(self, jobs):
+        served.append((self.spec.method, len(jobs), jobs[0].max_tokens))
+        return real(self, jobs)
+
+    monkeypatch.setattr(Contender, "serve", serve)
+    status = bench(
+        tmp_path / "out",
+        *("--model", checkpoint("llama-tied"), "--input", prompts, "--datasets", "a"),
+        *("--methods", "ems-fixed", "--drafters", "prompt-lookup", "--batch-sizes", "2"),
+        *("--jobs", "2", "--max-tokens", "6", "--repeats", "2", "--compare", "transformers,vllm"),
+        *("--vllm-python", fake_python(tmp_path / "vllm", texts)),
+    )
+    assert status == 0
+    # Each repetition runs the job with one new token and with all, and starts with another one.
+    turns = [("none", 4, 1), ("none", 4, 6), ("ems-fixed", 4, 1), ("ems-fixed", 4, 6)]
+    assert [turn for turn in served if turn[1] == 4] == [*turns, *turns[2:], *turns[:2]]
+    records = results(tmp_path / "out")
+    assert [record["error"] for record in records] == [None] * 5
+    assert {record["prompts"] for record in records} == {4}
+    assert {record["tokens"] for record in records} == {sum(map(len, list(texts.values())[::2]))}
+    assert {record["jobs"] for record in records} == {2}
+    # What vLLM drafts is wrong here in every text.
+    assert [record["prompts_differing"] for record in records] == [0, 0, 0, 0, 4]
+    plain, ours, *others = records
+    assert ours["tokens_per_step"] >= plain["tokens_per_step"] == 1
+    assert (ours["input_padding"], ours["limit_share"], ours["parts"]) == (None, None, None)
+    assert ours["over"].keys() == {"transformers", "vllm", "vllm, n-gram@3"}
+    assert [record["over"] for record in others] == [{}] * 3
+    assert ours["versions"]["vllm"] == VERSION
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "tokens/s of the whole job" in text
+    assert "| times as fast as |" in text
+
+
+def test_separate_caches_of_jobs_must_fit(prompts, tmp_path, monkeypatch):
+    monkeypatch.setattr(prompt_cache, "free_bytes", lambda: 1000)
+    options = ["--model", checkpoint("llama-tied"), "--input", prompts, "--datasets", "a"]
+    options += ["--methods", "none", "--batch-sizes", "1", "--max-tokens", "4", "--repeats", "1"]
+    assert bench(tmp_path, *options, "--jobs", "2") == 0
+    (record,) = results(tmp_path)
+    assert "out of memory: --jobs needs a cache for each method" in record["error"]
+
+
+def test_a_peer_that_crashes_is_one_failed_cell(prompts, tmp_path):
+    options = ["--model", checkpoint("llama-tied"), "--input", prompts, "--datasets", "a"]
+    options += ["--methods", "none", "--batch-sizes", "1", "--prompts", "1", "--max-tokens", "4"]
+    options += ["--compare", "vllm", "--vllm-python", fake_python(tmp_path / "vllm", {})]
+    assert bench(tmp_path / "out", *options, "--repeats", "1", "--no-parts") == 0
+    plain, *others = results(tmp_path / "out")
+    assert plain["error"] is None
+    assert plain["over"] == {}
+    assert all(other["error"].startswith("vLLM failed (KeyError: ") for other in others)
+
+
 def test_separate_caches_must_fit(prompts, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "free_bytes", lambda: 1000)
+    monkeypatch.setattr(prompt_cache, "free_bytes", lambda: 1000)
     options = ["--model", checkpoint("llama-tied"), "--input", prompts, "--datasets", "a"]
     options += ["--methods", "none", "--batch-sizes", "1", "--prompts", "1", "--max-tokens", "4"]
     assert bench(tmp_path, *options, "--repeats", "1", "--steps-per-turn", "2", "--no-parts") == 0
@@ -354,7 +421,15 @@ def test_a_shape_with_random_weights(tmp_path):
             "--chat needs a real model",
         ),
         (["--random-weights"], "are for a --config"),
-        (["--compare", "vllm"], "is unknown"),
+        (["--compare", "transformers,sglang"], "--compare 'sglang' is unknown"),
+        (["--compare", "vllm"], "need each other; give both"),
+        (["--vllm-python", "python"], "need each other; give both"),
+        (["--jobs", "2", "--steps-per-turn", "8"], "--steps-per-turn is for batches"),
+        (["--jobs", "2", "--trace", "x"], "--trace is for batches"),
+        (
+            ["--compare", "vllm", "--vllm-python", "there/is/none", "--input", "x"],
+            "--vllm-python 'there/is/none' cannot be run",
+        ),
         (
             ["--config", "opt-6.7z", "--random-weights", "--simulate-acceptance", "0.5"],
             "opt-6.7b",
