@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.monitoring
 import llvmlite
 import numba
 import numpy as np
@@ -196,11 +197,12 @@ class _Kept:
     def load_overload(self, signature: Any, target_context: Any) -> CompileResult | None:
         """Returns the compiled function, or None if the file does not exist or is damaged."""
         del signature
-        if self._file is None:
-            return None
         try:
-            return CompileResult._rebuild(target_context, *pickle.loads(self._file.read_bytes()))
+            kept = self._file.read_bytes() if self._file else b""
+            return CompileResult._rebuild(target_context, *pickle.loads(kept))
         except Exception:
+            # Compiling takes seconds, so whoever shows the progress may want to know.
+            jax.monitoring.record_event("/emsjax/kernel/compile")
             return None
 
     def save_overload(self, signature: Any, compiled: CompileResult) -> None:

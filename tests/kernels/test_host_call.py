@@ -10,6 +10,7 @@ from llvmlite import binding
 from numba import carray, types
 from numba.core.registry import cpu_target
 
+from emsjax.host.compiling import KERNEL, when_compiling
 from emsjax.pallas_kernels import host_call
 from emsjax.pallas_kernels.host_call import argument, compiled, pointer, register, result, size
 
@@ -74,6 +75,17 @@ def test_a_kept_function_is_found_until_its_sources_change(tmp_path):
 
     source.write_text("second")
     assert kept().load_overload(None, target) is None
+
+
+def test_what_is_not_kept_is_said_to_be_compiled(tmp_path):
+    said: list[str] = []
+    with when_compiling(said.append):
+        for _ in range(2):
+            compile_double(host_call._Kept("double", [], str(tmp_path)))
+            assert said == [KERNEL]
+    with when_compiling(said.append):
+        compile_double(host_call._Kept("double", [], str(tmp_path)))
+    assert said == [KERNEL]
 
 
 @pytest.mark.parametrize("directory", [None, "file"])
