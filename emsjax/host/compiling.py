@@ -61,7 +61,8 @@ _watch: _Watch | None = None
 def when_compiling(call: Callable[[str], None]) -> Iterator[None]:
     """Calls `call` with a program's name, in another thread, if jax compiles it for long.
 
-    It is called with `KERNEL`, in any thread, if Numba compiles a kernel. Each name is reported once. A program that jax finds in its cache is not compiled.
+    It is called with `KERNEL`, in the thread that compiles, if Numba compiles a kernel. Each name
+    is reported once. A program that jax finds in its cache is not compiled.
     """
     global _watch  # noqa: PLW0603 jax keeps listeners for good, so there is one for all blocks
     if _watch is None:
