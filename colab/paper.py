@@ -32,8 +32,8 @@ import sys
 from glob import glob
 from pathlib import Path
 
-# The versions that this release was tested with.
-PINS = "jax==0.10.2 flax==0.12.8 transformers==5.24.0"
+SOURCE = ""  # A wheel's address, or git+https://…, if neither a wheel nor a clone is here.
+PINS = "jax==0.10.2 flax==0.12.8 transformers==5.24.0"  # This release was tested with them.
 # The project's own tests set this variable: settings are then small, and nothing is installed.
 SMALL = "EMSJAX_NOTEBOOK_TEST" in os.environ
 
@@ -58,12 +58,12 @@ def run(command: str) -> str:
 
 
 if not SMALL:
-    source = next(iter(glob("emsjax-*.whl")), "..")
-    if source == ".." and not Path("../pyproject.toml").is_file():
-        sys.exit("Upload the wheel, emsjax-….whl, next to this notebook, and run this cell again.")
+    source = SOURCE or Path(max(glob("emsjax-*-any.whl"), default="..")).resolve().as_uri()
+    if not (SOURCE or source.endswith(".whl") or Path("../pyproject.toml").is_file()):
+        sys.exit("Set SOURCE, or upload the wheel, emsjax-….whl, and run this cell again.")
     tpu = glob("/dev/accel*") + glob("/dev/vfio/[0-9]*")
     device = ",cuda" if glob("/dev/nvidia[0-9]*") else ",tpu" if tpu else ""
-    run(f"python -m pip install --quiet '{source}[train{device}]' {PINS}")
+    run(f"python -m pip install --quiet 'emsjax[train{device}] @ {source}' {PINS}")
 # In a separate process: a TPU belongs to one process at a time, and the commands below need it.
 output = run("python -c 'from emsjax.host.device import device_name; print(device_name())'")
 PLATFORM = output.splitlines()[-1].split()[0]  # "tpu", "gpu" or "cpu"

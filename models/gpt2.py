@@ -68,9 +68,10 @@ def gpt2_weights(config: DecoderConfig) -> WeightMap:
 
 _HARMLESS = frozenset(
     {
-        *("resid_pdrop", "embd_pdrop", "attn_pdrop", "n_ctx"),
+        *("resid_pdrop", "embd_pdrop", "attn_pdrop", "n_ctx", "n_special"),
         *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels"),
         *("summary_first_dropout", "summary_hidden_size", "summary_use_pooler"),
+        "predict_special_tokens",
         "reorder_and_upcast_attn",  # only keeps float16 from overflowing
     }
 )

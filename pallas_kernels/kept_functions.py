@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.monitoring
 import llvmlite
 import numba
 import numpy as np
@@ -62,16 +63,16 @@ class Kept:
     def load_overload(self, signature: Any, target_context: Any) -> CompileResult | None:
         """Returns the compiled function, or None if the file does not exist or is damaged."""
         del signature
-        if self._file is None:
-            return None
         try:
-            content = self._file.read_bytes()
+            content = self._file.read_bytes() if self._file else b""
             digest, code = content[:_DIGEST], content[_DIGEST:]
-            if hashlib.sha256(code).digest() != digest:
-                return None
-            return CompileResult._rebuild(target_context, *pickle.loads(code))
-        except Exception:
-            return None
+            if hashlib.sha256(code).digest() == digest:
+                return CompileResult._rebuild(target_context, *pickle.loads(code))
+        except Exception:  # the file is not there, or was written by something else
+            pass
+        # Compiling takes seconds, so whoever shows the progress may want to know.
+        jax.monitoring.record_event("/emsjax/kernel/compile")
+        return None
 
     def save_overload(self, signature: Any, compiled: CompileResult) -> None:
         """Writes the compiled function; if it cannot be written, that is no error."""

@@ -10,10 +10,12 @@ from typing import Self, TextIO
 from emsjax.cli.words import count
 from emsjax.engine.metrics import RequestMetrics, RunTotals
 from emsjax.engine.programs import PROGRAMS
+from emsjax.host.compiling import KERNEL
 from emsjax.requests.bar import Bar
 
 _SECONDS_BETWEEN_LINES = 5.0
 _COMPILING = "compiling {}, which takes a while; a later run like this one need not"
+_DESCRIBED = {**PROGRAMS, KERNEL: "the kernels for this processor"}
 
 
 class Progress:
@@ -86,9 +88,9 @@ class Progress:
         """Explains what is compiled and takes a while; called from another thread.
 
         Args:
-          program: its name in `PROGRAMS`; others are not described.
+          program: its name in `PROGRAMS`, or `KERNEL`; others are not described.
         """
-        line = _COMPILING.format(PROGRAMS.get(program, "a part of the run"))
+        line = _COMPILING.format(_DESCRIBED.get(program, "a part of the run"))
         if line in self._said:
             return
         self._said.add(line)

@@ -1,4 +1,4 @@
-"""Notices when jax compiles for long."""
+"""Notices when jax or a kernel compiles for long."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -11,6 +11,10 @@ _LONG_S = 1.0
 _BEGUN = _COMPILED = "/jax/core/compile/backend_compile_duration"
 _ASKED = "/jax/compilation_cache/compile_requests_use_cache"
 _FOUND = "/jax/compilation_cache/cache_hits"
+# The event of `pallas_kernels/kept_functions.py`: Numba is about to compile a kernel for the processor.
+_KERNEL_BEGUN = "/emsjax/kernel/compile"
+# The name that is reported for all kernels.
+KERNEL = "kernel"
 
 
 class _Watch:
@@ -33,6 +37,8 @@ class _Watch:
     def event(self, event: str, *_: Any, **__: Any) -> None:
         """Listens to all of jax's events."""
         thread = threading.get_ident()
+        if event == _KERNEL_BEGUN:
+            self._fire(KERNEL)
         if event in (_ASKED, _FOUND, _COMPILED) and thread in self._timers:
             self._timers.pop(thread).cancel()
         name = self._names.get(thread, "")
@@ -55,7 +61,8 @@ _watch: _Watch | None = None
 def when_compiling(call: Callable[[str], None]) -> Iterator[None]:
     """Calls `call` with a program's name, in another thread, if jax compiles it for long.
 
-    Each name is reported once. A program that jax finds in its cache is not compiled.
+    It is called with `KERNEL`, in the thread that compiles, if Numba compiles a kernel. Each name
+    is reported once. A program that jax finds in its cache is not compiled.
     """
     global _watch  # noqa: PLW0603 jax keeps listeners for good, so there is one for all blocks
     if _watch is None:

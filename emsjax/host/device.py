@@ -1,4 +1,4 @@
-"""The default device: its name and its free memory."""
+"""The default device: whether there is one, its name, and its free memory."""
 
 import os
 import platform
@@ -6,6 +6,21 @@ from pathlib import Path
 
 import jax
 import psutil
+
+from emsjax.errors import foreign
+
+
+def check_device() -> None:
+    """Checks that jax can use the platform that `JAX_PLATFORMS` names, or any if it is not set.
+
+    Raises:
+      UserError: it cannot.
+    """
+    asked = jax.config.values["jax_platforms"]
+    wanted = f"the platform {asked!r} of JAX_PLATFORMS" if asked else "any device"
+    remedy = "install jax for the device, or set JAX_PLATFORMS=cpu"
+    with foreign(f"jax cannot use {wanted}", remedy):
+        jax.devices()
 
 
 def device_name() -> str:

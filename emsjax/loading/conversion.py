@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from emsjax.host.device import check_device
 from emsjax.host.files import check_free
 from emsjax.loading.build import read_weights
 from emsjax.loading.checkpoint import save_checkpoint
@@ -23,10 +24,11 @@ def convert_model(
       progress: called with (tensors read, total tensors).
 
     Raises:
-      UserError: the model is damaged or unsupported, the dtype is unknown, or the output is not
-        empty or cannot be written.
+      UserError: the model is damaged or unsupported, the dtype is unknown, jax has no device, or
+        the output is not empty or cannot be written.
     """
     check_free(output)  # fail before the slow part
+    check_device()
     stored = opened.source.dtype if check_dtype(dtype) == "auto" else dtype
     tokenizer = opened.tokenizer()
     _, params = read_weights(opened, stored, progress)

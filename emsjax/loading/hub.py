@@ -1,8 +1,11 @@
 """Finds models of the Hugging Face hub in its local cache, or downloads them."""
 
+import glob
 import re
 import socket
 import threading
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -12,7 +15,9 @@ from emsjax.loading.sources.shards import find_weight_files
 
 _TIMEOUT = 5.0  # seconds to wait for the hub's first answer
 _REACH_S = 2.0  # seconds to wait for a connection to the hub
-_SMALL_FILES = ["*.json", "tokenizer.model", "*.txt", "*.jinja"]
+_SMALL_FILES = ("*.json", "tokenizer.model", "*.txt", "*.jinja")
+# Other folders hold exports to other formats. The code is not run: it is refused.
+_IN_FOLDERS = ("additional_chat_templates/*.jinja", "custom_generate/generate.py")
 
 
 def is_repo_id(name: str) -> bool:
@@ -139,13 +144,32 @@ def _download(repo_id: str) -> Path:
         if unreachable is not None:
             raise ConnectionError(unreachable)
         siblings = HfApi().model_info(repo_id, timeout=_TIMEOUT).siblings or []
-        names = [sibling.rfilename for sibling in siblings]
-        weights = "*.safetensors" if any(n.endswith(".safetensors") for n in names) else "*.bin"
-        patterns = [*_SMALL_FILES, weights]
-        ignored = ["*/*"]  # subfolders hold exports to other formats
-        return Path(snapshot_download(repo_id, allow_patterns=patterns, ignore_patterns=ignored))
+        wanted = _wanted(repo_id, [sibling.rfilename for sibling in siblings])
+        return Path(snapshot_download(repo_id, allow_patterns=[*map(glob.escape, wanted)]))
+    except UserError:
+        raise
     except Exception as error:  # the hub's client passes on its HTTP library's errors
         raise _refused(repo_id, error, unreachable) from error
+
+
+def _wanted(repo_id: str, names: Sequence[str]) -> list[str]:
+    """Returns which of a hub model's files to download.
+
+    Raises:
+      UserError: they hold the model only as GGUF files.
+    """
+    top = [name for name in names if "/" not in name]
+    kinds = {name.rpartition(".")[2] for name in top}
+    if "gguf" in kinds and not kinds & {"safetensors", "bin"}:
+        raise UserError(
+            f"model {repo_id!r} of the Hugging Face hub holds only GGUF files; download one of "
+            "them and name the file."
+        )
+    weights = "*.safetensors" if "safetensors" in kinds else "*.bin"
+    return [
+        *(name for name in top if any(fnmatch(name, p) for p in (*_SMALL_FILES, weights))),
+        *(name for name in names if any(fnmatch(name, p) for p in _IN_FOLDERS)),
+    ]
 
 
 def _refused(repo_id: str, error: Exception, unreachable: str | None) -> UserError:

@@ -10,6 +10,7 @@ from flax import nnx
 
 from emsjax.engine.model import Model
 from emsjax.errors import UserError, foreign
+from emsjax.host.device import check_device
 from emsjax.loading.build import read_weights
 from emsjax.loading.default_model import default_model_dir, default_name
 from emsjax.loading.dtypes import check_dtype, dtype_for_device
@@ -63,8 +64,9 @@ def load_model(
 
     Raises:
       UserError: the model or tokenizer does not exist, is damaged or belongs to an unsupported
-        family, or `dtype` is unknown.
+        family, `dtype` is unknown, or jax has no device.
     """
+    check_device()
     check_dtype(dtype)
     opened = find_model(model)
     computed = dtype_for_device(dtype, opened.source.dtype)

@@ -1,5 +1,6 @@
 """Opens a model on disk, in any format, without reading its weights."""
 
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from emsjax.errors import UserError
 from emsjax.loading.checkpoint import open_checkpoint
+from emsjax.loading.families import model_config
 from emsjax.loading.gguf.config import gguf_config
 from emsjax.loading.gguf.file import GgufFile
 from emsjax.loading.gguf.tokenizer import gguf_tokenizer
@@ -65,7 +67,7 @@ def open_model(path: Path, supported: Collection[str]) -> OpenedModel:
     if (path / "config.json").is_file():
         return _open_hugging_face(path, supported)
     check_beside(path)
-    return _open_gguf(_only_gguf(path), supported)
+    return _open_gguf(_only_gguf(path), supported, beside=path)
 
 
 def _only_gguf(directory: Path) -> Path:
@@ -83,6 +85,7 @@ def _only_gguf(directory: Path) -> Path:
 
 
 def _open_ours(directory: Path, supported: Collection[str]) -> OpenedModel:
+    check_beside(directory)
     manifest, source = open_checkpoint(directory)
     check_supported(manifest.model_type, supported, str(directory))
     return OpenedModel(
@@ -100,6 +103,7 @@ def _open_ours(directory: Path, supported: Collection[str]) -> OpenedModel:
 def _open_hugging_face(directory: Path, supported: Collection[str]) -> OpenedModel:
     check_beside(directory)
     config = read_config(directory, supported)
+    model_config(config, str(directory / "config.json"))  # fails with the file's name
     generation_config = _generation_config(directory, config)
     source = open_directory(directory)
     config = as_stored(config, source)
@@ -115,9 +119,14 @@ def _open_hugging_face(directory: Path, supported: Collection[str]) -> OpenedMod
     )
 
 
-def _open_gguf(path: Path, supported: Collection[str]) -> OpenedModel:
+def _open_gguf(path: Path, supported: Collection[str], beside: Path | None = None) -> OpenedModel:
+    """Opens a GGUF file, with the generation config of the directory `beside` if it is given."""
     file = GgufFile(path)
     config = gguf_config(file, supported)
+    if beside is not None:
+        # Into the configuration, which a conversion keeps whole.
+        given = _generation_config(beside, {})
+        config |= {key: given[key] for key in given if key in GENERATION_KEYS or key not in config}
     return OpenedModel(
         name=path.stem,
         source=file,
@@ -125,19 +134,24 @@ def _open_gguf(path: Path, supported: Collection[str]) -> OpenedModel:
         hf_config=config,
         eos_token_ids=eos_token_ids(config),
         tokenizer=lambda: gguf_tokenizer(file),
-        generation_config=_generation_config(path, config),
+        generation_config=_generation_keys(config),
     )
 
 
 def _extra(directory: Path) -> tuple[Path, ...]:
     file = directory / _GENERATION_CONFIG
-    return (file,) if file.is_file() else ()
+    return (file,) if os.path.lexists(file) else ()
 
 
 def _generation_config(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """Reads `generation_config.json`; without it, the keys of generation in the configuration."""
-    if (directory / _GENERATION_CONFIG).is_file():
-        return read_json(directory / _GENERATION_CONFIG)
+    # A link to nothing, as in an incomplete copy of the hub's cache, is an error.
+    for file in _extra(directory):
+        return read_json(file)
+    return _generation_keys(config)
+
+
+def _generation_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: config[key] for key in config.keys() & GENERATION_KEYS}
 
 

@@ -6,6 +6,7 @@ from emsjax.cli.markdown import table
 from emsjax.costs.roofline import BANDWIDTH_SHARE, COMPUTE_SHARE
 from emsjax.plan.forecast import BatchSpeedup, Forecast, StepTime
 from emsjax.plan.memory import Memory
+from emsjax.plan.setting import Setting
 from emsjax.plan.speedup import Speedup
 
 NOTHING = "-"
@@ -141,7 +142,19 @@ def overview(forecasts: Sequence[Forecast]) -> str:
     header += ["at batch", "plain step, ms", "speedup planned", "fixed"]
     header += ["by the compiler: ms", "planned", "fixed"]
     rows = table(header, [_overview_row(each) for each in forecasts])
-    return f"{rows}\n\n{explanation(forecasts)}"
+    assumed = "\n".join(dict.fromkeys(_assumed(each.setting) for each in forecasts))
+    return f"{rows}\n\n{assumed}\n{explanation(forecasts)}"
+
+
+def _assumed(setting: Setting) -> str:
+    """Says which acceptance the speedups are for, and why many of them are the same."""
+    most = sum(setting.acceptance**place for place in range(setting.draft_length + 1))
+    return (
+        "- Speedups are for draft tokens that are each accepted with probability "
+        f"{setting.acceptance:g}, given that those before them are (--acceptance). A step with "
+        f"{setting.draft_length} draft tokens then emits {most:.2f} tokens on average, so no "
+        "speedup is larger."
+    )
 
 
 def _overview_row(forecast: Forecast) -> list[str]:

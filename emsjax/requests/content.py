@@ -6,6 +6,14 @@ from typing import Any
 from emsjax.errors import UserError, short
 
 
+def is_message(message: Mapping[str, Any]) -> bool:
+    """Returns whether a message has what it needs: a role, and a content or calls of tools.
+
+    Chat logs have a null content, or none, next to a call.
+    """
+    return "role" in message and ("content" in message or bool(message.get("tool_calls")))
+
+
 def joined_parts(content: Any) -> Any:
     """Returns a list of parts of text as one text, and any other content unchanged.
 

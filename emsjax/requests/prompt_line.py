@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from emsjax.errors import UserError
 from emsjax.host.json_text import to_json
-from emsjax.requests.content import joined_parts
+from emsjax.requests.content import is_message, joined_parts
 
 Prompt = str | list[int] | list[dict[str, Any]]
 Record = dict[str, Any]
@@ -151,10 +151,9 @@ def _messages(value: object) -> list[dict[str, Any]]:
 
 def _message(item: object) -> dict[str, Any]:
     """Checks one message; a chat template may read more fields than role and content."""
-    if not isinstance(item, dict) or not {"role", "content"} <= item.keys():
+    if not isinstance(item, dict) or not is_message(item):
         raise UserError("each of messages must be an object with role and content.")
-    # Templates test whether a field such as `tool_calls` is present, not whether it is null. Chat
-    # logs have a null content next to a tool call.
+    # Templates test whether a field such as `tool_calls` is present, not whether it is null.
     given = {name: part for name, part in item.items() if part is not None}
     check_text("role of a message", given.get("role"))
     content = joined_parts(given.get("content", ""))

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from emsjax.errors import UserError, short
-from emsjax.requests.content import joined_parts
+from emsjax.requests.content import is_message, joined_parts
 from emsjax.requests.sampling_params import SamplingParams
 from emsjax.requests.vllm_names import PROMPT, refuse
 
@@ -125,10 +125,10 @@ def _check_text(text: str) -> str:
 
 def _check_message(message: Any) -> Message:
     """Checks the role and content of a message; other fields are up to the chat template."""
-    if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+    if not isinstance(message, Mapping) or not is_message(message):
         raise UserError(f"the message {short(message)} must have a 'role' and a 'content'")
-    # Chat logs have a null content next to a tool call.
-    content = joined_parts("" if message["content"] is None else message["content"])
+    given = message.get("content")
+    content = joined_parts("" if given is None else given)
     if not isinstance(content, str):
         raise UserError(f"the content of the message {short(message)} must be text")
     return {**message, "content": _check_text(content)}

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, short
+from emsjax.loading.hf.tokenizer import encode
 from emsjax.requests.detokenizer import longest_token, special_tokens
 from emsjax.requests.sampling_params import SamplingParams
 from emsjax.sampling.choice import Choice, Settings, make_choice
@@ -151,17 +152,20 @@ def check_stop_strings(
     """Checks that each stop string can occur in an output.
 
     Raises:
-      UserError: a string is a token without text that does not end the output anyway, or is longer
-        than any text of `max_tokens` tokens.
+      UserError: a string has a token without text that does not end the output anyway, or is
+        longer than any text of `max_tokens` tokens.
     """
-    special = special_tokens(tokenizer) if params.skip_special_tokens else {}
-    textless = {name: token for token, name in special.items()}
+    textless = special_tokens(tokenizer) if params.skip_special_tokens else {}
     for stop in params.stop or ():
-        token = textless.get(stop.strip())
-        if token is not None and token not in stop_ids:
+        # As the tokenizer reads it: the name of a special token may be a part of a longer word.
+        read = encode(tokenizer, stop, "the model", special=False) if textless else ()
+        within = [token for token in read if token in textless and textless[token] in stop]
+        if within and not set(within) & set(stop_ids):
+            token = within[0]
+            part = "is" if textless[token] == stop.strip() else f"has {short(textless[token])},"
             raise UserError(
-                f"the stop string {stop!r} is a special token, which is not part of the text; give "
-                f"stop_token_ids=[{token}] instead"
+                f"the stop string {short(stop)} {part} a special token, which is not part of the "
+                f"text; give stop_token_ids=[{token}] instead"
             )
         # Looking for the longest token takes a moment, and stop strings are nearly always short.
         if params.max_tokens is not None and len(stop) > params.max_tokens:

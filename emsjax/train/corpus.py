@@ -49,10 +49,12 @@ def _of_file(file: Path, target: LoadedModel) -> Iterator[list[int]]:
     try:
         content = file.read_bytes()
         text = content.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(
-            f"cannot read {str(file)!r} ({reason(error)}); give a file in UTF-8"
+            f"cannot read {str(file)!r} ({error.strerror}); name another file"
         ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{str(file)!r} is not UTF-8 text ({reason(error)}); convert it") from error
     if file.suffix == ".jsonl":
         # Split bytes, not text: `str.splitlines` also splits at characters that JSON strings may
         # contain, such as U+2028.

@@ -80,7 +80,8 @@ def _starts(frame: int) -> np.ndarray:
 def count(frame: int) -> int:
     """Returns the number of items of a call."""
     starts, most = _starts(frame), _tile_rows(frame)
-    busy, items = _busy(starts), 1  # the last item clears unused rows
+    busy = _busy(starts)
+    items: Any = 1  # the last item clears unused rows
     for slot in range(len(starts) - 1):
         rows = np.int64(starts[slot + 1] - starts[slot])
         items += (rows + most - 1) // most * _parts(frame, rows, busy)

@@ -5,6 +5,7 @@ import pytest
 from emsjax.engine.metrics import RequestMetrics
 from emsjax.engine.programs import PROGRAMS
 from emsjax.generate.progress import Progress
+from emsjax.host.compiling import KERNEL
 
 METRICS = RequestMetrics(
     target_steps=500,
@@ -108,13 +109,14 @@ def test_a_line_is_said_once(kind):
     stream = kind()
     progress, _ = _progress(stream=stream)
     with progress:
-        for program in ("decode", "decode_sampled", "decode", "admit_job", "_release"):
+        for program in (KERNEL, "decode", "decode_sampled", "decode", "admit_job", "_release"):
             progress.compiling(program)
         progress.say_once("a hint")
         progress.say_once("a hint")
     assert stream.getvalue().count("a hint") == 1
     said = " ".join(stream.getvalue().split())
-    for what in (*PROGRAMS.values(), "a part of the run"):
+    kernel = "the kernels for this processor"
+    for what in (*PROGRAMS.values(), kernel, "a part of the run"):
         assert said.count(f"compiling {what}, which takes a while") == 1
 
 

@@ -12,6 +12,7 @@ from llvmlite import binding
 from numba import carray, types
 from numba.core.registry import cpu_target
 
+from emsjax.host.compiling import KERNEL, when_compiling
 from emsjax.pallas_kernels import host_call, kept_functions
 from emsjax.pallas_kernels.host_call import argument, compiled, pointer, register, result, size
 
@@ -117,6 +118,17 @@ def test_functions_that_several_processes_kept_stay_apart(tmp_path):
     assert run("2") == "[2.0]"
     assert len(list(tmp_path.glob("*.numba"))) == 6
     assert run("1", "2") == "[1.0, 2.0]"
+
+
+def test_what_is_not_kept_is_said_to_be_compiled(tmp_path):
+    said: list[str] = []
+    with when_compiling(said.append):
+        for _ in range(2):
+            compile_double(kept_functions.Kept("double", [], str(tmp_path)))
+            assert said == [KERNEL]
+    with when_compiling(said.append):
+        compile_double(kept_functions.Kept("double", [], str(tmp_path)))
+    assert said == [KERNEL]
 
 
 @pytest.mark.parametrize("directory", [None, "file"])

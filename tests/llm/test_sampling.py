@@ -260,6 +260,7 @@ def test_requests_without_a_seed_get_one_each(model_dir: str, llm: LLM):
         ({"banned_token_ids": list(range(VOCAB_SIZE))}, "leave no token to choose"),
         ({"min_tokens": 128, "max_tokens": 500}, "min_tokens=128 is more than the 127 tokens"),
         ({"stop": "w2", "ignore_eos": True}, r"'w2' is a special token.* stop_token_ids=\[2\]"),
+        ({"stop": "w7 w2 w8", "ignore_eos": True}, r"'w7 w2 w8' has 'w2', a special token"),
         ({"stop": "x" * 81}, "a stop string has 81 characters, but max_tokens=16 tokens have at"),
     ],
 )

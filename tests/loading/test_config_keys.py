@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from safetensors.numpy import save_file
 from tiny_checkpoints import CONFIG
 
 from emsjax.errors import UserError
+from emsjax.loading.conversion import convert_model
 from emsjax.loading.families import model_config, supported
 from emsjax.loading.hf.config import complete_config, read_config
 from emsjax.loading.hf.keys import HARMLESS, ReadKeys
 from emsjax.loading.hf.tokenizer import load_tokenizer
-from emsjax.loading.load import load_model
+from emsjax.loading.load import find_model, load_model
 from emsjax.models.registry import FAMILIES
 from tests import tiny
 
@@ -73,6 +75,10 @@ PUBLISHED = {
     "GPT-2": {"model_type": "gpt2", "n_ctx": 1024, "task_specific_params": {"text-generation": {}}},
     "old Llama": {"max_sequence_length": 2048, "pad_token_id": -1, "torch_dtype": "float16"},
     "unsloth": {"unsloth_fixed": True, "unsloth_version": "2025.1"},
+    "GPT-2 medium": {"model_type": "gpt2", "n_special": 0, "predict_special_tokens": True},
+    "DistilGPT-2": {"model_type": "gpt2", "_num_labels": 1, "id2label": {"0": "LABEL_0"}},
+    "GPT-2 of 2020": {"model_type": "gpt2", "output_past": True, "xla_device": True},
+    "a causal Llama": {"is_causal": True},
     "Mistral": {"model_type": "mistral", "sliding_window": None, "rope_theta": 1e6},
 }
 
@@ -126,7 +132,9 @@ def test_what_changes_the_text_is_refused_by_name(name: str, change: dict[str, A
     [
         ("adapter_config.json", "an adapter"),
         ("adapter_model.safetensors", "an adapter"),
+        ("adapters.safetensors", "an adapter"),
         ("quantize_config.json", "a quantisation"),
+        ("quantization_config.json", "a quantisation"),
         ("hf_quant_config.json", "a quantisation"),
         ("custom_generate/generate.py", "code that generates"),
     ],
@@ -135,6 +143,27 @@ def test_files_beside_the_model(hf_dir: Path, file: str, word: str) -> None:
     (hf_dir / file).parent.mkdir(exist_ok=True)
     (hf_dir / file).write_text("{}")
     with pytest.raises(UserError, match=f"holds {word} \\({file}\\)"):
+        load_model(hf_dir)
+
+
+def test_an_adapter_beside_a_converted_model(hf_dir: Path, tmp_path: Path) -> None:
+    convert_model(find_model(hf_dir), tmp_path / "converted")
+    (tmp_path / "converted" / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="holds an adapter"):
+        load_model(tmp_path / "converted")
+
+
+def test_errors_name_the_file(hf_dir: Path) -> None:
+    file = hf_dir / "config.json"
+    file.write_text(json.dumps(CONFIG | {"logit_scale": 0.5}))
+    with pytest.raises(UserError, match=f"^{re.escape(str(file))} sets logit_scale=0.5"):
+        load_model(hf_dir)
+
+
+def test_a_generation_config_that_is_a_link_to_nothing(hf_dir: Path) -> None:
+    """An incomplete copy of the hub's cache must not lose the end of text silently."""
+    (hf_dir / "generation_config.json").symlink_to("blobs/missing")
+    with pytest.raises(UserError, match=r"generation_config\.json cannot be read"):
         load_model(hf_dir)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from tiny_checkpoints import write_gguf
+from tiny_checkpoints import write_config, write_gguf
 
 from emsjax.errors import UserError
 from emsjax.loading.conversion import convert_model
@@ -140,6 +140,27 @@ def test_all_tokens_that_end_a_text(tmp_path: Path, weights: Weights) -> None:
     keys = {"tokenizer__ggml__eot_token_id": 5, "tokenizer__ggml__eom_token_id": 7}
     file = with_keys(tmp_path, weights, **keys, tokenizer__ggml__fim_sep_token_id=9)
     assert find_model(file.path).eos_token_ids == (2, 5, 7, 9)
+
+
+def test_a_generation_config_beside_the_only_file(tmp_path: Path, weights: Weights) -> None:
+    with_keys(tmp_path, weights, general__sampling__top_k=30, general__sampling__top_p=0.75)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 8], "top_k": 4}')
+
+    def read(path: Path) -> tuple[Any, ...]:
+        opened = find_model(path)
+        found = opened.generation_config
+        return opened.eos_token_ids, found["top_k"], found["top_p"]
+
+    convert_model(find_model(tmp_path), tmp_path / "converted")
+    assert read(tmp_path) == read(tmp_path / "converted") == ((7, 8), 4, 0.75)
+    assert read(tmp_path / "m.gguf") == ((2,), 30, 0.75)
+
+
+def test_a_config_without_weights_beside_a_file(tmp_path: Path, weights: Weights) -> None:
+    with_keys(tmp_path, weights)
+    write_config(tmp_path)
+    with pytest.raises(UserError, match=r"name the file itself, such as .*m\.gguf"):
+        find_model(tmp_path)
 
 
 def test_recommended_sampling_survives_a_conversion(tmp_path: Path, weights: Weights) -> None:

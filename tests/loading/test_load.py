@@ -114,14 +114,24 @@ def test_incomplete_hub_cache(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "pattern"),
+    ("files", "wanted"),
     [
-        (["model.safetensors", "pytorch_model.bin", "flax_model.msgpack"], "*.safetensors"),
-        (["pytorch_model.bin"], "*.bin"),
+        (
+            ["model.safetensors", "pytorch_model.bin", "flax_model.msgpack", "config.json"],
+            ["model.safetensors", "config.json"],
+        ),
+        (["pytorch_model.bin", "onnx/model.safetensors"], ["pytorch_model.bin"]),
+        (["model.bin", "x.gguf", "original/params.json"], ["model.bin"]),
+        (
+            ["additional_chat_templates/tool_use.jinja"],
+            ["additional_chat_templates/tool_use.jinja"],
+        ),
+        (["custom_generate/generate.py", "setup.py"], ["custom_generate/generate.py"]),
+        (["a[1].json"], ["a[[]1].json"]),
     ],
 )
 def test_only_one_kind_of_weights_is_downloaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], pattern: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], wanted: list[str]
 ) -> None:
     asked: dict[str, Any] = {}
 
@@ -138,8 +148,14 @@ def test_only_one_kind_of_weights_is_downloaded(
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: info)
     assert hub.hub_snapshot("some/model") == tmp_path
-    assert asked["allow_patterns"][-1] == pattern
-    assert asked["ignore_patterns"] == ["*/*"]
+    assert sorted(asked["allow_patterns"]) == sorted(wanted)
+
+
+def test_a_hub_model_of_gguf_files_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = types.SimpleNamespace(siblings=[types.SimpleNamespace(rfilename="x.Q8_0.gguf")])
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: info)
+    with pytest.raises(UserError, match="holds only GGUF files; download one"):
+        hub.hub_snapshot("some/model")
 
 
 def test_unknown_family(hf_dir: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from emsjax.errors import UserError
 from emsjax.loading.gguf.file import GgufFile
 from emsjax.loading.gguf.tokenizer import gguf_tokenizer
-from emsjax.loading.hf.tokenizer import load_tokenizer
+from emsjax.loading.hf.tokenizer import load_tokenizer, render
+from emsjax.requests.chat import ChatOptions
 
 Weights = dict[str, np.ndarray]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -118,6 +120,25 @@ def test_chat_template_and_saving(
         assert one.apply_chat_template(messages, tokenize=False) == "<|im_start|>Hi<|im_end|>"
     assert [again.encode(t) for t in TEXTS] == [tokenizer.encode(t) for t in TEXTS]
     assert again.eos_token_id == 2
+
+
+def test_a_named_chat_template_is_used_with_tools(
+    tmp_path: Path, weights: Weights, bpe: tuple[list[str], list[str]]
+) -> None:
+    def extra(writer: gguf.GGUFWriter) -> None:
+        byte_level(*bpe, "smollm")(writer)
+        writer.add_string("tokenizer.chat_template.tool_use", "{{ tools[0].name }}")
+
+    tokenizer = tokenizer_of(tmp_path, weights, extra)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    assert again is not None
+    messages = [{"role": "user", "content": "Hi"}]
+    for one in (tokenizer, again):
+        assert render(one, messages, "m") == "<|im_start|>Hi<|im_end|>"
+        options = ChatOptions(tools=[{"name": "f"}])
+        arguments = partial(options.arguments, origin="m")
+        assert render(one, messages, "m", tools=options.tools or (), arguments=arguments) == "f"
 
 
 @pytest.mark.parametrize(("pre", "begins"), [("llama-bpe", True), ("qwen2", False)])

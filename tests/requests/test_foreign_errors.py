@@ -97,6 +97,7 @@ TEMPLATES = {
     "{{ x | nothing }}": "TemplateAssertionError",
     "{% include 'x' %}": "TypeError",
     "{{ range(10 ** 9) }}": "OverflowError",
+    "{{ 'x' * 10 ** 18 }}": "MemoryError",
     "\ud800": "UnicodeEncodeError|TypeError",
 }
 

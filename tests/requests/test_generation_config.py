@@ -66,6 +66,7 @@ def test_the_least_length(config: dict, prompt_len: int, expected: int | None) -
 REFUSED = {
     "forced_decoder_ids": [[1, 5]],
     "num_beams": 4,
+    "cache_implementation": "quantized",
     "penalty_alpha": 0.6,
     "typical_p": 0.9,
     "epsilon_cutoff": 1e-3,

@@ -14,6 +14,7 @@ from emsjax.errors import UserError
 from emsjax.loading.load import LoadedModel
 from emsjax.requests import jsonl
 from emsjax.requests.prompt_line import PROMPT_KEYS
+from emsjax.requests.prompts import check_prompt
 from emsjax.train.corpus import read_prompts
 from tests.tiny import VOCAB_SIZE, words
 
@@ -78,6 +79,18 @@ def test_all_commands_accept_content_in_parts(line):
     file = line({"messages": [{"role": "user", "content": parts}]})
     assert generate(file) == bench(file) == [{"role": "user", "content": "w7\nw8"}]
     assert train(file) == [5, 7, 8, 6]
+
+
+def test_a_call_of_a_tool_needs_no_content(line):
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+    expected = [*MESSAGES, call | {"content": ""}]
+    assert generate(line({"messages": [*MESSAGES, call]})) == expected
+    assert check_prompt([*MESSAGES, call]) == expected
+    for lacking in ({"role": "assistant"}, call | {"tool_calls": []}):
+        with pytest.raises(UserError, match="content"):
+            generate(line({"messages": [lacking]}))
+        with pytest.raises(UserError, match="content"):
+            check_prompt([lacking])
 
 
 KEYS = "prompt, prompt_token_ids, messages, turns"

@@ -176,14 +176,27 @@ def _wrapped(
     with without_advice():
         from transformers import PreTrainedTokenizerFast
 
-    template = file.get("tokenizer.chat_template")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         clean_up_tokenization_spaces=False,
         model_max_length=int(file.need("{arch}.context_length")),
         **_special(file, tokens),
-        **({"chat_template": template} if template else {}),
+        **_chat_template(file),
     )
+
+
+def _chat_template(file: GgufFile) -> dict[str, Any]:
+    """Returns the chat template, or all by name if some have one, such as `tool_use`."""
+    key = "tokenizer.chat_template"
+    named = {
+        name.removeprefix(f"{key}."): file.get(name)
+        for name in file.metadata
+        if name.startswith(f"{key}.")
+    }
+    default = file.get(key)
+    if not named:
+        return {"chat_template": default} if default else {}
+    return {"chat_template": named | ({"default": default} if default else {})}
 
 
 def _special(file: GgufFile, tokens: Sequence[str]) -> Mapping[str, str]:

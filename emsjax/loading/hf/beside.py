@@ -4,8 +4,14 @@ from pathlib import Path
 
 from emsjax.errors import UserError
 
-_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-_QUANTISED = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+_ADAPTERS = (
+    *("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"),
+    *("adapters.safetensors", "adapters.npz"),  # MLX's
+)
+_QUANTISED = (
+    *("quantize_config.json", "quant_config.json", "hf_quant_config.json"),
+    "quantization_config.json",
+)
 _CODE = ("custom_generate/generate.py",)
 
 

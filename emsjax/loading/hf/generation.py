@@ -20,7 +20,7 @@ HARMLESS = frozenset(
         *("eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id"),
         *("do_sample", "temperature", "max_length", "max_new_tokens", "num_return_sequences"),
         *("early_stopping", "length_penalty", "renormalize_logits", "remove_invalid_values"),
-        *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "use_mtp"),
+        *("use_cache", "cache_config", "max_cache_len", "use_mtp"),
         *("output_attentions", "output_hidden_states", "output_scores", "output_logits"),
         *("return_dict_in_generate", "is_assistant", "num_assistant_tokens", "low_memory"),
         *("num_assistant_tokens_schedule", "assistant_confidence_threshold"),
@@ -31,8 +31,14 @@ HARMLESS = frozenset(
         *("trust_remote_code", "chat_format", "max_window_size"),
     }
 )
+# The caches of `transformers` that do not round what they hold, unlike "quantized".
+_EXACT_CACHES = (
+    *("static", "offloaded_static", "dynamic", "dynamic_full", "offloaded", "paged"),
+    *("sliding_window", "hybrid", "hybrid_chunked", "offloaded_hybrid", "offloaded_hybrid_chunked"),
+)
 # The values with which the other keys of `transformers` change nothing; None never does.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "cache_implementation": _EXACT_CACHES,
     "max_time": (),
     "stop_strings": ([], ""),
     "num_beams": (1,),

@@ -16,7 +16,7 @@ HARMLESS = frozenset(
         *("unk_token_id", "mask_token_id", "decoder_start_token_id", "prefix", "tokenizer_class"),
         *("output_hidden_states", "output_attentions", "return_dict", "use_return_dict"),
         *("chunk_size_feed_forward", "torchscript", "use_cache", "use_bfloat16", "is_decoder"),
-        *("id2label", "label2id", "num_labels", "problem_type", "finetuning_task"),
+        *("id2label", "label2id", "num_labels", "_num_labels", "problem_type", "finetuning_task"),
         *("task_specific_params", "classifier_dropout", "hidden_dropout", "token_dropout"),
         *("initializer_range", "init_std", "initializer_factor", "gradient_checkpointing"),
         *("dropout", "attention_dropout", "activation_dropout", "embedding_dropout"),
@@ -26,14 +26,14 @@ HARMLESS = frozenset(
         *("_flash_attn_2_enabled", "use_flash_attention", "use_flash_attn", "flash_attn"),
         *("distributed_config", "tie_last_hidden_states", "unsloth_fixed", "unsloth_version"),
         *("transformers.js_config", "transformers_weights", "license", "author", "description"),
-        *("version", "is_llama_config", "base_model", "model_name"),
+        *("version", "is_llama_config", "base_model", "model_name", "output_past", "xla_device"),
     }
 )
 # Keys that `transformers` replaces by others, which are read.
 REPLACED = frozenset({"rope_theta", "rope_scaling", "partial_rotary_factor"})
 _CODE = ("auto_map", "custom_pipelines")
 _QUANTISED = ("quantization_config", "quantization", "compression_config")
-# Keys of other models whose absence is not the same as false.
+# Keys of other models whose absence means true, not false.
 _MEANT = ("is_causal", "causal", "use_rope", "use_rotary", "rope")
 
 
@@ -113,7 +113,7 @@ def check_read(
 
 def _neutral(key: str, value: Any) -> bool:
     """Returns whether a key with this value says the same as no key."""
-    return value is None or value in ("", [], {}) or (value is False and key not in _MEANT)
+    return value is None or value in ("", [], {}) or value is (key in _MEANT)
 
 
 def shown(value: Any) -> str:

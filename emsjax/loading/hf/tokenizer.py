@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emsjax.errors import UserError, foreign
+from emsjax.errors import UserError, foreign, reason
 from emsjax.loading.hf.config import read_json
 from emsjax.loading.hf.unadvised import without_advice
 
@@ -106,7 +106,11 @@ def render(
     if not tokenizer.chat_template and template is None:
         raise UserError(f"{name} has no chat template; give a plain prompt")
     problem = f"the chat template of {name} does not take these messages"
-    with foreign(problem, "change them or give a plain prompt"):
-        chosen = tokenizer.get_chat_template(template, [dict(tool) for tool in tools] or None)
-        given = {"add_generation_prompt": True} if arguments is None else arguments(chosen)
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **given))
+    remedy = "change them or give a plain prompt"
+    try:
+        with foreign(problem, remedy):
+            chosen = tokenizer.get_chat_template(template, [dict(tool) for tool in tools] or None)
+            given = {"add_generation_prompt": True} if arguments is None else arguments(chosen)
+            return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **given))
+    except MemoryError as error:  # of the template, which asked for too long a text
+        raise UserError(f"{problem} ({reason(error)}); {remedy}") from error

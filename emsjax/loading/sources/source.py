@@ -45,6 +45,11 @@ def open_directory(directory: Path) -> TensorSource:
         return SafetensorsSource(directory, files)
     if files := TorchSource.find(directory):
         return TorchSource(directory, files)
+    if files := tuple(directory.glob("*.gguf")):
+        raise UserError(
+            f"{directory} holds a config.json without its weights; to use a GGUF file, name the "
+            f"file itself, such as {files[0]}."
+        )
     raise UserError(
         f"{directory} holds no weights; add model.safetensors (or the shards listed in "
         "model.safetensors.index.json) or pytorch_model.bin."
