@@ -11,6 +11,7 @@ from emsjax.bench.simulated import Forced, forced_acceptance
 from emsjax.bench.sweep import Sweep
 from emsjax.build_drafter import takers
 from emsjax.errors import UserError, check_whole
+from emsjax.limits import MAX_BATCH_SIZE
 
 PEERS = ("transformers",)
 
@@ -155,7 +156,7 @@ def check(settings: Settings) -> None:
     if settings.record is not None:
         _check_recording(settings)
     for size in settings.batch_sizes:
-        check_whole("batch size", size, 1)
+        check_whole("batch size", size, 1, MAX_BATCH_SIZE)
     if settings.compare not in (None, *PEERS):
         raise UserError(f"--compare {settings.compare!r} is unknown; use {' or '.join(PEERS)}")
     if settings.compare and importlib.util.find_spec("torch") is None:
