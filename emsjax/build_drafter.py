@@ -65,7 +65,7 @@ def check_drafting(
       UserError: a name is unknown, or an option is out of range or not for this drafter.
     """
     if method not in METHODS:
-        raise UserError(f"method {method!r} is unknown; choose from {', '.join(METHODS)}")
+        raise UserError(f"method {short(method)} is unknown; choose from {', '.join(METHODS)}")
     if isinstance(drafter, str) and drafter not in DRAFTERS:
         raise UserError(f"drafter {drafter!r} is unknown; choose from {', '.join(DRAFTERS)}")
     if drafter is not None and not isinstance(drafter, str) and not hasattr(drafter, "propose"):

@@ -41,7 +41,18 @@ NAMES = (
         "0.7",
         "a@0",
     ),
-    *("owner/name", "a..b", "models--x", "in.jsonl", "in.txt", "no/such", ".", "out", "p.html"),
+    *(
+        "a@0",
+        "owner/name",
+        "a..b",
+        "models--x",
+        "in.jsonl",
+        "in.txt",
+        "no/such",
+        ".",
+        "out",
+        "p.html",
+    ),
 )
 
 

@@ -29,6 +29,7 @@ from emsjax.loading.build import abstract_model
 from emsjax.loading.families import model_config, supported
 from emsjax.loading.gguf.tokenizer import gguf_tokenizer
 from emsjax.loading.hf.tokenizer import decode, encode, load_tokenizer, render
+from emsjax.loading.load import load_model
 from emsjax.loading.opened import open_model
 from emsjax.loading.parameters import plan_parameters
 from emsjax.models.family import dotted
@@ -251,14 +252,8 @@ def test_manifests_and_arrays(hf_dir: Path, weights: dict[str, np.ndarray], tmp_
         whole = file.read_text()
         text = text_of(rng, json.loads(whole))
         file.write_text(text)
-        survives(lambda: planned_ours(tmp_path / "converted"), text)
+        survives(lambda: load_model(tmp_path / "converted"), text)
         file.write_text(whole)
-
-
-def planned_ours(path: Path) -> None:
-    opened = open_model(path, supported())
-    abstract_model(opened.hf_config)
-    [opened.source.read(name) for name in opened.source.shapes()]
 
 
 def test_a_text_of_many_lines_is_one_sentence() -> None:

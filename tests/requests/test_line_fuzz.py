@@ -2,6 +2,7 @@
 
 import json
 import random
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,7 +68,7 @@ def test_lines(target: LoadedModel, tmp_path: Path) -> None:
     for _ in range(INPUTS):
         raw = text_of(chance, chance.choice(LINES)).encode("utf-8", "surrogatepass")
         file.write_bytes(raw)
-        done += survives(lambda: generate(raw), raw)
+        done += survives(partial(generate, raw), raw)
         survives(lambda: read_datasets([file], []), raw)
         survives(lambda: read_prompts([file], target, 100), raw)
     assert 0 < done < INPUTS
