@@ -8,7 +8,7 @@ from emsjax.drafters import DraftModel, NoDrafter, PromptLookup, Recurrent
 from emsjax.drafters.combined import Combined
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.ladder import narrowest_rows
-from emsjax.errors import UserError, check_whole
+from emsjax.errors import UserError, check_whole, short
 from emsjax.limits import DRAFT_LENGTH, DRAFTERS, MAX_DRAFT_LENGTH, METHODS
 from emsjax.loading.drafter import load_drafter, shipped_draft
 from emsjax.loading.load import LoadedModel
@@ -65,12 +65,12 @@ def check_drafting(
       UserError: a name is unknown, or an option is out of range or not for this drafter.
     """
     if method not in METHODS:
-        raise UserError(f"method {method!r} is unknown; choose from {', '.join(METHODS)}")
+        raise UserError(f"method {short(method)} is unknown; choose from {', '.join(METHODS)}")
     if isinstance(drafter, str) and drafter not in DRAFTERS:
         raise UserError(f"drafter {drafter!r} is unknown; choose from {', '.join(DRAFTERS)}")
     if drafter is not None and not isinstance(drafter, str) and not hasattr(drafter, "propose"):
         raise UserError(
-            f"drafter is {drafter!r}; give one of {', '.join(DRAFTERS)}, or an object that "
+            f"drafter is {short(drafter)}; give one of {', '.join(DRAFTERS)}, or an object that "
             "implements Drafter"
         )
     if method == "none" and drafter not in (None, "none"):

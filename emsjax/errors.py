@@ -99,7 +99,7 @@ def check_flag(name: str, value: Any) -> None:
       UserError: it is neither.
     """
     if not isinstance(value, bool):
-        raise UserError(f"{name} is {value!r}; it must be True or False")
+        raise UserError(f"{name} is {short(value)}; it must be True or False")
 
 
 def check_name(name: str, value: Any) -> None:
@@ -110,7 +110,7 @@ def check_name(name: str, value: Any) -> None:
     """
     if value is None or (isinstance(value, str | os.PathLike) and os.fspath(value)):
         return
-    raise UserError(f"{name} is {value!r}; give a name or a path, or leave it out")
+    raise UserError(f"{name} is {short(value)}; give a name or a path, or leave it out")
 
 
 def check_whole(name: str, value: Any, low: int, high: int | None = None) -> None:

@@ -7,6 +7,12 @@ This module imports nothing, so that a wrong option is reported without waiting 
 MAX_DRAFT_LENGTH = 64
 DRAFT_LENGTH = 7
 
+# Far more than any device decodes together, and few enough for all arithmetic on sizes.
+MAX_BATCH_SIZE = 65536
+
+# jax and NumPy take seeds of 64 bits.
+MAX_SEED = 2**63 - 1
+
 # The stop tokens that a slot can hold. Shorter lists are padded with -1, which is not a token.
 MAX_STOP_IDS = 64
 

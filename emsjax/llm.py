@@ -14,7 +14,7 @@ from emsjax.engine.job import Job
 from emsjax.engine.policy import EMS
 from emsjax.errors import UserError, check_flag, check_name, check_whole, short
 from emsjax.host.cache import use_compile_cache
-from emsjax.limits import DEFAULT_MAX_MODEL_LEN
+from emsjax.limits import DEFAULT_MAX_MODEL_LEN, MAX_BATCH_SIZE, MAX_SEED
 from emsjax.loading.hf.tokenizer import decode
 from emsjax.loading.load import load_model
 from emsjax.requests import vllm_names
@@ -124,8 +124,8 @@ class LLM:
         drafting = check_drafting(method, options.pop("drafter"), options)
         max_batch_size = vllm_names.batch_size(max_batch_size, max_num_seqs, _BATCH_SIZE)
         dtype = vllm_names.dtype_name(dtype)
-        check_whole("max_batch_size", max_batch_size, 1)
-        check_whole("seed", seed, 0)
+        check_whole("max_batch_size", max_batch_size, 1, MAX_BATCH_SIZE)
+        check_whole("seed", seed, 0, MAX_SEED)
         use_compile_cache()
         loaded = load_model(model, dtype=dtype, tokenizer=tokenizer)
         self.tokenizer: PreTrainedTokenizerBase | None = loaded.tokenizer

@@ -12,6 +12,7 @@ from emsjax.bench.simulated import Forced, forced_acceptance
 from emsjax.bench.sweep import Sweep
 from emsjax.build_drafter import takers
 from emsjax.errors import UserError, check_whole
+from emsjax.limits import MAX_BATCH_SIZE
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def check(settings: Settings) -> None:
     if settings.record is not None:
         _check_recording(settings)
     for size in settings.batch_sizes:
-        check_whole("batch size", size, 1)
+        check_whole("batch size", size, 1, MAX_BATCH_SIZE)
     _check_compared(settings)
     if settings.jobs:
         _check_jobs(settings)

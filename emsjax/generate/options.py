@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from emsjax.errors import UserError
-from emsjax.limits import DRAFTERS, METHODS
+from emsjax.limits import DRAFTERS, MAX_BATCH_SIZE, MAX_SEED, METHODS
 from emsjax.requests.prompt_line import check_text
 from emsjax.requests.sampling_params import SamplingParams
 from emsjax.token_view.file import check_page
@@ -136,6 +136,10 @@ def _check_positive(options: Options) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"{_flag(name)} {value} is too small; give 1 or more.")
+    if options.batch_size is not None and options.batch_size > MAX_BATCH_SIZE:
+        raise UserError(
+            f"--batch-size {options.batch_size} is too large; give {MAX_BATCH_SIZE} or less."
+        )
 
 
 def _check_sampling(options: Options) -> None:
@@ -153,6 +157,8 @@ def _check_sampling(options: Options) -> None:
 def _check_seed(seed: int) -> None:
     if seed < 0:
         raise UserError(f"--seed {seed} is too small; give 0 or more.")
+    if seed > MAX_SEED:
+        raise UserError(f"--seed {seed} is too large; give {MAX_SEED} or less.")
 
 
 def _flag(name: str) -> str:

@@ -62,7 +62,8 @@ def default_model_dir(say: Callable[[str], None] | None = None) -> Path:
                 "EMSJAX_CACHE to another directory."
             ) from error
         # Another process may have converted the model while this one waited for the lock.
-        return converted if (converted / MANIFEST).is_file() else _fetched(converted, say)
+        found = (converted / MANIFEST).is_file()
+        return _converted(converted, say) if found else _fetched(converted, say)
 
 
 def default_name(opened: str) -> str:

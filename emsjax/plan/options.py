@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from emsjax.costs.hardware import HARDWARE
 from emsjax.errors import UserError, check_whole
-from emsjax.limits import DEFAULT_MAX_MODEL_LEN, MAX_DRAFT_LENGTH
+from emsjax.limits import DEFAULT_MAX_MODEL_LEN, MAX_BATCH_SIZE, MAX_DRAFT_LENGTH
 from emsjax.loading.named import named_config
 from emsjax.plan.compiler import check_compiler
 from emsjax.plan.forecast import Forecast, make_forecast
@@ -41,7 +41,7 @@ def make_forecasts(
       UserError: there is no such model, an option is out of range, or the compiler was asked for
         and is missing.
     """
-    check_whole("--batch-size", options.batch_size, 1)
+    check_whole("--batch-size", options.batch_size, 1, MAX_BATCH_SIZE)
     check_whole("--draft-length", options.draft_length, 1, MAX_DRAFT_LENGTH)
     compiled = [name for name in dict.fromkeys(devices) if _compiles(name, options.compile, say)]
     settings = [_setting(model, name, options) for model in models for name in devices]

@@ -99,7 +99,7 @@ def _read_line(
         params = SamplingParams.from_mapping({**defaults, **fields})
         return Line(line_id, number, where, prompt, params)
     except UserError as error:
-        return BadLine(line_id, number, f"{where}: {error}")
+        return BadLine(line_id, number, str(UserError(f"{where}: {error}")))
 
 
 def _take_id(value: object, seen: set[str]) -> LineId:

@@ -13,6 +13,7 @@ from emsjax.limits import (
     MAX_BEGIN_SUPPRESSED,
     MAX_FORCED,
     MAX_LOGPROBS,
+    MAX_SEED,
 )
 from emsjax.requests.vllm_names import SAMPLING_PARAMS, takes_vllm_names
 
@@ -205,7 +206,7 @@ _WHOLE: dict[str, tuple[Any, Any]] = {
     "max_tokens": (1, _INT32_MAX),
     "min_tokens": (0, _INT32_MAX),
     "top_k": (-1, _INT32_MAX),
-    "seed": (0, 2**63 - 1),
+    "seed": (0, MAX_SEED),
     "logprobs": (0, MAX_LOGPROBS),
     "n": (1, 1024),
     "no_repeat_ngram_size": (0, _INT32_MAX),

@@ -494,7 +494,7 @@ def batch_size(max_batch_size: int | None, max_num_seqs: int | None, default: in
 
 def dtype_name(dtype: Any) -> str:
     """Returns the name of a dtype, given as vLLM takes it: "half", "float" or one of PyTorch's."""
-    name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", str(dtype))
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", None) or short(dtype)
     name = name.removeprefix("torch.")
     return {"half": "float16", "float": "float32"}.get(name, name)
 

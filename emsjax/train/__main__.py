@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from emsjax.cli import command
+from emsjax.limits import MAX_BATCH_SIZE, MAX_SEED
 
 if TYPE_CHECKING:
     from emsjax.train.fit import Progress
@@ -42,7 +43,8 @@ def train(
         int, typer.Option(min=1, metavar="N", help="Leave out prompts of more tokens than this.")
     ] = 512,
     batch_size: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Texts written at a time.")
+        int,
+        typer.Option(min=1, max=MAX_BATCH_SIZE, metavar="N", help="Texts written at a time."),
     ] = 48,
     ignore_eos: Annotated[bool, typer.Option(help="Do not stop at end-of-text tokens.")] = False,
     layers: Annotated[int, typer.Option(min=1, metavar="N", help="Layers of the draft.")] = 2,
@@ -72,7 +74,10 @@ def train(
         int, typer.Option(min=1, metavar="N", help="Updates between evaluations and checkpoints.")
     ] = 200,
     seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Seed of the weights and of the order of texts.")
+        int,
+        typer.Option(
+            min=0, max=MAX_SEED, metavar="N", help="Seed of the weights and of the order of texts."
+        ),
     ] = 0,
 ) -> None:
     """Train a draft for a model on text that the model itself writes.

@@ -1,7 +1,6 @@
 """Whatever a chat template or a tokenizer raises is a `UserError` of one short sentence."""
 
 import json
-import random
 
 import pytest
 
@@ -108,33 +107,6 @@ def test_a_template_fails(template):
     tokenizer.chat_template = template
     message = refused(reader(tokenizer), MESSAGES, "the ")
     assert any(f"({kind}" in message for kind in TEMPLATES[template].split("|")), message
-
-
-PARTS = (
-    "{{", "}}", "{%", "%}", "messages", "for m in ", " if ", " endfor ", " endif ", "m", ".content",
-    "['role']", "[0]", "|", "length", "tojson", "int", "trim", "/", "//", "%", "**", "~", "(", ")",
-    "0", "1", "'a'", "loop.index", "namespace(x=1)", "raise_exception('no')", "set x = ", " in ",
-    "none", "{#", "#}", "-", "\n", "bos_token", "add_generation_prompt", "macro f()", "f()",
-    " endmacro ", "break", "continue", "generation", "\ud83d", "é",
-)  # fmt: skip
-
-
-def test_random_templates():
-    chance = random.Random(20)
-    read = reader(words())
-    done, refusals = 0, []
-    for _ in range(400):
-        inside = "".join(chance.choices(PARTS, k=chance.randrange(1, 9)))
-        read._loaded.tokenizer.chat_template = chance.choice(
-            ("{}", "{{{{{}}}}}", "{{%{}%}}")
-        ).format(inside)
-        try:
-            read.read(MESSAGES, SamplingParams(), "1")
-            done += 1
-        except UserError as error:
-            refusals.append(str(error))
-    assert 0 < done < 400
-    assert all(len(each) < 500 and each.isprintable() for each in refusals)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), KeyboardInterrupt("now"), SystemExit(3)])

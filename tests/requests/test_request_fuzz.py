@@ -4,7 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from emsjax import SamplingParams, UserError
@@ -21,6 +21,7 @@ from emsjax.requests.vllm_names import (
     drafting_options,
     takes_vllm_names,
 )
+from tests.fuzzing import FUZZ
 from tests.tiny import VOCAB_SIZE, words
 
 LENGTH = 64
@@ -72,7 +73,7 @@ def names(*tables: Any) -> list[str]:
     return [name for table in tables for entry in table for name in entry.names]
 
 
-@settings(max_examples=500, deadline=None)
+@FUZZ
 @given(values | st.lists(messages | values, max_size=2))
 def test_any_prompts(reader: RequestReader, prompts: Any):
     for prompt in check(lambda: prompt_list(prompts)) or ():
@@ -92,7 +93,7 @@ OPTIONS = {
 }
 
 
-@settings(max_examples=500, deadline=None)
+@FUZZ
 @given(st.lists(messages, max_size=2) | values, st.fixed_dictionaries({}, optional=OPTIONS))
 def test_any_chat(reader: RequestReader, given_messages: Any, options: dict[str, Any]):
     def read() -> None:
@@ -103,7 +104,7 @@ def test_any_chat(reader: RequestReader, given_messages: Any, options: dict[str,
     check(read)
 
 
-@settings(max_examples=500, deadline=None)
+@FUZZ
 @given(
     st.dictionaries(
         st.sampled_from(
@@ -119,7 +120,7 @@ def test_any_sampling_params(reader: RequestReader, given_params: dict[str, Any]
         check(lambda: reader.read("w7", params, "0"))
 
 
-@settings(max_examples=500, deadline=None)
+@FUZZ
 @given(
     st.dictionaries(st.sampled_from((*names(LLM_OPTIONS), "mode", "x" * 1000)), values, max_size=2),
     values

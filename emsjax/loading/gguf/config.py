@@ -58,7 +58,7 @@ def gguf_config(file: GgufFile, supported: Collection[str]) -> dict[str, Any]:
             "rope_parameters": _rope(file, head_dim),
             "tie_word_embeddings": "lm_head.weight" not in shapes,
             "attention_bias": "model.layers.0.self_attn.q_proj.bias" in shapes,
-            "bos_token_id": file.get("tokenizer.ggml.bos_token_id"),
+            "bos_token_id": file.token("bos"),
             "eos_token_id": _ends(file),
             **sampling(file.metadata),
         },
@@ -73,7 +73,7 @@ def _ends(file: GgufFile) -> int | list[int] | None:
     The last three separate documents for models of code.
     """
     names = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
-    found = [file.get(f"tokenizer.ggml.{name}_token_id") for name in names]
+    found = [file.token(name) for name in names]
     ids = list(dict.fromkeys(token for token in found if token is not None))
     return ids if len(ids) > 1 else ids[0] if ids else None
 

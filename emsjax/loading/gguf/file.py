@@ -105,6 +105,18 @@ class GgufFile:
             return float(str(np.float32(value)))
         raise self._wrong(key, value, "a finite number above 0")
 
+    def token(self, name: str) -> int | None:
+        """Returns the id of a special token, such as "eos", or None if the file names none.
+
+        Raises:
+          UserError: it is not a whole number.
+        """
+        key = f"tokenizer.ggml.{name}_token_id"
+        value = self.get(key)
+        if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+            return value
+        raise self._wrong(key, value, "a whole number, the id of a token")
+
     def _wrong(self, key: str, value: Any, allowed: str) -> UserError:
         name = key.replace("{arch}", self.architecture)
         return UserError(
