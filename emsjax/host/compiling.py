@@ -11,7 +11,7 @@ _LONG_S = 1.0
 _BEGUN = _COMPILED = "/jax/core/compile/backend_compile_duration"
 _ASKED = "/jax/compilation_cache/compile_requests_use_cache"
 _FOUND = "/jax/compilation_cache/cache_hits"
-# The event of `pallas_kernels/kept_functions.py`: Numba is about to compile a kernel for the processor.
+# Recorded by `pallas_kernels/kept_functions.py` when Numba is about to compile a kernel.
 _KERNEL_BEGUN = "/emsjax/kernel/compile"
 # The name that is reported for all kernels.
 KERNEL = "kernel"
