@@ -174,6 +174,8 @@ def _over(records: Sequence[Record]) -> list[str]:
 
 def _spread(figures: Sequence[float]) -> str:
     median, low, high = figures
+    if low <= 0:  # A difference of two times that is lost in noise.
+        return "-"
     return f"{median:.2f} ({low:.2f}-{high:.2f})"
 
 

@@ -1,6 +1,7 @@
 """vLLM in another process. The worker is the real one, vLLM itself is `fake_vllm`."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -35,12 +36,20 @@ def start(python: Path, model, spec: Spec = PLAIN, size: int = 2) -> Vllm:
     return Vllm(python, Path("weights"), spec, model, size, 300)
 
 
-def test_jobs_are_served_and_the_processes_are_stopped_between_them(python, model):
+def test_jobs_are_served_and_the_processes_are_stopped_between_them(python, model, monkeypatch):
+    sent, real = [], os.killpg
+
+    def killpg(group: int, number: int) -> None:
+        sent.append(number)
+        real(group, number)
+
+    monkeypatch.setattr(os, "killpg", killpg)
     vllm = start(python, model)
     number = vllm._process.pid
     try:
         for _ in range(2):
-            # The system reports the stop of a child once, and waits for it if it is still to come.
+            assert sent[-2:] == [signal.SIGCONT, signal.SIGSTOP]
+            # This waits until the system has stopped the process, and returns once for each stop.
             assert os.waitpid(number, os.WUNTRACED)[0] == number
             served = vllm.serve(JOBS)
             assert served.tokens == [(5, 6, 7), (9, 10)]
