@@ -122,7 +122,7 @@ class Vllm:
         self._signal(signal.SIGCONT)
         line = ""
         with suppress(BrokenPipeError):
-            print(json.dumps(question), file=self._process.stdin, flush=True)
+            print(json.dumps(question, allow_nan=False), file=self._process.stdin, flush=True)
             line = self._process.stdout.readline()
         if not line:
             self._log.seek(0)

@@ -90,7 +90,7 @@ def main() -> int:
     os.dup2(2, 1)
 
     def answer(fields: dict[str, Any]) -> None:
-        print(json.dumps(fields), file=answers, flush=True)
+        print(json.dumps(fields, allow_nan=False), file=answers, flush=True)
 
     try:
         llm = start(json.loads(sys.stdin.readline()))

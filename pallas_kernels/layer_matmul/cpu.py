@@ -1,10 +1,13 @@
 """The CPU backend of products with one layer's weights, see `cpu_kernel`."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from emsjax.pallas_kernels.foreign import registered
+from emsjax.pallas_kernels.layer_matmul import reference
 
 _PANEL = 32  # rows of x that lie side by side, unless there are fewer
 _STORED = {"float32": "float32", "bfloat16": "uint16"}
@@ -28,8 +31,15 @@ def _register(name: str) -> None:
     register_kernel(name, np.dtype(name.rpartition(".")[2]))
 
 
-def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """See `api.layer_matmul`."""
+def layer_matmul(
+    x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.dtype
+) -> jax.Array:
+    """See `api.layer_matmul`. Its derivatives, which training needs, are XLA's."""
+    return _product(x, kernels, layer, dtype)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _product(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.dtype) -> jax.Array:
     (num_rows, num_in), num_out = x.shape, kernels.shape[1]
     width = next((w for w in (8, 16) if num_rows <= w), _PANEL)
     padded = jnp.pad(x.astype(jnp.float32), ((0, -num_rows % width), (0, 0)))
@@ -40,3 +50,11 @@ def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.
     layer = jnp.clip(layer, 0, len(kernels) - 1)
     shape = jax.ShapeDtypeStruct((num_rows, num_out), jnp.float32)
     return jax.ffi.ffi_call(_name(x.dtype), shape)(panels, kernels, layer).astype(dtype)
+
+
+@_product.defjvp
+def _derivative(dtype: jnp.dtype, values: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    (x, kernels, layer), (more_x, more_kernels, _) = values, tangents
+    change = reference.layer_matmul(more_x, kernels, layer, dtype)
+    change += reference.layer_matmul(x, more_kernels, layer, dtype)
+    return _product(x, kernels, layer, dtype), change

@@ -77,8 +77,8 @@ def test_layers_do_no_bookkeeping(platform: str, model_name: str):
     assert cu_q_lens not in shapes(body)
 
 
-def test_the_cpu_kernel_finds_its_tiles_by_itself():
-    """The program around it has no tiles to cut: a layer makes one foreign call."""
+def test_the_cpu_kernels_find_their_work_by_themselves():
+    """The program around them cuts no tiles: a layer makes one foreign call for each operation."""
     step, num_layers = step_of("smollm2-135m")
     assert not BOOKKEEPING & names(step)
     calls = [
@@ -86,4 +86,5 @@ def test_the_cpu_kernel_finds_its_tiles_by_itself():
         for equation in equations(layers_of(step, num_layers))
         if equation.primitive.name == "ffi_call"
     ]
-    assert calls == ["emsjax.ragged_attention.uint16"]
+    product = "emsjax.layer_matmul.uint16"
+    assert calls == [product, "emsjax.ragged_attention.uint16", product, product, product]
