@@ -44,8 +44,8 @@ def vllm_version(python: Path) -> str:
         ) from error
     if asked.returncode or not asked.stdout.strip():
         raise UserError(
-            f"--vllm-python {str(python)!r} does not work ({_last_line(asked.stderr)}); install vLLM "
-            "in its environment, or name another one"
+            f"--vllm-python {str(python)!r} does not work ({_last_line(asked.stderr)}); install "
+            "vLLM in its environment, or name another one"
         )
     return asked.stdout.strip()
 
