@@ -26,8 +26,8 @@ def start(settings: dict[str, Any]) -> Any:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # Version 0.32 cannot load what this keeps, and would compile the model anew at every start.
     os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
-    # Numba searches for n-grams on one thread. If it shares OpenMP with PyTorch, PyTorch computes on
-    # one thread too, and prompts are read at half the speed.
+    # Numba searches for n-grams on one thread. If it shares OpenMP with PyTorch, PyTorch computes
+    # on one thread too, and prompts are read at half the speed.
     os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
     # Its documentation asks for Intel's OpenMP, without which drafts are slow. The requirement
     # `intel-openmp` installs it, and the processes that compute load it.
