@@ -82,8 +82,8 @@ class LLM:
             only pads the inputs, "unpad-input" only aligns the cache. The text is the same with
             all of them.
           dtype: "auto", "float32", "bfloat16" or "float16".
-          max_batch_size: B, the samples decoded together; 8 by default. Further prompts wait for a
-            free slot.
+          max_batch_size: B, the samples decoded together; 8 by default, and at most 65536. Further
+            prompts wait for a free slot.
           max_model_len: the most tokens of a sample, prompt plus output. The default is the
             model's own limit, but at most 4096.
           draft_length: k, the most tokens to draft for a sample in a step; 7 by default.
@@ -96,7 +96,7 @@ class LLM:
             that of plain decoding with `exact` bit for bit. On a CPU this holds across all values
             of `max_batch_size` up to 16 and on a TPU up to 64; for larger values and on a GPU it
             holds for equal values.
-          seed: the seed from which requests without one derive theirs.
+          seed: the seed from which requests without one derive theirs, 0 to 2**63 - 1.
           trace: whether outputs record the origin of each token and what was drafted
             (`CompletionOutput.trace`), for `Report` to show.
           max_num_seqs: vLLM's name for `max_batch_size`.

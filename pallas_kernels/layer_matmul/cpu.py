@@ -31,9 +31,7 @@ def _register(name: str) -> None:
     register_kernel(name, np.dtype(name.rpartition(".")[2]))
 
 
-def layer_matmul(
-    x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.dtype
-) -> jax.Array:
+def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """See `api.layer_matmul`. Its derivatives, which training needs, are XLA's."""
     return _product(x, kernels, layer, dtype)
 

@@ -28,32 +28,10 @@ APPS = {
 NUMBERS = ("0", "1", "2", "7", "-1", "0.5", "1.5", "-0.0", "1e400", "nan", "inf", "9" * 20)
 TEXTS = ("", " ", "two", "-", "--", "\n", "x" * 5000, "\udcff", "9" * 5000, "\u2028", "'a'", "~x")
 NAMES = (
-    *("ems", "none", "vanilla", "unpad-kv", "combined", "prompt-lookup", "draft-model", "float32"),
-    *(
-        "auto",
-        "transformers",
-        "simulated",
-        "v5e",
-        "h200",
-        "opt-125m",
-        "1,2,4",
-        "1,,x",
-        "0.7",
-        "a@0",
-    ),
-    *(
-        "a@0",
-        "owner/name",
-        "a..b",
-        "models--x",
-        "in.jsonl",
-        "in.txt",
-        "no/such",
-        ".",
-        "out",
-        "p.html",
-    ),
-)
+    "ems", "none", "vanilla", "unpad-kv", "combined", "prompt-lookup", "draft-model", "float32",
+    "auto", "transformers", "simulated", "v5e", "h200", "opt-125m", "1,2,4", "1,,x", "0.7", "a@0",
+    "owner/name", "a..b", "models--x", "in.jsonl", "in.txt", "no/such", ".", "out", "p.html",
+)  # fmt: skip
 
 
 class BegunError(Exception):

@@ -272,6 +272,8 @@ def empty_folder(tmp_path, monkeypatch):
         (["--prompt=a", "--max-model-len=-4"], "--max-model-len -4 is too small"),
         (["--prompt=a", "--draft-length=0"], "--draft-length 0 is too small"),
         (["--prompt=a", "--seed=-1"], "--seed -1 is too small"),
+        (["--prompt=a", f"--seed={2**63}"], "--seed 9223372036854775808 is too large"),
+        (["--prompt=a", "--batch-size=65537"], "--batch-size 65537 is too large"),
         (["--prompt=a", "--temperature=-1"], "--temperature -1.0 is out of range"),
         (["--prompt=a", "--temperature=nan"], "--temperature nan is out of range"),
         (["--prompt=a", "--n=2"], "--n 2 outputs would all be the same"),

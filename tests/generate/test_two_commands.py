@@ -9,7 +9,6 @@ import os
 import random
 import re
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,7 +113,6 @@ PHASES: dict[str, Callable[[Path, Path], bool]] = {
     "writing": lambda _, out: out.exists() and out.stat().st_size > 0,
     "at any time": lambda *_: False,
 }
-killed: Counter[str] = Counter()
 
 
 @pytest.mark.parametrize("number", ROUNDS)
@@ -134,7 +132,7 @@ def test_one_is_killed(commands: Commands, number: int, tmp_path: Path) -> None:
     for process in running:
         process.kill()
     answers = ended(both)
-    killed[phase] += -9 in [status for status, _ in answers]
+    assert phase == "at any time" or -9 in [status for status, _ in answers], answers
     assert [status for status, _ in answers if status not in (-9, 0)] == [2], answers
     ((status, said),) = ended([commands.start(cache, *given)])
     assert status == 0, said
@@ -142,8 +140,3 @@ def test_one_is_killed(commands: Commands, number: int, tmp_path: Path) -> None:
     assert page.read_text().endswith("</html>")
     check_cache(cache)
     assert sorted(os.listdir(tmp_path)) == ["cache", "out.jsonl", "page.html"]
-
-
-def test_all_phases_were_met() -> None:
-    assert all(killed[phase] for phase in list(PHASES)[: len(ROUNDS)]), killed
-    print(dict(killed))

@@ -82,5 +82,12 @@ def test_options_of_llm(loaded: LoadedModel) -> None:
     assert 0 < done < INPUTS
 
 
+@pytest.mark.parametrize("name", [*OWN, "model"])
+@pytest.mark.usefixtures("loaded")
+def test_a_number_that_python_refuses_to_print(name: str) -> None:
+    options: dict[str, Any] = {"model": "m", "max_model_len": 64, name: 10**5000}
+    assert not survives(lambda: LLM(**options), name)
+
+
 def _shown(options: dict[str, Any]) -> str:
     return ", ".join(f"{name}={llm.short(value)}" for name, value in options.items())

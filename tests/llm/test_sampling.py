@@ -65,7 +65,9 @@ def params(draw) -> SamplingParams:
         allowed_token_ids=allowed,
         banned_token_ids=draw(st.none() | st.lists(unnamed, max_size=3)),
         bad_words=draw(st.none() | st.lists(bad_words, max_size=2)),
-        bad_words_ids=draw(st.none() | st.lists(st.lists(TOKENS, min_size=2, max_size=4), max_size=8)),
+        bad_words_ids=draw(
+            st.none() | st.lists(st.lists(TOKENS, min_size=2, max_size=4), max_size=8)
+        ),
         no_repeat_ngram_size=draw(st.sampled_from((None, 0, 1, 2, 3, 3))),
         begin_suppress_tokens=draw(st.none() | st.lists(TOKENS, max_size=3)),
         forced_bos_token_id=draw(st.none() | ends),

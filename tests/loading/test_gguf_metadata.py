@@ -83,6 +83,8 @@ REFUSED: list[dict[str, Any]] = [
     {"some_new_key": 1},
     {"tokenizer__ggml__add_eos_token": True},
     {"tokenizer__ggml__precompiled_charsmap": [1, 2]},
+    {"tokenizer__ggml__eot_token_id": [1, 2]},
+    {"tokenizer__ggml__bos_token_id": 1.5},
     {"general__sampling__mirostat": 2},
     {"general__sampling__penalty_repeat": 1.5},
 ]

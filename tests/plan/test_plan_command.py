@@ -92,7 +92,10 @@ def test_json_output(capsys: pytest.CaptureFixture[str]):
         (["--acceptance", "-0.1"], "--acceptance is -0.1; it must be a probability"),
         (["--acceptance", "nan"], "--acceptance is nan; it must be a probability"),
         (["--topology", "v99"], f"--topology v99 is unknown; choose from {', '.join(HARDWARE)}"),
-        (["--batch-size", "0"], "--batch-size is 0; it must be a whole number, between 1 and 65536"),
+        (
+            ["--batch-size", "0"],
+            "--batch-size is 0; it must be a whole number, between 1 and 65536",
+        ),
         (["--max-model-len", "2049"], "--max-model-len is 2049; .* between 2 and 2048"),
         (["--max-model-len", "0"], "--max-model-len is 0; .* between 2 and 2048"),
         (["--context", "513"], "--context is 513; .* between 1 and 512"),

@@ -120,6 +120,13 @@ def test_a_bad_line_is_reported_and_the_next_one_is_read(line, message):
     assert (good.id, good.prompt) == (2, "b")
 
 
+def test_the_number_of_the_line_does_not_make_an_error_too_long():
+    fields = {"prompt": "a", "stop" * 99: 1}
+    (bad,) = _read(json.dumps(fields))
+    assert bad.error.startswith("line 1: 'stop")
+    assert len(bad.error) < 500
+
+
 def test_a_line_that_is_not_utf8():
     (bad,) = jsonl.read([b'{"prompt": "\xff"}\n'], DEFAULTS)
     assert bad == jsonl.BadLine(None, 1, "line 1: not UTF-8 text; save the file as UTF-8.")
