@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emsjax.pallas_kernels.foreign import registered
-from emsjax.pallas_kernels.layer_matmul import reference
+from emsjax.pallas_kernels.products import matmul
 
 _PANEL = 32  # rows of x that lie side by side, unless there are fewer
 _STORED = {"float32": "float32", "bfloat16": "uint16"}
@@ -53,6 +53,9 @@ def _product(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.dtyp
 @_product.defjvp
 def _derivative(dtype: jnp.dtype, values: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     (x, kernels, layer), (more_x, more_kernels, _) = values, tangents
-    change = reference.layer_matmul(more_x, kernels, layer, dtype)
-    change += reference.layer_matmul(x, more_kernels, layer, dtype)
+    weights, more_weights = (
+        jax.lax.dynamic_index_in_dim(stack, layer, keepdims=False)
+        for stack in (kernels, more_kernels)
+    )
+    change = matmul(more_x, weights, dtype) + matmul(x, more_weights, dtype)
     return _product(x, kernels, layer, dtype), change

@@ -16,7 +16,7 @@ from emsjax.pallas_kernels import hopper
 from emsjax.pallas_kernels.backends import compiling_for, noting_backends
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
 from emsjax.pallas_kernels.layer_matmul.gpu import ENOUGH_BLOCKS, blocks_for
-from tests.kernels.contract_layer_matmul import CASES, LayerMatmulContract, numbers
+from tests.kernels.contract_layer_matmul import CASES, LAYER, LayerMatmulContract, numbers
 from tests.kernels.lowering import lower_for_hopper
 
 SHAPES = ("smollm2-135m", "opt-125m", "opt-6.7b", "llama-3-8b")
@@ -43,6 +43,24 @@ class TestCpu(LayerMatmulContract):
         for rows in (1, 8, 13, 32, 133):
             part = self.multiply(case, numbers(case)[0][:rows])
             np.testing.assert_array_equal(part.view(np.uint8), whole[:rows].view(np.uint8))
+
+    def test_derivatives(self):
+        """Training differentiates by rows and by weights."""
+        case = CASES["float32"]
+        x, kernels = jnp.asarray(numbers(case)[0][:5]), jnp.asarray(numbers(case)[1][LAYER:])
+        wanted = jnp.asarray(numbers(case)[0][5:10, : case.num_out])
+
+        def loss(x: jax.Array, kernels: jax.Array, backend: str) -> jax.Array:
+            out = layer_matmul(x, kernels, layer=jnp.int32(0), backend=backend)
+            return ((out - wanted) ** 2).sum()
+
+        kernels = kernels[:1]
+        for argument in (0, 1):
+            ours, xla = (
+                jax.grad(loss, argnums=argument)(x, kernels, backend)
+                for backend in ("cpu", "reference")
+            )
+            np.testing.assert_allclose(ours, xla, rtol=1e-4, atol=1e-2)
 
 
 class TestHopper(LayerMatmulContract):
