@@ -3,21 +3,36 @@
 import threading
 from collections.abc import Callable
 
+import numpy as np
+
+# How kernels receive numbers of a type: bfloat16, which Numba does not have, as its bits.
+STORED = {"float32": "float32", "bfloat16": "uint16"}
+
 _LOCK = threading.Lock()  # programs may be traced in several threads
 _OUTCOMES: dict[str, str | None] = {}
 
 
-def registered(name: str, register: Callable[[str], None]) -> str | None:
+def name_of(operation: str, dtype: object) -> str:
+    """Returns the name by which programs call an operation's kernel for a type of `STORED`."""
+    return f"emsjax.{operation}.{STORED[str(dtype)]}"
+
+
+def registered(
+    operation: str, dtype: object, load: Callable[[], Callable[[str, np.dtype], None]]
+) -> str | None:
     """Registers a kernel once per process; returns why it cannot be had, or None if it can.
 
     Args:
-      name: the name by which programs call it.
-      register: compiles the kernel and registers it by that name.
+      operation: the operation.
+      dtype: a type of `STORED`.
+      load: imports what compiles the kernel and registers it, given its name and the stored type.
+        Importing Numba takes a while, and other platforms do not need it.
     """
+    name = name_of(operation, dtype)
     with _LOCK:
         if name not in _OUTCOMES:
             try:
-                register(name)
+                load()(name, np.dtype(STORED[str(dtype)]))
                 _OUTCOMES[name] = None
             # Numba may be missing, or too new or too old for the interface or for NumPy. XLA
             # always works.

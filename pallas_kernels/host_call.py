@@ -17,6 +17,7 @@ import jax
 import numba
 from llvmlite import binding, ir
 from numba import types
+from numba.core import cgutils
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
@@ -79,7 +80,7 @@ def prefetch(typing: Any, address: Any) -> Any:
         byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
         name = "llvm.prefetch.p0i8"
-        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
         place = builder.inttoptr(args[0], byte)
         builder.call(function, [place, number(0), number(3), number(1)])
         return context.get_dummy_value()

@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 from emsjax.pallas_kernels.host_call import compiled
 
 LANES = 8  # the number of columns is a multiple of this
-_FLOAT, _WORD, _INDEX = ir.FloatType(), ir.IntType(64), ir.IntType(32)
+FLOAT, WORD, INDEX = ir.FloatType(), ir.IntType(64), ir.IntType(32)
 
 
 class Product(NamedTuple):
@@ -46,22 +46,29 @@ class Product(NamedTuple):
     terms: Any
 
 
+def vector_function(builder: Any, name: str, vector: Any, operands: int) -> Any:
+    """Returns LLVM's function of this name on vectors, to be called by the builder."""
+    kind = ir.FunctionType(vector, [vector] * operands)
+    full_name = f"llvm.{name}.v{vector.count}f32"
+    return cgutils.get_or_insert_function(builder.module, kind, full_name)
+
+
 def _block(rows: int, lanes: int, dtype: np.dtype) -> Any:
     """Returns a compiled function that computes a block [rows, lanes] of a product.
 
     It takes the product, the block's first row and column, and whether to add to what the result
     holds.
     """
-    vector = ir.VectorType(_FLOAT, lanes)
+    vector = ir.VectorType(FLOAT, lanes)
     zeros = ir.Constant(vector, [0.0] * lanes)
-    first_lane = ir.Constant(ir.VectorType(_INDEX, lanes), [0] * lanes)
+    first_lane = ir.Constant(ir.VectorType(INDEX, lanes), [0] * lanes)
 
     def load_number(builder: Any, address: Any) -> Any:
         """Loads a float32, or a bfloat16 stored as uint16, as a float32."""
         if dtype == np.float32:
-            return builder.load(builder.inttoptr(address, _FLOAT.as_pointer()), align=4)
+            return builder.load(builder.inttoptr(address, FLOAT.as_pointer()), align=4)
         half = builder.load(builder.inttoptr(address, ir.IntType(16).as_pointer()), align=2)
-        return builder.bitcast(builder.shl(builder.zext(half, _INDEX), _INDEX(16)), _FLOAT)
+        return builder.bitcast(builder.shl(builder.zext(half, INDEX), INDEX(16)), FLOAT)
 
     @intrinsic
     def multiply(typing: Any, product: Any, first: Any, column: Any, adds: Any) -> Any:
@@ -70,8 +77,7 @@ def _block(rows: int, lanes: int, dtype: np.dtype) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             del signature
             p = Product(*cgutils.unpack_tuple(builder, args[0]))
-            name, kind = f"llvm.fmuladd.v{lanes}f32", ir.FunctionType(vector, [vector] * 3)
-            multiply_add = cgutils.get_or_insert_function(builder.module, kind, name)
+            multiply_add = vector_function(builder, "fmuladd", vector, 3)
 
             def row_of(start: Any, stride: Any, row: Any) -> Any:
                 return builder.add(start, builder.mul(stride, row))
@@ -79,11 +85,11 @@ def _block(rows: int, lanes: int, dtype: np.dtype) -> Any:
             def vector_at(address: Any) -> Any:
                 return builder.inttoptr(address, vector.as_pointer())
 
-            offset = builder.mul(args[2], _WORD(4))
+            offset = builder.mul(args[2], WORD(4))
             first_row = row_of(p.left, p.left_row, args[1])
             out = builder.add(row_of(p.out, p.out_row, args[1]), offset)
             sums = [cgutils.alloca_once_value(builder, zeros) for _ in range(rows)]
-            outs = [vector_at(row_of(out, p.out_row, _WORD(row))) for row in range(rows)]
+            outs = [vector_at(row_of(out, p.out_row, WORD(row))) for row in range(rows)]
             with builder.if_then(args[3]):
                 for total, place in zip(sums, outs, strict=True):
                     builder.store(builder.load(place, align=4), total)
@@ -93,8 +99,8 @@ def _block(rows: int, lanes: int, dtype: np.dtype) -> Any:
                 start = builder.load(left)
                 numbers = builder.load(vector_at(builder.load(right)), align=4)
                 for row, total in enumerate(sums):
-                    factor = load_number(builder, row_of(start, p.left_row, _WORD(row)))
-                    single = builder.insert_element(zeros, factor, _INDEX(0))
+                    factor = load_number(builder, row_of(start, p.left_row, WORD(row)))
+                    single = builder.insert_element(zeros, factor, INDEX(0))
                     factors = builder.shuffle_vector(single, zeros, first_lane)
                     added = builder.call(multiply_add, [factors, numbers, builder.load(total)])
                     builder.store(added, total)

@@ -1,11 +1,10 @@
 """Other libraries that run on the same prompts, and what they share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 from emsjax.bench.contenders import Spec
-from emsjax.bench.whole_job import Served
-from emsjax.engine.job import Job
+from emsjax.bench.whole_job import Server
 
 TRANSFORMERS, VLLM = "transformers", "vllm"
 NGRAM = "n-gram"
@@ -16,16 +15,11 @@ PEERS: dict[str, tuple[Spec, ...]] = {
 }
 
 
-class Peer(Protocol):
-    """A library with the target's weights, ready to run."""
+class Peer(Server, Protocol):
+    """A library with the target's weights, ready to run.
 
-    def serve(self, jobs: Sequence[Job]) -> Served:
-        """Reads the jobs' prompts and writes their texts; their number may exceed the slots.
-
-        Raises:
-          UserError: the library fails on these prompts.
-        """
-        ...
+    `serve` raises a `UserError` if the library fails on the prompts.
+    """
 
     def close(self) -> None:
         """Ends what was started for it."""

@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -190,8 +191,7 @@ def _check_jobs(settings: Settings) -> None:
         "--trace": settings.trace,
         "--record": settings.record,
     }
-    if given := [name for name, value in others.items() if value]:
-        raise UserError(f"{given[0]} is for batches, and --jobs serves whole jobs; leave one out")
+    _check_not_given(others, "is for batches, and --jobs serves whole jobs; leave one out")
 
 
 def _check_recording(settings: Settings) -> None:
@@ -201,8 +201,12 @@ def _check_recording(settings: Settings) -> None:
         "--append": settings.append,
         "--trace": settings.trace,
     }
-    if given := [name for name, value in figures.items() if value]:
-        raise UserError(f"{given[0]} is for figures, and --record makes none; leave it out")
+    _check_not_given(figures, "is for figures, and --record makes none; leave it out")
+
+
+def _check_not_given(options: Mapping[str, Any], why_not: str) -> None:
+    if given := [name for name, value in options.items() if value]:
+        raise UserError(f"{given[0]} {why_not}")
 
 
 def _check_real(settings: Settings) -> None:

@@ -1,6 +1,6 @@
 """Writes records as a Markdown report."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from emsjax.bench.contenders import PLAIN, Spec
 from emsjax.bench.paper import SPEEDUP
@@ -98,8 +98,6 @@ def _speedup(record: Record | None) -> str:
 
 def _details(records: Sequence[Record]) -> str:
     header = [
-        "batch",
-        "",
         "tokens/s",
         "tokens a step",
         "input padding",
@@ -109,8 +107,15 @@ def _details(records: Sequence[Record]) -> str:
         "program, MB",
         "other texts",
     ]
-    rows = [[str(r["batch_size"]), name_of(r), *_row(r)] for r in records if not r["error"]]
-    return table(header, rows)
+    return _lines(header, records, _row)
+
+
+def _lines(
+    header: list[str], records: Sequence[Record], cells: Callable[[Record], list[str]]
+) -> str:
+    """A table with a line for each record without an error, by batch size and contender."""
+    rows = [[str(r["batch_size"]), name_of(r), *cells(r)] for r in records if not r["error"]]
+    return table(["batch", "", *header], rows)
 
 
 def _row(r: Record) -> list[str]:
@@ -132,8 +137,6 @@ def _other_texts(r: Record) -> str:
 def _jobs(records: Sequence[Record]) -> str:
     """A line for each contender and batch size of whole jobs."""
     header = [
-        "batch",
-        "",
         "prompts",
         "tokens/s of the whole job",
         "speedup",
@@ -142,8 +145,7 @@ def _jobs(records: Sequence[Record]) -> str:
         "tokens a step",
         "other texts",
     ]
-    rows = [[str(r["batch_size"]), name_of(r), *_job(r)] for r in records if not r["error"]]
-    return table(header, rows)
+    return _lines(header, records, _job)
 
 
 def _job(r: Record) -> list[str]:

@@ -1,43 +1,33 @@
 """The CPU backend of products with one layer's weights, see `cpu_kernel`."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from emsjax.pallas_kernels.foreign import registered
+from emsjax.pallas_kernels.foreign import STORED, name_of, registered
 from emsjax.pallas_kernels.products import matmul
 
 _PANEL = 32  # rows of x that lie side by side, unless there are fewer
-_STORED = {"float32": "float32", "bfloat16": "uint16"}
 
 
 def unsupported(x: jax.Array, kernels: jax.Array) -> str | None:
     """Returns why the kernel cannot be used for these arguments, or None if it can."""
-    if x.dtype != kernels.dtype or str(x.dtype) not in _STORED:
+    if x.dtype != kernels.dtype or str(x.dtype) not in STORED:
         return f"it takes float32 and bfloat16, not {x.dtype} times {kernels.dtype}"
-    return registered(_name(x.dtype), _register)
+    return registered("layer_matmul", x.dtype, _load)
 
 
-def _name(dtype: np.dtype) -> str:
-    return f"emsjax.layer_matmul.{_STORED[str(dtype)]}"
-
-
-def _register(name: str) -> None:
-    # Importing Numba takes a while, and other platforms do not need it.
+def _load() -> Callable:
     from emsjax.pallas_kernels.layer_matmul.cpu_kernel import register_kernel
 
-    register_kernel(name, np.dtype(name.rpartition(".")[2]))
-
-
-def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """See `api.layer_matmul`. Its derivatives, which training needs, are XLA's."""
-    return _product(x, kernels, layer, dtype)
+    return register_kernel
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _product(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """See `api.layer_matmul`. Its derivatives, which training needs, are XLA's."""
     (num_rows, num_in), num_out = x.shape, kernels.shape[1]
     width = next((w for w in (8, 16) if num_rows <= w), _PANEL)
     padded = jnp.pad(x.astype(jnp.float32), ((0, -num_rows % width), (0, 0)))
@@ -47,10 +37,11 @@ def _product(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.dtyp
         kernels = jax.lax.bitcast_convert_type(kernels, jnp.uint16)
     layer = jnp.clip(layer, 0, len(kernels) - 1)
     shape = jax.ShapeDtypeStruct((num_rows, num_out), jnp.float32)
-    return jax.ffi.ffi_call(_name(x.dtype), shape)(panels, kernels, layer).astype(dtype)
+    call = jax.ffi.ffi_call(name_of("layer_matmul", x.dtype), shape)
+    return call(panels, kernels, layer).astype(dtype)
 
 
-@_product.defjvp
+@layer_matmul.defjvp
 def _derivative(dtype: jnp.dtype, values: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     (x, kernels, layer), (more_x, more_kernels, _) = values, tangents
     weights, more_weights = (
@@ -58,4 +49,4 @@ def _derivative(dtype: jnp.dtype, values: tuple, tangents: tuple) -> tuple[jax.A
         for stack in (kernels, more_kernels)
     )
     change = matmul(more_x, weights, dtype) + matmul(x, more_weights, dtype)
-    return _product(x, kernels, layer, dtype), change
+    return layer_matmul(x, kernels, layer, dtype), change

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emsjax.pallas_kernels.foreign import registered
+from emsjax.pallas_kernels.foreign import STORED, name_of, registered
 
 _NO_WINDOW = np.iinfo(np.int32).max // 2
-_STORED = {"float32": "float32", "bfloat16": "uint16"}
 
 
 def unsupported(
@@ -19,20 +18,15 @@ def unsupported(
 ) -> str | None:
     """Returns why the kernel cannot be used for these arguments, or None if it can."""
     del num_kv_heads
-    if str(cache.dtype) != _STORED.get(str(q.dtype)):
+    if str(cache.dtype) != STORED.get(str(q.dtype)):
         return f"it takes float32, or bfloat16 stored as uint16, not {q.dtype} in {cache.dtype}"
-    return registered(_name(str(cache.dtype)), _register)
+    return registered("ragged_attention", q.dtype, _load)
 
 
-def _name(dtype: str) -> str:
-    return f"emsjax.ragged_attention.{dtype}"
-
-
-def _register(name: str) -> None:
-    # Importing Numba takes a while, and other platforms do not need it.
+def _load() -> Callable:
     from emsjax.pallas_kernels.ragged_attention.cpu_kernel import register_kernel
 
-    register_kernel(name, np.dtype(name.rpartition(".")[2]))
+    return register_kernel
 
 
 def prepare(
@@ -48,7 +42,7 @@ def prepare(
 ) -> Callable[..., jax.Array]:
     """Implements `api.prepare`; the kernel finds its tiles by itself."""
     del max_q_len
-    name = _name(str(cache.dtype))
+    name = name_of("ragged_attention", q.dtype)
     call = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct(q.shape, jnp.float32))
     # As in XLA, a wrong index reads something else. It must not read outside the cache and crash.
     cu_q_lens, kv_lens = jnp.clip(cu_q_lens, 0, q.shape[0]), jnp.clip(kv_lens, 0, cache.shape[2])

@@ -121,51 +121,33 @@ def _fetch(ahead: int, lines: int) -> Any:
     return ahead + _LINE * lines
 
 
-def _products(storage: type) -> tuple[Callable, Callable]:
-    """Returns the two products with a block of the cache, whose elements are of a type."""
-    itemsize, multiply = np.dtype(storage).itemsize, product_of(np.dtype(storage))
+def _product_reading_ahead(dtype: np.dtype) -> Callable:
+    """Returns a compiled product with a block of the cache, whose elements are of a type.
+
+    It takes the matrices, the numbers of rows and columns, whether to add to the result, the
+    address up to which was read ahead, and how many cache lines to read before each band of rows.
+    It returns how far it has read ahead.
+    """
+    multiply = product_of(dtype)
 
     @compiled
-    def score(
-        keys: int,
-        stride: int,
-        tokens: int,
-        q: np.ndarray,
-        scores: np.ndarray,
-        ahead: int,
-        lines: int,
-    ) -> Any:
-        """Writes keys @ q to `scores`; returns how far it has read ahead."""
-        width, columns = q.shape
-        row = 4 * columns
-        for j in range(0, tokens, _TOGETHER):
+    def product(p: Product, rows: int, columns: int, adds: bool, ahead: int, lines: int) -> Any:
+        for row in range(0, rows, _TOGETHER):
             ahead = _fetch(ahead, lines)
-            left, out = keys + j * stride, scores.ctypes.data + j * row
-            product = Product(left, stride, itemsize, q.ctypes.data, row, out, row, width)
-            multiply(product, min(_TOGETHER, tokens - j), columns, False)
+            left, out = p.left + row * p.left_row, p.out + row * p.out_row
+            band = Product(
+                left, p.left_row, p.left_term, p.right, p.right_term, out, p.out_row, p.terms
+            )
+            multiply(band, min(_TOGETHER, rows - row), columns, adds)
         return ahead
 
-    @compiled
-    def gather(
-        values: int, stride: int, weights: int, tokens: int, out: np.ndarray, ahead: int, lines: int
-    ) -> Any:
-        """Adds values.T @ weights to `out`; returns how far it has read ahead."""
-        width, columns = out.shape
-        row = 4 * columns
-        for h in range(0, width, _TOGETHER):
-            ahead = _fetch(ahead, lines)
-            left, there = values + h * itemsize, out.ctypes.data + h * row
-            product = Product(left, itemsize, stride, weights, row, there, row, tokens)
-            multiply(product, min(_TOGETHER, width - h), columns, True)
-        return ahead
-
-    return score, gather
+    return product
 
 
 def _attention(storage: type) -> Callable:
     """Returns the function that computes an item, for a cache with elements of a type."""
     itemsize, weigh = np.dtype(storage).itemsize, softmax()
-    score, gather = _products(storage)
+    product = _product_reading_ahead(np.dtype(storage))
 
     @compiled
     def attend(frame: int, item: int) -> None:
@@ -202,12 +184,13 @@ def _attention(storage: type) -> Callable:
             for head in range(tile.heads):
                 keys = block + (tile.head + head) * width * itemsize
                 values = keys + kv_heads * width * itemsize
-                ahead = score(keys, stride, tokens, queries[head], scores, ahead, lines)
+                q, out = queries[head].ctypes.data, mixed[head].ctypes.data
+                scored = Product(keys, stride, itemsize, q, row, at, row, width)
+                ahead = product(scored, tokens, columns, False, ahead, lines)
                 if soft_cap > 0:
                     soften(scores, tokens, soft_cap)
                 _mask(frame, tile, group, first, tokens, scores)
                 tops, totals = top[head].ctypes.data, total[head].ctypes.data
-                out = mixed[head].ctypes.data
                 weigh(Block(at, row, tokens, tops, totals, out, width), columns)
                 j = 0
                 while j < tokens:
@@ -216,7 +199,8 @@ def _attention(storage: type) -> Callable:
                     while j < tokens and not (len(holes) > 0 and holes[first + j]):
                         j += 1
                     weights, there = at + run * row, values + run * stride
-                    ahead = gather(there, stride, weights, j - run, mixed[head], ahead, lines)
+                    seen = Product(there, itemsize, stride, weights, row, out, row, j - run)
+                    ahead = product(seen, width, columns, True, ahead, lines)
                     j += 1
         _write(frame, tile, group, mixed, total)
 

@@ -15,12 +15,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from emsjax.pallas_kernels.host_call import compiled
-from emsjax.pallas_kernels.small_products import LANES
+from emsjax.pallas_kernels.small_products import FLOAT, INDEX, LANES, WORD, vector_function
 
 # The score of a masked token, as in the reference.
 MASKED = np.float32(-1e30)
 
-_FLOAT, _WORD, _INDEX = ir.FloatType(), ir.IntType(64), ir.IntType(32)
 # 2**x is the sum of these times powers of x, for x from -0.5 to 0.5.
 _TERMS = [math.log(2) ** n / math.factorial(n) for n in range(7)]
 _LEAST = -127.0  # the exponent at which a float32 becomes 0
@@ -60,16 +59,14 @@ class Block(NamedTuple):
 
 
 def _all_lanes(lanes: int, number: Any) -> Any:
-    return ir.Constant(ir.VectorType(_FLOAT, lanes), [float(np.float32(number))] * lanes)
+    return ir.Constant(ir.VectorType(FLOAT, lanes), [float(np.float32(number))] * lanes)
 
 
 def _exponential(builder: Any, x: Any, lanes: int) -> Any:
     """Computes exp(x) for x up to 0 as a power of two and a polynomial; NaN becomes 0."""
-    vector, whole = ir.VectorType(_FLOAT, lanes), ir.VectorType(_INDEX, lanes)
-    kind, two = ir.FunctionType(vector, [vector] * 3), ir.FunctionType(vector, [vector])
-    name = f"llvm.fmuladd.v{lanes}f32"
-    multiply_add = cgutils.get_or_insert_function(builder.module, kind, name)
-    floor = cgutils.get_or_insert_function(builder.module, two, f"llvm.floor.v{lanes}f32")
+    vector, whole = ir.VectorType(FLOAT, lanes), ir.VectorType(INDEX, lanes)
+    multiply_add = vector_function(builder, "fmuladd", vector, 3)
+    floor = vector_function(builder, "floor", vector, 1)
     exponent = builder.fmul(x, _all_lanes(lanes, math.log2(math.e)))
     large = builder.fcmp_ordered(">", exponent, _all_lanes(lanes, _LEAST))
     exponent = builder.select(large, exponent, _all_lanes(lanes, _LEAST))
@@ -85,7 +82,7 @@ def _exponential(builder: Any, x: Any, lanes: int) -> Any:
 
 def _softmax(lanes: int) -> Any:
     """Returns the compiled softmax of `lanes` columns of a block, from a given one on."""
-    vector, zeros = ir.VectorType(_FLOAT, lanes), _all_lanes(lanes, 0)
+    vector, zeros = ir.VectorType(FLOAT, lanes), _all_lanes(lanes, 0)
 
     @intrinsic
     def weigh(typing: Any, block: Any, column: Any) -> Any:
@@ -94,7 +91,7 @@ def _softmax(lanes: int) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             del signature
             b = Block(*cgutils.unpack_tuple(builder, args[0]))
-            offset = builder.mul(args[1], _WORD(4))
+            offset = builder.mul(args[1], WORD(4))
 
             def vector_at(start: Any, row: Any = None) -> Any:
                 start = start if row is None else builder.add(start, builder.mul(b.row, row))

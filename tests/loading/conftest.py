@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tiny_models
 from safetensors.numpy import save_file
-from tiny_checkpoints import LAYER, write_config
+from tiny_checkpoints import llama_weights, write_config
 
 
 @pytest.fixture
@@ -27,14 +27,7 @@ def stand_in(
 @pytest.fixture
 def weights() -> dict[str, np.ndarray]:
     """Returns the tensors of a tiny Llama in float32, under their Hugging Face names."""
-    rng = np.random.default_rng(0)
-    shapes = {"model.embed_tokens": (64, 64), "model.norm": (64,), "lm_head": (64, 64)}
-    for i in range(3):
-        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in LAYER.items()}
-    return {
-        f"{name}.weight": rng.normal(size=shape).astype(np.float32)
-        for name, shape in shapes.items()
-    }
+    return llama_weights()
 
 
 @pytest.fixture

@@ -53,6 +53,18 @@ LAYER: Mapping[str, tuple[int, ...]] = {
 }
 
 
+def llama_weights() -> dict[str, np.ndarray]:
+    """Returns the tensors of a tiny Llama in float32, under their Hugging Face names."""
+    rng = np.random.default_rng(0)
+    shapes = {"model.embed_tokens": (64, 64), "model.norm": (64,), "lm_head": (64, 64)}
+    for layer in range(3):
+        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in LAYER.items()}
+    return {
+        f"{name}.weight": rng.normal(size=shape).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+
+
 def write_config(directory: Path, **changes: Any) -> None:
     (directory / "config.json").write_text(json.dumps(CONFIG | changes))
 
