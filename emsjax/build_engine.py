@@ -13,6 +13,7 @@ from emsjax.engine.policy import POLICIES
 from emsjax.errors import UserError
 from emsjax.host.device import free_bytes
 from emsjax.pallas_kernels.backends import target_platform
+from emsjax.pallas_kernels.cache_update.api import new_cache
 from emsjax.shapes import round_up
 
 
@@ -63,6 +64,7 @@ def build_engine(
         num_slots=max_batch_size,
         capacity=capacity,
         policy=policy,
+        new_cache=new_cache,
         **options,
     )
 

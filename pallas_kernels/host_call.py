@@ -43,11 +43,14 @@ _free = types.ExternalFunction("free", types.void(types.int64))
 
 
 def compiled(function: _Function) -> _Function:
-    """Compiles a function for calls from other compiled ones.
+    """Compiles a function for calls from other compiled ones, not from Python.
 
-    It must not raise. Its floating-point operations are those that it states, in that order.
+    What Python needs to call a function takes Numba a third of its time. The function must not
+    raise. Its floating-point operations are those that it states, in that order.
     """
-    return numba.njit(nogil=True, error_model="numpy")(with_unique_name(function))
+    return numba.njit(
+        nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+    )(with_unique_name(function))
 
 
 def _pointer_of(kind: Any, element: int) -> Any:

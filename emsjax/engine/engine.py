@@ -45,6 +45,7 @@ class Engine:
         policy: Policy = EMS,
         trace: bool = False,
         choose: Callable[[jax.Array, Rows, DecodeState], Chosen] = choose,
+        new_cache: Callable[[jax.ShapeDtypeStruct], jax.Array] = jnp.zeros_like,
     ):
         """Prepares the programs; the first `run` compiles them and allocates the state.
 
@@ -59,11 +60,12 @@ class Engine:
           policy: what to pad; other policies than the default exist for comparison.
           trace: whether to record what was drafted, so that results have a `trace`.
           choose: turns the target's logits into tokens; simulations replace it.
+          new_cache: makes a K/V cache of this shape and type, whose elements may be anything.
         """
         self.num_slots, self.capacity = num_slots, capacity
         self.ladder = tuple(ladder)
         self._costs, self.policy = costs, policy
-        self.trace, self._choose = trace, choose
+        self.trace, self._choose, self._new_cache = trace, choose, new_cache
         self._token_classes = np.zeros(model.vocab_size, np.uint8)
         self._graphdef, self.params = nnx.split(model)
         self.cache_spec = model.cache_spec(num_slots, capacity)
@@ -187,7 +189,7 @@ class Engine:
         return program.lower(*placed)
 
     def _empty(self) -> DecodeState:
-        return self._around(jnp.zeros(self.cache_spec.shape, self.cache_spec.dtype))
+        return self._around(self._new_cache(self.cache_spec))
 
     def _around(self, cache: jax.Array) -> DecodeState:
         """Returns a state of idle slots around an existing cache, which may hold prompts."""

@@ -1,4 +1,4 @@
-"""The cache update: writes each packed row's K/V to its slot, at its position."""
+"""The cache: a new one, and its update, which writes each packed row's K/V to its slot."""
 
 from types import MappingProxyType
 from typing import NamedTuple
@@ -15,14 +15,25 @@ def _reference() -> Backend:
     return Backend(reference.update_kv_cache, always_supported)
 
 
+def _new() -> Backend:
+    return Backend(reference.new_cache, always_supported)
+
+
 def _tpu() -> Backend:
     from emsjax.pallas_kernels.cache_update import tpu
 
     return Backend(tpu.update_kv_cache, tpu.unsupported)
 
 
+def _new_on_cpu() -> Backend:
+    from emsjax.pallas_kernels.cache_update import cpu
+
+    return Backend(cpu.new_cache, cpu.unsupported)
+
+
 # A GPU needs no kernel: XLA compiles the reference to one in-place scatter.
 BACKENDS: Backends = MappingProxyType({"reference": _reference, "tpu": _tpu})
+NEW_CACHES: Backends = MappingProxyType({"reference": _new, "cpu": _new_on_cpu})
 
 
 class Places(NamedTuple):
@@ -99,3 +110,17 @@ def update_kv_cache(
     update = pick("update_kv_cache", BACKENDS, backend, cache, k)
     places = cache_places(slot_ids, cu_q_lens, kv_lens) if places is None else places
     return update(cache, k, v, layer, slot_ids, *places)
+
+
+def new_cache(spec: jax.ShapeDtypeStruct, backend: str | None = None) -> jax.Array:
+    """Returns a cache into which nothing has been written; its elements may be anything.
+
+    Args:
+      spec: the cache's shape and type.
+      backend: "reference" (zeros, on any platform) or "cpu" (takes no memory before it is written).
+        None uses the platform's own if it is available, else the reference.
+
+    Raises:
+      ValueError: the named backend cannot be used.
+    """
+    return pick("new_cache", NEW_CACHES, backend, spec)(spec)

@@ -1,6 +1,7 @@
 """The cache update as an XLA scatter, which works in place under jit."""
 
 import jax
+import jax.numpy as jnp
 
 from emsjax.pallas_kernels.kv_layout import pack_kv
 
@@ -18,3 +19,8 @@ def update_kv_cache(
     del used
     # Unused rows have slot B, which is out of bounds, so "drop" leaves them out.
     return cache.at[layer, slot_ids, places].set(pack_kv(k, v, cache), mode="drop")
+
+
+def new_cache(spec: jax.ShapeDtypeStruct) -> jax.Array:
+    """See `api.new_cache`."""
+    return jnp.zeros(spec.shape, spec.dtype)

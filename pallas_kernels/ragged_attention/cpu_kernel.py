@@ -67,10 +67,12 @@ def _mask(frame: int, tile: Tile, group: int, first: int, tokens: int, scores: n
         # A token is seen from the row at its own position to the last one in its window.
         seen = min(max(first + j - tile.place, 0), tile.rows) * group
         past = min(max(first + j - tile.place + window, 0), tile.rows) * group
-        scores[j, :seen] = MASKED
-        scores[j, past:] = MASKED
         if len(holes) > 0 and holes[first + j]:
-            scores[j] = MASKED
+            past = 0
+        for m in range(seen):
+            scores[j, m] = MASKED
+        for m in range(past, scores.shape[1]):
+            scores[j, m] = MASKED
         if branches and first + j >= tile.draft:
             bit = np.uint32(first + j - tile.draft)
             for m in range(tile.rows * group):
@@ -79,31 +81,42 @@ def _mask(frame: int, tile: Tile, group: int, first: int, tokens: int, scores: n
 
 
 @compiled
-def _queries(frame: int, tile: Tile, group: int, columns: int, scale: float) -> np.ndarray:
-    """Returns the tile's queries times the scale, float32[heads, H, columns]."""
+def _scratch(frame: int, tile: Tile, group: int, columns: int, scale: float) -> np.ndarray:
+    """Returns the memory of an item, float32[rows, columns].
+
+    Its rows are the tile's queries times the scale [heads * H], the sums of weighted values
+    [heads * H], which are 0, the largest scores [heads], which are MASKED, the sums of weights
+    [heads], which are 0, and one row for each score of a block. One array is compiled faster than
+    five.
+    """
     num_rows, num_heads, width = size(frame, Q, 0), size(frame, Q, 1), size(frame, Q, 2)
     q = carray(pointer(argument(frame, Q)), (num_rows, num_heads, width), np.float32)
-    queries = np.zeros((tile.heads, width, columns), np.float32)
+    tops = 2 * tile.heads * width
+    scratch = np.empty((tops + 2 * tile.heads + _BLOCK, columns), np.float32)
+    for row in range(tops + 2 * tile.heads):
+        for m in range(columns):
+            scratch[row, m] = MASKED if tops <= row < tops + tile.heads else np.float32(0)
     for head in range(tile.heads):
         for m in range(tile.rows * group):
             source = q[tile.row + m // group, (tile.head + head) * group + m % group]
             for h in range(width):
-                queries[head, h, m] = source[h] * scale
-    return queries
+                scratch[head * width + h, m] = source[h] * scale
+    return scratch
 
 
 @compiled
-def _write(frame: int, tile: Tile, group: int, mixed: np.ndarray, total: np.ndarray) -> None:
-    """Divides the sums of values [heads, H, columns] by those of weights, and writes the result."""
+def _write(frame: int, tile: Tile, group: int, scratch: np.ndarray) -> None:
+    """Divides the sums of weighted values by those of weights, and writes the result."""
     num_rows, num_heads, width = size(frame, Q, 0), size(frame, Q, 1), size(frame, Q, 2)
     out = carray(pointer(result(frame, 0)), (num_rows, num_heads, width), np.float32)
+    mixed, totals = tile.heads * width, (2 * width + 1) * tile.heads
     for head in range(tile.heads):
         for m in range(tile.rows * group):
-            weight = total[head, m] if total[head, m] != 0 else np.float32(1)
-            share = np.float32(1) / weight
+            total = scratch[totals + head, m]
+            share = np.float32(1) / (total if total != 0 else np.float32(1))
             target = out[tile.row + m // group, (tile.head + head) * group + m % group]
             for h in range(width):
-                target[h] = mixed[head, h, m] * share
+                target[h] = scratch[mixed + head * width + h, m] * share
 
 
 @compiled
@@ -166,12 +179,15 @@ def _attention(storage: type) -> Callable:
         start = argument(frame, CACHE) + (layer * slots + tile.slot) * capacity * stride
 
         columns = (tile.rows * group + LANES - 1) // LANES * LANES
-        queries = _queries(frame, tile, group, columns, scale)
-        mixed = np.zeros((tile.heads, width, columns), np.float32)
-        top = np.full((tile.heads, columns), MASKED, np.float32)
-        total = np.zeros((tile.heads, columns), np.float32)
-        scores = np.empty((_BLOCK, columns), np.float32)
-        at, row, end = scores.ctypes.data, 4 * columns, tile.place + tile.rows
+        scratch = _scratch(frame, tile, group, columns, scale)
+        row, end = 4 * columns, tile.place + tile.rows
+        queries = np.int64(scratch.ctypes.data)
+        mixed = queries + tile.heads * width * row
+        tops = mixed + tile.heads * width * row
+        totals = tops + tile.heads * row
+        at, scores = totals + tile.heads * row, scratch[2 * tile.heads * (width + 1) :]
+        # Numba would compile the product twice, once for the literal True and once for False.
+        replaces, adds = np.bool_(False), np.bool_(True)
         # The next block of tokens is read ahead in order, some lines before each part of a product.
         parts = tile.heads * (_BLOCK + width) // _TOGETHER
         reads_ahead = tile.heads == kv_heads and tile.rows <= FEW_ROWS
@@ -184,14 +200,14 @@ def _attention(storage: type) -> Callable:
             for head in range(tile.heads):
                 keys = block + (tile.head + head) * width * itemsize
                 values = keys + kv_heads * width * itemsize
-                q, out = queries[head].ctypes.data, mixed[head].ctypes.data
+                q, out = queries + head * width * row, mixed + head * width * row
                 scored = Product(keys, stride, itemsize, q, row, at, row, width)
-                ahead = product(scored, tokens, columns, False, ahead, lines)
+                ahead = product(scored, tokens, columns, replaces, ahead, lines)
                 if soft_cap > 0:
                     soften(scores, tokens, soft_cap)
                 _mask(frame, tile, group, first, tokens, scores)
-                tops, totals = top[head].ctypes.data, total[head].ctypes.data
-                weigh(Block(at, row, tokens, tops, totals, out, width), columns)
+                top, total = tops + head * row, totals + head * row
+                weigh(Block(at, row, tokens, top, total, out, width), columns)
                 j = 0
                 while j < tokens:
                     # Holes may hold NaN, and 0 * NaN is NaN, so they are left out.
@@ -200,9 +216,9 @@ def _attention(storage: type) -> Callable:
                         j += 1
                     weights, there = at + run * row, values + run * stride
                     seen = Product(there, itemsize, stride, weights, row, out, row, j - run)
-                    ahead = product(seen, width, columns, True, ahead, lines)
+                    ahead = product(seen, width, columns, adds, ahead, lines)
                     j += 1
-        _write(frame, tile, group, mixed, total)
+        _write(frame, tile, group, scratch)
 
     return attend
 

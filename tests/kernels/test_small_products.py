@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import ml_dtypes
+import numba
 import numpy as np
 import pytest
 
-from emsjax.pallas_kernels.host_call import compiled
 from emsjax.pallas_kernels.ragged_attention.cpu_softmax import MASKED, Block, softmax
 from emsjax.pallas_kernels.small_products import Product, product_of
 
@@ -21,7 +21,7 @@ WIDTHS = (8, 16, 24, 32, 56, 96)
 def multiplication(dtype):
     multiply = product_of(np.dtype(dtype))
 
-    @compiled
+    @numba.njit
     def call(left, left_row, left_term, right, out, rows, columns, terms, adds):
         row = 4 * columns
         matrices = Product(left, left_row, left_term, right, row, out, row, terms)
@@ -80,7 +80,7 @@ def check_bits() -> None:
 def weighing():
     weigh = softmax()
 
-    @compiled
+    @numba.njit
     def call(scores, tokens, top, total, out, width, columns):
         weigh(Block(scores, 4 * columns, tokens, top, total, out, width), columns)
 
