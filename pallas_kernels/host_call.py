@@ -186,7 +186,6 @@ def _load(*path: int | str) -> Any:
 argument = _load(_ARGUMENTS, "index", _BUFFER_DATA)  # the address of an operand's elements
 result = _load(_RESULTS, "index", _BUFFER_DATA)  # the address of a result's elements
 size = _load(_ARGUMENTS, "index", _BUFFER_SIZES, "axis")  # an operand's size along an axis
-result_size = _load(_RESULTS, "index", _BUFFER_SIZES, "axis")  # a result's size along an axis
 
 
 @compiled

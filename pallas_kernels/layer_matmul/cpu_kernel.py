@@ -16,7 +16,6 @@ from emsjax.pallas_kernels.host_call import (
     pointer,
     register,
     result,
-    result_size,
     size,
 )
 from emsjax.pallas_kernels.small_products import Product, product_of
@@ -24,7 +23,8 @@ from emsjax.pallas_kernels.small_products import Product, product_of
 _STRIP = 32  # outputs of an item
 _TOGETHER = 8  # outputs whose weights stay in the fastest cache while all rows use them
 _DEPTH = 2048  # inputs at a time, whose part of the rows stays in the second cache
-# The operands, in order: rows float32[P, in, W], kernels [L, out, in] and layer int32[].
+# The operands, in order: panels of rows float32[P, in, W], kernels [L, out, in] and layer int32[].
+# The result has the same panels, float32[P, out, W].
 _X, _KERNELS, _LAYER = range(3)
 
 
@@ -45,7 +45,7 @@ def _strip(storage: type) -> Callable:
         first = item * _STRIP
         outs = min(_STRIP, num_out - first)
         weights = argument(frame, _KERNELS) + (layer * num_out + first) * num_in * itemsize
-        sums = np.empty((panels, _STRIP, width), np.float32)
+        out_row = 4 * width
         for done in range(0, num_in, _DEPTH):
             terms = min(_DEPTH, num_in - done)
             for out in range(0, outs, _TOGETHER):
@@ -54,19 +54,13 @@ def _strip(storage: type) -> Callable:
                         weights + (out * num_in + done) * itemsize,
                         num_in * itemsize,
                         itemsize,
-                        argument(frame, _X) + 4 * (panel * num_in + done) * width,
-                        4 * width,
-                        sums.ctypes.data + 4 * (panel * _STRIP + out) * width,
-                        4 * width,
+                        argument(frame, _X) + (panel * num_in + done) * out_row,
+                        out_row,
+                        result(frame, 0) + (panel * num_out + first + out) * out_row,
+                        out_row,
                         terms,
                     )
                     multiply(product, min(_TOGETHER, outs - out), width, done > 0)
-        num_rows = result_size(frame, 0, 0)
-        results = carray(pointer(result(frame, 0)), (num_rows, num_out), np.float32)
-        for row in range(num_rows):
-            panel, column = row // width, row % width
-            for out in range(outs):
-                results[row, first + out] = sums[panel, out, column]
 
     return compute
 
