@@ -37,7 +37,8 @@ def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.
         kernels = jax.lax.bitcast_convert_type(kernels, jnp.uint16)
     layer = jnp.clip(layer, 0, len(kernels) - 1)
     shape = jax.ShapeDtypeStruct((num_rows, num_out), jnp.float32)
-    call = jax.ffi.ffi_call(name_of("layer_matmul", x.dtype), shape)
+    name = name_of("layer_matmul", x.dtype)
+    call = jax.ffi.ffi_call(name, shape, vmap_method="sequential")
     return call(panels, kernels, layer).astype(dtype)
 
 

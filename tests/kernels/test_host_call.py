@@ -52,6 +52,33 @@ def test_calls_follow_each_other_in_a_loop():
     np.testing.assert_array_equal(out, start + 5000)
 
 
+EXIT = """
+import jax, jax.numpy as jnp
+from tests.kernels.test_host_call import add_one
+
+x = jnp.zeros((64, 3))
+jax.jit(lambda x: jax.lax.fori_loop(0, 100_000, lambda _, x: add_one()(x), x))(x)
+"""
+
+
+def test_a_process_may_end_while_a_program_runs():
+    """XLA's threads go on calling the kernel while Python empties its modules."""
+    done = subprocess.run([sys.executable, "-c", EXIT], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_functions_of_one_name_stay_apart():
+    """A process that forks passes on the numbers that tell functions of one name apart."""
+
+    def make():
+        def function():
+            return 0
+
+        return kept_functions.with_unique_name(function)
+
+    assert make().__qualname__ != make().__qualname__
+
+
 def double(x):
     return 2 * x
 
