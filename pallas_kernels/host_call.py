@@ -21,6 +21,7 @@ from numba.core import cgutils
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
+from emsjax.pallas_kernels import kept_functions
 from emsjax.pallas_kernels.kept_functions import Kept, compile_for_c, kept_in, with_unique_name
 
 # Where the fields that are used here lie in the interface's structures, in words of 64 bits.
@@ -267,9 +268,11 @@ def register(
       sources: the files with all code of these two.
     """
     directory = kept_in()
+    # `kept_functions` chooses the options of the compilation.
+    files = [Path(each) for each in (__file__, str(kept_functions.__file__), *sources)]
 
     def compile_part(part: str, function: Callable, signature: Any) -> CFunc:
-        kept = Kept(f"{name}.{part}", [Path(each) for each in (__file__, *sources)], directory)
+        kept = Kept(f"{name}.{part}", files, directory)
         return compile_for_c(function, signature, kept)
 
     # Called by address, because Numba compiles a function again with every function that calls it.
@@ -300,8 +303,11 @@ def register(
     handling = compile_part("handle", handle, types.int64(types.int64))
     addresses[_HANDLER] = handling.address or 0
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handling.ctypes), platform="cpu")
-    _ALIVE[name] = (addresses, handling, counting, running)
+    _ALIVE[name] = alive = (addresses, handling, counting, running)
+    # Threads of XLA may still run a program while Python ends, which empties its modules. Nothing
+    # gives this reference back, so what the threads use stays in memory until the process ends.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(alive))
 
 
-# Compiled functions, which must live as long as programs may call them.
+# Compiled functions and their addresses, which must live as long as programs may call them.
 _ALIVE: dict[str, tuple[Any, ...]] = {}

@@ -24,15 +24,16 @@ from numba.core.serialize import dumps
 _DIGEST = hashlib.sha256().digest_size
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-# Numba counts the functions of a process and makes their symbols from their names and numbers.
-# Without this, a function kept by one process might have the symbol of another function kept by
-# another process, and a third one would call the wrong one of the two.
-_PROCESS = secrets.token_hex(8)
-
 
 def with_unique_name(function: _Function) -> _Function:
-    """Gives a function a name that no function of another process has."""
-    function.__qualname__ = f"{function.__qualname__}_{_PROCESS}"
+    """Gives a function a name that no other function has, in this process or another.
+
+    Numba counts the functions of a process and makes their symbols from their names and numbers.
+    Otherwise a function kept by one process might have the symbol of another function kept by
+    another process, and a third one would call the wrong one of the two. The name is drawn for each
+    function and not for each process, because a process that forks passes on its numbers.
+    """
+    function.__qualname__ = f"{function.__qualname__}_{secrets.token_hex(8)}"
     return function
 
 

@@ -37,7 +37,8 @@ def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.
         kernels = jax.lax.bitcast_convert_type(kernels, jnp.uint16)
     layer = jnp.clip(layer, 0, len(kernels) - 1)
     shape = jax.ShapeDtypeStruct((len(panels), num_out, width), jnp.float32)
-    out = jax.ffi.ffi_call(name_of("layer_matmul", x.dtype), shape)(panels, kernels, layer)
+    name = name_of("layer_matmul", x.dtype)
+    out = jax.ffi.ffi_call(name, shape, vmap_method="sequential")(panels, kernels, layer)
     # XLA turns panels into rows as it reads them, or not at all if rows become panels again.
     return out.swapaxes(1, 2).reshape(-1, num_out)[:num_rows].astype(dtype)
 

@@ -43,7 +43,8 @@ def prepare(
     """Implements `api.prepare`; the kernel finds its tiles by itself."""
     del max_q_len
     name = name_of("ragged_attention", q.dtype)
-    call = jax.ffi.ffi_call(name, jax.ShapeDtypeStruct(q.shape, jnp.float32))
+    shape = jax.ShapeDtypeStruct(q.shape, jnp.float32)
+    call = jax.ffi.ffi_call(name, shape, vmap_method="sequential")
     # As in XLA, a wrong index reads something else. It must not read outside the cache and crash.
     cu_q_lens, kv_lens = jnp.clip(cu_q_lens, 0, q.shape[0]), jnp.clip(kv_lens, 0, cache.shape[2])
     ancestors = jnp.zeros(0, jnp.uint32) if ancestors is None else ancestors

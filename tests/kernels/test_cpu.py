@@ -45,8 +45,7 @@ def attention(q=None, **other):
         "kv_lens": np.asarray([48, 40], np.int32),
     }
     static = {"num_kv_heads": 2, "max_q_len": 2, "scale": 0.125, "backend": "cpu"}
-    out = ragged_attention(jnp.asarray(q), jnp.asarray(cache), **given | other, **static)
-    return np.asarray(out)
+    return ragged_attention(jnp.asarray(q), jnp.asarray(cache), **given | other, **static)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -70,6 +69,12 @@ def test_a_query_that_is_not_finite_shows(bad):
 )
 def test_what_is_out_of_range_does_not_reach_outside_the_buffers(wrong, nearest):
     np.testing.assert_array_equal(attention(**wrong), attention(**nearest))
+
+
+def test_may_be_mapped():
+    layers = jnp.arange(2)
+    mapped = jax.vmap(lambda layer: attention(layer=layer))(layers)
+    np.testing.assert_array_equal(mapped, [attention(layer=layer) for layer in layers])
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,41 @@ def test_calls_follow_each_other_in_a_loop():
     np.testing.assert_array_equal(out, start + 5000)
 
 
+EXIT = """
+import jax, jax.numpy as jnp
+from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
+
+
+def run(x, kernels):
+    def step(i, x):
+        return layer_matmul(x, kernels, layer=i % 2, backend="cpu")[:, :512] / 512
+
+    return jax.lax.fori_loop(0, 150, step, x)
+
+
+out = jax.jit(run)(jnp.ones((33, 512)), jnp.ones((2, 4096, 512)))
+"""
+
+
+def test_a_process_may_end_while_a_program_runs():
+    """XLA's threads go on calling the kernel while Python empties its modules."""
+    command = [sys.executable, "-c", EXIT]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_functions_of_one_name_stay_apart():
+    """A process that forks passes on the numbers that tell functions of one name apart."""
+
+    def make():
+        def function():
+            return 0
+
+        return kept_functions.with_unique_name(function)
+
+    assert make().__qualname__ != make().__qualname__
+
+
 def double(x):
     return 2 * x
 

@@ -44,6 +44,18 @@ class TestCpu(LayerMatmulContract):
             part = self.multiply(case, numbers(case)[0][:rows])
             np.testing.assert_array_equal(part.view(np.uint8), whole[:rows].view(np.uint8))
 
+    def test_may_be_mapped(self):
+        """`vmap` over rows or layers computes what single calls do."""
+        case = CASES["float32"]
+        x, kernels = numbers(case)[0][:10].reshape(2, 5, -1), jnp.asarray(numbers(case)[1][LAYER:])
+        layers = jnp.zeros(2, jnp.int32)
+
+        def multiply(x: jax.Array, layer: jax.Array) -> jax.Array:
+            return layer_matmul(x, kernels, layer=layer, backend="cpu")
+
+        single = [multiply(each, layers[0]) for each in x]
+        np.testing.assert_array_equal(jax.vmap(multiply)(x, layers), single)
+
     def test_derivatives(self):
         """Training differentiates by rows and by weights."""
         case = CASES["float32"]
