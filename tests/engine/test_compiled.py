@@ -3,6 +3,7 @@
 The TPU tests use the real TPU compiler, which needs no TPU.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from emsjax.loading.build import shape_of_model
 from emsjax.loading.named import named_config
 from emsjax.models.config import DecoderConfig, Rope
 from emsjax.pallas_kernels.ahead import TOPOLOGIES, on_tpu
+from emsjax.plan.copies import copied_slices
 from tests.engine.setup import make_engine
 from tests.ladders import two_rungs
 
@@ -138,8 +140,24 @@ def compile_for_tpu(
         return engine, engine.lower(sharding, **program).compile()
 
 
+@functools.cache
+def every_rung_on_v5e() -> tuple[Engine, jax.stages.Compiled]:
+    return compile_for_tpu("v5e", "prompt-lookup", make=make_ladder)
+
+
+def check_no_weight_is_copied(engine: Engine, compiled: jax.stages.Compiled) -> None:
+    """Checks that products read a layer's weights where they lie in the stack."""
+    kernels = [x for x in jax.tree.leaves(engine.params) if x.ndim == 3]
+    smallest = min(math.prod(x.shape[1:]) for x in kernels)
+    assert not copied_slices(compiled.as_text(), smallest)
+
+
 def test_tpu_v5e():
-    check_no_copy_of_the_cache(*compile_for_tpu("v5e", "prompt-lookup", make=make_ladder), "tpu")
+    check_no_copy_of_the_cache(*every_rung_on_v5e(), "tpu")
+
+
+def test_tpu_v5e_copies_no_weight():
+    check_no_weight_is_copied(*every_rung_on_v5e())
 
 
 @SLOW
@@ -153,7 +171,9 @@ def test_tpu_v5e():
     ],
 )
 def test_every_tpu(generation: str, drafter: str):
-    check_no_copy_of_the_cache(*compile_for_tpu(generation, drafter), "tpu")
+    compiled = compile_for_tpu(generation, drafter)
+    check_no_copy_of_the_cache(*compiled, "tpu")
+    check_no_weight_is_copied(*compiled)
 
 
 @SLOW
@@ -199,3 +219,4 @@ def test_named_models(name: str):
     weights = 30 * 3072 * 576 * 2 if name == "smollm2-135m" else 0
     compiled = compile_for_tpu(NAMED[name], "prompt-lookup", named_config(name))
     check_no_copy_of_the_cache(*compiled, "tpu", weights)
+    check_no_weight_is_copied(*compiled)
