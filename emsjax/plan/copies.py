@@ -7,8 +7,8 @@ from emsjax.plan.cycles import Computations, computations
 
 _SLICE = re.compile(r"= (\w+)\[([0-9,]+)\]\S* dynamic-slice\(")
 _FUSED = re.compile(r" fusion\(.* calls=%?([\w.-]+)")
-# How the compilers write a product: for GPUs, for TPUs, and as a kernel.
-_PRODUCTS = (" dot(", " convolution(", " custom-call(")
+# How the compilers write a product: for GPUs, for TPUs, as a kernel, and as plain sums.
+_PRODUCTS = (" dot(", " convolution(", " custom-call(", " reduce(")
 
 
 def copied_slices(program: str, least: int) -> list[str]:

@@ -18,7 +18,7 @@ from emsjax.engine.ladder import Rung, make_ladder
 from emsjax.loading.build import shape_of_model
 from emsjax.loading.named import named_config
 from emsjax.models.config import DecoderConfig, Rope
-from emsjax.pallas_kernels.ahead import TOPOLOGIES, on_tpu
+from emsjax.pallas_kernels.ahead import TOPOLOGIES, on_device
 from emsjax.plan.copies import copied_slices
 from tests.engine.setup import make_engine
 from tests.ladders import two_rungs
@@ -135,7 +135,7 @@ def compile_for_tpu(
     make: Callable[..., tuple[Rung, ...]] = two_rungs,
     **program: bool,
 ) -> tuple[Engine, jax.stages.Compiled]:
-    with on_tpu(generation) as sharding:
+    with on_device(generation) as sharding:
         engine = abstract_engine(jnp.bfloat16, drafter, config, make=make)
         return engine, engine.lower(sharding, **program).compile()
 
@@ -179,7 +179,7 @@ def test_every_tpu(generation: str, drafter: str):
 @SLOW
 def test_tpu_v5e_padded():
     """The padded method compiles to the TPU kernel too, with holes."""
-    with on_tpu("v5e") as sharding:
+    with on_device("v5e") as sharding:
         engine = abstract_engine(jnp.bfloat16, "prompt-lookup", method="vanilla")
         engine.use_costs(None)  # Padded inputs cannot be planned by costs.
         compiled = engine.lower(sharding).compile()
