@@ -1,4 +1,4 @@
-"""Compiles for a TPU without one; `environment` lists the variables that this needs."""
+"""Compiles for a TPU or GPU without one; `environment` lists the variables that this needs."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,65 +7,85 @@ import jax
 import numpy as np
 
 from emsjax.pallas_kernels.backends import compiling_for
+from emsjax.pallas_kernels.gpu_targets import GPUS, description
 
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 # Makes both cores of a v4 one device with all of the chip's memory. jax does so on a real v4; the
 # compiler must be told.
 MEGACORE = {"v4": "megacore"}
+# Trying several versions of a product to choose the fastest needs the GPU.
+_GPU_OPTIONS: dict[str, str | bool] = {"xla_gpu_autotune_level": "0"}
 
 
-def find_device(generation: str) -> jax.Device:
-    """Returns a TPU to compile for.
+def find_device(name: str) -> jax.Device:
+    """Returns a TPU or GPU to compile for.
 
     Args:
-      generation: one of `TOPOLOGIES`.
+      name: one of `TOPOLOGIES` or `GPUS`.
 
     Raises:
-      KeyError: there is no such generation.
-      RuntimeError: the TPU compiler is missing or does not know the generation.
+      KeyError: there is no such device.
+      NotImplementedError: the GPU compiler is missing.
+      RuntimeError: the TPU compiler is missing, or the compiler does not know the device.
     """
     from jax.experimental import topologies
 
-    name, config = TOPOLOGIES[generation], MEGACORE.get(generation)
+    if name in GPUS:
+        target = description(GPUS[name])
+        topology = topologies.get_topology_desc(
+            platform="cuda", topology="1x1x1", target_config=target
+        )
+        return topology.devices[0]
+    config = MEGACORE.get(name)
     options = {} if config is None else {"chip_config_name": config}
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    topology = topologies.get_topology_desc(TOPOLOGIES[name], platform="tpu", **options)
     return topology.devices[0]
 
 
 @contextlib.contextmanager
-def on_tpu(generation: str) -> Iterator[jax.sharding.Sharding]:
-    """Makes programs traced inside compile for a TPU.
+def on_device(name: str) -> Iterator[jax.sharding.Sharding]:
+    """Makes programs traced inside compile for a TPU or GPU.
 
     Args:
-      generation: one of `TOPOLOGIES`.
+      name: one of `TOPOLOGIES` or `GPUS`.
 
     Yields:
-      The sharding that places arguments on the TPU.
+      The sharding that places arguments on the device.
 
     Raises:
-      KeyError: there is no such generation.
-      RuntimeError: as for `find_device`.
+      Exception: as for `find_device`.
     """
-    mesh = jax.sharding.Mesh(np.asarray([find_device(generation)]), ("device",))
-    with compiling_for("tpu"), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    mesh = jax.sharding.Mesh(np.asarray([find_device(name)]), ("device",))
+    target = ("gpu", GPUS[name].capability) if name in GPUS else ("tpu", None)
+    with compiling_for(*target), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         yield jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
+def compile_lowered(name: str, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compiles what was lowered inside `on_device` for the same device.
+
+    Args:
+      name: one of `TOPOLOGIES` or `GPUS`.
+      lowered: the program.
+    """
+    return lowered.compile(_GPU_OPTIONS if name in GPUS else None)
+
+
 def compile_on(
-    generation: str,
+    name: str,
     call: Callable[..., jax.Array],
     arguments: Callable[[], tuple],
     donate: int | tuple[int, ...] = (),
 ) -> jax.stages.Compiled:
-    """Compiles a function for a TPU.
+    """Compiles a function for a TPU or GPU.
 
     Args:
-      generation: one of `TOPOLOGIES`.
+      name: one of `TOPOLOGIES` or `GPUS`.
       call: the function.
-      arguments: returns abstract arguments. It is called with the TPU as target platform, on which
-        the cache's shape depends.
+      arguments: returns abstract arguments. It is called with the device's platform as target, on
+        which the cache's shape depends.
       donate: indices of the arguments to donate.
     """
-    with on_tpu(generation) as sharding:
+    with on_device(name) as sharding:
         placed = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in arguments()]
-        return jax.jit(call, donate_argnums=donate).lower(*placed).compile()
+        return compile_lowered(name, jax.jit(call, donate_argnums=donate).lower(*placed))

@@ -7,19 +7,44 @@ from typing import Any, NamedTuple
 
 import jax
 
-_TARGET: ContextVar[str | None] = ContextVar("target_platform", default=None)
+_TARGET: ContextVar["Target | None"] = ContextVar("target", default=None)
 _PICKED: ContextVar[dict[str, str] | None] = ContextVar("picked_backends", default=None)
+
+
+class Target(NamedTuple):
+    """What programs are compiled for.
+
+    Attributes:
+      platform: "cpu", "gpu" or "tpu".
+      capability: compute capability of the GPU, such as "9.0"; None if it is not known.
+    """
+
+    platform: str
+    capability: str | None = None
 
 
 def target_platform() -> str:
     """Returns the platform that programs are compiled for: "cpu", "gpu" or "tpu"."""
-    return _TARGET.get() or jax.default_backend()
+    target = _TARGET.get()
+    return jax.default_backend() if target is None else target.platform
+
+
+def target_capability() -> str | None:
+    """Returns the compute capability of the GPU that programs are compiled for, if it is known."""
+    if (target := _TARGET.get()) is not None and target.capability is not None:
+        return target.capability
+    return str(jax.devices()[0].compute_capability) if jax.default_backend() == "gpu" else None
 
 
 @contextlib.contextmanager
-def compiling_for(platform: str) -> Iterator[None]:
-    """Sets the target platform, which may differ from the process's (compiling ahead of time)."""
-    token = _TARGET.set(platform)
+def compiling_for(platform: str, capability: str | None = None) -> Iterator[None]:
+    """Sets the target, which may differ from the process's device (compiling ahead of time).
+
+    Args:
+      platform: "cpu", "gpu" or "tpu".
+      capability: see `Target`.
+    """
+    token = _TARGET.set(Target(platform, capability))
     try:
         yield
     finally:
@@ -63,25 +88,37 @@ def pick(
     Args:
       operation: its name, for errors.
       backends: all implementations, by name.
-      backend: the implementation to use, which never falls back to another. None uses the one named
-        after the target platform if it exists and supports the arguments, else the reference.
+      backend: the implementation to use, which never falls back to another. None uses the first
+        that is named after the target platform and supports the arguments, else the reference. A
+        name may continue after the platform's: "gpu-triton".
       *args: passed to `unsupported`.
       **kwargs: passed to `unsupported`.
 
     Raises:
       ValueError: the named backend does not exist, or does not support these arguments.
     """
-    name, why_not = target_platform() if backend is None else backend, None
-    if name not in backends:
-        why_not = f"{operation} has no backend {name!r}; use one of {', '.join(backends)}"
-    elif reason := backends[name]().unsupported(*args, **kwargs):
-        why_not = f"{operation}: backend {name!r} cannot be used: {reason}"
-    if why_not and backend is not None:
-        raise ValueError(why_not)
-    name = "reference" if why_not else name
+    if backend is not None:
+        _check_usable(operation, backends, backend, *args, **kwargs)
+        name = backend
+    else:
+        own = (each for each in backends if each.split("-")[0] == target_platform())
+        usable = (each for each in own if not backends[each]().unsupported(*args, **kwargs))
+        name = next(usable, "reference")
     if (picked := _PICKED.get()) is not None:
         picked[operation] = name
     return backends[name]().run
+
+
+def _check_usable(
+    operation: str, backends: Backends, backend: str, *args: Any, **kwargs: Any
+) -> None:
+    """Raises `ValueError` if a backend does not exist or does not support the arguments."""
+    if backend not in backends:
+        raise ValueError(
+            f"{operation} has no backend {backend!r}; use one of {', '.join(backends)}"
+        )
+    if reason := backends[backend]().unsupported(*args, **kwargs):
+        raise ValueError(f"{operation}: backend {backend!r} cannot be used: {reason}")
 
 
 def always_supported(*args: Any, **kwargs: Any) -> None:

@@ -7,19 +7,19 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from emsjax.pallas_kernels.backends import target_capability
+
 DTYPES = (jnp.bfloat16, jnp.float16)
 CAPABILITY = "9.0"
 
 
 def no_hopper() -> str | None:
-    """Returns why this machine's GPU cannot run kernels for Hopper, or None.
+    """Returns why the GPU that programs are compiled for cannot run kernels for Hopper, or None.
 
-    Without a GPU it returns None too, so that the kernels can be interpreted or lowered.
+    For an unknown GPU it returns None too, so that the kernels can be interpreted or lowered.
     """
-    if jax.default_backend() != "gpu":
-        return None
-    found = str(jax.devices()[0].compute_capability)
-    if found == CAPABILITY:
+    found = target_capability()
+    if found is None or found == CAPABILITY:
         return None
     return f"the GPU has compute capability {found}; the kernel requires {CAPABILITY}"
 

@@ -43,19 +43,19 @@ def read_cycles(program: str, num_rungs: int, num_layers: int) -> StepCycles | N
     Returns:
       The cycles, or None if the program does not have the expected structure.
     """
-    computations = _computations(program)
+    found = computations(program)
     bodies = {scope: body for body, scope in _loops(program) if scope.count("while") == 1}
     step = next(iter(bodies.values()), "")
-    lines = computations.get(step, [])
+    lines = found.get(step, [])
     rungs = [body for line in lines for body, scope in _loops(line) if scope.endswith(_RUNG)]
     if len(rungs) != num_rungs:
         return None
-    forward = tuple(_cycles(computations, body, num_layers) for body in rungs)
-    everything = _cycles(computations, step, num_layers)
+    forward = tuple(_cycles(found, body, num_layers) for body in rungs)
+    everything = _cycles(found, step, num_layers)
     return StepCycles(everything - sum(forward), forward)
 
 
-def _computations(program: str) -> Computations:
+def computations(program: str) -> Computations:
     """Returns the lines of each computation, by name."""
     found: dict[str, list[str]] = {}
     lines: list[str] = []
@@ -72,13 +72,13 @@ def _loops(text: str) -> list[tuple[str, str]]:
     return _LOOP.findall(text)
 
 
-def _cycles(computations: Computations, name: str, num_layers: int) -> int:
+def _cycles(program: Computations, name: str, num_layers: int) -> int:
     """Returns the cycles of one run of a computation."""
     total = 0
-    for line in computations.get(name, ()):
+    for line in program.get(name, ()):
         if found := _CYCLES.search(line):
             total += int(found[1])
         for body, scope in _loops(line):
             turns = num_layers if scope.endswith(_LAYERS) else 1
-            total += turns * _cycles(computations, body, num_layers)
+            total += turns * _cycles(program, body, num_layers)
     return total

@@ -10,7 +10,7 @@ from emsjax.drafters import PromptLookup
 from emsjax.engine.engine import Engine
 from emsjax.errors import UserError
 from emsjax.loading.build import shape_of_model
-from emsjax.pallas_kernels.ahead import on_tpu
+from emsjax.pallas_kernels.ahead import compile_lowered, on_device
 from emsjax.plan.cycles import read_cycles
 from emsjax.plan.estimate import Program, estimate, published_bytes
 from emsjax.plan.memory import Memory
@@ -30,7 +30,7 @@ _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 def usable_bytes(setting: Setting) -> int:
     """Returns how many bytes of a TPU's memory a program may use, by its compiler."""
     # The compiler states the available memory only when it rejects a program that needs more.
-    with on_tpu(setting.topology) as sharding:
+    with on_device(setting.topology) as sharding:
         huge = jax.ShapeDtypeStruct((_HUGE >> 15, 1 << 15), jnp.int8, sharding=sharding)
         try:
             jax.jit(lambda x: x).lower(huge).compile()
@@ -47,11 +47,11 @@ def compile_program(setting: Setting) -> Program:
       UserError: the compiler rejects the program for an unexpected reason.
     """
     counted = estimate(setting)
-    with on_tpu(setting.topology) as sharding:
+    with on_device(setting.topology) as sharding:
         engine = _engine(setting)
         lowered = engine.lower(sharding)
         try:
-            compiled = lowered.compile()
+            compiled = compile_lowered(setting.topology, lowered)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

@@ -27,7 +27,27 @@ def _gpu() -> Backend:
     return Backend(gpu.layer_matmul, gpu.unsupported)
 
 
-BACKENDS: Backends = MappingProxyType({"reference": _reference, "cpu": _cpu, "gpu": _gpu})
+def _gpu_triton() -> Backend:
+    from emsjax.pallas_kernels.layer_matmul import gpu_triton
+
+    return Backend(gpu_triton.layer_matmul, gpu_triton.unsupported)
+
+
+def _gpu_sums() -> Backend:
+    from emsjax.pallas_kernels.layer_matmul import gpu_sums
+
+    return Backend(gpu_sums.layer_matmul, gpu_sums.unsupported)
+
+
+BACKENDS: Backends = MappingProxyType(
+    {
+        "reference": _reference,
+        "cpu": _cpu,
+        "gpu": _gpu,
+        "gpu-triton": _gpu_triton,
+        "gpu-sums": _gpu_sums,
+    }
+)
 
 
 def layer_matmul(
@@ -47,8 +67,9 @@ def layer_matmul(
       kernels: weights of all layers [L, out, in], of x's type.
       layer: int32[], the layer to use.
       dtype: of the result; x's by default.
-      backend: "reference" (XLA, on any platform), "cpu" (Numba) or "gpu" (Hopper, few rows). None
-        uses the platform's own if it supports the arguments, else the reference.
+      backend: "reference" (XLA, on any platform), "cpu" (Numba), or for few rows "gpu" (Hopper),
+        "gpu-triton" (since Ampere) or "gpu-sums" (XLA, older GPUs). None uses the platform's first
+        that supports the arguments, else the reference.
 
     Returns:
       [T, out] in `dtype`.

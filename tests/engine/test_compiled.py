@@ -3,6 +3,7 @@
 The TPU tests use the real TPU compiler, which needs no TPU.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from emsjax.engine.ladder import Rung, make_ladder
 from emsjax.loading.build import shape_of_model
 from emsjax.loading.named import named_config
 from emsjax.models.config import DecoderConfig, Rope
-from emsjax.pallas_kernels.ahead import TOPOLOGIES, on_tpu
+from emsjax.pallas_kernels.ahead import TOPOLOGIES, on_device
+from emsjax.plan.copies import copied_slices
 from tests.engine.setup import make_engine
 from tests.ladders import two_rungs
 
@@ -133,13 +135,29 @@ def compile_for_tpu(
     make: Callable[..., tuple[Rung, ...]] = two_rungs,
     **program: bool,
 ) -> tuple[Engine, jax.stages.Compiled]:
-    with on_tpu(generation) as sharding:
+    with on_device(generation) as sharding:
         engine = abstract_engine(jnp.bfloat16, drafter, config, make=make)
         return engine, engine.lower(sharding, **program).compile()
 
 
+@functools.cache
+def every_rung_on_v5e() -> tuple[Engine, jax.stages.Compiled]:
+    return compile_for_tpu("v5e", "prompt-lookup", make=make_ladder)
+
+
+def check_no_weight_is_copied(engine: Engine, compiled: jax.stages.Compiled) -> None:
+    """Checks that products read a layer's weights where they lie in the stack."""
+    kernels = [x for x in jax.tree.leaves(engine.params) if x.ndim == 3]
+    smallest = min(math.prod(x.shape[1:]) for x in kernels)
+    assert not copied_slices(compiled.as_text(), smallest)
+
+
 def test_tpu_v5e():
-    check_no_copy_of_the_cache(*compile_for_tpu("v5e", "prompt-lookup", make=make_ladder), "tpu")
+    check_no_copy_of_the_cache(*every_rung_on_v5e(), "tpu")
+
+
+def test_tpu_v5e_copies_no_weight():
+    check_no_weight_is_copied(*every_rung_on_v5e())
 
 
 @SLOW
@@ -153,13 +171,15 @@ def test_tpu_v5e():
     ],
 )
 def test_every_tpu(generation: str, drafter: str):
-    check_no_copy_of_the_cache(*compile_for_tpu(generation, drafter), "tpu")
+    compiled = compile_for_tpu(generation, drafter)
+    check_no_copy_of_the_cache(*compiled, "tpu")
+    check_no_weight_is_copied(*compiled)
 
 
 @SLOW
 def test_tpu_v5e_padded():
     """The padded method compiles to the TPU kernel too, with holes."""
-    with on_tpu("v5e") as sharding:
+    with on_device("v5e") as sharding:
         engine = abstract_engine(jnp.bfloat16, "prompt-lookup", method="vanilla")
         engine.use_costs(None)  # Padded inputs cannot be planned by costs.
         compiled = engine.lower(sharding).compile()
@@ -199,3 +219,4 @@ def test_named_models(name: str):
     weights = 30 * 3072 * 576 * 2 if name == "smollm2-135m" else 0
     compiled = compile_for_tpu(NAMED[name], "prompt-lookup", named_config(name))
     check_no_copy_of_the_cache(*compiled, "tpu", weights)
+    check_no_weight_is_copied(*compiled)

@@ -1,5 +1,6 @@
 """`layer_matmul` in XLA and on a Hopper GPU, which is interpreted if there is none."""
 
+import functools
 import re
 from typing import Any, ClassVar
 
@@ -8,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.experimental import pallas as pl
 
 from emsjax.engine.packing import PackedBatch
 from emsjax.loading.build import shape_of_model
 from emsjax.loading.named import named_config
 from emsjax.pallas_kernels import hopper
 from emsjax.pallas_kernels.backends import compiling_for, noting_backends
+from emsjax.pallas_kernels.layer_matmul import gpu_triton
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
 from emsjax.pallas_kernels.layer_matmul.gpu import ENOUGH_BLOCKS, blocks_for
 from tests.kernels.contract_layer_matmul import CASES, LAYER, LayerMatmulContract, numbers
@@ -98,6 +101,54 @@ class TestHopper(LayerMatmulContract):
             np.testing.assert_array_equal(part.view(np.uint8), whole[:rows].view(np.uint8))
 
 
+class TestTriton(LayerMatmulContract):
+    backend = "gpu-triton"
+    cases: ClassVar = tuple(name for name in CASES if name != "float32")
+
+    @pytest.fixture(autouse=True)
+    def _interpreted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        if jax.default_backend() != "gpu":
+            interpreted = functools.partial(pl.pallas_call, interpret=True)
+            monkeypatch.setattr(gpu_triton.pl, "pallas_call", interpreted)
+            # XLA's products on a CPU depend on the number of rows.
+            monkeypatch.setattr(gpu_triton, "product_transposed", product_of_pairs)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 13])
+def test_sums_equal_the_oracle_for_few_rows(rows: int):
+    case = CASES["odd-tiles"]
+    x, kernels = numbers(case)[0][:rows], numbers(case)[1]
+    sums, oracle = (
+        layer_matmul(
+            jnp.asarray(x),
+            jnp.asarray(kernels),
+            layer=jnp.asarray(LAYER),
+            dtype=jnp.float32,
+            backend=backend,
+        )
+        for backend in ("gpu-sums", "reference")
+    )
+    np.testing.assert_allclose(sums, oracle, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("capability", "rows", "chosen"),
+    [
+        ("9.0", 64, "gpu"),
+        ("8.0", 64, "gpu-triton"),
+        ("12.0", 8, "gpu-triton"),
+        ("7.5", 16, "gpu-sums"),
+        ("7.5", 17, "reference"),
+        ("8.0", 512, "reference"),
+    ],
+)
+def test_each_gpu_has_its_kernel(capability: str, rows: int, chosen: str):
+    x, kernels = jnp.zeros((rows, 64), jnp.float16), jnp.zeros((2, 64, 64), jnp.float16)
+    with compiling_for("gpu", capability), noting_backends() as picked:
+        jax.eval_shape(lambda: layer_matmul(x, kernels, layer=jnp.zeros((), jnp.int32)))
+    assert picked == {"layer_matmul": chosen}
+
+
 def weights_of(model: str) -> list[tuple[int, int]]:
     """Returns [out, in] of each kernel in a layer of the named model."""
     config = named_config(model)
@@ -138,7 +189,7 @@ def test_sums_are_divided_alike_for_any_number_of_rows(model: str):
     [
         ((8, 64), (1, 64, 64), "one layer"),
         ((264, 64), (2, 64, 64), "264 rows"),
-        ((8, 96), (2, 64, 96), "multiples of 64"),
+        ((24, 96), (2, 64, 96), "multiples of 64"),
     ],
 )
 def test_unsupported_shapes_raise_if_named_and_fall_back_if_not(

@@ -1,0 +1,130 @@
+"""Multiplies few rows with one layer's weights on any GPU since Ampere, as a Triton kernel.
+
+XLA copies a layer's weights out of the stack before it multiplies them, so that they cross the
+memory three times. Here each program streams its part of the weights, straight from the stack. How
+a sum is divided depends only on the weights' shape.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from emsjax.pallas_kernels.backends import target_capability
+
+DTYPES = (jnp.bfloat16, jnp.float16)
+# Triton makes code for compute capability 8.0, Ampere, and newer.
+OLDEST = 8
+# Outputs of a program, and the number of columns that it multiplies at a time, or half as many.
+OUT, DEPTH = 64, 128
+# Most rows of a program, and most programs that read the same weights for different rows. The
+# weights then come from memory once for all of them.
+MOST_ROWS, MOST_SHARES = 64, 4
+# A matrix unit multiplies this many rows.
+ROW_MULTIPLE = 16
+# Enough programs to keep the memory of any GPU busy.
+ENOUGH_PROGRAMS = 192
+# Shared memory that every GPU since Ampere has for a program, and the most blocks in flight.
+SHARED_BYTES, STAGES = 96 << 10, 4
+
+
+class Blocks(NamedTuple):
+    """The division of the work among programs.
+
+    Attributes:
+      depth: columns of the weights that a program multiplies at a time.
+      parts: programs among which the columns are divided.
+      rows: rows of x of a program, a power of two.
+      stages: blocks of weights and rows in flight or in use.
+    """
+
+    depth: int
+    parts: int
+    rows: int
+    stages: int
+
+
+def blocks_for(num_out: int, num_in: int, num_rows: int) -> Blocks:
+    """Returns the sizes for T rows and weights [out, in]; only `rows` and `stages` depend on T."""
+    parts = 1
+    while num_out // OUT * parts < ENOUGH_PROGRAMS and num_in % (2 * parts * DEPTH) == 0:
+        parts *= 2
+    depth = DEPTH if num_in // parts % DEPTH == 0 else DEPTH // 2
+    rows = min(pl.next_power_of_2(max(num_rows, ROW_MULTIPLE)), MOST_ROWS)
+    return Blocks(depth, parts, rows, min(SHARED_BYTES // ((OUT + rows) * depth * 2), STAGES))
+
+
+def unsupported(x: jax.Array, kernels: jax.Array) -> str | None:
+    """Why the kernel cannot be used, or None if it can."""
+    (num_layers, *shape), capability = kernels.shape, target_capability()
+    most = MOST_ROWS * MOST_SHARES
+    problems = (
+        (
+            capability is not None and int(capability.split(".")[0]) < OLDEST,
+            f"the GPU has compute capability {capability}; Triton requires {OLDEST}.0",
+        ),
+        (num_layers == 1, "there is one layer, and XLA need not copy its weights"),
+        (
+            x.dtype not in DTYPES or kernels.dtype != x.dtype,
+            f"the kernel takes bfloat16 and float16, not {x.dtype} times {kernels.dtype}",
+        ),
+        (x.shape[0] > most, f"there are {x.shape[0]} rows, and the kernel takes {most}"),
+        (
+            any(size % OUT for size in shape),
+            f"weights are {shape}, and the kernel takes multiples of {OUT}",
+        ),
+    )
+    return next((reason for problem, reason in problems if problem), None)
+
+
+def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """See `api.layer_matmul`."""
+    num_rows, (_, num_out, num_in) = x.shape[0], kernels.shape
+    blocks = blocks_for(num_out, num_in, num_rows)
+    x = jnp.pad(x, ((0, -num_rows % blocks.rows), (0, 0)))
+    parts = _call(jnp.reshape(layer, 1), x, kernels, blocks)
+    # Added one after another, because the way XLA divides a sum of many terms depends on T.
+    total = functools.reduce(jnp.add, [parts[n] for n in range(blocks.parts)])
+    return total[:num_rows].astype(dtype)
+
+
+def _call(layer: jax.Array, x: jax.Array, kernels: jax.Array, blocks: Blocks) -> jax.Array:
+    """The sums over each part of the columns, float32[parts, T, out]."""
+    num_rows, (_, num_out, _) = x.shape[0], kernels.shape
+    whole = pl.BlockSpec(memory_space=pl.ANY)
+    call = pl.pallas_call(
+        functools.partial(_kernel, blocks=blocks),
+        out_shape=jax.ShapeDtypeStruct((blocks.parts, num_rows, num_out), jnp.float32),
+        # Programs that read the same weights for different rows are next to each other.
+        grid=(num_rows // blocks.rows, num_out // OUT, blocks.parts),
+        in_specs=[whole, whole, whole],
+        out_specs=pl.BlockSpec(
+            (None, blocks.rows, OUT), lambda share, tile, part: (part, share, tile)
+        ),
+        compiler_params=triton.CompilerParams(num_warps=4, num_stages=blocks.stages),
+        name="layer_matmul",
+    )
+    return call(layer, x, kernels)
+
+
+def _kernel(layer: Any, x: Any, kernels: Any, out: Any, *, blocks: Blocks) -> None:
+    """One program: its outputs for its rows, summed over one part of the columns."""
+    share, tile, part = (pl.program_id(axis) for axis in range(3))
+    steps = x.shape[1] // blocks.parts // blocks.depth
+    number = layer[0]
+
+    def add(step: jax.Array, sums: jax.Array) -> jax.Array:
+        columns = pl.ds((part * steps + step) * blocks.depth, blocks.depth)
+        weights = kernels[number, pl.ds(tile * OUT, OUT), columns]
+        rows = x[pl.ds(share * blocks.rows, blocks.rows), columns]
+        return sums + product_transposed(rows, weights)
+
+    out[...] = jax.lax.fori_loop(0, steps, add, jnp.zeros((blocks.rows, OUT), jnp.float32))
+
+
+def product_transposed(left: jax.Array, right: jax.Array) -> jax.Array:
+    """Returns left [M, X] times right [Y, X] transposed, in float32."""
+    return triton.dot(left, right.T)

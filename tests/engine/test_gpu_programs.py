@@ -1,0 +1,64 @@
+"""The real GPU compiler compiles the decode program, which copies neither weights nor caches."""
+
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from emsjax.engine.engine import Engine
+from emsjax.engine.ladder import Rung
+from emsjax.pallas_kernels.ahead import compile_lowered, on_device
+from emsjax.plan.copies import copied_slices
+from tests.engine.test_compiled import CONFIG, abstract_engine, check_no_weight_is_copied
+from tests.ladders import short_ladder
+
+pytestmark = [pytest.mark.gpu_compiler, pytest.mark.usefixtures("no_compile_cache")]
+
+SIZES = {"f32": 4, "bf16": 2, "f16": 2, "u16": 2, "s32": 4, "u32": 4, "s8": 1, "u8": 1, "pred": 1}
+LARGE_OPERATIONS = re.compile(r"= (\w+)\[([0-9,]+)\]\S* (?:copy|transpose|convert)\(")
+
+
+def steps_of_a_batch(*args: int, **options: Any) -> tuple[Rung, ...]:
+    """Returns the plain rung and that of most draft tokens; a prompt's rows may cost a copy."""
+    return short_ladder(*args, **options)[:3:2]
+
+
+def compile_for(gpu: str) -> tuple[Engine, jax.stages.Compiled]:
+    dtype = jnp.dtype("float16" if gpu == "t4" else "bfloat16")
+    with on_device(gpu) as sharding:
+        engine = abstract_engine(dtype, "prompt-lookup", make=steps_of_a_batch)
+        return engine, compile_lowered(gpu, engine.lower(sharding))
+
+
+def check_no_copy_of_a_slot(engine: Engine, compiled: jax.stages.Compiled) -> None:
+    """Checks that the cache stays where it is, and that nothing as large as a slot's is copied."""
+    spec = engine.cache_spec
+    cache_bytes = math.prod(spec.shape) * spec.dtype.itemsize
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes >= cache_bytes
+    assert memory.temp_size_in_bytes < cache_bytes / CONFIG.num_layers
+    for kind, sizes in LARGE_OPERATIONS.findall(compiled.as_text()):
+        size = SIZES[kind] * math.prod(map(int, sizes.split(",")))
+        assert size < cache_bytes / spec.shape[1] / CONFIG.num_layers, f"{kind}[{sizes}]"
+
+
+def test_hopper():
+    engine, compiled = compile_for("h100")
+    # The attention and the four products of a layer, in each rung's loop.
+    assert compiled.as_text().count('custom_call_target="mosaic_gpu') == 5 * len(engine.ladder)
+    check_no_copy_of_a_slot(engine, compiled)
+    check_no_weight_is_copied(engine, compiled)
+
+
+# Triton does not know the T4, and 64 rows are too many for sums, so its wider rung still copies.
+COPIES = {"a100": 0, "l4": 0, "t4": 4, "b200": 0, "g4": 0}
+
+
+@pytest.mark.parametrize("gpu", COPIES)
+def test_other_gpus_copy_no_weight(gpu: str):
+    _, compiled = compile_for(gpu)
+    least = CONFIG.hidden_size * CONFIG.num_heads * CONFIG.head_dim
+    assert len(copied_slices(compiled.as_text(), least)) == COPIES[gpu]
