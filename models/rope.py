@@ -14,6 +14,8 @@ from emsjax.errors import UserError
 from emsjax.models.config import Rope
 
 Settings = Mapping[str, Any]
+# The types of layers in `layer_types`.
+FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 def _base(settings: Settings, head_dim: int) -> np.ndarray:
@@ -129,6 +131,43 @@ def rope_from_config(config: Mapping[str, Any], head_dim: int) -> Rope:
     if not (np.isfinite(frequencies).all() and math.isfinite(factor)):
         raise UserError(f"rope scaling {kind!r} has settings without a finite result; fix them")
     return Rope(tuple(float(f) for f in frequencies.astype(np.float32)), factor)
+
+
+def full_attention(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns a configuration with the rotary settings of its layers without a window.
+
+    They are the settings of all layers, unless `rope_parameters` has some for each type of layer.
+    """
+    settings = config.get("rope_parameters") or {}
+    return _of_kind(config, settings[FULL] or {}) if FULL in settings else config
+
+
+def ropes_by_kind(
+    config: Mapping[str, Any], head_dim: int, *, theta: float, local: tuple[str, float]
+) -> Mapping[str, Rope]:
+    """Returns the rotary embedding of each type of layer.
+
+    Args:
+      config: the configuration, with `rope_parameters` for each type, or with `rope_theta`,
+        `rope_scaling` for the layers without a window, and a key of its own for the others' base.
+      head_dim: H.
+      theta: base of the layers without a window unless it is configured.
+      local: that key, and the base of the layers with a window unless it is configured.
+
+    Raises:
+      UserError: see `rope_from_config`.
+    """
+    given = config.get("rope_parameters") or {}
+    scaling = config.get("rope_scaling") or {}
+    full = {"rope_theta": config.get("rope_theta") or theta} | scaling | (given.get(FULL) or {})
+    near = {"rope_theta": config.get(local[0]) or local[1]} | (given.get(SLIDING) or {})
+    kinds = {FULL: full, SLIDING: near}
+    return {kind: rope_from_config(_of_kind(config, kinds[kind]), head_dim) for kind in kinds}
+
+
+def _of_kind(config: Mapping[str, Any], settings: Settings) -> Mapping[str, Any]:
+    positions = config["max_position_embeddings"]
+    return {"rope_parameters": settings, "max_position_embeddings": positions}
 
 
 def _check_settings(kind: str, settings: Settings) -> None:

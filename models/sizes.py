@@ -49,7 +49,7 @@ def _block(config: DecoderConfig) -> int:
     projected = queries + 2 * config.num_kv_heads * config.head_dim
     inner = config.intermediate_size * (2 if config.gated else 1)
     return (
-        2 * _norm(config)
+        (4 if config.norm_place == "around" else 2) * _norm(config)
         + _linear(config.hidden_size, projected, config.qkv_bias)
         + _linear(queries, config.hidden_size, config.out_bias)
         + (2 * config.head_dim if config.qk_norm else 0)

@@ -40,6 +40,8 @@ OPT_SIZES = {
     "max_position_embeddings": 512,
     "word_embed_proj_dim": 32,
 }
+GEMMA_SIZES = {"head_dim": 16, "sliding_window": 24, "query_pre_attn_scalar": 20}
+LAYER_TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
 SLIDING = {"sliding_window": 24, "use_sliding_window": True}
 
 # name: (model type, Hugging Face configuration)
@@ -57,6 +59,9 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", LLAMA_SIZES | {"rope_parameters": YARN_ROPE}),
     "qwen2-mixed": ("qwen2", LLAMA_SIZES | SLIDING | {"max_window_layers": 1}),
     "qwen3": ("qwen3", LLAMA_SIZES | {"head_dim": 16}),
+    "gemma": ("gemma", LLAMA_SIZES | {"num_key_value_heads": 1, "head_dim": 12}),
+    "gemma2": ("gemma2", LLAMA_SIZES | GEMMA_SIZES | {"final_logit_softcapping": 5.0}),
+    "gemma3": ("gemma3_text", LLAMA_SIZES | GEMMA_SIZES | {"layer_types": LAYER_TYPES}),
 }
 VOCAB_SIZE = 101
 
@@ -80,7 +85,12 @@ def oracle(name: str) -> Any:
         eos_token_id=2,
         attn_implementation="eager",
     )
-    return AutoModelForCausalLM.from_config(config).float().eval()
+    model = AutoModelForCausalLM.from_config(config).float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # Norms and biases start at 0 or 1, which would hide mistakes.
+                parameter += 0.2 * torch.randn_like(parameter)
+    return model
 
 
 def temporary_directory(prefix: str) -> Path:

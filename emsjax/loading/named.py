@@ -8,6 +8,7 @@ from emsjax.errors import UserError, foreign
 from emsjax.loading.families import family, model_config, supported
 from emsjax.loading.hf.config import check_given, complete_config, read_json
 from emsjax.loading.hf.defaults import completed_from_table
+from emsjax.loading.hf.multimodal import text_part
 from emsjax.loading.hub import hub_config, is_repo_id
 from emsjax.loading.manifest import MANIFEST
 from emsjax.loading.published import PUBLISHED
@@ -39,6 +40,7 @@ _Complete = Callable[[Mapping[str, Any], Collection[str], str], dict[str, Any]]
 
 def _completed(given: Mapping[str, Any], types: Collection[str], origin: str) -> dict[str, Any]:
     """Fills in what the family reads; imports `transformers` only for an unusual configuration."""
+    given = text_part(given, origin)
     check_given(given, types, origin)
     found = completed_from_table(given, family(given).harmless or ())
     return complete_config(given, types, origin) if found is None else found

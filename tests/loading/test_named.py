@@ -53,6 +53,16 @@ PARAMETERS = {
     "qwen3-8b": 8_190_735_360,
     "qwen3-14b": 14_768_307_200,
     "qwen3-32b": 32_762_123_264,
+    "gemma-2b": 2_506_172_416,
+    "gemma-7b": 8_537_680_896,
+    "gemma-2-2b": 2_614_341_888,
+    "gemma-2-9b": 9_241_705_984,
+    "gemma-2-27b": 27_227_128_320,
+    "gemma-3-270m": 268_098_176,
+    "gemma-3-1b": 999_885_952,
+    "gemma-3-4b": 3_880_263_168,
+    "gemma-3-12b": 11_766_034_176,
+    "gemma-3-27b": 27_009_346_304,
 }
 
 pytestmark = pytest.mark.usefixtures("real_models")
@@ -69,10 +79,10 @@ def test_parameter_counts_equal_the_published_ones():
 
 def test_settings_that_do_not_affect_the_parameter_count():
     opt, llama, qwen = (named_config(n) for n in ("opt-350m", "llama-3.2-3b", "Qwen3-4B"))
-    assert (opt.num_heads, opt.embedding_size, opt.pre_norm, opt.final_norm) == (
+    assert (opt.num_heads, opt.embedding_size, opt.norm_place, opt.final_norm) == (
         16,
         512,
-        False,
+        "residual",
         False,
     )
     assert (llama.num_heads, llama.num_kv_heads, llama.head_dim) == (24, 8, 128)

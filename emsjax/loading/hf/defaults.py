@@ -74,6 +74,44 @@ _QWEN2 = _SHARED | {
     "use_sliding_window": False,
 }
 _QWEN3 = _QWEN2 | {"head_dim": 128, "attention_bias": False}
+_GEMMA_SHARED = {
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "rope_parameters": None,
+    "attention_bias": False,
+}
+_GEMMA = _GEMMA_SHARED | {
+    "vocab_size": 256000,
+    "hidden_size": 3072,
+    "intermediate_size": 24576,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "hidden_act": "gelu_pytorch_tanh",
+    "max_position_embeddings": 8192,
+}
+_GEMMA2 = _GEMMA_SHARED | {
+    "vocab_size": 256000,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 8192,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "layer_types": None,
+    "final_logit_softcapping": 30.0,
+    "attn_logit_softcapping": 50.0,
+}
+_GEMMA3 = _GEMMA2 | {
+    "vocab_size": 262208,
+    "max_position_embeddings": 131072,
+    "final_logit_softcapping": None,
+    "attn_logit_softcapping": None,
+}
 # By `model_type`.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -83,8 +121,13 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "mistral": _MISTRAL,
         "qwen2": _QWEN2,
         "qwen3": _QWEN3,
+        "gemma": _GEMMA,
+        "gemma2": _GEMMA2,
+        "gemma3_text": _GEMMA3,
     }
 )
+# Types whose `rope_parameters` have settings for each type of layer.
+_BY_KIND = frozenset({"gemma3_text"})
 # Keys outside the table that the families read as they are, with the types of their values.
 _AS_GIVEN: Mapping[str, tuple[type, ...]] = MappingProxyType(
     {
@@ -114,9 +157,18 @@ def completed_from_table(
         return None
     if given.get("rope_parameters") and given.get("rope_scaling"):
         return None
+    if given["model_type"] in _BY_KIND and not _by_kind(given):
+        return None
     ignored = HARMLESS | GENERATION_KEYS | set(harmless)
     known = all(key in ignored or _is_usual(key, given[key], defaults) for key in given)
     return {**defaults, **given} if known else None
+
+
+def _by_kind(given: Mapping[str, Any]) -> bool:
+    """Returns whether the rotary settings, if any, are by type of layer."""
+    ropes = given.get("rope_parameters")
+    old = given.keys() & {"rope_theta", "rope_scaling"}
+    return not old and (ropes is None or all(isinstance(each, dict) for each in ropes.values()))
 
 
 def _is_usual(key: str, value: Any, defaults: Mapping[str, Any]) -> bool:
