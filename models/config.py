@@ -50,12 +50,20 @@ class DecoderConfig:
       qkv_bias: whether there is a bias on the query, key and value projections.
       out_bias: whether there is a bias on the attention's output projection.
       mlp_bias: whether there is a bias on the feed-forward projections.
-      qk_norm: whether each query and key head has an RMS norm.
+      norm_bias: whether a layer norm has a bias.
+      parallel: whether attention and feed-forward layer both read the layer's input.
+      one_norm: whether they read it through one norm, if they are parallel.
+      qk_norm: what of queries and keys is normalised: each head, all heads together, or nothing.
       attention_scale: factor on the scores; None for H**-0.5.
       attention_soft_cap: soft cap of the scores; None for none.
       logit_soft_cap: soft cap of the logits; None for none.
+      query_growth: (beta, length): a query at position p is multiplied by
+        1 + beta * log(1 + floor(p / length)); None for no factor.
+      residual_scale: factor on what a sublayer adds to the hidden states.
+      logit_scale: factor on the logits.
       embedding_scale: factor on the token embedding, but not on the output projection.
       rope: rotary embedding; None means learned positions.
+      rope_interleaved: whether rotation turns neighbouring lanes, not the two halves of a head.
       layer_ropes: rotary embedding of each layer, all of one size; empty if all layers use `rope`.
       position_offset: row of the table of learned positions that holds position 0.
       embedding_size: width of the token embedding if it differs from D and is projected to D and
@@ -79,17 +87,24 @@ class DecoderConfig:
     activation: Activation
     norm_offset: bool = False
     norm_place: NormPlace = "before"
+    norm_bias: bool = True
+    parallel: bool = False
+    one_norm: bool = False
     final_norm: bool = True
     gated: bool = False
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: bool = False
+    qk_norm: Literal["head", "whole"] | None = None
     attention_scale: float | None = None
     attention_soft_cap: float | None = None
     logit_soft_cap: float | None = None
+    query_growth: tuple[float, float] | None = None
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
     embedding_scale: float = 1.0
     rope: Rope | None = None
+    rope_interleaved: bool = False
     layer_ropes: tuple[Rope, ...] = ()
     position_offset: int = 0
     embedding_size: int | None = None

@@ -14,9 +14,10 @@ from emsjax.models.layers import (
     MLP,
     LayerContext,
     Linear,
-    RMSNorm,
     norm,
     normed,
+    normed_heads,
+    query_factor,
     rotary_angles,
     rotate,
     soft_capped,
@@ -37,8 +38,11 @@ class Attention(nnx.Module):
         width = (num_heads + 2 * num_kv_heads) * head_dim
         self.qkv = Linear(config.hidden_size, width, bias=config.qkv_bias, rngs=rngs)
         self.out = Linear(num_heads * head_dim, config.hidden_size, bias=config.out_bias, rngs=rngs)
-        self.q_norm = norm(config, head_dim) if config.qk_norm else None
-        self.k_norm = norm(config, head_dim) if config.qk_norm else None
+        whole = config.qk_norm == "whole"
+        q_width, k_width = (head_dim * (n if whole else 1) for n in (num_heads, num_kv_heads))
+        self.q_norm = norm(config, q_width) if config.qk_norm else None
+        self.k_norm = norm(config, k_width) if config.qk_norm else None
+        self.interleaved = config.rope_interleaved
         self.scale = config.attention_scale or head_dim**-0.5
         self.soft_cap = config.attention_soft_cap
 
@@ -52,9 +56,13 @@ class Attention(nnx.Module):
         num_heads, num_kv_heads, head_dim = self.heads
         packed = self.qkv(x, context.stacked).reshape(x.shape[0], -1, head_dim)
         q, k, v = jnp.split(packed, (num_heads, num_heads + num_kv_heads), axis=1)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        return rotate(q, context.angles), *_contained(rotate(k, context.angles), v)
+        q, k = (
+            rotate(normed_heads(its_norm, x), context.angles, self.interleaved)
+            for its_norm, x in ((self.q_norm, q), (self.k_norm, k))
+        )
+        if context.query_factor is not None:
+            q = q * context.query_factor.astype(q.dtype)
+        return q, *_contained(k, v)
 
     def __call__(
         self, x: jax.Array, cache: jax.Array, context: LayerContext
@@ -106,10 +114,12 @@ class Block(nnx.Module):
         self.attention_norm = norm(config, width) if first else None
         self.attention = Attention(config, rngs=rngs)
         self.attention_out_norm = norm(config, width) if last else None
-        self.mlp_norm = norm(config, width) if first else None
+        self.mlp_norm = norm(config, width) if first and not config.one_norm else None
         self.mlp = MLP(config, rngs=rngs)
         self.mlp_out_norm = norm(config, width) if last else None
         self.of_sum = place == "residual"
+        self.parallel, self.one_norm = config.parallel, config.one_norm
+        self.residual_scale = config.residual_scale
 
     def __call__(
         self, x: jax.Array, cache: jax.Array, context: LayerContext
@@ -119,10 +129,16 @@ class Block(nnx.Module):
             mixed, cache = self.attention(x, cache, context)
             x = normed(self.attention_norm, x + mixed)
             return normed(self.mlp_norm, x + self.mlp(x, context)), cache
-        mixed, cache = self.attention(normed(self.attention_norm, x), cache, context)
-        x = x + normed(self.attention_out_norm, mixed)
-        mixed = self.mlp(normed(self.mlp_norm, x), context)
-        return x + normed(self.mlp_out_norm, mixed), cache
+        normal = normed(self.attention_norm, x)
+        mixed, cache = self.attention(normal, cache, context)
+        attended = x + self._scaled(normed(self.attention_out_norm, mixed))
+        if not self.one_norm:
+            normal = normed(self.mlp_norm, x if self.parallel else attended)
+        mixed = self.mlp(normal, context)
+        return attended + self._scaled(normed(self.mlp_out_norm, mixed)), cache
+
+    def _scaled(self, added: jax.Array) -> jax.Array:
+        return added if self.residual_scale == 1 else added * self.residual_scale
 
 
 class Embedder(nnx.Module):
@@ -297,6 +313,7 @@ class DecoderLM(nnx.Module):
             window=None,
             batch=batch,
             angles=rotary_angles(config, batch.positions),
+            query_factor=query_factor(config, batch.positions),
             places=cache_places(batch.slot_ids, batch.cu_q_lens, batch.kv_lens),
             attend=attend,
         )
@@ -304,7 +321,8 @@ class DecoderLM(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Turns hidden states [W, E] into float32 logits [W, V]."""
         logits = matmul(hidden, self.output_kernel, jnp.dtype(jnp.float32))
-        return soft_capped(logits, self.config.logit_soft_cap)
+        scale = self.config.logit_scale
+        return soft_capped(logits if scale == 1 else logits * scale, self.config.logit_soft_cap)
 
 
 def _run_stack(

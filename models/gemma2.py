@@ -22,4 +22,6 @@ def gemma2_config(hf: Mapping[str, Any]) -> DecoderConfig:
     )
 
 
-GEMMA2 = Family("gemma2", gemma2_config, llama_weights, harmless=frozenset({"cache_implementation"}))
+GEMMA2 = Family(
+    "gemma2", gemma2_config, llama_weights, harmless=frozenset({"cache_implementation"})
+)

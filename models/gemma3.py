@@ -20,11 +20,12 @@ def gemma3_config(hf: Mapping[str, Any]) -> DecoderConfig:
             "supported, because `transformers` ignores it; remove it or use another model"
         )
     full_every = hf.get("sliding_window_pattern") or 6
+    local = hf.get("rope_local_base_freq") or 1e4
     config, kinds = gemma2_config(hf), layer_kinds(hf, full_every=full_every)
-    ropes = ropes_by_kind(hf, config.head_dim, local=("rope_local_base_freq", 1e4), theta=1e6)
+    ropes = ropes_by_kind(hf, config.head_dim, theta=1e6, local_theta=local)
     return replace(
         config,
-        qk_norm=True,
+        qk_norm="head",
         windows=layer_windows(hf, full_every=full_every),
         rope=ropes[FULL],
         layer_ropes=tuple(ropes[kind] for kind in kinds),

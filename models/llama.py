@@ -1,6 +1,6 @@
 """Llama 1, 2 and 3.x, the base from which Mistral, Qwen2 and Qwen3 are defined."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from emsjax.errors import UserError
@@ -48,8 +48,21 @@ _NORMS: Mapping[str, Mapping[str, str]] = {
 }
 
 
-def llama_config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """Converts a Hugging Face `LlamaConfig`."""
+def llama_config(
+    hf: Mapping[str, Any],
+    *,
+    eps: str = "rms_norm_eps",
+    rope_allows: Collection[str] = (),
+    theta: float = 10000.0,
+) -> DecoderConfig:
+    """Converts a Hugging Face `LlamaConfig`, or what another family shares with it.
+
+    Args:
+      hf: the configuration.
+      eps: its key for the epsilon of the norms.
+      rope_allows: see `rope_from_config`.
+      theta: base of the rotary embedding unless it is configured.
+    """
     head_dim = hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"]
     return DecoderConfig(
         vocab_size=hf["vocab_size"],
@@ -61,13 +74,13 @@ def llama_config(hf: Mapping[str, Any]) -> DecoderConfig:
         head_dim=head_dim,
         max_positions=hf["max_position_embeddings"],
         norm="rms",
-        norm_eps=hf["rms_norm_eps"],
+        norm_eps=hf[eps],
         activation=activation(hf.get("hidden_act") or hf.get("hidden_activation") or "silu"),
         gated=True,
         qkv_bias=hf.get("attention_bias", False),
         out_bias=hf.get("attention_bias", False),
         mlp_bias=hf.get("mlp_bias", False),
-        rope=rope_from_config(full_attention(hf), head_dim),
+        rope=rope_from_config(full_attention(hf), head_dim, rope_allows, theta),
         tied=hf.get("tie_word_embeddings", False),
     )
 
@@ -86,7 +99,8 @@ def llama_weights(config: DecoderConfig) -> WeightMap:
         **affine("blocks.mlp.down", f"{mlp}.down_proj", bias=config.mlp_bias),
     }
     for ours, theirs in _NORMS[config.norm_place].items():
-        rules[f"blocks.{ours}.scale"] = rule(f"{layer}.{theirs}.weight")
+        if not (config.one_norm and ours == "mlp_norm"):
+            rules[f"blocks.{ours}.scale"] = rule(f"{layer}.{theirs}.weight")
     if config.qk_norm:
         rules["blocks.attention.q_norm.scale"] = rule(f"{attention}.q_norm.weight")
         rules["blocks.attention.k_norm.scale"] = rule(f"{attention}.k_norm.weight")
@@ -137,7 +151,9 @@ def layer_kinds(
     """
     layers, windowed = hf["num_hidden_layers"], bool(hf.get("sliding_window") and used)
     every = full_every or (layers + 1 if windowed else 1)
-    kinds = hf.get("layer_types") or [FULL if n % every == 0 else SLIDING for n in range(1, layers + 1)]
+    kinds = hf.get("layer_types") or [
+        FULL if n % every == 0 else SLIDING for n in range(1, layers + 1)
+    ]
     unknown = set(map(str, kinds)) - {SLIDING, FULL}
     if unknown or len(kinds) != layers:
         said = f"the types {', '.join(sorted(unknown))}" if unknown else f"{len(kinds)} types"

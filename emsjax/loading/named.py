@@ -1,6 +1,7 @@
 """Finds a model's configuration without its weights: by name or from a `config.json`."""
 
 from collections.abc import Callable, Collection, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,10 @@ def _found(model: str | Path, complete: _Complete) -> dict[str, Any]:
         return _on_disk(path, complete)
     if "/" in name and not isinstance(model, Path) and is_repo_id(str(model)):
         return _from_file(hub_config(str(model)), complete)
+    closest = get_close_matches(name, PUBLISHED, n=6, cutoff=0)
     raise UserError(
         f"there is no configuration {str(model)[:40]!r}; name a config.json, a model directory, a "
-        f"hub model (owner/name), or one of {', '.join(PUBLISHED)}."
+        f"hub model (owner/name), or a built-in name such as {', '.join(closest)}."
     )
 
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from emsjax.loading.published_since import PUBLISHED_SINCE
+
 Config = dict[str, Any]
 
 
@@ -101,40 +103,6 @@ def _mistral(**more: Any) -> Config:
     return _gated("mistral", 4096, 14336, 32, (32, 8), head_dim=128, **settings, **more)
 
 
-def _gemma(
-    model_type: str, width: int, inner: int, layers: int, heads: tuple[int, int], **more: Any
-) -> Config:
-    """Returns the settings of Gemma models; `heads` is (query heads, key/value heads)."""
-    return {
-        "model_type": model_type,
-        "vocab_size": 262208 if model_type == "gemma3_text" else 256000,
-        "hidden_size": width,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads[0],
-        "num_key_value_heads": heads[1],
-        "head_dim": 256,
-        "eos_token_id": 1,
-    } | more
-
-
-def _gemma3(
-    width: int, inner: int, layers: int, heads: tuple[int, int], long: bool = True, **more: Any
-) -> Config:
-    """Returns the settings of Gemma 3's text part; the small ones are not `long`."""
-    scaling = {"rope_type": "linear", "factor": 8.0} if long else {"rope_type": "default"}
-    settings: Config = {
-        "rope_parameters": {
-            "full_attention": {"rope_theta": 1000000.0} | scaling,
-            "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
-        },
-        "sliding_window": 1024 if long else 512,
-    }
-    if not long:
-        settings |= {"vocab_size": 262144, "max_position_embeddings": 32768}
-    return _gemma("gemma3_text", width, inner, layers, heads, **settings | more)
-
-
 _TIED = {"tie_word_embeddings": True}
 
 PUBLISHED: Mapping[str, Config] = MappingProxyType(
@@ -183,20 +151,6 @@ PUBLISHED: Mapping[str, Config] = MappingProxyType(
         "qwen3-8b": _qwen3(4096, 12288, 36, 32, tied=False),
         "qwen3-14b": _qwen3(5120, 17408, 40, 40, tied=False),
         "qwen3-32b": _qwen3(5120, 25600, 64, 64, tied=False),
-        "gemma-2b": _gemma("gemma", 2048, 16384, 18, (8, 1)),
-        "gemma-7b": _gemma("gemma", 3072, 24576, 28, (16, 16)),
-        "gemma-2-2b": _gemma("gemma2", 2304, 9216, 26, (8, 4)),
-        "gemma-2-9b": _gemma("gemma2", 3584, 14336, 42, (16, 8)),
-        "gemma-2-27b": _gemma(
-            "gemma2", 4608, 36864, 46, (32, 16), head_dim=128, query_pre_attn_scalar=144
-        ),
-        "gemma-3-270m": _gemma3(640, 2048, 18, (4, 1), long=False),
-        "gemma-3-1b": _gemma3(1152, 6912, 26, (4, 1), long=False),
-        # The text part.
-        "gemma-3-4b": _gemma3(2560, 10240, 34, (8, 4)),
-        "gemma-3-12b": _gemma3(3840, 15360, 48, (16, 8)),
-        "gemma-3-27b": _gemma3(
-            5376, 21504, 62, (32, 16), head_dim=128, query_pre_attn_scalar=168
-        ),
+        **PUBLISHED_SINCE,
     }
 )

@@ -55,7 +55,10 @@ def renamed(directory: Path, target: Path) -> Path:
     target.mkdir()
     (target / "config.json").write_bytes((directory / "config.json").read_bytes())
     tensors = load_file(directory / "model.safetensors")
-    starts = {"language_model.model.": "model.language_model.", "vision_tower.": "model.vision_tower."}
+    starts = {
+        "language_model.model.": "model.language_model.",
+        "vision_tower.": "model.vision_tower.",
+    }
     newer = {}
     for name, value in tensors.items():
         old, new = next(((a, b) for a, b in starts.items() if name.startswith(a)), ("", ""))

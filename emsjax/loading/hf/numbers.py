@@ -17,10 +17,14 @@ _SIZES: Mapping[str, int] = {
     "head_dim": 1 << 16,
     "vocab_size": 1 << 26,
     **dict.fromkeys(("max_position_embeddings", "n_positions", "sliding_window"), 2**31 - 1),
+    "original_max_position_embeddings": 2**31 - 1,
 }
 _OPTIONAL = ("n_inner", "head_dim", "num_key_value_heads", "word_embed_proj_dim", "sliding_window")
 # Factors and caps, which must be above 0 if they are there.
-_POSITIVE = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping")
+_POSITIVE = (
+    *("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "logit_scale"),
+    *("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"),
+)
 _EPSILONS = ("rms_norm_eps", "layer_norm_epsilon", "norm_epsilon", "layer_norm_eps")
 
 
