@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
+NormPlace = Literal["before", "after", "around", "residual"]
 
 
 @dataclass(frozen=True)
@@ -11,12 +12,18 @@ class Rope:
     """Rotary position embedding.
 
     Attributes:
-      inverse_frequencies: angle per position for each pair of lanes, [H / 2], after scaling.
+      inverse_frequencies: angle per position for each pair of lanes, after scaling; H / 2 of them,
+        or fewer if only the first lanes of a head turn. Zeros turn nothing.
       attention_factor: factor on sine and cosine; other than 1 only for YaRN.
     """
 
     inverse_frequencies: tuple[float, ...]
     attention_factor: float = 1.0
+
+    @property
+    def still(self) -> "Rope":
+        """A table of the same size that turns nothing, for a layer without positions."""
+        return Rope((0.0,) * len(self.inverse_frequencies))
 
 
 @dataclass(frozen=True)
@@ -34,15 +41,30 @@ class DecoderConfig:
       max_positions: longest sequence that the model supports, in tokens.
       norm: kind of normalisation.
       norm_eps: epsilon of the normalisation.
-      pre_norm: whether to normalise before each sublayer; False normalises after the residual sum.
+      norm_offset: whether an RMS norm multiplies by 1 + weight, in float32, instead of by weight.
+      norm_place: what is normalised: the input of each sublayer ("before"), its output ("after"),
+        both ("around"), or the sum of its input and output ("residual").
       final_norm: whether to normalise before the output projection.
       activation: activation of the feed-forward layer.
       gated: whether the feed-forward layer multiplies by a gate (SwiGLU).
       qkv_bias: whether there is a bias on the query, key and value projections.
       out_bias: whether there is a bias on the attention's output projection.
       mlp_bias: whether there is a bias on the feed-forward projections.
-      qk_norm: whether each query and key head has an RMS norm.
+      norm_bias: whether a layer norm has a bias.
+      parallel: whether attention and feed-forward layer both read the layer's input.
+      one_norm: whether they read it through one norm, if they are parallel.
+      qk_norm: what of queries and keys is normalised: each head, all heads together, or nothing.
+      attention_scale: factor on the scores; None for H**-0.5.
+      attention_soft_cap: soft cap of the scores; None for none.
+      logit_soft_cap: soft cap of the logits; None for none.
+      query_growth: (beta, length): a query at position p is multiplied by
+        1 + beta * log(1 + floor(p / length)); None for no factor.
+      residual_scale: factor on what a sublayer adds to the hidden states.
+      logit_scale: factor on the logits.
+      embedding_scale: factor on the token embedding, but not on the output projection.
       rope: rotary embedding; None means learned positions.
+      rope_interleaved: whether rotation turns neighbouring lanes, not the two halves of a head.
+      layer_ropes: rotary embedding of each layer, all of one size; empty if all layers use `rope`.
       position_offset: row of the table of learned positions that holds position 0.
       embedding_size: width of the token embedding if it differs from D and is projected to D and
         back; None if it is D.
@@ -63,14 +85,27 @@ class DecoderConfig:
     norm: Literal["rms", "layer"]
     norm_eps: float
     activation: Activation
-    pre_norm: bool = True
+    norm_offset: bool = False
+    norm_place: NormPlace = "before"
+    norm_bias: bool = True
+    parallel: bool = False
+    one_norm: bool = False
     final_norm: bool = True
     gated: bool = False
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: bool = False
+    qk_norm: Literal["head", "whole"] | None = None
+    attention_scale: float | None = None
+    attention_soft_cap: float | None = None
+    logit_soft_cap: float | None = None
+    query_growth: tuple[float, float] | None = None
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    embedding_scale: float = 1.0
     rope: Rope | None = None
+    rope_interleaved: bool = False
+    layer_ropes: tuple[Rope, ...] = ()
     position_offset: int = 0
     embedding_size: int | None = None
     tied: bool = True
@@ -85,3 +120,13 @@ class DecoderConfig:
     def layers_of_stacks(self) -> tuple[int, ...]:
         """The number of layers in each stack."""
         return self.stacks or (self.num_layers,)
+
+    @property
+    def rope_tables(self) -> tuple[Rope, ...]:
+        """The different rotary embeddings of the layers; empty if all use `rope`."""
+        return tuple(dict.fromkeys(self.layer_ropes))
+
+    @property
+    def table_of_layers(self) -> tuple[int, ...]:
+        """Which of `rope_tables` each layer uses; empty if all use `rope`."""
+        return tuple(self.rope_tables.index(rope) for rope in self.layer_ropes)

@@ -10,7 +10,18 @@ from flax import nnx
 from emsjax.engine.packing import PackedBatch
 from emsjax.engine.sizes import Sizes
 from emsjax.models.config import DecoderConfig
-from emsjax.models.layers import MLP, LayerContext, Linear, RMSNorm, norm, rotary_angles, rotate
+from emsjax.models.layers import (
+    MLP,
+    LayerContext,
+    Linear,
+    norm,
+    normed,
+    normed_heads,
+    query_factor,
+    rotary_angles,
+    rotate,
+    soft_capped,
+)
 from emsjax.pallas_kernels.backends import target_platform
 from emsjax.pallas_kernels.cache_update.api import cache_places, update_kv_cache
 from emsjax.pallas_kernels.kv_layout import rows_per_token, storage_dtype
@@ -28,8 +39,13 @@ class Attention(nnx.Module):
         width = (num_heads + 2 * num_kv_heads) * head_dim
         self.qkv = Linear(config.hidden_size, width, bias=config.qkv_bias, rngs=rngs)
         self.out = Linear(num_heads * head_dim, config.hidden_size, bias=config.out_bias, rngs=rngs)
-        self.q_norm = RMSNorm(head_dim, config.norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(head_dim, config.norm_eps) if config.qk_norm else None
+        whole = config.qk_norm == "whole"
+        q_width, k_width = (head_dim * (n if whole else 1) for n in (num_heads, num_kv_heads))
+        self.q_norm = norm(config, q_width) if config.qk_norm else None
+        self.k_norm = norm(config, k_width) if config.qk_norm else None
+        self.interleaved = config.rope_interleaved
+        self.scale = config.attention_scale or head_dim**-0.5
+        self.soft_cap = config.attention_soft_cap
 
     def _project(
         self, x: jax.Array, context: LayerContext
@@ -46,9 +62,13 @@ class Attention(nnx.Module):
             packed = jax.lax.optimization_barrier(packed)
         packed = packed.reshape(x.shape[0], -1, head_dim)
         q, k, v = jnp.split(packed, (num_heads, num_heads + num_kv_heads), axis=1)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        return rotate(q, context.angles), *_contained(rotate(k, context.angles), v)
+        q, k = (
+            rotate(normed_heads(its_norm, x), context.angles, self.interleaved)
+            for its_norm, x in ((self.q_norm, q), (self.k_norm, k))
+        )
+        if context.query_factor is not None:
+            q = q * context.query_factor.astype(q.dtype)
+        return q, *_contained(k, v)
 
     def __call__(
         self, x: jax.Array, cache: jax.Array, context: LayerContext
@@ -70,7 +90,12 @@ class Attention(nnx.Module):
             places=context.places,
         )
         mixed = context.attend(
-            q, cache, layer=context.layer, scale=self.heads[2] ** -0.5, window=context.window
+            q,
+            cache,
+            layer=context.layer,
+            scale=self.scale,
+            window=context.window,
+            soft_cap=self.soft_cap,
         )
         return self.out(mixed.reshape(x.shape[0], -1), context.stacked), cache
 
@@ -90,23 +115,36 @@ class Block(nnx.Module):
     """One layer: attention and feed-forward, each with a norm and a residual."""
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        self.attention_norm = norm(config, config.hidden_size)
+        width, place = config.hidden_size, config.norm_place
+        first, last = place != "after", place in ("after", "around")
+        self.attention_norm = norm(config, width) if first else None
         self.attention = Attention(config, rngs=rngs)
-        self.mlp_norm = norm(config, config.hidden_size)
+        self.attention_out_norm = norm(config, width) if last else None
+        self.mlp_norm = norm(config, width) if first and not config.one_norm else None
         self.mlp = MLP(config, rngs=rngs)
-        self.pre_norm = config.pre_norm
+        self.mlp_out_norm = norm(config, width) if last else None
+        self.of_sum = place == "residual"
+        self.parallel, self.one_norm = config.parallel, config.one_norm
+        self.residual_scale = config.residual_scale
 
     def __call__(
         self, x: jax.Array, cache: jax.Array, context: LayerContext
     ) -> tuple[jax.Array, jax.Array]:
         """Returns x [T, D] and the cache after this layer."""
-        if self.pre_norm:
-            mixed, cache = self.attention(self.attention_norm(x), cache, context)
-            x = x + mixed
-            return x + self.mlp(self.mlp_norm(x), context), cache
-        mixed, cache = self.attention(x, cache, context)
-        x = self.attention_norm(x + mixed)
-        return self.mlp_norm(x + self.mlp(x, context)), cache
+        if self.of_sum:
+            mixed, cache = self.attention(x, cache, context)
+            x = normed(self.attention_norm, x + mixed)
+            return normed(self.mlp_norm, x + self.mlp(x, context)), cache
+        normal = normed(self.attention_norm, x)
+        mixed, cache = self.attention(normal, cache, context)
+        attended = x + self._scaled(normed(self.attention_out_norm, mixed))
+        if not self.one_norm:
+            normal = normed(self.mlp_norm, x if self.parallel else attended)
+        mixed = self.mlp(normal, context)
+        return attended + self._scaled(normed(self.mlp_out_norm, mixed)), cache
+
+    def _scaled(self, added: jax.Array) -> jax.Array:
+        return added if self.residual_scale == 1 else added * self.residual_scale
 
 
 class Embedder(nnx.Module):
@@ -130,10 +168,13 @@ class Embedder(nnx.Module):
         self.project_in = Linear(*sizes, bias=False, rngs=rngs) if narrow else None
         self.project_out = Linear(*sizes[::-1], bias=False, rngs=rngs) if narrow else None
         self.position_offset = config.position_offset
+        self.scale = config.embedding_scale
 
     def __call__(self, batch: PackedBatch, dtype: jnp.dtype) -> jax.Array:
         """Returns the hidden states [T, D] before the first layer, in `dtype`."""
         x = self.tokens[...][batch.tokens].astype(dtype)
+        if self.scale != 1:
+            x = x * jnp.asarray(self.scale, dtype)
         if self.project_in is not None:
             x = self.project_in(x)
         if self.positions is not None:
@@ -249,8 +290,9 @@ class DecoderLM(nnx.Module):
         carry, first = (self.embedder(batch, self.dtype), cache), 0
         stacks = self.blocks if self.config.stacks[1:] else [self.blocks]
         for stack, layers in zip(stacks, self.config.layers_of_stacks, strict=True):
-            windows = self.windows[first : first + layers]
-            carry = _run_stack(stack, layers, carry, context, first, windows)
+            here = slice(first, first + layers)
+            windows, tables = self.windows[here], self.config.table_of_layers[here]
+            carry = _run_stack(stack, layers, carry, context, first, windows, tables)
             first += layers
         x, cache = carry
         x = x if self.final_norm is None else self.final_norm(x)
@@ -276,14 +318,17 @@ class DecoderLM(nnx.Module):
             stacked=none,
             window=None,
             batch=batch,
-            angles=None if config.rope is None else rotary_angles(config.rope, batch.positions),
+            angles=rotary_angles(config, batch.positions),
+            query_factor=query_factor(config, batch.positions),
             places=cache_places(batch.slot_ids, batch.cu_q_lens, batch.kv_lens),
             attend=attend,
         )
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Turns hidden states [W, E] into float32 logits [W, V]."""
-        return matmul(hidden, self.output_kernel, jnp.dtype(jnp.float32))
+        logits = matmul(hidden, self.output_kernel, jnp.dtype(jnp.float32))
+        scale = self.config.logit_scale
+        return soft_capped(logits if scale == 1 else logits * scale, self.config.logit_soft_cap)
 
 
 def _run_stack(
@@ -293,6 +338,7 @@ def _run_stack(
     context: LayerContext,
     first: int,
     windows: tuple[int, ...],
+    tables: tuple[int, ...],
 ) -> tuple[jax.Array, jax.Array]:
     """Runs a stack of equal layers; returns hidden states [T, D] and the cache.
 
@@ -303,6 +349,7 @@ def _run_stack(
       context: what the layers share.
       first: index of the first layer in the cache.
       windows: sliding window of each layer, or empty.
+      tables: rotary table of each layer, or empty.
     """
     # The scan does not slice the kernels. A product that reads its layer's part of the stack in
     # place saves a copy of it.
@@ -310,15 +357,18 @@ def _run_stack(
     of_layer, shared = _windows(windows)
 
     def run_layer(carry: tuple, scanned: tuple) -> tuple[tuple, None]:
-        others, stacked, window = scanned
+        others, stacked, window, table = scanned
         block = nnx.merge(block_def, kernels, others)
         here = context._replace(
             layer=first + stacked, stacked=stacked, window=shared if window is None else window
         )
+        if table is not None:
+            here = here._replace(angles=jax.tree.map(lambda x: x[table], context.angles))
         return block(*carry, here), None
 
     numbers = jnp.arange(layers, dtype=jnp.int32)
-    return jax.lax.scan(run_layer, carry, (others, numbers, of_layer))[0]
+    table = jnp.asarray(tables, jnp.int32) if tables else None
+    return jax.lax.scan(run_layer, carry, (others, numbers, of_layer, table))[0]
 
 
 def _windows(windows: tuple[int, ...]) -> tuple[jax.Array | None, int | None]:

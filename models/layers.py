@@ -34,7 +34,9 @@ class LayerContext(NamedTuple):
       stacked: int32[], index of the layer in its stack of weights.
       window: sliding window in tokens; None for no window.
       batch: the packed rows.
-      angles: cosine and sine of the rotary embedding; None for a model without one.
+      angles: cosine and sine of the rotary embedding; None for a model without one. Before the
+        scan over layers they hold every table, if layers differ.
+      query_factor: float32[T, 1, 1], factor on the queries; None for none.
       places: where each row's K/V belong in its slot's cache.
       attend: attention over the caches of this step's slots.
     """
@@ -44,6 +46,7 @@ class LayerContext(NamedTuple):
     window: jax.Array | int | None
     batch: PackedBatch
     angles: tuple[jax.Array, jax.Array] | None
+    query_factor: jax.Array | None
     places: Places
     attend: Attend
 
@@ -70,25 +73,29 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Computes x / rms(x) * scale over the last axis, in float32."""
+    """Computes x / rms(x) * scale over the last axis, in float32; with offset, * (1 + scale)."""
 
-    def __init__(self, width: int, eps: float):
-        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+    def __init__(self, width: int, eps: float, *, offset: bool = False):
+        self.scale = nnx.Param(jnp.full((width,), 0.0 if offset else 1.0, jnp.float32))
         self.eps = eps
+        self.offset = offset
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises x [..., width] of any float type; returns the same shape and type."""
         wide = x.astype(jnp.float32)
         normal = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
+        if self.offset:  # the families that do this multiply before they round
+            scale = 1 + self.scale[...].astype(jnp.float32)
+            return (normal * jnp.broadcast_to(scale, x.shape)).astype(x.dtype)
         return normal.astype(x.dtype) * jnp.broadcast_to(self.scale[...].astype(x.dtype), x.shape)
 
 
 class LayerNorm(nnx.Module):
     """Computes (x - mean) / deviation * scale + bias over the last axis, in float32."""
 
-    def __init__(self, width: int, eps: float):
+    def __init__(self, width: int, eps: float, *, bias: bool = True):
         self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32)) if bias else None
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -96,33 +103,92 @@ class LayerNorm(nnx.Module):
         wide = x.astype(jnp.float32)
         centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
         normal = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + self.eps)
-        scale, bias = (
-            jnp.broadcast_to(p[...].astype(jnp.float32), x.shape) for p in (self.scale, self.bias)
-        )
+        scale = jnp.broadcast_to(self.scale[...].astype(jnp.float32), x.shape)
+        if self.bias is None:
+            return (normal * scale).astype(x.dtype)
+        bias = jnp.broadcast_to(self.bias[...].astype(jnp.float32), x.shape)
         return (normal * scale + bias).astype(x.dtype)
 
 
 def norm(config: DecoderConfig, width: int) -> RMSNorm | LayerNorm:
     """Returns a normalisation of the kind that `config` specifies."""
-    kind = RMSNorm if config.norm == "rms" else LayerNorm
-    return kind(width, config.norm_eps)
+    if config.norm == "layer":
+        return LayerNorm(width, config.norm_eps, bias=config.norm_bias)
+    return RMSNorm(width, config.norm_eps, offset=config.norm_offset)
 
 
-def rotary_angles(rope: Rope, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns cosine and sine for `positions` int32[T], float32[T, 1, H / 2] each."""
+def normed(module: RMSNorm | LayerNorm | None, x: jax.Array) -> jax.Array:
+    """Normalises x if there is a norm."""
+    return x if module is None else module(x)
+
+
+def soft_capped(x: jax.Array, cap: float | None) -> jax.Array:
+    """Keeps x between -cap and cap; returns it unchanged for None."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def rotary_angles(
+    config: DecoderConfig, positions: jax.Array
+) -> tuple[jax.Array, jax.Array] | None:
+    """Returns cosine and sine for `positions` int32[T], float32[T, 1, H / 2] each.
+
+    If layers differ, the results have a leading axis for `config.rope_tables`. Returns None for a
+    model with learned positions.
+    """
+    if config.rope_tables:
+        each = [_angles(rope, positions) for rope in config.rope_tables]
+        return jnp.stack([cos for cos, _ in each]), jnp.stack([sin for _, sin in each])
+    return None if config.rope is None else _angles(config.rope, positions)
+
+
+def query_factor(config: DecoderConfig, positions: jax.Array) -> jax.Array | None:
+    """Returns float32[T, 1, 1], the factor on the queries at `positions`, or None for none."""
+    if config.query_growth is None:
+        return None
+    beta, length = config.query_growth
+    lengths = jnp.floor(positions.astype(jnp.float32) / length)
+    return 1 + beta * jnp.log1p(lengths)[:, None, None]
+
+
+def normed_heads(module: RMSNorm | LayerNorm | None, x: jax.Array) -> jax.Array:
+    """Normalises x [T, heads, H], each head or all together by the norm's width, if it is there."""
+    if module is None:
+        return x
+    return module(x.reshape(x.shape[0], -1, module.scale.shape[-1])).reshape(x.shape)
+
+
+def _angles(rope: Rope, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
     frequencies = jnp.asarray(rope.inverse_frequencies, jnp.float32)
     angles = positions.astype(jnp.float32)[:, None, None] * frequencies[None, None]
     return jnp.cos(angles) * rope.attention_factor, jnp.sin(angles) * rope.attention_factor
 
 
-def rotate(x: jax.Array, cos_sin: tuple[jax.Array, jax.Array] | None) -> jax.Array:
-    """Rotates the two halves of each head of x [T, heads, H]; returns x unchanged for None."""
+def rotate(
+    x: jax.Array, cos_sin: tuple[jax.Array, jax.Array] | None, interleaved: bool = False
+) -> jax.Array:
+    """Rotates pairs of lanes in each head of x [T, heads, H].
+
+    Args:
+      x: queries or keys.
+      cos_sin: cosine and sine [T, 1, pairs], for the first lanes of a head if there are fewer than
+        H / 2 pairs; None returns x unchanged.
+      interleaved: whether pairs are neighbours, and not halves apart.
+    """
     if cos_sin is None:
         return x
     cos, sin = cos_sin
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    turned_lanes = 2 * cos.shape[-1]
+    if turned_lanes < x.shape[-1]:
+        turned, still = jnp.split(x, (turned_lanes,), axis=-1)
+        return jnp.concatenate([rotate(turned, cos_sin, interleaved), still], axis=-1)
+    wide = x.astype(jnp.float32)
+    if interleaved:
+        first, second = wide[..., ::2], wide[..., 1::2]
+    else:
+        first, second = jnp.split(wide, 2, axis=-1)
+    pair = first * cos - second * sin, second * cos + first * sin
+    turned = jnp.stack(pair, axis=-1) if interleaved else jnp.concatenate(pair, axis=-1)
+    return turned.reshape(x.shape).astype(x.dtype)
 
 
 class MLP(nnx.Module):

@@ -1,12 +1,12 @@
 """Llama 1, 2 and 3.x, the base from which Mistral, Qwen2 and Qwen3 are defined."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from emsjax.errors import UserError
 from emsjax.models.config import Activation, DecoderConfig
 from emsjax.models.family import Family, WeightMap, affine, rule
-from emsjax.models.rope import rope_from_config
+from emsjax.models.rope import FULL, SLIDING, full_attention, rope_from_config
 
 ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
@@ -32,8 +32,37 @@ def activation(name: str) -> Activation:
     return ACTIVATIONS[name]
 
 
-def llama_config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """Converts a Hugging Face `LlamaConfig`."""
+# The norms of a layer by where they are, and the checkpoint's names for them.
+_NORMS: Mapping[str, Mapping[str, str]] = {
+    "before": {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"},
+    "after": {
+        "attention_out_norm": "post_attention_layernorm",
+        "mlp_out_norm": "post_feedforward_layernorm",
+    },
+    "around": {
+        "attention_norm": "input_layernorm",
+        "attention_out_norm": "post_attention_layernorm",
+        "mlp_norm": "pre_feedforward_layernorm",
+        "mlp_out_norm": "post_feedforward_layernorm",
+    },
+}
+
+
+def llama_config(
+    hf: Mapping[str, Any],
+    *,
+    eps: str = "rms_norm_eps",
+    rope_allows: Collection[str] = (),
+    theta: float = 10000.0,
+) -> DecoderConfig:
+    """Converts a Hugging Face `LlamaConfig`, or what another family shares with it.
+
+    Args:
+      hf: the configuration.
+      eps: its key for the epsilon of the norms.
+      rope_allows: see `rope_from_config`.
+      theta: base of the rotary embedding unless it is configured.
+    """
     head_dim = hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"]
     return DecoderConfig(
         vocab_size=hf["vocab_size"],
@@ -45,13 +74,13 @@ def llama_config(hf: Mapping[str, Any]) -> DecoderConfig:
         head_dim=head_dim,
         max_positions=hf["max_position_embeddings"],
         norm="rms",
-        norm_eps=hf["rms_norm_eps"],
-        activation=activation(hf.get("hidden_act") or "silu"),
+        norm_eps=hf[eps],
+        activation=activation(hf.get("hidden_act") or hf.get("hidden_activation") or "silu"),
         gated=True,
         qkv_bias=hf.get("attention_bias", False),
         out_bias=hf.get("attention_bias", False),
         mlp_bias=hf.get("mlp_bias", False),
-        rope=rope_from_config(hf, head_dim),
+        rope=rope_from_config(full_attention(hf), head_dim, rope_allows, theta),
         tied=hf.get("tie_word_embeddings", False),
     )
 
@@ -64,13 +93,14 @@ def llama_weights(config: DecoderConfig) -> WeightMap:
     rules = {
         "embedder.tokens": rule("embed_tokens.weight"),
         "final_norm.scale": rule("norm.weight"),
-        "blocks.attention_norm.scale": rule(f"{layer}.input_layernorm.weight"),
-        "blocks.mlp_norm.scale": rule(f"{layer}.post_attention_layernorm.weight"),
         **affine("blocks.attention.qkv", *qkv, bias=config.qkv_bias),
         **affine("blocks.attention.out", f"{attention}.o_proj", bias=config.out_bias),
         **affine("blocks.mlp.up", f"{mlp}.gate_proj", f"{mlp}.up_proj", bias=config.mlp_bias),
         **affine("blocks.mlp.down", f"{mlp}.down_proj", bias=config.mlp_bias),
     }
+    for ours, theirs in _NORMS[config.norm_place].items():
+        if not (config.one_norm and ours == "mlp_norm"):
+            rules[f"blocks.{ours}.scale"] = rule(f"{layer}.{theirs}.weight")
     if config.qk_norm:
         rules["blocks.attention.q_norm.scale"] = rule(f"{attention}.q_norm.weight")
         rules["blocks.attention.k_norm.scale"] = rule(f"{attention}.k_norm.weight")
@@ -81,34 +111,57 @@ def llama_weights(config: DecoderConfig) -> WeightMap:
     return WeightMap(rules, ignore, ("model.",), shared)
 
 
-def layer_windows(hf: Mapping[str, Any], used: bool = True) -> tuple[int, ...]:
+def layer_windows(
+    hf: Mapping[str, Any], used: bool = True, full_every: int | None = None
+) -> tuple[int, ...]:
     """Returns each layer's sliding window, 0 for none; empty if no layer has one.
 
     Args:
       hf: a Hugging Face configuration.
       used: whether the configuration uses its `sliding_window`.
+      full_every: see `layer_kinds`.
 
     Raises:
       UserError: a layer is of an unknown type, lacks its window, or there are not as many types as
         layers.
     """
-    window, layers, kinds = hf.get("sliding_window"), hf["num_hidden_layers"], hf.get("layer_types")
-    window = window if used else None
-    kinds = kinds or ["sliding_attention" if window else "full_attention"] * layers
-    unknown = set(map(str, kinds)) - {"sliding_attention", "full_attention"}
+    kinds, window = layer_kinds(hf, used, full_every), hf.get("sliding_window") if used else None
+    if SLIDING in kinds and not window:
+        raise UserError(
+            "layer_types has sliding_attention, but there is no sliding_window in use; set both, "
+            "or use another model"
+        )
+    windows = tuple((window or 0) if kind == SLIDING else 0 for kind in kinds)
+    return windows if any(windows) else ()
+
+
+def layer_kinds(
+    hf: Mapping[str, Any], used: bool = True, full_every: int | None = None
+) -> tuple[str, ...]:
+    """Returns the type of each layer, sliding_attention or full_attention.
+
+    Args:
+      hf: a Hugging Face configuration.
+      used: whether the configuration uses its `sliding_window`.
+      full_every: without `layer_types`, one layer of so many, the last, has no window; None if all
+        layers have one, or none.
+
+    Raises:
+      UserError: a layer is of an unknown type, or there are not as many types as layers.
+    """
+    layers, windowed = hf["num_hidden_layers"], bool(hf.get("sliding_window") and used)
+    every = full_every or (layers + 1 if windowed else 1)
+    kinds = hf.get("layer_types") or [
+        FULL if n % every == 0 else SLIDING for n in range(1, layers + 1)
+    ]
+    unknown = set(map(str, kinds)) - {SLIDING, FULL}
     if unknown or len(kinds) != layers:
         said = f"the types {', '.join(sorted(unknown))}" if unknown else f"{len(kinds)} types"
         raise UserError(
             f"layer_types has {said} for {layers} layers; give each layer sliding_attention or "
             "full_attention, or use another model"
         )
-    if "sliding_attention" in kinds and not window:
-        raise UserError(
-            "layer_types has sliding_attention, but there is no sliding_window in use; set both, "
-            "or use another model"
-        )
-    windows = tuple((window or 0) if kind == "sliding_attention" else 0 for kind in kinds)
-    return windows if any(windows) else ()
+    return tuple(kinds)
 
 
 LLAMA = Family("llama", llama_config, llama_weights, harmless=frozenset())

@@ -30,7 +30,7 @@ def opt_config(hf: Mapping[str, Any]) -> DecoderConfig:
         norm="layer",
         norm_eps=1e-5,
         activation=activation(hf["activation_function"]),
-        pre_norm=pre_norm,
+        norm_place="before" if pre_norm else "residual",
         final_norm=pre_norm and not hf.get("_remove_final_layer_norm", False),
         qkv_bias=bias,
         out_bias=bias,

@@ -12,7 +12,7 @@ from emsjax.models.llama import layer_windows, llama_config, llama_weights
 def qwen3_config(hf: Mapping[str, Any]) -> DecoderConfig:
     """Converts a Hugging Face `Qwen3Config`."""
     windows = layer_windows(hf, used=bool(hf.get("use_sliding_window")))
-    return replace(llama_config(hf), qk_norm=True, windows=windows)
+    return replace(llama_config(hf), qk_norm="head", windows=windows)
 
 
 # `transformers` turns it into `layer_types`, which is read.

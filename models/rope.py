@@ -4,7 +4,7 @@ The computation is in float32, as in training.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +14,8 @@ from emsjax.errors import UserError
 from emsjax.models.config import Rope
 
 Settings = Mapping[str, Any]
+# The types of layers in `layer_types`.
+FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 def _base(settings: Settings, head_dim: int) -> np.ndarray:
@@ -57,14 +59,39 @@ def _yarn(settings: Settings, head_dim: int, max_positions: int) -> tuple[np.nda
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
     ramp = np.clip((np.arange(head_dim // 2) - low) / max(high - low, 0.001), 0, 1)
-    attention_factor = settings.get("attention_factor") or 0.1 * math.log(max(factor, 1)) + 1
+    attention_factor = settings.get("attention_factor") or _yarn_factor(settings, max(factor, 1))
     return base / factor * ramp + base * (1 - ramp), attention_factor
+
+
+def _yarn_factor(settings: Settings, factor: float) -> float:
+    """Equation 22, or the ratio of two such factors with a weight each."""
+    weights = [settings.get(name) for name in ("mscale", "mscale_all_dim")]
+    one, all_lanes = (0.1 * (weight or 1) * math.log(factor) + 1 for weight in weights)
+    return one / all_lanes if all(weights) else 0.1 * math.log(factor) + 1
+
+
+def _longrope(settings: Settings, head_dim: int, max_positions: int) -> tuple[np.ndarray, float]:
+    """LongRoPE (arXiv 2402.13753) up to the trained length, which has frequencies of its own."""
+    base, trained = _base(settings, head_dim), settings["original_max_position_embeddings"]
+    factor = settings.get("factor") or max_positions / trained
+    attention_factor = math.sqrt(1 + math.log(max(factor, 1)) / math.log(trained))
+    short = np.asarray(settings["short_factor"], np.float32)
+    if short.shape != base.shape:
+        raise UserError(
+            f"rope scaling 'longrope' has {short.size} short factors for {base.size} frequencies; "
+            "fix them or download the model again"
+        )
+    return base / short, settings.get("attention_factor") or attention_factor
 
 
 # By `rope_type`. Each takes settings, H and the most positions that the model supports, and returns
 # frequencies [H / 2] and the attention factor.
 SCALINGS: Mapping[str, Callable[[Settings, int, int], tuple[np.ndarray, float]]] = MappingProxyType(
     {"default": _default, "linear": _linear, "llama3": _llama3, "yarn": _yarn}
+)
+# Only for families that refuse texts beyond the trained length, see `rope_from_config`.
+_ALLOWED: Mapping[str, Callable[[Settings, int, int], tuple[np.ndarray, float]]] = MappingProxyType(
+    {"longrope": _longrope}
 )
 
 
@@ -80,6 +107,7 @@ _NEEDED: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "original_max_position_embeddings",
         ),
         "yarn": (),
+        "longrope": ("original_max_position_embeddings",),
     }
 )
 _OPTIONAL: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -90,9 +118,12 @@ _OPTIONAL: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "beta_fast",
             "beta_slow",
             "attention_factor",
-        )
+        ),
+        "longrope": ("factor", "attention_factor"),
     }
 )
+# Divisors of the frequencies up to the trained length, and beyond it.
+_LISTS = frozenset({"short_factor", "long_factor"})
 _COMMON = frozenset({"rope_theta", "rope_type", "type"})
 # Settings that change nothing with these values. `transformers` adds the trained length to every
 # type that has one, and reads neither it nor a factor of 1 in the others.
@@ -101,40 +132,89 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
 )
 
 
-def rope_from_config(config: Mapping[str, Any], head_dim: int) -> Rope:
+def rope_from_config(
+    config: Mapping[str, Any],
+    head_dim: int,
+    allowed: Collection[str] = (),
+    theta: float = 10000.0,
+) -> Rope:
     """Returns the rotary embedding of a Hugging Face configuration.
 
     Args:
       config: the configuration, with `rope_parameters` or with `rope_theta` and `rope_scaling`.
       head_dim: H.
+      allowed: what else the family honours: settings that others refuse, and the type "longrope",
+        whose result holds up to the trained length only.
+      theta: base of the frequencies unless it is configured.
 
     Raises:
       UserError: the type of scaling is not in `SCALINGS`, or one of its settings is missing, out of
         range or unknown.
     """
     settings = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    settings.setdefault("rope_theta", config.get("rope_theta") or 10000.0)
+    settings.setdefault("rope_theta", config.get("rope_theta") or theta)
     # Older configurations call it "type".
     kind = settings.get("rope_type") or settings.get("type") or "default"
-    if not isinstance(kind, str) or kind not in SCALINGS:
+    scalings = {**SCALINGS, **{name: _ALLOWED[name] for name in _ALLOWED if name in allowed}}
+    if not isinstance(kind, str) or kind not in scalings:
         raise UserError(
             f"rope scaling {str(kind)[:40]!r} is not supported; use a model with one of "
-            f"{', '.join(SCALINGS)}"
+            f"{', '.join(scalings)}"
         )
-    _check_settings(kind, settings)
+    _check_settings(kind, settings, allowed)
+    if "partial_rotary_factor" in allowed:
+        head_dim = int(head_dim * (settings.get("partial_rotary_factor") or 1))
     if head_dim % 2:
         raise UserError(f"head_dim {head_dim} is odd, but rope turns pairs; use another model")
     with np.errstate(all="ignore"):  # the result is checked
-        frequencies, factor = SCALINGS[kind](settings, head_dim, config["max_position_embeddings"])
+        frequencies, factor = scalings[kind](settings, head_dim, config["max_position_embeddings"])
     if not (np.isfinite(frequencies).all() and math.isfinite(factor)):
         raise UserError(f"rope scaling {kind!r} has settings without a finite result; fix them")
     return Rope(tuple(float(f) for f in frequencies.astype(np.float32)), factor)
 
 
-def _check_settings(kind: str, settings: Settings) -> None:
+def full_attention(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns a configuration with the rotary settings of its layers without a window.
+
+    They are the settings of all layers, unless `rope_parameters` has some for each type of layer.
+    """
+    settings = config.get("rope_parameters") or {}
+    return _of_kind(config, settings[FULL] or {}) if FULL in settings else config
+
+
+def ropes_by_kind(
+    config: Mapping[str, Any], head_dim: int, *, theta: float, local_theta: float
+) -> Mapping[str, Rope]:
+    """Returns the rotary embedding of each type of layer.
+
+    Args:
+      config: the configuration, with `rope_parameters` for each type, or with `rope_theta` and
+        `rope_scaling` for the layers without a window.
+      head_dim: H.
+      theta: base of the layers without a window unless it is configured.
+      local_theta: base of the layers with a window unless it is configured.
+
+    Raises:
+      UserError: see `rope_from_config`.
+    """
+    given = config.get("rope_parameters") or {}
+    scaling = config.get("rope_scaling") or {}
+    full = {"rope_theta": config.get("rope_theta") or theta} | scaling | (given.get(FULL) or {})
+    near = {"rope_theta": local_theta} | (given.get(SLIDING) or {})
+    kinds = {FULL: full, SLIDING: near}
+    return {kind: rope_from_config(_of_kind(config, kinds[kind]), head_dim) for kind in kinds}
+
+
+def _of_kind(config: Mapping[str, Any], settings: Settings) -> Mapping[str, Any]:
+    positions = config["max_position_embeddings"]
+    return {"rope_parameters": settings, "max_position_embeddings": positions}
+
+
+def _check_settings(kind: str, settings: Settings, allowed: Collection[str]) -> None:
     """Checks that the settings of a type are there, in range, and all that can change the text."""
     numbers = {"rope_theta", *_NEEDED[kind]}
-    numbers |= {name for name in _OPTIONAL.get(kind, ()) if settings.get(name) is not None}
+    optional = {*_OPTIONAL.get(kind, ()), *allowed} - {"longrope", *_LISTS}
+    numbers |= {name for name in optional if settings.get(name) is not None}
     for name in sorted(numbers):
         value: Any = settings.get(name)
         number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -150,7 +230,10 @@ def _check_settings(kind: str, settings: Settings) -> None:
         )
     if kind == "yarn" and settings["rope_theta"] <= 1:
         raise UserError("rope scaling 'yarn' needs a rope_theta above 1; fix it")
+    if (settings.get("partial_rotary_factor") or 0) > 1 and "partial_rotary_factor" in allowed:
+        raise UserError("partial_rotary_factor is above 1; fix it or download the model again")
     known = numbers | _COMMON | ({"truncate"} if kind == "yarn" else set())
+    known |= _LISTS if kind == "longrope" else set()
     for name, value in settings.items():
         neutral = value is None or value is False or value in _NEUTRAL.get(name, ())
         unread = name == "original_max_position_embeddings" and kind in ("default", "linear")

@@ -49,10 +49,10 @@ def _block(config: DecoderConfig) -> int:
     projected = queries + 2 * config.num_kv_heads * config.head_dim
     inner = config.intermediate_size * (2 if config.gated else 1)
     return (
-        2 * _norm(config)
+        _norms(config) * _norm(config)
         + _linear(config.hidden_size, projected, config.qkv_bias)
         + _linear(queries, config.hidden_size, config.out_bias)
-        + (2 * config.head_dim if config.qk_norm else 0)
+        + _head_norms(config)
         + _linear(config.hidden_size, inner, config.mlp_bias)
         + _linear(config.intermediate_size, config.hidden_size, config.mlp_bias)
     )
@@ -63,4 +63,15 @@ def _linear(num_in: int, num_out: int, bias: bool) -> int:
 
 
 def _norm(config: DecoderConfig) -> int:
-    return config.hidden_size * (1 if config.norm == "rms" else 2)
+    return config.hidden_size * (2 if config.norm == "layer" and config.norm_bias else 1)
+
+
+def _norms(config: DecoderConfig) -> int:
+    """Returns how many norms of the hidden states a layer has."""
+    return 1 if config.one_norm else 4 if config.norm_place == "around" else 2
+
+
+def _head_norms(config: DecoderConfig) -> int:
+    """Returns the parameters of the norms of queries and keys in a layer."""
+    heads = {None: 0, "head": 2, "whole": config.num_heads + config.num_kv_heads}
+    return heads[config.qk_norm] * config.head_dim

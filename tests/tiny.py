@@ -32,6 +32,7 @@ LLAMA_SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
 }
+NEOX_SIZES = {key: size for key, size in LLAMA_SIZES.items() if key != "num_key_value_heads"}
 OPT_SIZES = {
     "hidden_size": 32,
     "ffn_dim": 48,
@@ -40,6 +41,32 @@ OPT_SIZES = {
     "max_position_embeddings": 512,
     "word_embed_proj_dim": 32,
 }
+GEMMA_SIZES = {"head_dim": 16, "sliding_window": 24, "query_pre_attn_scalar": 20}
+GRANITE_FACTORS = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 2.0,
+}
+LONGROPE = {
+    "original_max_position_embeddings": 300,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "partial_rotary_factor": 0.5,
+        "original_max_position_embeddings": 300,
+        "short_factor": [1.5, 2.0],
+        "long_factor": [3.0, 4.0],
+    },
+}
+GROWING_ROPE = YARN_ROPE | {
+    "original_max_position_embeddings": 30,
+    "llama_4_scaling_beta": 0.1,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.5,
+}
+LAYER_TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
+COHERE2 = {"sliding_window": 24, "sliding_window_pattern": 2, "logit_scale": 1.0}
 SLIDING = {"sliding_window": 24, "use_sliding_window": True}
 
 # name: (model type, Hugging Face configuration)
@@ -57,6 +84,20 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", LLAMA_SIZES | {"rope_parameters": YARN_ROPE}),
     "qwen2-mixed": ("qwen2", LLAMA_SIZES | SLIDING | {"max_window_layers": 1}),
     "qwen3": ("qwen3", LLAMA_SIZES | {"head_dim": 16}),
+    "gemma": ("gemma", LLAMA_SIZES | {"num_key_value_heads": 1, "head_dim": 12}),
+    "gemma2": ("gemma2", LLAMA_SIZES | GEMMA_SIZES | {"final_logit_softcapping": 5.0}),
+    "smollm3": ("smollm3", LLAMA_SIZES | {"no_rope_layer_interval": 2}),
+    "granite": ("granite", LLAMA_SIZES | GRANITE_FACTORS),
+    "olmo2": ("olmo2", LLAMA_SIZES),
+    "olmo3": ("olmo3", LLAMA_SIZES | {"sliding_window": 24, "layer_types": LAYER_TYPES}),
+    "phi3": ("phi3", LLAMA_SIZES | LONGROPE),
+    "ministral3": ("ministral3", LLAMA_SIZES | {"head_dim": 8, "rope_parameters": GROWING_ROPE}),
+    "gpt-neox": ("gpt_neox", NEOX_SIZES),
+    "pythia-serial": ("gpt_neox", NEOX_SIZES | {"use_parallel_residual": False}),
+    "starcoder2": ("starcoder2", LLAMA_SIZES | {"sliding_window": 24}),
+    "cohere": ("cohere", LLAMA_SIZES | {"logit_scale": 0.5}),
+    "cohere2": ("cohere2", LLAMA_SIZES | COHERE2),
+    "gemma3": ("gemma3_text", LLAMA_SIZES | GEMMA_SIZES | {"layer_types": LAYER_TYPES}),
 }
 VOCAB_SIZE = 101
 
@@ -80,7 +121,12 @@ def oracle(name: str) -> Any:
         eos_token_id=2,
         attn_implementation="eager",
     )
-    return AutoModelForCausalLM.from_config(config).float().eval()
+    model = AutoModelForCausalLM.from_config(config).float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # Norms and biases start at 0 or 1, which would hide mistakes.
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return model
 
 
 def temporary_directory(prefix: str) -> Path:

@@ -1,6 +1,7 @@
 """Finds a model's configuration without its weights: by name or from a `config.json`."""
 
 from collections.abc import Callable, Collection, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from emsjax.errors import UserError, foreign
 from emsjax.loading.families import family, model_config, supported
 from emsjax.loading.hf.config import check_given, complete_config, read_json
 from emsjax.loading.hf.defaults import completed_from_table
+from emsjax.loading.hf.multimodal import text_part
 from emsjax.loading.hub import hub_config, is_repo_id
 from emsjax.loading.manifest import MANIFEST
 from emsjax.loading.published import PUBLISHED
@@ -39,6 +41,7 @@ _Complete = Callable[[Mapping[str, Any], Collection[str], str], dict[str, Any]]
 
 def _completed(given: Mapping[str, Any], types: Collection[str], origin: str) -> dict[str, Any]:
     """Fills in what the family reads; imports `transformers` only for an unusual configuration."""
+    given = text_part(given, origin)
     check_given(given, types, origin)
     found = completed_from_table(given, family(given).harmless or ())
     return complete_config(given, types, origin) if found is None else found
@@ -55,9 +58,10 @@ def _found(model: str | Path, complete: _Complete) -> dict[str, Any]:
         return _on_disk(path, complete)
     if "/" in name and not isinstance(model, Path) and is_repo_id(str(model)):
         return _from_file(hub_config(str(model)), complete)
+    closest = get_close_matches(name, PUBLISHED, n=6, cutoff=0)
     raise UserError(
         f"there is no configuration {str(model)[:40]!r}; name a config.json, a model directory, a "
-        f"hub model (owner/name), or one of {', '.join(PUBLISHED)}."
+        f"hub model (owner/name), or a built-in name such as {', '.join(closest)}."
     )
 
 

@@ -16,6 +16,7 @@ from emsjax.loading.head import as_stored
 from emsjax.loading.hf.beside import check_beside
 from emsjax.loading.hf.config import check_supported, eos_token_ids, read_config, read_json
 from emsjax.loading.hf.generation import GENERATION_KEYS
+from emsjax.loading.hf.multimodal import is_multimodal
 from emsjax.loading.hf.tokenizer import load_tokenizer
 from emsjax.loading.manifest import MANIFEST
 from emsjax.loading.sources.source import TensorSource, open_directory
@@ -107,8 +108,9 @@ def _open_hugging_face(directory: Path, supported: Collection[str]) -> OpenedMod
     generation_config = _generation_config(directory, config)
     source = open_directory(directory)
     config = as_stored(config, source)
+    part = " (text part)" if is_multimodal(read_json(directory / "config.json")) else ""
     return OpenedModel(
-        name=_name(directory),
+        name=_name(directory) + part,
         source=source,
         own_names=False,
         hf_config=config,

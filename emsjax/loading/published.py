@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from emsjax.loading.published_since import PUBLISHED_SINCE
+
 Config = dict[str, Any]
 
 
@@ -149,5 +151,6 @@ PUBLISHED: Mapping[str, Config] = MappingProxyType(
         "qwen3-8b": _qwen3(4096, 12288, 36, 32, tied=False),
         "qwen3-14b": _qwen3(5120, 17408, 40, 40, tied=False),
         "qwen3-32b": _qwen3(5120, 25600, 64, 64, tied=False),
+        **PUBLISHED_SINCE,
     }
 )

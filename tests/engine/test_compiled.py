@@ -208,7 +208,7 @@ def test_copying_a_prompts_cache_needs_memory_for_one_layer_only():
 
 
 # Each model is compiled for a TPU with enough memory.
-NAMED = {"smollm2-135m": "v5e", "opt-6.7b": "v6e", "llama-3-8b": "v5p"}
+NAMED = {"smollm2-135m": "v5e", "gemma-3-1b": "v5e", "opt-6.7b": "v6e", "llama-3-8b": "v5p"}
 
 
 @SLOW

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("real_models")
 SWITCHES = {
     "add_cross_attention",  # refused unless false
     "is_encoder_decoder",
+    "use_bidirectional_attention",
 }
 
 

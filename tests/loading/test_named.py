@@ -53,6 +53,32 @@ PARAMETERS = {
     "qwen3-8b": 8_190_735_360,
     "qwen3-14b": 14_768_307_200,
     "qwen3-32b": 32_762_123_264,
+    "gemma-2b": 2_506_172_416,
+    "gemma-7b": 8_537_680_896,
+    "gemma-2-2b": 2_614_341_888,
+    "gemma-2-9b": 9_241_705_984,
+    "gemma-2-27b": 27_227_128_320,
+    "gemma-3-270m": 268_098_176,
+    "gemma-3-1b": 999_885_952,
+    "gemma-3-4b": 3_880_263_168,
+    "gemma-3-12b": 11_766_034_176,
+    "gemma-3-27b": 27_009_346_304,
+    "smollm3-3b": 3_075_098_624,
+    "granite-3.0-2b": 2_533_531_648,
+    "granite-3.0-8b": 8_170_848_256,
+    "olmo-2-1b": 1_484_916_736,
+    "olmo-2-7b": 7_298_617_344,
+    "olmo-2-13b": 13_716_198_400,
+    "phi-3-mini-4k": 3_821_079_552,
+    "phi-4": 14_659_507_200,
+    "pythia-160m": 162_322_944,
+    "pythia-1.4b": 1_414_647_808,
+    "pythia-6.9b": 6_857_302_016,
+    "starcoder2-3b": 3_030_371_328,
+    "starcoder2-7b": 7_173_923_840,
+    "aya-expanse-8b": 8_028_033_024,
+    "command-r": 34_980_831_232,
+    "command-r7b": 8_028_033_024,
 }
 
 pytestmark = pytest.mark.usefixtures("real_models")
@@ -69,10 +95,10 @@ def test_parameter_counts_equal_the_published_ones():
 
 def test_settings_that_do_not_affect_the_parameter_count():
     opt, llama, qwen = (named_config(n) for n in ("opt-350m", "llama-3.2-3b", "Qwen3-4B"))
-    assert (opt.num_heads, opt.embedding_size, opt.pre_norm, opt.final_norm) == (
+    assert (opt.num_heads, opt.embedding_size, opt.norm_place, opt.final_norm) == (
         16,
         512,
-        False,
+        "residual",
         False,
     )
     assert (llama.num_heads, llama.num_kv_heads, llama.head_dim) == (24, 8, 128)
@@ -125,9 +151,12 @@ def test_an_unreachable_hub():
         hub.hub_config("some/model")
 
 
-@pytest.mark.parametrize("name", ["opt-7b", "opt-6.7", "no/such/path"])
-def test_an_unknown_name_is_answered_with_the_known_names(name: str):
-    with pytest.raises(UserError, match=rf"{name}.*opt-6\.7b, .*qwen3-8b"):
+@pytest.mark.parametrize(
+    ("name", "closest"),
+    [("opt-7b", "opt-6.7b"), ("opt-6.7", "opt-6.7b"), ("gemma-3-4b-it", "gemma-3-4b")],
+)
+def test_an_unknown_name_is_answered_with_the_closest_names(name: str, closest: str):
+    with pytest.raises(UserError, match=rf"{name}.*built-in name such as .*{closest}"):
         named_config(name)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from emsjax.errors import UserError, foreign, reason
 from emsjax.loading.hf.keys import REPLACED, check_code, shown
+from emsjax.loading.hf.multimodal import text_part
 from emsjax.loading.hf.numbers import check_eos, check_ranges
 from emsjax.loading.hf.unadvised import without_advice
 
@@ -60,6 +61,7 @@ def complete_config(
     Raises:
       UserError: the model type is not supported, or `transformers` rejects the configuration.
     """
+    given = text_part(given, origin)
     check_given(given, supported, origin)
     with without_advice():
         from transformers import CONFIG_MAPPING

@@ -74,6 +74,138 @@ _QWEN2 = _SHARED | {
     "use_sliding_window": False,
 }
 _QWEN3 = _QWEN2 | {"head_dim": 128, "attention_bias": False}
+_GEMMA_SHARED = {
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "rope_parameters": None,
+    "attention_bias": False,
+}
+_GEMMA = _GEMMA_SHARED | {
+    "vocab_size": 256000,
+    "hidden_size": 3072,
+    "intermediate_size": 24576,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "hidden_act": "gelu_pytorch_tanh",
+    "max_position_embeddings": 8192,
+}
+_GEMMA2 = _GEMMA_SHARED | {
+    "vocab_size": 256000,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 8192,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "layer_types": None,
+    "final_logit_softcapping": 30.0,
+    "attn_logit_softcapping": 50.0,
+}
+_GEMMA3 = _GEMMA2 | {
+    "vocab_size": 262208,
+    "max_position_embeddings": 131072,
+    "final_logit_softcapping": None,
+    "attn_logit_softcapping": None,
+}
+_SMOLLM3 = _SHARED | {
+    "vocab_size": 128256,
+    "hidden_size": 2048,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 32768,
+    "use_sliding_window": False,
+    "no_rope_layers": None,
+    "no_rope_layer_interval": 4,
+    "layer_types": None,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": True,
+}
+_PLAIN = _LLAMA.keys() - {"head_dim", "mlp_bias"}
+_GRANITE = {key: _LLAMA[key] for key in _PLAIN} | {
+    "mlp_bias": False,
+    "embedding_multiplier": 1.0,
+    "attention_multiplier": 1.0,
+    "residual_multiplier": 1.0,
+    "logits_scaling": 1.0,
+}
+_OLMO2 = {key: _LLAMA[key] for key in _PLAIN} | {"vocab_size": 50304, "rms_norm_eps": 1e-5}
+_OLMO3 = _OLMO2 | {"sliding_window": 4096, "layer_types": None}
+_PHI3 = _SHARED | {
+    "vocab_size": 32064,
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_key_value_heads": None,
+    "max_position_embeddings": 4096,
+    "original_max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "sliding_window": None,
+}
+_MINISTRAL3 = _SHARED | {
+    "vocab_size": 131072,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 34,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 262144,
+    "rms_norm_eps": 1e-5,
+    "sliding_window": None,
+}
+_GPT_NEOX = {
+    "vocab_size": 50432,
+    "hidden_size": 6144,
+    "intermediate_size": 24576,
+    "num_hidden_layers": 44,
+    "num_attention_heads": 64,
+    "hidden_act": "gelu",
+    "max_position_embeddings": 2048,
+    "layer_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "use_parallel_residual": True,
+    "attention_bias": True,
+    "rope_parameters": None,
+}
+_STARCODER2 = {
+    "vocab_size": 49152,
+    "hidden_size": 3072,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 2,
+    "hidden_act": "gelu_pytorch_tanh",
+    "max_position_embeddings": 4096,
+    "norm_epsilon": 1e-5,
+    "use_bias": True,
+    "tie_word_embeddings": True,
+    "sliding_window": None,
+    "rope_parameters": None,
+}
+_COHERE2 = {
+    "vocab_size": 256000,
+    "hidden_size": 8192,
+    "intermediate_size": 22528,
+    "logit_scale": 0.0625,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 64,
+    "num_key_value_heads": None,
+    "hidden_act": "silu",
+    "max_position_embeddings": 8192,
+    "layer_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "sliding_window": 4096,
+    "layer_types": None,
+    "rope_parameters": None,
+}
+_COHERE = {key: _COHERE2[key] for key in _COHERE2.keys() - {"sliding_window", "layer_types"}}
+_COHERE["use_qk_norm"] = False
 # By `model_type`.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -83,6 +215,29 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "mistral": _MISTRAL,
         "qwen2": _QWEN2,
         "qwen3": _QWEN3,
+        "gemma": _GEMMA,
+        "gemma2": _GEMMA2,
+        "gemma3_text": _GEMMA3,
+        "smollm3": _SMOLLM3,
+        "granite": _GRANITE,
+        "olmo2": _OLMO2,
+        "olmo3": _OLMO3,
+        "phi3": _PHI3,
+        "ministral3": _MINISTRAL3,
+        "gpt_neox": _GPT_NEOX,
+        "starcoder2": _STARCODER2,
+        "cohere": _COHERE,
+        "cohere2": _COHERE2,
+    }
+)
+# Types with rotary settings of their own, and which of the older keys only `transformers` can read.
+_BASE_AND_SCALING = frozenset({"rope_theta", "rope_scaling"})
+_OWN_ROPE: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        **dict.fromkeys(("gemma3_text", "olmo3", "ministral3", "gpt_neox"), _BASE_AND_SCALING),
+        # Their bases are not 10000 unless given.
+        **dict.fromkeys(("smollm3", "cohere", "cohere2"), frozenset({"rope_scaling"})),
+        "phi3": frozenset({"rope_scaling"}),
     }
 )
 # Keys outside the table that the families read as they are, with the types of their values.
@@ -114,9 +269,20 @@ def completed_from_table(
         return None
     if given.get("rope_parameters") and given.get("rope_scaling"):
         return None
+    if not _ropes_are_usual(given):
+        return None
     ignored = HARMLESS | GENERATION_KEYS | set(harmless)
     known = all(key in ignored or _is_usual(key, given[key], defaults) for key in given)
     return {**defaults, **given} if known else None
+
+
+def _ropes_are_usual(given: Mapping[str, Any]) -> bool:
+    """Returns whether a type with rotary settings of its own has none, or some by type of layer."""
+    older = _OWN_ROPE.get(given["model_type"])
+    if older is None:
+        return True
+    ropes = given.get("rope_parameters") or {}
+    return not older & given.keys() and all(isinstance(each, dict) for each in ropes.values())
 
 
 def _is_usual(key: str, value: Any, defaults: Mapping[str, Any]) -> bool:

@@ -17,8 +17,14 @@ _SIZES: Mapping[str, int] = {
     "head_dim": 1 << 16,
     "vocab_size": 1 << 26,
     **dict.fromkeys(("max_position_embeddings", "n_positions", "sliding_window"), 2**31 - 1),
+    "original_max_position_embeddings": 2**31 - 1,
 }
 _OPTIONAL = ("n_inner", "head_dim", "num_key_value_heads", "word_embed_proj_dim", "sliding_window")
+# Factors and caps, which must be above 0 if they are there.
+_POSITIVE = (
+    *("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "logit_scale"),
+    *("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"),
+)
 _EPSILONS = ("rms_norm_eps", "layer_norm_epsilon", "norm_epsilon", "layer_norm_eps")
 
 
@@ -34,7 +40,7 @@ def check_ranges(config: Mapping[str, Any], origin: str) -> None:
 
 
 def check_numbers(config: Mapping[str, Any], origin: str) -> None:
-    """Checks every size, epsilon and end-of-text id that a configuration has.
+    """Checks every size, factor, epsilon and end-of-text id that a configuration has.
 
     Args:
       config: a Hugging Face configuration, with every default filled in.
@@ -49,6 +55,10 @@ def check_numbers(config: Mapping[str, Any], origin: str) -> None:
     for key in _EPSILONS:
         if key in config and not (is_number(config[key]) and 0 <= config[key] <= 1):
             raise _wrong(origin, key, config[key], "a number from 0 to 1")
+    for key in _POSITIVE:
+        value = config.get(key)
+        if value is not None and not (is_number(value) and value > 0):
+            raise _wrong(origin, key, value, "a number above 0")
     check_eos(config, origin)
 
 

@@ -1,0 +1,49 @@
+"""Finds the language model in the configuration of a multimodal model."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from emsjax.errors import UserError
+from emsjax.loading.hf.keys import shown
+
+# Model type of the whole, and of its language model.
+TEXT_PARTS: Mapping[str, str] = MappingProxyType({"gemma3": "gemma3_text"})
+# Settings of the other parts.
+_OTHERS = frozenset(
+    {
+        *("model_type", "text_config", "vision_config", "architectures", "mm_tokens_per_image"),
+        *("image_token_id", "image_token_index", "boi_token_index", "eoi_token_index"),
+        *("initializer_range", "boi_token_id", "eoi_token_id"),
+    }
+)
+
+
+def is_multimodal(given: Mapping[str, Any]) -> bool:
+    """Returns whether a configuration is of a multimodal model whose text part is supported."""
+    kind = given.get("model_type")
+    return isinstance(kind, str) and kind in TEXT_PARTS
+
+
+def text_part(given: Mapping[str, Any], origin: str) -> Mapping[str, Any]:
+    """Returns the configuration of a multimodal model's text part; another one is returned as is.
+
+    Args:
+      given: a Hugging Face configuration.
+      origin: name of the configuration in messages.
+
+    Raises:
+      UserError: the text part is missing or of another type.
+    """
+    if not is_multimodal(given):
+        return given
+    kind, text = TEXT_PARTS[given["model_type"]], given.get("text_config")
+    if not isinstance(text, Mapping) or text.get("model_type", kind) != kind:
+        found = text.get("model_type") if isinstance(text, Mapping) else text
+        raise UserError(
+            f"{origin} has text_config {shown(found)}, but emsjax reads only the text part "
+            f"{kind!r} of {given['model_type']!r}; fix it or download it again."
+        )
+    # End-of-text ids, ties and quantisation are settings of the whole.
+    whole = {key: given[key] for key in given if key not in _OTHERS}
+    return {**text, **whole, "model_type": kind}

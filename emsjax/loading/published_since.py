@@ -1,0 +1,148 @@
+"""Published configurations of the families that joined after the first six, see `published`."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+Config = dict[str, Any]
+
+
+def _model(
+    model_type: str, width: int, inner: int, layers: int, heads: tuple[int, int], **more: Any
+) -> Config:
+    """Returns the sizes of a model; `heads` is (query heads, key/value heads)."""
+    return {
+        "model_type": model_type,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads[0],
+        "num_key_value_heads": heads[1],
+    } | more
+
+
+def _gemma3(
+    width: int, inner: int, layers: int, heads: tuple[int, int], long: bool = True, **more: Any
+) -> Config:
+    """Returns the settings of Gemma 3's text part; the small ones are not `long`."""
+    scaling = {"rope_type": "linear", "factor": 8.0} if long else {"rope_type": "default"}
+    settings: Config = {
+        "head_dim": 256,
+        "rope_parameters": {
+            "full_attention": {"rope_theta": 1000000.0} | scaling,
+            "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+        },
+        "sliding_window": 1024 if long else 512,
+    }
+    if not long:
+        settings |= {"vocab_size": 262144, "max_position_embeddings": 32768}
+    return _model("gemma3_text", width, inner, layers, heads, **settings | more)
+
+
+def _granite3(inner: int, width: int, scores: float, logits: float, **more: Any) -> Config:
+    """Returns the settings of Granite 3.0."""
+    settings: Config = {
+        "vocab_size": 49155,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": scores,
+        "logits_scaling": logits,
+        "eos_token_id": 0,
+    }
+    return _model("granite", width, inner, 40, (32, 8), **settings | more)
+
+
+def _olmo2(width: int, inner: int, layers: int, heads: int) -> Config:
+    settings: Config = {"vocab_size": 100352, "max_position_embeddings": 4096, "rms_norm_eps": 1e-6}
+    settings |= {"rope_theta": 500000.0, "eos_token_id": 100257}
+    return _model("olmo2", width, inner, layers, (heads, heads), **settings)
+
+
+def _pythia(width: int, layers: int, heads: int, vocab_size: int = 50304) -> Config:
+    settings: Config = {"vocab_size": vocab_size, "eos_token_id": 0}
+    sizes = _model("gpt_neox", width, 4 * width, layers, (heads, heads), **settings)
+    return {key: value for key, value in sizes.items() if key != "num_key_value_heads"}
+
+
+PUBLISHED_SINCE: Mapping[str, Config] = MappingProxyType(
+    {
+        "gemma-2b": _model("gemma", 2048, 16384, 18, (8, 1)),
+        "gemma-7b": _model("gemma", 3072, 24576, 28, (16, 16)),
+        "gemma-2-2b": _model("gemma2", 2304, 9216, 26, (8, 4)),
+        "gemma-2-9b": _model("gemma2", 3584, 14336, 42, (16, 8)),
+        "gemma-2-27b": _model(
+            "gemma2", 4608, 36864, 46, (32, 16), head_dim=128, query_pre_attn_scalar=144
+        ),
+        "gemma-3-270m": _gemma3(640, 2048, 18, (4, 1), long=False),
+        "gemma-3-1b": _gemma3(1152, 6912, 26, (4, 1), long=False),
+        # The text parts.
+        "gemma-3-4b": _gemma3(2560, 10240, 34, (8, 4)),
+        "gemma-3-12b": _gemma3(3840, 15360, 48, (16, 8)),
+        "gemma-3-27b": _gemma3(5376, 21504, 62, (32, 16), head_dim=128, query_pre_attn_scalar=168),
+        "smollm3-3b": _model(
+            "smollm3",
+            2048,
+            11008,
+            36,
+            (16, 4),
+            rope_theta=5000000.0,
+            max_position_embeddings=65536,
+        ),
+        "granite-3.0-2b": _granite3(8192, 2048, 0.015625, 8.0, tie_word_embeddings=True),
+        "granite-3.0-8b": _granite3(12800, 4096, 0.0078125, 16.0, tie_word_embeddings=True),
+        "olmo-2-1b": _olmo2(2048, 8192, 16, 16),
+        "olmo-2-7b": _olmo2(4096, 11008, 32, 32),
+        "olmo-2-13b": _olmo2(5120, 13824, 40, 40),
+        "phi-3-mini-4k": _model("phi3", 3072, 8192, 32, (32, 32), sliding_window=2047),
+        "phi-4": _model(
+            "phi3",
+            5120,
+            17920,
+            40,
+            (40, 10),
+            vocab_size=100352,
+            max_position_embeddings=16384,
+            rope_theta=250000.0,
+        ),
+        "pythia-160m": _pythia(768, 12, 12),
+        "pythia-1.4b": _pythia(2048, 24, 16),
+        "pythia-6.9b": _pythia(4096, 32, 32, vocab_size=50432),
+        "starcoder2-3b": _model(
+            "starcoder2",
+            3072,
+            12288,
+            30,
+            (24, 2),
+            max_position_embeddings=16384,
+            sliding_window=4096,
+            rope_theta=999999.4420358813,
+        ),
+        "starcoder2-7b": _model(
+            "starcoder2",
+            4608,
+            18432,
+            32,
+            (36, 4),
+            max_position_embeddings=16384,
+            sliding_window=4096,
+            rope_theta=1000000.0,
+        ),
+        "aya-expanse-8b": _model(
+            "cohere", 4096, 14336, 32, (32, 8), rope_theta=10000.0, logit_scale=0.125
+        ),
+        "command-r": _model(
+            "cohere",
+            8192,
+            22528,
+            40,
+            (64, 64),
+            rope_theta=8000000.0,
+            max_position_embeddings=131072,
+        ),
+        "command-r7b": _model(
+            "cohere2", 4096, 14336, 32, (32, 8), rope_theta=50000.0, logit_scale=0.25
+        ),
+    }
+)

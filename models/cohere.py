@@ -1,0 +1,45 @@
+"""Cohere 1 and 2 (Command R, Aya): parallel sublayers after one norm, neighbouring lanes turn."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from emsjax.errors import UserError
+from emsjax.models.config import DecoderConfig
+from emsjax.models.family import Family
+from emsjax.models.llama import layer_kinds, layer_windows, llama_config, llama_weights
+from emsjax.models.rope import SLIDING
+
+
+def cohere_config(hf: Mapping[str, Any], theta: float = 500000.0) -> DecoderConfig:
+    """Converts a Hugging Face `CohereConfig`, or what Cohere 2 shares with it."""
+    if hf.get("use_qk_norm"):
+        raise UserError(
+            f"a Cohere model with use_qk_norm={hf['use_qk_norm']} is not supported; use another one"
+        )
+    return replace(
+        llama_config(hf, eps="layer_norm_eps", theta=theta),
+        norm="layer",
+        norm_bias=False,
+        parallel=True,
+        one_norm=True,
+        rope_interleaved=True,
+        logit_scale=float(hf["logit_scale"]),
+    )
+
+
+def cohere2_config(hf: Mapping[str, Any]) -> DecoderConfig:
+    """Converts a Hugging Face `Cohere2Config`: only the layers with a window have positions."""
+    config, full_every = cohere_config(hf, theta=10000.0), hf.get("sliding_window_pattern") or 4
+    rope = config.rope
+    assert rope is not None
+    kinds = layer_kinds(hf, full_every=full_every)
+    return replace(
+        config,
+        windows=layer_windows(hf, full_every=full_every),
+        layer_ropes=tuple(rope if kind == SLIDING else rope.still for kind in kinds),
+    )
+
+
+COHERE = Family("cohere", cohere_config, llama_weights, harmless=frozenset())
+COHERE2 = Family("cohere2", cohere2_config, llama_weights, frozenset({"cache_implementation"}))

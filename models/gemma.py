@@ -1,0 +1,26 @@
+"""Gemma 1: Llama with norms that multiply by 1 + weight, and a scaled embedding."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from emsjax.models.config import DecoderConfig
+from emsjax.models.family import Family
+from emsjax.models.llama import llama_config, llama_weights
+
+
+def gemma_config(hf: Mapping[str, Any]) -> DecoderConfig:
+    """Converts a Hugging Face `GemmaConfig`, or what Gemma 2 and 3 share with it."""
+    config = llama_config(hf)
+    # The first checkpoints say "gelu", but mean its approximation by tanh, as `transformers` knows.
+    return replace(
+        config,
+        activation="gelu_tanh" if config.activation == "gelu" else config.activation,
+        norm_offset=True,
+        embedding_scale=config.hidden_size**0.5,
+    )
+
+
+# `transformers` reads `hidden_act` only.
+_HARMLESS = frozenset({"hidden_activation"})
+GEMMA = Family("gemma", gemma_config, llama_weights, _HARMLESS)
