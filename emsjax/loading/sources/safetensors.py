@@ -17,6 +17,7 @@ import numpy as np
 
 from emsjax.errors import UserError
 from emsjax.loading.sources.dtypes import own_dtype
+from emsjax.loading.sources.no_int8 import NoInt8
 from emsjax.loading.sources.shards import damaged, find_weight_files
 
 _DTYPES: Mapping[str, Any] = {
@@ -52,7 +53,7 @@ class _Entry:
         )
 
 
-class SafetensorsSource:
+class SafetensorsSource(NoInt8):
     """A `TensorSource` over one or more safetensors files."""
 
     def __init__(self, directory: Path, files: Sequence[Path]):
