@@ -11,6 +11,7 @@ from emsjax.loading.hf.defaults import completed_from_table
 from emsjax.loading.hub import hub_config, is_repo_id
 from emsjax.loading.manifest import MANIFEST
 from emsjax.loading.published import PUBLISHED
+from emsjax.loading.quantised.choose import split_format
 from emsjax.models.config import DecoderConfig
 
 
@@ -74,4 +75,5 @@ def _on_disk(path: Path, complete: _Complete) -> dict[str, Any]:
 
 
 def _from_file(file: Path, complete: _Complete) -> dict[str, Any]:
-    return complete(read_json(file), supported(), str(file))
+    given, _ = split_format(read_json(file), str(file))
+    return complete(given, supported(), str(file))

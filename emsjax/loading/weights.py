@@ -78,10 +78,11 @@ class _Reader:
         """
         self._count()
         value = self.source.read(name)
-        if not jnp.issubdtype(value.dtype, jnp.floating):
+        # Floats of 8 bits mean nothing without a scale, which no format of theirs lacks.
+        if not jnp.issubdtype(value.dtype, jnp.floating) or value.dtype.itemsize == 1:
             raise UserError(
                 f"tensor {name} in {self.source.name} holds {value.dtype} values, but weights must "
-                "be floating point; use a copy of the model that is not quantised, or a GGUF file."
+                "be floating point, or quantised as config.json says; use another copy."
             )
         return value
 
