@@ -19,6 +19,9 @@ def convert(
     dtype: Annotated[
         str, typer.Option(help="auto (the model's own), float32, bfloat16 or float16.")
     ] = "auto",
+    quantize: Annotated[
+        str | None, typer.Option(metavar="int8", help="Turn weights into int8. (default: none)")
+    ] = None,
 ) -> None:
     """Convert a model to a checkpoint that loads fast, for use as `--model OUTPUT`."""
     from emsjax.loading.conversion import convert_model
@@ -26,7 +29,7 @@ def convert(
     from emsjax.loading.progress import progress_bar
 
     with progress_bar(f"converting {source}") as progress:
-        convert_model(find_model(source), output, dtype, progress)
+        convert_model(find_model(source), output, dtype, progress, quantize)
     print(f"wrote {output}", file=sys.stderr)
 
 

@@ -27,5 +27,8 @@ MAX_LOGPROBS = 20
 
 DEFAULT_MAX_MODEL_LEN = 4096
 
+# What weights can be turned into when they are loaded.
+QUANTIZATIONS = ("int8",)
+
 METHODS = ("ems", "none", "vanilla", "unpad-kv", "unpad-input")
 DRAFTERS = ("prompt-lookup", "draft-model", "combined", "none")

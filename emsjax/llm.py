@@ -53,6 +53,7 @@ class LLM:
         draft_model: str | None = None,
         method: str = "ems",
         dtype: str = "auto",
+        quantize: str | None = None,
         max_batch_size: int | None = None,
         max_model_len: int | None = None,
         draft_length: int | None = None,
@@ -82,6 +83,10 @@ class LLM:
             only pads the inputs, "unpad-input" only aligns the cache. The text is the same with
             all of them.
           dtype: "auto", "float32", "bfloat16" or "float16".
+          quantize: "int8" to turn the weights into int8 when they are loaded, one scale per output
+            channel. This halves their memory and the time of a step on an accelerator; on a CPU it
+            only saves memory. The default leaves them as the checkpoint has them. A draft model is
+            not quantised.
           max_batch_size: B, the samples decoded together; 8 by default, and at most 65536. Further
             prompts wait for a free slot.
           max_model_len: the most tokens of a sample, prompt plus output. The default is the
@@ -116,7 +121,7 @@ class LLM:
             "min_ngram": min_ngram,
         }
         names = {"model": model, "tokenizer": tokenizer, "draft_model": draft_model}
-        for option, name in names.items():
+        for option, name in (names | {"quantize": quantize}).items():
             check_name(option, name)
         for option, flag in {"planner": planner, "exact": exact, "trace": trace}.items():
             check_flag(option, flag)
@@ -127,7 +132,7 @@ class LLM:
         check_whole("max_batch_size", max_batch_size, 1, MAX_BATCH_SIZE)
         check_whole("seed", seed, 0, MAX_SEED)
         use_compile_cache()
-        loaded = load_model(model, dtype=dtype, tokenizer=tokenizer)
+        loaded = load_model(model, dtype=dtype, quantize=quantize, tokenizer=tokenizer)
         self.tokenizer: PreTrainedTokenizerBase | None = loaded.tokenizer
         self.name = loaded.name
         self._drafter = build_drafter(drafting, loaded, dtype)

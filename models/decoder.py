@@ -1,7 +1,7 @@
 """The packed forward pass: one decoder for all families, with a scan over stacked layers."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from emsjax.pallas_kernels.cache_update.api import cache_places, update_kv_cache
 from emsjax.pallas_kernels.kv_layout import rows_per_token, storage_dtype
 from emsjax.pallas_kernels.kv_rows import LANES
 from emsjax.pallas_kernels.layer_matmul.api import matmul
+from emsjax.pallas_kernels.quantised import Weights, take_rows, weights_of
 from emsjax.pallas_kernels.ragged_attention.api import prepare
 
 
@@ -152,12 +153,17 @@ class Embedder(nnx.Module):
 
     Position embeddings exist only in models without a rotary embedding. Projections exist only if
     the token embedding is narrower than the hidden states.
+
+    `models.quantised` turns the token embedding into int8 and adds `tokens_scale`.
     """
+
+    quantisable: ClassVar[str] = "tokens"
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         width = config.embedding_size or config.hidden_size
         init = nnx.initializers.normal(0.02)
         self.tokens = nnx.Param(init(rngs.params(), (config.vocab_size, width), jnp.float32))
+        self.tokens_scale: nnx.Param | None = None
         rows = config.max_positions + config.position_offset
         self.positions = (
             nnx.Param(init(rngs.params(), (rows, config.hidden_size), jnp.float32))
@@ -170,9 +176,14 @@ class Embedder(nnx.Module):
         self.position_offset = config.position_offset
         self.scale = config.embedding_scale
 
+    @property
+    def weights(self) -> Weights:
+        """The token embedding [V, E], together with its scale if it is quantised."""
+        return weights_of(self.tokens, self.tokens_scale)
+
     def __call__(self, batch: PackedBatch, dtype: jnp.dtype) -> jax.Array:
         """Returns the hidden states [T, D] before the first layer, in `dtype`."""
-        x = self.tokens[...][batch.tokens].astype(dtype)
+        x = take_rows(self.weights, batch.tokens).astype(dtype)
         if self.scale != 1:
             x = x * jnp.asarray(self.scale, dtype)
         if self.project_in is not None:
@@ -184,7 +195,7 @@ class Embedder(nnx.Module):
 
 def _is_kernel(path: tuple, value: object) -> bool:
     del value
-    return path[-1] == "kernel"
+    return path[-1] in ("kernel", "kernel_scale")
 
 
 class DecoderLM(nnx.Module):
@@ -236,22 +247,23 @@ class DecoderLM(nnx.Module):
         return self.config.intermediate_size
 
     @property
-    def embedding_kernel(self) -> jax.Array:
+    def embedding_kernel(self) -> Weights:
         """The token embedding [V, E]."""
-        return self.embedder.tokens[...]
+        return self.embedder.weights
 
     @property
-    def output_kernel(self) -> jax.Array:
+    def output_kernel(self) -> Weights:
         """The matrix that turns hidden states into logits, [V, E]; the embedding if tied."""
-        return self.embedding_kernel if self.head is None else self.head.kernel[...]
+        return self.embedding_kernel if self.head is None else self.head.weights
 
     @property
     def sizes(self) -> Sizes:
         """The bytes and operations of a step, see `Sizes`; works with shapes instead of weights."""
         config, cached = self.config, self.cache_spec(1, 1)
         # A tied embedding is read in full for the logits, so it is no table of looked-up rows.
-        tables = [None if config.tied else self.embedder.tokens, self.embedder.positions]
-        looked_up = sum(_nbytes(table) for table in tables if table is not None)
+        embedder = self.embedder
+        tables = [] if config.tied else [embedder.tokens, embedder.tokens_scale]
+        looked_up = _nbytes([*tables, embedder.positions])
         weights_bytes = _nbytes(nnx.state(self))
         width = config.embedding_size or config.hidden_size
         return Sizes(

@@ -38,6 +38,11 @@ class Rule:
         """Whether the parameter holds all layers along a leading axis."""
         return "{}" in self.sources[0]
 
+    @property
+    def joins(self) -> bool:
+        """Whether the transform just joins rows, and so suits whatever belongs to rows."""
+        return self.transform is _concat_rows
+
 
 def rule(*sources: str, transform: Transform = _concat_rows) -> Rule:
     """Returns a `Rule`; shorter to write in weight maps."""

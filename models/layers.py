@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from emsjax.engine.packing import PackedBatch
 from emsjax.models.config import DecoderConfig, Rope
 from emsjax.pallas_kernels.cache_update.api import Places
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul, matmul
+from emsjax.pallas_kernels.quantised import Weights, weights_of
 from emsjax.pallas_kernels.ragged_attention.api import Attend
 
 ACTIVATIONS: MappingProxyType[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
@@ -52,12 +53,23 @@ class LayerContext(NamedTuple):
 
 
 class Linear(nnx.Module):
-    """Computes x @ kernel.T + bias. The kernel is [out, in], as in checkpoints."""
+    """Computes x @ kernel.T + bias. The kernel is [out, in], as in checkpoints.
+
+    `models.quantised` turns the kernel into int8 and adds `kernel_scale`.
+    """
+
+    quantisable: ClassVar[str] = "kernel"
 
     def __init__(self, num_in: int, num_out: int, *, bias: bool, rngs: nnx.Rngs):
         init = nnx.initializers.normal(num_in**-0.5)
         self.kernel = nnx.Param(init(rngs.params(), (num_out, num_in), jnp.float32))
+        self.kernel_scale: nnx.Param | None = None
         self.bias = nnx.Param(jnp.zeros((num_out,), jnp.float32)) if bias else None
+
+    @property
+    def weights(self) -> Weights:
+        """The kernel, together with its scale if it is quantised."""
+        return weights_of(self.kernel, self.kernel_scale)
 
     def __call__(self, x: jax.Array, layer: jax.Array | None = None) -> jax.Array:
         """Turns x [T, in] into [T, out].
@@ -67,8 +79,8 @@ class Linear(nnx.Module):
           layer: int32[], which kernel to use from a stack [L, out, in]; None if the kernel is not
             stacked.
         """
-        kernel = self.kernel[...]
-        y = matmul(x, kernel) if layer is None else layer_matmul(x, kernel, layer=layer)
+        weights = self.weights
+        y = matmul(x, weights) if layer is None else layer_matmul(x, weights, layer=layer)
         return y if self.bias is None else y + self.bias[...][None].astype(y.dtype)
 
 

@@ -16,6 +16,7 @@ from flax import nnx
 
 from emsjax.models.layers import Linear, RMSNorm
 from emsjax.pallas_kernels.layer_matmul.api import matmul
+from emsjax.pallas_kernels.quantised import Weights, take_rows
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,13 @@ class Shared(NamedTuple):
       token_ids: int32[Vd], the ids of these tokens.
     """
 
-    embedding: jax.Array
-    head: jax.Array
+    embedding: Weights
+    head: Weights
     token_ids: jax.Array
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Returns the embedding of tokens int32[W], [W, D]."""
+        return take_rows(self.embedding, tokens)
 
 
 class GatedMLP(nnx.Module):

@@ -3,67 +3,109 @@
 This module imports no jax, so that forecasts need not wait for it.
 """
 
+from typing import NamedTuple
+
 from emsjax.engine.sizes import Sizes
 from emsjax.models.config import DecoderConfig
 from emsjax.pallas_kernels.kv_rows import LANES, token_rows
 
+_SCALE_BYTES = 4
 
-def decoder_sizes(config: DecoderConfig, itemsize: int, platform: str) -> Sizes:
-    """Returns the sizes of `DecoderLM(config)` with all weights in one dtype.
+
+class _Count(NamedTuple):
+    """Numbers of parameters.
+
+    Attributes:
+      weights: in matrices that can be quantised.
+      rows: of these matrices, each of which has a scale if they are quantised.
+      others: in norms, biases and position embeddings.
+    """
+
+    weights: int = 0
+    rows: int = 0
+    others: int = 0
+
+    def plus(self, *more: "_Count") -> "_Count":
+        """Returns the sum of these and more."""
+        return _Count(*(sum(numbers) for numbers in zip(self, *more, strict=True)))
+
+    def times(self, layers: int) -> "_Count":
+        """Returns the numbers of several layers."""
+        return _Count(*(layers * number for number in self))
+
+    def nbytes(self, itemsize: int, quantised: bool) -> int:
+        """Returns their bytes, with `itemsize` bytes for what is not quantised."""
+        if quantised:
+            return self.weights + self.rows * _SCALE_BYTES + self.others * itemsize
+        return (self.weights + self.others) * itemsize
+
+    def numbers(self, quantised: bool) -> int:
+        """Returns how many numbers there are, scales included."""
+        return self.weights + self.others + (self.rows if quantised else 0)
+
+
+def decoder_sizes(
+    config: DecoderConfig, itemsize: int, platform: str, quantize: str | None = None
+) -> Sizes:
+    """Returns the sizes of `DecoderLM(config)`.
 
     Args:
       config: the configuration.
-      itemsize: bytes of a weight and of a number in the cache.
+      itemsize: bytes of a number in the cache, and of a parameter that is not quantised.
       platform: "cpu", "gpu" or "tpu"; the layout of the cache depends on it.
+      quantize: "int8" for int8 weights, or None.
     """
+    quantised = quantize is not None
     width = config.embedding_size or config.hidden_size
-    embedding = config.vocab_size * width
-    positions = 0
-    if config.rope is None:
-        positions = (config.max_positions + config.position_offset) * config.hidden_size
-    blocks = config.num_layers * _block(config)
-    weights = embedding + positions + blocks
+    embedding = _matrix(width, config.vocab_size)
+    rows = 0 if config.rope is not None else config.max_positions + config.position_offset
+    positions = _Count(others=rows * config.hidden_size)
+    blocks = _block(config).times(config.num_layers)
+    parts = [embedding, positions, blocks]
     if config.embedding_size is not None:
-        weights += 2 * width * config.hidden_size
+        parts += [_matrix(width, config.hidden_size), _matrix(config.hidden_size, width)]
     if config.final_norm:
-        weights += _norm(config)
+        parts.append(_norm(config))
     if not config.tied:
-        weights += embedding  # the head
+        parts.append(embedding)  # the head
     # A tied embedding is read in full for the logits, so it is no table of looked-up rows.
-    looked_up = positions if config.tied else positions + embedding
-    rows = token_rows(config.num_kv_heads, config.head_dim, platform)
+    looked_up = positions if config.tied else positions.plus(embedding)
+    weights_bytes = _Count().plus(*parts).nbytes(itemsize, quantised)
     return Sizes(
-        weights_bytes=weights * itemsize,
-        read_bytes=(weights - looked_up) * itemsize,
-        row_flops=2 * blocks,
-        logit_flops=2 * embedding,
-        token_bytes=config.num_layers * rows * LANES * itemsize,
+        weights_bytes=weights_bytes,
+        read_bytes=weights_bytes - looked_up.nbytes(itemsize, quantised),
+        row_flops=2 * blocks.numbers(quantised),
+        logit_flops=2 * embedding.weights,
+        token_bytes=config.num_layers
+        * token_rows(config.num_kv_heads, config.head_dim, platform)
+        * LANES
+        * itemsize,
         token_flops=4 * config.num_layers * config.num_heads * config.head_dim,
         itemsize=itemsize,
     )
 
 
-def _block(config: DecoderConfig) -> int:
+def _block(config: DecoderConfig) -> _Count:
     """Returns the parameters of one layer."""
     queries = config.num_heads * config.head_dim
     projected = queries + 2 * config.num_kv_heads * config.head_dim
     inner = config.intermediate_size * (2 if config.gated else 1)
-    return (
-        _norms(config) * _norm(config)
-        + _linear(config.hidden_size, projected, config.qkv_bias)
-        + _linear(queries, config.hidden_size, config.out_bias)
-        + _head_norms(config)
-        + _linear(config.hidden_size, inner, config.mlp_bias)
-        + _linear(config.intermediate_size, config.hidden_size, config.mlp_bias)
+    return _Count(others=_head_norms(config)).plus(
+        _norm(config).times(_norms(config)),
+        _matrix(config.hidden_size, projected, config.qkv_bias),
+        _matrix(queries, config.hidden_size, config.out_bias),
+        _matrix(config.hidden_size, inner, config.mlp_bias),
+        _matrix(config.intermediate_size, config.hidden_size, config.mlp_bias),
     )
 
 
-def _linear(num_in: int, num_out: int, bias: bool) -> int:
-    return num_in * num_out + (num_out if bias else 0)
+def _matrix(num_in: int, num_out: int, bias: bool = False) -> _Count:
+    return _Count(num_in * num_out, num_out, num_out if bias else 0)
 
 
-def _norm(config: DecoderConfig) -> int:
-    return config.hidden_size * (2 if config.norm == "layer" and config.norm_bias else 1)
+def _norm(config: DecoderConfig) -> _Count:
+    biased = config.norm == "layer" and config.norm_bias
+    return _Count(others=config.hidden_size * (2 if biased else 1))
 
 
 def _norms(config: DecoderConfig) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 # How kernels receive numbers of a type: bfloat16, which Numba does not have, as its bits.
-STORED = {"float32": "float32", "bfloat16": "uint16"}
+STORED = {"float32": "float32", "bfloat16": "uint16", "int8": "int8"}
 
 _LOCK = threading.Lock()  # programs may be traced in several threads
 _OUTCOMES: dict[str, str | None] = {}

@@ -39,6 +39,7 @@ API = (
     "emsjax.pallas_kernels.kv_layout",
     "emsjax.pallas_kernels.kv_rows",
     "emsjax.pallas_kernels.backends",
+    "emsjax.pallas_kernels.quantised",
 )
 ROW = re.compile(r"^\| `([\w/.]+)` \| [^|]+ \| ((?:`\w+` ?)*)\|$", re.MULTILINE)
 

@@ -98,6 +98,7 @@ def bench(
         str | None, typer.Option(metavar="NAME", help="As for generate.")
     ] = None,
     dtype: Annotated[str, typer.Option(metavar="TYPE", help="As for generate.")] = "auto",
+    quantize: Annotated[str | None, typer.Option(metavar="int8", help="As for generate.")] = None,
     config: Annotated[
         str | None,
         typer.Option(
@@ -186,6 +187,7 @@ def bench(
         ignore_eos=ignore_eos,
         chat=chat,
         dtype=dtype,
+        quantize=quantize,
         parts=parts,
         compare=_names(compare),
         vllm_python=vllm_python,

@@ -62,7 +62,10 @@ def run_facts() -> Record:
 
 
 # Records that differ in one of these fields cannot be compared in one table.
-ALIKE = ("model", "dtype", "simulated", "device", "versions", "texts", "draft_model", "jobs")
+ALIKE = (
+    *("model", "dtype", "quantize", "simulated", "device", "versions", "texts", "draft_model"),
+    "jobs",
+)
 
 
 def check_alike(earlier: Sequence[Record], facts: Mapping[str, Any]) -> None:

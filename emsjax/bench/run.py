@@ -59,6 +59,7 @@ def _run(settings: Settings) -> None:
     facts = run_facts() | {
         "model": target.name,
         "dtype": str(target.model.dtype),
+        "quantize": settings.quantize,
         "simulated": settings.simulated,
         "texts": settings.texts(),
         "draft_model": settings.draft_model,
@@ -122,12 +123,13 @@ def say(line: str) -> None:
 def _target(settings: Settings) -> Target:
     forced = settings.forced()
     if settings.config is not None and forced is not None:
-        return random_target(settings.config, settings.dtype, forced)
+        return random_target(settings.config, settings.dtype, forced, settings.quantize)
     if settings.model is not None:  # the default model says itself where it comes from
         say(f"loading {settings.model}")
     return real_target(
         settings.model,
         settings.dtype,
+        quantize=settings.quantize,
         draft_model=settings.draft_model,
         ignore_eos=settings.ignore_eos,
     )

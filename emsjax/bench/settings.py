@@ -41,6 +41,7 @@ class Settings:
       ignore_eos: whether texts continue past their end-of-text token.
       chat: whether text prompts go into the chat template.
       dtype: as for `LLM`.
+      quantize: as for `LLM`.
       parts: whether to time the parts of a step.
       compare: other libraries to compare with, names of `PEERS`.
       vllm_python: the Python of the environment that has vLLM.
@@ -69,6 +70,7 @@ class Settings:
     ignore_eos: bool
     chat: bool
     dtype: str
+    quantize: str | None
     parts: bool
     compare: tuple[str, ...]
     vllm_python: Path | None

@@ -20,7 +20,7 @@ def report(records: Sequence[Record]) -> str:
     """
     first = records[0]
     lines = [
-        f"# {first['model']}, {first['dtype']}",
+        f"# {first['model']}, {first['dtype']}{_quantised(first)}",
         f"On {first['device']}; {_versions(first)}.",
         *_commits(records),
         *_busy(records),
@@ -52,6 +52,12 @@ def _commits(records: Sequence[Record]) -> list[str]:
         sizes.setdefault(commit, {})[str(record["batch_size"])] = None
     each = "; ".join(f"{commit} (batch {', '.join(found)})" for commit, found in sizes.items())
     return [f"Commit: {each}."]
+
+
+def _quantised(record: Record) -> str:
+    """The type of the weights if they are quantised. Records of version 0.1.0 lack the field."""
+    quantize = record.get("quantize")
+    return f", {quantize} weights" if quantize else ""
 
 
 def _versions(record: Record) -> str:

@@ -62,6 +62,7 @@ def real_target(
     model: str | None,
     dtype: str,
     *,
+    quantize: str | None = None,
     draft_model: str | None = None,
     ignore_eos: bool = False,
 ) -> Target:
@@ -70,13 +71,14 @@ def real_target(
     Args:
       model: as for `LLM`.
       dtype: as for `LLM`.
+      quantize: as for `LLM`.
       draft_model: as for `LLM`.
       ignore_eos: whether texts continue past end-of-text tokens up to their limit.
 
     Raises:
       UserError: as for `load_model`.
     """
-    loaded = load_model(model, dtype=dtype)
+    loaded = load_model(model, dtype=dtype, quantize=quantize)
     target = loaded.model
     reader = RequestReader(loaded, target.vocab_size, target.max_positions, seed=0)
     params = SamplingParams(max_tokens=1)
@@ -92,18 +94,19 @@ def real_target(
     )
 
 
-def random_target(config: str, dtype: str, forced: Forced) -> Target:
+def random_target(config: str, dtype: str, forced: Forced, quantize: str | None = None) -> Target:
     """Makes a model of a given shape with random weights, whose texts and drafts are simulated.
 
     Args:
       config: as for `named_config`.
       dtype: as for `LLM`.
       forced: the simulated acceptance.
+      quantize: as for `LLM`.
 
     Raises:
       UserError: there is no such configuration.
     """
-    model: Model = random_model(config, dtype)
+    model: Model = random_model(config, dtype, quantize)
     options = {"choose": scripted_choice(model.vocab_size)}
     longest = model.max_positions
     return Target(model, config, (), longest, forced=forced, options=options, dtype=dtype)

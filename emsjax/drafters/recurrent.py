@@ -110,7 +110,7 @@ class Recurrent:
     def _guess(self, cell: Cell, shared: Any, state: DecodeState, now: _Drafting) -> _Drafting:
         """Adds one guess per slot."""
         rows = rows_after(state.tokens, state.lens, now.guesses, now.done)
-        hidden = cell(now.hidden, shared.embedding[rows.tokens])
+        hidden = cell(now.hidden, shared.embed(rows.tokens))
         logits = cell.logits(hidden, shared)
         if state.sampling is None:
             place = jnp.argmax(logits, axis=1)

@@ -1,6 +1,6 @@
 """The model interface: everything the rest of emsjax uses, independent of the model family."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -33,11 +33,11 @@ class Model(Protocol):
         """Width of the feed-forward layer, and by default of a draft trained for this model."""
 
     @property
-    def embedding_kernel(self) -> jax.Array:
-        """The token embedding [V, E]."""
+    def embedding_kernel(self) -> Any:
+        """The token embedding [V, E], an array or quantised."""
 
     @property
-    def output_kernel(self) -> jax.Array:
+    def output_kernel(self) -> Any:
         """The matrix that turns hidden states into logits, [V, E]; the embedding if tied."""
 
     @property

@@ -82,6 +82,10 @@ def _generate(
     dtype: Annotated[
         str, _option("--dtype", "auto, float32, bfloat16 or float16.", _MODEL, "TYPE")
     ] = "auto",
+    quantize: Annotated[
+        str | None,
+        _option("--quantize", "int8: half the weights' memory. (default: none)", _MODEL, "int8"),
+    ] = None,
     batch_size: Annotated[
         int | None,
         _number("--batch-size", "Samples decoded together. (default: 8)", _MODEL),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from emsjax.errors import UserError
-from emsjax.limits import DRAFTERS, MAX_BATCH_SIZE, MAX_SEED, METHODS
+from emsjax.limits import DRAFTERS, MAX_BATCH_SIZE, MAX_SEED, METHODS, QUANTIZATIONS
 from emsjax.requests.prompt_line import check_text
 from emsjax.requests.sampling_params import SamplingParams
 from emsjax.token_view.file import check_page
@@ -61,6 +61,7 @@ class Options:
     logprobs: int | None = None
     seed: int = 0
     dtype: str = "auto"
+    quantize: str | None = None
     planner: bool = True
     exact: bool = False
     ignore_eos: bool = False
@@ -88,6 +89,7 @@ class Options:
             "drafter": self.drafter if self.method != "none" else "none",
             "method": self.method,
             "dtype": self.dtype,
+            "quantize": self.quantize,
             "max_batch_size": self.batch_size,
             "max_model_len": self.max_model_len,
             "draft_model": self.draft_model,
@@ -111,6 +113,8 @@ def check(options: Options) -> None:
     _check_choice("--method", options.method, METHODS)
     _check_choice("--drafter", options.drafter or "none", DRAFTERS)
     _check_choice("--dtype", options.dtype, _DTYPES)
+    if options.quantize is not None:
+        _check_choice("--quantize", options.quantize, QUANTIZATIONS)
     _check_given(options)
     _check_positive(options)
     _check_drafting(options)

@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from emsjax.errors import UserError
 from emsjax.loading.families import family, model_config
 from emsjax.loading.opened import OpenedModel
+from emsjax.loading.parameters import Parameter, plan_parameters
 from emsjax.loading.weights import Progress, load_params
 from emsjax.models.config import DecoderConfig
 from emsjax.models.family import WeightMap, dotted, rule
+from emsjax.models.quantised import quantise_shapes
 
 
 def abstract_model(
@@ -31,11 +34,22 @@ def abstract_model(
     return graphdef, params, family(hf_config).weights(config)
 
 
-def shape_of_model(config: DecoderConfig, dtype: jnp.dtype) -> nnx.Module:
-    """Returns a model of this dtype whose parameters are shapes in it, without any values."""
+def shape_of_model(
+    config: DecoderConfig, dtype: jnp.dtype, quantize: str | None = None
+) -> nnx.Module:
+    """Returns a model whose parameters are shapes without any values.
+
+    Args:
+      config: the configuration.
+      dtype: type of the activations, and of the parameters that are not quantised.
+      quantize: "int8" for int8 weights, or None.
+    """
     graphdef, params = _split(config, dtype)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params)
-    return nnx.merge(graphdef, params)
+    model = nnx.merge(graphdef, params)
+    if quantize is not None:
+        quantise_shapes(model)
+    return model
 
 
 def _split(config: DecoderConfig, dtype: jax.typing.DTypeLike) -> tuple[Any, nnx.State]:
@@ -46,17 +60,49 @@ def _split(config: DecoderConfig, dtype: jax.typing.DTypeLike) -> tuple[Any, nnx
 
 
 def read_weights(
-    opened: OpenedModel, dtype: str, progress: Progress | None = None
+    opened: OpenedModel,
+    dtype: str,
+    progress: Progress | None = None,
+    quantize: str | None = None,
 ) -> tuple[Any, nnx.State]:
-    """Returns the model's graph definition and its parameters in `dtype`.
+    """Returns the model's graph definition and its parameters.
+
+    Weights are int8 if `quantize` says so, or if the checkpoint has them in int8 with one scale per
+    row. All other parameters have `dtype`.
+
+    Args:
+      opened: the model.
+      dtype: type of the activations, and of the parameters that are not quantised.
+      progress: called with (tensors read, total tensors).
+      quantize: "int8" to quantise the weights, or None.
 
     Raises:
-      UserError: the configuration is unsupported, or the weights are damaged or do not match it.
+      UserError: the configuration is unsupported, the weights are damaged or do not match it, or
+        they are in int8 already and `quantize` is given.
     """
     graphdef, abstract, weight_map = abstract_model(opened.hf_config, dtype)
     if opened.own_names:
         weight_map = _own_names(abstract)
-    return graphdef, load_params(abstract, weight_map, opened.source, jnp.dtype(dtype), progress)
+    shapes = {dotted(path): tuple(leaf.shape) for path, leaf in nnx.to_flat_state(abstract)}
+    parameters = plan_parameters(shapes, weight_map, opened.source)
+    if quantize is not None and opened.source.int8:
+        raise UserError(f"{opened.name} has int8 weights already; load it without quantising it.")
+    chosen = None if quantize is not None else _held_in_int8(parameters, opened.source.int8)
+    if chosen is None or chosen:
+        model = nnx.merge(graphdef, abstract)
+        quantise_shapes(model, chosen)
+        graphdef, abstract = nnx.split(model)
+    return graphdef, load_params(abstract, parameters, opened.source, jnp.dtype(dtype), progress)
+
+
+def _held_in_int8(parameters: Mapping[str, Parameter], int8: frozenset[str]) -> frozenset[str]:
+    """Returns the parameters that can be kept in int8: those whose tensors all are, and stay whole.
+
+    A parameter of which only some tensors are in int8 is computed from their values.
+    """
+    return frozenset(
+        path for path, each in parameters.items() if each.tensors <= int8 and each.rule.joins
+    )
 
 
 def _own_names(abstract: nnx.State) -> WeightMap:

@@ -12,7 +12,7 @@ from flax import nnx
 
 from emsjax.host.files import new_directory
 from emsjax.host.json_text import to_json
-from emsjax.loading.manifest import FORMAT, MANIFEST, Manifest, read_manifest
+from emsjax.loading.manifest import MANIFEST, Manifest, read_manifest
 from emsjax.loading.sources.orbax import OrbaxSource
 
 _PARAMS = "params"
@@ -43,7 +43,8 @@ def save_checkpoint(
             tokenizer.save_pretrained(partial)
         for file in copy_files:
             shutil.copy(file, partial)
-        text = to_json({"format": FORMAT, **asdict(manifest)}, indent=2)
+        fields = {name: value for name, value in asdict(manifest).items() if value is not None}
+        text = to_json({"format": manifest.format, **fields}, indent=2)
         (partial / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 

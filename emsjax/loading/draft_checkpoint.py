@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from flax import nnx
@@ -16,6 +15,7 @@ from emsjax.host.files import replace_text, replacing
 from emsjax.host.json_text import to_json
 from emsjax.loading.hf.config import read_json
 from emsjax.models.family import dotted
+from emsjax.models.quantised import picked_floats
 from emsjax.models.recurrent_draft import RecurrentConfig, RecurrentDraft
 
 MANIFEST = "draft.json"
@@ -50,9 +50,7 @@ class DraftManifest:
 def probe(embedding: Any) -> list[float]:
     """Returns values of an embedding [V, D] that identify the model it belongs to."""
     rows = np.linspace(0, embedding.shape[0] - 1, _PROBE_ROWS).astype(np.int32)
-    # One program to find in the compile cache; indexing takes several.
-    taken = jnp.take(embedding, rows, axis=0, mode="clip")
-    values = np.asarray(taken, np.float32)[:, :_PROBE_WIDTH]
+    values = np.asarray(picked_floats(embedding, rows), np.float32)[:, :_PROBE_WIDTH]
     return [round(float(x), 5) for x in values.ravel()]
 
 

@@ -14,6 +14,7 @@ from emsjax.drafters.recurrent import Recurrent
 from emsjax.errors import UserError, foreign
 from emsjax.loading.draft_checkpoint import MANIFEST, is_for, read_draft, read_manifest
 from emsjax.loading.load import LoadedModel, load_model
+from emsjax.models.quantised import picked
 from emsjax.models.recurrent_draft import Shared
 
 _SHIPPED = Path(__file__).parents[1] / "drafts"
@@ -117,10 +118,10 @@ def _recurrent(directory: Path, target: LoadedModel, draft_length: int) -> Recur
             f"train a draft for {target.name} with `python -m emsjax.train`"
         )
     draft, token_ids = read_draft(directory, target.model.dtype)
-    if token_ids[-1] >= len(embedding):
+    if token_ids[-1] >= embedding.shape[0]:
         raise UserError(
             f"the draft {directory} is damaged (its token ids go up to {token_ids[-1]}, but "
-            f"{target.name} has {len(embedding)} tokens); train it again with "
+            f"{target.name} has {embedding.shape[0]} tokens); train it again with "
             "`python -m emsjax.train`"
         )
     graphdef, params = nnx.split(draft)
@@ -140,6 +141,5 @@ def share(target: LoadedModel, token_ids: Any) -> Shared:
     The embedding is shared. Only the output projection's rows for `token_ids` are copied.
     """
     ids = jnp.asarray(token_ids, jnp.int32)
-    # One program to find in the compile cache; indexing takes several.
-    head = jnp.take(target.model.output_kernel, ids, axis=0, mode="clip")
+    head = picked(target.model.output_kernel, ids)
     return Shared(target.model.embedding_kernel, head, ids)

@@ -1,8 +1,9 @@
-"""Chooses the floating dtype that a model is loaded in."""
+"""Chooses the dtypes that a model is loaded in."""
 
 import jax
 
 from emsjax.errors import UserError
+from emsjax.limits import QUANTIZATIONS
 
 NAMES = ("float32", "bfloat16", "float16")
 
@@ -34,3 +35,16 @@ def dtype_for_device(requested: str, own: str) -> str:
     if jax.default_backend() == "cpu":
         return "float32"
     return "bfloat16" if own == "float32" else own
+
+
+def check_quantize(method: str | None) -> str | None:
+    """Returns `method` if it is None or one of `QUANTIZATIONS`.
+
+    Raises:
+      UserError: it is neither.
+    """
+    if method is not None and method not in QUANTIZATIONS:
+        raise UserError(
+            f"quantize {method!r} is unknown; choose {', '.join(QUANTIZATIONS)}, or leave it out."
+        )
+    return method

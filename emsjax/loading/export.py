@@ -10,7 +10,8 @@ from flax import nnx
 from emsjax.errors import UserError
 from emsjax.loading.build import abstract_model
 from emsjax.loading.load import LoadedModel
-from emsjax.models.family import dotted, rule
+from emsjax.models.family import dotted
+from emsjax.models.quantised import SCALE
 
 
 def export_hugging_face(loaded: LoadedModel, directory: Path) -> None:
@@ -51,16 +52,16 @@ def _tensors(
     model: Any, weight_map: Any, shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, Any]]:
     """Yields the name and value (a numpy array) of each checkpoint tensor."""
-    joined_only = rule("").transform
-    for path, leaf in nnx.to_flat_state(nnx.state(model)):
-        parameter = dotted(path)
-        its_rule = weight_map.rules[parameter]
-        if its_rule.transform is not joined_only:
+    leaves = {dotted(path): leaf for path, leaf in nnx.to_flat_state(nnx.state(model))}
+    for parameter, its_rule in weight_map.rules.items():
+        if not its_rule.joins:
             raise UserError(
                 f"parameter {parameter} cannot be exported, because its weight map does more than "
                 "join tensors; use a model of another family"
             )
-        value = np.asarray(leaf[...], np.float32)
+        value = np.asarray(leaves[parameter][...], np.float32)
+        if (scale := leaves.get(parameter + SCALE)) is not None:
+            value *= np.asarray(scale[...])[..., None]
         layers = enumerate(value) if its_rule.stacked else [(None, value)]
         for number, layer in layers:
             names = [

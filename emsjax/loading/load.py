@@ -13,7 +13,7 @@ from emsjax.errors import UserError, foreign
 from emsjax.host.device import check_device
 from emsjax.loading.build import read_weights
 from emsjax.loading.default_model import default_model_dir, default_name
-from emsjax.loading.dtypes import check_dtype, dtype_for_device
+from emsjax.loading.dtypes import check_dtype, check_quantize, dtype_for_device
 from emsjax.loading.families import supported
 from emsjax.loading.hf.tokenizer import load_tokenizer
 from emsjax.loading.hub import hub_snapshot, is_repo_id
@@ -49,6 +49,7 @@ def load_model(
     model: str | Path | None = None,
     *,
     dtype: str = "auto",
+    quantize: str | None = None,
     tokenizer: str | None = None,
     progress: Progress | None = None,
 ) -> LoadedModel:
@@ -59,22 +60,26 @@ def load_model(
         GGUF file, or a Hugging Face hub id; None for the default model.
       dtype: "float32", "bfloat16", "float16" or "auto". On CPU, "auto" means float32; elsewhere
         it means the checkpoint's dtype, or bfloat16 for float32 and quantised checkpoints.
+      quantize: "int8" to turn the weights of all products and the token embedding into int8, with
+        one scale per output channel; None to leave them as the checkpoint has them.
       tokenizer: directory, GGUF file or hub id of a tokenizer to use instead of the model's.
       progress: called with (tensors read, total tensors).
 
     Raises:
       UserError: the model or tokenizer does not exist, is damaged or belongs to an unsupported
-        family, `dtype` is unknown, or jax has no device.
+        family, `dtype` or `quantize` is unknown, the model has int8 weights and `quantize` is
+        given, or jax has no device.
     """
     check_device()
     check_dtype(dtype)
+    check_quantize(quantize)
     opened = find_model(model)
     computed = dtype_for_device(dtype, opened.source.dtype)
     read_tokenizer = opened.tokenizer if tokenizer is None else partial(_other_tokenizer, tokenizer)
     # In parallel, because importing transformers takes as long as copying a small model's weights.
     with ThreadPoolExecutor(max_workers=1) as pool:
         vocabulary = pool.submit(read_tokenizer)
-        graphdef, params = read_weights(opened, computed, progress)
+        graphdef, params = read_weights(opened, computed, progress, quantize)
     return LoadedModel(
         model=nnx.merge(graphdef, params),
         tokenizer=vocabulary.result(),

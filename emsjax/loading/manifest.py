@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from emsjax.errors import UserError
+from emsjax.limits import QUANTIZATIONS
 from emsjax.loading.hf.config import read_json
 from emsjax.loading.hf.numbers import check_eos
 
 MANIFEST = "emsjax.json"
-FORMAT = 1
+# 2 has quantised weights, which versions that know 1 only cannot read.
+FORMATS = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -19,9 +21,10 @@ class Manifest:
     Attributes:
       model_type: the family's Hugging Face `model_type`.
       config: the Hugging Face configuration with every default filled in.
-      dtype: dtype of the stored parameters.
+      dtype: dtype of the stored parameters that are not quantised.
       eos_token_ids: end-of-text token ids.
       source: name of the model that was converted.
+      quantize: "int8" if the weights are quantised, otherwise None.
     """
 
     model_type: str
@@ -29,6 +32,12 @@ class Manifest:
     dtype: str
     eos_token_ids: tuple[int, ...]
     source: str
+    quantize: str | None = None
+
+    @property
+    def format(self) -> int:
+        """The oldest format that can hold the checkpoint."""
+        return 1 if self.quantize is None else 2
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -38,7 +47,7 @@ def read_manifest(directory: Path) -> Manifest:
       UserError: it is damaged or was written by a newer version.
     """
     content = read_json(directory / MANIFEST)
-    if content.pop("format", None) != FORMAT:
+    if content.pop("format", None) not in FORMATS:
         raise UserError(
             f"{directory} is in a format this version cannot read; convert the original model "
             "again with `python -m emsjax.convert`."
@@ -61,6 +70,8 @@ def _check_manifest(manifest: Manifest) -> None:
         raise ValueError("model_type is not that of config")
     if manifest.dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError("dtype is not one of float32, bfloat16 and float16")
+    if manifest.quantize not in (None, *QUANTIZATIONS):
+        raise ValueError("quantize is not int8")
     if not isinstance(manifest.eos_token_ids, list | tuple):
         raise ValueError("eos_token_ids is not a list")
     check_eos({"eos_token_id": manifest.eos_token_ids}, MANIFEST)

@@ -13,6 +13,7 @@ from emsjax.loading.hf.multimodal import text_part
 from emsjax.loading.hub import hub_config, is_repo_id
 from emsjax.loading.manifest import MANIFEST
 from emsjax.loading.published import PUBLISHED
+from emsjax.loading.quantised.choose import split_format
 from emsjax.models.config import DecoderConfig
 
 
@@ -78,4 +79,5 @@ def _on_disk(path: Path, complete: _Complete) -> dict[str, Any]:
 
 
 def _from_file(file: Path, complete: _Complete) -> dict[str, Any]:
-    return complete(read_json(file), supported(), str(file))
+    given, _ = split_format(read_json(file), str(file))
+    return complete(given, supported(), str(file))

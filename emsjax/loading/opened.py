@@ -14,11 +14,15 @@ from emsjax.loading.gguf.file import GgufFile
 from emsjax.loading.gguf.tokenizer import gguf_tokenizer
 from emsjax.loading.head import as_stored
 from emsjax.loading.hf.beside import check_beside
-from emsjax.loading.hf.config import check_supported, eos_token_ids, read_config, read_json
+from emsjax.loading.hf.config import check_supported, complete_config, eos_token_ids, read_json
 from emsjax.loading.hf.generation import GENERATION_KEYS
 from emsjax.loading.hf.multimodal import is_multimodal
 from emsjax.loading.hf.tokenizer import load_tokenizer
 from emsjax.loading.manifest import MANIFEST
+from emsjax.loading.quantised.choose import split_format
+from emsjax.loading.quantised.format import Format
+from emsjax.loading.quantised.source import QuantisedSource
+from emsjax.loading.sources.safetensors import SafetensorsSource
 from emsjax.loading.sources.source import TensorSource, open_directory
 
 _GENERATION_CONFIG = "generation_config.json"
@@ -102,11 +106,13 @@ def _open_ours(directory: Path, supported: Collection[str]) -> OpenedModel:
 
 
 def _open_hugging_face(directory: Path, supported: Collection[str]) -> OpenedModel:
-    check_beside(directory)
-    config = read_config(directory, supported)
-    model_config(config, str(directory / "config.json"))  # fails with the file's name
+    file = directory / "config.json"
+    given, its_format = split_format(read_json(file), str(file))
+    check_beside(directory, described=its_format is not None)
+    config = complete_config(given, supported, str(file))
+    model_config(config, str(file))  # fails with the file's name
     generation_config = _generation_config(directory, config)
-    source = open_directory(directory)
+    source = _tensors(directory, its_format)
     config = as_stored(config, source)
     part = " (text part)" if is_multimodal(read_json(directory / "config.json")) else ""
     return OpenedModel(
@@ -119,6 +125,19 @@ def _open_hugging_face(directory: Path, supported: Collection[str]) -> OpenedMod
         generation_config=generation_config,
         extra_files=_extra(directory),
     )
+
+
+def _tensors(directory: Path, its_format: Format | None) -> TensorSource:
+    """Opens the weights of a directory, which may be quantised."""
+    source = open_directory(directory)
+    if its_format is None:
+        return source
+    if not isinstance(source, SafetensorsSource):
+        raise UserError(
+            f"{directory} holds quantised weights ({its_format.name}) in PyTorch pickles, which "
+            "are read only if they are not quantised; use a safetensors copy."
+        )
+    return QuantisedSource(source, its_format)
 
 
 def _open_gguf(path: Path, supported: Collection[str], beside: Path | None = None) -> OpenedModel:

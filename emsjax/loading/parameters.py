@@ -30,6 +30,11 @@ class Parameter:
     layers: Sequence[Sequence[str]]
 
     @property
+    def tensors(self) -> frozenset[str]:
+        """Names of all its checkpoint tensors."""
+        return frozenset(name for names in self.layers for name in names)
+
+    @property
     def piece(self) -> tuple[int, ...]:
         """Shape of the value that the rule's transform must return for one layer."""
         return self.shape[1:] if self.rule.stacked else self.shape
@@ -102,7 +107,7 @@ def plan_parameters(
         ]
         parameters[path] = Parameter(shape, rule, layers)
         problems.misshapen += _misshapen(path, parameters[path], there)
-    used = {name for p in parameters.values() for names in p.layers for name in names}
+    used = {name for parameter in parameters.values() for name in parameter.tensors}
     problems.surplus += sorted(_surplus(there.keys() - used, weight_map))
     problems.truncated += sorted(source.truncated)
     problems.raise_if_any(source)

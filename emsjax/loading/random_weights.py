@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from emsjax.loading.build import shape_of_model
-from emsjax.loading.dtypes import check_dtype, dtype_for_device
+from emsjax.loading.dtypes import check_dtype, check_quantize, dtype_for_device
 from emsjax.loading.named import named_config
 
 # Each array is generated in at most this many parts, one after another. Generating the rows of an
@@ -15,29 +15,31 @@ from emsjax.loading.named import named_config
 MOST_PARTS = 64
 
 
-def random_model(config: str, dtype: str = "auto") -> nnx.Module:
+def random_model(config: str, dtype: str = "auto", quantize: str | None = None) -> nnx.Module:
     """Returns a model with random weights on the default device.
 
     Args:
       config: name or path of a configuration, as for `named_config`.
       dtype: as for `load_model`; "auto" means float32 on CPU and bfloat16 on an accelerator.
+      quantize: as for `load_model`.
 
     Raises:
-      UserError: there is no such configuration, or `dtype` is unknown.
+      UserError: there is no such configuration, or `dtype` or `quantize` is unknown.
     """
     check_dtype(dtype)
+    check_quantize(quantize)
     shape = named_config(config)
     computed = jnp.dtype(dtype_for_device(dtype, "bfloat16"))
-    graphdef, shapes = nnx.split(shape_of_model(shape, computed))
+    graphdef, shapes = nnx.split(shape_of_model(shape, computed, quantize))
     leaves, tree = jax.tree.flatten(shapes)
     keys = jax.random.split(jax.random.key(0), len(leaves))
-    made = [_random(key, leaf.shape, computed) for key, leaf in zip(keys, leaves, strict=True)]
+    made = [_random(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves, strict=True)]
     return nnx.merge(graphdef, jax.tree.unflatten(tree, made))
 
 
 @partial(jax.jit, static_argnums=(1, 2))
 def _random(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """Returns small random numbers, made part by part to limit memory.
+    """Returns random numbers, small ones unless they are int8, made part by part to limit memory.
 
     The random bits take more memory than the numbers made from them.
     """
@@ -45,6 +47,8 @@ def _random(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Arr
     parts = -(-shape[0] // size)
 
     def part(key: jax.Array) -> jax.Array:
+        if dtype == jnp.int8:
+            return jax.random.randint(key, (size, *shape[1:]), -127, 128, dtype)
         return jax.random.normal(key, (size, *shape[1:]), dtype) * jnp.asarray(0.02, dtype)
 
     made = jax.lax.map(part, jax.random.split(key, parts))

@@ -4,7 +4,7 @@ Each parameter is allocated once, filled tensor by tensor in the requested dtype
 On CPU, jax adopts the aligned buffer without a copy.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,17 +13,19 @@ import numpy as np
 from flax import nnx
 
 from emsjax.errors import UserError
-from emsjax.loading.parameters import Parameter, plan_parameters
+from emsjax.loading.parameters import Parameter
 from emsjax.loading.sources.buffers import aligned_empty
+from emsjax.loading.sources.int8 import Int8, quantise
 from emsjax.loading.sources.source import TensorSource
-from emsjax.models.family import WeightMap, dotted
+from emsjax.models.family import dotted
+from emsjax.models.quantised import SCALE
 
 Progress = Callable[[int, int], None]
 
 
 def load_params(
     abstract: nnx.State,
-    weight_map: WeightMap,
+    parameters: Mapping[str, Parameter],
     source: TensorSource,
     dtype: Any,
     progress: Progress | None = None,
@@ -31,70 +33,110 @@ def load_params(
     """Reads every parameter of `abstract` from `source`.
 
     Args:
-      abstract: parameters as `jax.ShapeDtypeStruct`s (from `nnx.eval_shape`); their dtypes are
-        ignored.
-      weight_map: the tensors that each parameter comes from.
+      abstract: parameters as `jax.ShapeDtypeStruct`s (from `nnx.eval_shape`). A parameter with a
+        scale becomes int8; the dtypes of all others are ignored.
+      parameters: where each parameter comes from, as `plan_parameters` returns it.
       source: the checkpoint.
       dtype: floating dtype of the result.
       progress: called with (tensors read, total tensors).
 
     Returns:
-      The same state with `jax.Array`s of `dtype` on the default device.
+      The same state with `jax.Array`s on the default device: of `dtype`, or of int8 with float32
+      scales.
 
     Raises:
-      UserError: tensors are missing, surplus, truncated or misshapen. The message names the
-        first of them, and it is raised before any data is read. Or a tensor does not hold
-        floating-point numbers.
-      ValueError: the weight map and the model have different parameters.
+      UserError: a tensor does not hold floating-point numbers, or holds one that is not finite and
+        cannot be quantised.
     """
     leaves = {dotted(path): (path, leaf) for path, leaf in nnx.to_flat_state(abstract)}
-    shapes = {name: tuple(leaf.shape) for name, (_, leaf) in leaves.items()}
-    parameters = plan_parameters(shapes, weight_map, source)
     total = sum(len(names) for p in parameters.values() for names in p.layers)
-    read = _counted(source.read, total, progress, source.name)
+    reader = _Reader(source, total, progress)
     filled = []
-    for name, (path, leaf) in leaves.items():
-        value = jax.device_put(_assemble(parameters[name], read, dtype))
-        filled.append((path, leaf.replace(value)))
+    for name, parameter in parameters.items():
+        if name + SCALE not in leaves:
+            made = {name: _assemble(parameter, reader, dtype)}
+        else:
+            made = dict(zip((name, name + SCALE), _assemble_int8(parameter, reader), strict=True))
+        for each, value in made.items():
+            path, leaf = leaves[each]
+            filled.append((path, leaf.replace(jax.device_put(value))))
     return nnx.from_flat_state(filled)
 
 
-def _counted(
-    read: Callable[[str], np.ndarray], total: int, progress: Progress | None, origin: str
-) -> Callable[[str], np.ndarray]:
-    """Wraps `read` to report progress and to check the dtypes."""
-    done = 0
+class _Reader:
+    """Reads tensors, reports progress and checks the values."""
 
-    def counting(name: str) -> np.ndarray:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, total)
-        return _floating(read(name), name, origin)
+    def __init__(self, source: TensorSource, total: int, progress: Progress | None):
+        self.source = source
+        self._total, self._progress, self._done = total, progress, 0
 
-    return counting
+    def floats(self, name: str) -> np.ndarray:
+        """Returns a tensor, after checking that its values are weights and not, say, packed bits.
+
+        Raises:
+          UserError: they are not floating-point numbers.
+        """
+        self._count()
+        value = self.source.read(name)
+        # Floats of 8 bits mean nothing without a scale, which no format of theirs lacks.
+        if not jnp.issubdtype(value.dtype, jnp.floating) or value.dtype.itemsize == 1:
+            raise UserError(
+                f"tensor {name} in {self.source.name} holds {value.dtype} values, but weights must "
+                "be floating point, or quantised as config.json says; use another copy."
+            )
+        return value
+
+    def int8(self, name: str) -> Int8:
+        """Returns a tensor that the source holds in int8."""
+        self._count()
+        return self.source.read_int8(name)
+
+    def _count(self) -> None:
+        self._done += 1
+        if self._progress is not None:
+            self._progress(self._done, self._total)
 
 
-def _floating(value: np.ndarray, name: str, origin: str) -> np.ndarray:
-    """Returns a tensor, after checking that its values are weights and not, say, packed bits."""
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise UserError(
-            f"tensor {name} in {origin} holds {value.dtype} values, but weights must be floating "
-            "point; use a copy of the model that is not quantised, or a GGUF file."
-        )
-    return value
-
-
-def _assemble(parameter: Parameter, read: Callable[[str], np.ndarray], dtype: Any) -> np.ndarray:
+def _assemble(parameter: Parameter, reader: _Reader, dtype: Any) -> np.ndarray:
     """Returns the parameter's value in `dtype`, in a buffer that jax may adopt."""
     rule = parameter.rule
     if not rule.stacked:
-        value = rule.transform([read(name) for name in parameter.layers[0]])
+        value = rule.transform([reader.floats(name) for name in parameter.layers[0]])
         return value if _adoptable(value, dtype) else _copied(value, dtype)
     stack = aligned_empty(parameter.shape, dtype)
     for layer, names in zip(stack, parameter.layers, strict=True):
-        layer[...] = rule.transform([read(name) for name in names])
+        layer[...] = rule.transform([reader.floats(name) for name in names])
     return stack
+
+
+def _assemble_int8(parameter: Parameter, reader: _Reader) -> Int8:
+    """Returns the parameter's value in int8, in buffers that jax may adopt.
+
+    Numbers that the checkpoint holds in int8 are kept, all others are rounded layer by layer.
+    """
+    shape = parameter.shape
+    whole = Int8(aligned_empty(shape, np.int8), aligned_empty(shape[:-1], np.float32))
+    keeps = parameter.tensors <= reader.source.int8 and parameter.rule.joins
+    stacked = whole if parameter.rule.stacked else Int8(*(array[None] for array in whole))
+    for values, scale, names in zip(*stacked, parameter.layers, strict=True):
+        if keeps:
+            held = [reader.int8(name) for name in names]
+            values[...] = parameter.rule.transform([each.values for each in held])
+            scale[...] = parameter.rule.transform([each.scale for each in held])
+        else:
+            tensor = parameter.rule.transform([reader.floats(name) for name in names])
+            _quantise(tensor, Int8(values, scale), names, reader.source)
+    return whole
+
+
+def _quantise(tensor: np.ndarray, into: Int8, names: Any, source: TensorSource) -> None:
+    try:
+        quantise(tensor, into)
+    except ValueError as error:
+        raise UserError(
+            f"{' and '.join(names)} in {source.name} cannot be quantised ({error}); load the model "
+            "without quantising it, or download it again."
+        ) from error
 
 
 def _adoptable(value: np.ndarray, dtype: Any) -> bool:

@@ -11,6 +11,7 @@ from emsjax.cli import command
 from emsjax.cli.interrupts import interrupts_wait
 from emsjax.costs.hardware import HARDWARE
 from emsjax.errors import UserError
+from emsjax.limits import QUANTIZATIONS
 
 if TYPE_CHECKING:
     from emsjax.plan.forecast import Forecast
@@ -46,8 +47,11 @@ def plan(
         ),
     ] = None,
     dtype: Annotated[
-        str, typer.Option(help=f"Dtype of weights and cache: {', '.join(_DTYPES)}.")
+        str, typer.Option(help=f"Dtype of weights, activations and cache: {', '.join(_DTYPES)}.")
     ] = "bfloat16",
+    quantize: Annotated[
+        str | None, typer.Option(metavar="int8", help="Dtype of weights, if not that of --dtype.")
+    ] = None,
     acceptance: Annotated[
         float,
         typer.Option(
@@ -75,6 +79,8 @@ def plan(
     """
     devices = [_device(name) for name in topology or ["v5e"]]
     _check_name("--dtype", dtype, _DTYPES)
+    if quantize is not None:
+        _check_name("--quantize", quantize, QUANTIZATIONS)
     if not 0 <= acceptance <= 1:
         raise UserError(f"--acceptance is {acceptance:g}; it must be a probability from 0 to 1.")
     compiling = compile is not False and any(HARDWARE[name].is_tpu for name in devices)
@@ -82,7 +88,9 @@ def plan(
     with interrupts_wait():
         from emsjax.plan.options import Options, make_forecasts
 
-    options = Options(batch_size, max_model_len, context, dtype, acceptance, draft_length, compile)
+    options = Options(
+        batch_size, max_model_len, context, dtype, quantize, acceptance, draft_length, compile
+    )
     models = model or [DEFAULT_MODEL]
     forecasts: list[Forecast] = []
     try:

@@ -19,6 +19,7 @@ class Options(NamedTuple):
     max_model_len: int | None
     context: int | None
     dtype: str
+    quantize: str | None
     acceptance: float
     draft_length: int
     compile: bool | None
@@ -83,6 +84,7 @@ def _setting(model: str, topology: str, options: Options) -> Setting:
         max_model_len=longest,
         context=context,
         dtype=options.dtype,
+        quantize=options.quantize,
         acceptance=options.acceptance,
         draft_length=options.draft_length,
     )

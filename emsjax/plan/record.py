@@ -20,6 +20,7 @@ def record(forecast: Forecast) -> dict[str, Any]:
         "topology": setting.topology,
         "device": setting.hardware.name,
         "dtype": setting.dtype,
+        "quantize": setting.quantize,
         "batch_size": setting.num_slots,
         "max_model_len": setting.max_model_len,
         "context": setting.context,

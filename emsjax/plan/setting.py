@@ -29,9 +29,10 @@ class Setting:
       num_slots: B.
       max_model_len: most tokens of a sample.
       context: cached tokens per sample in the timed step.
-      dtype: dtype of weights, activations and cache, one of `DTYPES`.
+      dtype: dtype of activations, cache and weights that are not quantised, one of `DTYPES`.
       acceptance: probability that a draft token is accepted if those before it are.
       draft_length: k.
+      quantize: "int8" for int8 weights, or None.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Setting:
     dtype: str
     acceptance: float
     draft_length: int
+    quantize: str | None = None
 
     @property
     def capacity(self) -> int:
@@ -61,6 +63,11 @@ class Setting:
         return DTYPES[self.dtype]
 
     @property
+    def numbers(self) -> str:
+        """The dtypes, for display."""
+        return self.dtype if self.quantize is None else f"{self.dtype} with {self.quantize} weights"
+
+    @property
     def platform(self) -> str:
         """The platform that programs are made for, "tpu" or "gpu"."""
         return "tpu" if self.hardware.is_tpu else "gpu"
@@ -71,7 +78,7 @@ class Setting:
 
     def sizes(self) -> Sizes:
         """Returns the sizes of the model."""
-        return decoder_sizes(self.config, self.itemsize, self.platform)
+        return decoder_sizes(self.config, self.itemsize, self.platform, self.quantize)
 
     def ladder(self) -> tuple[Rung, ...]:
         """Returns the shapes of a step."""

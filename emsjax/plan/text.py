@@ -30,7 +30,7 @@ def details(forecast: Forecast) -> str:
     """Returns all of one forecast as Markdown."""
     setting = forecast.setting
     title = (
-        f"{setting.name} in {setting.dtype} on one {setting.hardware.name}: {setting.num_slots} "
+        f"{setting.name} in {setting.numbers} on one {setting.hardware.name}: {setting.num_slots} "
         f"samples of {setting.max_model_len} tokens"
     )
     shown = forecast.shown

@@ -75,8 +75,8 @@ LLM_OPTIONS = (
     ),
     _foreign("set JAX_PLATFORMS to choose the device", device=(None, "auto")),
     _foreign(
-        "there is no counterpart: weights are computed in dtype, and a quantised GGUF file named "
-        "by model is dequantised",
+        "set quantize to quantise on load; how a quantised checkpoint named by model is to be read "
+        "is known from its configuration",
         quantization=None,
         quantization_param_path=None,
     ),

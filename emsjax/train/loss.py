@@ -78,7 +78,7 @@ def unroll(draft: RecurrentDraft, shared: Shared, texts: Texts, steps: int) -> l
             there=(places + step + 1 < texts.lens[:, None]).ravel(),
             known=(places + step + 2 < texts.lens[:, None]).ravel(),
         )
-        hidden = draft(hidden, shared.embedding[fed])
+        hidden = draft(hidden, shared.embed(fed))
         guessed, alive = _judge(draft, shared, hidden, truth, alive)
         results.append(guessed)
     return results

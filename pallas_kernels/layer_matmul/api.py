@@ -9,6 +9,7 @@ from emsjax.pallas_kernels import products
 from emsjax.pallas_kernels.backends import Backend, Backends, always_supported, pick
 from emsjax.pallas_kernels.checks import check_layer_matmul
 from emsjax.pallas_kernels.layer_matmul import reference
+from emsjax.pallas_kernels.quantised import Quantised, Weights
 
 
 def _reference() -> Backend:
@@ -52,7 +53,7 @@ BACKENDS: Backends = MappingProxyType(
 
 def layer_matmul(
     x: jax.Array,
-    kernels: jax.Array,
+    kernels: Weights,
     *,
     layer: jax.Array,
     dtype: jax.typing.DTypeLike | None = None,
@@ -64,7 +65,7 @@ def layer_matmul(
 
     Args:
       x: rows [T, in].
-      kernels: weights of all layers [L, out, in], of x's type.
+      kernels: weights of all layers [L, out, in], of x's type or quantised.
       layer: int32[], the layer to use.
       dtype: of the result; x's by default.
       backend: "reference" (XLA, on any platform), "cpu" (Numba), or for few rows "gpu" (Hopper),
@@ -78,21 +79,27 @@ def layer_matmul(
       ValueError: an argument has a wrong shape or type, or the named backend cannot be used.
     """
     layer, dtype = jnp.asarray(layer), jnp.dtype(dtype or x.dtype)
+    if isinstance(kernels, Quantised):
+        # Scales multiply the sums, which are as many as there are results, and not the weights.
+        sums = layer_matmul(x, kernels.values, layer=layer, dtype=jnp.float32, backend=backend)
+        scale = jax.lax.dynamic_index_in_dim(kernels.scale, layer)
+        return (sums * scale).astype(dtype)
     check_layer_matmul(x, kernels, layer)
     return pick("layer_matmul", BACKENDS, backend, x, kernels)(x, kernels, layer, dtype)
 
 
-def matmul(x: jax.Array, kernel: jax.Array, dtype: jax.typing.DTypeLike | None = None) -> jax.Array:
+def matmul(x: jax.Array, kernel: Weights, dtype: jax.typing.DTypeLike | None = None) -> jax.Array:
     """Computes `x @ kernel.T` for weights that are not stacked.
 
     Args:
       x: rows [T, in].
-      kernel: weights [out, in], which may be of another type than x.
+      kernel: weights [out, in], which may be of another type than x, or quantised.
       dtype: of the result; x's by default.
 
     Returns:
       [T, out] in `dtype`.
     """
-    if x.dtype != kernel.dtype:
+    if not isinstance(kernel, Quantised) and x.dtype != kernel.dtype:
         return products.matmul(x, kernel, dtype)
-    return layer_matmul(x, kernel[None], layer=jnp.zeros((), jnp.int32), dtype=dtype)
+    stack = jax.tree.map(lambda array: array[None], kernel)
+    return layer_matmul(x, stack, layer=jnp.zeros((), jnp.int32), dtype=dtype)

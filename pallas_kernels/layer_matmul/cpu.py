@@ -14,9 +14,9 @@ _WIDEST = 32  # rows of a panel
 
 def unsupported(x: jax.Array, kernels: jax.Array) -> str | None:
     """Returns why the kernel cannot be used for these arguments, or None if it can."""
-    if x.dtype != kernels.dtype or str(x.dtype) not in STORED:
-        return f"it takes float32 and bfloat16, not {x.dtype} times {kernels.dtype}"
-    return registered("layer_matmul", x.dtype, _load)
+    if kernels.dtype not in (x.dtype, jnp.int8) or str(x.dtype) not in STORED:
+        return f"it takes float32, bfloat16 and int8, not {x.dtype} times {kernels.dtype}"
+    return registered("layer_matmul", kernels.dtype, _load)
 
 
 def _load() -> Callable:
@@ -33,11 +33,11 @@ def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.
     padded = jnp.pad(x.astype(jnp.float32), ((0, -num_rows % width), (0, 0)))
     # Each panel holds its rows side by side, so that vectors hold one input of several rows.
     panels = padded.reshape(-1, width, num_in).swapaxes(1, 2)
+    name = name_of("layer_matmul", kernels.dtype)
     if kernels.dtype == jnp.bfloat16:
         kernels = jax.lax.bitcast_convert_type(kernels, jnp.uint16)
     layer = jnp.clip(layer, 0, len(kernels) - 1)
     shape = jax.ShapeDtypeStruct((len(panels), num_out, width), jnp.float32)
-    name = name_of("layer_matmul", x.dtype)
     out = jax.ffi.ffi_call(name, shape, vmap_method="sequential")(panels, kernels, layer)
     # XLA turns panels into rows as it reads them, or not at all if rows become panels again.
     return out.swapaxes(1, 2).reshape(-1, num_out)[:num_rows].astype(dtype)
@@ -53,9 +53,9 @@ def _panel_width(num_rows: int) -> int:
 @layer_matmul.defjvp
 def _derivative(dtype: jnp.dtype, values: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     (x, kernels, layer), (more_x, more_kernels, _) = values, tangents
-    weights, more_weights = (
-        jax.lax.dynamic_index_in_dim(stack, layer, keepdims=False)
-        for stack in (kernels, more_kernels)
-    )
-    change = matmul(more_x, weights, dtype) + matmul(x, more_weights, dtype)
+    weights = jax.lax.dynamic_index_in_dim(kernels, layer, keepdims=False)
+    change = matmul(more_x, weights.astype(x.dtype), dtype)
+    if kernels.dtype != jnp.int8:  # whole numbers have no derivative
+        more_weights = jax.lax.dynamic_index_in_dim(more_kernels, layer, keepdims=False)
+        change += matmul(x, more_weights, dtype)
     return layer_matmul(x, kernels, layer, dtype), change

@@ -33,9 +33,36 @@ def _count(frame: int) -> int:
     return (size(frame, _KERNELS, 1) + _STRIP - 1) // _STRIP
 
 
+def _widened(storage: type) -> Callable:
+    """Returns the function that makes a block of weights one that the product can read.
+
+    It takes the block's address and the stride between its rows, the numbers of rows and columns,
+    and an array. It returns the address and the stride to use, of the array if it wrote the block
+    there. Converting int8 in the fastest cache is quicker than in the product, which would convert
+    each number on its own and again for every panel.
+    """
+
+    @compiled
+    def as_it_is(block: int, stride: int, rows: int, columns: int, wide: np.ndarray) -> tuple:
+        return block, stride
+
+    @compiled
+    def convert(block: int, stride: int, rows: int, columns: int, wide: np.ndarray) -> tuple:
+        for row in range(rows):
+            numbers = carray(pointer(block + row * stride), (columns,), np.int8)
+            for column in range(columns):
+                wide[row, column] = numbers[column]
+        return wide.ctypes.data, wide.strides[0]
+
+    return convert if storage is np.int8 else as_it_is
+
+
 def _strip(storage: type) -> Callable:
     """Returns the function that computes an item, for kernels with elements of a type."""
-    itemsize, multiply = np.dtype(storage).itemsize, product_of(np.dtype(storage))
+    itemsize, widened = np.dtype(storage).itemsize, _widened(storage)
+    multiplied = np.dtype(np.float32 if storage is np.int8 else storage)
+    term, multiply = multiplied.itemsize, product_of(multiplied)
+    converted = _TOGETHER if storage is np.int8 else 0
 
     @compiled
     def compute(frame: int, item: int) -> None:
@@ -46,25 +73,30 @@ def _strip(storage: type) -> Callable:
         outs = min(_STRIP, num_out - first)
         weights = argument(frame, _KERNELS) + (layer * num_out + first) * num_in * itemsize
         out_row = 4 * width
+        wide = np.empty((converted, min(num_in, _DEPTH)), np.float32)
         for done in range(0, num_in, _DEPTH):
             terms = min(_DEPTH, num_in - done)
             for out in range(0, outs, _TOGETHER):
+                rows = min(_TOGETHER, outs - out)
+                block, stride = widened(
+                    weights + (out * num_in + done) * itemsize, num_in * itemsize, rows, terms, wide
+                )
                 for panel in range(panels):
                     product = Product(
-                        weights + (out * num_in + done) * itemsize,
-                        num_in * itemsize,
-                        itemsize,
+                        block,
+                        stride,
+                        term,
                         argument(frame, _X) + (panel * num_in + done) * out_row,
                         out_row,
                         result(frame, 0) + (panel * num_out + first + out) * out_row,
                         out_row,
                         terms,
                     )
-                    multiply(product, min(_TOGETHER, outs - out), width, done > 0)
+                    multiply(product, rows, width, done > 0)
 
     return compute
 
 
 def register_kernel(name: str, dtype: np.dtype) -> None:
-    """Makes the kernel for weights of a type, float32 or uint16, available to XLA as `name`."""
+    """Makes the kernel for weights of float32, uint16 or int8 available to XLA as `name`."""
     register(name, _count, _strip(dtype.type), (__file__, small_products.__file__))

@@ -34,7 +34,7 @@ COUNTS = {
     }.items()
 }
 FACTS = {"model": "m", "dtype": "float32", "simulated": None, "device": "cpu", "texts": {}}
-FACTS |= {"draft_model": None, "jobs": None}
+FACTS |= {"draft_model": None, "jobs": None, "quantize": None}
 FACTS |= {"versions": {"jax": "1"}, "other_cpus": 0.01, "command": "the command"}
 FOUR, FIVE = (1, 2, 3, 4), (1, 2, 3, 4, 5)
 
@@ -130,7 +130,11 @@ def test_a_failed_run_does_not_replace_earlier_figures():
 
 
 @pytest.mark.parametrize(
-    "field", ["model", "dtype", "simulated", "device", "versions", "texts", "draft_model", "jobs"]
+    "field",
+    [
+        *("model", "dtype", "quantize", "simulated", "device", "versions", "texts", "draft_model"),
+        "jobs",
+    ],
 )
 def test_records_that_differ_in_a_shared_fact_are_not_added(field: str):
     earlier = records_of([cell("none", [1.0])], FACTS | {field: "a"})

@@ -8,12 +8,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/planning-hardware.md"
-PLANS = json.loads((ROOT / "benchmarks/results/plans.json").read_text())
+RESULTS = [ROOT / f"benchmarks/results/{name}.json" for name in ("plans", "plans-int8")]
+PLANS = [plan for file in RESULTS for plan in json.loads(file.read_text())]
 NAMES = {"opt-6.7b": "OPT-6.7B", "llama-3-8b": "Llama-3-8B", "smollm2-135m": "SmolLM2-135M"}
 
 
 def name_of(plan: dict[str, Any]) -> str:
-    return f"{plan['model']}-{plan['topology']}"
+    quantised = f"-{plan['quantize']}" if plan.get("quantize") else ""
+    return f"{plan['model']}{quantised}-{plan['topology']}"
 
 
 def both(counted: str, by_compiler: str) -> str:
@@ -30,7 +32,7 @@ def row(plan: dict[str, Any]) -> str:
     batch = plan["step_batch_size"]
     speedup = next(each for each in plan["speedups"] if each["batch_size"] == batch)
     cells = [
-        NAMES[plan["model"]],
+        NAMES[plan["model"]] + (f" in {plan['quantize']}" if plan.get("quantize") else ""),
         f"{plan['topology']}-1",
         f"{'yes' if plan['fits'] else 'no'}: {needed:.1f} of {there:.1f} GB",
         str(plan["largest_batch_size"]),
@@ -43,7 +45,8 @@ def row(plan: dict[str, Any]) -> str:
 
 
 def test_every_model_is_planned_for_every_chip():
-    assert {name_of(plan) for plan in PLANS} == {f"{m}-{t}" for m in NAMES for t in ("v5e", "v6e")}
+    wide = {f"{m}-{t}" for m in NAMES for t in ("v5e", "v6e")}
+    assert {name_of(plan) for plan in PLANS} == wide | {"llama-3-8b-int8-v5e"}
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=name_of)

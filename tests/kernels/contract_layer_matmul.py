@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
+from emsjax.pallas_kernels.quantised import Quantised, Weights
 from tests.kernels.contract_attention import FLOAT32_ERROR, ROUNDING
 
 NUM_LAYERS, LAYER = 3, 1
@@ -18,11 +19,12 @@ NUM_LAYERS, LAYER = 3, 1
 
 @dataclass(frozen=True)
 class Case:
-    """Shape of one layer's weights, and the dtype of weights and rows."""
+    """Shape of one layer's weights, the dtype of rows, and whether weights are int8."""
 
     num_out: int = 192
     num_in: int = 256
     dtype: str = "bfloat16"
+    int8: bool = False
 
 
 CASES = {
@@ -32,6 +34,8 @@ CASES = {
     "parts": Case(128, 2048),
     "float16": Case(dtype="float16"),
     "float32": Case(dtype="float32"),
+    "int8": Case(int8=True),
+    "int8-float32": Case(193, 2304, dtype="float32", int8=True),
 }
 
 
@@ -45,6 +49,30 @@ def numbers(case: Case) -> tuple[np.ndarray, np.ndarray]:
     return x, kernels
 
 
+@functools.cache
+def int8(case: Case) -> Quantised:
+    """Returns weights in int8 whose scales are NaN in all layers but `LAYER`."""
+    rng = np.random.default_rng(1)
+    shape = (NUM_LAYERS, case.num_out, case.num_in)
+    values = rng.integers(-127, 128, shape).astype(np.int8)
+    scale = np.full(shape[:2], np.nan, np.float32)
+    scale[LAYER] = rng.uniform(0.005, 0.05, case.num_out)
+    return Quantised(jnp.asarray(values), jnp.asarray(scale))
+
+
+def weights_of(case: Case) -> Weights:
+    """Returns the weights of all layers."""
+    return int8(case) if case.int8 else jnp.asarray(numbers(case)[1])
+
+
+def exact(case: Case) -> np.ndarray:
+    """Returns the weights of `LAYER` in float64."""
+    if not case.int8:
+        return numbers(case)[1][LAYER].astype(np.float64)
+    values, scale = (np.asarray(a, np.float64)[LAYER] for a in jax.tree.leaves(int8(case)))
+    return values * scale[:, None]
+
+
 class LayerMatmulContract:
     """Subclass as `TestX` and set `backend`."""
 
@@ -55,7 +83,7 @@ class LayerMatmulContract:
     def __init_subclass__(cls) -> None:
         """Creates the jitted call, which compiles once for each shape."""
 
-        def call(x: jax.Array, kernels: jax.Array, layer: jax.Array) -> Any:
+        def call(x: jax.Array, kernels: Weights, layer: jax.Array) -> Any:
             return layer_matmul(x, kernels, layer=layer, backend=cls.backend)
 
         cls.program = staticmethod(jax.jit(call))
@@ -67,15 +95,15 @@ class LayerMatmulContract:
     def multiply(self, case: Case, x: np.ndarray) -> np.ndarray:
         # At the default precision, GPUs and TPUs round float32 operands before multiplying them.
         with jax.default_matmul_precision("highest" if case.dtype == "float32" else None):
-            out = self.program(x, jnp.asarray(numbers(case)[1]), jnp.asarray(LAYER, jnp.int32))
+            out = self.program(x, weights_of(case), jnp.asarray(LAYER, jnp.int32))
         assert out.dtype == x.dtype
         return np.asarray(out)
 
     @pytest.mark.parametrize("rows", [1, 8, 13, 64, 128, 133, 256])
     def test_equals_the_oracle(self, name, rows):
         case = CASES[name]
-        x, weights = numbers(case)[0][:rows], numbers(case)[1][LAYER]
-        wide = (x.astype(np.float64), weights.astype(np.float64))
+        x = numbers(case)[0][:rows]
+        wide = (x.astype(np.float64), exact(case))
         expected, terms = wide[0] @ wide[1].T, np.abs(wide[0]) @ np.abs(wide[1]).T
         # A product of two 16-bit numbers is exact in float32. A sum of several hundred is not.
         allowed = FLOAT32_ERROR * terms + ROUNDING[case.dtype] * np.abs(expected)

@@ -19,7 +19,14 @@ from emsjax.pallas_kernels.backends import compiling_for, noting_backends
 from emsjax.pallas_kernels.layer_matmul import gpu_triton
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
 from emsjax.pallas_kernels.layer_matmul.gpu import ENOUGH_BLOCKS, blocks_for
-from tests.kernels.contract_layer_matmul import CASES, LAYER, LayerMatmulContract, numbers
+from tests.kernels.contract_layer_matmul import (
+    CASES,
+    LAYER,
+    Case,
+    LayerMatmulContract,
+    int8,
+    numbers,
+)
 from tests.kernels.lowering import lower_for_hopper
 
 SHAPES = ("smollm2-135m", "opt-125m", "opt-6.7b", "llama-3-8b")
@@ -77,10 +84,24 @@ class TestCpu(LayerMatmulContract):
             )
             np.testing.assert_allclose(ours, xla, rtol=1e-4, atol=1e-2)
 
+    def test_derivatives_by_rows_of_int8_weights(self):
+        case = CASES["int8-float32"]
+        x, layer = jnp.asarray(numbers(case)[0][:5]), jnp.int32(LAYER)
+        ours, xla = (
+            jax.grad(lambda x, b=b: layer_matmul(x, int8(case), layer=layer, backend=b).sum())(x)
+            for b in ("cpu", "reference")
+        )
+        np.testing.assert_allclose(ours, xla, rtol=1e-4)
+
+
+def takes(case: Case) -> bool:
+    """Returns whether the kernel for Hopper takes the case; XLA multiplies the others there."""
+    return case.dtype != "float32" and not case.int8
+
 
 class TestHopper(LayerMatmulContract):
     backend = "gpu"
-    cases: ClassVar = tuple(name for name in CASES if name != "float32")
+    cases: ClassVar = tuple(name for name, case in CASES.items() if takes(case))
 
     @pytest.fixture(autouse=True)
     def _interpreted(self, interpreting_gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

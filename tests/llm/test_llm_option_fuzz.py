@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from emsjax import LLM, llm
+from emsjax.loading.dtypes import check_quantize
 from emsjax.loading.load import LoadedModel, load_model
 from emsjax.requests.vllm_names import LLM_OPTIONS
 from tests.fuzzing import INPUTS, ODD, survives
@@ -50,8 +51,11 @@ def loaded(model_dir: str, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
     """Loads the model only once, because this is not about files."""
     found = load_model(model_dir)
 
-    def load(model: object, *, dtype: str, tokenizer: str | None) -> LoadedModel:
+    def load(
+        model: object, *, dtype: str, quantize: str | None, tokenizer: str | None
+    ) -> LoadedModel:
         del model, tokenizer
+        check_quantize(quantize)
         load_model(model_dir, dtype=dtype) if dtype != "auto" else None
         return found
 

@@ -14,7 +14,7 @@ from tiny_checkpoints import CONFIG
 from emsjax.errors import UserError
 from emsjax.loading.conversion import convert_model
 from emsjax.loading.families import model_config, supported
-from emsjax.loading.hf.config import complete_config, read_config
+from emsjax.loading.hf.config import complete_config, read_json
 from emsjax.loading.hf.keys import HARMLESS, ReadKeys
 from emsjax.loading.hf.tokenizer import load_tokenizer
 from emsjax.loading.load import find_model, load_model
@@ -56,7 +56,8 @@ def test_harmless_keys_are_keys_of_the_family(name: str) -> None:
 
 @pytest.mark.parametrize("name", tiny.TINY)
 def test_saved_models_are_accepted(name: str) -> None:
-    model_config(read_config(tiny.checkpoint(name), supported()))
+    file = tiny.checkpoint(name) / "config.json"
+    model_config(complete_config(read_json(file), supported(), str(file)))
 
 
 # Extra keys of the kind that configurations on the hub have; written from memory, not copied.

@@ -12,8 +12,8 @@ from tiny_checkpoints import to_bfloat16, write_config
 from emsjax.errors import UserError
 from emsjax.loading.build import abstract_model, read_weights
 from emsjax.loading.opened import open_model
-from emsjax.loading.weights import load_params
-from emsjax.models.family import WeightMap
+from emsjax.loading.parameters import plan_parameters
+from emsjax.models.family import WeightMap, dotted
 
 Weights = dict[str, np.ndarray]
 
@@ -106,9 +106,10 @@ def test_progress(hf_dir: Path, weights: Weights) -> None:
 def test_weight_map_must_cover_the_model(hf_dir: Path) -> None:
     opened = open_model(hf_dir, {"llama"})
     _, abstract, full = abstract_model(opened.hf_config)
+    shapes = {dotted(path): leaf.shape for path, leaf in nnx.to_flat_state(abstract)}
     rules = {path: rule for path, rule in full.rules.items() if path != "norm"}
     with pytest.raises(ValueError, match="disagree about parameters: norm"):
-        load_params(abstract, WeightMap(rules), opened.source, jnp.float32)
+        plan_parameters(shapes, WeightMap(rules), opened.source)
 
 
 def test_parameters_do_not_alias_the_file(hf_dir: Path, weights: Weights) -> None:

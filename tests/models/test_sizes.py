@@ -20,6 +20,8 @@ def test_sizes_are_those_of_the_decoder(name: str):
     for number, change in enumerate(({}, *CHANGES)):
         config = replace(named_config(name), **change)
         dtype, platform = (("bfloat16", "tpu"), ("float32", "gpu"))[number % 2]
-        with compiling_for(platform):
-            built = shape_of_model(config, jnp.dtype(dtype)).sizes
-        assert decoder_sizes(config, jnp.dtype(dtype).itemsize, platform) == built
+        for quantize in (None, "int8"):
+            with compiling_for(platform):
+                built = shape_of_model(config, jnp.dtype(dtype), quantize).sizes
+            itemsize = jnp.dtype(dtype).itemsize
+            assert decoder_sizes(config, itemsize, platform, quantize) == built

@@ -15,8 +15,13 @@ _QUANTISED = (
 _CODE = ("custom_generate/generate.py",)
 
 
-def check_beside(directory: Path) -> None:
+def check_beside(directory: Path, described: bool = False) -> None:
     """Checks the files next to a model's `config.json`.
+
+    Args:
+      directory: the model's.
+      described: whether its configuration describes how the weights are quantised, so that a file
+        which does so adds nothing.
 
     Raises:
       UserError: one of them is an adapter, code that generates, or describes quantised weights.
@@ -26,7 +31,7 @@ def check_beside(directory: Path) -> None:
         ("a quantisation", _QUANTISED, "use a copy that is not quantised, or a GGUF file"),
         ("code that generates", _CODE, "use another model"),
     ):
-        for name in names:
+        for name in () if described and names is _QUANTISED else names:
             if (directory / name).is_file():
                 raise UserError(
                     f"{directory} holds {kind} ({name}), which emsjax does not apply; {remedy}, "

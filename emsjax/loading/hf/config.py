@@ -13,20 +13,6 @@ from emsjax.loading.hf.numbers import check_eos, check_ranges
 from emsjax.loading.hf.unadvised import without_advice
 
 
-def read_config(directory: Path, supported: Collection[str]) -> dict[str, Any]:
-    """Reads the configuration of a Hugging Face model directory.
-
-    Args:
-      directory: directory that contains `config.json`.
-      supported: model types to accept.
-
-    Raises:
-      UserError: `config.json` is missing, damaged, or of an unsupported model type.
-    """
-    file = directory / "config.json"
-    return complete_config(read_json(file), supported, str(file))
-
-
 def read_json(file: Path, remedy: str = "download it again") -> dict[str, Any]:
     """Reads a JSON object from a file.
 

@@ -15,6 +15,8 @@ import numpy as np
 
 from emsjax.errors import UserError
 from emsjax.loading.hf.config import read_json
+from emsjax.loading.sources.int8 import Int8
+from emsjax.models.quantised import SCALE
 
 
 class OrbaxSource:
@@ -23,6 +25,9 @@ class OrbaxSource:
     def __init__(self, directory: Path, dtype: str):
         self.name, self.dtype = str(directory), dtype
         self._arrays = {meta.parent.name: _array(meta) for meta in directory.glob("*/.zarray")}
+        self.int8 = frozenset(name for name, each in self._arrays.items() if each[1] == np.int8)
+        self._scales = {name: name + SCALE for name in self.int8}
+        _check_scales(self._arrays, self._scales, self.name)
         self.truncated = frozenset(
             name
             for name, (chunk, dtype, shape) in self._arrays.items()
@@ -30,13 +35,51 @@ class OrbaxSource:
         )
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Returns the shape of every parameter."""
-        return {name: shape for name, (_, _, shape) in self._arrays.items()}
+        """Returns the shape of every parameter; scales belong to the parameters they scale."""
+        scales = frozenset(self._scales.values())
+        return {name: each[2] for name, each in self._arrays.items() if name not in scales}
 
     def read(self, name: str) -> np.ndarray:
-        """Returns one parameter, mapped read-only."""
+        """Returns one parameter, mapped read-only unless it is computed from int8."""
+        return self.read_int8(name).dequantised() if name in self.int8 else self._mapped(name)
+
+    def read_int8(self, name: str) -> Int8:
+        """Returns one of the parameters in `int8`, mapped read-only.
+
+        Raises:
+          UserError: a scale is not a finite number.
+        """
+        scale = self._scales[name]
+        found = Int8(self._mapped(name), self._mapped(scale))
+        if not np.isfinite(found.scale).all():
+            raise UserError(
+                f"{scale} in {self.name} holds a scale that is not a finite number; convert the "
+                "original model again."
+            )
+        return found
+
+    def _mapped(self, name: str) -> np.ndarray:
         chunk, dtype, shape = self._arrays[name]
         return np.memmap(chunk, np.uint8, "r").view(dtype).reshape(shape)
+
+
+def _check_scales(
+    arrays: Mapping[str, tuple[Path, np.dtype[Any], tuple[int, ...]]],
+    scales: Mapping[str, str],
+    origin: str,
+) -> None:
+    """Checks that every int8 parameter has a float32 scale for each of its rows."""
+    wrong = [
+        scale
+        for name, scale in scales.items()
+        if scale not in arrays or arrays[scale][1:] != (np.dtype(np.float32), arrays[name][2][:-1])
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(
+            f"{', '.join(sorted(wrong)[:3])}{more} in {origin} must be there, with one float32 per "
+            "row of the int8 weights; convert the original model again."
+        )
 
 
 def _size(file: Path) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 
 from emsjax.errors import UserError
 from emsjax.loading.sources.dtypes import own_dtype
+from emsjax.loading.sources.no_int8 import NoInt8
 from emsjax.loading.sources.shards import damaged, find_weight_files
 
 _DTYPES: Mapping[str, Any] = {
@@ -29,6 +30,9 @@ _DTYPES: Mapping[str, Any] = {
     "I16": np.int16,
     "I8": np.int8,
     "U8": np.uint8,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "F8_E8M0": ml_dtypes.float8_e8m0fnu,
     "BOOL": np.bool_,
 }
 
@@ -52,7 +56,7 @@ class _Entry:
         )
 
 
-class SafetensorsSource:
+class SafetensorsSource(NoInt8):
     """A `TensorSource` over one or more safetensors files."""
 
     def __init__(self, directory: Path, files: Sequence[Path]):
@@ -75,6 +79,10 @@ class SafetensorsSource:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Returns the shape of every tensor, from the headers alone."""
         return {name: entry.shape for name, entry in self._entries.items()}
+
+    def dtypes(self) -> Mapping[str, str]:
+        """Returns the type of every tensor, as safetensors names it."""
+        return {name: entry.dtype for name, entry in self._entries.items()}
 
     def read(self, name: str) -> np.ndarray:
         """Returns one tensor, mapped read-only.

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from emsjax.errors import UserError
+from emsjax.loading.sources.int8 import Int8
 from emsjax.loading.sources.safetensors import SafetensorsSource
 from emsjax.loading.sources.torch import TorchSource
 
@@ -19,11 +20,13 @@ class TensorSource(Protocol):
       dtype: the checkpoint's own dtype ("float32", "bfloat16" or "float16"). It is "float32" for
         quantised checkpoints, whose values float32 holds without loss.
       truncated: tensors that the checkpoint lists but whose data is incomplete.
+      int8: tensors that the checkpoint holds in int8 with one scale per row.
     """
 
     name: str
     dtype: str
     truncated: frozenset[str]
+    int8: frozenset[str]
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Returns the shape of every tensor, without reading any data."""
@@ -33,6 +36,9 @@ class TensorSource(Protocol):
 
         A writable result belongs to the caller. A read-only result may be a mapped file.
         """
+
+    def read_int8(self, name: str) -> Int8:
+        """Returns one of the tensors of `int8` as the checkpoint holds it."""
 
 
 def open_directory(directory: Path) -> TensorSource:

@@ -1,0 +1,142 @@
+"""Perplexity and greedy agreement of a model with int8 weights, next to the model as it is.
+
+python -m benchmarks.quantised --input spec_bench.jsonl
+
+Both models read the same text, in windows that begin with an empty cache. The text is the prompts'
+own, from all categories.
+"""
+
+import argparse
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.common import describe, machine, read_prompts, say
+from emsjax.cli.markdown import table
+
+if TYPE_CHECKING:
+    from emsjax.engine.model import Model
+
+_RESULTS = Path("benchmarks/results/quantised.md")
+# Log-probabilities float32[window, V] of the tokens after each of a window's.
+Predict = Callable[[np.ndarray], np.ndarray]
+
+
+class Window(NamedTuple):
+    """The comparison of two models on one window, as sums over its positions.
+
+    Attributes:
+      positions: positions whose next token is known.
+      plain: negative log-likelihood of the next tokens by the model as it is.
+      quantised: the same by the quantised model.
+      same: positions at which both find the same token most likely.
+      divergence: Kullback-Leibler divergence of the quantised model's predictions.
+    """
+
+    positions: int
+    plain: float
+    quantised: float
+    same: int
+    divergence: float
+
+
+def main() -> None:
+    """Compares the models, and writes and prints a Markdown report."""
+    options = _options()
+    from emsjax.loading.load import load_model
+
+    plain, small = (load_model(options.model, quantize=kind) for kind in (None, "int8"))
+    predict, predict_small = (_predictor(each.model, options.window) for each in (plain, small))
+    windows = []
+    for tokens in _windows(plain.tokenizer, options):
+        windows.append(_compared(predict(tokens), predict_small(tokens), tokens))
+        say(f"{len(windows)} of {options.windows} windows")
+    if not windows:
+        raise SystemExit(f"{options.input} is shorter than one window; give a smaller --window")
+    report = _report(plain.name, str(plain.model.dtype), windows, options)
+    options.output.write_text(report, encoding="utf-8")
+    print(report)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--input", type=Path, required=True, help="prompts in Spec-Bench's format")
+    parser.add_argument("--model", help="as for generate (default: the same)")
+    parser.add_argument("--window", type=int, default=512, help="tokens read together")
+    parser.add_argument("--windows", type=int, default=16, help="at even distances in the text")
+    parser.add_argument("--output", type=Path, default=_RESULTS)
+    return parser.parse_args()
+
+
+def _windows(tokenizer: Any, options: argparse.Namespace) -> Iterator[np.ndarray]:
+    """Yields windows of tokens int32[window], at even distances in the text."""
+    text = "\n\n".join(prompt.text for prompt in read_prompts(options.input))
+    tokens = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+    whole = len(tokens) // options.window
+    for number in range(0, whole, max(whole // options.windows, 1))[: options.windows]:
+        yield tokens[number * options.window :][: options.window]
+
+
+def _predictor(model: "Model", window: int) -> Predict:
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from emsjax.engine.packing import pack
+
+    graphdef, params = nnx.split(model)
+    spec = model.cache_spec(1, window)
+    cache = jnp.zeros(spec.shape, spec.dtype)
+
+    @jax.jit
+    def predict(params: Any, tokens: jax.Array) -> jax.Array:
+        whole = nnx.merge(graphdef, params)
+        batch = pack(tokens, jnp.zeros(1, jnp.int32), jnp.full(1, window, jnp.int32), window)
+        hidden, _ = whole(batch, cache, max_q_len=window)
+        return jax.nn.log_softmax(whole.logits(hidden), axis=1)
+
+    return lambda tokens: np.asarray(predict(params, jnp.asarray(tokens)[None]))
+
+
+def _compared(plain: np.ndarray, quantised: np.ndarray, tokens: np.ndarray) -> Window:
+    places, following = np.arange(len(tokens) - 1), tokens[1:]
+    plain, quantised = plain[:-1], quantised[:-1]
+    return Window(
+        positions=len(places),
+        plain=-float(plain[places, following].sum(dtype=np.float64)),
+        quantised=-float(quantised[places, following].sum(dtype=np.float64)),
+        same=int((plain.argmax(axis=1) == quantised.argmax(axis=1)).sum()),
+        divergence=float((np.exp(plain) * (plain - quantised)).sum(dtype=np.float64)),
+    )
+
+
+def _report(name: str, dtype: str, windows: list[Window], options: argparse.Namespace) -> str:
+    total = Window(*(sum(numbers) for numbers in zip(*windows, strict=True)))
+    perplexities = [math.exp(nll / total.positions) for nll in (total.plain, total.quantised)]
+    change = perplexities[1] / perplexities[0] - 1
+    # How far the change might be off: its standard error over the windows.
+    changes = [(each.quantised - each.plain) / each.positions for each in windows]
+    error = float(np.std(changes, ddof=1)) / math.sqrt(len(changes)) if len(changes) > 1 else 0.0
+    rows = [
+        [dtype, f"{perplexities[0]:.3f}", "", "", ""],
+        [
+            "int8 weights",
+            f"{perplexities[1]:.3f}",
+            f"{change:+.2%} (± {error:.2%})",
+            f"{total.same / total.positions:.2%}",
+            f"{total.divergence / total.positions:.4f}",
+        ],
+    ]
+    header = ["weights", "perplexity", "change", "same most likely token", "KL divergence"]
+    about = (
+        f"{total.positions} positions in {len(windows)} windows of {options.window} tokens of "
+        f"{options.input.name}, by `python -m benchmarks.quantised`; {describe(machine())}."
+    )
+    return "\n\n".join([f"# int8 weights of {name}", about, table(header, rows)]) + "\n"
+
+
+if __name__ == "__main__":
+    main()

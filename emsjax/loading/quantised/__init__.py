@@ -1,0 +1,1 @@
+"""Checkpoints whose weights other libraries quantised, a file for each format."""

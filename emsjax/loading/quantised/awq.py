@@ -1,0 +1,62 @@
+"""AWQ in the layout of AutoAWQ's GEMM kernel (arXiv 2306.00978).
+
+Eight numbers of 4 bits lie in an int32 word, along the outputs and in an order of their own. A
+weight is `(number - zero) * scale`.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+
+from emsjax.loading.quantised.config import Fields
+from emsjax.loading.quantised.format import Format, Layout, Parts, Shape, per_column, unpacked
+
+# The column of each field of a word, lowest bits first.
+_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
+_PLACES = np.argsort(_COLUMNS)
+
+
+def awq(fields: Fields) -> Format:
+    """Returns the format that a `quantization_config` of AWQ describes.
+
+    Raises:
+      UserError: the configuration uses something that is not supported.
+    """
+    fields.one_of("bits" if fields.get("w_bit") is None else "w_bit", (4,))
+    old = fields.get("q_group_size") is not None
+    size = fields.group_size("q_group_size" if old else "group_size")
+    fields.one_of("version", ("gemm", "GEMM", None))
+    fields.one_of("zero_point", (True, None))
+    fields.unread("backend", "do_fuse", "modules_to_fuse", "fuse_max_seq_len", "exllama_config")
+    return Format(
+        name="4-bit AWQ",
+        marker="qweight",
+        dtypes=frozenset({"I32"}),
+        needed=("qzeros", "scales"),
+        scales=("scales",),
+        layout=partial(_layout, size),
+        dequantised=_dequantised,
+    )
+
+
+def _layout(size: int | None, shapes: Mapping[str, Shape]) -> Layout:
+    num_in, words = shapes["qweight"]
+    groups = -(-num_in // (size or num_in))
+    return Layout(
+        (8 * words, num_in), {"qzeros": [(groups, words)], "scales": [(groups, 8 * words)]}
+    )
+
+
+def _in_order(words: np.ndarray) -> np.ndarray:
+    """Unpacks int32[rows, words] to uint8[rows, 8 * words], with columns in their order."""
+    fields = unpacked(words, 4).reshape(*words.shape, 8)
+    return fields[..., _PLACES].reshape(len(words), -1)
+
+
+def _dequantised(parts: Parts) -> np.ndarray:
+    weights = np.ascontiguousarray(_in_order(parts["qweight"]).T).astype(np.float32)
+    num_in = weights.shape[1]
+    weights -= per_column(_in_order(parts["qzeros"]).T, num_in, None)
+    weights *= per_column(parts["scales"].astype(np.float32).T, num_in, None)
+    return weights

@@ -1,0 +1,153 @@
+"""compressed-tensors, the format of LLM Compressor.
+
+A weight is `(number - zero) * scale`, with one scale per tensor, row, group of columns, or block.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from emsjax.loading.quantised import fp8
+from emsjax.loading.quantised.config import Fields
+from emsjax.loading.quantised.format import Format, Layout, Parts, Shape, per_column, unpacked
+from emsjax.loading.sources.int8 import Int8
+
+_SCALE, _ZERO, _GROUP_OF = "weight_scale", "weight_zero_point", "weight_g_idx"
+_IGNORED = (*fp8.IGNORED, "input_zero_point", "weight_shape")
+_PACKED_BITS = (2, 4, 8)
+_FORMATS = ("int-quantized", "pack-quantized", "float-quantized", "naive-quantized")
+
+
+def compressed_tensors(fields: Fields) -> Format:
+    """Returns the format that a `quantization_config` of compressed-tensors describes.
+
+    Raises:
+      UserError: the configuration uses something that is not supported.
+    """
+    kind = fields.one_of("format", _FORMATS)
+    fields.absent("sparsity_config", neutral=("format", "dense"))
+    fields.absent("transform_config", neutral=("config_groups", {}))
+    fields.unread("quantization_status", "global_compression_ratio", "version", "kv_cache_scheme")
+    fields.one_of("quantization_status", ("compressed", None))
+    weights = _weights(fields)
+    bits = weights.one_of("num_bits", _PACKED_BITS)
+    number = weights.one_of("type", ("int", "float"))
+    symmetric = weights.get("symmetric", True) is not False
+    strategy = weights.one_of("strategy", ("tensor", "channel", "group", "block", None))
+    weights.unread("dynamic", "observer", "observer_kwargs", "actorder", "scale_dtype", "zp_dtype")
+    size, block = weights.group_size("group_size"), weights.block("block_structure")
+    if kind == "naive-quantized":
+        kind = "int-quantized" if number == "int" else "float-quantized"
+    weights.check(
+        {"int-quantized": (8, "int"), "float-quantized": (8, "float")}.get(kind, (bits, "int"))
+        == (bits, number),
+        f"{bits} bits of type {number} for {kind}",
+    )
+    if kind == "float-quantized":
+        return _floats(block if strategy == "block" else None)
+    # Groups of unequal sizes do not occur; a scale per row is one group of all columns.
+    grouped = size if strategy == "group" else None
+    name = f"compressed-tensors {kind} ({bits} bits)"
+    if kind == "pack-quantized":
+        return _packed(name, bits, grouped, symmetric)
+    return _whole(name, grouped, symmetric)
+
+
+def _weights(fields: Fields) -> Fields:
+    """Returns the fields of the weights, which must be the same in all groups of modules."""
+    groups = [group.inside("weights") for group in fields.values("config_groups")]
+    fields.check(all(each == groups[0] for each in groups), "config_groups that differ in weights")
+    return groups[0]
+
+
+def _floats(block: Shape | None) -> Format:
+    return Format(
+        name="compressed-tensors float-quantized",
+        marker="weight",
+        dtypes=fp8.DTYPES,
+        needed=(_SCALE,),
+        ignored=(*_IGNORED, _ZERO),
+        scales=(_SCALE,),
+        layout=partial(fp8.layout, block, _SCALE),
+        dequantised=partial(fp8.dequantised, block, _SCALE),
+    )
+
+
+def _whole(name: str, size: int | None, symmetric: bool) -> Format:
+    """Returns the format of weights that lie in int8, [out, in]."""
+    keeps = size is None and symmetric
+    return Format(
+        name=name,
+        marker="weight",
+        dtypes=frozenset({"I8"}),
+        needed=(_SCALE,) if symmetric else (_SCALE, _ZERO),
+        ignored=_IGNORED + ((_ZERO,) if symmetric else ()),
+        scales=(_SCALE,),
+        layout=partial(_layout, "weight", 1, size, 1),
+        dequantised=partial(_dequantised, lambda parts: parts["weight"], lambda zero: zero),
+        int8=_kept if keeps else None,
+    )
+
+
+def _packed(name: str, bits: int, size: int | None, symmetric: bool) -> Format:
+    """Returns the format of weights that lie in int32 words along the inputs, lowest bits first."""
+
+    def numbers(words: np.ndarray) -> np.ndarray:
+        # The bits hold how far a number is above the smallest one.
+        return unpacked(words, bits).astype(np.int16) - np.int16(2 ** (bits - 1))
+
+    return Format(
+        name=name,
+        marker="weight_packed",
+        dtypes=frozenset({"I32"}),
+        needed=(_SCALE,) if symmetric else (_SCALE, _ZERO),
+        optional=(_GROUP_OF,),
+        ignored=_IGNORED + ((_ZERO,) if symmetric else ()),
+        scales=(_SCALE,),
+        layout=partial(_layout, "weight_packed", 32 // bits, size, 32 // bits),
+        dequantised=partial(
+            _dequantised,
+            lambda parts: numbers(parts["weight_packed"]),
+            lambda zero: numbers(zero.T).T,  # packed along the outputs
+        ),
+    )
+
+
+def _layout(
+    marker: str, packed: int, size: int | None, packed_zeros: int, shapes: Mapping[str, Shape]
+) -> Layout:
+    num_out, words = shapes[marker]
+    num_in = words * packed
+    groups = -(-num_in // (size or num_in))
+    scales: list[Shape] = [(num_out, groups)]
+    if size is None:
+        scales += [(), (1,), (num_out,)]
+    zeros = [(-(-num_out // packed_zeros), groups)] if packed_zeros > 1 else scales
+    return Layout((num_out, num_in), {_SCALE: scales, _ZERO: zeros, _GROUP_OF: [(num_in,)]})
+
+
+def _dequantised(numbers: Any, unpacked_zeros: Any, parts: Parts) -> np.ndarray:
+    weights = numbers(parts).astype(np.float32)
+    num_out, num_in = weights.shape
+    group_of = parts.get(_GROUP_OF)
+    if _ZERO in parts:
+        zeros = unpacked_zeros(parts[_ZERO]).astype(np.float32)
+        weights -= per_column(_rows(zeros, num_out), num_in, group_of)
+    scales = _rows(parts[_SCALE].astype(np.float32), num_out)
+    weights *= per_column(scales, num_in, group_of)
+    return weights
+
+
+def _rows(values: np.ndarray, num_out: int) -> np.ndarray:
+    """Returns numbers per tensor, row or group as [out, groups]."""
+    if values.size == 1:
+        return np.broadcast_to(values.reshape(1, 1), (num_out, 1))
+    return values.reshape(-1, values.shape[-1] if values.ndim == 2 else 1)[:num_out]
+
+
+def _kept(parts: Parts) -> Int8:
+    values = parts["weight"]
+    scale = np.broadcast_to(parts[_SCALE].astype(np.float32).reshape(-1), (len(values),))
+    return Int8(values, scale)

@@ -1,0 +1,70 @@
+"""GPTQ, as written by AutoGPTQ and GPTQModel (arXiv 2210.17323).
+
+Numbers of `bits` bits lie in int32 words, lowest bits first: those of `qweight` [in / n, out] along
+the inputs, those of `qzeros` [groups, out / n] along the outputs. A weight is
+`(number - zero) * scale`.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+
+from emsjax.loading.quantised.config import Fields
+from emsjax.loading.quantised.format import Format, Layout, Parts, Shape, per_column, unpacked
+
+_BITS = (2, 4, 8)
+
+
+def gptq(fields: Fields) -> Format:
+    """Returns the format that a `quantization_config` of GPTQ describes.
+
+    Raises:
+      UserError: the configuration uses something that is not supported.
+    """
+    bits = fields.one_of("bits", _BITS)
+    size = fields.group_size("group_size")
+    fields.one_of("pack_dtype", ("int32", None))
+    fields.absent("dynamic")
+    version = fields.one_of("checkpoint_format", ("gptq", "gptq_v2", None))
+    symmetric = bool(fields.get("sym", True))
+    fields.unread("desc_act", "static_groups", "true_sequential", "damp_percent", "lm_head", "meta")
+    return Format(
+        name=f"{bits}-bit GPTQ",
+        marker="qweight",
+        dtypes=frozenset({"I32"}),
+        needed=("qzeros", "scales"),
+        optional=("g_idx",),
+        scales=("scales",),
+        layout=partial(_layout, 32 // bits, size),
+        dequantised=partial(_dequantised, bits, version == "gptq_v2", symmetric),
+    )
+
+
+def _layout(packed: int, size: int | None, shapes: Mapping[str, Shape]) -> Layout:
+    words, num_out = shapes["qweight"]
+    num_in = words * packed
+    groups = -(-num_in // (size or num_in))
+    return Layout(
+        (num_out, num_in),
+        {
+            "qzeros": [(groups, num_out // packed)],
+            "scales": [(groups, num_out)],
+            "g_idx": [(num_in,)],
+        },
+    )
+
+
+def _dequantised(bits: int, second: bool, symmetric: bool, parts: Parts) -> np.ndarray:
+    numbers = unpacked(parts["qweight"].T, bits)  # [out, in]
+    zeros = unpacked(parts["qzeros"], bits).astype(np.float32)
+    middle = 2 ** (bits - 1)
+    # The first version stores one less than the zero. Some newer files that call themselves the
+    # first version do not, which shows if zeros must be the middle.
+    if not second and not (symmetric and (zeros == middle).all()):
+        zeros += 1
+    scales, group_of = parts["scales"].astype(np.float32), parts.get("g_idx")
+    weights = numbers.astype(np.float32)
+    weights -= per_column(zeros.T, weights.shape[1], group_of)
+    weights *= per_column(scales.T, weights.shape[1], group_of)
+    return weights

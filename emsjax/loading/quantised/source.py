@@ -1,0 +1,125 @@
+"""Shows the tensors of a quantised checkpoint as if it were not quantised."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from emsjax.errors import UserError, foreign
+from emsjax.loading.quantised.format import Format, Shape
+from emsjax.loading.sources.dtypes import own_dtype
+from emsjax.loading.sources.int8 import Int8
+from emsjax.loading.sources.safetensors import SafetensorsSource
+
+_MOST = 4  # problems to list
+
+
+class QuantisedSource:
+    """A `TensorSource` over the tensors of another one, with `X.weight` for each quantised X."""
+
+    def __init__(self, source: SafetensorsSource, its_format: Format):
+        """Checks the names, shapes and scales of all quantised modules.
+
+        Raises:
+          UserError: a part of a module is missing, misshapen or not finite, or no module is
+            quantised. The message names the tensors.
+        """
+        self.name, self.truncated = source.name, source.truncated
+        self._source, self._format = source, its_format
+        shapes, dtypes = source.shapes(), source.dtypes()
+        ending = f".{its_format.marker}"
+        modules = [
+            name.removesuffix(ending)
+            for name in shapes
+            if name.endswith(ending) and dtypes[name] in its_format.dtypes
+        ]
+        self._parts = {
+            f"{module}.weight": {
+                part: f"{module}.{part}"
+                for part in its_format.parts
+                if f"{module}.{part}" in shapes
+            }
+            for module in modules
+        }
+        self._shapes, problems = {}, []
+        for weight, parts in self._parts.items():
+            found = {part: shapes[tensor] for part, tensor in parts.items()}
+            shape, wrong = _checked(weight, found, its_format)
+            self._shapes[weight] = shape
+            problems += wrong
+        hidden = {f"{module}.{part}" for module in modules for part in its_format.ignored}
+        hidden |= {name for parts in self._parts.values() for name in parts.values()}
+        hidden |= set(self._empty_biases(modules, shapes))
+        wide = {name: shape for name, shape in shapes.items() if name not in hidden}
+        problems += self._infinite() if not problems else []
+        self._raise(problems if modules else [f"no {its_format.marker} of a module"])
+        self._shapes |= wide
+        self.dtype = own_dtype(dtypes[name] for name in wide)
+        self.int8 = frozenset(self._parts if its_format.int8 is not None else ())
+
+    def shapes(self) -> Mapping[str, Shape]:
+        """Returns the shapes of all tensors, those of quantised weights as [out, in]."""
+        return self._shapes
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns one tensor; a quantised weight in float32."""
+        if name not in self._parts:
+            return self._source.read(name)
+        with foreign(f"{name} in {self.name} cannot be dequantised", "download the model again."):
+            return self._format.dequantised(self._read_parts(name))
+
+    def read_int8(self, name: str) -> Int8:
+        """Returns one of the tensors of `int8` as the checkpoint holds it."""
+        assert self._format.int8 is not None
+        return self._format.int8(self._read_parts(name))
+
+    def _read_parts(self, name: str) -> dict[str, np.ndarray]:
+        return {part: self._source.read(tensor) for part, tensor in self._parts[name].items()}
+
+    def _empty_biases(self, modules: list[str], shapes: Mapping[str, Shape]) -> Iterator[str]:
+        """Yields biases of zeros, which some libraries add to modules that have none."""
+        for bias in (f"{module}.bias" for module in modules):
+            if bias in shapes and bias not in self.truncated and not self._source.read(bias).any():
+                yield bias
+
+    def _infinite(self) -> Iterator[str]:
+        """Yields what is wrong with scales that are not finite numbers."""
+        for parts in self._parts.values():
+            for tensor in (parts[part] for part in self._format.scales):
+                if tensor in self.truncated:
+                    continue
+                if not np.isfinite(self._source.read(tensor).astype(np.float32)).all():
+                    yield f"{tensor} holds a number that is not finite"
+
+    def _raise(self, problems: list[str]) -> None:
+        if problems:
+            more = f" and {len(problems) - _MOST} more" if len(problems) > _MOST else ""
+            raise UserError(
+                f"the weights in {self.name} are not what its quantization_config describes "
+                f"({self._format.name}): {'; '.join(problems[:_MOST])}{more}; download the model "
+                "again, or use another copy."
+            )
+
+
+def _checked(
+    weight: str, shapes: Mapping[str, Shape], its_format: Format
+) -> tuple[Shape, list[str]]:
+    """Returns the shape of a module's weights, and what is wrong with its parts.
+
+    Args:
+      weight: the name of the weights.
+      shapes: the shapes of the parts that are there.
+      its_format: the format.
+    """
+    module = weight.removesuffix(".weight")
+    missing = [f"{module}.{part} is missing" for part in its_format.needed if part not in shapes]
+    try:
+        found = its_format.layout(shapes)
+    except (ValueError, IndexError, ZeroDivisionError):
+        marker = shapes[its_format.marker]
+        return marker, [*missing, f"{module}.{its_format.marker} has {list(marker)}"]
+    misshapen = [
+        f"{module}.{part} has {list(shapes[part])}, not {list(next(iter(allowed)))}"
+        for part, allowed in found.parts.items()
+        if part in shapes and shapes[part] not in allowed
+    ]
+    return found.shape, missing + misshapen

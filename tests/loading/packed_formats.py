@@ -1,0 +1,232 @@
+"""Writes a tiny Llama in the formats of other libraries, from their specifications.
+
+Each function makes up the numbers of a module's weights [out, in] and returns its tensors and, by
+the format's definition, the weights that they stand for.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+GROUP = 32
+BLOCK = (48, 40)  # no divisor of any side, so that blocks at the edges are cut off
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+Tensors = dict[str, np.ndarray]
+Module = tuple[Tensors, np.ndarray]
+RNG = np.random.default_rng(0)
+
+
+def words(numbers: np.ndarray, order: tuple[int, ...] = tuple(range(8)), bits: int = 4) -> Any:
+    """Packs numbers [rows, n] into int32[rows, n * bits / 32]; field j holds number order[j]."""
+    per = 32 // bits
+    packed = np.zeros((numbers.shape[0], numbers.shape[1] // per), np.uint32)
+    for row, word in np.ndindex(packed.shape):
+        for field in range(per):
+            place = order[field] if bits == 4 else field
+            packed[row, word] |= np.uint32(int(numbers[row, per * word + place]) << (bits * field))
+    return packed.view(np.int32)
+
+
+def drawn(num_out: int, num_in: int, low: int, high: int) -> np.ndarray:
+    return RNG.integers(low, high, (num_out, num_in))
+
+
+def scales_of(*shape: int, dtype: Any = np.float16) -> np.ndarray:
+    return RNG.uniform(0.01, 0.04, shape).astype(dtype)
+
+
+def weights(numbers: np.ndarray, zeros: Any, scales: np.ndarray, group_of: np.ndarray) -> Any:
+    """Returns (number - zero) * scale for each number, with zeros and scales [out, groups]."""
+    made = np.empty(numbers.shape, np.float32)
+    for row, column in np.ndindex(numbers.shape):
+        group = group_of[column]
+        zero = zeros if np.isscalar(zeros) else zeros[row, group]
+        made[row, column] = np.float32(numbers[row, column] - zero) * np.float32(scales[row, group])
+    return made
+
+
+def in_order(num_in: int) -> np.ndarray:
+    return (np.arange(num_in) // GROUP).astype(np.int32)
+
+
+def gptq(num_out: int, num_in: int, above: int = 1, act_order: bool = False) -> Module:
+    """Stores zeros less `above`, 1 in the first version of the format and 0 in the second."""
+    numbers, groups = drawn(num_out, num_in, 0, 16), -(-num_in // GROUP)
+    zeros, scales = drawn(num_out, groups, 1, 16), scales_of(num_out, groups)
+    group_of = in_order(num_in)
+    if act_order:
+        group_of = RNG.permutation(group_of)
+    tensors = {
+        "qweight": words(numbers).T,
+        "qzeros": words(zeros.T - above),
+        "scales": scales.T,
+        "g_idx": group_of,
+        "bias": np.zeros(num_out, np.float16),
+    }
+    return tensors, weights(numbers, zeros, scales, group_of)
+
+
+def gptq_symmetric(stored: int) -> Callable[[int, int], Module]:
+    """Returns a writer of symmetric weights whose zeros, all 8, are stored as 7 or 8."""
+
+    def write(num_out: int, num_in: int) -> Module:
+        numbers, groups = drawn(num_out, num_in, 0, 16), num_in // GROUP
+        scales = scales_of(num_out, groups)
+        zeros = np.full((groups, num_out), stored)
+        tensors = {"qweight": words(numbers).T, "qzeros": words(zeros), "scales": scales.T}
+        return tensors, weights(numbers, 8, scales, in_order(num_in))
+
+    return write
+
+
+def awq(num_out: int, num_in: int) -> Module:
+    numbers, groups = drawn(num_out, num_in, 0, 16), num_in // GROUP
+    zeros, scales = drawn(num_out, groups, 0, 16), scales_of(num_out, groups)
+    tensors = {
+        "qweight": words(numbers.T, AWQ_ORDER),
+        "qzeros": words(zeros.T, AWQ_ORDER),
+        "scales": scales.T,
+    }
+    return tensors, weights(numbers, zeros, scales, in_order(num_in))
+
+
+def packed(num_out: int, num_in: int, asymmetric: bool = False) -> Module:
+    numbers, groups = drawn(num_out, num_in, -8, 8), num_in // GROUP
+    scales = scales_of(num_out, groups, dtype=ml_dtypes.bfloat16)
+    tensors = {
+        "weight_packed": words(numbers + 8),
+        "weight_scale": scales,
+        "weight_shape": np.array([num_out, num_in]),
+    }
+    if not asymmetric:
+        return tensors, weights(numbers, 0, scales, in_order(num_in))
+    zeros = drawn(num_out, groups, -8, 8)
+    tensors["weight_zero_point"] = words(zeros.T + 8).T
+    return tensors, weights(numbers, zeros, scales, in_order(num_in))
+
+
+def int8(num_out: int, num_in: int, name: str = "weight_scale", factor: float = 1) -> Module:
+    values = drawn(num_out, num_in, -128, 128).astype(np.int8)
+    scales = (scales_of(num_out, 1, dtype=np.float32) / 16).astype(ml_dtypes.bfloat16)
+    tensors = {"weight": values, name: scales}
+    return tensors, values * (scales.astype(np.float32) * np.float32(factor))
+
+
+def bitsandbytes(num_out: int, num_in: int) -> Module:
+    values = drawn(num_out, num_in, -127, 128).astype(np.int8)
+    largest = scales_of(num_out, dtype=np.float32) * 8
+    tensors = {"weight": values, "SCB": largest, "weight_format": np.zeros((), np.uint8)}
+    return tensors, values * (largest * np.float32(1 / 127))[:, None]
+
+
+def floats(num_out: int, num_in: int, *shape: int) -> Module:
+    """Returns 8-bit floats with scales of a shape that spreads over the weights."""
+    values = RNG.normal(size=(num_out, num_in)).astype(ml_dtypes.float8_e4m3fn)
+    scales = scales_of(*shape, dtype=np.float32) * 4
+    spread = scales.reshape(-1, 1) if scales.size > 1 else scales.reshape(1, 1)
+    return {"weight": values, "weight_scale": scales}, values.astype(np.float32) * spread
+
+
+def blocks(num_out: int, num_in: int) -> Module:
+    values = RNG.normal(size=(num_out, num_in)).astype(ml_dtypes.float8_e4m3fn)
+    scales = scales_of(-(-num_out // BLOCK[0]), -(-num_in // BLOCK[1]), dtype=np.float32) * 4
+    made = np.empty(values.shape, np.float32)
+    for row, column in np.ndindex(made.shape):
+        scale = scales[row // BLOCK[0], column // BLOCK[1]]
+        made[row, column] = np.float32(values[row, column]) * scale
+    return {"weight": values, "weight_scale_inv": scales}, made
+
+
+def described(form: str, number: str, bits: int, **more: Any) -> dict[str, Any]:
+    """Returns a `quantization_config` of compressed-tensors, as LLM Compressor writes it."""
+    scheme = {
+        "num_bits": bits,
+        "type": number,
+        "symmetric": True,
+        "strategy": "channel",
+        "group_size": None,
+        "block_structure": None,
+        "dynamic": False,
+        "observer": "minmax",
+        "observer_kwargs": {},
+        "actorder": None,
+    }
+    group = {"targets": ["Linear"], "weights": scheme | more, "input_activations": None}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": form,
+        "config_groups": {"group_0": group},
+        "ignore": ["lm_head"],
+        "kv_cache_scheme": None,
+        "global_compression_ratio": None,
+        "quantization_status": "compressed",
+        "version": "0.20.1",
+    }
+
+
+class Case(NamedTuple):
+    """A format: its configuration, its writer, and whether its numbers are kept as they are."""
+
+    config: dict[str, Any]
+    write: Callable[[int, int], Module]
+    kept: bool = False
+
+
+_GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "damp_percent": 0.01}
+_GROUPS = {"strategy": "group", "group_size": GROUP}
+CASES = {
+    "gptq": Case(_GPTQ | {"sym": False, "desc_act": False}, gptq),
+    "gptq-v2": Case(
+        _GPTQ | {"sym": False, "checkpoint_format": "gptq_v2", "desc_act": True},
+        lambda *shape: gptq(*shape, above=0, act_order=True),
+    ),
+    "gptq-symmetric": Case(_GPTQ | {"sym": True}, gptq_symmetric(7)),
+    "gptq-v2-by-the-wrong-name": Case(
+        _GPTQ | {"sym": True, "checkpoint_format": "gptq"}, gptq_symmetric(8)
+    ),
+    "awq": Case(
+        {
+            "quant_method": "awq",
+            "bits": 4,
+            "group_size": GROUP,
+            "version": "gemm",
+            "zero_point": True,
+            "modules_to_not_convert": None,
+        },
+        awq,
+    ),
+    "packed": Case(described("pack-quantized", "int", 4, **_GROUPS), packed),
+    "packed-asymmetric": Case(
+        described("pack-quantized", "int", 4, symmetric=False, **_GROUPS),
+        lambda *shape: packed(*shape, asymmetric=True),
+    ),
+    "int8": Case(described("int-quantized", "int", 8), int8, kept=True),
+    "floats": Case(
+        described("float-quantized", "float", 8), lambda *shape: floats(*shape, shape[0], 1)
+    ),
+    "fp8-tensor": Case({"quant_method": "fp8", "activation_scheme": "static"}, floats),
+    "fp8-blocks": Case(
+        {
+            "quant_method": "fp8",
+            "activation_scheme": "dynamic",
+            "fmt": "e4m3",
+            "weight_block_size": list(BLOCK),
+            "modules_to_not_convert": ["lm_head"],
+        },
+        blocks,
+    ),
+    "bitsandbytes": Case(
+        {
+            "quant_method": "bitsandbytes",
+            "_load_in_8bit": True,
+            "load_in_8bit": True,
+            "load_in_4bit": False,
+            "llm_int8_threshold": 6.0,
+            "bnb_4bit_quant_type": "fp4",
+        },
+        bitsandbytes,
+        kept=True,
+    ),
+}

@@ -1,0 +1,175 @@
+"""Checkpoints that other libraries quantised: our weights are those that their formats define."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from packed_formats import CASES, Case, Tensors
+from tiny_checkpoints import CONFIG, llama_weights, write_config
+
+from emsjax.errors import UserError
+from emsjax.loading.conversion import convert_model
+from emsjax.loading.load import find_model, load_model
+from emsjax.loading.named import named_config
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("real_models")
+
+
+def as_torch(value: np.ndarray) -> Any:
+    """Returns the tensor with the same bytes and type."""
+    if value.dtype in (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn):
+        kind = torch.bfloat16 if value.dtype.itemsize == 2 else torch.float8_e4m3fn
+        whole = np.uint16 if value.dtype.itemsize == 2 else np.uint8
+        return torch.from_numpy(np.ascontiguousarray(value).view(whole)).view(kind)
+    return torch.from_numpy(np.array(value, order="C"))
+
+
+def save(directory: Path, tensors: Tensors) -> None:
+    from safetensors.torch import save_file
+
+    save_file({n: as_torch(v) for n, v in tensors.items()}, directory / "model.safetensors")
+
+
+def written(directory: Path, case: Case) -> tuple[Tensors, Tensors]:
+    """Writes a model whose layers are quantised; returns its tensors, and what they stand for."""
+    write_config(directory, quantization_config=case.config)
+    tensors: Tensors = {}
+    meant = llama_weights()
+    for name, value in meant.items():
+        if "_proj" not in name:
+            tensors[name] = value
+            continue
+        parts, meant[name] = case.write(*value.shape)
+        module = name.removesuffix(".weight")
+        tensors |= {f"{module}.{part}": content for part, content in parts.items()}
+    save(directory, tensors)
+    return tensors, meant
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_weights_are_those_that_the_format_defines(tmp_path: Path, name: str) -> None:
+    _, meant = written(tmp_path, CASES[name])
+    source = find_model(tmp_path).source
+    assert source.shapes() == {tensor: value.shape for tensor, value in meant.items()}
+    assert (source.int8 != frozenset()) == CASES[name].kept
+    for tensor, value in meant.items():
+        np.testing.assert_array_equal(source.read(tensor), value)
+
+
+# One format that is dequantised, and one whose numbers are kept in int8.
+@pytest.mark.parametrize("name", ["awq", "int8"])
+def test_logits_equal_those_of_transformers(tmp_path: Path, name: str) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tests.models.test_parity import our_logits
+
+    _, meant = written(tmp_path, CASES[name])
+    theirs = LlamaForCausalLM(LlamaConfig(**CONFIG)).float().eval()
+    theirs.load_state_dict({tensor: torch.from_numpy(value) for tensor, value in meant.items()})
+    tokens = np.random.default_rng(0).integers(3, 64, (2, 20))
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens)).logits.numpy()
+    model = load_model(tmp_path).model
+    found = our_logits(model, tokens, 20)
+    np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max(), rtol=1e-3)
+    kept = model.blocks.mlp.down.kernel[...].dtype == np.int8  # type: ignore[attr-defined]
+    assert kept == CASES[name].kept
+    assert model.embedding_kernel.dtype == np.float32, "the embedding is not quantised here"
+
+
+def test_a_kept_model_is_converted_and_not_quantised_again(tmp_path: Path) -> None:
+    written(tmp_path, CASES["int8"])
+    convert_model(find_model(tmp_path), tmp_path / "converted")
+    one, two = (load_model(name).model for name in (tmp_path, tmp_path / "converted"))
+    for part in ("kernel", "kernel_scale"):
+        first, second = (np.asarray(getattr(m.blocks.mlp.up, part)[...]) for m in (one, two))
+        np.testing.assert_array_equal(first, second)
+    with pytest.raises(UserError, match="has int8 weights already"):
+        load_model(tmp_path, quantize="int8")
+
+
+def test_a_model_of_4_bits_can_be_quantised_to_int8(tmp_path: Path) -> None:
+    _, meant = written(tmp_path, CASES["gptq"])
+    down = load_model(tmp_path, quantize="int8").model.blocks.mlp.down  # type: ignore[attr-defined]
+    made = np.asarray(down.kernel[1], np.float32) * np.asarray(down.kernel_scale[1])[:, None]
+    expected = meant["model.layers.1.mlp.down_proj.weight"]
+    assert np.abs(made - expected).max() <= np.abs(expected).max() / 254 + 1e-6
+
+
+def test_a_plan_needs_only_the_configuration(tmp_path: Path) -> None:
+    write_config(tmp_path, quantization_config=CASES["gptq"].config)
+    assert named_config(tmp_path).hidden_size == 64
+
+
+REFUSED = [
+    ({"quant_method": "hqq"}, "method 'hqq'"),
+    ({"quant_method": "mxfp4"}, "method 'mxfp4'"),
+    ("int4", "method 'int4'"),
+    (CASES["gptq"].config | {"bits": 3}, "bits=3"),
+    (CASES["gptq"].config | {"group_size": 0}, "group_size=0"),
+    (CASES["gptq"].config | {"dynamic": {"a": {}}}, "dynamic="),
+    (CASES["gptq"].config | {"rotation": "hadamard"}, "'rotation'='hadamard'"),
+    (CASES["awq"].config | {"version": "gemv"}, "version='gemv'"),
+    (CASES["fp8-blocks"].config | {"weight_block_size": [128]}, r"weight_block_size=\[128\]"),
+    (CASES["int8"].config | {"format": "marlin-24"}, "format='marlin-24'"),
+    (CASES["int8"].config | {"config_groups": {}}, "config_groups="),
+    (CASES["int8"].config | {"sparsity_config": {"format": "24"}}, "sparsity_config="),
+    ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "load_in_4bit=True"),
+]
+
+
+@pytest.mark.parametrize(("config", "word"), REFUSED)
+def test_what_is_not_supported_is_refused_by_name(tmp_path: Path, config: Any, word: str) -> None:
+    write_config(tmp_path, quantization_config=config)
+    for load in (load_model, named_config):
+        with pytest.raises(UserError, match=rf"config\.json has a quantization_config .*{word}"):
+            load(tmp_path)
+
+
+def test_all_that_is_wrong_with_the_tensors_in_one_error(tmp_path: Path) -> None:
+    tensors, _ = written(tmp_path, CASES["gptq"])
+    layer = "model.layers.1."
+    del tensors[f"{layer}mlp.up_proj.scales"]
+    tensors[f"{layer}self_attn.q_proj.qzeros"] = np.zeros((3, 8), np.int32)
+    save(tmp_path, tensors)
+    with pytest.raises(UserError) as caught:
+        load_model(tmp_path)
+    message = str(caught.value)
+    assert f"{layer}mlp.up_proj.scales is missing" in message
+    assert f"{layer}self_attn.q_proj.qzeros has [3, 8], not [2, 8]" in message
+    assert len(message) < 500
+
+
+def test_scales_that_are_not_finite(tmp_path: Path) -> None:
+    tensors, _ = written(tmp_path, CASES["fp8-blocks"])
+    names = [f"model.layers.{n}.mlp.up_proj.weight_scale_inv" for n in (0, 2)]
+    for name, value in zip(names, (np.nan, np.inf), strict=True):
+        tensors[name][0, 0] = value
+    save(tmp_path, tensors)
+    with pytest.raises(UserError) as caught:
+        load_model(tmp_path)
+    assert all(f"{name} holds a number that is not finite" in str(caught.value) for name in names)
+
+
+def test_weights_without_their_scales(tmp_path: Path) -> None:
+    """Neither 8-bit floats nor packed bits are taken for weights."""
+    tensors, _ = written(tmp_path, CASES["floats"])
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["quantization_config"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    wide = {name: value for name, value in tensors.items() if "scale" not in name}
+    save(tmp_path, wide)
+    with pytest.raises(UserError, match=r"holds float8_e4m3fn values"):
+        load_model(tmp_path)
+
+
+def test_a_model_that_is_not_quantised_after_all(tmp_path: Path) -> None:
+    write_config(tmp_path, quantization_config=CASES["awq"].config)
+    save(tmp_path, llama_weights())
+    with pytest.raises(UserError, match=re.escape("no qweight of a module")):
+        load_model(tmp_path)
