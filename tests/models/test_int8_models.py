@@ -14,8 +14,9 @@ from tests.tiny import VOCAB_SIZE, checkpoint, oracle
 
 torch = pytest.importorskip("torch")
 
-# A tied embedding, a head of its own, transposed kernels, and projections around the layers.
-NAMES = ("llama-tied", "llama", "gpt2", "opt-350m")
+# A tied embedding, a head of its own, transposed kernels, projections around the layers, a scaled
+# embedding, and a fused gate with logits that are scaled.
+NAMES = ("llama-tied", "llama", "gpt2", "opt-350m", "gemma3", "cohere")
 
 
 def rounded(weight):
