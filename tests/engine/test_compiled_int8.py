@@ -12,7 +12,7 @@ from emsjax.engine.engine import Engine
 from emsjax.loading.build import shape_of_model
 from emsjax.loading.named import named_config
 from emsjax.models.config import DecoderConfig
-from emsjax.pallas_kernels.ahead import on_tpu
+from emsjax.pallas_kernels.ahead import on_device
 from tests.engine.setup import make_engine
 from tests.engine.test_compiled import CONFIG
 from tests.ladders import two_rungs
@@ -53,7 +53,7 @@ def widened(engine: Engine, compiled: jax.stages.Compiled) -> list[str]:
 
 
 def compile_for(generation: str, config: DecoderConfig) -> list[str]:
-    with on_tpu(generation) as sharding:
+    with on_device(generation) as sharding:
         engine = int8_engine(jnp.bfloat16, config)
         compiled = engine.lower(sharding).compile()
     return widened(engine, compiled)

@@ -182,7 +182,7 @@ def test_allowed_and_banned_tokens(llm: LLM):
 
 
 def test_min_tokens_holds_back_every_end(llm: LLM):
-    free = SamplingParams(max_tokens=40, temperature=1.5, stop_token_ids=list(range(3, 40)), seed=3)
+    free = SamplingParams(max_tokens=40, temperature=1.5, stop_token_ids=list(range(3, 40)), seed=4)
     held = replace(free, min_tokens=25, stop="w9", logit_bias=dict.fromkeys(range(3, 40), 50.0))
     for output in llm.generate(PROMPTS, free):
         assert len(output.outputs[0].token_ids) < 25

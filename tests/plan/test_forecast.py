@@ -56,7 +56,7 @@ def test_memory_is_the_compilers_and_agrees_with_the_estimate(monkeypatch: pytes
     monkeypatch.setattr(
         jax.stages.Lowered,
         "compile",
-        lambda lowered: compiled.append(make(lowered)) or compiled[-1],
+        lambda *given: compiled.append(make(*given)) or compiled[-1],
     )
     found, counted = compile_program(setting()), estimate(setting()).memory
     memory, said = found.memory, compiled[-1].memory_analysis()
