@@ -9,7 +9,6 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from emsjax.pallas_kernels.backends import target_capability
 
-DTYPES = (jnp.bfloat16, jnp.float16)
 CAPABILITY = "9.0"
 
 

@@ -1,4 +1,7 @@
-"""What the tensor cores of a Hopper GPU take; imports no Pallas, unlike `hopper`."""
+"""What the tensor cores of GPUs take; imports no Pallas, unlike `hopper`."""
 
-# Rows of the left operand of a product: a multiple of this.
+import jax.numpy as jnp
+
+DTYPES = (jnp.bfloat16, jnp.float16)
+# Rows of the left operand of a product on Hopper: a multiple of this.
 TENSOR_CORE_ROWS = 64

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from emsjax.loading.published_since import PUBLISHED_SINCE
+from emsjax.loading.published_since import PUBLISHED_SINCE, sizes
 
 Config = dict[str, Any]
 
@@ -47,16 +47,8 @@ def _gated(
     model_type: str, width: int, inner: int, layers: int, heads: tuple[int, int], **more: Any
 ) -> Config:
     """Returns the settings Llama-like models share; `heads` is (query heads, key/value heads)."""
-    return {
-        "model_type": model_type,
-        "hidden_size": width,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads[0],
-        "num_key_value_heads": heads[1],
-        "hidden_act": "silu",
-        "tie_word_embeddings": False,
-    } | more
+    shared: Config = {"hidden_act": "silu", "tie_word_embeddings": False}
+    return sizes(model_type, width, inner, layers, heads, **shared | more)
 
 
 def _llama2(width: int, inner: int, layers: int, heads: int) -> Config:

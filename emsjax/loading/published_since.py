@@ -7,7 +7,7 @@ from typing import Any
 Config = dict[str, Any]
 
 
-def _model(
+def sizes(
     model_type: str, width: int, inner: int, layers: int, heads: tuple[int, int], **more: Any
 ) -> Config:
     """Returns the sizes of a model; `heads` is (query heads, key/value heads)."""
@@ -36,7 +36,7 @@ def _gemma3(
     }
     if not long:
         settings |= {"vocab_size": 262144, "max_position_embeddings": 32768}
-    return _model("gemma3_text", width, inner, layers, heads, **settings | more)
+    return sizes("gemma3_text", width, inner, layers, heads, **settings | more)
 
 
 def _granite3(inner: int, width: int, scores: float, logits: float, **more: Any) -> Config:
@@ -51,28 +51,28 @@ def _granite3(inner: int, width: int, scores: float, logits: float, **more: Any)
         "logits_scaling": logits,
         "eos_token_id": 0,
     }
-    return _model("granite", width, inner, 40, (32, 8), **settings | more)
+    return sizes("granite", width, inner, 40, (32, 8), **settings | more)
 
 
 def _olmo2(width: int, inner: int, layers: int, heads: int) -> Config:
     settings: Config = {"vocab_size": 100352, "max_position_embeddings": 4096, "rms_norm_eps": 1e-6}
     settings |= {"rope_theta": 500000.0, "eos_token_id": 100257}
-    return _model("olmo2", width, inner, layers, (heads, heads), **settings)
+    return sizes("olmo2", width, inner, layers, (heads, heads), **settings)
 
 
 def _pythia(width: int, layers: int, heads: int, vocab_size: int = 50304) -> Config:
     settings: Config = {"vocab_size": vocab_size, "eos_token_id": 0}
-    sizes = _model("gpt_neox", width, 4 * width, layers, (heads, heads), **settings)
-    return {key: value for key, value in sizes.items() if key != "num_key_value_heads"}
+    config = sizes("gpt_neox", width, 4 * width, layers, (heads, heads), **settings)
+    return {key: value for key, value in config.items() if key != "num_key_value_heads"}
 
 
 PUBLISHED_SINCE: Mapping[str, Config] = MappingProxyType(
     {
-        "gemma-2b": _model("gemma", 2048, 16384, 18, (8, 1)),
-        "gemma-7b": _model("gemma", 3072, 24576, 28, (16, 16)),
-        "gemma-2-2b": _model("gemma2", 2304, 9216, 26, (8, 4)),
-        "gemma-2-9b": _model("gemma2", 3584, 14336, 42, (16, 8)),
-        "gemma-2-27b": _model(
+        "gemma-2b": sizes("gemma", 2048, 16384, 18, (8, 1)),
+        "gemma-7b": sizes("gemma", 3072, 24576, 28, (16, 16)),
+        "gemma-2-2b": sizes("gemma2", 2304, 9216, 26, (8, 4)),
+        "gemma-2-9b": sizes("gemma2", 3584, 14336, 42, (16, 8)),
+        "gemma-2-27b": sizes(
             "gemma2", 4608, 36864, 46, (32, 16), head_dim=128, query_pre_attn_scalar=144
         ),
         "gemma-3-270m": _gemma3(640, 2048, 18, (4, 1), long=False),
@@ -81,7 +81,7 @@ PUBLISHED_SINCE: Mapping[str, Config] = MappingProxyType(
         "gemma-3-4b": _gemma3(2560, 10240, 34, (8, 4)),
         "gemma-3-12b": _gemma3(3840, 15360, 48, (16, 8)),
         "gemma-3-27b": _gemma3(5376, 21504, 62, (32, 16), head_dim=128, query_pre_attn_scalar=168),
-        "smollm3-3b": _model(
+        "smollm3-3b": sizes(
             "smollm3",
             2048,
             11008,
@@ -95,8 +95,8 @@ PUBLISHED_SINCE: Mapping[str, Config] = MappingProxyType(
         "olmo-2-1b": _olmo2(2048, 8192, 16, 16),
         "olmo-2-7b": _olmo2(4096, 11008, 32, 32),
         "olmo-2-13b": _olmo2(5120, 13824, 40, 40),
-        "phi-3-mini-4k": _model("phi3", 3072, 8192, 32, (32, 32), sliding_window=2047),
-        "phi-4": _model(
+        "phi-3-mini-4k": sizes("phi3", 3072, 8192, 32, (32, 32), sliding_window=2047),
+        "phi-4": sizes(
             "phi3",
             5120,
             17920,
@@ -109,7 +109,7 @@ PUBLISHED_SINCE: Mapping[str, Config] = MappingProxyType(
         "pythia-160m": _pythia(768, 12, 12),
         "pythia-1.4b": _pythia(2048, 24, 16),
         "pythia-6.9b": _pythia(4096, 32, 32, vocab_size=50432),
-        "starcoder2-3b": _model(
+        "starcoder2-3b": sizes(
             "starcoder2",
             3072,
             12288,
@@ -119,7 +119,7 @@ PUBLISHED_SINCE: Mapping[str, Config] = MappingProxyType(
             sliding_window=4096,
             rope_theta=999999.4420358813,
         ),
-        "starcoder2-7b": _model(
+        "starcoder2-7b": sizes(
             "starcoder2",
             4608,
             18432,
@@ -129,10 +129,10 @@ PUBLISHED_SINCE: Mapping[str, Config] = MappingProxyType(
             sliding_window=4096,
             rope_theta=1000000.0,
         ),
-        "aya-expanse-8b": _model(
+        "aya-expanse-8b": sizes(
             "cohere", 4096, 14336, 32, (32, 8), rope_theta=10000.0, logit_scale=0.125
         ),
-        "command-r": _model(
+        "command-r": sizes(
             "cohere",
             8192,
             22528,
@@ -141,7 +141,7 @@ PUBLISHED_SINCE: Mapping[str, Config] = MappingProxyType(
             rope_theta=8000000.0,
             max_position_embeddings=131072,
         ),
-        "command-r7b": _model(
+        "command-r7b": sizes(
             "cohere2", 4096, 14336, 32, (32, 8), rope_theta=50000.0, logit_scale=0.25
         ),
     }

@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from emsjax.pallas_kernels import hopper
+from emsjax.pallas_kernels.layer_matmul.few_rows import added, unsuitable
 from emsjax.pallas_kernels.tensor_cores import TENSOR_CORE_ROWS
 
 # Maximum rows of a thread block. With more, the sums would not fit into its registers together with
@@ -67,22 +68,8 @@ def blocks_for(num_out: int, num_in: int, num_rows: int) -> Blocks:
 
 def unsupported(x: jax.Array, kernels: jax.Array) -> str | None:
     """Why the kernel cannot be used, or None if it can."""
-    (num_layers, *shape), no_hopper = kernels.shape, hopper.no_hopper()
     most = MOST_ROWS * MOST_SHARES
-    problems = (
-        (no_hopper, no_hopper),
-        (num_layers == 1, "there is one layer, and XLA need not copy its weights"),
-        (
-            x.dtype not in hopper.DTYPES or kernels.dtype != x.dtype,
-            f"the kernel takes bfloat16 and float16, not {x.dtype} times {kernels.dtype}",
-        ),
-        (x.shape[0] > most, f"there are {x.shape[0]} rows, and the kernel takes {most}"),
-        (
-            any(size % TENSOR_CORE_ROWS for size in shape),
-            f"weights are {shape}, and the kernel takes multiples of {TENSOR_CORE_ROWS}",
-        ),
-    )
-    return next((reason for problem, reason in problems if problem), None)
+    return hopper.no_hopper() or unsuitable(x, kernels, most, TENSOR_CORE_ROWS)
 
 
 def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -91,9 +78,7 @@ def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.
     blocks = blocks_for(num_out, num_in, num_rows)
     x = jnp.pad(x, ((0, -num_rows % blocks.rows), (0, 0)))
     parts = _call(jnp.reshape(layer, 1), x, kernels, blocks)
-    # Added one after another, because the way XLA divides a sum of many terms depends on T.
-    total = functools.reduce(jnp.add, [parts[n] for n in range(blocks.parts)])
-    return total.T[:num_rows].astype(dtype)
+    return added(parts).T[:num_rows].astype(dtype)
 
 
 def _call(layer: jax.Array, x: jax.Array, kernels: jax.Array, blocks: Blocks) -> jax.Array:

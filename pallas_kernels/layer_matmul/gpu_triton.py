@@ -14,8 +14,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from emsjax.pallas_kernels.backends import target_capability
+from emsjax.pallas_kernels.layer_matmul.few_rows import added, unsuitable
 
-DTYPES = (jnp.bfloat16, jnp.float16)
 # Triton makes code for compute capability 8.0, Ampere, and newer.
 OLDEST = 8
 # Outputs of a program, and the number of columns that it multiplies at a time, or half as many.
@@ -59,25 +59,10 @@ def blocks_for(num_out: int, num_in: int, num_rows: int) -> Blocks:
 
 def unsupported(x: jax.Array, kernels: jax.Array) -> str | None:
     """Why the kernel cannot be used, or None if it can."""
-    (num_layers, *shape), capability = kernels.shape, target_capability()
-    most = MOST_ROWS * MOST_SHARES
-    problems = (
-        (
-            capability is not None and int(capability.split(".")[0]) < OLDEST,
-            f"the GPU has compute capability {capability}; Triton requires {OLDEST}.0",
-        ),
-        (num_layers == 1, "there is one layer, and XLA need not copy its weights"),
-        (
-            x.dtype not in DTYPES or kernels.dtype != x.dtype,
-            f"the kernel takes bfloat16 and float16, not {x.dtype} times {kernels.dtype}",
-        ),
-        (x.shape[0] > most, f"there are {x.shape[0]} rows, and the kernel takes {most}"),
-        (
-            any(size % OUT for size in shape),
-            f"weights are {shape}, and the kernel takes multiples of {OUT}",
-        ),
-    )
-    return next((reason for problem, reason in problems if problem), None)
+    capability = target_capability()
+    if capability is not None and int(capability.split(".")[0]) < OLDEST:
+        return f"the GPU has compute capability {capability}; Triton requires {OLDEST}.0"
+    return unsuitable(x, kernels, MOST_ROWS * MOST_SHARES, OUT)
 
 
 def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -86,9 +71,7 @@ def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.
     blocks = blocks_for(num_out, num_in, num_rows)
     x = jnp.pad(x, ((0, -num_rows % blocks.rows), (0, 0)))
     parts = _call(jnp.reshape(layer, 1), x, kernels, blocks)
-    # Added one after another, because the way XLA divides a sum of many terms depends on T.
-    total = functools.reduce(jnp.add, [parts[n] for n in range(blocks.parts)])
-    return total[:num_rows].astype(dtype)
+    return added(parts)[:num_rows].astype(dtype)
 
 
 def _call(layer: jax.Array, x: jax.Array, kernels: jax.Array, blocks: Blocks) -> jax.Array:

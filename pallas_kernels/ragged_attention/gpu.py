@@ -31,7 +31,7 @@ from emsjax.pallas_kernels.ragged_attention.tuning import (
     gpu_blocks,
     most_height,
 )
-from emsjax.pallas_kernels.tensor_cores import TENSOR_CORE_ROWS
+from emsjax.pallas_kernels.tensor_cores import DTYPES, TENSOR_CORE_ROWS
 
 # The score of a masked token. It is finite because a row whose first blocks are all masked would
 # otherwise compute inf - inf.
@@ -115,7 +115,7 @@ def unsupported(q: jax.Array, cache: jax.Array, num_kv_heads: int) -> str | None
     problems = (
         (no_hopper, no_hopper),
         (
-            q.dtype not in hopper.DTYPES,
+            q.dtype not in DTYPES,
             f"q is {q.dtype}; the GPU kernel requires bfloat16 or float16",
         ),
         (
