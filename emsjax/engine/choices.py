@@ -24,11 +24,11 @@ class EmittingRows(NamedTuple):
     """The rows after which a slot's tokens are chosen.
 
     Attributes:
-      index: int32[B, k+1], the row of the newest known token, then those of the draft tokens.
+      places: int32[B, k+1], the row of the newest known token, then those of the draft tokens.
       emits: bool[B, k+1], whether the step needs a choice after the row.
     """
 
-    index: jax.Array
+    places: jax.Array
     emits: jax.Array
 
 
@@ -43,8 +43,8 @@ def emitting_rows(cu_q_lens: jax.Array, plan: Plan, capacity: int, length: int) 
     """
     last_known = cu_q_lens[1:] - 1 - plan.pad_lens - plan.draft_lens
     steps = jnp.arange(length, dtype=jnp.int32)[None]
-    index = jnp.clip(last_known[:, None] + steps, 0, capacity - 1)
-    return EmittingRows(index, plan.complete[:, None] & (steps <= plan.draft_lens[:, None]))
+    places = jnp.clip(last_known[:, None] + steps, 0, capacity - 1)
+    return EmittingRows(places, plan.complete[:, None] & (steps <= plan.draft_lens[:, None]))
 
 
 def choose_in_chunks(
@@ -60,22 +60,24 @@ def choose_in_chunks(
       rows: the rows.
       nothing: [B, k+1], what the result holds for rows without logits.
     """
-    size = rows.index.size
+    size = rows.places.size
     chunk = min(size, _CHUNK)
     padding = (0, round_up(size, chunk) - size)
     order = jnp.argsort(~rows.emits.ravel(), stable=True)
-    index = jnp.pad(rows.index.ravel()[order], padding)
+    sources = jnp.pad(rows.places.ravel()[order], padding)
     # Padding goes to a place that does not exist, which `set` leaves out.
-    places = jnp.pad(order, padding, constant_values=size)
+    targets = jnp.pad(order, padding, constant_values=size)
     chunks = (rows.emits.sum(dtype=jnp.int32) + chunk - 1) // chunk
 
     def choose(done: jax.Array, chosen: Chosen) -> Chosen:
-        each, where = (jax.lax.dynamic_slice(x, (done * chunk,), (chunk,)) for x in (index, places))
-        return jax.tree.map(lambda x, new: x.at[where].set(new), chosen, choose_after(each))
+        source, target = (
+            jax.lax.dynamic_slice(x, (done * chunk,), (chunk,)) for x in (sources, targets)
+        )
+        return jax.tree.map(lambda x, new: x.at[target].set(new), chosen, choose_after(source))
 
     flat = jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), nothing)
     flat = jax.lax.fori_loop(0, chunks, choose, flat)
-    return jax.tree.map(lambda x: x.reshape(*rows.index.shape, *x.shape[1:]), flat)
+    return jax.tree.map(lambda x: x.reshape(*rows.places.shape, *x.shape[1:]), flat)
 
 
 def take(values: Any, index: jax.Array | None) -> Any:

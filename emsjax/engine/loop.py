@@ -258,15 +258,15 @@ def _run_rung(
     placed = batch if state.holes is None else after_holes(batch, state.holes)
     hidden, cache = setup.model(placed, previous.cache, max_q_len=rung.max_q_len)
     rows = emitting_rows(batch.cu_q_lens, plan, rung.capacity, previous.chosen.tokens.shape[1])
-    kept = None if previous.hidden is None else hidden[rows.index]
+    kept = None if previous.hidden is None else hidden[rows.places]
     prefixes = prefixes_of(batch, state, draft)
 
     def choose_after(index: jax.Array | None) -> Chosen:
         chosen_from, before = take(hidden, index), take(prefixes, index)
         return setup.choose(setup.model.logits(chosen_from), before, state)
 
-    if len(setup.ladder) == 1 or rung.capacity <= rows.index.size:
-        chosen = take(choose_after(None), rows.index)
+    if len(setup.ladder) == 1 or rung.capacity <= rows.places.size:
+        chosen = take(choose_after(None), rows.places)
     else:  # a rung this wide is for prompts, whose rows mostly emit nothing
         chosen = choose_in_chunks(choose_after, rows, previous.chosen)
     return Forward(cache, chosen, kept)
