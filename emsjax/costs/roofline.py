@@ -1,8 +1,9 @@
 """Estimates the cost of a step on any hardware, from the bytes and operations it needs.
 
-A step reads all weights and every slot's cached tokens, and multiplies every row with every weight.
-If the hardware reads and multiplies at the same time, the longer of the two counts, otherwise their
-sum; attention is added. The shares of the published rates that are reached are assumptions.
+A step reads all weights (of experts those that its rows choose) and every slot's cached tokens, and
+multiplies every row with every weight (of experts those that the row chooses). If the hardware
+reads and multiplies at the same time, the longer of the two counts, otherwise their sum; attention
+is added. The shares of the published rates that are reached are assumptions.
 """
 
 from collections.abc import Sequence
@@ -51,9 +52,9 @@ def bounds(sizes: Sizes, hardware: Hardware, ladder: Sequence[Rung], emitting: i
       ladder: rungs.
       emitting: the most rows after which a token is chosen.
     """
-    rows = np.asarray([rung.capacity for rung in ladder], np.float64)
+    rows = _rows(ladder)
     operations = sizes.row_flops * rows + sizes.logit_flops * np.minimum(rows, emitting)
-    reading = np.full(len(rows), sizes.read_bytes / _bandwidth(hardware))
+    reading = sizes.step_bytes(rows) / _bandwidth(hardware)
     return Bounds(reading, operations / _matrix_rate(hardware, sizes))
 
 
@@ -106,6 +107,15 @@ def cached_costs(
     computing = sizes.token_flops * rows / _matrix_rate(hardware, sizes)
     reading = sizes.token_bytes / _bandwidth(hardware)
     return _together(hardware, reading, computing).astype(np.float32)
+
+
+def expert_seconds(sizes: Sizes, hardware: Hardware, ladder: Sequence[Rung]) -> np.ndarray:
+    """Returns the seconds in which each rung reads the experts of its rows, float64[R]."""
+    return (sizes.step_bytes(_rows(ladder)) - sizes.read_bytes) / _bandwidth(hardware)
+
+
+def _rows(ladder: Sequence[Rung]) -> np.ndarray:
+    return np.asarray([rung.capacity for rung in ladder], np.float64)
 
 
 def _together(hardware: Hardware, reading: Any, computing: Any) -> np.ndarray:
