@@ -220,7 +220,7 @@ def _folded(names: Sequence[str]) -> list[str]:
 
     Names that differ only in the expert, the second number, are merged before.
     """
-    return _folded_at(0, _folded_at(1, names))
+    return _folded_at(0, _folded_at(1, list(dict.fromkeys(names))))
 
 
 def _folded_at(place: int, names: Sequence[str]) -> list[str]:

@@ -91,7 +91,7 @@ def test_results_are_added_by_their_shares():
     x = jnp.arange(12, dtype=jnp.float32).reshape(3, 4)
     chosen = jnp.asarray([[0, 1], [1, 2], [2, 0]], jnp.int32)
     tiles = tiles_of(chosen, jnp.asarray([True, True, False]), 3)
-    y = to_tiles(x, tiles) * (tiles.experts[:, None, None] + 1)
+    y = to_tiles(x, tiles) * (tiles.experts[:, None, None] + 1).astype(jnp.float32)
     out = from_tiles(y, jnp.asarray([[0.5, 0.25], [1, 0], [1, 1]]), tiles)
     np.testing.assert_array_equal(out[:2], x[:2] * jnp.asarray([[1.0], [2.0]]))
 
