@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emsjax.costs.roofline import bounds, cached_costs, expert_seconds
+from emsjax.costs.roofline import bounds, cached_costs, expert_seconds, weights_read
 from emsjax.engine.ladder import Rung
 from emsjax.engine.step_costs import StepCosts
 from emsjax.plan.estimate import Program, estimate, published_bytes
@@ -142,8 +142,14 @@ def _steps(setting: Setting, program: Program) -> Iterator[StepTime]:
     """Yields the step time on each rung of the program's ladder."""
     costs, by_compiler = program.costs, _compiler_costs(setting, program)
     cached = setting.num_slots * setting.attended
-    emitting = setting.num_slots * (setting.draft_length + 1)
-    least = bounds(program.sizes, setting.hardware, program.ladder, emitting)
+    least = bounds(
+        program.sizes,
+        setting.hardware,
+        program.ladder,
+        num_slots=setting.num_slots,
+        draft_length=setting.draft_length,
+    )
+    read = weights_read(program.sizes, program.ladder, setting.num_slots)
     for number, rung in enumerate(program.ladder):
         attending = float(costs.cached[number]) * cached
         computing = least.computing[number] > max(least.reading[number], attending)
@@ -151,8 +157,7 @@ def _steps(setting: Setting, program: Program) -> Iterator[StepTime]:
         seconds = float(costs.rungs[number]) + attending
         bound = "matrix units" if computing else "memory"
         purpose = _purpose(rung, setting.draft_length)
-        read = round(program.sizes.step_bytes(rung.capacity))
-        yield StepTime(rung, purpose, seconds, bound, compiler, read)
+        yield StepTime(rung, purpose, seconds, bound, compiler, round(read[number]))
 
 
 def _purpose(rung: Rung, draft_length: int) -> str:
@@ -172,7 +177,9 @@ def _compiler_costs(setting: Setting, program: Program) -> StepCosts | None:
         return None
     hardware, sizes = setting.hardware, program.sizes
     cycles = np.asarray(program.cycles.rungs, np.float64) + program.cycles.around
-    seconds = cycles / hardware.hertz + expert_seconds(sizes, hardware, program.ladder)
+    seconds = cycles / hardware.hertz + expert_seconds(
+        sizes, hardware, program.ladder, setting.num_slots
+    )
     attending = cached_costs(sizes, hardware, program.ladder, setting.num_slots)
     return StepCosts(seconds.astype(np.float32), attending, np.float32(0))
 

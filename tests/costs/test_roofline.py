@@ -54,6 +54,9 @@ def test_more_rows_read_more_experts():
     for rows, share in ((1, 1 / 16), (2, 1 - (15 / 16) ** 2), (10_000, 1)):
         read = found.read_bytes + share * found.expert_bytes
         assert found.step_bytes(rows) == pytest.approx(read)
+    few = estimated_costs(found, HARDWARE["v5e"], LADDER, num_slots=2, draft_length=7).rungs
+    read = [found.step_bytes(2), found.step_bytes(16)]  # unused rows choose no experts
+    np.testing.assert_allclose(few[:2] * 819e9 * BANDWIDTH_SHARE, read, rtol=1e-6)
     counted = [rung * 819e9 * BANDWIDTH_SHARE for rung in costs("qwen3-30b-a3b").rungs[:2]]
     np.testing.assert_allclose(counted, [found.step_bytes(8), found.step_bytes(64)], rtol=1e-6)
 
