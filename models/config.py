@@ -69,8 +69,8 @@ class DecoderConfig:
       final_norm: whether to normalise before the output projection.
       activation: activation of the feed-forward layer.
       gated: whether the feed-forward layer multiplies by a gate (SwiGLU).
-      experts: experts in the place of the feed-forward layer; None for none.
-      dense_layers: layers with a plain feed-forward layer although the others have experts.
+      experts: the experts that make up a feed-forward layer; None if it is plain.
+      dense_layers: numbers of the layers that are plain although the others have experts.
       qkv_bias: whether there is a bias on the query, key and value projections.
       out_bias: whether there is a bias on the attention's output projection.
       mlp_bias: whether there is a bias on the feed-forward projections.

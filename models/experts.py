@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from emsjax.models.config import DecoderConfig, Experts
-from emsjax.models.layers import ACTIVATIONS, LayerContext
+from emsjax.models.layers import LayerContext, activated
 from emsjax.pallas_kernels.expert_matmul.api import expert_matmul
 from emsjax.pallas_kernels.expert_matmul.tiles import Tiles, from_tiles, tiles_of, to_tiles
 from emsjax.pallas_kernels.layer_matmul.api import matmul
@@ -66,13 +66,8 @@ class ExpertMLP(nnx.Module):
         shares, chosen = self._choose(x)
         used = batch.slot_ids < batch.kv_lens.shape[0]
         tiles = tiles_of(chosen, used, self.experts.number)
-        inner = self.up(to_tiles(x, tiles), layer, tiles)
-        activation = ACTIVATIONS[self.activation]
-        if self.gated:
-            gate, up = jnp.split(inner, 2, axis=-1)
-            inner = activation(gate) * up
-        else:
-            inner = activation(inner)
+        up = self.up(to_tiles(x, tiles), layer, tiles)
+        inner = activated(up, self.activation, self.gated)
         return from_tiles(self.down(inner, layer, tiles), shares, tiles)
 
     def _choose(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:

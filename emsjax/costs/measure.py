@@ -37,7 +37,8 @@ LEAST_SHARE = 0.1
 CATCHING_UP = 100
 # Log-odds that make a source of drafts fully trusted, or with a minus sign never trusted.
 SURE = 20.0
-# Different tokens in a row, so that rows choose different experts, as in a real text.
+# The number of different tokens that a timed text repeats. If its rows were equal, they would all
+# choose the same experts.
 PERIOD = 16
 # Prices in seconds that leave the planner one choice.
 CHEAP, EXPENSIVE = 1e-9, 1e9
@@ -263,7 +264,7 @@ def _texts(engine: Engine, length: int) -> jax.Array:
     """Returns int32[B, S], a text in each slot that repeats a few tokens.
 
     A drafter remembers the longest text in which it looked, and the latest place of what it finds.
-    So long texts begin like short ones, but go on with other tokens before a short one ends.
+    So long texts begin like short ones, but change to other tokens before a short one ends.
     """
     short, _ = _lengths(engine)
     period = int(np.clip((short - 1) // 2, 1, PERIOD))
