@@ -204,7 +204,7 @@ def rotate(
 
 
 def activated(x: jax.Array, activation: Activation, gated: bool) -> jax.Array:
-    """Applies an activation to x [..., width]; if gated, to the gate, the first half of the width."""
+    """Applies an activation to x [..., width], or to its first half, a gate for the second."""
     if not gated:
         return ACTIVATIONS[activation](x)
     gate, up = jnp.split(x, 2, axis=-1)
