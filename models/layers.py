@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from emsjax.engine.packing import PackedBatch
-from emsjax.models.config import DecoderConfig, Rope
+from emsjax.models.config import Activation, DecoderConfig, Rope
 from emsjax.pallas_kernels.cache_update.api import Places
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul, matmul
 from emsjax.pallas_kernels.quantised import Weights, weights_of
@@ -203,6 +203,14 @@ def rotate(
     return turned.reshape(x.shape).astype(x.dtype)
 
 
+def activated(x: jax.Array, activation: Activation, gated: bool) -> jax.Array:
+    """Applies an activation to x [..., width], or to its first half, a gate for the second."""
+    if not gated:
+        return ACTIVATIONS[activation](x)
+    gate, up = jnp.split(x, 2, axis=-1)
+    return ACTIVATIONS[activation](gate) * up
+
+
 class MLP(nnx.Module):
     """The feed-forward layer. If gated, one kernel holds the gate and the up projection."""
 
@@ -217,8 +225,5 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array, context: LayerContext) -> jax.Array:
         """Turns x [T, D] into [T, D]."""
-        activation, layer = ACTIVATIONS[self.activation], context.stacked
-        if not self.gated:
-            return self.down(activation(self.up(x, layer)), layer)
-        gate, up = jnp.split(self.up(x, layer), 2, axis=-1)
-        return self.down(activation(gate) * up, layer)
+        layer = context.stacked
+        return self.down(activated(self.up(x, layer), self.activation, self.gated), layer)

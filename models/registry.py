@@ -14,11 +14,14 @@ from emsjax.models.granite import GRANITE
 from emsjax.models.llama import LLAMA
 from emsjax.models.ministral3 import MINISTRAL3
 from emsjax.models.mistral import MISTRAL
+from emsjax.models.mixtral import MIXTRAL
 from emsjax.models.olmo import OLMO2, OLMO3
+from emsjax.models.olmoe import OLMOE
 from emsjax.models.opt import OPT
 from emsjax.models.phi3 import PHI3
 from emsjax.models.qwen2 import QWEN2
 from emsjax.models.qwen3 import QWEN3
+from emsjax.models.qwen3_moe import QWEN3_MOE
 from emsjax.models.smollm3 import SMOLLM3
 from emsjax.models.starcoder2 import STARCODER2
 
@@ -39,5 +42,6 @@ _ALL = (
         OLMO3,
     ),
     *(PHI3, MINISTRAL3, GPT_NEOX, STARCODER2, COHERE, COHERE2),
+    *(QWEN3_MOE, MIXTRAL, OLMOE),
 )
 FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in _ALL})

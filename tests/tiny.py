@@ -67,6 +67,7 @@ GROWING_ROPE = YARN_ROPE | {
 }
 LAYER_TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
 COHERE2 = {"sliding_window": 24, "sliding_window_pattern": 2, "logit_scale": 1.0}
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 20}
 SLIDING = {"sliding_window": 24, "use_sliding_window": True}
 
 # name: (model type, Hugging Face configuration)
@@ -97,6 +98,10 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "starcoder2": ("starcoder2", LLAMA_SIZES | {"sliding_window": 24}),
     "cohere": ("cohere", LLAMA_SIZES | {"logit_scale": 0.5}),
     "cohere2": ("cohere2", LLAMA_SIZES | COHERE2),
+    "qwen3-moe": ("qwen3_moe", LLAMA_SIZES | EXPERTS | {"head_dim": 16, "norm_topk_prob": True}),
+    "qwen3-moe-mixed": ("qwen3_moe", LLAMA_SIZES | EXPERTS | {"mlp_only_layers": [1]}),
+    "mixtral": ("mixtral", LLAMA_SIZES | {"num_local_experts": 5, "sliding_window": 24}),
+    "olmoe": ("olmoe", LLAMA_SIZES | {"num_experts": 4, "num_experts_per_tok": 2, "clip_qkv": 2.0}),
     "gemma3": ("gemma3_text", LLAMA_SIZES | GEMMA_SIZES | {"layer_types": LAYER_TYPES}),
 }
 VOCAB_SIZE = 101

@@ -60,6 +60,19 @@ def _olmo2(width: int, inner: int, layers: int, heads: int) -> Config:
     return sizes("olmo2", width, inner, layers, (heads, heads), **settings)
 
 
+def _qwen3_moe(width: int, inner: int, layers: int, heads: int, experts: int) -> Config:
+    """Returns the settings of Qwen3-MoE; `experts` is the width of each."""
+    settings: Config = {
+        "head_dim": 128,
+        "rope_theta": 1000000.0,
+        "max_position_embeddings": 40960,
+        "moe_intermediate_size": experts,
+        "norm_topk_prob": True,
+        "eos_token_id": 151645,
+    }
+    return sizes("qwen3_moe", width, inner, layers, (heads, 4), **settings)
+
+
 def _pythia(width: int, layers: int, heads: int, vocab_size: int = 50304) -> Config:
     settings: Config = {"vocab_size": vocab_size, "eos_token_id": 0}
     config = sizes("gpt_neox", width, 4 * width, layers, (heads, heads), **settings)
@@ -144,5 +157,14 @@ PUBLISHED_SINCE: Mapping[str, Config] = MappingProxyType(
         "command-r7b": sizes(
             "cohere2", 4096, 14336, 32, (32, 8), rope_theta=50000.0, logit_scale=0.25
         ),
+        "qwen3-30b-a3b": _qwen3_moe(2048, 6144, 48, 32, 768),
+        "qwen3-235b-a22b": _qwen3_moe(4096, 12288, 94, 64, 1536),
+        "mixtral-8x7b": sizes(
+            "mixtral", 4096, 14336, 32, (32, 8), max_position_embeddings=32768, rope_theta=1000000.0
+        ),
+        "mixtral-8x22b": sizes(
+            "mixtral", 6144, 16384, 56, (48, 8), max_position_embeddings=65536, rope_theta=1000000.0
+        ),
+        "olmoe-1b-7b": sizes("olmoe", 2048, 1024, 16, (16, 16), rope_theta=10000.0),
     }
 )

@@ -206,6 +206,38 @@ _COHERE2 = {
 }
 _COHERE = {key: _COHERE2[key] for key in _COHERE2.keys() - {"sliding_window", "layer_types"}}
 _COHERE["use_qk_norm"] = False
+_QWEN3_MOE = _QWEN3 | {
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 4,
+    "decoder_sparse_step": 1,
+    "moe_intermediate_size": 768,
+    "num_experts_per_tok": 8,
+    "num_experts": 128,
+    "norm_topk_prob": False,
+    "mlp_only_layers": None,
+}
+del _QWEN3_MOE["head_dim"]
+_MIXTRAL = _MISTRAL | {
+    "rms_norm_eps": 1e-5,
+    "num_experts_per_tok": 2,
+    "num_local_experts": 8,
+    "sliding_window": None,
+}
+_OLMOE = {key: _LLAMA[key] for key in _PLAIN} | {
+    "vocab_size": 50304,
+    "hidden_size": 2048,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "clip_qkv": None,
+    "num_experts_per_tok": 8,
+    "num_experts": 64,
+    "norm_topk_prob": False,
+}
 # By `model_type`.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -228,6 +260,9 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "starcoder2": _STARCODER2,
         "cohere": _COHERE,
         "cohere2": _COHERE2,
+        "qwen3_moe": _QWEN3_MOE,
+        "mixtral": _MIXTRAL,
+        "olmoe": _OLMOE,
     }
 )
 # Types with rotary settings of their own, and which of the older keys only `transformers` can read.
@@ -236,7 +271,7 @@ _OWN_ROPE: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         **dict.fromkeys(("gemma3_text", "olmo3", "ministral3", "gpt_neox"), _BASE_AND_SCALING),
         # Their bases are not 10000 unless given.
-        **dict.fromkeys(("smollm3", "cohere", "cohere2"), frozenset({"rope_scaling"})),
+        **dict.fromkeys(("smollm3", "cohere", "cohere2", "mixtral"), frozenset({"rope_scaling"})),
         "phi3": frozenset({"rope_scaling"}),
     }
 )
@@ -290,7 +325,8 @@ def _is_usual(key: str, value: Any, defaults: Mapping[str, Any]) -> bool:
     if key in _AS_GIVEN and "rope_parameters" in defaults:
         return type(value) in _AS_GIVEN[key]
     if key not in defaults:
-        return False
+        # Some classes have no such field, but all models that have it read it.
+        return key == "head_dim" and type(value) is int
     if defaults[key] is None:
         return value is None or type(value) is int
     return type(value) is type(defaults[key])
