@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
+Activation = Literal["relu", "relu2", "gelu", "gelu_tanh", "silu"]
 NormPlace = Literal["before", "after", "around", "residual"]
 
 
@@ -41,7 +41,7 @@ class DecoderConfig:
       max_positions: longest sequence that the model supports, in tokens.
       norm: kind of normalisation.
       norm_eps: epsilon of the normalisation.
-      norm_offset: whether an RMS norm multiplies by 1 + weight, in float32, instead of by weight.
+      norm_offset: whether a norm multiplies by 1 + weight, in float32, instead of by weight.
       norm_place: what is normalised: the input of each sublayer ("before"), its output ("after"),
         both ("around"), or the sum of its input and output ("residual").
       final_norm: whether to normalise before the output projection.
@@ -53,7 +53,8 @@ class DecoderConfig:
       norm_bias: whether a layer norm has a bias.
       parallel: whether attention and feed-forward layer both read the layer's input.
       one_norm: whether they read it through one norm, if they are parallel.
-      qk_norm: what of queries and keys is normalised: each head, all heads together, or nothing.
+      qk_norm: what of queries and keys is normalised: each head by the same weights ("head") or by
+        weights of its own and without a bias ("each"), all heads together ("whole"), or nothing.
       attention_scale: factor on the scores; None for H**-0.5.
       attention_soft_cap: soft cap of the scores; None for none.
       logit_soft_cap: soft cap of the logits; None for none.
@@ -61,6 +62,7 @@ class DecoderConfig:
         1 + beta * log(1 + floor(p / length)); None for no factor.
       residual_scale: factor on what a sublayer adds to the hidden states.
       logit_scale: factor on the logits.
+      logit_bias: whether the logits have a bias.
       embedding_scale: factor on the token embedding, but not on the output projection.
       rope: rotary embedding; None means learned positions.
       rope_interleaved: whether rotation turns neighbouring lanes, not the two halves of a head.
@@ -95,13 +97,14 @@ class DecoderConfig:
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: Literal["head", "whole"] | None = None
+    qk_norm: Literal["head", "each", "whole"] | None = None
     attention_scale: float | None = None
     attention_soft_cap: float | None = None
     logit_soft_cap: float | None = None
     query_growth: tuple[float, float] | None = None
     residual_scale: float = 1.0
     logit_scale: float = 1.0
+    logit_bias: bool = False
     embedding_scale: float = 1.0
     rope: Rope | None = None
     rope_interleaved: bool = False

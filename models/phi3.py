@@ -33,4 +33,6 @@ def phi3_weights(config: DecoderConfig) -> WeightMap:
     return replace(layout, rules=rules)
 
 
-PHI3 = Family("phi3", phi3_config, phi3_weights, frozenset({"resid_pdrop", "embd_pdrop"}))
+# `transformers` copies the factor to `rope_parameters`, which is read.
+_HARMLESS = frozenset({"resid_pdrop", "embd_pdrop", "partial_rotary_factor"})
+PHI3 = Family("phi3", phi3_config, phi3_weights, _HARMLESS)

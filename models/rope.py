@@ -173,6 +173,20 @@ def rope_from_config(
     return Rope(tuple(float(f) for f in frequencies.astype(np.float32)), factor)
 
 
+def rope_settings(
+    config: Mapping[str, Any], theta: float = 10000.0, **usual: float
+) -> Mapping[str, Any]:
+    """Returns the rotary settings of a configuration, older and newer ones alike.
+
+    Args:
+      config: the configuration.
+      theta: base of the frequencies unless it is configured.
+      usual: what the family has unless it is configured.
+    """
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return {"rope_theta": config.get("rope_theta") or theta, **usual, **given}
+
+
 def full_attention(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns a configuration with the rotary settings of its layers without a window.
 
@@ -202,6 +216,11 @@ def ropes_by_kind(
     full = {"rope_theta": config.get("rope_theta") or theta} | scaling | (given.get(FULL) or {})
     near = {"rope_theta": local_theta} | (given.get(SLIDING) or {})
     kinds = {FULL: full, SLIDING: near}
+    if any(kind.get("truncate") is False for kind in given.values() if isinstance(kind, dict)):
+        raise UserError(
+            "rope_parameters has truncate=False for one type of layer, which is not supported, "
+            "because `transformers` ignores it; remove it or use another model"
+        )
     return {kind: rope_from_config(_of_kind(config, kinds[kind]), head_dim) for kind in kinds}
 
 
