@@ -17,8 +17,6 @@ def exaone4_config(hf: Mapping[str, Any]) -> DecoderConfig:
     assert rope is not None
     if hf["sliding_window"] is None:  # then all layers have positions
         return replace(config, windows=layer_windows(hf))
-    if isinstance(full_every, str):  # some files spell it, as in "LLLG"
-        full_every = len(full_every)
     kinds = layer_kinds(hf, full_every=full_every)
     return replace(
         config,

@@ -23,10 +23,11 @@ def falcon_config(hf: Mapping[str, Any]) -> DecoderConfig:
     one_kv_head, side_by_side = hf["multi_query"], hf["parallel_attn"]
     head_dim, bias, norms = hf["hidden_size"] // heads, hf["bias"], hf["num_ln_in_parallel_attn"]
     parallel = bool(grouped or side_by_side)
-    if norms not in (None, 1, 2) or (grouped and norms == 1 and not side_by_side):
+    # `transformers` has no norms for these.
+    if norms not in (None, 1, 2) or (norms == 2 and not grouped) or (grouped and not side_by_side):
         raise UserError(
-            f"a Falcon model with num_ln_in_parallel_attn={norms} is not supported; use one with "
-            "1 or 2 norms of parallel sublayers"
+            f"a Falcon model with new_decoder_architecture={grouped}, parallel_attn={side_by_side} "
+            f"and num_ln_in_parallel_attn={norms} is not supported; use another one"
         )
     kv_heads = hf["num_kv_heads"] or heads
     return DecoderConfig(
@@ -67,9 +68,7 @@ def falcon_weights(config: DecoderConfig) -> WeightMap:
         "embedder.tokens": rule("word_embeddings.weight"),
         **affine("final_norm", "ln_f", weight="scale"),
         "blocks.attention.qkv.kernel": rule(f"{qkv}.weight", transform=by_kind),
-        **affine(
-            "blocks.attention.out", f"{layer}.self_attention.dense", bias=config.out_bias
-        ),
+        **affine("blocks.attention.out", f"{layer}.self_attention.dense", bias=config.out_bias),
         **affine("blocks.mlp.up", f"{layer}.mlp.dense_h_to_4h", bias=config.mlp_bias),
         **affine("blocks.mlp.down", f"{layer}.mlp.dense_4h_to_h", bias=config.mlp_bias),
     }
@@ -87,4 +86,4 @@ def falcon_weights(config: DecoderConfig) -> WeightMap:
     return WeightMap(rules, prefixes=("transformer.",), shared=shared)
 
 
-FALCON = Family("falcon", falcon_config, falcon_weights, harmless=frozenset({"ffn_factor"}))
+FALCON = Family("falcon", falcon_config, falcon_weights, harmless=frozenset())

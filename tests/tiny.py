@@ -103,16 +103,8 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "exaone4": ("exaone4", LLAMA_SIZES | {"sliding_window": 24, "sliding_window_pattern": 2}),
     "nemotron": ("nemotron", LLAMA_SIZES),
     "phi": ("phi", LLAMA_SIZES),
-    "stablelm": ("stablelm", LLAMA_SIZES | {"use_qkv_bias": True}),
-    "stablelm-12b": (
-        "stablelm",
-        LLAMA_SIZES | {"qk_layernorm": True, "use_parallel_residual": True},
-    ),
-    "falcon": ("falcon", FALCON_SIZES),
-    "falcon-40b": (
-        "falcon",
-        FALCON_SIZES | {"new_decoder_architecture": True, "num_kv_heads": 2},
-    ),
+    "stablelm": ("stablelm", LLAMA_SIZES | {"qk_layernorm": True, "use_parallel_residual": True}),
+    "falcon": ("falcon", FALCON_SIZES | {"new_decoder_architecture": True, "num_kv_heads": 2}),
     "helium": ("helium", LLAMA_SIZES | {"head_dim": 8}),
     "gemma3": ("gemma3_text", LLAMA_SIZES | GEMMA_SIZES | {"layer_types": LAYER_TYPES}),
 }
@@ -152,7 +144,8 @@ def random_model(model_type: str, settings: dict[str, Any], seed: int) -> Any:
     model = AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 1 or "norm" in name:  # Norms and biases start at 0 or 1, which would hide mistakes.
+            # Norms and biases start at 0 or 1, which would hide mistakes.
+            if parameter.ndim == 1 or "norm" in name:
                 parameter.add_(torch.randn_like(parameter), alpha=0.2)
     return model
 

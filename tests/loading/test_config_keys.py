@@ -90,6 +90,7 @@ def test_published_keys_are_accepted(name: str) -> None:
     config_of({"model_type": "llama"} | PUBLISHED[name])
 
 
+YARN = {"rope_type": "yarn", "factor": 2.0, "truncate": False, "rope_theta": 1e4}
 REFUSED = [
     ("llama", {"attn_logit_softcapping": 50.0}),
     ("llama", {"logit_scale": 0.1}),
@@ -113,6 +114,12 @@ REFUSED = [
     ("qwen2", {"layer_types": ["sliding_attention"] * 32}),
     ("qwen3", {"layer_types": ["chunked_attention"] * 32}),
     ("qwen3", {"layer_types": ["full_attention"]}),
+    ("falcon", {"alibi": True}),
+    ("falcon", {"num_ln_in_parallel_attn": 2}),
+    ("falcon", {"parallel_attn": False, "new_decoder_architecture": True}),
+    ("gemma3_text", {"attn_logit_softcapping": 50.0}),
+    ("ministral3", {"logit_scale": 0.5}),
+    ("olmo3", {"rope_parameters": {"full_attention": YARN, "sliding_attention": YARN}}),
 ]
 
 
@@ -120,7 +127,7 @@ REFUSED = [
 def test_what_changes_the_text_is_refused_by_name(name: str, change: dict[str, Any]) -> None:
     key = next(iter(change))
     value = change[key]
-    word = "rope" if key == "rope_scaling" else key if key != "layer_types" else "layer"
+    word = "rope" if key.startswith("rope_") else key if key != "layer_types" else "layer"
     word = "attention scaling" if key.startswith("scale_attn") else word
     word = "layer norms" if key.startswith("layer_norm_") else word
     word = "layer_types|window" if isinstance(value, list) else word

@@ -10,8 +10,8 @@ from gguf import GGMLQuantizationType as Kind
 from tiny_checkpoints import write_gguf
 
 from emsjax.errors import UserError
-from emsjax.loading.gguf.config import gguf_config, llama3_factors
 from emsjax.loading.gguf.architectures import ARCHITECTURES
+from emsjax.loading.gguf.config import gguf_config, llama3_factors
 from emsjax.loading.gguf.file import GgufFile, hf_name
 
 SUPPORTED = ("llama", "qwen2", "qwen3")
@@ -177,7 +177,8 @@ def test_not_gguf(tmp_path: Path) -> None:
 def test_unsupported_architecture(tmp_path: Path, weights: Weights) -> None:
     path = write_gguf(tmp_path / "m.gguf", weights, "falcon")
     with pytest.raises(
-        UserError, match=r"architecture 'falcon', but only .* llama, qwen2, qwen3, gemma3, phi3, smollm3 are"
+        UserError,
+        match=r"architecture 'falcon', but only .* llama, qwen2, qwen3, gemma3, phi3, smollm3 are",
     ):
         GgufFile(path)
 

@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from emsjax.loading.hf.keys import HARMLESS
 from emsjax.loading.load import load_model
 from emsjax.models.registry import FAMILIES
-from tests.models.drawn_configs import FLAGS, LENGTH, configs
+from tests.models.drawn_configs import configs
+from tests.models.drawn_flags import FLAGS
+from tests.models.drawn_ropes import LENGTH
 from tests.models.logits import our_logits
 from tests.tiny import VOCAB_SIZE, random_model
 
@@ -57,7 +59,9 @@ def test_logits_equal_transformers_whatever_the_flags(name: str, data: st.DataOb
     with tempfile.TemporaryDirectory() as directory:
         saved(model, name, given_config, Path(directory))
         ours = our_logits(load_model(directory).model, tokens, LENGTH)
-    np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-4)
+    # Float32 rounds in proportion, and some multipliers make large logits.
+    scale = max(1, np.abs(theirs).max() / 4)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * scale, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

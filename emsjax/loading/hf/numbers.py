@@ -13,7 +13,9 @@ _SIZES: Mapping[str, int] = {
     **dict.fromkeys(("num_hidden_layers", "n_layer"), _MOST_LAYERS),
     **dict.fromkeys(("hidden_size", "n_embd", "word_embed_proj_dim"), 1 << 20),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"), 1 << 24),
-    **dict.fromkeys(("num_attention_heads", "n_head", "num_key_value_heads", "num_kv_heads"), 1 << 16),
+    **dict.fromkeys(
+        ("num_attention_heads", "n_head", "num_key_value_heads", "num_kv_heads"), 1 << 16
+    ),
     "head_dim": 1 << 16,
     "vocab_size": 1 << 26,
     **dict.fromkeys(("max_position_embeddings", "n_positions", "sliding_window"), 2**31 - 1),
