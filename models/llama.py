@@ -82,7 +82,7 @@ def llama_config(
         max_positions=positions,
         norm="rms",
         norm_eps=hf[eps],
-        activation=activation(hf.get("hidden_act") or hf.get("hidden_activation") or "silu"),
+        activation=activation(hf.get("hidden_act") or "silu"),
         gated=True,
         qkv_bias=hf.get("attention_bias", False),
         out_bias=hf.get("attention_bias", False),

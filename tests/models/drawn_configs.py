@@ -40,6 +40,9 @@ def _sizes(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
         **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), kv_heads),
         **dict.fromkeys(("max_position_embeddings", "n_positions"), POSITIONS),
         **dict.fromkeys(("intermediate_size", "ffn_dim"), inner),
+        **dict.fromkeys(("num_experts", "num_local_experts"), 4),
+        "num_experts_per_tok": draw(st.integers(1, 4)),
+        "moe_intermediate_size": inner,
         # Helium's heads fill the hidden size.
         "head_dim": WIDTH // heads if model_type == "helium" else draw(st.sampled_from([8, 16])),
     }
@@ -53,8 +56,11 @@ def _make_possible(model_type: str, flags: dict[str, Any]) -> None:
         windowed = flags.get("use_sliding_window") and "sliding_window" in flags
         if not windowed:
             flags.pop("layer_types", None)  # a type may need a window
-    if model_type == "exaone4" and flags.get("sliding_window", 1) is None:
-        flags["layer_types"] = ["full_attention"] * LAYERS
+    if model_type == "exaone4":
+        if flags.get("sliding_window_pattern") == "LLG":
+            flags.setdefault("layer_types", ["sliding_attention"] * 2 + ["full_attention"])
+        if flags.get("sliding_window", 1) is None:
+            flags["layer_types"] = ["full_attention"] * LAYERS
     if model_type == "falcon":  # has no norms for the others
         new = flags.get("new_decoder_architecture")
         flags.pop("parallel_attn" if new else "num_ln_in_parallel_attn", None)

@@ -40,8 +40,9 @@ _SOMETIMES: Flags = {
     "max_window_layers": st.integers(0, LAYERS),
     "layer_types": KINDS,
 }
-_GEMMA2 = {key: _NO_MLP_BIAS[key] for key in _NO_MLP_BIAS if key != "hidden_act"} | {
-    "hidden_activation": ACTIVATION,
+# Some files have both, of which `transformers` reads one.
+_GEMMA = _NO_MLP_BIAS | {"hidden_activation": ACTIVATION}
+_GEMMA2 = _GEMMA | {
     "query_pre_attn_scalar": st.sampled_from([4, 20, 256]),
     "final_logit_softcapping": st.none() | st.sampled_from([2.0, 5.0]),
     "sliding_window": WINDOW,
@@ -74,7 +75,7 @@ FLAGS: Mapping[str, Flags] = {
     "mistral": _NO_BIAS | {"sliding_window": st.none() | WINDOW},
     "qwen2": _NO_BIAS | _SOMETIMES,
     "qwen3": _NO_MLP_BIAS | _SOMETIMES,
-    "gemma": _NO_MLP_BIAS,
+    "gemma": _GEMMA,
     "gemma2": _GEMMA2 | {"attn_logit_softcapping": st.none() | st.sampled_from([1.0, 5.0])},
     "gemma3_text": _GEMMA2 | {"sliding_window_pattern": st.integers(1, LAYERS + 1)},
     "smollm3": LLAMA
@@ -119,7 +120,7 @@ FLAGS: Mapping[str, Flags] = {
     "exaone4": _NO_BIAS
     | {
         "sliding_window": st.none() | WINDOW,
-        "sliding_window_pattern": st.integers(1, LAYERS + 1),
+        "sliding_window_pattern": st.integers(1, LAYERS + 1) | st.just("LLG"),
         "layer_types": KINDS,
     },
     "nemotron": {key: LLAMA[key] for key in LLAMA if key != "rms_norm_eps"} | {"norm_eps": EPSILON},
@@ -149,4 +150,15 @@ FLAGS: Mapping[str, Flags] = {
         "tie_word_embeddings": BOOL,
     },
     "helium": LLAMA,
+    "mixtral": _NO_BIAS | {"sliding_window": st.none() | WINDOW},
+    "qwen3_moe": _NO_MLP_BIAS
+    | {
+        "use_sliding_window": BOOL,
+        "sliding_window": WINDOW,
+        "norm_topk_prob": BOOL,
+        "decoder_sparse_step": st.integers(1, LAYERS),
+        "mlp_only_layers": st.none() | st.lists(st.integers(0, LAYERS - 1), unique=True),
+    },
+    "olmoe": _NO_MLP_BIAS
+    | {"norm_topk_prob": BOOL, "clip_qkv": st.none() | st.sampled_from([0.5, 2.0])},
 }

@@ -104,7 +104,7 @@ def _longrope(draw: st.DrawFn, head_dim: int) -> dict[str, Any]:
     kind |= st.fixed_dictionaries({"type": st.just("longrope")})
     lists = st.fixed_dictionaries(
         {"short_factor": factors, "long_factor": factors},
-        optional={"factor": _FACTOR, "attention_factor": _FACTOR},
+        optional={"factor": _FACTOR, "attention_factor": YARN_MORE["attention_factor"]},
     )
     # Up to the trained length only: emsjax refuses longer texts.
     trained = draw(st.integers(LENGTH, POSITIONS))
