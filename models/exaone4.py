@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from emsjax.errors import UserError
 from emsjax.models.config import DecoderConfig
 from emsjax.models.family import Family
 from emsjax.models.llama import layer_kinds, layer_windows, llama_config, llama_weights
@@ -16,6 +17,11 @@ def exaone4_config(hf: Mapping[str, Any]) -> DecoderConfig:
     rope, full_every = config.rope, hf["sliding_window_pattern"]
     assert rope is not None
     if hf["sliding_window"] is None:  # then all layers have positions
+        if hf["layer_types"] is None:
+            raise UserError(
+                "an EXAONE 4 model without sliding_window needs layer_types, as in `transformers`; "
+                "give each layer full_attention"
+            )
         return replace(config, windows=layer_windows(hf))
     kinds = layer_kinds(hf, full_every=full_every)
     return replace(

@@ -11,7 +11,7 @@ from emsjax.models.llama import llama_config, llama_weights
 
 def helium_config(hf: Mapping[str, Any]) -> DecoderConfig:
     """Converts a Hugging Face `HeliumConfig`."""
-    return replace(llama_config(hf), out_bias=False, rope_interleaved=True)
+    return replace(llama_config(hf, theta=1e5), out_bias=False, rope_interleaved=True)
 
 
 HELIUM = Family("helium", helium_config, llama_weights, harmless=frozenset())

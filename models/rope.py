@@ -164,8 +164,10 @@ def rope_from_config(
     _check_settings(kind, settings, allowed)
     if "partial_rotary_factor" in allowed:
         head_dim = int(head_dim * (settings.get("partial_rotary_factor") or 1))
-    if head_dim % 2:
-        raise UserError(f"head_dim {head_dim} is odd, but rope turns pairs; use another model")
+    if head_dim % 2 or head_dim == 0:
+        raise UserError(
+            f"rope would turn {head_dim} lanes of a head, but it turns pairs; use another model"
+        )
     with np.errstate(all="ignore"):  # the result is checked
         frequencies, factor = scalings[kind](settings, head_dim, config["max_position_embeddings"])
     if not (np.isfinite(frequencies).all() and math.isfinite(factor)):

@@ -79,7 +79,7 @@ PARAMETERS = {
     "aya-expanse-8b": 8_028_033_024,
     "command-r": 34_980_831_232,
     "command-r7b": 8_028_033_024,
-    "command-r-plus": 0,
+    "command-r-plus": 103_810_674_688,
     "glm-4-9b": 9_400_279_040,
     "glm-4-32b": 32_566_081_536,
     "exaone-4.0-1.2b": 1_279_391_488,

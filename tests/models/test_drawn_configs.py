@@ -64,7 +64,7 @@ def test_logits_equal_transformers_whatever_the_flags(name: str, data: st.DataOb
         exact = model.double()(torch.tensor(tokens)).logits.numpy()
     # Some multipliers make scores so large that rounding shows, in PyTorch as well.
     rounding = np.abs(theirs - exact).max()
-    np.testing.assert_allclose(ours, theirs, atol=max(1e-4, 4 * rounding), rtol=1e-4)
+    np.testing.assert_allclose(ours, theirs, atol=max(1e-4, 8 * rounding), rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -341,7 +341,7 @@ _OWN_ROPE: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         **dict.fromkeys(("gemma3_text", "olmo3", "ministral3", "gpt_neox"), _BASE_AND_SCALING),
         # Their bases are not 10000 unless given.
-        **dict.fromkeys(("smollm3", "cohere", "cohere2"), frozenset({"rope_scaling"})),
+        **dict.fromkeys(("smollm3", "cohere", "cohere2", "helium"), frozenset({"rope_scaling"})),
         "phi3": frozenset({"rope_scaling", "partial_rotary_factor"}),
     }
 )
