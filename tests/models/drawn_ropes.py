@@ -57,6 +57,17 @@ def _older(scaling: Strategy, **keys: Strategy) -> Strategy:
     return st.fixed_dictionaries({}, optional={"rope_scaling": st.none() | scaling, **keys})
 
 
+def _called_type(scaling: Strategy) -> Strategy:
+    """The same settings, with an older name for the type in some."""
+    return st.builds(
+        lambda settings, name: {
+            name if key == "rope_type" else key: settings[key] for key in settings
+        },
+        scaling,
+        st.sampled_from(["rope_type", "type"]),
+    )
+
+
 def _newer(settings: Strategy) -> Strategy:
     return st.fixed_dictionaries({"rope_parameters": settings})
 
@@ -64,7 +75,7 @@ def _newer(settings: Strategy) -> Strategy:
 def _partial(**older: Strategy) -> Strategy:
     """Settings of a family that turns heads in part."""
     newer = _newer(_with_base(SCALING, partial_rotary_factor=_PART))
-    return newer | _older(SCALING, **older)
+    return newer | _older(_called_type(SCALING), **older)
 
 
 # `transformers` ignores a `truncate` that is given for one kind of layer, so it is refused.
@@ -88,7 +99,7 @@ _OF_FAMILY: Mapping[str, Strategy] = {
         _partial(partial_rotary_factor=_PART, rope_theta=_BASE),
     ),
 }
-_OF_OTHERS = _newer(_with_base(SCALING)) | _older(SCALING, rope_theta=_BASE)
+_OF_OTHERS = _newer(_with_base(SCALING)) | _older(_called_type(SCALING), rope_theta=_BASE)
 
 
 @st.composite

@@ -13,15 +13,15 @@ Settings = dict[str, Any]
 def _gemma3(file: GgufFile, settings: Settings) -> Settings:
     """Adds windows, the second rotary table and the scale of the scores."""
     layers = settings["num_hidden_layers"]
-    window = file.get("{arch}.attention.sliding_window")
-    every = file.whole("{arch}.attention.sliding_window_pattern", 6) if window else 1
+    windowed = bool(file.get("{arch}.attention.sliding_window"))  # neither missing nor 0
+    every = file.whole("{arch}.attention.sliding_window_pattern", 6) if windowed else 1
     kinds = ["sliding_attention" if n % every else "full_attention" for n in range(1, layers + 1)]
     local = file.number("{arch}.rope.freq_base_swa", 10000.0)
     # The largest model, which llama.cpp knows by its layers, scales by another width.
     width = settings["hidden_size"] // settings["num_attention_heads"]
     return {
         "layer_types": kinds,
-        "sliding_window": file.whole("{arch}.attention.sliding_window", 4096),
+        "sliding_window": file.whole("{arch}.attention.sliding_window") if windowed else 4096,
         "query_pre_attn_scalar": width if layers == 62 else settings["head_dim"],
         "rope_parameters": {
             "full_attention": settings["rope_parameters"],
