@@ -20,7 +20,7 @@ def configs(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
     """Draws a configuration of a small model, as in its `config.json`."""
     sizes = draw(_sizes(model_type))
     flags = draw(st.fixed_dictionaries({}, optional=FLAGS[model_type]))
-    _make_possible(model_type, flags)
+    _make_possible(model_type, sizes, flags)
     if model_type in ("opt", "gpt2"):
         return sizes | flags
     head_dim = sizes.get("head_dim") or WIDTH // sizes["num_attention_heads"]
@@ -50,8 +50,8 @@ def _sizes(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
     return {key: sizes[key] for key in sizes if key in keys}
 
 
-def _make_possible(model_type: str, flags: dict[str, Any]) -> None:
-    """Takes away what `transformers` itself cannot run."""
+def _make_possible(model_type: str, sizes: dict[str, Any], flags: dict[str, Any]) -> None:
+    """Changes what `transformers` itself cannot run."""
     if "use_sliding_window" in FLAGS[model_type]:
         windowed = flags.get("use_sliding_window") and "sliding_window" in flags
         if not windowed:
@@ -64,3 +64,5 @@ def _make_possible(model_type: str, flags: dict[str, Any]) -> None:
     if model_type == "falcon":  # has no norms for the others
         new = flags.get("new_decoder_architecture")
         flags.pop("parallel_attn" if new else "num_ln_in_parallel_attn", None)
+        if not new:
+            sizes["num_kv_heads"] = sizes["num_attention_heads"]
