@@ -193,6 +193,16 @@ def test_tokenizer_with_code_of_its_own(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "closest"),
+    [("gemma4", "; the closest is gemma"), ("phimoe", "; the closest is phi"), ("xyz", r"\.$")],
+)
+def test_an_unknown_type_is_answered_with_the_closest(name: str, closest: str) -> None:
+    with pytest.raises(UserError, match=f"type '{name}', .* families: .*{closest}") as e:
+        config_of({"model_type": name})
+    assert len(str(e.value)) < 500
+
+
 BAD_NUMBERS = [
     {"hidden_size": 0},
     {"hidden_size": -64},
