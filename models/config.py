@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import accumulate, groupby
 from typing import Literal
 
-Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
+Activation = Literal["relu", "relu2", "gelu", "gelu_tanh", "silu"]
 NormPlace = Literal["before", "after", "around", "residual"]
 
 
@@ -63,7 +63,7 @@ class DecoderConfig:
       max_positions: longest sequence that the model supports, in tokens.
       norm: kind of normalisation.
       norm_eps: epsilon of the normalisation.
-      norm_offset: whether an RMS norm multiplies by 1 + weight, in float32, instead of by weight.
+      norm_offset: whether a norm multiplies by 1 + weight, in float32, instead of by weight.
       norm_place: what is normalised: the input of each sublayer ("before"), its output ("after"),
         both ("around"), or the sum of its input and output ("residual").
       final_norm: whether to normalise before the output projection.
@@ -77,7 +77,8 @@ class DecoderConfig:
       norm_bias: whether a layer norm has a bias.
       parallel: whether attention and feed-forward layer both read the layer's input.
       one_norm: whether they read it through one norm, if they are parallel.
-      qk_norm: what of queries and keys is normalised: each head, all heads together, or nothing.
+      qk_norm: what of queries and keys is normalised: each head by the same weights ("head") or by
+        weights of its own and without a bias ("each"), all heads together ("whole"), or nothing.
       qkv_bound: bound on the absolute values of queries, keys and values before the rotation; None
         for none.
       attention_scale: factor on the scores; None for H**-0.5.
@@ -87,6 +88,7 @@ class DecoderConfig:
         1 + beta * log(1 + floor(p / length)); None for no factor.
       residual_scale: factor on what a sublayer adds to the hidden states.
       logit_scale: factor on the logits.
+      logit_bias: whether the logits have a bias.
       embedding_scale: factor on the token embedding, but not on the output projection.
       rope: rotary embedding; None means learned positions.
       rope_interleaved: whether rotation turns neighbouring lanes, not the two halves of a head.
@@ -123,7 +125,7 @@ class DecoderConfig:
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: Literal["head", "whole"] | None = None
+    qk_norm: Literal["head", "each", "whole"] | None = None
     qkv_bound: float | None = None
     attention_scale: float | None = None
     attention_soft_cap: float | None = None
@@ -131,6 +133,7 @@ class DecoderConfig:
     query_growth: tuple[float, float] | None = None
     residual_scale: float = 1.0
     logit_scale: float = 1.0
+    logit_bias: bool = False
     embedding_scale: float = 1.0
     rope: Rope | None = None
     rope_interleaved: bool = False

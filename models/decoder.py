@@ -15,6 +15,7 @@ from emsjax.models.layers import (
     MLP,
     LayerContext,
     Linear,
+    heads_norm,
     norm,
     normed,
     normed_heads,
@@ -41,10 +42,8 @@ class Attention(nnx.Module):
         width = (num_heads + 2 * num_kv_heads) * head_dim
         self.qkv = Linear(config.hidden_size, width, bias=config.qkv_bias, rngs=rngs)
         self.out = Linear(num_heads * head_dim, config.hidden_size, bias=config.out_bias, rngs=rngs)
-        whole = config.qk_norm == "whole"
-        q_width, k_width = (head_dim * (n if whole else 1) for n in (num_heads, num_kv_heads))
-        self.q_norm = norm(config, q_width) if config.qk_norm else None
-        self.k_norm = norm(config, k_width) if config.qk_norm else None
+        self.q_norm = heads_norm(config, num_heads)
+        self.k_norm = heads_norm(config, num_kv_heads)
         self.interleaved = config.rope_interleaved
         self.scale = config.attention_scale or head_dim**-0.5
         self.soft_cap = config.attention_soft_cap
@@ -227,6 +226,8 @@ class DecoderLM(nnx.Module):
         self.final_norm = norm(config, config.hidden_size) if config.final_norm else None
         width = config.embedding_size or config.hidden_size
         self.head = None if config.tied else Linear(width, config.vocab_size, bias=False, rngs=rngs)
+        bias = jnp.zeros((config.vocab_size,), jnp.float32)
+        self.logit_bias = nnx.Param(bias) if config.logit_bias else None
 
     @property
     def vocab_size(self) -> int:
@@ -346,6 +347,8 @@ class DecoderLM(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Turns hidden states [W, E] into float32 logits [W, V]."""
         logits = matmul(hidden, self.output_kernel, jnp.dtype(jnp.float32))
+        if self.logit_bias is not None:
+            logits = logits + self.logit_bias[...][None].astype(jnp.float32)
         scale = self.config.logit_scale
         return soft_capped(logits if scale == 1 else logits * scale, self.config.logit_soft_cap)
 

@@ -24,7 +24,7 @@ def ministral3_config(hf: Mapping[str, Any]) -> DecoderConfig:
     """Converts a Hugging Face `Ministral3Config`."""
     rope = hf["rope_parameters"] or _DEFAULT_ROPE
     growth = float(rope["llama_4_scaling_beta"]), float(rope["original_max_position_embeddings"])
-    config = llama_config({**hf, "rope_parameters": rope}, rope_allows=_ROPE)
+    config = llama_config(hf, rope=rope, rope_allows=_ROPE)
     return replace(config, windows=layer_windows(hf), query_growth=growth)
 
 

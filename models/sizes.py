@@ -69,6 +69,8 @@ def decoder_sizes(
         parts.append(_norm(config))
     if not config.tied:
         parts.append(embedding)  # the head
+    if config.logit_bias:
+        parts.append(_Count(others=config.vocab_size))
     # A tied embedding is read in full for the logits, so it is no table of looked-up rows.
     looked_up = positions if config.tied else positions.plus(embedding)
     weights_bytes = _Count().plus(*parts).nbytes(itemsize, quantised)
@@ -144,5 +146,7 @@ def _norms(config: DecoderConfig) -> int:
 
 def _head_norms(config: DecoderConfig) -> int:
     """Returns the parameters of the norms of queries and keys in a layer."""
-    heads = {None: 0, "head": 2, "whole": config.num_heads + config.num_kv_heads}
-    return heads[config.qk_norm] * config.head_dim
+    every = config.num_heads + config.num_kv_heads
+    heads = {None: 0, "head": 2, "each": every, "whole": every}[config.qk_norm]
+    biased = config.norm == "layer" and config.norm_bias and config.qk_norm != "each"
+    return heads * config.head_dim * (2 if biased else 1)
