@@ -1,7 +1,7 @@
 """Describes a model family to the loader: its configuration and where its weights come from."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -102,9 +102,12 @@ class Family:
       harmless: keys of the configuration that `config` need not read, because no value of theirs
         changes the text. The loader refuses all others that `config` did not read, unless this is
         None.
+      implied: keys of published checkpoints that `transformers` does not read because they
+        describe what the family always does, and the values that say so. Others are refused.
     """
 
     name: str
     config: Callable[[Mapping[str, Any]], Any]
     weights: Callable[[Any], WeightMap]
     harmless: frozenset[str] | None = None
+    implied: Mapping[str, Any] = field(default_factory=dict)

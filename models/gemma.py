@@ -10,15 +10,15 @@ from emsjax.models.llama import llama_config, llama_weights
 
 
 def gemma_config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """Converts a Hugging Face `GemmaConfig`, or what Gemma 2 and 3 share with it."""
-    config = llama_config(hf)
+    """Converts a Hugging Face `GemmaConfig`."""
+    config = like_gemma(llama_config(hf))
     # The first checkpoints say "gelu", but mean its approximation by tanh, as `transformers` knows.
-    return replace(
-        config,
-        activation="gelu_tanh" if config.activation == "gelu" else config.activation,
-        norm_offset=True,
-        embedding_scale=config.hidden_size**0.5,
-    )
+    return replace(config, activation="gelu_tanh") if config.activation == "gelu" else config
+
+
+def like_gemma(config: DecoderConfig) -> DecoderConfig:
+    """Adds to Llama what all versions of Gemma have."""
+    return replace(config, norm_offset=True, embedding_scale=config.hidden_size**0.5)
 
 
 # `transformers` reads `hidden_act` only.

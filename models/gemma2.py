@@ -6,14 +6,14 @@ from typing import Any
 
 from emsjax.models.config import DecoderConfig
 from emsjax.models.family import Family
-from emsjax.models.gemma import gemma_config
-from emsjax.models.llama import layer_windows, llama_weights
+from emsjax.models.gemma import like_gemma
+from emsjax.models.llama import layer_windows, llama_config, llama_weights
 
 
 def gemma2_config(hf: Mapping[str, Any]) -> DecoderConfig:
     """Converts a Hugging Face `Gemma2Config`, or what Gemma 3 shares with it."""
     return replace(
-        gemma_config(hf),
+        like_gemma(llama_config(hf, act="hidden_activation")),
         norm_place="around",
         attention_scale=hf["query_pre_attn_scalar"] ** -0.5,
         attention_soft_cap=hf["attn_logit_softcapping"],
@@ -22,6 +22,6 @@ def gemma2_config(hf: Mapping[str, Any]) -> DecoderConfig:
     )
 
 
-GEMMA2 = Family(
-    "gemma2", gemma2_config, llama_weights, harmless=frozenset({"cache_implementation"})
-)
+# `transformers` reads `hidden_activation` and `sliding_window` only.
+_HARMLESS = frozenset({"cache_implementation", "hidden_act", "sliding_window_size"})
+GEMMA2 = Family("gemma2", gemma2_config, llama_weights, _HARMLESS)

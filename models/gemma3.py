@@ -41,6 +41,6 @@ def gemma3_weights(config: DecoderConfig) -> WeightMap:
     )
 
 
-# `transformers` turns the pattern into `layer_types`.
-_HARMLESS = frozenset({"_sliding_window_pattern", "cache_implementation"})
+# `transformers` turns the pattern into `layer_types`, and reads `hidden_activation` only.
+_HARMLESS = frozenset({"_sliding_window_pattern", "cache_implementation", "hidden_act"})
 GEMMA3 = Family("gemma3_text", gemma3_config, gemma3_weights, _HARMLESS)

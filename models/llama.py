@@ -13,6 +13,7 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "swish": "silu",
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
@@ -52,6 +53,7 @@ def llama_config(
     hf: Mapping[str, Any],
     *,
     eps: str = "rms_norm_eps",
+    act: str = "hidden_act",
     rope_allows: Collection[str] = (),
     theta: float = 10000.0,
 ) -> DecoderConfig:
@@ -60,6 +62,7 @@ def llama_config(
     Args:
       hf: the configuration.
       eps: its key for the epsilon of the norms.
+      act: its key for the activation.
       rope_allows: see `rope_from_config`.
       theta: base of the rotary embedding unless it is configured.
     """
@@ -75,7 +78,7 @@ def llama_config(
         max_positions=hf["max_position_embeddings"],
         norm="rms",
         norm_eps=hf[eps],
-        activation=activation(hf.get("hidden_act") or hf.get("hidden_activation") or "silu"),
+        activation=activation(hf[act]),
         gated=True,
         qkv_bias=hf.get("attention_bias", False),
         out_bias=hf.get("attention_bias", False),

@@ -33,4 +33,11 @@ def phi3_weights(config: DecoderConfig) -> WeightMap:
     return replace(layout, rules=rules)
 
 
-PHI3 = Family("phi3", phi3_config, phi3_weights, frozenset({"resid_pdrop", "embd_pdrop"}))
+PHI3 = Family(
+    "phi3",
+    phi3_config,
+    phi3_weights,
+    # `transformers` copies the factor to `rope_parameters`, which is read.
+    harmless=frozenset({"resid_pdrop", "embd_pdrop", "partial_rotary_factor"}),
+    implied={"full_attn_mod": 1, "interpolate_factor": 1},
+)

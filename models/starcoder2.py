@@ -53,4 +53,10 @@ def starcoder2_weights(config: DecoderConfig) -> WeightMap:
     return WeightMap(rules, prefixes=("model.",), shared=shared)
 
 
-STARCODER2 = Family("starcoder2", starcoder2_config, starcoder2_weights, harmless=frozenset())
+STARCODER2 = Family(
+    "starcoder2",
+    starcoder2_config,
+    starcoder2_weights,
+    harmless=frozenset({"rms_norm_eps"}),
+    implied={"mlp_type": "default", "norm_type": "layer_norm"},
+)

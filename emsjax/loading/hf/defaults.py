@@ -237,7 +237,7 @@ _OWN_ROPE: Mapping[str, frozenset[str]] = MappingProxyType(
         **dict.fromkeys(("gemma3_text", "olmo3", "ministral3", "gpt_neox"), _BASE_AND_SCALING),
         # Their bases are not 10000 unless given.
         **dict.fromkeys(("smollm3", "cohere", "cohere2"), frozenset({"rope_scaling"})),
-        "phi3": frozenset({"rope_scaling"}),
+        "phi3": frozenset({"rope_scaling", "partial_rotary_factor"}),
     }
 )
 # Keys outside the table that the families read as they are, with the types of their values.
