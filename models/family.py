@@ -1,7 +1,7 @@
 """Describes a model family to the loader: its configuration and where its weights come from."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -88,6 +88,15 @@ class WeightMap:
     ignore: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ()
     shared: tuple[str, str] | None = None
+
+
+def of_text_part(layout: WeightMap) -> WeightMap:
+    """Returns a weight map that also reads the text part of a multimodal checkpoint."""
+    return replace(
+        layout,
+        ignore=(*layout.ignore, r"(vision_tower|multi_modal_projector)\..*"),
+        prefixes=("model.", "model.language_model.", "language_model.model.", "language_model."),
+    )
 
 
 @dataclass(frozen=True)

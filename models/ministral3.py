@@ -6,7 +6,9 @@ from typing import Any
 
 from emsjax.models.config import DecoderConfig
 from emsjax.models.family import Family
-from emsjax.models.llama import layer_windows, llama_config, llama_weights
+from emsjax.models.llama import layer_windows, llama_config
+from emsjax.models.mistral import mistral_weights
+from emsjax.models.rope import rope_from_config
 
 _DEFAULT_ROPE: Mapping[str, Any] = {
     "rope_type": "yarn",
@@ -22,10 +24,15 @@ _ROPE = ("mscale", "mscale_all_dim", "llama_4_scaling_beta", "max_position_embed
 
 def ministral3_config(hf: Mapping[str, Any]) -> DecoderConfig:
     """Converts a Hugging Face `Ministral3Config`."""
-    rope = hf["rope_parameters"] or _DEFAULT_ROPE
-    growth = float(rope["llama_4_scaling_beta"]), float(rope["original_max_position_embeddings"])
-    config = llama_config({**hf, "rope_parameters": rope}, rope_allows=_ROPE)
-    return replace(config, windows=layer_windows(hf), query_growth=growth)
+    config, settings = llama_config(hf, rope_allows=_ROPE), hf["rope_parameters"] or _DEFAULT_ROPE
+    rope = {"rope_parameters": settings, "max_position_embeddings": config.max_positions}
+    beta, length = settings["llama_4_scaling_beta"], settings["original_max_position_embeddings"]
+    return replace(
+        config,
+        rope=rope_from_config(rope, config.head_dim, _ROPE),
+        windows=layer_windows(hf),
+        query_growth=(float(beta), float(length)),
+    )
 
 
-MINISTRAL3 = Family("ministral3", ministral3_config, llama_weights, harmless=frozenset())
+MINISTRAL3 = Family("ministral3", ministral3_config, mistral_weights, harmless=frozenset())

@@ -6,7 +6,7 @@ from typing import Any
 
 from emsjax.errors import UserError
 from emsjax.models.config import DecoderConfig
-from emsjax.models.family import Family
+from emsjax.models.family import Family, WeightMap, of_text_part
 from emsjax.models.llama import layer_windows, llama_config, llama_weights
 
 
@@ -20,4 +20,9 @@ def mistral_config(hf: Mapping[str, Any]) -> DecoderConfig:
     return replace(llama_config(hf), windows=layer_windows(hf))
 
 
-MISTRAL = Family("mistral", mistral_config, llama_weights, harmless=frozenset())
+def mistral_weights(config: DecoderConfig) -> WeightMap:
+    """Returns the weight map of Mistral, also for checkpoints that hold more than the text part."""
+    return of_text_part(llama_weights(config))
+
+
+MISTRAL = Family("mistral", mistral_config, mistral_weights, harmless=frozenset())

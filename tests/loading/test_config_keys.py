@@ -217,6 +217,12 @@ REFUSED = [
 ]
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_refuses_keys_that_it_does_not_know(name: str) -> None:
+    with pytest.raises(UserError, match="sets odd_switch=3"):
+        config_of({"model_type": name, "odd_switch": 3})
+
+
 @pytest.mark.parametrize(("name", "change"), REFUSED)
 def test_what_changes_the_text_is_refused_by_name(name: str, change: dict[str, Any]) -> None:
     key = next(iter(change))
