@@ -45,8 +45,7 @@ def whole(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, 
     kind, text = TINY[part]
     config = AutoConfig.for_model(
         request.param,
-        text_config=text
-        | {"vocab_size": VOCAB_SIZE, "initializer_range": 0.3, "model_type": kind},
+        text_config=text | {"vocab_size": VOCAB_SIZE, "initializer_range": 0.3, "model_type": kind},
         image_token_index=100,
         attn_implementation="eager",
         **more,
