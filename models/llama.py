@@ -138,6 +138,20 @@ def layer_windows(
     return windows if any(windows) else ()
 
 
+def same_windows(hf: Mapping[str, Any]) -> tuple[int, ...]:
+    """Returns each layer's sliding window, for a type that has it in all layers or in none.
+
+    Raises:
+      UserError: `layer_types`, which `transformers` does not read for the type, says otherwise.
+    """
+    if FULL in (hf.get("layer_types") or ()) and hf.get("sliding_window"):
+        raise UserError(
+            "layer_types has full_attention, but a model of this type has its sliding window in "
+            "all layers; remove layer_types, or use another model"
+        )
+    return layer_windows(hf)
+
+
 def layer_kinds(
     hf: Mapping[str, Any], used: bool = True, full_every: int | None = None
 ) -> tuple[str, ...]:

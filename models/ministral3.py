@@ -6,7 +6,7 @@ from typing import Any
 
 from emsjax.models.config import DecoderConfig
 from emsjax.models.family import Family
-from emsjax.models.llama import layer_windows, llama_config
+from emsjax.models.llama import llama_config, same_windows
 from emsjax.models.mistral import mistral_weights
 from emsjax.models.rope import rope_from_config
 
@@ -30,7 +30,7 @@ def ministral3_config(hf: Mapping[str, Any]) -> DecoderConfig:
     return replace(
         config,
         rope=rope_from_config(rope, config.head_dim, _ROPE),
-        windows=layer_windows(hf),
+        windows=same_windows(hf),
         query_growth=(float(beta), float(length)),
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from emsjax.models.config import DecoderConfig
 from emsjax.models.family import Family, WeightMap, affine
-from emsjax.models.llama import layer_windows, llama_config, llama_weights
+from emsjax.models.llama import llama_config, llama_weights, same_windows
 
 
 def phi3_config(hf: Mapping[str, Any]) -> DecoderConfig:
@@ -19,7 +19,7 @@ def phi3_config(hf: Mapping[str, Any]) -> DecoderConfig:
     trained = hf["original_max_position_embeddings"]
     if (hf.get("rope_parameters") or {}).get("rope_type") == "longrope":
         config = replace(config, max_positions=min(config.max_positions, trained))
-    return replace(config, windows=layer_windows(hf))
+    return replace(config, windows=same_windows(hf))
 
 
 def phi3_weights(config: DecoderConfig) -> WeightMap:

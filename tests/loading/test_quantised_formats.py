@@ -111,6 +111,7 @@ REFUSED = [
     ({"quant_method": "hqq"}, "method 'hqq'"),
     ({"quant_method": "mxfp4"}, "method 'mxfp4'"),
     ("int4", "method 'int4'"),
+    ({"group_size": 64, "bits": 4}, "without a quant_method"),  # MLX's
     (CASES["gptq"].config | {"bits": 3}, "bits=3"),
     (CASES["gptq"].config | {"group_size": 0}, "group_size=0"),
     (CASES["gptq"].config | {"dynamic": {"a": {}}}, "dynamic="),

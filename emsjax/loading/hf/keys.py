@@ -73,8 +73,9 @@ def check_code(config: Mapping[str, Any], origin: str) -> None:
             method = config[key].get("quant_method") if isinstance(config[key], dict) else None
             named = f" ({shown(method)})" if method else ""
             raise UserError(
-                f"{origin} has a {key}{named}, but quantised weights are read only from GGUF "
-                f"files; use a copy that is not quantised, or remove {key} if this one is not."
+                f"{origin} has a {key}{named}, but emsjax reads how weights are quantised only "
+                "from a quantization_config at the top; use another copy, or remove "
+                f"{key} if this one is not quantised."
             )
 
 
