@@ -38,4 +38,18 @@ def cohere2_config(hf: Mapping[str, Any]) -> DecoderConfig:
 
 
 COHERE = Family("cohere", cohere_config, llama_weights, harmless=frozenset())
-COHERE2 = Family("cohere2", cohere2_config, llama_weights, frozenset({"cache_implementation"}))
+COHERE2 = Family(
+    "cohere2",
+    cohere2_config,
+    llama_weights,
+    # `layer_switch` is another name of `sliding_window_pattern`.
+    harmless=frozenset({"cache_implementation", "layer_switch", "use_parallel_embedding"}),
+    implied={
+        "order_of_interleaved_layers": "local_attn_first",
+        "position_embedding_type": "rope_gptj",
+        "rotary_pct": 1.0,
+        "use_embedding_sharing": True,
+        "use_gated_activation": True,
+        "use_parallel_block": True,
+    },
+)

@@ -1,7 +1,7 @@
 """Describes a model family to the loader: its configuration and where its weights come from."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,15 @@ class WeightMap:
     instead: Mapping[str, Rule] = field(default_factory=dict)
 
 
+def of_text_part(layout: WeightMap) -> WeightMap:
+    """Returns a weight map that also reads the text part of a multimodal checkpoint."""
+    return replace(
+        layout,
+        ignore=(*layout.ignore, r"(vision_tower|multi_modal_projector)\..*"),
+        prefixes=("model.", "model.language_model.", "language_model.model.", "language_model."),
+    )
+
+
 @dataclass(frozen=True)
 class Family:
     """Everything needed to build and load the models of one family.
@@ -113,9 +122,12 @@ class Family:
       harmless: keys of the configuration that `config` need not read, because no value of theirs
         changes the text. The loader refuses all others that `config` did not read, unless this is
         None.
+      implied: keys of published checkpoints that `transformers` does not read because they
+        describe what the family always does, and the values that say so. Others are refused.
     """
 
     name: str
     config: Callable[[Mapping[str, Any]], Any]
     weights: Callable[[Any], WeightMap]
     harmless: frozenset[str] | None = None
+    implied: Mapping[str, Any] = field(default_factory=dict)

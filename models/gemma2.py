@@ -23,6 +23,6 @@ def gemma2_config(hf: Mapping[str, Any]) -> DecoderConfig:
     )
 
 
-# `transformers` reads `hidden_activation` only.
-_HARMLESS = frozenset({"cache_implementation", "hidden_act"})
+# `transformers` reads `hidden_activation` and `sliding_window` only.
+_HARMLESS = frozenset({"cache_implementation", "hidden_act", "sliding_window_size"})
 GEMMA2 = Family("gemma2", gemma2_config, llama_weights, _HARMLESS)

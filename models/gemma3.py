@@ -6,7 +6,7 @@ from typing import Any
 
 from emsjax.errors import UserError
 from emsjax.models.config import DecoderConfig
-from emsjax.models.family import Family, WeightMap
+from emsjax.models.family import Family, WeightMap, of_text_part
 from emsjax.models.gemma2 import gemma2_config
 from emsjax.models.llama import layer_kinds, layer_windows, llama_weights
 from emsjax.models.rope import FULL, ropes_by_kind
@@ -34,11 +34,7 @@ def gemma3_config(hf: Mapping[str, Any]) -> DecoderConfig:
 
 def gemma3_weights(config: DecoderConfig) -> WeightMap:
     """Returns the weight map of Gemma 3, also for checkpoints that hold more than the text part."""
-    return replace(
-        llama_weights(config),
-        ignore=(r"(vision_tower|multi_modal_projector)\..*",),
-        prefixes=("model.", "model.language_model.", "language_model.model.", "language_model."),
-    )
+    return of_text_part(llama_weights(config))
 
 
 # `transformers` turns the pattern into `layer_types`, and reads `hidden_activation` only.

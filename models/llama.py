@@ -13,6 +13,7 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "swish": "silu",
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
     "relu2": "relu2",
@@ -142,6 +143,20 @@ def layer_windows(
         )
     windows = tuple((window or 0) if kind == SLIDING else 0 for kind in kinds)
     return windows if any(windows) else ()
+
+
+def same_windows(hf: Mapping[str, Any]) -> tuple[int, ...]:
+    """Returns each layer's sliding window, for a type that has it in all layers or in none.
+
+    Raises:
+      UserError: `layer_types`, which `transformers` does not read for the type, says otherwise.
+    """
+    if FULL in (hf.get("layer_types") or ()) and hf.get("sliding_window"):
+        raise UserError(
+            "layer_types has full_attention, but a model of this type has its sliding window in "
+            "all layers; remove layer_types, or use another model"
+        )
+    return layer_windows(hf)
 
 
 def layer_kinds(

@@ -6,7 +6,8 @@ from typing import Any
 
 from emsjax.models.config import DecoderConfig
 from emsjax.models.family import Family
-from emsjax.models.llama import layer_windows, llama_config, llama_weights
+from emsjax.models.llama import llama_config, same_windows
+from emsjax.models.mistral import mistral_weights
 
 _DEFAULT_ROPE: Mapping[str, Any] = {
     "rope_type": "yarn",
@@ -25,7 +26,7 @@ def ministral3_config(hf: Mapping[str, Any]) -> DecoderConfig:
     rope = hf["rope_parameters"] or _DEFAULT_ROPE
     growth = float(rope["llama_4_scaling_beta"]), float(rope["original_max_position_embeddings"])
     config = llama_config(hf, rope=rope, rope_allows=_ROPE)
-    return replace(config, windows=layer_windows(hf), query_growth=growth)
+    return replace(config, windows=same_windows(hf), query_growth=growth)
 
 
-MINISTRAL3 = Family("ministral3", ministral3_config, llama_weights, harmless=frozenset())
+MINISTRAL3 = Family("ministral3", ministral3_config, mistral_weights, harmless=frozenset())

@@ -7,7 +7,7 @@ from typing import Any
 from emsjax.models.config import DecoderConfig, Experts
 from emsjax.models.expert_weights import ExpertNames, expert_weights
 from emsjax.models.family import Family, WeightMap
-from emsjax.models.llama import layer_windows, llama_config
+from emsjax.models.llama import same_windows, llama_config
 
 
 def mixtral_config(hf: Mapping[str, Any]) -> DecoderConfig:
@@ -19,7 +19,7 @@ def mixtral_config(hf: Mapping[str, Any]) -> DecoderConfig:
         width=config.intermediate_size,
         normalised=True,
     )
-    return replace(config, experts=experts, windows=layer_windows(hf))
+    return replace(config, experts=experts, windows=same_windows(hf))
 
 
 def mixtral_weights(config: DecoderConfig) -> WeightMap:

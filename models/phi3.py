@@ -10,7 +10,7 @@ from typing import Any
 
 from emsjax.models.config import DecoderConfig
 from emsjax.models.family import Family, WeightMap, affine
-from emsjax.models.llama import layer_windows, llama_config, llama_weights
+from emsjax.models.llama import llama_config, llama_weights, same_windows
 from emsjax.models.rope import rope_settings
 
 
@@ -21,7 +21,7 @@ def phi3_config(hf: Mapping[str, Any]) -> DecoderConfig:
     trained = hf["original_max_position_embeddings"]
     if (hf.get("rope_parameters") or {}).get("rope_type") == "longrope":
         config = replace(config, max_positions=min(config.max_positions, trained))
-    return replace(config, windows=layer_windows(hf))
+    return replace(config, windows=same_windows(hf))
 
 
 def phi3_weights(config: DecoderConfig) -> WeightMap:
@@ -35,4 +35,11 @@ def phi3_weights(config: DecoderConfig) -> WeightMap:
     return replace(layout, rules=rules)
 
 
-PHI3 = Family("phi3", phi3_config, phi3_weights, frozenset({"resid_pdrop", "embd_pdrop"}))
+PHI3 = Family(
+    "phi3",
+    phi3_config,
+    phi3_weights,
+    # `transformers` copies the factor to `rope_parameters`, which is read.
+    harmless=frozenset({"resid_pdrop", "embd_pdrop", "partial_rotary_factor"}),
+    implied={"full_attn_mod": 1, "interpolate_factor": 1},
+)

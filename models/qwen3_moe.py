@@ -7,6 +7,7 @@ from typing import Any
 from emsjax.models.config import DecoderConfig, Experts
 from emsjax.models.expert_weights import expert_weights
 from emsjax.models.family import Family
+from emsjax.models.llama import same_windows
 from emsjax.models.qwen3 import qwen3_config
 
 
@@ -23,9 +24,11 @@ def qwen3_moe_config(hf: Mapping[str, Any]) -> DecoderConfig:
     without, every = hf["mlp_only_layers"] or (), hf["decoder_sparse_step"]
     config = qwen3_config(hf)
     dense = (n for n in range(config.num_layers) if n in without or (n + 1) % every)
-    return replace(config, experts=experts, dense_layers=tuple(dense))
+    # Unlike Qwen3, it has its window in all layers.
+    windows = same_windows(hf) if hf.get("use_sliding_window") else ()
+    return replace(config, experts=experts, dense_layers=tuple(dense), windows=windows)
 
 
-# The first is read as `layer_types` or not at all, the others matter in training only.
+# `transformers` does not read the first, and the others matter in training only.
 _HARMLESS = frozenset({"max_window_layers", "router_aux_loss_coef", "output_router_logits"})
 QWEN3_MOE = Family("qwen3_moe", qwen3_moe_config, expert_weights, _HARMLESS)

@@ -5,7 +5,7 @@ from typing import Any
 
 from emsjax.models.config import DecoderConfig
 from emsjax.models.family import Family, WeightMap, affine, rule
-from emsjax.models.llama import activation, layer_windows
+from emsjax.models.llama import activation, same_windows
 from emsjax.models.rope import rope_from_config
 
 
@@ -29,7 +29,7 @@ def starcoder2_config(hf: Mapping[str, Any]) -> DecoderConfig:
         mlp_bias=bias,
         rope=rope_from_config(hf, head_dim),
         tied=hf["tie_word_embeddings"],
-        windows=layer_windows(hf),
+        windows=same_windows(hf),
     )
 
 
@@ -53,4 +53,10 @@ def starcoder2_weights(config: DecoderConfig) -> WeightMap:
     return WeightMap(rules, prefixes=("model.",), shared=shared)
 
 
-STARCODER2 = Family("starcoder2", starcoder2_config, starcoder2_weights, harmless=frozenset())
+STARCODER2 = Family(
+    "starcoder2",
+    starcoder2_config,
+    starcoder2_weights,
+    harmless=frozenset({"rms_norm_eps"}),
+    implied={"mlp_type": "default", "norm_type": "layer_norm"},
+)

@@ -88,7 +88,10 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-mixed": ("qwen2", LLAMA_SIZES | SLIDING | {"max_window_layers": 1}),
     "qwen3": ("qwen3", LLAMA_SIZES | {"head_dim": 16}),
     "gemma": ("gemma", LLAMA_SIZES | {"num_key_value_heads": 1, "head_dim": 12}),
-    "gemma2": ("gemma2", LLAMA_SIZES | GEMMA_SIZES | {"final_logit_softcapping": 5.0}),
+    "gemma2": (
+        "gemma2",
+        LLAMA_SIZES | GEMMA_SIZES | {"final_logit_softcapping": 5.0, "hidden_activation": "gelu"},
+    ),
     "smollm3": ("smollm3", LLAMA_SIZES | {"no_rope_layer_interval": 2}),
     "granite": ("granite", LLAMA_SIZES | GRANITE_FACTORS),
     "olmo2": ("olmo2", LLAMA_SIZES),
@@ -96,7 +99,10 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("phi3", LLAMA_SIZES | LONGROPE),
     "ministral3": ("ministral3", LLAMA_SIZES | {"head_dim": 8, "rope_parameters": GROWING_ROPE}),
     "gpt-neox": ("gpt_neox", NEOX_SIZES),
-    "pythia-serial": ("gpt_neox", NEOX_SIZES | {"use_parallel_residual": False}),
+    "pythia-serial": (
+        "gpt_neox",
+        NEOX_SIZES | {"use_parallel_residual": False, "hidden_act": "gelu_fast"},
+    ),
     "starcoder2": ("starcoder2", LLAMA_SIZES | {"sliding_window": 24}),
     "cohere": ("cohere", LLAMA_SIZES | {"logit_scale": 0.5}),
     "cohere2": ("cohere2", LLAMA_SIZES | COHERE2),

@@ -49,5 +49,5 @@ def model_config(hf_config: Mapping[str, Any], origin: str = "the configuration"
             f"{origin} is damaged ({type(error).__name__}: {error}); fix it or download it again."
         ) from error
     if its_family.harmless is not None:
-        check_read(hf_config, keys.read, its_family.harmless, origin)
+        check_read(hf_config, keys.read, its_family.harmless, its_family.implied, origin)
     return config

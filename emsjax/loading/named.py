@@ -44,7 +44,8 @@ def _completed(given: Mapping[str, Any], types: Collection[str], origin: str) ->
     """Fills in what the family reads; imports `transformers` only for an unusual configuration."""
     given = text_part(given, origin)
     check_given(given, types, origin)
-    found = completed_from_table(given, family(given).harmless or ())
+    its_family = family(given)
+    found = completed_from_table(given, {*(its_family.harmless or ()), *its_family.implied})
     return complete_config(given, types, origin) if found is None else found
 
 

@@ -111,7 +111,7 @@ def plan_parameters(
         parameters[path] = Parameter(shape, rule, pieces)
         problems.misshapen += _misshapen(path, parameters[path], there)
     used = {name for parameter in parameters.values() for name in parameter.tensors}
-    problems.surplus += sorted(_surplus(there.keys() - used, weight_map))
+    problems.surplus += sorted(_surplus(there.keys() - used - source.spare, weight_map))
     problems.truncated += sorted(source.truncated)
     problems.raise_if_any(source)
     return parameters

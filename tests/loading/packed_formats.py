@@ -5,6 +5,7 @@ the format's definition, the weights that they stand for.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -121,12 +122,12 @@ def bitsandbytes(num_out: int, num_in: int) -> Module:
     return tensors, values * (largest * np.float32(1 / 127))[:, None]
 
 
-def floats(num_out: int, num_in: int, *shape: int) -> Module:
+def floats(num_out: int, num_in: int, *shape: int, scale: str = "weight_scale") -> Module:
     """Returns 8-bit floats with scales of a shape that spreads over the weights."""
     values = RNG.normal(size=(num_out, num_in)).astype(ml_dtypes.float8_e4m3fn)
     scales = scales_of(*shape, dtype=np.float32) * 4
     spread = scales.reshape(-1, 1) if scales.size > 1 else scales.reshape(1, 1)
-    return {"weight": values, "weight_scale": scales}, values.astype(np.float32) * spread
+    return {"weight": values, scale: scales}, values.astype(np.float32) * spread
 
 
 def blocks(num_out: int, num_in: int) -> Module:
@@ -207,6 +208,10 @@ CASES = {
         described("float-quantized", "float", 8), lambda *shape: floats(*shape, shape[0], 1)
     ),
     "fp8-tensor": Case({"quant_method": "fp8", "activation_scheme": "static"}, floats),
+    "fp8-tensor-by-transformers": Case(
+        {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None},
+        partial(floats, scale="weight_scale_inv"),
+    ),
     "fp8-blocks": Case(
         {
             "quant_method": "fp8",

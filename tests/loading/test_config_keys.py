@@ -18,6 +18,7 @@ from emsjax.loading.hf.config import complete_config, read_json
 from emsjax.loading.hf.keys import HARMLESS, ReadKeys
 from emsjax.loading.hf.tokenizer import load_tokenizer
 from emsjax.loading.load import find_model, load_model
+from emsjax.loading.named import named_config
 from emsjax.models.registry import FAMILIES
 from tests import tiny
 
@@ -83,12 +84,105 @@ PUBLISHED = {
     "GPT-2 of 2020": {"model_type": "gpt2", "output_past": True, "xla_device": True},
     "a causal Llama": {"is_causal": True},
     "Mistral": {"model_type": "mistral", "sliding_window": None, "rope_theta": 1e6},
+    "Gemma": {"model_type": "gemma", "hidden_act": "gelu", "hidden_activation": None},
+    "Gemma 2": {
+        "model_type": "gemma2",
+        "cache_implementation": "hybrid",
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "sliding_window_size": 4096,
+    },
+    "Gemma 3": {
+        "model_type": "gemma3_text",
+        "cache_implementation": "hybrid",
+        "rope_local_base_freq": 10000,
+        "rope_scaling": None,
+        "rope_theta": 1000000,
+        "sliding_window_pattern": 6,
+        "use_bidirectional_attention": False,
+    },
+    "Phi-3": {
+        "model_type": "phi3",
+        "auto_map": {
+            "AutoConfig": "configuration_phi3.Phi3Config",
+            "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM",
+        },
+        "resid_pdrop": 0.0,
+        "sliding_window": 2047,
+    },
+    "Phi-4 mini": {
+        "model_type": "phi3",
+        "auto_map": {
+            "AutoConfig": "configuration_phi3.Phi3Config",
+            "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM",
+            "AutoTokenizer": "Xenova/gpt-4o",
+        },
+        "full_attn_mod": 1,
+        "interpolate_factor": 1,
+        "lm_head_bias": False,
+        "num_attention_heads": 24,
+        "partial_rotary_factor": 0.75,
+        "rope_scaling": {
+            "long_factor": [2.0] * 48,
+            "short_factor": [1.0] * 48,
+            "type": "longrope",
+        },
+    },
+    "SmolLM3": {
+        "model_type": "smollm3",
+        "layer_types": ["full_attention"] * 36,
+        "max_window_layers": 28,
+        "no_rope_layers": [1, 1, 1, 0] * 9,
+        "pretraining_tp": 2,
+        "use_sliding_window": False,
+    },
+    "OLMo 3": {
+        "model_type": "olmo3",
+        "max_position_embeddings": 65536,
+        "rope_scaling": {
+            "attention_factor": 1.2079441541679836,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "factor": 8.0,
+            "original_max_position_embeddings": 8192,
+            "rope_type": "yarn",
+        },
+        "rope_theta": 500000,
+    },
+    "Pythia": {"model_type": "gpt_neox", "rotary_emb_base": 10000, "rotary_pct": 0.25},
+    "GPT-NeoX-20B": {
+        "model_type": "gpt_neox",
+        "attention_probs_dropout_prob": 0,
+        "hidden_act": "gelu_fast",
+        "hidden_dropout_prob": 0,
+    },
+    "StarCoder2": {
+        "model_type": "starcoder2",
+        "mlp_type": "default",
+        "norm_type": "layer_norm",
+        "rms_norm_eps": 1e-5,
+    },
+    "Command R7B": {
+        "model_type": "cohere2",
+        "cache_implementation": "hybrid",
+        "layer_switch": 4,
+        "order_of_interleaved_layers": "local_attn_first",
+        "position_embedding_type": "rope_gptj",
+        "rotary_pct": 1.0,
+        "sliding_window_pattern": 4,
+        "use_embedding_sharing": True,
+        "use_gated_activation": True,
+        "use_parallel_block": True,
+        "use_parallel_embedding": True,
+    },
 }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_keys_are_accepted(name: str) -> None:
-    config_of({"model_type": "llama"} | PUBLISHED[name])
+def test_published_keys_are_accepted(name: str, tmp_path: Path) -> None:
+    given = {"model_type": "llama"} | PUBLISHED[name]
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    assert named_config(tmp_path) == config_of(given)
 
 
 YARN = {"rope_type": "yarn", "factor": 2.0, "truncate": False, "rope_theta": 1e4}
@@ -99,6 +193,13 @@ REFUSED = [
     ("llama", {"is_causal": False}),
     ("llama", {"per_layer_config": {"0": {"hidden_act": "relu"}}}),
     ("llama", {"auto_map": {"AutoModelForCausalLM": "m.M"}}),
+    ("phi3", {"auto_map": {"AutoModelForCausalLM": "m.Phi3SmallForCausalLM"}}),
+    ("phi3", {"auto_map": {"AutoModel": "modeling_phi3.Phi3Model"}}),
+    ("phi3", {"auto_map": "modeling_phi3.Phi3ForCausalLM"}),
+    ("phi3", {"full_attn_mod": 2}),
+    ("starcoder2", {"norm_type": "rms_norm"}),
+    ("cohere2", {"rotary_pct": 0.5}),
+    ("cohere2", {"use_parallel_block": False}),
     ("llama", {"quantization_config": {"quant_method": "gptq", "bits": 4}}),
     ("llama", {"quantization": {"bits": 4}}),
     ("llama", {"partial_rotary_factor": 0.5}),
@@ -112,6 +213,9 @@ REFUSED = [
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
     ("opt", {"layer_norm_elementwise_affine": False}),
     ("mistral", {"layer_types": ["full_attention"] * 32}),
+    ("phi3", {"layer_types": ["full_attention"] * 32, "sliding_window": 9}),
+    ("starcoder2", {"layer_types": ["full_attention"] * 30, "sliding_window": 9}),
+    ("ministral3", {"layer_types": ["full_attention"] * 34, "sliding_window": 9}),
     ("qwen2", {"layer_types": ["sliding_attention"] * 32}),
     ("qwen3", {"layer_types": ["chunked_attention"] * 32}),
     ("qwen3", {"layer_types": ["full_attention"]}),
@@ -122,6 +226,12 @@ REFUSED = [
     ("ministral3", {"logit_scale": 0.5}),
     ("olmo3", {"rope_parameters": {"full_attention": YARN, "sliding_attention": YARN}}),
 ]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_refuses_keys_that_it_does_not_know(name: str) -> None:
+    with pytest.raises(UserError, match="sets odd_switch=3"):
+        config_of({"model_type": name, "odd_switch": 3})
 
 
 @pytest.mark.parametrize(("name", "change"), REFUSED)

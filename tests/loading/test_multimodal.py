@@ -29,23 +29,30 @@ VISION = {
 }
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+# The type of the whole: the tiny model that is its text part, and what else it has.
+WHOLES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma3": ("gemma3", {"vision_config": VISION, "mm_tokens_per_image": 4}),
+    "mistral3": ("ministral3", {"vision_config": VISION | {"model_type": "pixtral"}}),
+}
+
+
+@pytest.fixture(scope="module", params=WHOLES)
+def whole(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """Returns a tiny model of text and images, and its directory."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    text = TINY["gemma3"][1] | {"vocab_size": VOCAB_SIZE, "initializer_range": 0.3}
+    part, more = WHOLES[request.param]
+    kind, text = TINY[part]
     config = AutoConfig.for_model(
-        "gemma3",
-        text_config=text | {"model_type": "gemma3_text"},
-        vision_config=VISION,
-        mm_tokens_per_image=4,
+        request.param,
+        text_config=text | {"vocab_size": VOCAB_SIZE, "initializer_range": 0.3, "model_type": kind},
         image_token_index=100,
         attn_implementation="eager",
+        **more,
     )
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config).float().eval()
-    directory = tmp_path_factory.mktemp("gemma3")
+    directory = tmp_path_factory.mktemp(request.param)
     model.save_pretrained(directory)
     return model, directory
 
@@ -93,3 +100,5 @@ def test_settings_of_the_whole_reach_the_text_part(whole, tmp_path: Path):
 def test_a_text_part_of_another_type_is_refused(text: Any):
     with pytest.raises(UserError, match="emsjax reads only the text part 'gemma3_text'"):
         text_part({"model_type": "gemma3", "text_config": text}, "config.json")
+    with pytest.raises(UserError, match="the text part 'mistral' or 'ministral3' of 'mistral3'"):
+        text_part({"model_type": "mistral3", "text_config": text}, "config.json")

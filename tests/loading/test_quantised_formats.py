@@ -8,13 +8,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from packed_formats import CASES, Case, Tensors
+from packed_formats import CASES, Case, Tensors, described
 from tiny_checkpoints import CONFIG, llama_weights, write_config
 
 from emsjax.errors import UserError
 from emsjax.loading.conversion import convert_model
 from emsjax.loading.load import find_model, load_model
 from emsjax.loading.named import named_config
+from emsjax.loading.quantised.format import per_column
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.usefixtures("real_models")
@@ -110,6 +111,7 @@ REFUSED = [
     ({"quant_method": "hqq"}, "method 'hqq'"),
     ({"quant_method": "mxfp4"}, "method 'mxfp4'"),
     ("int4", "method 'int4'"),
+    ({"group_size": 64, "bits": 4}, "without a quant_method"),  # MLX's
     (CASES["gptq"].config | {"bits": 3}, "bits=3"),
     (CASES["gptq"].config | {"group_size": 0}, "group_size=0"),
     (CASES["gptq"].config | {"dynamic": {"a": {}}}, "dynamic="),
@@ -129,6 +131,100 @@ def test_what_is_not_supported_is_refused_by_name(tmp_path: Path, config: Any, w
     for load in (load_model, named_config):
         with pytest.raises(UserError, match=rf"config\.json has a quantization_config .*{word}"):
             load(tmp_path)
+
+
+# Fields that configurations on the hub have besides those of the cases.
+WEIGHTS = {"num_bits": 8, "type": "int", "strategy": "channel"}
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "AutoGPTQ": CASES["gptq"].config
+    | {"model_name_or_path": None, "model_file_base_name": "model", "static_groups": False},
+    "optimum": CASES["gptq"].config
+    | {
+        "batch_size": 1,
+        "block_name_to_quantize": "model.layers",
+        "cache_block_outputs": True,
+        "exllama_config": {"version": 1},
+        "module_name_preceding_first_block": ["model.embed_tokens"],
+        "use_cuda_fp16": False,
+        "use_exllama": True,
+    },
+    "GPTQModel": CASES["gptq"].config
+    | {"lm_head": False, "hyb_act": False, "pack_dtype": "int32", "meta": {"mse": 0.0}},
+    "GPTQ by transformers": CASES["gptq"].config
+    | {"act_group_aware": True, "backend": "auto", "format": "gptq", "checkpoint_format": "gptq"},
+    "AWQ by transformers": CASES["awq"].config
+    | {"act_group_aware": True, "batch_size": 1, "desc_act": False, "format": "gemm", "sym": True},
+    "fp8 by transformers": CASES["fp8-blocks"].config
+    | {"dequantize": False, "expert_dtype": "fp8", "scale_fmt": "float"},
+    "LLM Compressor of 2024": CASES["int8"].config
+    | {"quantization_status": "frozen", "sparsity_config": {"format": "dense"}},
+    "short": CASES["int8"].config | {"config_groups": {"group_0": {"weights": WEIGHTS}}},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configurations_are_accepted(tmp_path: Path, name: str) -> None:
+    write_config(tmp_path, quantization_config=PUBLISHED[name])
+    assert named_config(tmp_path).hidden_size == 64
+
+
+def test_the_last_group_may_be_short() -> None:
+    groups = np.array([[1, 2]])
+    np.testing.assert_array_equal(per_column(groups, 5, 4), [[1, 1, 1, 1, 2]])
+    np.testing.assert_array_equal(per_column(groups, 2, 1, np.array([1, 0])), [[2, 1]])
+
+
+ACTORDER = described("pack-quantized", "int", 4, strategy="group", group_size=32, actorder="group")
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "part"),
+    [
+        ("gptq-symmetric", CASES["gptq-symmetric"].config | {"desc_act": True}, "g_idx"),
+        ("packed", ACTORDER, "weight_g_idx"),
+    ],
+)
+def test_columns_in_another_order_need_their_groups(
+    tmp_path: Path, name: str, config: Any, part: str
+) -> None:
+    written(tmp_path, CASES[name])
+    write_config(tmp_path, quantization_config=config)
+    with pytest.raises(UserError, match=rf"q_proj\.{part} is missing"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("column", [-1, 2])
+def test_groups_of_columns_that_do_not_exist(tmp_path: Path, column: int) -> None:
+    tensors, _ = written(tmp_path, CASES["gptq-v2"])
+    tensors["model.layers.1.self_attn.q_proj.g_idx"][3] = column
+    save(tmp_path, tensors)
+    with pytest.raises(UserError, match=r"1\.self_attn\.q_proj\.weight in .* dequantised"):
+        load_model(tmp_path)
+
+
+def test_groups_that_were_never_filled_in_are_in_order(tmp_path: Path) -> None:
+    tensors, meant = written(tmp_path, CASES["packed"])
+    for name, value in meant.items():
+        if "_proj" in name:
+            tensors[name.replace("weight", "weight_g_idx")] = np.full(value.shape[1], -1, np.int32)
+    save(tmp_path, tensors)
+    source = find_model(tmp_path).source
+    for name, value in meant.items():
+        np.testing.assert_array_equal(source.read(name), value)
+
+
+def test_biases_of_zeros_where_the_model_has_biases(tmp_path: Path) -> None:
+    """They are left out only if the model has no biases."""
+    tensors, _ = written(tmp_path, CASES["gptq"])
+    write_config(tmp_path, quantization_config=CASES["gptq"].config, attention_bias=True)
+    del tensors["model.layers.0.mlp.up_proj.bias"]
+    save(tmp_path, tensors)
+    qkv = load_model(tmp_path).model.blocks.attention.qkv  # type: ignore[attr-defined]
+    assert not np.asarray(qkv.bias[...]).any()
+    del tensors["model.layers.0.self_attn.q_proj.bias"]
+    save(tmp_path, tensors)
+    with pytest.raises(UserError, match=r"missing layers\.0\.self_attn\.q_proj\.bias"):
+        load_model(tmp_path)
 
 
 def test_all_that_is_wrong_with_the_tensors_in_one_error(tmp_path: Path) -> None:

@@ -21,12 +21,14 @@ HARMLESS = frozenset(
         *("initializer_range", "init_std", "initializer_factor", "gradient_checkpointing"),
         *("dropout", "attention_dropout", "activation_dropout", "embedding_dropout"),
         *("residual_dropout", "layerdrop", "neftune_noise_alpha", "pretraining_tp"),
+        *("attention_probs_dropout_prob", "hidden_dropout_prob"),
         *("attn_implementation", "_attn_implementation", "_attn_implementation_autoset"),
         *("_attn_implementation_internal", "_experts_implementation_internal"),
         *("_flash_attn_2_enabled", "use_flash_attention", "use_flash_attn", "flash_attn"),
         *("distributed_config", "tie_last_hidden_states", "unsloth_fixed", "unsloth_version"),
         *("transformers.js_config", "transformers_weights", "license", "author", "description"),
         *("version", "is_llama_config", "base_model", "model_name", "output_past", "xla_device"),
+        "auto_map",  # `check_code` looks at it
     }
 )
 # Keys that `transformers` replaces by others, which are read.
@@ -61,7 +63,7 @@ def check_code(config: Mapping[str, Any], origin: str) -> None:
       UserError: it does.
     """
     for key in _CODE:
-        if config.get(key):
+        if config.get(key) and not (key == "auto_map" and _is_usual_code(config)):
             raise UserError(
                 f"{origin} names code of its own ({key}), which emsjax does not run; use another "
                 f"model, or remove {key} if the model needs only the usual code of its type."
@@ -71,15 +73,33 @@ def check_code(config: Mapping[str, Any], origin: str) -> None:
             method = config[key].get("quant_method") if isinstance(config[key], dict) else None
             named = f" ({shown(method)})" if method else ""
             raise UserError(
-                f"{origin} has a {key}{named}, but quantised weights are read only from GGUF "
-                f"files; use a copy that is not quantised, or remove {key} if this one is not."
+                f"{origin} has a {key}{named}, but emsjax reads how weights are quantised only "
+                "from a quantization_config at the top; use another copy, or remove "
+                f"{key} if this one is not quantised."
             )
+
+
+def _is_usual_code(config: Mapping[str, Any]) -> bool:
+    """Returns whether the classes of a configuration's code are those of its type.
+
+    Repositories that are older than their type in `transformers`, such as Phi-3's, still name them.
+    `transformers` also prefers its own.
+    """
+    classes = config["auto_map"] if isinstance(config["auto_map"], dict) else {"": None}
+    kind = str(config.get("model_type")).replace("_", "")
+    usual = {"AutoConfig": f"{kind}config", "AutoModelForCausalLM": f"{kind}forcausallm"}
+    return all(
+        # A tokenizer's code is refused by its own file.
+        key == "AutoTokenizer" or str(name).rsplit(".")[-1].lower() == usual.get(key)
+        for key, name in classes.items()
+    )
 
 
 def check_read(
     config: Mapping[str, Any],
     read: Collection[str],
     harmless: Collection[str],
+    implied: Mapping[str, Any],
     origin: str,
 ) -> None:
     """Refuses keys that could change the text and that the family does not read.
@@ -88,6 +108,7 @@ def check_read(
       config: a Hugging Face configuration.
       read: the keys that the family read.
       harmless: keys of the family that do not change the text.
+      implied: keys that do not change the text with these values.
       origin: name of the configuration in messages.
 
     Raises:
@@ -100,7 +121,7 @@ def check_read(
         and key not in harmless
         and key not in HARMLESS
         and key not in GENERATION_KEYS
-        and not _neutral(key, value)
+        and not (value == implied[key] if key in implied else _neutral(key, value))
     ]
     if unread:
         pairs = ", ".join(f"{key}={shown(config[key])}" for key in unread[:4])

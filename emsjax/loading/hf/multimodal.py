@@ -7,14 +7,17 @@ from typing import Any
 from emsjax.errors import UserError
 from emsjax.loading.hf.keys import shown
 
-# Model type of the whole, and of its language model.
-TEXT_PARTS: Mapping[str, str] = MappingProxyType({"gemma3": "gemma3_text"})
+# Model type of the whole, and of its language model; the first is that of one without a type.
+TEXT_PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"gemma3": ("gemma3_text",), "mistral3": ("mistral", "ministral3")}
+)
 # Settings of the other parts.
 _OTHERS = frozenset(
     {
         *("model_type", "text_config", "vision_config", "architectures", "mm_tokens_per_image"),
         *("image_token_id", "image_token_index", "boi_token_index", "eoi_token_index"),
-        *("initializer_range", "boi_token_id", "eoi_token_id"),
+        *("initializer_range", "boi_token_id", "eoi_token_id", "multimodal_projector_bias"),
+        *("projector_hidden_act", "spatial_merge_size", "vision_feature_layer"),
     }
 )
 
@@ -37,12 +40,13 @@ def text_part(given: Mapping[str, Any], origin: str) -> Mapping[str, Any]:
     """
     if not is_multimodal(given):
         return given
-    kind, text = TEXT_PARTS[given["model_type"]], given.get("text_config")
-    if not isinstance(text, Mapping) or text.get("model_type", kind) != kind:
-        found = text.get("model_type") if isinstance(text, Mapping) else text
+    kinds, text = TEXT_PARTS[given["model_type"]], given.get("text_config")
+    kind = text.get("model_type", kinds[0]) if isinstance(text, Mapping) else text
+    if not isinstance(text, Mapping) or kind not in kinds:
         raise UserError(
-            f"{origin} has text_config {shown(found)}, but emsjax reads only the text part "
-            f"{kind!r} of {given['model_type']!r}; fix it or download it again."
+            f"{origin} has text_config {shown(kind)}, but emsjax reads only the text part "
+            f"{' or '.join(map(repr, kinds))} of {given['model_type']!r}; fix it or download it "
+            "again."
         )
     # End-of-text ids, ties and quantisation are settings of the whole.
     whole = {key: given[key] for key in given if key not in _OTHERS}

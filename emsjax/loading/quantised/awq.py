@@ -26,9 +26,12 @@ def awq(fields: Fields) -> Format:
     fields.one_of("bits" if fields.get("w_bit") is None else "w_bit", (4,))
     old = fields.get("q_group_size") is not None
     size = fields.group_size("q_group_size" if old else "group_size")
-    fields.one_of("version", ("gemm", "GEMM", None))
+    for name in ("version", "format"):
+        fields.one_of(name, ("gemm", "GEMM", None))
     fields.one_of("zero_point", (True, None))
-    fields.unread("backend", "do_fuse", "modules_to_fuse", "fuse_max_seq_len", "exllama_config")
+    fields.unread("do_fuse", "modules_to_fuse", "fuse_max_seq_len")
+    # transformers describes AWQ in the terms of GPTQ too, with values that mean nothing here.
+    fields.unread("desc_act", "sym")
     return Format(
         name="4-bit AWQ",
         marker="qweight",
@@ -36,7 +39,7 @@ def awq(fields: Fields) -> Format:
         needed=("qzeros", "scales"),
         scales=("scales",),
         layout=partial(_layout, size),
-        dequantised=_dequantised,
+        dequantised=partial(_dequantised, size),
     )
 
 
@@ -54,9 +57,9 @@ def _in_order(words: np.ndarray) -> np.ndarray:
     return fields[..., _PLACES].reshape(len(words), -1)
 
 
-def _dequantised(parts: Parts) -> np.ndarray:
+def _dequantised(size: int | None, parts: Parts) -> np.ndarray:
     weights = np.ascontiguousarray(_in_order(parts["qweight"]).T).astype(np.float32)
     num_in = weights.shape[1]
-    weights -= per_column(_in_order(parts["qzeros"]).T, num_in, None)
-    weights *= per_column(parts["scales"].astype(np.float32).T, num_in, None)
+    weights -= per_column(_in_order(parts["qzeros"]).T, num_in, size)
+    weights *= per_column(parts["scales"].astype(np.float32).T, num_in, size)
     return weights

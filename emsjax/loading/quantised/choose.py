@@ -45,8 +45,9 @@ def split_format(hf_config: Mapping[str, Any], origin: str) -> tuple[dict[str, A
         return rest, None
     method = found.get("quant_method") if isinstance(found, dict) else found
     if not isinstance(method, str) or method not in FORMATS:
+        said = "without a quant_method" if method is None else f"of method {shown(method)}"
         raise UserError(
-            f"{origin} has a quantization_config of method {shown(method)}, which is not "
+            f"{origin} has a quantization_config {said}, which is not "
             f"supported; use a copy in one of {', '.join(FORMATS)}, GGUF, or one that is not "
             "quantised."
         )

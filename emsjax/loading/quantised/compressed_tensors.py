@@ -29,14 +29,16 @@ def compressed_tensors(fields: Fields) -> Format:
     kind = fields.one_of("format", _FORMATS)
     fields.absent("sparsity_config", neutral=("format", "dense"))
     fields.absent("transform_config", neutral=("config_groups", {}))
-    fields.unread("quantization_status", "global_compression_ratio", "version", "kv_cache_scheme")
-    fields.one_of("quantization_status", ("compressed", None))
+    fields.unread("global_compression_ratio", "version", "kv_cache_scheme")
+    # Older versions wrote "frozen" for what they compressed.
+    fields.one_of("quantization_status", ("compressed", "frozen", None))
     weights = _weights(fields)
     bits = weights.one_of("num_bits", _PACKED_BITS)
     number = weights.one_of("type", ("int", "float"))
     symmetric = weights.get("symmetric", True) is not False
     strategy = weights.one_of("strategy", ("tensor", "channel", "group", "block", None))
-    weights.unread("dynamic", "observer", "observer_kwargs", "actorder", "scale_dtype", "zp_dtype")
+    weights.unread("dynamic", "observer", "observer_kwargs", "scale_dtype", "zp_dtype")
+    ordered = weights.get("actorder") in ("group", "dynamic", True)
     size, block = weights.group_size("group_size"), weights.block("block_structure")
     if kind == "naive-quantized":
         kind = "int-quantized" if number == "int" else "float-quantized"
@@ -47,11 +49,11 @@ def compressed_tensors(fields: Fields) -> Format:
     )
     if kind == "float-quantized":
         return _floats(block if strategy == "block" else None)
-    # Groups of unequal sizes do not occur; a scale per row is one group of all columns.
-    grouped = size if strategy == "group" else None
+    # A scale per row is one group of all columns.
+    grouped = size if strategy in ("group", None) else None
     name = f"compressed-tensors {kind} ({bits} bits)"
     if kind == "pack-quantized":
-        return _packed(name, bits, grouped, symmetric)
+        return _packed(name, bits, grouped, symmetric, ordered and grouped is not None)
     return _whole(name, grouped, symmetric)
 
 
@@ -86,12 +88,12 @@ def _whole(name: str, size: int | None, symmetric: bool) -> Format:
         ignored=_IGNORED + ((_ZERO,) if symmetric else ()),
         scales=(_SCALE,),
         layout=partial(_layout, "weight", 1, size, 1),
-        dequantised=partial(_dequantised, lambda parts: parts["weight"], lambda zero: zero),
+        dequantised=partial(_dequantised, size, lambda parts: parts["weight"], lambda zero: zero),
         int8=_kept if keeps else None,
     )
 
 
-def _packed(name: str, bits: int, size: int | None, symmetric: bool) -> Format:
+def _packed(name: str, bits: int, size: int | None, symmetric: bool, ordered: bool) -> Format:
     """Returns the format of weights that lie in int32 words along the inputs, lowest bits first."""
 
     def numbers(words: np.ndarray) -> np.ndarray:
@@ -102,13 +104,14 @@ def _packed(name: str, bits: int, size: int | None, symmetric: bool) -> Format:
         name=name,
         marker="weight_packed",
         dtypes=frozenset({"I32"}),
-        needed=(_SCALE,) if symmetric else (_SCALE, _ZERO),
-        optional=(_GROUP_OF,),
+        needed=(_SCALE, *(() if symmetric else (_ZERO,)), *((_GROUP_OF,) if ordered else ())),
+        optional=() if ordered else (_GROUP_OF,),
         ignored=_IGNORED + ((_ZERO,) if symmetric else ()),
         scales=(_SCALE,),
         layout=partial(_layout, "weight_packed", 32 // bits, size, 32 // bits),
         dequantised=partial(
             _dequantised,
+            size,
             lambda parts: numbers(parts["weight_packed"]),
             lambda zero: numbers(zero.T).T,  # packed along the outputs
         ),
@@ -128,15 +131,17 @@ def _layout(
     return Layout((num_out, num_in), {_SCALE: scales, _ZERO: zeros, _GROUP_OF: [(num_in,)]})
 
 
-def _dequantised(numbers: Any, unpacked_zeros: Any, parts: Parts) -> np.ndarray:
+def _dequantised(size: int | None, numbers: Any, unpacked_zeros: Any, parts: Parts) -> np.ndarray:
     weights = numbers(parts).astype(np.float32)
     num_out, num_in = weights.shape
     group_of = parts.get(_GROUP_OF)
+    if group_of is not None and (group_of == -1).any():  # never filled in: columns are in order
+        group_of = None
     if _ZERO in parts:
         zeros = unpacked_zeros(parts[_ZERO]).astype(np.float32)
-        weights -= per_column(_rows(zeros, num_out), num_in, group_of)
+        weights -= per_column(_rows(zeros, num_out), num_in, size, group_of)
     scales = _rows(parts[_SCALE].astype(np.float32), num_out)
-    weights *= per_column(scales, num_in, group_of)
+    weights *= per_column(scales, num_in, size, group_of)
     return weights
 
 

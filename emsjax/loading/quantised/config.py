@@ -6,8 +6,20 @@ from typing import Any, NoReturn
 from emsjax.errors import UserError
 from emsjax.loading.hf.keys import shown
 
-# Lists of the modules that stay wide. They need not be read: their tensors show it.
-_LISTS = ("modules_to_not_convert", "ignore", "ignored_layers", "modules_in_block_to_quantize")
+# Lists of the modules that stay wide, or do not. They need not be read: their tensors show it.
+_LISTS = (
+    *("modules_to_not_convert", "modules_to_convert", "ignore", "ignored_layers", "lm_head"),
+    *("modules_in_block_to_quantize", "block_name_to_quantize"),
+)
+# How the numbers were found, and with which kernels they were meant to be used.
+_PROCESS = (
+    *("quantizer", "method", "meta", "backend", "model_name_or_path", "model_file_base_name"),
+    *("dataset", "tokenizer", "batch_size", "pad_token_id", "model_seqlen", "max_input_length"),
+    *("true_sequential", "damp_percent", "damp_auto_increment", "static_groups", "mse"),
+    *("act_group_aware", "hyb_act", "cache_block_outputs", "module_name_preceding_first_block"),
+    *("use_cuda_fp16", "use_exllama", "disable_exllama", "exllama_config", "pack_impl"),
+    *("offload_to_disk", "offload_to_disk_path"),
+)
 
 
 class Fields:
@@ -15,7 +27,7 @@ class Fields:
 
     def __init__(self, content: Mapping[str, Any], origin: str):
         self._content, self._origin = content, origin
-        self._read = {"quant_method", "quantizer", *_LISTS}
+        self._read = {"quant_method", *_LISTS, *_PROCESS}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Fields) and self._content == other._content

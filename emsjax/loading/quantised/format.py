@@ -1,7 +1,7 @@
 """The description of a format: which tensors hold a module's weights, and what they mean."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +39,7 @@ class Format:
       ignored: parts that belong to quantised activations or caches, which emsjax does not have, or
         repeat what is known.
       scales: parts that must be finite numbers.
+      aliases: parts that some checkpoints call by another name, and that name.
       layout: takes the shapes of a module's parts and returns its `Layout`. It raises `ValueError`
         or `IndexError` if that of the marker is impossible.
       dequantised: takes a module's parts and returns its weights float32[out, in], exactly as the
@@ -56,6 +57,7 @@ class Format:
     optional: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     scales: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
     int8: Callable[[Parts], Int8] | None = None
 
     @property
@@ -80,16 +82,19 @@ def unpacked(words: np.ndarray, bits: int) -> np.ndarray:
     return fields.reshape(*data.shape[:-1], -1)
 
 
-def per_column(groups: np.ndarray, num_in: int, group_of: np.ndarray | None) -> np.ndarray:
+def per_column(
+    groups: np.ndarray, num_in: int, size: int | None, group_of: np.ndarray | None = None
+) -> np.ndarray:
     """Spreads a number per group of columns, [out, G], over the columns, [out, in].
 
     Args:
       groups: a number for each row and group.
       num_in: the number of columns.
-      group_of: int[in], the group of each column; None if groups are equal parts in order.
+      size: the number of columns in a group, of which the last may have fewer; None for one group.
+      group_of: int[in], the group of each column; None if columns are in order.
     """
     if group_of is not None:
         if group_of.min(initial=0) < 0:
             raise ValueError("a column is in a group below 0")
         return groups[:, group_of]
-    return np.repeat(groups, -(-num_in // groups.shape[1]), axis=1)[:, :num_in]
+    return np.repeat(groups, size or num_in, axis=1)[:, :num_in]

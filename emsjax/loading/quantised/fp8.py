@@ -21,9 +21,10 @@ def fp8(fields: Fields) -> Format:
     """
     block = fields.block("weight_block_size")
     fields.one_of("fmt", ("e4m3", "e5m2", None))
+    fields.one_of("expert_dtype", ("fp8", None))
     fields.unread("activation_scheme", "scale_fmt", "kv_cache_scheme", "dequantize")
-    # It multiplies, in spite of its name.
-    scale = "weight_scale" if block is None else "weight_scale_inv"
+    # It multiplies, in spite of its name. vLLM calls that of a whole tensor `weight_scale`.
+    scale = "weight_scale_inv"
     return Format(
         name="8-bit floats" if block is None else "8-bit floats in blocks",
         marker="weight",
@@ -31,6 +32,7 @@ def fp8(fields: Fields) -> Format:
         needed=(scale,),
         ignored=IGNORED,
         scales=(scale,),
+        aliases={scale: "weight_scale"} if block is None else {},
         layout=partial(layout, block, scale),
         dequantised=partial(dequantised, block, scale),
     )

@@ -26,18 +26,21 @@ def gptq(fields: Fields) -> Format:
     size = fields.group_size("group_size")
     fields.one_of("pack_dtype", ("int32", None))
     fields.absent("dynamic")
-    version = fields.one_of("checkpoint_format", ("gptq", "gptq_v2", None))
+    versions = [
+        fields.one_of(name, ("gptq", "gptq_v2", None)) for name in ("checkpoint_format", "format")
+    ]
     symmetric = bool(fields.get("sym", True))
-    fields.unread("desc_act", "static_groups", "true_sequential", "damp_percent", "lm_head", "meta")
+    ordered = size is not None and bool(fields.get("desc_act"))
     return Format(
         name=f"{bits}-bit GPTQ",
         marker="qweight",
         dtypes=frozenset({"I32"}),
-        needed=("qzeros", "scales"),
-        optional=("g_idx",),
+        # Without it, columns in the order of their activations would get each other's scales.
+        needed=("qzeros", "scales", "g_idx") if ordered else ("qzeros", "scales"),
+        optional=() if ordered else ("g_idx",),
         scales=("scales",),
         layout=partial(_layout, 32 // bits, size),
-        dequantised=partial(_dequantised, bits, version == "gptq_v2", symmetric),
+        dequantised=partial(_dequantised, bits, size, "gptq_v2" in versions, symmetric),
     )
 
 
@@ -55,7 +58,9 @@ def _layout(packed: int, size: int | None, shapes: Mapping[str, Shape]) -> Layou
     )
 
 
-def _dequantised(bits: int, second: bool, symmetric: bool, parts: Parts) -> np.ndarray:
+def _dequantised(
+    bits: int, size: int | None, second: bool, symmetric: bool, parts: Parts
+) -> np.ndarray:
     numbers = unpacked(parts["qweight"].T, bits)  # [out, in]
     zeros = unpacked(parts["qzeros"], bits).astype(np.float32)
     middle = 2 ** (bits - 1)
@@ -65,6 +70,6 @@ def _dequantised(bits: int, second: bool, symmetric: bool, parts: Parts) -> np.n
         zeros += 1
     scales, group_of = parts["scales"].astype(np.float32), parts.get("g_idx")
     weights = numbers.astype(np.float32)
-    weights -= per_column(zeros.T, weights.shape[1], group_of)
-    weights *= per_column(scales.T, weights.shape[1], group_of)
+    weights -= per_column(zeros.T, weights.shape[1], size, group_of)
+    weights *= per_column(scales.T, weights.shape[1], size, group_of)
     return weights

@@ -32,14 +32,7 @@ class QuantisedSource:
             for name in shapes
             if name.endswith(ending) and dtypes[name] in its_format.dtypes
         ]
-        self._parts = {
-            f"{module}.weight": {
-                part: f"{module}.{part}"
-                for part in its_format.parts
-                if f"{module}.{part}" in shapes
-            }
-            for module in modules
-        }
+        self._parts = {f"{module}.weight": _parts(module, shapes, its_format) for module in modules}
         self._shapes, problems = {}, []
         for weight, parts in self._parts.items():
             found = {part: shapes[tensor] for part, tensor in parts.items()}
@@ -48,11 +41,11 @@ class QuantisedSource:
             problems += wrong
         hidden = {f"{module}.{part}" for module in modules for part in its_format.ignored}
         hidden |= {name for parts in self._parts.values() for name in parts.values()}
-        hidden |= set(self._empty_biases(modules, shapes))
         wide = {name: shape for name, shape in shapes.items() if name not in hidden}
         problems += self._infinite() if not problems else []
         self._raise(problems if modules else [f"no {its_format.marker} of a module"])
         self._shapes |= wide
+        self.spare = frozenset(self._empty_biases(modules, shapes))
         self.dtype = own_dtype(dtypes[name] for name in wide)
         self.int8 = frozenset(self._parts if its_format.int8 is not None else ())
 
@@ -98,6 +91,15 @@ class QuantisedSource:
                 f"({self._format.name}): {'; '.join(problems[:_MOST])}{more}; download the model "
                 "again, or use another copy."
             )
+
+
+def _parts(module: str, shapes: Mapping[str, Shape], its_format: Format) -> dict[str, str]:
+    """Returns the parts of a module that are there, and the names of their tensors."""
+    named = {part: f"{module}.{part}" for part in its_format.parts}
+    for part, alias in its_format.aliases.items():
+        if named[part] not in shapes:
+            named[part] = f"{module}.{alias}"
+    return {part: name for part, name in named.items() if name in shapes}
 
 
 def _checked(

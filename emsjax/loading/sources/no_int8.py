@@ -7,6 +7,7 @@ class NoInt8:
     """A base class for a `TensorSource`."""
 
     int8: frozenset[str] = frozenset()
+    spare: frozenset[str] = frozenset()
 
     def read_int8(self, name: str) -> NoReturn:
         """Never called, as `int8` names no tensor."""

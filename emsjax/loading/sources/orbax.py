@@ -22,6 +22,8 @@ from emsjax.models.quantised import SCALE
 class OrbaxSource:
     """A `TensorSource` whose tensor names are the model's parameter paths."""
 
+    spare: frozenset[str] = frozenset()
+
     def __init__(self, directory: Path, dtype: str):
         self.name, self.dtype = str(directory), dtype
         self._arrays = {meta.parent.name: _array(meta) for meta in directory.glob("*/.zarray")}

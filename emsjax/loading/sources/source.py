@@ -21,12 +21,14 @@ class TensorSource(Protocol):
         quantised checkpoints, whose values float32 holds without loss.
       truncated: tensors that the checkpoint lists but whose data is incomplete.
       int8: tensors that the checkpoint holds in int8 with one scale per row.
+      spare: tensors that change nothing, which a model may have no use for.
     """
 
     name: str
     dtype: str
     truncated: frozenset[str]
     int8: frozenset[str]
+    spare: frozenset[str]
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Returns the shape of every tensor, without reading any data."""
