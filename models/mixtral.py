@@ -7,7 +7,7 @@ from typing import Any
 from emsjax.models.config import DecoderConfig, Experts
 from emsjax.models.expert_weights import ExpertNames, expert_weights
 from emsjax.models.family import Family, WeightMap
-from emsjax.models.llama import same_windows, llama_config
+from emsjax.models.llama import llama_config, same_windows
 
 
 def mixtral_config(hf: Mapping[str, Any]) -> DecoderConfig:
