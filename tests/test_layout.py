@@ -37,6 +37,8 @@ API = (
     "emsjax.pallas_kernels.expert_matmul.api",
     "emsjax.pallas_kernels.expert_matmul.tiles",
     "emsjax.pallas_kernels.layer_matmul.api",
+    "emsjax.pallas_kernels.expert_matmul.api",
+    "emsjax.pallas_kernels.expert_matmul.tiles",
     "emsjax.pallas_kernels.products",
     "emsjax.pallas_kernels.kv_layout",
     "emsjax.pallas_kernels.kv_rows",
