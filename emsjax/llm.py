@@ -54,6 +54,7 @@ class LLM:
         method: str = "ems",
         dtype: str = "auto",
         quantize: str | None = None,
+        kv_dtype: str | None = None,
         max_batch_size: int | None = None,
         max_model_len: int | None = None,
         draft_length: int | None = None,
@@ -87,6 +88,9 @@ class LLM:
             channel. This halves their memory and the time of a step on an accelerator; on a CPU it
             only saves memory. The default leaves them as the checkpoint has them. A draft model is
             not quantised.
+          kv_dtype: "int8" to keep the K/V cache in int8, one scale per token and head. This halves
+            its memory, at a small loss of quality. The default is the model's dtype. The cache of a
+            draft model is not changed.
           max_batch_size: B, the samples decoded together; 8 by default, and at most 65536. Further
             prompts wait for a free slot.
           max_model_len: the most tokens of a sample, prompt plus output. The default is the
@@ -121,7 +125,7 @@ class LLM:
             "min_ngram": min_ngram,
         }
         names = {"model": model, "tokenizer": tokenizer, "draft_model": draft_model}
-        for option, name in (names | {"quantize": quantize}).items():
+        for option, name in (names | {"quantize": quantize, "kv_dtype": kv_dtype}).items():
             check_name(option, name)
         for option, flag in {"planner": planner, "exact": exact, "trace": trace}.items():
             check_flag(option, flag)
@@ -132,7 +136,9 @@ class LLM:
         check_whole("max_batch_size", max_batch_size, 1, MAX_BATCH_SIZE)
         check_whole("seed", seed, 0, MAX_SEED)
         use_compile_cache()
-        loaded = load_model(model, dtype=dtype, quantize=quantize, tokenizer=tokenizer)
+        loaded = load_model(
+            model, dtype=dtype, quantize=quantize, kv_dtype=kv_dtype, tokenizer=tokenizer
+        )
         self.tokenizer: PreTrainedTokenizerBase | None = loaded.tokenizer
         self.name = loaded.name
         self._drafter = build_drafter(drafting, loaded, dtype)

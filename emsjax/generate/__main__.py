@@ -86,6 +86,10 @@ def _generate(
         str | None,
         _option("--quantize", "int8: half the weights' memory. (default: none)", _MODEL, "int8"),
     ] = None,
+    kv_dtype: Annotated[
+        str | None,
+        _option("--kv-dtype", "int8: half the cache's memory. (default: none)", _MODEL, "int8"),
+    ] = None,
     batch_size: Annotated[
         int | None,
         _number("--batch-size", "Samples decoded together. (default: 8)", _MODEL),

@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from emsjax.errors import UserError
-from emsjax.limits import DRAFTERS, MAX_BATCH_SIZE, MAX_SEED, METHODS, QUANTIZATIONS
+from emsjax.limits import (
+    DRAFTERS,
+    KV_DTYPES,
+    MAX_BATCH_SIZE,
+    MAX_SEED,
+    METHODS,
+    QUANTIZATIONS,
+)
 from emsjax.requests.prompt_line import check_text
 from emsjax.requests.sampling_params import SamplingParams
 from emsjax.token_view.file import check_page
@@ -62,6 +69,7 @@ class Options:
     seed: int = 0
     dtype: str = "auto"
     quantize: str | None = None
+    kv_dtype: str | None = None
     planner: bool = True
     exact: bool = False
     ignore_eos: bool = False
@@ -90,6 +98,7 @@ class Options:
             "method": self.method,
             "dtype": self.dtype,
             "quantize": self.quantize,
+            "kv_dtype": self.kv_dtype,
             "max_batch_size": self.batch_size,
             "max_model_len": self.max_model_len,
             "draft_model": self.draft_model,
@@ -115,6 +124,8 @@ def check(options: Options) -> None:
     _check_choice("--dtype", options.dtype, _DTYPES)
     if options.quantize is not None:
         _check_choice("--quantize", options.quantize, QUANTIZATIONS)
+    if options.kv_dtype is not None:
+        _check_choice("--kv-dtype", options.kv_dtype, KV_DTYPES)
     _check_given(options)
     _check_positive(options)
     _check_drafting(options)
