@@ -118,6 +118,10 @@ def _generate(
         str | None,
         _option("--draft-model", "A smaller model or a trained draft.", _DRAFTING),
     ] = None,
+    draft_quantize: Annotated[
+        str | None,
+        _option("--draft-quantize", "As --quantize, of a draft model.", _DRAFTING, "int8"),
+    ] = None,
     draft_length: Annotated[
         int | None,
         _number("--draft-length", "Maximum draft tokens per step. (default: 7)", _DRAFTING),

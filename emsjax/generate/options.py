@@ -41,6 +41,7 @@ class Options:
     tokenizer: str | None = None
     drafter: str | None = None
     draft_model: str | None = None
+    draft_quantize: str | None = None
     method: str = "ems"
     prompt: tuple[str, ...] = ()
     input: str | None = None
@@ -102,6 +103,7 @@ class Options:
             "max_batch_size": self.batch_size,
             "max_model_len": self.max_model_len,
             "draft_model": self.draft_model,
+            "draft_quantize": self.draft_quantize,
             "draft_length": self.draft_length,
             "max_ngram": self.max_ngram,
             "min_ngram": self.min_ngram,
@@ -124,6 +126,8 @@ def check(options: Options) -> None:
     _check_choice("--dtype", options.dtype, _DTYPES)
     if options.quantize is not None:
         _check_choice("--quantize", options.quantize, QUANTIZATIONS)
+    if options.draft_quantize is not None:
+        _check_choice("--draft-quantize", options.draft_quantize, QUANTIZATIONS)
     if options.kv_dtype is not None:
         _check_choice("--kv-dtype", options.kv_dtype, KV_DTYPES)
     _check_given(options)
@@ -181,17 +185,18 @@ def _flag(name: str) -> str:
 
 
 def _check_drafting(options: Options) -> None:
-    if options.draft_model is not None and options.drafter == "prompt-lookup":
-        raise UserError(
-            f"--drafter prompt-lookup does not use --draft-model {options.draft_model}; leave one "
-            "of them out."
-        )
+    for name in ("draft_model", "draft_quantize"):
+        if getattr(options, name) is not None and options.drafter == "prompt-lookup":
+            raise UserError(
+                f"--drafter prompt-lookup does not use {_flag(name)} {getattr(options, name)}; "
+                "leave one of them out."
+            )
     if options.method == "none" and options.drafter not in (None, "none"):
         raise UserError(
             f"--method none drafts nothing, so --drafter {options.drafter} contradicts it; "
             "leave one of them out."
         )
-    for name in ("draft_model", "draft_length", "max_ngram", "min_ngram"):
+    for name in ("draft_model", "draft_quantize", "draft_length", "max_ngram", "min_ngram"):
         if getattr(options, name) is not None and not options.drafts:
             flag = _flag(name)
             raise UserError(

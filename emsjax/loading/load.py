@@ -84,7 +84,11 @@ def load_model(
         vocabulary = pool.submit(read_tokenizer)
         graphdef, params = read_weights(opened, computed, progress, quantize)
     built = nnx.merge(graphdef, params)
-    built.kv_dtype = kv_dtype
+    if kv_dtype is not None:
+        from emsjax.models.even_keys import even_out_keys
+
+        built.kv_dtype = kv_dtype
+        even_out_keys(built)
     return LoadedModel(
         model=built,
         tokenizer=vocabulary.result(),
