@@ -133,7 +133,5 @@ def build_drafter(drafting: Drafting, target: LoadedModel, dtype: str) -> Drafte
     length = drafting.given.get("draft_length", DRAFT_LENGTH)
     narrowest = narrowest_rows(target_platform())
     quantize = drafting.given.get("draft_quantize")
-    model = load_drafter(
-        draft, target, length, dtype=dtype, quantize=quantize, narrowest=narrowest
-    )
+    model = load_drafter(draft, target, length, dtype=dtype, quantize=quantize, narrowest=narrowest)
     return model if name == "draft-model" else Combined(drafting.lookup, model)

@@ -10,7 +10,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from emsjax.models.config import DecoderConfig
 from emsjax.models.decoder import Block, DecoderLM

@@ -51,9 +51,7 @@ class Model(Protocol):
         one `dtype`.
         """
 
-    def __call__(
-        self, batch: PackedBatch, cache: Any, *, max_q_len: int
-    ) -> tuple[jax.Array, Any]:
+    def __call__(self, batch: PackedBatch, cache: Any, *, max_q_len: int) -> tuple[jax.Array, Any]:
         """Returns the hidden states [T, E] of the packed rows, and the cache with their K/V."""
 
     def logits(self, hidden: jax.Array) -> jax.Array:

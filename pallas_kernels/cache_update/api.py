@@ -127,9 +127,7 @@ def update_kv_cache(
     scales = pack_scales(k_scale, v_scale, cache)
     update = pick("update_kv_cache", BACKENDS, backend, cache.values, k)
     update_scales = pick("update_scales", SCALES, backend, cache.scale, scales)
-    return Int8Cache(
-        update(cache.values, k, v, *where), update_scales(cache.scale, scales, *where)
-    )
+    return Int8Cache(update(cache.values, k, v, *where), update_scales(cache.scale, scales, *where))
 
 
 def new_cache(spec: jax.ShapeDtypeStruct, backend: str | None = None) -> jax.Array:

@@ -80,7 +80,9 @@ def _attend_tile(
             cache, layer, tile.facts.slot, first, block, num_kv_heads, head_dim, dtype
         )
         kv_positions = first + jnp.arange(block, dtype=jnp.int32)
-        scores = jnp.einsum("KMH,KSH->KMS", tile.queries, read.k, preferred_element_type=jnp.float32)
+        scores = jnp.einsum(
+            "KMH,KSH->KMS", tile.queries, read.k, preferred_element_type=jnp.float32
+        )
         scores *= scale
         if read.k_scale is not None:
             scores *= read.k_scale[:, None]

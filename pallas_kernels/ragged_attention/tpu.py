@@ -128,9 +128,7 @@ class _Stream(NamedTuple):
             target = self.buffers.at[buffer, part, pl.ds(first, count)]
             getattr(pltpu.make_async_copy(source, target, self.arrived.at[buffer]), act)()
 
-    def _copy_scales(
-        self, act: str, tile: jax.Array, block: jax.Array, buffer: jax.Array
-    ) -> None:
+    def _copy_scales(self, act: str, tile: jax.Array, block: jax.Array, buffer: jax.Array) -> None:
         """Starts or awaits the copy of a block's scales, always whole: they are few."""
         count = self.block // LANES
         source = self.scale.at[self.layer, self.tiles.slot[tile], pl.ds(block * count, count)]

@@ -111,7 +111,9 @@ def expected_int8_cache(
         for part, x in enumerate(new.astype(np.float32)):
             factors = np.abs(x[row]).max(axis=1) * np.float32(1 / 127)
             lane[part * heads : (part + 1) * heads] = factors
-            token[part * width : (part + 1) * width] = np.rint(x[row] * (1 / factors)[:, None]).ravel()
+            token[part * width : (part + 1) * width] = np.rint(
+                x[row] * (1 / factors)[:, None]
+            ).ravel()
     return Int8Cache(values, scale)  # type: ignore[arg-type]
 
 
