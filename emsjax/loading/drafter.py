@@ -57,8 +57,8 @@ def load_drafter(
     if trained:
         if quantize is not None:
             raise UserError(
-                f"draft {str(draft)!r} was trained for {target.name} and cannot be quantised; leave "
-                "out draft_quantize"
+                f"draft {str(draft)!r} was trained for {target.name} and is not quantised; leave out "
+                "draft_quantize"
             )
         return _recurrent(directory, target, draft_length)
     loaded = load_model(draft, dtype=dtype, quantize=quantize)
