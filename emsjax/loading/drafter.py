@@ -57,7 +57,7 @@ def load_drafter(
     if trained:
         if quantize is not None:
             raise UserError(
-                f"draft {str(draft)!r} was trained for {target.name} and is not quantised; leave out "
+                f"draft {str(draft)!r} was trained for {target.name} and stays as it is; leave out "
                 "draft_quantize"
             )
         return _recurrent(directory, target, draft_length)
