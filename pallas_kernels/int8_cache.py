@@ -93,7 +93,6 @@ def quantise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     scale = jnp.where(jnp.isfinite(largest), largest * _STEP, jnp.nan)
     finer = jnp.where(scale > _SMALLEST, 1 / scale, 0.0)
     values = jnp.round(jnp.where(finer[..., None] > 0, wide * finer[..., None], 0.0))
-    # Rounding may make the largest number 127 and a half.
     return values.astype(jnp.int8), scale
 
 
