@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from emsjax.models.config import DecoderConfig
 from emsjax.models.decoder import Block, DecoderLM
+from emsjax.models.layers import LayerNorm, RMSNorm
 from emsjax.pallas_kernels.quantised import Weights, floats
 
 # The largest factor, and one over the smallest: far more than models need, and safe in float16.
@@ -39,24 +40,33 @@ def _even_out_products(stack: Block, config: DecoderConfig) -> None:
     gain = None if before is None else before.scale[...] + (1 if config.norm_offset else 0)
     bias = None if qkv.bias is None else qkv.bias[...]
     rows = _row_factors(qkv.weights, bias, gain, config)
-    if bias is not None:
-        qkv.bias[...] = _times(bias, rows)
+    if qkv.bias is not None:
+        qkv.bias.set_value(_times(qkv.bias[...], rows))
     if qkv.kernel_scale is not None:
-        qkv.kernel_scale[...] = _times(qkv.kernel_scale[...], rows)
+        qkv.kernel_scale.set_value(_times(qkv.kernel_scale[...], rows))
     else:
-        qkv.kernel[...] = _times(qkv.kernel[...], rows[..., None])
+        qkv.kernel.set_value(_times(qkv.kernel[...], rows[..., None]))
 
 
 def _even_out_norms(stack: Block, config: DecoderConfig) -> None:
     """Divides the weights of the norm of keys, and multiplies those of queries."""
     q_norm, k_norm = stack.attention.q_norm, stack.attention.k_norm
+    assert q_norm is not None
+    assert k_norm is not None
     weight = k_norm.scale[...]
     sizes = jnp.abs(weight.astype(jnp.float32)).reshape(len(weight), -1, config.head_dim)
     factors = _factors(sizes, config)
-    group = config.num_heads // config.num_kv_heads if config.qk_norm == "whole" else 1
-    k_norm.scale[...] = _times(weight, 1 / factors.reshape(weight.shape))
-    queries = jnp.repeat(factors, group, axis=1)
-    q_norm.scale[...] = _times(q_norm.scale[...], queries.reshape(q_norm.scale.shape))
+    group = 1 if config.qk_norm == "head" else config.num_heads // config.num_kv_heads
+    _multiply(k_norm, 1 / factors)
+    _multiply(q_norm, jnp.repeat(factors, group, axis=1))
+
+
+def _multiply(norm: RMSNorm | LayerNorm, factors: jax.Array) -> None:
+    """Multiplies a norm's results by factors [L, heads, H]."""
+    bias = norm.bias if isinstance(norm, LayerNorm) else None
+    for each in (norm.scale, bias):
+        if each is not None:
+            each.set_value(_times(each[...], factors.reshape(each.shape)))
 
 
 @functools.partial(jax.jit, static_argnames="config")

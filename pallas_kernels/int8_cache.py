@@ -5,7 +5,7 @@ whether it was read in a prompt, drafted, or decoded alone.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +36,8 @@ class Int8Cache:
         for each value head, then padding. S / 128 is rounded up.
     """
 
-    values: jax.Array
-    scale: jax.Array
+    values: Any  # jax.Array, or its shape
+    scale: Any
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -93,7 +93,9 @@ def check_no_copy_of_the_cache(
         pattern = rf"= {HLO_TYPES[spec.dtype.name]}\[{shape}\](?:{{\S*}})? ([a-z-]+)\("
         operations = re.findall(pattern, text)
         assert WRITERS[platform] in operations, "the pattern no longer finds the cache"
-        assert set(operations) <= PASS_ON | {WRITERS[platform]}
+        # XLA moves scales to VMEM for each step if they fit.
+        moved = {"copy-done"} if spec is not specs[0] else set()
+        assert set(operations) <= PASS_ON | {WRITERS[platform]} | moved
     # The same elements in any other type or order would be a convert or a transpose.
     elements = max(spec.size for spec in specs)
     for kind, sizes in re.findall(r"= (\w+)\[([0-9,]+)\]\S* (?:copy|convert|transpose)\(", text):

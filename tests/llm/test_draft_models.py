@@ -111,7 +111,7 @@ def test_a_quantised_draft_model_leaves_the_text_as_it_is():
     outputs = llm.generate(PROMPTS, PARAMS)
     assert [o.outputs[0].token_ids for o in outputs] == [p.outputs[0].token_ids for p in plain]
     weights = llm.engine.drafter.model.weights  # type: ignore[attr-defined]
-    assert jnp.int8 in {x.dtype for x in jax.tree.leaves(weights)}
+    assert jnp.dtype(jnp.int8) in {x.dtype for x in jax.tree.leaves(weights)}
 
 
 @pytest.mark.parametrize(

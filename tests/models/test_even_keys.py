@@ -1,5 +1,6 @@
 """Evened-out keys: scores stay as they are, bit for bit, and an int8 cache loses less."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ FAMILIES = ("qwen2", "qwen3", "olmo2", "gpt-neox", "cohere", "opt", "gemma3")
 def uneven(name: str):
     """Returns a copy of a tiny model in which every eighth row of a product is ten times larger."""
     graphdef, weights = nnx.split(tiny_model(name))
-    model = nnx.merge(graphdef, weights)
+    # `even_out_keys` reuses the memory of what it changes, and the tiny model belongs to all tests.
+    model = nnx.merge(graphdef, jax.tree.map(jnp.copy, weights))
     for stack in model.blocks if model.config.stacks[1:] else [model.blocks]:
         attention = stack.attention
         part = attention.qkv.kernel if attention.k_norm is None else attention.k_norm.scale
