@@ -1,8 +1,8 @@
-"""Perplexity and greedy agreement of a model with int8 weights, next to the model as it is.
+"""Perplexity and greedy agreement of a model with int8 weights and K/V cache, next to itself.
 
 python -m benchmarks.quantised --input spec_bench.jsonl
 
-Both models read the same text, in windows that begin with an empty cache. The text is the prompts'
+All models read the same text, in windows that begin with an empty cache. The text is the prompts'
 own, from all categories.
 """
 
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from emsjax.engine.model import Model
 
 _RESULTS = Path("benchmarks/results/quantised.md")
+# What is int8 in each row after the first: options of `load_model`, by the row's name.
+_KINDS = {
+    "int8 weights": {"quantize": "int8"},
+    "int8 cache": {"kv_dtype": "int8"},
+    "int8 weights and cache": {"quantize": "int8", "kv_dtype": "int8"},
+}
 # Log-probabilities float32[window, V] of the tokens after each of a window's.
 Predict = Callable[[np.ndarray], np.ndarray]
 
@@ -48,13 +54,19 @@ def main() -> None:
     options = _options()
     from emsjax.loading.load import load_model
 
-    plain, small = (load_model(options.model, quantize=kind) for kind in (None, "int8"))
-    predict, predict_small = (_predictor(each.model, options.window) for each in (plain, small))
-    windows = []
-    for tokens in _windows(plain.tokenizer, options):
-        windows.append(_compared(predict(tokens), predict_small(tokens), tokens))
-        say(f"{len(windows)} of {options.windows} windows")
-    if not windows:
+    plain = load_model(options.model)
+    predict = _predictor(plain.model, options.window)
+    others = {
+        name: _predictor(load_model(options.model, **kind).model, options.window)
+        for name, kind in _KINDS.items()
+    }
+    windows: dict[str, list[Window]] = {name: [] for name in _KINDS}
+    for number, tokens in enumerate(_windows(plain.tokenizer, options), 1):
+        expected = predict(tokens)
+        for name, predict_other in others.items():
+            windows[name].append(_compared(expected, predict_other(tokens), tokens))
+        say(f"{number} of {options.windows} windows")
+    if not all(windows.values()):
         raise SystemExit(f"{options.input} is shorter than one window; give a smaller --window")
     report = _report(plain.name, str(plain.model.dtype), windows, options)
     options.output.write_text(report, encoding="utf-8")
@@ -88,8 +100,7 @@ def _predictor(model: "Model", window: int) -> Predict:
     from emsjax.engine.packing import pack
 
     graphdef, params = nnx.split(model)
-    spec = model.cache_spec(1, window)
-    cache = jnp.zeros(spec.shape, spec.dtype)
+    cache = jax.tree.map(jnp.zeros_like, model.cache_spec(1, window))
 
     @jax.jit
     def predict(params: Any, tokens: jax.Array) -> jax.Array:
@@ -113,29 +124,36 @@ def _compared(plain: np.ndarray, quantised: np.ndarray, tokens: np.ndarray) -> W
     )
 
 
-def _report(name: str, dtype: str, windows: list[Window], options: argparse.Namespace) -> str:
+def _report(
+    name: str, dtype: str, windows: dict[str, list[Window]], options: argparse.Namespace
+) -> str:
+    first = next(iter(windows.values()))
+    positions = sum(each.positions for each in first)
+    plain = math.exp(sum(each.plain for each in first) / positions)
+    rows = [[dtype, f"{plain:.3f}", "", "", ""]]
+    rows += [[kind, *_row(plain, found)] for kind, found in windows.items()]
+    header = ["numbers", "perplexity", "change", "same most likely token", "KL divergence"]
+    about = (
+        f"{positions} positions in {len(first)} windows of {options.window} tokens of "
+        f"{options.input.name}, by `python -m benchmarks.quantised`; {describe(machine())}."
+    )
+    title = f"# int8 weights and cache of {name}"
+    return "\n\n".join([title, about, table(header, rows)]) + "\n"
+
+
+def _row(plain: float, windows: list[Window]) -> list[str]:
+    """Returns the figures of a quantised model, next to the perplexity of the model as it is."""
     total = Window(*(sum(numbers) for numbers in zip(*windows, strict=True)))
-    perplexities = [math.exp(nll / total.positions) for nll in (total.plain, total.quantised)]
-    change = perplexities[1] / perplexities[0] - 1
+    perplexity = math.exp(total.quantised / total.positions)
     # How far the change might be off: its standard error over the windows.
     changes = [(each.quantised - each.plain) / each.positions for each in windows]
     error = float(np.std(changes, ddof=1)) / math.sqrt(len(changes)) if len(changes) > 1 else 0.0
-    rows = [
-        [dtype, f"{perplexities[0]:.3f}", "", "", ""],
-        [
-            "int8 weights",
-            f"{perplexities[1]:.3f}",
-            f"{change:+.2%} (± {error:.2%})",
-            f"{total.same / total.positions:.2%}",
-            f"{total.divergence / total.positions:.4f}",
-        ],
+    return [
+        f"{perplexity:.3f}",
+        f"{perplexity / plain - 1:+.2%} (± {error:.2%})",
+        f"{total.same / total.positions:.2%}",
+        f"{total.divergence / total.positions:.4f}",
     ]
-    header = ["weights", "perplexity", "change", "same most likely token", "KL divergence"]
-    about = (
-        f"{total.positions} positions in {len(windows)} windows of {options.window} tokens of "
-        f"{options.input.name}, by `python -m benchmarks.quantised`; {describe(machine())}."
-    )
-    return "\n\n".join([f"# int8 weights of {name}", about, table(header, rows)]) + "\n"
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from emsjax.pallas_kernels.backends import target_platform
 _TAKES = {
     "none": (),
     "prompt-lookup": ("draft_length", "max_ngram", "min_ngram"),
-    "draft-model": ("draft_length", "draft_model"),
-    "combined": ("draft_length", "max_ngram", "min_ngram", "draft_model"),
+    "draft-model": ("draft_length", "draft_model", "draft_quantize"),
+    "combined": ("draft_length", "max_ngram", "min_ngram", "draft_model", "draft_quantize"),
 }
 
 
@@ -47,8 +47,8 @@ class Drafting:
     @property
     def lookup(self) -> PromptLookup:
         """Makes prompt lookup with these options."""
-        sizes = {option: value for option, value in self.given.items() if option != "draft_model"}
-        return PromptLookup(**sizes)
+        takes = _TAKES["prompt-lookup"]
+        return PromptLookup(**{name: self.given[name] for name in takes if name in self.given})
 
 
 def check_drafting(
@@ -77,14 +77,14 @@ def check_drafting(
         raise UserError("method 'none' drafts nothing; leave out drafter")
     given = {option: value for option, value in options.items() if value is not None}
     name = "none" if method == "none" else drafter
-    if name is None and "draft_model" in given:
+    if name is None and not given.keys().isdisjoint(("draft_model", "draft_quantize")):
         name = "combined"
     for option, value in given.items():
         if name is not None and name not in takers(option):
             raise UserError(
                 f"{option} is for the drafter {_either(takers(option))}; leave out {option}"
             )
-        if option != "draft_model":
+        if option in _TAKES["prompt-lookup"]:
             check_whole(option, value, 1, MAX_DRAFT_LENGTH)
     drafting = Drafting(name, given)
     _ = drafting.lookup  # raises if the sizes contradict each other
@@ -132,5 +132,6 @@ def build_drafter(drafting: Drafting, target: LoadedModel, dtype: str) -> Drafte
         )
     length = drafting.given.get("draft_length", DRAFT_LENGTH)
     narrowest = narrowest_rows(target_platform())
-    model = load_drafter(draft, target, length, dtype=dtype, narrowest=narrowest)
+    quantize = drafting.given.get("draft_quantize")
+    model = load_drafter(draft, target, length, dtype=dtype, quantize=quantize, narrowest=narrowest)
     return model if name == "draft-model" else Combined(drafting.lookup, model)

@@ -96,7 +96,7 @@ def check_cache_fits(model: Model, drafter: Drafter, num_slots: int, capacity: i
       UserError: the cache does not fit; the message names the largest batch that would.
     """
     own = jax.eval_shape(lambda: drafter.init(1, capacity))
-    parts = [model.cache_spec(1, capacity), *jax.tree.leaves(own)]
+    parts = jax.tree.leaves((model.cache_spec(1, capacity), own))
     per_slot = sum(math.prod(part.shape) * part.dtype.itemsize for part in parts)
     free = free_bytes()
     if free is None or num_slots * per_slot <= free:

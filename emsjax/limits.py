@@ -30,5 +30,8 @@ DEFAULT_MAX_MODEL_LEN = 4096
 # What weights can be turned into when they are loaded.
 QUANTIZATIONS = ("int8",)
 
+# What the K/V cache may hold instead of the model's dtype.
+KV_DTYPES = ("int8",)
+
 METHODS = ("ems", "none", "vanilla", "unpad-kv", "unpad-input")
 DRAFTERS = ("prompt-lookup", "draft-model", "combined", "none")

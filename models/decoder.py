@@ -26,6 +26,7 @@ from emsjax.models.layers import (
 )
 from emsjax.pallas_kernels.backends import target_platform
 from emsjax.pallas_kernels.cache_update.api import cache_places, update_kv_cache
+from emsjax.pallas_kernels.int8_cache import Cache, int8_cache_spec
 from emsjax.pallas_kernels.kv_layout import rows_per_token, storage_dtype
 from emsjax.pallas_kernels.kv_rows import LANES
 from emsjax.pallas_kernels.layer_matmul.api import matmul
@@ -73,8 +74,8 @@ class Attention(nnx.Module):
         return q, *_contained(k, v)
 
     def __call__(
-        self, x: jax.Array, cache: jax.Array, context: LayerContext
-    ) -> tuple[jax.Array, jax.Array]:
+        self, x: jax.Array, cache: Cache, context: LayerContext
+    ) -> tuple[jax.Array, Cache]:
         """Returns the sublayer's output [T, D] for x [T, D], and the cache with the rows' K/V.
 
         The K/V are written before attention, so that a row also sees the rows before it.
@@ -130,8 +131,8 @@ class Block(nnx.Module):
         self.residual_scale = config.residual_scale
 
     def __call__(
-        self, x: jax.Array, cache: jax.Array, context: LayerContext
-    ) -> tuple[jax.Array, jax.Array]:
+        self, x: jax.Array, cache: Cache, context: LayerContext
+    ) -> tuple[jax.Array, Cache]:
         """Returns x [T, D] and the cache after this layer."""
         if self.of_sum:
             mixed, cache = self.attention(x, cache, context)
@@ -204,7 +205,13 @@ class DecoderLM(nnx.Module):
 
     `blocks` holds stacks of equal layers, with parameters [layers, ...]. It is a list of stacks, or
     the stack itself if there is only one.
+
+    Attributes:
+      kv_dtype: "int8" for an int8 K/V cache; None for one in the dtype of the activations. May be
+        changed before the model is used.
     """
+
+    kv_dtype: str | None = None
 
     def __init__(
         self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32
@@ -262,7 +269,7 @@ class DecoderLM(nnx.Module):
     @property
     def sizes(self) -> Sizes:
         """The bytes and operations of a step, see `Sizes`; works with shapes instead of weights."""
-        config, cached = self.config, self.cache_spec(1, 1)
+        config, cached = self.config, self.cache_spec(1, LANES)
         # A tied embedding is read in full for the logits, so it is no table of looked-up rows.
         embedder = self.embedder
         tables = [] if config.tied else [embedder.tokens, embedder.tokens_scale]
@@ -277,23 +284,29 @@ class DecoderLM(nnx.Module):
             read_bytes=weights_bytes - looked_up - expert_bytes,
             row_flops=round(2 * numbers),
             logit_flops=2 * config.vocab_size * width,
-            token_bytes=math.prod(cached.shape) * cached.dtype.itemsize,
+            token_bytes=_nbytes(cached) // LANES,
             token_flops=4 * config.num_layers * config.num_heads * config.head_dim,
             itemsize=self.dtype.itemsize,
             expert_bytes=expert_bytes,
             expert_share=share,
         )
 
-    def cache_spec(self, num_slots: int, capacity: int) -> jax.ShapeDtypeStruct:
-        """Returns the shape [L, B, S, R, 128] and type of the K/V cache for B slots of S tokens."""
+    def cache_spec(self, num_slots: int, capacity: int) -> Any:
+        """Returns the shape [L, B, S, R, 128] and type of the K/V cache for B slots of S tokens.
+
+        It is an `Int8Cache` of shapes if `kv_dtype` is "int8".
+        """
         config = self.config
-        rows = rows_per_token(config.num_kv_heads, config.head_dim)
+        heads = config.num_kv_heads, config.head_dim
+        if self.kv_dtype is not None:
+            return int8_cache_spec(config.num_layers, num_slots, capacity, *heads)
+        rows = rows_per_token(*heads)
         shape = (config.num_layers, num_slots, capacity, rows, LANES)
         return jax.ShapeDtypeStruct(shape, storage_dtype(self.dtype))
 
     def __call__(
-        self, batch: PackedBatch, cache: jax.Array, *, max_q_len: int
-    ) -> tuple[jax.Array, jax.Array]:
+        self, batch: PackedBatch, cache: Cache, *, max_q_len: int
+    ) -> tuple[jax.Array, Cache]:
         """Runs the packed rows through all layers.
 
         Args:
@@ -319,7 +332,7 @@ class DecoderLM(nnx.Module):
         project_out = self.embedder.project_out
         return (x if project_out is None else project_out(x)), cache
 
-    def _context(self, batch: PackedBatch, cache: jax.Array, max_q_len: int) -> LayerContext:
+    def _context(self, batch: PackedBatch, cache: Cache, max_q_len: int) -> LayerContext:
         """Returns what all layers share, so that it is computed once and not in every layer."""
         config, none = self.config, jnp.zeros((), jnp.int32)
         heads = (batch.tokens.shape[0], config.num_heads, config.head_dim)
@@ -363,12 +376,12 @@ def _make_stack(
 def _run_stack(
     stack: Block,
     layers: int,
-    carry: tuple[jax.Array, jax.Array],
+    carry: tuple[jax.Array, Cache],
     context: LayerContext,
     first: int,
     windows: tuple[int, ...],
     tables: tuple[int, ...],
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, Cache]:
     """Runs a stack of equal layers; returns hidden states [T, D] and the cache.
 
     Args:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from emsjax.engine.sizes import Sizes
 from emsjax.models.config import DecoderConfig
-from emsjax.pallas_kernels.kv_rows import LANES, token_rows
+from emsjax.pallas_kernels.kv_rows import token_bytes
 
 _SCALE_BYTES = 4
 
@@ -45,16 +45,22 @@ class _Count(NamedTuple):
 
 
 def decoder_sizes(
-    config: DecoderConfig, itemsize: int, platform: str, quantize: str | None = None
+    config: DecoderConfig,
+    itemsize: int,
+    platform: str,
+    quantize: str | None = None,
+    kv_dtype: str | None = None,
 ) -> Sizes:
     """Returns the sizes of `DecoderLM(config)`.
 
     Args:
       config: the configuration.
-      itemsize: bytes of a number in the cache, and of a parameter that is not quantised.
+      itemsize: bytes of a number in the activations, and in what is not quantised.
       platform: "cpu", "gpu" or "tpu"; the layout of the cache depends on it.
       quantize: "int8" for int8 weights, or None.
+      kv_dtype: "int8" for an int8 cache, or None.
     """
+    heads, int8 = (config.num_kv_heads, config.head_dim), kv_dtype is not None
     quantised = quantize is not None
     width = config.embedding_size or config.hidden_size
     embedding = _matrix(width, config.vocab_size)
@@ -81,10 +87,7 @@ def decoder_sizes(
         read_bytes=weights_bytes - looked_up.nbytes(itemsize, quantised) - expert_bytes,
         row_flops=round(2 * (blocks.numbers(quantised) - left_out)),
         logit_flops=2 * embedding.weights,
-        token_bytes=config.num_layers
-        * token_rows(config.num_kv_heads, config.head_dim, platform)
-        * LANES
-        * itemsize,
+        token_bytes=config.num_layers * token_bytes(*heads, platform, itemsize, int8),
         token_flops=4 * config.num_layers * config.num_heads * config.head_dim,
         itemsize=itemsize,
         expert_bytes=expert_bytes,

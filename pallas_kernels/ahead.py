@@ -87,5 +87,7 @@ def compile_on(
       donate: indices of the arguments to donate.
     """
     with on_device(name) as sharding:
-        placed = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in arguments()]
+        placed = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments()
+        )
         return compile_lowered(name, jax.jit(call, donate_argnums=donate).lower(*placed))

@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emsjax.pallas_kernels.int8_cache import Cache, Int8Cache
 from emsjax.pallas_kernels.kv_layout import storage_dtypes
 from emsjax.pallas_kernels.kv_rows import LANES, rows_needed
 
 _CHECKING: ContextVar[bool] = ContextVar(
     "checking_lengths", default=os.environ.get("EMSJAX_CHECK_LENGTHS") == "1"
 )
-Shaped = jax.Array | jax.ShapeDtypeStruct
+Shaped = jax.Array | jax.ShapeDtypeStruct | Int8Cache
 FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
@@ -73,7 +74,7 @@ def check_lengths(
 
 def check_attention(
     q: jax.Array,
-    cache: jax.Array,
+    cache: Cache,
     prepared_for: tuple[tuple[tuple[int, ...], jnp.dtype], ...],
     layer: jax.Array,
     scale: float,
@@ -130,7 +131,7 @@ def check_expert_matmul(
 
 
 def check_update(
-    cache: jax.Array,
+    cache: Cache,
     k: jax.Array,
     v: jax.Array,
     layer: jax.Array,
@@ -270,7 +271,24 @@ def _check_cache(cache: Shaped, dtype: jnp.dtype, num_kv_heads: int, head_dim: i
             f"cache has {cache.shape[3]} rows a token: {num_kv_heads} key and value heads of "
             f"width {head_dim} need {needed}"
         )
-    _check_type("cache", cache, storage_dtypes(dtype))
+    if isinstance(cache, Int8Cache):
+        _check_type("cache.values", cache.values, (jnp.int8,))
+        _check_scale(cache, num_kv_heads)
+    else:
+        _check_type("cache", cache, storage_dtypes(dtype))
+
+
+def _check_scale(cache: Int8Cache, num_kv_heads: int) -> None:
+    tiles = -(-cache.shape[2] // LANES)
+    shape = (*cache.shape[:2], tiles, None, LANES)
+    wanted = f"[L, B, {tiles}, R, {LANES}] for a cache of {cache.shape[2]} tokens"
+    _check_shape("cache.scale", cache.scale, shape, wanted)
+    _check_type("cache.scale", cache.scale, (jnp.float32,))
+    if cache.scale.shape[3] < 2 * num_kv_heads:
+        raise ValueError(
+            f"cache.scale has {cache.scale.shape[3]} rows: {num_kv_heads} key and value heads need "
+            f"{2 * num_kv_heads}"
+        )
 
 
 def _check_lengths_arrays(cu_q_lens: jax.Array, kv_lens: jax.Array, num_slots: int) -> None:

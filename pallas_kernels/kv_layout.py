@@ -5,7 +5,8 @@ token's keys (K heads of width H, one after the other), its values, and padding.
 contiguous, aligned piece, so that writing it at any position is a single copy.
 
 On TPU, R is rounded up to 2, 4 or a multiple of 8. With other row counts XLA keeps the cache in a
-permuted layout and transposes all of it around every kernel.
+permuted layout and transposes all of it around every kernel. In int8 the fewest rows are 4.
+`int8_cache` describes the scales of an int8 cache.
 """
 
 import jax
@@ -16,14 +17,15 @@ from emsjax.pallas_kernels.backends import target_platform
 from emsjax.pallas_kernels.kv_rows import LANES, token_rows
 
 
-def rows_per_token(num_kv_heads: int, head_dim: int) -> int:
+def rows_per_token(num_kv_heads: int, head_dim: int, int8: bool = False) -> int:
     """Returns R, the rows of 128 lanes of one token in the cache on the target platform.
 
     Args:
       num_kv_heads: K.
       head_dim: H.
+      int8: whether the cache is int8.
     """
-    return token_rows(num_kv_heads, head_dim, target_platform())
+    return token_rows(num_kv_heads, head_dim, target_platform(), int8)
 
 
 def storage_dtypes(dtype: jnp.dtype) -> tuple[jnp.dtype, ...]:

@@ -44,6 +44,7 @@ API = (
     "emsjax.pallas_kernels.kv_rows",
     "emsjax.pallas_kernels.backends",
     "emsjax.pallas_kernels.quantised",
+    "emsjax.pallas_kernels.int8_cache",
 )
 ROW = re.compile(r"^\| `([\w/.]+)` \| [^|]+ \| ((?:`\w+` ?)*)\|$", re.MULTILINE)
 
@@ -134,7 +135,9 @@ def test_the_checks_find_the_sources():
         "emsjax.pallas_kernels.cache_update.cpu",
         "emsjax.pallas_kernels.cache_update.reference",
         "emsjax.pallas_kernels.cache_update.tpu",
+        "emsjax.pallas_kernels.cache_update.tpu_scales",
         "emsjax.pallas_kernels.checks",
+        "emsjax.pallas_kernels.int8_cache",
     }
 
 

@@ -99,6 +99,7 @@ def bench(
     ] = None,
     dtype: Annotated[str, typer.Option(metavar="TYPE", help="As for generate.")] = "auto",
     quantize: Annotated[str | None, typer.Option(metavar="int8", help="As for generate.")] = None,
+    kv_dtype: Annotated[str | None, typer.Option(metavar="int8", help="As for generate.")] = None,
     config: Annotated[
         str | None,
         typer.Option(
@@ -188,6 +189,7 @@ def bench(
         chat=chat,
         dtype=dtype,
         quantize=quantize,
+        kv_dtype=kv_dtype,
         parts=parts,
         compare=_names(compare),
         vllm_python=vllm_python,

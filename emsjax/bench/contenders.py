@@ -264,7 +264,8 @@ def _bytes_of(engine: Engine, places: int) -> int:
     """Bytes of `places` places of each slot's cache, over all slots, draft model included."""
     own = jax.eval_shape(lambda: engine.drafter.init(engine.num_slots, engine.capacity))
     # Of a drafter's state, only a K/V cache [L, B, S, R, 128] has five axes.
-    caches = [engine.cache_spec, *(part for part in jax.tree.leaves(own) if part.ndim == 5)]
+    target = jax.tree.leaves(engine.cache_spec)
+    caches = [*target, *(part for part in jax.tree.leaves(own) if part.ndim == 5)]
     held = sum(math.prod(cache.shape) * cache.dtype.itemsize for cache in caches)
     return held * places // engine.capacity
 

@@ -63,8 +63,8 @@ def run_facts() -> Record:
 
 # Records that differ in one of these fields cannot be compared in one table.
 ALIKE = (
-    *("model", "dtype", "quantize", "simulated", "device", "versions", "texts", "draft_model"),
-    "jobs",
+    *("model", "dtype", "quantize", "kv_dtype", "simulated", "device", "versions", "texts"),
+    *("draft_model", "jobs"),
 )
 
 

@@ -60,6 +60,7 @@ def _run(settings: Settings) -> None:
         "model": target.name,
         "dtype": str(target.model.dtype),
         "quantize": settings.quantize,
+        "kv_dtype": settings.kv_dtype,
         "simulated": settings.simulated,
         "texts": settings.texts(),
         "draft_model": settings.draft_model,
@@ -123,13 +124,15 @@ def say(line: str) -> None:
 def _target(settings: Settings) -> Target:
     forced = settings.forced()
     if settings.config is not None and forced is not None:
-        return random_target(settings.config, settings.dtype, forced, settings.quantize)
+        kinds = settings.quantize, settings.kv_dtype
+        return random_target(settings.config, settings.dtype, forced, *kinds)
     if settings.model is not None:  # the default model says itself where it comes from
         say(f"loading {settings.model}")
     return real_target(
         settings.model,
         settings.dtype,
         quantize=settings.quantize,
+        kv_dtype=settings.kv_dtype,
         draft_model=settings.draft_model,
         ignore_eos=settings.ignore_eos,
     )

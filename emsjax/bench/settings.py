@@ -42,6 +42,7 @@ class Settings:
       chat: whether text prompts go into the chat template.
       dtype: as for `LLM`.
       quantize: as for `LLM`.
+      kv_dtype: as for `LLM`.
       parts: whether to time the parts of a step.
       compare: other libraries to compare with, names of `PEERS`.
       vllm_python: the Python of the environment that has vLLM.
@@ -71,6 +72,7 @@ class Settings:
     chat: bool
     dtype: str
     quantize: str | None
+    kv_dtype: str | None
     parts: bool
     compare: tuple[str, ...]
     vllm_python: Path | None

@@ -186,8 +186,8 @@ class _Size:
     def _warm_up_job(self, cell: Cell, short: Sequence[Job]) -> None:
         contender = self._running[cell.spec]
         if isinstance(contender, Contender):
-            spec = contender.engine.cache_spec
-            check_fits(spec.size * spec.dtype.itemsize, "--jobs")
+            arrays = jax.tree.leaves(contender.engine.cache_spec)
+            check_fits(sum(x.size * x.dtype.itemsize for x in arrays), "--jobs")
         contender.serve(short)
 
     def _serve(self, cell: Cell, jobs: Sequence[Job], number: int) -> None:

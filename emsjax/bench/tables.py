@@ -55,9 +55,9 @@ def _commits(records: Sequence[Record]) -> list[str]:
 
 
 def _quantised(record: Record) -> str:
-    """The type of the weights if they are quantised. Records of version 0.1.0 lack the field."""
-    quantize = record.get("quantize")
-    return f", {quantize} weights" if quantize else ""
+    """The types of weights and cache if they are int8. Records of version 0.1.0 lack the fields."""
+    parts = {"weights": record.get("quantize"), "cache": record.get("kv_dtype")}
+    return "".join(f", {dtype} {part}" for part, dtype in parts.items() if dtype)
 
 
 def _versions(record: Record) -> str:

@@ -63,6 +63,7 @@ def real_target(
     dtype: str,
     *,
     quantize: str | None = None,
+    kv_dtype: str | None = None,
     draft_model: str | None = None,
     ignore_eos: bool = False,
 ) -> Target:
@@ -72,13 +73,14 @@ def real_target(
       model: as for `LLM`.
       dtype: as for `LLM`.
       quantize: as for `LLM`.
+      kv_dtype: as for `LLM`.
       draft_model: as for `LLM`.
       ignore_eos: whether texts continue past end-of-text tokens up to their limit.
 
     Raises:
       UserError: as for `load_model`.
     """
-    loaded = load_model(model, dtype=dtype, quantize=quantize)
+    loaded = load_model(model, dtype=dtype, quantize=quantize, kv_dtype=kv_dtype)
     target = loaded.model
     reader = RequestReader(loaded, target.vocab_size, target.max_positions, seed=0)
     params = SamplingParams(max_tokens=1)
@@ -94,7 +96,13 @@ def real_target(
     )
 
 
-def random_target(config: str, dtype: str, forced: Forced, quantize: str | None = None) -> Target:
+def random_target(
+    config: str,
+    dtype: str,
+    forced: Forced,
+    quantize: str | None = None,
+    kv_dtype: str | None = None,
+) -> Target:
     """Makes a model of a given shape with random weights, whose texts and drafts are simulated.
 
     Args:
@@ -102,11 +110,12 @@ def random_target(config: str, dtype: str, forced: Forced, quantize: str | None 
       dtype: as for `LLM`.
       forced: the simulated acceptance.
       quantize: as for `LLM`.
+      kv_dtype: as for `LLM`.
 
     Raises:
       UserError: there is no such configuration.
     """
-    model: Model = random_model(config, dtype, quantize)
+    model: Model = random_model(config, dtype, quantize, kv_dtype)
     options = {"choose": scripted_choice(model.vocab_size)}
     longest = model.max_positions
     return Target(model, config, (), longest, forced=forced, options=options, dtype=dtype)

@@ -37,7 +37,7 @@ class DraftModelState(NamedTuple):
       guessed_from: int32[B], the position of its first token; S if nothing was drafted.
     """
 
-    cache: jax.Array
+    cache: Any
     kv_lens: jax.Array
     guesses: jax.Array
     guessed_from: jax.Array
@@ -54,7 +54,7 @@ class _Drafting(NamedTuple):
     """
 
     done: jax.Array
-    cache: jax.Array
+    cache: Any
     guesses: jax.Array
     confidence: jax.Array
 
@@ -93,7 +93,7 @@ class DraftModel:
         nothing = jnp.zeros(num_slots, jnp.int32)
         guesses = jnp.zeros((num_slots, self.draft_length), jnp.int32)
         return DraftModelState(
-            jnp.zeros(spec.shape, spec.dtype), nothing, guesses, nothing + capacity
+            jax.tree.map(jnp.zeros_like, spec), nothing, guesses, nothing + capacity
         )
 
     def admit(self, drafter_state: DraftModelState, slot: jax.Array) -> DraftModelState:

@@ -60,7 +60,8 @@ class Engine:
           policy: what to pad; other policies than the default exist for comparison.
           trace: whether to record what was drafted, so that results have a `trace`.
           choose: turns the target's logits into tokens; simulations replace it.
-          new_cache: makes a K/V cache of this shape and type, whose elements may be anything.
+          new_cache: makes an array of the K/V cache, of this shape and type. Its elements may be
+            anything.
         """
         self.num_slots, self.capacity = num_slots, capacity
         self.ladder = tuple(ladder)
@@ -189,9 +190,9 @@ class Engine:
         return program.lower(*placed)
 
     def _empty(self) -> DecodeState:
-        return self._around(self._new_cache(self.cache_spec))
+        return self._around(jax.tree.map(self._new_cache, self.cache_spec))
 
-    def _around(self, cache: jax.Array) -> DecodeState:
+    def _around(self, cache: Any) -> DecodeState:
         """Returns a state of idle slots around an existing cache, which may hold prompts."""
         drafter_state = self.drafter.init(self.num_slots, self.capacity)
         hidden = None

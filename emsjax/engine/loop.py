@@ -82,7 +82,7 @@ class Forward(NamedTuple):
         does not read them.
     """
 
-    cache: jax.Array
+    cache: Any
     chosen: Chosen
     hidden: jax.Array | None
 

@@ -44,12 +44,14 @@ class Model(Protocol):
     def sizes(self) -> Sizes:
         """The bytes and operations of a step, see `Sizes`."""
 
-    def cache_spec(self, num_slots: int, capacity: int) -> jax.ShapeDtypeStruct:
-        """Returns the shape and type of the K/V cache for B slots of S tokens."""
+    def cache_spec(self, num_slots: int, capacity: int) -> Any:
+        """Returns the shape and type of the K/V cache for B slots of S tokens.
 
-    def __call__(
-        self, batch: PackedBatch, cache: jax.Array, *, max_q_len: int
-    ) -> tuple[jax.Array, jax.Array]:
+        It may consist of several arrays [L, B, ...], but has one `shape` that begins [L, B, S], and
+        one `dtype`.
+        """
+
+    def __call__(self, batch: PackedBatch, cache: Any, *, max_q_len: int) -> tuple[jax.Array, Any]:
         """Returns the hidden states [T, E] of the packed rows, and the cache with their K/V."""
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -76,7 +76,7 @@ class DecodeState:
         traces.
     """
 
-    cache: jax.Array
+    cache: Any
     tokens: jax.Array
     emitted_at: jax.Array
     lens: jax.Array
@@ -99,7 +99,7 @@ class DecodeState:
 
 
 def empty_state(
-    cache: jax.Array,
+    cache: Any,
     draft_length: int,
     drafter: Any,
     hidden: jax.Array | None = None,
@@ -185,8 +185,8 @@ def admit(
     )
 
 
-def copy_cache(cache: jax.Array, source: jax.Array, slot: jax.Array) -> jax.Array:
-    """Returns the cache [L, B, S, ...] with one slot's K/V replaced by those of another.
+def copy_cache(cache: Any, source: jax.Array, slot: jax.Array) -> Any:
+    """Returns the cache, arrays [L, B, ...], with one slot's K/V replaced by those of another.
 
     The copy goes layer by layer. Copying all layers at once would need memory for another slot.
 
@@ -202,4 +202,7 @@ def copy_cache(cache: jax.Array, source: jax.Array, slot: jax.Array) -> jax.Arra
         there = jax.lax.dynamic_slice(cache, (layer, source, *rest), size)
         return jax.lax.dynamic_update_slice(cache, there, (layer, slot, *rest))
 
-    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(cache.shape[0]), copy_layer, cache)
+    def copy_array(array: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(jnp.int32(0), jnp.int32(array.shape[0]), copy_layer, array)
+
+    return jax.tree.map(copy_array, cache)

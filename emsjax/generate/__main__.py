@@ -86,6 +86,10 @@ def _generate(
         str | None,
         _option("--quantize", "int8: half the weights' memory. (default: none)", _MODEL, "int8"),
     ] = None,
+    kv_dtype: Annotated[
+        str | None,
+        _option("--kv-dtype", "int8: half the cache's memory. (default: none)", _MODEL, "int8"),
+    ] = None,
     batch_size: Annotated[
         int | None,
         _number("--batch-size", "Samples decoded together. (default: 8)", _MODEL),
@@ -113,6 +117,10 @@ def _generate(
     draft_model: Annotated[
         str | None,
         _option("--draft-model", "A smaller model or a trained draft.", _DRAFTING),
+    ] = None,
+    draft_quantize: Annotated[
+        str | None,
+        _option("--draft-quantize", "As --quantize, of a draft model.", _DRAFTING, "int8"),
     ] = None,
     draft_length: Annotated[
         int | None,

@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from emsjax.errors import UserError
-from emsjax.limits import DRAFTERS, MAX_BATCH_SIZE, MAX_SEED, METHODS, QUANTIZATIONS
+from emsjax.limits import (
+    DRAFTERS,
+    KV_DTYPES,
+    MAX_BATCH_SIZE,
+    MAX_SEED,
+    METHODS,
+    QUANTIZATIONS,
+)
 from emsjax.requests.prompt_line import check_text
 from emsjax.requests.sampling_params import SamplingParams
 from emsjax.token_view.file import check_page
@@ -34,6 +41,7 @@ class Options:
     tokenizer: str | None = None
     drafter: str | None = None
     draft_model: str | None = None
+    draft_quantize: str | None = None
     method: str = "ems"
     prompt: tuple[str, ...] = ()
     input: str | None = None
@@ -62,6 +70,7 @@ class Options:
     seed: int = 0
     dtype: str = "auto"
     quantize: str | None = None
+    kv_dtype: str | None = None
     planner: bool = True
     exact: bool = False
     ignore_eos: bool = False
@@ -90,9 +99,11 @@ class Options:
             "method": self.method,
             "dtype": self.dtype,
             "quantize": self.quantize,
+            "kv_dtype": self.kv_dtype,
             "max_batch_size": self.batch_size,
             "max_model_len": self.max_model_len,
             "draft_model": self.draft_model,
+            "draft_quantize": self.draft_quantize,
             "draft_length": self.draft_length,
             "max_ngram": self.max_ngram,
             "min_ngram": self.min_ngram,
@@ -115,6 +126,10 @@ def check(options: Options) -> None:
     _check_choice("--dtype", options.dtype, _DTYPES)
     if options.quantize is not None:
         _check_choice("--quantize", options.quantize, QUANTIZATIONS)
+    if options.draft_quantize is not None:
+        _check_choice("--draft-quantize", options.draft_quantize, QUANTIZATIONS)
+    if options.kv_dtype is not None:
+        _check_choice("--kv-dtype", options.kv_dtype, KV_DTYPES)
     _check_given(options)
     _check_positive(options)
     _check_drafting(options)
@@ -170,17 +185,18 @@ def _flag(name: str) -> str:
 
 
 def _check_drafting(options: Options) -> None:
-    if options.draft_model is not None and options.drafter == "prompt-lookup":
-        raise UserError(
-            f"--drafter prompt-lookup does not use --draft-model {options.draft_model}; leave one "
-            "of them out."
-        )
+    for name in ("draft_model", "draft_quantize"):
+        if getattr(options, name) is not None and options.drafter == "prompt-lookup":
+            raise UserError(
+                f"--drafter prompt-lookup does not use {_flag(name)} {getattr(options, name)}; "
+                "leave one of them out."
+            )
     if options.method == "none" and options.drafter not in (None, "none"):
         raise UserError(
             f"--method none drafts nothing, so --drafter {options.drafter} contradicts it; "
             "leave one of them out."
         )
-    for name in ("draft_model", "draft_length", "max_ngram", "min_ngram"):
+    for name in ("draft_model", "draft_quantize", "draft_length", "max_ngram", "min_ngram"):
         if getattr(options, name) is not None and not options.drafts:
             flag = _flag(name)
             raise UserError(

@@ -35,7 +35,10 @@ def abstract_model(
 
 
 def shape_of_model(
-    config: DecoderConfig, dtype: jnp.dtype, quantize: str | None = None
+    config: DecoderConfig,
+    dtype: jnp.dtype,
+    quantize: str | None = None,
+    kv_dtype: str | None = None,
 ) -> nnx.Module:
     """Returns a model whose parameters are shapes without any values.
 
@@ -43,12 +46,14 @@ def shape_of_model(
       config: the configuration.
       dtype: type of the activations, and of the parameters that are not quantised.
       quantize: "int8" for int8 weights, or None.
+      kv_dtype: "int8" for an int8 K/V cache, or None.
     """
     graphdef, params = _split(config, dtype)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params)
     model = nnx.merge(graphdef, params)
     if quantize is not None:
         quantise_shapes(model)
+    model.kv_dtype = kv_dtype
     return model
 
 

@@ -29,7 +29,13 @@ def shipped_draft(target: LoadedModel) -> Path | None:
 
 
 def load_drafter(
-    draft: str | Path, target: LoadedModel, draft_length: int, *, dtype: str, narrowest: int
+    draft: str | Path,
+    target: LoadedModel,
+    draft_length: int,
+    *,
+    dtype: str,
+    quantize: str | None = None,
+    narrowest: int,
 ) -> DraftModel | Recurrent:
     """Loads a draft trained by `emsjax.train`, or any model with the target's vocabulary.
 
@@ -38,17 +44,24 @@ def load_drafter(
       target: the model to draft for.
       draft_length: k, the most draft tokens per step.
       dtype: dtype of a draft model, as for `load_model`; a trained draft uses the target's.
+      quantize: "int8" for int8 weights in a draft model, as for `load_model`.
       narrowest: see `DraftModel.narrowest`.
 
     Raises:
-      UserError: the draft cannot be found or loaded, or does not match the target.
+      UserError: the draft cannot be found or loaded, does not match the target, or cannot be
+        quantised.
     """
     with foreign(f"draft {str(draft)[:100]!r} cannot be looked up", "name a directory"):
         directory = Path(draft).expanduser()
         trained = (directory / MANIFEST).is_file()
     if trained:
+        if quantize is not None:
+            raise UserError(
+                f"draft {str(draft)!r} was trained for {target.name} and stays as it is; leave out "
+                "draft_quantize"
+            )
         return _recurrent(directory, target, draft_length)
-    loaded = load_model(draft, dtype=dtype)
+    loaded = load_model(draft, dtype=dtype, quantize=quantize)
     check_vocabulary(loaded, target)
     _warn_if_larger(loaded, target)
     graphdef, weights = nnx.split(loaded.model)

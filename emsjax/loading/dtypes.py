@@ -3,7 +3,7 @@
 import jax
 
 from emsjax.errors import UserError
-from emsjax.limits import QUANTIZATIONS
+from emsjax.limits import KV_DTYPES, QUANTIZATIONS
 
 NAMES = ("float32", "bfloat16", "float16")
 
@@ -48,3 +48,16 @@ def check_quantize(method: str | None) -> str | None:
             f"quantize {method!r} is unknown; choose {', '.join(QUANTIZATIONS)}, or leave it out."
         )
     return method
+
+
+def check_kv_dtype(name: str | None) -> str | None:
+    """Returns `name` if it is None or one of `KV_DTYPES`.
+
+    Raises:
+      UserError: it is neither.
+    """
+    if name is not None and name not in KV_DTYPES:
+        raise UserError(
+            f"kv_dtype {name!r} is unknown; choose {', '.join(KV_DTYPES)}, or leave it out."
+        )
+    return name

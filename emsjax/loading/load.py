@@ -13,7 +13,7 @@ from emsjax.errors import UserError, foreign
 from emsjax.host.device import check_device
 from emsjax.loading.build import read_weights
 from emsjax.loading.default_model import default_model_dir, default_name
-from emsjax.loading.dtypes import check_dtype, check_quantize, dtype_for_device
+from emsjax.loading.dtypes import check_dtype, check_kv_dtype, check_quantize, dtype_for_device
 from emsjax.loading.families import supported
 from emsjax.loading.hf.tokenizer import load_tokenizer
 from emsjax.loading.hub import hub_snapshot, is_repo_id
@@ -50,6 +50,7 @@ def load_model(
     *,
     dtype: str = "auto",
     quantize: str | None = None,
+    kv_dtype: str | None = None,
     tokenizer: str | None = None,
     progress: Progress | None = None,
 ) -> LoadedModel:
@@ -62,17 +63,19 @@ def load_model(
         it means the checkpoint's dtype, or bfloat16 for float32 and quantised checkpoints.
       quantize: "int8" to turn the weights of all products and the token embedding into int8, with
         one scale per output channel; None to leave them as the checkpoint has them.
+      kv_dtype: "int8" for an int8 K/V cache; None for one in the dtype of the activations.
       tokenizer: directory, GGUF file or hub id of a tokenizer to use instead of the model's.
       progress: called with (tensors read, total tensors).
 
     Raises:
       UserError: the model or tokenizer does not exist, is damaged or belongs to an unsupported
-        family, `dtype` or `quantize` is unknown, the model has int8 weights and `quantize` is
-        given, or jax has no device.
+        family, `dtype`, `quantize` or `kv_dtype` is unknown, the model has int8 weights and
+        `quantize` is given, or jax has no device.
     """
     check_device()
     check_dtype(dtype)
     check_quantize(quantize)
+    check_kv_dtype(kv_dtype)
     opened = find_model(model)
     computed = dtype_for_device(dtype, opened.source.dtype)
     read_tokenizer = opened.tokenizer if tokenizer is None else partial(_other_tokenizer, tokenizer)
@@ -80,8 +83,14 @@ def load_model(
     with ThreadPoolExecutor(max_workers=1) as pool:
         vocabulary = pool.submit(read_tokenizer)
         graphdef, params = read_weights(opened, computed, progress, quantize)
+    built = nnx.merge(graphdef, params)
+    if kv_dtype is not None:
+        from emsjax.models.even_keys import even_out_keys
+
+        built.kv_dtype = kv_dtype
+        even_out_keys(built)
     return LoadedModel(
-        model=nnx.merge(graphdef, params),
+        model=built,
         tokenizer=vocabulary.result(),
         eos_token_ids=opened.eos_token_ids,
         name=default_name(opened.name) if model is None else opened.name,

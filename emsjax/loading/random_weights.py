@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from emsjax.loading.build import shape_of_model
-from emsjax.loading.dtypes import check_dtype, check_quantize, dtype_for_device
+from emsjax.loading.dtypes import check_dtype, check_kv_dtype, check_quantize, dtype_for_device
 from emsjax.loading.named import named_config
 
 # Each array is generated in at most this many parts, one after another. Generating the rows of an
@@ -15,22 +15,26 @@ from emsjax.loading.named import named_config
 MOST_PARTS = 64
 
 
-def random_model(config: str, dtype: str = "auto", quantize: str | None = None) -> nnx.Module:
+def random_model(
+    config: str, dtype: str = "auto", quantize: str | None = None, kv_dtype: str | None = None
+) -> nnx.Module:
     """Returns a model with random weights on the default device.
 
     Args:
       config: name or path of a configuration, as for `named_config`.
       dtype: as for `load_model`; "auto" means float32 on CPU and bfloat16 on an accelerator.
       quantize: as for `load_model`.
+      kv_dtype: as for `load_model`.
 
     Raises:
-      UserError: there is no such configuration, or `dtype` or `quantize` is unknown.
+      UserError: there is no such configuration, or `dtype`, `quantize` or `kv_dtype` is unknown.
     """
     check_dtype(dtype)
     check_quantize(quantize)
+    check_kv_dtype(kv_dtype)
     shape = named_config(config)
     computed = jnp.dtype(dtype_for_device(dtype, "bfloat16"))
-    graphdef, shapes = nnx.split(shape_of_model(shape, computed, quantize))
+    graphdef, shapes = nnx.split(shape_of_model(shape, computed, quantize, kv_dtype))
     leaves, tree = jax.tree.flatten(shapes)
     keys = jax.random.split(jax.random.key(0), len(leaves))
     made = [_random(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves, strict=True)]

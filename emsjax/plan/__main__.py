@@ -11,7 +11,7 @@ from emsjax.cli import command
 from emsjax.cli.interrupts import interrupts_wait
 from emsjax.costs.hardware import HARDWARE
 from emsjax.errors import UserError
-from emsjax.limits import QUANTIZATIONS
+from emsjax.limits import KV_DTYPES, QUANTIZATIONS
 
 if TYPE_CHECKING:
     from emsjax.plan.forecast import Forecast
@@ -52,6 +52,9 @@ def plan(
     quantize: Annotated[
         str | None, typer.Option(metavar="int8", help="Dtype of weights, if not that of --dtype.")
     ] = None,
+    kv_dtype: Annotated[
+        str | None, typer.Option(metavar="int8", help="Dtype of the cache, if not that of --dtype.")
+    ] = None,
     acceptance: Annotated[
         float,
         typer.Option(
@@ -81,6 +84,8 @@ def plan(
     _check_name("--dtype", dtype, _DTYPES)
     if quantize is not None:
         _check_name("--quantize", quantize, QUANTIZATIONS)
+    if kv_dtype is not None:
+        _check_name("--kv-dtype", kv_dtype, KV_DTYPES)
     if not 0 <= acceptance <= 1:
         raise UserError(f"--acceptance is {acceptance:g}; it must be a probability from 0 to 1.")
     compiling = compile is not False and any(HARDWARE[name].is_tpu for name in devices)
@@ -89,7 +94,15 @@ def plan(
         from emsjax.plan.options import Options, make_forecasts
 
     options = Options(
-        batch_size, max_model_len, context, dtype, quantize, acceptance, draft_length, compile
+        batch_size=batch_size,
+        max_model_len=max_model_len,
+        context=context,
+        dtype=dtype,
+        quantize=quantize,
+        kv_dtype=kv_dtype,
+        acceptance=acceptance,
+        draft_length=draft_length,
+        compile=compile,
     )
     models = model or [DEFAULT_MODEL]
     forecasts: list[Forecast] = []

@@ -20,6 +20,7 @@ class Options(NamedTuple):
     context: int | None
     dtype: str
     quantize: str | None
+    kv_dtype: str | None
     acceptance: float
     draft_length: int
     compile: bool | None
@@ -85,6 +86,7 @@ def _setting(model: str, topology: str, options: Options) -> Setting:
         context=context,
         dtype=options.dtype,
         quantize=options.quantize,
+        kv_dtype=options.kv_dtype,
         acceptance=options.acceptance,
         draft_length=options.draft_length,
     )

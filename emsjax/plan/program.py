@@ -69,7 +69,9 @@ def _engine(setting: Setting) -> Engine:
     Its drafter is prompt lookup, which stands for every drafter that costs next to nothing.
     """
     return Engine(
-        shape_of_model(setting.config, jnp.dtype(setting.dtype), setting.quantize),
+        shape_of_model(
+            setting.config, jnp.dtype(setting.dtype), setting.quantize, setting.kv_dtype
+        ),
         PromptLookup(setting.draft_length),
         setting.ladder(),
         num_slots=setting.num_slots,

@@ -21,6 +21,7 @@ def record(forecast: Forecast) -> dict[str, Any]:
         "device": setting.hardware.name,
         "dtype": setting.dtype,
         "quantize": setting.quantize,
+        "kv_dtype": setting.kv_dtype,
         "batch_size": setting.num_slots,
         "max_model_len": setting.max_model_len,
         "context": setting.context,

@@ -29,10 +29,11 @@ class Setting:
       num_slots: B.
       max_model_len: most tokens of a sample.
       context: cached tokens per sample in the timed step.
-      dtype: dtype of activations, cache and weights that are not quantised, one of `DTYPES`.
+      dtype: dtype of activations, and of cache and weights that are not int8, one of `DTYPES`.
       acceptance: probability that a draft token is accepted if those before it are.
       draft_length: k.
       quantize: "int8" for int8 weights, or None.
+      kv_dtype: "int8" for an int8 cache, or None.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Setting:
     acceptance: float
     draft_length: int
     quantize: str | None = None
+    kv_dtype: str | None = None
 
     @property
     def capacity(self) -> int:
@@ -65,7 +67,9 @@ class Setting:
     @property
     def numbers(self) -> str:
         """The dtypes, for display."""
-        return self.dtype if self.quantize is None else f"{self.dtype} with {self.quantize} weights"
+        quantised = {"weights": self.quantize, "cache": self.kv_dtype}
+        parts = [f"{dtype} {part}" for part, dtype in quantised.items() if dtype is not None]
+        return f"{self.dtype} with {' and '.join(parts)}" if parts else self.dtype
 
     @property
     def platform(self) -> str:
@@ -78,7 +82,8 @@ class Setting:
 
     def sizes(self) -> Sizes:
         """Returns the sizes of the model."""
-        return decoder_sizes(self.config, self.itemsize, self.platform, self.quantize)
+        kinds = self.quantize, self.kv_dtype
+        return decoder_sizes(self.config, self.itemsize, self.platform, *kinds)
 
     def ladder(self) -> tuple[Rung, ...]:
         """Returns the shapes of a step."""

@@ -91,8 +91,11 @@ LLM_OPTIONS = (
         enable_sleep_mode=False,
     ),
     _foreign(
-        "there is no counterpart: the cache has the dtype of the model",
+        "set kv_dtype for an int8 cache",
         kv_cache_dtype="auto",
+    ),
+    _foreign(
+        "there is no counterpart: the cache has the dtype of the model, or scales of its own",
         calculate_kv_scales=False,
         mamba_cache_dtype="auto",
         mamba_ssm_cache_dtype="auto",

@@ -9,10 +9,21 @@ import jax.numpy as jnp
 from emsjax.pallas_kernels.backends import Backend, Backends, always_supported, pick
 from emsjax.pallas_kernels.cache_update import reference
 from emsjax.pallas_kernels.checks import check_update, check_values
+from emsjax.pallas_kernels.int8_cache import Cache, Int8Cache, pack_scales, quantise
 
 
 def _reference() -> Backend:
     return Backend(reference.update_kv_cache, always_supported)
+
+
+def _reference_scales() -> Backend:
+    return Backend(reference.update_scales, always_supported)
+
+
+def _tpu_scales() -> Backend:
+    from emsjax.pallas_kernels.cache_update import tpu_scales
+
+    return Backend(tpu_scales.update_scales, tpu_scales.unsupported)
 
 
 def _new() -> Backend:
@@ -33,6 +44,7 @@ def _new_on_cpu() -> Backend:
 
 # A GPU needs no kernel: XLA compiles the reference to one in-place scatter.
 BACKENDS: Backends = MappingProxyType({"reference": _reference, "tpu": _tpu})
+SCALES: Backends = MappingProxyType({"reference": _reference_scales, "tpu": _tpu_scales})
 NEW_CACHES: Backends = MappingProxyType({"reference": _new, "cpu": _new_on_cpu})
 
 
@@ -61,7 +73,7 @@ def cache_places(slot_ids: jax.Array, cu_q_lens: jax.Array, kv_lens: jax.Array) 
 
 
 def update_kv_cache(
-    cache: jax.Array,
+    cache: Cache,
     k: jax.Array,
     v: jax.Array,
     *,
@@ -71,13 +83,13 @@ def update_kv_cache(
     kv_lens: jax.Array,
     places: Places | None = None,
     backend: str | None = None,
-) -> jax.Array:
+) -> Cache:
     """Writes the K/V of packed rows into the cache, in place if the caller donates it.
 
     The rows of slot b are the last `cu_q_lens[b+1] - cu_q_lens[b]` of its `kv_lens[b]` tokens.
 
     Args:
-      cache: [L, B, S, R, 128], see `kv_layout`.
+      cache: [L, B, S, R, 128], see `kv_layout`, or an `Int8Cache`, for which K/V are quantised.
       k: new keys [T, K, H].
       v: new values [T, K, H].
       layer: int32[], the layer of the cache to write.
@@ -107,16 +119,22 @@ def update_kv_cache(
         max_q_len=num_rows,
         cache_shape=cache.shape,
     )
-    update = pick("update_kv_cache", BACKENDS, backend, cache, k)
     places = cache_places(slot_ids, cu_q_lens, kv_lens) if places is None else places
-    return update(cache, k, v, layer, slot_ids, *places)
+    where = (layer, slot_ids, *places)
+    if not isinstance(cache, Int8Cache):
+        return pick("update_kv_cache", BACKENDS, backend, cache, k)(cache, k, v, *where)
+    (k, k_scale), (v, v_scale) = quantise(k), quantise(v)
+    scales = pack_scales(k_scale, v_scale, cache)
+    update = pick("update_kv_cache", BACKENDS, backend, cache.values, k)
+    update_scales = pick("update_scales", SCALES, backend, cache.scale, scales)
+    return Int8Cache(update(cache.values, k, v, *where), update_scales(cache.scale, scales, *where))
 
 
 def new_cache(spec: jax.ShapeDtypeStruct, backend: str | None = None) -> jax.Array:
-    """Returns a cache into which nothing has been written; its elements may be anything.
+    """Returns an array into which nothing has been written; its elements may be anything.
 
     Args:
-      spec: the cache's shape and type.
+      spec: shape and type of the cache, or of the scales of an int8 cache.
       backend: "reference" (zeros, on any platform) or "cpu" (takes no memory before it is written).
         None uses the platform's own if it is available, else the reference.
 

@@ -13,13 +13,13 @@ from jax.experimental.pallas import tpu as pltpu
 
 from emsjax.pallas_kernels.kv_layout import pack_kv
 
-DTYPES = (jnp.float32, jnp.bfloat16)
+DTYPES = (jnp.float32, jnp.bfloat16, jnp.int8)
 
 
 def unsupported(cache: jax.Array, k: jax.Array) -> str | None:
     """Why the kernel cannot be used, or None if it can."""
     if cache.dtype not in DTYPES:
-        return f"the cache is {cache.dtype}, and the TPU kernel takes float32 and bfloat16"
+        return f"the cache is {cache.dtype}, and the TPU kernel takes float32, bfloat16 and int8"
     if cache.dtype != k.dtype:
         return f"the cache is {cache.dtype} and k {k.dtype}, and the TPU kernel takes one type"
     return None

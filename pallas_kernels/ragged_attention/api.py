@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from emsjax.pallas_kernels.backends import Backend, Backends, always_supported, pick
 from emsjax.pallas_kernels.checks import check_attention, check_lengths, check_values
+from emsjax.pallas_kernels.int8_cache import Cache
 from emsjax.pallas_kernels.ragged_attention import reference
 
 
@@ -44,7 +45,7 @@ class Attend(Protocol):
     def __call__(
         self,
         q: jax.Array,
-        cache: jax.Array,
+        cache: Cache,
         *,
         layer: jax.Array,
         scale: float,
@@ -56,7 +57,7 @@ class Attend(Protocol):
 
 def ragged_attention(
     q: jax.Array,
-    cache: jax.Array,
+    cache: Cache,
     *,
     layer: jax.Array,
     cu_q_lens: jax.Array,
@@ -84,8 +85,8 @@ def ragged_attention(
 
     Args:
       q: packed queries [T, N, H].
-      cache: keys and values [L, B, S, R, 128], see `kv_layout`. It is neither copied nor sliced as
-        a whole.
+      cache: keys and values [L, B, S, R, 128], see `kv_layout`, or an `Int8Cache` of them. It is
+        neither copied nor sliced as a whole.
       layer: int32[], the layer of the cache to read.
       cu_q_lens: int32[B+1], the first row of each slot; T >= cu_q_lens[B].
       kv_lens: int32[B], valid tokens of each slot, including its rows; at most S.
@@ -124,7 +125,7 @@ def ragged_attention(
 
 def prepare(
     q: jax.Array | jax.ShapeDtypeStruct,
-    cache: jax.Array | jax.ShapeDtypeStruct,
+    cache: Cache | jax.ShapeDtypeStruct,
     *,
     cu_q_lens: jax.Array,
     kv_lens: jax.Array,
@@ -163,7 +164,7 @@ def prepare(
 
     def attend(
         q: jax.Array,
-        cache: jax.Array,
+        cache: Cache,
         *,
         layer: jax.Array,
         scale: float,

@@ -18,6 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from emsjax.pallas_kernels import hopper
+from emsjax.pallas_kernels.int8_cache import Cache
 from emsjax.pallas_kernels.ragged_attention.tiles import (
     Prepared,
     TileFacts,
@@ -108,7 +109,7 @@ class _Running(NamedTuple):
     total: Any  # float32[M], sum of weights
 
 
-def unsupported(q: jax.Array, cache: jax.Array, num_kv_heads: int) -> str | None:
+def unsupported(q: jax.Array, cache: Cache, num_kv_heads: int) -> str | None:
     """Returns why the kernel does not support these arguments, or None if it does."""
     _, num_heads, head_dim = q.shape
     group, capacity, no_hopper = num_heads // num_kv_heads, cache.shape[2], hopper.no_hopper()

@@ -63,7 +63,7 @@ class Heads(NamedTuple):
 def together(heads: list[Place], packing: int) -> list[list[Heads]]:
     """Collects heads that occupy the same rows, in groups whose rows are loaded together.
 
-    A load fetches 32-bit words, which hold `packing` rows: two of 16 bits or one of 32.
+    A load fetches 32-bit words, which hold `packing` rows: four of 8 bits, two of 16 or one of 32.
     """
     found, first = [], 0
     for rows, group in itertools.groupby(place.rows() for place in heads):

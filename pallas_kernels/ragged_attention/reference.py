@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.pallas_kernels.backends import target_platform
-from emsjax.pallas_kernels.kv_layout import read_kv
+from emsjax.pallas_kernels.int8_cache import Cache, read_block
 from emsjax.pallas_kernels.ragged_attention.tiles import (
     Prepared,
     TileFacts,
@@ -28,6 +28,8 @@ from emsjax.pallas_kernels.ragged_attention.tuning import BLOCKS, tile_height
 # The score of a masked token. It is finite because a row whose first blocks are all masked would
 # otherwise compute inf - inf.
 MASKED = -1e30
+# About the largest int8 number, and a power of two, so that no product with it is rounded.
+_RESTORED = 128.0
 
 
 class _Tile(NamedTuple):
@@ -56,7 +58,7 @@ def _visible(
 
 def _attend_tile(
     tile: _Tile,
-    cache: jax.Array,
+    cache: Cache,
     layer: jax.Array,
     block: int,
     num_kv_heads: int,
@@ -74,10 +76,16 @@ def _attend_tile(
     def attend_block(i: jax.Array, carry: tuple) -> tuple:
         top, total, out = carry
         first = i * block
-        k, v = read_kv(cache, layer, tile.facts.slot, first, block, num_kv_heads, head_dim, dtype)
+        read = read_block(
+            cache, layer, tile.facts.slot, first, block, num_kv_heads, head_dim, dtype
+        )
         kv_positions = first + jnp.arange(block, dtype=jnp.int32)
-        scores = jnp.einsum("KMH,KSH->KMS", tile.queries, k, preferred_element_type=jnp.float32)
+        scores = jnp.einsum(
+            "KMH,KSH->KMS", tile.queries, read.k, preferred_element_type=jnp.float32
+        )
         scores *= scale
+        if read.k_scale is not None:
+            scores *= read.k_scale[:, None]
         if soft_cap is not None:
             scores = soft_cap * jnp.tanh(scores / soft_cap)
         # Positions after the end and holes are cleared, not only masked: they may hold NaN, and
@@ -89,10 +97,15 @@ def _attend_tile(
         new_top = jnp.maximum(top, scores.max(axis=2))
         weights = jnp.exp(scores - new_top[..., None])
         decay = jnp.exp(top - new_top)
-        v = jnp.where(there[None, :, None], v, jnp.zeros((), v.dtype))
+        v, scaled = jnp.where(there[None, :, None], read.v, jnp.zeros((), dtype)), weights
+        if read.v_scale is not None:
+            # Weights as large as the values were keep float16 from rounding small ones to nothing.
+            scaled = weights * jnp.where(there, read.v_scale * _RESTORED, 0)[:, None]
         gained = jnp.einsum(
-            "KMS,KSH->KMH", weights.astype(dtype), v, preferred_element_type=jnp.float32
+            "KMS,KSH->KMH", scaled.astype(dtype), v, preferred_element_type=jnp.float32
         )
+        if read.v_scale is not None:
+            gained /= _RESTORED
         return new_top, total * decay + weights.sum(axis=2), out * decay[..., None] + gained
 
     start = jnp.zeros((), jnp.int32)
@@ -111,7 +124,7 @@ def _attend_tile(
 
 def prepare(
     q: jax.ShapeDtypeStruct,  # [T, N, H]
-    cache: jax.ShapeDtypeStruct,  # [L, B, S, R, 128]
+    cache: Cache,  # [L, B, S, R, 128], or only its shape
     cu_q_lens: jax.Array,  # int32[B+1]
     kv_lens: jax.Array,  # int32[B]
     ancestors: jax.Array | None,  # uint32[T]
@@ -134,7 +147,7 @@ def prepare(
 
 def _attend(
     q: jax.Array,  # [T, N, H]
-    cache: jax.Array,  # [L, B, S, R, 128]
+    cache: Cache,  # [L, B, S, R, 128]
     layer: jax.Array,  # int32[]
     *,
     prepared: Prepared,

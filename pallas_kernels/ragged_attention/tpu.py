@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from emsjax.pallas_kernels.int8_cache import Cache, Int8Cache
 from emsjax.pallas_kernels.kv_rows import LANES
 from emsjax.pallas_kernels.ragged_attention.lanes import gather_values, spread_queries, width
 from emsjax.pallas_kernels.ragged_attention.tiles import (
@@ -31,6 +32,7 @@ from emsjax.pallas_kernels.ragged_attention.tpu_block import (
     Running,
     add_block,
     clear,
+    clear_scales,
     visible_tokens,
 )
 from emsjax.pallas_kernels.ragged_attention.tuning import (
@@ -43,6 +45,8 @@ from emsjax.pallas_kernels.ragged_attention.tuning import (
 DTYPES = (jnp.float32, jnp.bfloat16)
 # Blocks divide S. For a capacity without this divisor they would be tiny.
 CAPACITY_MULTIPLE = 32
+# The scales of this many tokens of an int8 cache share a tile, which a block cannot cut.
+INT8_CAPACITY_MULTIPLE = LANES
 
 
 class _Stream(NamedTuple):
@@ -55,6 +59,8 @@ class _Stream(NamedTuple):
     buffers: Any  # [2, parts, block, rows of a part, 128] in VMEM
     arrived: Any  # DMA semaphores, one for each buffer
     piece: int  # tokens
+    scale: Any = None  # [L, B, S / 128, R, 128] in HBM, of an int8 cache
+    scale_buffers: Any = None  # [2, block / 128, R, 128] in VMEM
 
     @property
     def block(self) -> int:
@@ -85,6 +91,8 @@ class _Stream(NamedTuple):
           buffer: 0 or 1.
         """
         valid = self.valid(tile, block)
+        if self.scale is not None:
+            self._copy_scales(act, tile, block, buffer)
 
         @pl.when(valid == self.block)
         def _whole() -> None:
@@ -120,16 +128,25 @@ class _Stream(NamedTuple):
             target = self.buffers.at[buffer, part, pl.ds(first, count)]
             getattr(pltpu.make_async_copy(source, target, self.arrived.at[buffer]), act)()
 
+    def _copy_scales(self, act: str, tile: jax.Array, block: jax.Array, buffer: jax.Array) -> None:
+        """Starts or awaits the copy of a block's scales, always whole: they are few."""
+        count = self.block // LANES
+        source = self.scale.at[self.layer, self.tiles.slot[tile], pl.ds(block * count, count)]
+        target = self.scale_buffers.at[buffer]
+        getattr(pltpu.make_async_copy(source, target, self.arrived.at[buffer]), act)()
 
-def unsupported(q: jax.Array, cache: jax.Array, num_kv_heads: int) -> str | None:
+
+def unsupported(q: jax.Array, cache: Cache, num_kv_heads: int) -> str | None:
     """Returns why the kernel does not support these arguments, or None if it does."""
     del num_kv_heads
     if q.dtype not in DTYPES:
         return f"q is {q.dtype}; the TPU kernel requires float32 or bfloat16"
-    if cache.dtype != q.dtype:
+    int8 = isinstance(cache, Int8Cache)
+    if not int8 and cache.dtype != q.dtype:
         return f"the cache is {cache.dtype} and q is {q.dtype}; the TPU kernel requires one dtype"
-    if cache.shape[2] % CAPACITY_MULTIPLE:
-        return f"S is {cache.shape[2]}; the TPU kernel requires a multiple of {CAPACITY_MULTIPLE}"
+    multiple = INT8_CAPACITY_MULTIPLE if int8 else CAPACITY_MULTIPLE
+    if cache.shape[2] % multiple:
+        return f"S is {cache.shape[2]}; the TPU kernel requires a multiple of {multiple}"
     return None
 
 
@@ -142,8 +159,12 @@ def _kernel(*refs: Any, options: Options) -> None:
     q = next(given)
     ancestors = next(given) if options.tree else None
     holes = next(given) if options.holed else None
-    cache, out, blocks_done, buffers, arrived = (next(given) for _ in range(5))
+    cache = next(given)
+    scale = next(given) if options.int8 else None
+    out, blocks_done, buffers, arrived = (next(given) for _ in range(4))
     stream = _Stream(layer, tiles, cache, window, buffers, arrived, options.blocks.piece)
+    if options.int8:
+        stream = stream._replace(scale=scale, scale_buffers=next(given))
     running = Running(*given)
     tile = pl.program_id(0)
     following = jnp.minimum(tile + 1, pl.num_programs(0) - 1)
@@ -172,11 +193,15 @@ def _kernel(*refs: Any, options: Options) -> None:
 
         stream.copy("wait", tile, number, buffer)
         block = buffers.at[buffer]
+        scales = stream.scale_buffers.at[buffer] if options.int8 else None
 
         # Blocks before the last one are fetched whole and hold only valid tokens.
         @pl.when(last)
         def _clear_past_end() -> None:
-            clear(stream.valid(tile, number), block)
+            if options.int8:  # any int8 number times a scale of zero is zero
+                clear_scales(stream.valid(tile, number), scales)
+            else:
+                clear(stream.valid(tile, number), block)
 
         visible = visible_tokens(
             (q.shape[1], stream.block),
@@ -189,7 +214,7 @@ def _kernel(*refs: Any, options: Options) -> None:
         )
         if holes is not None:
             visible &= holes[pl.ds(number, 1), :] == 0
-        add_block(q, block, visible, running, options)
+        add_block(q, block, scales, visible, running, options)
 
     jax.lax.fori_loop(first, end, attend, None)
     blocks_done[0] = done + jnp.maximum(end - first, 0)
@@ -198,7 +223,7 @@ def _kernel(*refs: Any, options: Options) -> None:
 
 def prepare(
     q: jax.ShapeDtypeStruct,  # [T, N, H]
-    cache: jax.ShapeDtypeStruct,  # [L, B, S, R, 128]
+    cache: Cache,  # [L, B, S, R, 128], or only its shape
     cu_q_lens: jax.Array,  # int32[B+1]
     kv_lens: jax.Array,  # int32[B]
     ancestors: jax.Array | None,  # uint32[T]
@@ -228,7 +253,7 @@ def prepare(
 
 def _attend(
     q: jax.Array,  # [T, N, H]
-    cache: jax.Array,  # [L, B, S, R, 128]
+    cache: Cache,  # [L, B, S, R, 128]
     layer: jax.Array,  # int32[]
     *,
     prepared: Prepared,
@@ -249,6 +274,7 @@ def _attend(
         windowed=window is not None,
         tree=ancestors is not None,
         holed=holes is not None,
+        int8=isinstance(cache, Int8Cache),
         soft_cap=soft_cap,
         blocks=_blocks(q, cache, num_kv_heads, max_q_len),
     )
@@ -265,20 +291,21 @@ def _attend(
 
 def _blocks(
     q: jax.ShapeDtypeStruct | jax.Array,
-    cache: jax.ShapeDtypeStruct | jax.Array,
+    cache: Cache,
     num_kv_heads: int,
     max_q_len: int,
 ) -> TPUBlocks:
     _, num_heads, head_dim = q.shape
     lanes = width(num_kv_heads, head_dim)
-    return tpu_blocks(cache.shape, q.dtype.itemsize, num_heads, max_q_len, lanes)
+    sizes = cache.dtype.itemsize, q.dtype.itemsize
+    return tpu_blocks(cache.shape, *sizes, num_heads, max_q_len, lanes)
 
 
 def _call(
     scalars: list[jax.Array],
     inputs: list[jax.Array],
     holes: jax.Array | None,
-    cache: jax.Array,
+    cache: Cache,
     options: Options,
 ) -> jax.Array:
     """Runs the kernel over all tiles and returns [tiles, K, M, W] in the queries' dtype."""
@@ -297,18 +324,24 @@ def _call(
     by_slot = [] if holes is None else [holes]
     blocks, rows = options.blocks, cache.shape[3]
     parts = rows // math.gcd(rows, SUBLANES * 4 // cache.dtype.itemsize)
+    caches = [cache.values, cache.scale] if isinstance(cache, Int8Cache) else [cache]
     scratch = [
         pltpu.SMEM((1,), jnp.int32),
         pltpu.VMEM((2, parts, blocks.kv, rows // parts, LANES), cache.dtype),
         pltpu.SemaphoreType.DMA((2,)),
+        *(
+            pltpu.VMEM((2, blocks.kv // LANES, *scale.shape[3:]), scale.dtype)
+            for scale in caches[1:]
+        ),
         *Running.scratch(num_kv_heads, heads, lanes, blocks.kv),
     ]
     # An upper bound: how long the slots are is unknown at compile time.
     longest = cache.shape[2]
+    slot_bytes = sum(math.prod(array.shape[2:]) * array.dtype.itemsize for array in caches)
     cost = pl.CostEstimate(
         flops=4 * num_tiles * num_kv_heads * heads * lanes * longest,
         transcendentals=num_tiles * num_kv_heads * heads * longest,
-        bytes_accessed=num_tiles * longest * cache.shape[3] * LANES * cache.dtype.itemsize,
+        bytes_accessed=num_tiles * slot_bytes,
     )
     call = pl.pallas_call(
         functools.partial(_kernel, options=options),
@@ -318,7 +351,7 @@ def _call(
             in_specs=[
                 *map(of_tile, inputs),
                 *map(of_slot, by_slot),
-                pl.BlockSpec(memory_space=pl.ANY),
+                *(pl.BlockSpec(memory_space=pl.ANY) for _ in caches),
             ],
             out_specs=of_tile(inputs[0]),
             scratch_shapes=scratch,
@@ -328,4 +361,4 @@ def _call(
         cost_estimate=cost,
         name="ragged_attention",
     )
-    return call(*scalars, *inputs, *by_slot, cache)
+    return call(*scalars, *inputs, *by_slot, *caches)

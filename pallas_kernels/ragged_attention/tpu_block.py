@@ -32,6 +32,7 @@ class Options(NamedTuple):
     windowed: bool
     tree: bool
     holed: bool
+    int8: bool
     soft_cap: float | None
     blocks: TPUBlocks
 
@@ -66,12 +67,15 @@ class Running(NamedTuple):
             out[:, :, lanes] = (self.out[:, :, lanes] / total).astype(out.dtype)
 
 
-def add_block(q: Any, block: Any, visible: jax.Array, running: Running, options: Options) -> None:
+def add_block(
+    q: Any, block: Any, scales: Any, visible: jax.Array, running: Running, options: Options
+) -> None:
     """Adds one block to the running softmax.
 
     Args:
       q: queries [K, M, W], see `lanes.spread_queries`.
       block: keys and values [parts, tokens, rows of a part, 128].
+      scales: float32[tokens / 128, R, 128], their scales if they are int8, otherwise None.
       visible: bool[M, tokens], whether each row attends to each token.
       running: the softmax so far, updated in place.
       options: static arguments of the call.
@@ -79,10 +83,10 @@ def add_block(q: Any, block: Any, visible: jax.Array, running: Running, options:
     packing = 4 // block.dtype.itemsize
     keys, values = places(options.num_kv_heads, options.head_dim)
     for heads in together(keys, packing):
-        _score(heads, q, block, visible, running, options)
+        _score(heads, q, block, scales, visible, running, options)
     _weigh(running)
     for heads in together(values, packing):
-        _gain(heads, block, running, options)
+        _gain(heads, q.dtype, block, scales, running, options)
 
 
 def clear(first: jax.Array, block: Any) -> None:
@@ -102,6 +106,12 @@ def clear(first: jax.Array, block: Any) -> None:
     end = block.shape[1] // CLEARED_AT_ONCE
     several = functools.partial(clear_tokens, count=CLEARED_AT_ONCE)
     jax.lax.fori_loop(aligned, end, lambda n, _: several(n * CLEARED_AT_ONCE), None)
+
+
+def clear_scales(first: jax.Array, scales: Any) -> None:
+    """Writes zeros from a token to the end of a block's scales [tokens / 128, R, 128]."""
+    tile, lane = (jax.lax.broadcasted_iota(jnp.int32, scales.shape, axis) for axis in (0, 2))
+    scales[...] = jnp.where(tile * LANES + lane < first, scales[...], 0.0)
 
 
 def visible_tokens(
@@ -128,11 +138,17 @@ def visible_tokens(
 
 
 def _score(
-    heads: list[Heads], q: Any, block: Any, visible: jax.Array, running: Running, options: Options
+    heads: list[Heads],
+    q: Any,
+    block: Any,
+    scales: Any,
+    visible: jax.Array,
+    running: Running,
+    options: Options,
 ) -> None:
     """Writes the masked scores of all rows for KV heads whose keys are loaded together."""
     for tokens in _chunks(options.blocks.kv):
-        rows = _Rows(block, tokens)
+        rows = _Rows(block, tokens, q.dtype)
         for some in heads:
             queries = q[some.first : some.end].reshape(-1, q.shape[2])
             products = [
@@ -141,6 +157,8 @@ def _score(
             ]
             scores = functools.reduce(jnp.add, products) * options.scale
             scores = scores.reshape(some.end - some.first, -1, scores.shape[1])
+            if scales is not None:
+                scores = scores * _factors(scales, tokens, some.first, some.end)
             if options.soft_cap is not None:
                 scores = options.soft_cap * jnp.tanh(scores / options.soft_cap)
             masked = jnp.where(visible[None, :, tokens], scores, MASKED)
@@ -158,14 +176,25 @@ def _weigh(running: Running) -> None:
     running.weights[...], running.decay[...] = weights, decay
 
 
-def _gain(heads: list[Heads], block: Any, running: Running, options: Options) -> None:
+def _gain(
+    heads: list[Heads],
+    dtype: jnp.dtype,
+    block: Any,
+    scales: Any,
+    running: Running,
+    options: Options,
+) -> None:
     """Adds the block's weighted values for KV heads whose values are loaded together."""
     gained: dict[tuple[Heads, int], jax.Array] = {}
     for tokens in _chunks(options.blocks.kv):
-        rows = _Rows(block, tokens)
+        rows = _Rows(block, tokens, dtype)
         for some in heads:
-            weights = running.weights[some.first : some.end, :, tokens].astype(rows.dtype)
-            weights = weights.reshape(-1, weights.shape[2])
+            weights = running.weights[some.first : some.end, :, tokens]
+            if scales is not None:
+                # The scales of values follow those of keys.
+                first, end = options.num_kv_heads + some.first, options.num_kv_heads + some.end
+                weights = weights * _factors(scales, tokens, first, end)
+            weights = weights.astype(dtype).reshape(-1, weights.shape[2])
             for number, row in enumerate(some.rows):
                 product = _product(weights, rows[row], 0)
                 earlier = gained.get((some, number))
@@ -176,12 +205,23 @@ def _gain(heads: list[Heads], block: Any, running: Running, options: Options) ->
         running.out[numbers, :, lanes] = kept + values.reshape(kept.shape)
 
 
+def _factors(scales: Any, tokens: slice, first: int, end: int) -> jax.Array:
+    """Returns the scales of some heads and of 128 tokens, [heads, 1, tokens]."""
+    return scales[tokens.start // LANES, first:end, :][:, None, :]
+
+
 class _Rows:
     """Cache rows of a range of tokens, each loaded from VMEM once for all heads that share it."""
 
-    def __init__(self, block: Any, tokens: slice):
-        """Stores `block` [parts, tokens, rows of a part, 128] without loading anything."""
-        self.dtype = block.dtype
+    def __init__(self, block: Any, tokens: slice, dtype: jnp.dtype):
+        """Loads nothing yet.
+
+        Args:
+          block: keys and values [parts, tokens, rows of a part, 128].
+          tokens: the range.
+          dtype: of the loaded rows.
+        """
+        self._dtype = dtype
         self._packing = 4 // block.dtype.itemsize
         self._block, self._tokens, self._rows = block, tokens, block.shape[2]
         self._loaded: dict[tuple[int, int], jax.Array] = {}
@@ -194,10 +234,14 @@ class _Rows:
         loaded = self._loaded[place]
         if self._packing == 1:
             return loaded
+        if self._packing == 4:
+            # Each 32-bit word holds four int8 rows, the first one in its lowest byte.
+            word = pltpu.bitcast(loaded << (24 - 8 * (row % 4)), jnp.int32) >> 24
+            return word.astype(jnp.float32).astype(self._dtype)
         # Each 32-bit word holds two 16-bit rows, the even one in its lower half. A 16-bit number in
         # the upper half, with zeros below, is the same number in float32.
         upper = loaded << 16 if row % 2 == 0 else loaded & jnp.uint32(0xFFFF0000)
-        return pltpu.bitcast(upper, jnp.float32).astype(self.dtype)
+        return pltpu.bitcast(upper, jnp.float32).astype(self._dtype)
 
     def _load(self, part: int, first: int) -> jax.Array:
         step = self._rows // self._packing
@@ -206,7 +250,10 @@ class _Rows:
 
 
 def _flat(block: Any) -> Any:
-    """Views a block [tokens, R, 128] as a matrix of 128 lanes; two 16-bit rows become one row."""
+    """Views a block [tokens, R, 128] as a matrix of 128 lanes of 32-bit words.
+
+    Two 16-bit rows, or four int8 rows, become one row.
+    """
     tokens, rows, lanes = block.shape
     flat = block.reshape(tokens * rows, lanes)
     return flat if block.dtype == jnp.float32 else flat.bitcast(jnp.uint32)

@@ -81,19 +81,25 @@ TILE_BYTES = 5 << 20
 
 
 def tpu_blocks(
-    cache_shape: tuple[int, ...], itemsize: int, num_heads: int, max_q_len: int, lanes: int
+    cache_shape: tuple[int, ...],
+    cache_itemsize: int,
+    itemsize: int,
+    num_heads: int,
+    max_q_len: int,
+    lanes: int,
 ) -> TPUBlocks:
     """Returns the TPU kernel's block sizes for a cache [L, B, S, R, 128].
 
     Args:
       cache_shape: shape of the cache.
-      itemsize: bytes of a number in the cache.
+      cache_itemsize: bytes of a number in the cache.
+      itemsize: bytes of a number in queries and results.
       num_heads: N.
       max_q_len: bound on the rows of one slot.
       lanes: W, total lanes of the cache rows that one head occupies.
     """
     _, _, capacity, rows, row_lanes = cache_shape
-    token_bytes = rows * row_lanes * itemsize
+    token_bytes = rows * row_lanes * cache_itemsize
     kv = math.gcd(capacity, min(max(_power_of_two(BUFFER_BYTES // token_bytes), 128), 512))
     piece = math.gcd(kv, min(max(_power_of_two(PIECE_BYTES // token_bytes), 16), 64))
     # Two buffers each for queries and outputs, plus weights and running softmax in float32.

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.pallas_kernels.ahead import compile_on
+from emsjax.pallas_kernels.int8_cache import Cache, int8_cache_spec
 from emsjax.pallas_kernels.kv_layout import rows_per_token
 from emsjax.pallas_kernels.kv_rows import LANES
 from emsjax.pallas_kernels.ragged_attention.api import ragged_attention
@@ -48,7 +49,7 @@ def attention_call(
 
     def call(
         q: jax.Array,
-        cache: jax.Array,
+        cache: Cache,
         layer: jax.Array,
         cu_q_lens: jax.Array,
         kv_lens: jax.Array,
@@ -78,15 +79,27 @@ def some_holes(kv_lens: jax.Array, capacity: int) -> jax.Array:
     return places % 7 == (kv_lens % 7)[:, None]
 
 
-def attention_arguments(work: Work) -> tuple[jax.ShapeDtypeStruct, ...]:
+def dtype_of(work: Work) -> Any:
+    """Returns the dtype of queries and results."""
+    return jnp.bfloat16 if work.itemsize == 2 else jnp.float32
+
+
+def cache_of(work: Work) -> Any:
+    """Returns the shape and type of the cache on the target platform."""
+    _, num_kv_heads, head_dim = work.heads
+    place = NUM_LAYERS, work.num_slots, work.capacity
+    if work.int8:
+        return int8_cache_spec(*place, num_kv_heads, head_dim)
+    shape = (*place, rows_per_token(num_kv_heads, head_dim), LANES)
+    return jax.ShapeDtypeStruct(shape, dtype_of(work))
+
+
+def attention_arguments(work: Work) -> tuple[Any, ...]:
     """Returns the abstract arguments of `attention_call`'s function on the target platform."""
-    num_heads, num_kv_heads, head_dim = work.heads
-    dtype = jnp.bfloat16 if work.itemsize == 2 else jnp.float32
-    rows = rows_per_token(num_kv_heads, head_dim)
-    cache = (NUM_LAYERS, work.num_slots, work.capacity, rows, LANES)
+    num_heads, _, head_dim = work.heads
     return (
-        jax.ShapeDtypeStruct((work.num_rows, num_heads, head_dim), dtype),
-        jax.ShapeDtypeStruct(cache, dtype),
+        jax.ShapeDtypeStruct((work.num_rows, num_heads, head_dim), dtype_of(work)),
+        cache_of(work),
         jax.ShapeDtypeStruct((), jnp.int32),
         jax.ShapeDtypeStruct((work.num_slots + 1,), jnp.int32),
         jax.ShapeDtypeStruct((work.num_slots,), jnp.int32),

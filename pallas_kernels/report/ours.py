@@ -64,7 +64,8 @@ def _sizes(work: Work) -> tuple[TPUBlocks, int]:
         rows = rows_per_token(num_kv_heads, head_dim)
     shape = (1, work.num_slots, work.capacity, rows, LANES)
     lanes = width(num_kv_heads, head_dim)
-    return tpu_blocks(shape, work.itemsize, num_heads, work.max_q_len, lanes), rows
+    sizes = work.itemsize, work.itemsize
+    return tpu_blocks(shape, *sizes, num_heads, work.max_q_len, lanes), rows
 
 
 def _tiles(work: Work, blocks: TPUBlocks) -> Iterator[int]:

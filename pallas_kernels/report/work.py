@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from emsjax.pallas_kernels.kv_rows import SCALE_BYTES
+
 
 class Heads(NamedTuple):
     """A model's attention: N query heads, K key and value heads, each of width H."""
@@ -43,6 +45,7 @@ class Work(NamedTuple):
       capacity: S.
       max_q_len: the most rows of a slot.
       itemsize: bytes of a number; 2 for bfloat16.
+      int8: whether the cache is int8.
     """
 
     heads: Heads
@@ -51,6 +54,7 @@ class Work(NamedTuple):
     capacity: int
     max_q_len: int
     itemsize: int = 2
+    int8: bool = False
 
     @property
     def num_slots(self) -> int:
@@ -65,7 +69,9 @@ class Work(NamedTuple):
     @property
     def token_bytes(self) -> int:
         """Bytes of one token's keys and values."""
-        return 2 * self.heads.num_kv_heads * self.heads.head_dim * self.itemsize
+        _, num_kv_heads, head_dim = self.heads
+        head_bytes = head_dim + SCALE_BYTES if self.int8 else head_dim * self.itemsize
+        return 2 * num_kv_heads * head_bytes
 
     @property
     def least_bytes(self) -> int:

@@ -34,7 +34,7 @@ COUNTS = {
     }.items()
 }
 FACTS = {"model": "m", "dtype": "float32", "simulated": None, "device": "cpu", "texts": {}}
-FACTS |= {"draft_model": None, "jobs": None, "quantize": None}
+FACTS |= {"draft_model": None, "jobs": None, "quantize": None, "kv_dtype": None}
 FACTS |= {"versions": {"jax": "1"}, "other_cpus": 0.01, "command": "the command"}
 FOUR, FIVE = (1, 2, 3, 4), (1, 2, 3, 4, 5)
 
@@ -132,8 +132,8 @@ def test_a_failed_run_does_not_replace_earlier_figures():
 @pytest.mark.parametrize(
     "field",
     [
-        *("model", "dtype", "quantize", "simulated", "device", "versions", "texts", "draft_model"),
-        "jobs",
+        *("model", "dtype", "quantize", "kv_dtype", "simulated", "device", "versions", "texts"),
+        *("draft_model", "jobs"),
     ],
 )
 def test_records_that_differ_in_a_shared_fact_are_not_added(field: str):

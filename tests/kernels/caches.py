@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
+from emsjax.pallas_kernels.backends import target_platform
+from emsjax.pallas_kernels.int8_cache import Int8Cache
 from emsjax.pallas_kernels.kv_layout import rows_per_token, storage_dtype
-from emsjax.pallas_kernels.kv_rows import LANES
+from emsjax.pallas_kernels.kv_rows import LANES, scale_rows
 
 
 @dataclass(frozen=True)
@@ -108,3 +110,36 @@ def make_cache(
         token[:, width : 2 * width] = v[slot, :kv_len].reshape(kv_len, width)
         token[:, 2 * width :] = 0
     return store(cache.reshape(num_layers, num_slots, cache_len, rows, LANES))
+
+
+def make_int8_cache(
+    k: np.ndarray,
+    v: np.ndarray,
+    k_scale: np.ndarray,
+    v_scale: np.ndarray,
+    kv_lens: tuple[int, ...],
+    *,
+    layer: int,
+    num_layers: int,
+) -> Int8Cache:
+    """Returns a cache of random numbers and NaN scales except for one layer's valid tokens.
+
+    As `make_cache`, from int8[B, S, K, H] and float32[B, S, K].
+    """
+    num_slots, cache_len, num_kv_heads, head_dim = k.shape
+    rows, width = rows_per_token(num_kv_heads, head_dim, int8=True), num_kv_heads * head_dim
+    shape = (num_layers, num_slots, cache_len, rows * LANES)
+    values = np.random.default_rng(4).integers(-128, 128, shape, np.int8)
+    tiles, heads = -(-cache_len // LANES), scale_rows(num_kv_heads, target_platform())
+    scale = np.full((num_layers, num_slots, tiles * LANES, heads), np.nan, np.float32)
+    for slot, kv_len in enumerate(kv_lens):
+        token, factors = values[layer, slot, :kv_len], scale[layer, slot, :kv_len]
+        token[:, :width] = k[slot, :kv_len].reshape(kv_len, width)
+        token[:, width : 2 * width] = v[slot, :kv_len].reshape(kv_len, width)
+        factors[:, :num_kv_heads] = k_scale[slot, :kv_len]
+        factors[:, num_kv_heads : 2 * num_kv_heads] = v_scale[slot, :kv_len]
+    scale = scale.reshape(num_layers, num_slots, tiles, LANES, heads).swapaxes(3, 4)
+    return Int8Cache(
+        jnp.asarray(values.reshape(num_layers, num_slots, cache_len, rows, LANES)),
+        jnp.asarray(scale),
+    )

@@ -14,7 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from emsjax.pallas_kernels.ragged_attention.api import ragged_attention
-from tests.kernels.caches import Ragged, edge_cases, make_cache, raggedness
+from tests.kernels.caches import (
+    Ragged,
+    edge_cases,
+    make_cache,
+    make_int8_cache,
+    raggedness,
+)
 
 NUM_LAYERS, LAYER = 2, 1
 # Allowed float32 error relative to a row's weighted sum of |v|: the order of sums is free.
@@ -38,6 +44,7 @@ class Case:
     soft_cap: float | None = None
     tree: bool = False
     holes: bool = False
+    int8: bool = False
     num_slots: int = 4
     capacity: int = 14
     max_q_len: int = 8
@@ -69,9 +76,14 @@ CASES = {
     "holes-and-all": Case(holes=True, tree=True, window=37, soft_cap=1.5, head_dim=64),
     "bfloat16": Case(head_dim=64, dtype="bfloat16"),
     "float16": Case(head_dim=64, dtype="float16"),
+    "int8": Case(int8=True, num_heads=6, head_dim=64, dtype="bfloat16", cache_len=256),
+    "int8-and-all": Case(
+        int8=True, holes=True, tree=True, window=137, soft_cap=1.5, head_dim=80, cache_len=256
+    ),
 }
+INT8 = ("int8", "int8-and-all")
 # Cases that also compare rows bit for bit, alone and next to others.
-COMPARED = ("mha", "gqa", "prompts", "window", "all", "bfloat16", "float16")
+COMPARED = ("mha", "gqa", "prompts", "window", "all", "bfloat16", "float16", "int8")
 
 
 @functools.cache
@@ -81,7 +93,21 @@ def numbers(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     place, dtype = (case.num_slots, case.cache_len), ml_dtypes.finfo(case.dtype).dtype
     q = 2 * rng.standard_normal((*place, case.num_heads, case.head_dim))
     k, v = rng.standard_normal((2, *place, case.num_kv_heads, case.head_dim))
+    if case.int8:
+        k, v, k_scale, v_scale = stored(case)
+        return q.astype(dtype), k * k_scale[..., None], v * v_scale[..., None]
     return q.astype(dtype), k.astype(dtype), v.astype(dtype)
+
+
+@functools.cache
+def stored(case: Case) -> tuple[np.ndarray, ...]:
+    """Returns what the cache holds for every position: keys and values, then scales if int8."""
+    if not case.int8:
+        return numbers(case)[1:]
+    rng = np.random.default_rng(5)
+    place = (2, case.num_slots, case.cache_len, case.num_kv_heads)
+    scales = rng.uniform(0.005, 0.03, place).astype(np.float32)
+    return (*rng.integers(-127, 128, (*place, case.head_dim), np.int8), *scales)
 
 
 def draw_tree(max_q_len: int, seed: int) -> list[int]:
@@ -235,16 +261,13 @@ class AttentionContract:
 
         If `only_sound` names a slot, the keys of all others are NaN and their values inf.
         """
-        _, k, v = numbers(case)
-        if source:
-            k, v = k[list(source)], v[list(source)]
+        arrays = [x[list(source)] if source else x.copy() for x in stored(case)]
         if only_sound is not None:
             others = np.arange(case.num_slots) != only_sound
-            k, v = (
-                np.where(others[:, None, None, None], bad, x).astype(x.dtype)
-                for x, bad in ((k, np.nan), (v, np.inf))
-            )
-        cache = make_cache(k, v, ragged.kv_lens, layer=LAYER, num_layers=NUM_LAYERS)
+            # The last two arrays are the ones that can hold NaN.
+            arrays[-2][others], arrays[-1][others] = np.nan, np.inf
+        make = make_int8_cache if case.int8 else make_cache
+        cache = make(*arrays, ragged.kv_lens, layer=LAYER, num_layers=NUM_LAYERS)
         # The masks of unused rows are arbitrary.
         ancestors = np.full(case.capacity, 0xAAAAAAAA, np.uint32)
         if case.tree:

@@ -9,6 +9,7 @@ import pytest
 
 from emsjax.pallas_kernels.cache_update.api import Places, update_kv_cache
 from emsjax.pallas_kernels.checks import checking_lengths, values_must_fit
+from emsjax.pallas_kernels.int8_cache import Int8Cache
 from emsjax.pallas_kernels.ragged_attention.api import prepare, ragged_attention
 
 T, N, K, H, B, S = 8, 4, 2, 64, 3, 32
@@ -31,6 +32,10 @@ def zeros(*shape: int, dtype: Any = jnp.float32) -> jax.Array:
     return jnp.zeros(shape, dtype)
 
 
+def int8_cache(*scale: int, dtype: Any = jnp.float32) -> Int8Cache:
+    return Int8Cache(zeros(1, B, S, 2, 128, dtype=jnp.int8), zeros(*scale, dtype=dtype))
+
+
 @pytest.mark.parametrize(
     ("name", "value", "sentence"),
     [
@@ -49,6 +54,9 @@ def zeros(*shape: int, dtype: Any = jnp.float32) -> jax.Array:
         ("cache", zeros(B, S, 2, 128), r"cache has shape .* \[L, B, S, R, 128\]"),
         ("cache", zeros(1, B, S, 1, 128), "cache has 1 rows a token: .* need 2"),
         ("cache", zeros(1, B, S, 2, 128, dtype=jnp.bfloat16), "cache is bfloat16"),
+        ("cache", int8_cache(1, B, 2, 4, 128), r"cache.scale has shape .* \[L, B, 1, R, 128\]"),
+        ("cache", int8_cache(1, B, 1, 3, 128), "cache.scale has 3 rows: .* need 4"),
+        ("cache", int8_cache(1, B, 1, 4, 128, dtype=jnp.bfloat16), "cache.scale is bfloat16"),
         ("layer", zeros(1, dtype=jnp.int32), r"layer has shape \[1\]"),
         ("cu_q_lens", zeros(B, dtype=jnp.int32), r"cu_q_lens has shape \[3\]: .*\[4\]"),
         ("cu_q_lens", zeros(B + 1), "cu_q_lens is float32: it must be int32"),

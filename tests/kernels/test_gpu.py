@@ -20,6 +20,7 @@ from tests.kernels.test_tpu_compiled import OPTIONS
 GPU_CASES = {
     name: replace(case, cache_len=192, dtype="float16" if name == "float16" else "bfloat16")
     for name, case in CASES.items()
+    if not case.int8
 }
 
 

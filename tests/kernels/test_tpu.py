@@ -10,7 +10,7 @@ import pytest
 
 from emsjax.pallas_kernels.ragged_attention import tpu
 from emsjax.pallas_kernels.ragged_attention.tuning import TPUBlocks
-from tests.kernels.contract_attention import CASES, AttentionContract
+from tests.kernels.contract_attention import CASES, INT8, AttentionContract
 from tests.kernels.contract_cache_update import CASES as UPDATE_CASES
 from tests.kernels.contract_cache_update import CacheUpdateContract
 
@@ -24,7 +24,7 @@ class TestAttention(AttentionContract):
     backend = "tpu"
     cases: ClassVar = tuple(name for name in CASES if name != "float16")
     examples = 4
-    quick: ClassVar = ("bfloat16", "holes")
+    quick: ClassVar = ("bfloat16", "holes", "int8")
 
 
 class TestAttentionSmallBlocks(AttentionContract):
@@ -40,8 +40,22 @@ class TestAttentionSmallBlocks(AttentionContract):
         monkeypatch.setattr(tpu, "tpu_blocks", lambda *_: TPUBlocks(kv=32, piece=8, q=4))
 
 
+class TestInt8AttentionSmallBlocks(AttentionContract):
+    """With two blocks in a slot, which hold whole tiles of scales, and several tiles of rows."""
+
+    backend = "tpu"
+    cases: ClassVar = INT8
+    examples = 4
+    quick: ClassVar = ("int8-and-all",)
+
+    @pytest.fixture(autouse=True)
+    def _blocks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tpu, "tpu_blocks", lambda *_: TPUBlocks(kv=128, piece=8, q=4))
+
+
 class TestCacheUpdate(CacheUpdateContract):
     backend = "tpu"
     cases: ClassVar = tuple(name for name in UPDATE_CASES if name != "float16")
     examples = 4
     quick: ClassVar = ("three-rows", "bfloat16")
+    quick_int8: ClassVar = ("three-rows",)

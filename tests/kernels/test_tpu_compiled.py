@@ -11,9 +11,7 @@ from emsjax.loading.named import named_config
 from emsjax.pallas_kernels.ahead import TOPOLOGIES, compile_on
 from emsjax.pallas_kernels.backends import compiling_for
 from emsjax.pallas_kernels.cache_update.api import update_kv_cache
-from emsjax.pallas_kernels.kv_layout import rows_per_token
-from emsjax.pallas_kernels.kv_rows import LANES
-from emsjax.pallas_kernels.report.ahead import NUM_LAYERS, compile_attention
+from emsjax.pallas_kernels.report.ahead import cache_of, compile_attention
 from emsjax.pallas_kernels.report.work import MODELS, Heads, Work, heads_of, ragged
 
 pytestmark = pytest.mark.usefixtures("no_compile_cache")
@@ -37,8 +35,9 @@ TPU_OPTIONS = OPTIONS | {"holes": {"holed": True}}
 
 def check(compiled: jax.stages.Compiled, work: Work) -> None:
     """Checks that the program uses the kernel and makes no copy of the cache in any layout."""
-    rows = rows_per_token_on_tpu(work.heads)
-    cache_bytes = NUM_LAYERS * work.num_slots * work.capacity * rows * LANES * work.itemsize
+    with compiling_for("tpu"):
+        arrays = jax.tree.leaves(cache_of(work))
+    cache_bytes = sum(array.size * array.dtype.itemsize for array in arrays)
     memory = compiled.memory_analysis()
     assert memory.argument_size_in_bytes >= cache_bytes
     # The temporary memory holds queries and results in padded tiles. They exceed a tenth of the
@@ -47,15 +46,17 @@ def check(compiled: jax.stages.Compiled, work: Work) -> None:
     assert "tpu_custom_call" in compiled.as_text()
 
 
-def rows_per_token_on_tpu(heads: Heads) -> int:
-    with compiling_for("tpu"):
-        return rows_per_token(heads.num_kv_heads, heads.head_dim)
-
-
 @pytest.mark.parametrize("model", ["smollm2-135m", "opt-13b", "llama-3-8b"])
 def test_step_of_drafts(model: str):
     work = ragged(heads_of(named_config(model)), 8, 8, CONTEXT)
     check(compile_attention("v5e", work), work)
+
+
+@pytest.mark.parametrize("generation", ["v5e", "v6e"])
+@pytest.mark.parametrize("model", ["smollm2-135m", "llama-3-8b"])
+def test_step_of_drafts_with_an_int8_cache(model: str, generation: str):
+    work = ragged(heads_of(named_config(model)), 8, 8, CONTEXT)._replace(int8=True)
+    check(compile_attention(generation, work), work)
 
 
 def test_matmul_precision_set_by_the_caller_is_accepted():
@@ -92,6 +93,15 @@ def test_other_heads_and_options(heads: str, options: str):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("options", ["plain", "all", "holes"])
+@pytest.mark.parametrize("heads", ["opt-13b", *OTHER_HEADS])
+def test_int8_caches_of_other_heads_and_options(heads: str, options: str):
+    known = MODELS | OTHER_HEADS
+    work = ragged(known[heads], 8, 8, CONTEXT)._replace(int8=True)
+    check(compile_attention("v5e", work, **TPU_OPTIONS[options]), work)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["smollm2-135m", "opt-13b", "llama-3-8b"])
 @pytest.mark.parametrize("itemsize", [2, 4])
 def test_prompt_chunk(model: str, itemsize: int):
@@ -99,10 +109,21 @@ def test_prompt_chunk(model: str, itemsize: int):
     check(compile_attention("v5e", work), work)
 
 
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("model", ["smollm2-135m", "opt-13b"])
-def test_cache_update_is_in_place(model: str):
-    heads = heads_of(named_config(model))
-    shape = (4, 8, CONTEXT, rows_per_token_on_tpu(heads), LANES)
+def test_cache_update_is_in_place(model: str, int8: bool):
+    check_cache_update("v5e", heads_of(named_config(model)), int8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("generation", [name for name in TOPOLOGIES if name != "v5e"])
+@pytest.mark.parametrize("heads", OTHER_HEADS)
+def test_int8_cache_update_of_other_heads(heads: str, generation: str):
+    check_cache_update(generation, OTHER_HEADS[heads], int8=True)
+
+
+def check_cache_update(generation: str, heads: Heads, int8: bool) -> None:
+    work = ragged(heads, 8, 8, CONTEXT)._replace(int8=int8)
 
     def call(cache, k, v, layer, slot_ids, cu_q_lens, kv_lens):
         return update_kv_cache(
@@ -119,10 +140,13 @@ def test_cache_update_is_in_place(model: str):
     def arguments() -> tuple:
         rows = jax.ShapeDtypeStruct((64, heads.num_kv_heads, heads.head_dim), jnp.bfloat16)
         counts = [jax.ShapeDtypeStruct(s, jnp.int32) for s in ((), (64,), (9,), (8,))]
-        return jax.ShapeDtypeStruct(shape, jnp.bfloat16), rows, rows, *counts
+        return cache_of(work), rows, rows, *counts
 
-    compiled = compile_on("v5e", call, arguments, donate=0)
+    compiled = compile_on(generation, call, arguments, donate=0)
     memory = compiled.memory_analysis()
-    cache_bytes = 2 * jnp.prod(jnp.asarray(shape)).item()
+    with compiling_for("tpu"):
+        arrays = jax.tree.leaves(cache_of(work))
+    cache_bytes = sum(array.size * array.dtype.itemsize for array in arrays)
     assert memory.alias_size_in_bytes >= cache_bytes
-    assert memory.temp_size_in_bytes < cache_bytes / 100
+    # What an int8 cache receives is first in float32, padded to whole tiles.
+    assert memory.temp_size_in_bytes < cache_bytes / (40 if int8 else 100)

@@ -2,6 +2,8 @@
 
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from emsjax import LLM, SamplingParams, UserError, build_engine
@@ -100,3 +102,28 @@ def test_an_aligned_cache_is_refused_for_models_with_windows(method: str):
 def test_a_padded_method_can_be_chosen_by_name():
     outputs = LLM(str(checkpoint("llama3")), method="vanilla").generate([[5, 6, 7] * 9])
     assert outputs[0].metrics.emitted_tokens > 0
+
+
+def test_a_quantised_draft_model_leaves_the_text_as_it_is():
+    target, draft = str(checkpoint("llama3")), str(checkpoint("opt"))
+    plain = LLM(target, drafter="none", **OPTIONS).generate(PROMPTS, PARAMS)
+    llm = LLM(target, draft_model=draft, draft_quantize="int8", planner=False, **OPTIONS)
+    outputs = llm.generate(PROMPTS, PARAMS)
+    assert [o.outputs[0].token_ids for o in outputs] == [p.outputs[0].token_ids for p in plain]
+    weights = llm.engine.drafter.model.weights  # type: ignore[attr-defined]
+    assert jnp.dtype(jnp.int8) in {x.dtype for x in jax.tree.leaves(weights)}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"draft_quantize": "int3"}, "quantize 'int3' is unknown"),
+        (
+            {"drafter": "prompt-lookup", "draft_quantize": "int8"},
+            "draft_quantize is for the drafter 'draft-model' or 'combined'; leave out",
+        ),
+    ],
+)
+def test_what_a_draft_cannot_be_quantised_to(options: dict[str, str], message: str):
+    with pytest.raises(UserError, match=message):
+        LLM(str(checkpoint("llama3")), **options)

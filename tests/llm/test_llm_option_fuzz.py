@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from emsjax import LLM, llm
-from emsjax.loading.dtypes import check_quantize
+from emsjax.loading.dtypes import check_kv_dtype, check_quantize
 from emsjax.loading.load import LoadedModel, load_model
 from emsjax.requests.vllm_names import LLM_OPTIONS
 from tests.fuzzing import INPUTS, ODD, survives
@@ -52,10 +52,16 @@ def loaded(model_dir: str, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
     found = load_model(model_dir)
 
     def load(
-        model: object, *, dtype: str, quantize: str | None, tokenizer: str | None
+        model: object,
+        *,
+        dtype: str,
+        quantize: str | None,
+        kv_dtype: str | None,
+        tokenizer: str | None,
     ) -> LoadedModel:
         del model, tokenizer
         check_quantize(quantize)
+        check_kv_dtype(kv_dtype)
         load_model(model_dir, dtype=dtype) if dtype != "auto" else None
         return found
 

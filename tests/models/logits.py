@@ -11,12 +11,17 @@ from flax import nnx
 from emsjax.engine.packing import pack
 
 
+def _not_numbers(spec: jax.ShapeDtypeStruct) -> jax.Array:
+    bad = -128 if spec.dtype == jnp.int8 else jnp.nan
+    return jnp.full(spec.shape, bad, spec.dtype)
+
+
 def our_logits(model: Any, tokens: np.ndarray, chunk: int) -> np.ndarray:
     """Computes logits [B, length, V] in packed forward passes of `chunk` tokens per slot."""
     num_slots, length = tokens.shape
     spec = model.cache_spec(num_slots, 256)
     # The cache starts as NaN, so that reading past `kv_lens` shows.
-    cache = jnp.full(spec.shape, jnp.nan, spec.dtype)
+    cache = jax.tree.map(_not_numbers, spec)
     history = jnp.asarray(tokens, jnp.int32)
     graphdef, params = nnx.split(model)
 

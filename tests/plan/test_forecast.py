@@ -49,6 +49,13 @@ def setting(name: str = "small", topology: str = "v5e", slots: int = 2, length: 
     )
 
 
+def test_an_int8_cache_and_its_scales_are_counted():
+    asked = replace(setting(), quantize="int8", kv_dtype="int8")
+    assert asked.numbers == "bfloat16 with int8 weights and int8 cache"
+    assert estimate(asked).memory.cache == 4 * 2 * 1024 * (8 * 128 + 8 * 4)
+    assert replace(setting(), kv_dtype="int8").numbers == "bfloat16 with int8 cache"
+
+
 @pytest.mark.usefixtures("no_compile_cache")
 def test_memory_is_the_compilers_and_agrees_with_the_estimate(monkeypatch: pytest.MonkeyPatch):
     compiled = []

@@ -1,0 +1,64 @@
+"""Evened-out keys: scores stay as they are, bit for bit, and an int8 cache loses less."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from emsjax.models.even_keys import even_out_keys
+from emsjax.models.quantised import quantise_shapes
+from tests.engine.setup import tiny_model
+from tests.models.logits import our_logits
+from tests.tiny import VOCAB_SIZE
+
+TOKENS = np.random.default_rng(0).integers(3, VOCAB_SIZE, (2, 40))
+# Biases, norms of heads, of each head and of all heads, partial and interleaved rotation, learned
+# positions, norms that add 1, and bounds.
+FAMILIES = ("qwen2", "qwen3", "stablelm", "olmo2", "gpt-neox", "cohere", "opt", "gemma3", "olmoe")
+AS_THEY_ARE = ("gemma3", "olmoe")
+
+
+def uneven(name: str):
+    """Returns a copy of a tiny model in which every eighth channel of keys is ten times larger."""
+    graphdef, weights = nnx.split(tiny_model(name))
+    # `even_out_keys` reuses the memory of what it changes, and the tiny model belongs to all tests.
+    model = nnx.merge(graphdef, jax.tree.map(jnp.copy, weights))
+    for stack in model.blocks if model.config.stacks[1:] else [model.blocks]:
+        attention = stack.attention
+        if attention.k_norm is None:
+            kernel, config = attention.qkv.kernel, model.config
+            first = config.num_heads * config.head_dim
+            last = first + config.num_kv_heads * config.head_dim
+            kernel[...] = kernel[...].at[:, first:last:8].multiply(10)
+        else:
+            scale = attention.k_norm.scale
+            scale[...] = scale[...].at[..., ::8].multiply(10)
+    return model
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_stay_and_int8_loses_less(name: str):
+    plain, evened = uneven(name), uneven(name)
+    expected = our_logits(plain, TOKENS, 8)
+    even_out_keys(evened)
+    np.testing.assert_array_equal(our_logits(evened, TOKENS, 8), expected)
+    plain.kv_dtype = evened.kv_dtype = "int8"
+    errors = [np.abs(our_logits(each, TOKENS, 8) - expected).mean() for each in (plain, evened)]
+    if name in AS_THEY_ARE:
+        assert errors[1] == errors[0] > 0
+    else:
+        assert 0 < errors[1] < 0.8 * errors[0]
+
+
+def test_int8_weights_keep_their_numbers():
+    model = uneven("qwen2")
+    wide = model.blocks.attention.qkv.kernel[...]
+    quantise_shapes(model, {"blocks.attention.qkv.kernel"})
+    qkv = model.blocks.attention.qkv
+    qkv.kernel_scale.set_value(jnp.abs(wide).max(axis=2) / 127)
+    qkv.kernel.set_value(jnp.round(wide / qkv.kernel_scale[...][..., None]).astype(jnp.int8))
+    numbers, expected = np.array(qkv.kernel[...]), our_logits(model, TOKENS, 8)
+    even_out_keys(model)
+    np.testing.assert_array_equal(qkv.kernel[...], numbers)
+    np.testing.assert_array_equal(our_logits(model, TOKENS, 8), expected)
