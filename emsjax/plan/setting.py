@@ -70,7 +70,7 @@ class Setting:
     @property
     def platform(self) -> str:
         """The platform that programs are made for, "tpu" or "gpu"."""
-        return "tpu" if self.hardware.is_tpu else "gpu"
+        return self.hardware.platform
 
     def at(self, num_slots: int) -> "Setting":
         """Returns the same setting with another batch size."""

@@ -11,6 +11,7 @@ from emsjax.loading.named import named_config
 from emsjax.models.config import DecoderConfig
 from emsjax.pallas_kernels import ahead
 from emsjax.pallas_kernels.backends import compiling_for
+from emsjax.pallas_kernels.gpu_targets import GPUS
 from emsjax.plan.compiler import check_compiler
 from emsjax.plan.estimate import estimate
 from emsjax.plan.forecast import make_forecast
@@ -104,11 +105,17 @@ def test_compiler_errors_for_programs_that_do_not_fit(said: str, needed: int):
         _too_large(counted, "RESOURCE_EXHAUSTED: " + 1000 * "in other words ")
 
 
-@pytest.mark.parametrize("topology", ["v4", "v5e", "v5p", "v6e"])
+@pytest.mark.parametrize("topology", HARDWARE)
 @pytest.mark.usefixtures("no_compile_cache")
 def test_usable_memory_is_within_a_tenth_of_the_published(topology: str):
     usable = usable_bytes(setting(topology=topology))
-    assert usable == pytest.approx(HARDWARE[topology].memory_bytes, rel=0.1)
+    assert usable == pytest.approx(HARDWARE[topology].usable_bytes, rel=0.1)
+
+
+def test_every_device_can_be_compiled_for():
+    assert HARDWARE.keys() == ahead.TOPOLOGIES.keys() | GPUS.keys()
+    for name, gpu in GPUS.items():
+        assert HARDWARE[name].bytes_per_second == pytest.approx(gpu.bytes_per_second, rel=0.01)
 
 
 def test_everything_is_estimated_without_a_compiler():
