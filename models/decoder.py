@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from emsjax.engine.packing import PackedBatch
 from emsjax.engine.sizes import Sizes
@@ -62,11 +63,12 @@ class Attention(nnx.Module):
             # their stack and lays out anew: a sixth of a step of Llama-3-8B on v5e.
             packed = jax.lax.optimization_barrier(packed)
         packed = packed.reshape(x.shape[0], -1, head_dim)
-        q, k, v = jnp.split(packed, (num_heads, num_heads + num_kv_heads), axis=1)
-        q, k = (
-            rotate(normed_heads(its_norm, x), context.angles, self.interleaved)
-            for its_norm, x in ((self.q_norm, q), (self.k_norm, k))
-        )
+        qk, v = jnp.split(packed, (num_heads + num_kv_heads,), axis=1)
+        if self.q_norm is not None:
+            q, k = jnp.split(qk, (num_heads,), axis=1)
+            normal = normed_heads(self.q_norm, q), normed_heads(self.k_norm, k)
+            qk = jnp.concatenate(normal, axis=1)
+        q, k = jnp.split(rotate(qk, context.angles, self.interleaved), (num_heads,), axis=1)
         if context.query_factor is not None:
             q = q * context.query_factor.astype(q.dtype)
         return q, *_contained(k, v)
@@ -102,13 +104,13 @@ class Attention(nnx.Module):
 
 
 def _contained(k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Moves NaN and infinity from values [T, K, H] to their keys, and returns both.
+    """Moves NaN and infinity from values [T, K, H] to the same lanes of their keys; returns both.
 
     A row must not be harmed by draft tokens after it, which may be wrong. Attention replaces the
     scores of those, but only multiplies their values by 0, and 0 * NaN is NaN. Rows that do attend
     to such a token become NaN by its score.
     """
-    sound = jnp.isfinite(v).all(axis=2, keepdims=True)
+    sound = jnp.isfinite(v)
     return jnp.where(sound, k, jnp.nan), jnp.where(sound, v, 0)
 
 
@@ -134,18 +136,29 @@ class Block(nnx.Module):
         """Returns x [T, D] and the cache after this layer."""
         if self.of_sum:
             mixed, cache = self.attention(x, cache, context)
-            x = normed(self.attention_norm, x + mixed)
-            return normed(self.mlp_norm, x + self.mlp(x, context)), cache
+            x = normed(self.attention_norm, _by_row(x + mixed))
+            return normed(self.mlp_norm, _by_row(x + self.mlp(x, context))), cache
         normal = normed(self.attention_norm, x)
         mixed, cache = self.attention(normal, cache, context)
-        attended = x + self._scaled(normed(self.attention_out_norm, mixed))
+        attended = _by_row(x + self._scaled(normed(self.attention_out_norm, mixed)))
         if not self.one_norm:
             normal = normed(self.mlp_norm, x if self.parallel else attended)
         mixed = self.mlp(normal, context)
-        return attended + self._scaled(normed(self.mlp_out_norm, mixed)), cache
+        return _by_row(attended + self._scaled(normed(self.mlp_out_norm, mixed))), cache
 
     def _scaled(self, added: jax.Array) -> jax.Array:
         return added if self.residual_scale == 1 else added * self.residual_scale
+
+
+def _by_row(x: jax.Array) -> jax.Array:
+    """Returns x [T, D], which a GPU then keeps row by row.
+
+    Kernels for Hopper leave their results column by column. XLA would keep the hidden states so,
+    too, and normalise them in two launches instead of one.
+    """
+    if target_platform() != "gpu":
+        return x
+    return with_layout_constraint(x, Layout((0, 1)))
 
 
 class Embedder(nnx.Module):
@@ -363,24 +376,29 @@ def _run_stack(
       windows: sliding window of each layer, or empty.
       tables: rotary table of each layer, or empty.
     """
-    # The scan does not slice the kernels. A product that reads its layer's part of the stack in
+    # The loop does not slice the kernels. A product that reads its layer's part of the stack in
     # place saves a copy of it.
     block_def, kernels, others = nnx.split(stack, _is_kernel, ...)
     of_layer, shared = _windows(windows)
 
-    def run_layer(carry: tuple, scanned: tuple) -> tuple[tuple, None]:
-        others, stacked, window, table = scanned
-        block = nnx.merge(block_def, kernels, others)
+    def run_layer(stacked: jax.Array, carry: tuple) -> tuple:
+        mine, window, table = jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(
+                x, stacked, keepdims=False, allow_negative_indices=False
+            ),
+            (others, of_layer, table_of_layer),
+        )
+        block = nnx.merge(block_def, kernels, mine)
         here = context._replace(
             layer=first + stacked, stacked=stacked, window=shared if window is None else window
         )
         if table is not None:
             here = here._replace(angles=jax.tree.map(lambda x: x[table], context.angles))
-        return block(*carry, here), None
+        return block(*carry, here)
 
-    numbers = jnp.arange(layers, dtype=jnp.int32)
-    table = jnp.asarray(tables, jnp.int32) if tables else None
-    return jax.lax.scan(run_layer, carry, (others, numbers, of_layer, table))[0]
+    # A scan over the layers' numbers would look each of them up, in a launch of its own.
+    table_of_layer = jnp.asarray(tables, jnp.int32) if tables else None
+    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(layers), run_layer, carry)
 
 
 def _windows(windows: tuple[int, ...]) -> tuple[jax.Array | None, int | None]:

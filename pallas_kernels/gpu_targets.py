@@ -58,9 +58,7 @@ GPUS: Mapping[str, GPUTarget] = MappingProxyType(
             *(182642 * _MIB, 7672 * 10**9, 1.965),
         ),
         "a100": GPUTarget("NVIDIA A100-SXM4-80GB", *_AMPERE, 81158 * _MIB, 2039 * 10**9, 1.41),
-        "a100-40gb": GPUTarget(
-            "NVIDIA A100-SXM4-40GB", *_AMPERE, 40536 * _MIB, 1555 * 10**9, 1.41
-        ),
+        "a100-40gb": GPUTarget("NVIDIA A100-SXM4-40GB", *_AMPERE, 40536 * _MIB, 1555 * 10**9, 1.41),
         "l4": GPUTarget(
             "NVIDIA L4",
             *(8, 9, 58, 128, 1536, 100 * _KIB, 99 * _KIB, 48 * _MIB),

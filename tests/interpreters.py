@@ -1,5 +1,6 @@
 """Fixtures that run kernels on a CPU and simulate a device's memory, copies and races."""
 
+import functools
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,7 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax._src.pallas.mosaic_gpu import core as gpu_core
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
 from jax._src.pallas.mosaic_gpu.interpret import params as gpu_params
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from emsjax.pallas_kernels import hopper
@@ -27,6 +29,17 @@ mlir.register_lowering(gpu_core.layout_cast_p, lambda _, x, **__: [x], platform=
 # Each copy from global memory gets the next of these simulated threads. With jax's default of one
 # thread, waiting for any copy counts as waiting for all earlier ones, which hides a missing wait.
 COPY_THREADS = 64
+
+
+@pytest.fixture
+def interpreting_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compiles for a GPU and interprets Triton kernels, if there is no GPU to run them."""
+    if jax.default_backend() == "gpu":
+        yield
+        return
+    monkeypatch.setattr(pl, "pallas_call", functools.partial(pl.pallas_call, interpret=True))
+    with compiling_for("gpu"):
+        yield
 
 
 def flat_value(block: Any) -> jax.Array:

@@ -1,6 +1,7 @@
 """Compiles a setting's decode program for a TPU or GPU, and reads its memory and cycles."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from emsjax.costs.hardware import GPU_SHARE
 from emsjax.drafters import PromptLookup
 from emsjax.engine.engine import Engine
+from emsjax.engine.ladder import Rung
 from emsjax.errors import UserError
 from emsjax.loading.build import shape_of_model
 from emsjax.pallas_kernels.ahead import compile_lowered, on_device
@@ -51,15 +53,12 @@ def compile_program(setting: Setting) -> Program:
       UserError: the compiler rejects the program for an unexpected reason.
     """
     counted = estimate(setting)
-    with on_device(setting.topology) as sharding:
-        engine = _engine(setting)
-        lowered = engine.lower(sharding)
-        try:
-            compiled = compile_lowered(setting.topology, lowered)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            return counted._replace(memory=_too_large(counted.memory, str(error)))
+    try:
+        engine, compiled = compile_rungs(setting, setting.ladder())
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return counted._replace(memory=_too_large(counted.memory, str(error)))
     counted = counted._replace(memory=_compiled(counted.memory, compiled))
     if not setting.hardware.hertz:
         return counted
@@ -67,7 +66,14 @@ def compile_program(setting: Setting) -> Program:
     return counted._replace(cycles=read_cycles(text, len(engine.ladder), layers))
 
 
-def _engine(setting: Setting) -> Engine:
+def compile_rungs(setting: Setting, ladder: Sequence[Rung]) -> tuple[Engine, jax.stages.Compiled]:
+    """Compiles the program of greedy batches with these rungs for the setting's device."""
+    with on_device(setting.topology) as sharding:
+        engine = _engine(setting, ladder)
+        return engine, compile_lowered(setting.topology, engine.lower(sharding))
+
+
+def _engine(setting: Setting, ladder: Sequence[Rung]) -> Engine:
     """Returns an engine whose weights are only shapes.
 
     Its drafter is prompt lookup, which stands for every drafter that costs next to nothing.
@@ -75,10 +81,10 @@ def _engine(setting: Setting) -> Engine:
     return Engine(
         shape_of_model(setting.config, jnp.dtype(setting.dtype), setting.quantize),
         PromptLookup(setting.draft_length),
-        setting.ladder(),
+        ladder,
         num_slots=setting.num_slots,
         capacity=setting.capacity,
-        costs=setting.costs(setting.sizes()),
+        costs=setting.costs(setting.sizes(), ladder),
     )
 
 

@@ -141,11 +141,12 @@ def test_everything_is_estimated_without_a_compiler():
 @pytest.mark.parametrize("topology", ["v5e", "h100"])
 def test_cache_and_state_are_those_of_the_engine(topology: str, slots: int, length: int):
     counted = setting(topology=topology, slots=slots, length=length)
+    counted = replace(counted, draft_length=5)
     with compiling_for(counted.platform):
-        engine = _engine(replace(counted, draft_length=5))
+        engine = _engine(counted, counted.ladder())
     held = jax.eval_shape(engine.empty)
     everything = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(held))
-    memory = estimate(replace(counted, draft_length=5)).memory
+    memory = estimate(counted).memory
     assert memory.cache == held.cache.size * held.cache.dtype.itemsize
     assert memory.state == everything - memory.cache
 

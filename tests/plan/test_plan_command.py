@@ -144,7 +144,7 @@ def test_a_missing_compiler_is_reported(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    version, package = importlib.metadata.version, compiler.split()[-1]
+    version, package = importlib.metadata.version, compiler.rsplit(maxsplit=1)[-1]
 
     def missing(name: str) -> str:
         if name == package:
