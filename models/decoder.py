@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.experimental.layout import Layout, with_layout_constraint
 
 from emsjax.engine.packing import PackedBatch
 from emsjax.engine.sizes import Sizes
@@ -136,29 +135,18 @@ class Block(nnx.Module):
         """Returns x [T, D] and the cache after this layer."""
         if self.of_sum:
             mixed, cache = self.attention(x, cache, context)
-            x = normed(self.attention_norm, _by_row(x + mixed))
-            return normed(self.mlp_norm, _by_row(x + self.mlp(x, context))), cache
+            x = normed(self.attention_norm, x + mixed)
+            return normed(self.mlp_norm, x + self.mlp(x, context)), cache
         normal = normed(self.attention_norm, x)
         mixed, cache = self.attention(normal, cache, context)
-        attended = _by_row(x + self._scaled(normed(self.attention_out_norm, mixed)))
+        attended = x + self._scaled(normed(self.attention_out_norm, mixed))
         if not self.one_norm:
             normal = normed(self.mlp_norm, x if self.parallel else attended)
         mixed = self.mlp(normal, context)
-        return _by_row(attended + self._scaled(normed(self.mlp_out_norm, mixed))), cache
+        return attended + self._scaled(normed(self.mlp_out_norm, mixed)), cache
 
     def _scaled(self, added: jax.Array) -> jax.Array:
         return added if self.residual_scale == 1 else added * self.residual_scale
-
-
-def _by_row(x: jax.Array) -> jax.Array:
-    """Returns x [T, D], which a GPU then keeps row by row.
-
-    Kernels for Hopper leave their results column by column. XLA would keep the hidden states so,
-    too, and normalise them in two launches instead of one.
-    """
-    if target_platform() != "gpu":
-        return x
-    return with_layout_constraint(x, Layout((0, 1)))
 
 
 class Embedder(nnx.Module):

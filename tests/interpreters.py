@@ -58,6 +58,11 @@ def product(left: Any, right: Any, over: int) -> jax.Array:
     )
 
 
+def write_transposed(product: jax.Array, target: Any) -> None:
+    """Does what `hopper.write_transposed` does, without a transposed view."""
+    target[...] = product.T
+
+
 def call_on_host(*args: Any, callback: Callable[..., Any], **_: Any) -> Any:
     """Replaces jax's `io_callback_impl`, which puts every argument on a jax device first.
 
@@ -114,7 +119,8 @@ def interpreting_tpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def interpreting_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Interprets GPU kernels if there is no GPU; yields the list of races, which fail the test.
 
-    The two tensor core products are replaced, because the interpreter rejects their operands. The
+    The two tensor core products and the transposed write are replaced, because the interpreter
+    rejects their operands. The
     race detector sees copies into shared memory that are not awaited (see `test_faults.py`). It
     does not check copies out of shared memory, which the interpreter performs at once: a missing
     `commit_smem` or `wait_smem_to_gmem` shows only on a GPU.
@@ -124,6 +130,7 @@ def interpreting_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         return
     monkeypatch.setattr(hopper, "product", lambda a, b: product(a, b, 0))
     monkeypatch.setattr(hopper, "product_transposed", lambda a, b: product(a, b, 1))
+    monkeypatch.setattr(hopper, "write_transposed", write_transposed)
     monkeypatch.setattr(jax_callback, "io_callback_impl", call_on_host)
     races = record_races(monkeypatch, gpu_callbacks)
     params = gpu_params.InterpretGPUParams(

