@@ -38,8 +38,8 @@ where they differ. Each slot has 2,048 tokens, and numbers are bfloat16, on a T4
   by the cycles in which the weights cross the memory at its published bandwidth.
 - *launches a layer*: kernels that a GPU starts for a layer. Inner loops count as one.
 - *bytes / least*: what all operations of the forward pass read from memory and write to it, divided
-  by the bytes of the weights. The K/V cache, inner loops, and what stays on the chip are left out: where
-  attention was such a loop, the figure in brackets knows nothing of it.
+  by the bytes of the weights. The K/V cache, inner loops, and what stays on the chip are left out:
+  where attention was such a loop, the figure in brackets knows nothing of it.
 - *temporary MB*: of the whole program with both rungs.
 - *weights copied*: arrays of weights that are written again, in a step or once a call."""
 

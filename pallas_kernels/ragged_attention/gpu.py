@@ -302,8 +302,9 @@ def prepare(
     _, num_slots, capacity = cache.shape[:3]
     group = num_heads // num_kv_heads
     blocks = gpu_blocks(capacity, head_dim, group, max_q_len, num_slots * num_kv_heads)
-    sizes = {"num_kv_heads": num_kv_heads, "max_q_len": max_q_len}
-    return prepare_sections(_call, blocks, q, *lengths, **sizes)
+    return prepare_sections(
+        _call, blocks, q, *lengths, num_kv_heads=num_kv_heads, max_q_len=max_q_len
+    )
 
 
 def _call(inputs: Inputs, options: Options) -> Sums:

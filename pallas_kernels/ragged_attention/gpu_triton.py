@@ -80,8 +80,9 @@ def prepare(
     blocks = triton_blocks(
         capacity, head_dim, num_heads // num_kv_heads, max_q_len, num_slots * num_kv_heads
     )
-    sizes = {"num_kv_heads": num_kv_heads, "max_q_len": max_q_len}
-    return prepare_sections(_call, blocks, q, *lengths, **sizes)
+    return prepare_sections(
+        _call, blocks, q, *lengths, num_kv_heads=num_kv_heads, max_q_len=max_q_len
+    )
 
 
 def triton_blocks(*sizes: int) -> GPUBlocks:
