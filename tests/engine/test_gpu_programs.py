@@ -24,7 +24,7 @@ LARGE_OPERATIONS = re.compile(r"= (\w+)\[([0-9,]+)\]\S* (?:copy|transpose|conver
 
 
 # The most launches a layer, of both rungs. A T4's attention is a loop.
-MOST_LAUNCHES = {"h100": 16, "a100": 17, "l4": 17, "b200": 17, "g4": 17}
+MOST_LAUNCHES = {"h100": 17, "a100": 19, "l4": 21, "b200": 21, "g4": 21}
 
 
 def steps_of_a_batch(*args: int, **options: Any) -> tuple[Rung, ...]:
