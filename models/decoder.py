@@ -64,11 +64,14 @@ class Attention(nnx.Module):
             # their stack and lays out anew: a sixth of a step of Llama-3-8B on v5e.
             packed = jax.lax.optimization_barrier(packed)
         packed = packed.reshape(x.shape[0], -1, head_dim)
-        q, k, v = jnp.split(packed, (num_heads, num_heads + num_kv_heads), axis=1)
-        q, k = normed_heads(self.q_norm, q), normed_heads(self.k_norm, k)
+        qk, v = jnp.split(packed, (num_heads + num_kv_heads,), axis=1)
+        if self.q_norm is not None:
+            q, k = jnp.split(qk, (num_heads,), axis=1)
+            normal = normed_heads(self.q_norm, q), normed_heads(self.k_norm, k)
+            qk = jnp.concatenate(normal, axis=1)
         if self.bound is not None:
-            q, k, v = (jnp.clip(x, -self.bound, self.bound) for x in (q, k, v))
-        q, k = (rotate(x, context.angles, self.interleaved) for x in (q, k))
+            qk, v = (jnp.clip(x, -self.bound, self.bound) for x in (qk, v))
+        q, k = jnp.split(rotate(qk, context.angles, self.interleaved), (num_heads,), axis=1)
         if context.query_factor is not None:
             q = q * context.query_factor.astype(q.dtype)
         return q, *_contained(k, v)
@@ -104,13 +107,13 @@ class Attention(nnx.Module):
 
 
 def _contained(k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Moves NaN and infinity from values [T, K, H] to their keys, and returns both.
+    """Moves NaN and infinity from values [T, K, H] to the same lanes of their keys; returns both.
 
     A row must not be harmed by draft tokens after it, which may be wrong. Attention replaces the
     scores of those, but only multiplies their values by 0, and 0 * NaN is NaN. Rows that do attend
     to such a token become NaN by its score.
     """
-    sound = jnp.isfinite(v).all(axis=2, keepdims=True)
+    sound = jnp.isfinite(v)
     return jnp.where(sound, k, jnp.nan), jnp.where(sound, v, 0)
 
 
@@ -393,24 +396,29 @@ def _run_stack(
       windows: sliding window of each layer, or empty.
       tables: rotary table of each layer, or empty.
     """
-    # The scan does not slice the kernels. A product that reads its layer's part of the stack in
+    # The loop does not slice the kernels. A product that reads its layer's part of the stack in
     # place saves a copy of it.
     block_def, kernels, others = nnx.split(stack, _is_kernel, ...)
     of_layer, shared = _windows(windows)
 
-    def run_layer(carry: tuple, scanned: tuple) -> tuple[tuple, None]:
-        others, stacked, window, table = scanned
-        block = nnx.merge(block_def, kernels, others)
+    def run_layer(stacked: jax.Array, carry: tuple) -> tuple:
+        mine, window, table = jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(
+                x, stacked, keepdims=False, allow_negative_indices=False
+            ),
+            (others, of_layer, table_of_layer),
+        )
+        block = nnx.merge(block_def, kernels, mine)
         here = context._replace(
             layer=first + stacked, stacked=stacked, window=shared if window is None else window
         )
         if table is not None:
             here = here._replace(angles=jax.tree.map(lambda x: x[table], context.angles))
-        return block(*carry, here), None
+        return block(*carry, here)
 
-    numbers = jnp.arange(layers, dtype=jnp.int32)
-    table = jnp.asarray(tables, jnp.int32) if tables else None
-    return jax.lax.scan(run_layer, carry, (others, numbers, of_layer, table))[0]
+    # A scan over the layers' numbers would look each of them up, in a launch of its own.
+    table_of_layer = jnp.asarray(tables, jnp.int32) if tables else None
+    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(layers), run_layer, carry)
 
 
 def _windows(windows: tuple[int, ...]) -> tuple[jax.Array | None, int | None]:

@@ -214,11 +214,11 @@ def rotate(
     wide = x.astype(jnp.float32)
     if interleaved:
         first, second = wide[..., ::2], wide[..., 1::2]
-    else:
-        first, second = jnp.split(wide, 2, axis=-1)
-    pair = first * cos - second * sin, second * cos + first * sin
-    turned = jnp.stack(pair, axis=-1) if interleaved else jnp.concatenate(pair, axis=-1)
-    return turned.reshape(x.shape).astype(x.dtype)
+        pair = first * cos - second * sin, second * cos + first * sin
+        return jnp.stack(pair, axis=-1).reshape(x.shape).astype(x.dtype)
+    # Both halves at once: a TPU takes two microseconds for each operation, however small.
+    cos, sin = jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
+    return (wide * cos + jnp.roll(wide, turned_lanes // 2, axis=-1) * sin).astype(x.dtype)
 
 
 def activated(x: jax.Array, activation: Activation, gated: bool) -> jax.Array:

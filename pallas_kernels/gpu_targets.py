@@ -47,6 +47,7 @@ class GPUTarget(NamedTuple):
 
 _KIB, _MIB = 1 << 10, 1 << 20
 _HOPPER = (9, 0, 132, 128, 2048, 228 * _KIB, 227 * _KIB, 50 * _MIB)
+_AMPERE = (8, 0, 108, 64, 2048, 164 * _KIB, 163 * _KIB, 40 * _MIB)
 GPUS: Mapping[str, GPUTarget] = MappingProxyType(
     {
         "h100": GPUTarget("NVIDIA H100 80GB HBM3", *_HOPPER, 81008 * _MIB, 3352 * 10**9, 1.98),
@@ -56,11 +57,8 @@ GPUS: Mapping[str, GPUTarget] = MappingProxyType(
             *(10, 0, 148, 128, 2048, 228 * _KIB, 227 * _KIB, 126 * _MIB),
             *(182642 * _MIB, 7672 * 10**9, 1.965),
         ),
-        "a100": GPUTarget(
-            "NVIDIA A100-SXM4-80GB",
-            *(8, 0, 108, 64, 2048, 164 * _KIB, 163 * _KIB, 40 * _MIB),
-            *(81158 * _MIB, 2039 * 10**9, 1.41),
-        ),
+        "a100": GPUTarget("NVIDIA A100-SXM4-80GB", *_AMPERE, 81158 * _MIB, 2039 * 10**9, 1.41),
+        "a100-40gb": GPUTarget("NVIDIA A100-SXM4-40GB", *_AMPERE, 40536 * _MIB, 1555 * 10**9, 1.41),
         "l4": GPUTarget(
             "NVIDIA L4",
             *(8, 9, 58, 128, 1536, 100 * _KIB, 99 * _KIB, 48 * _MIB),

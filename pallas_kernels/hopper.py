@@ -45,6 +45,12 @@ def product_transposed(left: Any, right: Any) -> jax.Array:
     return product(left, right.transpose((1, 0)))
 
 
+def write_transposed(product: jax.Array, target: Any) -> None:
+    """Writes a product [M, N] in float32 to shared memory [N, M]."""
+    by_column = plgpu.transpose_ref(target, (1, 0))
+    by_column[...] = plgpu.layout_cast(product, plgpu.Layout.WGMMA_TRANSPOSED)
+
+
 def transforms(width: int, dtype: jnp.dtype) -> tuple[Any, ...]:
     """Returns a layout of a tile [rows, width] in shared memory that the tensor cores can read."""
     swizzle = plgpu.find_swizzle(width * dtype.itemsize * 8)

@@ -23,7 +23,11 @@ from jax.experimental.compilation_cache import compilation_cache
 from emsjax import build_engine
 from emsjax.host.cache import use_compile_cache
 from emsjax.plan import setting
-from tests.interpreters import interpreting_gpu, interpreting_tpu  # noqa: F401
+from tests.interpreters import (  # noqa: F401
+    interpreting_gpu,
+    interpreting_tpu,
+    interpreting_triton,
+)
 from tests.ladders import short_ladder_for
 
 # Examples have no deadline, because programs compile on first use, on a machine that may be busy.

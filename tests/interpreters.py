@@ -1,5 +1,6 @@
 """Fixtures that run kernels on a CPU and simulate a device's memory, copies and races."""
 
+import functools
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,7 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax._src.pallas.mosaic_gpu import core as gpu_core
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
 from jax._src.pallas.mosaic_gpu.interpret import params as gpu_params
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from emsjax.pallas_kernels import hopper
@@ -27,6 +29,17 @@ mlir.register_lowering(gpu_core.layout_cast_p, lambda _, x, **__: [x], platform=
 # Each copy from global memory gets the next of these simulated threads. With jax's default of one
 # thread, waiting for any copy counts as waiting for all earlier ones, which hides a missing wait.
 COPY_THREADS = 64
+
+
+@pytest.fixture
+def interpreting_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compiles for a GPU and interprets Triton kernels, if there is no GPU to run them."""
+    if jax.default_backend() == "gpu":
+        yield
+        return
+    monkeypatch.setattr(pl, "pallas_call", functools.partial(pl.pallas_call, interpret=True))
+    with compiling_for("gpu"):
+        yield
 
 
 def flat_value(block: Any) -> jax.Array:
@@ -43,6 +56,11 @@ def product(left: Any, right: Any, over: int) -> jax.Array:
         (((1,), (over,)), ((), ())),
         preferred_element_type=jnp.float32,
     )
+
+
+def write_transposed(product: jax.Array, target: Any) -> None:
+    """Does what `hopper.write_transposed` does, without a transposed view."""
+    target[...] = product.T
 
 
 def call_on_host(*args: Any, callback: Callable[..., Any], **_: Any) -> Any:
@@ -101,7 +119,8 @@ def interpreting_tpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def interpreting_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Interprets GPU kernels if there is no GPU; yields the list of races, which fail the test.
 
-    The two tensor core products are replaced, because the interpreter rejects their operands. The
+    The two tensor core products and the transposed write are replaced, because the interpreter
+    rejects their operands. The
     race detector sees copies into shared memory that are not awaited (see `test_faults.py`). It
     does not check copies out of shared memory, which the interpreter performs at once: a missing
     `commit_smem` or `wait_smem_to_gmem` shows only on a GPU.
@@ -111,6 +130,7 @@ def interpreting_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         return
     monkeypatch.setattr(hopper, "product", lambda a, b: product(a, b, 0))
     monkeypatch.setattr(hopper, "product_transposed", lambda a, b: product(a, b, 1))
+    monkeypatch.setattr(hopper, "write_transposed", write_transposed)
     monkeypatch.setattr(jax_callback, "io_callback_impl", call_on_host)
     races = record_races(monkeypatch, gpu_callbacks)
     params = gpu_params.InterpretGPUParams(

@@ -15,15 +15,17 @@ class Hardware(NamedTuple):
 
     Attributes:
       name: as messages show it.
+      platform: "cpu", "gpu" or "tpu".
       memory_bytes: size of its memory.
       bytes_per_second: bandwidth of its memory.
       flops: dense 16-bit operations per second.
       float32_flops: operations per second on float32 at full precision.
-      hertz: cycles per second; 0 for devices that this package does not compile for.
+      hertz: cycles per second; 0 for devices whose compiler estimates no cycles.
       overlaps: whether it reads and multiplies at the same time.
     """
 
     name: str
+    platform: str
     memory_bytes: float
     bytes_per_second: float
     flops: float
@@ -32,9 +34,9 @@ class Hardware(NamedTuple):
     overlaps: bool = True
 
     @property
-    def is_tpu(self) -> bool:
-        """Whether it is a TPU, for which programs can be compiled on any machine."""
-        return self.hertz > 0
+    def usable_bytes(self) -> int:
+        """The memory that jax takes for itself."""
+        return int(self.memory_bytes * (GPU_SHARE if self.platform == "gpu" else 1))
 
     def rate(self, itemsize: int) -> float:
         """Operations per second on numbers of `itemsize` bytes."""
@@ -48,13 +50,13 @@ def _tpu(name: str, gigabytes: float, gb_per_s: float, tflops: float, units: int
     """
     flops = tflops * 1e12
     hertz = flops / (2 * units)
-    return Hardware(
-        f"TPU {name}", gigabytes * 1e9, gb_per_s * 1e9, flops, flops / FLOAT32_PASSES, hertz
-    )
+    sizes = gigabytes * 1e9, gb_per_s * 1e9
+    return Hardware(f"TPU {name}", "tpu", *sizes, flops, flops / FLOAT32_PASSES, hertz)
 
 
 def _gpu(name: str, gigabytes: float, gb_per_s: float, tflops: float, float32: float) -> Hardware:
-    return Hardware(name, gigabytes * 1e9, gb_per_s * 1e9, tflops * 1e12, float32 * 1e12)
+    sizes = gigabytes * 1e9, gb_per_s * 1e9
+    return Hardware(f"NVIDIA {name}", "gpu", *sizes, tflops * 1e12, float32 * 1e12)
 
 
 HARDWARE: Mapping[str, Hardware] = MappingProxyType(
@@ -65,14 +67,21 @@ HARDWARE: Mapping[str, Hardware] = MappingProxyType(
         "v5e": _tpu("v5e", 16, 819, 197, units=4 * 128**2),
         "v5p": _tpu("v5p", 95, 2765, 459, units=8 * 128**2),
         "v6e": _tpu("v6e", 32, 1640, 918, units=4 * 256**2),
-        "a100": _gpu("NVIDIA A100 SXM", 80, 2039, 312, 19.5),
-        "h100": _gpu("NVIDIA H100 SXM", 80, 3350, 989, 67),
-        "h200": _gpu("NVIDIA H200 SXM", 141, 4800, 989, 67),
+        # NVIDIA's data sheets, without sparsity. That of the RTX PRO 6000 Server states only 4,000
+        # TFLOP/s of sparse 4-bit numbers, which are eight times those of dense 16-bit numbers.
+        "h100": _gpu("H100 SXM", 80, 3350, 989, 67),
+        "h200": _gpu("H200 SXM", 141, 4800, 989, 67),
+        "b200": _gpu("B200 HGX", 180, 7700, 2250, 75),
+        "a100": _gpu("A100 SXM", 80, 2039, 312, 19.5),
+        "a100-40gb": _gpu("A100 SXM 40 GB", 40, 1555, 312, 19.5),
+        "l4": _gpu("L4", 24, 300, 121, 30.3),
+        "t4": _gpu("T4", 16, 320, 65, 8.1),
+        "g4": _gpu("RTX PRO 6000 Server", 96, 1597, 500, 120),
     }
 )
 
 # Fitted to measured steps of a small server. Planning depends only on the ratios of these figures.
-PROCESSOR = Hardware("a processor", 0, 12e9, 90e9, 180e9, overlaps=False)
+PROCESSOR = Hardware("a processor", "cpu", 0, 12e9, 90e9, 180e9, overlaps=False)
 # Keys of `HARDWARE` by a part of the device's kind. The first match counts: "v5 lite" before "v5".
 KINDS = {
     "v4": "v4",
@@ -82,7 +91,13 @@ KINDS = {
     "v6": "v6e",
     "h200": "h200",
     "h100": "h100",
+    "b200": "b200",
+    "a100-sxm4-40gb": "a100-40gb",
     "a100": "a100",
+    # An L40S, too: it is three times as fast at everything.
+    "l4": "l4",
+    "t4": "t4",
+    "rtx pro 6000": "g4",
 }
 # Keys of `HARDWARE` for devices of an unknown kind.
 PLATFORMS = {"tpu": "v5e", "gpu": "a100"}

@@ -76,7 +76,8 @@ def choose_in_chunks(
         return jax.tree.map(lambda x, new: x.at[target].set(new), chosen, choose_after(source))
 
     flat = jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), nothing)
-    flat = jax.lax.fori_loop(0, chunks, choose, flat)
+    with jax.named_scope("choose"):  # so that `plan` does not take it for a loop over layers
+        flat = jax.lax.fori_loop(0, chunks, choose, flat)
     return jax.tree.map(lambda x: x.reshape(*rows.places.shape, *x.shape[1:]), flat)
 
 

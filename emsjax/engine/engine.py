@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental.layout import Format, Layout
 
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.holes import no_holes
@@ -182,9 +183,19 @@ class Engine:
         scalar, flag = (jax.ShapeDtypeStruct((), t) for t in (jnp.int32, jnp.bool))
         costs = self.costs
         weights = self.drafter.weights
-        arguments = (self.params, weights, costs, jax.eval_shape(empty), scalar, flag)
-        placed = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments
+
+        def put(x: Any, place: Format | jax.sharding.Sharding | None) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+        def put_by_row(x: Any) -> jax.ShapeDtypeStruct:
+            # As `host.device` places weights on a TPU; other devices order axes so anyway.
+            by_row = Layout(tuple(range(x.ndim)))
+            return put(x, None if sharding is None else Format(by_row, sharding))
+
+        others = (costs, jax.eval_shape(empty), scalar, flag)
+        placed = (
+            *jax.tree.map(put_by_row, (self.params, weights)),
+            *jax.tree.map(lambda x: put(x, sharding), others),
         )
         program = self._decode_sampled if sampling else self._decode
         return program.lower(*placed)

@@ -12,6 +12,7 @@ from flax import nnx
 from emsjax.drafters.draft_model import DraftModel
 from emsjax.drafters.recurrent import Recurrent
 from emsjax.errors import UserError, foreign
+from emsjax.host.device import put_by_row
 from emsjax.loading.draft_checkpoint import MANIFEST, is_for, read_draft, read_manifest
 from emsjax.loading.load import LoadedModel, load_model
 from emsjax.models.quantised import picked
@@ -140,7 +141,7 @@ def _recurrent(directory: Path, target: LoadedModel, draft_length: int) -> Recur
     graphdef, params = nnx.split(draft)
     return Recurrent(
         name=f"{directory.name} {manifest.sizes}",
-        weights=(jax.device_put(params), share(target, token_ids)),
+        weights=(jax.tree.map(put_by_row, params), share(target, token_ids)),
         merge=partial(nnx.merge, graphdef),
         vocab_size=target.model.vocab_size,
         hidden_size=embedding.shape[1],

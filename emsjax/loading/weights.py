@@ -7,12 +7,12 @@ On CPU, jax adopts the aligned buffer without a copy.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from emsjax.errors import UserError
+from emsjax.host.device import put_by_row
 from emsjax.loading.parameters import Parameter
 from emsjax.loading.sources.buffers import aligned_empty
 from emsjax.loading.sources.int8 import Int8, quantise
@@ -59,7 +59,7 @@ def load_params(
             made = dict(zip((name, name + SCALE), _assemble_int8(parameter, reader), strict=True))
         for each, value in made.items():
             path, leaf = leaves[each]
-            filled.append((path, leaf.replace(jax.device_put(value))))
+            filled.append((path, leaf.replace(put_by_row(value))))
     return nnx.from_flat_state(filled)
 
 

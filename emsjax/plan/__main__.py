@@ -69,7 +69,7 @@ def plan(
         bool | None,
         typer.Option(
             "--compile/--no-compile",
-            help="Compile for TPUs with their own compiler, or only estimate. (default: compile if "
+            help="Compile with the device's own compiler, or only estimate. (default: compile if "
             "the compiler is installed)",
         ),
     ] = None,
@@ -77,8 +77,8 @@ def plan(
 ) -> None:
     """Forecast whether a model fits on a device, how long a step takes, and the speedup.
 
-    You do not need the device. The TPU compiler compiles the program without a TPU, and nothing
-    runs. Several models or devices are compared in one table.
+    You do not need the device. Its compiler compiles the program without it, and nothing runs.
+    Several models or devices are compared in one table.
     """
     devices = [_device(name) for name in topology or ["v5e"]]
     _check_name("--dtype", dtype, _DTYPES)
@@ -88,8 +88,7 @@ def plan(
         _check_name("--kv-dtype", kv_dtype, KV_DTYPES)
     if not 0 <= acceptance <= 1:
         raise UserError(f"--acceptance is {acceptance:g}; it must be a probability from 0 to 1.")
-    compiling = compile is not False and any(HARDWARE[name].is_tpu for name in devices)
-    _prepare_environment(compiling)
+    _prepare_environment(compiling=compile is not False)
     with interrupts_wait():
         from emsjax.plan.options import Options, make_forecasts
 
@@ -143,7 +142,7 @@ def _prepare_environment(compiling: bool) -> None:
     """Keeps jax away from this machine's devices; call it before jax is imported.
 
     Args:
-      compiling: whether to prepare for the TPU compiler, too.
+      compiling: whether to prepare for the TPU's compiler, too.
     """
     from emsjax.pallas_kernels.environment import tpu_compiler
 

@@ -1,22 +1,61 @@
-"""Finds out whether the TPU compiler is installed."""
+"""Finds out whether the compiler for a device is installed."""
 
 import importlib.metadata
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
+from emsjax.costs.hardware import HARDWARE
 from emsjax.errors import UserError
 
 
+class Compiler(NamedTuple):
+    """The compiler for the devices of a platform.
+
+    Attributes:
+      name: as messages show it.
+      package: the distribution that contains it.
+      install: how to install the package.
+      update: how to update it.
+    """
+
+    name: str
+    package: str
+    install: str
+    update: str
+
+
+COMPILERS: Mapping[str, Compiler] = MappingProxyType(
+    {
+        "tpu": Compiler(
+            "TPU compiler", "libtpu", "pip install 'jax[tpu]'", "pip install -U 'jax[tpu]'"
+        ),
+        "gpu": Compiler(
+            "GPU compiler",
+            "jax-cuda13-plugin",
+            "install emsjax with its extra [gpu-compiler]",
+            "update jax and jax-cuda13-plugin",
+        ),
+    }
+)
+
+
 def check_compiler(topology: str) -> None:
-    """Checks that a compiler for a TPU is installed.
+    """Checks that the compiler for a device is installed.
+
+    Args:
+      topology: name in `HARDWARE`.
 
     Raises:
-      UserError: there is no compiler, or it does not know the TPU.
+      UserError: there is no compiler, or it does not know the device.
     """
+    compiler = COMPILERS[HARDWARE[topology].platform]
     try:
-        version = importlib.metadata.version("libtpu")
+        version = importlib.metadata.version(compiler.package)
     except importlib.metadata.PackageNotFoundError:
         raise UserError(
-            f"compiling for TPU {topology} needs the TPU compiler, libtpu, which is available for "
-            "Linux on x86-64; pip install 'jax[tpu]', or give --no-compile."
+            f"compiling needs the {compiler.name}, {compiler.package}, which is available for "
+            f"Linux on x86-64; {compiler.install}, or give --no-compile."
         ) from None
     # Imported here because it takes jax, for which an answer without a compiler need not wait.
     from emsjax.pallas_kernels.ahead import find_device
@@ -25,8 +64,8 @@ def check_compiler(topology: str) -> None:
         find_device(topology)
     except (KeyError, RuntimeError) as error:
         raise UserError(
-            f"the installed TPU compiler (libtpu {version}) does not know TPU {topology} "
-            f"({_line(error)}); pip install -U 'jax[tpu]', or give --no-compile."
+            f"the installed {compiler.name} ({compiler.package} {version}) does not know "
+            f"{HARDWARE[topology].name} ({_line(error)}); {compiler.update}, or give --no-compile."
         ) from error
 
 

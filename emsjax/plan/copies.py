@@ -1,14 +1,39 @@
-"""Finds the weights that a compiled program copies out of their stack before it multiplies them."""
+"""Finds the weights that a compiled program copies before it multiplies them."""
 
 import math
 import re
+from typing import Any
 
-from emsjax.plan.cycles import Computations, computations
+import jax
+
+from emsjax.plan.loops import Computations, computations
 
 _SLICE = re.compile(r"= (\w+)\[([0-9,]+)\]\S* dynamic-slice\(")
+_COPY = re.compile(r"= (\w+)\[([0-9,]+)\]\S* (?:copy|transpose)\(")
 _FUSED = re.compile(r" fusion\(.* calls=%?([\w.-]+)")
 # How the compilers write a product: for GPUs, for TPUs, as a kernel, and as plain sums.
 _PRODUCTS = (" dot(", " convolution(", " custom-call(", " reduce(")
+
+
+def copied_weights(program: str, params: Any) -> list[str]:
+    """Returns the type and shape of each array of weights that a decode program copies.
+
+    Args:
+      program: text of the compiled program.
+      params: the model's parameters, or their shapes. Weights with three axes are stacks of layers.
+    """
+    stacks = [x.shape for x in jax.tree.leaves(params) if len(x.shape) == 3]
+    least = min(math.prod(shape[1:]) for shape in stacks)
+    return copied_slices(program, least) + copied_stacks(program, stacks)
+
+
+def copied_stacks(program: str, stacks: list[tuple[int, ...]]) -> list[str]:
+    """Returns the type and shape of each whole stack that is copied, in any order of its axes."""
+    known = [sorted(shape) for shape in stacks]
+    found = ((kind, sizes) for kind, sizes in _COPY.findall(program))
+    return [
+        f"{kind}[{sizes}]" for kind, sizes in found if sorted(map(int, sizes.split(","))) in known
+    ]
 
 
 def copied_slices(program: str, least: int) -> list[str]:

@@ -4,17 +4,11 @@ XLA annotates each operation with the cycles it expects. Hand-written kernels ha
 """
 
 import re
-from collections.abc import Mapping
 from typing import NamedTuple
 
-_COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$")
-_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_LOOP = re.compile(r' while\(.* body=%?([\w.-]+).*op_name="([^"]*)"')
-# Scopes in the target's forward pass, see `emsjax.engine.loop`: one loop per rung, and inside it a
-# loop over the layers.
-_RUNG, _LAYERS = "/while/body/target/while", "/while/body/target/while/body/while"
+from emsjax.plan.loops import Computations, computations, loops_in, rung_bodies, step_body
 
-Computations = Mapping[str, list[str]]
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
 class StepCycles(NamedTuple):
@@ -44,32 +38,12 @@ def read_cycles(program: str, num_rungs: int, num_layers: int) -> StepCycles | N
       The cycles, or None if the program does not have the expected structure.
     """
     found = computations(program)
-    bodies = {scope: body for body, scope in _loops(program) if scope.count("while") == 1}
-    step = next(iter(bodies.values()), "")
-    lines = found.get(step, [])
-    rungs = [body for line in lines for body, scope in _loops(line) if scope.endswith(_RUNG)]
+    rungs = rung_bodies(found)
     if len(rungs) != num_rungs:
         return None
     forward = tuple(_cycles(found, body, num_layers) for body in rungs)
-    everything = _cycles(found, step, num_layers)
+    everything = _cycles(found, step_body(found), num_layers)
     return StepCycles(everything - sum(forward), forward)
-
-
-def computations(program: str) -> Computations:
-    """Returns the lines of each computation, by name."""
-    found: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for line in program.splitlines():
-        if match := _COMPUTATION.match(line):
-            lines = found.setdefault(match[1], [])
-        elif line.startswith("  "):
-            lines.append(line)
-    return found
-
-
-def _loops(text: str) -> list[tuple[str, str]]:
-    """Returns the body and scope of each loop."""
-    return _LOOP.findall(text)
 
 
 def _cycles(program: Computations, name: str, num_layers: int) -> int:
@@ -78,7 +52,7 @@ def _cycles(program: Computations, name: str, num_layers: int) -> int:
     for line in program.get(name, ()):
         if found := _CYCLES.search(line):
             total += int(found[1])
-        for body, scope in _loops(line):
-            turns = num_layers if scope.endswith(_LAYERS) else 1
-            total += turns * _cycles(program, body, num_layers)
+        for loop in loops_in(line):
+            turns = num_layers if loop.over_layers else 1
+            total += turns * _cycles(program, loop.body, num_layers)
     return total

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-from emsjax.costs.hardware import GPU_SHARE
 from emsjax.engine.ladder import Rung
 from emsjax.engine.sizes import Sizes
 from emsjax.engine.step_costs import StepCosts
@@ -85,5 +84,4 @@ def state_bytes(setting: Setting) -> int:
 
 def published_bytes(setting: Setting) -> int:
     """Returns the published size of the device's memory, less what jax leaves free on a GPU."""
-    hardware = setting.hardware
-    return int(hardware.memory_bytes * (1 if hardware.is_tpu else GPU_SHARE))
+    return setting.hardware.usable_bytes

@@ -91,7 +91,7 @@ def make_forecast(setting: Setting, compiling: bool, say: Callable[[str], None])
 
     Args:
       setting: the model, device and batch.
-      compiling: whether to use the TPU compiler; otherwise everything is estimated.
+      compiling: whether to use the device's compiler; otherwise everything is estimated.
       say: called with a line about each program before it is compiled.
 
     Raises:

@@ -11,6 +11,8 @@ from emsjax.plan.compiler import check_compiler
 from emsjax.plan.forecast import Forecast, make_forecast
 from emsjax.plan.setting import Setting
 
+_NOT_COMPILED = "nothing is compiled, figures are arithmetic"
+
 
 class Options(NamedTuple):
     """The options that apply to all models and devices, see `python -m emsjax.plan --help`."""
@@ -45,27 +47,29 @@ def make_forecasts(
     """
     check_whole("--batch-size", options.batch_size, 1, MAX_BATCH_SIZE)
     check_whole("--draft-length", options.draft_length, 1, MAX_DRAFT_LENGTH)
-    compiled = [name for name in dict.fromkeys(devices) if _compiles(name, options.compile, say)]
     settings = [_setting(model, name, options) for model in models for name in devices]
-    return (make_forecast(each, each.topology in compiled, say) for each in settings)
+    obstacles = {name: _no_compiler(name, options.compile) for name in devices}
+    if options.compile is None:
+        for obstacle in dict.fromkeys(filter(None, obstacles.values())):
+            say(f"{_NOT_COMPILED}: {obstacle}")
+    return (make_forecast(each, obstacles[each.topology] is None, say) for each in settings)
 
 
-def _compiles(topology: str, wanted: bool | None, say: Callable[[str], None]) -> bool:
-    """Returns whether to compile for a device: if it is a TPU whose compiler is installed.
+def _no_compiler(topology: str, wanted: bool | None) -> str | None:
+    """Returns why not to compile for a device; None if its compiler is installed and wanted.
 
     Raises:
       UserError: `wanted` is true and the compiler is missing.
     """
-    if wanted is False or not HARDWARE[topology].is_tpu:
-        return False
+    if wanted is False:
+        return _NOT_COMPILED
     try:
         check_compiler(topology)
     except UserError as error:
         if wanted:
             raise
-        say(f"nothing is compiled, figures are arithmetic: {error}")
-        return False
-    return True
+        return str(error)
+    return None
 
 
 def _setting(model: str, topology: str, options: Options) -> Setting:

@@ -1,16 +1,20 @@
-"""Compiles a setting's decode program for a TPU, and reads its memory and cycles."""
+"""Compiles a setting's decode program for a TPU or GPU, and reads its memory and cycles."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from emsjax.costs.hardware import GPU_SHARE
 from emsjax.drafters import PromptLookup
 from emsjax.engine.engine import Engine
+from emsjax.engine.ladder import Rung
 from emsjax.errors import UserError
 from emsjax.loading.build import shape_of_model
 from emsjax.pallas_kernels.ahead import compile_lowered, on_device
+from emsjax.pallas_kernels.gpu_targets import GPUS
 from emsjax.plan.cycles import read_cycles
 from emsjax.plan.estimate import Program, estimate, published_bytes
 from emsjax.plan.memory import Memory
@@ -28,8 +32,10 @@ _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def usable_bytes(setting: Setting) -> int:
-    """Returns how many bytes of a TPU's memory a program may use, by its compiler."""
-    # The compiler states the available memory only when it rejects a program that needs more.
+    """Returns how many bytes of memory a program may use, as the device's compiler knows it."""
+    if setting.platform == "gpu":
+        return int(GPU_SHARE * GPUS[setting.topology].memory_bytes)
+    # A TPU's compiler states the memory only when it rejects a program that needs more.
     with on_device(setting.topology) as sharding:
         huge = jax.ShapeDtypeStruct((_HUGE >> 15, 1 << 15), jnp.int8, sharding=sharding)
         try:
@@ -41,29 +47,33 @@ def usable_bytes(setting: Setting) -> int:
 
 
 def compile_program(setting: Setting) -> Program:
-    """Compiles the program with the TPU compiler; nothing runs.
+    """Compiles the program with the device's compiler; nothing runs.
 
     Raises:
       UserError: the compiler rejects the program for an unexpected reason.
     """
     counted = estimate(setting)
+    try:
+        engine, compiled = compile_rungs(setting, setting.ladder())
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return counted._replace(memory=_too_large(counted.memory, str(error)))
+    counted = counted._replace(memory=_compiled(counted.memory, compiled))
+    if not setting.hardware.hertz:
+        return counted
+    layers, text = engine.cache_spec.shape[0], compiled.as_text() or ""
+    return counted._replace(cycles=read_cycles(text, len(engine.ladder), layers))
+
+
+def compile_rungs(setting: Setting, ladder: Sequence[Rung]) -> tuple[Engine, jax.stages.Compiled]:
+    """Compiles the program of greedy batches with these rungs for the setting's device."""
     with on_device(setting.topology) as sharding:
-        engine = _engine(setting)
-        lowered = engine.lower(sharding)
-        try:
-            compiled = compile_lowered(setting.topology, lowered)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            return counted._replace(memory=_too_large(counted.memory, str(error)))
-    layers = engine.cache_spec.shape[0]
-    return counted._replace(
-        memory=_compiled(counted.memory, compiled),
-        cycles=read_cycles(compiled.as_text() or "", len(engine.ladder), layers),
-    )
+        engine = _engine(setting, ladder)
+        return engine, compile_lowered(setting.topology, engine.lower(sharding))
 
 
-def _engine(setting: Setting) -> Engine:
+def _engine(setting: Setting, ladder: Sequence[Rung]) -> Engine:
     """Returns an engine whose weights are only shapes.
 
     Its drafter is prompt lookup, which stands for every drafter that costs next to nothing.
@@ -73,10 +83,10 @@ def _engine(setting: Setting) -> Engine:
             setting.config, jnp.dtype(setting.dtype), setting.quantize, setting.kv_dtype
         ),
         PromptLookup(setting.draft_length),
-        setting.ladder(),
+        ladder,
         num_slots=setting.num_slots,
         capacity=setting.capacity,
-        costs=setting.costs(setting.sizes()),
+        costs=setting.costs(setting.sizes(), ladder),
     )
 
 
@@ -99,7 +109,7 @@ def _too_large(counted: Memory, message: str) -> Memory:
     found = _NEEDED.search(message)
     if found is None:
         said = " ".join(message.split())[:_MOST_CHARACTERS]
-        raise UserError(f"the TPU compiler rejects the program ({said}); give --no-compile")
+        raise UserError(f"the compiler rejects the program ({said}); give --no-compile")
     needs, unit, available, its_unit = (part for part in found.groups() if part is not None)
     # Rounding may make the two figures equal, but the program needs more than there is.
     needed = max(_bytes(needs, unit), _bytes(available, its_unit) + 1)

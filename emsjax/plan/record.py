@@ -4,8 +4,11 @@ from typing import Any
 
 from emsjax.costs.roofline import BANDWIDTH_SHARE, COMPUTE_SHARE
 from emsjax.host.provenance import version_of
+from emsjax.plan.compiler import COMPILERS
 from emsjax.plan.forecast import BatchSpeedup, Forecast, StepTime
 from emsjax.plan.memory import Memory
+
+_PACKAGES = ("emsjax", "jax", *(compiler.package for compiler in COMPILERS.values()))
 
 
 def record(forecast: Forecast) -> dict[str, Any]:
@@ -42,7 +45,7 @@ def record(forecast: Forecast) -> dict[str, Any]:
             "compute_share": COMPUTE_SHARE,
             "hertz": setting.hardware.hertz or None,
         },
-        "versions": {name: version_of(name) for name in ("emsjax", "jax", "libtpu")},
+        "versions": {name: version_of(name) for name in _PACKAGES},
     }
 
 

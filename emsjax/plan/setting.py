@@ -1,6 +1,7 @@
 """The setting of a forecast: a model, a device and a batch."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -74,7 +75,7 @@ class Setting:
     @property
     def platform(self) -> str:
         """The platform that programs are made for, "tpu" or "gpu"."""
-        return "tpu" if self.hardware.is_tpu else "gpu"
+        return self.hardware.platform
 
     def at(self, num_slots: int) -> "Setting":
         """Returns the same setting with another batch size."""
@@ -89,12 +90,17 @@ class Setting:
         """Returns the shapes of a step."""
         return ladder_for(self.platform, self.num_slots, self.draft_length)
 
-    def costs(self, sizes: Sizes) -> StepCosts:
-        """Returns the costs of a step on each rung, estimated from bytes and operations."""
+    def costs(self, sizes: Sizes, ladder: Sequence[Rung] | None = None) -> StepCosts:
+        """Returns the costs of a step on each rung, estimated from bytes and operations.
+
+        Args:
+          sizes: sizes of the model.
+          ladder: the rungs; all by default.
+        """
         return estimated_costs(
             sizes,
             self.hardware,
-            self.ladder(),
+            self.ladder() if ladder is None else ladder,
             num_slots=self.num_slots,
             draft_length=self.draft_length,
         )

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from emsjax.cli.markdown import table
 from emsjax.costs.roofline import BANDWIDTH_SHARE, COMPUTE_SHARE
+from emsjax.plan.compiler import COMPILERS
 from emsjax.plan.forecast import BatchSpeedup, Forecast, StepTime
 from emsjax.plan.memory import Memory
 from emsjax.plan.setting import Setting
@@ -12,8 +13,8 @@ from emsjax.plan.speedup import Speedup
 NOTHING = "-"
 _GIGA = 1e9
 _COMPILED = (
-    "Compiled: the TPU compiler compiled the decode program of greedy batches and reported its "
-    "memory and cycles. Nothing ran."
+    "Compiled: the {compiler} compiled the decode program of greedy batches and reported its "
+    "{reported}. Nothing ran."
 )
 _NOT_COMPILED = (
     "Nothing was compiled: memory is counted from array sizes, and temporaries include only logits "
@@ -126,8 +127,12 @@ def explanation(forecasts: Iterable[Forecast]) -> str:
 def _remarks(forecast: Forecast) -> Iterator[str]:
     hardware, itemsize = forecast.setting.hardware, forecast.setting.itemsize
     memories = [memory for memory in (forecast.requested, forecast.largest) if memory]
-    yield _COMPILED if any(memory.compiled for memory in memories) else _NOT_COMPILED
-    if not hardware.is_tpu:
+    if any(memory.compiled for memory in memories):
+        reported = "memory and cycles" if hardware.hertz else "memory"
+        yield _COMPILED.format(compiler=COMPILERS[hardware.platform].name, reported=reported)
+    else:
+        yield _NOT_COMPILED
+    if hardware.platform == "gpu":
         yield _GPU_MEMORY
     yield (
         f"Counted for {hardware.name}: the bytes and operations of a step, divided by "

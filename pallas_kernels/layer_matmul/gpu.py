@@ -78,16 +78,16 @@ def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.
     blocks = blocks_for(num_out, num_in, num_rows)
     x = jnp.pad(x, ((0, -num_rows % blocks.rows), (0, 0)))
     parts = _call(jnp.reshape(layer, 1), x, kernels, blocks)
-    return added(parts).T[:num_rows].astype(dtype)
+    return added(parts)[:num_rows].astype(dtype)
 
 
 def _call(layer: jax.Array, x: jax.Array, kernels: jax.Array, blocks: Blocks) -> jax.Array:
-    """The sums over each part of the columns, float32[parts, out, T]."""
+    """The sums over each part of the columns, float32[parts, T, out]."""
     num_rows, (_, num_out, _) = x.shape[0], kernels.shape
     call = plgpu.kernel(
         functools.partial(_kernel, blocks=blocks),
-        out_type=jax.ShapeDtypeStruct((blocks.parts, num_out, num_rows), jnp.float32),
-        scratch_types=[plgpu.SMEM((blocks.out, blocks.rows), jnp.float32)],
+        out_type=jax.ShapeDtypeStruct((blocks.parts, num_rows, num_out), jnp.float32),
+        scratch_types=[plgpu.SMEM((blocks.rows, blocks.out), jnp.float32)],
         grid=(num_out // blocks.out, blocks.parts, num_rows // blocks.rows),
         grid_names=AXES,
         kernel_name="layer_matmul",
@@ -110,12 +110,14 @@ def _kernel(layer: Any, x: Any, kernels: Any, out: Any, shared: Any, *, blocks: 
         return plgpu.BlockSpec(shape, lambda i: (first, part * steps + i), transforms=transforms)
 
     nothing = jnp.zeros((blocks.out, blocks.rows), jnp.float32)
-    shared[...] = plgpu.emit_pipeline(
+    sums = plgpu.emit_pipeline(
         block,
         grid=(steps,),
         in_specs=[columns(blocks.out, tile), columns(blocks.rows, share)],
         max_concurrent_steps=min(blocks.stages, steps),
         init_carry=plgpu.layout_cast(nothing, plgpu.Layout.WGMMA),
     )(kernels.at[layer[0]], x)
-    at = pl.ds(tile * blocks.out, blocks.out), pl.ds(share * blocks.rows, blocks.rows)
+    # Row by row, as everything after the product reads it.
+    hopper.write_transposed(sums, shared)
+    at = pl.ds(share * blocks.rows, blocks.rows), pl.ds(tile * blocks.out, blocks.out)
     hopper.store(shared, out.at[(part, *at)])

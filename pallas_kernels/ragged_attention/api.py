@@ -34,8 +34,20 @@ def _gpu() -> Backend:
     return Backend(gpu.prepare, gpu.unsupported)
 
 
+def _gpu_triton() -> Backend:
+    from emsjax.pallas_kernels.ragged_attention import gpu_triton
+
+    return Backend(gpu_triton.prepare, gpu_triton.unsupported)
+
+
 BACKENDS: Backends = MappingProxyType(
-    {"reference": _reference, "cpu": _cpu, "tpu": _tpu, "gpu": _gpu}
+    {
+        "reference": _reference,
+        "cpu": _cpu,
+        "tpu": _tpu,
+        "gpu": _gpu,
+        "gpu-triton": _gpu_triton,
+    }
 )
 
 
@@ -100,8 +112,9 @@ def ragged_attention(
         each slot's rows are a chain.
       holes: bool[B, S], positions before `kv_lens` that hold no token and are not attended to.
         Their contents must be finite. A window counts them. None if there are no holes.
-      backend: "reference" (XLA, on any platform), "cpu", "tpu" or "gpu" (Hopper). None selects the
-        platform's kernel if it supports these arguments, and the reference otherwise.
+      backend: "reference" (XLA, on any platform), "cpu", "tpu", "gpu" (Hopper) or "gpu-triton"
+        (since Ampere). None selects the platform's first kernel that supports these arguments, and
+        the reference otherwise.
 
     Returns:
       [T, N, H] in q's dtype; zeros in unused rows.

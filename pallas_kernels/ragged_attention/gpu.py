@@ -1,14 +1,11 @@
 """Ragged attention as a Mosaic GPU kernel, for Hopper.
 
-A thread block processes one tile (rows of one slot with the query heads of one KV head) and one
-section of that slot's cache. It streams keys and values through shared memory, with several blocks
-in flight at a time, and multiplies on the tensor cores. XLA then combines the sections. Sections
-start at fixed positions, so a row's sums are always added in the same order, whatever else is in
-the batch.
+A thread block processes one section of a slot's cache for one tile, see `sections`. It streams keys
+and values through shared memory, with several blocks in flight at a time, and multiplies on the
+tensor cores.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,24 +16,21 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from emsjax.pallas_kernels import hopper
 from emsjax.pallas_kernels.int8_cache import Cache
-from emsjax.pallas_kernels.ragged_attention.tiles import (
-    Prepared,
-    TileFacts,
-    cut_rows,
-    join_rows,
-    query_tiles,
-    tile_facts,
+from emsjax.pallas_kernels.ragged_attention.sections import (
+    LOG2_E,
+    MASKED,
+    Inputs,
+    Options,
+    Sums,
 )
+from emsjax.pallas_kernels.ragged_attention.sections import prepare as prepare_sections
 from emsjax.pallas_kernels.ragged_attention.tuning import (
-    GPUBlocks,
     gpu_blocks,
     most_height,
 )
 from emsjax.pallas_kernels.tensor_cores import DTYPES, TENSOR_CORE_ROWS
+from emsjax.shapes import round_up
 
-# The score of a masked token. It is finite because a row whose first blocks are all masked would
-# otherwise compute inf - inf.
-MASKED = -1e30
 # 32 bytes, the narrowest layout in shared memory that the tensor cores can read.
 HEAD_MULTIPLE = 16
 # Most columns of a tensor core product.
@@ -45,20 +39,17 @@ AXES = ("tile", "head", "section")
 # Most numbers of a head that are written out together. With a larger buffer, a multiprocessor would
 # have room for only one thread block instead of two.
 WRITTEN_AT_ONCE = 64
-LOG2_E = math.log2(math.e)
+# A copy moves a multiple of 16 bytes, and a tile's sums have four bytes a row.
+KEPT_MULTIPLE = 8
 
 
-class _Options(NamedTuple):
-    """The static arguments and sizes of a call."""
+def _kept(options: Options) -> int:
+    """Returns the rows of a tile's results that hold a query head, rounded up.
 
-    num_kv_heads: int
-    scale: float
-    window: bool
-    tree: bool
-    holes: bool
-    soft_cap: float | None
-    blocks: GPUBlocks
-    capacity: int
+    The tensor cores multiply M rows, most of which are padding if a slot has few. In a plain step
+    of SmolLM2, writing all of them would take as many bytes as its cache of 1,000 tokens.
+    """
+    return round_up(options.group * options.blocks.q, KEPT_MULTIPLE)
 
 
 class _Shared(NamedTuple):
@@ -73,32 +64,18 @@ class _Shared(NamedTuple):
 
 
 class _Refs(NamedTuple):
-    """The kernel's arguments, all in global memory except `shared`."""
+    """The kernel's arguments; all but `shared` are in global memory."""
 
-    layer: Any  # int32[1]
-    facts: TileFacts
-    window: Any | None  # int32[1]
-    ancestors: Any | None  # int32[tiles, M]
-    holes: Any | None  # int32[B * S]
-    q: Any  # [tiles, K, M, H]
-    cache: Any  # [L, B * S, 2 * K * H]
-    out: Any  # float32[tiles, K, sections, M, H]
-    top: Any  # float32[tiles, K, sections, M]
-    total: Any  # float32[tiles, K, sections, M]
+    inputs: Inputs
+    sums: Sums
     shared: _Shared
 
     @classmethod
-    def of(cls, refs: tuple[Any, ...], options: _Options) -> "_Refs":
-        """Names the kernel's positional arguments, some of which `options` omits."""
+    def of(cls, refs: tuple[Any, ...], options: Options) -> "_Refs":
+        """Names the kernel's positional arguments."""
         given = iter(refs)
-        layer = next(given)
-        facts = TileFacts(*(next(given) for _ in TileFacts._fields))
-        window = next(given) if options.window else None
-        ancestors = next(given) if options.tree else None
-        holes = next(given) if options.holes else None
-        q, cache, out, top, total = (next(given) for _ in range(5))
-        shared = _Shared(*given)
-        return cls(layer, facts, window, ancestors, holes, q, cache, out, top, total, shared)
+        inputs = Inputs.of(given, options)
+        return cls(inputs, Sums(*(next(given) for _ in Sums._fields)), _Shared(*given))
 
 
 class _Running(NamedTuple):
@@ -168,7 +145,7 @@ def _visible(
     return visible
 
 
-def _scores(q: Any, k: Any, visible: jax.Array, options: _Options) -> jax.Array:
+def _scores(q: Any, k: Any, visible: jax.Array, options: Options) -> jax.Array:
     """Returns masked scores [M, tokens], multiplied by log2(e)."""
     scores = hopper.product_transposed(q, k)
     if options.soft_cap is None:
@@ -207,16 +184,16 @@ def _empty(rows: int, head_dim: int) -> _Running:
     )
 
 
-def _kernel(*refs: Any, options: _Options) -> None:
+def _kernel(*refs: Any, options: Options) -> None:
     """Processes one tile, KV head and section; see the module's docstring."""
     given = _Refs.of(refs, options)
-    shared, layer = given.shared, given.layer[0]
+    inputs, shared = given.inputs, given.shared
     at = tile, head, section = tuple(jax.lax.axis_index(name) for name in AXES)
     blocks = options.blocks
     height, head_dim = shared.q.shape
 
-    window = None if given.window is None else given.window[0]
-    slot, q_start, row_start, kv_end = (fact[tile] for fact in given.facts)
+    window = None if inputs.window is None else inputs.window[0]
+    slot, q_start, row_start, kv_end = (fact[tile] for fact in inputs.facts)
     per_section = blocks.section // blocks.kv
     first = section * per_section
     end = jnp.minimum(pl.cdiv(kv_end, blocks.kv), first + per_section)
@@ -232,11 +209,11 @@ def _kernel(*refs: Any, options: _Options) -> None:
     @pl.when(first < end)
     def _attend() -> None:
         ancestors = None
-        if given.ancestors is not None:
-            hopper.load(given.ancestors.at[tile], shared.ancestors, shared.arrived)
+        if inputs.ancestors is not None:
+            hopper.load(inputs.ancestors.at[tile], shared.ancestors, shared.arrived)
             ancestors = plgpu.layout_cast(shared.ancestors[...], plgpu.Layout.WGMMA.reduce(1))
         # Awaited when the first block is processed: the copies of keys and values start meanwhile.
-        plgpu.copy_gmem_to_smem(given.q.at[tile, head], shared.q, shared.arrived)
+        plgpu.copy_gmem_to_smem(inputs.q.at[tile, head], shared.q, shared.arrived)
 
         def block(indices: Any, k: Any, v: Any, *rest: Any) -> _Running:
             *holes_here, running = rest
@@ -259,8 +236,8 @@ def _kernel(*refs: Any, options: _Options) -> None:
 
         block_before = slot * (options.capacity // blocks.kv) + first
         specs = _specs(block_before, head, head_dim, shared.q.dtype, options)
-        cache = given.cache.at[layer]
-        sources = [cache, cache, *([given.holes] if options.holes else [])]
+        cache = inputs.cache.at[inputs.layer[0]]
+        sources = [cache, cache, *([inputs.holes] if options.holes else [])]
         done = plgpu.emit_pipeline(
             block,
             grid=(end - first,),
@@ -269,11 +246,11 @@ def _kernel(*refs: Any, options: _Options) -> None:
             init_carry=_empty(height, head_dim),
         )(*sources)
         _write_sums(done, given, at)
-        _write(done.out, shared.out, given.out.at[at])
+        _write(done.out, shared.out, given.sums.out.at[at])
 
 
 def _specs(
-    block_before: jax.Array, head: jax.Array, head_dim: int, dtype: jnp.dtype, options: _Options
+    block_before: jax.Array, head: jax.Array, head_dim: int, dtype: jnp.dtype, options: Options
 ) -> list[plgpu.BlockSpec]:
     """Returns which blocks of keys, values and, if any, holes the pipeline copies in each step."""
     blocks = options.blocks
@@ -292,101 +269,51 @@ def _specs(
 
 def _write_sums(running: _Running, given: _Refs, at: tuple[Any, ...]) -> None:
     """Starts copying the largest scores and the totals to global memory."""
-    shared = given.shared
+    shared, sums = given.shared, given.sums
     shared.top[...] = running.top
     shared.total[...] = running.total
     plgpu.commit_smem()
-    plgpu.copy_smem_to_gmem(shared.top, given.top.at[at])
-    plgpu.copy_smem_to_gmem(shared.total, given.total.at[at])
+    for source, target in ((shared.top, sums.top), (shared.total, sums.total)):
+        plgpu.copy_smem_to_gmem(source.at[pl.ds(0, target.shape[-1])], target.at[at])
 
 
 def _write(values: jax.Array, shared: Any, out: Any) -> None:
-    """Copies float32[M, H] to global memory, as many columns at a time as fit into `shared`."""
-    width = shared.shape[1]
+    """Copies the first rows of float32[M, H] to global memory.
+
+    Args:
+      values: float32[M, H].
+      shared: float32[M, width], a buffer for that many columns at a time.
+      out: float32[kept, H] in global memory.
+    """
+    width, kept = shared.shape[1], pl.ds(0, out.shape[0])
     for lane in range(0, values.shape[1], width):
         shared[...] = values[:, lane : lane + width]
-        hopper.store(shared, out.at[slice(None), pl.ds(lane, width)])
+        hopper.store(shared.at[kept], out.at[slice(None), pl.ds(lane, width)])
 
 
 def prepare(
     q: jax.ShapeDtypeStruct,  # [T, N, H]
     cache: jax.ShapeDtypeStruct,  # [L, B, S, R, 128]
-    cu_q_lens: jax.Array,  # int32[B+1]
-    kv_lens: jax.Array,  # int32[B]
-    ancestors: jax.Array | None,  # uint32[T]
-    holes: jax.Array | None,  # bool[B, S]
-    *,
+    *lengths: Any,
     num_kv_heads: int,
     max_q_len: int,
 ) -> Callable[..., jax.Array]:
     """Implements `api.prepare`."""
-    num_rows, num_heads, _ = q.shape
-    group = num_heads // num_kv_heads
-    blocks = _blocks(q, cache, num_kv_heads, max_q_len)
-    tiles = query_tiles(cu_q_lens, num_rows, max_q_len, blocks.q)
-    if ancestors is not None:
-        bits = jax.lax.bitcast_convert_type(ancestors, jnp.int32)
-        bits = jnp.broadcast_to(bits[:, None, None, None], (num_rows, 1, group, 1))
-        ancestors = cut_rows(bits, tiles, blocks.height)[:, 0, :, 0]
-    if holes is not None:
-        holes = holes.astype(jnp.int32).reshape(-1)
-    facts = tile_facts(tiles, cu_q_lens, kv_lens)
-    prepared = Prepared(tiles, facts, ancestors, holes)
-    return functools.partial(
-        _attend, prepared=prepared, num_kv_heads=num_kv_heads, max_q_len=max_q_len
-    )
-
-
-def _attend(
-    q: jax.Array,  # [T, N, H]
-    cache: jax.Array,  # [L, B, S, R, 128]
-    layer: jax.Array,  # int32[]
-    *,
-    prepared: Prepared,
-    num_kv_heads: int,
-    max_q_len: int,
-    scale: float,
-    window: int | jax.Array | None,
-    soft_cap: float | None,
-) -> jax.Array:
-    """Implements `api.ragged_attention`."""
-    num_rows, num_heads, head_dim = q.shape
-    num_layers, _, capacity, *token = cache.shape
-    group = num_heads // num_kv_heads
-    blocks = _blocks(q, cache, num_kv_heads, max_q_len)
-    tiles, facts, ancestors, holes = prepared
-    windowed, tree, holed = (x is not None for x in (window, ancestors, holes))
-    options = _Options(num_kv_heads, scale, windowed, tree, holed, soft_cap, blocks, capacity)
-
-    inputs = [jnp.reshape(layer, 1), *facts]
-    if window is not None:
-        inputs.append(jnp.reshape(jnp.asarray(window, jnp.int32), 1))
-    inputs += [x for x in (ancestors, holes) if x is not None]
-    by_head = q.reshape(num_rows, num_kv_heads, group, head_dim)
-    inputs.append(cut_rows(by_head, tiles, blocks.height))
-    inputs.append(cache.reshape(num_layers, -1, math.prod(token)))
-    sections = _combine(*_call(inputs, options))
-    return join_rows(sections.astype(q.dtype), tiles, group)
-
-
-def _blocks(
-    q: jax.ShapeDtypeStruct | jax.Array,
-    cache: jax.ShapeDtypeStruct | jax.Array,
-    num_kv_heads: int,
-    max_q_len: int,
-) -> GPUBlocks:
     _, num_heads, head_dim = q.shape
     _, num_slots, capacity = cache.shape[:3]
     group = num_heads // num_kv_heads
-    return gpu_blocks(capacity, head_dim, group, max_q_len, num_slots * num_kv_heads)
+    blocks = gpu_blocks(capacity, head_dim, group, max_q_len, num_slots * num_kv_heads)
+    return prepare_sections(
+        _call, blocks, q, *lengths, num_kv_heads=num_kv_heads, max_q_len=max_q_len
+    )
 
 
-def _call(inputs: list[jax.Array], options: _Options) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Runs the kernel and returns `_Refs.out`, `_Refs.top` and `_Refs.total`."""
-    q, blocks = inputs[-2], options.blocks
+def _call(inputs: Inputs, options: Options) -> Sums:
+    """Runs the kernel for all tiles, KV heads and sections."""
+    q, blocks = inputs.q, options.blocks
     num_tiles, num_kv_heads, height, head_dim = q.shape
     grid = (num_tiles, num_kv_heads, pl.cdiv(options.capacity, blocks.section))
-    rows = jax.ShapeDtypeStruct((*grid, height), jnp.float32)
+    rows = jax.ShapeDtypeStruct((*grid, _kept(options)), jnp.float32)
     call = plgpu.kernel(
         functools.partial(_kernel, options=options),
         out_type=[jax.ShapeDtypeStruct((*rows.shape, head_dim), jnp.float32), rows, rows],
@@ -404,20 +331,10 @@ def _call(inputs: list[jax.Array], options: _Options) -> tuple[jax.Array, jax.Ar
         grid_names=AXES,
         kernel_name="ragged_attention",
     )
-    out, top, total = call(*inputs)
-    return out, top, total
+    return Sums(*call(*inputs.arrays()))
 
 
 def _written_at_once(head_dim: int) -> int:
     """Returns the widest equal parts of a head that are at most `WRITTEN_AT_ONCE` wide."""
     widths = range(8, WRITTEN_AT_ONCE + 1, 8)
     return max(width for width in widths if head_dim % width == 0)
-
-
-def _combine(out: jax.Array, top: jax.Array, total: jax.Array) -> jax.Array:
-    """Combines the softmaxes of all sections into one, float32[tiles, K, M, H]."""
-    share = jnp.where(total > 0, jnp.exp2(top - top.max(axis=2, keepdims=True)), 0.0)
-    # A section without tokens does not write `out`, which may then be NaN.
-    summed = jnp.where((share > 0)[..., None], out * share[..., None], 0.0).sum(axis=2)
-    total = (total * share).sum(axis=2)
-    return summed / jnp.where(total == 0, 1.0, total)[..., None]

@@ -87,6 +87,11 @@ def spread_queries(q: jax.Array, num_kv_heads: int) -> jax.Array:
     if lanes == head_dim:
         return by_head
     keys, _ = places(num_kv_heads, head_dim)
+    if LANES % head_dim == 0:
+        # One operation for all heads: each operation costs a TPU two microseconds, however small.
+        everywhere = jnp.concatenate([by_head] * (LANES // head_dim), axis=-1)
+        own = [[key.lane <= lane < key.lane + head_dim for lane in range(LANES)] for key in keys]
+        return jnp.where(jnp.asarray(own)[None, :, None], everywhere, 0)
 
     def spread(head: int, lane: int) -> jax.Array:
         room = (lane, lanes - head_dim - lane)
@@ -100,6 +105,12 @@ def gather_values(out: jax.Array, head_dim: int) -> jax.Array:
     if out.shape[-1] == head_dim:
         return out
     _, values = places(out.shape[1], head_dim)
+    if LANES % head_dim == 0:
+        found, *others = jnp.split(out, LANES // head_dim, axis=-1)
+        for number, part in enumerate(others, start=1):
+            own = jnp.asarray([value.lane == number * head_dim for value in values])
+            found = jnp.where(own[None, :, None, None], part, found)
+        return found
     heads = [
         out[:, head, :, value.lane : value.lane + head_dim] for head, value in enumerate(values)
     ]

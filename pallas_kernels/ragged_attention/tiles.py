@@ -113,7 +113,10 @@ def cut_rows(packed: jax.Array, tiles: QueryTiles, height: int) -> jax.Array:
 
     The `height` axis holds the tile's rows for each of the G heads in turn, then zeros.
     """
-    cut = take_rows(packed, tiles.rows).transpose(0, 2, 3, 1, 4)
+    num_tiles, tile_rows = tiles.rows.shape
+    # If a tile has one row, tiles are rows, and a look-up would cost several operations a layer.
+    rows = packed[:num_tiles, None] if tile_rows == 1 else take_rows(packed, tiles.rows)
+    cut = rows.transpose(0, 2, 3, 1, 4)
     cut = cut.reshape(*cut.shape[:2], -1, cut.shape[-1])
     return jnp.pad(cut, ((0, 0), (0, 0), (0, height - cut.shape[2]), (0, 0)))
 
@@ -130,6 +133,9 @@ def join_rows(cut: jax.Array, tiles: QueryTiles, group: int) -> jax.Array:
 
 def used_rows(rows: jax.Array, tiles: QueryTiles) -> jax.Array:
     """Packs the rows of all tiles [tiles * tile_rows, N, H] into [T, N, H], zeros if unused."""
+    num_rows, num_tiles = tiles.used.shape[0], tiles.rows.shape[0]
+    if tiles.rows.shape[1] == 1:  # see `cut_rows`; a tile without tokens is zeros
+        return jnp.pad(rows, ((0, num_rows - num_tiles), (0, 0), (0, 0)))
     packed = take_rows(rows, tiles.place_of_row)
     return jnp.where(tiles.used[:, None, None], packed, jnp.zeros((), packed.dtype))
 

@@ -182,7 +182,12 @@ def test_an_error_in_taking_a_request_is_raised_when_the_run_comes_to_it():
         ("gpu", "NVIDIA H100 80GB HBM3", "h100"),
         ("gpu", "NVIDIA H200", "h200"),
         ("gpu", "NVIDIA A100-SXM4-80GB", "a100"),
-        ("gpu", "Tesla T4", "a100"),
+        ("gpu", "NVIDIA A100-SXM4-40GB", "a100-40gb"),
+        ("gpu", "NVIDIA B200", "b200"),
+        ("gpu", "NVIDIA L4", "l4"),
+        ("gpu", "Tesla T4", "t4"),
+        ("gpu", "NVIDIA RTX PRO 6000 Blackwell Server Edition", "g4"),
+        ("gpu", "Tesla V100-SXM2-16GB", "a100"),
     ],
 )
 def test_devices_are_known_by_their_kind(platform: str, kind: str, name: str):

@@ -12,6 +12,8 @@ from emsjax.engine.engine import Engine
 from emsjax.engine.ladder import Rung
 from emsjax.pallas_kernels.ahead import compile_lowered, on_device
 from emsjax.plan.copies import copied_slices
+from emsjax.plan.loops import computations, layer_bodies, rung_bodies
+from emsjax.plan.traffic import launches
 from tests.engine.test_compiled import CONFIG, abstract_engine, check_no_weight_is_copied
 from tests.ladders import short_ladder
 
@@ -19,6 +21,10 @@ pytestmark = [pytest.mark.gpu_compiler, pytest.mark.usefixtures("no_compile_cach
 
 SIZES = {"f32": 4, "bf16": 2, "f16": 2, "u16": 2, "s32": 4, "u32": 4, "s8": 1, "u8": 1, "pred": 1}
 LARGE_OPERATIONS = re.compile(r"= (\w+)\[([0-9,]+)\]\S* (?:copy|transpose|convert)\(")
+
+
+# The most launches a layer, of both rungs. A T4's attention is a loop.
+MOST_LAUNCHES = {"h100": 17, "a100": 19, "l4": 21, "b200": 21, "g4": 21}
 
 
 def steps_of_a_batch(*args: int, **options: Any) -> tuple[Rung, ...]:
@@ -45,8 +51,19 @@ def check_no_copy_of_a_slot(engine: Engine, compiled: jax.stages.Compiled) -> No
         assert size < cache_bytes / spec.shape[1] / CONFIG.num_layers, f"{kind}[{sizes}]"
 
 
+def check_launches(engine: Engine, compiled: jax.stages.Compiled, most: int) -> None:
+    """Checks how many kernels a layer launches, and that it has no loop, which launches more."""
+    program = computations(compiled.as_text())
+    rungs = rung_bodies(program)
+    assert len(rungs) == len(engine.ladder)
+    for (layer,) in (layer_bodies(program, rung) for rung in rungs):
+        assert launches(program[layer]) <= most
+        assert not any(" while(" in line for line in program[layer])
+
+
 def test_hopper():
     engine, compiled = compile_for("h100")
+    check_launches(engine, compiled, MOST_LAUNCHES["h100"])
     # The attention and the four products of a layer, in each rung's loop.
     assert compiled.as_text().count('custom_call_target="mosaic_gpu') == 5 * len(engine.ladder)
     check_no_copy_of_a_slot(engine, compiled)
@@ -58,7 +75,9 @@ COPIES = {"a100": 0, "l4": 0, "t4": 4, "b200": 0, "g4": 0}
 
 
 @pytest.mark.parametrize("gpu", COPIES)
-def test_other_gpus_copy_no_weight(gpu: str):
-    _, compiled = compile_for(gpu)
+def test_other_gpus_copy_no_weight_and_launch_little(gpu: str):
+    engine, compiled = compile_for(gpu)
+    if gpu in MOST_LAUNCHES:
+        check_launches(engine, compiled, MOST_LAUNCHES[gpu])
     least = CONFIG.hidden_size * CONFIG.num_heads * CONFIG.head_dim
     assert len(copied_slices(compiled.as_text(), least)) == COPIES[gpu]

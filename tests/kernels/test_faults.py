@@ -14,7 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from emsjax.pallas_kernels.cache_update import tpu as tpu_update
 from emsjax.pallas_kernels.layer_matmul import gpu as gpu_product
-from emsjax.pallas_kernels.ragged_attention import gpu, tpu, tpu_block
+from emsjax.pallas_kernels.ragged_attention import gpu, gpu_triton, sections, tpu, tpu_block
 from emsjax.pallas_kernels.ragged_attention.tuning import TPUBlocks
 from tests.kernels import contract_attention
 from tests.kernels.caches import Ragged
@@ -108,9 +108,19 @@ GPU_FAULTS: dict[str, tuple[Any, str, Fault]] = {
     "a row sees the token after it": (gpu, "_visible", change(3, lambda x: x + 1)),
     "every block is taken for the first": (gpu, "_visible", change(1, lambda x: x * 0)),
     "tokens past the end are not cleared": (gpu, "_clear_past", nothing),
-    "sections are not weighed": (gpu, "_combine", change(1, lambda x: x * 0)),
+    "sections are not weighed": (sections, "_combine", change(1, lambda x: x * 0)),
     "holes are attended to": (gpu, "_visible", change(6, lambda x: x * 0)),
     "tokens before holes are ignored": (gpu, "_visible", change(6, lambda x: jnp.roll(x, -1))),
+}
+TRITON_FAULTS: dict[str, tuple[Any, str, Fault]] = {
+    "every block is taken for the first": (gpu_triton, "_visible", change(4, lambda x: x * 0)),
+    "a tile's rows are taken for later ones": (
+        gpu_triton,
+        "_visible",
+        change(2, lambda facts: [*facts[:2], facts[2] + 1, facts[3]]),
+    ),
+    "sections are not weighed": (sections, "_combine", change(1, lambda x: x * 0)),
+    "holes are attended to": (gpu_triton, "_visible", change(0, lambda x: x._replace(holes=None))),
 }
 PRODUCT_FAULTS: dict[str, tuple[Any, str, Fault]] = {
     "another layer is used": (gpu_product, "_call", change(0, lambda x: x * 0)),
@@ -194,6 +204,16 @@ def test_gpu(name: str, monkeypatch: pytest.MonkeyPatch):
     put(*GPU_FAULTS[name], monkeypatch)
     with pytest.raises(AssertionError, match=WRONG_NUMBERS):
         check_attention("gpu")
+
+
+@pytest.mark.usefixtures("interpreting_triton")
+@pytest.mark.parametrize("name", TRITON_FAULTS)
+def test_triton(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(contract_attention, "CASES", GPU_CASES)
+    monkeypatch.setattr(gpu_triton, "gpu_blocks", small_sections)
+    put(*TRITON_FAULTS[name], monkeypatch)
+    with pytest.raises(AssertionError, match=WRONG_NUMBERS):
+        check_attention("gpu-triton")
 
 
 def test_gpu_race_detector_sees_that_queries_are_not_awaited(

@@ -1,4 +1,4 @@
-"""The GPU kernel keeps the contract, interpreted on a CPU, and lowers for a Hopper GPU."""
+"""The GPU kernels keep the contract, interpreted on a CPU; that for Hopper lowers for it."""
 
 from dataclasses import replace
 from typing import ClassVar
@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from emsjax.pallas_kernels.backends import compiling_for, noting_backends
-from emsjax.pallas_kernels.ragged_attention import gpu
+from emsjax.pallas_kernels.ragged_attention import gpu, gpu_triton
 from emsjax.pallas_kernels.ragged_attention.tuning import GPUBlocks, gpu_blocks
 from emsjax.pallas_kernels.report.ahead import attention_arguments, attention_call
 from emsjax.pallas_kernels.report.work import Heads, ragged
@@ -52,6 +52,36 @@ class TestAttentionSections(AttentionContract):
     def _interpreted(self, interpreting_gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(contract_attention, "CASES", GPU_CASES)
         monkeypatch.setattr(gpu, "gpu_blocks", small_sections)
+
+
+class TestTriton(AttentionContract):
+    backend = "gpu-triton"
+    cases: ClassVar = tuple(name for name in GPU_CASES if name not in ("mqa", "h96"))
+    examples = 2
+    quick: ClassVar = ("all", "single-rows", "holes-and-all", "prompts")
+
+    @pytest.fixture(autouse=True)
+    def _interpreted(self, interpreting_triton: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(contract_attention, "CASES", GPU_CASES)
+        monkeypatch.setattr(gpu_triton, "gpu_blocks", small_sections)
+
+
+@pytest.mark.parametrize(
+    ("capability", "width", "chosen"),
+    [
+        ("9.0", 64, "gpu"),
+        ("9.0", 96, "gpu"),
+        ("8.0", 64, "gpu-triton"),
+        ("12.0", 128, "gpu-triton"),
+        ("8.9", 96, "reference"),
+        ("7.5", 64, "reference"),
+    ],
+)
+def test_each_gpu_has_its_kernel(capability: str, width: int, chosen: str):
+    with compiling_for("gpu", capability), noting_backends() as picked:
+        work = ragged(Heads(8, 4, width), batch=8, rows=8, context=2048)
+        jax.eval_shape(attention_call(work, None), *attention_arguments(work))
+    assert picked == {"ragged_attention": chosen}
 
 
 SHAPES = {

@@ -1,6 +1,5 @@
 """`layer_matmul` in XLA and on a Hopper GPU, which is interpreted if there is none."""
 
-import functools
 import re
 from typing import Any, ClassVar
 
@@ -9,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.experimental import pallas as pl
 
 from emsjax.engine.packing import PackedBatch
 from emsjax.loading.build import shape_of_model
@@ -127,10 +125,8 @@ class TestTriton(LayerMatmulContract):
     cases: ClassVar = tuple(name for name, case in CASES.items() if takes(case))
 
     @pytest.fixture(autouse=True)
-    def _interpreted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def _interpreted(self, interpreting_triton: None, monkeypatch: pytest.MonkeyPatch) -> None:
         if jax.default_backend() != "gpu":
-            interpreted = functools.partial(pl.pallas_call, interpret=True)
-            monkeypatch.setattr(gpu_triton.pl, "pallas_call", interpreted)
             # XLA's products on a CPU depend on the number of rows.
             monkeypatch.setattr(gpu_triton, "product_transposed", product_of_pairs)
 

@@ -11,6 +11,7 @@ from emsjax.loading.named import named_config
 from emsjax.models.config import DecoderConfig
 from emsjax.pallas_kernels import ahead
 from emsjax.pallas_kernels.backends import compiling_for
+from emsjax.pallas_kernels.gpu_targets import GPUS
 from emsjax.plan.compiler import check_compiler
 from emsjax.plan.estimate import estimate
 from emsjax.plan.forecast import make_forecast
@@ -111,11 +112,17 @@ def test_compiler_errors_for_programs_that_do_not_fit(said: str, needed: int):
         _too_large(counted, "RESOURCE_EXHAUSTED: " + 1000 * "in other words ")
 
 
-@pytest.mark.parametrize("topology", ["v4", "v5e", "v5p", "v6e"])
+@pytest.mark.parametrize("topology", HARDWARE)
 @pytest.mark.usefixtures("no_compile_cache")
 def test_usable_memory_is_within_a_tenth_of_the_published(topology: str):
     usable = usable_bytes(setting(topology=topology))
-    assert usable == pytest.approx(HARDWARE[topology].memory_bytes, rel=0.1)
+    assert usable == pytest.approx(HARDWARE[topology].usable_bytes, rel=0.1)
+
+
+def test_every_device_can_be_compiled_for():
+    assert HARDWARE.keys() == ahead.TOPOLOGIES.keys() | GPUS.keys()
+    for name, gpu in GPUS.items():
+        assert HARDWARE[name].bytes_per_second == pytest.approx(gpu.bytes_per_second, rel=0.01)
 
 
 def test_everything_is_estimated_without_a_compiler():
@@ -141,11 +148,12 @@ def test_everything_is_estimated_without_a_compiler():
 @pytest.mark.parametrize("topology", ["v5e", "h100"])
 def test_cache_and_state_are_those_of_the_engine(topology: str, slots: int, length: int):
     counted = setting(topology=topology, slots=slots, length=length)
+    counted = replace(counted, draft_length=5)
     with compiling_for(counted.platform):
-        engine = _engine(replace(counted, draft_length=5))
+        engine = _engine(counted, counted.ladder())
     held = jax.eval_shape(engine.empty)
     everything = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(held))
-    memory = estimate(replace(counted, draft_length=5)).memory
+    memory = estimate(counted).memory
     assert memory.cache == held.cache.size * held.cache.dtype.itemsize
     assert memory.state == everything - memory.cache
 
@@ -181,8 +189,8 @@ def test_estimates_of_real_models(name: str, topology: str):
     requested = setting(name, topology, slots=1, length=2048)
     counted, memory = estimate(requested).memory, compile_program(requested).memory
     held, known = (each.total - each.temporaries for each in (memory, counted))
-    assert held == pytest.approx(known, rel=0.02)
-    # SmolLM2's temporaries are copies of weights whose width is not a multiple of 128.
+    # A TPU pads each of SmolLM2's 576 columns of weights to 640.
+    assert held == pytest.approx(known, rel=0.1 if name == "smollm2-135m" else 0.02)
     assert memory.temporaries < 0.02 * usable_bytes(requested)
     assert memory.total <= usable_bytes(requested)
 

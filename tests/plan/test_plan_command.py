@@ -27,7 +27,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_details_of_one_forecast(capsys: pytest.CaptureFixture[str]):
-    assert plan.main([*SMALL, "--topology", "h100"]) == 0
+    assert plan.main([*SMALL, "--topology", "h100", "--no-compile"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert out.startswith(
@@ -45,7 +45,7 @@ def test_the_details_of_one_forecast(capsys: pytest.CaptureFixture[str]):
 def test_speedups_are_shown_for_other_acceptances(
     given: str, header: str, capsys: pytest.CaptureFixture[str]
 ):
-    assert plan.main([*SMALL, "--topology", "h100", "--acceptance", given]) == 0
+    assert plan.main([*SMALL, "--topology", "h100", "--acceptance", given, "--no-compile"]) == 0
     table = capsys.readouterr().out.partition("Planned speedup by acceptance:\n\n")[2].splitlines()
     assert table[0].replace("|", " ").split() == ["batch", *header.split()]
     speedups = [float(cell) for cell in table[2].replace("|", " ").split()[1:]]
@@ -100,7 +100,7 @@ def _drafted(name: str, capsys: pytest.CaptureFixture[str]) -> float:
 
 def test_json_output(capsys: pytest.CaptureFixture[str]):
     arguments = ["--topology", "a100", "--acceptance", "1", "--draft-length", "3", "--json"]
-    assert plan.main([*SMALL, *arguments]) == 0
+    assert plan.main([*SMALL, *arguments, "--no-compile"]) == 0
     [found] = json.loads(capsys.readouterr().out)
     assert (found["fits"], found["device"]) == (True, "NVIDIA A100 SXM")
     assert found["memory"]["compiled"] is False
@@ -156,35 +156,45 @@ def test_forecasts_made_before_an_interrupt_are_printed(
 
     monkeypatch.setattr("emsjax.plan.options.make_forecast", stopping)
     models = ["--model", "opt-125m", "--model", "llama-3-8b"]
-    assert plan.main([*models, "--topology", "h100", *form]) == 130
+    assert plan.main([*models, "--topology", "h100", "--no-compile", *form]) == 130
     out, err = capsys.readouterr()
     assert "opt-125m" in out
     assert "llama-3-8b" not in out
     assert err == "interrupted\n"
 
 
+@pytest.mark.parametrize(
+    ("devices", "compiler"),
+    [(("v5e", "v6e"), "TPU compiler, libtpu"), (("l4", "h100"), "GPU compiler, jax-cuda13-plugin")],
+)
 def test_a_missing_compiler_is_reported(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    devices: tuple[str, str],
+    compiler: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    version = importlib.metadata.version
+    version, package = importlib.metadata.version, compiler.rsplit(maxsplit=1)[-1]
 
     def missing(name: str) -> str:
-        if name == "libtpu":
+        if name == package:
             raise importlib.metadata.PackageNotFoundError(name)
         return version(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    assert plan.main([*SMALL, "--topology", "v5e", "--compile"]) == 2
-    assert "needs the TPU compiler, libtpu" in capsys.readouterr().err
-    # Who does not ask for the compiler gets the arithmetic and a note.
-    assert plan.main([*SMALL, "--topology", "v5e"]) == 0
+    both = [part for name in devices for part in ("--topology", name)]
+    assert plan.main([*SMALL, *both, "--compile"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert re.match(f"error: compiling needs the {compiler}, .*; .*, or give --no-compile", err)
+    # Who does not ask for the compiler gets the arithmetic and a note, once for both devices.
+    assert plan.main([*SMALL, *both]) == 0
     out, err = capsys.readouterr()
     assert "Nothing was compiled" in out
-    assert re.match(r"nothing is compiled, .*needs the TPU compiler, libtpu", err)
+    assert re.match(f"nothing is compiled, .*needs the {compiler}", err)
     assert err.count("\n") == 1
-    assert plan.main([*SMALL, "--topology", "v5e", "--no-compile", "--json"]) == 0
-    [found] = json.loads(capsys.readouterr().out)
-    assert found["versions"]["libtpu"] is None
+    assert plan.main([*SMALL, *both, "--no-compile", "--json"]) == 0
+    found, _ = json.loads(capsys.readouterr().out)
+    assert found["versions"][package] is None
 
 
 @pytest.mark.parametrize("model", ["smollm2-135m", "config.json"])
@@ -213,7 +223,7 @@ def test_no_device_of_this_machine_is_touched():
         "import os, sys\n"
         "from emsjax.plan import __main__ as plan\n"
         "assert 'jax' not in sys.modules\n"
-        f"status = plan.main({[*SMALL, '--topology', 'h100']!r})\n"
+        f"status = plan.main({[*SMALL, '--topology', 'h100', '--no-compile']!r})\n"
         "import jax\n"
         "assert {d.platform for d in jax.devices()} == {'cpu'}, jax.devices()\n"
         "sys.exit(status or os.environ['JAX_PLATFORMS'] != 'cpu')\n"

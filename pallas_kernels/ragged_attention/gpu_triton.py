@@ -1,0 +1,222 @@
+"""Ragged attention as a Triton kernel, for GPUs since Ampere that are not Hopper.
+
+A program streams one section of a slot's cache for one tile, see `sections`. XLA's loop over blocks
+would start a dozen kernels for every block of the longest sample.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from emsjax.pallas_kernels.backends import target_capability
+from emsjax.pallas_kernels.ragged_attention.sections import (
+    LOG2_E,
+    MASKED,
+    Inputs,
+    Options,
+    Sums,
+)
+from emsjax.pallas_kernels.ragged_attention.sections import prepare as prepare_sections
+from emsjax.pallas_kernels.ragged_attention.tuning import GPUBlocks, gpu_blocks, most_height
+from emsjax.pallas_kernels.tensor_cores import DTYPES
+
+# Triton makes code for compute capability 8.0, Ampere, and newer.
+OLDEST = 8
+# Triton's arrays are powers of two long, and a product has at least 16 rows and columns.
+NARROWEST_HEAD, WIDEST_HEAD, LEAST_HEIGHT = 16, 256, 16
+# Rows of a tile from which on its running sums take the registers of twice as many threads.
+TALL, WARPS = 32, 4
+
+
+class _Running(NamedTuple):
+    """The softmax so far."""
+
+    out: jax.Array  # float32[M, H], weighted sum of values
+    top: jax.Array  # float32[M], largest score
+    total: jax.Array  # float32[M], sum of weights
+
+
+def unsupported(q: jax.Array, cache: jax.Array, num_kv_heads: int) -> str | None:
+    """Returns why the kernel does not support these arguments, or None if it does."""
+    _, num_heads, head_dim = q.shape
+    group, capacity, found = num_heads // num_kv_heads, cache.shape[2], target_capability()
+    too_old = found is not None and int(found.split(".")[0]) < OLDEST
+    problems = (
+        (too_old, f"the GPU has compute capability {found}; Triton requires {OLDEST}.0"),
+        (q.dtype not in DTYPES, f"q is {q.dtype}; the kernel requires bfloat16 or float16"),
+        (
+            cache.dtype != q.dtype,
+            f"the cache is {cache.dtype} and q is {q.dtype}; the kernel requires one dtype",
+        ),
+        (capacity % 64, f"S is {capacity}; the kernel requires a multiple of 64"),
+        (
+            head_dim & (head_dim - 1) or not NARROWEST_HEAD <= head_dim <= WIDEST_HEAD,
+            f"heads are {head_dim} wide; the kernel requires a power of two from "
+            f"{NARROWEST_HEAD} to {WIDEST_HEAD}",
+        ),
+        (
+            group > most_height(head_dim),
+            f"{group} query heads share a KV head; the kernel allows {most_height(head_dim)}",
+        ),
+    )
+    return next((reason for problem, reason in problems if problem), None)
+
+
+def prepare(
+    q: jax.ShapeDtypeStruct,  # [T, N, H]
+    cache: jax.ShapeDtypeStruct,  # [L, B, S, R, 128]
+    *lengths: Any,
+    num_kv_heads: int,
+    max_q_len: int,
+) -> Callable[..., jax.Array]:
+    """Implements `api.prepare`."""
+    _, num_heads, head_dim = q.shape
+    _, num_slots, capacity = cache.shape[:3]
+    blocks = triton_blocks(
+        capacity, head_dim, num_heads // num_kv_heads, max_q_len, num_slots * num_kv_heads
+    )
+    return prepare_sections(
+        _call, blocks, q, *lengths, num_kv_heads=num_kv_heads, max_q_len=max_q_len
+    )
+
+
+def triton_blocks(*sizes: int) -> GPUBlocks:
+    """Returns the kernel's block sizes: those for Hopper, but heights are powers of two."""
+    blocks = gpu_blocks(*sizes)
+    group = sizes[2]
+    height = max(pl.next_power_of_2(blocks.q * group), LEAST_HEIGHT)
+    return blocks._replace(height=height, stages=2)
+
+
+def _call(inputs: Inputs, options: Options) -> Sums:
+    """Runs the kernel for all tiles, KV heads and sections."""
+    blocks = options.blocks
+    num_tiles, num_kv_heads, height, head_dim = inputs.q.shape
+    grid = (num_tiles, num_kv_heads, pl.cdiv(options.capacity, blocks.section))
+    rows = jax.ShapeDtypeStruct((*grid, height), jnp.float32)
+    sums = Sums(jax.ShapeDtypeStruct((*rows.shape, head_dim), jnp.float32), rows, rows)
+    of_program = pl.BlockSpec(
+        (None, None, None, height), lambda tile, head, section: (tile, head, section, 0)
+    )
+    specs = Sums(
+        pl.BlockSpec(
+            (None, None, None, height, head_dim),
+            lambda tile, head, section: (tile, head, section, 0, 0),
+        ),
+        of_program,
+        of_program,
+    )
+    arrays = inputs.arrays()
+    call = pl.pallas_call(
+        functools.partial(_kernel, options=options),
+        out_shape=sums,
+        grid=grid,
+        in_specs=[pl.BlockSpec(memory_space=pl.ANY)] * len(arrays),
+        out_specs=specs,
+        compiler_params=triton.CompilerParams(
+            num_warps=WARPS if height <= TALL else 2 * WARPS, num_stages=blocks.stages
+        ),
+        name="ragged_attention",
+    )
+    return call(*arrays)
+
+
+def _kernel(*refs: Any, options: Options) -> None:
+    """Processes one tile, KV head and section."""
+    given = iter(refs)
+    inputs, sums = Inputs.of(given, options), Sums(*given)
+    tile, head, section = (pl.program_id(axis) for axis in range(3))
+    facts, blocks = [fact[tile] for fact in inputs.facts], options.blocks
+    _, _, row_start, kv_end = facts
+    per_section = blocks.section // blocks.kv
+    first = section * per_section
+    end = jnp.minimum(pl.cdiv(kv_end, blocks.kv), first + per_section)
+    if inputs.window is not None:
+        seen = jnp.maximum(row_start - inputs.window[0] + 1, 0)
+        first = jnp.maximum(first, seen // blocks.kv)
+    height, head_dim = sums.out.shape
+    add = functools.partial(_add_block, inputs, options, facts, (tile, head))
+    empty = _Running(
+        jnp.zeros((height, head_dim), jnp.float32),
+        jnp.full((height,), MASKED, jnp.float32),
+        jnp.zeros((height,), jnp.float32),
+    )
+    running = jax.lax.fori_loop(first, end, add, empty)
+    sums.top[...], sums.total[...] = running.top, running.total
+
+    @pl.when(first < end)
+    def _write() -> None:
+        sums.out[...] = running.out
+
+
+def _add_block(
+    inputs: Inputs,
+    options: Options,
+    facts: list[jax.Array],
+    at: tuple[jax.Array, jax.Array],
+    number: jax.Array,
+    running: _Running,
+) -> _Running:
+    """Adds one block of the cache to the softmax of tile and KV head `at`."""
+    (tile, head), (slot, _, _, kv_end), kv = at, facts, options.blocks.kv
+    start = number * kv
+    tokens = pl.ds(slot * options.capacity + start, kv)
+    q = inputs.q[tile, head]
+    k, v = (
+        inputs.cache[inputs.layer[0], tokens, pl.ds(place * q.shape[1], q.shape[1])]
+        for place in (head, options.num_kv_heads + head)
+    )
+    scores = product(q, k.T)
+    if options.soft_cap is None:
+        scores *= options.scale * LOG2_E
+    else:
+        cap = options.soft_cap
+        scores = jnp.tanh(scores * (options.scale / cap)) * (cap * LOG2_E)
+    visible = _visible(inputs, options, facts, tile, start, scores.shape)
+    scores = jnp.where(visible, scores, MASKED)
+    top = jnp.maximum(running.top, scores.max(axis=1))
+    decay = jnp.exp2(running.top - top)
+    weights = jnp.exp2(scores - top[:, None])
+    # Values after the end may be NaN, and 0 * NaN is NaN.
+    there = start + jax.lax.broadcasted_iota(jnp.int32, v.shape, 0) < kv_end
+    gained = product(weights.astype(v.dtype), jnp.where(there, v, jnp.zeros_like(v)))
+    out = running.out * decay[:, None] + gained
+    return _Running(out, top, running.total * decay + weights.sum(axis=1))
+
+
+def _visible(
+    inputs: Inputs,
+    options: Options,
+    facts: list[jax.Array],
+    tile: jax.Array,
+    start: jax.Array,
+    shape: tuple[int, ...],
+) -> jax.Array:
+    """Returns which tokens each row attends to, bool[M, tokens]; M is heads times rows."""
+    slot, q_start, row_start, _ = facts
+    column = start + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    # The M axis repeats the tile's rows for each head, and their number is a power of two.
+    place = jax.lax.broadcasted_iota(jnp.int32, shape, 0) & (options.blocks.q - 1)
+    row = row_start + place
+    visible = column <= row
+    if inputs.window is not None:
+        visible &= column > row - inputs.window[0]
+    if inputs.ancestors is not None:
+        draft = column - q_start
+        bits = jnp.broadcast_to(inputs.ancestors[tile][:, None], shape)
+        bit = jax.lax.shift_right_logical(bits, jnp.clip(draft, 0, 31)) & 1
+        visible &= (draft < 0) | (bit == 1)
+    if inputs.holes is not None:
+        holes = inputs.holes[pl.ds(slot * options.capacity + start, shape[1])]
+        visible &= jnp.broadcast_to(holes[None], shape) == 0
+    return visible
+
+
+def product(left: jax.Array, right: jax.Array) -> jax.Array:
+    """Returns left [M, X] times right [X, Y] in float32."""
+    return triton.dot(left, right)

@@ -1,0 +1,150 @@
+"""What the attention kernels for GPUs share: tiles times sections of a slot's cache.
+
+A program processes one tile (rows of one slot with the query heads of one KV head) and one section
+of that slot's cache. XLA then combines the sections. Sections start at fixed positions, so a row's
+sums are always added in the same order, whatever else is in the batch.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from emsjax.pallas_kernels.ragged_attention.tiles import (
+    Prepared,
+    TileFacts,
+    cut_rows,
+    join_rows,
+    query_tiles,
+    tile_facts,
+)
+from emsjax.pallas_kernels.ragged_attention.tuning import GPUBlocks
+
+# The score of a masked token. It is finite because a row whose first blocks are all masked would
+# otherwise compute inf - inf.
+MASKED = -1e30
+LOG2_E = math.log2(math.e)
+
+
+class Options(NamedTuple):
+    """The static arguments and sizes of a call."""
+
+    num_kv_heads: int
+    scale: float
+    window: bool
+    tree: bool
+    holes: bool
+    soft_cap: float | None
+    blocks: GPUBlocks
+    capacity: int
+    group: int
+
+
+class Inputs(NamedTuple):
+    """The arrays that a kernel reads, in global memory."""
+
+    layer: Any  # int32[1]
+    facts: TileFacts
+    window: Any | None  # int32[1]
+    ancestors: Any | None  # int32[tiles, M]
+    holes: Any | None  # int32[B * S]
+    q: Any  # [tiles, K, M, H]
+    cache: Any  # [L, B * S, R * 128], keys of all heads and then values
+
+    @classmethod
+    def of(cls, given: Iterator[Any], options: Options) -> "Inputs":
+        """Takes the arrays from a kernel's arguments, some of which `options` omits."""
+        layer = next(given)
+        facts = TileFacts(*(next(given) for _ in TileFacts._fields))
+        there = options.window, options.tree, options.holes
+        window, ancestors, holes = (next(given) if each else None for each in there)
+        return cls(layer, facts, window, ancestors, holes, next(given), next(given))
+
+    def arrays(self) -> list[jax.Array]:
+        """Returns the arrays that are there, in the order of a kernel's arguments."""
+        return jax.tree.leaves(self)
+
+
+class Sums(NamedTuple):
+    """The softmaxes of all sections. Scores are multiplied by log2(e): weights are powers of 2."""
+
+    out: Any  # float32[tiles, K, sections, rows, H], weighted sum of values; anything if total is 0
+    top: Any  # float32[tiles, K, sections, rows], largest score
+    total: Any  # float32[tiles, K, sections, rows], sum of weights
+
+
+Kernel = Callable[[Inputs, Options], Sums]
+
+
+def prepare(
+    kernel: Kernel,
+    blocks: GPUBlocks,
+    q: jax.ShapeDtypeStruct,  # [T, N, H]
+    cu_q_lens: jax.Array,  # int32[B+1]
+    kv_lens: jax.Array,  # int32[B]
+    ancestors: jax.Array | None,  # uint32[T]
+    holes: jax.Array | None,  # bool[B, S]
+    *,
+    num_kv_heads: int,
+    max_q_len: int,
+) -> Callable[..., jax.Array]:
+    """Implements `api.prepare` with a kernel."""
+    num_rows, num_heads, _ = q.shape
+    group = num_heads // num_kv_heads
+    tiles = query_tiles(cu_q_lens, num_rows, max_q_len, blocks.q)
+    if ancestors is not None:
+        bits = jax.lax.bitcast_convert_type(ancestors, jnp.int32)
+        bits = jnp.broadcast_to(bits[:, None, None, None], (num_rows, 1, group, 1))
+        ancestors = cut_rows(bits, tiles, blocks.height)[:, 0, :, 0]
+    if holes is not None:
+        holes = holes.astype(jnp.int32).reshape(-1)
+    prepared = Prepared(tiles, tile_facts(tiles, cu_q_lens, kv_lens), ancestors, holes)
+    return functools.partial(
+        _attend, kernel=kernel, blocks=blocks, prepared=prepared, num_kv_heads=num_kv_heads
+    )
+
+
+def _attend(
+    q: jax.Array,  # [T, N, H]
+    cache: jax.Array,  # [L, B, S, R, 128]
+    layer: jax.Array,  # int32[]
+    *,
+    kernel: Kernel,
+    blocks: GPUBlocks,
+    prepared: Prepared,
+    num_kv_heads: int,
+    scale: float,
+    window: int | jax.Array | None,
+    soft_cap: float | None,
+) -> jax.Array:
+    """Implements `api.ragged_attention`."""
+    num_rows, num_heads, head_dim = q.shape
+    num_layers, _, capacity, *token = cache.shape
+    group = num_heads // num_kv_heads
+    tiles, facts, ancestors, holes = prepared
+    windowed, tree, holed = (x is not None for x in (window, ancestors, holes))
+    sizes = blocks, capacity, group
+    options = Options(num_kv_heads, scale, windowed, tree, holed, soft_cap, *sizes)
+    inputs = Inputs(
+        layer=jnp.reshape(layer, 1),
+        facts=facts,
+        window=None if window is None else jnp.reshape(jnp.asarray(window, jnp.int32), 1),
+        ancestors=ancestors,
+        holes=holes,
+        q=cut_rows(q.reshape(num_rows, num_kv_heads, group, head_dim), tiles, blocks.height),
+        cache=cache.reshape(num_layers, -1, math.prod(token)),
+    )
+    out = _combine(*kernel(inputs, options))
+    return join_rows(out.astype(q.dtype), tiles, group)
+
+
+def _combine(out: jax.Array, top: jax.Array, total: jax.Array) -> jax.Array:
+    """Combines the softmaxes of all sections, see `Sums`, into one: float32[tiles, K, rows, H]."""
+    share = jnp.where(total > 0, jnp.exp2(top - top.max(axis=2, keepdims=True)), 0.0)
+    # A section without tokens does not write `out`, which may then be NaN.
+    summed = jnp.where((share > 0)[..., None], out * share[..., None], 0.0).sum(axis=2)
+    total = (total * share).sum(axis=2)
+    return summed / jnp.where(total == 0, 1.0, total)[..., None]
