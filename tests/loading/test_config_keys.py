@@ -52,8 +52,11 @@ def test_harmless_keys_are_keys_of_the_family(name: str) -> None:
     given = dict.fromkeys(FAMILIES[name].harmless, 3)
     for key in ("summary_type", "summary_activation", "hidden_act"):  # not numbers
         given.pop(key, None)
-    keys = ("summary_use_proj", "summary_proj_to_labels", "reorder_and_upcast_attn")
-    config_of({"model_type": name} | given | {key: True for key in keys if key in given})
+    flags = ("summary_use_proj", "summary_proj_to_labels", "reorder_and_upcast_attn")
+    others = dict.fromkeys((*flags, "output_router_logits"), True)
+    others |= dict.fromkeys(("router_aux_loss_coef", "router_jitter_noise"), 0.5)
+    of_type = {key: value for key, value in others.items() if key in given}
+    config_of({"model_type": name} | given | of_type)
 
 
 @pytest.mark.parametrize("name", tiny.TINY)
