@@ -114,6 +114,8 @@ REFUSED = [
     ({"group_size": 64, "bits": 4}, "without a quant_method"),  # MLX's
     (CASES["gptq"].config | {"bits": 3}, "bits=3"),
     (CASES["gptq"].config | {"group_size": 0}, "group_size=0"),
+    (CASES["gptq"].config | {"desc_act": "false"}, "desc_act='false'"),
+    (described("pack-quantized", "int", 4, actorder="random"), "actorder='random'"),
     (CASES["gptq"].config | {"dynamic": {"a": {}}}, "dynamic="),
     (CASES["gptq"].config | {"rotation": "hadamard"}, "'rotation'='hadamard'"),
     (CASES["awq"].config | {"version": "gemv"}, "version='gemv'"),
@@ -190,6 +192,20 @@ def test_columns_in_another_order_need_their_groups(
     written(tmp_path, CASES[name])
     write_config(tmp_path, quantization_config=config)
     with pytest.raises(UserError, match=rf"q_proj\.{part} is missing"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "dtype", "wanted"),
+    [("qzeros", np.float32, "F32, not whole numbers"), ("scales", np.int32, "I32, not floats")],
+)
+def test_parts_of_another_type(tmp_path: Path, part: str, dtype: Any, wanted: str) -> None:
+    tensors, _ = written(tmp_path, CASES["gptq"])
+    tensors[f"model.layers.2.mlp.up_proj.{part}"] = np.ones_like(
+        tensors[f"model.layers.2.mlp.up_proj.{part}"], dtype
+    )
+    save(tmp_path, tensors)
+    with pytest.raises(UserError, match=rf"layers\.2\.mlp\.up_proj\.{part} holds {wanted}"):
         load_model(tmp_path)
 
 
