@@ -152,7 +152,8 @@ def rope_from_config(
         range or unknown.
     """
     settings = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    settings.setdefault("rope_theta", config.get("rope_theta") or theta)
+    base = config.get("rope_theta")
+    settings.setdefault("rope_theta", theta if base is None else base)
     # Older configurations call it "type".
     kind = settings.get("rope_type") or settings.get("type") or "default"
     scalings = {**SCALINGS, **{name: _ALLOWED[name] for name in _ALLOWED if name in allowed}}

@@ -249,6 +249,14 @@ _AS_GIVEN: Mapping[str, tuple[type, ...]] = MappingProxyType(
         "sliding_window": (int, type(None)),
     }
 )
+# The types of values whose default does not show them. Lists are left to `transformers`.
+_TYPES: Mapping[str, tuple[type, ...]] = MappingProxyType(
+    {
+        "layer_types": (type(None),),
+        "attn_logit_softcapping": (float, type(None)),
+        "final_logit_softcapping": (float, type(None)),
+    }
+)
 
 
 def completed_from_table(
@@ -282,7 +290,9 @@ def _ropes_are_usual(given: Mapping[str, Any]) -> bool:
     if older is None:
         return True
     ropes = given.get("rope_parameters") or {}
-    return not older & given.keys() and all(isinstance(each, dict) for each in ropes.values())
+    if not isinstance(ropes, dict) or older & given.keys():
+        return False
+    return all(isinstance(each, dict) for each in ropes.values())
 
 
 def _is_usual(key: str, value: Any, defaults: Mapping[str, Any]) -> bool:
@@ -291,6 +301,8 @@ def _is_usual(key: str, value: Any, defaults: Mapping[str, Any]) -> bool:
         return type(value) in _AS_GIVEN[key]
     if key not in defaults:
         return False
+    if key in _TYPES:
+        return type(value) in _TYPES[key]
     if defaults[key] is None:
         return value is None or type(value) is int
     return type(value) is type(defaults[key])
