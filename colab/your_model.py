@@ -17,8 +17,8 @@
 #
 # This notebook is about your own Hugging Face model on one TPU v5e chip (16 GB): whether it fits,
 # in which type and with which drafter; a file of prompts from Drive; and how to continue after a
-# disconnect. It also runs on a GPU or a CPU. OPT, GPT-2, Llama, Mistral, Qwen2 and Qwen3 are
-# supported, and models that share their architecture.
+# disconnect. It also runs on a GPU or a CPU. Most families of dense models are supported; another
+# one is refused with the list of all.
 #
 # In Colab, choose *Runtime → Change runtime type → v5e-1 TPU*, then upload the wheel `emsjax-….whl`
 # with the folder icon at the left. In a clone of the repository there is nothing to upload.

@@ -11,10 +11,24 @@ from emsjax.engine.ladder import CAPACITY_MULTIPLE, Rung, ladder_for
 from emsjax.engine.model import Model
 from emsjax.engine.policy import POLICIES
 from emsjax.errors import UserError
-from emsjax.host.device import free_bytes
+from emsjax.host.device import check_device, free_bytes
 from emsjax.pallas_kernels.backends import target_platform
+from emsjax.pallas_kernels.beside import compile_beside
 from emsjax.pallas_kernels.cache_update.api import new_cache
 from emsjax.shapes import round_up
+
+
+def compile_ahead(dtype: str) -> None:
+    """Starts to compile the slowest kernel in another process, if a new machine needs it.
+
+    Args:
+      dtype: as for `load_model`, which may run meanwhile.
+
+    Raises:
+      UserError: jax has no device.
+    """
+    check_device()
+    compile_beside("ragged_attention", "float32" if dtype == "auto" else dtype)
 
 
 def choose_ladder(num_slots: int, draft_length: int, exact: bool) -> tuple[Rung, ...]:

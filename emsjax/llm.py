@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from emsjax.build_drafter import build_drafter, check_drafting, drafter_name
-from emsjax.build_engine import build_engine
+from emsjax.build_engine import build_engine, compile_ahead
 from emsjax.costs.pricing import Pricing
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.job import Job
@@ -132,6 +132,7 @@ class LLM:
         check_whole("max_batch_size", max_batch_size, 1, MAX_BATCH_SIZE)
         check_whole("seed", seed, 0, MAX_SEED)
         use_compile_cache()
+        compile_ahead(dtype)
         loaded = load_model(model, dtype=dtype, quantize=quantize, tokenizer=tokenizer)
         self.tokenizer: PreTrainedTokenizerBase | None = loaded.tokenizer
         self.name = loaded.name

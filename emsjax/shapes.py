@@ -10,6 +10,10 @@ N  query heads
 K  key/value heads
 H  head width
 V  vocabulary
+E  experts of a layer
+C  experts that a row chooses
+X  tiles of rows that all have one expert
+Y  places of a tile
 """
 
 

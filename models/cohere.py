@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from emsjax.errors import UserError
 from emsjax.models.config import DecoderConfig
 from emsjax.models.family import Family
 from emsjax.models.llama import layer_kinds, layer_windows, llama_config, llama_weights
@@ -13,10 +12,6 @@ from emsjax.models.rope import SLIDING
 
 def cohere_config(hf: Mapping[str, Any], theta: float = 500000.0) -> DecoderConfig:
     """Converts a Hugging Face `CohereConfig`, or what Cohere 2 shares with it."""
-    if hf.get("use_qk_norm"):
-        raise UserError(
-            f"a Cohere model with use_qk_norm={hf['use_qk_norm']} is not supported; use another one"
-        )
     return replace(
         llama_config(hf, eps="layer_norm_eps", theta=theta),
         norm="layer",
@@ -25,6 +20,7 @@ def cohere_config(hf: Mapping[str, Any], theta: float = 500000.0) -> DecoderConf
         one_norm=True,
         rope_interleaved=True,
         logit_scale=float(hf["logit_scale"]),
+        qk_norm="each" if hf.get("use_qk_norm") else None,
     )
 
 

@@ -1,9 +1,10 @@
 """The configuration of a decoder: only the settings in which families differ."""
 
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 from typing import Literal
 
-Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
+Activation = Literal["relu", "relu2", "gelu", "gelu_tanh", "silu"]
 NormPlace = Literal["before", "after", "around", "residual"]
 
 
@@ -27,6 +28,27 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """A feed-forward layer of which each row uses only a few parts.
+
+    Attributes:
+      number: E, the number of experts.
+      per_row: how many of them a row uses.
+      width: width of each expert.
+      normalised: whether the shares of the experts that a row uses are scaled to a sum of 1.
+    """
+
+    number: int
+    per_row: int
+    width: int
+    normalised: bool
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.per_row <= self.number:
+            raise ValueError(f"a row uses {self.per_row} of {self.number} experts")
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """The configuration of a decoder-only transformer.
 
@@ -41,19 +63,24 @@ class DecoderConfig:
       max_positions: longest sequence that the model supports, in tokens.
       norm: kind of normalisation.
       norm_eps: epsilon of the normalisation.
-      norm_offset: whether an RMS norm multiplies by 1 + weight, in float32, instead of by weight.
+      norm_offset: whether a norm multiplies by 1 + weight, in float32, instead of by weight.
       norm_place: what is normalised: the input of each sublayer ("before"), its output ("after"),
         both ("around"), or the sum of its input and output ("residual").
       final_norm: whether to normalise before the output projection.
       activation: activation of the feed-forward layer.
       gated: whether the feed-forward layer multiplies by a gate (SwiGLU).
+      experts: the experts that make up a feed-forward layer; None if it is plain.
+      dense_layers: numbers of the layers that are plain although the others have experts.
       qkv_bias: whether there is a bias on the query, key and value projections.
       out_bias: whether there is a bias on the attention's output projection.
       mlp_bias: whether there is a bias on the feed-forward projections.
       norm_bias: whether a layer norm has a bias.
       parallel: whether attention and feed-forward layer both read the layer's input.
       one_norm: whether they read it through one norm, if they are parallel.
-      qk_norm: what of queries and keys is normalised: each head, all heads together, or nothing.
+      qk_norm: what of queries and keys is normalised: each head by the same weights ("head") or by
+        weights of its own and without a bias ("each"), all heads together ("whole"), or nothing.
+      qkv_bound: bound on the absolute values of queries, keys and values before the rotation; None
+        for none.
       attention_scale: factor on the scores; None for H**-0.5.
       attention_soft_cap: soft cap of the scores; None for none.
       logit_soft_cap: soft cap of the logits; None for none.
@@ -61,6 +88,7 @@ class DecoderConfig:
         1 + beta * log(1 + floor(p / length)); None for no factor.
       residual_scale: factor on what a sublayer adds to the hidden states.
       logit_scale: factor on the logits.
+      logit_bias: whether the logits have a bias.
       embedding_scale: factor on the token embedding, but not on the output projection.
       rope: rotary embedding; None means learned positions.
       rope_interleaved: whether rotation turns neighbouring lanes, not the two halves of a head.
@@ -70,8 +98,8 @@ class DecoderConfig:
         back; None if it is D.
       tied: whether the token embedding is also the output projection.
       windows: sliding window of each layer in tokens, 0 for none; empty if no layer has one.
-      stacks: number of layers in each stack of equal layers, first layers first; empty for one
-        stack of all layers. No family sets it yet, and the loader fills one stack only.
+      stacks: number of layers in each stack of equal layers, first layers first; empty for as few
+        stacks as possible.
     """
 
     vocab_size: int
@@ -92,16 +120,20 @@ class DecoderConfig:
     one_norm: bool = False
     final_norm: bool = True
     gated: bool = False
+    experts: Experts | None = None
+    dense_layers: tuple[int, ...] = ()
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: Literal["head", "whole"] | None = None
+    qk_norm: Literal["head", "each", "whole"] | None = None
+    qkv_bound: float | None = None
     attention_scale: float | None = None
     attention_soft_cap: float | None = None
     logit_soft_cap: float | None = None
     query_growth: tuple[float, float] | None = None
     residual_scale: float = 1.0
     logit_scale: float = 1.0
+    logit_bias: bool = False
     embedding_scale: float = 1.0
     rope: Rope | None = None
     rope_interleaved: bool = False
@@ -119,7 +151,23 @@ class DecoderConfig:
     @property
     def layers_of_stacks(self) -> tuple[int, ...]:
         """The number of layers in each stack."""
-        return self.stacks or (self.num_layers,)
+        runs = groupby(self.experts_of(layer) for layer in range(self.num_layers))
+        return self.stacks or tuple(len(list(run)) for _, run in runs)
+
+    @property
+    def expert_share(self) -> float:
+        """The part of a layer's experts that a row uses; 0 if there are none."""
+        return self.experts.per_row / self.experts.number if self.experts else 0.0
+
+    @property
+    def experts_of_stacks(self) -> tuple[Experts | None, ...]:
+        """The experts of the layers in each stack."""
+        firsts = accumulate(self.layers_of_stacks[:-1], initial=0)
+        return tuple(self.experts_of(first) for first in firsts)
+
+    def experts_of(self, layer: int) -> Experts | None:
+        """Returns the experts of a layer, or None if it has a plain feed-forward layer."""
+        return None if layer in self.dense_layers else self.experts
 
     @property
     def rope_tables(self) -> tuple[Rope, ...]:

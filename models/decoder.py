@@ -9,11 +9,13 @@ from flax import nnx
 
 from emsjax.engine.packing import PackedBatch
 from emsjax.engine.sizes import Sizes
-from emsjax.models.config import DecoderConfig
+from emsjax.models.config import DecoderConfig, Experts
+from emsjax.models.experts import ExpertLinear, ExpertMLP
 from emsjax.models.layers import (
     MLP,
     LayerContext,
     Linear,
+    heads_norm,
     norm,
     normed,
     normed_heads,
@@ -40,13 +42,12 @@ class Attention(nnx.Module):
         width = (num_heads + 2 * num_kv_heads) * head_dim
         self.qkv = Linear(config.hidden_size, width, bias=config.qkv_bias, rngs=rngs)
         self.out = Linear(num_heads * head_dim, config.hidden_size, bias=config.out_bias, rngs=rngs)
-        whole = config.qk_norm == "whole"
-        q_width, k_width = (head_dim * (n if whole else 1) for n in (num_heads, num_kv_heads))
-        self.q_norm = norm(config, q_width) if config.qk_norm else None
-        self.k_norm = norm(config, k_width) if config.qk_norm else None
+        self.q_norm = heads_norm(config, num_heads)
+        self.k_norm = heads_norm(config, num_kv_heads)
         self.interleaved = config.rope_interleaved
         self.scale = config.attention_scale or head_dim**-0.5
         self.soft_cap = config.attention_soft_cap
+        self.bound = config.qkv_bound
 
     def _project(
         self, x: jax.Array, context: LayerContext
@@ -63,10 +64,10 @@ class Attention(nnx.Module):
             packed = jax.lax.optimization_barrier(packed)
         packed = packed.reshape(x.shape[0], -1, head_dim)
         q, k, v = jnp.split(packed, (num_heads, num_heads + num_kv_heads), axis=1)
-        q, k = (
-            rotate(normed_heads(its_norm, x), context.angles, self.interleaved)
-            for its_norm, x in ((self.q_norm, q), (self.k_norm, k))
-        )
+        q, k = normed_heads(self.q_norm, q), normed_heads(self.k_norm, k)
+        if self.bound is not None:
+            q, k, v = (jnp.clip(x, -self.bound, self.bound) for x in (q, k, v))
+        q, k = (rotate(x, context.angles, self.interleaved) for x in (q, k))
         if context.query_factor is not None:
             q = q * context.query_factor.astype(q.dtype)
         return q, *_contained(k, v)
@@ -115,14 +116,14 @@ def _contained(k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
 class Block(nnx.Module):
     """One layer: attention and feed-forward, each with a norm and a residual."""
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, experts: Experts | None, *, rngs: nnx.Rngs):
         width, place = config.hidden_size, config.norm_place
         first, last = place != "after", place in ("after", "around")
         self.attention_norm = norm(config, width) if first else None
         self.attention = Attention(config, rngs=rngs)
         self.attention_out_norm = norm(config, width) if last else None
         self.mlp_norm = norm(config, width) if first and not config.one_norm else None
-        self.mlp = MLP(config, rngs=rngs)
+        self.mlp = ExpertMLP(config, experts, rngs=rngs) if experts else MLP(config, rngs=rngs)
         self.mlp_out_norm = norm(config, width) if last else None
         self.of_sum = place == "residual"
         self.parallel, self.one_norm = config.parallel, config.one_norm
@@ -219,12 +220,14 @@ class DecoderLM(nnx.Module):
         self.config = config
         self.dtype = jnp.dtype(dtype)
         self.embedder = Embedder(config, rngs=rngs)
-        make_stack = nnx.vmap(lambda rngs: Block(config, rngs=rngs), in_axes=0, out_axes=0)
-        stacks = [make_stack(rngs.split(layers)) for layers in config.layers_of_stacks]
+        sizes = zip(config.layers_of_stacks, config.experts_of_stacks, strict=True)
+        stacks = [_make_stack(config, experts, layers, rngs) for layers, experts in sizes]
         self.blocks = stacks[0] if len(stacks) == 1 else nnx.List(stacks)
         self.final_norm = norm(config, config.hidden_size) if config.final_norm else None
         width = config.embedding_size or config.hidden_size
         self.head = None if config.tied else Linear(width, config.vocab_size, bias=False, rngs=rngs)
+        bias = jnp.zeros((config.vocab_size,), jnp.float32)
+        self.logit_bias = nnx.Param(bias) if config.logit_bias else None
 
     @property
     def vocab_size(self) -> int:
@@ -265,15 +268,20 @@ class DecoderLM(nnx.Module):
         tables = [] if config.tied else [embedder.tokens, embedder.tokens_scale]
         looked_up = _nbytes([*tables, embedder.positions])
         weights_bytes = _nbytes(nnx.state(self))
+        experts = [m for _, m in nnx.iter_modules(self) if isinstance(m, ExpertLinear)]
+        expert_bytes, share = sum(_nbytes(nnx.state(m)) for m in experts), config.expert_share
+        numbers = _size(self.blocks) - sum(_size(m) * (1 - share) for m in experts)
         width = config.embedding_size or config.hidden_size
         return Sizes(
             weights_bytes=weights_bytes,
-            read_bytes=weights_bytes - looked_up,
-            row_flops=2 * sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(self.blocks))),
+            read_bytes=weights_bytes - looked_up - expert_bytes,
+            row_flops=round(2 * numbers),
             logit_flops=2 * config.vocab_size * width,
             token_bytes=math.prod(cached.shape) * cached.dtype.itemsize,
             token_flops=4 * config.num_layers * config.num_heads * config.head_dim,
             itemsize=self.dtype.itemsize,
+            expert_bytes=expert_bytes,
+            expert_share=share,
         )
 
     def cache_spec(self, num_slots: int, capacity: int) -> jax.ShapeDtypeStruct:
@@ -300,7 +308,7 @@ class DecoderLM(nnx.Module):
         """
         context = self._context(batch, cache, max_q_len)
         carry, first = (self.embedder(batch, self.dtype), cache), 0
-        stacks = self.blocks if self.config.stacks[1:] else [self.blocks]
+        stacks = self.blocks if self.config.layers_of_stacks[1:] else [self.blocks]
         for stack, layers in zip(stacks, self.config.layers_of_stacks, strict=True):
             here = slice(first, first + layers)
             windows, tables = self.windows[here], self.config.table_of_layers[here]
@@ -339,8 +347,17 @@ class DecoderLM(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Turns hidden states [W, E] into float32 logits [W, V]."""
         logits = matmul(hidden, self.output_kernel, jnp.dtype(jnp.float32))
+        if self.logit_bias is not None:
+            logits = logits + self.logit_bias[...][None].astype(jnp.float32)
         scale = self.config.logit_scale
         return soft_capped(logits if scale == 1 else logits * scale, self.config.logit_soft_cap)
+
+
+def _make_stack(
+    config: DecoderConfig, experts: Experts | None, layers: int, rngs: nnx.Rngs
+) -> Block:
+    """Returns a stack of equal layers, with parameters [layers, ...]."""
+    return nnx.vmap(lambda rngs: Block(config, experts, rngs=rngs))(rngs.split(layers))
 
 
 def _run_stack(
@@ -390,6 +407,10 @@ def _windows(windows: tuple[int, ...]) -> tuple[jax.Array | None, int | None]:
     # The scan passes one number per layer, so a layer without a window gets a huge one.
     unlimited = jnp.iinfo(jnp.int32).max // 2
     return jnp.asarray([w or unlimited for w in windows], jnp.int32), None
+
+
+def _size(module: nnx.Module) -> int:
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(module)))
 
 
 def _nbytes(part: Any) -> int:

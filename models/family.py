@@ -25,18 +25,26 @@ class Rule:
 
     Attributes:
       sources: names of the checkpoint tensors. `{}` stands for the layer number and makes the
-        parameter a stack of all layers, [L, ...].
-      transform: turns the tensors (of one layer, if stacked) into the parameter's value. By
-        default it joins their rows.
+        parameter a stack of layers, [L, ...]. A second `{}` stands for the number of an expert and
+        makes it a stack of all their experts, [L, E, ...].
+      transform: turns the tensors (of one layer or expert, if stacked) into the parameter's value.
+        By default it joins their rows.
+      first_layer: number of the first layer in the stack.
     """
 
     sources: tuple[str, ...]
     transform: Transform = _concat_rows
+    first_layer: int = 0
 
     @property
-    def stacked(self) -> bool:
-        """Whether the parameter holds all layers along a leading axis."""
-        return "{}" in self.sources[0]
+    def stacked_axes(self) -> int:
+        """The number of leading axes along which the parameter holds layers or experts."""
+        return self.sources[0].count("{}")
+
+    def names(self, place: Sequence[int]) -> list[str]:
+        """Returns the tensors of one place in the stack; an unstacked parameter has one, ()."""
+        numbers = [number + self.first_layer * (not axis) for axis, number in enumerate(place)]
+        return [source.format(*numbers) for source in self.sources]
 
     @property
     def joins(self) -> bool:
@@ -82,12 +90,15 @@ class WeightMap:
       shared: names of the token embedding and of the output head. A checkpoint of a tied model
         may hold either of them or both; if both differ, the model is not tied, whatever its
         configuration says.
+      instead: rules for parameters that some of the family's checkpoints keep in another form. Each
+        replaces the one in `rules` if the checkpoint has its first tensor.
     """
 
     rules: Mapping[str, Rule]
     ignore: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ()
     shared: tuple[str, str] | None = None
+    instead: Mapping[str, Rule] = field(default_factory=dict)
 
 
 def of_text_part(layout: WeightMap) -> WeightMap:

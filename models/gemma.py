@@ -10,17 +10,19 @@ from emsjax.models.llama import llama_config, llama_weights
 
 
 def gemma_config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """Converts a Hugging Face `GemmaConfig`."""
-    config = like_gemma(llama_config(hf))
-    # The first checkpoints say "gelu", but mean its approximation by tanh, as `transformers` knows.
-    return replace(config, activation="gelu_tanh") if config.activation == "gelu" else config
-
-
-def like_gemma(config: DecoderConfig) -> DecoderConfig:
-    """Adds to Llama what all versions of Gemma have."""
+    """Converts what all Gemma models share."""
+    config = llama_config(hf)
     return replace(config, norm_offset=True, embedding_scale=config.hidden_size**0.5)
+
+
+def gemma1_config(hf: Mapping[str, Any]) -> DecoderConfig:
+    """Converts a Hugging Face `GemmaConfig`."""
+    config = gemma_config(hf)
+    # The first checkpoints say "gelu", but mean its approximation by tanh, as `transformers` knows.
+    exact = config.activation == "gelu"
+    return replace(config, activation="gelu_tanh" if exact else config.activation)
 
 
 # `transformers` reads `hidden_act` only.
 _HARMLESS = frozenset({"hidden_activation"})
-GEMMA = Family("gemma", gemma_config, llama_weights, _HARMLESS)
+GEMMA = Family("gemma", gemma1_config, llama_weights, _HARMLESS)

@@ -6,14 +6,15 @@ from typing import Any
 
 from emsjax.models.config import DecoderConfig
 from emsjax.models.family import Family
-from emsjax.models.gemma import like_gemma
-from emsjax.models.llama import layer_windows, llama_config, llama_weights
+from emsjax.models.gemma import gemma_config
+from emsjax.models.llama import activation, layer_windows, llama_weights
 
 
 def gemma2_config(hf: Mapping[str, Any]) -> DecoderConfig:
     """Converts a Hugging Face `Gemma2Config`, or what Gemma 3 shares with it."""
     return replace(
-        like_gemma(llama_config(hf, act="hidden_activation")),
+        gemma_config(hf),
+        activation=activation(hf["hidden_activation"]),
         norm_place="around",
         attention_scale=hf["query_pre_attn_scalar"] ** -0.5,
         attention_soft_cap=hf["attn_logit_softcapping"],

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from emsjax.engine.packing import PackedBatch
-from emsjax.models.config import DecoderConfig, Rope
+from emsjax.models.config import Activation, DecoderConfig, Rope
 from emsjax.pallas_kernels.cache_update.api import Places
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul, matmul
 from emsjax.pallas_kernels.quantised import Weights, weights_of
@@ -18,6 +18,7 @@ from emsjax.pallas_kernels.ragged_attention.api import Attend
 ACTIVATIONS: MappingProxyType[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
     {
         "relu": jax.nn.relu,
+        "relu2": lambda x: jnp.square(jax.nn.relu(x)),
         "gelu": lambda x: jax.nn.gelu(x, approximate=False),
         "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
         "silu": jax.nn.silu,
@@ -103,19 +104,26 @@ class RMSNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Computes (x - mean) / deviation * scale + bias over the last axis, in float32."""
+    """Computes (x - mean) / deviation * scale + bias over the last axis, in float32.
 
-    def __init__(self, width: int, eps: float, *, bias: bool = True):
-        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32)) if bias else None
+    With offset, the factor is 1 + scale. A shape of two axes gives each head its own scale.
+    """
+
+    def __init__(
+        self, shape: int | tuple[int, int], eps: float, *, bias: bool = True, offset: bool = False
+    ):
+        self.scale = nnx.Param(jnp.full(shape, 0.0 if offset else 1.0, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(shape, jnp.float32)) if bias else None
         self.eps = eps
+        self.offset = offset
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises x [..., width] of any float type; returns the same shape and type."""
         wide = x.astype(jnp.float32)
         centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
         normal = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + self.eps)
-        scale = jnp.broadcast_to(self.scale[...].astype(jnp.float32), x.shape)
+        scale = self.scale[...].astype(jnp.float32)
+        scale = jnp.broadcast_to(1 + scale if self.offset else scale, x.shape)
         if self.bias is None:
             return (normal * scale).astype(x.dtype)
         bias = jnp.broadcast_to(self.bias[...].astype(jnp.float32), x.shape)
@@ -125,8 +133,18 @@ class LayerNorm(nnx.Module):
 def norm(config: DecoderConfig, width: int) -> RMSNorm | LayerNorm:
     """Returns a normalisation of the kind that `config` specifies."""
     if config.norm == "layer":
-        return LayerNorm(width, config.norm_eps, bias=config.norm_bias)
+        offset = config.norm_offset
+        return LayerNorm(width, config.norm_eps, bias=config.norm_bias, offset=offset)
     return RMSNorm(width, config.norm_eps, offset=config.norm_offset)
+
+
+def heads_norm(config: DecoderConfig, heads: int) -> RMSNorm | LayerNorm | None:
+    """Returns the normalisation of queries or keys with so many heads, or None for none."""
+    if config.qk_norm is None:
+        return None
+    if config.qk_norm == "each":
+        return LayerNorm((heads, config.head_dim), config.norm_eps, bias=False)
+    return norm(config, config.head_dim * (heads if config.qk_norm == "whole" else 1))
 
 
 def normed(module: RMSNorm | LayerNorm | None, x: jax.Array) -> jax.Array:
@@ -203,6 +221,14 @@ def rotate(
     return turned.reshape(x.shape).astype(x.dtype)
 
 
+def activated(x: jax.Array, activation: Activation, gated: bool) -> jax.Array:
+    """Applies an activation to x [..., width], or to its first half, a gate for the second."""
+    if not gated:
+        return ACTIVATIONS[activation](x)
+    gate, up = jnp.split(x, 2, axis=-1)
+    return ACTIVATIONS[activation](gate) * up
+
+
 class MLP(nnx.Module):
     """The feed-forward layer. If gated, one kernel holds the gate and the up projection."""
 
@@ -217,8 +243,5 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array, context: LayerContext) -> jax.Array:
         """Turns x [T, D] into [T, D]."""
-        activation, layer = ACTIVATIONS[self.activation], context.stacked
-        if not self.gated:
-            return self.down(activation(self.up(x, layer)), layer)
-        gate, up = jnp.split(self.up(x, layer), 2, axis=-1)
-        return self.down(activation(gate) * up, layer)
+        layer = context.stacked
+        return self.down(activated(self.up(x, layer), self.activation, self.gated), layer)

@@ -16,6 +16,7 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
+    "relu2": "relu2",
 }
 
 
@@ -53,7 +54,7 @@ def llama_config(
     hf: Mapping[str, Any],
     *,
     eps: str = "rms_norm_eps",
-    act: str = "hidden_act",
+    rope: Mapping[str, Any] | None = None,
     rope_allows: Collection[str] = (),
     theta: float = 10000.0,
 ) -> DecoderConfig:
@@ -62,11 +63,15 @@ def llama_config(
     Args:
       hf: the configuration.
       eps: its key for the epsilon of the norms.
-      act: its key for the activation.
+      rope: the rotary settings; None for those of `hf`.
       rope_allows: see `rope_from_config`.
       theta: base of the rotary embedding unless it is configured.
     """
     head_dim = hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"]
+    positions = hf["max_position_embeddings"]
+    turned = full_attention(hf)
+    if rope is not None:
+        turned = {"rope_parameters": rope, "max_position_embeddings": positions}
     return DecoderConfig(
         vocab_size=hf["vocab_size"],
         hidden_size=hf["hidden_size"],
@@ -75,15 +80,15 @@ def llama_config(
         num_heads=hf["num_attention_heads"],
         num_kv_heads=hf.get("num_key_value_heads") or hf["num_attention_heads"],
         head_dim=head_dim,
-        max_positions=hf["max_position_embeddings"],
+        max_positions=positions,
         norm="rms",
         norm_eps=hf[eps],
-        activation=activation(hf[act]),
+        activation=activation(hf.get("hidden_act") or "silu"),
         gated=True,
         qkv_bias=hf.get("attention_bias", False),
         out_bias=hf.get("attention_bias", False),
         mlp_bias=hf.get("mlp_bias", False),
-        rope=rope_from_config(full_attention(hf), head_dim, rope_allows, theta),
+        rope=rope_from_config(turned, head_dim, rope_allows, theta),
         tied=hf.get("tie_word_embeddings", False),
     )
 
@@ -93,17 +98,19 @@ def llama_weights(config: DecoderConfig) -> WeightMap:
     layer = "layers.{}"
     attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
     qkv = [f"{attention}.{name}_proj" for name in "qkv"]
+    inner = [f"{mlp}.{name}_proj" for name in (("gate", "up") if config.gated else ("up",))]
+    centred = config.norm == "layer" and config.norm_bias
     rules = {
         "embedder.tokens": rule("embed_tokens.weight"),
-        "final_norm.scale": rule("norm.weight"),
+        **affine("final_norm", "norm", bias=centred, weight="scale"),
         **affine("blocks.attention.qkv", *qkv, bias=config.qkv_bias),
         **affine("blocks.attention.out", f"{attention}.o_proj", bias=config.out_bias),
-        **affine("blocks.mlp.up", f"{mlp}.gate_proj", f"{mlp}.up_proj", bias=config.mlp_bias),
+        **affine("blocks.mlp.up", *inner, bias=config.mlp_bias),
         **affine("blocks.mlp.down", f"{mlp}.down_proj", bias=config.mlp_bias),
     }
     for ours, theirs in _NORMS[config.norm_place].items():
         if not (config.one_norm and ours == "mlp_norm"):
-            rules[f"blocks.{ours}.scale"] = rule(f"{layer}.{theirs}.weight")
+            rules |= affine(f"blocks.{ours}", f"{layer}.{theirs}", bias=centred, weight="scale")
     if config.qk_norm:
         rules["blocks.attention.q_norm.scale"] = rule(f"{attention}.q_norm.weight")
         rules["blocks.attention.k_norm.scale"] = rule(f"{attention}.k_norm.weight")

@@ -8,7 +8,6 @@ from emsjax.models.config import DecoderConfig
 from emsjax.models.family import Family
 from emsjax.models.llama import llama_config, same_windows
 from emsjax.models.mistral import mistral_weights
-from emsjax.models.rope import rope_from_config
 
 _DEFAULT_ROPE: Mapping[str, Any] = {
     "rope_type": "yarn",
@@ -24,15 +23,10 @@ _ROPE = ("mscale", "mscale_all_dim", "llama_4_scaling_beta", "max_position_embed
 
 def ministral3_config(hf: Mapping[str, Any]) -> DecoderConfig:
     """Converts a Hugging Face `Ministral3Config`."""
-    config, settings = llama_config(hf, rope_allows=_ROPE), hf["rope_parameters"] or _DEFAULT_ROPE
-    rope = {"rope_parameters": settings, "max_position_embeddings": config.max_positions}
-    beta, length = settings["llama_4_scaling_beta"], settings["original_max_position_embeddings"]
-    return replace(
-        config,
-        rope=rope_from_config(rope, config.head_dim, _ROPE),
-        windows=same_windows(hf),
-        query_growth=(float(beta), float(length)),
-    )
+    rope = hf["rope_parameters"] or _DEFAULT_ROPE
+    growth = float(rope["llama_4_scaling_beta"]), float(rope["original_max_position_embeddings"])
+    config = llama_config(hf, rope=rope, rope_allows=_ROPE)
+    return replace(config, windows=same_windows(hf), query_growth=growth)
 
 
 MINISTRAL3 = Family("ministral3", ministral3_config, mistral_weights, harmless=frozenset())

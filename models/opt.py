@@ -17,7 +17,7 @@ def opt_config(hf: Mapping[str, Any]) -> DecoderConfig:
         )
     width, heads = hf["hidden_size"], hf["num_attention_heads"]
     embedding, bias = hf.get("word_embed_proj_dim") or width, hf.get("enable_bias", True)
-    pre_norm = hf.get("do_layer_norm_before", True)
+    pre_norm, none = hf.get("do_layer_norm_before", True), hf.get("_remove_final_layer_norm", False)
     return DecoderConfig(
         vocab_size=hf["vocab_size"],
         hidden_size=width,
@@ -31,7 +31,7 @@ def opt_config(hf: Mapping[str, Any]) -> DecoderConfig:
         norm_eps=1e-5,
         activation=activation(hf["activation_function"]),
         norm_place="before" if pre_norm else "residual",
-        final_norm=pre_norm and not hf.get("_remove_final_layer_norm", False),
+        final_norm=pre_norm and not none,
         qkv_bias=bias,
         out_bias=bias,
         mlp_bias=bias,

@@ -11,11 +11,13 @@ from typing import Any
 from emsjax.models.config import DecoderConfig
 from emsjax.models.family import Family, WeightMap, affine
 from emsjax.models.llama import llama_config, llama_weights, same_windows
+from emsjax.models.rope import rope_settings
 
 
 def phi3_config(hf: Mapping[str, Any]) -> DecoderConfig:
     """Converts a Hugging Face `Phi3Config`."""
-    config = llama_config(hf, rope_allows=("partial_rotary_factor", "longrope"))
+    rope = rope_settings(hf, partial_rotary_factor=hf.get("partial_rotary_factor") or 1.0)
+    config = llama_config(hf, rope=rope, rope_allows=("partial_rotary_factor", "longrope"))
     trained = hf["original_max_position_embeddings"]
     if (hf.get("rope_parameters") or {}).get("rope_type") == "longrope":
         config = replace(config, max_positions=min(config.max_positions, trained))

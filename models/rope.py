@@ -152,8 +152,7 @@ def rope_from_config(
         range or unknown.
     """
     settings = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    base = config.get("rope_theta")
-    settings.setdefault("rope_theta", theta if base is None else base)
+    settings.setdefault("rope_theta", _configured_base(config, theta))
     # Older configurations call it "type".
     kind = settings.get("rope_type") or settings.get("type") or "default"
     scalings = {**SCALINGS, **{name: _ALLOWED[name] for name in _ALLOWED if name in allowed}}
@@ -165,13 +164,34 @@ def rope_from_config(
     _check_settings(kind, settings, allowed)
     if "partial_rotary_factor" in allowed:
         head_dim = int(head_dim * (settings.get("partial_rotary_factor") or 1))
-    if head_dim % 2:
-        raise UserError(f"head_dim {head_dim} is odd, but rope turns pairs; use another model")
+    if head_dim % 2 or head_dim == 0:
+        raise UserError(
+            f"rope would turn {head_dim} lanes of a head, but it turns pairs; use another model"
+        )
     with np.errstate(all="ignore"):  # the result is checked
         frequencies, factor = scalings[kind](settings, head_dim, config["max_position_embeddings"])
     if not (np.isfinite(frequencies).all() and math.isfinite(factor)):
         raise UserError(f"rope scaling {kind!r} has settings without a finite result; fix them")
     return Rope(tuple(float(f) for f in frequencies.astype(np.float32)), factor)
+
+
+def rope_settings(
+    config: Mapping[str, Any], theta: float = 10000.0, **usual: float
+) -> Mapping[str, Any]:
+    """Returns the rotary settings of a configuration, older and newer ones alike.
+
+    Args:
+      config: the configuration.
+      theta: base of the frequencies unless it is configured.
+      usual: what the family has unless it is configured.
+    """
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return {"rope_theta": _configured_base(config, theta), **usual, **given}
+
+
+def _configured_base(config: Mapping[str, Any], theta: float) -> Any:
+    base = config.get("rope_theta")
+    return theta if base is None else base
 
 
 def full_attention(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -200,9 +220,14 @@ def ropes_by_kind(
     """
     given = config.get("rope_parameters") or {}
     scaling = config.get("rope_scaling") or {}
-    full = {"rope_theta": config.get("rope_theta") or theta} | scaling | (given.get(FULL) or {})
+    full = {"rope_theta": _configured_base(config, theta)} | scaling | (given.get(FULL) or {})
     near = {"rope_theta": local_theta} | (given.get(SLIDING) or {})
     kinds = {FULL: full, SLIDING: near}
+    if any(kind.get("truncate") is False for kind in given.values() if isinstance(kind, dict)):
+        raise UserError(
+            "rope_parameters has truncate=False for one type of layer, which is not supported, "
+            "because `transformers` ignores it; remove it or use another model"
+        )
     return {kind: rope_from_config(_of_kind(config, kinds[kind]), head_dim) for kind in kinds}
 
 

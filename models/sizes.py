@@ -60,7 +60,8 @@ def decoder_sizes(
     embedding = _matrix(width, config.vocab_size)
     rows = 0 if config.rope is not None else config.max_positions + config.position_offset
     positions = _Count(others=rows * config.hidden_size)
-    blocks = _block(config).times(config.num_layers)
+    experts, mlps = _experts(config), _mlps(config)
+    blocks = _attention(config).times(config.num_layers).plus(mlps, experts)
     parts = [embedding, positions, blocks]
     if config.embedding_size is not None:
         parts += [_matrix(width, config.hidden_size), _matrix(config.hidden_size, width)]
@@ -68,13 +69,17 @@ def decoder_sizes(
         parts.append(_norm(config))
     if not config.tied:
         parts.append(embedding)  # the head
+    if config.logit_bias:
+        parts.append(_Count(others=config.vocab_size))
     # A tied embedding is read in full for the logits, so it is no table of looked-up rows.
     looked_up = positions if config.tied else positions.plus(embedding)
     weights_bytes = _Count().plus(*parts).nbytes(itemsize, quantised)
+    expert_bytes = experts.nbytes(itemsize, quantised)
+    left_out = (1 - config.expert_share) * experts.numbers(quantised)
     return Sizes(
         weights_bytes=weights_bytes,
-        read_bytes=weights_bytes - looked_up.nbytes(itemsize, quantised),
-        row_flops=2 * blocks.numbers(quantised),
+        read_bytes=weights_bytes - looked_up.nbytes(itemsize, quantised) - expert_bytes,
+        row_flops=round(2 * (blocks.numbers(quantised) - left_out)),
         logit_flops=2 * embedding.weights,
         token_bytes=config.num_layers
         * token_rows(config.num_kv_heads, config.head_dim, platform)
@@ -82,21 +87,47 @@ def decoder_sizes(
         * itemsize,
         token_flops=4 * config.num_layers * config.num_heads * config.head_dim,
         itemsize=itemsize,
+        expert_bytes=expert_bytes,
+        expert_share=config.expert_share,
     )
 
 
-def _block(config: DecoderConfig) -> _Count:
-    """Returns the parameters of one layer."""
+def _attention(config: DecoderConfig) -> _Count:
+    """Returns the parameters of one layer besides its feed-forward layer."""
     queries = config.num_heads * config.head_dim
     projected = queries + 2 * config.num_kv_heads * config.head_dim
-    inner = config.intermediate_size * (2 if config.gated else 1)
     return _Count(others=_head_norms(config)).plus(
         _norm(config).times(_norms(config)),
         _matrix(config.hidden_size, projected, config.qkv_bias),
         _matrix(queries, config.hidden_size, config.out_bias),
-        _matrix(config.hidden_size, inner, config.mlp_bias),
-        _matrix(config.intermediate_size, config.hidden_size, config.mlp_bias),
     )
+
+
+def _mlps(config: DecoderConfig) -> _Count:
+    """Returns the parameters of all plain feed-forward layers, and of all routers."""
+    plain = _mlp(config, config.intermediate_size, config.mlp_bias)
+    if config.experts is None:
+        return plain.times(config.num_layers)
+    router = _Count(others=config.experts.number * config.hidden_size)
+    return plain.times(len(config.dense_layers)).plus(router.times(_layers_with_experts(config)))
+
+
+def _experts(config: DecoderConfig) -> _Count:
+    """Returns the parameters of all experts."""
+    if config.experts is None:
+        return _Count()
+    number = config.experts.number * _layers_with_experts(config)
+    return _mlp(config, config.experts.width, bias=False).times(number)
+
+
+def _layers_with_experts(config: DecoderConfig) -> int:
+    return config.num_layers - len(config.dense_layers)
+
+
+def _mlp(config: DecoderConfig, inner: int, bias: bool) -> _Count:
+    """Returns the parameters of one feed-forward layer."""
+    width, up = config.hidden_size, inner * (2 if config.gated else 1)
+    return _matrix(width, up, bias).plus(_matrix(inner, width, bias))
 
 
 def _matrix(num_in: int, num_out: int, bias: bool = False) -> _Count:
@@ -115,5 +146,7 @@ def _norms(config: DecoderConfig) -> int:
 
 def _head_norms(config: DecoderConfig) -> int:
     """Returns the parameters of the norms of queries and keys in a layer."""
-    heads = {None: 0, "head": 2, "whole": config.num_heads + config.num_kv_heads}
-    return heads[config.qk_norm] * config.head_dim
+    every = config.num_heads + config.num_kv_heads
+    heads = {None: 0, "head": 2, "each": every, "whole": every}[config.qk_norm]
+    biased = config.norm == "layer" and config.norm_bias and config.qk_norm != "each"
+    return heads * config.head_dim * (2 if biased else 1)

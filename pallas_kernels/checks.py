@@ -112,6 +112,23 @@ def check_layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array) -> No
     _check_layer(layer)
 
 
+def check_expert_matmul(
+    x: jax.Array, kernels: jax.Array, layer: jax.Array, experts: jax.Array
+) -> None:
+    """Checks shapes and types of `expert_matmul`.
+
+    Raises:
+      ValueError: an argument does not fit; the message begins with its name.
+    """
+    _check_shape("x", x, (None, None, None), "[X, Y, in]")
+    _check_type("x", x, FLOATS)
+    _check_shape("kernels", kernels, (None, None, None, x.shape[2]), "[L, E, out, in]")
+    _check_type("kernels", kernels, (x.dtype, jnp.int8))
+    _check_layer(layer)
+    _check_shape("tiles.experts", experts, (x.shape[0],), "[X]")
+    _check_type("tiles.experts", experts, (jnp.int32,))
+
+
 def check_update(
     cache: jax.Array,
     k: jax.Array,

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 
+import jax
 import numpy as np
 
 # How kernels receive numbers of a type: bfloat16, which Numba does not have, as its bits.
@@ -15,6 +16,13 @@ _OUTCOMES: dict[str, str | None] = {}
 def name_of(operation: str, dtype: object) -> str:
     """Returns the name by which programs call an operation's kernel for a type of `STORED`."""
     return f"emsjax.{operation}.{STORED[str(dtype)]}"
+
+
+def kept_in() -> str | None:
+    """Returns the directory where jax keeps its programs; None if there is none on this machine."""
+    directory = jax.config.values["jax_compilation_cache_dir"]
+    used = directory and jax.config.values["jax_enable_compilation_cache"]
+    return directory if used and "://" not in directory else None
 
 
 def registered(

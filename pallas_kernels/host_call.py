@@ -22,7 +22,8 @@ from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from emsjax.pallas_kernels import kept_functions
-from emsjax.pallas_kernels.kept_functions import Kept, compile_for_c, kept_in, with_unique_name
+from emsjax.pallas_kernels.foreign import kept_in
+from emsjax.pallas_kernels.kept_functions import Kept, compile_for_c, with_unique_name
 
 # Where the fields that are used here lie in the interface's structures, in words of 64 bits.
 _SIZE, _EXTENSION, _API, _CONTEXT, _STAGE = range(5)

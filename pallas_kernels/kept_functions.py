@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jax
 import jax.monitoring
 import llvmlite
 import numba
@@ -89,13 +88,6 @@ class Kept:
         except Exception:
             with contextlib.suppress(OSError):
                 partial.unlink()
-
-
-def kept_in() -> str | None:
-    """Returns the directory where jax keeps its programs; None if there is none on this machine."""
-    directory = jax.config.values["jax_compilation_cache_dir"]
-    used = directory and jax.config.values["jax_enable_compilation_cache"]
-    return directory if used and "://" not in directory else None
 
 
 def compile_for_c(function: Callable, signature: Any, kept: Kept) -> CFunc:

@@ -34,7 +34,11 @@ OUTSIDE = {
 API = (
     "emsjax.pallas_kernels.ragged_attention.api",
     "emsjax.pallas_kernels.cache_update.api",
+    "emsjax.pallas_kernels.expert_matmul.api",
+    "emsjax.pallas_kernels.expert_matmul.tiles",
     "emsjax.pallas_kernels.layer_matmul.api",
+    "emsjax.pallas_kernels.expert_matmul.api",
+    "emsjax.pallas_kernels.expert_matmul.tiles",
     "emsjax.pallas_kernels.products",
     "emsjax.pallas_kernels.kv_layout",
     "emsjax.pallas_kernels.kv_rows",

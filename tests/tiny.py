@@ -1,6 +1,7 @@
 """Tiny random Hugging Face models of every family: the oracle, and checkpoints to load."""
 
 import atexit
+import copy
 import functools
 import shutil
 import tempfile
@@ -33,6 +34,7 @@ LLAMA_SIZES = {
     "max_position_embeddings": 512,
 }
 NEOX_SIZES = {key: size for key, size in LLAMA_SIZES.items() if key != "num_key_value_heads"}
+FALCON_SIZES = {key: NEOX_SIZES[key] for key in NEOX_SIZES if key != "intermediate_size"}
 OPT_SIZES = {
     "hidden_size": 32,
     "ffn_dim": 48,
@@ -67,6 +69,7 @@ GROWING_ROPE = YARN_ROPE | {
 }
 LAYER_TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
 COHERE2 = {"sliding_window": 24, "sliding_window_pattern": 2, "logit_scale": 1.0}
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 20}
 SLIDING = {"sliding_window": 24, "use_sliding_window": True}
 
 # name: (model type, Hugging Face configuration)
@@ -103,6 +106,17 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "starcoder2": ("starcoder2", LLAMA_SIZES | {"sliding_window": 24}),
     "cohere": ("cohere", LLAMA_SIZES | {"logit_scale": 0.5}),
     "cohere2": ("cohere2", LLAMA_SIZES | COHERE2),
+    "qwen3-moe": ("qwen3_moe", LLAMA_SIZES | EXPERTS | {"head_dim": 16, "norm_topk_prob": True}),
+    "qwen3-moe-mixed": ("qwen3_moe", LLAMA_SIZES | EXPERTS | {"mlp_only_layers": [1]}),
+    "mixtral": ("mixtral", LLAMA_SIZES | {"num_local_experts": 5, "sliding_window": 24}),
+    "olmoe": ("olmoe", LLAMA_SIZES | {"num_experts": 4, "num_experts_per_tok": 2, "clip_qkv": 2.0}),
+    "glm4": ("glm4", LLAMA_SIZES | {"head_dim": 16}),
+    "exaone4": ("exaone4", LLAMA_SIZES | {"sliding_window": 24, "sliding_window_pattern": 2}),
+    "nemotron": ("nemotron", LLAMA_SIZES),
+    "phi": ("phi", LLAMA_SIZES),
+    "stablelm": ("stablelm", LLAMA_SIZES | {"qk_layernorm": True, "use_parallel_residual": True}),
+    "falcon": ("falcon", FALCON_SIZES | {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "helium": ("helium", LLAMA_SIZES | {"head_dim": 8}),
     "gemma3": ("gemma3_text", LLAMA_SIZES | GEMMA_SIZES | {"layer_types": LAYER_TYPES}),
 }
 VOCAB_SIZE = 101
@@ -111,14 +125,25 @@ VOCAB_SIZE = 101
 @functools.cache
 def oracle(name: str) -> Any:
     """Returns the tiny PyTorch model called `name`, in float32 and evaluation mode."""
+    return random_model(*TINY[name], seed=len(name))
+
+
+def random_model(model_type: str, settings: dict[str, Any], seed: int) -> Any:
+    """Returns a PyTorch model with random weights, in float32 and evaluation mode.
+
+    Args:
+      model_type: its type in `transformers`.
+      settings: its configuration; the vocabulary, the special tokens and the width of the weights
+        are added.
+      seed: of the weights.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    torch.manual_seed(len(name))
-    model_type, settings = TINY[name]
+    torch.manual_seed(seed)
     config = AutoConfig.for_model(
         model_type,
-        **settings,
+        **copy.deepcopy(settings),  # `transformers` fills in what its dictionaries lack
         vocab_size=VOCAB_SIZE,
         # So wide that logits are apart, and greedy text does not repeat one token for ever.
         **{"init_std" if model_type == "opt" else "initializer_range": 0.3},
@@ -129,8 +154,9 @@ def oracle(name: str) -> Any:
     )
     model = AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:  # Norms and biases start at 0 or 1, which would hide mistakes.
+        for name, parameter in model.named_parameters():
+            # Norms and biases start at 0 or 1, which would hide mistakes.
+            if parameter.ndim == 1 or "norm" in name:
                 parameter.add_(torch.randn_like(parameter), alpha=0.2)
     return model
 

@@ -87,7 +87,8 @@ def _fastest(function: Callable[..., Any], *arguments: jax.Array) -> float:
 def share_of_limit(run: Run, model: Model, limits: Limits) -> float:
     """The least time a decoding needs on this device, as a share of the time it took.
 
-    Every step reads the weights that it multiplies and each slot's cached tokens. Every row is
+    Every step reads the weights that it multiplies (of experts as many as its mean number of rows
+    is expected to choose) and each slot's cached tokens. Every row is
     multiplied with the layers' weights and, since a token is chosen after it, with those of the
     logits. The longer of reading and computing counts. Padding rows and holes count as work: their
     cost shows in the speedup instead. Attention's products are left out.
@@ -102,6 +103,6 @@ def share_of_limit(run: Run, model: Model, limits: Limits) -> float:
     # Windowed layers read less of long texts; the estimate gives every text the mean length.
     length = cached / max(float(run.counts["target_steps"]), 1.0)
     cached *= attended(model.windows, length) / max(length, 1.0)
-    read = run.steps * sizes.read_bytes + cached * sizes.token_bytes
+    read = run.steps * sizes.step_bytes(rows / max(run.steps, 1)) + cached * sizes.token_bytes
     computed = rows * (sizes.row_flops + sizes.logit_flops)
     return max(read / limits.bytes_per_second, computed / limits.flops) / run.seconds

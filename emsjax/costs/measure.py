@@ -37,6 +37,9 @@ LEAST_SHARE = 0.1
 CATCHING_UP = 100
 # Log-odds that make a source of drafts fully trusted, or with a minus sign never trusted.
 SURE = 20.0
+# The number of different tokens that a timed text repeats. If its rows were equal, they would all
+# choose the same experts.
+PERIOD = 16
 # Prices in seconds that leave the planner one choice.
 CHEAP, EXPENSIVE = 1e-9, 1e9
 
@@ -228,7 +231,7 @@ def _table(engine: Engine, seconds: dict[_Case, float], drafted: int) -> StepCos
 def _busy(engine: Engine, state: DecodeState, case: _Case) -> DecodeState:
     """A state in which all slots are in the middle of a text.
 
-    The text repeats one token, so that drafters which look drafts up find them. Drafts are trusted
+    The text repeats itself, so that drafters which look drafts up find them. Drafts are trusted
     only in as many slots as fill the rung: a few full drafts cost more than many short ones,
     because attention reads the cache of a slot with many rows more than once. If drafting is timed,
     no looked-up draft is trusted, so that the draft model must draft.
@@ -242,7 +245,7 @@ def _busy(engine: Engine, state: DecodeState, case: _Case) -> DecodeState:
         trust = jnp.full((slots, SOURCES), -SURE).at[:, COSTLY_SOURCE].set(SURE)
     experience = dataclasses.replace(no_experience(slots), slots=trust)
     return state.replace(
-        tokens=jnp.zeros_like(state.tokens),
+        tokens=_texts(engine, case.length),
         lens=lens,
         prompt_lens=lens + 0,
         kv_lens=lens - 1,
@@ -255,6 +258,20 @@ def _busy(engine: Engine, state: DecodeState, case: _Case) -> DecodeState:
         ),
         experience=experience,
     )
+
+
+def _texts(engine: Engine, length: int) -> jax.Array:
+    """Returns int32[B, S], a text in each slot that repeats a few tokens.
+
+    A drafter remembers the longest text in which it looked, and the latest place of what it finds.
+    So long texts begin like short ones, but change to other tokens before a short one ends.
+    """
+    short, _ = _lengths(engine)
+    period = int(np.clip((short - 1) // 2, 1, PERIOD))
+    places = np.arange(engine.capacity)
+    later = (places >= short - 1) & (length > short)
+    tokens = np.arange(engine.num_slots)[:, None] * PERIOD + places % period + later * period
+    return jnp.asarray(tokens % engine.setup(engine.params).model.vocab_size, jnp.int32)
 
 
 def _caught_up(engine: Engine, state: DecodeState) -> tuple[DecodeState, int]:

@@ -1,8 +1,9 @@
 """Estimates the cost of a step on any hardware, from the bytes and operations it needs.
 
-A step reads all weights and every slot's cached tokens, and multiplies every row with every weight.
-If the hardware reads and multiplies at the same time, the longer of the two counts, otherwise their
-sum; attention is added. The shares of the published rates that are reached are assumptions.
+A step reads all weights (of experts those that its rows choose) and every slot's cached tokens, and
+multiplies every row with every weight (of experts those that the row chooses). If the hardware
+reads and multiplies at the same time, the longer of the two counts, otherwise their sum; attention
+is added. The shares of the published rates that are reached are assumptions.
 """
 
 from collections.abc import Sequence
@@ -42,18 +43,23 @@ class Bounds(NamedTuple):
     computing: np.ndarray
 
 
-def bounds(sizes: Sizes, hardware: Hardware, ladder: Sequence[Rung], emitting: int) -> Bounds:
+def bounds(
+    sizes: Sizes, hardware: Hardware, ladder: Sequence[Rung], *, num_slots: int, draft_length: int
+) -> Bounds:
     """Computes the least seconds of each rung.
 
     Args:
       sizes: of the model.
       hardware: the device.
       ladder: rungs.
-      emitting: the most rows after which a token is chosen.
+      num_slots: B.
+      draft_length: k.
     """
     rows = np.asarray([rung.capacity for rung in ladder], np.float64)
+    # A token is chosen after at most so many rows.
+    emitting = num_slots * (draft_length + 1)
     operations = sizes.row_flops * rows + sizes.logit_flops * np.minimum(rows, emitting)
-    reading = np.full(len(rows), sizes.read_bytes / _bandwidth(hardware))
+    reading = weights_read(sizes, ladder, num_slots) / _bandwidth(hardware)
     return Bounds(reading, operations / _matrix_rate(hardware, sizes))
 
 
@@ -77,7 +83,7 @@ def estimated_costs(
       drafter_bytes: bytes of weights that drafting one token reads; 0 for drafters that look drafts
         up.
     """
-    least = bounds(sizes, hardware, ladder, num_slots * (draft_length + 1))
+    least = bounds(sizes, hardware, ladder, num_slots=num_slots, draft_length=draft_length)
     seconds = _together(hardware, *least).astype(np.float32)
     # In a draft model, too, every row is multiplied with every weight.
     computing = 2 * num_slots * drafter_bytes / sizes.itemsize / _matrix_rate(hardware, sizes)
@@ -106,6 +112,22 @@ def cached_costs(
     computing = sizes.token_flops * rows / _matrix_rate(hardware, sizes)
     reading = sizes.token_bytes / _bandwidth(hardware)
     return _together(hardware, reading, computing).astype(np.float32)
+
+
+def weights_read(sizes: Sizes, ladder: Sequence[Rung], num_slots: int) -> np.ndarray:
+    """Returns the bytes of weights that a step on each rung reads, float64[R].
+
+    The rung is as full as B slots can make it; its unused rows choose no experts.
+    """
+    rows = [min(rung.capacity, num_slots * rung.max_q_len) for rung in ladder]
+    return np.asarray(sizes.step_bytes(np.asarray(rows, np.float64)))
+
+
+def expert_seconds(
+    sizes: Sizes, hardware: Hardware, ladder: Sequence[Rung], num_slots: int
+) -> np.ndarray:
+    """Returns the seconds in which each rung reads the experts of its rows, float64[R]."""
+    return (weights_read(sizes, ladder, num_slots) - sizes.read_bytes) / _bandwidth(hardware)
 
 
 def _together(hardware: Hardware, reading: Any, computing: Any) -> np.ndarray:

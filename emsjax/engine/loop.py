@@ -30,13 +30,20 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.engine.acceptance import learn, predict
+from emsjax.engine.choices import (
+    choose_in_chunks,
+    emitting_rows,
+    nothing_chosen,
+    prefixes_of,
+    take,
+)
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import Drafter, WorthDrafting
 from emsjax.engine.holes import after_holes
 from emsjax.engine.ladder import Rung
 from emsjax.engine.load import load_of
 from emsjax.engine.model import Model
-from emsjax.engine.packing import NO_PARENT, Guesses, PackedBatch, pack
+from emsjax.engine.packing import Guesses, pack
 from emsjax.engine.policy import EMS, Policy
 from emsjax.engine.state import DecodeState
 from emsjax.engine.step_costs import StepCosts
@@ -44,8 +51,7 @@ from emsjax.engine.step_plan import Plan, make_plan
 from emsjax.engine.verify import commit, count_accepted
 from emsjax.engine.worth import Economics, worth_drafting
 from emsjax.sampling.choose import Chosen, choose
-from emsjax.sampling.logprobs import empty_logprobs
-from emsjax.sampling.rows import NO_TOKEN, Rows
+from emsjax.sampling.rows import Rows
 
 
 class Setup(NamedTuple):
@@ -221,7 +227,7 @@ def run_target(setup: Setup, state: DecodeState, draft: Draft, plan: Plan) -> Fo
     hidden = state.hidden
     if hidden is not None:
         hidden = jnp.zeros((*shape, hidden.shape[1]), hidden.dtype)
-    carry = (plan.rung, Forward(state.cache, _nothing_chosen(shape, state), hidden))
+    carry = (plan.rung, Forward(state.cache, nothing_chosen(shape, state), hidden))
     for index, rung in enumerate(setup.ladder):
 
         def is_planned(carry: tuple[jax.Array, Forward], index: int = index) -> jax.Array:
@@ -251,45 +257,19 @@ def _run_rung(
     batch = pack(state.tokens, state.kv_lens, plan.q_lens, rung.capacity, guesses)
     placed = batch if state.holes is None else after_holes(batch, state.holes)
     hidden, cache = setup.model(placed, previous.cache, max_q_len=rung.max_q_len)
-    prefixes = _prefixes(batch, state, draft)
-    # A slot emits after its last known token and after each of its draft tokens, k+1 rows at most.
-    last_known = batch.cu_q_lens[1:] - 1 - plan.pad_lens - plan.draft_lens
-    steps = jnp.arange(previous.chosen.tokens.shape[1], dtype=jnp.int32)[None]
-    rows = jnp.clip(last_known[:, None] + steps, 0, rung.capacity - 1)
-    kept = None if previous.hidden is None else hidden[rows]
-    if len(setup.ladder) == 1 or rung.capacity <= rows.size:
-        chosen = setup.choose(setup.model.logits(hidden), prefixes, state)
-        return Forward(cache, jax.tree.map(lambda x: x[rows], chosen), kept)
-    # A rung this wide is for prompts, whose rows mostly emit nothing. Only rows that can emit get
-    # logits.
-    needed = rows.ravel()
-    prefixes = jax.tree.map(lambda x: x[needed], prefixes)
-    chosen = setup.choose(setup.model.logits(hidden[needed]), prefixes, state)
-    by_slot = jax.tree.map(lambda x: x.reshape(*rows.shape, *x.shape[1:]), chosen)
-    return Forward(cache, by_slot, kept)
+    rows = emitting_rows(batch.cu_q_lens, plan, rung.capacity, previous.chosen.tokens.shape[1])
+    kept = None if previous.hidden is None else hidden[rows.places]
+    prefixes = prefixes_of(batch, state, draft)
 
+    def choose_after(index: jax.Array | None) -> Chosen:
+        chosen_from, before = take(hidden, index), take(prefixes, index)
+        return setup.choose(setup.model.logits(chosen_from), before, state)
 
-def _prefixes(batch: PackedBatch, state: DecodeState, draft: Draft) -> Rows:
-    """Returns the prefix that ends at each row of the batch; meaningless for unused rows."""
-    slots = jnp.minimum(batch.slot_ids, state.lens.shape[0] - 1)
-    # The token before a row is the row's parent if it is in this batch. It may be a draft token,
-    # and the known text does not contain those.
-    known = state.tokens[slots, jnp.maximum(batch.positions - 1, 0)]
-    depth = batch.positions - state.lens[slots] + 1
-    place = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
-    return Rows(
-        slots=slots,
-        positions=batch.positions,
-        tokens=batch.tokens,
-        before=jnp.where(batch.parents == NO_PARENT, known, batch.tokens[batch.parents]),
-        path=jnp.where(place < depth[:, None], draft.tokens[slots], NO_TOKEN),
-    )
-
-
-def _nothing_chosen(shape: tuple[int, ...], state: DecodeState) -> Chosen:
-    """Returns zeros in the shape of the target's choices, which the planned rung replaces."""
-    logprobs = None if state.sampling is None else empty_logprobs(shape)
-    return Chosen(jnp.zeros(shape, jnp.int32), logprobs)
+    if len(setup.ladder) == 1 or rung.capacity <= rows.places.size:
+        chosen = take(choose_after(None), rows.places)
+    else:  # a rung this wide is for prompts, whose rows mostly emit nothing
+        chosen = choose_in_chunks(choose_after, rows, previous.chosen)
+    return Forward(cache, chosen, kept)
 
 
 def take_note(

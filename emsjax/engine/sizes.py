@@ -1,6 +1,6 @@
 """The sizes of a model that forecasts need; imports no jax."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Sizes(NamedTuple):
@@ -9,13 +9,15 @@ class Sizes(NamedTuple):
     Attributes:
       weights_bytes: bytes of all parameters.
       read_bytes: bytes of the parameters that every step reads in full. Tables of which a step
-        reads only a few rows are left out.
+        reads only a few rows are left out, and so are experts.
       row_flops: operations for one row in all layers, without attention.
       logit_flops: operations for the logits of one row.
       token_bytes: bytes of one token's keys and values in the cache, all layers, in the layout of
         the platform that is compiled for.
       token_flops: operations for one row's attention to one cached token, all layers.
       itemsize: bytes of a number in the products.
+      expert_bytes: bytes of all experts, of which a step reads those that a row chose.
+      expert_share: the part of the experts that one row chooses.
     """
 
     weights_bytes: int
@@ -25,3 +27,14 @@ class Sizes(NamedTuple):
     token_bytes: int
     token_flops: int
     itemsize: int
+    expert_bytes: int = 0
+    expert_share: float = 0.0
+
+    def step_bytes(self, rows: Any) -> Any:
+        """Returns the bytes of parameters that a step of `rows` rows, a number or array, reads.
+
+        Rows are taken to choose their experts at random and independently of each other, so each
+        row leaves the same part of what is not yet chosen. Texts that are alike choose alike, and
+        then fewer experts are read.
+        """
+        return self.read_bytes + self.expert_bytes * (1 - (1 - self.expert_share) ** rows)

@@ -10,6 +10,7 @@ from flax import nnx
 from emsjax.errors import UserError
 from emsjax.loading.build import abstract_model
 from emsjax.loading.load import LoadedModel
+from emsjax.loading.parameters import bare, rule_for
 from emsjax.models.family import dotted
 from emsjax.models.quantised import SCALE
 
@@ -53,7 +54,9 @@ def _tensors(
 ) -> Iterator[tuple[str, Any]]:
     """Yields the name and value (a numpy array) of each checkpoint tensor."""
     leaves = {dotted(path): leaf for path, leaf in nnx.to_flat_state(nnx.state(model))}
-    for parameter, its_rule in weight_map.rules.items():
+    names = {bare(name, weight_map.prefixes) for name in shapes}
+    for parameter in weight_map.rules:
+        its_rule = rule_for(parameter, weight_map, names)
         if not its_rule.joins:
             raise UserError(
                 f"parameter {parameter} cannot be exported, because its weight map does more than "
@@ -62,21 +65,17 @@ def _tensors(
         value = np.asarray(leaves[parameter][...], np.float32)
         if (scale := leaves.get(parameter + SCALE)) is not None:
             value *= np.asarray(scale[...])[..., None]
-        layers = enumerate(value) if its_rule.stacked else [(None, value)]
-        for number, layer in layers:
-            names = [
-                _full_name(source.format(number), weight_map.prefixes, shapes)
-                for source in its_rule.sources
-            ]
-            ends = np.cumsum([shapes[name][0] for name in names])[:-1]
-            yield from zip(names, np.split(layer, ends), strict=True)
+        for place in np.ndindex(value.shape[: its_rule.stacked_axes]):
+            full = [_full_name(name, weight_map.prefixes, shapes) for name in its_rule.names(place)]
+            ends = np.cumsum([shapes[name][0] for name in full])[:-1]
+            yield from zip(full, np.split(value[place], ends), strict=True)
 
 
-def _full_name(bare: str, prefixes: tuple[str, ...], shapes: Mapping[str, tuple[int, ...]]) -> str:
-    for name in (bare, *(prefix + bare for prefix in prefixes)):
+def _full_name(short: str, prefixes: tuple[str, ...], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    for name in (short, *(prefix + short for prefix in prefixes)):
         if name in shapes:
             return name
-    raise UserError(f"transformers has no tensor {bare}; use another version of transformers")
+    raise UserError(f"transformers has no tensor {short}; use another version of transformers")
 
 
 def _check_complete(written: set[str], wanted: set[str], config: Any) -> None:

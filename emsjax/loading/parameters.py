@@ -11,7 +11,7 @@ from emsjax.loading.sources.source import TensorSource
 from emsjax.models.family import Rule, WeightMap
 
 _ROOM = 240  # characters of names in a message
-_MOST = 6  # layers to list one by one
+_MOST = 6  # layers or experts to list one by one
 
 
 @dataclass(frozen=True)
@@ -21,23 +21,23 @@ class Parameter:
     Attributes:
       shape: the parameter's shape.
       rule: how its value is made from checkpoint tensors.
-      layers: names of the checkpoint tensors, one list per layer; a single list if the parameter
-        is not stacked.
+      pieces: names of the checkpoint tensors, one list for each layer or each expert of it; a
+        single list if the parameter is not stacked.
     """
 
     shape: tuple[int, ...]
     rule: Rule
-    layers: Sequence[Sequence[str]]
+    pieces: Sequence[Sequence[str]]
 
     @property
     def tensors(self) -> frozenset[str]:
         """Names of all its checkpoint tensors."""
-        return frozenset(name for names in self.layers for name in names)
+        return frozenset(name for names in self.pieces for name in names)
 
     @property
     def piece(self) -> tuple[int, ...]:
-        """Shape of the value that the rule's transform must return for one layer."""
-        return self.shape[1:] if self.rule.stacked else self.shape
+        """Shape of the value that the rule's transform must return for one layer or expert."""
+        return self.shape[self.rule.stacked_axes :]
 
 
 @dataclass
@@ -100,12 +100,15 @@ def plan_parameters(
     problems = Problems()
     parameters = {}
     for path, shape in shapes.items():
-        rule = weight_map.rules[path]
-        layers = [
-            [_find(name, names, weight_map.prefixes, problems.missing) for name in wanted]
-            for wanted in _wanted(rule, shape)
+        rule = rule_for(path, weight_map, names)
+        pieces = [
+            [
+                _find(name, names, weight_map.prefixes, problems.missing)
+                for name in rule.names(place)
+            ]
+            for place in np.ndindex(shape[: rule.stacked_axes])
         ]
-        parameters[path] = Parameter(shape, rule, layers)
+        parameters[path] = Parameter(shape, rule, pieces)
         problems.misshapen += _misshapen(path, parameters[path], there)
     used = {name for parameter in parameters.values() for name in parameter.tensors}
     problems.surplus += sorted(_surplus(there.keys() - used - source.spare, weight_map))
@@ -119,7 +122,7 @@ def _by_bare_name(there: Collection[str], weight_map: WeightMap) -> dict[str, st
 
     If only one of the `shared` tensors is there, the other's name leads to it too.
     """
-    names = {_bare(name, weight_map.prefixes): name for name in there}
+    names = {bare(name, weight_map.prefixes): name for name in there}
     if weight_map.shared and not _untied(weight_map):
         embedding, head = weight_map.shared
         if head in names:
@@ -138,7 +141,7 @@ def stored_head(source: TensorSource, weight_map: WeightMap) -> tuple[str, str] 
     """Returns the checkpoint's names of embedding and output head if it holds both in full."""
     if weight_map.shared is None:
         return None
-    names = {_bare(name, weight_map.prefixes): name for name in source.shapes()}
+    names = {bare(name, weight_map.prefixes): name for name in source.shapes()}
     embedding, head = (names.get(name) for name in weight_map.shared)
     if embedding is None or head is None or {embedding, head} & source.truncated:
         return None
@@ -149,19 +152,23 @@ def _find(
     wanted: str, names: Mapping[str, str], prefixes: Sequence[str], missing: list[str]
 ) -> str:
     """Returns the checkpoint's name for `wanted`; adds `wanted` to `missing` if it has none."""
-    found = names.get(_bare(wanted, prefixes))
+    found = names.get(bare(wanted, prefixes))
     if found is None:
         missing.append(wanted)
     return found or ""
 
 
-def _wanted(rule: Rule, shape: tuple[int, ...]) -> Iterator[list[str]]:
-    """Yields the tensor names of each layer, or one list for an unstacked parameter."""
-    for layer in range(shape[0] if rule.stacked else 1):
-        yield [source.replace("{}", str(layer)) for source in rule.sources]
+def rule_for(path: str, weight_map: WeightMap, names: Collection[str]) -> Rule:
+    """Returns the rule of a parameter that suits a checkpoint with these names without prefix."""
+    other = weight_map.instead.get(path)
+    if other is not None:
+        first, *_ = other.names((0,) * other.stacked_axes)
+        if bare(first, weight_map.prefixes) in names:
+            return other
+    return weight_map.rules[path]
 
 
-def _bare(name: str, prefixes: Sequence[str]) -> str:
+def bare(name: str, prefixes: Sequence[str]) -> str:
     """Strips the longest of the optional prefixes that `name` starts with."""
     for prefix in sorted(prefixes, key=len, reverse=True):
         if name.startswith(prefix):
@@ -175,7 +182,7 @@ def _surplus(unused: Collection[str], weight_map: WeightMap) -> Iterator[str]:
     ignore = [re.compile(pattern) for pattern in weight_map.ignore]
     ignore += [re.compile(re.escape(name)) for name in weight_map.shared or ()]
     for name in unused:
-        forms = (name, _bare(name, weight_map.prefixes))
+        forms = (name, bare(name, weight_map.prefixes))
         if not any(pattern.fullmatch(form) for pattern in ignore for form in forms):
             yield name
 
@@ -188,7 +195,7 @@ def _misshapen(
     The transform runs once per distinct set of shapes, on broadcast zeros that take no memory.
     """
     groups: dict[tuple[tuple[int, ...], ...], list[str]] = {}
-    for names in parameter.layers:
+    for names in parameter.pieces:
         if all(names):  # the others are already reported as missing
             groups.setdefault(tuple(shapes[name] for name in names), []).extend(names)
     for key, names in groups.items():
@@ -209,21 +216,29 @@ def _fits(parameter: Parameter, shapes: Sequence[tuple[int, ...]]) -> bool:
 
 
 def _folded(names: Sequence[str]) -> list[str]:
-    """Merges names that differ only in the layer: `model.layers.{0,1,2}.norm.weight`."""
-    groups: dict[str, list[str]] = {}
+    """Merges names that differ only in the layer: `model.layers.{0,1,2}.norm.weight`.
+
+    Names that differ only in the expert, the second number, are merged before.
+    """
+    return _folded_at(0, _folded_at(1, list(dict.fromkeys(names))))
+
+
+def _folded_at(place: int, names: Sequence[str]) -> list[str]:
+    """Merges names that differ only in their number at this place, counted from 0."""
+    groups: dict[tuple[str, str], list[str]] = {}
     for name in names:
-        numbers = re.findall(r"(?<=\.)\d+(?=\.)", name)
-        pattern = re.sub(r"(?<=\.)\d+(?=\.)", "{}", name, count=1)
-        groups.setdefault(pattern, []).extend(numbers[:1])
+        numbers = list(re.finditer(r"(?<=\.)\d+(?=\.)", name))
+        start, end = numbers[place].span() if place < len(numbers) else (len(name), len(name))
+        groups.setdefault((name[:start], name[end:]), []).append(name[start:end])
     return [
-        pattern.replace("{}", "{" + _numbers(layers) + "}" if len(layers) > 1 else "".join(layers))
-        for pattern, layers in groups.items()
+        before + ("{" + _numbers(each) + "}" if len(each) > 1 else each[0]) + after
+        for (before, after), each in groups.items()
     ]
 
 
-def _numbers(layers: Sequence[str]) -> str:
-    """Lists layers, only the first and the last of many."""
-    return ",".join(layers if len(layers) <= _MOST else [*layers[:2], "...", layers[-1]])
+def _numbers(numbers: Sequence[str]) -> str:
+    """Lists numbers, only the first and the last of many."""
+    return ",".join(numbers if len(numbers) <= _MOST else [*numbers[:2], "...", numbers[-1]])
 
 
 def _listed(names: Sequence[str], room: int) -> str:

@@ -60,11 +60,40 @@ def _olmo2(width: int, inner: int, layers: int, heads: int) -> Config:
     return sizes("olmo2", width, inner, layers, (heads, heads), **settings)
 
 
+def _qwen3_moe(width: int, inner: int, layers: int, heads: int, experts: int) -> Config:
+    """Returns the settings of Qwen3-MoE; `experts` is the width of each."""
+    settings: Config = {
+        "head_dim": 128,
+        "rope_theta": 1000000.0,
+        "max_position_embeddings": 40960,
+        "moe_intermediate_size": experts,
+        "norm_topk_prob": True,
+        "eos_token_id": 151645,
+    }
+    return sizes("qwen3_moe", width, inner, layers, (heads, 4), **settings)
+
+
+def _falcon(width: int, layers: int, heads: int, **more: Any) -> Config:
+    config = sizes("falcon", width, 4 * width, layers, (heads, 1), **more)
+    return {k: config[k] for k in config if k not in ("intermediate_size", "num_key_value_heads")}
+
+
 def _pythia(width: int, layers: int, heads: int, vocab_size: int = 50304) -> Config:
     settings: Config = {"vocab_size": vocab_size, "eos_token_id": 0}
     config = sizes("gpt_neox", width, 4 * width, layers, (heads, heads), **settings)
     return {key: value for key, value in config.items() if key != "num_key_value_heads"}
 
+
+_GLM4: Config = {"max_position_embeddings": 32768, "rms_norm_eps": 1e-5}
+_EXAONE4_ROPE: Config = {
+    "rope_type": "llama3",
+    "rope_theta": 1000000.0,
+    "factor": 16.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+_PHI2_ROPE: Config = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.4}
 
 PUBLISHED_SINCE: Mapping[str, Config] = MappingProxyType(
     {
@@ -144,5 +173,59 @@ PUBLISHED_SINCE: Mapping[str, Config] = MappingProxyType(
         "command-r7b": sizes(
             "cohere2", 4096, 14336, 32, (32, 8), rope_theta=50000.0, logit_scale=0.25
         ),
+        "qwen3-30b-a3b": _qwen3_moe(2048, 6144, 48, 32, 768),
+        "qwen3-235b-a22b": _qwen3_moe(4096, 12288, 94, 64, 1536),
+        "mixtral-8x7b": sizes(
+            "mixtral", 4096, 14336, 32, (32, 8), max_position_embeddings=32768, rope_theta=1000000.0
+        ),
+        "mixtral-8x22b": sizes(
+            "mixtral", 6144, 16384, 56, (48, 8), max_position_embeddings=65536, rope_theta=1000000.0
+        ),
+        "olmoe-1b-7b": sizes("olmoe", 2048, 1024, 16, (16, 16), rope_theta=10000.0),
+        "command-r-plus": sizes(
+            "cohere",
+            12288,
+            33792,
+            64,
+            (96, 8),
+            rope_theta=75000000.0,
+            max_position_embeddings=131072,
+            logit_scale=0.8333333333333334,
+            use_qk_norm=True,
+        ),
+        "glm-4-9b": sizes("glm4", 4096, 13696, 40, (32, 2), attention_bias=True, **_GLM4),
+        "glm-4-32b": sizes("glm4", 6144, 23040, 61, (48, 2), attention_bias=False, **_GLM4),
+        "exaone-4.0-1.2b": sizes(
+            "exaone4",
+            2048,
+            4096,
+            30,
+            (32, 8),
+            sliding_window=None,
+            layer_types=["full_attention"] * 30,
+            max_position_embeddings=65536,
+            tie_word_embeddings=True,
+            rope_parameters=_EXAONE4_ROPE,
+        ),
+        "exaone-4.0-32b": sizes(
+            "exaone4",
+            5120,
+            27392,
+            64,
+            (40, 8),
+            max_position_embeddings=131072,
+            rope_parameters=_EXAONE4_ROPE,
+        ),
+        "minitron-4b": sizes("nemotron", 3072, 9216, 32, (24, 8), head_dim=128),
+        "minitron-8b": sizes("nemotron", 4096, 16384, 32, (48, 8), head_dim=128),
+        "phi-1.5": sizes("phi", 2048, 8192, 24, (32, 32)),
+        "phi-2": sizes("phi", 2560, 10240, 32, (32, 32), rope_parameters=_PHI2_ROPE),
+        "stablelm-2-1.6b": sizes(
+            "stablelm", 2048, 5632, 24, (32, 32), vocab_size=100352, use_qkv_bias=True
+        ),
+        "stablelm-3b-4e1t": sizes("stablelm", 2560, 6912, 32, (32, 32)),
+        "falcon-7b": _falcon(4544, 32, 71),
+        "falcon-40b": _falcon(8192, 60, 128, num_kv_heads=8, new_decoder_architecture=True),
+        "helium-1-preview-2b": sizes("helium", 2560, 7040, 24, (20, 20), rope_theta=100000.0),
     }
 )

@@ -49,7 +49,7 @@ def load_params(
         cannot be quantised.
     """
     leaves = {dotted(path): (path, leaf) for path, leaf in nnx.to_flat_state(abstract)}
-    total = sum(len(names) for p in parameters.values() for names in p.layers)
+    total = sum(len(names) for p in parameters.values() for names in p.pieces)
     reader = _Reader(source, total, progress)
     filled = []
     for name, parameter in parameters.items():
@@ -100,25 +100,26 @@ class _Reader:
 def _assemble(parameter: Parameter, reader: _Reader, dtype: Any) -> np.ndarray:
     """Returns the parameter's value in `dtype`, in a buffer that jax may adopt."""
     rule = parameter.rule
-    if not rule.stacked:
-        value = rule.transform([reader.floats(name) for name in parameter.layers[0]])
+    if not rule.stacked_axes:
+        value = rule.transform([reader.floats(name) for name in parameter.pieces[0]])
         return value if _adoptable(value, dtype) else _copied(value, dtype)
     stack = aligned_empty(parameter.shape, dtype)
-    for layer, names in zip(stack, parameter.layers, strict=True):
-        layer[...] = rule.transform([reader.floats(name) for name in names])
+    pieces = stack.reshape(-1, *parameter.piece)
+    for piece, names in zip(pieces, parameter.pieces, strict=True):
+        piece[...] = rule.transform([reader.floats(name) for name in names])
     return stack
 
 
 def _assemble_int8(parameter: Parameter, reader: _Reader) -> Int8:
     """Returns the parameter's value in int8, in buffers that jax may adopt.
 
-    Numbers that the checkpoint holds in int8 are kept, all others are rounded layer by layer.
+    Numbers that the checkpoint holds in int8 are kept, all others are rounded piece by piece.
     """
-    shape = parameter.shape
+    shape, piece = parameter.shape, parameter.piece
     whole = Int8(aligned_empty(shape, np.int8), aligned_empty(shape[:-1], np.float32))
     keeps = parameter.tensors <= reader.source.int8 and parameter.rule.joins
-    stacked = whole if parameter.rule.stacked else Int8(*(array[None] for array in whole))
-    for values, scale, names in zip(*stacked, parameter.layers, strict=True):
+    pieces = Int8(whole.values.reshape(-1, *piece), whole.scale.reshape(-1, *piece[:-1]))
+    for values, scale, names in zip(*pieces, parameter.pieces, strict=True):
         if keeps:
             held = [reader.int8(name) for name in names]
             values[...] = parameter.rule.transform([each.values for each in held])

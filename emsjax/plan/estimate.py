@@ -7,6 +7,7 @@ from emsjax.engine.ladder import Rung
 from emsjax.engine.sizes import Sizes
 from emsjax.engine.step_costs import StepCosts
 from emsjax.limits import MAX_STOP_IDS
+from emsjax.models.config import DecoderConfig
 from emsjax.plan.cycles import StepCycles
 from emsjax.plan.memory import Memory
 from emsjax.plan.setting import Setting
@@ -43,17 +44,25 @@ def estimate(setting: Setting) -> Program:
     """
     sizes, ladder, config = setting.sizes(), setting.ladder(), setting.config
     rows = max(rung.capacity for rung in ladder)
-    wide = 2 * config.intermediate_size + 4 * config.hidden_size
     emitting = setting.num_slots * (setting.draft_length + 1)
     memory = Memory(
         setting.num_slots,
         weights=sizes.weights_bytes,
         cache=setting.num_slots * setting.capacity * sizes.token_bytes,
         state=state_bytes(setting),
-        temporaries=emitting * config.vocab_size * 4 + rows * wide * sizes.itemsize,
+        temporaries=emitting * config.vocab_size * 4 + rows * _widest(config) * sizes.itemsize,
         compiled=False,
     )
     return Program(memory, ladder, setting.costs(sizes), sizes)
+
+
+def _widest(config: DecoderConfig) -> int:
+    """Returns the most numbers of a row that exist at the same time."""
+    if config.experts is None:
+        return 2 * config.intermediate_size + 4 * config.hidden_size
+    # Each expert has the row's hidden states.
+    inner = config.experts.per_row * (2 * config.experts.width + config.hidden_size)
+    return inner + 4 * config.hidden_size
 
 
 def state_bytes(setting: Setting) -> int:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emsjax.costs.roofline import bounds, cached_costs
+from emsjax.costs.roofline import bounds, cached_costs, expert_seconds, weights_read
 from emsjax.engine.ladder import Rung
 from emsjax.engine.step_costs import StepCosts
 from emsjax.plan.estimate import Program, estimate, published_bytes
@@ -28,8 +28,9 @@ class StepTime(NamedTuple):
       purpose: what the rung is for, "plain", "drafts" or "prompts".
       seconds: estimate from bytes and operations.
       bound: what limits `seconds`, "memory" or "matrix units".
-      compiler_seconds: the compiler's own estimate, plus attention estimated from bytes; None if
-        nothing was compiled.
+      compiler_seconds: the compiler's own estimate, plus attention and experts estimated from
+        bytes; None if nothing was compiled.
+      weights_bytes: bytes of weights that the step reads.
     """
 
     rung: Rung
@@ -37,6 +38,7 @@ class StepTime(NamedTuple):
     seconds: float
     bound: str
     compiler_seconds: float | None
+    weights_bytes: int
 
 
 class BatchSpeedup(NamedTuple):
@@ -140,15 +142,22 @@ def _steps(setting: Setting, program: Program) -> Iterator[StepTime]:
     """Yields the step time on each rung of the program's ladder."""
     costs, by_compiler = program.costs, _compiler_costs(setting, program)
     cached = setting.num_slots * setting.attended
-    emitting = setting.num_slots * (setting.draft_length + 1)
-    least = bounds(program.sizes, setting.hardware, program.ladder, emitting)
+    least = bounds(
+        program.sizes,
+        setting.hardware,
+        program.ladder,
+        num_slots=setting.num_slots,
+        draft_length=setting.draft_length,
+    )
+    read = weights_read(program.sizes, program.ladder, setting.num_slots)
     for number, rung in enumerate(program.ladder):
         attending = float(costs.cached[number]) * cached
         computing = least.computing[number] > max(least.reading[number], attending)
         compiler = by_compiler and float(by_compiler.rungs[number]) + attending
         seconds = float(costs.rungs[number]) + attending
         bound = "matrix units" if computing else "memory"
-        yield StepTime(rung, _purpose(rung, setting.draft_length), seconds, bound, compiler)
+        purpose = _purpose(rung, setting.draft_length)
+        yield StepTime(rung, purpose, seconds, bound, compiler, round(read[number]))
 
 
 def _purpose(rung: Rung, draft_length: int) -> str:
@@ -161,14 +170,18 @@ def _purpose(rung: Rung, draft_length: int) -> str:
 def _compiler_costs(setting: Setting, program: Program) -> StepCosts | None:
     """Returns step costs from the compiler's cycle estimates, or None if there are none.
 
-    The compiler has no estimate for the attention kernel, so attention is estimated from bytes.
+    The compiler has no estimate for the kernels of attention and experts, so these are estimated
+    from bytes.
     """
     if program.cycles is None:
         return None
+    hardware, sizes = setting.hardware, program.sizes
     cycles = np.asarray(program.cycles.rungs, np.float64) + program.cycles.around
-    seconds = (cycles / setting.hardware.hertz).astype(np.float32)
-    attending = cached_costs(program.sizes, setting.hardware, program.ladder, setting.num_slots)
-    return StepCosts(seconds, attending, np.float32(0))
+    seconds = cycles / hardware.hertz + expert_seconds(
+        sizes, hardware, program.ladder, setting.num_slots
+    )
+    attending = cached_costs(sizes, hardware, program.ladder, setting.num_slots)
+    return StepCosts(seconds.astype(np.float32), attending, np.float32(0))
 
 
 def _speedup(setting: Setting, counted: Program, program: Program | None) -> BatchSpeedup:

@@ -20,6 +20,10 @@ _NOT_COMPILED = (
     "and activations."
 )
 _GPU_MEMORY = "Usable memory of a GPU is three quarters of the total, jax's default."
+_EXPERTS = (
+    "Experts: the rows of a step are taken to choose experts at random, so that more rows read "
+    "more of them. Rows of similar texts read fewer."
+)
 _LEFT_OUT = (
     "Speedups leave out the time to read prompts and to draft. Prompt lookup takes next to no "
     "time, but a draft model takes longer."
@@ -71,15 +75,17 @@ def _memory_row(memory: Memory) -> list[str]:
 
 
 def _step_table(steps: Sequence[StepTime]) -> str:
-    header = ["rows", "most per sample", "for", "ms, counted", "limited by"]
     compiled = any(step.compiler_seconds is not None for step in steps)
-    return table(
-        header + ["ms, by the compiler"] * compiled, [_step_row(s, compiled) for s in steps]
-    )
+    # Without experts every step reads the same weights.
+    differ = len({step.weights_bytes for step in steps}) > 1
+    header = ["rows", "most per sample", "for", *["GB of weights read"] * differ]
+    header += ["ms, counted", "limited by", *["ms, by the compiler"] * compiled]
+    return table(header, [_step_row(step, differ, compiled) for step in steps])
 
 
-def _step_row(step: StepTime, compiled: bool) -> list[str]:
+def _step_row(step: StepTime, differ: bool, compiled: bool) -> list[str]:
     row = [str(step.rung.capacity), str(step.rung.max_q_len), step.purpose]
+    row += [f"{step.weights_bytes / _GIGA:.2f}"] * differ
     row += [milliseconds(step.seconds), step.bound]
     return row + [milliseconds(step.compiler_seconds)] * compiled
 
@@ -129,10 +135,13 @@ def _remarks(forecast: Forecast) -> Iterator[str]:
         f"{COMPUTE_SHARE:.0%} of the published {hardware.rate(itemsize) / 1e12:.0f} TFLOP/s. These "
         "shares are assumptions."
     )
+    if forecast.setting.config.experts:
+        yield _EXPERTS
     if any(step.compiler_seconds is not None for step in forecast.steps):
         yield (
             f"By the compiler for {hardware.name}: the cycles that the compiler expects, at "
-            f"{hardware.hertz / 1e9:.2f} GHz. Its estimate leaves out attention, which is counted."
+            f"{hardware.hertz / 1e9:.2f} GHz. Its estimate leaves out attention and experts, which "
+            "are counted."
         )
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emsjax.pallas_kernels.beside import wait_for
 from emsjax.pallas_kernels.foreign import STORED, name_of, registered
 
 _NO_WINDOW = np.iinfo(np.int32).max // 2
@@ -26,7 +27,11 @@ def unsupported(
 def _load() -> Callable:
     from emsjax.pallas_kernels.ragged_attention.cpu_kernel import register_kernel
 
-    return register_kernel
+    def register(name: str, dtype: np.dtype) -> None:
+        wait_for(name)
+        register_kernel(name, dtype)
+
+    return register
 
 
 def prepare(

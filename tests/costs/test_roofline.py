@@ -44,6 +44,23 @@ def test_an_untied_model_does_not_read_its_embedding():
     assert found.itemsize == 4
 
 
+def test_more_rows_read_more_experts():
+    found = sizes("qwen3-30b-a3b")
+    of_experts = 48 * 128 * 3 * 2048 * 768
+    assert found.expert_bytes == 2 * of_experts
+    assert found.weights_bytes == 2 * 30_532_122_624
+    tables = 2 * 151936 * 2048 + 2048
+    assert found.row_flops == 2 * (30_532_122_624 - tables - of_experts * 15 // 16)
+    for rows, share in ((1, 1 / 16), (2, 1 - (15 / 16) ** 2), (10_000, 1)):
+        read = found.read_bytes + share * found.expert_bytes
+        assert found.step_bytes(rows) == pytest.approx(read)
+    few = estimated_costs(found, HARDWARE["v5e"], LADDER, num_slots=2, draft_length=7).rungs
+    read = [found.step_bytes(2), found.step_bytes(16)]  # unused rows choose no experts
+    np.testing.assert_allclose(few[:2] * 819e9 * BANDWIDTH_SHARE, read, rtol=1e-6)
+    counted = [rung * 819e9 * BANDWIDTH_SHARE for rung in costs("qwen3-30b-a3b").rungs[:2]]
+    np.testing.assert_allclose(counted, [found.step_bytes(8), found.step_bytes(64)], rtol=1e-6)
+
+
 def test_the_cache_is_as_wide_as_the_platform_lays_it_out():
     """A token of SmolLM2 takes 3 rows of 128, and 4 on a TPU."""
     assert sizes("smollm2-135m", platform="gpu").token_bytes == 30 * 3 * 128 * 2

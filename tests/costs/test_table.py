@@ -82,6 +82,23 @@ def test_costs_make_sense(engine: Engine):
     assert engine.costs.draft == 1.0, "the engine's own costs are restored"
 
 
+def test_the_rows_of_timed_steps_differ(engine: Engine):
+    """Equal rows would choose equal experts, and a wide step would read no more of them."""
+    state = engine.empty()
+    short, long = step_costs._lengths(engine)
+    rung = step_costs._useful(engine)[-1]
+    for length in (short, long, short):
+        case = step_costs._Case(rung, length, False)
+        engine.use_costs(step_costs._prices_of(engine, case))
+        state, _ = step_costs._time_steps(engine, state, case, 1)
+        assert (state.stats.drafted.sum(axis=1) > 0).all()
+        busy = step_costs._busy(engine, state, case)
+        lookup = busy.replace(drafter=busy.drafter[0])
+        looked, _ = engine.drafter.lookup.propose(lookup, (), None)
+        assert (looked.lens == engine.drafter.lookup.draft_length).all()
+        assert all(len(set(tokens)) == len(tokens) for tokens in np.asarray(looked.tokens).tolist())
+
+
 def test_measuring_leaves_the_engine_as_it_was(engine: Engine):
     todo = jobs(6)
     before = [r.token_ids for r in run_all(engine, todo)]

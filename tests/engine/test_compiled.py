@@ -7,6 +7,7 @@ import functools
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from emsjax.engine.engine import Engine
 from emsjax.engine.ladder import Rung, make_ladder
 from emsjax.loading.build import shape_of_model
 from emsjax.loading.named import named_config
-from emsjax.models.config import DecoderConfig, Rope
+from emsjax.models.config import DecoderConfig, Experts, Rope
 from emsjax.pallas_kernels.ahead import TOPOLOGIES, on_device
 from emsjax.plan.copies import copied_slices
 from tests.engine.setup import make_engine
@@ -158,6 +159,16 @@ def test_tpu_v5e():
 
 def test_tpu_v5e_copies_no_weight():
     check_no_weight_is_copied(*every_rung_on_v5e())
+
+
+def test_tpu_v5e_copies_no_expert():
+    config = replace(CONFIG, experts=Experts(number=8, per_row=2, width=256, normalised=True))
+    engine, compiled = compile_for_tpu("v5e", "prompt-lookup", config)
+    experts = [x for x in jax.tree.leaves(engine.params) if x.ndim == 4]
+    assert len(experts) == 2
+    assert not copied_slices(compiled.as_text(), min(math.prod(x.shape[2:]) for x in experts))
+    kernels = re.findall(r"%(expert_matmul\S*) = .* custom-call\(", compiled.as_text())
+    assert len(kernels) == 2 * len(engine.ladder)
 
 
 @SLOW

@@ -76,9 +76,10 @@ def test_the_ladder_gives_the_same_text_without_near_ties():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_hidden_states_do_not_depend_on_the_other_rows(dtype: jnp.dtype):
+@pytest.mark.parametrize("name", ["llama3", "qwen3-moe"])
+def test_hidden_states_do_not_depend_on_the_other_rows(name: str, dtype: jnp.dtype):
     """The same rows give the same bits alone, among others, and in another slot and place."""
-    model = in_dtype("llama3", dtype)
+    model = in_dtype(name, dtype)
     graphdef, weights = nnx.split(model)
     spec = model.cache_spec(4, 256)
     tokens = jax.random.randint(jax.random.key(0), (4, 256), 3, 101, jnp.int32)

@@ -5,8 +5,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emsjax.engine.choices import prefixes_of
 from emsjax.engine.draft import Draft
-from emsjax.engine.loop import _prefixes
 from emsjax.engine.packing import Guesses, pack
 from emsjax.sampling.rows import NO_TOKEN, Rows, rows_after
 from tests.engine.states import int32s, make_state, slots
@@ -18,7 +18,7 @@ NUM_SLOTS, CACHE_LEN, K, CAPACITY = 4, 20, 3, 32
 def packed_prefixes(state, draft, q_lens):
     guesses = Guesses(draft.tokens, state.lens)
     batch = pack(state.tokens, state.kv_lens, q_lens, CAPACITY, guesses)
-    return batch, _prefixes(batch, state, draft)
+    return batch, prefixes_of(batch, state, draft)
 
 
 @st.composite

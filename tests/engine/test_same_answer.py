@@ -23,8 +23,9 @@ def accepted_share(results: list[Finished]) -> float:
     return sum(result.metrics.accepted_tokens for result in results) / drafted
 
 
-# One family with learned positions, and one with windows on some layers. The others are slow tests.
-QUICK = ("opt", "qwen2-mixed")
+# One family with learned positions, one with windows on some layers, and one with experts in some.
+# The others are slow tests.
+QUICK = ("opt", "qwen2-mixed", "qwen3-moe-mixed")
 
 
 @pytest.mark.parametrize(

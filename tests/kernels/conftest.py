@@ -1,4 +1,5 @@
 import pytest
 
-for module in ("contract_attention", "contract_cache_update", "contract_layer_matmul", "lowering"):
+CONTRACTS = ("attention", "cache_update", "expert_matmul", "layer_matmul")
+for module in (*(f"contract_{name}" for name in CONTRACTS), "lowering"):
     pytest.register_assert_rewrite(f"tests.kernels.{module}")

@@ -13,7 +13,7 @@ from numba import carray, types
 from numba.core.registry import cpu_target
 
 from emsjax.host.compiling import KERNEL, when_compiling
-from emsjax.pallas_kernels import host_call, kept_functions
+from emsjax.pallas_kernels import foreign, host_call, kept_functions
 from emsjax.pallas_kernels.host_call import argument, compiled, pointer, register, result, size
 
 
@@ -237,7 +237,7 @@ def test_functions_are_kept_where_jax_keeps_programs_on_this_machine(settings, e
     try:
         for name, value in settings.items():
             jax.config.update(name, value)
-        assert kept_functions.kept_in() == expected
+        assert foreign.kept_in() == expected
     finally:
         for name, value in before.items():
             jax.config.update(name, value)

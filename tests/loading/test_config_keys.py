@@ -49,8 +49,9 @@ def test_every_key_of_the_config_class_is_accounted_for(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_harmless_keys_are_keys_of_the_family(name: str) -> None:
     assert FAMILIES[name].harmless is not None
-    given = dict.fromkeys(FAMILIES[name].harmless, 1)
-    given.pop("summary_type", None), given.pop("summary_activation", None)
+    given = dict.fromkeys(FAMILIES[name].harmless, 3)
+    for key in ("summary_type", "summary_activation", "hidden_act"):  # not numbers
+        given.pop(key, None)
     keys = ("summary_use_proj", "summary_proj_to_labels", "reorder_and_upcast_attn")
     config_of({"model_type": name} | given | {key: True for key in keys if key in given})
 
@@ -184,6 +185,7 @@ def test_published_keys_are_accepted(name: str, tmp_path: Path) -> None:
     assert named_config(tmp_path) == config_of(given)
 
 
+YARN = {"rope_type": "yarn", "factor": 2.0, "truncate": False, "rope_theta": 1e4}
 REFUSED = [
     ("llama", {"attn_logit_softcapping": 50.0}),
     ("llama", {"logit_scale": 0.1}),
@@ -217,6 +219,12 @@ REFUSED = [
     ("qwen2", {"layer_types": ["sliding_attention"] * 32}),
     ("qwen3", {"layer_types": ["chunked_attention"] * 32}),
     ("qwen3", {"layer_types": ["full_attention"]}),
+    ("falcon", {"alibi": True}),
+    ("falcon", {"num_ln_in_parallel_attn": 2}),
+    ("falcon", {"parallel_attn": False, "new_decoder_architecture": True}),
+    ("gemma3_text", {"attn_logit_softcapping": 50.0}),
+    ("ministral3", {"logit_scale": 0.5}),
+    ("olmo3", {"rope_parameters": {"full_attention": YARN, "sliding_attention": YARN}}),
 ]
 
 
@@ -230,7 +238,7 @@ def test_every_family_refuses_keys_that_it_does_not_know(name: str) -> None:
 def test_what_changes_the_text_is_refused_by_name(name: str, change: dict[str, Any]) -> None:
     key = next(iter(change))
     value = change[key]
-    word = "rope" if key == "rope_scaling" else key if key != "layer_types" else "layer"
+    word = "rope" if key.startswith("rope_") else key if key != "layer_types" else "layer"
     word = "attention scaling" if key.startswith("scale_attn") else word
     word = "layer norms" if key.startswith("layer_norm_") else word
     word = "layer_types|window" if isinstance(value, list) else word
@@ -293,6 +301,16 @@ def test_tokenizer_with_code_of_its_own(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"tokenizer_config\.json names code of its own"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "closest"),
+    [("gemma4", "; the closest is gemma"), ("phimoe", "; the closest is phi"), ("xyz", r"\.$")],
+)
+def test_an_unknown_type_is_answered_with_the_closest(name: str, closest: str) -> None:
+    with pytest.raises(UserError, match=f"type '{name}', .* families: .*{closest}") as e:
+        config_of({"model_type": name})
+    assert len(str(e.value)) < 500
 
 
 BAD_NUMBERS = [

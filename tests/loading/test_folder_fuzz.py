@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerFast
 from emsjax.errors import UserError
 from emsjax.loading.build import abstract_model
 from emsjax.loading.families import model_config, supported
+from emsjax.loading.gguf.architectures import ARCHITECTURES
 from emsjax.loading.gguf.tokenizer import gguf_tokenizer
 from emsjax.loading.hf.tokenizer import decode, encode, load_tokenizer, render
 from emsjax.loading.load import load_model
@@ -132,6 +133,13 @@ def with_odd_values(rng: random.Random) -> Callable[[Any], None]:
 
     def change(writer: Any) -> None:
         described(writer, rng.choice(["gpt2", "llama"]))
+        if writer.arch in ("gemma3", "phi3"):
+            writer.add_sliding_window(8)
+        if writer.arch == "phi3":
+            writer.add_rope_scaling_attn_factors(1.2)
+            for name in rng.sample(["short", "long"], rng.choice([0, 1, 2])):
+                factors = np.full(rng.choice([3, 8]), 1.5, np.float32)
+                writer.add_tensor(f"rope_factors_{name}.weight", factors)
         values = writer.kv_data[0]
         for name in rng.sample(sorted(values), rng.choice([1, 1, 2, 3])):
             if name != "general.architecture" and rng.random() < 0.1:
@@ -156,7 +164,7 @@ def test_gguf_headers(tmp_path: Path, weights: dict[str, np.ndarray]) -> None:
         if number % 2:
             path.write_bytes(damaged_bytes(rng, content, header))
         else:
-            write_gguf(path, weights, extra=with_odd_values(rng))
+            write_gguf(path, weights, rng.choice(list(ARCHITECTURES)), extra=with_odd_values(rng))
         survives(read, path.read_bytes()[:header])
 
 

@@ -10,6 +10,7 @@ from gguf import GGMLQuantizationType as Kind
 from tiny_checkpoints import write_gguf
 
 from emsjax.errors import UserError
+from emsjax.loading.gguf.architectures import ARCHITECTURES
 from emsjax.loading.gguf.config import gguf_config, llama3_factors
 from emsjax.loading.gguf.file import GgufFile, hf_name
 
@@ -63,9 +64,10 @@ def test_qwen2_with_biases(tmp_path: Path, weights: Weights) -> None:
 
 
 def test_names() -> None:
-    assert hf_name("blk.12.attn_q_norm.weight") == "model.layers.12.self_attn.q_norm.weight"
-    assert hf_name("output.weight") == "lm_head.weight"
-    assert hf_name("blk.0.ffn_gate_exps.weight") == "blk.0.ffn_gate_exps.weight"
+    names = ARCHITECTURES["qwen3"].names
+    assert hf_name("blk.12.attn_q_norm.weight", names) == "model.layers.12.self_attn.q_norm.weight"
+    assert hf_name("output.weight", names) == "lm_head.weight"
+    assert hf_name("blk.0.ffn_gate_exps.weight", names) == "blk.0.ffn_gate_exps.weight"
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,8 @@ def test_not_gguf(tmp_path: Path) -> None:
 def test_unsupported_architecture(tmp_path: Path, weights: Weights) -> None:
     path = write_gguf(tmp_path / "m.gguf", weights, "falcon")
     with pytest.raises(
-        UserError, match=r"architecture 'falcon', but only .* llama, qwen2, qwen3 are"
+        UserError,
+        match=r"architecture 'falcon', but only .* llama, qwen2, qwen3, gemma3, phi3, smollm3 are",
     ):
         GgufFile(path)
 

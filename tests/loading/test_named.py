@@ -79,6 +79,20 @@ PARAMETERS = {
     "aya-expanse-8b": 8_028_033_024,
     "command-r": 34_980_831_232,
     "command-r7b": 8_028_033_024,
+    "command-r-plus": 103_810_674_688,
+    "glm-4-9b": 9_400_279_040,
+    "glm-4-32b": 32_566_081_536,
+    "exaone-4.0-1.2b": 1_279_391_488,
+    "exaone-4.0-32b": 32_003_216_384,
+    "minitron-4b": 4_190_509_056,
+    "minitron-8b": 8_271_699_968,
+    "phi-1.5": 1_418_270_720,
+    "phi-2": 2_779_683_840,
+    "stablelm-2-1.6b": 1_644_515_328,
+    "stablelm-3b-4e1t": 2_795_443_200,
+    "falcon-7b": 6_921_720_704,
+    "falcon-40b": 41_303_293_952,
+    "helium-1-preview-2b": 2_172_643_840,
 }
 
 pytestmark = pytest.mark.usefixtures("real_models")

@@ -15,8 +15,8 @@ from tests.tiny import VOCAB_SIZE, checkpoint, oracle
 torch = pytest.importorskip("torch")
 
 # A tied embedding, a head of its own, transposed kernels, projections around the layers, a scaled
-# embedding, and a fused gate with logits that are scaled.
-NAMES = ("llama-tied", "llama", "gpt2", "opt-350m", "gemma3", "cohere")
+# embedding, a fused gate with logits that are scaled, experts whose router is not rounded.
+NAMES = ("llama-tied", "llama", "gpt2", "opt-350m", "gemma3", "cohere", "mixtral")
 
 
 def rounded(weight):
@@ -37,6 +37,9 @@ def quantised_oracle(name: str):
                 module.weight.copy_(rounded(module.weight.T).T)
             elif isinstance(module, torch.nn.Linear) and not tied(path, model):
                 module.weight.copy_(rounded(module.weight))
+            elif hasattr(module, "gate_up_proj"):  # the experts of a layer, [E, out, in]
+                for experts in (module.gate_up_proj, module.down_proj):
+                    experts.copy_(torch.stack([rounded(weight) for weight in experts]))
         embedding = model.get_input_embeddings()
         embedding.weight.copy_(rounded(embedding.weight))
     return model

@@ -69,6 +69,35 @@ def test_several_forecasts_are_a_table(capsys: pytest.CaptureFixture[str]):
     assert "7 draft tokens then emits 3.14 tokens" in said
 
 
+def test_steps_of_more_rows_read_more_experts(capsys: pytest.CaptureFixture[str]):
+    model = ["--model", "Qwen3-30B-A3B", "--topology", "h200", "--batch-size", "8"]
+    assert plan.main(model) == 0
+    out = capsys.readouterr().out
+    header, _, *rows = (line.split("|")[1:-1] for line in _table_after(out, "Time of a step"))
+    assert [cell.strip() for cell in header[3:5]] == ["GB of weights read", "ms, counted"]
+    read = {int(row[0]): (float(row[3]), float(row[4])) for row in rows}
+    # 2.4 GB are read by every step, and 40% and 98% of the 58.0 GB of experts are chosen.
+    assert read[8][0] == pytest.approx(2.4 + 0.403 * 58.0, abs=0.1)
+    assert read[64][0] == pytest.approx(2.4 + 0.984 * 58.0, abs=0.1)
+    assert read[64][1] > 2 * read[8][1]
+    assert "Experts: " in out
+    # The planner verifies less than it does for a model that reads all weights anyway.
+    drafted = {name: _drafted(name, capsys) for name in ("qwen3-30b-a3b", "qwen3-32b")}
+    assert drafted["qwen3-30b-a3b"] < drafted["qwen3-32b"]
+
+
+def _table_after(out: str, title: str) -> list[str]:
+    return out.partition(title)[2].split("\n\n")[1].splitlines()
+
+
+def _drafted(name: str, capsys: pytest.CaptureFixture[str]) -> float:
+    """Returns the mean number of draft tokens that the planner verifies at batch 4."""
+    options = ["--topology", "h200", "--batch-size", "4", "--acceptance", "0.5", "--json"]
+    assert plan.main(["--model", name, *options]) == 0
+    [found] = json.loads(capsys.readouterr().out)
+    return next(s for s in found["speedups"] if s["batch_size"] == 4)["counted"]["drafted"]
+
+
 def test_json_output(capsys: pytest.CaptureFixture[str]):
     arguments = ["--topology", "a100", "--acceptance", "1", "--draft-length", "3", "--json"]
     assert plan.main([*SMALL, *arguments]) == 0

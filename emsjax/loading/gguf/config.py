@@ -9,6 +9,7 @@ import numpy as np
 from emsjax.errors import UserError
 from emsjax.loading.gguf.file import GgufFile
 from emsjax.loading.gguf.metadata import check_metadata, sampling
+from emsjax.loading.gguf.own_settings import own_settings
 from emsjax.loading.hf.config import complete_config
 from emsjax.loading.hf.keys import shown
 from emsjax.models.rope import SCALINGS
@@ -43,28 +44,25 @@ def gguf_config(file: GgufFile, supported: Collection[str]) -> dict[str, Any]:
         raise UserError(
             f"{file.name} lacks the token embedding (token_embd.weight); use another GGUF file."
         )
-    return complete_config(
-        {
-            "model_type": file.architecture,
-            "vocab_size": embedding[0],
-            "hidden_size": width,
-            "intermediate_size": file.whole("{arch}.feed_forward_length"),
-            "num_hidden_layers": file.whole("{arch}.block_count"),
-            "num_attention_heads": heads,
-            "num_key_value_heads": file.kv_heads,
-            "head_dim": head_dim,
-            "max_position_embeddings": file.whole("{arch}.context_length"),
-            "rms_norm_eps": file.number("{arch}.attention.layer_norm_rms_epsilon"),
-            "rope_parameters": _rope(file, head_dim),
-            "tie_word_embeddings": "lm_head.weight" not in shapes,
-            "attention_bias": "model.layers.0.self_attn.q_proj.bias" in shapes,
-            "bos_token_id": file.token("bos"),
-            "eos_token_id": _ends(file),
-            **sampling(file.metadata),
-        },
-        supported,
-        file.name,
-    )
+    settings = {
+        "model_type": file.layout.model_type,
+        "vocab_size": embedding[0],
+        "hidden_size": width,
+        "intermediate_size": file.whole("{arch}.feed_forward_length"),
+        "num_hidden_layers": file.whole("{arch}.block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": file.kv_heads,
+        "head_dim": head_dim,
+        "max_position_embeddings": file.whole("{arch}.context_length"),
+        "rms_norm_eps": file.number("{arch}.attention.layer_norm_rms_epsilon"),
+        "rope_parameters": _rope(file, head_dim),
+        "tie_word_embeddings": "lm_head.weight" not in shapes,
+        "attention_bias": "model.layers.0.self_attn.q_proj.bias" in shapes,
+        "bos_token_id": file.token("bos"),
+        "eos_token_id": _ends(file),
+        **sampling(file.metadata),
+    }
+    return complete_config(settings | own_settings(file, settings), supported, file.name)
 
 
 def _ends(file: GgufFile) -> int | list[int] | None:
@@ -79,8 +77,12 @@ def _ends(file: GgufFile) -> int | list[int] | None:
 
 
 def _check_heads(file: GgufFile, head_dim: int) -> None:
-    """Checks that all of each head is turned by its position, and keys are as wide as values."""
-    for key in ("{arch}.rope.dimension_count", "{arch}.attention.value_length"):
+    """Checks that all of each head is turned by its position, and keys are as wide as values.
+
+    Only Phi-3 turns a part.
+    """
+    keys = ["{arch}.attention.value_length", "{arch}.rope.dimension_count"]
+    for key in keys[: 1 if file.architecture == "phi3" else 2]:
         if file.get(key) is not None and file.whole(key) != head_dim:
             raise UserError(
                 f"{file.name} has {key.replace('{arch}', file.architecture)}={file.whole(key)}, "
@@ -103,7 +105,7 @@ def _rope(file: GgufFile, head_dim: int) -> dict[str, Any]:
             f"{file.name} has yarn_ext_factor={shown(ext_factor)} with rope scaling {shown(kind)}, "
             "which is not supported; use the model's safetensors copy instead."
         )
-    if file.rope_factors is not None:
+    if file.factors() is not None:
         if kind != "none" and factor != 1:
             raise UserError(
                 f"{file.name} scales its rotary frequencies twice, by rope_freqs.weight and by "
@@ -126,10 +128,11 @@ def _rope(file: GgufFile, head_dim: int) -> dict[str, Any]:
 
 def _llama3(file: GgufFile, theta: float, head_dim: int) -> dict[str, Any]:
     """Returns Llama 3's scaling, after checking that it reproduces the file's divisors."""
-    assert file.rope_factors is not None
-    factor = float(file.rope_factors.max(initial=1))
-    same = file.rope_factors.shape == (head_dim // 2,) and 0 < factor < math.inf and theta > 0
-    if same and np.allclose(llama3_factors(theta, factor, head_dim // 2), file.rope_factors, 1e-3):
+    factors = file.factors()
+    assert factors is not None
+    factor = float(factors.max(initial=1))
+    same = factors.shape == (head_dim // 2,) and 0 < factor < math.inf and theta > 0
+    if same and np.allclose(llama3_factors(theta, factor, head_dim // 2), factors, 1e-3):
         return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
     raise UserError(
         f"{file.name} scales its rotary frequencies differently from every Llama 3 model; "

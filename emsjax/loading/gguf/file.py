@@ -10,6 +10,7 @@ import numpy as np
 from gguf.quants import dequantize
 
 from emsjax.errors import UserError, foreign
+from emsjax.loading.gguf.architectures import ARCHITECTURES
 from emsjax.loading.gguf.reader import GgufReader
 from emsjax.loading.hf.keys import shown
 from emsjax.loading.sources.buffers import aligned_empty
@@ -17,28 +18,15 @@ from emsjax.loading.sources.dtypes import own_dtype
 from emsjax.loading.sources.no_int8 import NoInt8
 from emsjax.loading.sources.shards import damaged
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
-
 _NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
     "output": "lm_head",
 }
-_BLOCK_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 # Rotary factors belong to the configuration, see `gguf_config`.
-NOT_WEIGHTS = frozenset({"rope_freqs.weight"})
+NOT_WEIGHTS = frozenset(
+    {"rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"}
+)
 _FLOAT32_MAX = 3.4e38
 _ROWS = 2048  # rows to dequantise at a time
 
@@ -49,6 +37,7 @@ class GgufFile(NoInt8):
     Attributes:
       path: the file.
       architecture: GGUF's name for the model family, one of `ARCHITECTURES`.
+      layout: how the architecture's tensors are stored.
       truncated: tensors whose data is incomplete.
       dtype: the 16-bit dtype that all matrices have, otherwise "float32".
     """
@@ -64,7 +53,8 @@ class GgufFile(NoInt8):
                 f"{', '.join(ARCHITECTURES)} are supported; use the model's safetensors copy "
                 "instead."
             )
-        self.truncated = frozenset(hf_name(name) for name, _ in self._reader.truncated)
+        self.layout = ARCHITECTURES[self.architecture]
+        self.truncated = frozenset(self._hf_name(name) for name, _ in self._reader.truncated)
         matrices = {t.tensor_type.name for t in self._tensors.values() if len(t.shape) > 1}
         # In a file of mixed types the quantised ones would lose precision in 16 bits.
         self.dtype = own_dtype(matrices) if len(matrices) == 1 else "float32"
@@ -139,18 +129,21 @@ class GgufFile(NoInt8):
 
     @cached_property
     def _tensors(self) -> Mapping[str, Any]:
-        return {hf_name(t.name): t for t in self._reader.tensors if t.name not in NOT_WEIGHTS}
+        whole = [tensor for tensor in self._reader.tensors if tensor.name not in NOT_WEIGHTS]
+        return {self._hf_name(tensor.name): tensor for tensor in whole}
 
-    @cached_property
-    def rope_factors(self) -> np.ndarray | None:
-        """Divisors of the rotary frequencies, float32[H / 2], or None if the file has none."""
-        found = [t for t in self._reader.tensors if t.name == "rope_freqs.weight"]
+    def _hf_name(self, name: str) -> str:
+        return hf_name(name, self.layout.names)
+
+    def factors(self, name: str = "rope_freqs.weight") -> np.ndarray | None:
+        """Returns divisors of the rotary frequencies, float32[pairs], or None if there are none."""
+        found = [tensor for tensor in self._reader.tensors if tensor.name == name]
         return np.asarray(found[0].data, np.float32) if found else None
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Returns the shape of every tensor in Hugging Face's order, [out, in]."""
         whole = {name: tuple(t.shape[::-1].tolist()) for name, t in self._tensors.items()}
-        return whole | {hf_name(name): shape for name, shape in self._reader.truncated}
+        return whole | {self._hf_name(name): shape for name, shape in self._reader.truncated}
 
     def read(self, name: str) -> np.ndarray:
         """Returns one tensor, dequantised to float32 and in Hugging Face's order of rows.
@@ -171,12 +164,14 @@ class GgufFile(NoInt8):
                 f"tensor {name} in {self.path} is quantised as {tensor.tensor_type.name}, which "
                 "the gguf package cannot dequantise; use another GGUF file of the model."
             ) from error
+        if self.layout.norm_offset and name.endswith("norm.weight"):
+            return weight - np.float32(self.layout.norm_offset)
         heads = self._permuted_heads(name)
         return _unpermuted(weight, heads) if heads else weight
 
     def _permuted_heads(self, name: str) -> int:
         """Returns the heads of a tensor whose rows llama.cpp's converter permuted, otherwise 0."""
-        if self.architecture != "llama":
+        if not self.layout.permuted:
             return 0
         if ".q_proj." in name:
             return self.whole("{arch}.attention.head_count")
@@ -211,15 +206,19 @@ class _Contents(Mapping[str, Any]):
         return len(self._fields)
 
 
-def hf_name(name: str) -> str:
+def hf_name(name: str, of_layer: Mapping[str, str]) -> str:
     """Returns the Hugging Face name of a GGUF tensor, or `name` itself if there is none.
 
     Example: `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`.
+
+    Args:
+      name: GGUF's name.
+      of_layer: the names of a layer's tensors, and their Hugging Face names.
     """
     if match := re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name):
         layer, part, kind = match.groups()
-        if part in _BLOCK_NAMES:
-            return f"model.layers.{layer}.{_BLOCK_NAMES[part]}.{kind}"
+        if part in of_layer:
+            return f"model.layers.{layer}.{of_layer[part]}.{kind}"
     stem, _, kind = name.rpartition(".")
     return f"{_NAMES[stem]}.{kind}" if stem in _NAMES else name
 

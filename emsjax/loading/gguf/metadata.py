@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from emsjax.errors import UserError
+from emsjax.loading.gguf.architectures import ARCHITECTURES
 from emsjax.loading.hf.keys import shown
 
 # The names are those of llama.cpp's `LLM_KV_NAMES` and of gguf-py's `Keys`. Which of them change
@@ -119,6 +120,7 @@ def _known(key: str, value: Any, architecture: str) -> bool:
         return name in _IDLE or isinstance(use, str) or value in use
     if room == architecture:
         known = name in _READ_OF_MODEL or name in _HARMLESS_OF_MODEL
+        known |= name in ARCHITECTURES[architecture].keys
         return known or _neutral(value, _NEUTRAL.get(name))
     if room == "tokenizer":
         known = name in _READ_OF_TOKENIZER or name in _HARMLESS_OF_TOKENIZER

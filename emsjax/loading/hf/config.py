@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,11 @@ def check_supported(model_type: object, supported: Collection[str], origin: str)
       UserError: the model type is not supported.
     """
     if not isinstance(model_type, str) or model_type not in supported:
+        closest = get_close_matches(str(model_type)[:40], supported, n=1, cutoff=0.5)
+        named = f"; the closest is {closest[0]}" if closest else ""
         raise UserError(
             f"{origin} has model type {shown(model_type)}, which is not supported; "
-            f"choose a model of one of these families: {', '.join(sorted(supported))}."
+            f"choose a model of one of these families: {', '.join(sorted(supported))}{named}."
         )
 
 

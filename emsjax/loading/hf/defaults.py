@@ -206,6 +206,136 @@ _COHERE2 = {
 }
 _COHERE = {key: _COHERE2[key] for key in _COHERE2.keys() - {"sliding_window", "layer_types"}}
 _COHERE["use_qk_norm"] = False
+_QWEN3_MOE = _QWEN3 | {
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 4,
+    "decoder_sparse_step": 1,
+    "moe_intermediate_size": 768,
+    "num_experts_per_tok": 8,
+    "num_experts": 128,
+    "norm_topk_prob": False,
+    "mlp_only_layers": None,
+}
+del _QWEN3_MOE["head_dim"]
+_MIXTRAL = _MISTRAL | {
+    "rms_norm_eps": 1e-5,
+    "num_experts_per_tok": 2,
+    "num_local_experts": 8,
+    "sliding_window": None,
+}
+_OLMOE = {key: _LLAMA[key] for key in _PLAIN} | {
+    "vocab_size": 50304,
+    "hidden_size": 2048,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "clip_qkv": None,
+    "num_experts_per_tok": 8,
+    "num_experts": 64,
+    "norm_topk_prob": False,
+}
+_GLM4 = _SHARED | {
+    "vocab_size": 151552,
+    "intermediate_size": 13696,
+    "num_hidden_layers": 40,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 0.00000015625,
+    "attention_bias": True,
+}
+_EXAONE4 = _SHARED | {
+    "vocab_size": 102400,
+    "intermediate_size": 16384,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "sliding_window": 4096,
+    "sliding_window_pattern": 4,
+    "layer_types": None,
+}
+_NEMOTRON = {
+    "vocab_size": 256000,
+    "hidden_size": 6144,
+    "intermediate_size": 24576,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 48,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "hidden_act": "relu2",
+    "max_position_embeddings": 4096,
+    "norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "rope_parameters": None,
+}
+_PHI = {
+    "vocab_size": 51200,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "hidden_act": "gelu_new",
+    "max_position_embeddings": 2048,
+    "layer_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "qk_layernorm": False,
+    "rope_parameters": None,
+}
+_STABLELM = {
+    "vocab_size": 50304,
+    "hidden_size": 2560,
+    "intermediate_size": 6912,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "hidden_act": "silu",
+    "max_position_embeddings": 4096,
+    "layer_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "use_qkv_bias": False,
+    "qk_layernorm": False,
+    "use_parallel_residual": False,
+    "rope_parameters": None,
+}
+_FALCON = {
+    "vocab_size": 65024,
+    "hidden_size": 4544,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 71,
+    "num_ln_in_parallel_attn": None,
+    "num_kv_heads": None,
+    "layer_norm_epsilon": 1e-5,
+    "alibi": False,
+    "new_decoder_architecture": False,
+    "multi_query": True,
+    "parallel_attn": True,
+    "bias": False,
+    "max_position_embeddings": 2048,
+    "ffn_hidden_size": None,
+    "activation": "gelu",
+    "tie_word_embeddings": True,
+    "rope_parameters": None,
+}
+_HELIUM = _SHARED | {
+    "vocab_size": 48000,
+    "hidden_size": 2560,
+    "intermediate_size": 7040,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 20,
+    "num_key_value_heads": 20,
+    "head_dim": 128,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-8,
+    "attention_bias": False,
+    "mlp_bias": False,
+}
 # By `model_type`.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -228,6 +358,16 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "starcoder2": _STARCODER2,
         "cohere": _COHERE,
         "cohere2": _COHERE2,
+        "qwen3_moe": _QWEN3_MOE,
+        "mixtral": _MIXTRAL,
+        "olmoe": _OLMOE,
+        "glm4": _GLM4,
+        "exaone4": _EXAONE4,
+        "nemotron": _NEMOTRON,
+        "phi": _PHI,
+        "stablelm": _STABLELM,
+        "falcon": _FALCON,
+        "helium": _HELIUM,
     }
 )
 # Types with rotary settings of their own, and which of the older keys only `transformers` can read.
@@ -236,7 +376,9 @@ _OWN_ROPE: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         **dict.fromkeys(("gemma3_text", "olmo3", "ministral3", "gpt_neox"), _BASE_AND_SCALING),
         # Their bases are not 10000 unless given.
-        **dict.fromkeys(("smollm3", "cohere", "cohere2"), frozenset({"rope_scaling"})),
+        **dict.fromkeys(
+            ("smollm3", "cohere", "cohere2", "mixtral", "helium"), frozenset({"rope_scaling"})
+        ),
         "phi3": frozenset({"rope_scaling", "partial_rotary_factor"}),
     }
 )
@@ -249,10 +391,9 @@ _AS_GIVEN: Mapping[str, tuple[type, ...]] = MappingProxyType(
         "sliding_window": (int, type(None)),
     }
 )
-# The types of values whose default does not show them. Lists are left to `transformers`.
+# The types of values whose default does not show them.
 _TYPES: Mapping[str, tuple[type, ...]] = MappingProxyType(
     {
-        "layer_types": (type(None),),
         "attn_logit_softcapping": (float, type(None)),
         "final_logit_softcapping": (float, type(None)),
     }
@@ -300,9 +441,10 @@ def _is_usual(key: str, value: Any, defaults: Mapping[str, Any]) -> bool:
     if key in _AS_GIVEN and "rope_parameters" in defaults:
         return type(value) in _AS_GIVEN[key]
     if key not in defaults:
-        return False
+        # Some classes have no such field, but all models that have it read it.
+        return key == "head_dim" and type(value) is int
     if key in _TYPES:
         return type(value) in _TYPES[key]
     if defaults[key] is None:
-        return value is None or type(value) is int
+        return value is None or type(value) is (list if key == "layer_types" else int)
     return type(value) is type(defaults[key])

@@ -12,20 +12,29 @@ _MOST_LAYERS = 4096
 _SIZES: Mapping[str, int] = {
     **dict.fromkeys(("num_hidden_layers", "n_layer"), _MOST_LAYERS),
     **dict.fromkeys(("hidden_size", "n_embd", "word_embed_proj_dim"), 1 << 20),
-    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner"), 1 << 24),
-    **dict.fromkeys(("num_attention_heads", "n_head", "num_key_value_heads"), 1 << 16),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"), 1 << 24),
+    **dict.fromkeys(
+        ("num_attention_heads", "n_head", "num_key_value_heads", "num_kv_heads"), 1 << 16
+    ),
     "head_dim": 1 << 16,
+    **dict.fromkeys(("num_experts", "num_local_experts", "num_experts_per_tok"), 1 << 16),
+    "moe_intermediate_size": 1 << 24,
+    "decoder_sparse_step": 1 << 16,
     "vocab_size": 1 << 26,
     **dict.fromkeys(("max_position_embeddings", "n_positions", "sliding_window"), 2**31 - 1),
     "original_max_position_embeddings": 2**31 - 1,
 }
-_OPTIONAL = ("n_inner", "head_dim", "num_key_value_heads", "word_embed_proj_dim", "sliding_window")
+_OPTIONAL = (
+    *("n_inner", "head_dim", "num_key_value_heads", "word_embed_proj_dim", "sliding_window"),
+    *("num_kv_heads", "ffn_hidden_size"),
+)
 # Factors and caps, which must be above 0 if they are there.
 _POSITIVE = (
     *("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "logit_scale"),
     *("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"),
+    "clip_qkv",
 )
-_EPSILONS = ("rms_norm_eps", "layer_norm_epsilon", "norm_epsilon", "layer_norm_eps")
+_EPSILONS = ("rms_norm_eps", "layer_norm_epsilon", "norm_epsilon", "layer_norm_eps", "norm_eps")
 
 
 def check_ranges(config: Mapping[str, Any], origin: str) -> None:
@@ -75,13 +84,18 @@ def check_together(config: Mapping[str, Any], origin: str) -> None:
     """
     width = config.get("n_embd", config.get("hidden_size"))
     heads = config.get("n_head", config.get("num_attention_heads"))
-    kv_heads = config.get("num_key_value_heads") or heads
+    key = "num_kv_heads" if config.get("new_decoder_architecture") else "num_key_value_heads"
+    kv_heads = config.get(key) or heads
     if not (width and heads):
         return
     if not config.get("head_dim") and width % heads:
         raise _wrong(origin, "the number of attention heads", heads, f"a divisor of {width}")
     if heads % kv_heads:
-        raise _wrong(origin, "num_key_value_heads", kv_heads, f"a divisor of {heads}, the heads")
+        raise _wrong(origin, key, kv_heads, f"a divisor of {heads}, the heads")
+    experts = config.get("num_local_experts") or config.get("num_experts")
+    each = config.get("num_experts_per_tok")
+    if experts and each and each > experts:
+        raise _wrong(origin, "num_experts_per_tok", each, f"at most {experts}, the experts")
 
 
 def check_eos(config: Mapping[str, Any], origin: str) -> None:

@@ -1,0 +1,79 @@
+"""The feed-forward layer of which each row uses only a few parts, its experts."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from emsjax.models.config import DecoderConfig, Experts
+from emsjax.models.layers import LayerContext, activated
+from emsjax.pallas_kernels.expert_matmul.api import expert_matmul
+from emsjax.pallas_kernels.expert_matmul.tiles import Tiles, from_tiles, tiles_of, to_tiles
+from emsjax.pallas_kernels.layer_matmul.api import matmul
+from emsjax.pallas_kernels.quantised import Weights, weights_of
+
+
+class ExpertLinear(nnx.Module):
+    """Computes x @ kernel[e].T for the rows of each expert e. The kernel is [E, out, in].
+
+    `models.quantised` turns the kernel into int8 and adds `kernel_scale`.
+    """
+
+    quantisable: ClassVar[str] = "kernel"
+
+    def __init__(self, num_experts: int, num_in: int, num_out: int, *, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(num_in**-0.5)
+        self.kernel = nnx.Param(init(rngs.params(), (num_experts, num_out, num_in), jnp.float32))
+        self.kernel_scale: nnx.Param | None = None
+
+    @property
+    def weights(self) -> Weights:
+        """The kernel, together with its scale if it is quantised."""
+        return weights_of(self.kernel, self.kernel_scale)
+
+    def __call__(self, x: jax.Array, layer: jax.Array, tiles: Tiles) -> jax.Array:
+        """Turns x [X, Y, in] into [X, Y, out].
+
+        Args:
+          x: rows in tiles.
+          layer: int32[], which kernels to use from a stack [L, E, out, in].
+          tiles: the expert of each tile.
+        """
+        return expert_matmul(x, self.weights, layer=layer, tiles=tiles)
+
+
+class ExpertMLP(nnx.Module):
+    """The feed-forward layer: a router chooses experts for each row, and their results are added.
+
+    The router is too small to be quantised, and a choice should not depend on rounding.
+    """
+
+    def __init__(self, config: DecoderConfig, experts: Experts, *, rngs: nnx.Rngs):
+        width, inner = config.hidden_size, experts.width
+        init = nnx.initializers.normal(width**-0.5)
+        self.router = nnx.Param(init(rngs.params(), (experts.number, width), jnp.float32))
+        up = inner * (2 if config.gated else 1)
+        self.up = ExpertLinear(experts.number, width, up, rngs=rngs)
+        self.down = ExpertLinear(experts.number, inner, width, rngs=rngs)
+        self.experts = experts
+        self.activation = config.activation
+        self.gated = config.gated
+
+    def __call__(self, x: jax.Array, context: LayerContext) -> jax.Array:
+        """Turns x [T, D] into [T, D]. Unused rows are sent to no expert."""
+        batch, layer = context.batch, context.stacked
+        shares, chosen = self._choose(x)
+        used = batch.slot_ids < batch.kv_lens.shape[0]
+        tiles = tiles_of(chosen, used, self.experts.number)
+        up = self.up(to_tiles(x, tiles), layer, tiles)
+        inner = activated(up, self.activation, self.gated)
+        return from_tiles(self.down(inner, layer, tiles), shares, tiles)
+
+    def _choose(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns the share [T, C] in float32 and the number of each row's experts."""
+        logits = matmul(x, self.router[...], jnp.dtype(jnp.float32))
+        shares, chosen = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), self.experts.per_row)
+        if self.experts.normalised:
+            shares = shares / shares.sum(axis=-1, keepdims=True)
+        return shares, chosen.astype(jnp.int32)

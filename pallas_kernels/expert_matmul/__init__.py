@@ -1,0 +1,1 @@
+"""Multiplies each row with the weights of the experts that it chose."""

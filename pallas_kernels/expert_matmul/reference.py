@@ -1,0 +1,31 @@
+"""Products with experts as one product with a layer's weights after another, a tile at a time.
+
+XLA's own `ragged_dot` multiplies every row with every expert on CPU and GPU. On a TPU it reads only
+the experts that were chosen, but first copies all experts of the layer out of their stack.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from emsjax.pallas_kernels.backends import target_platform
+from emsjax.pallas_kernels.expert_matmul.tiles import Tiles
+from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
+
+
+def expert_matmul(
+    x: jax.Array, kernels: jax.Array, layer: jax.Array, tiles: Tiles, dtype: jnp.dtype
+) -> jax.Array:
+    """See `api.expert_matmul`."""
+    num_experts, num_out, num_in = kernels.shape[1:]
+    stack = kernels.reshape(-1, num_out, num_in)
+
+    def multiply(tile: jax.Array, out: jax.Array) -> jax.Array:
+        rows = jax.lax.dynamic_index_in_dim(x, tile, keepdims=False)
+        number = layer * num_experts + tiles.experts[tile]
+        product = layer_matmul(rows, stack, layer=number, dtype=dtype)
+        return jax.lax.dynamic_update_index_in_dim(out, product, tile, 0)
+
+    # A GPU must report to the host after each turn of a loop whose number of turns is not known.
+    last = len(x) if target_platform() == "gpu" else tiles.used[0]
+    empty = jnp.zeros((*x.shape[:2], num_out), dtype)
+    return jax.lax.fori_loop(0, last, multiply, empty)
