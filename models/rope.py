@@ -152,7 +152,7 @@ def rope_from_config(
         range or unknown.
     """
     settings = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    settings.setdefault("rope_theta", config.get("rope_theta") or theta)
+    settings.setdefault("rope_theta", _configured_base(config, theta))
     # Older configurations call it "type".
     kind = settings.get("rope_type") or settings.get("type") or "default"
     scalings = {**SCALINGS, **{name: _ALLOWED[name] for name in _ALLOWED if name in allowed}}
@@ -186,7 +186,12 @@ def rope_settings(
       usual: what the family has unless it is configured.
     """
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return {"rope_theta": config.get("rope_theta") or theta, **usual, **given}
+    return {"rope_theta": _configured_base(config, theta), **usual, **given}
+
+
+def _configured_base(config: Mapping[str, Any], theta: float) -> Any:
+    base = config.get("rope_theta")
+    return theta if base is None else base
 
 
 def full_attention(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -215,7 +220,7 @@ def ropes_by_kind(
     """
     given = config.get("rope_parameters") or {}
     scaling = config.get("rope_scaling") or {}
-    full = {"rope_theta": config.get("rope_theta") or theta} | scaling | (given.get(FULL) or {})
+    full = {"rope_theta": _configured_base(config, theta)} | scaling | (given.get(FULL) or {})
     near = {"rope_theta": local_theta} | (given.get(SLIDING) or {})
     kinds = {FULL: full, SLIDING: near}
     if any(kind.get("truncate") is False for kind in given.values() if isinstance(kind, dict)):

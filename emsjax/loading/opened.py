@@ -63,8 +63,17 @@ def open_model(path: Path, supported: Collection[str]) -> OpenedModel:
       supported: model types to accept.
 
     Raises:
-      UserError: there is no model at `path`, or it is damaged or unsupported.
+      UserError: there is no model at `path`, it may not be read, or it is damaged or unsupported.
     """
+    try:
+        return _opened(path, supported)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or path} cannot be read ({error.strerror}); check its permissions."
+        ) from error
+
+
+def _opened(path: Path, supported: Collection[str]) -> OpenedModel:
     if path.is_file():
         return _open_gguf(path, supported)
     if (path / MANIFEST).is_file():

@@ -228,3 +228,16 @@ def test_nothing_is_initialised(hf_dir: Path, monkeypatch: pytest.MonkeyPatch) -
     load_model(hf_dir)
     assert seen == [True]
     assert CONFIG["model_type"] == "llama"
+
+
+def test_a_file_that_may_not_be_read(hf_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def refuse(file: Path, *args: Any, **options: Any) -> Any:
+        if file.name == "model.safetensors":
+            raise PermissionError(13, "Permission denied", str(file))
+        return opened(file, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be read \(Permission denied\)"):
+        find_model(hf_dir)

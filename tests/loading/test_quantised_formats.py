@@ -56,7 +56,9 @@ def written(directory: Path, case: Case) -> tuple[Tensors, Tensors]:
 def test_weights_are_those_that_the_format_defines(tmp_path: Path, name: str) -> None:
     _, meant = written(tmp_path, CASES[name])
     source = find_model(tmp_path).source
-    assert source.shapes() == {tensor: value.shape for tensor, value in meant.items()}
+    shapes = {tensor: shape for tensor, shape in source.shapes().items() if tensor in meant}
+    assert shapes == {tensor: value.shape for tensor, value in meant.items()}
+    assert source.shapes().keys() - meant.keys() == source.spare
     assert (source.int8 != frozenset()) == CASES[name].kept
     for tensor, value in meant.items():
         np.testing.assert_array_equal(source.read(tensor), value)
@@ -114,6 +116,8 @@ REFUSED = [
     ({"group_size": 64, "bits": 4}, "without a quant_method"),  # MLX's
     (CASES["gptq"].config | {"bits": 3}, "bits=3"),
     (CASES["gptq"].config | {"group_size": 0}, "group_size=0"),
+    (CASES["gptq"].config | {"desc_act": "false"}, "desc_act='false'"),
+    (described("pack-quantized", "int", 4, actorder="random"), "actorder='random'"),
     (CASES["gptq"].config | {"dynamic": {"a": {}}}, "dynamic="),
     (CASES["gptq"].config | {"rotation": "hadamard"}, "'rotation'='hadamard'"),
     (CASES["awq"].config | {"version": "gemv"}, "version='gemv'"),
@@ -189,7 +193,21 @@ def test_columns_in_another_order_need_their_groups(
 ) -> None:
     written(tmp_path, CASES[name])
     write_config(tmp_path, quantization_config=config)
-    with pytest.raises(UserError, match=rf"q_proj\.{part} is missing"):
+    with pytest.raises(UserError, match=rf"down_proj\.{part} is missing"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "dtype", "wanted"),
+    [("qzeros", np.float32, "F32, not whole numbers"), ("scales", np.int32, "I32, not floats")],
+)
+def test_parts_of_another_type(tmp_path: Path, part: str, dtype: Any, wanted: str) -> None:
+    tensors, _ = written(tmp_path, CASES["gptq"])
+    tensors[f"model.layers.2.mlp.up_proj.{part}"] = np.ones_like(
+        tensors[f"model.layers.2.mlp.up_proj.{part}"], dtype
+    )
+    save(tmp_path, tensors)
+    with pytest.raises(UserError, match=rf"layers\.2\.mlp\.up_proj\.{part} holds {wanted}"):
         load_model(tmp_path)
 
 

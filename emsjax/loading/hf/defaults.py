@@ -391,6 +391,13 @@ _AS_GIVEN: Mapping[str, tuple[type, ...]] = MappingProxyType(
         "sliding_window": (int, type(None)),
     }
 )
+# The types of values whose default does not show them.
+_TYPES: Mapping[str, tuple[type, ...]] = MappingProxyType(
+    {
+        "attn_logit_softcapping": (float, type(None)),
+        "final_logit_softcapping": (float, type(None)),
+    }
+)
 
 
 def completed_from_table(
@@ -424,7 +431,9 @@ def _ropes_are_usual(given: Mapping[str, Any]) -> bool:
     if older is None:
         return True
     ropes = given.get("rope_parameters") or {}
-    return not older & given.keys() and all(isinstance(each, dict) for each in ropes.values())
+    if not isinstance(ropes, dict) or older & given.keys():
+        return False
+    return all(isinstance(each, dict) for each in ropes.values())
 
 
 def _is_usual(key: str, value: Any, defaults: Mapping[str, Any]) -> bool:
@@ -434,6 +443,8 @@ def _is_usual(key: str, value: Any, defaults: Mapping[str, Any]) -> bool:
     if key not in defaults:
         # Some classes have no such field, but all models that have it read it.
         return key == "head_dim" and type(value) is int
+    if key in _TYPES:
+        return type(value) in _TYPES[key]
     if defaults[key] is None:
         return value is None or type(value) is (list if key == "layer_types" else int)
     return type(value) is type(defaults[key])

@@ -35,10 +35,11 @@ def compressed_tensors(fields: Fields) -> Format:
     weights = _weights(fields)
     bits = weights.one_of("num_bits", _PACKED_BITS)
     number = weights.one_of("type", ("int", "float"))
-    symmetric = weights.get("symmetric", True) is not False
+    symmetric = weights.one_of("symmetric", (True, False, None)) is not False
     strategy = weights.one_of("strategy", ("tensor", "channel", "group", "block", None))
     weights.unread("dynamic", "observer", "observer_kwargs", "scale_dtype", "zp_dtype")
-    ordered = weights.get("actorder") in ("group", "dynamic", True)
+    orders = ("group", "dynamic", True, "weight", "static", False, None)
+    ordered = weights.one_of("actorder", orders) in orders[:3]
     size, block = weights.group_size("group_size"), weights.block("block_structure")
     if kind == "naive-quantized":
         kind = "int-quantized" if number == "int" else "float-quantized"

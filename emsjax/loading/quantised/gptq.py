@@ -29,8 +29,8 @@ def gptq(fields: Fields) -> Format:
     versions = [
         fields.one_of(name, ("gptq", "gptq_v2", None)) for name in ("checkpoint_format", "format")
     ]
-    symmetric = bool(fields.get("sym", True))
-    ordered = size is not None and bool(fields.get("desc_act"))
+    symmetric = fields.one_of("sym", (True, False, None)) is not False
+    ordered = fields.one_of("desc_act", (True, False, None)) is True and size is not None
     return Format(
         name=f"{bits}-bit GPTQ",
         marker="qweight",

@@ -38,7 +38,7 @@ class QuantisedSource:
             found = {part: shapes[tensor] for part, tensor in parts.items()}
             shape, wrong = _checked(weight, found, its_format)
             self._shapes[weight] = shape
-            problems += wrong
+            problems += [*wrong, *_mistyped(parts, dtypes, its_format)]
         hidden = {f"{module}.{part}" for module in modules for part in its_format.ignored}
         hidden |= {name for parts in self._parts.values() for name in parts.values()}
         wide = {name: shape for name, shape in shapes.items() if name not in hidden}
@@ -100,6 +100,17 @@ def _parts(module: str, shapes: Mapping[str, Shape], its_format: Format) -> dict
         if named[part] not in shapes:
             named[part] = f"{module}.{alias}"
     return {part: name for part, name in named.items() if name in shapes}
+
+
+def _mistyped(
+    parts: Mapping[str, str], dtypes: Mapping[str, str], its_format: Format
+) -> Iterator[str]:
+    """Yields the parts of a module that hold floats for whole numbers, or the other way round."""
+    for part, tensor in parts.items():
+        scales = part in its_format.scales
+        if part != its_format.marker and dtypes[tensor].startswith(("F", "BF")) != scales:
+            wanted = "floats" if scales else "whole numbers"
+            yield f"{tensor} holds {dtypes[tensor]}, not {wanted}"
 
 
 def _checked(
