@@ -112,8 +112,7 @@ SHAPES = [(64, 8, 128, 1536, 2048, 4), (512, 2, 8, 6144, 16384, 2)]
 
 
 @pytest.mark.usefixtures("no_compile_cache")
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "dtype"), [*zip(SHAPES, ("bfloat16", "int8"), strict=True)])
 def test_tpu_v5e_reads_experts_where_they_lie(shape: tuple[int, ...], dtype: str):
     num_rows, num_chosen, num_experts, num_out, num_in, num_layers = shape
 
