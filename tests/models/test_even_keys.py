@@ -19,15 +19,17 @@ FAMILIES = ("qwen2", "qwen3", "olmo2", "gpt-neox", "cohere", "opt", "gemma3")
 
 
 def uneven(name: str):
-    """Returns a copy of a tiny model in which every eighth row of a product is ten times larger."""
+    """Returns a copy of a tiny model in which one channel of each key is ten times larger."""
     graphdef, weights = nnx.split(tiny_model(name))
     # `even_out_keys` reuses the memory of what it changes, and the tiny model belongs to all tests.
     model = nnx.merge(graphdef, jax.tree.map(jnp.copy, weights))
     for stack in model.blocks if model.config.stacks[1:] else [model.blocks]:
         attention = stack.attention
-        part = attention.qkv.kernel if attention.k_norm is None else attention.k_norm.scale
-        value = part[...]
-        part[...] = value.at[:, ::8].multiply(10)
+        heads, kv_heads, width = attention.heads
+        part, keys = attention.qkv.kernel, slice(heads * width, (heads + kv_heads) * width, width)
+        if attention.k_norm is not None:
+            part, keys = attention.k_norm.scale, slice(None, None, width)
+        part[...] = part[...].at[:, keys].multiply(10)
     return model
 
 
@@ -50,8 +52,9 @@ def test_int8_weights_keep_their_numbers():
     wide = model.blocks.attention.qkv.kernel[...]
     quantise_shapes(model, {"blocks.attention.qkv.kernel"})
     qkv = model.blocks.attention.qkv
-    qkv.kernel_scale[...] = jnp.abs(wide).max(axis=2) / 127
-    qkv.kernel[...] = jnp.round(wide / qkv.kernel_scale[...][..., None]).astype(jnp.int8)
+    scale = jnp.abs(wide).max(axis=2) / 127
+    qkv.kernel_scale.set_value(scale)
+    qkv.kernel.set_value(jnp.round(wide / scale[..., None]).astype(jnp.int8))
     numbers, expected = np.array(qkv.kernel[...]), our_logits(model, TOKENS, 8)
     even_out_keys(model)
     np.testing.assert_array_equal(qkv.kernel[...], numbers)
