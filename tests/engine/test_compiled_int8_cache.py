@@ -44,8 +44,8 @@ def check_nothing_is_widened(engine: Engine, compiled: jax.stages.Compiled) -> N
     found = set(re.findall(r"= (?:bf16|f32)\[([0-9,]+)\]", compiled.as_text()))
     assert len(found) > 10, "the pattern no longer finds arrays"
     shapes = [tuple(map(int, text.split(","))) for text in found]
-    # The scales of all slots may be as many as the numbers of one.
-    shapes = [shape for shape in shapes if shape != scale.shape]
+    # Scales that move to VMEM, a few layers at a time, may be as many as the numbers of a slot.
+    shapes = [shape for shape in shapes if shape[1:] != scale.shape[1:]]
     others = [shape for shape in shapes if tuple(sorted(shape[-2:])) not in weights]
     assert [shape for shape in others if math.prod(shape) in sizes] == []
 
@@ -54,10 +54,11 @@ def compile_for(generation: str, config: DecoderConfig, quantize: str | None = N
     with on_device(generation) as sharding:
         engine = int8_cache_engine(jnp.dtype(jnp.bfloat16), config, quantize)
         compiled = engine.lower(sharding).compile()
-    check_no_copy_of_the_cache(engine, compiled, "tpu")
-    check_nothing_is_widened(engine, compiled)
-    if quantize is not None:
-        assert widened(engine, compiled) == []
+        # The cache's shape depends on the platform.
+        check_no_copy_of_the_cache(engine, compiled, "tpu")
+        check_nothing_is_widened(engine, compiled)
+        if quantize is not None:
+            assert widened(engine, compiled) == []
 
 
 @pytest.mark.parametrize("generation", ["v5e", "v6e"])
