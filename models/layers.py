@@ -10,6 +10,7 @@ from flax import nnx
 
 from emsjax.engine.packing import PackedBatch
 from emsjax.models.config import Activation, DecoderConfig, Rope
+from emsjax.pallas_kernels.backends import target_platform
 from emsjax.pallas_kernels.cache_update.api import Places
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul, matmul
 from emsjax.pallas_kernels.quantised import Weights, weights_of
@@ -212,10 +213,13 @@ def rotate(
         turned, still = jnp.split(x, (turned_lanes,), axis=-1)
         return jnp.concatenate([rotate(turned, cos_sin, interleaved), still], axis=-1)
     wide = x.astype(jnp.float32)
-    if interleaved:
-        first, second = wide[..., ::2], wide[..., 1::2]
+    # On a CPU the second form rounded differently in programs for different batches.
+    if interleaved or target_platform() == "cpu":
+        halves = wide[..., ::2], wide[..., 1::2]
+        first, second = halves if interleaved else jnp.split(wide, 2, axis=-1)
         pair = first * cos - second * sin, second * cos + first * sin
-        return jnp.stack(pair, axis=-1).reshape(x.shape).astype(x.dtype)
+        turned = jnp.stack(pair, axis=-1) if interleaved else jnp.concatenate(pair, axis=-1)
+        return turned.reshape(x.shape).astype(x.dtype)
     # Both halves at once: a TPU takes two microseconds for each operation, however small.
     cos, sin = jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
     return (wide * cos + jnp.roll(wide, turned_lanes // 2, axis=-1) * sin).astype(x.dtype)

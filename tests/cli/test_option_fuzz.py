@@ -52,7 +52,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from emsjax.plan.options import make_forecasts
 
     monkeypatch.setattr("emsjax.plan.options.make_forecasts", forecasts)
-    monkeypatch.setattr("emsjax.plan.__main__._prepare_environment", lambda _compiling: None)
+    monkeypatch.setattr("emsjax.plan.__main__._prepare_environment", lambda *_, **__: None)
     for place in (
         "emsjax.generate.run._load",
         "emsjax.bench.run.real_target",

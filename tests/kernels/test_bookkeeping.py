@@ -26,8 +26,8 @@ def equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
             yield from equations(inner)
 
 
-def step_of(model_name: str) -> tuple[core.Jaxpr, int]:
-    """Returns a step of the model, traced for the target platform, and its number of layers."""
+def step_of(model_name: str) -> core.Jaxpr:
+    """Returns a step of the model, traced for the target platform."""
     config = named_config(model_name)
     graphdef, weights = nnx.split(shape_of_model(config, jnp.dtype("bfloat16")))
 
@@ -38,7 +38,7 @@ def step_of(model_name: str) -> tuple[core.Jaxpr, int]:
     starts, lengths = (jax.ShapeDtypeStruct((n,), jnp.int32) for n in (SLOTS + 1, SLOTS))
     batch = PackedBatch(rows, rows, rows, rows, starts, lengths)
     cache = nnx.merge(graphdef, weights).cache_spec(SLOTS, CAPACITY)
-    return jax.make_jaxpr(step)(weights, batch, cache).jaxpr, config.num_layers
+    return jax.make_jaxpr(step)(weights, batch, cache).jaxpr
 
 
 def names(jaxpr: core.Jaxpr) -> set[str]:
@@ -52,23 +52,19 @@ def shapes(jaxpr: core.Jaxpr) -> set[tuple[int, ...]]:
     return {variable.aval.shape for variable in jaxpr.invars}
 
 
-def layers_of(step: core.Jaxpr, num_layers: int) -> core.Jaxpr:
-    """Returns the body of the scan over the layers."""
-    (layers,) = [
-        equation
-        for equation in equations(step)
-        if equation.primitive.name == "scan" and equation.params["length"] == num_layers
-    ]
-    return layers.params["jaxpr"].jaxpr
+def layers_of(step: core.Jaxpr) -> core.Jaxpr:
+    """Returns the body of the loop over the layers, the program's outermost."""
+    (layers,) = [equation for equation in step.eqns if equation.primitive.name in ("scan", "while")]
+    return layers.params["body_jaxpr" if layers.primitive.name == "while" else "jaxpr"].jaxpr
 
 
 @pytest.mark.parametrize("model_name", ["smollm2-135m", "opt-125m"])
 @pytest.mark.parametrize("platform", ["tpu", "gpu"])
 def test_layers_do_no_bookkeeping(platform: str, model_name: str):
     with compiling_for(platform):
-        step, num_layers = step_of(model_name)
+        step = step_of(model_name)
     assert names(step) >= BOOKKEEPING, "the names no longer find the bookkeeping"
-    body = layers_of(step, num_layers)
+    body = layers_of(step)
     assert not BOOKKEEPING & names(body)
     # Tiles and places in the cache are both derived from `cu_q_lens`, the only array of its shape.
     # A layer that does not receive it cannot derive them.
@@ -79,11 +75,11 @@ def test_layers_do_no_bookkeeping(platform: str, model_name: str):
 
 def test_the_cpu_kernels_find_their_work_by_themselves():
     """The program around them cuts no tiles: a layer makes one foreign call for each operation."""
-    step, num_layers = step_of("smollm2-135m")
+    step = step_of("smollm2-135m")
     assert not BOOKKEEPING & names(step)
     calls = [
         equation.params["target_name"]
-        for equation in equations(layers_of(step, num_layers))
+        for equation in equations(layers_of(step))
         if equation.primitive.name == "ffi_call"
     ]
     product = "emsjax.layer_matmul.uint16"

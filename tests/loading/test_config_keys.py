@@ -54,7 +54,8 @@ def test_harmless_keys_are_keys_of_the_family(name: str) -> None:
         given.pop(key, None)
     flags = ("summary_use_proj", "summary_proj_to_labels", "reorder_and_upcast_attn")
     others = dict.fromkeys((*flags, "output_router_logits"), True)
-    others |= dict.fromkeys(("router_aux_loss_coef", "router_jitter_noise"), 0.5)
+    fractions = ("router_aux_loss_coef", "router_jitter_noise", "partial_rotary_factor")
+    others |= dict.fromkeys((*fractions, "rms_norm_eps"), 0.5)
     of_type = {key: value for key, value in others.items() if key in given}
     config_of({"model_type": name} | given | of_type)
 

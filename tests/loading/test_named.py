@@ -93,6 +93,11 @@ PARAMETERS = {
     "falcon-7b": 6_921_720_704,
     "falcon-40b": 41_303_293_952,
     "helium-1-preview-2b": 2_172_643_840,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "qwen3-235b-a22b": 235_093_634_560,
+    "mixtral-8x7b": 46_702_792_704,
+    "mixtral-8x22b": 140_620_634_112,
+    "olmoe-1b-7b": 6_919_161_856,
 }
 
 pytestmark = pytest.mark.usefixtures("real_models")
