@@ -89,12 +89,17 @@ if SMALL:
     MODEL, DRAFT_MODEL = str(default_model_dir()), None
 elif PLATFORM == "cpu":
     MODEL, DRAFT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct", None
+elif PLATFORM == "tpu":
+    MODEL, DRAFT_MODEL = "Qwen/Qwen3-8B", "Qwen/Qwen3-0.6B"
 else:
     MODEL, DRAFT_MODEL = "Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct"
 
 # 16-bit numbers are native on a TPU or GPU and take half the memory; a CPU prefers 32 bits.
 DTYPE = "float32" if PLATFORM == "cpu" else "bfloat16"
-BATCH_SIZE = 2 if SMALL else 4 if PLATFORM == "cpu" else 32
+# On a TPU, int8 takes half of that again, for weights and cache: 8 billion weights fit 16 GB.
+INT8 = " --quantize int8 --kv-dtype int8"
+OPTIONS = INT8 if PLATFORM == "tpu" and not SMALL else ""
+BATCH_SIZE = 2 if SMALL else 4 if PLATFORM == "cpu" else 16
 MAX_MODEL_LEN = 256 if SMALL else 1024
 MAX_TOKENS = 16 if SMALL else 256
 
@@ -110,23 +115,25 @@ MAX_TOKENS = 16 if SMALL else 256
 COMPILER = PLATFORM == "tpu" and not SMALL  # it comes with jax[tpu]
 PLAN = f"python -m emsjax.plan --model '{MODEL}' --topology v5e --batch-size {BATCH_SIZE}"
 PLAN += f" --max-model-len {MAX_MODEL_LEN}" + ("" if COMPILER else " --no-compile")
-output = run(PLAN)
+output = run(PLAN + OPTIONS)
 
 # %% [markdown]
-# The figure shows weights, cache and temporaries in two types, counted in both cases. If the model
-# does not fit, try a smaller batch, shorter samples, or bfloat16.
+# The figure shows weights, cache and temporaries in three types, counted and not compiled. If the
+# model does not fit, try a smaller batch, shorter samples, or int8.
 
 # %%
 import matplotlib.pyplot as plt
 
 
-def memory(dtype: str) -> dict:
-    """Returns the plan for one type."""
-    words = [sys.executable, *shlex.split(PLAN)[1:], "--dtype", dtype, "--no-compile", "--json"]
+def memory(options: str) -> dict:
+    """Returns the plan with some options."""
+    words = [sys.executable, *shlex.split(PLAN + options)[1:], "--no-compile", "--json"]
     return json.loads(subprocess.run(words, stdout=subprocess.PIPE, check=True).stdout)[0]
 
 
-plans = {dtype: memory(dtype) for dtype in ("bfloat16", "float32")}
+types = {"int8": f"--dtype bfloat16{INT8}"}
+types |= {dtype: f"--dtype {dtype}" for dtype in ("bfloat16", "float32")}
+plans = {name: memory(f" {options}") for name, options in types.items()}
 figure, axes = plt.subplots(figsize=(8, 2.4), layout="constrained")
 left = [0.0] * len(plans)
 for part in ("weights", "cache", "state", "temporaries"):
@@ -181,7 +188,7 @@ if not PROMPTS.is_file():
 GENERATE = (
     f"python -m emsjax.generate --model '{MODEL}' --dtype {DTYPE} --batch-size {BATCH_SIZE}"
     f" --max-model-len {MAX_MODEL_LEN} --max-tokens {MAX_TOKENS} --chat"
-    f" --input '{PROMPTS}' --resume"
+    f" --input '{PROMPTS}' --resume{OPTIONS}"
 )
 GENERATE += f" --draft-model '{DRAFT_MODEL}'" if DRAFT_MODEL else ""
 GENERATE += " --no-planner --draft-length 3" if SMALL else ""
@@ -229,7 +236,7 @@ display(HTML(f'<div><iframe {look} srcdoc="{page}"></iframe></div>'))
 DRAFTERS = "prompt-lookup@3" if SMALL else "prompt-lookup,prompt-lookup@3"
 DRAFTERS += ",combined" if DRAFT_MODEL else ""
 BENCH = f"python -m emsjax.bench --model '{MODEL}' --dtype {DTYPE} --input '{PROMPTS}' --chat"
-BENCH += f" --drafters {DRAFTERS} --output drafters --no-parts"
+BENCH += f" --drafters {DRAFTERS} --output drafters --no-parts{OPTIONS}"
 if DRAFT_MODEL:
     BENCH += f" --draft-model '{DRAFT_MODEL}'"
 if SMALL:
