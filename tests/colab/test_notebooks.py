@@ -79,7 +79,7 @@ def test_own_prompts_come_within_five_cells():
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 def test_the_tpu_compiler_is_asked_where_it_is_installed(platform):
     (cell,) = (c for c in code_cells(ROOT / "colab" / "your_model.py") if "PLAN = " in c)
-    settings = {"MODEL": "opt-125m", "BATCH_SIZE": 4, "MAX_MODEL_LEN": 512}
+    settings = {"MODEL": "opt-125m", "BATCH_SIZE": 4, "MAX_MODEL_LEN": 512, "OPTIONS": ""}
     called = []
     exec(cell, settings | {"PLATFORM": platform, "SMALL": False, "run": called.append})
     assert ["--no-compile" in command for command in called] == [platform != "tpu"]
