@@ -1,6 +1,7 @@
 """The packed forward pass: one decoder for all families, with a scan over stacked layers."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -240,6 +241,11 @@ class DecoderLM(nnx.Module):
         self.logit_bias = nnx.Param(bias) if config.logit_bias else None
 
     @property
+    def stacks(self) -> Sequence[Block]:
+        """The stacks of equal layers, first layers first."""
+        return list(self.blocks) if self.config.layers_of_stacks[1:] else [self.blocks]
+
+    @property
     def vocab_size(self) -> int:
         """V, the number of entries in the vocabulary."""
         return self.config.vocab_size
@@ -324,8 +330,7 @@ class DecoderLM(nnx.Module):
         """
         context = self._context(batch, cache, max_q_len)
         carry, first = (self.embedder(batch, self.dtype), cache), 0
-        stacks = self.blocks if self.config.layers_of_stacks[1:] else [self.blocks]
-        for stack, layers in zip(stacks, self.config.layers_of_stacks, strict=True):
+        for stack, layers in zip(self.stacks, self.config.layers_of_stacks, strict=True):
             here = slice(first, first + layers)
             windows, tables = self.windows[here], self.config.table_of_layers[here]
             carry = _run_stack(stack, layers, carry, context, first, windows, tables)

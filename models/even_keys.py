@@ -29,7 +29,7 @@ def even_out_keys(model: DecoderLM) -> None:
     config = model.config
     if config.qkv_bound is not None:
         return
-    for stack in model.blocks if config.stacks[1:] else [model.blocks]:
+    for stack in model.stacks:
         if config.qk_norm is None:
             _even_out_products(stack, config)
         elif not config.norm_offset:

@@ -1,5 +1,7 @@
 """Chooses the dtypes that a model is loaded in."""
 
+from collections.abc import Collection
+
 import jax
 
 from emsjax.errors import UserError
@@ -43,11 +45,7 @@ def check_quantize(method: str | None) -> str | None:
     Raises:
       UserError: it is neither.
     """
-    if method is not None and method not in QUANTIZATIONS:
-        raise UserError(
-            f"quantize {method!r} is unknown; choose {', '.join(QUANTIZATIONS)}, or leave it out."
-        )
-    return method
+    return _check_choice("quantize", method, QUANTIZATIONS)
 
 
 def check_kv_dtype(name: str | None) -> str | None:
@@ -56,8 +54,12 @@ def check_kv_dtype(name: str | None) -> str | None:
     Raises:
       UserError: it is neither.
     """
-    if name is not None and name not in KV_DTYPES:
+    return _check_choice("kv_dtype", name, KV_DTYPES)
+
+
+def _check_choice(option: str, given: str | None, choices: Collection[str]) -> str | None:
+    if given is not None and given not in choices:
         raise UserError(
-            f"kv_dtype {name!r} is unknown; choose {', '.join(KV_DTYPES)}, or leave it out."
+            f"{option} {given!r} is unknown; choose {', '.join(choices)}, or leave it out."
         )
-    return name
+    return given

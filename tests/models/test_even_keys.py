@@ -16,6 +16,7 @@ TOKENS = np.random.default_rng(0).integers(3, VOCAB_SIZE, (2, 40))
 # Biases, norms of heads, of each head and of all heads, partial and interleaved rotation, learned
 # positions, norms that add 1, and bounds.
 FAMILIES = ("qwen2", "qwen3", "stablelm", "olmo2", "gpt-neox", "cohere", "opt", "gemma3", "olmoe")
+FAMILIES += ("qwen3-moe-mixed",)
 AS_THEY_ARE = ("gemma3", "olmoe")
 
 
@@ -24,7 +25,7 @@ def uneven(name: str):
     graphdef, weights = nnx.split(tiny_model(name))
     # `even_out_keys` reuses the memory of what it changes, and the tiny model belongs to all tests.
     model = nnx.merge(graphdef, jax.tree.map(jnp.copy, weights))
-    for stack in model.blocks if model.config.stacks[1:] else [model.blocks]:
+    for stack in model.stacks:
         attention = stack.attention
         if attention.k_norm is None:
             kernel, config = attention.qkv.kernel, model.config
