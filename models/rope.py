@@ -176,7 +176,7 @@ def rope_from_config(
 
 
 def rope_settings(
-    config: Mapping[str, Any], theta: float = 10000.0, **usual: float
+    config: Mapping[str, Any], theta: float = 10000.0, **usual: Any
 ) -> Mapping[str, Any]:
     """Returns the rotary settings of a configuration, older and newer ones alike.
 
