@@ -117,7 +117,7 @@ def test_a_quantised_draft_model_leaves_the_text_as_it_is():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"draft_quantize": "int3"}, "quantize 'int3' is unknown"),
+        ({"draft_quantize": "int3"}, "^draft_quantize 'int3' is unknown"),
         (
             {"drafter": "prompt-lookup", "draft_quantize": "int8"},
             "draft_quantize is for the drafter 'draft-model' or 'combined'; leave out",
