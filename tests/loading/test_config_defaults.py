@@ -73,6 +73,8 @@ VALUES: dict[str, list[Any]] = {
     "torch_dtype": ["float16"],
     "eos_token_id": [[1, 2]],
     "attention_dropout": [0.1],
+    "clip_qkv": [8.0, 8],
+    "sliding_window_pattern": [2, 0],
 }
 
 
