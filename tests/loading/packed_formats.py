@@ -69,6 +69,18 @@ def gptq(num_out: int, num_in: int, above: int = 1, act_order: bool = False) -> 
     return tensors, weights(numbers, zeros, scales, group_of)
 
 
+def gptq_with_zeros_of_0(num_out: int, num_in: int) -> Module:
+    """Stores words of zeros less 1 in each place, as GPTQModel does: a zero of 0 borrows."""
+    numbers, groups = drawn(num_out, num_in, 0, 16), -(-num_in // GROUP)
+    zeros, scales = drawn(num_out, groups, 0, 3), scales_of(num_out, groups)
+    tensors = {
+        "qweight": words(numbers).T,
+        "qzeros": (words(zeros.T).astype(np.int64) - 0x11111111).astype(np.int32),
+        "scales": scales.T,
+    }
+    return tensors, weights(numbers, zeros, scales, in_order(num_in))
+
+
 def gptq_symmetric(stored: int) -> Callable[[int, int], Module]:
     """Returns a writer of symmetric weights whose zeros, all 8, are stored as 7 or 8."""
 
@@ -179,6 +191,7 @@ _GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "damp_percent":
 _GROUPS = {"strategy": "group", "group_size": GROUP}
 CASES = {
     "gptq": Case(_GPTQ | {"sym": False, "desc_act": False}, gptq),
+    "gptq-zeros-of-0": Case(_GPTQ | {"sym": False}, gptq_with_zeros_of_0),
     "gptq-v2": Case(
         _GPTQ | {"sym": False, "checkpoint_format": "gptq_v2", "desc_act": True},
         lambda *shape: gptq(*shape, above=0, act_order=True),

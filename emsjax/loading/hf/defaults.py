@@ -415,6 +415,7 @@ _AS_GIVEN: Mapping[str, tuple[type, ...]] = MappingProxyType(
 _TYPES: Mapping[str, tuple[type, ...]] = MappingProxyType(
     {
         "attn_logit_softcapping": (float, type(None)),
+        "clip_qkv": (float, type(None)),
         "final_logit_softcapping": (float, type(None)),
     }
 )
