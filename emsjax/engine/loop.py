@@ -78,8 +78,8 @@ class Forward(NamedTuple):
     Attributes:
       cache: K/V [L, B, S, R, 128], with this step's rows written.
       chosen: [B, k+1], the target's choices after the known tokens and after each draft token.
-      hidden: [B, k+1, D], the hidden states from which the choices were made; None if the drafter
-        does not read them.
+      hidden: [B, k+1, D], the hidden states that led to the choices, of the layers that the drafter
+        reads; None if it reads none.
     """
 
     cache: Any
@@ -180,7 +180,10 @@ def draft_tokens(
     # vocabulary.
     place = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
     tokens = jnp.where(place < draft.lens[:, None], draft.tokens, 0)
-    return state.replace(drafter=drafter_state), draft._replace(tokens=tokens)
+    cache = state.cache if draft.cache is None else draft.cache
+    return state.replace(drafter=drafter_state, cache=cache), draft._replace(
+        tokens=tokens, cache=None
+    )
 
 
 def _length_worth_drafting(
@@ -256,9 +259,12 @@ def _run_rung(
     guesses = Guesses(draft.tokens, state.lens)
     batch = pack(state.tokens, state.kv_lens, plan.q_lens, rung.capacity, guesses)
     placed = batch if state.holes is None else after_holes(batch, state.holes)
-    hidden, cache = setup.model(placed, previous.cache, max_q_len=rung.max_q_len)
+    hidden, cache, inner = setup.model.run(
+        placed, previous.cache, max_q_len=rung.max_q_len, keep=setup.drafter.hidden_layers
+    )
     rows = emitting_rows(batch.cu_q_lens, plan, rung.capacity, previous.chosen.tokens.shape[1])
-    kept = None if previous.hidden is None else hidden[rows.places]
+    read = hidden if inner is None else inner
+    kept = None if previous.hidden is None else read[rows.places]
     prefixes = prefixes_of(batch, state, draft)
 
     def choose_after(index: jax.Array | None) -> Chosen:
@@ -293,7 +299,7 @@ def take_note(
 
 
 def _newest_hidden(hidden: jax.Array | None, accepted: jax.Array) -> jax.Array | None:
-    """Returns the hidden state [B, D] from which each slot's newest token was chosen.
+    """Returns the hidden state [B, D] that led to each slot's newest token.
 
     It means nothing for a slot that has not emitted a token yet.
     """
