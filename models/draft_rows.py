@@ -67,16 +67,12 @@ def draft_context(
             seen_own = seen_own & (depth[None] > depth[:, None] - window)
         else:
             seen = jnp.broadcast_to(seen, (depths, *seen.shape[1:]))
-        parts = (
-            (jnp.einsum("drakgh,rskh->drakgs", grouped, k), seen[:, :, :, None, None]),
-            (
-                jnp.einsum("drakgh,erakh->drakge", grouped, own_k),
-                seen_own[:, None, None, None, None],
-            ),
-        )
+        to_text = jnp.einsum("drakgh,rskh->drakgs", grouped, k)
+        to_own = jnp.einsum("drakgh,erakh->drakge", grouped, own_k)
+        masks = seen[:, :, :, None, None], seen_own[:, None, None, None, None]
         scores = [
             jnp.where(mask, soft_capped(x.astype(jnp.float32) * scale, soft_cap), _HIDDEN)
-            for x, mask in parts
+            for x, mask in zip((to_text, to_own), masks, strict=True)
         ]
         shares = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(dtype)
         of_text, of_own = jnp.split(shares, (k.shape[1],), axis=-1)
