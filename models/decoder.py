@@ -497,9 +497,12 @@ def _run_stack(
         )
         if table is not None:
             here = here._replace(angles=jax.tree.map(lambda x: x[table], context.angles))
-        kept = zip(keep, carry.kept, strict=True)
-        kept = tuple(jnp.where(layer == at, carry.x, before) for at, before in kept)
-        return _Carry(*block(carry.x, carry.cache, here), kept)
+        kept = tuple(
+            jnp.where(layer == at, carry.x, before)
+            for at, before in zip(keep, carry.kept, strict=True)
+        )
+        x, cache = block(carry.x, carry.cache, here)
+        return _Carry(x, cache, kept)
 
     # A scan over the layers' numbers would look each of them up, in a launch of its own.
     table_of_layer = jnp.asarray(tables, jnp.int32) if tables else None

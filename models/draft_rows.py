@@ -19,7 +19,7 @@ _HIDDEN = -1e30
 
 
 def draft_context(
-    config: DecoderConfig, cache: jax.Array, starts: jax.Array, depths: int, dtype: jnp.dtype
+    config: DecoderConfig, text_cache: jax.Array, starts: jax.Array, depths: int, dtype: jnp.dtype
 ) -> tuple[LayerContext, Any]:
     """Returns the inputs of layers for drafts of `depths` rows behind A places of R texts.
 
@@ -27,7 +27,7 @@ def draft_context(
 
     Args:
       config: of the target.
-      cache: K/V [L, R, S, rows, 128] of the whole texts.
+      text_cache: K/V [L, R, S, rows, 128] of the whole texts.
       starts: int32[R, A], the place in the text of each draft's first row. The draft sees what is
         before it.
       depths: the number of rows of each draft.
@@ -42,22 +42,22 @@ def draft_context(
     positions = depth[:, None, None] + starts[None]
     flat = positions.ravel()
 
-    def write(own: Any, k: jax.Array, v: jax.Array, *, layer: jax.Array) -> Any:
-        del own, layer
+    def write(cache: Any, k: jax.Array, v: jax.Array, *, layer: jax.Array) -> Any:
+        del cache, layer
         return k, v
 
     def attend(
         q: jax.Array,
-        own: Any,
+        cache: Any,
         *,
         layer: jax.Array,
         scale: float,
         window: int | jax.Array | None = None,
         soft_cap: float | None = None,
     ) -> jax.Array:
-        of_text = jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False)
-        k, v = unpack_kv(of_text, *heads, dtype)
-        own_k, own_v = (x.reshape(depths, texts, places, *heads) for x in own)
+        of_layer = jax.lax.dynamic_index_in_dim(text_cache, layer, keepdims=False)
+        k, v = unpack_kv(of_layer, *heads, dtype)
+        own_k, own_v = (x.reshape(depths, texts, places, *heads) for x in cache)
         grouped = q.reshape(depths, texts, places, heads[0], -1, heads[1])
         known = jnp.arange(k.shape[1], dtype=jnp.int32)[None, None, None]
         seen = known < starts[None, ..., None]

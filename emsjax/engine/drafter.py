@@ -75,7 +75,7 @@ class Stateless:
 
     read_bytes = 0
     hidden_size = 0
-    hidden_layers: tuple[int, ...] = ()
+    hidden_layers = ()
     weights = ()
 
     def init(self, num_slots: int, capacity: int) -> Any:

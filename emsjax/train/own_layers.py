@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from flax import nnx
 
 from emsjax.errors import UserError
@@ -60,7 +61,7 @@ def check_trainable(target: LoadedModel, steps: int) -> None:
 def fit_own_layers(
     config: StateMapConfig,
     target: LoadedModel,
-    token_ids: Sequence[int],
+    token_ids: np.ndarray,
     prompts: Sequence[Sequence[int]],
     split: Split,
     fitting: Fitting,

@@ -56,8 +56,9 @@ def unroll_states(
     reading = read_whole(target, texts, layer, places)
     states = guess_states(state_map, shared, reading, steps)
     hidden = run_drafts(target, Inner(states, layer), reading, texts.starts)
-    number = jnp.zeros(shared.embedding.shape[0], jnp.int32).at[shared.token_ids]
-    number = number.set(jnp.arange(1, shared.token_ids.shape[0] + 1, dtype=jnp.int32)) - 1
+    # Index of each token in the draft's vocabulary, or -1.
+    in_head = jnp.full(shared.embedding.shape[0], -1, jnp.int32).at[shared.token_ids]
+    number = in_head.set(jnp.arange(shared.token_ids.shape[0], dtype=jnp.int32))
     rows = reading.outputs.shape[0]
     final = reading.hidden.reshape(rows * places, -1)
     p = jax.nn.softmax(target.logits(final, shared), axis=1).reshape(rows, places, -1)
