@@ -43,7 +43,7 @@ from emsjax.engine.holes import after_holes
 from emsjax.engine.ladder import Rung
 from emsjax.engine.load import load_of
 from emsjax.engine.model import Model
-from emsjax.engine.packing import Guesses, pack
+from emsjax.engine.packing import Guesses, PackedBatch, pack
 from emsjax.engine.policy import EMS, Policy
 from emsjax.engine.state import DecodeState
 from emsjax.engine.step_costs import StepCosts
@@ -259,11 +259,8 @@ def _run_rung(
     guesses = Guesses(draft.tokens, state.lens)
     batch = pack(state.tokens, state.kv_lens, plan.q_lens, rung.capacity, guesses)
     placed = batch if state.holes is None else after_holes(batch, state.holes)
-    hidden, cache, inner = setup.model.run(
-        placed, previous.cache, max_q_len=rung.max_q_len, keep=setup.drafter.hidden_layers
-    )
+    hidden, cache, read = _pass(setup, placed, previous.cache, rung.max_q_len)
     rows = emitting_rows(batch.cu_q_lens, plan, rung.capacity, previous.chosen.tokens.shape[1])
-    read = hidden if inner is None else inner
     kept = None if previous.hidden is None else read[rows.places]
     prefixes = prefixes_of(batch, state, draft)
 
@@ -276,6 +273,18 @@ def _run_rung(
     else:  # a rung this wide is for prompts, whose rows mostly emit nothing
         chosen = choose_in_chunks(choose_after, rows, previous.chosen)
     return Forward(cache, chosen, kept)
+
+
+def _pass(
+    setup: Setup, batch: PackedBatch, cache: Any, max_q_len: int
+) -> tuple[jax.Array, Any, jax.Array]:
+    """Runs the model; returns final states, cache, and the states that the drafter reads."""
+    if keep := setup.drafter.hidden_layers:
+        done = setup.model.run(batch, cache, max_q_len=max_q_len, keep=keep)
+        assert done.inner is not None
+        return done.hidden, done.cache, done.inner
+    hidden, cache = setup.model(batch, cache, max_q_len=max_q_len)
+    return hidden, cache, hidden
 
 
 def take_note(

@@ -113,6 +113,8 @@ class Model(Protocol):
     ) -> Pass:
         """Does what `__call__` does, or a part of it, and hands out states between layers.
 
+        Only drafters that read inner states, or that run layers, need it.
+
         Args:
           batch: the rows.
           cache: of all layers.
