@@ -15,7 +15,7 @@ from emsjax.train.batches import numbers_of_batch
 from emsjax.train.record import Text
 
 # Batches have few different widths, because each one needs a compiled program.
-WIDTH_MULTIPLE = 128
+WIDTH_MULTIPLE = 64
 
 
 class WholeTexts(NamedTuple):

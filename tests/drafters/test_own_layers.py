@@ -1,7 +1,6 @@
 """Drafts of the target's own last layers: they are what they should be, and change no text."""
 
 import copy
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -101,12 +100,6 @@ def test_drafts_equal_those_of_the_layers_of_transformers(name: str, first_layer
     assert len(seen) > 4, "drafts of one token show little"
 
 
-@functools.cache
-def alone(name: str) -> list[tuple]:
-    plain = make_engine(tiny_model(name), "none", 1)
-    return results(plain, 14)
-
-
 def results(engine: Any, count: int) -> list[tuple]:
     """Returns tokens and their log-probabilities."""
     done = run_all(engine, sampled_jobs(count))
@@ -120,14 +113,13 @@ def hostile(model: Any, value: float) -> OwnLayers:
     return own_layers(model, state_map)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2-mixed"])
-def test_sampled_texts_and_their_logprobs_are_those_of_plain_decoding(name: str):
-    model = tiny_model(name)
+def test_sampled_texts_and_their_logprobs_are_those_of_plain_decoding():
+    """The jobs refill the slots, some stop early, and some layers have windows."""
+    model = tiny_model("qwen2-mixed")
+    alone = results(make_engine(model, "none", 1), 14)
     for drafter in (own_layers(model), Combined(PromptLookup(7, 3, 1), hostile(model, 1e3))):
         engine = make_engine(model, drafter, SLOTS, costs=0.5)
-        for (tokens, chosen), (expected, plain) in zip(
-            results(engine, 14), alone(name), strict=True
-        ):
+        for (tokens, chosen), (expected, plain) in zip(results(engine, 14), alone, strict=True):
             assert tokens == expected
             if plain is not None:
                 np.testing.assert_allclose(chosen, plain, atol=1e-4)
