@@ -54,6 +54,7 @@ def draft_context(
         scale: float,
         window: int | jax.Array | None = None,
         soft_cap: float | None = None,
+        sinks: jax.Array | None = None,
     ) -> jax.Array:
         of_layer = jax.lax.dynamic_index_in_dim(text_cache, layer, keepdims=False)
         k, v = unpack_kv(of_layer, *heads, dtype)
@@ -74,8 +75,12 @@ def draft_context(
             jnp.where(mask, soft_capped(x.astype(jnp.float32) * scale, soft_cap), _HIDDEN)
             for x, mask in zip((to_text, to_own), masks, strict=True)
         ]
+        if sinks is not None:  # take their share of the weights, and add no value
+            shape = scores[0].shape[:-1]
+            of_heads = sinks.reshape(heads[0], -1)[None, None, None]
+            scores.append(jnp.broadcast_to(of_heads, shape)[..., None])
         shares = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(dtype)
-        of_text, of_own = jnp.split(shares, (k.shape[1],), axis=-1)
+        of_text, of_own, _ = jnp.split(shares, (k.shape[1], k.shape[1] + depths), axis=-1)
         mixed = jnp.einsum("drakgs,rskh->drakgh", of_text, v)
         mixed += jnp.einsum("drakge,erakh->drakgh", of_own, own_v)
         return mixed.reshape(q.shape)
