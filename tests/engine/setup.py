@@ -145,10 +145,9 @@ def own_layers(model: Any, state_map: Any = None, first_layer: int = 1) -> OwnLa
     params = jax.tree.map(lambda x: x.astype(model.dtype), split_map[1])
     ids = jnp.arange(0, vocab_size, 2, dtype=jnp.int32)
     embedding = model.embedder.tokens.get_value()
-    output = model.output_kernel
     head = jax.ShapeDtypeStruct((len(ids), width), embedding.dtype)
     if isinstance(embedding, jax.Array):
-        head = output[ids]
+        head = model.output_kernel[ids]
     graphdef, weights = nnx.split(model)
     return OwnLayers(
         "random",
