@@ -1,6 +1,6 @@
 """The output of a drafter: guesses for every slot."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -17,6 +17,8 @@ class Draft(NamedTuple):
         Each way has separate experience.
       costly: the guesses that took time to draft, if this draft does not hold all of them; else
         None. `Combined` drops guesses in favour of better ones, and learns from them all the same.
+      cache: the target's cache, if the drafter wrote K/V of its own into it; else None. It may only
+        write past `DecodeState.kv_lens`, where the target writes again before it reads.
     """
 
     tokens: jax.Array
@@ -24,3 +26,4 @@ class Draft(NamedTuple):
     confidence: jax.Array | None = None
     source: jax.Array | None = None
     costly: "Draft | None" = None
+    cache: Any = None

@@ -102,7 +102,11 @@ def _caches(engine: Engine) -> int:
 
 @pytest.mark.parametrize(
     "drafter",
-    ["prompt-lookup", "combined", *(pytest.param(d, marks=SLOW) for d in ("none", "itself"))],
+    [
+        "prompt-lookup",
+        "combined-own-layers",
+        *(pytest.param(d, marks=SLOW) for d in ("none", "combined", "itself")),
+    ],
 )
 def test_cpu(drafter: str):
     make = make_ladder if drafter == "prompt-lookup" else two_rungs
@@ -195,6 +199,7 @@ def test_every_switch_is_compiled():
         ("v5e", "none"),
         ("v6e", "itself"),
         ("v5e", "combined"),
+        ("v6e", "own-layers"),
     ],
 )
 def test_every_tpu(generation: str, drafter: str):
