@@ -347,8 +347,8 @@ SPECULATIVE_CONFIG = (
         code_revision=None,
     ),
     _foreign(
-        "set draft_quantize of LLM to quantise on load; how a quantised draft is to be read is known "
-        "from its configuration",
+        "set draft_quantize of LLM to quantise on load; how a quantised draft is to be read is "
+        "known from its configuration",
         quantization=None,
     ),
     _foreign("there is no counterpart: a draft reads as far as the model", max_model_len=None),

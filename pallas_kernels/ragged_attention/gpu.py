@@ -291,7 +291,7 @@ def _write(values: jax.Array, shared: Any, out: Any) -> None:
         hopper.store(shared.at[kept], out.at[slice(None), pl.ds(lane, width)])
 
 
-def prepare(*arguments: Any, **sizes: int) -> Callable[..., jax.Array]:
+def prepare(*arguments: Any, **sizes: Any) -> Callable[..., jax.Array]:
     """Implements `api.prepare`."""
     return prepare_sections(_call, gpu_blocks, *arguments, **sizes)
 

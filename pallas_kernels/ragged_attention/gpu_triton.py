@@ -67,7 +67,7 @@ def unsupported(q: jax.Array, cache: jax.Array, num_kv_heads: int) -> str | None
     return next((reason for problem, reason in problems if problem), None)
 
 
-def prepare(*arguments: Any, **sizes: int) -> Callable[..., jax.Array]:
+def prepare(*arguments: Any, **sizes: Any) -> Callable[..., jax.Array]:
     """Implements `api.prepare`."""
     return prepare_sections(_call, triton_blocks, *arguments, **sizes)
 

@@ -83,6 +83,8 @@ def test_nothing_is_compiled_that_nothing_keeps():
 def test_attention_waits_for_the_process_that_compiles_it(monkeypatch):
     called = []
     monkeypatch.setattr(cpu, "wait_for", lambda name: called.append(("wait", name)))
-    monkeypatch.setattr(cpu_kernel, "register_kernel", lambda name, _: called.append(("make", name)))
+    monkeypatch.setattr(
+        cpu_kernel, "register_kernel", lambda name, _: called.append(("make", name))
+    )
     cpu._load()("a kernel", np.dtype("float32"))
     assert called == [("wait", "a kernel"), ("make", "a kernel")]
