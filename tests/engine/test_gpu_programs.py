@@ -15,6 +15,7 @@ from emsjax.plan.copies import copied_slices
 from emsjax.plan.loops import computations, layer_bodies, rung_bodies
 from emsjax.plan.traffic import launches
 from tests.engine.test_compiled import CONFIG, abstract_engine, check_no_weight_is_copied
+from tests.engine.test_compiled_int8 import int8_engine
 from tests.ladders import short_ladder
 
 pytestmark = [pytest.mark.gpu_compiler, pytest.mark.usefixtures("no_compile_cache")]
@@ -68,6 +69,15 @@ def test_hopper():
     assert compiled.as_text().count('custom_call_target="mosaic_gpu') == 5 * len(engine.ladder)
     check_no_copy_of_a_slot(engine, compiled)
     check_no_weight_is_copied(engine, compiled)
+
+
+def test_hopper_reads_int8_weights_in_place():
+    with on_device("h100") as sharding:
+        engine = int8_engine(jnp.bfloat16)
+        compiled = compile_lowered("h100", engine.lower(sharding))
+    check_no_weight_is_copied(engine, compiled)
+    # XLA would copy a layer's weights for the products that the kernel does not take.
+    assert compiled.as_text().count('custom_call_target="mosaic_gpu') == 5 * len(engine.ladder)
 
 
 # Triton does not know the T4, and 64 rows are too many for sums, so its wider rung still copies.

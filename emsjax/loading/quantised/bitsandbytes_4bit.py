@@ -2,8 +2,8 @@
 
 The weights lie row after row, two to a byte, of which the high half comes first. A block is a run
 of them, which may begin and end within rows; its scale is its largest number. With double
-quantisation the scales are bytes themselves, which choose from a table in the file, with a scale per
-block of scales and one common offset.
+quantisation the scales are bytes themselves, which choose from a table in the file, with a scale
+per block of scales and one common offset.
 """
 
 import json
