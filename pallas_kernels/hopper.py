@@ -47,8 +47,8 @@ def product_transposed(left: Any, right: Any) -> jax.Array:
 
 def widened(source: Any, dtype: jnp.dtype) -> jax.Array:
     """Returns int8 [M, X] in shared memory as the left operand of a product, in registers."""
-    # Each thread reads the bytes next to each other that it converts. The numbers then move to where
-    # a product expects 16-bit ones.
+    # Each thread reads bytes that lie next to each other. They then move to where a product expects
+    # the 16-bit numbers that they become.
     read = plgpu.load(source, (), layout=plgpu.Layout.WGMMA_UPCAST_2X)
     return plgpu.layout_cast(read, plgpu.Layout.WGMMA).astype(dtype)
 

@@ -3,9 +3,9 @@
 XLA copies a layer's weights out of the stack before it multiplies them, which takes longer than the
 product. Here each thread block streams its part of the weights through shared memory, straight from
 the stack. The weights are the left operand, so that no part of the tensor cores is idle when there
-are few rows. int8 weights are converted in registers, so that memory and shared memory hold bytes. How
-a sum is divided depends only on the weights' shape and type, so the bits of a row's result do not
-depend on the number of rows.
+are few rows. int8 weights are converted in registers, so that memory and shared memory hold bytes.
+How a sum is divided depends only on the weights' shape, so the bits of a row's result do not depend
+on the number of rows.
 """
 
 import functools
@@ -30,8 +30,8 @@ MOST_SHARES = 4
 ROW_MULTIPLE = 8
 # Enough thread blocks to keep the memory busy; an H100 or H200 has 132 multiprocessors.
 ENOUGH_BLOCKS = 96
-# Shared memory to use, and the number of blocks of weights and rows in flight or in use; of int8, as
-# many bytes in flight need twice the blocks.
+# Shared memory to use, and the number of blocks of weights and rows in flight or in use. Blocks of
+# int8 are half as large, so twice as many are needed to keep the memory as busy.
 SHARED_BYTES, STAGES, STAGES_INT8 = 200 << 10, 3, 6
 AXES = ("tile", "part", "share")
 
