@@ -22,6 +22,7 @@ from tests.engine.test_compiled import (
     check_no_kernel_is_copied,
     check_no_weight_is_copied,
 )
+from tests.engine.test_compiled_int8 import int8_engine
 from tests.ladders import short_ladder
 
 pytestmark = [pytest.mark.gpu_compiler, pytest.mark.usefixtures("no_compile_cache")]
@@ -83,6 +84,15 @@ def test_hopper_with_every_switch(name: str):
     engine, compiled = compile_for("h100", SWITCHES[name])
     check_no_copy_of_a_slot(engine, compiled)
     check_no_kernel_is_copied(engine, compiled)
+
+
+def test_hopper_reads_int8_weights_in_place():
+    with on_device("h100") as sharding:
+        engine = int8_engine(jnp.bfloat16)
+        compiled = compile_lowered("h100", engine.lower(sharding))
+    check_no_weight_is_copied(engine, compiled)
+    # XLA would copy a layer's weights for the products that the kernel does not take.
+    assert compiled.as_text().count('custom_call_target="mosaic_gpu') == 5 * len(engine.ladder)
 
 
 # Triton does not know the T4, and 64 rows are too many for sums, so its wider rung still copies.
