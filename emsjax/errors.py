@@ -65,6 +65,20 @@ def foreign(problem: str, remedy: str) -> Iterator[None]:
         raise UserError(f"{problem} ({reason(error)}); {remedy}") from error
 
 
+@contextmanager
+def about(option: str, value: Any) -> Iterator[None]:
+    """Begins the message of a `UserError` with the option whose value the block uses.
+
+    Args:
+      option: a parameter of the Python interface, which commands show as their option.
+      value: its value.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{option}={short(value)}: {error}") from error
+
+
 def reason(error: BaseException) -> str:
     """Returns the class and the message of an exception in one short line."""
     kind = type(error).__name__

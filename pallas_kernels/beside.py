@@ -1,4 +1,4 @@
-"""Compiles a CPU kernel in a process of its own, while this one does something else.
+"""Compiles most of a CPU kernel in a process of its own, while this one does something else.
 
 Compiling the attention takes seconds, and a new machine has to do it once. Python would do it in
 turn with all else, even in a thread, because most of it holds the interpreter's lock.
@@ -18,17 +18,18 @@ _PROGRAM = """
 import sys
 import jax
 import numpy as np
+from emsjax.pallas_kernels.host_call import compile_run
 from {module} import register_kernel
 name, dtype, directory = sys.argv[1:]
 jax.config.update("jax_compilation_cache_dir", directory)
-register_kernel(name, np.dtype(dtype))
+register_kernel(name, np.dtype(dtype), compile_run)
 """
 
 _RUNNING: dict[str, subprocess.Popen] = {}
 
 
 def compile_beside(operation: str, dtype: object) -> None:
-    """Starts to compile an operation's kernel on CPU, unless one is kept already.
+    """Starts to compile the slowest part of an operation's kernel on CPU, unless one is kept.
 
     Args:
       operation: the operation, whose kernel is in its folder.

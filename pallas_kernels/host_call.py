@@ -258,6 +258,7 @@ def register(
     count: Callable[[int], int],
     run: Callable[[int, int], None],
     sources: Sequence[str],
+    before_run: Callable[[], None] = lambda: None,
 ) -> None:
     """Makes a kernel available to XLA programs as the foreign function `name`.
 
@@ -267,19 +268,12 @@ def register(
       run: computes an item, given the frame and the item's number; compiled by Numba. It must not
         raise.
       sources: the files with all code of these two.
+      before_run: called when all but `run` is compiled, which takes the longest.
     """
-    directory = kept_in()
-    # `kept_functions` chooses the options of the compilation.
-    files = [Path(each) for each in (__file__, str(kept_functions.__file__), *sources)]
-
-    def compile_part(part: str, function: Callable, signature: Any) -> CFunc:
-        kept = Kept(f"{name}.{part}", files, directory)
-        return compile_for_c(function, signature, kept)
-
     # Called by address, because Numba compiles a function again with every function that calls it.
-    counting = compile_part("count", vars(count)["py_func"], types.int64(types.int64))
-    running = compile_part("run", vars(run)["py_func"], types.void(types.int64, types.int64))
-    addresses = (ctypes.c_int64 * 3)(0, counting.address or 0, running.address or 0)
+    one_word = types.int64(types.int64)
+    counting = _compile_part(f"{name}.count", vars(count)["py_func"], one_word, sources)
+    addresses = (ctypes.c_int64 * 3)()
     symbol = f"{name}.addresses"
     binding.add_symbol(symbol, ctypes.addressof(addresses))
     table = _address_of(symbol)
@@ -301,13 +295,31 @@ def register(
         return 0
 
     # One function has both duties, because a helping thread calls a handler as XLA does.
-    handling = compile_part("handle", handle, types.int64(types.int64))
-    addresses[_HANDLER] = handling.address or 0
+    handling = _compile_part(f"{name}.handle", handle, one_word, sources)
+    before_run()
+    running = compile_run(name, count, run, sources)
+    for place, part in {_HANDLER: handling, _COUNT: counting, _RUN: running}.items():
+        addresses[place] = part.address or 0
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handling.ctypes), platform="cpu")
     _ALIVE[name] = alive = (addresses, handling, counting, running)
     # Threads of XLA may still run a program while Python ends, which empties its modules. Nothing
     # gives this reference back, so what the threads use stays in memory until the process ends.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(alive))
+
+
+def compile_run(
+    name: str, count: Callable[[int], int], run: Callable[[int, int], None], sources: Sequence[str]
+) -> CFunc:
+    """Compiles and keeps the part of a kernel that takes longest; arguments as of `register`."""
+    del count
+    signature = types.void(types.int64, types.int64)
+    return _compile_part(f"{name}.run", vars(run)["py_func"], signature, sources)
+
+
+def _compile_part(name: str, function: Callable, signature: Any, sources: Sequence[str]) -> CFunc:
+    # `kept_functions` chooses the options of the compilation.
+    files = [Path(each) for each in (__file__, str(kept_functions.__file__), *sources)]
+    return compile_for_c(function, signature, Kept(name, files, kept_in()))
 
 
 # Compiled functions and their addresses, which must live as long as programs may call them.

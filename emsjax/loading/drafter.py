@@ -12,7 +12,7 @@ from flax import nnx
 from emsjax.drafters.draft_model import DraftModel
 from emsjax.drafters.own_layers import OwnLayers, Parts
 from emsjax.drafters.recurrent import Recurrent
-from emsjax.errors import UserError, foreign
+from emsjax.errors import UserError, about, foreign
 from emsjax.host.device import put_by_row
 from emsjax.limits import OWN_LAYERS, RECURRENT
 from emsjax.loading.draft_checkpoint import (
@@ -74,7 +74,8 @@ def load_drafter(
                 "draft_quantize"
             )
         return _trained(directory, target, draft_length, narrowest)
-    loaded = load_model(draft, dtype=dtype, quantize=quantize)
+    with about("draft_model", str(draft)):
+        loaded = load_model(draft, dtype=dtype, quantize=quantize)
     check_vocabulary(loaded, target)
     _warn_if_larger(loaded, target)
     graphdef, weights = nnx.split(loaded.model)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flax import nnx
 
 from emsjax.engine.model import Model
-from emsjax.errors import UserError, foreign
+from emsjax.errors import UserError, about, foreign
 from emsjax.host.device import check_device
 from emsjax.loading.build import read_weights
 from emsjax.loading.default_model import default_model_dir, default_name
@@ -126,7 +126,8 @@ def _located(model: str | Path) -> Path:
 
 def _other_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     """Loads a tokenizer that replaces the model's own."""
-    path = _located(name)
+    with about("tokenizer", name):
+        path = _located(name)
     found = open_model(path, supported()).tokenizer() if path.is_file() else load_tokenizer(path)
     if found is None:
         raise UserError(

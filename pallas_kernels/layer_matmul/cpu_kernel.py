@@ -97,6 +97,12 @@ def _strip(storage: type) -> Callable:
     return compute
 
 
-def register_kernel(name: str, dtype: np.dtype) -> None:
-    """Makes the kernel for weights of float32, uint16 or int8 available to XLA as `name`."""
+def register_kernel(name: str, dtype: np.dtype, register: Callable[..., object] = register) -> None:
+    """Makes the kernel for weights of float32, uint16 or int8 available to XLA as `name`.
+
+    Args:
+      name: of the foreign function.
+      dtype: of the weights.
+      register: `host_call.register`, or `compile_run` only to compile.
+    """
     register(name, _count, _strip(dtype.type), (__file__, small_products.__file__))

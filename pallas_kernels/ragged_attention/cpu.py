@@ -1,6 +1,7 @@
 """The CPU backend of ragged attention, see `cpu_kernel`."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +26,13 @@ def unsupported(
 
 
 def _load() -> Callable:
+    from emsjax.pallas_kernels.host_call import register
     from emsjax.pallas_kernels.ragged_attention.cpu_kernel import register_kernel
 
-    def register(name: str, dtype: np.dtype) -> None:
-        wait_for(name)
-        register_kernel(name, dtype)
+    def register_after_waiting(name: str, dtype: np.dtype) -> None:
+        register_kernel(name, dtype, partial(register, before_run=partial(wait_for, name)))
 
-    return register
+    return register_after_waiting
 
 
 def prepare(

@@ -229,8 +229,14 @@ def _attention(storage: type) -> Callable:
     return attend
 
 
-def register_kernel(name: str, dtype: np.dtype) -> None:
-    """Makes the kernel for caches of a type, float32 or uint16, available to XLA as `name`."""
+def register_kernel(name: str, dtype: np.dtype, register: Callable[..., object] = register) -> None:
+    """Makes the kernel for caches of a type, float32 or uint16, available to XLA as `name`.
+
+    Args:
+      name: of the foreign function.
+      dtype: of the cache's elements.
+      register: `host_call.register`, or `compile_run` only to compile.
+    """
     modules = (cpu_softmax, cpu_tiles, small_products)
     sources = [__file__, *(str(each.__file__) for each in modules)]
     register(name, count, _attention(dtype.type), sources)

@@ -2,14 +2,15 @@
 
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import jax
 import numpy as np
 import pytest
 
-from emsjax.pallas_kernels import beside
+from emsjax.pallas_kernels import beside, host_call
 from emsjax.pallas_kernels.beside import compile_beside, wait_for
-from emsjax.pallas_kernels.ragged_attention import cpu, cpu_kernel
+from emsjax.pallas_kernels.ragged_attention import cpu
 
 NAME = "emsjax.layer_matmul.float32"
 
@@ -28,9 +29,7 @@ def test_a_kernel_is_kept_by_another_process(kept_at):
     compile_beside("layer_matmul", "float32")
     assert list(beside._RUNNING) == [NAME]
     wait_for(NAME)
-    assert {path.name.split("-")[0] for path in kept_at.glob("*.numba")} == {
-        f"{NAME}.{part}" for part in ("count", "run", "handle")
-    }
+    assert [path.name.split("-")[0] for path in kept_at.glob("*.numba")] == [f"{NAME}.run"]
     compile_beside("layer_matmul", "float32")  # it is kept already
     assert not beside._RUNNING
 
@@ -80,11 +79,17 @@ def test_nothing_is_compiled_that_nothing_keeps():
     assert not beside._RUNNING
 
 
-def test_attention_waits_for_the_process_that_compiles_it(monkeypatch):
-    called = []
-    monkeypatch.setattr(cpu, "wait_for", lambda name: called.append(("wait", name)))
-    monkeypatch.setattr(
-        cpu_kernel, "register_kernel", lambda name, _: called.append(("make", name))
-    )
-    cpu._load()("a kernel", np.dtype("float32"))
-    assert called == [("wait", "a kernel"), ("make", "a kernel")]
+def test_attention_compiles_the_rest_before_it_waits(monkeypatch):
+    done = []
+
+    def compile_part(_function, _signature, kept):
+        done.append(kept)
+        return Mock(address=1)
+
+    monkeypatch.setattr(cpu, "wait_for", lambda name: done.append(f"wait for {name}"))
+    monkeypatch.setattr(host_call, "Kept", lambda name, *_: name)
+    monkeypatch.setattr(host_call, "compile_for_c", compile_part)
+    monkeypatch.setattr(host_call.jax.ffi, "register_ffi_target", Mock())
+    monkeypatch.setattr(host_call.jax.ffi, "pycapsule", Mock())
+    cpu._load()("a_kernel", np.dtype("float32"))
+    assert done == ["a_kernel.count", "a_kernel.handle", "wait for a_kernel", "a_kernel.run"]

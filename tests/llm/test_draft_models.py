@@ -135,3 +135,8 @@ def test_a_trained_draft_is_not_quantised(tmp_path: Path):
     (tmp_path / MANIFEST).write_text("{}")
     with pytest.raises(UserError, match="was trained for a target and stays as it is; leave out d"):
         load_drafter(tmp_path, named("a target"), 3, dtype="auto", quantize="int8", narrowest=8)
+
+
+def test_a_draft_that_does_not_exist_is_named_by_its_option() -> None:
+    with pytest.raises(UserError, match=r"^draft_model='~/no/such/one': model '~/no"):
+        load_drafter("~/no/such/one", named("a target"), 3, dtype="auto", narrowest=8)

@@ -208,6 +208,11 @@ def test_other_tokenizer(hf_dir: Path, tmp_path: Path) -> None:
     assert tokenizer.encode("a") == [0]
 
 
+def test_a_tokenizer_that_does_not_exist_is_named_by_its_option(hf_dir: Path) -> None:
+    with pytest.raises(UserError, match=r"^tokenizer='no/such/one': model 'no/such/one' does not"):
+        load_model(hf_dir, tokenizer="no/such/one")
+
+
 def test_tokenizer_directory_without_one(hf_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="has no tokenizer files"):
@@ -241,3 +246,10 @@ def test_a_file_that_may_not_be_read(hf_dir: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(UserError, match=r"model\.safetensors cannot be read \(Permission denied\)"):
         find_model(hf_dir)
+
+
+def test_a_link_to_nothing_names_a_remedy(hf_dir: Path) -> None:
+    """The Hugging Face cache holds such links after its blobs were deleted."""
+    (hf_dir / "generation_config.json").symlink_to(hf_dir / "deleted")
+    with pytest.raises(UserError, match=r"generation_config.json cannot be read .*; download it"):
+        load_model(hf_dir)

@@ -27,7 +27,7 @@ def read_json(file: Path, remedy: str = "download it again") -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}).") from error
+        raise UserError(f"{file} cannot be read ({error.strerror}); {remedy}.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not valid JSON ({reason(error)}); {remedy}.") from error
     if not isinstance(content, dict):
