@@ -246,10 +246,3 @@ def test_a_file_that_may_not_be_read(hf_dir: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(UserError, match=r"model\.safetensors cannot be read \(Permission denied\)"):
         find_model(hf_dir)
-
-
-def test_a_link_to_nothing_names_a_remedy(hf_dir: Path) -> None:
-    """The Hugging Face cache holds such links after its blobs were deleted."""
-    (hf_dir / "generation_config.json").symlink_to(hf_dir / "deleted")
-    with pytest.raises(UserError, match=r"generation_config.json cannot be read .*; download it"):
-        load_model(hf_dir)
