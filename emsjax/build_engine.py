@@ -79,8 +79,6 @@ def build_engine(
         capacity=capacity,
         policy=policy,
         new_cache=new_cache,
-        # The attention on CPU computes each row alone, however many rows its slot has.
-        by_capacity=target_platform() == "cpu",
         **options,
     )
 

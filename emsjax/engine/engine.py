@@ -47,7 +47,6 @@ class Engine:
         trace: bool = False,
         choose: Callable[[jax.Array, Rows, DecodeState], Chosen] = choose,
         new_cache: Callable[[jax.ShapeDtypeStruct], jax.Array] = jnp.zeros_like,
-        by_capacity: bool = False,
     ):
         """Prepares the programs; the first `run` compiles them and allocates the state.
 
@@ -64,14 +63,11 @@ class Engine:
           choose: turns the target's logits into tokens; simulations replace it.
           new_cache: makes an array of the K/V cache, of this shape and type. Its elements may be
             anything.
-          by_capacity: whether rungs of equal capacity are compiled once. Only the attention of some
-            platforms is faster on the rung that has fewer rows of each slot.
         """
         self.num_slots, self.capacity = num_slots, capacity
         self.ladder = tuple(ladder)
         self._costs, self.policy = costs, policy
         self.trace, self._choose, self._new_cache = trace, choose, new_cache
-        self._by_capacity = by_capacity
         self._token_classes = np.zeros(model.vocab_size, np.uint8)
         self._graphdef, self.params = nnx.split(model)
         self.cache_spec = model.cache_spec(num_slots, capacity)
@@ -163,8 +159,7 @@ class Engine:
     def setup(self, params: nnx.State) -> Setup:
         """Returns the parts of the loop, with these weights."""
         model = nnx.merge(self._graphdef, params)
-        parts = model, self.drafter, self.ladder, self.policy, self._choose
-        return Setup(*parts, by_capacity=self._by_capacity)
+        return Setup(model, self.drafter, self.ladder, self.policy, self._choose)
 
     def lower(
         self,

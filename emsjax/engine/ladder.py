@@ -118,23 +118,6 @@ def _draft_rungs(num_slots: int, longest: int, narrowest: int) -> list[Rung]:
     return [*rungs, Rung(full, longest)]
 
 
-def programs(ladder: Sequence[Rung], *, by_capacity: bool) -> list[tuple[Rung, range]]:
-    """Returns the shapes to compile, each with the indices of the rungs that it serves.
-
-    Args:
-      ladder: the rungs.
-      by_capacity: whether one shape, the one for the most rows of a slot, serves all rungs of a
-        capacity.
-    """
-    found: list[tuple[Rung, range]] = []
-    for index, rung in enumerate(ladder):
-        first = index
-        if by_capacity and found and found[-1][0].capacity == rung.capacity:
-            first = found.pop()[1].start
-        found.append((rung, range(first, index + 1)))
-    return found
-
-
 def for_drafts(ladder: Sequence[Rung], draft_length: int) -> list[bool]:
     """Returns which rungs are for steps that read no prompt; all if every rung is for prompts.
 

@@ -40,7 +40,7 @@ from emsjax.engine.choices import (
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import Drafter, WorthDrafting
 from emsjax.engine.holes import after_holes
-from emsjax.engine.ladder import Rung, programs
+from emsjax.engine.ladder import Rung
 from emsjax.engine.load import load_of
 from emsjax.engine.model import Model
 from emsjax.engine.packing import Guesses, PackedBatch, pack
@@ -63,7 +63,6 @@ class Setup(NamedTuple):
       ladder: the shapes that a step may take, cheapest first.
       policy: what to pad.
       choose: turns the target's logits into tokens.
-      by_capacity: whether rungs of equal capacity are compiled once, see `ladder.programs`.
     """
 
     model: Model
@@ -71,7 +70,6 @@ class Setup(NamedTuple):
     ladder: Sequence[Rung]
     policy: Policy = EMS
     choose: Callable[[jax.Array, Rows, DecodeState], Chosen] = choose
-    by_capacity: bool = False
 
 
 class Forward(NamedTuple):
@@ -233,10 +231,10 @@ def run_target(setup: Setup, state: DecodeState, draft: Draft, plan: Plan) -> Fo
     if hidden is not None:
         hidden = jnp.zeros((*shape, hidden.shape[1]), hidden.dtype)
     carry = (plan.rung, Forward(state.cache, nothing_chosen(shape, state), hidden))
-    for rung, served in programs(setup.ladder, by_capacity=setup.by_capacity):
+    for index, rung in enumerate(setup.ladder):
 
-        def is_planned(carry: tuple[jax.Array, Forward], served: range = served) -> jax.Array:
-            return (carry[0] >= served.start) & (carry[0] < served.stop)
+        def is_planned(carry: tuple[jax.Array, Forward], index: int = index) -> jax.Array:
+            return carry[0] == index
 
         def run_once(
             carry: tuple[jax.Array, Forward], rung: Rung = rung

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emsjax.engine.ladder import EXACT_CAPACITY, Rung, ladder_for, make_ladder, programs
+from emsjax.engine.ladder import EXACT_CAPACITY, Rung, make_ladder
 from emsjax.engine.step_plan import first_fit
 from tests.engine.states import int32s
 
@@ -79,23 +79,3 @@ def test_first_fit_takes_a_rung_for_prompts_only_if_no_other_fits(q_lens):
     )[1]
     found = np.asarray(fit(int32s(q_lens)))
     assert (found, found.dtype) == (expected, np.int32)
-
-
-@pytest.mark.parametrize("num_slots", BATCH_SIZES)
-def test_rungs_of_one_capacity_share_a_program_that_holds_the_rows_of_each(num_slots):
-    ladder = ladder_for("cpu", num_slots, 7)
-    shapes = programs(ladder, by_capacity=True)
-    assert [index for _, served in shapes for index in served] == list(range(len(ladder)))
-    capacities = [shape.capacity for shape, _ in shapes]
-    assert len({*capacities}) == len(capacities) == len({rung.capacity for rung in ladder})
-    for shape, served in shapes:
-        for rung in ladder[served.start : served.stop]:
-            assert shape.capacity == rung.capacity
-            assert shape.max_q_len >= rung.max_q_len
-    assert [rung for rung, _ in programs(ladder, by_capacity=False)] == list(ladder)
-
-
-def test_eight_slots_on_a_cpu_have_six_programs_for_seven_rungs():
-    ladder = ladder_for("cpu", 8, 7)
-    assert len(programs(ladder, by_capacity=False)) == 7
-    assert len(programs(ladder, by_capacity=True)) == 6
