@@ -96,6 +96,11 @@ def take_prompt(fields: Record) -> Prompt:
     key = prompt_key(fields)
     value = fields.pop(key)
     if key == "prompt":
+        if isinstance(value, list):
+            raise UserError(
+                "prompt must be text, not a list; give token ids as prompt_token_ids, and a "
+                "conversation as messages."
+            )
         return check_text("prompt", value)
     if key == "prompt_token_ids":
         return _token_ids(value)

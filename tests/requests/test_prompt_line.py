@@ -113,6 +113,7 @@ KEYS = "prompt, prompt_token_ids, messages, turns"
             f"the object has prompt_token_ids and turns; give exactly one of {KEYS}",
         ),
         ({"prompt": 7}, "prompt must be text, not a number."),
+        ({"prompt": [5, 6]}, "prompt must be text, not a list; give token ids as prompt_token_ids"),
         ({"prompt_token_ids": "78"}, "prompt_token_ids must be a list of whole numbers."),
         ({"messages": ["a"]}, "each of messages must be an object with role and content."),
         ({"turns": [7]}, "the first of turns must be text, not a number."),
