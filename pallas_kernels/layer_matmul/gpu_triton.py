@@ -2,7 +2,8 @@
 
 XLA copies a layer's weights out of the stack before it multiplies them, so that they cross the
 memory three times. Here each program streams its part of the weights, straight from the stack. How
-a sum is divided depends only on the weights' shape.
+a sum is divided depends only on the weights' shape. int8 weights are converted in registers, so that
+memory and shared memory hold bytes.
 """
 
 import functools
@@ -103,7 +104,7 @@ def _kernel(layer: Any, x: Any, kernels: Any, out: Any, *, blocks: Blocks) -> No
         columns = pl.ds((part * steps + step) * blocks.depth, blocks.depth)
         weights = kernels[number, pl.ds(tile * OUT, OUT), columns]
         rows = x[pl.ds(share * blocks.rows, blocks.rows), columns]
-        return sums + product_transposed(rows, weights)
+        return sums + product_transposed(rows, weights.astype(rows.dtype))
 
     out[...] = jax.lax.fori_loop(0, steps, add, jnp.zeros((blocks.rows, OUT), jnp.float32))
 

@@ -22,7 +22,6 @@ from tests.engine.test_compiled import (
     check_no_kernel_is_copied,
     check_no_weight_is_copied,
 )
-from tests.engine.test_compiled_int8 import int8_engine
 from tests.ladders import short_ladder
 
 pytestmark = [pytest.mark.gpu_compiler, pytest.mark.usefixtures("no_compile_cache")]
@@ -40,10 +39,14 @@ def steps_of_a_batch(*args: int, **options: Any) -> tuple[Rung, ...]:
     return short_ladder(*args, **options)[:3:2]
 
 
-def compile_for(gpu: str, config: DecoderConfig = CONFIG) -> tuple[Engine, jax.stages.Compiled]:
+def compile_for(
+    gpu: str, config: DecoderConfig = CONFIG, quantize: str | None = None
+) -> tuple[Engine, jax.stages.Compiled]:
     dtype = jnp.dtype("float16" if gpu == "t4" else "bfloat16")
     with on_device(gpu) as sharding:
-        engine = abstract_engine(dtype, "prompt-lookup", config, make=steps_of_a_batch)
+        engine = abstract_engine(
+            dtype, "prompt-lookup", config, make=steps_of_a_batch, quantize=quantize
+        )
         return engine, compile_lowered(gpu, engine.lower(sharding))
 
 
@@ -86,13 +89,19 @@ def test_hopper_with_every_switch(name: str):
     check_no_kernel_is_copied(engine, compiled)
 
 
-def test_hopper_reads_int8_weights_in_place():
-    with on_device("h100") as sharding:
-        engine = int8_engine(jnp.bfloat16)
-        compiled = compile_lowered("h100", engine.lower(sharding))
-    check_no_weight_is_copied(engine, compiled)
-    # XLA would copy a layer's weights for the products that the kernel does not take.
-    assert compiled.as_text().count('custom_call_target="mosaic_gpu') == 5 * len(engine.ladder)
+@pytest.mark.parametrize("name", ["plain", "experts"])
+@pytest.mark.parametrize("gpu", ["h100", "a100", "l4"])
+def test_int8_weights_are_read_in_place(gpu: str, name: str):
+    """XLA would copy a layer's weights, or an expert's, for products that no kernel takes."""
+    engine, compiled = compile_for(gpu, SWITCHES.get(name, CONFIG), "int8")
+    check_no_kernel_is_copied(engine, compiled)
+    if (gpu, name) == ("h100", "plain"):
+        assert compiled.as_text().count('custom_call_target="mosaic_gpu') == 5 * len(engine.ladder)
+
+
+@pytest.mark.parametrize("gpu", ["a100", "l4"])
+def test_other_gpus_copy_no_expert(gpu: str):
+    check_no_kernel_is_copied(*compile_for(gpu, SWITCHES["experts"]))
 
 
 # Triton does not know the T4, and 64 rows are too many for sums, so its wider rung still copies.

@@ -92,14 +92,13 @@ class TestCpu(LayerMatmulContract):
         np.testing.assert_allclose(ours, xla, rtol=1e-4)
 
 
-def takes(case: Case) -> bool:
-    """Returns whether the kernels for GPUs take the case; XLA multiplies the others there."""
-    return case.dtype != "float32" and not case.int8
+# XLA multiplies the others on GPUs.
+FOR_GPUS = tuple(name for name, case in CASES.items() if case.dtype != "float32")
 
 
 class TestHopper(LayerMatmulContract):
     backend = "gpu"
-    cases: ClassVar = tuple(name for name, case in CASES.items() if case.dtype != "float32")
+    cases: ClassVar = FOR_GPUS
 
     @pytest.fixture(autouse=True)
     def _interpreted(self, interpreting_gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +123,7 @@ class TestHopper(LayerMatmulContract):
 
 class TestTriton(LayerMatmulContract):
     backend = "gpu-triton"
-    cases: ClassVar = tuple(name for name, case in CASES.items() if takes(case))
+    cases: ClassVar = FOR_GPUS
 
     @pytest.fixture(autouse=True)
     def _interpreted(self, interpreting_triton: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,14 +132,17 @@ class TestTriton(LayerMatmulContract):
             monkeypatch.setattr(gpu_triton, "product_transposed", product_of_pairs)
 
 
-@pytest.mark.parametrize("rows", [1, 8, 13])
-def test_sums_equal_the_oracle_for_few_rows(rows: int):
-    case = CASES["odd-tiles"]
-    x, kernels = numbers(case)[0][:rows], numbers(case)[1]
+@pytest.mark.parametrize(
+    ("name", "rows"), [("odd-tiles", 1), ("odd-tiles", 8), ("odd-tiles", 13), ("int8", 13)]
+)
+def test_sums_equal_the_oracle_for_few_rows(name: str, rows: int):
+    case = CASES[name]
+    x = numbers(case)[0][:rows]
+    kernels = int8(case) if case.int8 else jnp.asarray(numbers(case)[1])
     sums, oracle = (
         layer_matmul(
             jnp.asarray(x),
-            jnp.asarray(kernels),
+            kernels,
             layer=jnp.asarray(LAYER),
             dtype=jnp.float32,
             backend=backend,
@@ -150,6 +152,7 @@ def test_sums_equal_the_oracle_for_few_rows(rows: int):
     np.testing.assert_allclose(sums, oracle, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("weights", ["float16", "int8"])
 @pytest.mark.parametrize(
     ("capability", "rows", "chosen"),
     [
@@ -161,8 +164,8 @@ def test_sums_equal_the_oracle_for_few_rows(rows: int):
         ("8.0", 512, "reference"),
     ],
 )
-def test_each_gpu_has_its_kernel(capability: str, rows: int, chosen: str):
-    x, kernels = jnp.zeros((rows, 64), jnp.float16), jnp.zeros((2, 64, 64), jnp.float16)
+def test_each_gpu_has_its_kernel(capability: str, rows: int, chosen: str, weights: str):
+    x, kernels = jnp.zeros((rows, 64), jnp.float16), jnp.zeros((2, 64, 64), weights)
     with compiling_for("gpu", capability), noting_backends() as picked:
         jax.eval_shape(lambda: layer_matmul(x, kernels, layer=jnp.zeros((), jnp.int32)))
     assert picked == {"layer_matmul": chosen}
