@@ -1,7 +1,7 @@
 """`layer_matmul` in XLA and on a Hopper GPU, which is interpreted if there is none."""
 
 import re
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -25,15 +25,10 @@ from tests.kernels.contract_layer_matmul import (
     int8,
     numbers,
 )
+from tests.kernels.interpreted_products import product_of_pairs
 from tests.kernels.lowering import lower_for_hopper
 
 SHAPES = ("smollm2-135m", "opt-125m", "opt-6.7b", "llama-3-8b")
-
-
-def product_of_pairs(left: Any, right: Any) -> jax.Array:
-    """Returns left [M, X] times right [Y, X] transposed, float32, without a matrix product."""
-    wide = (x[...].astype(jnp.float32) for x in (left, right))
-    return jnp.einsum("mx,yx->myx", *wide).sum(axis=-1)
 
 
 class TestReference(LayerMatmulContract):

@@ -288,9 +288,7 @@ def test_all_that_is_wrong_with_4_bits_in_one_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changed", [{"shape": [64]}, {"blocksize": 0}, {"nested_offset": np.inf}, b"\xff", b"[" * 10000]
 )
-def test_a_damaged_description_of_4_bits(
-    tmp_path: Path, changed: dict[str, Any] | bytes
-) -> None:
+def test_a_damaged_description_of_4_bits(tmp_path: Path, changed: dict[str, Any] | bytes) -> None:
     tensors, _ = written(tmp_path, CASES["bitsandbytes-nf4"])
     state = "model.layers.0.mlp.up_proj.weight.quant_state.bitsandbytes__nf4"
     if isinstance(changed, bytes):

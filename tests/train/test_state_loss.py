@@ -83,7 +83,9 @@ def test_the_loss_equals_that_of_drafting_one_by_one():
         reading = read_whole(model, texts, LAYER, PLACES)
         states = guess_states(state_map, shared, reading, steps)
         hidden = run_drafts(model, Inner(states, LAYER), reading, texts.starts)
-        logits = [model.logits(x.reshape(-1, x.shape[-1]), shared) for x in (hidden, reading.hidden)]
+        logits = [
+            model.logits(x.reshape(-1, x.shape[-1]), shared) for x in (hidden, reading.hidden)
+        ]
         shape = ROWS, PLACES, len(ids)
         found = unroll_states(state_map, model, shared, texts, steps, PLACES)
         return found, reading, logits[0].reshape(steps, *shape), logits[1].reshape(shape)
