@@ -28,6 +28,9 @@ MOST_ROWS, MOST_SHARES = 64, 4
 ROW_MULTIPLE = 16
 # Enough programs to keep the memory of any GPU busy.
 ENOUGH_PROGRAMS = 192
+# jax counts the elements of arrays of up to 2**32 bytes in 32 bits, which Triton takes to have a sign.
+# That suits numbers of two bytes or more, of which there are half as many.
+MISCOUNTED = range(2**31 + 1, 2**32 + 1)
 # Shared memory that every GPU since Ampere has for a program, and the most blocks in flight.
 SHARED_BYTES, STAGES = 96 << 10, 4
 
@@ -63,6 +66,8 @@ def unsupported(x: jax.Array, kernels: jax.Array) -> str | None:
     capability = target_capability()
     if capability is not None and int(capability.split(".")[0]) < OLDEST:
         return f"the GPU has compute capability {capability}; Triton requires {OLDEST}.0"
+    if kernels.dtype.itemsize == 1 and kernels.size in MISCOUNTED:
+        return f"the stack has {kernels.size} bytes, which jax would count in 32 bits with a sign"
     return unsuitable(x, kernels, MOST_ROWS * MOST_SHARES, OUT)
 
 

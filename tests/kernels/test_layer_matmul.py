@@ -166,6 +166,23 @@ def test_each_gpu_has_its_kernel(capability: str, rows: int, chosen: str, weight
     assert picked == {"layer_matmul": chosen}
 
 
+@pytest.mark.parametrize(
+    ("layers", "dtype", "chosen"),
+    [
+        (127, "int8", "gpu-triton"),
+        (129, "int8", "gpu-sums"),
+        (300, "int8", "gpu-triton"),
+        (129, "bfloat16", "gpu-triton"),
+    ],
+)
+def test_triton_gets_no_stack_that_jax_would_count_wrongly(layers: int, dtype: str, chosen: str):
+    x = jax.ShapeDtypeStruct((8, 4096), jnp.bfloat16)
+    kernels = jax.ShapeDtypeStruct((layers, 4096, 4096), dtype)
+    with compiling_for("gpu", "8.0"), noting_backends() as picked:
+        jax.eval_shape(lambda *a: layer_matmul(*a, layer=jnp.zeros((), jnp.int32)), x, kernels)
+    assert picked == {"layer_matmul": chosen}
+
+
 def weights_of(model: str) -> list[tuple[int, int]]:
     """Returns [out, in] of each kernel in a layer of the named model."""
     config = named_config(model)
