@@ -52,8 +52,9 @@ def expert_matmul(
       layer: int32[], the layer to use.
       tiles: the expert of each tile, and how many tiles have rows.
       dtype: of the result; x's by default.
-      backend: "reference" (a `layer_matmul` for each tile, on any platform), "tpu" or "gpu-triton" (since
-        Ampere). None uses the platform's own if it supports the arguments, else the reference.
+      backend: "reference" (a `layer_matmul` for each tile, on any platform), "tpu" or "gpu-triton"
+        (since Ampere). None uses the platform's own if it supports the arguments, else the
+        reference.
 
     Returns:
       [X, Y, out] in `dtype`; anything in unused tiles.

@@ -1,7 +1,7 @@
-"""Products with experts on any GPU since Ampere, in one launch: a tile's program looks its expert up.
+"""Products with experts on any GPU since Ampere, in one launch: programs look up their experts.
 
-It is the kernel of `layer_matmul` with other weights for each tile. A loop over tiles would launch a
-few kernels for each, a hundred times as many as the rest of a layer.
+It is the kernel of `layer_matmul` with other weights for each tile. A loop over tiles would launch
+several kernels for each.
 """
 
 import jax

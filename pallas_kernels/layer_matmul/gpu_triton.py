@@ -2,8 +2,8 @@
 
 XLA copies a layer's weights out of the stack before it multiplies them, so that they cross the
 memory three times. Here each program streams its part of the weights, straight from the stack. How
-a sum is divided depends only on the weights' shape. int8 weights are converted in registers, so that
-memory and shared memory hold bytes.
+a sum is divided depends only on the weights' shape. int8 weights are converted after they have been
+read, so that memory holds bytes.
 """
 
 import functools
@@ -28,8 +28,8 @@ MOST_ROWS, MOST_SHARES = 64, 4
 ROW_MULTIPLE = 16
 # Enough programs to keep the memory of any GPU busy.
 ENOUGH_PROGRAMS = 192
-# jax counts the elements of arrays of up to 2**32 bytes in 32 bits, which Triton takes to have a sign.
-# That suits numbers of two bytes or more, of which there are half as many.
+# jax counts the elements of arrays of up to 2**32 bytes in 32 bits, which for Triton have a sign.
+# That suits numbers of two bytes or more, of which there are at most half as many.
 MISCOUNTED = range(2**31 + 1, 2**32 + 1)
 # Shared memory that every GPU since Ampere has for a program, and the most blocks in flight.
 SHARED_BYTES, STAGES = 96 << 10, 4

@@ -20,7 +20,6 @@ from emsjax.pallas_kernels.layer_matmul.gpu import ENOUGH_BLOCKS, blocks_for
 from tests.kernels.contract_layer_matmul import (
     CASES,
     LAYER,
-    Case,
     LayerMatmulContract,
     int8,
     numbers,

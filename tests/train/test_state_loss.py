@@ -1,4 +1,4 @@
-"""The start and the loss of a state map, compared with loops over texts, places and draft tokens."""
+"""The start and the loss of a state map, compared with loops over texts and draft tokens."""
 
 import jax
 import jax.numpy as jnp
