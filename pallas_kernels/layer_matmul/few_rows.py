@@ -8,7 +8,10 @@ import jax.numpy as jnp
 from emsjax.pallas_kernels.tensor_cores import DTYPES
 
 
-def unsuitable(x: jax.Array, kernels: jax.Array, most_rows: int, multiple: int) -> str | None:
+Given = jax.Array | jax.ShapeDtypeStruct
+
+
+def unsuitable(x: Given, kernels: Given, most_rows: int, multiple: int) -> str | None:
     """Returns why a kernel cannot take these arguments, or None if it can.
 
     Args:

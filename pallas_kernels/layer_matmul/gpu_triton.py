@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from emsjax.pallas_kernels.backends import target_capability
-from emsjax.pallas_kernels.layer_matmul.few_rows import added, unsuitable
+from emsjax.pallas_kernels.layer_matmul.few_rows import Given, added, unsuitable
 
 # Triton makes code for compute capability 8.0, Ampere, and newer.
 OLDEST = 8
@@ -61,7 +61,7 @@ def blocks_for(num_out: int, num_in: int, num_rows: int) -> Blocks:
     return Blocks(depth, parts, rows, min(SHARED_BYTES // ((OUT + rows) * depth * 2), STAGES))
 
 
-def unsupported(x: jax.Array, kernels: jax.Array) -> str | None:
+def unsupported(x: Given, kernels: Given) -> str | None:
     """Why the kernel cannot be used, or None if it can."""
     capability = target_capability()
     if capability is not None and int(capability.split(".")[0]) < OLDEST:
