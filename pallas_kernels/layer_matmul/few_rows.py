@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from emsjax.pallas_kernels.tensor_cores import DTYPES
 
-
+# An array, or only its shape and type.
 Given = jax.Array | jax.ShapeDtypeStruct
 
 
