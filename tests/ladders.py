@@ -25,3 +25,8 @@ def _shortened(ladder: tuple[Rung, ...], draft_length: int) -> tuple[Rung, ...]:
 def two_rungs(num_slots: int, draft_length: int, **options: Any) -> tuple[Rung, ...]:
     """Returns the rung of most draft tokens, or the plain one, and that of most prompt tokens."""
     return short_ladder(num_slots, draft_length, **options)[-2:]
+
+
+def one_rung(num_slots: int, draft_length: int, **options: Any) -> tuple[Rung, ...]:
+    """Returns the plain rung, for programs that are only compiled."""
+    return short_ladder(num_slots, draft_length, **options)[:1]

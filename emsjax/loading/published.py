@@ -84,6 +84,12 @@ def _smollm2(
     return _gated("llama", width, inner, layers, heads, **settings)
 
 
+def _qwen25(width: int, inner: int, layers: int, heads: tuple[int, int], **more: Any) -> Config:
+    settings = {"vocab_size": 151936, "max_position_embeddings": 32768, "rope_theta": 1000000.0}
+    settings |= {"rms_norm_eps": 1e-6, "eos_token_id": 151643}
+    return _gated("qwen2", width, inner, layers, heads, **settings | more)
+
+
 def _qwen3(width: int, inner: int, layers: int, heads: int, tied: bool) -> Config:
     settings = {"vocab_size": 151936, "max_position_embeddings": 40960, "rope_theta": 1000000.0}
     settings |= {"rms_norm_eps": 1e-6, "eos_token_id": 151645, "head_dim": 128}
@@ -124,19 +130,12 @@ PUBLISHED: Mapping[str, Config] = MappingProxyType(
         # Version 0.1; 0.3 has a larger vocabulary and no sliding window.
         "mistral-7b": _mistral(vocab_size=32000, sliding_window=4096, rope_theta=10000.0),
         "mistral-7b-v0.3": _mistral(vocab_size=32768, sliding_window=None, rope_theta=1000000.0),
-        "qwen2.5-0.5b": _gated(
-            "qwen2",
-            896,
-            4864,
-            24,
-            (14, 2),
-            vocab_size=151936,
-            max_position_embeddings=32768,
-            rope_theta=1000000.0,
-            rms_norm_eps=1e-6,
-            eos_token_id=151643,
-            **_TIED,
-        ),
+        "qwen2.5-0.5b": _qwen25(896, 4864, 24, (14, 2), **_TIED),
+        "qwen2.5-1.5b": _qwen25(1536, 8960, 28, (12, 2), **_TIED),
+        "qwen2.5-3b": _qwen25(2048, 11008, 36, (16, 2), **_TIED),
+        "qwen2.5-7b": _qwen25(3584, 18944, 28, (28, 4), vocab_size=152064),
+        "qwen2.5-14b": _qwen25(5120, 13824, 48, (40, 8), vocab_size=152064),
+        "qwen2.5-32b": _qwen25(5120, 27648, 64, (40, 8), vocab_size=152064),
         "qwen3-0.6b": _qwen3(1024, 3072, 28, 16, tied=True),
         "qwen3-1.7b": _qwen3(2048, 6144, 28, 16, tied=True),
         "qwen3-4b": _qwen3(2560, 9728, 36, 32, tied=True),

@@ -60,6 +60,26 @@ def _olmo2(width: int, inner: int, layers: int, heads: int) -> Config:
     return sizes("olmo2", width, inner, layers, (heads, heads), **settings)
 
 
+def _olmo3(width: int, inner: int, layers: int, heads: tuple[int, int]) -> Config:
+    settings: Config = {
+        "vocab_size": 100278,
+        "max_position_embeddings": 65536,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 500000.0,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "original_max_position_embeddings": 8192,
+            "attention_factor": 1.2079441541679836,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+        },
+        "sliding_window": 4096,
+        "eos_token_id": 100257,
+    }
+    return sizes("olmo3", width, inner, layers, heads, **settings)
+
+
 def _qwen3_moe(width: int, inner: int, layers: int, heads: int, experts: int) -> Config:
     """Returns the settings of Qwen3-MoE; `experts` is the width of each."""
     settings: Config = {
@@ -124,6 +144,8 @@ PUBLISHED_SINCE: Mapping[str, Config] = MappingProxyType(
         "olmo-2-1b": _olmo2(2048, 8192, 16, 16),
         "olmo-2-7b": _olmo2(4096, 11008, 32, 32),
         "olmo-2-13b": _olmo2(5120, 13824, 40, 40),
+        "olmo-3-7b": _olmo3(4096, 11008, 32, (32, 32)),
+        "olmo-3-32b": _olmo3(5120, 27648, 64, (40, 8)),
         "phi-3-mini-4k": sizes("phi3", 3072, 8192, 32, (32, 32), sliding_window=2047),
         "phi-4": sizes(
             "phi3",
@@ -173,6 +195,22 @@ PUBLISHED_SINCE: Mapping[str, Config] = MappingProxyType(
         "command-r7b": sizes(
             "cohere2", 4096, 14336, 32, (32, 8), rope_theta=50000.0, logit_scale=0.25
         ),
+        "command-a": sizes(
+            "cohere2",
+            12288,
+            36864,
+            64,
+            (96, 8),
+            rope_theta=50000.0,
+            logit_scale=0.25,
+            max_position_embeddings=131072,
+        ),
+        # The text parts.
+        "ministral-3-3b": sizes(
+            "ministral3", 3072, 9216, 26, (32, 8), head_dim=128, tie_word_embeddings=True
+        ),
+        "ministral-3-8b": sizes("ministral3", 4096, 14336, 34, (32, 8), head_dim=128),
+        "ministral-3-14b": sizes("ministral3", 5120, 16384, 40, (32, 8), head_dim=128),
         "qwen3-30b-a3b": _qwen3_moe(2048, 6144, 48, 32, 768),
         "qwen3-235b-a22b": _qwen3_moe(4096, 12288, 94, 64, 1536),
         "mixtral-8x7b": sizes(

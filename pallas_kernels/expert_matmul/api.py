@@ -22,7 +22,15 @@ def _tpu() -> Backend:
     return Backend(tpu.expert_matmul, tpu.unsupported)
 
 
-BACKENDS: Backends = MappingProxyType({"reference": _reference, "tpu": _tpu})
+def _gpu_triton() -> Backend:
+    from emsjax.pallas_kernels.expert_matmul import gpu_triton
+
+    return Backend(gpu_triton.expert_matmul, gpu_triton.unsupported)
+
+
+BACKENDS: Backends = MappingProxyType(
+    {"reference": _reference, "tpu": _tpu, "gpu-triton": _gpu_triton}
+)
 
 
 def expert_matmul(
@@ -44,8 +52,9 @@ def expert_matmul(
       layer: int32[], the layer to use.
       tiles: the expert of each tile, and how many tiles have rows.
       dtype: of the result; x's by default.
-      backend: "reference" (a `layer_matmul` for each tile, on any platform) or "tpu". None uses the
-        platform's own if it supports the arguments, else the reference.
+      backend: "reference" (a `layer_matmul` for each tile, on any platform), "tpu" or "gpu-triton"
+        (since Ampere). None uses the platform's own if it supports the arguments, else the
+        reference.
 
     Returns:
       [X, Y, out] in `dtype`; anything in unused tiles.

@@ -74,7 +74,7 @@ def blocks_for(num_out: int, num_in: int, num_rows: int, int8: bool = False) -> 
 def unsupported(x: jax.Array, kernels: jax.Array) -> str | None:
     """Why the kernel cannot be used, or None if it can."""
     most = MOST_ROWS * MOST_SHARES
-    return hopper.no_hopper() or unsuitable(x, kernels, most, TENSOR_CORE_ROWS, int8=True)
+    return hopper.no_hopper() or unsuitable(x, kernels, most, TENSOR_CORE_ROWS)
 
 
 def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.dtype) -> jax.Array:

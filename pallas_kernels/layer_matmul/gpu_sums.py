@@ -17,8 +17,8 @@ def unsupported(x: jax.Array, kernels: jax.Array) -> str | None:
     most = ROWS_OF_A_PASS * MOST_PASSES
     if kernels.shape[0] == 1:
         return "there is one layer, and XLA need not copy its weights"
-    if x.dtype.itemsize != 2 or kernels.dtype != x.dtype:
-        return f"they take 16-bit numbers, not {x.dtype} times {kernels.dtype}"
+    if x.dtype.itemsize != 2 or kernels.dtype not in (x.dtype, jnp.int8):
+        return f"they take 16-bit numbers and int8 weights, not {x.dtype} times {kernels.dtype}"
     return f"there are {x.shape[0]} rows, and they take {most}" if x.shape[0] > most else None
 
 

@@ -2,7 +2,8 @@
 
 XLA copies a layer's weights out of the stack before it multiplies them, so that they cross the
 memory three times. Here each program streams its part of the weights, straight from the stack. How
-a sum is divided depends only on the weights' shape.
+a sum is divided depends only on the weights' shape. int8 weights are converted after they have been
+read, so that memory holds bytes.
 """
 
 import functools
@@ -14,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from emsjax.pallas_kernels.backends import target_capability
-from emsjax.pallas_kernels.layer_matmul.few_rows import added, unsuitable
+from emsjax.pallas_kernels.layer_matmul.few_rows import Given, added, unsuitable
 
 # Triton makes code for compute capability 8.0, Ampere, and newer.
 OLDEST = 8
@@ -27,6 +28,9 @@ MOST_ROWS, MOST_SHARES = 64, 4
 ROW_MULTIPLE = 16
 # Enough programs to keep the memory of any GPU busy.
 ENOUGH_PROGRAMS = 192
+# jax counts the elements of arrays of up to 2**32 bytes in 32 bits, which for Triton have a sign.
+# That suits numbers of two bytes or more, of which there are at most half as many.
+MISCOUNTED = range(2**31 + 1, 2**32 + 1)
 # Shared memory that every GPU since Ampere has for a program, and the most blocks in flight.
 SHARED_BYTES, STAGES = 96 << 10, 4
 
@@ -57,11 +61,13 @@ def blocks_for(num_out: int, num_in: int, num_rows: int) -> Blocks:
     return Blocks(depth, parts, rows, min(SHARED_BYTES // ((OUT + rows) * depth * 2), STAGES))
 
 
-def unsupported(x: jax.Array, kernels: jax.Array) -> str | None:
+def unsupported(x: Given, kernels: Given) -> str | None:
     """Why the kernel cannot be used, or None if it can."""
     capability = target_capability()
     if capability is not None and int(capability.split(".")[0]) < OLDEST:
         return f"the GPU has compute capability {capability}; Triton requires {OLDEST}.0"
+    if kernels.dtype.itemsize == 1 and kernels.size in MISCOUNTED:
+        return f"the stack has {kernels.size} bytes, which jax would count in 32 bits with a sign"
     return unsuitable(x, kernels, MOST_ROWS * MOST_SHARES, OUT)
 
 
@@ -70,16 +76,37 @@ def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.
     num_rows, (_, num_out, num_in) = x.shape[0], kernels.shape
     blocks = blocks_for(num_out, num_in, num_rows)
     x = jnp.pad(x, ((0, -num_rows % blocks.rows), (0, 0)))
-    parts = _call(jnp.reshape(layer, 1), x, kernels, blocks)
+    parts = sums_of(x, kernels, jnp.reshape(layer, 1), blocks)
     return added(parts)[:num_rows].astype(dtype)
 
 
-def _call(layer: jax.Array, x: jax.Array, kernels: jax.Array, blocks: Blocks) -> jax.Array:
-    """The sums over each part of the columns, float32[parts, T, out]."""
+def sums_of(
+    x: jax.Array,
+    kernels: jax.Array,
+    numbers: jax.Array,
+    blocks: Blocks,
+    *,
+    each: bool = False,
+    name: str = "layer_matmul",
+) -> jax.Array:
+    """Multiplies rows with weights from a stack.
+
+    Args:
+      x: rows [T, in], a multiple of `blocks.rows`.
+      kernels: a stack of weights [L, out, in].
+      numbers: which weights to use, int32[1].
+      blocks: the sizes.
+      each: whether `numbers` is int32[T / blocks.rows], which weights to use for each so many rows;
+        -1 for none, whose sums are 0.
+      name: of the kernel in programs.
+
+    Returns:
+      The sums over each part of the columns, float32[parts, T, out].
+    """
     num_rows, (_, num_out, _) = x.shape[0], kernels.shape
     whole = pl.BlockSpec(memory_space=pl.ANY)
     call = pl.pallas_call(
-        functools.partial(_kernel, blocks=blocks),
+        functools.partial(_kernel, blocks=blocks, each=each),
         out_shape=jax.ShapeDtypeStruct((blocks.parts, num_rows, num_out), jnp.float32),
         # Programs that read the same weights for different rows are next to each other.
         grid=(num_rows // blocks.rows, num_out // OUT, blocks.parts),
@@ -88,24 +115,25 @@ def _call(layer: jax.Array, x: jax.Array, kernels: jax.Array, blocks: Blocks) ->
             (None, blocks.rows, OUT), lambda share, tile, part: (part, share, tile)
         ),
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=blocks.stages),
-        name="layer_matmul",
+        name=name,
     )
-    return call(layer, x, kernels)
+    return call(numbers, x, kernels)
 
 
-def _kernel(layer: Any, x: Any, kernels: Any, out: Any, *, blocks: Blocks) -> None:
+def _kernel(numbers: Any, x: Any, kernels: Any, out: Any, *, blocks: Blocks, each: bool) -> None:
     """One program: its outputs for its rows, summed over one part of the columns."""
     share, tile, part = (pl.program_id(axis) for axis in range(3))
     steps = x.shape[1] // blocks.parts // blocks.depth
-    number = layer[0]
+    number = numbers[share if each else 0]
+    end = jnp.minimum(number + 1, 1) * steps if each else steps  # 0 if there are no weights
 
     def add(step: jax.Array, sums: jax.Array) -> jax.Array:
         columns = pl.ds((part * steps + step) * blocks.depth, blocks.depth)
         weights = kernels[number, pl.ds(tile * OUT, OUT), columns]
         rows = x[pl.ds(share * blocks.rows, blocks.rows), columns]
-        return sums + product_transposed(rows, weights)
+        return sums + product_transposed(rows, weights.astype(rows.dtype))
 
-    out[...] = jax.lax.fori_loop(0, steps, add, jnp.zeros((blocks.rows, OUT), jnp.float32))
+    out[...] = jax.lax.fori_loop(0, end, add, jnp.zeros((blocks.rows, OUT), jnp.float32))
 
 
 def product_transposed(left: jax.Array, right: jax.Array) -> jax.Array:

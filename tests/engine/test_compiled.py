@@ -50,10 +50,11 @@ def abstract_engine(
     config: DecoderConfig = CONFIG,
     method: str = "ems",
     make: Callable[..., tuple[Rung, ...]] = two_rungs,
+    quantize: str | None = None,
 ) -> Engine:
     """Makes an engine with shapes for weights. Rungs compile alike, so most tests do with two."""
     return make_engine(
-        shape_of_model(config, dtype),
+        shape_of_model(config, dtype, quantize),
         drafter,
         num_slots=8,
         capacity=2048,

@@ -20,6 +20,7 @@ from emsjax.pallas_kernels.expert_matmul.tiles import (
     tiles_of,
     to_tiles,
 )
+from emsjax.pallas_kernels.layer_matmul import gpu_triton
 from emsjax.plan.copies import copied_slices
 from tests.kernels.contract_expert_matmul import (
     CASES,
@@ -27,6 +28,7 @@ from tests.kernels.contract_expert_matmul import (
     ExpertMatmulContract,
     rows_and_choices,
 )
+from tests.kernels.interpreted_products import product_of_pairs
 
 
 class TestReference(ExpertMatmulContract):
@@ -49,6 +51,19 @@ class TestTpu(ExpertMatmulContract):
     @pytest.fixture(autouse=True)
     def _interpreted(self, interpreting_tpu: list[str]) -> None:
         pass
+
+
+class TestTriton(ExpertMatmulContract):
+    """Interpreted on a CPU."""
+
+    backend = "gpu-triton"
+    cases: ClassVar = ("bfloat16", "many-experts", "one-expert", "int8")
+
+    @pytest.fixture(autouse=True)
+    def _interpreted(self, interpreting_triton: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        if jax.default_backend() != "gpu":
+            # XLA's products on a CPU depend on the number of rows.
+            monkeypatch.setattr(gpu_triton, "product_transposed", product_of_pairs)
 
 
 # One program for all examples of a shape.

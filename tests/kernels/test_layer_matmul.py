@@ -1,7 +1,7 @@
 """`layer_matmul` in XLA and on a Hopper GPU, which is interpreted if there is none."""
 
 import re
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,20 +20,14 @@ from emsjax.pallas_kernels.layer_matmul.gpu import ENOUGH_BLOCKS, blocks_for
 from tests.kernels.contract_layer_matmul import (
     CASES,
     LAYER,
-    Case,
     LayerMatmulContract,
     int8,
     numbers,
 )
+from tests.kernels.interpreted_products import product_of_pairs
 from tests.kernels.lowering import lower_for_hopper
 
 SHAPES = ("smollm2-135m", "opt-125m", "opt-6.7b", "llama-3-8b")
-
-
-def product_of_pairs(left: Any, right: Any) -> jax.Array:
-    """Returns left [M, X] times right [Y, X] transposed, float32, without a matrix product."""
-    wide = (x[...].astype(jnp.float32) for x in (left, right))
-    return jnp.einsum("mx,yx->myx", *wide).sum(axis=-1)
 
 
 class TestReference(LayerMatmulContract):
@@ -92,14 +86,13 @@ class TestCpu(LayerMatmulContract):
         np.testing.assert_allclose(ours, xla, rtol=1e-4)
 
 
-def takes(case: Case) -> bool:
-    """Returns whether the kernels for GPUs take the case; XLA multiplies the others there."""
-    return case.dtype != "float32" and not case.int8
+# XLA multiplies the others on GPUs.
+FOR_GPUS = tuple(name for name, case in CASES.items() if case.dtype != "float32")
 
 
 class TestHopper(LayerMatmulContract):
     backend = "gpu"
-    cases: ClassVar = tuple(name for name, case in CASES.items() if case.dtype != "float32")
+    cases: ClassVar = FOR_GPUS
 
     @pytest.fixture(autouse=True)
     def _interpreted(self, interpreting_gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +117,7 @@ class TestHopper(LayerMatmulContract):
 
 class TestTriton(LayerMatmulContract):
     backend = "gpu-triton"
-    cases: ClassVar = tuple(name for name, case in CASES.items() if takes(case))
+    cases: ClassVar = FOR_GPUS
 
     @pytest.fixture(autouse=True)
     def _interpreted(self, interpreting_triton: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,14 +126,17 @@ class TestTriton(LayerMatmulContract):
             monkeypatch.setattr(gpu_triton, "product_transposed", product_of_pairs)
 
 
-@pytest.mark.parametrize("rows", [1, 8, 13])
-def test_sums_equal_the_oracle_for_few_rows(rows: int):
-    case = CASES["odd-tiles"]
-    x, kernels = numbers(case)[0][:rows], numbers(case)[1]
+@pytest.mark.parametrize(
+    ("name", "rows"), [("odd-tiles", 1), ("odd-tiles", 8), ("odd-tiles", 13), ("int8", 13)]
+)
+def test_sums_equal_the_oracle_for_few_rows(name: str, rows: int):
+    case = CASES[name]
+    x = numbers(case)[0][:rows]
+    kernels = int8(case) if case.int8 else jnp.asarray(numbers(case)[1])
     sums, oracle = (
         layer_matmul(
             jnp.asarray(x),
-            jnp.asarray(kernels),
+            kernels,
             layer=jnp.asarray(LAYER),
             dtype=jnp.float32,
             backend=backend,
@@ -150,6 +146,7 @@ def test_sums_equal_the_oracle_for_few_rows(rows: int):
     np.testing.assert_allclose(sums, oracle, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("weights", ["float16", "int8"])
 @pytest.mark.parametrize(
     ("capability", "rows", "chosen"),
     [
@@ -161,10 +158,27 @@ def test_sums_equal_the_oracle_for_few_rows(rows: int):
         ("8.0", 512, "reference"),
     ],
 )
-def test_each_gpu_has_its_kernel(capability: str, rows: int, chosen: str):
-    x, kernels = jnp.zeros((rows, 64), jnp.float16), jnp.zeros((2, 64, 64), jnp.float16)
+def test_each_gpu_has_its_kernel(capability: str, rows: int, chosen: str, weights: str):
+    x, kernels = jnp.zeros((rows, 64), jnp.float16), jnp.zeros((2, 64, 64), weights)
     with compiling_for("gpu", capability), noting_backends() as picked:
         jax.eval_shape(lambda: layer_matmul(x, kernels, layer=jnp.zeros((), jnp.int32)))
+    assert picked == {"layer_matmul": chosen}
+
+
+@pytest.mark.parametrize(
+    ("layers", "dtype", "chosen"),
+    [
+        (127, "int8", "gpu-triton"),
+        (129, "int8", "gpu-sums"),
+        (300, "int8", "gpu-triton"),
+        (129, "bfloat16", "gpu-triton"),
+    ],
+)
+def test_triton_gets_no_stack_that_jax_would_count_wrongly(layers: int, dtype: str, chosen: str):
+    x = jax.ShapeDtypeStruct((8, 4096), jnp.bfloat16)
+    kernels = jax.ShapeDtypeStruct((layers, 4096, 4096), dtype)
+    with compiling_for("gpu", "8.0"), noting_backends() as picked:
+        jax.eval_shape(lambda *a: layer_matmul(*a, layer=jnp.zeros((), jnp.int32)), x, kernels)
     assert picked == {"layer_matmul": chosen}
 
 

@@ -43,6 +43,28 @@ def test_built_in_models_are_as_by_transformers(name: str):
     assert model_config(completed) == by_transformers(PUBLISHED[name])
 
 
+def families_with_layer_types() -> list[str]:
+    from transformers import CONFIG_MAPPING
+
+    return [n for n in DEFAULTS if "layer_types" in CONFIG_MAPPING[n].__dataclass_fields__]
+
+
+@pytest.mark.parametrize("name", families_with_layer_types())
+def test_layers_without_types_have_the_windows_that_transformers_gives_them(name: str):
+    from transformers import CONFIG_MAPPING
+
+    fields = CONFIG_MAPPING[name].__dataclass_fields__
+    sizes = {"num_hidden_layers": 9, "sliding_window": 7, "max_window_layers": 4}
+    sizes |= {"use_sliding_window": True}
+    sizes = {key: value for key, value in sizes.items() if key in fields}
+    kinds = CONFIG_MAPPING[name](**sizes).layer_types
+    windows = tuple(7 if kind == "sliding_attention" else 0 for kind in kinds)
+    given = {"model_type": name} | sizes
+    assert by_transformers(given).windows == windows
+    completed = from_table(given)
+    assert completed is None or model_config(completed).windows == windows
+
+
 # Values that configurations give these keys, usual and unusual.
 VALUES: dict[str, list[Any]] = {
     "num_key_value_heads": [1, 2, None],

@@ -274,6 +274,7 @@ def test_all_that_is_wrong_with_4_bits_in_one_error(tmp_path: Path) -> None:
     del tensors[f"{layers[0]}.{state}"]
     tensors[f"{layers[1]}.{state}"] = tensors[f"{layers[1]}.{state}"][:-1]
     tensors[f"{layers[2]}.absmax"] = np.zeros(5, np.uint8)
+    tensors[f"{layers[2]}.nested_quant_map"] = np.zeros(255, np.float32)
     save(tmp_path, tensors)
     with pytest.raises(UserError) as caught:
         load_model(tmp_path)
@@ -281,13 +282,19 @@ def test_all_that_is_wrong_with_4_bits_in_one_error(tmp_path: Path) -> None:
     assert f"{layers[0]}.{state} is missing" in message
     assert f"{layers[1]}.{state} is damaged" in message
     assert f"{layers[2]}.absmax has [5], not [" in message
+    assert f"{layers[2]}.nested_quant_map has [255], not [256]" in message
 
 
-@pytest.mark.parametrize("changed", [{"shape": [64]}, {"blocksize": 0}, {"nested_offset": np.inf}])
-def test_a_damaged_description_of_4_bits(tmp_path: Path, changed: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "changed", [{"shape": [64]}, {"blocksize": 0}, {"nested_offset": np.inf}, b"\xff", b"[" * 10000]
+)
+def test_a_damaged_description_of_4_bits(tmp_path: Path, changed: dict[str, Any] | bytes) -> None:
     tensors, _ = written(tmp_path, CASES["bitsandbytes-nf4"])
     state = "model.layers.0.mlp.up_proj.weight.quant_state.bitsandbytes__nf4"
-    tensors[state] = bytes_of(json.loads(tensors[state].tobytes()) | changed)
+    if isinstance(changed, bytes):
+        tensors[state] = np.frombuffer(changed, np.uint8)
+    else:
+        tensors[state] = bytes_of(json.loads(tensors[state].tobytes()) | changed)
     save(tmp_path, tensors)
     with pytest.raises(UserError, match=f"{state} is damaged"):
         load_model(tmp_path)

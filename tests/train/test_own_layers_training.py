@@ -14,6 +14,7 @@ from flax import nnx
 from emsjax import LLM, SamplingParams, UserError
 from emsjax.engine.model import Inner
 from emsjax.loading.draft_checkpoint import read_draft, read_manifest
+from emsjax.models.decoder import DecoderLM
 from emsjax.train.fit import Fitting
 from emsjax.train.run import train
 from emsjax.train.settings import Training
@@ -130,10 +131,20 @@ def test_experts_have_no_derivatives(corpus: Path, tmp_path: Path):
         train(replace(training(corpus, tmp_path), layers=3))
 
 
-@pytest.mark.parametrize("name", ["qwen2-mixed", "gemma2"])
+def with_every_switch_of_attention() -> DecoderLM:
+    """Returns a model whose windows end within a draft, with sinks and growing queries."""
+    config = tiny_model("gemma2").config
+    config = replace(config, windows=(0, 2, 1), sinks=True, query_growth=(0.5, 30.0))
+    model = DecoderLM(config, rngs=nnx.Rngs(0))
+    model.blocks.attention.sinks[...] += jnp.linspace(-1.0, 2.0, config.num_heads)[None]
+    return model
+
+
+@pytest.mark.parametrize("name", ["qwen2-mixed", "every-switch"])
 def test_drafts_of_true_states_end_in_the_targets_own_states(name: str):
     """All rows of all drafts see the text before them and their own draft, and nothing else."""
-    model, steps, places, layer = tiny_model(name), 3, 12, 1
+    model = with_every_switch_of_attention() if name == "every-switch" else tiny_model(name)
+    steps, places, layer = 3, 12, 1
     rng = np.random.default_rng(0)
     lens = np.asarray([60, 37], np.int32)
     texts = WholeTexts(rng.integers(3, 100, (2, 64)).astype(np.int32), lens - places, lens)

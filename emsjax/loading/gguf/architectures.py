@@ -37,6 +37,7 @@ class Architecture:
       names: a layer's tensors, and their Hugging Face names.
       permuted: whether the rows of queries and keys are in the order of rotary pairs.
       norm_offset: what the converter added to the weights of norms.
+      turns_part: whether only a part of each head may be turned by its position.
       keys: metadata that only this architecture has and that is read.
     """
 
@@ -44,6 +45,7 @@ class Architecture:
     names: Mapping[str, str] = field(default_factory=lambda: MappingProxyType(_LLAMA))
     permuted: bool = False
     norm_offset: float = 0.0
+    turns_part: bool = False
     keys: frozenset[str] = frozenset()
 
 
@@ -66,6 +68,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "phi3": Architecture(
             "phi3",
             _PHI3,
+            turns_part=True,
             keys=frozenset({"attention.sliding_window", "rope.scaling.attn_factor"}),
         ),
         "smollm3": Architecture("smollm3", permuted=True),

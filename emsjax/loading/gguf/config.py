@@ -77,12 +77,9 @@ def _ends(file: GgufFile) -> int | list[int] | None:
 
 
 def _check_heads(file: GgufFile, head_dim: int) -> None:
-    """Checks that all of each head is turned by its position, and keys are as wide as values.
-
-    Only Phi-3 turns a part.
-    """
+    """Checks that keys are as wide as values, and all of each head is turned if it must be."""
     keys = ["{arch}.attention.value_length", "{arch}.rope.dimension_count"]
-    for key in keys[: 1 if file.architecture == "phi3" else 2]:
+    for key in keys[: 1 if file.layout.turns_part else 2]:
         if file.get(key) is not None and file.whole(key) != head_dim:
             raise UserError(
                 f"{file.name} has {key.replace('{arch}', file.architecture)}={file.whole(key)}, "

@@ -80,7 +80,10 @@ def _header(content: np.ndarray, double: bool) -> _Header:
     Raises:
       ValueError: it is damaged.
     """
-    said = json.loads(content.tobytes())
+    try:
+        said = json.loads(content.tobytes())
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if not isinstance(said, dict):
         raise ValueError("it is no object")
     shape, block = said.get("shape"), said.get("blocksize", 0)
