@@ -18,9 +18,10 @@ from emsjax.engine.ladder import Rung
 from emsjax.engine.loop import Setup, run
 from emsjax.engine.model import Model
 from emsjax.engine.policy import EMS, Policy
-from emsjax.engine.slots import SlotRun
+from emsjax.engine.slots import Slots
 from emsjax.engine.state import DecodeState, admit, copy_cache, empty_state
 from emsjax.engine.step_costs import StepCosts
+from emsjax.engine.stream import decode_stream
 from emsjax.engine.trace_record import no_drafts
 from emsjax.limits import MAX_STOP_IDS
 from emsjax.sampling.choose import Chosen, choose
@@ -235,11 +236,20 @@ class Engine:
         Yields:
           Each result when it is final, in the order in which the jobs finish; None after new tokens
           of a watched job.
+
+        Raises:
+          Exception: taking a job failed, a job's watch did, or the device.
         """
+        yield from decode_stream(Slots(self, on_progress), jobs)
+
+    def take_state(self) -> DecodeState:
+        """Returns a state without live slots. If it is not given back, the next one is new."""
         state = self._idle if self._idle is not None else self.empty()
-        # A run that the caller abandons leaves its slots occupied, so its state is not kept.
         self._idle = None
-        state = yield from SlotRun(self, jobs, on_progress).results(state)
+        return state
+
+    def keep_state(self, state: DecodeState) -> None:
+        """Keeps a state without live slots, and its cache, for the next `take_state`."""
         # The next run may be greedy, and then does without the sampling state.
         self._idle = state.replace(sampling=None)
 
