@@ -320,6 +320,18 @@ class LLM:
         requests = self._all_requests(conversations(messages), sampling_params, options)
         return self._outputs(requests, use_tqdm)
 
+    def tokenize(self, prompt: Prompt, chat: ChatOptions | None = None) -> tuple[int, ...]:
+        """Returns the token ids of a prompt, of any length.
+
+        Args:
+          prompt: as for `request`.
+          chat: how a conversation is rendered.
+
+        Raises:
+          UserError: the prompt is malformed, or the tokenizer or chat template does not take it.
+        """
+        return self._reader.tokenise(prompt, chat)[1]
+
     def service(self, *, most_waiting: int | None = None) -> Service:
         """Starts a thread that decodes requests which other threads submit.
 
