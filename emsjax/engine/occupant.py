@@ -19,6 +19,7 @@ class Snapshot(NamedTuple):
     """The slots as the host sees them after a call; tokens only if the host needs them."""
 
     lens: np.ndarray
+    kv_lens: np.ndarray
     live: np.ndarray
     stats: SlotStats
     tokens: np.ndarray | None
@@ -38,7 +39,7 @@ class Occupant:
       job: the job.
       started: when the job took the slot, by `time.perf_counter`.
       first_step: number of steps that the run had made by then.
-      shared: whether the prompt's K/V came from another job's cache.
+      shared: how many tokens of the prompt have their K/V from another text in the cache.
       first_token: when the host saw the first token; None before.
       seen_tokens: tokens of the output that the host has seen.
       seen_steps: steps of the job that the host has counted.
@@ -48,7 +49,7 @@ class Occupant:
     job: Job
     started: float
     first_step: int
-    shared: bool
+    shared: int
     first_token: float | None = None
     seen_tokens: int = 0
     seen_steps: int = 0
@@ -73,11 +74,13 @@ class Occupant:
 
 def take_snapshot(state: DecodeState, occupied: list[int], watched: bool) -> Snapshot:
     """Copies what the host needs from the device, after waiting for it."""
-    lens, live, stats = jax.device_get((state.lens, state.live, state.stats))
+    lens, kv_lens, live, stats = jax.device_get(
+        (state.lens, state.kv_lens, state.live, state.stats)
+    )
     # Tokens are copied to the host only if a job has ended or its tokens are watched.
     wanted = watched or not live[occupied].all()
     tokens = np.asarray(state.tokens) if wanted else None
-    return Snapshot(lens, live, stats, tokens, time.perf_counter())
+    return Snapshot(lens, kv_lens, live, stats, tokens, time.perf_counter())
 
 
 def result_of(
@@ -124,7 +127,7 @@ def _trace(
             seen.output(slot, span), emitted_at[span], drafts[:, span], occupant.seen_tokens
         ),
         prefill_steps=int(seen.stats.prefill_steps[slot]),
-        prompt_shared=occupant.shared,
+        prompt_shared=occupant.shared > 0 and occupant.shared == len(occupant.job.prompt) - 1,
         slot=slot,
         first_step=occupant.first_step,
         started=occupant.started - began,
@@ -145,4 +148,5 @@ def _metrics(occupant: Occupant, stats: SlotStats, slot: int, target_steps: int)
         accepted_by_position=tuple(accepted),
         time_to_first_token=(occupant.first_token or occupant.started) - occupant.started,
         prefill_steps=int(stats.prefill_steps[slot]),
+        cached_prompt_tokens=occupant.shared,
     )

@@ -1,7 +1,7 @@
 """The host's side of decoding: jobs are submitted, pass through the slots, and end.
 
-`Slots.step` refills free slots, runs the device for some steps, and collects what has ended. A batch
-(`stream.decode_stream`) and a server (`requests/service.py`) are both loops around it.
+`Slots.step` refills free slots, runs the device for some steps, and collects what has ended. A
+batch (`stream.decode_stream`) and a server (`requests/service.py`) are both loops around it.
 """
 
 import time
@@ -13,6 +13,7 @@ import jax
 
 from emsjax.engine.job import Failed, Finished, Job
 from emsjax.engine.occupant import Occupant, Snapshot, result_of, take_snapshot
+from emsjax.engine.prefixes import Prefixes, Shared
 from emsjax.engine.state import DecodeState
 from emsjax.engine.waiting import WaitingLine
 
@@ -27,6 +28,10 @@ class Device(Protocol):
 
     num_slots: int
 
+    @property
+    def cache_is_text(self) -> bool:
+        """Whether the K/V of a text's tokens lie one after another."""
+
     def take_state(self) -> DecodeState:
         """Returns a state without live slots, which the caller owns."""
 
@@ -39,8 +44,10 @@ class Device(Protocol):
     def ready_for(self, state: DecodeState, job: Job) -> bool:
         """Whether a job can be admitted without compiling; if not, compiles beside the run."""
 
-    def admit(self, state: DecodeState, slot: int, job: Job, source: int | None) -> DecodeState:
-        """Puts a job into a slot; `source` is a slot whose cache holds the job's prompt."""
+    def admit(
+        self, state: DecodeState, slot: int, job: Job, source: int | None, shared: int | None
+    ) -> DecodeState:
+        """Puts a job into a slot; that of `source` holds the prompt's first `shared` tokens."""
 
     def release(self, state: DecodeState, slot: int) -> DecodeState:
         """Frees a slot before its job is done."""
@@ -86,8 +93,9 @@ class Slots:
         self._on_progress = on_progress or (lambda _count: None)
         self._state: DecodeState | None = None
         self._slots: list[Occupant | None] = [None] * device.num_slots
-        # For each slot the last job admitted, finished or not. Its prompt is still in the cache.
+        # For each slot the last job admitted, finished or not. Its text is still in the cache.
         self._latest: list[Occupant | None] = [None] * device.num_slots
+        self._prefixes = Prefixes(device.num_slots)
         self._line = WaitingLine(most_waiting)
         # Jobs that wait for a program, while others pass them and run; at most one for each slot.
         self._aside: deque[Job] = deque()
@@ -200,16 +208,13 @@ class Slots:
             call, self._when_empty = self._when_empty, None
             self.rest()
             call()
-        for slot, occupant in enumerate(self._slots):
-            while occupant is None:
-                job = self._candidate()
-                # A job whose prompt is just being read for another one waits, and copies its K/V
-                # then.
-                if job is None or self._prompt_is_being_read(job):
-                    return
-                # Another thread may have cancelled it meanwhile.
-                if self._take(job) and self._admit(slot, job):
-                    break
+        while not all(self._slots):
+            job = self._candidate()
+            # A job whose prompt is just being read for another one waits, and copies its K/V then.
+            if job is None or self._prompt_is_being_read(job):
+                return
+            if self._take(job):  # another thread may have cancelled it meanwhile
+                self._admit(job)
         # All slots are taken. The program that the next job needs is compiled meanwhile.
         self._candidate()
 
@@ -223,6 +228,7 @@ class Slots:
     def _forget_state(self) -> None:
         self._state = None
         self._latest = [None] * len(self._slots)
+        self._prefixes = Prefixes(len(self._slots))
 
     def _taken(self) -> DecodeState:
         """Returns the state, taken from the device at first use."""
@@ -260,20 +266,23 @@ class Slots:
             return True
         return self._line.remove(job)
 
-    def _admit(self, slot: int, job: Job) -> bool:
-        """Puts a job into a slot; returns False if that failed, which ends the job."""
-        source = self._source(job)
+    def _admit(self, job: Job) -> None:
+        """Puts a job into the best free slot; if that fails, the job ends."""
+        shared = self._shared(job)
+        free = [slot for slot, occupant in enumerate(self._slots) if occupant is None]
+        slot = self._prefixes.place(free, shared)
+        source, length = (None, 0) if shared is None else shared
         state = self._taken()
         try:
-            self._state = self._device.admit(state, slot, job, source)
+            self._state = self._device.admit(state, slot, job, source, length)
         except Exception as error:
             self._failed.append(Failed(job, error))
             if any(array.is_deleted() for array in jax.tree.leaves(state)):
                 self._lose_all(error)  # it failed halfway, after the state was given away
-            return False
-        admitted = Occupant(job, time.perf_counter(), self._steps, source is not None)
+            return
+        self._prefixes.admit(slot, job.prompt, shared)
+        admitted = Occupant(job, time.perf_counter(), self._steps, length)
         self._slots[slot] = self._latest[slot] = admitted
-        return True
 
     def _would_wait(self) -> bool:
         """Whether compiling at once would hold up jobs: others than those that start together."""
@@ -288,16 +297,15 @@ class Slots:
 
     def _prompt_is_being_read(self, job: Job) -> bool:
         """Whether a job of the same group is in a slot, and none has a finished prompt to copy."""
-        reading = any(self._slots[n] is self._latest[n] for n in self._siblings(job))
-        return reading and self._source(job) is None
+        siblings = self._siblings(job)
+        reading = any(self._slots[n] is self._latest[n] for n in siblings)
+        return reading and not any(self._latest[n].seen_tokens for n in siblings)  # type: ignore[union-attr]
 
-    def _source(self, job: Job) -> int | None:
-        """Returns a slot whose cache holds the job's whole prompt; None if there is none.
-
-        A first token proves that the whole prompt was read.
-        """
+    def _shared(self, job: Job) -> Shared | None:
+        """Returns the longest beginning of the job's prompt that a slot's cache holds."""
+        # A first token proves that the whole prompt was read.
         ready = [n for n in self._siblings(job) if self._latest[n].seen_tokens]  # type: ignore[union-attr]
-        return ready[0] if ready else None
+        return self._prefixes.longest(job.prompt, ready or None)
 
     def _drop_cancelled(self) -> None:
         while self._cancelled:
@@ -335,11 +343,22 @@ class Slots:
                 continue
             self._on_progress(occupant.seen_tokens - before)
             if seen.live[slot] and not occupant.cut:
+                self._prefixes.read(slot, int(seen.kv_lens[slot]))
                 continue
-            ended.append(result_of(occupant, seen, self._taken(), slot, self._began))
+            result = result_of(occupant, seen, self._taken(), slot, self._began)
+            self._keep_text(slot, result, int(seen.kv_lens[slot]))
+            ended.append(result)
             if seen.live[slot]:
                 self._free(slot)
             self._slots[slot] = None
+
+    def _keep_text(self, slot: int, result: Finished, cached: int) -> None:
+        """Notes what a finished job leaves in its slot's cache."""
+        if result.failed:  # there may be numbers in it that are none
+            self._prefixes.drop(slot)
+        else:
+            output = result.token_ids if self._device.cache_is_text else ()
+            self._prefixes.finish(slot, output, cached)
 
     def _count_steps(self, seen: Snapshot, occupied: list[tuple[int, Occupant]]) -> None:
         """Counts the steps since the last snapshot: at least one slot took part in all of them."""

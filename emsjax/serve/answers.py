@@ -94,7 +94,8 @@ class Answer(ABC):
         return []
 
     async def _prepare(self, call: Call) -> None:
-        """Reads what choices need besides the outputs."""
+        """Reads what choices need besides the outputs; the default is nothing."""
+        del call
 
     def _index(self, place: int, index: int) -> int:
         return place * self._asked.params.n + index

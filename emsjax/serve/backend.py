@@ -3,39 +3,20 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TypeVar
 
 from emsjax.llm import LLM
 from emsjax.loading.hf.tokenizer import decode
 from emsjax.requests.outputs import Piece
 from emsjax.requests.request import Request
-from emsjax.requests.service import Ticket
+from emsjax.requests.service import ServiceClosedError, Ticket
 from emsjax.serve.body import Asked
 from emsjax.serve.metrics import Metrics
+from emsjax.serve.options import Settings
 
 _Value = TypeVar("_Value")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a server treats its clients.
-
-    Attributes:
-      name: the model's name for clients; None for its own.
-      api_key: what clients must give; None for no key.
-      max_body: the most bytes of a body.
-      most_waiting: the most outputs that wait for a slot.
-      time_limit: seconds after which a request is given up.
-    """
-
-    name: str | None = None
-    api_key: str | None = None
-    max_body: int = 8 << 20
-    most_waiting: int = 1024
-    time_limit: float = 600.0
 
 
 class Backend:
@@ -57,8 +38,16 @@ class Backend:
         self.service.close()
 
     async def off_loop(self, work: Callable[[], _Value]) -> _Value:
-        """Runs what uses the tokenizer, without holding up other clients."""
-        return await asyncio.get_running_loop().run_in_executor(self._reader, work)
+        """Runs what uses the tokenizer, without holding up other clients.
+
+        Raises:
+          ServiceClosedError: the server is shutting down.
+        """
+        try:
+            done = asyncio.get_running_loop().run_in_executor(self._reader, work)
+        except RuntimeError:
+            raise ServiceClosedError("the server is shutting down; try again later") from None
+        return await done
 
     async def start(self, asked: Asked, request_id: str) -> "Call":
         """Submits what a body asks for.
@@ -111,7 +100,7 @@ class Call:
             requests, self._listen, streaming=asked.stream, priority=asked.priority
         )
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Yields the pieces of all outputs; giving up frees their slots.
 
         Raises:
@@ -162,4 +151,3 @@ class Call:
             self._loop.call_soon_threadsafe(self._news.put_nowait, message)
         except RuntimeError:  # the event loop is closed, so nobody waits
             return
-

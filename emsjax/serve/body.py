@@ -197,11 +197,12 @@ def _asked(
     priority = given.pop("priority", 0)
     if type(priority) is not int or abs(priority) >= 2**31:
         raise UserError(f"priority={short(priority)} must be a whole number")
-    wanted = {"temperature": _TEMPERATURE}
-    for name, value in given.items():
-        if name not in _IGNORED and not refuse(name, value, _FOREIGN):
-            wanted[name] = value
-    params = SamplingParams.from_mapping(wanted)
+    own = {
+        name: value
+        for name, value in given.items()
+        if name not in _IGNORED and not refuse(name, value, _FOREIGN)
+    }
+    params = SamplingParams.from_mapping({"temperature": _TEMPERATURE, **own})
     if not params.detokenize:
         raise UserError("detokenize=False leaves out the text, which answers hold; leave it out")
     return Asked(prompts, params, chat, stream, usage, echo, priority)

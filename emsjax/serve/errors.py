@@ -44,18 +44,22 @@ class ApiError(Exception):
         }.get(self.status, {})
 
 
-def api_error(error: BaseException) -> ApiError:
+# The status, the type and the code of errors that say all that a client needs to know.
+_KNOWN: dict[type[Exception], tuple[int, str, str | None]] = {
+    UserError: (400, "invalid_request_error", None),
+    LineFullError: (429, "rate_limit_error", "too_many_requests"),
+    ServiceClosedError: (503, "server_error", "shutting_down"),
+    TimeoutError: (504, "server_error", "timeout"),
+}
+
+
+def api_error(error: Exception) -> ApiError:
     """Returns any error as an error of the API."""
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, UserError):
-        return ApiError(400, str(error))
-    if isinstance(error, LineFullError):
-        return ApiError(429, str(error), "rate_limit_error", "too_many_requests")
-    if isinstance(error, ServiceClosedError):
-        return ApiError(503, str(error), "server_error", "shutting_down")
-    if isinstance(error, TimeoutError):
-        return ApiError(504, str(error), "server_error", "timeout")
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail))
+    for kind, (status, name, code) in _KNOWN.items():
+        if isinstance(error, kind):
+            return ApiError(status, str(error), name, code)
     return ApiError(500, f"the server failed on this request ({reason(error)})", "server_error")

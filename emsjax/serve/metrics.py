@@ -33,6 +33,8 @@ class Metrics:
             self._made(Gauge, name, text).labels(**self._labels).set_function(count)
         self._prompt = self._counter("prompt_tokens", "Tokens of prompts.")
         self._generated = self._counter("generation_tokens", "Generated tokens.")
+        self._queries = self._counter("prefix_cache_queries", "Prompt tokens looked for.")
+        self._hits = self._counter("prefix_cache_hits", "Prompt tokens that were not read again.")
         self._drafts = self._counter("spec_decode_num_drafts", "Drafts verified.")
         self._drafted = self._counter("spec_decode_num_draft_tokens", "Draft tokens verified.")
         self._accepted = self._counter(
@@ -59,6 +61,8 @@ class Metrics:
     def finished(self, output: RequestOutput, seconds: float) -> None:
         """Counts a finished request."""
         self._prompt.inc(len(output.prompt_token_ids))
+        self._queries.inc(len(output.prompt_token_ids) * len(output.outputs))
+        self._hits.inc(output.metrics.cached_prompt_tokens)
         self._whole.observe(seconds)
         for each in output.outputs:
             self._generated.inc(len(each.token_ids))
@@ -88,9 +92,7 @@ class Metrics:
         return self._made(Counter, name, text).labels(**self._labels)
 
     def _histogram(self, name: str, text: str) -> Any:
-        made = Histogram(
-            f"vllm:{name}", text, _LABELS, buckets=_SECONDS, registry=self._registry
-        )
+        made = Histogram(f"vllm:{name}", text, _LABELS, buckets=_SECONDS, registry=self._registry)
         return made.labels(**self._labels)
 
     def _made(self, kind: Any, name: str, text: str, *more: str) -> Any:

@@ -16,6 +16,25 @@ _SERVER = frozenset(
 
 
 @dataclass(frozen=True)
+class Settings:
+    """How a server treats its clients.
+
+    Attributes:
+      name: the model's name for clients; None for its own.
+      api_key: what clients must give; None for no key.
+      max_body: the most bytes of a body.
+      most_waiting: the most outputs that wait for a slot.
+      time_limit: seconds after which a request is given up.
+    """
+
+    name: str | None = None
+    api_key: str | None = None
+    max_body: int = 8 << 20
+    most_waiting: int = 1024
+    time_limit: float = 600.0
+
+
+@dataclass(frozen=True)
 class Options:
     """The options of `python -m emsjax.serve`, one field per option.
 
@@ -52,6 +71,16 @@ class Options:
         return {
             _RENAMED.get(name, name): value for name, value in given.items() if value is not None
         }
+
+    def settings(self) -> Settings:
+        """Returns what concerns clients."""
+        return Settings(
+            name=self.served_model_name,
+            api_key=self.api_key,
+            max_body=self.max_body_mb << 20,
+            most_waiting=self.max_waiting,
+            time_limit=self.time_limit,
+        )
 
 
 def check(options: Options) -> None:

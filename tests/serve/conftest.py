@@ -9,17 +9,22 @@ from starlette.testclient import TestClient
 from emsjax import LLM
 from emsjax.requests.service import Service
 from emsjax.serve.app import make_app
-from emsjax.serve.backend import Backend, Settings
+from emsjax.serve.backend import Backend
+from emsjax.serve.options import Settings
 from tests.tiny import chat_checkpoint
 
 NAME = "tiny"
 
 
 @pytest.fixture(scope="package")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     pytest.importorskip("torch")
-    model = chat_checkpoint("llama", tmp_path_factory.mktemp("served") / "model")
-    return LLM(str(model), max_batch_size=2, max_model_len=200, planner=False)
+    return str(chat_checkpoint("llama", tmp_path_factory.mktemp("served") / "model"))
+
+
+@pytest.fixture(scope="package")
+def llm(model_dir: str) -> LLM:
+    return LLM(model_dir, max_batch_size=2, max_model_len=200, planner=False)
 
 
 @pytest.fixture(scope="package")

@@ -46,9 +46,7 @@ def texts(chunks: list[Any]) -> dict[int, str]:
     return found
 
 
-@pytest.mark.parametrize(
-    "prompt", ["w7 w8 w9", ["w7 w8", "w11"], [7, 8, 9], [[7, 8], [9, 10, 11]]]
-)
+@pytest.mark.parametrize("prompt", ["w7 w8 w9", ["w7 w8", "w11"], [7, 8, 9], [[7, 8], [9, 10, 11]]])
 def test_completions_are_those_of_generate(client: TestClient, llm: LLM, prompt: Any):
     outputs = llm.generate(prompt, SamplingParams(max_tokens=12))
     answer = post(client, "/v1/completions", model=NAME, prompt=prompt, **GREEDY)
@@ -79,7 +77,8 @@ def test_samples_and_vllms_fields_are_those_of_generate(client: TestClient, llm:
         assert choice["finish_reason"] == each.finish_reason
         assert choice["stop_reason"] == each.stop_reason
         found = choice["logprobs"]
-        values = [table[token].logprob for token, table in zip(each.token_ids, each.logprobs)]
+        pairs = zip(each.token_ids, each.logprobs, strict=True)
+        values = [table[token].logprob for token, table in pairs]
         assert found["token_logprobs"] == pytest.approx(values)
         assert all(3 <= len(top) <= 4 for top in found["top_logprobs"])
         streamed = [
