@@ -39,7 +39,7 @@ _FOREIGN = (
     ),
     Foreign("there is no counterpart: models write text only", {"modalities": (["text"],)}),
     Foreign("give token ids to choose the special tokens", {"add_special_tokens": ()}),
-    Foreign("there is no counterpart: prompts share no cache", {"cache_salt": ()}),
+    Foreign("there is no counterpart: all prompts share what the cache holds", {"cache_salt": ()}),
     Foreign("there is no counterpart: the template is the model's", {"chat_template": ()}),
     Foreign("read the token from its text", {"return_tokens_as_token_ids": (False,)}),
 )

@@ -1,4 +1,4 @@
-"""The beginning that a prompt shares with a text in a slot is copied, not read, and changes nothing."""
+"""What a prompt shares with a text in a slot is copied, not read, and that changes nothing."""
 
 import functools
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emsjax.engine import state as state_module
@@ -101,6 +101,7 @@ def check_choice(after: SamplingState, before: SamplingState, others: list[int])
     assert not (after.keys[1] == 7).all()
 
 
+@settings(max_examples=25)
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 7), st.data())
 def test_copying_a_prefix_touches_no_other_slot(
     layers: int, slots: int, length: int, data: st.DataObject

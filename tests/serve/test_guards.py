@@ -134,9 +134,8 @@ def other(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """A server whose thread decodes nothing."""
 
     def idle(service: Service) -> None:
-        while service.slots.wait():
-            service.slots.fill = lambda: None
-            threading.Event().wait(0.001)
+        slots = service.slots
+        slots._line.wait_for(lambda: slots._closed)
         service._end_all(None)
 
     monkeypatch.setattr(Service, "_run", idle)
