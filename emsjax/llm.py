@@ -61,6 +61,7 @@ class LLM:
         quantize: str | None = None,
         kv_dtype: str | None = None,
         max_batch_size: int | None = None,
+        prefix_slots: int = 0,
         max_model_len: int | None = None,
         draft_length: int | None = None,
         max_ngram: int | None = None,
@@ -99,6 +100,8 @@ class LLM:
             draft model is not changed.
           max_batch_size: B, the samples decoded together; 8 by default, and at most 65536. Further
             prompts wait for a free slot.
+          prefix_slots: slots beyond these that only keep texts, so that prompts which begin like
+            them later need not be read in full. Each costs the memory of a sample.
           max_model_len: the most tokens of a sample, prompt plus output. The default is the
             model's own limit, but at most 4096.
           draft_length: k, the most tokens to draft for a sample in a step; 7 by default.
@@ -143,6 +146,7 @@ class LLM:
         max_batch_size = vllm_names.batch_size(max_batch_size, max_num_seqs, _BATCH_SIZE)
         dtype = vllm_names.dtype_name(dtype)
         check_whole("max_batch_size", max_batch_size, 1, MAX_BATCH_SIZE)
+        check_whole("prefix_slots", prefix_slots, 0, MAX_BATCH_SIZE - max_batch_size)
         check_whole("seed", seed, 0, MAX_SEED)
         use_compile_cache()
         if kv_dtype is None:  # on CPU, the compiled attention reads no other caches
@@ -162,19 +166,20 @@ class LLM:
             self.target,
             self._drafter,
             name=self.name,
-            max_batch_size=max_batch_size,
+            max_batch_size=max_batch_size + prefix_slots,
             max_model_len=self.max_model_len,
             method=method,
             exact=exact,
             trace=trace,
         )
+        self._batch_size = max_batch_size
         plans = planner and not exact and self._drafter.draft_length > 0
         plans = plans and self.engine.policy == EMS
         self._pricing = Pricing(self.engine, self.name) if plans else None
 
     def __repr__(self) -> str:
         facts = {
-            "max_batch_size": self.engine.num_slots,
+            "max_batch_size": self._batch_size,
             "max_model_len": self.max_model_len,
             "drafter": drafter_name(self._drafter),
             "dtype": str(self.target.dtype),
@@ -342,7 +347,7 @@ class LLM:
           most_waiting: the most outputs that may wait for a slot; None for no limit.
         """
         prepare = None if self._pricing is None else self._pricing.before_service
-        slots = Slots(self.engine, most_waiting=most_waiting)
+        slots = Slots(self.engine, most_waiting=most_waiting, most_running=self._batch_size)
         return Service(slots, self.tokenizer, self._token_text, prepare)
 
     def request(
@@ -469,7 +474,7 @@ class LLM:
                 number += 1
 
         try:
-            slots = Slots(self.engine, on_progress)
+            slots = Slots(self.engine, on_progress, most_running=self._batch_size)
             if self._pricing is not None:
                 requests = self._pricing.before_run(requests, slots.when_empty)
             for finished in decode_stream(slots, jobs()):

@@ -66,20 +66,29 @@ class Prefixes:
             return None
         return Shared(best, lengths[best])
 
-    def place(self, free: Sequence[int], shared: Shared | None) -> int:
-        """Returns the free slot that a job should take.
+    def place(self, free: Sequence[int], prompt: Sequence[int], shared: Shared | None) -> int:
+        """Returns the free slot that a job should take: the one whose text will be missed least.
 
         Args:
           free: at least one slot.
-          shared: what the job copies.
+          prompt: the job's prompt.
+          shared: what the job has in common with a slot's text.
         """
-        others = list(free)
-        if shared is not None and shared.slot in free:
-            # A text that the job continues is of no more use by itself.
-            if len(free) == 1 or shared.length == self._held[shared.slot].cached:
-                return shared.slot
-            others.remove(shared.slot)
-        return min(others, key=lambda slot: self._held[slot].used)
+        wanted = np.asarray(prompt, np.int32)
+        idle = [slot for slot in free if self._lost(slot, wanted) < SHORTEST]
+        if shared is not None and shared.slot in idle:
+            return shared.slot  # and nothing is copied
+        others = [slot for slot in free if shared is None or slot != shared.slot]
+        return min(idle or others or free, key=lambda slot: self._held[slot].used)
+
+    def _lost(self, slot: int, wanted: np.ndarray) -> int:
+        """Counts the tokens that would have to be read again without a slot's text.
+
+        What another slot or the job that takes the slot has too is not lost.
+        """
+        text = self._held[slot].tokens[: self._held[slot].cached]
+        others = [self._common(n, text) for n in range(len(self._held)) if n != slot]
+        return len(text) - max(self._common(slot, wanted), *others, 0)
 
     def admit(self, slot: int, prompt: Sequence[int], shared: Shared | None) -> None:
         """Notes that a job took a slot, with the K/V that it shares already there."""

@@ -81,6 +81,7 @@ class Slots:
         on_progress: Callable[[int], None] | None = None,
         *,
         most_waiting: int | None = None,
+        most_running: int | None = None,
     ):
         """Starts with free slots; the device's state is taken by the first step.
 
@@ -88,8 +89,11 @@ class Slots:
           device: the programs on the device.
           on_progress: called with the number of tokens generated since the last call.
           most_waiting: the most jobs that may wait for a slot; None for no limit.
+          most_running: the most jobs in slots at a time; None for as many as there are slots. The
+            other slots keep texts for later prompts that begin alike.
         """
         self._device = device
+        self._most_running = most_running or device.num_slots
         self._on_progress = on_progress or (lambda _count: None)
         self._state: DecodeState | None = None
         self._slots: list[Occupant | None] = [None] * device.num_slots
@@ -152,12 +156,16 @@ class Slots:
     @property
     def hungry(self) -> bool:
         """Whether another job would be looked at by the next `fill`."""
-        return not self._line and len(self._aside) < len(self._slots)
+        return not self._line and len(self._aside) < self._most_running
 
     @property
     def running(self) -> int:
         """The number of jobs in slots."""
         return sum(occupant is not None for occupant in self._slots)
+
+    @property
+    def _full(self) -> bool:
+        return self.running == self._most_running
 
     @property
     def waiting(self) -> int:
@@ -208,14 +216,14 @@ class Slots:
             call, self._when_empty = self._when_empty, None
             self.rest()
             call()
-        while not all(self._slots):
+        while not self._full:
             job = self._candidate()
             # A job whose prompt is just being read for another one waits, and copies its K/V then.
             if job is None or self._prompt_is_being_read(job):
                 return
             if self._take(job):  # another thread may have cancelled it meanwhile
                 self._admit(job)
-        # All slots are taken. The program that the next job needs is compiled meanwhile.
+        # No slot may be taken. The program that the next job needs is compiled meanwhile.
         self._candidate()
 
     def rest(self) -> None:
@@ -240,7 +248,7 @@ class Slots:
         return [(slot, o) for slot, o in enumerate(self._slots) if o is not None]
 
     def _max_steps(self, others: bool, watched: bool) -> int:
-        waiting = others and not all(self._slots)
+        waiting = others and not self._full
         return STEPS_PER_CALL_WAITING if waiting or watched else STEPS_PER_CALL
 
     def _candidate(self) -> Job | None:
@@ -250,7 +258,7 @@ class Slots:
         """
         if self._aside and self._device.ready_for(self._taken(), self._aside[0]):
             return self._aside[0]
-        while len(self._aside) < len(self._slots) and (job := self._line.first()) is not None:
+        while len(self._aside) < self._most_running and (job := self._line.first()) is not None:
             if not self._would_wait() or self._device.ready_for(self._taken(), job):
                 return job
             if self._line.remove(job):
@@ -270,7 +278,7 @@ class Slots:
         """Puts a job into the best free slot; if that fails, the job ends."""
         shared = self._shared(job)
         free = [slot for slot, occupant in enumerate(self._slots) if occupant is None]
-        slot = self._prefixes.place(free, shared)
+        slot = self._prefixes.place(free, job.prompt, shared)
         source, length = (None, 0) if shared is None else shared
         state = self._taken()
         try:
@@ -287,7 +295,7 @@ class Slots:
     def _would_wait(self) -> bool:
         """Whether compiling at once would hold up jobs: others than those that start together."""
         stepping = any(o is not None and o.first_step < self._steps for o in self._slots)
-        return stepping or all(self._slots) or bool(self._aside)
+        return stepping or self._full or bool(self._aside)
 
     def _siblings(self, job: Job) -> list[int]:
         """Returns the slots whose cache belongs to a job of the same group."""

@@ -74,6 +74,10 @@ def _serve(
     batch_size: Annotated[
         int | None, _option("--batch-size", "Outputs decoded together. (default: 8)", _MODEL, "N")
     ] = None,
+    prefix_slots: Annotated[
+        int,
+        _option("--prefix-slots", "More slots that keep texts to share. (default: 0)", _MODEL, "N"),
+    ] = 0,
     max_model_len: Annotated[
         int | None,
         _option("--max-model-len", "Limit on prompt plus output, in tokens.", _MODEL, "N"),

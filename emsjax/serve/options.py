@@ -47,6 +47,7 @@ class Options:
     quantize: str | None = None
     kv_dtype: str | None = None
     batch_size: int | None = None
+    prefix_slots: int = 0
     max_model_len: int | None = None
     exact: bool = False
     method: str = "ems"

@@ -100,6 +100,23 @@ def test_an_aligned_cache_shares_prompts_only():
     assert second.token_ids == alone(tuple(prompt), 24)
 
 
+def test_slots_that_only_keep_texts_outlive_other_jobs():
+    """Three headers come in turn through one slot; only with more slots is each read once."""
+    headers = [[3 + (n * step) % 89 for n in range(40)] for step in (7, 11, 13)]
+    todo = [Job(n, [*headers[n % 3], 40 + n, 9], 6) for n in range(9)]
+    for spare, read in ((0, 9), (2, 3)):
+        slots, found = Slots(engine(num_slots=1 + spare), most_running=1), {}
+        for job in todo:
+            found |= decode(slots, job)
+        assert [found[n].token_ids for n in range(9)] == [alone(tuple(j.prompt), 6) for j in todo]
+        assert sum(not each.metrics.cached_prompt_tokens for each in found.values()) == read
+    slots = Slots(engine(num_slots=4), most_running=1)
+    slots.submit(todo)
+    while slots.busy:
+        slots.step(more=True)
+        assert slots.running <= 1
+
+
 def test_a_run_starts_with_nothing():
     """Texts of an earlier run are not searched, so that a run does not depend on it."""
     for _ in range(2):
@@ -124,18 +141,22 @@ def test_the_longest_beginning_is_found(text: list[int], more: list[int]):
     assert prefixes.longest(prompt) is None
 
 
-def test_a_text_that_is_continued_gives_its_slot_and_others_live_as_long_as_they_can():
+def test_the_text_that_is_missed_least_makes_room():
     prefixes = Prefixes(3)
-    for slot, text in enumerate(([1] * 50, [2] * 50, [3] * 50)):
-        prefixes.admit(slot, text, None)
-        prefixes.finish(slot, [4] * 5, 54)
-    every = [0, 1, 2]
-    assert prefixes.place(every, None) == 0
-    continued = prefixes.longest([*[2] * 50, *[4] * 5, 9])
-    assert continued == Shared(1, 54)
-    assert prefixes.place(every, continued) == 1
-    branched = prefixes.longest([*[1] * 50, 8, 8])
-    assert branched == Shared(0, 50)
-    assert prefixes.place(every, branched) == 1, "the header stays, and the oldest other goes"
-    assert prefixes.place([0], branched) == 0
-    assert prefixes.place([2], branched) == 2
+    for slot in range(3):
+        prefixes.admit(slot, [slot] * 50, None)
+        prefixes.finish(slot, [4] * 41, 90)
+    every, new = [0, 1, 2], [7] * 50
+    assert prefixes.place(every, new, None) == 0, "the oldest"
+    continued = [*[1] * 50, *[4] * 41, 9]
+    assert prefixes.longest(continued) == Shared(1, 90)
+    assert prefixes.place(every, continued, Shared(1, 90)) == 1
+    branched = [*[0] * 50, 8, 8]
+    shared = prefixes.longest(branched)
+    assert shared == Shared(0, 50)
+    assert prefixes.place(every, branched, shared) == 1, "the oldest other"
+    assert prefixes.place([0], branched, shared) == 0
+    prefixes.admit(1, branched, shared)
+    prefixes.finish(1, [6], 52)
+    assert prefixes.place(every, new, None) == 1, "all but two tokens of it are in slot 0"
+    assert prefixes.place([0, 2], new, None) == 2, "slot 0 was of use later"
