@@ -12,6 +12,8 @@ import numpy as np
 
 # Shorter beginnings are read again: all chats begin alike, and a copy has a price too.
 SHORTEST = 32
+# A prompt waits until another one has read this many tokens for it, which is a step or more.
+WORTH_WAITING = 256
 
 
 class Shared(NamedTuple):
@@ -65,6 +67,18 @@ class Prefixes:
         if best is None or lengths[best] < (SHORTEST if among is None else 0):
             return None
         return Shared(best, lengths[best])
+
+    def coming(self, prompt: Sequence[int], reading: Sequence[int]) -> bool:
+        """Returns whether much more of a prompt will soon be in the cache than is there now.
+
+        Args:
+          prompt: the prompt's tokens.
+          reading: the slots that are live.
+        """
+        wanted = np.asarray(prompt[:-1], np.int32)
+        now = max(self._common(slot, wanted) for slot in range(len(self._held)))
+        later = max((_alike(self._held[slot].tokens, wanted) for slot in reading), default=0)
+        return later - now >= WORTH_WAITING
 
     def place(self, free: Sequence[int], prompt: Sequence[int], shared: Shared | None) -> int:
         """Returns the free slot that a job should take: the one whose text will be missed least.
@@ -120,6 +134,11 @@ class Prefixes:
 
     def _common(self, slot: int, wanted: np.ndarray) -> int:
         held = self._held[slot]
-        length = min(held.cached, len(wanted))
-        differ = np.flatnonzero(held.tokens[:length] != wanted[:length])
-        return int(differ[0]) if differ.size else length
+        return _alike(held.tokens[: held.cached], wanted)
+
+
+def _alike(text: np.ndarray, other: np.ndarray) -> int:
+    """Returns the length of the longest beginning that two texts have in common."""
+    length = min(len(text), len(other))
+    differ = np.flatnonzero(text[:length] != other[:length])
+    return int(differ[0]) if differ.size else length

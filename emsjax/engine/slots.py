@@ -304,10 +304,13 @@ class Slots:
         return [n for n, o in enumerate(self._latest) if o is not None and o.job.group is job.group]
 
     def _prompt_is_being_read(self, job: Job) -> bool:
-        """Whether a job of the same group is in a slot, and none has a finished prompt to copy."""
+        """Whether another slot is about to hold more of a job's prompt than any slot does now."""
         siblings = self._siblings(job)
-        reading = any(self._slots[n] is self._latest[n] for n in siblings)
-        return reading and not any(self._latest[n].seen_tokens for n in siblings)  # type: ignore[union-attr]
+        if any(self._latest[n].seen_tokens for n in siblings):  # type: ignore[union-attr]
+            return False
+        if any(self._slots[n] is self._latest[n] for n in siblings):
+            return True
+        return self._prefixes.coming(job.prompt, [slot for slot, _ in self._occupied()])
 
     def _shared(self, job: Job) -> Shared | None:
         """Returns the longest beginning of the job's prompt that a slot's cache holds."""

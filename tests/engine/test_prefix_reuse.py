@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from emsjax.engine.engine import Engine
 from emsjax.engine.job import Finished, Job
-from emsjax.engine.prefixes import SHORTEST, Prefixes, Shared
+from emsjax.engine.prefixes import SHORTEST, WORTH_WAITING, Prefixes, Shared
 from emsjax.engine.slots import Slots
 from tests.engine.setup import make_engine, run_all, tiny_model
 
@@ -88,6 +88,22 @@ def test_a_draft_model_does_not_read_again_either():
         assert ended[job.key].token_ids == alone(tuple(job.prompt), 24)
         metrics = ended[job.key].metrics
         assert metrics.accepted_tokens > 0.9 * metrics.drafted_tokens > 0
+
+
+def test_prompts_that_come_together_read_a_long_beginning_once():
+    slots = Slots(engine(num_slots=3))
+    header = [3 + n * n % 83 for n in range(WORTH_WAITING + 20)]
+    todo = [Job(n, [*header, 90 + n, 9], 12) for n in range(4)]
+    found = decode(slots, *todo)
+    read = [len(job.prompt) - found[job.key].metrics.cached_prompt_tokens for job in todo]
+    assert read == [len(header) + 2, 2, 2, 2]
+    for job in todo:
+        assert found[job.key].token_ids == alone(tuple(job.prompt), 12)
+    slots.submit([Job("live", [*header[::-1], 9], 200)])
+    slots.step(more=True)
+    slots.submit([Job("other", [8, *header], 12)])
+    slots.fill()
+    assert slots.running == 2, "a prompt that has nothing to wait for does not"
 
 
 def test_an_aligned_cache_shares_prompts_only():

@@ -260,3 +260,23 @@ def test_metrics_have_vllms_names(client: TestClient, backend: Backend):
     assert gained("time_to_first_token_seconds_count") == 1
     assert gained("e2e_request_latency_seconds_count") == 2
     assert gained("num_requests_running") == gained("num_requests_waiting") == 0
+
+
+def test_a_request_on_which_the_server_fails_ends_alone(
+    client: TestClient, backend: Backend, monkeypatch: pytest.MonkeyPatch
+):
+    admit = backend.llm.engine.admit
+
+    def fails_on_66(state: Any, slot: int, job: Any, *shared: Any) -> Any:
+        if job.prompt == (66,):
+            raise ZeroDivisionError("in the engine")
+        return admit(state, slot, job, *shared)
+
+    monkeypatch.setattr(backend.llm.engine, "admit", fails_on_66)
+    status, error = refused(client, "/v1/completions", prompt=[66], **GREEDY)
+    assert (status, error["type"]) == (500, "server_error")
+    assert "ZeroDivisionError: in the engine" in error["message"]
+    (chunk,) = events(client, "/v1/completions", prompt=[66], **GREEDY)
+    assert chunk["error"]["type"] == "server_error"
+    assert post(client, "/v1/completions", prompt=[67], **GREEDY)["choices"]
+    assert client.get("/health").status_code == 200
