@@ -76,9 +76,12 @@ class Prefixes:
           reading: the slots that are live.
         """
         wanted = np.asarray(prompt[:-1], np.int32)
-        now = max(self._common(slot, wanted) for slot in range(len(self._held)))
-        later = max((_alike(self._held[slot].tokens, wanted) for slot in reading), default=0)
-        return later - now >= WORTH_WAITING
+        now = [self._common(slot, wanted) for slot in range(len(self._held))]
+        later = {slot: _alike(self._held[slot].tokens, wanted) for slot in reading}
+        # A slot that is not through yet counts with what it will have, not with what it has.
+        coming = {slot: length for slot, length in later.items() if length > now[slot]}
+        there = max((length for slot, length in enumerate(now) if slot not in coming), default=0)
+        return max(coming.values(), default=0) - there >= WORTH_WAITING
 
     def place(self, free: Sequence[int], prompt: Sequence[int], shared: Shared | None) -> int:
         """Returns the free slot that a job should take: the one whose text will be missed least.
