@@ -119,7 +119,7 @@ class Slots:
           priority: jobs with a lower number get slots first.
 
         Raises:
-          LineFullError: more jobs would wait than may wait; none was added.
+          emsjax.engine.waiting.LineFullError: more jobs would wait than may wait; none was added.
         """
         self._line.put(jobs, priority)
 

@@ -94,8 +94,8 @@ class Service:
           priority: requests with a lower number get slots first.
 
         Raises:
-          LineFullError: too many requests wait.
-          ServiceClosedError: the service has ended.
+          emsjax.engine.waiting.LineFullError: too many requests wait.
+          emsjax.requests.service.ServiceClosedError: the service has ended.
         """
         samples = [
             sample

@@ -106,6 +106,15 @@ def test_prompts_that_come_together_read_a_long_beginning_once():
     assert slots.running == 2, "a prompt that has nothing to wait for does not"
 
 
+def test_the_last_token_of_a_prompt_is_always_read():
+    """A prompt that is there already, or that a longer text begins with, has something to read."""
+    slots = Slots(engine())
+    for key, prompt in enumerate((HEADER, HEADER, HEADER[:40])):
+        (result,) = decode(slots, Job(key, prompt, 12)).values()
+        assert result.token_ids == alone(tuple(prompt), 12)
+        assert result.metrics.cached_prompt_tokens == (len(prompt) - 1 if key else 0)
+
+
 def test_an_aligned_cache_shares_prompts_only():
     vanilla = make_engine(tiny_model("llama"), "prompt-lookup", 2, method="vanilla")
     slots = Slots(vanilla)
