@@ -12,6 +12,7 @@ from emsjax.version import __version__
 # is called.
 COMMANDS = {
     "generate": ("emsjax.generate.__main__", "Generate text for a batch of prompts."),
+    "serve": ("emsjax.serve.__main__", "Serve a model to clients of the OpenAI API."),
     "bench": ("emsjax.bench.__main__", "Compare methods and drafters on your hardware."),
     "plan": ("emsjax.plan.__main__", "Forecast memory and speed on a device you do not have."),
     "train": ("emsjax.train.__main__", "Train a draft for a model."),

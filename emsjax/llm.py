@@ -12,6 +12,8 @@ from emsjax.costs.pricing import Pricing
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.job import Job
 from emsjax.engine.policy import EMS
+from emsjax.engine.slots import Slots
+from emsjax.engine.stream import decode_stream
 from emsjax.errors import UserError, check_flag, check_name, check_whole, short
 from emsjax.host.cache import use_compile_cache
 from emsjax.limits import DEFAULT_MAX_MODEL_LEN, MAX_BATCH_SIZE, MAX_SEED
@@ -27,6 +29,7 @@ from emsjax.requests.reader import RequestReader
 from emsjax.requests.request import Request
 from emsjax.requests.samples import Sample, make_samples, request_output
 from emsjax.requests.sampling_params import SamplingParams
+from emsjax.requests.service import Service
 from emsjax.sampling.adapt import can_indent, classify
 
 if TYPE_CHECKING:
@@ -58,6 +61,7 @@ class LLM:
         quantize: str | None = None,
         kv_dtype: str | None = None,
         max_batch_size: int | None = None,
+        prefix_slots: int = 0,
         max_model_len: int | None = None,
         draft_length: int | None = None,
         max_ngram: int | None = None,
@@ -96,6 +100,8 @@ class LLM:
             draft model is not changed.
           max_batch_size: B, the samples decoded together; 8 by default, and at most 65536. Further
             prompts wait for a free slot.
+          prefix_slots: slots beyond these that only keep texts, so that prompts which begin like
+            them later need not be read in full. Each costs the memory of a sample.
           max_model_len: the most tokens of a sample, prompt plus output. The default is the
             model's own limit, but at most 4096.
           draft_length: k, the most tokens to draft for a sample in a step; 7 by default.
@@ -140,6 +146,7 @@ class LLM:
         max_batch_size = vllm_names.batch_size(max_batch_size, max_num_seqs, _BATCH_SIZE)
         dtype = vllm_names.dtype_name(dtype)
         check_whole("max_batch_size", max_batch_size, 1, MAX_BATCH_SIZE)
+        check_whole("prefix_slots", prefix_slots, 0, MAX_BATCH_SIZE - max_batch_size)
         check_whole("seed", seed, 0, MAX_SEED)
         use_compile_cache()
         if kv_dtype is None:  # on CPU, the compiled attention reads no other caches
@@ -159,19 +166,20 @@ class LLM:
             self.target,
             self._drafter,
             name=self.name,
-            max_batch_size=max_batch_size,
+            max_batch_size=max_batch_size + prefix_slots,
             max_model_len=self.max_model_len,
             method=method,
             exact=exact,
             trace=trace,
         )
+        self._batch_size = max_batch_size
         plans = planner and not exact and self._drafter.draft_length > 0
         plans = plans and self.engine.policy == EMS
         self._pricing = Pricing(self.engine, self.name) if plans else None
 
     def __repr__(self) -> str:
         facts = {
-            "max_batch_size": self.engine.num_slots,
+            "max_batch_size": self._batch_size,
             "max_model_len": self.max_model_len,
             "drafter": drafter_name(self._drafter),
             "dtype": str(self.target.dtype),
@@ -272,7 +280,7 @@ class LLM:
         first = self._requests
         self._requests += len(many)
         return [
-            self._read(prompt, each, str(first + number), chat)
+            self.request(prompt, each, str(first + number), chat)
             for number, (prompt, each) in enumerate(zip(many, params, strict=True))
         ]
 
@@ -317,7 +325,38 @@ class LLM:
         requests = self._all_requests(conversations(messages), sampling_params, options)
         return self._outputs(requests, use_tqdm)
 
-    def request(self, prompt: Prompt, params: SamplingParams, request_id: str) -> Request:
+    def tokenize(self, prompt: Prompt, chat: ChatOptions | None = None) -> tuple[int, ...]:
+        """Returns the token ids of a prompt, of any length.
+
+        Args:
+          prompt: as for `request`.
+          chat: how a conversation is rendered.
+
+        Raises:
+          UserError: the prompt is malformed, or the tokenizer or chat template does not take it.
+        """
+        return self._reader.tokenise(prompt, chat)[1]
+
+    def service(self, *, most_waiting: int | None = None) -> Service:
+        """Starts a thread that decodes requests which other threads submit.
+
+        The step costs are measured first, unless they are known. While the service runs, it owns
+        the slots: other calls that generate would need memory for as many more.
+
+        Args:
+          most_waiting: the most outputs that may wait for a slot; None for no limit.
+        """
+        prepare = None if self._pricing is None else self._pricing.before_service
+        slots = Slots(self.engine, most_waiting=most_waiting, most_running=self._batch_size)
+        return Service(slots, self.tokenizer, self._token_text, prepare)
+
+    def request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        request_id: str,
+        chat: ChatOptions | None = None,
+    ) -> Request:
         """Tokenises and checks one prompt.
 
         Args:
@@ -325,21 +364,13 @@ class LLM:
           params: how to decode it.
           request_id: returned with the result. If `params` has no seed, the request derives one
             from this and the seed of the `LLM`.
+          chat: how a conversation is rendered.
 
         Raises:
           UserError: the prompt is empty, too long or outside the vocabulary, the prompt or its
             parameters need a tokenizer and the model has none, or the parameters do not fit the
             model.
         """
-        return self._read(prompt, params, request_id)
-
-    def _read(
-        self,
-        prompt: Prompt,
-        params: SamplingParams,
-        request_id: str,
-        chat: ChatOptions | None = None,
-    ) -> Request:
         request = self._reader.read(prompt, params, request_id, chat)
         if params.adapt_temperature is not None:
             self._classify_tokens()
@@ -411,11 +442,11 @@ class LLM:
         live: dict[Sample, None] = {}
         for sample in self._finished(requests, on_progress, streaming=True, started=live):
             if sample is None:
-                yield from (each.piece() for each in live if each.waiting)
+                yield from (each.piece(self._token_text) for each in live if each.waiting)
                 continue
             del live[sample]
             last = request_output(sample.siblings, self._token_text) if sample.is_last else None
-            yield sample.piece(last)
+            yield sample.piece(self._token_text, last)
 
     def _finished(
         self,
@@ -443,9 +474,10 @@ class LLM:
                 number += 1
 
         try:
+            slots = Slots(self.engine, on_progress, most_running=self._batch_size)
             if self._pricing is not None:
-                requests = self._pricing.before_run(requests)
-            for finished in self.engine.run(jobs(), on_progress):
+                requests = self._pricing.before_run(requests, slots.when_empty)
+            for finished in decode_stream(slots, jobs()):
                 if finished is None:
                     yield None
                     continue

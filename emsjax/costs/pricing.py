@@ -1,11 +1,12 @@
 """The step costs an engine plans with: estimates until measuring pays off, then measurements.
 
 Measuring takes some seconds, longer than a short run itself. So costs are measured before a long
-run, or once many short runs add up to one, and kept on disk. The text an engine writes does not
-depend on its costs.
+run, or once many short runs add up to one, and kept on disk. A run whose end nobody knows is
+interrupted once it has become a long one. The text an engine writes does not depend on its costs.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import jax
 
@@ -35,27 +36,74 @@ class Pricing:
         self._known: Known | None = None
         self._asked = 0
 
-    def before_run(self, requests: Iterable[Request | None]) -> Iterable[Request | None]:
+    def before_run(
+        self,
+        requests: Iterable[Request | None],
+        when_empty: Callable[[Callable[[], None]], None] | None = None,
+    ) -> Iterable[Request | None]:
         """Sets the engine's costs for a run, and measures them first if that pays off.
 
         Args:
           requests: the run's requests, of which some are taken to see whether it is long.
+          when_empty: calls a function when no slot is live, see `Slots.when_empty`. With it, costs
+            are also measured during the run, if it turns out to be long only then.
 
         Returns:
           The same requests.
         """
-        if self._known is not None and self._known.settled:
+        table = self._open()
+        if table is None or self._known is None:
             return requests
+        tokens, requests = look_ahead(requests, self._enough())
+        if tokens >= self._enough():
+            self._measure(table)
+        elif when_empty is not None:
+            return self._counted(requests, when_empty)
+        else:
+            self._asked += tokens
+        return requests
+
+    def before_service(self) -> None:
+        """Sets the engine's costs for a run without end, and measures them if they are unknown."""
+        table = self._open()
+        if table is not None:
+            self._measure(table)
+
+    def _open(self) -> CostTable | None:
+        """Sets the engine's costs to what is known; returns the table if that is not settled."""
+        if self._known is not None and self._known.settled:
+            return None
         table = CostTable(self._engine, self._model)
         self._known = self._known or table.read() or Known(guessed_costs(self._engine), False, 0)
-        if not self._known.settled:
-            enough = ENOUGH_TOKENS * self._engine.num_slots - self._asked
-            tokens, requests = look_ahead(requests, enough)
-            self._asked += tokens
-            if tokens >= enough:
-                self._known, self._asked = table.measure(self._known), 0
         self._engine.use_costs(self._known.costs)
-        return requests
+        return None if self._known.settled else table
+
+    def _enough(self) -> int:
+        return ENOUGH_TOKENS * self._engine.num_slots - self._asked
+
+    def _measure(self, table: CostTable) -> None:
+        self._known, self._asked = table.measure(self._known), 0
+        self._engine.use_costs(self._known.costs)
+
+    def _counted(
+        self,
+        requests: Iterable[Request | None],
+        when_empty: Callable[[Callable[[], None]], None],
+    ) -> Iterator[Request | None]:
+        """Passes requests on, and has the costs measured once there have been enough."""
+        for request in requests:
+            if request is not None:
+                self._asked += _tokens_of(request)
+                table = self._open() if self._enough() <= 0 else None
+                if table is not None:
+                    self._asked = 0
+                    when_empty(partial(self._measure, table))
+            yield request
+
+
+def _tokens_of(request: Request) -> int:
+    """Returns the most tokens that a request may write."""
+    return request.max_tokens * request.params.n
 
 
 def look_ahead(
@@ -78,7 +126,7 @@ def look_ahead(
             seen.append(next(coming))
             if seen[-1] is None:
                 break
-            tokens += seen[-1].max_tokens * seen[-1].params.n
+            tokens += _tokens_of(seen[-1])
     except StopIteration:
         pass
     except Exception as raised:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from emsjax.engine.acceptance import expect, predict, survival_of
 from emsjax.engine.draft import Draft
-from emsjax.engine.drafter import COSTLY_SOURCE, Drafter, WorthDrafting
+from emsjax.engine.drafter import COSTLY_SOURCE, Drafter, Sharing, WorthDrafting
 from emsjax.engine.state import DecodeState
 
 # By how many accepted tokens the model must beat what was found. Drafting takes time: about a
@@ -61,6 +61,16 @@ class Combined:
         """Returns the states of both drafters after a slot has received a new request."""
         looked, modelled = drafter_state
         return self.lookup.admit(looked, slot), self.model.admit(modelled, slot)
+
+    def share(
+        self, drafter_state: Any, slot: jax.Array, source: jax.Array, length: jax.Array
+    ) -> Any:
+        """Returns the states after a new request; only a model has more to do than at `admit`."""
+        looked, modelled = drafter_state
+        looked = self.lookup.admit(looked, slot)
+        if isinstance(self.model, Sharing):
+            return looked, self.model.share(modelled, slot, source, length)
+        return looked, self.model.admit(modelled, slot)
 
     def propose(self, state: DecodeState, weights: Any, worth: WorthDrafting) -> tuple[Draft, Any]:
         """Looks up drafts for all slots, then lets the model draft where that promises more."""

@@ -18,7 +18,7 @@ from emsjax.engine.drafter import COSTLY_SOURCE, WorthDrafting
 from emsjax.engine.ladder import row_capacity
 from emsjax.engine.model import Model
 from emsjax.engine.packing import Guesses, pack
-from emsjax.engine.state import DecodeState
+from emsjax.engine.state import DecodeState, copy_prefix
 from emsjax.sampling.choose import choose_unchecked
 from emsjax.sampling.rows import rows_after
 
@@ -100,6 +100,26 @@ class DraftModel:
     def admit(self, drafter_state: DraftModelState, slot: jax.Array) -> DraftModelState:
         """Returns the state after a slot has received a new request, of which nothing is cached."""
         return drafter_state._replace(kv_lens=drafter_state.kv_lens.at[slot].set(0))
+
+    def share(
+        self,
+        drafter_state: DraftModelState,
+        slot: jax.Array,
+        source: jax.Array,
+        length: jax.Array,
+    ) -> DraftModelState:
+        """Returns the state after a new request, with what `source` has read of it cached."""
+        mine = drafter_state
+        # K/V from the first guess on may be those of a guess that did not become text.
+        known = jnp.minimum(mine.kv_lens[source], mine.guessed_from[source])
+        read = jnp.minimum(known, length)
+        copied = jnp.where(source == slot, 0, read)
+        return DraftModelState(
+            copy_prefix(mine.cache, source, slot, copied),
+            mine.kv_lens.at[slot].set(read),
+            mine.guesses,
+            mine.guessed_from.at[slot].set(mine.cache.shape[2]),
+        )
 
     def propose(
         self, state: DecodeState, weights: Any, worth: WorthDrafting

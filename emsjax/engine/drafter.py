@@ -1,6 +1,6 @@
 """The drafter interface: an object whose state is part of the loop's pytree."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -67,6 +67,23 @@ class Drafter(Protocol):
           weights: `self.weights`, on the device.
           worth: returns how many tokens per slot are worth drafting. Drafters that take next to no
             time can ignore it.
+        """
+
+
+@runtime_checkable
+class Sharing(Protocol):
+    """A drafter with a cache of its own, which need not read again what another slot has read."""
+
+    def share(
+        self, drafter_state: Any, slot: jax.Array, source: jax.Array, length: jax.Array
+    ) -> Any:
+        """Returns the drafter's state after a slot has received a new request; replaces `admit`.
+
+        Args:
+          drafter_state: the drafter's state.
+          slot: int32[], the slot.
+          source: int32[], a slot whose text begins like the request's prompt, possibly the same.
+          length: int32[], the tokens of that beginning; 0 if there is none.
         """
 
 

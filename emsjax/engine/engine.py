@@ -11,21 +11,25 @@ import numpy as np
 from flax import nnx
 from jax.experimental.layout import Format, Layout
 
-from emsjax.engine.drafter import Drafter
+from emsjax.engine.drafter import Drafter, Sharing
 from emsjax.engine.holes import no_holes
 from emsjax.engine.job import Finished, Job
 from emsjax.engine.ladder import Rung
 from emsjax.engine.loop import Setup, run
 from emsjax.engine.model import Model
 from emsjax.engine.policy import EMS, Policy
-from emsjax.engine.slots import SlotRun
-from emsjax.engine.state import DecodeState, admit, copy_cache, empty_state
+from emsjax.engine.slots import Slots
+from emsjax.engine.state import DecodeState, admit, copy_prefix, empty_state
 from emsjax.engine.step_costs import StepCosts
+from emsjax.engine.stream import decode_stream
 from emsjax.engine.trace_record import no_drafts
 from emsjax.limits import MAX_STOP_IDS
 from emsjax.sampling.choose import Chosen, choose
 from emsjax.sampling.rows import Rows
 from emsjax.sampling.state import SamplingState, empty_sampling
+
+# The place of the tokens that are cached already in `Engine._request`.
+_CACHED = 2
 
 
 class Engine:
@@ -90,15 +94,20 @@ class Engine:
         def decode_sampled(*arguments: Any) -> DecodeState:
             return decode(*arguments)
 
-        def admit_job(state: DecodeState, slot: jax.Array, *request: Any) -> DecodeState:
+        def admit_job(
+            state: DecodeState, slot: jax.Array, source: jax.Array, *request: Any
+        ) -> DecodeState:
+            cached = request[_CACHED]
             state = admit(state, slot, *request)
+            if isinstance(drafter, Sharing):
+                return state.replace(drafter=drafter.share(state.drafter, slot, source, cached))
             return state.replace(drafter=drafter.admit(state.drafter, slot))
 
         self._decode = jax.jit(decode, donate_argnums=3)
         self._decode_sampled = jax.jit(decode_sampled, donate_argnums=3)
         self._admit = jax.jit(admit_job, donate_argnums=0)
         self._release = jax.jit(_release, donate_argnums=0)
-        self._copy_cache = jax.jit(copy_cache, donate_argnums=0)
+        self._copy_prefix = jax.jit(copy_prefix, donate_argnums=0)
         self.empty = jax.jit(self._empty)
         self.around = jax.jit(self._around, donate_argnums=0)
         self._make_sampling = jax.jit(self._empty_sampling)
@@ -235,11 +244,25 @@ class Engine:
         Yields:
           Each result when it is final, in the order in which the jobs finish; None after new tokens
           of a watched job.
+
+        Raises:
+          Exception: taking a job failed, a job's watch did, or the device.
         """
+        yield from decode_stream(Slots(self, on_progress), jobs)
+
+    @property
+    def cache_is_text(self) -> bool:
+        """Whether the K/V of a text's tokens lie one after another, as without an aligned cache."""
+        return not self.policy.align_cache
+
+    def take_state(self) -> DecodeState:
+        """Returns a state without live slots. If it is not given back, the next one is new."""
         state = self._idle if self._idle is not None else self.empty()
-        # A run that the caller abandons leaves its slots occupied, so its state is not kept.
         self._idle = None
-        state = yield from SlotRun(self, jobs, on_progress).results(state)
+        return state
+
+    def keep_state(self, state: DecodeState) -> None:
+        """Keeps a state without live slots, and its cache, for the next `take_state`."""
         # The next run may be greedy, and then does without the sampling state.
         self._idle = state.replace(sampling=None)
 
@@ -274,19 +297,27 @@ class Engine:
         state = jax.eval_shape(self._empty)
         state = state.replace(sampling=jax.eval_shape(self._empty_sampling, classes))
         slot = np.int32(0)
-        self._admit.lower(state, slot, *self._request(job, 0)).compile()
+        self._admit.lower(state, slot, slot, *self._request(job, 0)).compile()
         self._release.lower(state, slot).compile()
         self.lower(sampling=True).compile()
 
-    def admit(self, state: DecodeState, slot: int, job: Job, source: int | None) -> DecodeState:
+    def admit(
+        self,
+        state: DecodeState,
+        slot: int,
+        job: Job,
+        source: int | None,
+        shared: int | None = None,
+    ) -> DecodeState:
         """Puts a job into a free slot.
 
         Args:
           state: the state of all slots.
           slot: the slot to fill.
           job: the job to decode there.
-          source: a slot whose cache holds the job's whole prompt, possibly the same slot; None to
-            read the prompt.
+          source: a slot whose cache holds the beginning of the job's prompt, possibly the same
+            slot; None to read the whole prompt.
+          shared: the tokens of that beginning, at most all but the last; None for as many.
         """
         if not job.choice.greedy:
             if self._beside is not None:
@@ -295,11 +326,12 @@ class Engine:
         cached = 0
         if source is not None:
             # The prompt's last token is computed again: the first token is chosen after its row.
-            cached = len(job.prompt) - 1
-            if source != slot:
-                cache = self._copy_cache(state.cache, np.int32(source), np.int32(slot))
-                state = state.replace(cache=cache)
-        return self._admit(state, np.int32(slot), *self._request(job, cached))
+            cached = len(job.prompt) - 1 if shared is None else shared
+            if source != slot and cached:
+                places = map(np.int32, (source, slot, cached))
+                state = state.replace(cache=self._copy_prefix(state.cache, *places))
+        place = np.int32(slot), np.int32(slot if source is None else source)
+        return self._admit(state, *place, *self._request(job, cached))
 
     def release(self, state: DecodeState, slot: int) -> DecodeState:
         """Frees a slot before its job is done."""

@@ -16,6 +16,8 @@ NOT_NUMBERS = (
 # Receives a job's new tokens in order. Returns after how many of them the job ends, or None to
 # continue.
 Watch = Callable[[Sequence[int]], int | None]
+# Receives the log-probabilities of the tokens that `Watch` has kept, as numpy arrays [tokens, ...].
+WatchLogprobs = Callable[[Logprobs], None]
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Job:
       group: consecutive jobs with the same object here have the same prompt, which is read once for
         all of them; None for a job without a group.
       watch: called with the new tokens every few steps; it may end the job.
+      watch_logprobs: called after `watch`, if the job asks for log-probabilities.
     """
 
     key: object
@@ -40,6 +43,7 @@ class Job:
     choice: Choice = GREEDY
     group: object | None = None
     watch: Watch | None = None
+    watch_logprobs: WatchLogprobs | None = None
 
 
 @dataclass(frozen=True)
@@ -71,3 +75,16 @@ class Finished:
         if self.cut or self.failed or not self.token_ids:
             return False
         return self.token_ids[-1] in self.job.stop_ids
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A job that ended because the host or the device failed.
+
+    Attributes:
+      job: the job.
+      error: what was raised.
+    """
+
+    job: Job
+    error: Exception

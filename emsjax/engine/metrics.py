@@ -22,6 +22,8 @@ class RequestMetrics:
       accepted_by_position: `accepted_tokens` by position in the draft.
       time_to_first_token: seconds from the moment the request takes a slot to its first token.
       prefill_steps: steps that only read the prompt and emitted nothing.
+      cached_prompt_tokens: tokens of the prompt that were not read, because the cache held them
+        already.
     """
 
     target_steps: int
@@ -32,6 +34,7 @@ class RequestMetrics:
     accepted_by_position: tuple[int, ...]
     time_to_first_token: float
     prefill_steps: int = 0
+    cached_prompt_tokens: int = 0
 
     @property
     def tokens_per_target_step(self) -> float:
@@ -55,6 +58,7 @@ def together(outputs: Sequence[RequestMetrics]) -> RequestMetrics:
         accepted_by_position=tuple(accepted),
         time_to_first_token=outputs[0].time_to_first_token,
         prefill_steps=sum(m.prefill_steps for m in outputs),
+        cached_prompt_tokens=sum(m.cached_prompt_tokens for m in outputs),
     )
 
 

@@ -1,20 +1,21 @@
-"""The host's side of a run: a stream of jobs passes through the slots (refill, run, collect)."""
+"""The host's side of decoding: jobs are submitted, pass through the slots, and end.
+
+`Slots.step` refills free slots, runs the device for some steps, and collects what has ended. A
+batch (`stream.decode_stream`) and a server (`requests/service.py`) are both loops around it.
+"""
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import jax
-import numpy as np
 
-from emsjax.engine.job import Finished, Job
-from emsjax.engine.metrics import RequestMetrics
-from emsjax.engine.state import DecodeState, SlotStats
-from emsjax.engine.trace import Trace
-from emsjax.engine.trace_record import steps_of
-from emsjax.sampling.logprobs import of_slot
+from emsjax.engine.job import Failed, Finished, Job
+from emsjax.engine.occupant import Occupant, Snapshot, result_of, take_snapshot
+from emsjax.engine.prefixes import Prefixes, Shared
+from emsjax.engine.state import DecodeState
+from emsjax.engine.waiting import WaitingLine
 
 # The most steps before the device returns to the host, which takes well under a millisecond.
 STEPS_PER_CALL = 32
@@ -27,72 +28,48 @@ class Device(Protocol):
 
     num_slots: int
 
+    @property
+    def cache_is_text(self) -> bool:
+        """Whether the K/V of a text's tokens lie one after another."""
+
+    def take_state(self) -> DecodeState:
+        """Returns a state without live slots, which the caller owns."""
+
+    def keep_state(self, state: DecodeState) -> None:
+        """Keeps a state without live slots for the next `take_state`."""
+
     def advance(self, state: DecodeState, max_steps: int, others_wait: bool) -> DecodeState:
         """Steps until the host has something to do."""
 
     def ready_for(self, state: DecodeState, job: Job) -> bool:
         """Whether a job can be admitted without compiling; if not, compiles beside the run."""
 
-    def admit(self, state: DecodeState, slot: int, job: Job, source: int | None) -> DecodeState:
-        """Puts a job into a slot; `source` is a slot whose cache holds the job's prompt."""
+    def admit(
+        self, state: DecodeState, slot: int, job: Job, source: int | None, shared: int | None
+    ) -> DecodeState:
+        """Puts a job into a slot; that of `source` holds the prompt's first `shared` tokens."""
 
     def release(self, state: DecodeState, slot: int) -> DecodeState:
         """Frees a slot before its job is done."""
 
 
-class _Snapshot(NamedTuple):
-    """The slots as the host sees them after a call; tokens only if the host needs them."""
-
-    lens: np.ndarray
-    live: np.ndarray
-    stats: SlotStats
-    tokens: np.ndarray | None
-    time: float
-
-    def output(self, slot: int, span: slice) -> np.ndarray:
-        """Returns some tokens of a slot."""
-        assert self.tokens is not None
-        return self.tokens[slot, span]
-
-
-@dataclass
-class _Occupant:
-    """The job in a slot, and what the host has seen of it so far.
+class Stepped(NamedTuple):
+    """The outcome of a call of `Slots.step`.
 
     Attributes:
-      job: the job.
-      started: when the job took the slot, by `time.perf_counter`.
-      first_step: number of steps that the run had made by then.
-      shared: whether the prompt's K/V came from another job's cache.
-      first_token: when the host saw the first token; None before.
-      seen_tokens: tokens of the output that the host has seen.
-      seen_steps: steps of the job that the host has counted.
-      cut: whether the job's watch ended it.
+      ended: the jobs that have ended, cancelled ones excepted.
+      watched: whether a job whose tokens are watched took part.
     """
 
-    job: Job
-    started: float
-    first_step: int
-    shared: bool
-    first_token: float | None = None
-    seen_tokens: int = 0
-    seen_steps: int = 0
-    cut: bool = False
-
-    def update(self, seen: _Snapshot, slot: int) -> None:
-        """Counts the new tokens, and lets the job's watch end the job after one of them."""
-        first = len(self.job.prompt) + self.seen_tokens
-        new, kept = int(seen.lens[slot]) - first, None
-        if self.job.watch is not None and new:
-            kept = self.job.watch(seen.output(slot, slice(first, first + new)).tolist())
-        self.cut = kept is not None
-        self.seen_tokens += new if kept is None else kept
-        if self.seen_tokens and self.first_token is None:
-            self.first_token = seen.time
+    ended: Sequence[Finished | Failed]
+    watched: bool
 
 
-class SlotRun:
-    """Decodes a stream of jobs: takes a job whenever a slot is free, and one job ahead.
+class Slots:
+    """B slots on a device, and the jobs that wait for them.
+
+    `submit`, `cancel` and `close` may be called from any thread. All other methods belong to the
+    one thread that steps.
 
     While jobs wait for a program to be compiled, others are taken in their place, as many as there
     are slots.
@@ -101,102 +78,224 @@ class SlotRun:
     def __init__(
         self,
         device: Device,
-        jobs: Iterable[Job | None],
-        on_progress: Callable[[int], None] | None,
+        on_progress: Callable[[int], None] | None = None,
+        *,
+        most_waiting: int | None = None,
+        most_running: int | None = None,
     ):
+        """Starts with free slots; the device's state is taken by the first step.
+
+        Args:
+          device: the programs on the device.
+          on_progress: called with the number of tokens generated since the last call.
+          most_waiting: the most jobs that may wait for a slot; None for no limit.
+          most_running: the most jobs in slots at a time; None for as many as there are slots. The
+            other slots keep texts for later prompts that begin alike.
+        """
         self._device = device
-        self._jobs = iter(jobs)
+        self._most_running = most_running or device.num_slots
         self._on_progress = on_progress or (lambda _count: None)
-        self._slots: list[_Occupant | None] = [None] * device.num_slots
-        # For each slot the last job admitted, finished or not. Its prompt is still in the cache.
-        self._latest: list[_Occupant | None] = [None] * device.num_slots
-        # A job that was taken from the stream and has no slot yet.
-        self._held: Job | None = None
+        self._state: DecodeState | None = None
+        self._slots: list[Occupant | None] = [None] * device.num_slots
+        # For each slot the last job admitted, finished or not. Its text is still in the cache.
+        self._latest: list[Occupant | None] = [None] * device.num_slots
+        self._prefixes = Prefixes(device.num_slots)
+        self._line = WaitingLine(most_waiting)
         # Jobs that wait for a program, while others pass them and run; at most one for each slot.
         self._aside: deque[Job] = deque()
-        self._more = True
-        self._failure: Exception | None = None
+        # Added to by any thread and emptied by the one that steps. Both operations are atomic.
+        self._cancelled: deque[Job] = deque()
+        self._failed: list[Failed] = []
+        self._when_empty: Callable[[], None] | None = None
+        self._closed = False
         self._began = time.perf_counter()
         self._steps = 0
 
-    def results(self, state: DecodeState) -> Generator[Finished | None, None, DecodeState]:
-        """Runs all jobs, from a state without live slots to another one, which keeps the cache.
+    def submit(self, jobs: Sequence[Job], priority: int = 0) -> None:
+        """Adds jobs to the line, and wakes the thread that steps.
 
-        Yields:
-          Each result when it is final; None after new tokens of a watched job.
+        Args:
+          jobs: in the order in which they get slots; jobs of one group follow each other.
+          priority: jobs with a lower number get slots first.
+
+        Raises:
+          emsjax.engine.waiting.LineFullError: more jobs would wait than may wait; none was added.
         """
-        while True:
-            state = self._refill(state)
-            if all(self._slots):
-                # Only by taking the next job does the host learn whether any job waits.
-                self._candidate(state)
+        self._line.put(jobs, priority)
+
+    def cancel(self, jobs: Sequence[Job]) -> None:
+        """Drops jobs, which then have no result; those that have ended already are ignored.
+
+        A job that runs frees its slot before the next step.
+        """
+        self._cancelled.extend(job for job in jobs if not self._line.remove(job))
+        self._line.notify()
+
+    def close(self) -> None:
+        """Makes `wait` return False from now on."""
+        self._closed = True
+        self._line.notify()
+
+    def wait(self) -> bool:
+        """Sleeps until there is something to do; returns False once the slots are closed."""
+        self._line.wait_for(lambda: self._closed or self.busy)
+        return not self._closed
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has something to do."""
+        return bool(
+            any(self._slots)
+            or self._line
+            or self._aside
+            or self._failed
+            or self._cancelled
+            or self._when_empty
+        )
+
+    @property
+    def hungry(self) -> bool:
+        """Whether another job would be looked at by the next `fill`."""
+        return not self._line and len(self._aside) < self._most_running
+
+    @property
+    def running(self) -> int:
+        """The number of jobs in slots."""
+        return sum(occupant is not None for occupant in self._slots)
+
+    @property
+    def _full(self) -> bool:
+        return self.running == self._most_running
+
+    @property
+    def waiting(self) -> int:
+        """The number of jobs without a slot."""
+        return len(self._line) + len(self._aside)
+
+    def when_empty(self, call: Callable[[], None]) -> None:
+        """Admits nothing until all slots are free, then calls `call` and continues.
+
+        The slots hold no state meanwhile, so that `call` may use the device's memory.
+        """
+        self._when_empty = call
+
+    def step(self, more: bool = False) -> Stepped:
+        """Refills free slots, runs until the host has something to do, and collects.
+
+        A job ends with a `Failed` if the host fails on it. If the device fails, all jobs in slots
+        end so, and those that wait find new slots.
+
+        Args:
+          more: whether further jobs may be submitted.
+        """
+        self._drop_cancelled()
+        self.fill()
+        occupied = self._occupied()
+        watched = any(occupant.job.watch for _, occupant in occupied)
+        ended: list[Finished | Failed] = []
+        if occupied:
+            others = more or bool(self._line) or bool(self._aside)
+            try:
+                self._state = self._device.advance(
+                    self._taken(), self._max_steps(others, watched), others
+                )
+                seen = take_snapshot(self._state, [slot for slot, _ in occupied], watched)
+            except Exception as error:
+                self._lose_all(error)
+            else:
+                self._collect(seen, occupied, ended)
+        ended += self._failed
+        self._failed = []
+        return Stepped(ended, watched)
+
+    def fill(self) -> None:
+        """Puts waiting jobs into free slots, and sets those aside that need a program."""
+        if self._when_empty is not None:
             if any(self._slots):
-                more = self._more or self._held is not None or bool(self._aside)
-                state = self._device.advance(state, self._max_steps(more), more)
-                state = yield from self._collect(state)
-            elif self._failure is not None:
-                raise self._failure
-            elif not self._more:
-                return state
-
-    def _max_steps(self, more: bool) -> int:
-        waiting = more and not all(self._slots)
-        watched = any(slot is not None and slot.job.watch is not None for slot in self._slots)
-        return STEPS_PER_CALL_WAITING if waiting or watched else STEPS_PER_CALL
-
-    def _refill(self, state: DecodeState) -> DecodeState:
-        for slot, occupant in enumerate(self._slots):
-            if occupant is not None:
-                continue
-            job = self._candidate(state)
+                return
+            call, self._when_empty = self._when_empty, None
+            self.rest()
+            call()
+        while not self._full:
+            job = self._candidate()
             # A job whose prompt is just being read for another one waits, and copies its K/V then.
             if job is None or self._prompt_is_being_read(job):
-                break
-            self._held = None
-            source = self._source(job)
-            state = self._device.admit(state, slot, job, source)
-            admitted = _Occupant(job, time.perf_counter(), self._steps, source is not None)
-            self._slots[slot] = self._latest[slot] = admitted
-        return state
+                return
+            if self._take(job):  # another thread may have cancelled it meanwhile
+                self._admit(job)
+        # No slot may be taken. The program that the next job needs is compiled meanwhile.
+        self._candidate()
 
-    def _candidate(self, state: DecodeState) -> Job | None:
-        """Returns the job that gets the next slot, and holds it; None if there is none yet.
+    def rest(self) -> None:
+        """Gives the state back to the device; no slot may be live."""
+        assert not any(self._slots)
+        if self._state is not None:
+            self._device.keep_state(self._state)
+        self._forget_state()
+
+    def _forget_state(self) -> None:
+        self._state = None
+        self._latest = [None] * len(self._slots)
+        self._prefixes = Prefixes(len(self._slots))
+
+    def _taken(self) -> DecodeState:
+        """Returns the state, taken from the device at first use."""
+        if self._state is None:
+            self._state = self._device.take_state()
+        return self._state
+
+    def _occupied(self) -> list[tuple[int, Occupant]]:
+        return [(slot, o) for slot, o in enumerate(self._slots) if o is not None]
+
+    def _max_steps(self, others: bool, watched: bool) -> int:
+        waiting = others and not self._full
+        return STEPS_PER_CALL_WAITING if waiting or watched else STEPS_PER_CALL
+
+    def _candidate(self) -> Job | None:
+        """Returns the job that gets the next slot, and leaves it where it is; None if none can.
 
         A job that needs a program which is not compiled yet is set aside as long as others run.
         """
-        if self._held is None and self._aside and self._device.ready_for(state, self._aside[0]):
-            self._held = self._aside.popleft()
-        while self._held is None and len(self._aside) < len(self._slots):
-            job = self._next_job()
-            if job is None:
-                break
-            if self._would_wait() and not self._device.ready_for(state, job):
+        if self._aside and self._device.ready_for(self._taken(), self._aside[0]):
+            return self._aside[0]
+        while len(self._aside) < self._most_running and (job := self._line.first()) is not None:
+            if not self._would_wait() or self._device.ready_for(self._taken(), job):
+                return job
+            if self._line.remove(job):
                 self._aside.append(job)
-            else:
-                self._held = job
-        if self._held is None and self._aside and not any(self._slots):
-            self._held = self._aside.popleft()  # nothing is left to run meanwhile
-        return self._held
+        if self._aside and not any(self._slots):
+            return self._aside[0]  # nothing is left to run meanwhile
+        return None
+
+    def _take(self, job: Job) -> bool:
+        """Takes a candidate from where it waits; returns whether it was still there."""
+        if self._aside and self._aside[0] is job:
+            self._aside.popleft()
+            return True
+        return self._line.remove(job)
+
+    def _admit(self, job: Job) -> None:
+        """Puts a job into the best free slot; if that fails, the job ends."""
+        shared = self._shared(job)
+        free = [slot for slot, occupant in enumerate(self._slots) if occupant is None]
+        slot = self._prefixes.place(free, job.prompt, shared)
+        source, length = (None, 0) if shared is None else shared
+        state = self._taken()
+        try:
+            self._state = self._device.admit(state, slot, job, source, length)
+        except Exception as error:
+            self._failed.append(Failed(job, error))
+            if any(array.is_deleted() for array in jax.tree.leaves(state)):
+                self._lose_all(error)  # it failed halfway, after the state was given away
+            return
+        self._prefixes.admit(slot, job.prompt, shared)
+        admitted = Occupant(job, time.perf_counter(), self._steps, length)
+        self._slots[slot] = self._latest[slot] = admitted
 
     def _would_wait(self) -> bool:
         """Whether compiling at once would hold up jobs: others than those that start together."""
         stepping = any(o is not None and o.first_step < self._steps for o in self._slots)
-        return stepping or all(self._slots) or bool(self._aside)
-
-    def _next_job(self) -> Job | None:
-        """Returns the next job; None if the stream has none yet, or has ended.
-
-        An error of the stream is kept, and raised once all earlier jobs are finished.
-        """
-        if not self._more:
-            return None
-        try:
-            return next(self._jobs)
-        except StopIteration:
-            self._more = False
-        except Exception as failure:
-            self._more, self._failure = False, failure
-        return None
+        return stepping or self._full or bool(self._aside)
 
     def _siblings(self, job: Job) -> list[int]:
         """Returns the slots whose cache belongs to a job of the same group."""
@@ -205,39 +304,74 @@ class SlotRun:
         return [n for n, o in enumerate(self._latest) if o is not None and o.job.group is job.group]
 
     def _prompt_is_being_read(self, job: Job) -> bool:
-        """Whether a job of the same group is in a slot, and none has a finished prompt to copy."""
-        reading = any(self._slots[n] is self._latest[n] for n in self._siblings(job))
-        return reading and self._source(job) is None
+        """Whether another slot is about to hold more of a job's prompt than any slot does now."""
+        siblings = self._siblings(job)
+        if any(self._latest[n].seen_tokens for n in siblings):  # type: ignore[union-attr]
+            return False
+        if any(self._slots[n] is self._latest[n] for n in siblings):
+            return True
+        return self._prefixes.coming(job.prompt, [slot for slot, _ in self._occupied()])
 
-    def _source(self, job: Job) -> int | None:
-        """Returns a slot whose cache holds the job's whole prompt; None if there is none.
-
-        A first token proves that the whole prompt was read.
-        """
+    def _shared(self, job: Job) -> Shared | None:
+        """Returns the longest beginning of the job's prompt that a slot's cache holds."""
+        # A first token proves that the whole prompt was read.
         ready = [n for n in self._siblings(job) if self._latest[n].seen_tokens]  # type: ignore[union-attr]
-        return ready[0] if ready else None
+        return self._prefixes.longest(job.prompt, ready or None)
 
-    def _collect(self, state: DecodeState) -> Generator[Finished | None, None, DecodeState]:
-        """Reports progress, takes finished jobs out of their slots, and yields their results."""
-        occupied = [(slot, o) for slot, o in enumerate(self._slots) if o is not None]
-        watched = any(occupant.job.watch for _, occupant in occupied)
-        seen = _snapshot(state, [slot for slot, _ in occupied], watched)
+    def _drop_cancelled(self) -> None:
+        while self._cancelled:
+            job = self._cancelled.popleft()
+            waits = [each for each in self._aside if each is not job]
+            if len(waits) < len(self._aside):
+                self._aside = deque(waits)
+            for slot, occupant in self._occupied():
+                if occupant.job is job:
+                    self._free(slot)
+
+    def _free(self, slot: int) -> None:
+        """Frees a slot whose job is live."""
+        self._state = self._device.release(self._taken(), slot)
+        self._slots[slot] = None
+
+    def _lose_all(self, error: Exception) -> None:
+        """Ends all jobs in slots after the device has failed; its state is lost."""
+        self._failed += [Failed(occupant.job, error) for _, occupant in self._occupied()]
+        self._slots = [None] * len(self._slots)
+        self._forget_state()
+
+    def _collect(
+        self, seen: Snapshot, occupied: list[tuple[int, Occupant]], ended: list[Finished | Failed]
+    ) -> None:
+        """Reports progress, and takes the jobs that have ended out of their slots."""
         self._count_steps(seen, occupied)
         for slot, occupant in occupied:
             before = occupant.seen_tokens
-            occupant.update(seen, slot)
+            try:
+                occupant.update(seen, slot, self._taken())
+            except Exception as error:  # of the job's watch
+                ended.append(Failed(occupant.job, error))
+                self._free(slot)
+                continue
             self._on_progress(occupant.seen_tokens - before)
             if seen.live[slot] and not occupant.cut:
+                self._prefixes.read(slot, int(seen.kv_lens[slot]))
                 continue
+            result = result_of(occupant, seen, self._taken(), slot, self._began)
+            self._keep_text(slot, result, int(seen.kv_lens[slot]))
+            ended.append(result)
             if seen.live[slot]:
-                state = self._device.release(state, slot)
+                self._free(slot)
             self._slots[slot] = None
-            yield _finished(occupant, seen, state, slot, self._began)
-        if watched:
-            yield None
-        return state
 
-    def _count_steps(self, seen: _Snapshot, occupied: list[tuple[int, _Occupant]]) -> None:
+    def _keep_text(self, slot: int, result: Finished, cached: int) -> None:
+        """Notes what a finished job leaves in its slot's cache."""
+        if result.failed:  # there may be numbers in it that are none
+            self._prefixes.drop(slot)
+        else:
+            output = result.token_ids if self._device.cache_is_text else ()
+            self._prefixes.finish(slot, output, cached)
+
+    def _count_steps(self, seen: Snapshot, occupied: list[tuple[int, Occupant]]) -> None:
         """Counts the steps since the last snapshot: at least one slot took part in all of them."""
         made = []
         for slot, occupant in occupied:
@@ -245,66 +379,3 @@ class SlotRun:
             made.append(steps - occupant.seen_steps)
             occupant.seen_steps = steps
         self._steps += max(made)
-
-
-def _snapshot(state: DecodeState, occupied: list[int], watched: bool) -> _Snapshot:
-    lens, live, stats = jax.device_get((state.lens, state.live, state.stats))
-    # Tokens are copied to the host only if a job has ended or its tokens are watched.
-    wanted = watched or not live[occupied].all()
-    tokens = np.asarray(state.tokens) if wanted else None
-    return _Snapshot(lens, live, stats, tokens, time.perf_counter())
-
-
-def _finished(
-    occupant: _Occupant, seen: _Snapshot, state: DecodeState, slot: int, began: float
-) -> Finished:
-    job = occupant.job
-    span = slice(len(job.prompt), len(job.prompt) + occupant.seen_tokens)
-    logprobs = None
-    if job.choice.settings.logprobs and state.sampling is not None:
-        logprobs = of_slot(state.sampling.logprobs, len(seen.live), slot, span)
-    tokens = tuple(seen.output(slot, span).tolist())
-    steps = int(seen.stats.target_steps[slot])
-    if occupant.cut:  # Steps after the cut are not counted.
-        steps = int(state.emitted_at[slot, span.stop - 1])
-    metrics = _metrics(occupant, seen.stats, slot, steps)
-    trace = _trace(occupant, seen, state, slot, began)
-    # The device may run past the token after which the watch ended the job, and fail there.
-    failed = bool(seen.stats.failed[slot]) and not occupant.cut
-    return Finished(job, tokens, metrics, occupant.cut, failed, logprobs, trace)
-
-
-def _trace(
-    occupant: _Occupant, seen: _Snapshot, state: DecodeState, slot: int, began: float
-) -> Trace | None:
-    if state.drafts is None:
-        return None
-    span = slice(len(occupant.job.prompt), int(seen.lens[slot]))
-    emitted_at, drafts = jax.device_get((state.emitted_at[slot], state.drafts[slot]))
-    return Trace(
-        steps=steps_of(
-            seen.output(slot, span), emitted_at[span], drafts[:, span], occupant.seen_tokens
-        ),
-        prefill_steps=int(seen.stats.prefill_steps[slot]),
-        prompt_shared=occupant.shared,
-        slot=slot,
-        first_step=occupant.first_step,
-        started=occupant.started - began,
-        first_token=(occupant.first_token or seen.time) - began,
-        finished=seen.time - began,
-        run_began=began,
-    )
-
-
-def _metrics(occupant: _Occupant, stats: SlotStats, slot: int, target_steps: int) -> RequestMetrics:
-    drafted, accepted = stats.drafted[slot].tolist(), stats.accepted[slot].tolist()
-    return RequestMetrics(
-        target_steps=target_steps,
-        drafted_tokens=sum(drafted),
-        accepted_tokens=sum(accepted),
-        emitted_tokens=occupant.seen_tokens,
-        drafted_by_position=tuple(drafted),
-        accepted_by_position=tuple(accepted),
-        time_to_first_token=(occupant.first_token or occupant.started) - occupant.started,
-        prefill_steps=int(stats.prefill_steps[slot]),
-    )

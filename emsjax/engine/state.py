@@ -13,6 +13,9 @@ from emsjax.limits import MAX_STOP_IDS
 from emsjax.sampling.choice import Choice
 from emsjax.sampling.state import SamplingState, admit_choice
 
+# The tokens of a block that `copy_prefix` copies at a time.
+COPIED_TOKENS = 256
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -185,24 +188,34 @@ def admit(
     )
 
 
-def copy_cache(cache: Any, source: jax.Array, slot: jax.Array) -> Any:
-    """Returns the cache, arrays [L, B, ...], with one slot's K/V replaced by those of another.
+def copy_prefix(cache: Any, source: jax.Array, slot: jax.Array, length: jax.Array) -> Any:
+    """Returns the cache with the beginning of one slot's K/V replaced by that of another.
 
-    The copy goes layer by layer. Copying all layers at once would need memory for another slot.
+    The copy goes layer by layer and block by block. Copying all layers at once would need memory
+    for another slot.
 
     Args:
-      cache: the cache of all slots.
+      cache: the cache of all slots, arrays [L, B, ...] of which most have S as their third axis.
       source: int32[], the slot to copy from.
       slot: int32[], the slot to copy to.
+      length: int32[], the tokens to copy. Those after them may change too, up to the end of a
+        block, and have no meaning then.
     """
-
-    def copy_layer(layer: jax.Array, cache: jax.Array) -> jax.Array:
-        rest = (0,) * (cache.ndim - 2)
-        size = (1, 1, *cache.shape[2:])
-        there = jax.lax.dynamic_slice(cache, (layer, source, *rest), size)
-        return jax.lax.dynamic_update_slice(cache, there, (layer, slot, *rest))
+    capacity = cache.shape[2]
 
     def copy_array(array: jax.Array) -> jax.Array:
-        return jax.lax.fori_loop(jnp.int32(0), jnp.int32(array.shape[0]), copy_layer, array)
+        # Scales of an int8 cache have another layout, and are copied as a whole.
+        block = min(COPIED_TOKENS, capacity) if array.shape[2] == capacity else array.shape[2]
+        blocks = (length + block - 1) // block if block < array.shape[2] else jnp.int32(1)
+        size = (1, 1, block, *array.shape[3:])
+
+        def copy_block(number: jax.Array, array: jax.Array) -> jax.Array:
+            layer, start = number // blocks, (number % blocks) * block
+            # The last block of a full slot begins earlier, at the same place in both slots.
+            rest = (0,) * (array.ndim - 3)
+            there = jax.lax.dynamic_slice(array, (layer, source, start, *rest), size)
+            return jax.lax.dynamic_update_slice(array, there, (layer, slot, start, *rest))
+
+        return jax.lax.fori_loop(jnp.int32(0), array.shape[0] * blocks, copy_block, array)
 
     return jax.tree.map(copy_array, cache)

@@ -113,6 +113,7 @@ class Piece:
       output: the whole result, in the last piece of the request; None in all others.
       prompt_index: the position of its prompt in the call, from 0; in `LLM.run_streaming`, the
         number of requests taken before its own.
+      logprobs: as in `CompletionOutput`, for `token_ids`.
     """
 
     request_id: str
@@ -122,3 +123,4 @@ class Piece:
     finish_reason: FinishReason | None = None
     output: RequestOutput | None = None
     prompt_index: int = 0
+    logprobs: Sequence[Mapping[int, Logprob]] | None = None

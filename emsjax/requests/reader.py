@@ -55,7 +55,7 @@ class RequestReader:
         chat: ChatOptions | None = None,
     ) -> Request:
         """Returns one checked request; see `LLM.request`."""
-        text, ids = self._tokenise(prompt, chat or ChatOptions())
+        text, ids = self.tokenise(prompt, chat)
         self._check_ids(ids)
         if self._loaded.tokenizer is not None and params.detokenize:
             Detokenizer(self._loaded.tokenizer, ids)  # fails here if it does not take these ids
@@ -115,7 +115,15 @@ class RequestReader:
             check_stop_strings(params, stop_ids, tokenizer)
         return stop_ids
 
-    def _tokenise(self, prompt: Prompt, chat: ChatOptions) -> tuple[str | None, tuple[int, ...]]:
+    def tokenise(
+        self, prompt: Prompt, chat: ChatOptions | None = None
+    ) -> tuple[str | None, tuple[int, ...]]:
+        """Returns a prompt's text, None if it was given as token ids, and its token ids.
+
+        Raises:
+          UserError: the prompt is malformed, or the tokenizer or chat template does not take it.
+        """
+        chat = chat or ChatOptions()
         checked = check_prompt(prompt)
         if isinstance(checked, tuple):
             return None, checked

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from emsjax.engine.job import NOT_NUMBERS, Finished, Job
 from emsjax.engine.metrics import together
 from emsjax.engine.trace import Trace
@@ -30,6 +32,7 @@ class Sample:
       transcript: its text.
       streamed: whether its pieces are passed on while it is generated.
       waiting: the tokens that were not passed on yet.
+      waiting_logprobs: their log-probabilities, as the engine gave them.
       finished: the engine's result; None until then.
       siblings: all outputs of the request in order, including this one.
       tokenizer: the model's tokenizer; None if it has none.
@@ -41,6 +44,7 @@ class Sample:
     transcript: Transcript
     streamed: bool
     waiting: list[int] = field(default_factory=list)
+    waiting_logprobs: list[Logprobs] = field(default_factory=list)
     finished: Finished | None = None
     siblings: list["Sample"] = field(default_factory=list)
     tokenizer: "PreTrainedTokenizerBase | None" = None
@@ -63,7 +67,12 @@ class Sample:
             choice=request.choice(self.index),
             group=request if request.params.n > 1 else None,
             watch=self._watch if watched else None,
+            watch_logprobs=self.waiting_logprobs.append if self._streams_logprobs else None,
         )
+
+    @property
+    def _streams_logprobs(self) -> bool:
+        return self.streamed and self.request.params.logprobs is not None
 
     def _watch(self, tokens: Sequence[int]) -> int | None:
         kept = self.transcript.feed(tokens)
@@ -77,18 +86,38 @@ class Sample:
         self.transcript.finish()
         self.finished = finished
 
-    def piece(self, output: RequestOutput | None = None) -> Piece:
+    def piece(self, token_text: TokenText, output: RequestOutput | None = None) -> Piece:
         """Returns the part of the output that was not passed on yet.
 
         Args:
+          token_text: the text of a token decoded alone.
           output: the result of the request, for its last piece.
         """
         tokens, self.waiting = tuple(self.waiting), []
-        text = self.transcript.take() if self.request.has_text else None
-        reason = None if self.finished is None else self._finish_reason(self.finished)
         return Piece(
-            self.request.request_id, self.index, text, tokens, reason, output, self.prompt_index
+            self.request.request_id,
+            self.index,
+            self.transcript.take() if self.request.has_text else None,
+            tokens,
+            None if self.finished is None else self._finish_reason(self.finished),
+            output,
+            self.prompt_index,
+            self._take_logprobs(tokens, token_text) if self._streams_logprobs else None,
         )
+
+    def _take_logprobs(
+        self, tokens: Sequence[int], token_text: TokenText
+    ) -> list[Mapping[int, Logprob]]:
+        parts = list(self.waiting_logprobs)
+        self.waiting_logprobs.clear()
+        if not parts:
+            return []
+        found = Logprobs(*map(np.concatenate, zip(*parts, strict=True)))  # type: ignore[arg-type]
+        params = self.request.params
+        return _tables(tokens, found, params.logprobs or 0, self._text_of(token_text))
+
+    def _text_of(self, token_text: TokenText) -> TokenText:
+        return token_text if self.request.params.detokenize else _no_text
 
     def completion(self, token_text: TokenText) -> CompletionOutput:
         """Returns the result; the output must be finished."""
@@ -102,9 +131,7 @@ class Sample:
             token_ids=finished.token_ids,
             finish_reason=self._finish_reason(finished),
             stop_reason=last if by_token else self.transcript.stop,
-            logprobs=_logprobs(
-                finished, params.logprobs, token_text if params.detokenize else _no_text
-            ),
+            logprobs=_logprobs(finished, params.logprobs, self._text_of(token_text)),
             trace=self._trace(finished, token_text),
             error=self._error(finished),
         )
@@ -213,9 +240,16 @@ def _logprobs(
 ) -> list[Mapping[int, Logprob]] | None:
     if finished.logprobs is None or count is None:
         return None
+    return _tables(finished.token_ids, finished.logprobs, count, token_text)
+
+
+def _tables(
+    tokens: Sequence[int], found: Logprobs, count: int, token_text: TokenText
+) -> list[Mapping[int, Logprob]]:
+    """Returns the table of each token, given the arrays of all."""
     return [
-        _of_token(token, Logprobs(*(x[place] for x in finished.logprobs)), count, token_text)
-        for place, token in enumerate(finished.token_ids)
+        _of_token(token, Logprobs(*(x[place] for x in found)), count, token_text)
+        for place, token in enumerate(tokens)
     ]
 
 

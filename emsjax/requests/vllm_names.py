@@ -130,8 +130,8 @@ LLM_OPTIONS = (
         disable_async_output_proc=(True, False),
     ),
     _foreign(
-        "there is no counterpart: each prompt is read in full; to share one reading, set n",
-        enable_prefix_caching=(None, False),
+        "there is no counterpart: what a prompt shares with a text in the cache is always copied",
+        enable_prefix_caching=(None, True, False),
         prefix_caching_hash_algo=(),
         disable_cascade_attn=(True, False),
     ),
@@ -333,7 +333,10 @@ PROMPT = (
         encoder_prompt=None,
         decoder_prompt=None,
     ),
-    _foreign("there is no counterpart: prompts share no cache", cache_salt=None),
+    _foreign(
+        "there is no counterpart: all prompts share what the cache holds",
+        cache_salt=None,
+    ),
 )
 
 SPECULATIVE_CONFIG = (

@@ -15,11 +15,13 @@ from emsjax.convert import _app as convert
 from emsjax.errors import UserError
 from emsjax.generate import __main__ as generate
 from emsjax.plan import __main__ as plan
+from emsjax.serve import __main__ as serve
 from emsjax.train import __main__ as train
 from tests.fuzzing import INPUTS, survives
 
 APPS = {
     "generate": generate._app,
+    "serve": serve._app,
     "bench": bench._app,
     "plan": plan._app,
     "train": train._app,
@@ -55,6 +57,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("emsjax.plan.__main__._prepare_environment", lambda *_, **__: None)
     for place in (
         "emsjax.generate.run._load",
+        "emsjax.serve.run._bound",
         "emsjax.bench.run.real_target",
         "emsjax.bench.run.random_target",
         "emsjax.train.run.load_model",

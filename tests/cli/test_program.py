@@ -1,4 +1,4 @@
-"""One program with five commands, which imports a command only when it is called."""
+"""One program with six commands, which imports a command only when it is called."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ def test_version(capsys: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no command is given; choose from generate, bench, plan, train, convert"),
+        ([], "no command is given; choose from generate, serve, bench, plan, train, convert"),
         (["generat"], "'generat' is no command; choose from generate"),
         ([""], "no command is given"),
         (["--prompt", "x"], "--prompt needs a command before it, as in `emsjax generate --prompt`"),

@@ -197,3 +197,25 @@ def test_devices_are_known_by_their_kind(platform: str, kind: str, name: str):
 def test_a_processor_reads_and_multiplies_in_turn():
     assert hardware_like("cpu", "cpu") is PROCESSOR
     assert not PROCESSOR.overlaps
+
+
+def test_a_run_without_end_measures_once_it_has_become_long(engine: Engine, machine: Machine):
+    pauses: list = []
+    stream = Pricing(engine, "tiny").before_run([None, *LONG, *LONG], pauses.append)
+    taken = iter(stream)
+    assert [next(taken) for _ in range(SLOTS)] == [None, *LONG[1:]]
+    assert pauses == []
+    next(taken)
+    (measure,) = pauses
+    assert machine.measured == 0
+    measure()
+    assert (machine.measured, engine.costs.rungs[0]) == (1, 1.0)
+    assert list(taken) == LONG
+    assert len(pauses) == 1
+
+
+def test_a_service_measures_before_its_first_request(engine: Engine, machine: Machine):
+    pricing = Pricing(engine, "tiny")
+    pricing.before_service()
+    pricing.before_service()
+    assert (machine.measured, engine.costs.rungs[0]) == (1, 1.0)

@@ -233,7 +233,8 @@ def test_copying_a_prompts_cache_needs_memory_for_one_layer_only():
     engine = abstract_engine(jnp.float32, "none")
     spec = engine.cache_spec
     cache, slot = jax.ShapeDtypeStruct(spec.shape, spec.dtype), jax.ShapeDtypeStruct((), jnp.int32)
-    memory = engine._copy_cache.lower(cache, slot, slot).compile(AS_FOR_USERS).memory_analysis()
+    copy = engine._copy_prefix.lower(cache, slot, slot, slot).compile(AS_FOR_USERS)
+    memory = copy.memory_analysis()
     layers, slots = spec.shape[:2]
     cache_bytes = math.prod(spec.shape) * spec.dtype.itemsize
     assert memory.alias_size_in_bytes == cache_bytes

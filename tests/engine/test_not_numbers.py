@@ -190,3 +190,11 @@ def test_a_slot_is_as_good_as_new_after_a_fault():
     results = {r.job.key: r for r in engine_of(token, exact=True).run([*bad, *todo()])}
     assert all(results[job.key].failed for job in bad)
     assert [results[n].token_ids for n in range(len(PROMPTS))] == texts()
+
+
+def test_what_a_failed_text_left_in_the_cache_is_not_copied():
+    token = unread_token()
+    todo = [Job(n, [*[5] * 40, token, 9], 8) for n in range(5)]
+    for result in run_all(engine_of(token), todo):
+        assert result.failed
+        assert result.metrics.cached_prompt_tokens == 0

@@ -3,10 +3,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emsjax.engine.state import admit, copy_cache, empty_state
+from emsjax.engine import state as state_module
+from emsjax.engine.state import admit, copy_prefix, empty_state
 from emsjax.limits import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_STOP_IDS
 from emsjax.sampling.choice import NEUTRAL, make_choice
 from emsjax.sampling.schedule import make_schedule
@@ -99,10 +101,17 @@ def check_choice(after: SamplingState, before: SamplingState, others: list[int])
     assert not (after.keys[1] == 7).all()
 
 
-@given(st.integers(1, 4), st.integers(1, 4), st.data())
-def test_copying_a_slots_cache_touches_nothing_else(layers: int, slots: int, data: st.DataObject):
+@settings(max_examples=25)
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 7), st.data())
+def test_copying_a_prefix_touches_no_other_slot(
+    layers: int, slots: int, length: int, data: st.DataObject
+):
     source, slot = (data.draw(st.integers(0, slots - 1)) for _ in range(2))
-    cache = np.arange(layers * slots * 6, dtype=np.float32).reshape(layers, slots, 3, 1, 2)
-    copied = np.asarray(copy_cache(jnp.asarray(cache), int32s(source), int32s(slot)))
-    cache[:, slot] = cache[:, source]
-    np.testing.assert_array_equal(copied, cache)
+    values = np.arange(layers * slots * 14, dtype=np.float32).reshape(layers, slots, 7, 1, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state_module, "COPIED_TOKENS", 3)
+        cache = jnp.asarray(values)
+        copied = np.asarray(copy_prefix(cache, *map(int32s, (source, slot, length))))
+    np.testing.assert_array_equal(copied[:, slot, :length], values[:, source, :length])
+    others = [n for n in range(slots) if n != slot]
+    np.testing.assert_array_equal(copied[:, others], values[:, others])

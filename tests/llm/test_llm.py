@@ -238,10 +238,9 @@ def test_a_cache_that_cannot_fit_names_the_largest_batch(
 
 
 def test_running_out_of_memory_on_the_device(llm: LLM, monkeypatch: pytest.MonkeyPatch):
-    def run(_jobs, _on_progress):
+    def advance(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
-        yield
 
-    monkeypatch.setattr(llm.engine, "run", run)
+    monkeypatch.setattr(llm.engine, "advance", advance)
     with pytest.raises(UserError, match="2 samples of 256 tokens"):
         llm.generate([[7]])

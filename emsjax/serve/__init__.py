@@ -1,0 +1,1 @@
+"""The command that serves a model to clients of the OpenAI API."""

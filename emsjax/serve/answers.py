@@ -1,0 +1,225 @@
+"""The answers of `/v1/completions` and `/v1/chat/completions`, whole or as a stream of chunks."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from emsjax.host.json_text import to_json
+from emsjax.requests.outputs import CompletionOutput, Piece, RequestOutput
+from emsjax.requests.request import Request
+from emsjax.serve import logprobs
+from emsjax.serve.backend import Backend, Call, new_id
+from emsjax.serve.body import Asked
+from emsjax.serve.errors import ApiError, api_error
+
+Record = dict[str, Any]
+
+
+class Answer(ABC):
+    """The answer to one body.
+
+    Attributes:
+      kind: the `object` of a whole answer.
+      chunk_kind: the `object` of a chunk.
+      prefix: of the answer's id.
+    """
+
+    kind: str
+    chunk_kind: str
+    prefix: str
+
+    def __init__(self, backend: Backend, asked: Asked):
+        """Prepares an answer with a new id."""
+        self._backend, self._asked = backend, asked
+        self.id, self._created = new_id(self.prefix), int(time.time())
+
+    async def whole(self, call: Call) -> Record:
+        """Returns the whole answer once all outputs are finished.
+
+        Raises:
+          Exception: one of the outputs failed, see `errors.api_error`.
+        """
+        outputs: dict[int, RequestOutput] = {}
+        async with aclosing(call.pieces()) as pieces:
+            async for piece in pieces:
+                if piece.output is not None:
+                    outputs[piece.prompt_index] = piece.output
+        await self._prepare(call)
+        choices = [
+            self._choice(self._index(place, each.index), place, each)
+            for place in range(len(call.requests))
+            for each in outputs[place].outputs
+        ]
+        written = sum(len(each.token_ids) for output in outputs.values() for each in output.outputs)
+        usage = _usage(call.requests, written)
+        return {**self._head(self.kind), "choices": choices, "usage": usage}
+
+    async def events(self, call: Call) -> AsyncIterator[bytes]:
+        """Yields the answer as server-sent events; an error is the last one before the end."""
+        written = 0
+        try:
+            await self._prepare(call)
+            for place in range(len(call.requests)):
+                for index in range(self._asked.params.n):
+                    for choice in self._opening(self._index(place, index), place):
+                        yield self._chunk([choice])
+            async with aclosing(call.pieces()) as pieces:
+                async for piece in pieces:
+                    written += len(piece.token_ids)
+                    _check(piece)
+                    if piece.text or piece.token_ids or piece.finish_reason:
+                        index = self._index(piece.prompt_index, piece.index)
+                        yield self._chunk([self._part(index, piece)])
+            if self._asked.include_usage:
+                yield self._chunk([], _usage(call.requests, written))
+        except Exception as error:
+            yield _event(api_error(error).body())
+        finally:
+            call.give_up()
+        yield b"data: [DONE]\n\n"
+
+    @abstractmethod
+    def _choice(self, index: int, place: int, output: CompletionOutput) -> Record:
+        """Returns a whole output as a choice."""
+
+    @abstractmethod
+    def _part(self, index: int, piece: Piece) -> Record:
+        """Returns a piece of an output as a choice of a chunk."""
+
+    def _opening(self, index: int, place: int) -> list[Record]:
+        """Returns the choices of the chunks with which an output begins."""
+        del index, place
+        return []
+
+    async def _prepare(self, call: Call) -> None:
+        """Reads what choices need besides the outputs; the default is nothing."""
+        del call
+
+    def _index(self, place: int, index: int) -> int:
+        return place * self._asked.params.n + index
+
+    def _head(self, kind: str) -> Record:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self._created,
+            "model": self._backend.name,
+        }
+
+    def _chunk(self, choices: list[Record], usage: Record | None = None) -> bytes:
+        record = {**self._head(self.chunk_kind), "choices": choices}
+        if self._asked.include_usage:
+            record["usage"] = usage
+        return _event(record)
+
+
+class TextAnswer(Answer):
+    """The answer of `/v1/completions`."""
+
+    kind = chunk_kind = "text_completion"
+    prefix = "cmpl"
+
+    def __init__(self, backend: Backend, asked: Asked):
+        """See `Answer`."""
+        super().__init__(backend, asked)
+        self._prompts: list[str] = []
+        self._offsets: dict[int, int] = {}
+
+    async def _prepare(self, call: Call) -> None:
+        if self._asked.echo:
+            read = self._backend.prompt_text
+            self._prompts = await self._backend.off_loop(lambda: list(map(read, call.requests)))
+
+    def _opening(self, index: int, place: int) -> list[Record]:
+        return [_text_choice(index, self._prompts[place])] if self._asked.echo else []
+
+    def _choice(self, index: int, place: int, output: CompletionOutput) -> Record:
+        _check_output(output)
+        text = (self._prompts[place] if self._asked.echo else "") + (output.text or "")
+        choice = _text_choice(index, text, output.finish_reason, stop_reason=output.stop_reason)
+        if output.logprobs is not None:
+            choice["logprobs"] = logprobs.of_completion(output.token_ids, output.logprobs, 0)
+        return choice
+
+    def _part(self, index: int, piece: Piece) -> Record:
+        choice = _text_choice(index, piece.text or "", piece.finish_reason)
+        if piece.logprobs is not None:
+            start = self._offsets.get(index, 0)
+            found = logprobs.of_completion(piece.token_ids, piece.logprobs, start)
+            self._offsets[index] = start + sum(map(len, found["tokens"]))
+            choice["logprobs"] = found
+        return choice
+
+
+class ChatAnswer(Answer):
+    """The answer of `/v1/chat/completions`."""
+
+    kind = "chat.completion"
+    chunk_kind = "chat.completion.chunk"
+    prefix = "chatcmpl"
+
+    def _opening(self, index: int, place: int) -> list[Record]:
+        del place
+        return [_delta(index, {"role": "assistant", "content": ""})]
+
+    def _choice(self, index: int, place: int, output: CompletionOutput) -> Record:
+        del place
+        _check_output(output)
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": output.text},
+            "logprobs": self._logprobs(output.token_ids, output.logprobs),
+            "finish_reason": output.finish_reason,
+            "stop_reason": output.stop_reason,
+        }
+
+    def _part(self, index: int, piece: Piece) -> Record:
+        delta = {"content": piece.text} if piece.text else {}
+        choice = _delta(index, delta, piece.finish_reason)
+        choice["logprobs"] = self._logprobs(piece.token_ids, piece.logprobs)
+        return choice
+
+    def _logprobs(
+        self, tokens: Sequence[int], tables: Sequence[logprobs.Table] | None
+    ) -> Record | None:
+        if tables is None:
+            return None
+        return logprobs.of_chat(tokens, tables, self._asked.params.logprobs or 0)
+
+
+def _text_choice(
+    index: int, text: str, finish_reason: str | None = None, **more: int | str | None
+) -> Record:
+    return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason, **more}
+
+
+def _delta(index: int, delta: Record, finish_reason: str | None = None) -> Record:
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+
+
+def _usage(requests: Sequence[Request], written: int) -> Record:
+    read = sum(len(request.prompt_token_ids) for request in requests)
+    return {
+        "prompt_tokens": read,
+        "completion_tokens": written,
+        "total_tokens": read + written,
+    }
+
+
+def _check(piece: Piece) -> None:
+    """Raises the error of a request during which the model failed."""
+    if piece.output is not None:
+        for output in piece.output.outputs:
+            _check_output(output)
+
+
+def _check_output(output: CompletionOutput) -> None:
+    if output.error is not None:
+        raise ApiError(500, output.error, "server_error", "model_failed")
+
+
+def _event(record: Record) -> bytes:
+    text = to_json(record, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    return b"data: " + text + b"\n\n"

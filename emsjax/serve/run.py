@@ -1,0 +1,70 @@
+"""Loads the model, and serves it until the command is interrupted."""
+
+import socket
+import sys
+
+import uvicorn
+
+from emsjax.cli.interrupts import interrupts_wait
+from emsjax.errors import UserError, reason
+from emsjax.serve.options import Options
+
+
+def run(options: Options) -> int:
+    """Serves until SIGINT or SIGTERM; requests that are open then have some time to finish.
+
+    Returns:
+      The exit status, 0.
+
+    Raises:
+      UserError: the port cannot be used, or the model cannot be loaded.
+      KeyboardInterrupt: the command was interrupted before it served.
+    """
+    # Bound first, because loading a model for a port that is taken would be a waste.
+    with _bound(options.host, options.port) as listener:
+        with interrupts_wait():  # these import jax
+            from emsjax.llm import LLM
+            from emsjax.serve.app import make_app
+            from emsjax.serve.backend import Backend
+
+        backend = Backend(LLM(**options.engine()), options.settings())
+        server = uvicorn.Server(
+            uvicorn.Config(
+                make_app(backend),
+                lifespan="on",
+                log_level="warning",
+                server_header=False,
+                timeout_graceful_shutdown=max(1, round(options.shutdown_time)),
+            )
+        )
+        address = f"http://{_shown(options.host)}:{listener.getsockname()[1]}/v1"
+        key = "with" if options.api_key else "without"
+        print(f"serving {backend.name} at {address} {key} a key", file=sys.stderr, flush=True)
+        try:
+            server.run(sockets=[listener])
+        except KeyboardInterrupt:  # raised again after the shutdown that it caused
+            if not server.started:
+                raise
+        finally:
+            backend.close()
+    return 0
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """Returns a socket that nobody can connect to before the server listens."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except (OSError, UnicodeError) as error:  # the latter for a name that cannot be one
+        listener.close()
+        raise UserError(
+            f"the server cannot listen at --host {host} --port {port} ({reason(error)}); "
+            "give another port or address"
+        ) from error
+    return listener
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,49 @@
+"""A server of a tiny model whose tokenizer makes each word one token."""
+
+from collections.abc import Iterator
+
+import jax
+import pytest
+from starlette.testclient import TestClient
+
+from emsjax import LLM
+from emsjax.requests.service import Service
+from emsjax.serve.app import make_app
+from emsjax.serve.backend import Backend
+from emsjax.serve.options import Settings
+from tests.tiny import chat_checkpoint
+
+NAME = "tiny"
+
+
+@pytest.fixture(scope="package")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    pytest.importorskip("torch")
+    return str(chat_checkpoint("llama", tmp_path_factory.mktemp("served") / "model"))
+
+
+@pytest.fixture(scope="package")
+def llm(model_dir: str) -> LLM:
+    return LLM(model_dir, max_batch_size=2, max_model_len=200, planner=False)
+
+
+@pytest.fixture(scope="package")
+def backend(llm: LLM) -> Iterator[Backend]:
+    run = Service._run
+
+    def strict(service: Service) -> None:
+        # The settings of the tests' own thread, without which jax compiles other programs.
+        with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+            run(service)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Service, "_run", strict)
+        backend = Backend(llm, Settings(name=NAME, most_waiting=20, max_body=10_000))
+        yield backend
+        backend.close()
+
+
+@pytest.fixture(scope="package")
+def client(backend: Backend) -> TestClient:
+    # Not as a context manager, which would shut the server down at the end of each file.
+    return TestClient(make_app(backend), raise_server_exceptions=False)
