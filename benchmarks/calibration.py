@@ -89,7 +89,7 @@ def _of_step(step: Step) -> list[Outcome]:
         tried = min(step.accepted[slot] + 1, step.plan.draft_lens[slot])
         for place in range(tried):
             said = 0.0 if draft.confidence is None else float(draft.confidence[slot, place])
-            source = 0 if draft.source is None else int(draft.source[slot])
+            source = 0 if draft.source is None else int(draft.source[slot, 0])
             right = bool(place < step.accepted[slot])
             found.append(Outcome(float(step.likely[slot, place]), said, right, source))
     return found

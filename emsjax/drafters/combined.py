@@ -91,5 +91,8 @@ def _widen(draft: Draft, length: int) -> Draft:
     """Returns the draft with room for `length` tokens, and with a source."""
     more = ((0, 0), (0, length - draft.tokens.shape[1]))
     assert draft.confidence is not None
-    source = jnp.zeros_like(draft.lens) if draft.source is None else draft.source
-    return Draft(jnp.pad(draft.tokens, more), draft.lens, jnp.pad(draft.confidence, more), source)
+    source = jnp.zeros_like(draft.tokens) if draft.source is None else draft.source
+    tokens, confidence, source = (
+        jnp.pad(x, more) for x in (draft.tokens, draft.confidence, source)
+    )
+    return Draft(tokens, draft.lens, confidence, source)

@@ -104,7 +104,7 @@ class Recurrent:
             start,
         )
         lens = jnp.where(ready, length, 0)
-        source = jnp.full_like(lens, COSTLY_SOURCE)
+        source = jnp.full_like(drafted.guesses, COSTLY_SOURCE)
         return Draft(drafted.guesses, lens, drafted.confidence, source), ()
 
     def _guess(self, cell: Cell, shared: Any, state: DecodeState, now: _Drafting) -> _Drafting:
