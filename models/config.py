@@ -36,16 +36,31 @@ class Experts:
       per_row: how many of them a row uses.
       width: width of each expert.
       normalised: whether the shares of the experts that a row uses are scaled to a sum of 1.
+      bias: whether the router and the projections of the experts have biases.
     """
 
     number: int
     per_row: int
     width: int
     normalised: bool
+    bias: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.per_row <= self.number:
             raise ValueError(f"a row uses {self.per_row} of {self.number} experts")
+
+
+@dataclass(frozen=True)
+class ClampedGate:
+    """A gate g for u that is (u + 1) * g * sigmoid(slope * g).
+
+    Attributes:
+      slope: the slope.
+      limit: bound on g, and on the absolute value of u, before.
+    """
+
+    slope: float
+    limit: float
 
 
 @dataclass(frozen=True)
@@ -69,6 +84,7 @@ class DecoderConfig:
       final_norm: whether to normalise before the output projection.
       activation: activation of the feed-forward layer.
       gated: whether the feed-forward layer multiplies by a gate (SwiGLU).
+      clamped_gate: the gate that takes the place of `activation`, if it is gated; None for none.
       experts: the experts that make up a feed-forward layer; None if it is plain.
       dense_layers: numbers of the layers that are plain although the others have experts.
       qkv_bias: whether there is a bias on the query, key and value projections.
@@ -82,6 +98,7 @@ class DecoderConfig:
       qkv_bound: bound on the absolute values of queries, keys and values before the rotation; None
         for none.
       attention_scale: factor on the scores; None for H**-0.5.
+      sinks: whether each head has a score of its own in the softmax, which adds no value.
       attention_soft_cap: soft cap of the scores; None for none.
       logit_soft_cap: soft cap of the logits; None for none.
       query_growth: (beta, length): a query at position p is multiplied by
@@ -120,6 +137,7 @@ class DecoderConfig:
     one_norm: bool = False
     final_norm: bool = True
     gated: bool = False
+    clamped_gate: ClampedGate | None = None
     experts: Experts | None = None
     dense_layers: tuple[int, ...] = ()
     qkv_bias: bool = False
@@ -128,6 +146,7 @@ class DecoderConfig:
     qk_norm: Literal["head", "each", "whole"] | None = None
     qkv_bound: float | None = None
     attention_scale: float | None = None
+    sinks: bool = False
     attention_soft_cap: float | None = None
     logit_soft_cap: float | None = None
     query_growth: tuple[float, float] | None = None

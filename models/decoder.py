@@ -49,6 +49,7 @@ class Attention(nnx.Module):
         self.interleaved = config.rope_interleaved
         self.scale = config.attention_scale or head_dim**-0.5
         self.soft_cap = config.attention_soft_cap
+        self.sinks = nnx.Param(jnp.zeros((num_heads,), jnp.float32)) if config.sinks else None
         self.bound = config.qkv_bound
 
     def _project(
@@ -103,6 +104,7 @@ class Attention(nnx.Module):
             scale=self.scale,
             window=context.window,
             soft_cap=self.soft_cap,
+            sinks=None if self.sinks is None else self.sinks[...].astype(jnp.float32),
         )
         return self.out(mixed.reshape(x.shape[0], -1), context.stacked), cache
 

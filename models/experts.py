@@ -15,17 +15,18 @@ from emsjax.pallas_kernels.quantised import Weights, weights_of
 
 
 class ExpertLinear(nnx.Module):
-    """Computes x @ kernel[e].T for the rows of each expert e. The kernel is [E, out, in].
+    """Computes x @ kernel[e].T + bias[e] for the rows of each expert e. The kernel is [E, out, in].
 
     `models.quantised` turns the kernel into int8 and adds `kernel_scale`.
     """
 
     quantisable: ClassVar[str] = "kernel"
 
-    def __init__(self, num_experts: int, num_in: int, num_out: int, *, rngs: nnx.Rngs):
+    def __init__(self, num_experts: int, num_in: int, num_out: int, *, bias: bool, rngs: nnx.Rngs):
         init = nnx.initializers.normal(num_in**-0.5)
         self.kernel = nnx.Param(init(rngs.params(), (num_experts, num_out, num_in), jnp.float32))
         self.kernel_scale: nnx.Param | None = None
+        self.bias = nnx.Param(jnp.zeros((num_experts, num_out), jnp.float32)) if bias else None
 
     @property
     def weights(self) -> Weights:
@@ -40,7 +41,8 @@ class ExpertLinear(nnx.Module):
           layer: int32[], which kernels to use from a stack [L, E, out, in].
           tiles: the expert of each tile.
         """
-        return expert_matmul(x, self.weights, layer=layer, tiles=tiles)
+        y = expert_matmul(x, self.weights, layer=layer, tiles=tiles)
+        return y if self.bias is None else y + self.bias[tiles.experts][:, None].astype(y.dtype)
 
 
 class ExpertMLP(nnx.Module):
@@ -53,12 +55,12 @@ class ExpertMLP(nnx.Module):
         width, inner = config.hidden_size, experts.width
         init = nnx.initializers.normal(width**-0.5)
         self.router = nnx.Param(init(rngs.params(), (experts.number, width), jnp.float32))
-        up = inner * (2 if config.gated else 1)
-        self.up = ExpertLinear(experts.number, width, up, rngs=rngs)
-        self.down = ExpertLinear(experts.number, inner, width, rngs=rngs)
+        bias, up = experts.bias, inner * (2 if config.gated else 1)
+        self.router_bias = nnx.Param(jnp.zeros((experts.number,), jnp.float32)) if bias else None
+        self.up = ExpertLinear(experts.number, width, up, bias=bias, rngs=rngs)
+        self.down = ExpertLinear(experts.number, inner, width, bias=bias, rngs=rngs)
         self.experts = experts
-        self.activation = config.activation
-        self.gated = config.gated
+        self.kind = config.activation, config.gated, config.clamped_gate
 
     def __call__(self, x: jax.Array, context: LayerContext) -> jax.Array:
         """Turns x [T, D] into [T, D]. Unused rows are sent to no expert."""
@@ -67,12 +69,14 @@ class ExpertMLP(nnx.Module):
         used = batch.slot_ids < batch.kv_lens.shape[0]
         tiles = tiles_of(chosen, used, self.experts.number)
         up = self.up(to_tiles(x, tiles), layer, tiles)
-        inner = activated(up, self.activation, self.gated)
+        inner = activated(up, *self.kind)
         return from_tiles(self.down(inner, layer, tiles), shares, tiles)
 
     def _choose(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the share [T, C] in float32 and the number of each row's experts."""
         logits = matmul(x, self.router[...], jnp.dtype(jnp.float32))
+        if self.router_bias is not None:
+            logits = logits + self.router_bias[...][None].astype(jnp.float32)
         shares, chosen = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), self.experts.per_row)
         if self.experts.normalised:
             shares = shares / shares.sum(axis=-1, keepdims=True)

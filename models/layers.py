@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from emsjax.engine.packing import PackedBatch
-from emsjax.models.config import Activation, DecoderConfig, Rope
+from emsjax.models.config import Activation, ClampedGate, DecoderConfig, Rope
 from emsjax.pallas_kernels.backends import target_platform
 from emsjax.pallas_kernels.cache_update.api import Places
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul, matmul
@@ -225,11 +225,19 @@ def rotate(
     return (wide * cos + jnp.roll(wide, turned_lanes // 2, axis=-1) * sin).astype(x.dtype)
 
 
-def activated(x: jax.Array, activation: Activation, gated: bool) -> jax.Array:
-    """Applies an activation to x [..., width], or to its first half, a gate for the second."""
+def activated(
+    x: jax.Array, activation: Activation, gated: bool, clamped: ClampedGate | None = None
+) -> jax.Array:
+    """Applies an activation to x [..., width], or to its first half, a gate for the second.
+
+    A clamped gate takes the place of the activation.
+    """
     if not gated:
         return ACTIVATIONS[activation](x)
     gate, up = jnp.split(x, 2, axis=-1)
+    if clamped is not None:
+        gate, up = jnp.minimum(gate, clamped.limit), jnp.clip(up, -clamped.limit, clamped.limit)
+        return (up + 1) * gate * jax.nn.sigmoid(clamped.slope * gate)
     return ACTIVATIONS[activation](gate) * up
 
 
@@ -242,10 +250,9 @@ class MLP(nnx.Module):
         self.down = Linear(
             config.intermediate_size, config.hidden_size, bias=config.mlp_bias, rngs=rngs
         )
-        self.activation = config.activation
-        self.gated = config.gated
+        self.kind = config.activation, config.gated, config.clamped_gate
 
     def __call__(self, x: jax.Array, context: LayerContext) -> jax.Array:
         """Turns x [T, D] into [T, D]."""
         layer = context.stacked
-        return self.down(activated(self.up(x, layer), self.activation, self.gated), layer)
+        return self.down(activated(self.up(x, layer), *self.kind), layer)

@@ -13,6 +13,7 @@ from emsjax.models.gemma3 import GEMMA3
 from emsjax.models.glm4 import GLM4
 from emsjax.models.gpt2 import GPT2
 from emsjax.models.gpt_neox import GPT_NEOX
+from emsjax.models.gpt_oss import GPT_OSS
 from emsjax.models.granite import GRANITE
 from emsjax.models.helium import HELIUM
 from emsjax.models.llama import LLAMA
@@ -49,7 +50,7 @@ _ALL = (
         OLMO3,
     ),
     *(PHI3, MINISTRAL3, GPT_NEOX, STARCODER2, COHERE, COHERE2),
-    *(QWEN3_MOE, MIXTRAL, OLMOE),
+    *(QWEN3_MOE, MIXTRAL, OLMOE, GPT_OSS),
     *(GLM4, EXAONE4, NEMOTRON, PHI, STABLELM, FALCON, HELIUM),
 )
 FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in _ALL})

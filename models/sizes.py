@@ -99,7 +99,8 @@ def _attention(config: DecoderConfig) -> _Count:
     """Returns the parameters of one layer besides its feed-forward layer."""
     queries = config.num_heads * config.head_dim
     projected = queries + 2 * config.num_kv_heads * config.head_dim
-    return _Count(others=_head_norms(config)).plus(
+    sinks = config.num_heads if config.sinks else 0
+    return _Count(others=_head_norms(config) + sinks).plus(
         _norm(config).times(_norms(config)),
         _matrix(config.hidden_size, projected, config.qkv_bias),
         _matrix(queries, config.hidden_size, config.out_bias),
@@ -111,7 +112,7 @@ def _mlps(config: DecoderConfig) -> _Count:
     plain = _mlp(config, config.intermediate_size, config.mlp_bias)
     if config.experts is None:
         return plain.times(config.num_layers)
-    router = _Count(others=config.experts.number * config.hidden_size)
+    router = _Count(others=config.experts.number * (config.hidden_size + config.experts.bias))
     return plain.times(len(config.dense_layers)).plus(router.times(_layers_with_experts(config)))
 
 
@@ -120,7 +121,7 @@ def _experts(config: DecoderConfig) -> _Count:
     if config.experts is None:
         return _Count()
     number = config.experts.number * _layers_with_experts(config)
-    return _mlp(config, config.experts.width, bias=False).times(number)
+    return _mlp(config, config.experts.width, config.experts.bias).times(number)
 
 
 def _layers_with_experts(config: DecoderConfig) -> int:

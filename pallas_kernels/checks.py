@@ -80,6 +80,7 @@ def check_attention(
     scale: float,
     window: int | jax.Array | None,
     soft_cap: float | None,
+    sinks: jax.Array | None,
 ) -> None:
     """Checks what `ragged_attention` takes besides lengths.
 
@@ -97,6 +98,9 @@ def check_attention(
     _check_positive("scale", scale)
     if soft_cap is not None:
         _check_positive("soft_cap", soft_cap)
+    if sinks is not None:
+        _check_shape("sinks", sinks, (q.shape[1],), "[N]")
+        _check_type("sinks", sinks, (jnp.float32,))
     _check_window(window)
 
 

@@ -70,6 +70,7 @@ GROWING_ROPE = YARN_ROPE | {
 LAYER_TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
 COHERE2 = {"sliding_window": 24, "sliding_window_pattern": 2, "logit_scale": 1.0}
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 20}
+GPT_OSS_EXPERTS = {"num_local_experts": 5, "num_experts_per_tok": 2, "swiglu_limit": 1.5}
 SLIDING = {"sliding_window": 24, "use_sliding_window": True}
 
 # name: (model type, Hugging Face configuration)
@@ -110,6 +111,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-moe-mixed": ("qwen3_moe", LLAMA_SIZES | EXPERTS | {"mlp_only_layers": [1]}),
     "mixtral": ("mixtral", LLAMA_SIZES | {"num_local_experts": 5, "sliding_window": 24}),
     "olmoe": ("olmoe", LLAMA_SIZES | {"num_experts": 4, "num_experts_per_tok": 2, "clip_qkv": 2.0}),
+    "gpt-oss": ("gpt_oss", LLAMA_SIZES | GPT_OSS_EXPERTS | {"head_dim": 16, "sliding_window": 24}),
     "glm4": ("glm4", LLAMA_SIZES | {"head_dim": 16}),
     "exaone4": ("exaone4", LLAMA_SIZES | {"sliding_window": 24, "sliding_window_pattern": 2}),
     "nemotron": ("nemotron", LLAMA_SIZES),
@@ -156,7 +158,7 @@ def random_model(model_type: str, settings: dict[str, Any], seed: int) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # Norms and biases start at 0 or 1, which would hide mistakes.
-            if parameter.ndim == 1 or "norm" in name:
+            if parameter.ndim == 1 or "norm" in name or "bias" in name:
                 parameter.add_(torch.randn_like(parameter), alpha=0.2)
     return model
 

@@ -182,6 +182,8 @@ PUBLISHED_SINCE: Mapping[str, Config] = MappingProxyType(
             "mixtral", 6144, 16384, 56, (48, 8), max_position_embeddings=65536, rope_theta=1000000.0
         ),
         "olmoe-1b-7b": sizes("olmoe", 2048, 1024, 16, (16, 16), rope_theta=10000.0),
+        "gpt-oss-20b": sizes("gpt_oss", 2880, 2880, 24, (64, 8), num_local_experts=32),
+        "gpt-oss-120b": sizes("gpt_oss", 2880, 2880, 36, (64, 8), num_local_experts=128),
         "command-r-plus": sizes(
             "cohere",
             12288,

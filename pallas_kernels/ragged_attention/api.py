@@ -63,6 +63,7 @@ class Attend(Protocol):
         scale: float,
         window: int | jax.Array | None = None,
         soft_cap: float | None = None,
+        sinks: jax.Array | None = None,
     ) -> jax.Array:
         """Returns [T, N, H] in q's dtype; see `ragged_attention`."""
 
@@ -79,6 +80,7 @@ def ragged_attention(
     scale: float,
     window: int | jax.Array | None = None,
     soft_cap: float | None = None,
+    sinks: jax.Array | None = None,
     ancestors: jax.Array | None = None,
     holes: jax.Array | None = None,
     backend: str | None = None,
@@ -92,8 +94,10 @@ def ragged_attention(
         s = soft_cap * tanh(scale * (k @ q) / soft_cap)      # plain scale * (k @ q) without cap
         softmax(s where position <= p and position > p - window) @ v
 
-    Cache positions at or after `kv_lens` are never used. A row's result does not depend on other
-    slots. It does not depend on later rows of its slot either, as long as their values are finite.
+    With `sinks`, the softmax has one more score, which takes its share of the weights and adds no
+    value. Cache positions at or after `kv_lens` are never used. A row's result does not depend on
+    other slots. It does not depend on later rows of its slot either, as long as their values are
+    finite.
 
     Args:
       q: packed queries [T, N, H].
@@ -107,6 +111,8 @@ def ragged_attention(
       scale: factor on the scores.
       window: sliding window in tokens, including the row's own; None for no window.
       soft_cap: logit soft cap; None for none.
+      sinks: float32[N], each head's further score in the softmax; None for none. Neither `scale`
+        nor `soft_cap` changes it.
       ancestors: uint32[T], for token trees. A row attends to the j-th row of its slot in this
         buffer if its bit j is set, so a slot has at most 32 rows. Its own bit must be set. None if
         each slot's rows are a chain.
@@ -133,7 +139,7 @@ def ragged_attention(
         holes=holes,
         backend=backend,
     )
-    return attend(q, cache, layer=layer, scale=scale, window=window, soft_cap=soft_cap)
+    return attend(q, cache, layer=layer, scale=scale, window=window, soft_cap=soft_cap, sinks=sinks)
 
 
 def prepare(
@@ -183,9 +189,10 @@ def prepare(
         scale: float,
         window: int | jax.Array | None = None,
         soft_cap: float | None = None,
+        sinks: jax.Array | None = None,
     ) -> jax.Array:
         layer = jnp.asarray(layer)
-        check_attention(q, cache, shapes, layer, scale, window, soft_cap)
+        check_attention(q, cache, shapes, layer, scale, window, soft_cap, sinks)
         check_values(
             cu_q_lens,
             kv_lens,
@@ -195,6 +202,6 @@ def prepare(
             max_q_len=max_q_len,
             cache_shape=cache.shape,
         )
-        return run(q, cache, layer, scale=scale, window=window, soft_cap=soft_cap)
+        return run(q, cache, layer, scale=scale, window=window, soft_cap=soft_cap, sinks=sinks)
 
     return attend

@@ -63,6 +63,7 @@ def prepare(
         scale: float,
         window: int | jax.Array | None,
         soft_cap: float | None,
+        sinks: jax.Array | None,
     ) -> jax.Array:
         """Implements `api.ragged_attention`."""
         whole = jnp.stack(
@@ -70,7 +71,8 @@ def prepare(
         )
         factors = jnp.asarray([scale, soft_cap or 0], jnp.float32)
         wide = q.astype(jnp.float32)
-        operands = (cu_q_lens, kv_lens, ancestors, holes, whole, factors)
+        scores = jnp.zeros(0, jnp.float32) if sinks is None else sinks
+        operands = (cu_q_lens, kv_lens, ancestors, holes, whole, factors, scores)
         return call(wide, cache, jnp.clip(layer, 0, cache.shape[0] - 1), *operands).astype(q.dtype)
 
     return attend

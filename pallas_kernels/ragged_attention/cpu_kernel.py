@@ -33,6 +33,7 @@ from emsjax.pallas_kernels.ragged_attention.cpu_tiles import (
     FEW_ROWS,
     HOLES,
     LAYER,
+    SINKS,
     Q,
     Tile,
     count,
@@ -86,11 +87,12 @@ def _scratch(frame: int, tile: Tile, group: int, columns: int, scale: float) -> 
 
     Its rows are the tile's queries times the scale [heads * H], the sums of weighted values
     [heads * H], which are 0, the largest scores [heads], which are MASKED, the sums of weights
-    [heads], which are 0, and one row for each score of a block. One array is compiled faster than
-    five.
+    [heads], which are 0, and one row for each score of a block. With sinks, a head's largest score
+    is its sink, which weighs 1. One array is compiled faster than five.
     """
     num_rows, num_heads, width = size(frame, Q, 0), size(frame, Q, 1), size(frame, Q, 2)
     q = carray(pointer(argument(frame, Q)), (num_rows, num_heads, width), np.float32)
+    sinks = carray(pointer(argument(frame, SINKS)), (size(frame, SINKS, 0),), np.float32)
     tops = 2 * tile.heads * width
     scratch = np.empty((tops + 2 * tile.heads + _BLOCK, columns), np.float32)
     for row in range(tops + 2 * tile.heads):
@@ -98,9 +100,13 @@ def _scratch(frame: int, tile: Tile, group: int, columns: int, scale: float) -> 
             scratch[row, m] = MASKED if tops <= row < tops + tile.heads else np.float32(0)
     for head in range(tile.heads):
         for m in range(tile.rows * group):
-            source = q[tile.row + m // group, (tile.head + head) * group + m % group]
+            number = (tile.head + head) * group + m % group
+            source = q[tile.row + m // group, number]
             for h in range(width):
                 scratch[head * width + h, m] = source[h] * scale
+            if len(sinks) > 0:
+                scratch[tops + head, m] = sinks[number]
+                scratch[tops + tile.heads + head, m] = np.float32(1)
     return scratch
 
 

@@ -65,6 +65,7 @@ def _attend_tile(
     scale: float,
     window: int | jax.Array | None,
     soft_cap: float | None,
+    sinks: jax.Array | None,
     holes: jax.Array | None,
 ) -> jax.Array:
     """Returns the attention of one tile over its slot's cache, float32[K, rows * G, H]."""
@@ -112,11 +113,11 @@ def _attend_tile(
     if window is not None:
         start = jnp.maximum(tile.positions[0] - window + 1, 0).astype(jnp.int32) // block
     shape = tile.queries.shape[:2]
-    empty = (
-        jnp.full(shape, MASKED, jnp.float32),
-        jnp.zeros(shape, jnp.float32),
-        jnp.zeros((*shape, head_dim), jnp.float32),
-    )
+    top, total = jnp.full(shape, MASKED, jnp.float32), jnp.zeros(shape, jnp.float32)
+    if sinks is not None:  # a score that is there before all others
+        top = jnp.tile(sinks.reshape(num_kv_heads, -1), shape[1] * num_kv_heads // len(sinks))
+        total = jnp.ones(shape, jnp.float32)
+    empty = (top, total, jnp.zeros((*shape, head_dim), jnp.float32))
     end = (tile.facts.kv_end + block - 1) // block
     _, total, out = jax.lax.fori_loop(start, end, attend_block, empty)
     return out / jnp.where(total == 0, 1, total)[..., None]
@@ -155,6 +156,7 @@ def _attend(
     scale: float,
     window: int | jax.Array | None,
     soft_cap: float | None,
+    sinks: jax.Array | None,
 ) -> jax.Array:
     """Implements `api.ragged_attention`."""
     _, num_heads, head_dim = q.shape
@@ -173,7 +175,8 @@ def _attend(
             ancestors=ancestors,
             facts=facts,
         )
-        out = _attend_tile(tile, cache, layer, block, num_kv_heads, scale, window, soft_cap, holes)
+        options = scale, window, soft_cap, sinks, holes
+        out = _attend_tile(tile, cache, layer, block, num_kv_heads, *options)
         out = out.astype(q.dtype).reshape(num_kv_heads, tile_rows, group, head_dim)
         return out.swapaxes(0, 1).reshape(tile_rows, num_heads, head_dim)
 

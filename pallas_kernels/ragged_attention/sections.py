@@ -119,6 +119,7 @@ def _attend(
     scale: float,
     window: int | jax.Array | None,
     soft_cap: float | None,
+    sinks: jax.Array | None,
 ) -> jax.Array:
     """Implements `api.ragged_attention`."""
     num_rows, num_heads, head_dim = q.shape
@@ -137,14 +138,26 @@ def _attend(
         q=cut_rows(q.reshape(num_rows, num_kv_heads, group, head_dim), tiles, blocks.height),
         cache=cache.reshape(num_layers, -1, math.prod(token)),
     )
-    out = _combine(*kernel(inputs, options))
+    sums = kernel(inputs, options)
+    if sinks is not None:  # as rows of one KV head: its query heads in turn, see `cut_rows`
+        rows = jnp.repeat(sinks.reshape(num_kv_heads, group) * LOG2_E, blocks.q, axis=1)
+        sinks = jnp.pad(rows, ((0, 0), (0, sums.top.shape[-1] - rows.shape[1])))[None]
+    out = _combine(*sums, sinks)
     return join_rows(out.astype(q.dtype), tiles, group)
 
 
-def _combine(out: jax.Array, top: jax.Array, total: jax.Array) -> jax.Array:
-    """Combines the softmaxes of all sections, see `Sums`, into one: float32[tiles, K, rows, H]."""
-    share = jnp.where(total > 0, jnp.exp2(top - top.max(axis=2, keepdims=True)), 0.0)
+def _combine(
+    out: jax.Array, top: jax.Array, total: jax.Array, sinks: jax.Array | None
+) -> jax.Array:
+    """Combines the softmaxes of all sections, see `Sums`, into one: float32[tiles, K, rows, H].
+
+    Sinks, float32[1, K, rows], are like a section without values.
+    """
+    most = top.max(axis=2)
+    most = most if sinks is None else jnp.maximum(most, sinks)
+    share = jnp.where(total > 0, jnp.exp2(top - most[:, :, None]), 0.0)
     # A section without tokens does not write `out`, which may then be NaN.
     summed = jnp.where((share > 0)[..., None], out * share[..., None], 0.0).sum(axis=2)
     total = (total * share).sum(axis=2)
+    total = total if sinks is None else total + jnp.exp2(sinks - most)
     return summed / jnp.where(total == 0, 1.0, total)[..., None]

@@ -158,6 +158,7 @@ def _kernel(*refs: Any, options: Options) -> None:
     window = next(given) if options.windowed else None
     q = next(given)
     ancestors = next(given) if options.tree else None
+    sinks = next(given) if options.sinks else None
     holes = next(given) if options.holed else None
     cache = next(given)
     scale = next(given) if options.int8 else None
@@ -174,7 +175,7 @@ def _kernel(*refs: Any, options: Options) -> None:
         blocks_done[0] = 0
         stream.copy("start", tile, stream.first_block(tile), jnp.zeros((), jnp.int32))
 
-    running.begin()
+    running.begin(sinks)
     first = stream.first_block(tile)
     end = pl.cdiv(tiles.kv_end[tile], stream.block)
     # The buffers alternate across tiles as well: while a tile uses its last block, the next tile's
@@ -262,6 +263,7 @@ def _attend(
     scale: float,
     window: int | jax.Array | None,
     soft_cap: float | None,
+    sinks: jax.Array | None,
 ) -> jax.Array:
     """Implements `api.ragged_attention`."""
     _, num_heads, head_dim = q.shape
@@ -275,6 +277,7 @@ def _attend(
         tree=ancestors is not None,
         holed=holes is not None,
         int8=isinstance(cache, Int8Cache),
+        sinks=sinks is not None,
         soft_cap=soft_cap,
         blocks=_blocks(q, cache, num_kv_heads, max_q_len),
     )
@@ -285,8 +288,17 @@ def _attend(
     inputs = [cut_rows(spread_queries(q, num_kv_heads), tiles, height)]
     if ancestors is not None:
         inputs.append(ancestors)
-    out = gather_values(_call(scalars, inputs, holes, cache, options), head_dim)
+    if sinks is not None:
+        sinks = _rows_of_sinks(sinks.reshape(num_kv_heads, group), options.blocks.q, height)
+    out = gather_values(_call(scalars, inputs, sinks, holes, cache, options), head_dim)
     return join_rows(out, tiles, group)
+
+
+def _rows_of_sinks(sinks: jax.Array, rows: int, height: int) -> jax.Array:
+    """Lays out sinks [K, G] as the rows of a tile, see `cut_rows`, in all lanes."""
+    of_rows = jnp.repeat(sinks, rows, axis=1)
+    of_rows = jnp.pad(of_rows, ((0, 0), (0, height - of_rows.shape[1])))
+    return jnp.broadcast_to(of_rows[..., None], (*of_rows.shape, LANES))
 
 
 def _blocks(
@@ -304,6 +316,7 @@ def _blocks(
 def _call(
     scalars: list[jax.Array],
     inputs: list[jax.Array],
+    sinks: jax.Array | None,
     holes: jax.Array | None,
     cache: Cache,
     options: Options,
@@ -321,6 +334,7 @@ def _call(
             (None, *array.shape[1:]), lambda tile, _layer, slots, *_: (slots[tile], 0, 0)
         )
 
+    of_all = [] if sinks is None else [sinks]
     by_slot = [] if holes is None else [holes]
     blocks, rows = options.blocks, cache.shape[3]
     parts = rows // math.gcd(rows, SUBLANES * 4 // cache.dtype.itemsize)
@@ -350,6 +364,7 @@ def _call(
             grid=(num_tiles,),
             in_specs=[
                 *map(of_tile, inputs),
+                *(pl.BlockSpec(each.shape, lambda *_: (0, 0, 0)) for each in of_all),
                 *map(of_slot, by_slot),
                 *(pl.BlockSpec(memory_space=pl.ANY) for _ in caches),
             ],
@@ -361,4 +376,4 @@ def _call(
         cost_estimate=cost,
         name="ragged_attention",
     )
-    return call(*scalars, *inputs, *by_slot, *caches)
+    return call(*scalars, *inputs, *of_all, *by_slot, *caches)

@@ -33,6 +33,7 @@ class Options(NamedTuple):
     tree: bool
     holed: bool
     int8: bool
+    sinks: bool
     soft_cap: float | None
     blocks: TPUBlocks
 
@@ -52,10 +53,11 @@ class Running(NamedTuple):
         sizes = (LANES, LANES, width, block, LANES)
         return cls(*(pltpu.VMEM((num_kv_heads, height, size), jnp.float32) for size in sizes))
 
-    def begin(self) -> None:
-        """Resets to the softmax of no tokens."""
-        self.top[...] = jnp.full_like(self.top, MASKED)
-        self.total[...] = jnp.zeros_like(self.total)
+    def begin(self, sinks: Any) -> None:
+        """Resets to the softmax of no tokens, or of sinks float32[K, M, 128] alone."""
+        empty = sinks is None
+        self.top[...] = jnp.full_like(self.top, MASKED) if empty else sinks[...]
+        self.total[...] = jnp.full_like(self.total, 0.0 if empty else 1.0)
         self.out[...] = jnp.zeros_like(self.out)
 
     def finish(self, out: Any) -> None:

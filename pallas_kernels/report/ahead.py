@@ -34,7 +34,13 @@ def compile_attention(generation: str, work: Work, **options: Any) -> jax.stages
 
 
 def attention_call(
-    work: Work, backend: str, *, tree: bool = False, holed: bool = False, **options: Any
+    work: Work,
+    backend: str,
+    *,
+    tree: bool = False,
+    holed: bool = False,
+    sinks: bool = False,
+    **options: Any,
 ) -> Callable[..., jax.Array]:
     """Returns the attention of one layer, as a function of `attention_arguments`.
 
@@ -43,6 +49,7 @@ def attention_call(
       backend: of `ragged_attention`.
       tree: whether to pass ancestors.
       holed: whether to pass holes.
+      sinks: whether to pass sinks.
       **options: static options of `ragged_attention`.
     """
     _, num_kv_heads, head_dim = work.heads
@@ -66,6 +73,7 @@ def attention_call(
             scale=head_dim**-0.5,
             ancestors=ancestors if tree else None,
             holes=some_holes(kv_lens, cache.shape[2]) if holed else None,
+            sinks=some_sinks(kv_lens, q.shape[1]) if sinks else None,
             backend=backend,
             **options,
         )
@@ -77,6 +85,11 @@ def some_holes(kv_lens: jax.Array, capacity: int) -> jax.Array:
     """Returns holes, bool[B, S], that depend on `kv_lens`, so that no compiler can know them."""
     places = jnp.arange(capacity, dtype=jnp.int32)[None]
     return places % 7 == (kv_lens % 7)[:, None]
+
+
+def some_sinks(kv_lens: jax.Array, num_heads: int) -> jax.Array:
+    """Returns sinks, float32[N], that depend on `kv_lens`, so that no compiler can know them."""
+    return jnp.arange(num_heads, dtype=jnp.float32) / (1 + kv_lens[0].astype(jnp.float32))
 
 
 def dtype_of(work: Work) -> Any:

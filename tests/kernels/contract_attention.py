@@ -42,6 +42,7 @@ class Case:
     window: int | None = None
     traced_window: bool = False
     soft_cap: float | None = None
+    sinks: bool = False
     tree: bool = False
     holes: bool = False
     int8: bool = False
@@ -71,14 +72,16 @@ CASES = {
     "soft-cap": Case(soft_cap=1.5),
     "tree": Case(tree=True),
     "tree-of-32": Case(tree=True, capacity=40, max_q_len=32),
-    "all": Case(tree=True, window=37, soft_cap=1.5, head_dim=64),
+    "sinks": Case(num_heads=6, sinks=True, window=5),
+    "all": Case(tree=True, window=37, soft_cap=1.5, sinks=True, head_dim=64),
     "holes": Case(holes=True),
     "holes-and-all": Case(holes=True, tree=True, window=37, soft_cap=1.5, head_dim=64),
     "bfloat16": Case(head_dim=64, dtype="bfloat16"),
     "float16": Case(head_dim=64, dtype="float16"),
     "int8": Case(int8=True, num_heads=6, head_dim=64, dtype="bfloat16", cache_len=256),
     "int8-and-all": Case(
-        int8=True, holes=True, tree=True, window=137, soft_cap=1.5, head_dim=80, cache_len=256
+        **{"int8": True, "holes": True, "tree": True, "window": 137, "soft_cap": 1.5},
+        **{"sinks": True, "head_dim": 80, "cache_len": 256},
     ),
 }
 INT8 = ("int8", "int8-and-all")
@@ -97,6 +100,11 @@ def numbers(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         k, v, k_scale, v_scale = stored(case)
         return q.astype(dtype), k * k_scale[..., None], v * v_scale[..., None]
     return q.astype(dtype), k.astype(dtype), v.astype(dtype)
+
+
+def draw_sinks(case: Case) -> np.ndarray:
+    """Returns sinks float32[N], as large as scores are."""
+    return np.random.default_rng(6).uniform(-3, 3, case.num_heads).astype(np.float32)
 
 
 @functools.cache
@@ -154,8 +162,10 @@ def oracle(case: Case, tree: list[int], ragged: Ragged) -> tuple[np.ndarray, np.
         scores = case.scale * np.einsum("NH,SNH->NS", queries[slot, position], k)
         if case.soft_cap is not None:
             scores = case.soft_cap * np.tanh(scores / case.soft_cap)
+        if case.sinks:
+            scores = np.append(scores, draw_sinks(case)[:, None], axis=1)
         weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-        weights /= weights.sum(axis=1, keepdims=True)
+        weights = (weights / weights.sum(axis=1, keepdims=True))[:, : len(seen)]
         out[:, row] = [np.einsum("NS,SNH->NH", weights, x) for x in (v, np.abs(v))]
     return out[0], out[1]
 
@@ -239,6 +249,7 @@ class AttentionContract:
                 scale=case.scale,
                 window=window if case.traced_window else case.window,
                 soft_cap=case.soft_cap,
+                sinks=jnp.asarray(draw_sinks(case)) if case.sinks else None,
                 ancestors=ancestors if case.tree else None,
                 holes=holes if case.holes else None,
                 backend=self.backend,

@@ -46,6 +46,8 @@ def int8_cache(*scale: int, dtype: Any = jnp.float32) -> Int8Cache:
         ("max_q_len", 0, "max_q_len is 0: it must be a whole number, at least 1"),
         ("scale", zeros(1), "scale is .*: it must be a number above 0"),
         ("soft_cap", 0.0, "soft_cap is 0.0: it must be a number above 0"),
+        ("sinks", zeros(K), r"sinks has shape \[2\]: it must be \[N\]"),
+        ("sinks", zeros(N, dtype=jnp.bfloat16), "sinks is bfloat16: it must be float32"),
         ("window", 0, "window is 0: it must be a whole number, at least 1"),
         ("window", 2**31, "window is 2147483648: it must fit in int32"),
         ("window", zeros(3, dtype=jnp.int32), r"window has shape \[3\]"),

@@ -166,6 +166,28 @@ PUBLISHED = {
         "norm_type": "layer_norm",
         "rms_norm_eps": 1e-5,
     },
+    "gpt-oss": {
+        "model_type": "gpt_oss",
+        "experts_per_token": 4,
+        "initial_context_length": 4096,
+        "num_hidden_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_scaling": {
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "factor": 32.0,
+            "original_max_position_embeddings": 4096,
+            "rope_type": "yarn",
+            "truncate": False,
+        },
+        "rope_theta": 150000,
+        "router_aux_loss_coef": 0.9,
+        "swiglu_limit": 7.0,
+        "quantization_config": {
+            "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"],
+            "quant_method": "mxfp4",
+        },
+    },
     "Command R7B": {
         "model_type": "cohere2",
         "cache_implementation": "hybrid",
@@ -186,6 +208,7 @@ PUBLISHED = {
 def test_published_keys_are_accepted(name: str, tmp_path: Path) -> None:
     given = {"model_type": "llama"} | PUBLISHED[name]
     (tmp_path / "config.json").write_text(json.dumps(given))
+    given.pop("quantization_config", None)
     assert named_config(tmp_path) == config_of(given)
 
 
@@ -229,6 +252,7 @@ REFUSED = [
     ("gemma3_text", {"attn_logit_softcapping": 50.0}),
     ("ministral3", {"logit_scale": 0.5}),
     ("olmo3", {"rope_parameters": {"full_attention": YARN, "sliding_attention": YARN}}),
+    ("gpt_oss", {"experts_per_token": 8}),
 ]
 
 

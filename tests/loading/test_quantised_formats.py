@@ -111,7 +111,7 @@ def test_a_plan_needs_only_the_configuration(tmp_path: Path) -> None:
 
 REFUSED = [
     ({"quant_method": "hqq"}, "method 'hqq'"),
-    ({"quant_method": "mxfp4"}, "method 'mxfp4'"),
+    ({"quant_method": "aqlm"}, "method 'aqlm'"),
     ("int4", "method 'int4'"),
     ({"group_size": 64, "bits": 4}, "without a quant_method"),  # MLX's
     (CASES["gptq"].config | {"bits": 3}, "bits=3"),

@@ -159,6 +159,13 @@ FLAGS: Mapping[str, Flags] = {
         "decoder_sparse_step": st.integers(1, LAYERS),
         "mlp_only_layers": st.none() | st.lists(st.integers(0, LAYERS - 1), unique=True),
     },
+    "gpt_oss": _NO_MLP_BIAS
+    | {
+        "sliding_window": WINDOW,
+        "layer_types": KINDS,
+        "swiglu_alpha": FACTOR,
+        "swiglu_limit": FACTOR,
+    },
     "olmoe": _NO_MLP_BIAS
     | {"norm_topk_prob": BOOL, "clip_qkv": st.none() | st.sampled_from([0.5, 2.0])},
 }

@@ -11,7 +11,7 @@ from emsjax.models.sizes import decoder_sizes
 from emsjax.pallas_kernels.backends import compiling_for
 
 NAMES = ("opt-125m", "opt-350m", "gpt2", "llama-3-8b", "smollm2-135m", "qwen2.5-0.5b", "qwen3-8b")
-NAMES += ("qwen3-30b-a3b", "mixtral-8x7b", "olmoe-1b-7b")
+NAMES += ("qwen3-30b-a3b", "mixtral-8x7b", "olmoe-1b-7b", "gpt-oss-20b")
 NAMES += ("gemma-2-2b", "gemma-3-4b", "olmo-2-1b", "pythia-160m", "command-r7b", "phi-2")
 NAMES += ("command-r-plus", "falcon-40b", "minitron-4b")
 CHANGES = ({"tied": False}, {"tied": True, "qkv_bias": True}, {"out_bias": True, "mlp_bias": True})

@@ -238,6 +238,32 @@ _OLMOE = {key: _LLAMA[key] for key in _PLAIN} | {
     "num_experts": 64,
     "norm_topk_prob": False,
 }
+_GPT_OSS = _SHARED | {
+    "vocab_size": 201088,
+    "hidden_size": 2880,
+    "intermediate_size": 2880,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "attention_bias": True,
+    "num_experts_per_tok": 4,
+    "num_local_experts": 128,
+    "sliding_window": 128,
+    "layer_types": None,
+    "swiglu_alpha": 1.702,
+    "swiglu_limit": 7.0,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "factor": 32.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 4096,
+    },
+}
 _GLM4 = _SHARED | {
     "vocab_size": 151552,
     "intermediate_size": 13696,
@@ -361,6 +387,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "qwen3_moe": _QWEN3_MOE,
         "mixtral": _MIXTRAL,
         "olmoe": _OLMOE,
+        "gpt_oss": _GPT_OSS,
         "glm4": _GLM4,
         "exaone4": _EXAONE4,
         "nemotron": _NEMOTRON,
@@ -377,7 +404,8 @@ _OWN_ROPE: Mapping[str, frozenset[str]] = MappingProxyType(
         **dict.fromkeys(("gemma3_text", "olmo3", "ministral3", "gpt_neox"), _BASE_AND_SCALING),
         # Their bases are not 10000 unless given.
         **dict.fromkeys(
-            ("smollm3", "cohere", "cohere2", "mixtral", "helium"), frozenset({"rope_scaling"})
+            ("smollm3", "cohere", "cohere2", "mixtral", "helium", "gpt_oss"),
+            frozenset({"rope_scaling"}),
         ),
         "phi3": frozenset({"rope_scaling", "partial_rotary_factor"}),
     }

@@ -32,7 +32,7 @@ _OPTIONAL = (
 _POSITIVE = (
     *("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "logit_scale"),
     *("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"),
-    "clip_qkv",
+    *("clip_qkv", "swiglu_alpha", "swiglu_limit"),
 )
 _EPSILONS = ("rms_norm_eps", "layer_norm_epsilon", "norm_epsilon", "layer_norm_eps", "norm_eps")
 

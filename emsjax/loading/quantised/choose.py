@@ -13,6 +13,7 @@ from emsjax.loading.quantised.config import Fields
 from emsjax.loading.quantised.format import Format
 from emsjax.loading.quantised.fp8 import fp8
 from emsjax.loading.quantised.gptq import gptq
+from emsjax.loading.quantised.mxfp4 import mxfp4
 
 FORMATS: Mapping[str, Callable[[Fields], Format]] = MappingProxyType(
     {
@@ -21,6 +22,7 @@ FORMATS: Mapping[str, Callable[[Fields], Format]] = MappingProxyType(
         "compressed-tensors": compressed_tensors,
         "fp8": fp8,
         "bitsandbytes": bitsandbytes,
+        "mxfp4": mxfp4,
     }
 )
 _KEYS = ("quantization_config", "compression_config")

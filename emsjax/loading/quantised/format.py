@@ -44,6 +44,8 @@ class Format:
         or `IndexError` if that of the marker is impossible.
       dequantised: takes a module's parts and returns its weights float32[out, in], exactly as the
         format defines them.
+      joint: what stands between the name of a module and that of a part.
+      weight: what the name of the weights has after that of their module.
       int8: for modules that are held in int8 with one scale per row: takes the parts and returns
         the numbers as they are. None for other formats.
     """
@@ -58,12 +60,18 @@ class Format:
     ignored: tuple[str, ...] = ()
     scales: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
+    joint: str = "."
+    weight: str = ".weight"
     int8: Callable[[Parts], Int8] | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:
         """All parts that are read."""
         return (self.marker, *self.needed, *self.optional)
+
+    def tensor(self, module: str, part: str) -> str:
+        """Returns the name of the tensor that holds a module's part."""
+        return f"{module}{self.joint}{part}"
 
 
 def unpacked(words: np.ndarray, bits: int) -> np.ndarray:

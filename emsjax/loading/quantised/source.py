@@ -1,5 +1,6 @@
 """Shows the tensors of a quantised checkpoint as if it were not quantised."""
 
+import functools
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -26,20 +27,22 @@ class QuantisedSource:
         self.name, self.truncated = source.name, source.truncated
         self._source, self._format = source, its_format
         shapes, dtypes = source.shapes(), source.dtypes()
-        ending = f".{its_format.marker}"
+        ending = its_format.tensor("", its_format.marker)
         modules = [
             name.removesuffix(ending)
             for name in shapes
             if name.endswith(ending) and dtypes[name] in its_format.dtypes
         ]
-        self._parts = {f"{module}.weight": _parts(module, shapes, its_format) for module in modules}
+        self._parts = {
+            module + its_format.weight: _parts(module, shapes, its_format) for module in modules
+        }
         self._shapes, problems = {}, []
         for weight, parts in self._parts.items():
             found = {part: shapes[tensor] for part, tensor in parts.items()}
             shape, wrong = _checked(weight, found, its_format)
             self._shapes[weight] = shape
             problems += [*wrong, *_mistyped(parts, dtypes, its_format)]
-        hidden = {f"{module}.{part}" for module in modules for part in its_format.ignored}
+        hidden = {its_format.tensor(m, part) for m in modules for part in its_format.ignored}
         hidden |= {name for parts in self._parts.values() for name in parts.values()}
         wide = {name: shape for name, shape in shapes.items() if name not in hidden}
         problems += self._infinite() if not problems else []
@@ -95,10 +98,10 @@ class QuantisedSource:
 
 def _parts(module: str, shapes: Mapping[str, Shape], its_format: Format) -> dict[str, str]:
     """Returns the parts of a module that are there, and the names of their tensors."""
-    named = {part: f"{module}.{part}" for part in its_format.parts}
+    named = {part: its_format.tensor(module, part) for part in its_format.parts}
     for part, alias in its_format.aliases.items():
         if named[part] not in shapes:
-            named[part] = f"{module}.{alias}"
+            named[part] = its_format.tensor(module, alias)
     return {part: name for part, name in named.items() if name in shapes}
 
 
@@ -123,15 +126,15 @@ def _checked(
       shapes: the shapes of the parts that are there.
       its_format: the format.
     """
-    module = weight.removesuffix(".weight")
-    missing = [f"{module}.{part} is missing" for part in its_format.needed if part not in shapes]
+    tensor = functools.partial(its_format.tensor, weight.removesuffix(its_format.weight))
+    missing = [f"{tensor(part)} is missing" for part in its_format.needed if part not in shapes]
     try:
         found = its_format.layout(shapes)
     except (ValueError, IndexError, ZeroDivisionError):
         marker = shapes[its_format.marker]
-        return marker, [*missing, f"{module}.{its_format.marker} has {list(marker)}"]
+        return marker, [*missing, f"{tensor(its_format.marker)} has {list(marker)}"]
     misshapen = [
-        f"{module}.{part} has {list(shapes[part])}, not {list(next(iter(allowed)))}"
+        f"{tensor(part)} has {list(shapes[part])}, not {list(next(iter(allowed)))}"
         for part, allowed in found.parts.items()
         if part in shapes and shapes[part] not in allowed
     ]

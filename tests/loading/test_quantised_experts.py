@@ -1,0 +1,92 @@
+"""Experts that other libraries quantised, one module each: our weights are those of the format."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+from packed_formats import CASES, Tensors
+
+from emsjax.loading.load import load_model
+from emsjax.models.family import dotted
+from tests.loading.test_quantised_formats import save
+from tests.tiny import LLAMA_SIZES, random_model
+
+pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("real_models")
+
+SIZES = LLAMA_SIZES | {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_experts_per_tok": 2,
+}
+MODELS = {
+    "mixtral": {"num_local_experts": 3, "intermediate_size": 32},
+    "qwen3_moe": {"num_experts": 3, "moe_intermediate_size": 32, "mlp_only_layers": [1]},
+}
+
+
+def written(directory: Path, model_type: str, form: str) -> Tensors:
+    """Writes a model whose layers are quantised but for routers; returns what its tensors mean."""
+    model = random_model(model_type, SIZES | MODELS[model_type], seed=0)
+    model.save_pretrained(directory)
+    meant = {key: np.asarray(value) for key, value in _saved(directory).items()}
+    tensors = dict(meant)
+    for name in [key for key in meant if ".experts." in key or "_proj." in key]:
+        parts, meant[name] = CASES[form].write(*tensors.pop(name).shape)
+        tensors |= {f"{name.removesuffix('.weight')}.{part}": x for part, x in parts.items()}
+    save(directory, tensors)
+    file = directory / "config.json"
+    config = json.loads(file.read_text()) | {"quantization_config": CASES[form].config}
+    file.write_text(json.dumps(config))
+    return meant
+
+
+def _saved(directory: Path) -> Tensors:
+    from safetensors.numpy import load_file
+
+    return load_file(directory / "model.safetensors")
+
+
+def parameters(directory: Path, **options: str) -> dict[str, np.ndarray]:
+    model = load_model(directory, **options).model
+    return {dotted(path): np.asarray(x[...]) for path, x in nnx.to_flat_state(nnx.state(model))}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "form"),
+    [
+        ("mixtral", "awq"),
+        ("mixtral", "int8"),
+        ("qwen3_moe", "gptq"),
+        ("qwen3_moe", "packed"),
+        ("qwen3_moe", "fp8-blocks"),
+        ("qwen3_moe", "floats"),
+    ],
+)
+def test_experts_are_those_that_the_format_defines(
+    tmp_path: Path, model_type: str, form: str
+) -> None:
+    meant = written(tmp_path, model_type, form)
+    ours = parameters(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["quantization_config"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save(tmp_path, meant)
+    expected = parameters(tmp_path)
+    for name, value in expected.items():
+        scale = ours.get(f"{name}_scale")
+        kept = CASES[form].kept and name.endswith(".kernel") and not name.startswith("head")
+        assert (scale is not None) == kept, name
+        made = ours[name] if scale is None else ours[name] * scale[..., None]
+        np.testing.assert_array_equal(made, value, err_msg=name)
+
+
+def test_experts_of_4_bits_can_be_taken_to_int8(tmp_path: Path) -> None:
+    written(tmp_path, "mixtral", "awq")
+    wide, whole = parameters(tmp_path), parameters(tmp_path, quantize="int8")
+    for name in ("blocks.mlp.up.kernel", "blocks.mlp.down.kernel"):
+        scale = whole[f"{name}_scale"][..., None]
+        assert np.abs(whole[name] * scale - wide[name]).max() <= 0.501 * scale.max()
