@@ -137,7 +137,9 @@ def seen_positions(case: Case, tree: list[int], ragged: Ragged, row: int) -> lis
     first = ragged.kv_lens[slot] - ragged.q_lens[slot]
     seen = range(position + 1)
     if case.window is not None:
-        seen = range(max(0, position + 1 - case.window), position + 1)
+        # A window counts only rows that are attended to, and places of the cache before them.
+        rows = tree[place].bit_count() - 1 if case.tree else position - first
+        seen = range(max(0, first + rows + 1 - case.window), position + 1)
     if case.tree:
         seen = [s for s in seen if s < first or tree[place] >> (s - first) & 1]
     holes = draw_holes(case, ragged)[slot]
