@@ -1,4 +1,4 @@
-"""Accepted tokens per step by draft length, of the shipped draft and of the target's first layers.
+"""Accepted tokens per step by draft length: shipped and other drafts, the target's first layers.
 
 python -m benchmarks.draft_quality --input spec_bench.jsonl --output results.json
 """
@@ -33,12 +33,13 @@ def main() -> None:
     options = _options()
     facts, results = machine(), []
     chats = spread_evenly(read_prompts(options.input), options.prompts)
-    for name, make in _drafters(options.layers).items():
+    for name, make in _drafters(options.layers, options.trained).items():
         for length in options.lengths:
             accepted = _accepted(make, length, chats, options)
             results.append({"drafter": name, "draft_length": length, "accepted_a_step": accepted})
             say(f"{name}, {length}: {accepted:.3f}")
-    settings = vars(options) | {"input": options.input.name, "output": options.output.name}
+    names = {"input": options.input.name, "output": options.output.name}
+    settings = vars(options) | names | {"trained": [path.name for path in options.trained]}
     content = {"benchmark": "draft_quality", "machine": facts, "settings": settings}
     write_json(options.output, content | {"results": results})
     print(_table(results, options.lengths), describe(facts), sep="\n\n")
@@ -56,12 +57,20 @@ def _options() -> argparse.Namespace:
         default=[1, 2, 4],
         help="first layers of the target to draft with, comma-separated counts",
     )
+    parser.add_argument(
+        "--trained",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIRECTORY",
+        help="a draft for the default model, made by `emsjax.train`; may be repeated",
+    )
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--output", type=Path, default=_RESULTS)
     return parser.parse_args()
 
 
-def _drafters(layers: list[int]) -> dict[str, Callable[[int], Any]]:
+def _drafters(layers: list[int], trained: list[Path]) -> dict[str, Callable[[int], Any]]:
     """Functions that make a drafter of a given draft length for the default model, by name."""
     from emsjax.loading.drafter import load_drafter, shipped_draft
     from emsjax.loading.families import model_config
@@ -72,7 +81,8 @@ def _drafters(layers: list[int]) -> dict[str, Callable[[int], Any]]:
     if draft is None:
         raise SystemExit("the default model has no shipped draft; reinstall the package")
     made: dict[str, Callable[[int], Any]] = {
-        "shipped": lambda length: load_drafter(draft, target, length, dtype="auto", narrowest=4)
+        name: partial(load_drafter, path, target, dtype="auto", narrowest=4)
+        for name, path in {"shipped": draft, **{path.name: path for path in trained}}.items()
     }
     config = model_config(target.hf_config)
     for count in layers:

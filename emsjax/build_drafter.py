@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from emsjax.drafters import DraftModel, NoDrafter, PromptLookup, Recurrent
+from emsjax.drafters import DraftModel, NoDrafter, OwnLayers, PromptLookup, Recurrent
 from emsjax.drafters.combined import Combined
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.ladder import narrowest_rows
@@ -28,6 +28,7 @@ _KINDS = {
     PromptLookup: "prompt-lookup",
     DraftModel: "draft-model",
     Recurrent: "draft-model",
+    OwnLayers: "draft-model",
     Combined: "combined",
 }
 

@@ -34,4 +34,7 @@ QUANTIZATIONS = ("int8",)
 KV_DTYPES = ("int8",)
 
 METHODS = ("ems", "none", "vanilla", "unpad-kv", "unpad-input")
+# The kinds of drafts that `emsjax.train` makes.
+RECURRENT, OWN_LAYERS = "recurrent", "own-layers"
+DRAFT_KINDS = (RECURRENT, OWN_LAYERS)
 DRAFTERS = ("prompt-lookup", "draft-model", "combined", "none")

@@ -132,7 +132,7 @@ class LLM:
         kinds = {"quantize": quantize, "kv_dtype": kv_dtype, "draft_quantize": draft_quantize}
         for option, name in (names | kinds).items():
             check_name(option, name)
-        check_quantize(draft_quantize)
+        check_quantize(draft_quantize, "draft_quantize")
         for option, flag in {"planner": planner, "exact": exact, "trace": trace}.items():
             check_flag(option, flag)
         options = vllm_names.drafting_options(given, speculative_config)

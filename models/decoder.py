@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from emsjax.engine.model import Inner, Pass, SomeTokens
 from emsjax.engine.packing import PackedBatch
 from emsjax.engine.sizes import Sizes
 from emsjax.models.config import DecoderConfig, Experts
@@ -86,17 +88,7 @@ class Attention(nnx.Module):
         The K/V are written before attention, so that a row also sees the rows before it.
         """
         q, k, v = self._project(x, context)
-        batch = context.batch
-        cache = update_kv_cache(
-            cache,
-            k,
-            v,
-            layer=context.layer,
-            slot_ids=batch.slot_ids,
-            cu_q_lens=batch.cu_q_lens,
-            kv_lens=batch.kv_lens,
-            places=context.places,
-        )
+        cache = context.write(cache, k, v, layer=context.layer)
         mixed = context.attend(
             q,
             cache,
@@ -206,6 +198,20 @@ def _is_kernel(path: tuple, value: object) -> bool:
     return path[-1] in ("kernel", "kernel_scale")
 
 
+class _Carry(NamedTuple):
+    """What one layer passes on to the next.
+
+    Attributes:
+      x: [T, D], the hidden states.
+      cache: K/V.
+      kept: the inputs [T, D] of the layers that are kept.
+    """
+
+    x: jax.Array
+    cache: Any
+    kept: tuple[jax.Array, ...]
+
+
 class DecoderLM(nnx.Module):
     """A causal language model over packed rows.
 
@@ -261,6 +267,16 @@ class DecoderLM(nnx.Module):
     def windows(self) -> tuple[int, ...]:
         """Sliding window of each layer in tokens; 0 for no window, empty if no layer has one."""
         return self.config.windows
+
+    @property
+    def num_layers(self) -> int:
+        """The number of layers."""
+        return self.config.num_layers
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the width of the hidden states between layers."""
+        return self.config.hidden_size
 
     @property
     def intermediate_size(self) -> int:
@@ -330,17 +346,66 @@ class DecoderLM(nnx.Module):
           The hidden states of all packed rows [T, E], normalised and as wide as the embedding,
           ready for the output projection; and the updated cache.
         """
+        done = self.run(batch, cache, max_q_len=max_q_len)
+        return done.hidden, done.cache
+
+    def run(
+        self,
+        batch: PackedBatch,
+        cache: Cache,
+        *,
+        max_q_len: int,
+        start: Inner | None = None,
+        keep: Sequence[int] = (),
+    ) -> Pass:
+        """Runs the packed rows through all layers, or through the last ones.
+
+        Args:
+          batch: the rows.
+          cache: as for `__call__`.
+          max_q_len: as for `__call__`.
+          start: hidden states of the rows to begin with; None begins with the tokens' embedding.
+          keep: the layers whose inputs are returned, none before `start`.
+        """
         context = self._context(batch, cache, max_q_len)
-        carry, first = (self.embedder(batch, self.dtype), cache), 0
+        start = Inner(self.embedder(batch, self.dtype), 0) if start is None else start
+        return self.run_layers(start, cache, context, keep=keep)
+
+    def run_layers(
+        self,
+        start: Inner,
+        cache: Any,
+        context: LayerContext,
+        *,
+        keep: Sequence[int] = (),
+        differentiable: bool = False,
+    ) -> Pass:
+        """Runs rows through the layers from `start` on; `run` with any attention.
+
+        Args:
+          start: the hidden states of the rows.
+          cache: what `context` writes and attends to.
+          context: what the layers share.
+          keep: the layers whose inputs are returned.
+          differentiable: whether the loop over layers shall have derivatives, for which it keeps
+            the hidden states between layers.
+        """
+        kept = tuple(jnp.zeros_like(start.states) for _ in keep)
+        carry, first = _Carry(start.states, cache, kept), 0
         for stack, layers in zip(self.stacks, self.config.layers_of_stacks, strict=True):
             here = slice(first, first + layers)
             windows, tables = self.windows[here], self.config.table_of_layers[here]
-            carry = _run_stack(stack, layers, carry, context, first, windows, tables)
+            # No loop is compiled for a stack of which no layer runs.
+            if some := range(max(start.layer - first, 0), layers):
+                carry = _run_stack(
+                    stack, some, carry, context, first, windows, tables, keep, differentiable
+                )
             first += layers
-        x, cache = carry
+        x, cache, kept = carry
         x = x if self.final_norm is None else self.final_norm(x)
         project_out = self.embedder.project_out
-        return (x if project_out is None else project_out(x)), cache
+        hidden = x if project_out is None else project_out(x)
+        return Pass(hidden, cache, jnp.concatenate(kept, axis=1) if kept else None)
 
     def _context(self, batch: PackedBatch, cache: Cache, max_q_len: int) -> LayerContext:
         """Returns what all layers share, so that it is computed once and not in every layer."""
@@ -363,15 +428,23 @@ class DecoderLM(nnx.Module):
             batch=batch,
             angles=rotary_angles(config, batch.positions),
             query_factor=query_factor(config, batch.positions),
-            places=cache_places(batch.slot_ids, batch.cu_q_lens, batch.kv_lens),
+            write=partial(
+                update_kv_cache,
+                slot_ids=batch.slot_ids,
+                cu_q_lens=batch.cu_q_lens,
+                kv_lens=batch.kv_lens,
+                places=cache_places(batch.slot_ids, batch.cu_q_lens, batch.kv_lens),
+            ),
             attend=attend,
         )
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """Turns hidden states [W, E] into float32 logits [W, V]."""
-        logits = matmul(hidden, self.output_kernel, jnp.dtype(jnp.float32))
+    def logits(self, hidden: jax.Array, some: SomeTokens | None = None) -> jax.Array:
+        """Turns hidden states [W, E] into float32 logits [W, V], or [W, Vd] for some tokens."""
+        kernel = self.output_kernel if some is None else some.head
+        logits = matmul(hidden, kernel, jnp.dtype(jnp.float32))
         if self.logit_bias is not None:
-            logits = logits + self.logit_bias[...][None].astype(jnp.float32)
+            bias = self.logit_bias[...].astype(jnp.float32)
+            logits = logits + (bias if some is None else bias[some.token_ids])[None]
         scale = self.config.logit_scale
         return soft_capped(logits if scale == 1 else logits * scale, self.config.logit_soft_cap)
 
@@ -385,30 +458,34 @@ def _make_stack(
 
 def _run_stack(
     stack: Block,
-    layers: int,
-    carry: tuple[jax.Array, Cache],
+    layers: range,
+    carry: _Carry,
     context: LayerContext,
     first: int,
     windows: tuple[int, ...],
     tables: tuple[int, ...],
-) -> tuple[jax.Array, Cache]:
-    """Runs a stack of equal layers; returns hidden states [T, D] and the cache.
+    keep: Sequence[int],
+    differentiable: bool,
+) -> _Carry:
+    """Runs some layers of a stack of equal layers.
 
     Args:
       stack: the layers, with parameters [layers, ...].
-      layers: number of layers.
-      carry: hidden states and cache.
+      layers: the layers of the stack to run.
+      carry: hidden states, cache and kept inputs.
       context: what the layers share.
-      first: index of the first layer in the cache.
-      windows: sliding window of each layer, or empty.
-      tables: rotary table of each layer, or empty.
+      first: index of the stack's first layer in the cache.
+      windows: sliding window of each layer of the stack, or empty.
+      tables: rotary table of each layer of the stack, or empty.
+      keep: the layers whose inputs are kept.
+      differentiable: whether the loop shall have derivatives.
     """
     # The loop does not slice the kernels. A product that reads its layer's part of the stack in
     # place saves a copy of it.
     block_def, kernels, others = nnx.split(stack, _is_kernel, ...)
     of_layer, shared = _windows(windows)
 
-    def run_layer(stacked: jax.Array, carry: tuple) -> tuple:
+    def run_layer(stacked: jax.Array, carry: _Carry) -> _Carry:
         mine, window, table = jax.tree.map(
             lambda x: jax.lax.dynamic_index_in_dim(
                 x, stacked, keepdims=False, allow_negative_indices=False
@@ -416,16 +493,25 @@ def _run_stack(
             (others, of_layer, table_of_layer),
         )
         block = nnx.merge(block_def, kernels, mine)
+        layer = first + stacked
         here = context._replace(
-            layer=first + stacked, stacked=stacked, window=shared if window is None else window
+            layer=layer, stacked=stacked, window=shared if window is None else window
         )
         if table is not None:
             here = here._replace(angles=jax.tree.map(lambda x: x[table], context.angles))
-        return block(*carry, here)
+        kept = tuple(
+            jnp.where(layer == at, carry.x, before)
+            for at, before in zip(keep, carry.kept, strict=True)
+        )
+        x, cache = block(carry.x, carry.cache, here)
+        return _Carry(x, cache, kept)
 
     # A scan over the layers' numbers would look each of them up, in a launch of its own.
     table_of_layer = jnp.asarray(tables, jnp.int32) if tables else None
-    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(layers), run_layer, carry)
+    bounds = layers.start, layers.stop
+    # With bounds that are known to Python, JAX makes a loop that has derivatives.
+    start, stop = bounds if differentiable else map(jnp.int32, bounds)
+    return jax.lax.fori_loop(start, stop, run_layer, carry)
 
 
 def _windows(windows: tuple[int, ...]) -> tuple[jax.Array | None, int | None]:

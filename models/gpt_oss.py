@@ -9,11 +9,24 @@ import numpy as np
 from emsjax.models.config import ClampedGate, DecoderConfig, Experts
 from emsjax.models.family import Family, WeightMap, rule
 from emsjax.models.llama import layer_windows, llama_config, llama_weights
+from emsjax.models.rope import rope_settings
+
+# Unless it is configured.
+_BASE = 150000.0
+_YARN = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "original_max_position_embeddings": 4096,
+    "truncate": False,
+}
 
 
 def gpt_oss_config(hf: Mapping[str, Any]) -> DecoderConfig:
     """Converts a Hugging Face `GptOssConfig`."""
-    config = llama_config(hf, theta=150000.0)
+    given = hf.get("rope_parameters")
+    config = llama_config(
+        hf, rope=None if given else rope_settings(hf, _BASE, **_YARN), theta=_BASE
+    )
     experts = Experts(
         number=hf["num_local_experts"],
         per_row=hf["num_experts_per_tok"],

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from types import MappingProxyType
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from flax import nnx
 from emsjax.engine.packing import PackedBatch
 from emsjax.models.config import Activation, ClampedGate, DecoderConfig, Rope
 from emsjax.pallas_kernels.backends import target_platform
-from emsjax.pallas_kernels.cache_update.api import Places
+from emsjax.pallas_kernels.int8_cache import Cache
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul, matmul
 from emsjax.pallas_kernels.quantised import Weights, weights_of
 from emsjax.pallas_kernels.ragged_attention.api import Attend
@@ -27,6 +27,13 @@ ACTIVATIONS: MappingProxyType[str, Callable[[jax.Array], jax.Array]] = MappingPr
 )
 
 
+class Write(Protocol):
+    """`update_kv_cache` without the arguments that are the same in every layer."""
+
+    def __call__(self, cache: Cache, k: jax.Array, v: jax.Array, *, layer: jax.Array) -> Cache:
+        """Returns the cache with keys and values [T, K, H] of the rows."""
+
+
 class LayerContext(NamedTuple):
     """The inputs of a layer besides the hidden states and the cache.
 
@@ -40,7 +47,7 @@ class LayerContext(NamedTuple):
       angles: cosine and sine of the rotary embedding; None for a model without one. Before the
         scan over layers they hold every table, if layers differ.
       query_factor: float32[T, 1, 1], factor on the queries; None for none.
-      places: where each row's K/V belong in its slot's cache.
+      write: puts the rows' K/V into the cache.
       attend: attention over the caches of this step's slots.
     """
 
@@ -50,7 +57,7 @@ class LayerContext(NamedTuple):
     batch: PackedBatch
     angles: tuple[jax.Array, jax.Array] | None
     query_factor: jax.Array | None
-    places: Places
+    write: Write
     attend: Attend
 
 

@@ -174,7 +174,7 @@ def layer_kinds(
       UserError: a layer is of an unknown type, or there are not as many types as layers.
     """
     layers, windowed = hf["num_hidden_layers"], bool(hf.get("sliding_window") and used)
-    every = full_every or (layers + 1 if windowed else 1)
+    every = (layers + 1 if windowed else 1) if full_every is None else full_every
     kinds = hf.get("layer_types") or [
         FULL if n % every == 0 else SLIDING for n in range(1, layers + 1)
     ]

@@ -176,7 +176,7 @@ def rope_from_config(
 
 
 def rope_settings(
-    config: Mapping[str, Any], theta: float = 10000.0, **usual: float
+    config: Mapping[str, Any], theta: float = 10000.0, **usual: Any
 ) -> Mapping[str, Any]:
     """Returns the rotary settings of a configuration, older and newer ones alike.
 
@@ -254,6 +254,9 @@ def _check_settings(kind: str, settings: Settings, allowed: Collection[str]) -> 
             "rope scaling 'llama3' has a high_freq_factor that is not above its low_freq_factor; "
             "fix them or download the model again"
         )
+    if kind == "yarn" and "factor" not in settings:
+        # Only a factor of null follows from the lengths, as in `transformers`.
+        raise UserError("rope scaling 'yarn' has no factor; add it or download the model again")
     if kind == "yarn" and settings["rope_theta"] <= 1:
         raise UserError("rope scaling 'yarn' needs a rope_theta above 1; fix it")
     if (settings.get("partial_rotary_factor") or 0) > 1 and "partial_rotary_factor" in allowed:

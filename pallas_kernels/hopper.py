@@ -41,8 +41,16 @@ def product(left: Any, right: Any) -> jax.Array:
 
 
 def product_transposed(left: Any, right: Any) -> jax.Array:
-    """Returns left [M, X] times right [Y, X] transposed, in float32; both in shared memory."""
+    """Returns left [M, X] times right [Y, X] transposed, in float32; see `product`."""
     return product(left, right.transpose((1, 0)))
+
+
+def widened(source: Any, dtype: jnp.dtype) -> jax.Array:
+    """Returns int8 [M, X] in shared memory as the left operand of a product, in registers."""
+    # Each thread reads bytes that lie next to each other. They then move to where a product expects
+    # the 16-bit numbers that they become.
+    read = plgpu.load(source, (), layout=plgpu.Layout.WGMMA_UPCAST_2X)
+    return plgpu.layout_cast(read, plgpu.Layout.WGMMA).astype(dtype)
 
 
 def write_transposed(product: jax.Array, target: Any) -> None:

@@ -55,6 +55,16 @@ def pack_kv(k: jax.Array, v: jax.Array, cache: jax.Array) -> jax.Array:
     return flat.reshape(num_tokens, rows, LANES)
 
 
+def unpack_kv(
+    rows: jax.Array, num_kv_heads: int, head_dim: int, dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array]:
+    """Returns keys and values [..., K, H] in `dtype` from rows [..., R, 128] of a cache."""
+    flat = rows.reshape(*rows.shape[:-2], -1)[..., : 2 * num_kv_heads * head_dim]
+    flat = flat if flat.dtype == dtype else jax.lax.bitcast_convert_type(flat, dtype)
+    both = flat.reshape(*flat.shape[:-1], 2, num_kv_heads, head_dim)
+    return both[..., 0, :, :], both[..., 1, :, :]
+
+
 def read_kv(
     cache: jax.Array,
     layer: jax.Array,

@@ -97,6 +97,9 @@ def bench(
     draft_model: Annotated[
         str | None, typer.Option(metavar="NAME", help="As for generate.")
     ] = None,
+    draft_quantize: Annotated[
+        str | None, typer.Option(metavar="int8", help="As for generate.")
+    ] = None,
     dtype: Annotated[str, typer.Option(metavar="TYPE", help="As for generate.")] = "auto",
     quantize: Annotated[str | None, typer.Option(metavar="int8", help="As for generate.")] = None,
     kv_dtype: Annotated[str | None, typer.Option(metavar="int8", help="As for generate.")] = None,
@@ -176,6 +179,7 @@ def bench(
         output=output,
         model=model,
         draft_model=draft_model,
+        draft_quantize=draft_quantize,
         config=config,
         random_weights=random_weights,
         simulate_acceptance=simulate_acceptance,

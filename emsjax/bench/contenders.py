@@ -253,8 +253,13 @@ def _drafter(spec: Spec, target: Target) -> Drafter:
     if target.forced is not None:
         length = spec.draft_length or target.forced.draft_length
         return Simulated(target.forced.acceptance, target.model.vocab_size, length)
-    draft_model = target.draft_model if spec.drafter_name in takers("draft_model") else None
-    options = {"draft_length": spec.draft_length, "draft_model": draft_model}
+    options = {
+        "draft_length": spec.draft_length,
+        "draft_model": target.draft_model,
+        "draft_quantize": target.draft_quantize,
+    }
+    if spec.drafter_name not in takers("draft_model"):
+        options |= {"draft_model": None, "draft_quantize": None}
     assert target.loaded is not None
     drafting = check_drafting(EMS, spec.drafter_name, options)
     return build_drafter(drafting, target.loaded, target.dtype)

@@ -64,7 +64,7 @@ def run_facts() -> Record:
 # Records that differ in one of these fields cannot be compared in one table.
 ALIKE = (
     *("model", "dtype", "quantize", "kv_dtype", "simulated", "device", "versions", "texts"),
-    *("draft_model", "jobs"),
+    *("draft_model", "draft_quantize", "jobs"),
 )
 
 

@@ -64,6 +64,7 @@ def _run(settings: Settings) -> None:
         "simulated": settings.simulated,
         "texts": settings.texts(),
         "draft_model": settings.draft_model,
+        "draft_quantize": settings.draft_quantize,
         "jobs": settings.jobs or None,
         "command": command_line("bench"),
     }
@@ -134,6 +135,7 @@ def _target(settings: Settings) -> Target:
         quantize=settings.quantize,
         kv_dtype=settings.kv_dtype,
         draft_model=settings.draft_model,
+        draft_quantize=settings.draft_quantize,
         ignore_eos=settings.ignore_eos,
     )
 

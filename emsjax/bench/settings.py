@@ -14,6 +14,7 @@ from emsjax.bench.sweep import Sweep
 from emsjax.build_drafter import takers
 from emsjax.errors import UserError, check_whole
 from emsjax.limits import MAX_BATCH_SIZE
+from emsjax.loading.dtypes import check_quantize
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Settings:
       output: directory for results.
       model: as for `LLM`.
       draft_model: as for `LLM`.
+      draft_quantize: as for `LLM`.
       config: a model's shape, for random weights.
       random_weights: confirms that `config` is meant without real weights.
       simulate_acceptance: a rate or a file.
@@ -59,6 +61,7 @@ class Settings:
     output: Path
     model: str | None
     draft_model: str | None
+    draft_quantize: str | None
     config: str | None
     random_weights: bool
     simulate_acceptance: str | None
@@ -127,7 +130,8 @@ class Settings:
     def _default_drafter(self, shipped: bool = False) -> str:
         if self.config:
             return SIMULATED
-        return "combined" if shipped or self.draft_model is not None else "prompt-lookup"
+        drafting = shipped or self.draft_model is not None or self.draft_quantize is not None
+        return "combined" if drafting else "prompt-lookup"
 
     def for_model(self, shipped: bool) -> "Settings":
         """The settings with the drafter that `generate` would choose, if none is named.
@@ -225,11 +229,17 @@ def _check_real(settings: Settings) -> None:
             f"the drafter {SIMULATED!r} is for --simulate-acceptance; name another drafter, or a "
             "--config"
         )
-    if settings.draft_model is not None and drafters.isdisjoint(takers("draft_model")):
-        raise UserError(
-            f"--draft-model is for --drafters {' or '.join(takers('draft_model'))}; name one of "
-            "them, or leave it out"
+    given = {
+        "--draft-model": settings.draft_model,
+        "--draft-quantize": settings.draft_quantize,
+    }
+    if drafters.isdisjoint(takers("draft_model")):
+        _check_not_given(
+            given,
+            f"is for --drafters {' or '.join(takers('draft_model'))}; name one of them, or leave "
+            "it out",
         )
+    check_quantize(settings.draft_quantize)
     if not settings.inputs:
         raise UserError("there are no prompts; name a file of JSON lines with --input")
 
@@ -243,6 +253,7 @@ def _check_simulated(settings: Settings) -> None:
     others = {
         "--model": settings.model,
         "--draft-model": settings.draft_model,
+        "--draft-quantize": settings.draft_quantize,
         "--input": settings.inputs,
         "--datasets": settings.datasets,
         "--record": settings.record,

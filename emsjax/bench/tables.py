@@ -55,8 +55,12 @@ def _commits(records: Sequence[Record]) -> list[str]:
 
 
 def _quantised(record: Record) -> str:
-    """The types of weights and cache if they are int8. Records of version 0.1.0 lack the fields."""
-    parts = {"weights": record.get("quantize"), "cache": record.get("kv_dtype")}
+    """The parts that are in int8. Records of version 0.1.0 lack the fields."""
+    parts = {
+        "weights": record.get("quantize"),
+        "cache": record.get("kv_dtype"),
+        "draft model": record.get("draft_quantize"),
+    }
     return "".join(f", {dtype} {part}" for part, dtype in parts.items() if dtype)
 
 

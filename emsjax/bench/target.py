@@ -30,6 +30,7 @@ class Target:
       options: further options of every engine.
       dtype: of the model, as for `LLM`.
       draft_model: for the drafters that need one.
+      draft_quantize: of a draft model, as for `LLM`.
       drafters: the drafters loaded so far, by name.
     """
 
@@ -43,6 +44,7 @@ class Target:
     options: dict[str, Any] = field(default_factory=dict)
     dtype: str = "auto"
     draft_model: str | None = None
+    draft_quantize: str | None = None
     drafters: dict[str, Drafter] = field(default_factory=dict)
 
     def batches(self, prompts: Sequence[Tokens], size: int, max_tokens: int) -> list[list[Job]]:
@@ -65,6 +67,7 @@ def real_target(
     quantize: str | None = None,
     kv_dtype: str | None = None,
     draft_model: str | None = None,
+    draft_quantize: str | None = None,
     ignore_eos: bool = False,
 ) -> Target:
     """Loads a model with its weights.
@@ -75,6 +78,7 @@ def real_target(
       quantize: as for `LLM`.
       kv_dtype: as for `LLM`.
       draft_model: as for `LLM`.
+      draft_quantize: as for `LLM`.
       ignore_eos: whether texts continue past end-of-text tokens up to their limit.
 
     Raises:
@@ -93,6 +97,7 @@ def real_target(
         loaded=loaded,
         dtype=dtype,
         draft_model=draft_model,
+        draft_quantize=draft_quantize,
     )
 
 

@@ -1,6 +1,7 @@
 """vLLM on the same prompts, in an environment of its own."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -148,14 +149,15 @@ def _settings(
     exported: Path | None, spec: Spec, model: Model, size: int, max_model_len: int
 ) -> dict[str, Any]:
     """The arguments of `vllm.LLM`."""
-    # Room for all slots and the block that vLLM keeps empty.
+    # Room for all slots and the block that vLLM keeps empty, in the model's dtype even if our own
+    # cache is int8.
     cache = model.cache_spec(size + 1, -(-max_model_len // BLOCK) * BLOCK + BLOCK)
     settings: dict[str, Any] = {
         "model": str(exported),
         "dtype": str(model.dtype),
         "max_num_seqs": size,
         "max_model_len": max_model_len,
-        "kv_cache_memory_bytes": int(cache.size * cache.dtype.itemsize),
+        "kv_cache_memory_bytes": math.prod(cache.shape) * model.dtype.itemsize,
     }
     if spec.draft_length is not None:
         settings["speculative_config"] = {

@@ -3,9 +3,19 @@
 from emsjax.drafters.combined import Combined
 from emsjax.drafters.draft_model import DraftModel
 from emsjax.drafters.none import NoDrafter
+from emsjax.drafters.own_layers import OwnLayers
 from emsjax.drafters.prompt_lookup import PromptLookup
 from emsjax.drafters.recurrent import Recurrent
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import Drafter
 
-__all__ = ["Combined", "Draft", "DraftModel", "Drafter", "NoDrafter", "PromptLookup", "Recurrent"]
+__all__ = [
+    "Combined",
+    "Draft",
+    "DraftModel",
+    "Drafter",
+    "NoDrafter",
+    "OwnLayers",
+    "PromptLookup",
+    "Recurrent",
+]

@@ -40,8 +40,13 @@ class Combined:
 
     @property
     def hidden_size(self) -> int:
-        """D if the model reads hidden states, else 0."""
+        """Width of the hidden states that the model reads, 0 for none."""
         return self.model.hidden_size
+
+    @property
+    def hidden_layers(self) -> tuple[int, ...]:
+        """The layers whose inputs the model reads, see `Drafter.hidden_layers`."""
+        return self.model.hidden_layers
 
     @property
     def weights(self) -> Any:
@@ -78,7 +83,8 @@ class Combined:
         likely = predict(guessed, state.experience)
         guessed_promises = survival_of(likely, guessed.lens).sum(axis=1)
         draft = self._merge(found_promises >= guessed_promises, found, guessed)
-        return draft._replace(costly=guessed), (looked, modelled)
+        costly, cache = guessed._replace(cache=None), guessed.cache
+        return draft._replace(costly=costly, cache=cache), (looked, modelled)
 
     def _merge(self, use_found: jax.Array, found: Draft, guessed: Draft) -> Draft:
         found, guessed = (_widen(draft, self.draft_length) for draft in (found, guessed))

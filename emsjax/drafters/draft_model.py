@@ -81,6 +81,7 @@ class DraftModel:
     prefill_chunk: int = 256
     narrowest: int = 8
     hidden_size: int = field(default=0, init=False)
+    hidden_layers: tuple[int, ...] = field(default=(), init=False)
 
     @property
     def read_bytes(self) -> int:

@@ -60,6 +60,7 @@ class PromptLookup:
     min_ngram: int = 1
     read_bytes = 0
     hidden_size = 0
+    hidden_layers = ()
     weights = ()
 
     def __post_init__(self) -> None:

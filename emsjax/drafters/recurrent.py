@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from emsjax.drafters.frequent import choose_frequent
 from emsjax.engine.acceptance import expect
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import COSTLY_SOURCE, WorthDrafting
 from emsjax.engine.state import DecodeState
-from emsjax.sampling.choose import choose_unchecked
-from emsjax.sampling.rows import Rows, rows_after
+from emsjax.sampling.rows import rows_after
 
 
 class Cell(Protocol):
@@ -63,6 +63,7 @@ class Recurrent:
     vocab_size: int
     hidden_size: int
     draft_length: int = 7
+    hidden_layers: tuple[int, ...] = field(default=(), init=False)
 
     @property
     def read_bytes(self) -> int:
@@ -112,12 +113,7 @@ class Recurrent:
         rows = rows_after(state.tokens, state.lens, now.guesses, now.done)
         hidden = cell(now.hidden, shared.embed(rows.tokens))
         logits = cell.logits(hidden, shared)
-        if state.sampling is None:
-            place = jnp.argmax(logits, axis=1)
-            guess = shared.token_ids[place]
-        else:
-            guess, place = self._choose(logits, shared.token_ids, rows, state)
-        given = jnp.take_along_axis(jax.nn.softmax(logits, axis=1), place[:, None], axis=1)[:, 0]
+        guess, given = choose_frequent(logits, shared.token_ids, rows, state, self.vocab_size)
         sure = jax.nn.sigmoid(cell.confidence(hidden, given))
         return _Drafting(
             done=now.done + 1,
@@ -125,18 +121,3 @@ class Recurrent:
             guesses=now.guesses.at[:, now.done].set(guess),
             confidence=now.confidence.at[:, now.done].set(sure),
         )
-
-    def _choose(
-        self, logits: jax.Array, token_ids: jax.Array, rows: Rows, state: DecodeState
-    ) -> tuple[jax.Array, jax.Array]:
-        """Chooses guesses as the target will, with the same noise; returns them and their places.
-
-        A place is an index into `token_ids`.
-        """
-        # Noise belongs to places in the vocabulary, so the logits are spread over all of the
-        # target's.
-        full = jnp.full((logits.shape[0], self.vocab_size), -jnp.inf, jnp.float32)
-        full = full.at[:, token_ids].set(logits)
-        guess = choose_unchecked(full, rows, state)
-        place = jnp.argmax(token_ids[None] == guess[:, None], axis=1)
-        return guess, place

@@ -1,6 +1,6 @@
 """The output of a drafter: guesses for every slot."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -23,6 +23,8 @@ class Draft(NamedTuple):
         different tokens.
       costly: the guesses that took time to draft, if this draft does not hold all of them; else
         None. `Combined` drops guesses in favour of better ones, and learns from them all the same.
+      cache: the target's cache, if the drafter wrote K/V of its own into it; else None. It may only
+        write past `DecodeState.kv_lens`, where the target writes again before it reads.
     """
 
     tokens: jax.Array
@@ -31,3 +33,4 @@ class Draft(NamedTuple):
     source: jax.Array | None = None
     parents: jax.Array | None = None
     costly: "Draft | None" = None
+    cache: Any = None

@@ -41,7 +41,11 @@ class Drafter(Protocol):
 
     @property
     def hidden_size(self) -> int:
-        """D if the drafter reads the target's hidden states (`DecodeState.hidden`), else 0."""
+        """Width of the target's hidden states that it reads (`DecodeState.hidden`); 0 for none."""
+
+    @property
+    def hidden_layers(self) -> tuple[int, ...]:
+        """The layers whose inputs these states are, side by side; empty for the final states."""
 
     @property
     def weights(self) -> Any:
@@ -56,6 +60,8 @@ class Drafter(Protocol):
     def propose(self, state: DecodeState, weights: Any, worth: WorthDrafting) -> tuple[Draft, Any]:
         """Returns a draft for every slot, and the drafter's next state.
 
+        It may run some of the target's layers on `state.cache`, see `Draft.cache`.
+
         Args:
           state: the state of all slots.
           weights: `self.weights`, on the device.
@@ -69,6 +75,7 @@ class Stateless:
 
     read_bytes = 0
     hidden_size = 0
+    hidden_layers = ()
     weights = ()
 
     def init(self, num_slots: int, capacity: int) -> Any:

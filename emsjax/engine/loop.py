@@ -43,7 +43,7 @@ from emsjax.engine.holes import after_holes
 from emsjax.engine.ladder import Rung
 from emsjax.engine.load import load_of
 from emsjax.engine.model import Model
-from emsjax.engine.packing import Guesses, pack
+from emsjax.engine.packing import Guesses, PackedBatch, pack
 from emsjax.engine.policy import EMS, Policy
 from emsjax.engine.state import DecodeState
 from emsjax.engine.step_costs import StepCosts
@@ -80,8 +80,8 @@ class Forward(NamedTuple):
     Attributes:
       cache: K/V [L, B, S, R, 128], with this step's rows written.
       chosen: [B, k+1], the target's choices after the known tokens and after each draft token.
-      hidden: [B, k+1, D], the hidden states from which the choices were made; None if the drafter
-        does not read them.
+      hidden: [B, k+1, D], the hidden states that led to the choices, of the layers that the drafter
+        reads; None if it reads none.
     """
 
     cache: Any
@@ -186,12 +186,14 @@ def draft_tokens(
     # vocabulary.
     place = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
     there = place < draft.lens[:, None]
-    draft = draft._replace(tokens=jnp.where(there, draft.tokens, 0))
+    cache = state.cache if draft.cache is None else draft.cache
+    state = state.replace(drafter=drafter_state, cache=cache)
+    draft = draft._replace(tokens=jnp.where(there, draft.tokens, 0), cache=None)
     if draft.parents is not None:
         if len(setup.ladder) == 1 or setup.policy != EMS:
             raise ValueError("the drafter makes trees: `exact` and the padded methods take chains")
         draft = draft._replace(parents=jnp.where(there, draft.parents, ROOT))
-    return state.replace(drafter=drafter_state), draft
+    return state, draft
 
 
 def _length_worth_drafting(
@@ -269,9 +271,9 @@ def _run_rung(
     guesses = Guesses(draft.tokens, state.lens, tree_of(draft))
     batch = pack(state.tokens, state.kv_lens, plan.q_lens, rung.capacity, guesses)
     placed = batch if state.holes is None else after_holes(batch, state.holes)
-    hidden, cache = setup.model(placed, previous.cache, max_q_len=rung.max_q_len)
+    hidden, cache, read = _pass(setup, placed, previous.cache, rung.max_q_len)
     rows = emitting_rows(batch.cu_q_lens, plan, rung.capacity, previous.chosen.tokens.shape[1])
-    kept = None if previous.hidden is None else hidden[rows.places]
+    kept = None if previous.hidden is None else read[rows.places]
     prefixes = prefixes_of(batch, state, draft)
 
     def choose_after(index: jax.Array | None) -> Chosen:
@@ -283,6 +285,18 @@ def _run_rung(
     else:  # a rung this wide is for prompts, whose rows mostly emit nothing
         chosen = choose_in_chunks(choose_after, rows, previous.chosen)
     return Forward(cache, chosen, kept)
+
+
+def _pass(
+    setup: Setup, batch: PackedBatch, cache: Any, max_q_len: int
+) -> tuple[jax.Array, Any, jax.Array]:
+    """Runs the model; returns final states, cache, and the states that the drafter reads."""
+    if keep := setup.drafter.hidden_layers:
+        done = setup.model.run(batch, cache, max_q_len=max_q_len, keep=keep)
+        assert done.inner is not None
+        return done.hidden, done.cache, done.inner
+    hidden, cache = setup.model(batch, cache, max_q_len=max_q_len)
+    return hidden, cache, hidden
 
 
 def keep_path(cache: Any, kv_lens: jax.Array, verdict: Verdict) -> Any:
@@ -323,7 +337,7 @@ def take_note(
 
 
 def _newest_hidden(hidden: jax.Array | None, accepted: jax.Array) -> jax.Array | None:
-    """Returns the hidden state [B, D] from which each slot's newest token was chosen.
+    """Returns the hidden state [B, D] that led to each slot's newest token.
 
     It means nothing for a slot that has not emitted a token yet.
     """

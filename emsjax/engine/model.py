@@ -1,12 +1,52 @@
 """The model interface: everything the rest of emsjax uses, independent of the model family."""
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from emsjax.engine.packing import PackedBatch
 from emsjax.engine.sizes import Sizes
+
+
+class Inner(NamedTuple):
+    """Hidden states inside the model, with which it can begin.
+
+    Attributes:
+      states: [T, D], one of each packed row.
+      layer: the layer whose input they are.
+    """
+
+    states: jax.Array
+    layer: int
+
+
+class Pass(NamedTuple):
+    """The result of a forward pass.
+
+    Attributes:
+      hidden: [T, E], the final hidden states, ready for the output projection.
+      cache: K/V, with those of the rows.
+      inner: [T, n * D], the inputs of the n layers that were asked for, side by side; None for
+        none.
+    """
+
+    hidden: jax.Array
+    cache: Any
+    inner: jax.Array | None
+
+
+class SomeTokens(Protocol):
+    """A part of the vocabulary, and its part of the output projection."""
+
+    @property
+    def token_ids(self) -> jax.Array:
+        """int32[Vd], the tokens."""
+
+    @property
+    def head(self) -> Any:
+        """The rows of `Model.output_kernel` for these tokens, [Vd, E]."""
 
 
 class Model(Protocol):
@@ -27,6 +67,14 @@ class Model(Protocol):
     @property
     def windows(self) -> tuple[int, ...]:
         """Sliding window of each layer in tokens; 0 for no window, empty if no layer has one."""
+
+    @property
+    def num_layers(self) -> int:
+        """L, the number of layers."""
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the width of the hidden states between layers; E if the embedding is as wide."""
 
     @property
     def intermediate_size(self) -> int:
@@ -54,5 +102,27 @@ class Model(Protocol):
     def __call__(self, batch: PackedBatch, cache: Any, *, max_q_len: int) -> tuple[jax.Array, Any]:
         """Returns the hidden states [T, E] of the packed rows, and the cache with their K/V."""
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """Turns hidden states [W, E] into float32 logits [W, V]."""
+    def run(
+        self,
+        batch: PackedBatch,
+        cache: Any,
+        *,
+        max_q_len: int,
+        start: Inner | None = None,
+        keep: Sequence[int] = (),
+    ) -> Pass:
+        """Does what `__call__` does, or a part of it, and hands out states between layers.
+
+        Only drafters that read inner states, or that run layers, need it.
+
+        Args:
+          batch: the rows.
+          cache: of all layers.
+          max_q_len: static bound on the rows of one slot.
+          start: states to begin with, so that only the layers from there on run and write K/V;
+            None begins with the tokens.
+          keep: the layers whose inputs are returned.
+        """
+
+    def logits(self, hidden: jax.Array, some: SomeTokens | None = None) -> jax.Array:
+        """Turns hidden states [W, E] into float32 logits [W, V], or [W, Vd] for some tokens."""

@@ -116,7 +116,7 @@ def _generate(
     ] = None,
     draft_model: Annotated[
         str | None,
-        _option("--draft-model", "A smaller model or a trained draft.", _DRAFTING),
+        _option("--draft-model", "A smaller model, a trained draft, or own-layers.", _DRAFTING),
     ] = None,
     draft_quantize: Annotated[
         str | None,

@@ -13,10 +13,12 @@ from safetensors.numpy import load_file, save
 from emsjax.errors import UserError, foreign
 from emsjax.host.files import replace_text, replacing
 from emsjax.host.json_text import to_json
+from emsjax.limits import OWN_LAYERS, RECURRENT
 from emsjax.loading.hf.config import read_json
 from emsjax.models.family import dotted
 from emsjax.models.quantised import picked_floats
 from emsjax.models.recurrent_draft import RecurrentConfig, RecurrentDraft
+from emsjax.models.state_map import StateMap, StateMapConfig
 
 MANIFEST = "draft.json"
 _FORMAT = 1
@@ -26,6 +28,11 @@ _TOKEN_IDS = "token_ids"
 # compared, so that a copy in another dtype or a quantised copy is recognised as well.
 _PROBE_ROWS, _PROBE_WIDTH = 16, 32
 _SAME_DIRECTION = 0.95
+# The kinds of drafts, each with the class of its sizes and that of its parameters.
+_KINDS: dict[str, tuple[Any, Any]] = {
+    RECURRENT: (RecurrentConfig, RecurrentDraft),
+    OWN_LAYERS: (StateMapConfig, StateMap),
+}
 
 
 @dataclass(frozen=True)
@@ -35,9 +42,10 @@ class DraftManifest:
     Attributes:
       target: name of the model that the draft was trained for.
       probe: values from that model's embedding, see `probe`.
-      sizes: the fields of `RecurrentConfig`.
+      sizes: the fields of `RecurrentConfig` or `StateMapConfig`.
       trained_on: description of the training text.
       evaluation: measurements on held-out text.
+      kind: "recurrent" or "own-layers".
     """
 
     target: str
@@ -45,6 +53,7 @@ class DraftManifest:
     sizes: dict[str, int]
     trained_on: str
     evaluation: dict[str, Any] = field(default_factory=dict)
+    kind: str = RECURRENT
 
 
 def probe(embedding: Any) -> list[float]:
@@ -56,7 +65,8 @@ def probe(embedding: Any) -> list[float]:
 
 def is_for(manifest: DraftManifest, embedding: Any) -> bool:
     """Returns whether the draft was trained for the model with this embedding [V, D]."""
-    if manifest.sizes.get("hidden_size") != embedding.shape[1]:
+    width = manifest.sizes.get("embedding_size", manifest.sizes["hidden_size"])
+    if width != embedding.shape[1]:
         return False
     ours, theirs = np.asarray(probe(embedding)), np.asarray(manifest.probe)
     if ours.shape != theirs.shape:
@@ -64,9 +74,7 @@ def is_for(manifest: DraftManifest, embedding: Any) -> bool:
     return bool(ours @ theirs > _SAME_DIRECTION * np.linalg.norm(ours) * np.linalg.norm(theirs))
 
 
-def save_draft(
-    directory: Path, draft: RecurrentDraft, token_ids: Any, manifest: DraftManifest
-) -> None:
+def save_draft(directory: Path, draft: nnx.Module, token_ids: Any, manifest: DraftManifest) -> None:
     """Writes a draft with its parameters in bfloat16.
 
     Args:
@@ -109,8 +117,13 @@ def _check_manifest(manifest: DraftManifest) -> None:
     """Checks the values needed to build the draft and to recognise its target."""
     if not np.isfinite(np.asarray(manifest.probe, np.float32)).all():
         raise ValueError("the probe contains values that are not finite numbers")
-    sizes = RecurrentConfig(**manifest.sizes)
-    if any(not isinstance(size, int) or size < 1 for size in asdict(sizes).values()):
+    if manifest.kind not in _KINDS:
+        raise ValueError(f"it is of the unknown kind {manifest.kind!r}")
+    sizes = asdict(_KINDS[manifest.kind][0](**manifest.sizes))
+    if manifest.kind == OWN_LAYERS:
+        sizes["width"] += 1  # may be 0
+        sizes["layers that run"] = sizes["num_layers"] - sizes["first_layer"]
+    if any(not isinstance(size, int) or size < 1 for size in sizes.values()):
         raise ValueError(f"the sizes {manifest.sizes} are not all positive integers")
 
 
@@ -121,11 +134,12 @@ def _check_ids(ids: np.ndarray) -> None:
         raise ValueError("its token ids are not distinct and in ascending order")
 
 
-def read_draft(directory: Path, dtype: Any) -> tuple[RecurrentDraft, np.ndarray]:
+def read_draft(directory: Path, dtype: Any) -> tuple[Any, np.ndarray]:
     """Reads a draft.
 
     Returns:
-      The draft with its parameters in `dtype`, and the tokens it can propose, int32[Vd].
+      The draft with its parameters in `dtype`, a `RecurrentDraft` or a `StateMap`, and the tokens
+      it can propose, int32[Vd].
 
     Raises:
       UserError: the draft is damaged.
@@ -133,10 +147,9 @@ def read_draft(directory: Path, dtype: Any) -> tuple[RecurrentDraft, np.ndarray]
     manifest = read_manifest(directory)
     with foreign(f"the draft {directory} is damaged", "train it again."):
         tensors: Mapping[str, np.ndarray] = load_file(directory / _PARAMS)
-        config = RecurrentConfig(**manifest.sizes)
-        graphdef, abstract = nnx.split(
-            nnx.eval_shape(lambda: RecurrentDraft(config, rngs=nnx.Rngs(0)))
-        )
+        sizes, kind = _KINDS[manifest.kind]
+        config = sizes(**manifest.sizes)
+        graphdef, abstract = nnx.split(nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0))))
         filled = []
         for path, value in nnx.to_flat_state(abstract):
             name = dotted(path)

@@ -10,10 +10,18 @@ import jax.numpy as jnp
 from flax import nnx
 
 from emsjax.drafters.draft_model import DraftModel
+from emsjax.drafters.own_layers import OwnLayers, Parts
 from emsjax.drafters.recurrent import Recurrent
 from emsjax.errors import UserError, foreign
 from emsjax.host.device import put_by_row
-from emsjax.loading.draft_checkpoint import MANIFEST, is_for, read_draft, read_manifest
+from emsjax.limits import OWN_LAYERS, RECURRENT
+from emsjax.loading.draft_checkpoint import (
+    MANIFEST,
+    DraftManifest,
+    is_for,
+    read_draft,
+    read_manifest,
+)
 from emsjax.loading.load import LoadedModel, load_model
 from emsjax.models.quantised import picked
 from emsjax.models.recurrent_draft import Shared
@@ -21,10 +29,11 @@ from emsjax.models.recurrent_draft import Shared
 _SHIPPED = Path(__file__).parents[1] / "drafts"
 
 
-def shipped_draft(target: LoadedModel) -> Path | None:
+def shipped_draft(target: LoadedModel, kind: str = RECURRENT) -> Path | None:
     """Returns the directory of the draft that this package ships for the target, or None."""
     for file in sorted(_SHIPPED.glob(f"*/{MANIFEST}")):
-        if is_for(read_manifest(file.parent), target.model.embedding_kernel):
+        manifest = read_manifest(file.parent)
+        if manifest.kind == kind and is_for(manifest, target.model.embedding_kernel):
             return file.parent
     return None
 
@@ -37,11 +46,12 @@ def load_drafter(
     dtype: str,
     quantize: str | None = None,
     narrowest: int,
-) -> DraftModel | Recurrent:
+) -> DraftModel | Recurrent | OwnLayers:
     """Loads a draft trained by `emsjax.train`, or any model with the target's vocabulary.
 
     Args:
-      draft: directory of a trained draft, or anything that `load_model` accepts.
+      draft: directory of a trained draft, or anything that `load_model` accepts; "own-layers" for
+        the draft of that kind that this package ships.
       target: the model to draft for.
       draft_length: k, the most draft tokens per step.
       dtype: dtype of a draft model, as for `load_model`; a trained draft uses the target's.
@@ -52,6 +62,8 @@ def load_drafter(
       UserError: the draft cannot be found or loaded, does not match the target, or cannot be
         quantised.
     """
+    if draft == OWN_LAYERS:
+        draft = _own_layers_shipped(target)
     with foreign(f"draft {str(draft)[:100]!r} cannot be looked up", "name a directory"):
         directory = Path(draft).expanduser()
         trained = (directory / MANIFEST).is_file()
@@ -61,7 +73,7 @@ def load_drafter(
                 f"draft {str(draft)!r} was trained for {target.name} and stays as it is; leave out "
                 "draft_quantize"
             )
-        return _recurrent(directory, target, draft_length)
+        return _trained(directory, target, draft_length, narrowest)
     loaded = load_model(draft, dtype=dtype, quantize=quantize)
     check_vocabulary(loaded, target)
     _warn_if_larger(loaded, target)
@@ -123,15 +135,28 @@ def _warn_if_larger(draft: LoadedModel, target: LoadedModel) -> None:
         )
 
 
-def _recurrent(directory: Path, target: LoadedModel, draft_length: int) -> Recurrent:
-    manifest = read_manifest(directory)
-    embedding = target.model.embedding_kernel
-    if not is_for(manifest, embedding):
+def _own_layers_shipped(target: LoadedModel) -> Path:
+    shipped = shipped_draft(target, OWN_LAYERS)
+    if shipped is None:
         raise UserError(
-            f"the draft {directory} was trained for {manifest.target}, not for {target.name}; "
-            f"train a draft for {target.name} with `python -m emsjax.train`"
+            f"emsjax comes with no draft of the own layers of {target.name}; make one with `python "
+            "-m emsjax.train --kind own-layers` and give its directory"
         )
-    draft, token_ids = read_draft(directory, target.model.dtype)
+    return shipped
+
+
+def _trained(
+    directory: Path, target: LoadedModel, draft_length: int, narrowest: int
+) -> Recurrent | OwnLayers:
+    """Loads a draft that `emsjax.train` made, after checking that it is for this target."""
+    manifest = read_manifest(directory)
+    model, embedding = target.model, target.model.embedding_kernel
+    if (difference := _difference(manifest, target)) is not None:
+        raise UserError(
+            f"the draft {directory} was trained for {manifest.target}, not for {target.name}"
+            f"{difference}; train a draft for {target.name} with `python -m emsjax.train`"
+        )
+    draft, token_ids = read_draft(directory, model.dtype)
     if token_ids[-1] >= embedding.shape[0]:
         raise UserError(
             f"the draft {directory} is damaged (its token ids go up to {token_ids[-1]}, but "
@@ -139,14 +164,74 @@ def _recurrent(directory: Path, target: LoadedModel, draft_length: int) -> Recur
             "`python -m emsjax.train`"
         )
     graphdef, params = nnx.split(draft)
+    name, params = f"{directory.name} {manifest.sizes}", jax.tree.map(put_by_row, params)
+    shared = share(target, token_ids)
+    if manifest.kind == OWN_LAYERS:
+        config, parts = draft.config, (graphdef, params, shared)
+        return _own_layers(name, parts, config.first_layer, target, draft_length, narrowest)
     return Recurrent(
-        name=f"{directory.name} {manifest.sizes}",
-        weights=(jax.tree.map(put_by_row, params), share(target, token_ids)),
+        name=name,
+        weights=(params, shared),
         merge=partial(nnx.merge, graphdef),
-        vocab_size=target.model.vocab_size,
+        vocab_size=model.vocab_size,
         hidden_size=embedding.shape[1],
         draft_length=draft_length,
     )
+
+
+def _difference(manifest: DraftManifest, target: LoadedModel) -> str | None:
+    """Returns how the target differs from that of a draft, "" if in its weights; None if not."""
+    model, sizes = target.model, manifest.sizes
+    ours = {"vocab_size": model.vocab_size, "num_layers": model.num_layers}
+    if manifest.kind == OWN_LAYERS:
+        for name, size in (ours | {"hidden_size": model.hidden_size}).items():
+            if sizes[name] != size:
+                return f", whose {name} is {size} and not {sizes[name]}"
+    return None if is_for(manifest, model.embedding_kernel) else ""
+
+
+def _own_layers(
+    name: str,
+    parts: tuple[Any, Any, Shared],
+    first_layer: int,
+    target: LoadedModel,
+    draft_length: int,
+    narrowest: int,
+) -> OwnLayers:
+    """Makes a drafter of the target's layers from `first_layer` on.
+
+    Args:
+      name: for display.
+      parts: definition and parameters of the map, and what it shares with the target.
+      first_layer: the first layer that runs.
+      target: the target.
+      draft_length: k.
+      narrowest: see `OwnLayers.narrowest`.
+    """
+    (map_def, params, shared), model = parts, target.model
+    target_def, target_params = nnx.split(model)
+
+    def merge(state_map: Any, target: Any) -> tuple[Any, Any]:
+        return nnx.merge(map_def, state_map), nnx.merge(target_def, target)
+
+    # A row reads its experts only, and the target's whole output projection not at all.
+    layers = model.sizes.step_bytes(1) - _nbytes(model.output_kernel)
+    run = layers * (model.num_layers - first_layer) / model.num_layers
+    return OwnLayers(
+        name=name,
+        weights=Parts(params, shared, target_params),
+        merge=merge,
+        vocab_size=model.vocab_size,
+        hidden_size=model.hidden_size,
+        first_layer=first_layer,
+        read_bytes=round(run) + _nbytes((params, shared.head)),
+        draft_length=draft_length,
+        narrowest=narrowest,
+    )
+
+
+def _nbytes(arrays: Any) -> int:
+    return sum(x.nbytes for x in jax.tree.leaves(arrays))
 
 
 def share(target: LoadedModel, token_ids: Any) -> Shared:

@@ -39,13 +39,13 @@ def dtype_for_device(requested: str, own: str) -> str:
     return "bfloat16" if own == "float32" else own
 
 
-def check_quantize(method: str | None) -> str | None:
-    """Returns `method` if it is None or one of `QUANTIZATIONS`.
+def check_quantize(method: str | None, option: str = "quantize") -> str | None:
+    """Returns `method`, the value of an option, if it is None or one of `QUANTIZATIONS`.
 
     Raises:
       UserError: it is neither.
     """
-    return _check_choice("quantize", method, QUANTIZATIONS)
+    return _check_choice(option, method, QUANTIZATIONS)
 
 
 def check_kv_dtype(name: str | None) -> str | None:

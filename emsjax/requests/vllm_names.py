@@ -346,7 +346,11 @@ SPECULATIVE_CONFIG = (
         revision=None,
         code_revision=None,
     ),
-    _foreign("there is no counterpart: a draft has the dtype of the model", quantization=None),
+    _foreign(
+        "set draft_quantize of LLM to quantise on load; how a quantised draft is to be read is "
+        "known from its configuration",
+        quantization=None,
+    ),
     _foreign("there is no counterpart: a draft reads as far as the model", max_model_len=None),
     _foreign(
         "set planner of LLM, which verifies only the drafts that pay off",
@@ -515,7 +519,8 @@ def drafting_options(given: Mapping[str, Any], config: Any) -> dict[str, Any]:
     """
     if config is None:
         return dict(given)
-    both = [name for name, value in given.items() if value is not None]
+    same = {"drafter", *_RENAMED.values()}
+    both = [name for name, value in given.items() if value is not None and name in same]
     if both:
         raise UserError(
             f"speculative_config is vLLM's form of {', '.join(both)}; give either, not both"

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from emsjax.cli import command
-from emsjax.limits import MAX_BATCH_SIZE, MAX_SEED
+from emsjax.errors import UserError
+from emsjax.limits import DRAFT_KINDS, MAX_BATCH_SIZE, MAX_SEED, OWN_LAYERS, RECURRENT
 
 if TYPE_CHECKING:
     from emsjax.train.fit import Progress
@@ -35,6 +36,9 @@ def train(
         str | None, typer.Option(metavar="NAME", help="Target model. (default: as generate)")
     ] = None,
     dtype: Annotated[str, typer.Option(help="Dtype of the target.")] = "auto",
+    kind: Annotated[
+        str, typer.Option(help="Kind of draft: recurrent, or own-layers of the target.")
+    ] = RECURRENT,
     outputs: Annotated[int, typer.Option(min=1, metavar="N", help="Texts per prompt.")] = 3,
     max_tokens: Annotated[
         int, typer.Option(min=8, metavar="N", help="Maximum tokens per text.")
@@ -47,7 +51,12 @@ def train(
         typer.Option(min=1, max=MAX_BATCH_SIZE, metavar="N", help="Texts written at a time."),
     ] = 48,
     ignore_eos: Annotated[bool, typer.Option(help="Do not stop at end-of-text tokens.")] = False,
-    layers: Annotated[int, typer.Option(min=1, metavar="N", help="Layers of the draft.")] = 2,
+    layers: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Layers of the draft; of own-layers, the target's last N."
+        ),
+    ] = 2,
     width: Annotated[
         int | None,
         typer.Option(
@@ -63,13 +72,25 @@ def train(
     held_out: Annotated[
         float, typer.Option(min=0.001, max=0.5, help="Share of prompts kept for evaluation.")
     ] = 0.05,
-    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Number of updates.")] = 2000,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Number of updates. (default: 2000; 0 for own-layers, which are solved for)",
+        ),
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, metavar="N", help="Texts per update.")] = 8,
     unroll: Annotated[
         int,
         typer.Option(min=1, metavar="N", help="Tokens per draft in the last part of the training."),
     ] = 4,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="Highest learning rate.")] = 2e-3,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, help="Highest learning rate. (default: 0.002; 0.0005 for own-layers)"
+        ),
+    ] = None,
     evaluate_every: Annotated[
         int, typer.Option(min=1, metavar="N", help="Updates between evaluations and checkpoints.")
     ] = 200,
@@ -91,6 +112,11 @@ def train(
     from emsjax.train.run import train as run
     from emsjax.train.settings import Training
 
+    if kind not in DRAFT_KINDS:
+        raise UserError(f"kind {kind!r} is unknown; choose from {', '.join(DRAFT_KINDS)}")
+    own = kind == OWN_LAYERS
+    if steps == 0 and not own:
+        raise UserError("steps is 0, but a recurrent draft starts from nothing; give more --steps")
     use_compile_cache()
     training = Training(
         model=model,
@@ -100,16 +126,19 @@ def train(
         dtype=dtype,
         longest_prompt=longest_prompt,
         writing=Writing(outputs, max_tokens, batch_size=batch_size, ignore_eos=ignore_eos),
+        kind=kind,
         layers=layers,
         width=width,
         vocabulary=vocabulary,
         held_out=held_out,
         fitting=Fitting(
-            steps,
+            (0 if own else 2000) if steps is None else steps,
             rows,
             max_tokens,
             unroll,
-            learning_rate=learning_rate,
+            # A draft that was solved for is right at depth 1 before the first update.
+            one_ahead=0.0 if own else 0.6,
+            learning_rate=(5e-4 if own else 2e-3) if learning_rate is None else learning_rate,
             evaluate_every=evaluate_every,
             seed=seed,
         ),

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,13 @@ from emsjax.train.record import Text
 WIDTH_MULTIPLE = 64
 # Texts of one batch differ in length by up to about this many tokens.
 SPREAD = 32.0
+
+
+class Split(NamedTuple):
+    """The texts to train on, and those to evaluate on."""
+
+    learn: Sequence[Text]
+    held_out: Sequence[Text]
 
 
 def is_held_out(prompt: Sequence[int], share: float) -> bool:
@@ -53,10 +61,7 @@ def batch_of(texts: Sequence[Text], width: int) -> Texts:
 
 
 def batch_number(texts: Sequence[Text], number: int, rows: int, width: int, seed: int) -> Texts:
-    """Returns the batch of a step, with texts of similar length.
-
-    Each round goes through the texts in a new random order and puts them into new batches. The
-    result depends only on the arguments, so that a resumed run sees the same batches.
+    """Returns the batch of a step, see `numbers_of_batch`.
 
     Args:
       texts: the texts to train on.
@@ -65,16 +70,32 @@ def batch_number(texts: Sequence[Text], number: int, rows: int, width: int, seed
       width: most tokens used of each text.
       seed: seed of the order.
     """
-    batches = max(len(texts) // rows, 1)
+    lens = [min(len(text.tokens), width) for text in texts]
+    chosen = [texts[at] for at in numbers_of_batch(lens, number, rows, seed)]
+    longest = max(len(text.tokens) for text in chosen)
+    return batch_of(chosen, min(round_up(longest, WIDTH_MULTIPLE), width))
+
+
+def numbers_of_batch(lens: Sequence[int], number: int, rows: int, seed: int) -> list[int]:
+    """Returns which texts are in the batch of a step: texts of similar length.
+
+    Each round goes through the texts in a new random order and puts them into new batches. The
+    result depends only on the arguments, so that a resumed run sees the same batches.
+
+    Args:
+      lens: tokens of each text.
+      number: number of the step, from 0.
+      rows: texts per batch.
+      seed: seed of the order.
+    """
+    batches = max(len(lens) // rows, 1)
     turn, place = divmod(number, batches)
     random = np.random.default_rng((seed, turn))
     # `resize` repeats texts if there are fewer than `rows`, and drops those left over otherwise.
-    drawn = np.resize(random.permutation(len(texts)), batches * rows)
-    lens = np.minimum([len(texts[at].tokens) for at in drawn.tolist()], width)
-    alike = drawn[np.argsort(lens + random.uniform(0, SPREAD, len(drawn)))].reshape(-1, rows)
-    chosen = [texts[int(at)] for at in random.permutation(alike)[place]]
-    longest = max(len(text.tokens) for text in chosen)
-    return batch_of(chosen, min(round_up(longest, WIDTH_MULTIPLE), width))
+    drawn = np.resize(random.permutation(len(lens)), batches * rows)
+    near = np.asarray(lens)[drawn] + random.uniform(0, SPREAD, len(drawn))
+    alike = drawn[np.argsort(near)].reshape(-1, rows)
+    return [int(at) for at in random.permutation(alike)[place]]
 
 
 def all_batches(texts: Sequence[Text], rows: int, width: int) -> Iterator[Texts]:

@@ -1,6 +1,6 @@
 """The training loop: AdamW on batches of texts, with orbax checkpoints."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from emsjax.errors import foreign
-from emsjax.models.recurrent_draft import RecurrentConfig, RecurrentDraft, Shared
-from emsjax.train.batches import all_batches, batch_number
-from emsjax.train.loss import Texts, total, unroll
-from emsjax.train.record import Text
+from emsjax.train.loss import Guessed, total
 
 EVALUATED_LENGTH = 8  # draft tokens per draft in an evaluation
 
@@ -55,13 +52,33 @@ class Progress(NamedTuple):
 
     Attributes:
       step: number of updates so far.
-      loss: mean training loss since the last evaluation.
+      loss: mean training loss since the last evaluation; before the first update, the loss on the
+        held-out texts.
       accepted: mean accepted tokens per step on held-out texts, for draft lengths 1, 2, ...
     """
 
     step: int
     loss: float
     accepted: list[float]
+
+
+class Task(NamedTuple):
+    """What a draft learns, and from what.
+
+    Attributes:
+      frozen: arrays of the target that the loss computes with.
+      unroll: drafts so many tokens everywhere in a batch: (draft, frozen, batch, tokens) to the
+        results for each position of the draft.
+      batch_number: returns the batch of an update.
+      held_out: returns the batches to evaluate on.
+      starts_well: whether the draft is of use before the first update, so that it is evaluated.
+    """
+
+    frozen: Any
+    unroll: Callable[[Any, Any, Any, int], list[Guessed]]
+    batch_number: Callable[[int], Any]
+    held_out: Callable[[], Iterable[Any]]
+    starts_well: bool = False
 
 
 class _Learner(NamedTuple):
@@ -72,21 +89,17 @@ class _Learner(NamedTuple):
 
 
 def fit(
-    config: RecurrentConfig,
-    shared: Shared,
-    learn: Sequence[Text],
-    held_out: Sequence[Text],
+    draft: nnx.Module,
+    task: Task,
     fitting: Fitting,
     directory: Path,
     on_progress: Callable[[Progress], None],
-) -> RecurrentDraft:
+) -> Any:
     """Trains a draft, continuing from the last checkpoint in `directory` if there is one.
 
     Args:
-      config: sizes of the draft.
-      shared: the parts of the target that the draft computes with.
-      learn: texts to train on.
-      held_out: texts to evaluate on.
+      draft: the draft before the first update.
+      task: what it learns.
       fitting: training settings.
       directory: directory of the checkpoints.
       on_progress: called after each evaluation.
@@ -94,41 +107,48 @@ def fit(
     Raises:
       UserError: the last checkpoint is damaged.
     """
-    graphdef, params = nnx.split(RecurrentDraft(config, rngs=nnx.Rngs(fitting.seed)))
+    graphdef, params = nnx.split(draft)
     optimizer = _optimizer(fitting)
-    update, judge = _programs(graphdef, optimizer)
+    update, judge = _programs(graphdef, optimizer, task)
 
-    def evaluate(params: nnx.State) -> list[float]:
-        batches = all_batches(held_out, fitting.rows, fitting.width)
-        sums = sum(np.asarray(judge(params, shared, batch), np.float64) for batch in batches)
-        return accepted_by_length(sums)  # type: ignore[arg-type]
+    def evaluate(params: nnx.State) -> np.ndarray:
+        batches = task.held_out()
+        sums = sum(np.asarray(judge(params, task.frozen, batch), np.float64) for batch in batches)
+        return np.asarray(sums)
 
     with ocp.CheckpointManager(directory.absolute(), options=_KEEP) as checkpoints:
         learner, first = _latest(checkpoints, _Learner(params, optimizer.init(params)))
         losses: list[jax.Array] = []
+        if task.starts_well and not first:
+            sums = evaluate(learner.params)
+            loss = float(sums[:, 2].sum() / max(sums[:, 1].sum(), 1))
+            on_progress(Progress(0, loss, accepted_by_length(sums)))
         for step in range(first, fitting.steps):
-            batch = batch_number(learn, step, fitting.rows, fitting.width, fitting.seed)
+            batch = task.batch_number(step)
             ahead = 1 if step < fitting.one_ahead * fitting.steps else fitting.unroll
-            learner, loss = update(learner, shared, batch, ahead)
-            losses.append(loss)
+            learner, value = update(learner, task.frozen, batch, ahead)
+            losses.append(value)
             if (step + 1) % fitting.evaluate_every == 0 or step + 1 == fitting.steps:
                 mean = float(np.mean(jax.device_get(losses)))
-                on_progress(Progress(step + 1, mean, evaluate(learner.params)))
+                accepted = accepted_by_length(evaluate(learner.params))
+                on_progress(Progress(step + 1, mean, accepted))
                 losses = []
                 with foreign(f"{directory} cannot be written", "free space and run again"):
                     checkpoints.save(step + 1, args=ocp.args.StandardSave(_pure(learner)))
     return nnx.merge(graphdef, learner.params)
 
 
-def _programs(graphdef: Any, optimizer: optax.GradientTransformation) -> tuple[Any, Any]:
-    """Returns two compiled functions: one update, and the counts of one evaluation batch."""
+def _programs(
+    graphdef: Any, optimizer: optax.GradientTransformation, task: Task
+) -> tuple[Any, Any]:
+    """Returns two compiled functions: one update, and the sums of one evaluation batch."""
 
     @partial(jax.jit, static_argnums=3, donate_argnums=0)
     def update(
-        learner: _Learner, shared: Shared, batch: Texts, ahead: int
+        learner: _Learner, frozen: Any, batch: Any, ahead: int
     ) -> tuple[_Learner, jax.Array]:
         def loss(params: nnx.State) -> jax.Array:
-            return total(unroll(nnx.merge(graphdef, params), shared, batch, ahead))
+            return total(task.unroll(nnx.merge(graphdef, params), frozen, batch, ahead))
 
         value, gradient = jax.value_and_grad(loss)(learner.params)
         # optax relies on promotion of types and ranks.
@@ -137,9 +157,9 @@ def _programs(graphdef: Any, optimizer: optax.GradientTransformation) -> tuple[A
             return _Learner(optax.apply_updates(learner.params, change), state), value
 
     @jax.jit
-    def judge(params: nnx.State, shared: Shared, batch: Texts) -> jax.Array:
-        places = unroll(nnx.merge(graphdef, params), shared, batch, EVALUATED_LENGTH)
-        return jnp.stack([jnp.stack([each.right, each.counted]) for each in places])
+    def judge(params: nnx.State, frozen: Any, batch: Any) -> jax.Array:
+        places = task.unroll(nnx.merge(graphdef, params), frozen, batch, EVALUATED_LENGTH)
+        return jnp.stack([jnp.stack([each.right, each.counted, each.loss]) for each in places])
 
     return update, judge
 
@@ -148,8 +168,8 @@ def accepted_by_length(sums: np.ndarray) -> list[float]:
     """Returns the mean number of accepted tokens per step for draft lengths 1 to k.
 
     Args:
-      sums: float64[k, 2], for each position of the draft: drafts accepted up to and including it,
-        and draft tokens evaluated.
+      sums: float64[k, 3], for each position of the draft: drafts accepted up to and including it,
+        draft tokens evaluated, and their loss, which does not matter here.
     """
     return np.cumsum(sums[:, 0] / np.maximum(sums[:, 1], 1)).tolist()
 

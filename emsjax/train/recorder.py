@@ -20,6 +20,7 @@ class Recorder:
     """
 
     hidden_size: int
+    hidden_layers: tuple[int, ...] = ()
     draft_length = 0
     read_bytes = 0
     weights = ()

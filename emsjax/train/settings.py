@@ -10,6 +10,7 @@ from typing import Any
 from emsjax.errors import UserError
 from emsjax.host.files import replace_text
 from emsjax.host.json_text import to_json
+from emsjax.limits import RECURRENT
 from emsjax.loading.hf.config import read_json
 from emsjax.train.fit import Fitting
 from emsjax.train.record import Writing
@@ -29,8 +30,10 @@ class Training:
       dtype: dtype of the target.
       longest_prompt: most tokens of a prompt; longer prompts are left out.
       writing: how the target writes.
-      layers: feed-forward layers of the draft.
-      width: width of these layers; None for the width of the target's.
+      kind: of the draft, one of `DRAFT_KINDS`.
+      layers: feed-forward layers of a recurrent draft; how many of the target's last layers a draft
+        of its own layers runs.
+      width: width of the feed-forward layers; None for the width of the target's.
       vocabulary: number of tokens that the draft can propose: the most frequent ones.
       held_out: share of prompts whose texts are for evaluation only, 0 to 1.
       fitting: how the draft is trained.
@@ -43,6 +46,7 @@ class Training:
     dtype: str = "auto"
     longest_prompt: int = 512
     writing: Writing = field(default_factory=Writing)
+    kind: str = RECURRENT
     layers: int = 2
     width: int | None = None
     vocabulary: int = 8192
@@ -62,7 +66,8 @@ def settings_before(training: Training) -> dict[str, Any] | None:
     file = training.output / SETTINGS
     if not file.is_file():
         return None
-    before = read_json(file, "delete it and run again")
+    # Runs had one kind before there were others.
+    before = {"kind": RECURRENT} | read_json(file, "delete it and run again")
     for name, value in _as_json(training).items():
         # A run may be moved, or be named by another path.
         if value != before.get(name) and name != "output":

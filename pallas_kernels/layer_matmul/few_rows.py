@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from emsjax.pallas_kernels.tensor_cores import DTYPES
 
 
-def unsuitable(x: jax.Array, kernels: jax.Array, most_rows: int, multiple: int) -> str | None:
+def unsuitable(
+    x: jax.Array, kernels: jax.Array, most_rows: int, multiple: int, int8: bool = False
+) -> str | None:
     """Returns why a kernel cannot take these arguments, or None if it can.
 
     Args:
@@ -16,12 +18,14 @@ def unsuitable(x: jax.Array, kernels: jax.Array, most_rows: int, multiple: int) 
       kernels: weights of all layers [L, out, in].
       most_rows: the most rows that it takes.
       multiple: `out` and `in` must be multiples of this.
+      int8: whether it takes int8 weights too.
     """
     num_layers, *shape = kernels.shape
+    taken = (x.dtype, jnp.int8) if int8 else (x.dtype,)
     problems = (
         (num_layers == 1, "there is one layer, and XLA need not copy its weights"),
         (
-            x.dtype not in DTYPES or kernels.dtype != x.dtype,
+            x.dtype not in DTYPES or kernels.dtype not in taken,
             f"the kernel takes bfloat16 and float16, not {x.dtype} times {kernels.dtype}",
         ),
         (x.shape[0] > most_rows, f"there are {x.shape[0]} rows, and the kernel takes {most_rows}"),

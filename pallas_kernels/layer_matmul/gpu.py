@@ -3,8 +3,9 @@
 XLA copies a layer's weights out of the stack before it multiplies them, which takes longer than the
 product. Here each thread block streams its part of the weights through shared memory, straight from
 the stack. The weights are the left operand, so that no part of the tensor cores is idle when there
-are few rows. How a sum is divided depends only on the weights' shape, so the bits of a row's result
-do not depend on the number of rows.
+are few rows. int8 weights are converted in registers, so that memory and shared memory hold bytes.
+How a sum is divided depends only on the weights' shape, so the bits of a row's result do not depend
+on the number of rows.
 """
 
 import functools
@@ -29,8 +30,9 @@ MOST_SHARES = 4
 ROW_MULTIPLE = 8
 # Enough thread blocks to keep the memory busy; an H100 or H200 has 132 multiprocessors.
 ENOUGH_BLOCKS = 96
-# Shared memory to use, and the number of blocks of weights and rows in flight or in use.
-SHARED_BYTES, STAGES = 200 << 10, 3
+# Shared memory to use, and the number of blocks of weights and rows in flight or in use. Blocks of
+# int8 are half as large, so twice as many are needed to keep the memory as busy.
+SHARED_BYTES, STAGES, STAGES_INT8 = 200 << 10, 3, 6
 AXES = ("tile", "part", "share")
 
 
@@ -52,7 +54,7 @@ class Blocks(NamedTuple):
     stages: int
 
 
-def blocks_for(num_out: int, num_in: int, num_rows: int) -> Blocks:
+def blocks_for(num_out: int, num_in: int, num_rows: int, int8: bool = False) -> Blocks:
     """Returns the sizes for T rows and weights [out, in]; only `rows` and `stages` depend on T."""
     out = 2 * TENSOR_CORE_ROWS if num_out % 128 == 0 else TENSOR_CORE_ROWS
     parts = 1
@@ -62,20 +64,23 @@ def blocks_for(num_out: int, num_in: int, num_rows: int) -> Blocks:
     share = pl.cdiv(num_rows, pl.cdiv(num_rows, MOST_ROWS))
     rows = pl.cdiv(share, ROW_MULTIPLE) * ROW_MULTIPLE
     room = SHARED_BYTES - out * rows * 4
-    stages = min(room // ((out + rows) * depth * 2), STAGES)
+    if int8:
+        stages = min(room // ((out + 2 * rows) * depth), STAGES_INT8)
+    else:
+        stages = min(room // ((out + rows) * depth * 2), STAGES)
     return Blocks(out, depth, parts, rows, stages)
 
 
 def unsupported(x: jax.Array, kernels: jax.Array) -> str | None:
     """Why the kernel cannot be used, or None if it can."""
     most = MOST_ROWS * MOST_SHARES
-    return hopper.no_hopper() or unsuitable(x, kernels, most, TENSOR_CORE_ROWS)
+    return hopper.no_hopper() or unsuitable(x, kernels, most, TENSOR_CORE_ROWS, int8=True)
 
 
 def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """See `api.layer_matmul`."""
     num_rows, (_, num_out, num_in) = x.shape[0], kernels.shape
-    blocks = blocks_for(num_out, num_in, num_rows)
+    blocks = blocks_for(num_out, num_in, num_rows, kernels.dtype == jnp.int8)
     x = jnp.pad(x, ((0, -num_rows % blocks.rows), (0, 0)))
     parts = _call(jnp.reshape(layer, 1), x, kernels, blocks)
     return added(parts)[:num_rows].astype(dtype)
@@ -102,18 +107,23 @@ def _kernel(layer: Any, x: Any, kernels: Any, out: Any, shared: Any, *, blocks: 
 
     def block(indices: Any, weights: Any, rows: Any, sums: jax.Array) -> jax.Array:
         del indices
+        if kernels.dtype == jnp.int8:
+            weights = hopper.widened(weights, x.dtype)
         return sums + hopper.product_transposed(weights, rows)
 
-    def columns(rows: int, first: Any) -> plgpu.BlockSpec:
+    def columns(rows: int, first: Any, dtype: jnp.dtype) -> plgpu.BlockSpec:
         shape = (rows, blocks.depth)
-        transforms = hopper.transforms(blocks.depth, x.dtype)
+        transforms = hopper.transforms(blocks.depth, dtype)
         return plgpu.BlockSpec(shape, lambda i: (first, part * steps + i), transforms=transforms)
 
     nothing = jnp.zeros((blocks.out, blocks.rows), jnp.float32)
     sums = plgpu.emit_pipeline(
         block,
         grid=(steps,),
-        in_specs=[columns(blocks.out, tile), columns(blocks.rows, share)],
+        in_specs=[
+            columns(blocks.out, tile, kernels.dtype),
+            columns(blocks.rows, share, x.dtype),
+        ],
         max_concurrent_steps=min(blocks.stages, steps),
         init_carry=plgpu.layout_cast(nothing, plgpu.Layout.WGMMA),
     )(kernels.at[layer[0]], x)

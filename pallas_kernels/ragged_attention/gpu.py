@@ -298,21 +298,9 @@ def _write(values: jax.Array, shared: Any, out: Any) -> None:
         hopper.store(shared.at[kept], out.at[slice(None), pl.ds(lane, width)])
 
 
-def prepare(
-    q: jax.ShapeDtypeStruct,  # [T, N, H]
-    cache: jax.ShapeDtypeStruct,  # [L, B, S, R, 128]
-    *lengths: Any,
-    num_kv_heads: int,
-    max_q_len: int,
-) -> Callable[..., jax.Array]:
+def prepare(*arguments: Any, **sizes: Any) -> Callable[..., jax.Array]:
     """Implements `api.prepare`."""
-    _, num_heads, head_dim = q.shape
-    _, num_slots, capacity = cache.shape[:3]
-    group = num_heads // num_kv_heads
-    blocks = gpu_blocks(capacity, head_dim, group, max_q_len, num_slots * num_kv_heads)
-    return prepare_sections(
-        _call, blocks, q, *lengths, num_kv_heads=num_kv_heads, max_q_len=max_q_len
-    )
+    return prepare_sections(_call, gpu_blocks, *arguments, **sizes)
 
 
 def _call(inputs: Inputs, options: Options) -> Sums:

@@ -68,22 +68,9 @@ def unsupported(q: jax.Array, cache: jax.Array, num_kv_heads: int) -> str | None
     return next((reason for problem, reason in problems if problem), None)
 
 
-def prepare(
-    q: jax.ShapeDtypeStruct,  # [T, N, H]
-    cache: jax.ShapeDtypeStruct,  # [L, B, S, R, 128]
-    *lengths: Any,
-    num_kv_heads: int,
-    max_q_len: int,
-) -> Callable[..., jax.Array]:
+def prepare(*arguments: Any, **sizes: Any) -> Callable[..., jax.Array]:
     """Implements `api.prepare`."""
-    _, num_heads, head_dim = q.shape
-    _, num_slots, capacity = cache.shape[:3]
-    blocks = triton_blocks(
-        capacity, head_dim, num_heads // num_kv_heads, max_q_len, num_slots * num_kv_heads
-    )
-    return prepare_sections(
-        _call, blocks, q, *lengths, num_kv_heads=num_kv_heads, max_q_len=max_q_len
-    )
+    return prepare_sections(_call, triton_blocks, *arguments, **sizes)
 
 
 def triton_blocks(*sizes: int) -> GPUBlocks:

@@ -81,8 +81,9 @@ Kernel = Callable[[Inputs, Options], Sums]
 
 def prepare(
     kernel: Kernel,
-    blocks: GPUBlocks,
+    choose_blocks: Callable[..., GPUBlocks],
     q: jax.ShapeDtypeStruct,  # [T, N, H]
+    cache: jax.ShapeDtypeStruct,  # [L, B, S, R, 128]
     cu_q_lens: jax.Array,  # int32[B+1]
     kv_lens: jax.Array,  # int32[B]
     ancestors: jax.Array | None,  # uint32[T]
@@ -91,9 +92,11 @@ def prepare(
     num_kv_heads: int,
     max_q_len: int,
 ) -> Callable[..., jax.Array]:
-    """Implements `api.prepare` with a kernel."""
-    num_rows, num_heads, _ = q.shape
+    """Implements `api.prepare` with a kernel, and with block sizes like those of `gpu_blocks`."""
+    num_rows, num_heads, head_dim = q.shape
+    _, num_slots, capacity = cache.shape[:3]
     group = num_heads // num_kv_heads
+    blocks = choose_blocks(capacity, head_dim, group, max_q_len, num_slots * num_kv_heads)
     tiles = query_tiles(cu_q_lens, num_rows, max_q_len, blocks.q)
     if ancestors is not None:
         bits = jax.lax.bitcast_convert_type(ancestors, jnp.int32)

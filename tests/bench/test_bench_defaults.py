@@ -34,6 +34,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         ([], True, {"none", "combined"}),
         ([], False, {"none", "prompt-lookup"}),
         (["--draft-model", "m"], False, {"none", "combined"}),
+        (["--draft-quantize", "int8"], False, {"none", "combined"}),
         (["--drafters", "prompt-lookup"], True, {"none", "prompt-lookup"}),
     ],
 )

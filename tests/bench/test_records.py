@@ -35,6 +35,7 @@ COUNTS = {
 }
 FACTS = {"model": "m", "dtype": "float32", "simulated": None, "device": "cpu", "texts": {}}
 FACTS |= {"draft_model": None, "jobs": None, "quantize": None, "kv_dtype": None}
+FACTS |= {"draft_quantize": None}
 FACTS |= {"versions": {"jax": "1"}, "other_cpus": 0.01, "command": "the command"}
 FOUR, FIVE = (1, 2, 3, 4), (1, 2, 3, 4, 5)
 
@@ -133,7 +134,7 @@ def test_a_failed_run_does_not_replace_earlier_figures():
     "field",
     [
         *("model", "dtype", "quantize", "kv_dtype", "simulated", "device", "versions", "texts"),
-        *("draft_model", "jobs"),
+        *("draft_model", "draft_quantize", "jobs"),
     ],
 )
 def test_records_that_differ_in_a_shared_fact_are_not_added(field: str):

@@ -4,10 +4,12 @@ import functools
 import json
 import math
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import pytest
 
+from emsjax import build_drafter
 from emsjax.bench import contenders, peers, prompt_cache, run, sweep
 from emsjax.bench.__main__ import main
 from emsjax.bench.contenders import Contender
@@ -229,15 +231,20 @@ def test_a_recording_can_be_simulated(prompts, tmp_path):
     assert sum(record["accepted_by_position"]) > 0
 
 
-def test_room_for_holes_counts_only_for_methods_that_leave_holes(prompts, tmp_path):
+def test_room_for_holes_counts_only_for_methods_that_leave_holes(prompts, tmp_path, monkeypatch):
+    load_drafter = Mock(wraps=build_drafter.load_drafter)
+    monkeypatch.setattr(build_drafter, "load_drafter", load_drafter)
     options = ["--model", checkpoint("llama-tied"), "--input", prompts, "--datasets", "a"]
     options += ["--batch-sizes", "2", "--prompts", "2", "--max-tokens", "200", "--no-parts"]
     options += ["--drafters", "draft-model", "--draft-model", checkpoint("llama-tied")]
+    options += ["--draft-quantize", "int8"]
     held = {}
     for methods in ("ems-fixed", "ems-fixed,vanilla"):
         assert bench(tmp_path / methods, *options, "--methods", methods, "--repeats", "1") == 0
         for record in results(tmp_path / methods):
             held.setdefault(record["method"], []).append(record["peak_memory_bytes"])
+            assert record["draft_quantize"] == "int8"
+    assert load_drafter.call_args.kwargs["quantize"] == "int8"
     spec = load_model(str(checkpoint("llama-tied"))).model.cache_spec(2, 256)
     block = math.prod(spec.shape) * spec.dtype.itemsize
     for method in ("none", "ems-fixed"):
@@ -415,6 +422,11 @@ def test_a_shape_with_random_weights(tmp_path):
             ["--drafters", "prompt-lookup", "--draft-model", "x", "--input", "x"],
             "is for --drafters",
         ),
+        (
+            ["--drafters", "prompt-lookup", "--draft-quantize", "int8", "--input", "x"],
+            "--draft-quantize is for --drafters",
+        ),
+        (["--draft-quantize", "int3", "--input", "x"], "quantize 'int3' is unknown"),
         (["--record", "x.jsonl", "--append"], "--append is for figures"),
         (
             ["--config", "opt-125m", "--random-weights", "--simulate-acceptance", "0.5", "--chat"],

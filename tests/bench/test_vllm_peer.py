@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 from emsjax.bench import vllm_peer
 from emsjax.bench.contenders import Spec
@@ -71,6 +72,17 @@ def test_vllm_gets_the_slots_and_reads_every_prompt_anew(python, model):
     config, tokens = model.config, 3 * 384  # in blocks, for two slots and the empty block
     needed = tokens * 2 * config.num_layers * config.num_kv_heads * config.head_dim
     assert options["kv_cache_memory_bytes"] >= needed * jnp.dtype(model.dtype).itemsize
+
+
+def test_an_int8_cache_is_ours_alone(python, model):
+    asked = []
+    for kv_dtype in (None, "int8"):
+        graphdef, weights = nnx.split(model)
+        ours = nnx.merge(graphdef, weights)
+        ours.kv_dtype = kv_dtype
+        start(python, ours).close()
+        asked.append(started(python)[-1])
+    assert asked[0] == asked[1]
 
 
 def test_the_version_is_that_of_the_other_environment(python, monkeypatch):

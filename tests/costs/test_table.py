@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from emsjax.bench.stepped import Step, SteppedEngine
 from emsjax.costs import measure as step_costs
@@ -54,6 +55,16 @@ def measured(
 
     monkeypatch.setattr(cost_table, "measure_costs", measure)
     return engines
+
+
+def test_an_int8_cache_has_costs_of_its_own():
+    """On CPU its numbers have the same shape as those of another cache."""
+    files = set()
+    for kv_dtype in (None, "int8"):
+        model = nnx.merge(*nnx.split(tiny_model("llama")))
+        model.kv_dtype = kv_dtype
+        files.add(CostTable(make_engine(model, "none", 2), "llama")._file)
+    assert len(files) == 2
 
 
 def table(tmp_path: Path) -> Path:

@@ -10,7 +10,8 @@ import numpy as np
 from flax import nnx
 from transformers import AutoConfig
 
-from emsjax.drafters import Combined, DraftModel, NoDrafter, PromptLookup, Recurrent
+from emsjax.drafters import Combined, DraftModel, NoDrafter, OwnLayers, PromptLookup, Recurrent
+from emsjax.drafters.own_layers import Parts
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.engine import Engine
 from emsjax.engine.job import Finished, Job
@@ -21,6 +22,7 @@ from emsjax.loading.load import load_model
 from emsjax.models.decoder import DecoderLM
 from emsjax.models.recurrent_draft import RecurrentConfig, RecurrentDraft, Shared
 from emsjax.models.registry import FAMILIES
+from emsjax.models.state_map import StateMap, StateMapConfig
 from tests.ladders import short_ladder
 from tests.tiny import TINY, VOCAB_SIZE, checkpoint, oracle
 
@@ -85,8 +87,10 @@ def make_drafter(model: Any, name: str) -> Drafter:
         return lookup
     if name == "combined":
         return Combined(lookup, recurrent(model))
+    if name == "combined-own-layers":
+        return Combined(lookup, own_layers(model))
     kinds = {"itself": itself, "draft-model": another, "alike": alike, "recurrent": recurrent}
-    return kinds[name](model)
+    return (kinds | {"own-layers": own_layers})[name](model)
 
 
 def itself(model: Any) -> DraftModel:
@@ -129,6 +133,32 @@ def recurrent(model: Any) -> Recurrent:
         model.vocab_size,
         config.hidden_size,
         5,
+    )
+
+
+def own_layers(model: Any, state_map: Any = None, first_layer: int = 1) -> OwnLayers:
+    """Makes a draft of the target's layers from `first_layer` on; its map is random by default."""
+    vocab_size, width = model.embedder.tokens.shape
+    sizes = model.hidden_size, width, vocab_size, model.num_layers, first_layer
+    config = StateMapConfig(*sizes, width=0)
+    split_map = nnx.split(state_map or StateMap(config, rngs=nnx.Rngs(3)))
+    params = jax.tree.map(lambda x: x.astype(model.dtype), split_map[1])
+    ids = jnp.arange(0, vocab_size, 2, dtype=jnp.int32)
+    embedding = model.embedder.tokens.get_value()
+    head = jax.ShapeDtypeStruct((len(ids), width), embedding.dtype)
+    if isinstance(embedding, jax.Array):
+        head = model.output_kernel[ids]
+    graphdef, weights = nnx.split(model)
+    return OwnLayers(
+        "random",
+        Parts(params, Shared(embedding, head, ids), weights),
+        lambda state_map, target: (nnx.merge(split_map[0], state_map), nnx.merge(graphdef, target)),
+        vocab_size,
+        model.hidden_size,
+        first_layer,
+        read_bytes=1,
+        draft_length=5,
+        narrowest=4,
     )
 
 

@@ -7,42 +7,34 @@ import functools
 import math
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields
+from typing import get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 from emsjax.drafters import DraftModel
 from emsjax.engine.engine import Engine
 from emsjax.engine.ladder import Rung, make_ladder
 from emsjax.loading.build import shape_of_model
 from emsjax.loading.named import named_config
-from emsjax.models.config import DecoderConfig, Experts, Rope
+from emsjax.models.config import DecoderConfig
 from emsjax.pallas_kernels.ahead import TOPOLOGIES, on_device
-from emsjax.plan.copies import copied_slices, copied_weights
+from emsjax.plan.copies import copied_slices, copied_stacks, copied_weights
 from tests.engine.setup import make_engine
+from tests.engine.switches import PLAIN as CONFIG
+from tests.engine.switches import SWITCHES
 from tests.ladders import two_rungs
 
 pytestmark = pytest.mark.usefixtures("no_compile_cache")
 
-CONFIG = DecoderConfig(
-    vocab_size=2048,
-    hidden_size=512,
-    intermediate_size=1024,
-    num_layers=8,
-    num_heads=8,
-    num_kv_heads=4,
-    head_dim=64,
-    max_positions=8192,
-    norm="rms",
-    norm_eps=1e-5,
-    activation="silu",
-    gated=True,
-    rope=Rope((0.1,) * 32),
-)
 HLO_TYPES = {"float32": "f32", "bfloat16": "bf16", "uint16": "u16", "int8": "s8"}
 SLOW = pytest.mark.slow
+# Fields that are numbers, not switches.
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "stacks")
+SIZES += ("num_kv_heads", "head_dim", "max_positions", "norm_eps")
 # Overrides the fast compilation that `scripts/test` sets.
 AS_FOR_USERS = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
 # Operations that pass the cache on without copying it.
@@ -110,7 +102,11 @@ def _caches(engine: Engine) -> int:
 
 @pytest.mark.parametrize(
     "drafter",
-    ["prompt-lookup", "combined", *(pytest.param(d, marks=SLOW) for d in ("none", "itself"))],
+    [
+        "prompt-lookup",
+        "combined-own-layers",
+        *(pytest.param(d, marks=SLOW) for d in ("none", "combined", "itself")),
+    ],
 )
 def test_cpu(drafter: str):
     make = make_ladder if drafter == "prompt-lookup" else two_rungs
@@ -162,14 +158,37 @@ def test_tpu_v5e_copies_no_weight():
     check_no_weight_is_copied(*every_rung_on_v5e())
 
 
-def test_tpu_v5e_copies_no_expert():
-    config = replace(CONFIG, experts=Experts(number=8, per_row=2, width=256, normalised=True))
-    engine, compiled = compile_for_tpu("v5e", "prompt-lookup", config)
-    experts = [x for x in jax.tree.leaves(engine.params) if x.ndim == 4]
-    assert len(experts) == 2
-    assert not copied_slices(compiled.as_text(), min(math.prod(x.shape[2:]) for x in experts))
-    kernels = re.findall(r"%(expert_matmul\S*) = .* custom-call\(", compiled.as_text())
-    assert len(kernels) == 2 * len(engine.ladder)
+def check_no_kernel_is_copied(engine: Engine, compiled: jax.stages.Compiled) -> None:
+    """Checks that products read kernels where they lie, those of experts included."""
+    leaves = nnx.to_flat_state(engine.params)
+    kernels = [leaf.shape for path, leaf in leaves if path[-1] == "kernel" and leaf.ndim > 2]
+    text = compiled.as_text()
+    assert not copied_slices(text, min(math.prod(shape[-2:]) for shape in kernels))
+    assert not copied_stacks(text, kernels)
+
+
+@pytest.mark.parametrize(
+    "name", ["around", "experts", "parallel", pytest.param("residual", marks=SLOW)]
+)
+def test_tpu_v5e_with_every_switch(name: str):
+    """See `test_every_switch_is_compiled`."""
+    engine, compiled = compile_for_tpu("v5e", "none", SWITCHES[name])
+    check_no_copy_of_the_cache(engine, compiled, "tpu")
+    check_no_kernel_is_copied(engine, compiled)
+    products = re.findall(r"%(expert_matmul\S*) = .* custom-call\(", compiled.as_text())
+    assert len(products) == (2 * len(engine.ladder) if name == "experts" else 0)
+
+
+def test_every_switch_is_compiled():
+    """A switch that the decoder gets must be added to `SWITCHES`."""
+    compiled = (CONFIG, *SWITCHES.values())
+    for field in fields(DecoderConfig):
+        values = {getattr(config, field.name) for config in compiled}
+        known = get_args(get_type_hints(DecoderConfig)[field.name])
+        options = {option for each in known for option in (get_args(each) or (each,))}
+        if field.name not in (*SIZES, "activation"):
+            assert len(values) > 1, field.name
+            assert all(option in values for option in options if isinstance(option, str))
 
 
 @SLOW
@@ -180,6 +199,7 @@ def test_tpu_v5e_copies_no_expert():
         ("v5e", "none"),
         ("v6e", "itself"),
         ("v5e", "combined"),
+        ("v6e", "own-layers"),
     ],
 )
 def test_every_tpu(generation: str, drafter: str):

@@ -24,7 +24,7 @@ def in_dtype(name: str, dtype: jnp.dtype):
         (jnp.bfloat16, "prompt-lookup"),
         (jnp.float16, "prompt-lookup"),
         (jnp.bfloat16, "itself"),
-        (jnp.bfloat16, "combined"),
+        (jnp.bfloat16, "combined-own-layers"),
     ],
 )
 def test_speculation_in_a_batch_equals_plain_decoding_alone(dtype: jnp.dtype, drafter: str):

@@ -10,11 +10,19 @@ import pytest
 
 from emsjax.engine.engine import Engine
 from emsjax.engine.ladder import Rung
+from emsjax.models.config import DecoderConfig
 from emsjax.pallas_kernels.ahead import compile_lowered, on_device
 from emsjax.plan.copies import copied_slices
 from emsjax.plan.loops import computations, layer_bodies, rung_bodies
 from emsjax.plan.traffic import launches
-from tests.engine.test_compiled import CONFIG, abstract_engine, check_no_weight_is_copied
+from tests.engine.switches import SWITCHES
+from tests.engine.test_compiled import (
+    CONFIG,
+    abstract_engine,
+    check_no_kernel_is_copied,
+    check_no_weight_is_copied,
+)
+from tests.engine.test_compiled_int8 import int8_engine
 from tests.ladders import short_ladder
 
 pytestmark = [pytest.mark.gpu_compiler, pytest.mark.usefixtures("no_compile_cache")]
@@ -32,10 +40,10 @@ def steps_of_a_batch(*args: int, **options: Any) -> tuple[Rung, ...]:
     return short_ladder(*args, **options)[:3:2]
 
 
-def compile_for(gpu: str) -> tuple[Engine, jax.stages.Compiled]:
+def compile_for(gpu: str, config: DecoderConfig = CONFIG) -> tuple[Engine, jax.stages.Compiled]:
     dtype = jnp.dtype("float16" if gpu == "t4" else "bfloat16")
     with on_device(gpu) as sharding:
-        engine = abstract_engine(dtype, "prompt-lookup", make=steps_of_a_batch)
+        engine = abstract_engine(dtype, "prompt-lookup", config, make=steps_of_a_batch)
         return engine, compile_lowered(gpu, engine.lower(sharding))
 
 
@@ -68,6 +76,23 @@ def test_hopper():
     assert compiled.as_text().count('custom_call_target="mosaic_gpu') == 5 * len(engine.ladder)
     check_no_copy_of_a_slot(engine, compiled)
     check_no_weight_is_copied(engine, compiled)
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_hopper_with_every_switch(name: str):
+    """See `test_compiled.test_every_switch_is_compiled`."""
+    engine, compiled = compile_for("h100", SWITCHES[name])
+    check_no_copy_of_a_slot(engine, compiled)
+    check_no_kernel_is_copied(engine, compiled)
+
+
+def test_hopper_reads_int8_weights_in_place():
+    with on_device("h100") as sharding:
+        engine = int8_engine(jnp.bfloat16)
+        compiled = compile_lowered("h100", engine.lower(sharding))
+    check_no_weight_is_copied(engine, compiled)
+    # XLA would copy a layer's weights for the products that the kernel does not take.
+    assert compiled.as_text().count('custom_call_target="mosaic_gpu') == 5 * len(engine.ladder)
 
 
 # Triton does not know the T4, and 64 rows are too many for sums, so its wider rung still copies.

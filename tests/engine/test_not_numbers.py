@@ -103,6 +103,7 @@ class Wrong(Stateless):
     token: int
     draft_length: int = 4
     hidden_size: int = 0
+    hidden_layers: tuple[int, ...] = ()
 
     def propose(self, state: Any, weights: Any, worth: Any) -> tuple[Draft, tuple[()]]:
         """Drafts for every slot."""

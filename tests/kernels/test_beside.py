@@ -4,10 +4,12 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from emsjax.pallas_kernels import beside
 from emsjax.pallas_kernels.beside import compile_beside, wait_for
+from emsjax.pallas_kernels.ragged_attention import cpu, cpu_kernel
 
 NAME = "emsjax.layer_matmul.float32"
 
@@ -76,3 +78,13 @@ def test_nothing_is_compiled_that_nothing_keeps():
     jax.config.update("jax_compilation_cache_dir", None)
     compile_beside("layer_matmul", "float32")
     assert not beside._RUNNING
+
+
+def test_attention_waits_for_the_process_that_compiles_it(monkeypatch):
+    called = []
+    monkeypatch.setattr(cpu, "wait_for", lambda name: called.append(("wait", name)))
+    monkeypatch.setattr(
+        cpu_kernel, "register_kernel", lambda name, _: called.append(("make", name))
+    )
+    cpu._load()("a kernel", np.dtype("float32"))
+    assert called == [("wait", "a kernel"), ("make", "a kernel")]

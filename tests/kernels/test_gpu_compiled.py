@@ -48,8 +48,9 @@ def test_attention_keeps_its_registers(model: str, printed):
     check(printed(), "ragged_attention", 2)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 @pytest.mark.parametrize("model", ["smollm2-135m", "llama-3-8b"])
-def test_products_keep_their_registers(model: str, printed):
+def test_products_keep_their_registers(model: str, dtype: str, printed):
     def call(*all_arguments: jax.Array) -> list[jax.Array]:
         layer, *others = all_arguments
         pairs = zip(others[::2], others[1::2], strict=True)
@@ -59,8 +60,8 @@ def test_products_keep_their_registers(model: str, printed):
         found = [jax.ShapeDtypeStruct((), jnp.int32)]
         for rows in (8, 64):
             for num_out, num_in in weights_of(model):
-                shapes = (rows, num_in), (2, num_out, num_in)
-                found += [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+                found.append(jax.ShapeDtypeStruct((rows, num_in), jnp.bfloat16))
+                found.append(jax.ShapeDtypeStruct((2, num_out, num_in), dtype))
         return tuple(found)
 
     compile_on("h100", call, arguments)

@@ -99,13 +99,15 @@ def takes(case: Case) -> bool:
 
 class TestHopper(LayerMatmulContract):
     backend = "gpu"
-    cases: ClassVar = tuple(name for name, case in CASES.items() if takes(case))
+    cases: ClassVar = tuple(name for name, case in CASES.items() if case.dtype != "float32")
 
     @pytest.fixture(autouse=True)
     def _interpreted(self, interpreting_gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         if jax.default_backend() != "gpu":
             # Tensor cores sum alike for any number of rows. XLA's products on a CPU do not.
             monkeypatch.setattr(hopper, "product_transposed", product_of_pairs)
+            # The interpreter knows no layouts of registers.
+            monkeypatch.setattr(hopper, "widened", lambda source, dtype: source[...].astype(dtype))
 
     def test_a_row_is_the_same_for_any_number_of_rows(self, name):
         """A row keeps every bit.
@@ -177,22 +179,25 @@ def weights_of(model: str) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("rows", [1, 8, 64, 128, 192])
-@pytest.mark.parametrize("model", SHAPES)
-def test_lowers_for_hopper(model: str, rows: int):
+@pytest.mark.parametrize(
+    ("model", "dtype"), [*((model, "bfloat16") for model in SHAPES), ("smollm2-135m", "int8")]
+)
+def test_lowers_for_hopper(model: str, dtype: str, rows: int):
     def call(x: jax.Array, kernels: jax.Array, layer: jax.Array) -> jax.Array:
         return layer_matmul(x, kernels, layer=layer, backend="gpu")
 
     for num_out, num_in in weights_of(model):
         x = jax.ShapeDtypeStruct((rows, num_in), jnp.bfloat16)
-        kernels = jax.ShapeDtypeStruct((2, num_out, num_in), jnp.bfloat16)
+        kernels = jax.ShapeDtypeStruct((2, num_out, num_in), dtype)
         layer = jax.ShapeDtypeStruct((), jnp.int32)
         lower_for_hopper(call, x, kernels, layer)
 
 
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("model", SHAPES)
-def test_sums_are_divided_alike_for_any_number_of_rows(model: str):
+def test_sums_are_divided_alike_for_any_number_of_rows(model: str, int8: bool):
     for shape in weights_of(model):
-        all_blocks = [blocks_for(*shape, rows) for rows in (8, 16, 64, 128, 136, 256)]
+        all_blocks = [blocks_for(*shape, rows, int8) for rows in (8, 16, 64, 128, 136, 256)]
         assert len({blocks[:3] for blocks in all_blocks}) == 1
         assert min(blocks.stages for blocks in all_blocks) >= 2
         out, depth, parts, *_ = all_blocks[0]

@@ -1,5 +1,6 @@
 """Draft models by name: they must fit the target, and they do not change its text."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -7,7 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from emsjax import LLM, SamplingParams, UserError, build_engine
-from emsjax.loading.drafter import check_vocabulary
+from emsjax.loading.draft_checkpoint import MANIFEST
+from emsjax.loading.drafter import check_vocabulary, load_drafter
 from emsjax.loading.load import LoadedModel
 from tests.tiny import checkpoint
 
@@ -117,7 +119,7 @@ def test_a_quantised_draft_model_leaves_the_text_as_it_is():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"draft_quantize": "int3"}, "quantize 'int3' is unknown"),
+        ({"draft_quantize": "int3"}, "^draft_quantize 'int3' is unknown"),
         (
             {"drafter": "prompt-lookup", "draft_quantize": "int8"},
             "draft_quantize is for the drafter 'draft-model' or 'combined'; leave out",
@@ -127,3 +129,9 @@ def test_a_quantised_draft_model_leaves_the_text_as_it_is():
 def test_what_a_draft_cannot_be_quantised_to(options: dict[str, str], message: str):
     with pytest.raises(UserError, match=message):
         LLM(str(checkpoint("llama3")), **options)
+
+
+def test_a_trained_draft_is_not_quantised(tmp_path: Path):
+    (tmp_path / MANIFEST).write_text("{}")
+    with pytest.raises(UserError, match="was trained for a target and stays as it is; leave out d"):
+        load_drafter(tmp_path, named("a target"), 3, dtype="auto", quantize="int8", narrowest=8)

@@ -2,14 +2,18 @@
 
 import pytest
 
+import emsjax.llm
 from emsjax import LLM, SamplingParams
 from emsjax.errors import UserError
 from emsjax.generate.options import Options, check
 from emsjax.pallas_kernels.int8_cache import Int8Cache
 
 
-def test_the_target_has_an_int8_cache_and_the_text_stays(model_dir: str) -> None:
-    texts = []
+def test_the_target_has_an_int8_cache_and_the_text_stays(
+    model_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, ahead = [], list[str]()
+    monkeypatch.setattr(emsjax.llm, "compile_ahead", ahead.append)
     for kind in ("int8", None):
         llm = LLM(model_dir, kv_dtype=kind, max_batch_size=2, max_model_len=128)
         assert isinstance(llm.engine.cache_spec, Int8Cache) == (kind == "int8")
@@ -17,6 +21,8 @@ def test_the_target_has_an_int8_cache_and_the_text_stays(model_dir: str) -> None
         texts.append([each.outputs[0].token_ids for each in llm.generate(["w5 w7 w9"], params)])
     # Rounding a tiny model's keys and values changes none of the choices of so short a text.
     assert texts[0] == texts[1]
+    # The attention that is compiled while the model is loaded does not read int8 caches.
+    assert ahead == ["auto"]
 
 
 def test_an_unknown_type_is_refused(model_dir: str) -> None:

@@ -4,6 +4,7 @@ Each function makes up the numbers of a module's weights [out, in] and returns i
 the format's definition, the weights that they stand for.
 """
 
+import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -69,6 +70,18 @@ def gptq(num_out: int, num_in: int, above: int = 1, act_order: bool = False) -> 
     return tensors, weights(numbers, zeros, scales, group_of)
 
 
+def gptq_with_zeros_of_0(num_out: int, num_in: int) -> Module:
+    """Stores words of zeros less 1 in each place, as GPTQModel does: a zero of 0 borrows."""
+    numbers, groups = drawn(num_out, num_in, 0, 16), -(-num_in // GROUP)
+    zeros, scales = drawn(num_out, groups, 0, 3), scales_of(num_out, groups)
+    tensors = {
+        "qweight": words(numbers).T,
+        "qzeros": (words(zeros.T).astype(np.int64) - 0x11111111).astype(np.int32),
+        "scales": scales.T,
+    }
+    return tensors, weights(numbers, zeros, scales, in_order(num_in))
+
+
 def gptq_symmetric(stored: int) -> Callable[[int, int], Module]:
     """Returns a writer of symmetric weights whose zeros, all 8, are stored as 7 or 8."""
 
@@ -120,6 +133,55 @@ def bitsandbytes(num_out: int, num_in: int) -> Module:
     largest = scales_of(num_out, dtype=np.float32) * 8
     tensors = {"weight": values, "SCB": largest, "weight_format": np.zeros((), np.uint8)}
     return tensors, values * (largest * np.float32(1 / 127))[:, None]
+
+
+NF4 = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+FP4 = np.array([0, 0.0625, 8, 12, 4, 6, 2, 3], np.float32) / np.float32(12)
+
+
+def bytes_of(described: dict[str, Any]) -> np.ndarray:
+    return np.frombuffer(json.dumps(described).encode(), np.uint8)
+
+
+def bitsandbytes_4bit(
+    num_out: int, num_in: int, kind: str = "nf4", double: bool = True, block: int = 96
+) -> Module:
+    """Returns weights whose last block is cut off, as is the last block of scales.
+
+    bitsandbytes takes powers of two for blocks, which here divide the weights.
+    """
+    size = num_out * num_in
+    numbers, table = drawn(1, size, 0, 16)[0], NF4 if kind == "nf4" else (*FP4, *-FP4)
+    count = -(-size // block)
+    described: dict[str, Any] = {
+        "quant_type": kind,
+        "blocksize": block,
+        "dtype": "bfloat16",
+        "shape": [num_out, num_in],
+    }
+    scales = scales_of(count, dtype=np.float32) * 8
+    tensors = {
+        "weight": (numbers[::2] << 4 | numbers[1::2]).astype(np.uint8)[:, None],
+        "weight.absmax": scales,
+        "weight.quant_map": np.array(table, np.float32),
+    }
+    if double:
+        inner, codes = drawn(1, count, 0, 256)[0], scales_of(256, dtype=np.float32)
+        outer = scales_of(-(-count // 10), dtype=np.float32) * 8
+        tensors |= {"weight.absmax": inner.astype(np.uint8), "weight.nested_absmax": outer}
+        tensors["weight.nested_quant_map"] = codes
+        described |= {"nested_blocksize": 10, "nested_dtype": "float32", "nested_offset": 0.03125}
+        scales = np.array(
+            [codes[inner[n]] * outer[n // 10] + np.float32(0.03125) for n in range(count)]
+        )
+    tensors[f"weight.quant_state.bitsandbytes__{kind}"] = bytes_of(described)
+    made = [np.float32(table[number]) * scales[n // block] for n, number in enumerate(numbers)]
+    return tensors, np.array(made, np.float32).reshape(num_out, num_in)
 
 
 def floats(num_out: int, num_in: int, *shape: int, scale: str = "weight_scale") -> Module:
@@ -177,8 +239,21 @@ class Case(NamedTuple):
 
 _GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "damp_percent": 0.01}
 _GROUPS = {"strategy": "group", "group_size": GROUP}
+_BITS_4 = {
+    "quant_method": "bitsandbytes",
+    "_load_in_4bit": True,
+    "load_in_4bit": True,
+    "load_in_8bit": False,
+    "bnb_4bit_compute_dtype": "bfloat16",
+    "bnb_4bit_quant_storage": "uint8",
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": False,
+    "llm_int8_threshold": 6.0,
+    "llm_int8_skip_modules": None,
+}
 CASES = {
     "gptq": Case(_GPTQ | {"sym": False, "desc_act": False}, gptq),
+    "gptq-zeros-of-0": Case(_GPTQ | {"sym": False}, gptq_with_zeros_of_0),
     "gptq-v2": Case(
         _GPTQ | {"sym": False, "checkpoint_format": "gptq_v2", "desc_act": True},
         lambda *shape: gptq(*shape, above=0, act_order=True),
@@ -233,5 +308,10 @@ CASES = {
         },
         bitsandbytes,
         kept=True,
+    ),
+    "bitsandbytes-nf4": Case(_BITS_4 | {"bnb_4bit_use_double_quant": True}, bitsandbytes_4bit),
+    "bitsandbytes-fp4": Case(
+        _BITS_4 | {"bnb_4bit_quant_type": "fp4"},
+        partial(bitsandbytes_4bit, kind="fp4", double=False),
     ),
 }

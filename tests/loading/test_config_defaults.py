@@ -52,7 +52,13 @@ VALUES: dict[str, list[Any]] = {
     "tie_word_embeddings": [True, False],
     "attention_bias": [True],
     "rope_theta": [500000.0, 500000, 0],
-    "rope_scaling": [None, {"type": "linear", "factor": 2.0}, {"rope_type": "yarn", "factor": 4.0}],
+    "rope_scaling": [
+        None,
+        {"type": "linear", "factor": 2.0},
+        {"rope_type": "yarn", "factor": 4.0},
+        {"rope_type": "yarn", "factor": None},
+        {"rope_type": "yarn"},
+    ],
     "rope_parameters": [None, {"rope_type": "default", "rope_theta": 5e5}, "x", [1]],
     "sliding_window": [None, 7],
     "use_sliding_window": [False, True],
@@ -67,6 +73,8 @@ VALUES: dict[str, list[Any]] = {
     "torch_dtype": ["float16"],
     "eos_token_id": [[1, 2]],
     "attention_dropout": [0.1],
+    "clip_qkv": [8.0, 8],
+    "sliding_window_pattern": [2, 0],
 }
 
 

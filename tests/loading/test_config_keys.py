@@ -235,6 +235,7 @@ REFUSED = [
     ("llama", {"rope_scaling": {"rope_type": "default", "factor": 4.0}}),
     ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "beta_fast": 8}}),
     ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0}}),
+    ("llama", {"rope_scaling": {"rope_type": "yarn"}}),
     ("llama", {"rope_scaling": {"mrope_section": [1, 2], "type": "default"}}),
     ("gpt2", {"add_cross_attention": True}),
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),

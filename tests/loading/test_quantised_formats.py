@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from packed_formats import CASES, Case, Tensors, described
+from packed_formats import CASES, Case, Tensors, bytes_of, described
 from tiny_checkpoints import CONFIG, llama_weights, write_config
 
 from emsjax.errors import UserError
@@ -125,7 +125,15 @@ REFUSED = [
     (CASES["int8"].config | {"format": "marlin-24"}, "format='marlin-24'"),
     (CASES["int8"].config | {"config_groups": {}}, "config_groups="),
     (CASES["int8"].config | {"sparsity_config": {"format": "24"}}, "sparsity_config="),
-    ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "load_in_4bit=True"),
+    (
+        CASES["bitsandbytes"].config | {"load_in_4bit": True},
+        "load_in_8bit=True",
+    ),
+    (CASES["bitsandbytes-nf4"].config | {"bnb_4bit_quant_type": "int4"}, "quant_type='int4'"),
+    (
+        CASES["bitsandbytes-nf4"].config | {"bnb_4bit_quant_storage": "bfloat16"},
+        "bnb_4bit_quant_storage='bfloat16'",
+    ),
 ]
 
 
@@ -257,6 +265,32 @@ def test_all_that_is_wrong_with_the_tensors_in_one_error(tmp_path: Path) -> None
     assert f"{layer}mlp.up_proj.scales is missing" in message
     assert f"{layer}self_attn.q_proj.qzeros has [3, 8], not [2, 8]" in message
     assert len(message) < 500
+
+
+def test_all_that_is_wrong_with_4_bits_in_one_error(tmp_path: Path) -> None:
+    tensors, _ = written(tmp_path, CASES["bitsandbytes-nf4"])
+    layers = [f"model.layers.{n}.mlp.up_proj.weight" for n in range(3)]
+    state = "quant_state.bitsandbytes__nf4"
+    del tensors[f"{layers[0]}.{state}"]
+    tensors[f"{layers[1]}.{state}"] = tensors[f"{layers[1]}.{state}"][:-1]
+    tensors[f"{layers[2]}.absmax"] = np.zeros(5, np.uint8)
+    save(tmp_path, tensors)
+    with pytest.raises(UserError) as caught:
+        load_model(tmp_path)
+    message = str(caught.value)
+    assert f"{layers[0]}.{state} is missing" in message
+    assert f"{layers[1]}.{state} is damaged" in message
+    assert f"{layers[2]}.absmax has [5], not [" in message
+
+
+@pytest.mark.parametrize("changed", [{"shape": [64]}, {"blocksize": 0}, {"nested_offset": np.inf}])
+def test_a_damaged_description_of_4_bits(tmp_path: Path, changed: dict[str, Any]) -> None:
+    tensors, _ = written(tmp_path, CASES["bitsandbytes-nf4"])
+    state = "model.layers.0.mlp.up_proj.weight.quant_state.bitsandbytes__nf4"
+    tensors[state] = bytes_of(json.loads(tensors[state].tobytes()) | changed)
+    save(tmp_path, tensors)
+    with pytest.raises(UserError, match=f"{state} is damaged"):
+        load_model(tmp_path)
 
 
 def test_scales_that_are_not_finite(tmp_path: Path) -> None:

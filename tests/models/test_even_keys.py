@@ -1,16 +1,24 @@
 """Evened-out keys: scores stay as they are, bit for bit, and an int8 cache loses less."""
 
+import shutil
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file, save_file
+from transformers import AutoConfig
 
+from emsjax.loading.load import load_model
+from emsjax.models.decoder import DecoderLM
 from emsjax.models.even_keys import even_out_keys
 from emsjax.models.quantised import quantise_shapes
+from emsjax.models.registry import FAMILIES as ALL
 from tests.engine.setup import tiny_model
 from tests.models.logits import our_logits
-from tests.tiny import VOCAB_SIZE
+from tests.tiny import TINY, VOCAB_SIZE, checkpoint
 
 TOKENS = np.random.default_rng(0).integers(3, VOCAB_SIZE, (2, 40))
 # Biases, norms of heads, of each head and of all heads, partial and interleaved rotation, learned
@@ -50,6 +58,33 @@ def test_logits_stay_and_int8_loses_less(name: str):
         assert errors[1] == errors[0] > 0
     else:
         assert 0 < errors[1] < 0.8 * errors[0]
+
+
+def test_norms_with_biases_keep_the_logits():
+    settings = TINY["phi"][1] | {"qk_layernorm": True, "vocab_size": VOCAB_SIZE}
+    config = AutoConfig.for_model("phi", **settings)
+    model = DecoderLM(ALL["phi"].config(config.to_dict()), rngs=nnx.Rngs(0))
+    attention = model.blocks.attention
+    for number, norm in enumerate((attention.q_norm, attention.k_norm)):
+        norm.bias[...] = jax.random.normal(jax.random.key(number), norm.bias.shape)
+    attention.k_norm.scale[...] = attention.k_norm.scale[...].at[..., ::4].multiply(10)
+    expected, before = our_logits(model, TOKENS, 8), np.array(attention.k_norm.bias[...])
+    even_out_keys(model)
+    assert (attention.k_norm.bias[...] != before).any()
+    np.testing.assert_array_equal(our_logits(model, TOKENS, 8), expected)
+
+
+def test_a_model_is_loaded_with_even_keys_for_an_int8_cache(tmp_path: Path):
+    shutil.copytree(checkpoint("qwen3"), tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    for name in (name for name in weights if name.endswith("k_norm.weight")):
+        weights[name][::8] *= 10
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    plain, evened = (load_model(tmp_path, kv_dtype=kind).model for kind in (None, "int8"))
+    scales = [model.blocks.attention.k_norm.scale[...].copy() for model in (plain, evened)]
+    assert scales[1].max() <= 0.5 * scales[0].max()
+    even_out_keys(plain)
+    np.testing.assert_array_equal(plain.blocks.attention.k_norm.scale[...], scales[1])
 
 
 def test_int8_weights_keep_their_numbers():

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from emsjax.engine.packing import pack
 from emsjax.errors import UserError
 from emsjax.loading.export import export_hugging_face
 from emsjax.loading.load import load_model
+from emsjax.models import experts
+from emsjax.pallas_kernels.expert_matmul.tiles import Tiles, tiles_of
 from tests.engine.setup import tiny_model
 from tests.tiny import checkpoint, oracle
 
@@ -32,27 +35,39 @@ def assert_equal_weights(one: nnx.Module, other: nnx.Module) -> None:
         np.testing.assert_array_equal(value, second[path], err_msg=str(path))
 
 
-def test_unused_rows_reach_no_expert():
+def test_unused_rows_reach_no_expert(monkeypatch: pytest.MonkeyPatch):
     """They repeat the first token of the last slot, which is NaN and has no rows of its own."""
-    model = tiny_model("qwen3-moe")
+    model, read = tiny_model("qwen3-moe"), list[int]()
+
+    def noted(*arguments: Any) -> Tiles:
+        tiles = tiles_of(*arguments)
+        jax.debug.callback(lambda used: read.append(int(used[0])), tiles.used)
+        return tiles
+
+    monkeypatch.setattr(experts, "tiles_of", noted)
     tokens = jnp.full((3, 16), 5, jnp.int32).at[0, :4].set(jnp.arange(10, 14)).at[2, 0].set(7)
     spec = model.cache_spec(3, 16)
     graphdef, weights = nnx.split(model)
 
     @jax.jit
-    def run(weights: nnx.State) -> jax.Array:
-        q_lens = jnp.asarray([4, 3, 0], jnp.int32)
+    def run(weights: nnx.State, q_lens: jax.Array) -> jax.Array:
         batch = pack(tokens, jnp.zeros(3, jnp.int32), q_lens, 24)
         cache = jnp.zeros(spec.shape, spec.dtype)
         return nnx.merge(graphdef, weights)(batch, cache, max_q_len=8)[0]
 
-    clean = run(weights)
+    q_lens = jnp.asarray([4, 3, 0], jnp.int32)
+    clean = run(weights, q_lens)
     other = nnx.merge(graphdef, weights)
     other.embedder.tokens[...] = other.embedder.tokens[...].at[7].set(jnp.nan)
-    broken = run(nnx.split(other)[1])
+    broken = run(nnx.split(other)[1], q_lens)
     assert np.isnan(broken[7:]).all()
     assert np.isfinite(clean[:7]).all()
     np.testing.assert_array_equal(clean[:7], broken[:7])
+    jax.effects_barrier()
+    read.clear()
+    run(weights, jnp.asarray([1, 0, 0], jnp.int32))
+    jax.effects_barrier()
+    assert read == [model.config.experts.per_row] * model.config.num_layers
 
 
 @pytest.mark.parametrize("name", FAMILIES)

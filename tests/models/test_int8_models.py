@@ -15,8 +15,9 @@ from tests.tiny import VOCAB_SIZE, checkpoint, oracle
 torch = pytest.importorskip("torch")
 
 # A tied embedding, a head of its own, transposed kernels, projections around the layers, a scaled
-# embedding, a fused gate with logits that are scaled, experts whose router is not rounded.
-NAMES = ("llama-tied", "llama", "gpt2", "opt-350m", "gemma3", "cohere", "mixtral")
+# embedding, a fused gate with logits that are scaled, experts whose router is not rounded,
+# and experts that lie the other way round.
+NAMES = ("llama-tied", "llama", "gpt2", "opt-350m", "gemma3", "cohere", "mixtral", "gpt-oss")
 
 
 def rounded(weight):
@@ -37,8 +38,9 @@ def quantised_oracle(name: str):
                 module.weight.copy_(rounded(module.weight.T).T)
             elif isinstance(module, torch.nn.Linear) and not tied(path, model):
                 module.weight.copy_(rounded(module.weight))
-            elif hasattr(module, "gate_up_proj"):  # the experts of a layer, [E, out, in]
-                for experts in (module.gate_up_proj, module.down_proj):
+            elif hasattr(module, "gate_up_proj"):  # the experts of a layer
+                for stored in (module.gate_up_proj, module.down_proj):
+                    experts = stored.mT if module.is_transposed else stored  # [E, out, in]
                     experts.copy_(torch.stack([rounded(weight) for weight in experts]))
         embedding = model.get_input_embeddings()
         embedding.weight.copy_(rounded(embedding.weight))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from emsjax.engine.model import Inner
 from emsjax.engine.packing import pack
 from emsjax.models.config import DecoderConfig, Rope
 from emsjax.models.decoder import DecoderLM
@@ -63,6 +64,22 @@ def test_stacks_compute_what_one_stack_computes(stacks: tuple[int, ...]):
     # The scans are compiled separately and may sum in another order: float32 rounding only.
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(cache, expected_cache, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stacks", [(3,), (1, 2)])
+def test_a_pass_that_begins_at_a_layers_input_ends_like_the_whole_pass(stacks: tuple[int, ...]):
+    model = in_stacks(DecoderLM(CONFIG, rngs=nnx.Rngs(0)), stacks) if stacks[1:] else None
+    model = model or DecoderLM(CONFIG, rngs=nnx.Rngs(0))
+    spec, length = model.cache_spec(1, 32), jnp.full(1, LENGTH, jnp.int32)
+    tokens = jax.random.randint(jax.random.key(0), (1, 32), 0, CONFIG.vocab_size, jnp.int32)
+    batch = pack(tokens, jnp.zeros(1, jnp.int32), length, LENGTH)
+    empty = jnp.zeros(spec.shape, spec.dtype)
+    whole = model.run(batch, empty, max_q_len=LENGTH, keep=range(LAYERS))
+    for layer, states in enumerate(jnp.split(whole.inner, LAYERS, axis=1)):
+        rest = model.run(batch, empty, max_q_len=LENGTH, start=Inner(states, layer))
+        np.testing.assert_allclose(rest.hidden, whole.hidden, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(rest.cache[layer:], whole.cache[layer:], rtol=1e-5, atol=1e-6)
+        assert not rest.cache[:layer].any(), "layers that do not run write nothing"
 
 
 def test_sizes_do_not_depend_on_the_stacks():

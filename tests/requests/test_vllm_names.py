@@ -238,6 +238,12 @@ def test_a_speculative_config_is_a_drafter(config: dict, expected: dict):
     assert drafting_options(NONE, config) == NONE | expected
 
 
+def test_a_draft_that_vllm_names_may_be_quantised():
+    given = NONE | {"draft_quantize": "int8"}
+    expected = given | {"drafter": "draft-model", "draft_model": "small"}
+    assert drafting_options(given, {"method": "draft_model", "model": "small"}) == expected
+
+
 def test_no_speculative_config_changes_nothing():
     given = NONE | {"drafter": "none"}
     assert drafting_options(given, None) == given

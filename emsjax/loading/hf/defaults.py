@@ -255,14 +255,6 @@ _GPT_OSS = _SHARED | {
     "layer_types": None,
     "swiglu_alpha": 1.702,
     "swiglu_limit": 7.0,
-    "rope_parameters": {
-        "rope_type": "yarn",
-        "factor": 32.0,
-        "beta_fast": 32.0,
-        "beta_slow": 1.0,
-        "truncate": False,
-        "original_max_position_embeddings": 4096,
-    },
 }
 _GLM4 = _SHARED | {
     "vocab_size": 151552,
@@ -423,6 +415,7 @@ _AS_GIVEN: Mapping[str, tuple[type, ...]] = MappingProxyType(
 _TYPES: Mapping[str, tuple[type, ...]] = MappingProxyType(
     {
         "attn_logit_softcapping": (float, type(None)),
+        "clip_qkv": (float, type(None)),
         "final_logit_softcapping": (float, type(None)),
     }
 )

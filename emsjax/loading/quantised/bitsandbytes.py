@@ -1,9 +1,10 @@
-"""bitsandbytes' LLM.int8 (arXiv 2208.07339): int8 with the largest number of each row."""
+"""bitsandbytes: LLM.int8 (arXiv 2208.07339), int8 with the largest number of a row; or 4 bits."""
 
 from collections.abc import Mapping
 
 import numpy as np
 
+from emsjax.loading.quantised.bitsandbytes_4bit import four_bits
 from emsjax.loading.quantised.config import Fields
 from emsjax.loading.quantised.format import Format, Layout, Parts, Shape
 from emsjax.loading.sources.int8 import Int8
@@ -15,15 +16,17 @@ def bitsandbytes(fields: Fields) -> Format:
     """Returns the format that a `quantization_config` of bitsandbytes describes.
 
     Raises:
-      UserError: the configuration uses something that is not supported, such as 4 bits.
+      UserError: the configuration uses something that is not supported.
     """
-    fields.one_of("load_in_4bit", (False, None))
-    fields.one_of("load_in_8bit", (True,))
-    # They concern the activations, and the 4 bits that are not used.
+    four = fields.one_of("load_in_4bit", (True, False, None)) is True
+    fields.one_of("load_in_8bit", (False, None) if four else (True,))
+    # They concern the activations.
     fields.unread("_load_in_4bit", "_load_in_8bit", "llm_int8_threshold", "llm_int8_skip_modules")
     fields.unread("llm_int8_enable_fp32_cpu_offload", "llm_int8_has_fp16_weight")
-    fields.unread("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage", "bnb_4bit_quant_type")
-    fields.unread("bnb_4bit_use_double_quant")
+    fields.unread("bnb_4bit_compute_dtype")
+    if four:
+        return four_bits(fields)
+    fields.unread("bnb_4bit_quant_storage", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
     return Format(
         name="bitsandbytes int8",
         marker="weight",

@@ -40,8 +40,10 @@ class Format:
         repeat what is known.
       scales: parts that must be finite numbers.
       aliases: parts that some checkpoints call by another name, and that name.
-      layout: takes the shapes of a module's parts and returns its `Layout`. It raises `ValueError`
-        or `IndexError` if that of the marker is impossible.
+      header: a part that describes the others beyond their shapes; None if there is none.
+      layout: takes the shapes of a module's parts, and the content of the header if there is one,
+        and returns its `Layout`. It raises `ValueError` or `IndexError` if the shape of the marker
+        is impossible or the header is damaged.
       dequantised: takes a module's parts and returns its weights float32[out, in], exactly as the
         format defines them.
       joint: what stands between the name of a module and that of a part.
@@ -54,7 +56,7 @@ class Format:
     marker: str
     dtypes: frozenset[str]
     needed: tuple[str, ...]
-    layout: Callable[[Mapping[str, Shape]], Layout]
+    layout: Callable[..., Layout]
     dequantised: Callable[[Parts], np.ndarray]
     optional: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
@@ -63,6 +65,7 @@ class Format:
     joint: str = "."
     weight: str = ".weight"
     int8: Callable[[Parts], Int8] | None = None
+    header: str | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -62,14 +62,24 @@ def _dequantised(
     bits: int, size: int | None, second: bool, symmetric: bool, parts: Parts
 ) -> np.ndarray:
     numbers = unpacked(parts["qweight"].T, bits)  # [out, in]
-    zeros = unpacked(parts["qzeros"], bits).astype(np.float32)
+    zeros = unpacked(parts["qzeros"], bits)
     middle = 2 ** (bits - 1)
     # The first version stores one less than the zero. Some newer files that call themselves the
     # first version do not, which shows if zeros must be the middle.
     if not second and not (symmetric and (zeros == middle).all()):
-        zeros += 1
+        zeros = unpacked(_one_more(parts["qzeros"], bits), bits)
     scales, group_of = parts["scales"].astype(np.float32), parts.get("g_idx")
     weights = numbers.astype(np.float32)
-    weights -= per_column(zeros.T, weights.shape[1], size, group_of)
+    weights -= per_column(zeros.T.astype(np.float32), weights.shape[1], size, group_of)
     weights *= per_column(scales.T, weights.shape[1], size, group_of)
     return weights
+
+
+def _one_more(words: np.ndarray, bits: int) -> np.ndarray:
+    """Adds 1 to each number in int32 words.
+
+    GPTQModel subtracts it from whole words, and a number of 0 borrows from the next one. So it is
+    added to whole words as well.
+    """
+    ones = sum(1 << shift for shift in range(0, 32, bits))
+    return (words.astype(np.int32).view(np.uint32) + np.uint32(ones)).view(np.int32)

@@ -45,8 +45,11 @@ def _dequantised(parts: Parts) -> np.ndarray:
     if (scales == _NO_NUMBER).any():
         raise ValueError("a scale is not a number")
     pairs = np.empty(blocks.shape, np.uint32)
+    # Expert by expert, because the places in the table take as much memory as the numbers. Looking
+    # them up by one number of 16 bits is five times as fast as by two.
     for expert, (codes, exponents) in enumerate(zip(blocks, scales, strict=True)):
-        pairs[expert] = _pairs()[exponents[..., None], codes]
+        places = exponents.astype(np.uint16)[..., None] << 8 | codes
+        np.take(_pairs(), places, out=pairs[expert], mode="clip")
     # The first number of a pair, from the byte's low bits, is the one in the word's low half.
     numbers = pairs.astype("<u4", copy=False).view("<u2").view(ml_dtypes.bfloat16)
     return numbers.reshape(*blocks.shape[:2], -1).swapaxes(1, 2)
@@ -54,11 +57,11 @@ def _dequantised(parts: Parts) -> np.ndarray:
 
 @functools.cache
 def _pairs() -> np.ndarray:
-    """Returns the two bfloat16 numbers of every scale and byte in a word, uint32[256, 256]."""
+    """Returns the two bfloat16 numbers of every scale and byte in a word, uint32[256 * 256]."""
     signed = np.array([*_NUMBERS, *(-number for number in _NUMBERS)], np.float32)
     exponents = np.arange(256) - _BIAS
     with np.errstate(over="ignore"):  # as in `transformers`, the largest are infinite
         each = np.ldexp(signed[None], exponents[:, None]).astype(np.float32)
     bits = each.astype(ml_dtypes.bfloat16).view(np.uint16).astype(np.uint32)
     codes = np.arange(256)
-    return bits[:, codes & 15] | bits[:, codes >> 4] << 16
+    return (bits[:, codes & 15] | bits[:, codes >> 4] << 16).reshape(-1)

@@ -39,7 +39,7 @@ class QuantisedSource:
         self._shapes, problems = {}, []
         for weight, parts in self._parts.items():
             found = {part: shapes[tensor] for part, tensor in parts.items()}
-            shape, wrong = _checked(weight, found, its_format)
+            shape, wrong = self._checked(weight, found)
             self._shapes[weight] = shape
             problems += [*wrong, *_mistyped(parts, dtypes, its_format)]
         hidden = {its_format.tensor(m, part) for m in modules for part in its_format.ignored}
@@ -70,6 +70,34 @@ class QuantisedSource:
 
     def _read_parts(self, name: str) -> dict[str, np.ndarray]:
         return {part: self._source.read(tensor) for part, tensor in self._parts[name].items()}
+
+    def _checked(self, weight: str, shapes: Mapping[str, Shape]) -> tuple[Shape, list[str]]:
+        """Returns the shape of a module's weights, and what is wrong with its parts.
+
+        Args:
+          weight: the name of the weights.
+          shapes: the shapes of the parts that are there.
+        """
+        its_format, header = self._format, self._format.header
+        tensor = functools.partial(its_format.tensor, weight.removesuffix(its_format.weight))
+        missing = [f"{tensor(part)} is missing" for part in its_format.needed if part not in shapes]
+        marker = shapes[its_format.marker]
+        try:
+            if header is None:
+                found = its_format.layout(shapes)
+            elif header not in shapes:
+                return marker, missing
+            else:
+                found = its_format.layout(shapes, self._source.read(self._parts[weight][header]))
+        except (ValueError, IndexError, ZeroDivisionError):
+            wrong = f"{tensor(its_format.marker)} has {list(marker)}"
+            return marker, [*missing, f"{tensor(header)} is damaged" if header else wrong]
+        misshapen = [
+            f"{tensor(part)} has {list(shapes[part])}, not {list(next(iter(allowed)))}"
+            for part, allowed in found.parts.items()
+            if part in shapes and shapes[part] not in allowed
+        ]
+        return found.shape, missing + misshapen
 
     def _empty_biases(self, modules: list[str], shapes: Mapping[str, Shape]) -> Iterator[str]:
         """Yields biases of zeros, which some libraries add to modules that have none."""
@@ -114,28 +142,3 @@ def _mistyped(
         if part != its_format.marker and dtypes[tensor].startswith(("F", "BF")) != scales:
             wanted = "floats" if scales else "whole numbers"
             yield f"{tensor} holds {dtypes[tensor]}, not {wanted}"
-
-
-def _checked(
-    weight: str, shapes: Mapping[str, Shape], its_format: Format
-) -> tuple[Shape, list[str]]:
-    """Returns the shape of a module's weights, and what is wrong with its parts.
-
-    Args:
-      weight: the name of the weights.
-      shapes: the shapes of the parts that are there.
-      its_format: the format.
-    """
-    tensor = functools.partial(its_format.tensor, weight.removesuffix(its_format.weight))
-    missing = [f"{tensor(part)} is missing" for part in its_format.needed if part not in shapes]
-    try:
-        found = its_format.layout(shapes)
-    except (ValueError, IndexError, ZeroDivisionError):
-        marker = shapes[its_format.marker]
-        return marker, [*missing, f"{tensor(its_format.marker)} has {list(marker)}"]
-    misshapen = [
-        f"{tensor(part)} has {list(shapes[part])}, not {list(next(iter(allowed)))}"
-        for part, allowed in found.parts.items()
-        if part in shapes and shapes[part] not in allowed
-    ]
-    return found.shape, missing + misshapen
