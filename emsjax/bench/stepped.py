@@ -161,9 +161,7 @@ def _target(
     return run_target(setup, state.replace(cache=cache), draft, plan)
 
 
-def _verify(
-    state: DecodeState, planned: Planned, result: Forward
-) -> tuple[DecodeState, Verdict]:
+def _verify(state: DecodeState, planned: Planned, result: Forward) -> tuple[DecodeState, Verdict]:
     verdict = verify(planned.draft, planned.plan.draft_lens, result.chosen.tokens)
     state = take_note(state, planned, result, verdict)
     return commit(state, planned.draft, planned.plan, verdict, result.chosen), verdict

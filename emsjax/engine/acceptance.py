@@ -74,9 +74,7 @@ def predict(draft: Draft, experience: Experience) -> jax.Array:
     return jax.nn.sigmoid(jnp.clip(odds, -CERTAIN, CERTAIN))
 
 
-def survival_of(
-    likely: jax.Array, lens: jax.Array, parents: jax.Array | None = None
-) -> jax.Array:
+def survival_of(likely: jax.Array, lens: jax.Array, parents: jax.Array | None = None) -> jax.Array:
     """Returns the probability that each draft token and all before it are accepted, float32[B, k].
 
     Args:

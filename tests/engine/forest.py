@@ -48,9 +48,7 @@ class Forest(Stateless):
 
         place = jnp.arange(k, dtype=jnp.int32)[None]
         # About half of the guesses follow one of the last two, so that some paths are long.
-        parents = jnp.where(
-            draw(0, 2) == 0, draw(1, place + 1) - 1, place - 1 - draw(2, 2)
-        )
+        parents = jnp.where(draw(0, 2) == 0, draw(1, place + 1) - 1, place - 1 - draw(2, 2))
         parents = jnp.maximum(parents, ROOT).astype(jnp.int32)
         earlier = (parents[:, :, None] == parents[:, None]) & (place[:, None] < place[..., None])
         sibling = earlier.sum(axis=2)

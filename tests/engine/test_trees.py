@@ -54,15 +54,12 @@ def check(name: str, choice: str = "greedy", costs: float | None = None, **optio
         assert result.token_ids == expected.token_ids, f"job {result.job.key}"
         if expected.logprobs is not None:
             # Up to rounding: rows of other numbers are added up in another order.
-            np.testing.assert_allclose(
-                result.logprobs.chosen, expected.logprobs.chosen, atol=1e-4
-            )
+            np.testing.assert_allclose(result.logprobs.chosen, expected.logprobs.chosen, atol=1e-4)
     metrics = [result.metrics for result in results]
     accepted = sum(m.accepted_tokens for m in metrics)
     assert 0.1 < accepted / sum(m.drafted_tokens for m in metrics) < 0.9
     steps = sum(m.target_steps for m in metrics)
     assert sum(m.emitted_tokens for m in metrics) / steps > (1.2 if costs else 1.6)
-
 
 
 def test_greedy():
@@ -75,3 +72,8 @@ def test_greedy_planned():
 
 def test_sampled_with_penalties():
     check("llama3", "sampled", seed=2)
+
+
+def test_a_window():
+    """It counts the tokens of a row's path, not the rows before it in the cache."""
+    check("mistral", seed=3)
