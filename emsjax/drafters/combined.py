@@ -105,7 +105,8 @@ def _widen(draft: Draft, length: int) -> Draft:
     """Returns the draft with room for `length` tokens, and with a source."""
     more = ((0, 0), (0, length - draft.tokens.shape[1]))
     draft = _with_source(draft)
-    assert draft.confidence is not None and draft.source is not None
+    assert draft.confidence is not None
+    assert draft.source is not None
     padded = (jnp.pad(x, more) for x in (draft.tokens, draft.confidence, draft.source))
     tokens, confidence, source = padded
     return Draft(tokens, draft.lens, confidence, source)

@@ -33,8 +33,10 @@ def merge_chains(
         more = jnp.pad(second[:, :most], ((0, 0), (0, width - most)))
         return joined(jnp.where(here < shared, jnp.maximum(first, more), first), second)
 
-    assert one.confidence is not None and other.confidence is not None
-    assert one.source is not None and other.source is not None
+    assert one.confidence is not None
+    assert other.confidence is not None
+    assert one.source is not None
+    assert other.source is not None
     parents = joined(
         jnp.broadcast_to(here - 1, one.tokens.shape),
         jnp.where(there == shared, shared - 1, width + there - 1),
@@ -51,7 +53,8 @@ def merge_chains(
         parents,
     )
     merged, _ = sort_by(survival, merged, likely_of_all)
-    assert merged.confidence is not None and merged.source is not None
+    assert merged.confidence is not None
+    assert merged.source is not None
     assert merged.parents is not None
     cut = (x[:, :length] for x in (merged.tokens, merged.confidence, merged.source))
     tokens, confidence, source = cut

@@ -4,12 +4,11 @@ import dataclasses
 import functools
 
 import numpy as np
-import pytest
 
 from emsjax.engine.job import Finished, Job
 from emsjax.sampling.choice import GREEDY, Choice, make_choice
 from tests.engine.forest import Forest
-from tests.engine.setup import EOS, jobs, make_engine, run_all, tiny_model
+from tests.engine.setup import jobs, make_engine, run_all, tiny_model
 from tests.tiny import VOCAB_SIZE
 
 FIRST, SLOTS, CAPACITY = 3, 3, 512
