@@ -151,13 +151,17 @@ def alone_in(directory: Path, refusal: str) -> Iterator[None]:
 
 def _locked_in(directory: Path, refusal: str) -> contextlib.ExitStack:
     with contextlib.ExitStack() as held:
-        while True:
-            directory.mkdir(parents=True, exist_ok=True)
+        for attempt in range(_ATTEMPTS):
             try:
+                # `mkdir` raises `FileExistsError` if a directory that it found is then removed.
+                directory.mkdir(parents=True, exist_ok=True)
                 held.enter_context(alone(directory / ".lock", refusal))
-            except FileNotFoundError:
-                continue  # another process has failed and removed what it had made
-            return held.pop_all()
+                break
+            except (FileNotFoundError, FileExistsError):
+                # Another process has ended meanwhile, and removed what it had made.
+                if attempt == _ATTEMPTS - 1:
+                    raise
+        return held.pop_all()
 
 
 def _remove_if_empty(directory: Path) -> None:

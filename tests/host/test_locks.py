@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,3 +132,27 @@ def test_a_directory_that_stays_empty_is_removed_with_its_parents(tmp_path: Path
     with alone_in(tmp_path / "a" / "b", "busy"):
         (tmp_path / "a" / "b" / "c").touch()
     assert os.listdir(tmp_path / "a" / "b") == ["c"]
+
+
+def test_a_directory_that_another_process_removes_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """`mkdir` finds the directory, looks again whether it is one, and it is no longer there."""
+    directory, mkdir, removed = tmp_path / "run", Path.mkdir, []
+
+    def late(self: Path, **options: Any) -> None:
+        if not removed:
+            removed.append(self)
+            raise FileExistsError(self)
+        mkdir(self, **options)
+
+    monkeypatch.setattr(Path, "mkdir", late)
+    with alone_in(directory, "busy"):
+        assert directory.is_dir()
+    assert removed == [directory]
+
+
+def test_a_file_in_place_of_the_directory(tmp_path: Path):
+    (tmp_path / "run").touch()
+    with pytest.raises(FileExistsError), alone_in(tmp_path / "run", "busy"):
+        pass
