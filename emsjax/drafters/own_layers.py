@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.drafters.frequent import choose_frequent
-from emsjax.engine.acceptance import expect
+from emsjax.drafters.from_states import FromStates
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import COSTLY_SOURCE, WorthDrafting
 from emsjax.engine.holes import after_holes
@@ -66,7 +66,7 @@ class _Drafting(NamedTuple):
 
 
 @dataclass(frozen=True)
-class OwnLayers:
+class OwnLayers(FromStates):
     """Drafts for all slots at once, token by token; remembers nothing between steps.
 
     Attributes:
@@ -96,23 +96,10 @@ class OwnLayers:
         """The layer whose input it continues."""
         return (self.first_layer,)
 
-    def init(self, num_slots: int, capacity: int) -> tuple[()]:
-        """Returns no state."""
-        del num_slots, capacity
-        return ()
-
-    def admit(self, drafter_state: tuple[()], slot: jax.Array) -> tuple[()]:
-        """Returns the state unchanged, as there is nothing to forget."""
-        del slot
-        return drafter_state
-
     def propose(self, state: DecodeState, weights: Any, worth: WorthDrafting) -> tuple[Draft, Any]:
         """Drafts for each slot that has emitted its first token."""
         assert state.hidden is not None
-        # Before its first token, a slot still has the hidden state of the previous request.
-        ready = state.live & (state.lens - state.kv_lens == 1) & (state.stats.target_steps > 0)
-        likely = expect(state.experience, COSTLY_SOURCE, self.draft_length)
-        length = worth(jnp.where(ready[:, None], jnp.cumprod(likely, axis=1), 0.0))
+        ready, length = self.plan(state, worth)
         # Rows have places in the cache only as far as the text may grow.
         room = jnp.maximum(state.max_lens - state.lens - 1, 0)
         lens = jnp.where(ready, jnp.minimum(length, room), 0)

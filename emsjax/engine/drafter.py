@@ -70,13 +70,8 @@ class Drafter(Protocol):
         """
 
 
-class Stateless:
-    """Base class of drafters that only read the text and remember nothing between steps."""
-
-    read_bytes = 0
-    hidden_size = 0
-    hidden_layers = ()
-    weights = ()
+class Memoryless:
+    """Base class of drafters that remember nothing between steps."""
 
     def init(self, num_slots: int, capacity: int) -> Any:
         """Returns no state."""
@@ -87,3 +82,12 @@ class Stateless:
         """Returns the state unchanged, as there is nothing to forget."""
         del slot
         return drafter_state
+
+
+class Stateless(Memoryless):
+    """Base class of drafters that only read the text and remember nothing between steps."""
+
+    read_bytes = 0
+    hidden_size = 0
+    hidden_layers = ()
+    weights = ()

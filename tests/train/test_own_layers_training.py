@@ -14,41 +14,23 @@ from flax import nnx
 from emsjax import LLM, SamplingParams, UserError
 from emsjax.engine.model import Inner
 from emsjax.loading.draft_checkpoint import read_draft, read_manifest
-from emsjax.train.fit import Fitting, Progress
-from emsjax.train.record import Writing
+from emsjax.train.fit import Fitting
 from emsjax.train.run import train
 from emsjax.train.settings import Training
 from emsjax.train.state_loss import run_drafts
 from emsjax.train.whole_texts import WholeTexts, read_whole
 from tests.engine.setup import tiny_model
 from tests.tiny import checkpoint
+from tests.train import runs
+from tests.train.runs import PROMPTS, log
 
-PROMPTS = [[5, 6, 7, n] for n in range(3, 63)]
 FITTING = Fitting(
     steps=80, rows=4, width=40, unroll=3, one_ahead=0.0, learning_rate=5e-3, evaluate_every=80
 )
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("corpus") / "prompts.jsonl"
-    file.write_text("".join(json.dumps({"prompt_token_ids": p}) + "\n" for p in PROMPTS))
-    return file
-
-
 def training(corpus: Path, output: Path) -> Training:
-    return Training(
-        model=str(checkpoint("llama3")),
-        inputs=(corpus,),
-        output=output,
-        writing=Writing(outputs=2, max_tokens=40, batch_size=8, ignore_eos=True),
-        kind="own-layers",
-        layers=1,
-        width=48,
-        vocabulary=80,
-        held_out=0.2,
-        fitting=FITTING,
-    )
+    return runs.training(corpus, output, kind="own-layers", width=48, fitting=FITTING)
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +38,6 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("run")
     train(training(corpus, output))
     return output
-
-
-def log(output: Path) -> list[Progress]:
-    return [
-        Progress(**json.loads(line)) for line in (output / "log.jsonl").read_text().splitlines()
-    ]
 
 
 def test_the_solution_is_of_use_and_updates_improve_it(trained: Path):

@@ -20,34 +20,18 @@ from emsjax.train import run
 from emsjax.train.batches import is_held_out
 from emsjax.train.corpus import read_prompts
 from emsjax.train.fit import Fitting, Progress
-from emsjax.train.record import Writing, _save, read_texts
+from emsjax.train.record import _save, read_texts
 from emsjax.train.run import train
 from emsjax.train.settings import Training
 from tests.tiny import chat_checkpoint, checkpoint
+from tests.train import runs
+from tests.train.runs import PROMPTS, log
 
-PROMPTS = [[5, 6, 7, n] for n in range(3, 63)]
 FITTING = Fitting(steps=60, rows=4, width=40, unroll=2, learning_rate=5e-3, evaluate_every=20)
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("corpus") / "prompts.jsonl"
-    file.write_text("".join(json.dumps({"prompt_token_ids": p}) + "\n" for p in PROMPTS))
-    return file
-
-
 def training(corpus: Path, output: Path) -> Training:
-    return Training(
-        model=str(checkpoint("llama3")),
-        inputs=(corpus,),
-        output=output,
-        writing=Writing(outputs=2, max_tokens=40, batch_size=8, ignore_eos=True),
-        layers=1,
-        width=64,
-        vocabulary=80,
-        held_out=0.2,
-        fitting=FITTING,
-    )
+    return runs.training(corpus, output, width=64, fitting=FITTING)
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +39,6 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("run")
     train(training(corpus, output))
     return output
-
-
-def log(output: Path) -> list[Progress]:
-    return [
-        Progress(**json.loads(line)) for line in (output / "log.jsonl").read_text().splitlines()
-    ]
 
 
 def test_training_improves_the_draft_and_logs_progress(trained: Path):
