@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emsjax.drafters.two_chains import merge_chains
+from emsjax.drafters.merge import merge
 from emsjax.engine.acceptance import expect, predict, survival_of
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import COSTLY_SOURCE, Drafter, WorthDrafting
@@ -85,9 +85,9 @@ class Combined:
         # Now the model has reported its confidence, so the two are compared again. A slot for which
         # the model drafted nothing promises nothing.
         likely = predict(guessed, state.experience)
-        if self.tree:
-            pair = _with_source(found), _with_source(guessed)
-            draft = merge_chains(*pair, (likely_found, likely), self.draft_length)
+        if self.tree or guessed.parents is not None:
+            pair = _with_source(guessed), _with_source(found)
+            draft = merge(*pair, (likely, likely_found), self.draft_length)
         else:
             guessed_promises = survival_of(likely, guessed.lens).sum(axis=1)
             draft = self._merge(found_promises >= guessed_promises, found, guessed)

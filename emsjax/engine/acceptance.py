@@ -18,7 +18,7 @@ from emsjax.engine.draft import Draft
 from emsjax.engine.tree import path_products
 
 # The number of ways of guessing that have separate experience, see `Draft.source`.
-SOURCES = 2
+SOURCES = 3
 # The acceptance probability assumed when the drafter reports none, and before the first draft.
 UNKNOWN = 0.6
 # RATE: how far a prediction is corrected by its error. MEMORY: the share of an offset that remains
@@ -83,8 +83,10 @@ def survival_of(likely: jax.Array, lens: jax.Array, parents: jax.Array | None = 
       parents: see `Draft`.
     """
     position = jnp.arange(likely.shape[1], dtype=jnp.int32)[None]
-    chain = parents is None
-    survival = jnp.cumprod(likely, axis=1) if chain else path_products(likely, parents)
+    if parents is None:
+        survival = jnp.cumprod(likely, axis=1)
+    else:
+        survival = path_products(likely, parents)
     return jnp.where(position < lens[:, None], survival, 0.0)
 
 

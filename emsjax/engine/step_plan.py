@@ -57,10 +57,10 @@ def make_plan(
 ) -> Plan:
     """Gives every live slot one row, then rows to draft tokens, then to prompts, up to capacity.
 
-    A slot that still reads its prompt drafts nothing. A draft never has a row past its slot's limit:
-    `lens + draft_lens < max_lens`. With `economics`, draft tokens that are not worth their rows are
-    left out. The exception is a step that also reads a prompt. Its cost is mostly the prompt's
-    rows, so it takes every draft token that fits and is likely enough.
+    A slot that still reads its prompt drafts nothing. A draft never has a row past its slot's
+    limit: `lens + draft_lens < max_lens`. With `economics`, draft tokens that are not worth their
+    rows are left out. The exception is a step that also reads a prompt. Its cost is mostly the
+    prompt's rows, so it takes every draft token that fits and is likely enough.
 
     Args:
       state: the state of all slots.

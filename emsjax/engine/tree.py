@@ -86,17 +86,45 @@ def sort_by(survival: jax.Array, draft: Draft, likely: jax.Array) -> tuple[Draft
     """
     if draft.parents is None:
         return draft, likely
-    # The sort is stable, so that a guess stays before those that follow it with equal survival.
-    order = jnp.argsort(-survival, axis=1, stable=True)
-    rank = jnp.argsort(order, axis=1)
-    tokens, likely, parents = (_take(x, order) for x in (draft.tokens, likely, draft.parents))
+    order = _falling(survival)
+    return _in_order(draft, order), _take(likely, order)
+
+
+def best_of(draft: Draft, survival: jax.Array, length: int) -> Draft:
+    """Returns the likeliest guesses of each slot, best first.
+
+    Args:
+      draft: n guesses for each slot, with `parents`.
+      survival: float32[B, n], as for `sort_by`; 0 for entries that are no guess.
+      length: k, how many guesses the result has room for.
+    """
+    best = _in_order(draft, _falling(survival)[:, :length])
+    lens = (survival > 0).sum(axis=1, dtype=jnp.int32)
+    return best._replace(lens=jnp.minimum(lens, length))
+
+
+def _falling(survival: jax.Array) -> jax.Array:
+    """Returns the order of falling survival, int32[B, n].
+
+    It is stable, so that a guess stays before those that follow it with equal survival.
+    """
+    return jnp.argsort(-survival, axis=1, stable=True).astype(jnp.int32)
+
+
+def _in_order(draft: Draft, order: jax.Array) -> Draft:
+    """Returns the guesses order int32[B, k] of n; a guess's parent must come before it."""
+    assert draft.parents is not None
+    places = jnp.arange(order.shape[1], dtype=jnp.int32)[None]
+    slots = jnp.arange(order.shape[0], dtype=jnp.int32)[:, None]
+    rank = jnp.zeros(draft.parents.shape, jnp.int32).at[slots, order].set(places)
+    parents = _take(draft.parents, order)
     moved = jnp.where(parents == ROOT, ROOT, _take(rank, jnp.maximum(parents, 0)))
     return draft._replace(
-        tokens=tokens,
+        tokens=_take(draft.tokens, order),
         confidence=None if draft.confidence is None else _take(draft.confidence, order),
         source=None if draft.source is None else _take(draft.source, order),
-        parents=moved.astype(jnp.int32),
-    ), likely
+        parents=moved,
+    )
 
 
 def _parent_rows(parents: jax.Array) -> jax.Array:

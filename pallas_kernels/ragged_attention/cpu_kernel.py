@@ -60,7 +60,7 @@ def _lag(ancestors: Any, place: Any) -> Any:
     """Returns how many rows of its slot before a row of a tree are not its ancestors."""
     if ancestors == np.uint32(0xFFFFFFFF):
         return 0  # a chain, whose rows may be more than there are bits
-    count = 0
+    count = np.int64(0)
     for bit in range(32):
         count += np.int64((ancestors >> np.uint32(bit)) & np.uint32(1))
     return place + 1 - count
