@@ -45,7 +45,7 @@ class Step(NamedTuple):
       live_after: bool[B], whether it still is. If a text ended in this step, nothing is known of
         the acceptance of draft tokens after its end.
       emitted: int[B], tokens emitted.
-      accepted: int[B], draft tokens accepted.
+      verdict: which draft tokens the target accepted.
       seconds: time of each of `PARTS`; "verify" includes the commit.
     """
 
@@ -58,7 +58,7 @@ class Step(NamedTuple):
     live: np.ndarray
     live_after: np.ndarray
     emitted: np.ndarray
-    accepted: np.ndarray
+    verdict: Verdict
     seconds: dict[str, float]
 
     @property
@@ -87,8 +87,7 @@ class SteppedEngine(Engine):
         parts, seconds = self._parts, dict.fromkeys(PARTS, 0.0)
         economics = economics_of(self.costs, state, waits)
         load = load_of(state, waits) if economics is None else economics.load
-        before = jax.device_get((state.lens, state.prompt_lens, state.live, state.stats.accepted))
-        kv_lens = jax.device_get(state.kv_lens)
+        before = jax.device_get((state.lens, state.prompt_lens, state.live, state.kv_lens))
         # Only the target's pass uses the cache; the other parts get an empty one in its place.
         cache, state = state.cache, state.replace(cache=jnp.zeros((), state.cache.dtype))
         jax.block_until_ready((cache, state))
@@ -105,9 +104,9 @@ class SteppedEngine(Engine):
         result: Forward = timed("target", parts.target, cache, state, *rows)
         cache, result = result.cache, result._replace(cache=state.cache)
         state, verdict = timed("verify", parts.verify, state, planned, result)
+        lens, prompt_lens, live, kv_lens = before
         cache = parts.keep_path(cache, kv_lens, verdict)
-        lens, prompt_lens, live, accepted = before
-        planned, load = jax.device_get((planned, load))
+        planned, load, verdict = jax.device_get((planned, load, verdict))
         self._on_step(
             Step(
                 planned.draft,
@@ -119,7 +118,7 @@ class SteppedEngine(Engine):
                 live,
                 live_after=np.asarray(state.live),
                 emitted=np.asarray(state.lens) - lens,
-                accepted=(np.asarray(state.stats.accepted) - accepted).sum(axis=1),
+                verdict=verdict,
                 seconds=seconds,
             )
         )
@@ -134,7 +133,7 @@ class _Parts:
         self.plan = _compiled(engine, plan_rows)
         self.target = _compiled(engine, _target, donated=1)
         self.verify = jax.jit(_verify, donate_argnums=0)
-        self.keep_path = jax.jit(keep_path, donate_argnums=0)
+        self.keep_path = _compiled(engine, keep_path, donated=1)
 
 
 def _compiled(

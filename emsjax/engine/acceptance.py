@@ -83,10 +83,7 @@ def survival_of(likely: jax.Array, lens: jax.Array, parents: jax.Array | None = 
       parents: see `Draft`.
     """
     position = jnp.arange(likely.shape[1], dtype=jnp.int32)[None]
-    if parents is None:
-        survival = jnp.cumprod(likely, axis=1)
-    else:
-        survival = path_products(likely, parents)
+    survival = jnp.cumprod(likely, axis=1) if parents is None else path_products(likely, parents)
     return jnp.where(position < lens[:, None], survival, 0.0)
 
 

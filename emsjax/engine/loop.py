@@ -51,7 +51,6 @@ from emsjax.engine.step_plan import Plan, make_plan
 from emsjax.engine.tree import sort_by, tree_of
 from emsjax.engine.verify import Verdict, along, commit, verify
 from emsjax.engine.worth import Economics, worth_drafting
-from emsjax.pallas_kernels.cache_update.move import move_kv
 from emsjax.sampling.choose import Chosen, choose
 from emsjax.sampling.rows import Rows
 
@@ -163,7 +162,7 @@ def step(
         result = run_target(setup, state, draft, plan)
     with jax.named_scope("verify"):
         verdict = verify(draft, plan.draft_lens, result.chosen.tokens)
-        result = result._replace(cache=keep_path(result.cache, state.kv_lens, verdict))
+        result = result._replace(cache=keep_path(setup, result.cache, state.kv_lens, verdict))
         state = take_note(state, planned, result, verdict)
     with jax.named_scope("commit"):
         return commit(state, draft, plan, verdict, result.chosen)
@@ -299,12 +298,13 @@ def _pass(
     return hidden, cache, hidden
 
 
-def keep_path(cache: Any, kv_lens: jax.Array, verdict: Verdict) -> Any:
+def keep_path(setup: Setup, cache: Any, kv_lens: jax.Array, verdict: Verdict) -> Any:
     """Returns the cache with the K/V of the accepted tokens one after another.
 
     In a tree, other guesses may lie between them.
 
     Args:
+      setup: the parts of the loop.
       cache: K/V of all slots, with the step's rows.
       kv_lens: int32[B], the place of each slot's first row.
       verdict: see `verify`.
@@ -314,7 +314,7 @@ def keep_path(cache: Any, kv_lens: jax.Array, verdict: Verdict) -> Any:
     rows = jnp.arange(verdict.path.shape[1], dtype=jnp.int32)[None]
     first = kv_lens[:, None]
     moved = (rows <= verdict.accepted[:, None]) & (rows != verdict.path)
-    return move_kv(cache, first + verdict.path, first + rows, moved)
+    return setup.model.move_kv(cache, first + verdict.path, first + rows, moved)
 
 
 def take_note(

@@ -10,14 +10,8 @@ from emsjax.pallas_kernels.kv_rows import LANES
 def move_kv(cache: Cache, sources: jax.Array, targets: jax.Array, moved: jax.Array) -> Cache:
     """Moves the K/V of some tokens, in all layers and within each slot.
 
-    The moves go layer by layer, in place if the caller donates the cache. All sources of a layer
-    are read before its first target is written. Without moves, no layer is touched.
-
-    Args:
-      cache: [L, B, S, R, 128] or an `Int8Cache`.
-      sources: int32[B, n], the place of each token in its slot's cache.
-      targets: int32[B, n], where it belongs; a slot's targets differ from each other.
-      moved: bool[B, n], which tokens to move; entries of the others mean nothing.
+    The moves go layer by layer. All sources of a layer are read before its first target is written.
+    Without moves, no layer is touched. See `api.move_kv` for the arguments.
     """
     num_slots, capacity = cache.shape[1:3]
     slots = jnp.arange(num_slots, dtype=jnp.int32)[:, None]

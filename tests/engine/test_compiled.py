@@ -105,6 +105,7 @@ def _caches(engine: Engine) -> int:
     [
         "prompt-lookup",
         "combined-own-layers",
+        "tree",
         *(pytest.param(d, marks=SLOW) for d in ("none", "combined", "itself")),
     ],
 )
@@ -200,6 +201,7 @@ def test_every_switch_is_compiled():
         ("v6e", "itself"),
         ("v5e", "combined"),
         ("v6e", "own-layers"),
+        ("v5e", "tree"),
     ],
 )
 def test_every_tpu(generation: str, drafter: str):

@@ -49,7 +49,7 @@ DRAFTERS: dict[str, Drafter] = {
     "sampler": Sampler(),
 }
 # Drafters with weights, which are made for the model when needed.
-COMPUTING = ("draft-model", "recurrent", "combined")
+COMPUTING = ("draft-model", "recurrent", "tree")
 
 
 def drafter_of(name: str) -> Drafter:
