@@ -83,16 +83,12 @@ def _outcomes(drafter: str, size: int, options: argparse.Namespace) -> list[Outc
 
 def _of_step(step: Step) -> list[Outcome]:
     """The outcomes of a step's drafts, without those in which a text ended."""
-    draft, found = step.draft, []
-    for slot in np.flatnonzero(step.live & step.live_after):
-        # Accepted tokens and the first rejected one; tokens after that had no chance.
-        tried = min(step.accepted[slot] + 1, step.plan.draft_lens[slot])
-        for place in range(tried):
-            said = 0.0 if draft.confidence is None else float(draft.confidence[slot, place])
-            source = 0 if draft.source is None else int(draft.source[slot])
-            right = bool(place < step.accepted[slot])
-            found.append(Outcome(float(step.likely[slot, place]), said, right, source))
-    return found
+    draft, verdict = step.draft, step.verdict
+    there = (step.live & step.live_after)[:, None] & verdict.tried
+    said = np.zeros_like(step.likely) if draft.confidence is None else draft.confidence
+    source = np.zeros_like(draft.tokens) if draft.source is None else draft.source
+    columns = (x[there].tolist() for x in (step.likely, said, verdict.right, source))
+    return [Outcome(*outcome) for outcome in zip(*columns, strict=True)]
 
 
 def _scores(outcomes: Sequence[Outcome]) -> dict[str, Any]:

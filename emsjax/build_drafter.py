@@ -1,5 +1,6 @@
 """Builds a drafter from options; contradictory options are refused, never ignored."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ _TAKES = {
     "combined": ("draft_length", "max_ngram", "min_ngram", "draft_model", "draft_quantize"),
 }
 
+# A pass of a draft model takes little longer for this many rows than for one, so drafts may branch.
+_FREE_ROWS, _FREE_ROWS_OF_OTHERS = {"cpu": 8}, 64
 
 _KINDS = {
     NoDrafter: "none",
@@ -135,4 +138,7 @@ def build_drafter(drafting: Drafting, target: LoadedModel, dtype: str) -> Drafte
     narrowest = narrowest_rows(target_platform())
     quantize = drafting.given.get("draft_quantize")
     model = load_drafter(draft, target, length, dtype=dtype, quantize=quantize, narrowest=narrowest)
-    return model if name == "draft-model" else Combined(drafting.lookup, model)
+    if isinstance(model, Recurrent):
+        rows = _FREE_ROWS.get(target_platform(), _FREE_ROWS_OF_OTHERS)
+        model = dataclasses.replace(model, beam_rows=rows)
+    return model if name == "draft-model" else Combined(drafting.lookup, model, tree=True)

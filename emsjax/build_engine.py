@@ -5,11 +5,13 @@ from typing import Any
 
 import jax
 
+from emsjax.drafters.chains import as_chains
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.engine import Engine
 from emsjax.engine.ladder import CAPACITY_MULTIPLE, Rung, ladder_for
 from emsjax.engine.model import Model
-from emsjax.engine.policy import POLICIES
+from emsjax.engine.policy import EMS, POLICIES, Policy
+from emsjax.engine.tree import MOST_GUESSES
 from emsjax.errors import UserError
 from emsjax.host.device import check_device, free_bytes
 from emsjax.pallas_kernels.backends import target_platform
@@ -70,6 +72,8 @@ def build_engine(
             f"method {method!r} aligns the cache and leaves holes, which the sliding window of "
             f"{name} would count as tokens; compare with 'unpad-kv'"
         )
+    if exact or not _takes_trees(target, policy, drafter.draft_length):
+        drafter = as_chains(drafter)
     ladder = choose_ladder(max_batch_size, drafter.draft_length, exact)
     return Engine(
         target,
@@ -81,6 +85,12 @@ def build_engine(
         new_cache=new_cache,
         **options,
     )
+
+
+def _takes_trees(target: Model, policy: Policy, draft_length: int) -> bool:
+    """Returns whether steps may verify trees of k guesses; the padded methods are for chains."""
+    seen_whole = not any(0 < window <= draft_length for window in target.windows)
+    return policy == EMS and draft_length <= MOST_GUESSES and seen_whole
 
 
 def check_cache_fits(model: Model, drafter: Drafter, num_slots: int, capacity: int) -> None:

@@ -28,7 +28,7 @@ from emsjax.models.layers import (
     soft_capped,
 )
 from emsjax.pallas_kernels.backends import target_platform
-from emsjax.pallas_kernels.cache_update.api import cache_places, update_kv_cache
+from emsjax.pallas_kernels.cache_update.api import cache_places, move_kv, update_kv_cache
 from emsjax.pallas_kernels.int8_cache import Cache, int8_cache_spec
 from emsjax.pallas_kernels.kv_layout import rows_per_token, storage_dtype
 from emsjax.pallas_kernels.kv_rows import LANES
@@ -437,6 +437,12 @@ class DecoderLM(nnx.Module):
             ),
             attend=attend,
         )
+
+    def move_kv(
+        self, cache: Cache, sources: jax.Array, targets: jax.Array, moved: jax.Array
+    ) -> Cache:
+        """Moves the K/V of tokens within their slots, in all layers; see `Model.move_kv`."""
+        return move_kv(cache, sources, targets, moved)
 
     def logits(self, hidden: jax.Array, some: SomeTokens | None = None) -> jax.Array:
         """Turns hidden states [W, E] into float32 logits [W, V], or [W, Vd] for some tokens."""

@@ -66,10 +66,6 @@ def check_lengths(
     if ancestors is not None:
         _check_shape("ancestors", ancestors, (num_rows,), "[T]")
         _check_type("ancestors", ancestors, (jnp.uint32,))
-        if max_q_len > 32:
-            raise ValueError(
-                f"max_q_len is {max_q_len}: with ancestors a slot has at most 32 rows, one a bit"
-            )
 
 
 def check_attention(

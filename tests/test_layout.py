@@ -133,6 +133,7 @@ def test_the_checks_find_the_sources():
         "jax.numpy",
         "emsjax.pallas_kernels.backends",
         "emsjax.pallas_kernels.cache_update.cpu",
+        "emsjax.pallas_kernels.cache_update.move",
         "emsjax.pallas_kernels.cache_update.reference",
         "emsjax.pallas_kernels.cache_update.tpu",
         "emsjax.pallas_kernels.cache_update.tpu_scales",

@@ -8,6 +8,7 @@ import jax
 from emsjax.bench.contenders import Contender
 from emsjax.bench.stepped import PARTS, Step, SteppedEngine
 from emsjax.bench.target import Target
+from emsjax.drafters.chains import as_chains
 from emsjax.engine.job import Job
 
 
@@ -23,13 +24,20 @@ class StepParts(NamedTuple):
     unused_rows: float
 
 
-def watched(contender: Contender, target: Target, on_step: Callable[[Step], None]) -> Contender:
+def watched(
+    contender: Contender,
+    target: Target,
+    on_step: Callable[[Step], None],
+    *,
+    chains: bool = False,
+) -> Contender:
     """The same contender, stepped part by part.
 
     Args:
       contender: whose drafter, ladder, costs and policy are used.
       target: the model.
       on_step: called after every step.
+      chains: whether to draft chains, even if the contender drafts trees.
 
     Returns:
       A contender whose memory and compile time are not known.
@@ -37,7 +45,7 @@ def watched(contender: Contender, target: Target, on_step: Callable[[Step], None
     engine = contender.engine
     stepped = SteppedEngine(
         target.model,
-        engine.drafter,
+        as_chains(engine.drafter) if chains else engine.drafter,
         engine.ladder,
         on_step=on_step,
         num_slots=engine.num_slots,

@@ -30,14 +30,14 @@ class Recorder:
         self.samples: list[Acceptance] = []
 
     def see(self, step: Step) -> None:
-        """Records a step; pass this method to `SteppedEngine` as `on_step`."""
+        """Records a step of chains; pass this method to `SteppedEngine` as `on_step`."""
         for slot in np.flatnonzero(step.live & (step.emitted > 0)).tolist():
             drafted = int(step.plan.draft_lens[slot])
             given = step.draft.confidence
             confidence = (
                 float(given[slot, :drafted].mean()) if given is not None and drafted else 0.0
             )
-            accepted = min(int(step.accepted[slot]), drafted)
+            accepted = int(step.verdict.accepted[slot])
             self._drafts[slot].append(_Verified(drafted, accepted, confidence))
             if not step.live_after[slot]:
                 # The text ended within the last draft, so its accepted length is unknown.

@@ -107,7 +107,7 @@ def record_acceptance(settings: Settings) -> None:
     prompts = list(itertools.chain(*chosen))
     longest = max(map(len, prompts)) + settings.max_tokens
     plain = start(Spec(FIXED, drafter), target, size, min(longest, target.max_model_len))
-    stepped = watched(plain, target, recorder.see)
+    stepped = watched(plain, target, recorder.see, chains=True)
     done = 0
     for jobs in target.batches(prompts, size, settings.max_tokens):
         stepped.decode(plain.prefill(jobs)[0], jobs)

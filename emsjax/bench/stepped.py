@@ -19,13 +19,14 @@ from emsjax.engine.loop import (
     Setup,
     draft_tokens,
     economics_of,
+    keep_path,
     plan_rows,
     run_target,
     take_note,
 )
 from emsjax.engine.state import DecodeState
 from emsjax.engine.step_plan import Plan
-from emsjax.engine.verify import commit, count_accepted
+from emsjax.engine.verify import Verdict, commit, verify
 
 PARTS = ("draft", "plan", "target", "verify")
 
@@ -44,7 +45,7 @@ class Step(NamedTuple):
       live_after: bool[B], whether it still is. If a text ended in this step, nothing is known of
         the acceptance of draft tokens after its end.
       emitted: int[B], tokens emitted.
-      accepted: int[B], draft tokens accepted.
+      verdict: which draft tokens the target accepted.
       seconds: time of each of `PARTS`; "verify" includes the commit.
     """
 
@@ -57,7 +58,7 @@ class Step(NamedTuple):
     live: np.ndarray
     live_after: np.ndarray
     emitted: np.ndarray
-    accepted: np.ndarray
+    verdict: Verdict
     seconds: dict[str, float]
 
     @property
@@ -86,7 +87,7 @@ class SteppedEngine(Engine):
         parts, seconds = self._parts, dict.fromkeys(PARTS, 0.0)
         economics = economics_of(self.costs, state, waits)
         load = load_of(state, waits) if economics is None else economics.load
-        before = jax.device_get((state.lens, state.prompt_lens, state.live, state.stats.accepted))
+        before = jax.device_get((state.lens, state.prompt_lens, state.live, state.kv_lens))
         # Only the target's pass uses the cache; the other parts get an empty one in its place.
         cache, state = state.cache, state.replace(cache=jnp.zeros((), state.cache.dtype))
         jax.block_until_ready((cache, state))
@@ -99,14 +100,16 @@ class SteppedEngine(Engine):
 
         state, draft = timed("draft", parts.draft, self.drafter.weights, state, economics)
         planned: Planned = timed("plan", parts.plan, state, draft, economics)
-        result: Forward = timed("target", parts.target, cache, state, draft, planned.plan)
+        rows = planned.draft, planned.plan
+        result: Forward = timed("target", parts.target, cache, state, *rows)
         cache, result = result.cache, result._replace(cache=state.cache)
-        state = timed("verify", parts.verify, state, draft, planned, result)
-        lens, prompt_lens, live, accepted = before
-        draft, planned, load = jax.device_get((draft, planned, load))
+        state, verdict = timed("verify", parts.verify, state, planned, result)
+        lens, prompt_lens, live, kv_lens = before
+        cache = parts.keep_path(cache, kv_lens, verdict)
+        planned, load, verdict = jax.device_get((planned, load, verdict))
         self._on_step(
             Step(
-                draft,
+                planned.draft,
                 np.asarray(planned.likely),
                 planned.plan,
                 load,
@@ -115,7 +118,7 @@ class SteppedEngine(Engine):
                 live,
                 live_after=np.asarray(state.live),
                 emitted=np.asarray(state.lens) - lens,
-                accepted=(np.asarray(state.stats.accepted) - accepted).sum(axis=1),
+                verdict=verdict,
                 seconds=seconds,
             )
         )
@@ -130,6 +133,7 @@ class _Parts:
         self.plan = _compiled(engine, plan_rows)
         self.target = _compiled(engine, _target, donated=1)
         self.verify = jax.jit(_verify, donate_argnums=0)
+        self.keep_path = _compiled(engine, keep_path, donated=1)
 
 
 def _compiled(
@@ -156,7 +160,7 @@ def _target(
     return run_target(setup, state.replace(cache=cache), draft, plan)
 
 
-def _verify(state: DecodeState, draft: Draft, planned: Planned, result: Forward) -> DecodeState:
-    accepted = count_accepted(draft, planned.plan.draft_lens, result.chosen.tokens)
-    state = take_note(state, draft, planned, result, accepted)
-    return commit(state, draft, planned.plan, accepted, result.chosen)
+def _verify(state: DecodeState, planned: Planned, result: Forward) -> tuple[DecodeState, Verdict]:
+    verdict = verify(planned.draft, planned.plan.draft_lens, result.chosen.tokens)
+    state = take_note(state, planned, result, verdict)
+    return commit(state, planned.draft, planned.plan, verdict, result.chosen), verdict

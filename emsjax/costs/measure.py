@@ -199,7 +199,7 @@ def _table(engine: Engine, seconds: dict[_Case, float], drafted: int) -> StepCos
     Args:
       engine: that was timed.
       seconds: of a step in each case of `_cases`.
-      drafted: tokens of each draft in the cases that draft.
+      drafted: passes of the draft model in the cases that draft.
     """
     useful, (short, long) = _useful(engine), _lengths(engine)
     read_short, read_long = (engine.num_slots * round_up(n, KV_BLOCK) for n in (short, long))
@@ -278,7 +278,7 @@ def _caught_up(engine: Engine, state: DecodeState) -> tuple[DecodeState, int]:
     """Steps until the draft model, which must read the texts first, drafts for every slot.
 
     Returns:
-      The state, and how many tokens each draft has; 0 for drafters without a model.
+      The state, and how many passes make a draft; 0 for drafters without a model.
     """
     if not engine.drafter.read_bytes:
         return state, 0
@@ -289,7 +289,8 @@ def _caught_up(engine: Engine, state: DecodeState) -> tuple[DecodeState, int]:
         state = engine.advance(busy, 1, others_wait=False)
         if (state.stats.drafted[:, 0] > 0).all():
             break
-    return state, int((state.stats.drafted[0] > 0).sum())
+    # A tree is less deep than it is long, but a draft of k guesses always takes k passes.
+    return state, engine.drafter.draft_length if state.stats.drafted[0].any() else 0
 
 
 def _time_steps(

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from emsjax.drafters.merge import merge
 from emsjax.engine.acceptance import expect, predict, survival_of
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import COSTLY_SOURCE, Drafter, Sharing, WorthDrafting
@@ -23,10 +24,12 @@ class Combined:
     Attributes:
       lookup: finds drafts at next to no cost.
       model: drafts for the samples without a confident match, and does not run if there are none.
+      tree: whether both drafts of a sample compete for rows, as the branches of a tree.
     """
 
     lookup: Drafter
     model: Drafter
+    tree: bool = False
 
     @property
     def draft_length(self) -> int:
@@ -76,7 +79,8 @@ class Combined:
         """Looks up drafts for all slots, then lets the model draft where that promises more."""
         looked, modelled = state.drafter
         found, looked = self.lookup.propose(state.replace(drafter=looked), (), worth)
-        survival = survival_of(predict(found, state.experience), found.lens)
+        likely_found = predict(found, state.experience)
+        survival = survival_of(likely_found, found.lens)
         found_promises = survival.sum(axis=1)
         expected = expect(state.experience, COSTLY_SOURCE, self.model.draft_length)
         confident = found_promises > jnp.cumprod(expected, axis=1).sum(axis=1) - DRAFTING
@@ -91,8 +95,12 @@ class Combined:
         # Now the model has reported its confidence, so the two are compared again. A slot for which
         # the model drafted nothing promises nothing.
         likely = predict(guessed, state.experience)
-        guessed_promises = survival_of(likely, guessed.lens).sum(axis=1)
-        draft = self._merge(found_promises >= guessed_promises, found, guessed)
+        if self.tree or guessed.parents is not None:
+            pair = _with_source(guessed), _with_source(found)
+            draft = merge(*pair, (likely, likely_found), self.draft_length)
+        else:
+            guessed_promises = survival_of(likely, guessed.lens).sum(axis=1)
+            draft = self._merge(found_promises >= guessed_promises, found, guessed)
         costly, cache = guessed._replace(cache=None), guessed.cache
         return draft._replace(costly=costly, cache=cache), (looked, modelled)
 
@@ -106,6 +114,15 @@ class Combined:
 def _widen(draft: Draft, length: int) -> Draft:
     """Returns the draft with room for `length` tokens, and with a source."""
     more = ((0, 0), (0, length - draft.tokens.shape[1]))
+    draft = _with_source(draft)
     assert draft.confidence is not None
-    source = jnp.zeros_like(draft.lens) if draft.source is None else draft.source
-    return Draft(jnp.pad(draft.tokens, more), draft.lens, jnp.pad(draft.confidence, more), source)
+    assert draft.source is not None
+    padded = (jnp.pad(x, more) for x in (draft.tokens, draft.confidence, draft.source))
+    tokens, confidence, source = padded
+    return Draft(tokens, draft.lens, confidence, source)
+
+
+def _with_source(draft: Draft) -> Draft:
+    if draft.source is not None:
+        return draft
+    return draft._replace(source=jnp.zeros_like(draft.tokens))

@@ -137,7 +137,8 @@ class DraftModel:
         drafted = self._draft(model, state, mine, lens)
         fed = jnp.where(lens > 0, state.lens + lens - 1, mine.kv_lens)
         begun = jnp.where(lens > 0, state.lens, state.tokens.shape[1])
-        draft = Draft(drafted.guesses, lens, drafted.confidence, jnp.full_like(lens, COSTLY_SOURCE))
+        source = jnp.full_like(drafted.guesses, COSTLY_SOURCE)
+        draft = Draft(drafted.guesses, lens, drafted.confidence, source)
         return draft, DraftModelState(drafted.cache, fed, drafted.guesses, begun)
 
     def _catch_up(

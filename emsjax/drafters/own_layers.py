@@ -117,7 +117,7 @@ class OwnLayers(FromStates):
             lambda now: self._guess(state_map, target, weights.shared, state, lens, now),
             start,
         )
-        source = jnp.full_like(lens, COSTLY_SOURCE)
+        source = jnp.full_like(drafted.guesses, COSTLY_SOURCE)
         draft = Draft(drafted.guesses, lens, drafted.confidence, source, cache=drafted.cache)
         return draft, ()
 
@@ -143,7 +143,7 @@ class OwnLayers(FromStates):
         done = target.run(batch, now.cache, max_q_len=1, start=packed)
         newest = done.hidden[jnp.maximum(batch.cu_q_lens[1:] - 1, 0)]
         logits = target.logits(newest, shared)
-        guess, given = choose_frequent(logits, shared.token_ids, rows, state, self.vocab_size)
+        (guess,), (given,) = choose_frequent(logits, shared.token_ids, rows, state, self.vocab_size)
         return _Drafting(
             done=now.done + 1,
             states=states,

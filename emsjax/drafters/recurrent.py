@@ -2,17 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from emsjax.drafters.beam import Beam, Choice, draft_of, grow, prefixes, start
 from emsjax.drafters.frequent import choose_frequent
 from emsjax.drafters.from_states import FromStates
 from emsjax.engine.draft import Draft
-from emsjax.engine.drafter import COSTLY_SOURCE, WorthDrafting
+from emsjax.engine.drafter import COSTLY_SOURCE, SIBLING_SOURCE, WorthDrafting
 from emsjax.engine.state import DecodeState
-from emsjax.sampling.rows import rows_after
+
+# The most paths of a slot, and the most guesses that continue a path.
+WIDEST, CHOICES = 4, 3
 
 
 class Cell(Protocol):
@@ -28,22 +31,6 @@ class Cell(Protocol):
         """Returns the log-odds float32[B] that the guess is right."""
 
 
-class _Drafting(NamedTuple):
-    """The carry of the loop over draft tokens.
-
-    Attributes:
-      done: int32[], tokens drafted so far.
-      hidden: [B, D], the cell's last hidden state.
-      guesses: int32[B, k].
-      confidence: float32[B, k].
-    """
-
-    done: jax.Array
-    hidden: jax.Array
-    guesses: jax.Array
-    confidence: jax.Array
-
-
 @dataclass(frozen=True)
 class Recurrent(FromStates):
     """Drafts for all slots at once, with one small cell per token; remembers nothing between steps.
@@ -54,7 +41,9 @@ class Recurrent(FromStates):
       merge: builds the cell from its parameters.
       vocab_size: V of the target.
       hidden_size: D of the target.
-      draft_length: k.
+      draft_length: k, the most guesses of a slot.
+      beam_rows: the most rows of a pass for which a slot's draft branches. With more slots, drafts
+        are chains.
     """
 
     name: str
@@ -63,6 +52,7 @@ class Recurrent(FromStates):
     vocab_size: int
     hidden_size: int
     draft_length: int = 7
+    beam_rows: int = 1
     hidden_layers: tuple[int, ...] = field(default=(), init=False)
 
     @property
@@ -77,34 +67,35 @@ class Recurrent(FromStates):
         """Drafts for each slot that has emitted its first token."""
         assert state.hidden is not None
         ready, length = self.plan(state, worth)
-        shape = (ready.shape[0], self.draft_length)
-        start = _Drafting(
-            jnp.zeros((), jnp.int32),
-            state.hidden,
-            jnp.zeros(shape, jnp.int32),
-            jnp.zeros(shape, jnp.float32),
-        )
         params, shared = weights
         cell = self.merge(params)
+        width = min(max(self.beam_rows // ready.shape[0], 1), WIDEST)
         drafted = jax.lax.while_loop(
-            lambda now: (now.done < length) & ready.any(),
-            lambda now: self._guess(cell, shared, state, now),
-            start,
+            lambda beam: (beam.done < length) & ready.any(),
+            lambda beam: self._guess(cell, shared, state, beam),
+            start(state.hidden, self.draft_length, width, min(width, CHOICES)),
         )
-        lens = jnp.where(ready, length, 0)
-        source = jnp.full_like(lens, COSTLY_SOURCE)
-        return Draft(drafted.guesses, lens, drafted.confidence, source), ()
+        return draft_of(drafted, ready, self.draft_length), ()
 
-    def _guess(self, cell: Cell, shared: Any, state: DecodeState, now: _Drafting) -> _Drafting:
-        """Adds one guess per slot."""
-        rows = rows_after(state.tokens, state.lens, now.guesses, now.done)
-        hidden = cell(now.hidden, shared.embed(rows.tokens))
+    def _guess(self, cell: Cell, shared: Any, state: DecodeState, beam: Beam) -> Beam:
+        """Adds a guess to each path."""
+        wide = beam.shares.shape
+        rows = prefixes(beam, state)
+        hidden = cell(beam.hidden.reshape(-1, self.hidden_size), shared.embed(rows.tokens))
         logits = cell.logits(hidden, shared)
-        guess, given = choose_frequent(logits, shared.token_ids, rows, state, self.vocab_size)
-        sure = jax.nn.sigmoid(cell.confidence(hidden, given))
-        return _Drafting(
-            done=now.done + 1,
-            hidden=hidden,
-            guesses=now.guesses.at[:, now.done].set(guess),
-            confidence=now.confidence.at[:, now.done].set(sure),
+        of_rows = rows, state, self.vocab_size
+        tokens, given = choose_frequent(
+            logits, shared.token_ids, *of_rows, choices=min(wide[1], CHOICES)
         )
+        sure = jax.nn.sigmoid(cell.confidence(hidden, given[0]))
+        # The draft's own shares of the further choices, for the case that the first one is wrong.
+        rest = (1 - sure) / jnp.maximum(1 - given[0], 1e-6)
+        choices = [
+            Choice(
+                token.reshape(wide),
+                (rest * share if place else sure).reshape(wide),
+                jnp.full(wide, SIBLING_SOURCE if place else COSTLY_SOURCE, jnp.int32),
+            )
+            for place, (token, share) in enumerate(zip(tokens, given, strict=True))
+        ]
+        return grow(beam, hidden.reshape(*wide, self.hidden_size), choices)

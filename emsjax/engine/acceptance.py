@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.engine.draft import Draft
+from emsjax.engine.tree import path_products
 
 # The number of ways of guessing that have separate experience, see `Draft.source`.
-SOURCES = 2
+SOURCES = 3
 # The acceptance probability assumed when the drafter reports none, and before the first draft.
 UNKNOWN = 0.6
 # RATE: how far a prediction is corrected by its error. MEMORY: the share of an offset that remains
@@ -65,22 +66,25 @@ def predict(draft: Draft, experience: Experience) -> jax.Array:
     The result is float32[B, k].
     """
     said = jnp.float32(UNKNOWN) if draft.confidence is None else draft.confidence
-    offset = _of_source(draft, experience.slots) + experience.shared[_source(draft)]
-    odds = jnp.broadcast_to(_odds(said), draft.tokens.shape) + offset[:, None]
+    source = _source(draft)
+    offset = _of_source(experience.slots, source) + experience.shared[source]
+    odds = _odds(said) + offset
     # A drafter that computes NaN guesses at random. Its NaN must not enter the shared experience.
     odds = jnp.where(jnp.isnan(odds), -CERTAIN, odds)
     return jax.nn.sigmoid(jnp.clip(odds, -CERTAIN, CERTAIN))
 
 
-def survival_of(likely: jax.Array, lens: jax.Array) -> jax.Array:
+def survival_of(likely: jax.Array, lens: jax.Array, parents: jax.Array | None = None) -> jax.Array:
     """Returns the probability that each draft token and all before it are accepted, float32[B, k].
 
     Args:
       likely: float32[B, k], see `predict`.
       lens: int32[B], the length of each draft; the result is 0 from there on.
+      parents: see `Draft`.
     """
     position = jnp.arange(likely.shape[1], dtype=jnp.int32)[None]
-    return jnp.where(position < lens[:, None], jnp.cumprod(likely, axis=1), 0.0)
+    survival = jnp.cumprod(likely, axis=1) if parents is None else path_products(likely, parents)
+    return jnp.where(position < lens[:, None], survival, 0.0)
 
 
 def expect(experience: Experience, source: int, draft_length: int) -> jax.Array:
@@ -96,8 +100,8 @@ def learn(
     experience: Experience,
     draft: Draft,
     likely: jax.Array,
-    draft_lens: jax.Array,
-    accepted: jax.Array,
+    tried: jax.Array,
+    right: jax.Array,
 ) -> Experience:
     """Returns the experience after a step.
 
@@ -105,35 +109,31 @@ def learn(
       experience: before the step.
       draft: the guesses.
       likely: float32[B, k], see `predict`.
-      draft_lens: int32[B], how many draft tokens were verified.
-      accepted: int32[B], how many of these were accepted.
+      tried: bool[B, k], which draft tokens the step has shown to be right or wrong.
+      right: bool[B, k], which ones were right.
     """
-    position = jnp.arange(likely.shape[1], dtype=jnp.int32)[None]
-    # After the first wrong token, the rest of a draft follows a wrong prefix and shows nothing.
-    tried = position < jnp.minimum(accepted + 1, draft_lens)[:, None]
-    right = (position < accepted[:, None]).astype(jnp.float32)
-    error = jnp.where(tried, right - likely, 0.0).sum(axis=1)
+    error = jnp.where(tried, right.astype(jnp.float32) - likely, 0.0)
     mine = jax.nn.one_hot(_source(draft), SOURCES)
-    rate = _shared_rate(tried.astype(jnp.float32).sum(axis=1) @ mine)
+    errors = (error[..., None] * mine).sum(axis=1)
+    counts = (tried.astype(jnp.float32)[..., None] * mine).sum(axis=(0, 1))
     return Experience(
-        slots=SLOT_MEMORY * experience.slots + SLOT_RATE * error[:, None] * mine,
-        shared=SHARED_MEMORY * experience.shared + rate * (error @ mine),
+        slots=SLOT_MEMORY * experience.slots + SLOT_RATE * errors,
+        shared=SHARED_MEMORY * experience.shared + _shared_rate(counts) * errors.sum(axis=0),
         typical=_learn_typical(experience, draft if draft.costly is None else draft.costly),
     )
 
 
 def _learn_typical(experience: Experience, draft: Draft) -> jax.Array:
     """Returns `Experience.typical` after one more draft."""
-    likely = predict(draft, experience)
-    mine = jax.nn.one_hot(_source(draft), SOURCES)
+    likely, source = predict(draft, experience), _source(draft)
+    mine = jax.nn.one_hot(source, SOURCES)
     # A token counts in proportion to the probability that it is reached.
-    reached = jnp.cumprod(likely, axis=1) / jnp.maximum(likely, 1e-6)
-    position = jnp.arange(likely.shape[1], dtype=jnp.int32)[None]
-    reached = jnp.where(position < draft.lens[:, None], reached, 0.0)
-    odds = experience.typical[_source(draft)] + _of_source(draft, experience.slots)
-    surprise = (reached * (likely - jax.nn.sigmoid(odds)[:, None])).sum(axis=1)
+    reached = survival_of(likely, draft.lens, draft.parents) / jnp.maximum(likely, 1e-6)
+    odds = experience.typical[source] + _of_source(experience.slots, source)
+    surprise = reached * (likely - jax.nn.sigmoid(odds))
+    counts, surprises = ((x[..., None] * mine).sum(axis=(0, 1)) for x in (reached, surprise))
     typical = _faded_to_unknown(experience.typical)
-    typical += _shared_rate(reached.sum(axis=1) @ mine) * (surprise @ mine)
+    typical += _shared_rate(counts) * surprises
     return jnp.clip(typical, -CERTAIN, CERTAIN)
 
 
@@ -148,11 +148,12 @@ def _faded_to_unknown(typical: jax.Array) -> jax.Array:
 
 
 def _source(draft: Draft) -> jax.Array:
-    return jnp.zeros_like(draft.lens) if draft.source is None else draft.source
+    return jnp.zeros_like(draft.tokens) if draft.source is None else draft.source
 
 
-def _of_source(draft: Draft, by_source: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(by_source, _source(draft)[:, None], axis=1)[:, 0]
+def _of_source(by_source: jax.Array, source: jax.Array) -> jax.Array:
+    """Returns the entries of float32[B, SOURCES] for the guesses' sources int32[B, k]."""
+    return jnp.take_along_axis(by_source, source, axis=1)
 
 
 def _odds(probability: jax.Array | float) -> jax.Array:

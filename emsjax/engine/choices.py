@@ -10,6 +10,7 @@ from emsjax.engine.draft import Draft
 from emsjax.engine.packing import NO_PARENT, PackedBatch
 from emsjax.engine.state import DecodeState
 from emsjax.engine.step_plan import Plan
+from emsjax.engine.tree import path_tokens, tree_of
 from emsjax.sampling.choose import Chosen
 from emsjax.sampling.logprobs import empty_logprobs
 from emsjax.sampling.rows import NO_TOKEN, Rows
@@ -93,13 +94,21 @@ def prefixes_of(batch: PackedBatch, state: DecodeState, draft: Draft) -> Rows:
     # and the known text does not contain those.
     known = state.tokens[slots, jnp.maximum(batch.positions - 1, 0)]
     depth = batch.positions - state.lens[slots] + 1
-    place = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
+    tree = tree_of(draft)
+    if tree is None:
+        place = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
+        path = jnp.where(place < depth[:, None], draft.tokens[slots], NO_TOKEN)
+    else:
+        rows = jnp.arange(batch.tokens.shape[0], dtype=jnp.int32) - batch.cu_q_lens[slots]
+        # A slot that reads its prompt has more rows than a tree, and no guesses.
+        rows = jnp.where(depth > 0, jnp.minimum(rows, draft.tokens.shape[1]), 0)
+        path = path_tokens(tree, draft.tokens)[slots, rows]
     return Rows(
         slots=slots,
         positions=batch.positions,
         tokens=batch.tokens,
         before=jnp.where(batch.parents == NO_PARENT, known, batch.tokens[batch.parents]),
-        path=jnp.where(place < depth[:, None], draft.tokens[slots], NO_TOKEN),
+        path=path,
     )
 
 

@@ -9,6 +9,8 @@ from emsjax.engine.state import DecodeState
 
 # The source (`Draft.source`) whose drafting takes time, in a drafter with several sources.
 COSTLY_SOURCE = 1
+# The source of a drafter's second and further choices for a place, which are mostly wrong.
+SIBLING_SOURCE = 2
 
 
 class WorthDrafting(Protocol):

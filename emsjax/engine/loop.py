@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from emsjax.engine.acceptance import learn, predict
+from emsjax.engine.acceptance import learn, predict, survival_of
 from emsjax.engine.choices import (
     choose_in_chunks,
     emitting_rows,
@@ -37,7 +37,7 @@ from emsjax.engine.choices import (
     prefixes_of,
     take,
 )
-from emsjax.engine.draft import Draft
+from emsjax.engine.draft import ROOT, Draft
 from emsjax.engine.drafter import Drafter, WorthDrafting
 from emsjax.engine.holes import after_holes
 from emsjax.engine.ladder import Rung
@@ -48,7 +48,8 @@ from emsjax.engine.policy import EMS, Policy
 from emsjax.engine.state import DecodeState
 from emsjax.engine.step_costs import StepCosts
 from emsjax.engine.step_plan import Plan, make_plan
-from emsjax.engine.verify import commit, count_accepted
+from emsjax.engine.tree import sort_by, tree_of
+from emsjax.engine.verify import Verdict, along, commit, verify
 from emsjax.engine.worth import Economics, worth_drafting
 from emsjax.sampling.choose import Chosen, choose
 from emsjax.sampling.rows import Rows
@@ -92,11 +93,13 @@ class Planned(NamedTuple):
 
     Attributes:
       plan: see `Plan`.
+      draft: the guesses, in the order in which the plan takes them.
       likely: float32[B, k], the probability that each draft token is accepted if those before it
         are.
     """
 
     plan: Plan
+    draft: Draft
     likely: jax.Array
 
 
@@ -154,13 +157,15 @@ def step(
         state, draft = draft_tokens(setup, weights, state, economics)
     with jax.named_scope("plan"):
         planned = plan_rows(setup, state, draft, economics)
+    plan, draft = planned.plan, planned.draft
     with jax.named_scope("target"):
-        result = run_target(setup, state, draft, planned.plan)
+        result = run_target(setup, state, draft, plan)
     with jax.named_scope("verify"):
-        accepted = count_accepted(draft, planned.plan.draft_lens, result.chosen.tokens)
-        state = take_note(state, draft, planned, result, accepted)
+        verdict = verify(draft, plan.draft_lens, result.chosen.tokens)
+        result = result._replace(cache=keep_path(setup, result.cache, state.kv_lens, verdict))
+        state = take_note(state, planned, result, verdict)
     with jax.named_scope("commit"):
-        return commit(state, draft, planned.plan, accepted, result.chosen)
+        return commit(state, draft, plan, verdict, result.chosen)
 
 
 def economics_of(
@@ -179,11 +184,15 @@ def draft_tokens(
     # The padded methods run rows past a draft's end. Token 0 keeps those rows inside the
     # vocabulary.
     place = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
-    tokens = jnp.where(place < draft.lens[:, None], draft.tokens, 0)
+    there = place < draft.lens[:, None]
     cache = state.cache if draft.cache is None else draft.cache
-    return state.replace(drafter=drafter_state, cache=cache), draft._replace(
-        tokens=tokens, cache=None
-    )
+    state = state.replace(drafter=drafter_state, cache=cache)
+    draft = draft._replace(tokens=jnp.where(there, draft.tokens, 0), cache=None)
+    if draft.parents is not None:
+        if len(setup.ladder) == 1 or setup.policy != EMS:
+            raise ValueError("the drafter makes trees: `exact` and the padded methods take chains")
+        draft = draft._replace(parents=jnp.where(there, draft.parents, ROOT))
+    return state, draft
 
 
 def _length_worth_drafting(
@@ -216,8 +225,10 @@ def plan_rows(
 ) -> Planned:
     """Plans how many draft tokens are verified, and on which rung."""
     likely = predict(draft, state.experience)
+    survival = survival_of(likely, draft.lens, draft.parents)
+    draft, likely = sort_by(survival, draft, likely)
     plan = make_plan(state, draft, likely, setup.ladder, economics, setup.policy)
-    return Planned(plan, likely)
+    return Planned(plan, draft, likely)
 
 
 def run_target(setup: Setup, state: DecodeState, draft: Draft, plan: Plan) -> Forward:
@@ -256,7 +267,7 @@ def _run_rung(
     emit. The number of rows that can emit depends on B and k, and a product over fewer rows may
     round differently.
     """
-    guesses = Guesses(draft.tokens, state.lens)
+    guesses = Guesses(draft.tokens, state.lens, tree_of(draft))
     batch = pack(state.tokens, state.kv_lens, plan.q_lens, rung.capacity, guesses)
     placed = batch if state.holes is None else after_holes(batch, state.holes)
     hidden, cache, read = _pass(setup, placed, previous.cache, rung.max_q_len)
@@ -287,23 +298,41 @@ def _pass(
     return hidden, cache, hidden
 
 
+def keep_path(setup: Setup, cache: Any, kv_lens: jax.Array, verdict: Verdict) -> Any:
+    """Returns the cache with the K/V of the accepted tokens one after another.
+
+    In a tree, other guesses may lie between them.
+
+    Args:
+      setup: the parts of the loop.
+      cache: K/V of all slots, with the step's rows.
+      kv_lens: int32[B], the place of each slot's first row.
+      verdict: see `verify`.
+    """
+    if verdict.path is None:
+        return cache
+    rows = jnp.arange(verdict.path.shape[1], dtype=jnp.int32)[None]
+    first = kv_lens[:, None]
+    moved = (rows <= verdict.accepted[:, None]) & (rows != verdict.path)
+    return setup.model.move_kv(cache, first + verdict.path, first + rows, moved)
+
+
 def take_note(
-    state: DecodeState, draft: Draft, planned: Planned, result: Forward, accepted: jax.Array
+    state: DecodeState, planned: Planned, result: Forward, verdict: Verdict
 ) -> DecodeState:
     """Returns the state with the target's cache and hidden states, and with the experience gained.
 
     Args:
       state: before the target's pass.
-      draft: the guesses.
       planned: the plan and its estimates.
       result: of the target's pass.
-      accepted: int32[B], see `count_accepted`.
+      verdict: see `verify`.
     """
-    plan = planned.plan
+    seen = verdict.tried, verdict.right
     return state.replace(
         cache=result.cache,
-        experience=learn(state.experience, draft, planned.likely, plan.draft_lens, accepted),
-        hidden=_newest_hidden(result.hidden, accepted),
+        experience=learn(state.experience, planned.draft, planned.likely, *seen),
+        hidden=_newest_hidden(along(verdict.path, result.hidden), verdict.accepted),
     )
 
 

@@ -124,5 +124,17 @@ class Model(Protocol):
           keep: the layers whose inputs are returned.
         """
 
+    def move_kv(self, cache: Any, sources: jax.Array, targets: jax.Array, moved: jax.Array) -> Any:
+        """Returns the cache after some tokens' K/V moved within their slots, in all layers.
+
+        Only drafters of token trees need it.
+
+        Args:
+          cache: of all layers.
+          sources: int32[B, n], places of the tokens.
+          targets: int32[B, n], where they belong; those of a slot differ from each other.
+          moved: bool[B, n], which tokens to move; entries of the others mean nothing.
+        """
+
     def logits(self, hidden: jax.Array, some: SomeTokens | None = None) -> jax.Array:
         """Turns hidden states [W, E] into float32 logits [W, V], or [W, Vd] for some tokens."""

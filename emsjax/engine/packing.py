@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from emsjax.engine.tree import Tree
+
 # The parent of a row whose preceding token is already in the cache.
 NO_PARENT = -1
 
@@ -20,7 +22,8 @@ class PackedBatch(NamedTuple):
 
     Attributes:
       tokens: int32[T]; rows at or past `cu_q_lens[B]` are unused.
-      positions: int32[T], position of each token in its sample.
+      positions: int32[T], position of each token in its sample. In a token tree, several rows may
+        have the same.
       slot_ids: int32[T], slot of each row; B for an unused row.
       parents: int32[T], the row of the token before each one; `NO_PARENT` if that token's K/V is
         already in the cache, and for unused rows.
@@ -48,10 +51,12 @@ class Guesses(NamedTuple):
     Attributes:
       tokens: int32[B, k], valid token ids.
       start: int32[B], the position of each slot's first draft token.
+      tree: how they follow each other; None if each slot's are a chain.
     """
 
     tokens: jax.Array
     start: jax.Array
+    tree: Tree | None = None
 
 
 def pack(
@@ -82,16 +87,45 @@ def pack(
     used = slot_ids < num_slots
     positions = jnp.where(used, starts[slot] + place, 0)
     packed = tokens[slot, positions]
-    if guesses is not None and guesses.tokens.shape[1]:
-        depth = positions - guesses.start[slot]
-        last = guesses.tokens.shape[1] - 1
-        drafted = guesses.tokens[slot, jnp.clip(depth, 0, last)]
-        packed = jnp.where(used & (depth >= 0), drafted, packed)
-    return PackedBatch(
+    batch = PackedBatch(
         tokens=packed,
         positions=positions,
         slot_ids=slot_ids,
         parents=jnp.where(used & (place > 0), rows - 1, NO_PARENT),
         cu_q_lens=cu_q_lens,
         kv_lens=starts + q_lens,
+    )
+    if guesses is None or not guesses.tokens.shape[1]:
+        return batch
+    guess = positions - guesses.start[slot]
+    drafted = used & (guess >= 0)
+    guess = jnp.clip(guess, 0, guesses.tokens.shape[1] - 1)
+    batch = batch._replace(tokens=jnp.where(drafted, guesses.tokens[slot, guess], packed))
+    return batch if guesses.tree is None else _in_tree(batch, guesses, slot, guess, drafted)
+
+
+def _in_tree(
+    batch: PackedBatch, guesses: Guesses, slot: jax.Array, guess: jax.Array, drafted: jax.Array
+) -> PackedBatch:
+    """Returns the batch with its guesses in a tree instead of a chain.
+
+    Only slots with a single known row have guesses, so the tree's root is a slot's first row.
+
+    Args:
+      batch: the rows as chains.
+      guesses: with a tree.
+      slot: int32[T], the slot of each row, in bounds.
+      guess: int32[T], which guess each row is, in bounds.
+      drafted: bool[T], whether the row is a guess.
+    """
+    tree = guesses.tree
+    assert tree is not None
+    position = guesses.start[slot] + tree.depths[slot, guess + 1] - 1
+    parent = batch.cu_q_lens[slot] + tree.parents[slot, guess + 1]
+    # Known rows attend to all rows of their slot before them.
+    paths = jnp.where(drafted, tree.paths[slot, guess + 1], ~jnp.uint32(0))
+    return batch._replace(
+        positions=jnp.where(drafted, position, batch.positions),
+        parents=jnp.where(drafted, parent, batch.parents),
+        ancestors=paths,
     )

@@ -57,14 +57,14 @@ def make_plan(
 ) -> Plan:
     """Gives every live slot one row, then rows to draft tokens, then to prompts, up to capacity.
 
-    A slot that still reads its prompt drafts nothing. A draft never reaches past its slot's limit:
-    `lens + draft_lens < max_lens`. With `economics`, draft tokens that are not worth their rows are
-    left out. The exception is a step that also reads a prompt. Its cost is mostly the prompt's
-    rows, so it takes every draft token that fits and is likely enough.
+    A slot that still reads its prompt drafts nothing. A draft never has a row past its slot's
+    limit: `lens + draft_lens < max_lens`. With `economics`, draft tokens that are not worth their
+    rows are left out. The exception is a step that also reads a prompt. Its cost is mostly the
+    prompt's rows, so it takes every draft token that fits and is likely enough.
 
     Args:
       state: the state of all slots.
-      draft: the guesses.
+      draft: the guesses, a tree's sorted by survival.
       likely: float32[B, k], the probability that each is accepted if those before it are.
       ladder: the shapes that a step may take, cheapest first.
       economics: the cost of a step and the value of its tokens; None to verify all that fits.
@@ -87,7 +87,7 @@ def make_plan(
         # Every decoding slot is padded to the longest draft, and all of these rows must fit.
         widest = (capacity - first.sum()) // jnp.maximum(decoding.sum(dtype=jnp.int32), 1)
         wanted = jnp.minimum(wanted, widest)
-    survival = survival_of(likely, wanted)
+    survival = survival_of(likely, wanted, draft.parents)
     reading, budget = (unread > 0).any(), capacity - first.sum()
     worth = None
     if economics is not None:

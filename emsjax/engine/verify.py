@@ -1,6 +1,7 @@
 """Verifying drafts, and committing the tokens that the target confirms."""
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,32 +11,72 @@ from emsjax.engine.holes import Holes, align
 from emsjax.engine.state import DecodeState, SlotStats
 from emsjax.engine.step_plan import Plan
 from emsjax.engine.trace_record import record_drafts
+from emsjax.engine.tree import Tree, tree_of
 from emsjax.sampling.choose import Chosen
 from emsjax.sampling.logprobs import record
 from emsjax.sampling.rows import NO_TOKEN
 from emsjax.sampling.state import SamplingState, count_tokens
 
 
-def count_accepted(draft: Draft, draft_lens: jax.Array, predicted: jax.Array) -> jax.Array:
-    """Counts the draft tokens, from the first on, that the target would have chosen itself.
+class Verdict(NamedTuple):
+    """What the target's choices say about the draft tokens of a step.
+
+    Attributes:
+      accepted: int32[B], how many are accepted: the length of the accepted path.
+      right: bool[B, k], which ones are accepted.
+      tried: bool[B, k], which ones follow an accepted prefix, so that the target could tell. After
+        a wrong token, the rest of a draft shows nothing.
+      path: int32[B, k+1], the row of the newest known token in its slot, which is 0, and those of
+        the accepted tokens, in order; the rest means nothing. None if drafts are chains, whose
+        accepted tokens come first.
+    """
+
+    accepted: jax.Array
+    right: jax.Array
+    tried: jax.Array
+    path: jax.Array | None = None
+
+
+def verify(draft: Draft, draft_lens: jax.Array, predicted: jax.Array) -> Verdict:
+    """Finds the draft tokens that the target would have chosen itself.
 
     Args:
       draft: the guesses, [B, k].
       draft_lens: int32[B], how many of them were verified.
-      predicted: int32[B, k+1], the target's choices after the known tokens and after each guess.
-
-    Returns:
-      int32[B], the length of the longest prefix of each draft that equals the target's choices. A
-      choice of `NO_TOKEN` equals no draft token.
+      predicted: int32[B, k+1], the target's choices after the known tokens and after each guess. A
+        choice of `NO_TOKEN` equals no draft token.
     """
+    tree = tree_of(draft)
     position = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
-    hit = (draft.tokens == predicted[:, :-1]) & (position < draft_lens[:, None])
+    there = position < draft_lens[:, None]
+    if tree is not None:
+        return _verify_tree(tree, draft.tokens, there, predicted)
+    hit = (draft.tokens == predicted[:, :-1]) & there
     # A choice after a wrong draft token belongs to another text, so later hits do not count.
-    return jnp.cumprod(hit, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
+    accepted = jnp.cumprod(hit, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
+    right = position < accepted[:, None]
+    return Verdict(accepted, right, there & (position <= accepted[:, None]))
+
+
+def _verify_tree(tree: Tree, tokens: jax.Array, there: jax.Array, predicted: jax.Array) -> Verdict:
+    """Implements `verify`: a guess is accepted if every guess on its path is a hit."""
+    hit = (tokens == jnp.take_along_axis(predicted, tree.parents[:, 1:], axis=1)) & there
+    bits = jnp.uint32(1) << jnp.arange(tree.paths.shape[1], dtype=jnp.uint32)
+    # The root is known text, so it counts as a hit.
+    hits = jnp.where(jnp.pad(hit, ((0, 0), (1, 0)), constant_values=True), bits[None], 0)
+    hits = hits.sum(axis=1, dtype=jnp.uint32)[:, None]
+    alive = (tree.paths & ~hits) == 0
+    accepted = jnp.where(alive, tree.depths, 0).max(axis=1)
+    # Guesses with the same parent differ, so at most one row of each depth is alive.
+    depth = jnp.arange(bits.shape[0], dtype=jnp.int32)[None, :, None]
+    at_depth = alive[:, None] & (tree.depths[:, None] == depth)
+    path = jnp.argmax(at_depth, axis=2).astype(jnp.int32)
+    tried = there & jnp.take_along_axis(alive, tree.parents[:, 1:], axis=1)
+    return Verdict(accepted, alive[:, 1:], tried, path)
 
 
 def commit(
-    state: DecodeState, draft: Draft, plan: Plan, accepted: jax.Array, chosen: Chosen
+    state: DecodeState, draft: Draft, plan: Plan, verdict: Verdict, chosen: Chosen
 ) -> DecodeState:
     """Appends the accepted tokens and the bonus token, cut exactly at stop tokens and limits.
 
@@ -46,10 +87,12 @@ def commit(
       state: before the step, except for the cache, which holds the step's K/V.
       draft: the guesses.
       plan: of the step.
-      accepted: int32[B], see `count_accepted`.
-      chosen: [B, k+1], the target's choices. The first `accepted + 1` are emitted: an accepted
-        draft token equals the choice in its place, and the next choice is the bonus token.
+      verdict: see `verify`.
+      chosen: [B, k+1], the target's choices after the known tokens and after each guess. Those
+        along the accepted path are emitted: an accepted draft token equals the choice in its place,
+        and the next choice is the bonus token.
     """
+    accepted, chosen = verdict.accepted, along(verdict.path, chosen)
     predicted = chosen.tokens
     steps = jnp.arange(predicted.shape[1], dtype=jnp.int32)[None]
     chosen_none = predicted == NO_TOKEN
@@ -73,11 +116,18 @@ def commit(
         # The bonus token was not among the step's rows, so it has no K/V yet.
         kv_lens=jnp.where(plan.complete, lens - 1, state.kv_lens + plan.q_lens),
         live=state.live & ~stopped & ~failed & (lens < state.max_lens),
-        stats=_count(state, plan, accepted, emitted, failed),
+        stats=_count(state, draft, plan, accepted, emitted, failed),
         sampling=_record_sampling(state.sampling, chosen, state.lens, emitted),
         holes=_aligned(state, plan, lens),
-        drafts=_record_drafts(state, draft, plan),
+        drafts=_record_drafts(state, draft, plan, verdict),
     )
+
+
+def along(path: jax.Array | None, of_rows: Any) -> Any:
+    """Returns what belongs to the rows of a path, from arrays [B, k+1, ...] of all rows."""
+    if path is None:
+        return of_rows
+    return jax.tree.map(lambda x: jax.vmap(lambda rows, index: rows[index])(x, path), of_rows)
 
 
 def _aligned(state: DecodeState, plan: Plan, lens: jax.Array) -> Holes | None:
@@ -91,11 +141,29 @@ def _aligned(state: DecodeState, plan: Plan, lens: jax.Array) -> Holes | None:
     return align(state.holes, lens - 1, grown, _decoding(state, plan), state.max_lens)
 
 
-def _record_drafts(state: DecodeState, draft: Draft, plan: Plan) -> jax.Array | None:
-    """Adds the step's verified draft tokens to the record for traces, if there is one."""
+def _record_drafts(
+    state: DecodeState, draft: Draft, plan: Plan, verdict: Verdict
+) -> jax.Array | None:
+    """Adds the step's verified draft tokens to the record for traces, if there is one.
+
+    Of a tree, it holds the accepted path and the likeliest guess after it.
+    """
     if state.drafts is None:
         return None
-    return record_drafts(state.drafts, draft.tokens, state.lens, plan.draft_lens, plan.complete)
+    tokens, lens = draft.tokens, plan.draft_lens
+    if verdict.path is not None:
+        tree = tree_of(draft)
+        assert tree is not None
+        wrong = verdict.tried & ~verdict.right
+        # Guesses are sorted by survival. Those that follow the last accepted one come later in it.
+        after = wrong & (tree.depths[:, 1:] == verdict.accepted[:, None] + 1)
+        guess = jnp.where(after.any(axis=1), jnp.argmax(after, axis=1) + 1, 0)
+        rows = verdict.path[:, 1:]
+        position = jnp.arange(rows.shape[1], dtype=jnp.int32)[None]
+        rows = jnp.where(position == verdict.accepted[:, None], guess[:, None], rows)
+        tokens = jnp.take_along_axis(tokens, jnp.maximum(rows - 1, 0), axis=1)
+        lens = verdict.accepted + after.any(axis=1)
+    return record_drafts(state.drafts, tokens, state.lens, lens, plan.complete)
 
 
 def _decoding(state: DecodeState, plan: Plan) -> jax.Array:
@@ -124,14 +192,20 @@ def _append(tokens: jax.Array, lens: jax.Array, new: jax.Array, count: jax.Array
 
 
 def _count(
-    state: DecodeState, plan: Plan, accepted: jax.Array, emitted: jax.Array, failed: jax.Array
+    state: DecodeState,
+    draft: Draft,
+    plan: Plan,
+    accepted: jax.Array,
+    emitted: jax.Array,
+    failed: jax.Array,
 ) -> SlotStats:
     """Adds this step to the counters.
 
     Args:
       state: before the step.
+      draft: the guesses.
       plan: of the step.
-      accepted: int32[B], see `count_accepted`.
+      accepted: int32[B], see `Verdict`.
       emitted: int32[B], the tokens emitted. Accepted tokens that were cut off do not count, nor do
         the drafts of a step that failed before its first token.
       failed: bool[B], see `commit`.
@@ -146,7 +220,7 @@ def _count(
         "target_steps": emitting,
         # A step that failed before the first token has only read the prompt.
         "prefill_steps": state.live & (stats.target_steps == 0) & ~emitting,
-        "drafted": emitting[:, None] & (position < plan.draft_lens[:, None]),
+        "drafted": jnp.where(emitting[:, None], _by_depth(draft, plan.draft_lens), 0),
         "accepted": position < accepted[:, None],
         "rows": jnp.where(decoding, plan.q_lens, 0),
         "padded": plan.pad_lens,
@@ -157,3 +231,14 @@ def _count(
     before = {name: getattr(stats, name) for name in events}
     counted = {name: before[name] + e.astype(before[name].dtype) for name, e in events.items()}
     return dataclasses.replace(stats, **counted)
+
+
+def _by_depth(draft: Draft, draft_lens: jax.Array) -> jax.Array:
+    """Counts the verified guesses of each depth, int32[B, k]."""
+    position = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
+    there = position < draft_lens[:, None]
+    tree = tree_of(draft)
+    if tree is None:
+        return there.astype(jnp.int32)
+    at_depth = tree.depths[:, 1:, None] - 1 == position[:, None]
+    return (there[..., None] & at_depth).sum(axis=1, dtype=jnp.int32)

@@ -14,7 +14,7 @@ from emsjax.plan.setting import Setting
 # The n of the n-grams that prompt lookup enters into its index by default: 1, 2 and 3.
 _ORDERS = 3
 # Ways of guessing with separate experience, see `emsjax.engine.acceptance`.
-_SOURCES = 2
+_SOURCES = 3
 
 
 class Program(NamedTuple):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.pallas_kernels.backends import Backend, Backends, always_supported, pick
-from emsjax.pallas_kernels.cache_update import reference
+from emsjax.pallas_kernels.cache_update import move, reference
 from emsjax.pallas_kernels.checks import check_update, check_values
 from emsjax.pallas_kernels.int8_cache import Cache, Int8Cache, pack_scales, quantise
 
@@ -128,6 +128,21 @@ def update_kv_cache(
     update = pick("update_kv_cache", BACKENDS, backend, cache.values, k)
     update_scales = pick("update_scales", SCALES, backend, cache.scale, scales)
     return Int8Cache(update(cache.values, k, v, *where), update_scales(cache.scale, scales, *where))
+
+
+def move_kv(cache: Cache, sources: jax.Array, targets: jax.Array, moved: jax.Array) -> Cache:
+    """Moves the K/V of some tokens, in all layers and within each slot.
+
+    Args:
+      cache: [L, B, S, R, 128] or an `Int8Cache`.
+      sources: int32[B, n], the place of each token in its slot's cache.
+      targets: int32[B, n], where it belongs; a slot's targets differ from each other.
+      moved: bool[B, n], which tokens to move; entries of the others mean nothing.
+
+    Returns:
+      The updated cache. It is updated in place if the caller donates it.
+    """
+    return move.move_kv(cache, sources, targets, moved)
 
 
 def new_cache(spec: jax.ShapeDtypeStruct, backend: str | None = None) -> jax.Array:

@@ -114,8 +114,9 @@ def ragged_attention(
       sinks: float32[N], each head's further score in the softmax; None for none. Neither `scale`
         nor `soft_cap` changes it.
       ancestors: uint32[T], for token trees. A row attends to the j-th row of its slot in this
-        buffer if its bit j is set, so a slot has at most 32 rows. Its own bit must be set. None if
-        each slot's rows are a chain.
+        buffer if its bit j is set. Its own bit must be set. A slot with more than 32 rows must be a
+        chain, whose masks have all bits set. A window counts only rows that are attended to, and
+        must be at least as long as a tree has rows. None if each slot's rows are a chain.
       holes: bool[B, S], positions before `kv_lens` that hold no token and are not attended to.
         Their contents must be finite. A window counts them. None if there are no holes.
       backend: "reference" (XLA, on any platform), "cpu", "tpu", "gpu" (Hopper) or "gpu-triton"

@@ -56,11 +56,31 @@ def _holes(frame: int, slot: int) -> np.ndarray:
 
 
 @compiled
+def _lag(ancestors: Any, place: Any) -> Any:
+    """Returns how many rows of its slot before a row of a tree are not its ancestors."""
+    if ancestors == np.uint32(0xFFFFFFFF):
+        return 0  # a chain, whose rows may be more than there are bits
+    count = np.int64(0)
+    for bit in range(32):
+        count += np.int64((ancestors >> np.uint32(bit)) & np.uint32(1))
+    return place + 1 - count
+
+
+@compiled
+def _least_position(frame: int, tile: Tile) -> Any:
+    """Returns a bound on the positions of the tile's rows, from below."""
+    if size(frame, ANCESTORS, 0) == 0:
+        return tile.place
+    return max(tile.draft, tile.place - 31)  # the most that `_lag` returns
+
+
+@compiled
 def _mask(frame: int, tile: Tile, group: int, first: int, tokens: int, scores: np.ndarray) -> None:
     """Marks the scores of tokens that the rows do not see."""
     window, holes, last = whole(frame, 1), _holes(frame, tile.slot), tile.place + tile.rows - 1
     ancestors = carray(pointer(argument(frame, ANCESTORS)), (size(frame, Q, 0),), np.uint32)
-    branches = size(frame, ANCESTORS, 0) > 0 and first + tokens > tile.draft
+    tree = size(frame, ANCESTORS, 0) > 0
+    branches = tree and first + tokens > tile.draft
     causal = first + tokens - 1 > tile.place or first <= last - window
     if not (causal or branches or len(holes) > 0):
         return  # all rows see all tokens
@@ -68,14 +88,22 @@ def _mask(frame: int, tile: Tile, group: int, first: int, tokens: int, scores: n
         # A token is seen from the row at its own position to the last one in its window.
         seen = min(max(first + j - tile.place, 0), tile.rows) * group
         past = min(max(first + j - tile.place + window, 0), tile.rows) * group
+        if tree:  # see below
+            past = tile.rows * group
         if len(holes) > 0 and holes[first + j]:
             past = 0
         for m in range(seen):
             scores[j, m] = MASKED
         for m in range(past, scores.shape[1]):
             scores[j, m] = MASKED
+        if tree and first + j <= last - window:
+            for m in range(tile.rows * group):
+                place = tile.place + m // group
+                behind = _lag(ancestors[tile.row + m // group], place - tile.draft)
+                if first + j <= place - behind - window:
+                    scores[j, m] = MASKED
         if branches and first + j >= tile.draft:
-            bit = np.uint32(first + j - tile.draft)
+            bit = np.uint32(min(first + j - tile.draft, 31))
             for m in range(tile.rows * group):
                 if not (ancestors[tile.row + m // group] >> bit) & np.uint32(1):
                     scores[j, m] = MASKED
@@ -175,7 +203,7 @@ def _attention(storage: type) -> Callable:
         if tile.slot == slots:
             _clear(frame, tile.row)
             return
-        kv_heads, width = whole(frame, 0), size(frame, Q, 2)
+        kv_heads, window, width = whole(frame, 0), whole(frame, 1), size(frame, Q, 2)
         group = size(frame, Q, 1) // kv_heads
         factors = carray(pointer(argument(frame, FACTORS)), (2,), np.float32)
         scale, soft_cap = factors[0], factors[1]
@@ -199,7 +227,7 @@ def _attention(storage: type) -> Callable:
         reads_ahead = tile.heads == kv_heads and tile.rows <= FEW_ROWS
         lines = (_BLOCK * stride // _LINE + parts - 1) // parts if reads_ahead else 0
         for first in range(
-            max(tile.place - whole(frame, 1) + 1, 0) // _BLOCK * _BLOCK, end, _BLOCK
+            max(_least_position(frame, tile) - window + 1, 0) // _BLOCK * _BLOCK, end, _BLOCK
         ):
             tokens, block = min(_BLOCK, end - first), start + first * stride
             ahead = block + _BLOCK * stride

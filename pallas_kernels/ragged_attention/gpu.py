@@ -24,6 +24,7 @@ from emsjax.pallas_kernels.ragged_attention.sections import (
     Sums,
 )
 from emsjax.pallas_kernels.ragged_attention.sections import prepare as prepare_sections
+from emsjax.pallas_kernels.ragged_attention.tiles import lag, least_position
 from emsjax.pallas_kernels.ragged_attention.tuning import (
     gpu_blocks,
     most_height,
@@ -134,6 +135,11 @@ def _visible(
     row = (iota(0) & (rows - 1)) + row_start
     visible = column <= row
     if window is not None:
+        if ancestors is not None:
+            layout = plgpu.Layout.WGMMA.reduce(1)
+            places = plgpu.broadcasted_iota(jnp.int32, shape[:1], 0, layout=layout) & (rows - 1)
+            behind = lag(ancestors, places + (row_start - q_start))
+            row -= jax.lax.broadcast_in_dim(behind, shape, [0])
         visible &= column > row - window
     if ancestors is not None:
         draft = column - q_start
@@ -198,7 +204,8 @@ def _kernel(*refs: Any, options: Options) -> None:
     first = section * per_section
     end = jnp.minimum(pl.cdiv(kv_end, blocks.kv), first + per_section)
     if window is not None:
-        first = jnp.maximum(first, jnp.maximum(row_start - window + 1, 0) // blocks.kv)
+        least = least_position(inputs.facts, tile, options.tree)
+        first = jnp.maximum(first, jnp.maximum(least - window + 1, 0) // blocks.kv)
 
     # A section without tokens still writes its sums: `_combine` reads those of every section.
     @pl.when(first >= end)

@@ -22,6 +22,7 @@ from emsjax.pallas_kernels.ragged_attention.sections import (
     Sums,
 )
 from emsjax.pallas_kernels.ragged_attention.sections import prepare as prepare_sections
+from emsjax.pallas_kernels.ragged_attention.tiles import lag, least_position
 from emsjax.pallas_kernels.ragged_attention.tuning import GPUBlocks, gpu_blocks, most_height
 from emsjax.pallas_kernels.tensor_cores import DTYPES
 
@@ -119,13 +120,13 @@ def _kernel(*refs: Any, options: Options) -> None:
     inputs, sums = Inputs.of(given, options), Sums(*given)
     tile, head, section = (pl.program_id(axis) for axis in range(3))
     facts, blocks = [fact[tile] for fact in inputs.facts], options.blocks
-    _, _, row_start, kv_end = facts
+    kv_end = facts[3]
     per_section = blocks.section // blocks.kv
     first = section * per_section
     end = jnp.minimum(pl.cdiv(kv_end, blocks.kv), first + per_section)
     if inputs.window is not None:
-        seen = jnp.maximum(row_start - inputs.window[0] + 1, 0)
-        first = jnp.maximum(first, seen // blocks.kv)
+        seen = least_position(inputs.facts, tile, options.tree) - inputs.window[0] + 1
+        first = jnp.maximum(first, jnp.maximum(seen, 0) // blocks.kv)
     height, head_dim = sums.out.shape
     add = functools.partial(_add_block, inputs, options, facts, (tile, head))
     empty = _Running(
@@ -192,6 +193,9 @@ def _visible(
     row = row_start + place
     visible = column <= row
     if inputs.window is not None:
+        if inputs.ancestors is not None:
+            places = row_start - q_start + (jnp.arange(shape[0]) & (options.blocks.q - 1))
+            row -= jnp.broadcast_to(lag(inputs.ancestors[tile], places)[:, None], shape)
         visible &= column > row - inputs.window[0]
     if inputs.ancestors is not None:
         draft = column - q_start

@@ -19,6 +19,8 @@ from emsjax.pallas_kernels.int8_cache import Cache, read_block
 from emsjax.pallas_kernels.ragged_attention.tiles import (
     Prepared,
     TileFacts,
+    lag,
+    least_position,
     query_tiles,
     tile_facts,
     used_rows,
@@ -45,14 +47,17 @@ def _visible(
     tile: _Tile, kv_positions: jax.Array, window: int | jax.Array | None, there: jax.Array
 ) -> jax.Array:
     """Returns which cache positions [S] each row of the tile may attend to, bool[rows * G, S]."""
-    row, column = tile.positions[:, None], kv_positions[None, :]
-    visible = (column <= row) & there[None, :]
+    row, column = tile.positions, kv_positions[None, :]
+    visible = (column <= row[:, None]) & there[None, :]
     if tile.ancestors is not None:
         draft = column - tile.facts.q_start
         bit = (tile.ancestors[:, None] >> jnp.clip(draft, 0, 31).astype(jnp.uint32)) & 1
         visible &= (draft < 0) | (bit == 1)
     if window is not None:
-        visible &= column > row - window
+        if tile.ancestors is not None:
+            bits = jax.lax.bitcast_convert_type(tile.ancestors, jnp.int32)
+            row -= lag(bits, row - tile.facts.q_start)
+        visible &= column > row[:, None] - window
     return visible
 
 
@@ -111,7 +116,8 @@ def _attend_tile(
 
     start = jnp.zeros((), jnp.int32)
     if window is not None:
-        start = jnp.maximum(tile.positions[0] - window + 1, 0).astype(jnp.int32) // block
+        least = least_position(tile.facts, (), tile.ancestors is not None)
+        start = jnp.maximum(least - window + 1, 0).astype(jnp.int32) // block
     shape = tile.queries.shape[:2]
     top, total = jnp.full(shape, MASKED, jnp.float32), jnp.zeros(shape, jnp.float32)
     if sinks is not None:  # a score that is there before all others

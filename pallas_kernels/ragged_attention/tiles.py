@@ -92,6 +92,36 @@ def tile_facts(tiles: QueryTiles, cu_q_lens: jax.Array, kv_lens: jax.Array) -> T
     return TileFacts(tiles.slot, q_start, row_start, kv_end)
 
 
+def lag(ancestors: Any, place: Any) -> Any:
+    """Returns how many rows of its slot before a row of a token tree are not its ancestors.
+
+    So far its place in the cache lies past its position in the text.
+
+    Args:
+      ancestors: int32[...], ancestor masks. A mask with all bits belongs to a chain.
+      place: int32[...], which of its slot's rows each one is.
+    """
+    # `population_count` in operations that every kernel language has.
+    shifted = jax.lax.shift_right_logical
+    pairs = ancestors - (shifted(ancestors, 1) & 0x55555555)
+    fours = (pairs & 0x33333333) + (shifted(pairs, 2) & 0x33333333)
+    bytes_ = (fours + shifted(fours, 4)) & 0x0F0F0F0F
+    count = shifted(bytes_ * 0x01010101, 24)
+    return jnp.where(ancestors == -1, 0, place + 1 - count)
+
+
+def least_position(facts: TileFacts, tile: Any, tree: bool) -> Any:
+    """Returns a bound on the positions of a tile's rows, from below.
+
+    Args:
+      facts: of all tiles.
+      tile: index of the tile.
+      tree: whether the rows have ancestor masks, so that their `lag` is up to 31.
+    """
+    first = facts.row_start[tile]
+    return jnp.maximum(facts.q_start[tile], first - 31) if tree else first
+
+
 class Prepared(NamedTuple):
     """Everything that attention derives from lengths, shared by all layers of a step.
 

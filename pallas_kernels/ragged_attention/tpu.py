@@ -24,6 +24,7 @@ from emsjax.pallas_kernels.ragged_attention.tiles import (
     TileFacts,
     cut_rows,
     join_rows,
+    least_position,
     query_tiles,
     tile_facts,
 )
@@ -59,6 +60,7 @@ class _Stream(NamedTuple):
     buffers: Any  # [2, parts, block, rows of a part, 128] in VMEM
     arrived: Any  # DMA semaphores, one for each buffer
     piece: int  # tokens
+    tree: bool  # whether there are ancestors
     scale: Any = None  # [L, B, S / 128, R, 128] in HBM, of an int8 cache
     scale_buffers: Any = None  # [2, block / 128, R, 128] in VMEM
 
@@ -71,7 +73,7 @@ class _Stream(NamedTuple):
         """Returns the first block that any row of the tile sees."""
         if self.window is None:
             return jnp.zeros((), jnp.int32)
-        seen = self.tiles.row_start[tile] - self.window[0] + 1
+        seen = least_position(self.tiles, tile, self.tree) - self.window[0] + 1
         # At most the last block: the walk over a tile's blocks also starts the next tile's copy, so
         # a used tile must take at least one.
         last = jnp.maximum(self.tiles.kv_end[tile] - 1, 0)
@@ -163,7 +165,8 @@ def _kernel(*refs: Any, options: Options) -> None:
     cache = next(given)
     scale = next(given) if options.int8 else None
     out, blocks_done, buffers, arrived = (next(given) for _ in range(4))
-    stream = _Stream(layer, tiles, cache, window, buffers, arrived, options.blocks.piece)
+    sizes = options.blocks.piece, options.tree
+    stream = _Stream(layer, tiles, cache, window, buffers, arrived, *sizes)
     if options.int8:
         stream = stream._replace(scale=scale, scale_buffers=next(given))
     running = Running(*given)

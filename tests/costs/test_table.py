@@ -222,13 +222,13 @@ def test_each_rung_is_timed_with_few_long_drafts_that_fill_it():
         assert sum(each > 0 for each in plans[number]) == min(-(-room // length), 4)
 
 
-@pytest.mark.parametrize("drafter", ["itself", "recurrent", "combined"])
+@pytest.mark.parametrize("drafter", ["itself", "recurrent", "combined", "tree"])
 def test_drafting_is_timed_in_steps_that_draft_and_verify_nothing(
     drafter: str, monkeypatch: pytest.MonkeyPatch
 ):
     """The draft model drafts full drafts for all slots; in all other cases it drafts nothing."""
     engine = make_engine(tiny_model("llama"), drafter, 3, costs=1.0)
-    model = engine.drafter.model if drafter == "combined" else engine.drafter
+    model = getattr(engine.drafter, "model", engine.drafter)
     steps: list[Step] = []
     watched = SteppedEngine(
         tiny_model("llama"),
@@ -256,9 +256,13 @@ def test_drafting_is_timed_in_steps_that_draft_and_verify_nothing(
         case = cases[number % len(cases)]
         for step in seen:
             assert step.plan.rung == case.rung
-            guessed = step.draft.lens[step.draft.source == COSTLY_SOURCE]
+            place = np.arange(step.draft.tokens.shape[1])
+            costly = (step.draft.source == COSTLY_SOURCE) & (place < step.draft.lens[:, None])
+            guessed = costly.sum(axis=1)
             if case.drafting:
-                assert guessed.tolist() == [model.draft_length] * 3
+                # Branches and what was looked up take the places of some guesses in a tree.
+                least = 1 if drafter == "tree" else model.draft_length
+                assert (guessed >= least).all()
                 assert not step.plan.draft_lens.any()
             else:
                 assert not guessed.any()

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -87,6 +88,9 @@ def make_drafter(model: Any, name: str) -> Drafter:
         return lookup
     if name == "combined":
         return Combined(lookup, recurrent(model))
+    if name == "tree":
+        # Room for two branches in each of eight slots.
+        return Combined(lookup, replace(recurrent(model), beam_rows=16), tree=True)
     if name == "combined-own-layers":
         return Combined(lookup, own_layers(model))
     kinds = {"itself": itself, "draft-model": another, "alike": alike, "recurrent": recurrent}

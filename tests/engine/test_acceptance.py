@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,14 +17,16 @@ B, K = 3, 4
 def draft_of(said: float, source: int = 0) -> Draft:
     tokens = np.zeros((B, K), np.int32)
     confidence = np.full((B, K), said, np.float32)
-    return Draft(tokens, int32s([K] * B), confidence, int32s([source] * B))
+    return Draft(tokens, int32s([K] * B), confidence, np.full((B, K), source, np.int32))
 
 
 @functools.cache
 def program():
     def step(experience: Experience, draft: Draft, draft_lens, accepted):
+        place = jnp.arange(K, dtype=jnp.int32)[None]
+        tried = (place <= accepted[:, None]) & (place < draft_lens[:, None])
         likely = predict(draft, experience)
-        return likely, learn(experience, draft, likely, draft_lens, accepted)
+        return likely, learn(experience, draft, likely, tried, place < accepted[:, None])
 
     return jax.jit(step)
 

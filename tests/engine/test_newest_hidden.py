@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from emsjax.engine.job import Job
 from tests.engine.setup import make_engine, tiny_model
@@ -9,9 +10,10 @@ from tests.engine.setup import make_engine, tiny_model
 SLOTS = 3
 
 
-def test_the_newest_token_is_chosen_from_the_hidden_state():
+@pytest.mark.parametrize("drafter", ["combined", "tree"])
+def test_the_newest_token_is_chosen_from_the_hidden_state(drafter: str):
     model = tiny_model("llama3")
-    engine = make_engine(model, "combined", SLOTS)
+    engine = make_engine(model, drafter, SLOTS)
     state = engine.empty()
     # So long that reading takes several steps, and repetitive, so that drafts are right.
     for slot in range(SLOTS):

@@ -42,7 +42,7 @@ def test_other_batch_sizes(num_slots: int):
 
 @pytest.mark.parametrize(
     ("drafter", "costs"),
-    [("draft-model", 0.5), ("recurrent", None), ("combined", 0.5)],
+    [("draft-model", 0.5), ("recurrent", None), ("combined", 0.5), ("tree", 0.5)],
 )
 def test_drafters_that_compute(drafter: str, costs: float | None):
     """The cases with costs use the planner, which drafts and verifies less."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from emsjax.engine.trace import TraceStep
 from emsjax.engine.trace_record import NOTHING, no_drafts, steps_of
-from emsjax.engine.verify import commit, count_accepted
+from emsjax.engine.verify import commit, verify
 from emsjax.sampling.choose import Chosen
 from tests.engine.states import make_state
 from tests.engine.test_verify import CACHE_LEN, NUM_SLOTS, K, steps
@@ -16,8 +16,8 @@ from tests.engine.test_verify import CACHE_LEN, NUM_SLOTS, K, steps
 
 @jax.jit
 def record_step(state, draft, plan, predicted):
-    accepted = count_accepted(draft, plan.draft_lens, predicted)
-    return commit(state, draft, plan, accepted, Chosen(predicted, None)).drafts
+    verdict = verify(draft, plan.draft_lens, predicted)
+    return commit(state, draft, plan, verdict, Chosen(predicted, None)).drafts
 
 
 @settings(max_examples=100)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from emsjax.engine.draft import Draft
 from emsjax.engine.state import DecodeState
 from emsjax.engine.step_plan import Plan
-from emsjax.engine.verify import commit, count_accepted
+from emsjax.engine.verify import commit, verify
 from emsjax.limits import MAX_STOP_IDS
 from emsjax.sampling.choose import Chosen
 from emsjax.sampling.rows import NO_TOKEN
@@ -104,8 +104,9 @@ def commit_by_hand(
 
 @jax.jit
 def step(state: DecodeState, draft: Draft, plan: Plan, predicted: jax.Array) -> Any:
-    accepted = count_accepted(draft, plan.draft_lens, predicted)
-    return accepted, commit(state, draft, plan, accepted, Chosen(predicted, None))
+    verdict = verify(draft, plan.draft_lens, predicted)
+    after = commit(state, draft, plan, verdict, Chosen(predicted, None))
+    return verdict.accepted, after
 
 
 def check(fields: dict, draft: Draft, plan: Plan, predicted: np.ndarray) -> DecodeState:

@@ -23,6 +23,8 @@ from tests.kernels.caches import (
 )
 
 NUM_LAYERS, LAYER = 2, 1
+# A slot with more rows than a mask has bits is a chain.
+TREE_ROWS, CHAIN = 32, 0xFFFFFFFF
 # Allowed float32 error relative to a row's weighted sum of |v|: the order of sums is free.
 FLOAT32_ERROR = 1e-5
 # Relative error of rounding once: half the distance between neighbouring numbers.
@@ -72,6 +74,7 @@ CASES = {
     "soft-cap": Case(soft_cap=1.5),
     "tree": Case(tree=True),
     "tree-of-32": Case(tree=True, capacity=40, max_q_len=32),
+    "tree-and-prompts": Case(tree=True, capacity=56, max_q_len=45, window=37),
     "sinks": Case(num_heads=6, sinks=True, window=5),
     "all": Case(tree=True, window=37, soft_cap=1.5, sinks=True, head_dim=64),
     "holes": Case(holes=True),
@@ -121,25 +124,34 @@ def stored(case: Case) -> tuple[np.ndarray, ...]:
 def draw_tree(max_q_len: int, seed: int) -> list[int]:
     """Returns one ancestor mask a row of a random tree: its parent's bits and its own.
 
-    A parent is any earlier row. The row is a root if it has none.
+    A parent is any earlier row. The row is a root if it has none. Rows without a bit are of slots
+    that are too long for a tree, see `mask_of`.
     """
     rng = np.random.default_rng(seed)
     masks: list[int] = []
-    for row in range(max_q_len):
+    for row in range(min(max_q_len, TREE_ROWS)):
         parent = rng.integers(-1, row)
         masks.append((masks[parent] if parent >= 0 else 0) | 1 << row)
     return masks
+
+
+def mask_of(case: Case, tree: list[int], ragged: Ragged, slot: int, place: int) -> int:
+    """Returns the ancestor mask of a row, all ones if its slot is a chain."""
+    return tree[place] if case.tree and ragged.q_lens[slot] <= TREE_ROWS else CHAIN
 
 
 def seen_positions(case: Case, tree: list[int], ragged: Ragged, row: int) -> list[int]:
     """Returns the cache positions that a packed row attends to."""
     slot, place, position = ragged.rows()[row]
     first = ragged.kv_lens[slot] - ragged.q_lens[slot]
+    mask = mask_of(case, tree, ragged, slot, place)
     seen = range(position + 1)
     if case.window is not None:
-        seen = range(max(0, position + 1 - case.window), position + 1)
-    if case.tree:
-        seen = [s for s in seen if s < first or tree[place] >> (s - first) & 1]
+        # A window counts only rows that are attended to, and places of the cache before them.
+        rows = position - first if mask == CHAIN else mask.bit_count() - 1
+        seen = range(max(0, first + rows + 1 - case.window), position + 1)
+    if mask != CHAIN:
+        seen = [s for s in seen if s < first or mask >> (s - first) & 1]
     holes = draw_holes(case, ragged)[slot]
     return [s for s in seen if not (case.holes and holes[s])]
 
@@ -282,7 +294,8 @@ class AttentionContract:
         # The masks of unused rows are arbitrary.
         ancestors = np.full(case.capacity, 0xAAAAAAAA, np.uint32)
         if case.tree:
-            ancestors[: ragged.cu_q_lens[-1]] = [tree[place] for _, place, _ in ragged.rows()]
+            masks = [mask_of(case, tree, ragged, slot, place) for slot, place, _ in ragged.rows()]
+            ancestors[: ragged.cu_q_lens[-1]] = masks
         window = np.asarray(case.window or 0, np.int32)
         q, holes = pack_queries(case, ragged, source), draw_holes(case, ragged)
         return np.asarray(self.program(case)(q, cache, ancestors, window, holes, ragged.arrays()))

@@ -91,11 +91,6 @@ def test_prepared_attention_rejects_other_shapes(name, other, sentence):
         attend(**arrays, **called)
 
 
-def test_trees_have_at_most_32_rows_a_slot():
-    with pytest.raises(ValueError, match="max_q_len is 33: with ancestors"):
-        ragged_attention(**good() | {"ancestors": zeros(T, dtype=jnp.uint32), "max_q_len": 33})
-
-
 def places(**other: jax.Array) -> Places:
     return Places(zeros(T, dtype=jnp.int32), zeros(1, dtype=jnp.int32))._replace(**other)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from emsjax.engine.drafter import Drafter
 from emsjax.engine.job import Job
 from emsjax.engine.state import DecodeState
 from emsjax.engine.step_plan import Plan
+from emsjax.engine.verify import Verdict
 from emsjax.sampling import choose as choosing
 from emsjax.sampling.choose import Chosen
 from emsjax.sampling.draw import draw
@@ -49,7 +49,7 @@ DRAFTERS: dict[str, Drafter] = {
     "sampler": Sampler(),
 }
 # Drafters with weights, which are made for the model when needed.
-COMPUTING = ("draft-model", "recurrent", "combined")
+COMPUTING = ("draft-model", "recurrent", "tree")
 
 
 def drafter_of(name: str) -> Drafter:
@@ -114,33 +114,35 @@ def residual_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
         return chosen._replace(tokens=chosen.tokens + VOCAB * fresh)
 
     def accepted_by_the_first(draft, draft_lens, predicted):
-        return COUNT_ACCEPTED(draft, draft_lens, predicted % VOCAB)
+        return VERIFY(draft, draft_lens, predicted % VOCAB)
 
-    def replaced_by_the_second(state, draft, plan: Plan, accepted, chosen: Chosen):
+    def replaced_by_the_second(state, draft, plan: Plan, verdict: Verdict, chosen: Chosen):
+        accepted = verdict.accepted
         places = jnp.arange(chosen.tokens.shape[1], dtype=jnp.int32)[None]
         rejected = (places == accepted[:, None]) & (accepted < plan.draft_lens)[:, None]
         tokens = jnp.where(rejected, chosen.tokens // VOCAB, chosen.tokens % VOCAB)
-        return right_commit(state, draft, plan, accepted, chosen._replace(tokens=tokens))
+        return right_commit(state, draft, plan, verdict, chosen._replace(tokens=tokens))
 
     monkeypatch.setattr(loop, "choose", two_draws)
-    monkeypatch.setattr(loop, "count_accepted", accepted_by_the_first)
+    monkeypatch.setattr(loop, "verify", accepted_by_the_first)
     monkeypatch.setattr(loop, "commit", replaced_by_the_second)
 
 
-COUNT_ACCEPTED = loop.count_accepted
+VERIFY = loop.verify
 
 
 def bonus_from_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
     """Breaks the bonus token: the last draft token takes its place without verification."""
     right_commit = loop.commit
 
-    def wrong(state, draft: Draft, plan: Plan, accepted: jax.Array, chosen: Chosen) -> DecodeState:
+    def wrong(state, draft: Draft, plan: Plan, verdict: Verdict, chosen: Chosen) -> DecodeState:
+        accepted = verdict.accepted
         last = draft.tokens.shape[1] - 1
         guess = jnp.take_along_axis(draft.tokens, jnp.minimum(accepted, last)[:, None], axis=1)
         places = jnp.arange(chosen.tokens.shape[1], dtype=jnp.int32)[None]
         bonus = (places == accepted[:, None]) & (accepted == plan.draft_lens - 1)[:, None]
         tokens = jnp.where(bonus, guess, chosen.tokens)
-        return right_commit(state, draft, plan, accepted, chosen._replace(tokens=tokens))
+        return right_commit(state, draft, plan, verdict, chosen._replace(tokens=tokens))
 
     monkeypatch.setattr(loop, "commit", wrong)
 

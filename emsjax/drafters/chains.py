@@ -1,0 +1,16 @@
+"""Turns drafters of token trees into drafters of chains."""
+
+import dataclasses
+
+from emsjax.drafters.combined import Combined
+from emsjax.drafters.recurrent import Recurrent
+from emsjax.engine.drafter import Drafter
+
+
+def as_chains(drafter: Drafter) -> Drafter:
+    """Returns the drafter with one guess for each place, or the drafter itself if it has that."""
+    if isinstance(drafter, Combined):
+        return dataclasses.replace(drafter, model=as_chains(drafter.model), tree=False)
+    if isinstance(drafter, Recurrent):
+        return dataclasses.replace(drafter, beam_rows=1)
+    return drafter
