@@ -90,7 +90,10 @@ def check_no_copy_of_the_cache(
         # XLA moves scales to VMEM for each step if they fit.
         moved = {"copy-done"} if spec is not specs[0] else set()
         # XLA's scatter moves the accepted path of a tree.
-        written = {WRITERS[platform], *(["scatter"] if getattr(engine.drafter, "tree", False) else [])}
+        written = {
+            WRITERS[platform],
+            *(["scatter"] if getattr(engine.drafter, "tree", False) else []),
+        }
         assert set(operations) <= PASS_ON | written | moved
     # The same elements in any other type or order would be a convert or a transpose.
     elements = max(spec.size for spec in specs)
