@@ -1,14 +1,16 @@
 """Products with experts on any GPU since Ampere, in one launch: programs look up their experts.
 
-It is the kernel of `layer_matmul` with other weights for each tile. A loop over tiles would launch
-several kernels for each.
+It is the kernel of `triton_products` with other weights for each tile. A loop over tiles would
+launch several kernels for each.
 """
 
 import jax
 import jax.numpy as jnp
 
+from emsjax.pallas_kernels import triton_products
 from emsjax.pallas_kernels.expert_matmul.tiles import Tiles
-from emsjax.pallas_kernels.layer_matmul import gpu_triton
+from emsjax.pallas_kernels.layer_matmul.few_rows import unsuitable
+from emsjax.pallas_kernels.triton_products import MOST_ROWS, MOST_SHARES, OUT, blocks_for, sums_of
 
 
 def unsupported(x: jax.Array, kernels: jax.Array) -> str | None:
@@ -16,7 +18,8 @@ def unsupported(x: jax.Array, kernels: jax.Array) -> str | None:
     rows = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
     layers, experts, *shape = kernels.shape
     stack = jax.ShapeDtypeStruct((layers * experts, *shape), kernels.dtype)
-    return gpu_triton.unsupported(rows, stack)
+    most = MOST_ROWS * MOST_SHARES
+    return triton_products.unsupported(stack) or unsuitable(rows, stack, most, OUT)
 
 
 def expert_matmul(
@@ -26,11 +29,11 @@ def expert_matmul(
     num_tiles, size, num_in = x.shape
     _, num_experts, num_out, _ = kernels.shape
     # There are enough tiles to keep the GPU busy without dividing the columns.
-    blocks = gpu_triton.blocks_for(num_out, num_in, size)._replace(parts=1)
+    blocks = blocks_for(num_out, num_in, size)._replace(parts=1)
     tile = jnp.arange(num_tiles, dtype=jnp.int32)
     numbers = jnp.where(tile < tiles.used[0], layer * num_experts + tiles.experts, -1)
     stack = kernels.reshape(-1, num_out, num_in)
-    (sums,) = gpu_triton.sums_of(
+    (sums,) = sums_of(
         x.reshape(-1, num_in), stack, numbers, blocks, each=True, name="expert_matmul"
     )
     return sums.reshape(num_tiles, size, num_out).astype(dtype)

@@ -1,74 +1,17 @@
-"""Multiplies few rows with one layer's weights on any GPU since Ampere, as a Triton kernel.
-
-XLA copies a layer's weights out of the stack before it multiplies them, so that they cross the
-memory three times. Here each program streams its part of the weights, straight from the stack. How
-a sum is divided depends only on the weights' shape. int8 weights are converted after they have been
-read, so that memory holds bytes.
-"""
-
-import functools
-from typing import Any, NamedTuple
+"""Multiplies few rows with one layer's weights on any GPU since Ampere, see `triton_products`."""
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 
-from emsjax.pallas_kernels.backends import target_capability
+from emsjax.pallas_kernels import triton_products
 from emsjax.pallas_kernels.layer_matmul.few_rows import Given, added, unsuitable
-
-# Triton makes code for compute capability 8.0, Ampere, and newer.
-OLDEST = 8
-# Outputs of a program, and the number of columns that it multiplies at a time, or half as many.
-OUT, DEPTH = 64, 128
-# Most rows of a program, and most programs that read the same weights for different rows. The
-# weights then come from memory once for all of them.
-MOST_ROWS, MOST_SHARES = 64, 4
-# A matrix unit multiplies this many rows.
-ROW_MULTIPLE = 16
-# Enough programs to keep the memory of any GPU busy.
-ENOUGH_PROGRAMS = 192
-# jax counts the elements of arrays of up to 2**32 bytes in 32 bits, which for Triton have a sign.
-# That suits numbers of two bytes or more, of which there are at most half as many.
-MISCOUNTED = range(2**31 + 1, 2**32 + 1)
-# Shared memory that every GPU since Ampere has for a program, and the most blocks in flight.
-SHARED_BYTES, STAGES = 96 << 10, 4
-
-
-class Blocks(NamedTuple):
-    """The division of the work among programs.
-
-    Attributes:
-      depth: columns of the weights that a program multiplies at a time.
-      parts: programs among which the columns are divided.
-      rows: rows of x of a program, a power of two.
-      stages: blocks of weights and rows in flight or in use.
-    """
-
-    depth: int
-    parts: int
-    rows: int
-    stages: int
-
-
-def blocks_for(num_out: int, num_in: int, num_rows: int) -> Blocks:
-    """Returns the sizes for T rows and weights [out, in]; only `rows` and `stages` depend on T."""
-    parts = 1
-    while num_out // OUT * parts < ENOUGH_PROGRAMS and num_in % (2 * parts * DEPTH) == 0:
-        parts *= 2
-    depth = DEPTH if num_in // parts % DEPTH == 0 else DEPTH // 2
-    rows = min(pl.next_power_of_2(max(num_rows, ROW_MULTIPLE)), MOST_ROWS)
-    return Blocks(depth, parts, rows, min(SHARED_BYTES // ((OUT + rows) * depth * 2), STAGES))
+from emsjax.pallas_kernels.triton_products import MOST_ROWS, MOST_SHARES, OUT, blocks_for, sums_of
 
 
 def unsupported(x: Given, kernels: Given) -> str | None:
     """Why the kernel cannot be used, or None if it can."""
-    capability = target_capability()
-    if capability is not None and int(capability.split(".")[0]) < OLDEST:
-        return f"the GPU has compute capability {capability}; Triton requires {OLDEST}.0"
-    if kernels.dtype.itemsize == 1 and kernels.size in MISCOUNTED:
-        return f"the stack has {kernels.size} bytes, which jax would count in 32 bits with a sign"
-    return unsuitable(x, kernels, MOST_ROWS * MOST_SHARES, OUT)
+    most = MOST_ROWS * MOST_SHARES
+    return triton_products.unsupported(kernels) or unsuitable(x, kernels, most, OUT)
 
 
 def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -78,64 +21,3 @@ def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.
     x = jnp.pad(x, ((0, -num_rows % blocks.rows), (0, 0)))
     parts = sums_of(x, kernels, jnp.reshape(layer, 1), blocks)
     return added(parts)[:num_rows].astype(dtype)
-
-
-def sums_of(
-    x: jax.Array,
-    kernels: jax.Array,
-    numbers: jax.Array,
-    blocks: Blocks,
-    *,
-    each: bool = False,
-    name: str = "layer_matmul",
-) -> jax.Array:
-    """Multiplies rows with weights from a stack.
-
-    Args:
-      x: rows [T, in], a multiple of `blocks.rows`.
-      kernels: a stack of weights [L, out, in].
-      numbers: which weights to use, int32[1].
-      blocks: the sizes.
-      each: whether `numbers` is int32[T / blocks.rows], which weights to use for each so many rows;
-        -1 for none, whose sums are 0.
-      name: of the kernel in programs.
-
-    Returns:
-      The sums over each part of the columns, float32[parts, T, out].
-    """
-    num_rows, (_, num_out, _) = x.shape[0], kernels.shape
-    whole = pl.BlockSpec(memory_space=pl.ANY)
-    call = pl.pallas_call(
-        functools.partial(_kernel, blocks=blocks, each=each),
-        out_shape=jax.ShapeDtypeStruct((blocks.parts, num_rows, num_out), jnp.float32),
-        # Programs that read the same weights for different rows are next to each other.
-        grid=(num_rows // blocks.rows, num_out // OUT, blocks.parts),
-        in_specs=[whole, whole, whole],
-        out_specs=pl.BlockSpec(
-            (None, blocks.rows, OUT), lambda share, tile, part: (part, share, tile)
-        ),
-        compiler_params=triton.CompilerParams(num_warps=4, num_stages=blocks.stages),
-        name=name,
-    )
-    return call(numbers, x, kernels)
-
-
-def _kernel(numbers: Any, x: Any, kernels: Any, out: Any, *, blocks: Blocks, each: bool) -> None:
-    """One program: its outputs for its rows, summed over one part of the columns."""
-    share, tile, part = (pl.program_id(axis) for axis in range(3))
-    steps = x.shape[1] // blocks.parts // blocks.depth
-    number = numbers[share if each else 0]
-    end = jnp.minimum(number + 1, 1) * steps if each else steps  # 0 if there are no weights
-
-    def add(step: jax.Array, sums: jax.Array) -> jax.Array:
-        columns = pl.ds((part * steps + step) * blocks.depth, blocks.depth)
-        weights = kernels[number, pl.ds(tile * OUT, OUT), columns]
-        rows = x[pl.ds(share * blocks.rows, blocks.rows), columns]
-        return sums + product_transposed(rows, weights.astype(rows.dtype))
-
-    out[...] = jax.lax.fori_loop(0, end, add, jnp.zeros((blocks.rows, OUT), jnp.float32))
-
-
-def product_transposed(left: jax.Array, right: jax.Array) -> jax.Array:
-    """Returns left [M, X] times right [Y, X] transposed, in float32."""
-    return triton.dot(left, right.T)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emsjax.pallas_kernels import triton_products
 from emsjax.pallas_kernels.ahead import compile_on
 from emsjax.pallas_kernels.expert_matmul.api import expert_matmul
 from emsjax.pallas_kernels.expert_matmul.tiles import (
@@ -20,7 +21,6 @@ from emsjax.pallas_kernels.expert_matmul.tiles import (
     tiles_of,
     to_tiles,
 )
-from emsjax.pallas_kernels.layer_matmul import gpu_triton
 from emsjax.plan.copies import copied_slices
 from tests.kernels.contract_expert_matmul import (
     CASES,
@@ -63,7 +63,7 @@ class TestTriton(ExpertMatmulContract):
     def _interpreted(self, interpreting_triton: None, monkeypatch: pytest.MonkeyPatch) -> None:
         if jax.default_backend() != "gpu":
             # XLA's products on a CPU depend on the number of rows.
-            monkeypatch.setattr(gpu_triton, "product_transposed", product_of_pairs)
+            monkeypatch.setattr(triton_products, "product_transposed", product_of_pairs)
 
 
 # One program for all examples of a shape.

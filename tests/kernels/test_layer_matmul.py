@@ -12,9 +12,8 @@ from flax import nnx
 from emsjax.engine.packing import PackedBatch
 from emsjax.loading.build import shape_of_model
 from emsjax.loading.named import named_config
-from emsjax.pallas_kernels import hopper
+from emsjax.pallas_kernels import hopper, triton_products
 from emsjax.pallas_kernels.backends import compiling_for, noting_backends
-from emsjax.pallas_kernels.layer_matmul import gpu_triton
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
 from emsjax.pallas_kernels.layer_matmul.gpu import ENOUGH_BLOCKS, blocks_for
 from tests.kernels.contract_layer_matmul import (
@@ -123,7 +122,7 @@ class TestTriton(LayerMatmulContract):
     def _interpreted(self, interpreting_triton: None, monkeypatch: pytest.MonkeyPatch) -> None:
         if jax.default_backend() != "gpu":
             # XLA's products on a CPU depend on the number of rows.
-            monkeypatch.setattr(gpu_triton, "product_transposed", product_of_pairs)
+            monkeypatch.setattr(triton_products, "product_transposed", product_of_pairs)
 
 
 @pytest.mark.parametrize(
