@@ -21,8 +21,8 @@ QUICK = ("add-a-drafter", "add-a-kernel-backend", "add-a-model-family", "exactne
 # Pages that need the real default model: its draft, or what a user runs first.
 WITH_THE_MODEL = ("README", "python", "drafters")
 # Blocks of these kinds are instructions to Sphinx, not code.
-# Blocks that are shown and not run: commands that end only when they are told to are "console".
-SHOWN = {"{toctree}", "{eval-rst}", "console"}
+# Blocks that are shown and not run: commands of a server, which does not end.
+SHOWN = {"{toctree}", "{eval-rst}", "text"}
 
 
 def run_shell(example: Example) -> None:
