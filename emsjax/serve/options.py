@@ -1,18 +1,9 @@
 """The options of the command line, and the checks that they fit together."""
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
+from emsjax.cli.model_options import ModelOptions, check_model_options
 from emsjax.errors import UserError
-
-# The options that `LLM` takes under another name, and those that only the server has.
-_RENAMED = {"batch_size": "max_batch_size"}
-_SERVER = frozenset(
-    {
-        *("host", "port", "api_key", "served_model_name", "max_body_mb", "max_waiting"),
-        *("time_limit", "shutdown_time"),
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -35,28 +26,9 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Options:
-    """The options of `python -m emsjax.serve`, one field per option.
+class Options(ModelOptions):
+    """The options of `python -m emsjax.serve`, one field per option."""
 
-    None means that the option was not given. The engine's own default then applies.
-    """
-
-    model: str | None = None
-    tokenizer: str | None = None
-    dtype: str = "auto"
-    quantize: str | None = None
-    kv_dtype: str | None = None
-    batch_size: int | None = None
-    prefix_slots: int = 0
-    max_model_len: int | None = None
-    exact: bool = False
-    method: str = "ems"
-    drafter: str | None = None
-    draft_model: str | None = None
-    draft_quantize: str | None = None
-    draft_length: int | None = None
-    planner: bool = True
-    seed: int = 0
     host: str = "127.0.0.1"
     port: int = 8000
     api_key: str | None = None
@@ -65,13 +37,6 @@ class Options:
     max_waiting: int = 1024
     time_limit: float = 600.0
     shutdown_time: float = 30.0
-
-    def engine(self) -> dict[str, Any]:
-        """Returns the arguments for `emsjax.llm.LLM`, leaving out options that were not given."""
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _SERVER}
-        return {
-            _RENAMED.get(name, name): value for name, value in given.items() if value is not None
-        }
 
     def settings(self) -> Settings:
         """Returns what concerns clients."""
@@ -85,11 +50,12 @@ class Options:
 
 
 def check(options: Options) -> None:
-    """Checks what only the server reads; `LLM` checks the rest.
+    """Checks the options before anything is loaded.
 
     Raises:
-      UserError: an option has an impossible value.
+      UserError: an option has an impossible value, or two options contradict each other.
     """
+    check_model_options(options)
     if not 0 <= options.port < 65536:
         raise UserError(f"--port {options.port} is not a port; give 0 to 65535.")
     for flag, value in {

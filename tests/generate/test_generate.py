@@ -90,10 +90,8 @@ def test_options_reach_the_engine_and_only_those_given(call, llm):
         "max_batch_size": 8,
         "max_model_len": 64,
         "drafter": "none",
-        "method": "ems",
         "dtype": "bfloat16",
         "exact": True,
-        "seed": 0,
     }
     call("--prompt", "a", "--draft-length", 4, "--max-ngram", 2, "--min-ngram", 2, "--seed", 3)
     given = {"draft_length": 4, "max_ngram": 2, "min_ngram": 2, "seed": 3}

@@ -127,6 +127,9 @@ def test_a_port_that_is_taken_is_reported_before_the_model_is_loaded(capsys):
     ("option", "message"),
     [
         (["--port", "70000"], "--port 70000 is not a port"),
+        (["--port", "eighty"], "'eighty' is not a whole number"),
+        (["--model", ""], "--model is empty"),
+        (["--drafter", "prompt-lookup", "--draft-model", "x"], "does not use --draft-model x"),
         (["--time-limit", "0"], "--time-limit 0 is out of range"),
         (["--max-waiting", "-1"], "--max-waiting -1 is out of range"),
         (["--api-key", ""], "--api-key is empty"),
