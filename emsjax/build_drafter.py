@@ -9,10 +9,10 @@ from emsjax.drafters import DraftModel, NoDrafter, OwnLayers, PromptLookup, Recu
 from emsjax.drafters.combined import Combined
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.ladder import narrowest_rows
-from emsjax.errors import UserError, check_whole, short
-from emsjax.limits import DRAFT_LENGTH, DRAFTERS, MAX_DRAFT_LENGTH, METHODS
+from emsjax.errors import UserError, about, check_whole, short
+from emsjax.limits import DRAFT_LENGTH, DRAFTERS, MAX_DRAFT_LENGTH, METHODS, OWN_LAYERS
 from emsjax.loading.drafter import load_drafter, shipped_draft
-from emsjax.loading.load import LoadedModel
+from emsjax.loading.load import LoadedModel, locate
 from emsjax.pallas_kernels.backends import target_platform
 
 # The options that each drafter takes.
@@ -93,6 +93,18 @@ def check_drafting(
     drafting = Drafting(name, given)
     _ = drafting.lookup  # raises if the sizes contradict each other
     return drafting
+
+
+def find_draft(drafting: Drafting) -> None:
+    """Looks for the draft model, and downloads it if need be, before the target is loaded.
+
+    Raises:
+      UserError: there is no such draft model.
+    """
+    draft = drafting.given.get("draft_model")
+    if draft is not None and draft != OWN_LAYERS:
+        with about("draft_model", str(draft)):
+            locate(draft)
 
 
 def drafter_name(drafter: Drafter) -> str:

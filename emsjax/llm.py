@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from emsjax.build_drafter import build_drafter, check_drafting, drafter_name
+from emsjax.build_drafter import build_drafter, check_drafting, drafter_name, find_draft
 from emsjax.build_engine import build_engine, compile_ahead
 from emsjax.costs.pricing import Pricing
 from emsjax.engine.drafter import Drafter
@@ -148,6 +148,7 @@ class LLM:
         check_whole("max_batch_size", max_batch_size, 1, MAX_BATCH_SIZE)
         check_whole("prefix_slots", prefix_slots, 0, MAX_BATCH_SIZE - max_batch_size)
         check_whole("seed", seed, 0, MAX_SEED)
+        find_draft(drafting)
         use_compile_cache()
         if kv_dtype is None:  # on CPU, the compiled attention reads no other caches
             compile_ahead(dtype)

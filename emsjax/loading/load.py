@@ -78,7 +78,10 @@ def load_model(
     check_kv_dtype(kv_dtype)
     opened = find_model(model)
     computed = dtype_for_device(dtype, opened.source.dtype)
-    read_tokenizer = opened.tokenizer if tokenizer is None else partial(_other_tokenizer, tokenizer)
+    read_tokenizer = opened.tokenizer
+    if tokenizer is not None:
+        with about("tokenizer", tokenizer):  # before the weights are read, which may take minutes
+            read_tokenizer = partial(_other_tokenizer, tokenizer, locate(tokenizer))
     # In parallel, because importing transformers takes as long as copying a small model's weights.
     with ThreadPoolExecutor(max_workers=1) as pool:
         vocabulary = pool.submit(read_tokenizer)
@@ -105,12 +108,16 @@ def find_model(model: str | Path | None) -> OpenedModel:
     Raises:
       UserError: as for `load_model`.
     """
-    path = default_model_dir() if model is None else _located(model)
+    path = default_model_dir() if model is None else locate(model)
     return open_model(path, supported())
 
 
-def _located(model: str | Path) -> Path:
-    """Returns a local path, or the directory of a downloaded hub model."""
+def locate(model: str | Path) -> Path:
+    """Returns a local path, or the directory of a downloaded hub model.
+
+    Raises:
+      UserError: there is no such path and no such model.
+    """
     # A name may be too long for a path, or begin with "~" and an unknown user.
     with foreign(f"model {str(model)[:100]!r} cannot be looked up", "name a model directory."):
         path = Path(model).expanduser()
@@ -124,10 +131,8 @@ def _located(model: str | Path) -> Path:
     return hub_snapshot(model)
 
 
-def _other_tokenizer(name: str) -> "PreTrainedTokenizerBase":
+def _other_tokenizer(name: str, path: Path) -> "PreTrainedTokenizerBase":
     """Loads a tokenizer that replaces the model's own."""
-    with about("tokenizer", name):
-        path = _located(name)
     found = open_model(path, supported()).tokenizer() if path.is_file() else load_tokenizer(path)
     if found is None:
         raise UserError(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from emsjax import LLM, SamplingParams, UserError, build_engine
+from emsjax.loading import load
 from emsjax.loading.draft_checkpoint import MANIFEST
 from emsjax.loading.drafter import check_vocabulary, load_drafter
 from emsjax.loading.load import LoadedModel
@@ -140,3 +141,15 @@ def test_a_trained_draft_is_not_quantised(tmp_path: Path):
 def test_a_draft_that_does_not_exist_is_named_by_its_option() -> None:
     with pytest.raises(UserError, match=r"^draft_model='~/no/such/one': model '~/no"):
         load_drafter("~/no/such/one", named("a target"), 3, dtype="auto", narrowest=8)
+
+
+@pytest.mark.parametrize("option", ["draft_model", "tokenizer"])
+def test_what_does_not_exist_is_found_before_the_weights_are_read(
+    option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object) -> None:
+        raise AssertionError("the weights were read first")
+
+    monkeypatch.setattr(load, "read_weights", read)
+    with pytest.raises(UserError, match=rf"^{option}='~/no/such/one': model '~/no"):
+        LLM(str(checkpoint("llama3")), **{option: "~/no/such/one"})
