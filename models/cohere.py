@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from emsjax.models.config import DecoderConfig
-from emsjax.models.family import Family
+from emsjax.models.family import Family, WeightMap, of_text_part
 from emsjax.models.llama import layer_kinds, layer_windows, llama_config, llama_weights
 from emsjax.models.rope import SLIDING
 
@@ -37,11 +37,16 @@ def cohere2_config(hf: Mapping[str, Any]) -> DecoderConfig:
     )
 
 
+def cohere2_weights(config: DecoderConfig) -> WeightMap:
+    """Returns the weight map of Cohere 2, also for checkpoints that hold more than text."""
+    return of_text_part(llama_weights(config))
+
+
 COHERE = Family("cohere", cohere_config, llama_weights, harmless=frozenset())
 COHERE2 = Family(
     "cohere2",
     cohere2_config,
-    llama_weights,
+    cohere2_weights,
     # `layer_switch` is another name of `sliding_window_pattern`.
     harmless=frozenset({"cache_implementation", "layer_switch", "use_parallel_embedding"}),
     implied={

@@ -21,4 +21,6 @@ def nemotron_config(hf: Mapping[str, Any]) -> DecoderConfig:
     )
 
 
-NEMOTRON = Family("nemotron", nemotron_config, llama_weights, harmless=frozenset())
+# Older names of `partial_rotary_factor`.
+_IMPLIED = dict.fromkeys(("rope_percent", "rope_percentage"), 0.5)
+NEMOTRON = Family("nemotron", nemotron_config, llama_weights, frozenset(), _IMPLIED)

@@ -31,4 +31,6 @@ def qwen3_moe_config(hf: Mapping[str, Any]) -> DecoderConfig:
 
 # `transformers` does not read the first, and the others matter in training only.
 _HARMLESS = frozenset({"max_window_layers", "router_aux_loss_coef", "output_router_logits"})
-QWEN3_MOE = Family("qwen3_moe", qwen3_moe_config, expert_weights, _HARMLESS)
+# Qwen3-Coder says so what the type always does.
+_IMPLIED = {"shared_expert_intermediate_size": 0, "use_qk_norm": True}
+QWEN3_MOE = Family("qwen3_moe", qwen3_moe_config, expert_weights, _HARMLESS, _IMPLIED)

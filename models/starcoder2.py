@@ -57,6 +57,12 @@ STARCODER2 = Family(
     "starcoder2",
     starcoder2_config,
     starcoder2_weights,
-    harmless=frozenset({"rms_norm_eps"}),
-    implied={"mlp_type": "default", "norm_type": "layer_norm"},
+    # Names that `transformers` does not read, next to those it does.
+    harmless=frozenset({"rms_norm_eps", "activation_function", "layer_norm_epsilon"}),
+    implied={
+        "mlp_type": "default",
+        "norm_type": "layer_norm",
+        **dict.fromkeys(("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32"), True),
+        "scale_attn_weights": True,
+    },
 )

@@ -253,3 +253,15 @@ def test_models_import_from_anywhere(place, tmp_path):
     expected = [folder_of(package) / "__init__.py" for package in MOVED]
     if place == "repository":
         assert [Path(p).resolve() for p in result.stdout.split()] == expected
+
+
+def test_no_family_is_named_outside_its_file_and_the_registry():
+    """What families share differs by the fields of `DecoderConfig` only."""
+    from emsjax.models.registry import FAMILIES
+
+    home = {name: family.config.__module__.rsplit(".")[-1] for name, family in FAMILIES.items()}
+    for file in (ROOT / "models").glob("*.py"):
+        constants = (node for node in ast.walk(ast.parse(file.read_text())))
+        texts = {node.value for node in constants if isinstance(node, ast.Constant)}
+        others = {name for name in texts & FAMILIES.keys() if home[name] != file.stem}
+        assert not others, f"{file.name} names {others}"

@@ -199,20 +199,25 @@ def _misshapen(
         if all(names):  # the others are already reported as missing
             groups.setdefault(tuple(shapes[name] for name in names), []).extend(names)
     for key, names in groups.items():
-        if not _fits(parameter, key):
+        made = _made(parameter, key)
+        if made != parameter.piece:
             have = " and ".join(str(list(shape)) for shape in key)
+            # A tensor that is turned may have the shape that its parameter needs.
+            one = key[0] if len(key) == 1 else made
+            turned = f", which makes {list(made)}," if made and made != one else ""
             yield (
-                f"{', '.join(_folded(names))} has {have} where {path} needs {list(parameter.piece)}"
+                f"{', '.join(_folded(names))} has {have}{turned} where {path} needs "
+                f"{list(parameter.piece)}"
             )
 
 
-def _fits(parameter: Parameter, shapes: Sequence[tuple[int, ...]]) -> bool:
-    """Returns whether the transform turns tensors of `shapes` into the parameter's shape."""
+def _made(parameter: Parameter, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
+    """Returns the shape that the transform makes of tensors of `shapes`; None if it makes none."""
     try:
         zeros = [np.broadcast_to(np.zeros((), np.float32), shape) for shape in shapes]
-        return np.shape(parameter.rule.transform(zeros)) == parameter.piece
+        return np.shape(parameter.rule.transform(zeros))
     except (ValueError, IndexError):
-        return False
+        return None
 
 
 def _folded(names: Sequence[str]) -> list[str]:

@@ -96,12 +96,13 @@ def _qwen3(width: int, inner: int, layers: int, heads: int, tied: bool) -> Confi
     return _gated("qwen3", width, inner, layers, (heads, 8), tie_word_embeddings=tied, **settings)
 
 
-def _mistral(**more: Any) -> Config:
+def _mistral(width: int = 4096, inner: int = 14336, layers: int = 32, **more: Any) -> Config:
     settings = {"max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "eos_token_id": 2}
-    return _gated("mistral", 4096, 14336, 32, (32, 8), head_dim=128, **settings, **more)
+    return _gated("mistral", width, inner, layers, (32, 8), head_dim=128, **settings | more)
 
 
 _TIED = {"tie_word_embeddings": True}
+_NO_WINDOW: Config = {"sliding_window": None, "rope_theta": 1000000.0}
 
 PUBLISHED: Mapping[str, Config] = MappingProxyType(
     {
@@ -129,7 +130,14 @@ PUBLISHED: Mapping[str, Config] = MappingProxyType(
         "llama-3.2-3b": _llama3(3072, 8192, 28, 24, head_dim=128, **_TIED, **_long(32.0)),
         # Version 0.1; 0.3 has a larger vocabulary and no sliding window.
         "mistral-7b": _mistral(vocab_size=32000, sliding_window=4096, rope_theta=10000.0),
-        "mistral-7b-v0.3": _mistral(vocab_size=32768, sliding_window=None, rope_theta=1000000.0),
+        "mistral-7b-v0.3": _mistral(vocab_size=32768, **_NO_WINDOW),
+        "mistral-nemo-12b": _mistral(
+            5120, layers=40, vocab_size=131072, max_position_embeddings=131072, **_NO_WINDOW
+        ),
+        # Version 3 of Mistral Small.
+        "mistral-small-24b": _mistral(
+            5120, 32768, 40, vocab_size=131072, **_NO_WINDOW | {"rope_theta": 100000000.0}
+        ),
         "qwen2.5-0.5b": _qwen25(896, 4864, 24, (14, 2), **_TIED),
         "qwen2.5-1.5b": _qwen25(1536, 8960, 28, (12, 2), **_TIED),
         "qwen2.5-3b": _qwen25(2048, 11008, 36, (16, 2), **_TIED),

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from emsjax.loading.gguf.architectures import ARCHITECTURES
+from emsjax.loading.hf.multimodal import TEXT_PARTS
 from emsjax.models.registry import FAMILIES
 
 ROOT = Path(__file__).parents[2]
@@ -25,3 +26,9 @@ def test_the_command_line_page_has_every_architecture_of_gguf():
     page = (ROOT / "docs" / "command-line.md").read_text()
     (listed,) = re.findall(r"- GGUF of the architectures (.*?);", page, re.DOTALL)
     assert quoted(listed) == list(ARCHITECTURES)
+
+
+def test_the_command_line_page_has_every_model_for_text_and_images():
+    page = (ROOT / "docs" / "command-line.md").read_text()
+    (listed,) = re.findall(r"model for text and images \((.*?)\)", page)
+    assert quoted(listed) == list(TEXT_PARTS)

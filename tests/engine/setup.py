@@ -181,10 +181,17 @@ def jobs(count: int = 20, longest: int = 200, stop_ids: tuple[int, ...] = (EOS,)
 
 @functools.cache
 def expected(name: str, prompt: tuple[int, ...], max_tokens: int, eos: int | None) -> list[int]:
-    """Generates greedy text with `transformers` from a single prompt."""
+    """Generates greedy text with the oracle called `name` from a single prompt."""
+    return generated_by(oracle(name), prompt, max_tokens, eos)
+
+
+def generated_by(
+    model: Any, prompt: tuple[int, ...], max_tokens: int, eos: int | None
+) -> list[int]:
+    """Generates greedy text with a model of `transformers` from a single prompt."""
     import torch
 
-    generated = oracle(name).generate(
+    generated = model.generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
         do_sample=False,

@@ -1,10 +1,11 @@
-"""The decode program of every family, few layers of its built-in configuration, for a TPU v5e.
+"""The decode program of every family, few layers of its built-in configuration, for two TPUs.
 
 `test_compiled` compiles every switch, but not with the heads, windows and rotary tables that
 families combine them with.
 """
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 
@@ -22,12 +23,13 @@ from tests.ladders import one_rung
 pytestmark = pytest.mark.usefixtures("no_compile_cache")
 
 # The most layers after which a pattern of windows repeats.
-LAYERS, QUICK = 6, ("falcon",)
+LAYERS, QUICK = 6, [("v5e", "falcon")]
 BUILT_IN = {config["model_type"]: name for name, config in PUBLISHED.items()}
 
 
-def small(config: DecoderConfig) -> DecoderConfig:
-    """Returns the configuration with its heads, but otherwise narrow, and with its first layers."""
+def of_family(name: str) -> DecoderConfig:
+    """Returns the first layers of a family's configuration, narrow but for the heads."""
+    config = named_config(BUILT_IN[name])
     experts = config.experts
     return replace(
         config,
@@ -47,10 +49,13 @@ def test_every_family_has_a_built_in_configuration():
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(f, marks=() if f in QUICK else pytest.mark.slow) for f in FAMILIES]
+    ("generation", "family"),
+    [
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+        for case in product(("v5e", "v6e"), FAMILIES)
+    ],
 )
-def test_tpu_v5e(family: str):
-    config = small(named_config(BUILT_IN[family]))
-    engine, compiled = compile_for_tpu("v5e", "none", config, make=one_rung)
+def test_tpu(generation: str, family: str):
+    engine, compiled = compile_for_tpu(generation, "none", of_family(family), make=one_rung)
     check_no_copy_of_the_cache(engine, compiled, "tpu")
     check_no_kernel_is_copied(engine, compiled)

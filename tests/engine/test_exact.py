@@ -18,17 +18,20 @@ def in_dtype(name: str, dtype: jnp.dtype):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "drafter"),
+    ("name", "dtype", "drafter"),
     [
-        (jnp.float32, "prompt-lookup"),
-        (jnp.bfloat16, "prompt-lookup"),
-        (jnp.float16, "prompt-lookup"),
-        (jnp.bfloat16, "itself"),
-        (jnp.bfloat16, "combined-own-layers"),
+        ("llama", jnp.float32, "prompt-lookup"),
+        ("llama", jnp.bfloat16, "prompt-lookup"),
+        ("llama", jnp.float16, "prompt-lookup"),
+        ("llama", jnp.bfloat16, "itself"),
+        ("llama", jnp.bfloat16, "combined-own-layers"),
+        ("gpt-oss", jnp.bfloat16, "prompt-lookup"),  # experts, and sinks and windows
     ],
 )
-def test_speculation_in_a_batch_equals_plain_decoding_alone(dtype: jnp.dtype, drafter: str):
-    model = in_dtype("llama", dtype)
+def test_speculation_in_a_batch_equals_plain_decoding_alone(
+    name: str, dtype: jnp.dtype, drafter: str
+):
+    model = in_dtype(name, dtype)
     todo = jobs(8, longest=100)
     batched = run_all(make_engine(model, drafter, 3, exact=True), todo)
     alone = run_all(make_engine(model, "none", 1, exact=True), todo)

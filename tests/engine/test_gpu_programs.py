@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -40,13 +41,14 @@ def steps_of_a_batch(*args: int, **options: Any) -> tuple[Rung, ...]:
 
 
 def compile_for(
-    gpu: str, config: DecoderConfig = CONFIG, quantize: str | None = None
+    gpu: str,
+    config: DecoderConfig = CONFIG,
+    quantize: str | None = None,
+    make: Callable[..., tuple[Rung, ...]] = steps_of_a_batch,
 ) -> tuple[Engine, jax.stages.Compiled]:
     dtype = jnp.dtype("float16" if gpu == "t4" else "bfloat16")
     with on_device(gpu) as sharding:
-        engine = abstract_engine(
-            dtype, "prompt-lookup", config, make=steps_of_a_batch, quantize=quantize
-        )
+        engine = abstract_engine(dtype, "prompt-lookup", config, make=make, quantize=quantize)
         return engine, compile_lowered(gpu, engine.lower(sharding))
 
 

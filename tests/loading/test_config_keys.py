@@ -50,12 +50,13 @@ def test_every_key_of_the_config_class_is_accounted_for(name: str) -> None:
 def test_harmless_keys_are_keys_of_the_family(name: str) -> None:
     assert FAMILIES[name].harmless is not None
     given = dict.fromkeys(FAMILIES[name].harmless, 3)
-    for key in ("summary_type", "summary_activation", "hidden_act"):  # not numbers
+    # Not numbers.
+    for key in ("summary_type", "summary_activation", "hidden_act", "activation_function"):
         given.pop(key, None)
     flags = ("summary_use_proj", "summary_proj_to_labels", "reorder_and_upcast_attn")
     others = dict.fromkeys((*flags, "output_router_logits"), True)
     fractions = ("router_aux_loss_coef", "router_jitter_noise", "partial_rotary_factor")
-    others |= dict.fromkeys((*fractions, "rms_norm_eps"), 0.5)
+    others |= dict.fromkeys((*fractions, "rms_norm_eps", "layer_norm_epsilon"), 0.5)
     of_type = {key: value for key, value in others.items() if key in given}
     config_of({"model_type": name} | given | of_type)
 
@@ -162,10 +163,36 @@ PUBLISHED = {
     },
     "StarCoder2": {
         "model_type": "starcoder2",
+        "activation_function": "gelu",
+        "attention_softmax_in_fp32": True,
+        "layer_norm_epsilon": 1e-5,
         "mlp_type": "default",
         "norm_type": "layer_norm",
         "rms_norm_eps": 1e-5,
+        "scale_attention_softmax_in_fp32": True,
+        "scale_attn_weights": True,
     },
+    "Falcon": {
+        "model_type": "falcon",
+        "apply_residual_connection_post_layernorm": False,
+        "auto_map": {
+            "AutoConfig": "configuration_falcon.FalconConfig",
+            "AutoModel": "modeling_falcon.FalconModel",
+            "AutoModelForCausalLM": "modeling_falcon.FalconForCausalLM",
+            "AutoModelForQuestionAnswering": "modeling_falcon.FalconForQuestionAnswering",
+            "AutoModelForTokenClassification": "modeling_falcon.FalconForTokenClassification",
+        },
+        "num_kv_heads": 71,
+    },
+    "Qwen3-Coder": {
+        "model_type": "qwen3_moe",
+        "mlp_only_layers": [],
+        "qkv_bias": False,
+        "rope_scaling": None,
+        "shared_expert_intermediate_size": 0,
+        "use_qk_norm": True,
+    },
+    "Nemotron": {"model_type": "nemotron", "partial_rotary_factor": 0.5, "rope_percent": 0.5},
     "gpt-oss": {
         "model_type": "gpt_oss",
         "experts_per_token": 4,
@@ -221,10 +248,16 @@ REFUSED = [
     ("llama", {"per_layer_config": {"0": {"hidden_act": "relu"}}}),
     ("llama", {"auto_map": {"AutoModelForCausalLM": "m.M"}}),
     ("phi3", {"auto_map": {"AutoModelForCausalLM": "m.Phi3SmallForCausalLM"}}),
-    ("phi3", {"auto_map": {"AutoModel": "modeling_phi3.Phi3Model"}}),
+    ("phi3", {"auto_map": {"AutoModel": "modeling_phi3.Phi3SmallModel"}}),
+    ("phi3", {"auto_map": {"AutoModelForCausalLM": "modeling_phi3.Phi3Model"}}),
+    ("phi3", {"auto_map": {"AutoEverything": "modeling_phi3.Phi3ForCausalLM"}}),
     ("phi3", {"auto_map": "modeling_phi3.Phi3ForCausalLM"}),
     ("phi3", {"full_attn_mod": 2}),
     ("starcoder2", {"norm_type": "rms_norm"}),
+    ("starcoder2", {"attention_softmax_in_fp32": False}),
+    ("qwen3_moe", {"use_qk_norm": False}),
+    ("qwen3_moe", {"shared_expert_intermediate_size": 512}),
+    ("nemotron", {"rope_percent": 0.25}),
     ("cohere2", {"rotary_pct": 0.5}),
     ("cohere2", {"use_parallel_block": False}),
     ("llama", {"quantization_config": {"quant_method": "gptq", "bits": 4}}),

@@ -17,6 +17,7 @@ from tiny_checkpoints import permuted
 from emsjax.errors import UserError
 from emsjax.loading.load import find_model, load_model
 from tests import tiny
+from tests.engine.setup import EOS, generated_by, jobs, make_engine, run_all
 from tests.models.logits import our_logits
 
 torch = pytest.importorskip("torch")
@@ -28,6 +29,8 @@ GEMMA3_ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
 }
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", tiny.LLAMA_SIZES | {"rope_theta": 5e3}),
+    "qwen2": ("qwen2", tiny.LLAMA_SIZES | {"rope_theta": 5e3}),
     "qwen3": ("qwen3", tiny.LLAMA_SIZES | {"head_dim": 16}),
     "gemma3": (
         "gemma3_text",
@@ -67,7 +70,7 @@ def phi3(writer: gguf.GGUFWriter) -> None:
         writer.add_tensor(f"rope_factors_{name}.weight", np.asarray(factors, np.float32))
 
 
-def smollm3(writer: gguf.GGUFWriter) -> None:
+def with_base(writer: gguf.GGUFWriter) -> None:
     writer.add_rope_freq_base(5e3)
     writer.add_rope_dimension_count(8)
 
@@ -77,14 +80,17 @@ def qwen3(writer: gguf.GGUFWriter) -> None:
     writer.add_key_length(16)
 
 
-ADD: dict[str, Add] = {"qwen3": qwen3, "gemma3": gemma3, "phi3": phi3, "smollm3": smollm3}
+ADD: dict[str, Add] = {
+    **{"qwen3": qwen3, "gemma3": gemma3, "phi3": phi3},
+    **dict.fromkeys(("llama", "qwen2", "smollm3"), with_base),
+}
 
 
 def converted(arch: str, name: str, weight: np.ndarray) -> np.ndarray:
     """Returns a tensor as llama.cpp's converter writes it."""
     if arch == "gemma3" and name.endswith("norm.weight"):
         return weight + 1
-    return permuted(name, weight, 4, 2) if arch == "smollm3" else weight
+    return permuted(name, weight, 4, 2) if arch in ("llama", "smollm3") else weight
 
 
 def write(path: Path, arch: str, model: Any, add: Add = lambda _: None) -> Path:
@@ -125,6 +131,20 @@ def test_logits_equal_transformers(tmp_path: Path, arch: str) -> None:
         theirs = model(torch.tensor(tokens)).logits.numpy()
     ours = our_logits(load_model(write(tmp_path / "m.gguf", arch, model)).model, tokens, 60)
     np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", SETTINGS)
+def test_20_prompts_through_3_slots_with_prompt_lookup(tmp_path: Path, arch: str) -> None:
+    model_type, settings = SETTINGS[arch]
+    model = tiny.random_model(model_type, settings, seed=1)
+    ours = load_model(write(tmp_path / "m.gguf", arch, model)).model
+    todo = jobs()
+    results = run_all(make_engine(ours, "prompt-lookup", 3), todo)
+    for job, result in zip(todo, results, strict=True):
+        alone = generated_by(model, tuple(job.prompt), job.max_tokens, EOS)
+        assert list(result.token_ids) == alone, f"prompt {job.key} of {len(job.prompt)} tokens"
+    assert sum(result.metrics.accepted_tokens for result in results) > 0
 
 
 def refused(arch: str, tmp_path: Path, match: str, add: Add) -> None:

@@ -33,6 +33,11 @@ VISION = {
 WHOLES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("gemma3", {"vision_config": VISION, "mm_tokens_per_image": 4}),
     "mistral3": ("ministral3", {"vision_config": VISION | {"model_type": "pixtral"}}),
+    "aya_vision": ("cohere2", {"vision_config": VISION, "image_token_index": 100}),
+    "cohere2_vision": (
+        "cohere2",
+        {"vision_config": VISION, "image_token_id": 100, "alignment_intermediate_size": 16},
+    ),
 }
 
 

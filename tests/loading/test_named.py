@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import socket
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from emsjax.loading.hf.config import complete_config
 from emsjax.loading.load import find_model
 from emsjax.loading.named import named_config
 from emsjax.loading.published import PUBLISHED
+from emsjax.models.config import DecoderConfig
 
 # Number of parameters of the published checkpoints, counting tied ones once.
 PARAMETERS = {
@@ -46,6 +48,8 @@ PARAMETERS = {
     "llama-3.2-3b": 3_212_749_824,
     "mistral-7b": 7_241_732_096,
     "mistral-7b-v0.3": 7_248_023_552,
+    "mistral-nemo-12b": 12_247_782_400,
+    "mistral-small-24b": 23_572_403_200,
     "qwen2.5-0.5b": 494_032_768,
     "qwen2.5-1.5b": 1_543_714_304,
     "qwen2.5-3b": 3_085_938_688,
@@ -123,6 +127,34 @@ def test_parameter_counts_equal_the_published_ones():
         sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.to_pure_dict(params))]
         found[name] = sum(sizes)
     assert found == PARAMETERS
+
+
+def used_by_a_row(config: DecoderConfig, count: int) -> int:
+    """Returns the number of parameters without the experts that a row does not choose."""
+    experts, layers = config.experts, config.num_layers - len(config.dense_layers)
+    if experts is None:
+        return count
+    each = 3 * config.hidden_size * experts.width
+    return count - layers * (experts.number - experts.per_row) * each
+
+
+SIZE = re.compile(r"(?:(\d+)x)?([\d.]+)([bm])(?![a-z])")
+
+
+@pytest.mark.parametrize("name", [name for name in PARAMETERS if SIZE.search(name)])
+def test_models_are_as_large_as_their_names_say(name: str):
+    """Some names count the embeddings, some do not; 30b-a3b is all, and what a row uses."""
+    config, count = named_config(name), PARAMETERS[name]
+    embeddings = config.vocab_size * config.hidden_size * (1 if config.tied else 2)
+    said = sorted(
+        int(times or 1) * float(number) * {"b": 1e9, "m": 1e6}[unit]
+        for times, number, unit in SIZE.findall(name)
+    )
+    counts = (used_by_a_row(config, count), count)[-len(said) :]
+    for size, counted in zip(said, counts, strict=True):
+        # The eight parts of 8x22b share their attention.
+        assert (0.79 if re.search(r"\dx\d", name) else 0.92) * size < counted
+        assert counted - embeddings < 1.25 * size
 
 
 def test_settings_that_do_not_affect_the_parameter_count():

@@ -123,6 +123,19 @@ def test_a_router_of_another_width_and_experts_that_nobody_can_choose(tmp_path: 
     )
 
 
+def test_experts_that_are_stored_the_other_way_round(tmp_path: Path):
+    """gpt-oss turns them itself, so that the stored shape alone would look right."""
+    weights, name = copy_of("gpt-oss", tmp_path), "model.layers.1.mlp.experts.down_proj"
+    weights[name] = np.ascontiguousarray(weights[name].swapaxes(1, 2))
+    save_file(weights, file_of(tmp_path))
+    with pytest.raises(UserError) as caught:
+        load_model(tmp_path)
+    told = (
+        "has [5, 32, 48], which makes [5, 48, 32], where blocks.mlp.down.kernel needs [5, 32, 48]"
+    )
+    assert f"{name} {told}" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -82,17 +82,27 @@ def check_code(config: Mapping[str, Any], origin: str) -> None:
 def _is_usual_code(config: Mapping[str, Any]) -> bool:
     """Returns whether the classes of a configuration's code are those of its type.
 
-    Repositories that are older than their type in `transformers`, such as Phi-3's, still name them.
-    `transformers` also prefers its own.
+    Repositories that are older than their type in `transformers`, such as Phi-3's and Falcon's,
+    still name them. `transformers` also prefers its own.
     """
     classes = config["auto_map"] if isinstance(config["auto_map"], dict) else {"": None}
     kind = str(config.get("model_type")).replace("_", "")
-    usual = {"AutoConfig": f"{kind}config", "AutoModelForCausalLM": f"{kind}forcausallm"}
     return all(
         # A tokenizer's code is refused by its own file.
-        key == "AutoTokenizer" or str(name).rsplit(".")[-1].lower() == usual.get(key)
+        key == "AutoTokenizer" or str(name).rsplit(".")[-1].lower() == _usual_class(key, kind)
         for key, name in classes.items()
     )
+
+
+def _usual_class(auto: str, kind: str) -> str:
+    """Returns the usual name of a type's class, in lower case.
+
+    Args:
+      auto: the class of `transformers` that finds it: AutoConfig, AutoModel or AutoModelFor….
+      kind: the type.
+    """
+    part = auto.removeprefix("Auto").lower()
+    return kind + (part if part in ("config", "model") else part.removeprefix("model"))
 
 
 def check_read(

@@ -9,7 +9,11 @@ from emsjax.loading.hf.keys import shown
 
 # Model type of the whole, and of its language model; the first is that of one without a type.
 TEXT_PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"gemma3": ("gemma3_text",), "mistral3": ("mistral", "ministral3")}
+    {
+        "gemma3": ("gemma3_text",),
+        "mistral3": ("mistral", "ministral3"),
+        **dict.fromkeys(("aya_vision", "cohere2_vision"), ("cohere2",)),
+    }
 )
 # Settings of the other parts.
 _OTHERS = frozenset(
@@ -18,6 +22,8 @@ _OTHERS = frozenset(
         *("image_token_id", "image_token_index", "boi_token_index", "eoi_token_index"),
         *("initializer_range", "boi_token_id", "eoi_token_id", "multimodal_projector_bias"),
         *("projector_hidden_act", "spatial_merge_size", "vision_feature_layer"),
+        *("vision_feature_select_strategy", "downsample_factor", "adapter_layer_norm_eps"),
+        "alignment_intermediate_size",
     }
 )
 
