@@ -122,7 +122,9 @@ def _plan(cell: Cell) -> dict[str, Any]:
         compile=True,
     )
     (forecast,) = make_forecasts([cell.model], [cell.chip], options, say)
-    return record(forecast) | {"commit": commit_of(__file__, ("emsjax", "models", "pallas_kernels"))}
+    return record(forecast) | {
+        "commit": commit_of(__file__, ("emsjax", "models", "pallas_kernels"))
+    }
 
 
 if __name__ == "__main__":

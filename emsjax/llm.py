@@ -149,8 +149,7 @@ class LLM:
         check_whole("prefix_slots", prefix_slots, 0, MAX_BATCH_SIZE - max_batch_size)
         check_whole("seed", seed, 0, MAX_SEED)
         use_compile_cache()
-        if kv_dtype is None:  # on CPU, the compiled attention reads no other caches
-            compile_ahead(dtype)
+        compile_ahead(kv_dtype or dtype)
         loaded = load_model(
             model, dtype=dtype, quantize=quantize, kv_dtype=kv_dtype, tokenizer=tokenizer
         )
