@@ -57,9 +57,13 @@ def on_device(name: str) -> Iterator[jax.sharding.Sharding]:
     Raises:
       Exception: as for `find_device`.
     """
-    mesh = jax.sharding.Mesh(np.asarray([find_device(name)]), ("device",))
+    device = find_device(name)
+    mesh = jax.sharding.Mesh(np.asarray([device]), ("device",))
     target = ("gpu", GPUS[name].capability) if name in GPUS else ("tpu", None)
-    with compiling_for(*target), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    with (
+        compiling_for(*target, str(device.device_kind)),
+        jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
+    ):
         yield jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 

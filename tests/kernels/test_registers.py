@@ -20,7 +20,7 @@ ptxas info    : Compiling entry function 'other' for 'sm_90a'
     16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
 ptxas info    : Used 255 registers, used 2 barriers, 1 bytes smem
 """
-HOST = """declare void @mosaic_gpu_launch_kernel(ptr, i32, i32, i32, i32, i32, i32, i32, i32, i32, i32, ptr)
+HOST = """declare void @mosaic_gpu_launch_kernel(ptr, i32, i32)
   call void @mosaic_gpu_launch_kernel(ptr %0, i32 4, i32 %3, i32 8, i32 0, i32 0, i32 0, i32 128, \
 i32 1, i32 1, i32 103448, ptr %1, ptr %201)
 """.replace("\\\n", "")
