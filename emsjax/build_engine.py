@@ -24,7 +24,7 @@ def compile_ahead(dtype: str) -> None:
     """Starts to compile the slowest kernel in another process, if a new machine needs it.
 
     Args:
-      dtype: as for `load_model`, which may run meanwhile.
+      dtype: of the cache: "int8", or as for `load_model`, which may run meanwhile.
 
     Raises:
       UserError: jax has no device.

@@ -150,8 +150,7 @@ class LLM:
         check_whole("seed", seed, 0, MAX_SEED)
         find_draft(drafting)
         use_compile_cache()
-        if kv_dtype is None:  # on CPU, the compiled attention reads no other caches
-            compile_ahead(dtype)
+        compile_ahead(kv_dtype or dtype)
         loaded = load_model(
             model, dtype=dtype, quantize=quantize, kv_dtype=kv_dtype, tokenizer=tokenizer
         )

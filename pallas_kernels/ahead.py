@@ -1,7 +1,9 @@
 """Compiles for a TPU or GPU without one; `environment` lists the variables that this needs."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -55,20 +57,49 @@ def on_device(name: str) -> Iterator[jax.sharding.Sharding]:
     Raises:
       Exception: as for `find_device`.
     """
-    mesh = jax.sharding.Mesh(np.asarray([find_device(name)]), ("device",))
+    device = find_device(name)
+    mesh = jax.sharding.Mesh(np.asarray([device]), ("device",))
     target = ("gpu", GPUS[name].capability) if name in GPUS else ("tpu", None)
-    with compiling_for(*target), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    with (
+        compiling_for(*target, str(device.device_kind)),
+        jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
+    ):
         yield jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
-def compile_lowered(name: str, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+def compile_lowered(
+    name: str, lowered: jax.stages.Lowered, dump: Path | None = None
+) -> jax.stages.Compiled:
     """Compiles what was lowered inside `on_device` for the same device.
 
     Args:
       name: one of `TOPOLOGIES` or `GPUS`.
       lowered: the program.
+      dump: an empty directory into which the GPU compiler writes its account of every kernel. For a
+        TPU see `environment`.
     """
-    return lowered.compile(_GPU_OPTIONS if name in GPUS else None)
+    if name not in GPUS:
+        return lowered.compile()
+    if dump is None:
+        return lowered.compile(_GPU_OPTIONS)
+    with _mosaic_dumps(dump):
+        return lowered.compile(_GPU_OPTIONS | {"xla_dump_to": str(dump)})
+
+
+@contextlib.contextmanager
+def _mosaic_dumps(dump: Path) -> Iterator[None]:
+    """Makes Mosaic's compiler for GPUs write into a directory. It reads only the environment."""
+    wanted = {"MOSAIC_GPU_DUMP_TO": str(dump), "MOSAIC_GPU_DUMP_HOST_LLVM": "1"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def compile_on(
@@ -76,6 +107,7 @@ def compile_on(
     call: Callable[..., jax.Array],
     arguments: Callable[[], tuple],
     donate: int | tuple[int, ...] = (),
+    dump: Path | None = None,
 ) -> jax.stages.Compiled:
     """Compiles a function for a TPU or GPU.
 
@@ -85,9 +117,11 @@ def compile_on(
       arguments: returns abstract arguments. It is called with the device's platform as target, on
         which the cache's shape depends.
       donate: indices of the arguments to donate.
+      dump: see `compile_lowered`.
     """
     with on_device(name) as sharding:
         placed = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments()
         )
-        return compile_lowered(name, jax.jit(call, donate_argnums=donate).lower(*placed))
+        lowered = jax.jit(call, donate_argnums=donate).lower(*placed)
+        return compile_lowered(name, lowered, dump)

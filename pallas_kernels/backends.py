@@ -17,10 +17,12 @@ class Target(NamedTuple):
     Attributes:
       platform: "cpu", "gpu" or "tpu".
       capability: compute capability of the GPU, such as "9.0"; None if it is not known.
+      device: the kind of device, as jax names it; None if it is not known.
     """
 
     platform: str
     capability: str | None = None
+    device: str | None = None
 
 
 def target_platform() -> str:
@@ -36,15 +38,24 @@ def target_capability() -> str | None:
     return str(jax.devices()[0].compute_capability) if jax.default_backend() == "gpu" else None
 
 
+def target_device() -> str | None:
+    """Returns the kind of device that programs are compiled for, as jax names it, if known."""
+    target = _TARGET.get()
+    return str(jax.devices()[0].device_kind) if target is None else target.device
+
+
 @contextlib.contextmanager
-def compiling_for(platform: str, capability: str | None = None) -> Iterator[None]:
+def compiling_for(
+    platform: str, capability: str | None = None, device: str | None = None
+) -> Iterator[None]:
     """Sets the target, which may differ from the process's device (compiling ahead of time).
 
     Args:
       platform: "cpu", "gpu" or "tpu".
       capability: see `Target`.
+      device: see `Target`.
     """
-    token = _TARGET.set(Target(platform, capability))
+    token = _TARGET.set(Target(platform, capability, device))
     try:
         yield
     finally:

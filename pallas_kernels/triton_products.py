@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from emsjax.pallas_kernels.backends import target_capability
+from emsjax.pallas_kernels.tuned import tuned
 
 # Triton makes code for compute capability 8.0, Ampere, and newer.
 OLDEST = 8
@@ -50,11 +51,25 @@ class Blocks(NamedTuple):
     stages: int
 
 
+class Sizes(NamedTuple):
+    """What the division of sums depends on: weights [out, in]."""
+
+    num_out: int
+    num_in: int
+
+
+class Split(NamedTuple):
+    """The block sizes that may be tuned, see `Blocks`."""
+
+    parts: int
+
+
 def blocks_for(num_out: int, num_in: int, num_rows: int) -> Blocks:
     """Returns the sizes for T rows and weights [out, in]; only `rows` and `stages` depend on T."""
     parts = 1
     while num_out // OUT * parts < ENOUGH_PROGRAMS and num_in % (2 * parts * DEPTH) == 0:
         parts *= 2
+    parts = tuned("layer_matmul/gpu-triton", Sizes(num_out, num_in), Split(parts)).parts
     depth = DEPTH if num_in // parts % DEPTH == 0 else DEPTH // 2
     rows = min(pl.next_power_of_2(max(num_rows, ROW_MULTIPLE)), MOST_ROWS)
     return Blocks(depth, parts, rows, min(SHARED_BYTES // ((OUT + rows) * depth * 2), STAGES))

@@ -4,7 +4,7 @@ Tiles of one expert follow each other, and a block of weights that the next tile
 not read again. Unused tiles at the end read and write nothing.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,26 @@ from jax.experimental.pallas import tpu as pltpu
 
 from emsjax.pallas_kernels.expert_matmul.tiles import Tiles
 from emsjax.pallas_kernels.kv_rows import LANES
+from emsjax.pallas_kernels.tuned import tuned
 
 DTYPES = (jnp.float32, jnp.bfloat16)
 # Bytes of a block of weights, large enough that its copy hides all else, and bytes for the two
 # blocks each of weights and rows, one in use and one arriving.
 BLOCK_BYTES, MOST_BYTES = 3 << 20, 14 << 20
+
+
+class Sizes(NamedTuple):
+    """What the block of weights depends on: those of an expert [out, in], and their bytes."""
+
+    num_out: int
+    num_in: int
+    itemsize: int
+
+
+class Block(NamedTuple):
+    """The size that may be tuned: how many outputs a block of weights has."""
+
+    outs: int
 
 
 def unsupported(x: jax.Array, kernels: jax.Array) -> str | None:
@@ -33,9 +48,10 @@ def unsupported(x: jax.Array, kernels: jax.Array) -> str | None:
 
 def _outs_of_block(kernels: jax.Array) -> int:
     """Returns how many outputs a block of weights has: all, or whole lanes."""
-    num_out, num_in = kernels.shape[2:]
-    lanes = BLOCK_BYTES // (LANES * num_in * kernels.dtype.itemsize)
-    return min(num_out, max(lanes, 1) * LANES)
+    sizes = Sizes(*kernels.shape[2:], kernels.dtype.itemsize)
+    lanes = BLOCK_BYTES // (LANES * sizes.num_in * sizes.itemsize)
+    usual = min(sizes.num_out, max(lanes, 1) * LANES)
+    return tuned("expert_matmul/tpu", sizes, Block(usual)).outs
 
 
 def expert_matmul(

@@ -19,6 +19,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from emsjax.pallas_kernels import hopper
 from emsjax.pallas_kernels.layer_matmul.few_rows import added, unsuitable
 from emsjax.pallas_kernels.tensor_cores import TENSOR_CORE_ROWS
+from emsjax.pallas_kernels.tuned import tuned
 
 # Maximum rows of a thread block. With more, the sums would not fit into its registers together with
 # the product that is added to them.
@@ -54,12 +55,27 @@ class Blocks(NamedTuple):
     stages: int
 
 
+class Sizes(NamedTuple):
+    """What the division of sums depends on: weights [out, in], and whether they are int8."""
+
+    num_out: int
+    num_in: int
+    int8: bool
+
+
+class Split(NamedTuple):
+    """The block sizes that may be tuned, see `Blocks`."""
+
+    parts: int
+
+
 def blocks_for(num_out: int, num_in: int, num_rows: int, int8: bool = False) -> Blocks:
     """Returns the sizes for T rows and weights [out, in]; only `rows` and `stages` depend on T."""
     out = 2 * TENSOR_CORE_ROWS if num_out % 128 == 0 else TENSOR_CORE_ROWS
     parts = 1
     while num_out // out * parts < ENOUGH_BLOCKS and num_in % (2 * parts * 128) == 0:
         parts *= 2
+    parts = tuned("layer_matmul/gpu", Sizes(num_out, num_in, int8), Split(parts)).parts
     depth = 128 if num_in // parts % 128 == 0 else 64
     share = pl.cdiv(num_rows, pl.cdiv(num_rows, MOST_ROWS))
     rows = pl.cdiv(share, ROW_MULTIPLE) * ROW_MULTIPLE

@@ -9,20 +9,30 @@ import numpy as np
 
 from emsjax.pallas_kernels.beside import wait_for
 from emsjax.pallas_kernels.foreign import STORED, name_of, registered
+from emsjax.pallas_kernels.int8_cache import Cache, Int8Cache
 
 _NO_WINDOW = np.iinfo(np.int32).max // 2
 
 
 def unsupported(
-    q: jax.Array | jax.ShapeDtypeStruct,
-    cache: jax.Array | jax.ShapeDtypeStruct,
-    num_kv_heads: int,
+    q: jax.Array | jax.ShapeDtypeStruct, cache: Cache | jax.ShapeDtypeStruct, num_kv_heads: int
 ) -> str | None:
     """Returns why the kernel cannot be used for these arguments, or None if it can."""
     del num_kv_heads
-    if str(cache.dtype) != STORED.get(str(q.dtype)):
-        return f"it takes float32, or bfloat16 stored as uint16, not {q.dtype} in {cache.dtype}"
-    return registered("ragged_attention", q.dtype, _load)
+    stored = STORED.get(str(q.dtype))
+    if stored is None or str(cache.dtype) not in (stored, "int8"):
+        return (
+            "it takes float32, bfloat16 stored as uint16, and either with an int8 cache, not "
+            f"{q.dtype} in {cache.dtype}"
+        )
+    return registered("ragged_attention", _named_after(q, cache), _load)
+
+
+def _named_after(
+    q: jax.Array | jax.ShapeDtypeStruct, cache: Cache | jax.ShapeDtypeStruct
+) -> jnp.dtype:
+    """Returns the type that names the kernel: that of an int8 cache, else that of the queries."""
+    return cache.dtype if isinstance(cache, Int8Cache) else q.dtype
 
 
 def _load() -> Callable:
@@ -37,7 +47,7 @@ def _load() -> Callable:
 
 def prepare(
     q: jax.ShapeDtypeStruct,  # [T, N, H]
-    cache: jax.ShapeDtypeStruct,  # [L, B, S, R, 128]
+    cache: Cache,  # [L, B, S, R, 128], or only its shape
     cu_q_lens: jax.Array,  # int32[B+1]
     kv_lens: jax.Array,  # int32[B]
     ancestors: jax.Array | None,  # uint32[T]
@@ -48,7 +58,7 @@ def prepare(
 ) -> Callable[..., jax.Array]:
     """Implements `api.prepare`; the kernel finds its tiles by itself."""
     del max_q_len
-    name = name_of("ragged_attention", q.dtype)
+    name = name_of("ragged_attention", _named_after(q, cache))
     shape = jax.ShapeDtypeStruct(q.shape, jnp.float32)
     call = jax.ffi.ffi_call(name, shape, vmap_method="sequential")
     # As in XLA, a wrong index reads something else. It must not read outside the cache and crash.
@@ -58,7 +68,7 @@ def prepare(
 
     def attend(
         q: jax.Array,
-        cache: jax.Array,
+        cache: Cache,
         layer: jax.Array,
         *,
         scale: float,
@@ -73,7 +83,11 @@ def prepare(
         factors = jnp.asarray([scale, soft_cap or 0], jnp.float32)
         wide = q.astype(jnp.float32)
         scores = jnp.zeros(0, jnp.float32) if sinks is None else sinks
-        operands = (cu_q_lens, kv_lens, ancestors, holes, whole, factors, scores)
-        return call(wide, cache, jnp.clip(layer, 0, cache.shape[0] - 1), *operands).astype(q.dtype)
+        values, scales = cache, jnp.zeros((0,) * 5, jnp.float32)
+        if isinstance(cache, Int8Cache):
+            values, scales = cache.values, cache.scale
+        layer = jnp.clip(layer, 0, cache.shape[0] - 1)
+        operands = (cu_q_lens, kv_lens, ancestors, holes, whole, factors, scores, scales)
+        return call(wide, values, layer, *operands).astype(q.dtype)
 
     return attend

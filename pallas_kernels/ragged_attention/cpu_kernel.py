@@ -1,8 +1,9 @@
 """Ragged attention on CPU, compiled by Numba: loops over exactly the tokens that rows may see.
 
 An item is a tile of a slot's rows and some of the heads. It walks over its slot's cache block by
-block with an online softmax, like the reference, and uses keys and values where they lie. The rows
-of a tile times the query heads of a KV head are the columns of its matrices.
+block with an online softmax, like the reference, and uses keys and values where they lie, but those
+of an int8 cache are first multiplied by their scales, a block at a time. The rows of a tile times
+the query heads of a KV head are the columns of its matrices.
 
 A row's result does not depend on the others. Blocks start at absolute positions, terms are added in
 the order of the tokens, and tokens that a row does not see weigh exactly 0.
@@ -24,7 +25,7 @@ from emsjax.pallas_kernels.host_call import (
     result,
     size,
 )
-from emsjax.pallas_kernels.ragged_attention import cpu_softmax, cpu_tiles
+from emsjax.pallas_kernels.ragged_attention import cpu_softmax, cpu_tiles, cpu_widened
 from emsjax.pallas_kernels.ragged_attention.cpu_softmax import MASKED, Block, soften, softmax
 from emsjax.pallas_kernels.ragged_attention.cpu_tiles import (
     ANCESTORS,
@@ -40,6 +41,7 @@ from emsjax.pallas_kernels.ragged_attention.cpu_tiles import (
     find,
     whole,
 )
+from emsjax.pallas_kernels.ragged_attention.cpu_widened import Place, widened_for
 from emsjax.pallas_kernels.small_products import LANES, Product, product_of
 
 _BLOCK = 32  # tokens whose keys and values fit into the fastest cache
@@ -168,6 +170,24 @@ def _fetch(ahead: int, lines: int) -> Any:
     return ahead + _LINE * lines
 
 
+@compiled
+def _lines_ahead(tile: Tile, kv_heads: int, width: int, stride: int) -> Any:
+    """Returns how many cache lines of the next block to read before each part of a product.
+
+    It is read ahead in order, if a tile has few rows and all heads.
+    """
+    parts = tile.heads * (_BLOCK + width) // _TOGETHER
+    reads_ahead = tile.heads == kv_heads and tile.rows <= FEW_ROWS
+    return (_BLOCK * stride // _LINE + parts - 1) // parts if reads_ahead else 0
+
+
+@compiled
+def _factors(frame: int) -> tuple:
+    """Returns the factor on the scores and their soft cap, 0 for none."""
+    factors = carray(pointer(argument(frame, FACTORS)), (2,), np.float32)
+    return factors[0], factors[1]
+
+
 def _product_reading_ahead(dtype: np.dtype) -> Callable:
     """Returns a compiled product with a block of the cache, whose elements are of a type.
 
@@ -193,8 +213,9 @@ def _product_reading_ahead(dtype: np.dtype) -> Callable:
 
 def _attention(storage: type) -> Callable:
     """Returns the function that computes an item, for a cache with elements of a type."""
-    itemsize, weigh = np.dtype(storage).itemsize, softmax()
-    product = _product_reading_ahead(np.dtype(storage))
+    widened, multiplied = widened_for(storage)
+    itemsize, term = np.dtype(storage).itemsize, multiplied.itemsize
+    weigh, product = softmax(), _product_reading_ahead(multiplied)
 
     @compiled
     def attend(frame: int, item: int) -> None:
@@ -205,8 +226,7 @@ def _attention(storage: type) -> Callable:
             return
         kv_heads, window, width = whole(frame, 0), whole(frame, 1), size(frame, Q, 2)
         group = size(frame, Q, 1) // kv_heads
-        factors = carray(pointer(argument(frame, FACTORS)), (2,), np.float32)
-        scale, soft_cap = factors[0], factors[1]
+        scale, soft_cap = _factors(frame)
         layer = np.int64(carray(pointer(argument(frame, LAYER)), (1,), np.int32)[0])
         holes = _holes(frame, tile.slot)
         stride = size(frame, CACHE, 3) * size(frame, CACHE, 4) * itemsize
@@ -217,39 +237,38 @@ def _attention(storage: type) -> Callable:
         row, end = 4 * columns, tile.place + tile.rows
         queries = np.int64(scratch.ctypes.data)
         mixed = queries + tile.heads * width * row
-        tops = mixed + tile.heads * width * row
-        totals = tops + tile.heads * row
-        at, scores = totals + tile.heads * row, scratch[2 * tile.heads * (width + 1) :]
+        tops, each = mixed + tile.heads * width * row, tile.heads * row
+        totals, at, scores = tops + each, tops + 2 * each, scratch[2 * tile.heads * (width + 1) :]
+        wide = np.empty((_BLOCK, width), np.float32)
         # Numba would compile the product twice, once for the literal True and once for False.
         replaces, adds = np.bool_(False), np.bool_(True)
-        # The next block of tokens is read ahead in order, some lines before each part of a product.
-        parts = tile.heads * (_BLOCK + width) // _TOGETHER
-        reads_ahead = tile.heads == kv_heads and tile.rows <= FEW_ROWS
-        lines = (_BLOCK * stride // _LINE + parts - 1) // parts if reads_ahead else 0
+        lines = _lines_ahead(tile, kv_heads, width, stride)
         for first in range(
             max(_least_position(frame, tile) - window + 1, 0) // _BLOCK * _BLOCK, end, _BLOCK
         ):
             tokens, block = min(_BLOCK, end - first), start + first * stride
             ahead = block + _BLOCK * stride
             for head in range(tile.heads):
-                keys = block + (tile.head + head) * width * itemsize
-                values = keys + kv_heads * width * itemsize
+                place = Place(layer, tile.slot, first, tokens, tile.head + head)
+                keys, step = widened(frame, block, stride, place, wide)
                 q, out = queries + head * width * row, mixed + head * width * row
-                scored = Product(keys, stride, itemsize, q, row, at, row, width)
+                scored = Product(keys, step, term, q, row, at, row, width)
                 ahead = product(scored, tokens, columns, replaces, ahead, lines)
                 if soft_cap > 0:
                     soften(scores, tokens, soft_cap)
                 _mask(frame, tile, group, first, tokens, scores)
                 top, total = tops + head * row, totals + head * row
                 weigh(Block(at, row, tokens, top, total, out, width), columns)
+                place = Place(layer, tile.slot, first, tokens, kv_heads + tile.head + head)
+                values, step = widened(frame, block, stride, place, wide)
                 j = 0
                 while j < tokens:
                     # Holes may hold NaN, and 0 * NaN is NaN, so they are left out.
                     run = j
                     while j < tokens and not (len(holes) > 0 and holes[first + j]):
                         j += 1
-                    weights, there = at + run * row, values + run * stride
-                    seen = Product(there, itemsize, stride, weights, row, out, row, j - run)
+                    weights, there = at + run * row, values + run * step
+                    seen = Product(there, term, step, weights, row, out, row, j - run)
                     ahead = product(seen, width, columns, adds, ahead, lines)
                     j += 1
         _write(frame, tile, group, scratch)
@@ -258,13 +277,13 @@ def _attention(storage: type) -> Callable:
 
 
 def register_kernel(name: str, dtype: np.dtype, register: Callable[..., object] = register) -> None:
-    """Makes the kernel for caches of a type, float32 or uint16, available to XLA as `name`.
+    """Makes the kernel for caches of a type, float32, uint16 or int8, available to XLA as `name`.
 
     Args:
       name: of the foreign function.
       dtype: of the cache's elements.
       register: `host_call.register`, or `compile_run` only to compile.
     """
-    modules = (cpu_softmax, cpu_tiles, small_products)
+    modules = (cpu_softmax, cpu_tiles, cpu_widened, small_products)
     sources = [__file__, *(str(each.__file__) for each in modules)]
     register(name, count, _attention(dtype.type), sources)

@@ -12,7 +12,7 @@ from numba import carray
 from emsjax.pallas_kernels.host_call import argument, compiled, pointer, size
 
 # The operands, in order.
-Q, CACHE, LAYER, STARTS, LENS, ANCESTORS, HOLES, WHOLE, FACTORS, SINKS = range(10)
+Q, CACHE, LAYER, STARTS, LENS, ANCESTORS, HOLES, WHOLE, FACTORS, SINKS, SCALES = range(11)
 FEW_ROWS = 8  # rows whose tokens take longer to read than the arithmetic
 _ENOUGH = 8  # slots that keep all threads busy, with one item each
 _HEIGHT = 96  # rows of a tile times query heads per KV head, at most

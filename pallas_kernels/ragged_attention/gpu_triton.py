@@ -75,7 +75,7 @@ def prepare(*arguments: Any, **sizes: Any) -> Callable[..., jax.Array]:
 
 def triton_blocks(*sizes: int) -> GPUBlocks:
     """Returns the kernel's block sizes: those for Hopper, but heights are powers of two."""
-    blocks = gpu_blocks(*sizes)
+    blocks = gpu_blocks(*sizes, backend="gpu-triton")
     group = sizes[2]
     height = max(pl.next_power_of_2(blocks.q * group), LEAST_HEIGHT)
     return blocks._replace(height=height, stages=2)

@@ -1,10 +1,11 @@
-"""Block sizes of the attention backends: tuned values for XLA, heuristics for the kernels."""
+"""Block sizes of the attention backends: for the kernels heuristics, or what was measured."""
 
 import math
 from types import MappingProxyType
 from typing import NamedTuple
 
 from emsjax.pallas_kernels.tensor_cores import TENSOR_CORE_ROWS
+from emsjax.pallas_kernels.tuned import tuned
 
 
 class Blocks(NamedTuple):
@@ -73,6 +74,23 @@ class TPUBlocks(NamedTuple):
     q: int
 
 
+class TPUSizes(NamedTuple):
+    """What the TPU kernel's `Pieces` depend on; see `tpu_blocks`."""
+
+    capacity: int
+    token_bytes: int
+    itemsize: int
+    num_heads: int
+    lanes: int
+
+
+class Pieces(NamedTuple):
+    """The block sizes of the TPU kernel that may be tuned, see `TPUBlocks`."""
+
+    kv: int
+    piece: int
+
+
 # Bytes of one buffer, of one copy, and of everything that grows with the rows of a tile. A core has
 # at least 16 MiB of VMEM, and the compiler needs some of it.
 BUFFER_BYTES = 2 << 20
@@ -102,6 +120,8 @@ def tpu_blocks(
     token_bytes = rows * row_lanes * cache_itemsize
     kv = math.gcd(capacity, min(max(_power_of_two(BUFFER_BYTES // token_bytes), 128), 512))
     piece = math.gcd(kv, min(max(_power_of_two(PIECE_BYTES // token_bytes), 16), 64))
+    given = TPUSizes(capacity, token_bytes, itemsize, num_heads, lanes)
+    kv, piece = tuned("ragged_attention/tpu", given, Pieces(kv, piece))
     # Two buffers each for queries and outputs, plus weights and running softmax in float32.
     row_bytes = num_heads * (4 * lanes * itemsize + 4 * (lanes + kv + 3 * row_lanes))
     fits = _power_of_two(TILE_BYTES // row_bytes)
@@ -136,6 +156,22 @@ class GPUBlocks(NamedTuple):
     height: int
 
 
+class GPUSizes(NamedTuple):
+    """What the GPU kernels' `Sections` depend on; see `gpu_blocks`."""
+
+    capacity: int
+    head_dim: int
+    group: int
+    caches: int
+
+
+class Sections(NamedTuple):
+    """The block sizes of the GPU kernels that may be tuned, see `GPUBlocks`."""
+
+    section: int
+    stages: int
+
+
 # Maximum rows times heads in a thread block, for heads up to `WIDE` numbers wide.
 MOST_HEIGHT, WIDE = 128, 128
 # Tokens of a section. Shorter sections cost more to start and combine than they gain.
@@ -146,8 +182,10 @@ BLOCKS_AT_ONCE = 264
 STAGE_BYTES = 64 << 10
 
 
-def gpu_blocks(capacity: int, head_dim: int, group: int, max_q_len: int, caches: int) -> GPUBlocks:
-    """Returns the GPU kernel's block sizes, which depend on shapes alone.
+def gpu_blocks(
+    capacity: int, head_dim: int, group: int, max_q_len: int, caches: int, backend: str = "gpu"
+) -> GPUBlocks:
+    """Returns the block sizes of the kernel for Hopper, which depend on shapes and device alone.
 
     Args:
       capacity: S, tokens of a slot.
@@ -155,6 +193,7 @@ def gpu_blocks(capacity: int, head_dim: int, group: int, max_q_len: int, caches:
       group: query heads per KV head.
       max_q_len: bound on the rows of one slot.
       caches: B slots times K KV heads; a thread block reads one slot's cache for one KV head.
+      backend: the kernel's name.
     """
     kv = math.gcd(capacity, 64)
     stages = max(2, STAGE_BYTES // (2 * kv * head_dim * 2))
@@ -165,7 +204,9 @@ def gpu_blocks(capacity: int, head_dim: int, group: int, max_q_len: int, caches:
     section = SHORTEST_SECTION
     while section < min(capacity * caches // BLOCKS_AT_ONCE, LONGEST_SECTION):
         section *= 2
-    return GPUBlocks(kv, section, stages, rows, height)
+    sizes = GPUSizes(capacity, head_dim, group, caches)
+    found = tuned(f"ragged_attention/{backend}", sizes, Sections(section, stages))
+    return GPUBlocks(kv, found.section, found.stages, rows, height)
 
 
 def most_height(head_dim: int) -> int:

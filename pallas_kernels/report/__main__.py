@@ -1,4 +1,8 @@
-"""The command `python -m emsjax.pallas_kernels.report [--topology v5e] [--json FILE]`."""
+"""The command `python -m emsjax.pallas_kernels.report [--topology v5e] [--json FILE]`.
+
+For a TPU it compares our attention kernel with jax's. For a GPU it says what each of our kernels
+takes of a multiprocessor.
+"""
 
 import argparse
 import importlib.metadata
@@ -8,36 +12,65 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from emsjax.pallas_kernels.environment import tpu_compiler
+from emsjax.pallas_kernels.gpu_targets import GPUS
 from emsjax.pallas_kernels.report.work import MODELS, ragged
 
 if TYPE_CHECKING:
+    from emsjax.pallas_kernels.report.gpu import GPURow
     from emsjax.pallas_kernels.report.row import Row
 
 GENERATIONS = ("v4", "v5e", "v5p", "v6e")
+# The compilers' packages. The last is that of NVIDIA's assembler.
+TPU_PACKAGES, GPU_PACKAGES = ("libtpu",), ("jax-cuda13-plugin", "nvidia-cuda-nvcc")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Compiles the attention kernels for a TPU and prints a table of the results."""
+    """Compiles kernels for a TPU or GPU and prints a table of the results."""
     options = _options(arguments)
-    with tempfile.TemporaryDirectory() as directory:
-        rows = list(_rows(options, Path(directory)))
-    facts = {"topology": options.topology, **vars(options)["work"], **_versions()}
+    on_gpu = options.topology in GPUS
+    facts = {"topology": options.topology, **options.work}
+    facts |= _versions("jax", *(GPU_PACKAGES if on_gpu else TPU_PACKAGES))
+    records, text = (_report_gpu if on_gpu else _report_tpu)(options)
     if options.json:
-        content = {"settings": facts, "rows": [row._asdict() for row in rows]}
-        text = json.dumps(content, indent=1, allow_nan=False)
-        options.json.write_text(text + "\n", encoding="utf-8")
-    print(_text(rows, facts))
+        content = {"settings": facts, "rows": records}
+        written = json.dumps(content, indent=1, allow_nan=False)
+        options.json.write_text(written + "\n", encoding="utf-8")
+    print(f"{_title(facts)}\n\n{text}")
+
+
+def _report_tpu(options: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
+    """Returns the rows as JSON objects, and the table."""
+    from emsjax.pallas_kernels.report.row import table
+
+    with tempfile.TemporaryDirectory() as directory:
+        rows = list(_tpu_rows(options, Path(directory)))
+    return [row._asdict() for row in rows], table(rows)
+
+
+def _report_gpu(options: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
+    """Returns the rows as JSON objects, and the table."""
+    os.environ.update(tpu_compiler())
+    # The compiler says for every kernel that it has no disassembler.
+    os.environ.update({"TF_CPP_MIN_LOG_LEVEL": "3", "JAX_ENABLE_COMPILATION_CACHE": "false"})
+    from emsjax.pallas_kernels.report.gpu import HEADER, GPURow
+    from emsjax.pallas_kernels.report.row import written
+
+    rows = list(_gpu_rows(options))
+    if not rows:
+        return [], "No kernel of ours takes this GPU. XLA computes everything."
+    return [row.record() for row in rows], written(HEADER, map(GPURow.cells, rows), texts=3)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m emsjax.pallas_kernels.report",
-        description="Compile the TPU attention kernels, ours and jax's, and count what they do.",
+        description="For a TPU: compile the attention kernels, ours and jax's, and count what they "
+        "do. For a GPU: compile our kernels, and list their registers and shared memory.",
     )
-    parser.add_argument("--topology", choices=GENERATIONS, default="v5e")
+    parser.add_argument("--topology", choices=(*GENERATIONS, *GPUS), default="v5e")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="also write all figures to this file"
     )
@@ -55,7 +88,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _rows(options: argparse.Namespace, dump: Path) -> Iterator["Row"]:
+def _tpu_rows(options: argparse.Namespace, dump: Path) -> Iterator["Row"]:
     os.environ.update(tpu_compiler(dump))
     from emsjax.pallas_kernels.report import ours, peer
 
@@ -66,19 +99,34 @@ def _rows(options: argparse.Namespace, dump: Path) -> Iterator["Row"]:
             yield from kernel.measure(options.topology, model, work, dump)
 
 
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+def _gpu_rows(options: argparse.Namespace) -> Iterator["GPURow"]:
+    from emsjax.pallas_kernels.report import gpu
+
+    for model in options.models:
+        print(f"compiling: {model}", file=sys.stderr)
+        work = ragged(MODELS[model], **options.work)
+        yield from gpu.measure(options.topology, model, work)
 
 
-def _text(rows: list["Row"], facts: dict[str, object]) -> str:
-    from emsjax.pallas_kernels.report.row import table
+def _versions(*packages: str) -> dict[str, str]:
+    try:
+        return {name: importlib.metadata.version(name) for name in packages}
+    except importlib.metadata.PackageNotFoundError as error:
+        sys.exit(
+            f"compiling needs the package {error.name}; install emsjax with its extra [tpu] for a "
+            "TPU, [gpu-compiler] for a GPU"
+        )
 
-    title = (
-        f"Compiled for TPU {facts['topology']}, not run: {facts['batch']} slots of 1 to "
-        f"{facts['rows']} rows, {int(str(facts['context'])) // 2} to {facts['context']} tokens, "
-        f"bfloat16, one layer; jax {facts['jax']}, libtpu {facts['libtpu']}"
+
+def _title(facts: dict[str, Any]) -> str:
+    packages = ("jax", *TPU_PACKAGES, *GPU_PACKAGES)
+    versions = ", ".join(f"{name} {facts[name]}" for name in packages if name in facts)
+    platform = "" if facts["topology"] in GPUS else "TPU "
+    return (
+        f"Compiled for {platform}{facts['topology']}, not run: {facts['batch']} slots of 1 to "
+        f"{facts['rows']} rows, {facts['context'] // 2} to {facts['context']} tokens, "
+        f"bfloat16, one layer; {versions}"
     )
-    return f"{title}\n\n{table(rows)}"
 
 
 if __name__ == "__main__":

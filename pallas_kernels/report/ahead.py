@@ -35,7 +35,7 @@ def compile_attention(generation: str, work: Work, **options: Any) -> jax.stages
 
 def attention_call(
     work: Work,
-    backend: str,
+    backend: str | None,
     *,
     tree: bool = False,
     holed: bool = False,

@@ -1,5 +1,6 @@
 """The rows of the report's table."""
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 MEGA = 1e6
@@ -73,9 +74,14 @@ class Row(NamedTuple):
 
 
 def table(rows: list[Row]) -> str:
-    """Writes the rows as a Markdown table.
+    """Writes the rows as a Markdown table."""
+    return written(HEADER, map(Row.cells, rows), texts=2)
+
+
+def written(header: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> str:
+    """Writes a Markdown table, of which all but the first `texts` columns hold figures.
 
     Kernels import nothing of emsjax, so `emsjax.cli.markdown` cannot be used here.
     """
-    rule = ["---", "---", *["--:"] * (len(HEADER) - 2)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (HEADER, rule, *map(Row.cells, rows)))
+    rule = [*["---"] * texts, *["--:"] * (len(header) - texts)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))

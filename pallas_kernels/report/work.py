@@ -32,7 +32,28 @@ MODELS = {
     "llama-3-8b": Heads(32, 8, 128),
     "qwen3-8b": Heads(32, 8, 128),
 }
+# The width of each of these models, that of its feed-forward part, and whether that has a gate.
+WIDTHS = {
+    "smollm2-135m": (576, 1536, True),
+    "opt-125m": (768, 3072, False),
+    "opt-350m": (1024, 4096, False),
+    "opt-1.3b": (2048, 8192, False),
+    "opt-2.7b": (2560, 10240, False),
+    "opt-6.7b": (4096, 16384, False),
+    "opt-13b": (5120, 20480, False),
+    "llama-3-8b": (4096, 14336, True),
+    "qwen3-8b": (4096, 12288, True),
+}
 ROW_MULTIPLE = 8
+
+
+def weights_of(model: str) -> list[tuple[int, int]]:
+    """Returns [out, in] of each kernel in a layer of a model in `MODELS`."""
+    num_heads, num_kv_heads, head_dim = MODELS[model]
+    width, inner, gated = WIDTHS[model]
+    projected = (num_heads + 2 * num_kv_heads) * head_dim
+    up = inner * (2 if gated else 1)
+    return [(projected, width), (width, num_heads * head_dim), (up, width), (width, inner)]
 
 
 class Work(NamedTuple):

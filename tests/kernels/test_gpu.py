@@ -35,9 +35,9 @@ class TestAttention(AttentionContract):
         monkeypatch.setattr(contract_attention, "CASES", GPU_CASES)
 
 
-def small_sections(*args) -> GPUBlocks:
+def small_sections(*args, **options) -> GPUBlocks:
     """Returns block sizes that split the cache's 192 tokens into three sections of one block."""
-    return gpu_blocks(*args)._replace(section=64)
+    return gpu_blocks(*args, **options)._replace(section=64)
 
 
 class TestAttentionSections(AttentionContract):

@@ -1,0 +1,1 @@
+"""Measures which block sizes make the kernels fastest on this device."""
