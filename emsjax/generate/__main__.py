@@ -94,6 +94,10 @@ def _generate(
         int | None,
         _number("--batch-size", "Samples decoded together. (default: 8)", _MODEL),
     ] = None,
+    data_parallel: Annotated[
+        int,
+        _number("--data-parallel", "Copies of the model, each on a device of its own.", _MODEL),
+    ] = 1,
     max_model_len: Annotated[
         int | None,
         _number("--max-model-len", "Limit on prompt plus output, in tokens.", _MODEL),

@@ -10,6 +10,7 @@ from emsjax.limits import (
     DRAFTERS,
     KV_DTYPES,
     MAX_BATCH_SIZE,
+    MAX_REPLICAS,
     MAX_SEED,
     METHODS,
     QUANTIZATIONS,
@@ -50,6 +51,7 @@ class Options:
     system: str | None = None
     max_tokens: int = 128
     batch_size: int | None = None
+    data_parallel: int = 1
     max_model_len: int | None = None
     draft_length: int | None = None
     max_ngram: int | None = None
@@ -151,13 +153,25 @@ def _check_given(options: Options) -> None:
 
 
 def _check_positive(options: Options) -> None:
-    for name in ("batch_size", "max_model_len", "draft_length", "max_ngram", "min_ngram"):
+    for name in (
+        "batch_size",
+        "data_parallel",
+        "max_model_len",
+        "draft_length",
+        "max_ngram",
+        "min_ngram",
+    ):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"{_flag(name)} {value} is too small; give 1 or more.")
     if options.batch_size is not None and options.batch_size > MAX_BATCH_SIZE:
         raise UserError(
             f"--batch-size {options.batch_size} is too large; give {MAX_BATCH_SIZE} or less."
+        )
+    if options.data_parallel > MAX_REPLICAS:
+        raise UserError(
+            f"--data-parallel {options.data_parallel} is too large; give as many as there are "
+            f"devices, {MAX_REPLICAS} at most."
         )
 
 
@@ -222,6 +236,11 @@ def _check_files(options: Options) -> None:
         raise UserError(
             "--stream prints texts, but JSON lines hold whole results; leave out --stream, or "
             "--input and --output."
+        )
+    if options.stream and options.data_parallel > 1:
+        raise UserError(
+            "--stream shows texts while one process generates them; leave out --stream or "
+            "--data-parallel."
         )
     if options.prompt and options.input is not None:
         raise UserError("--prompt and --input contradict each other; give one of them.")
