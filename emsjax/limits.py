@@ -10,6 +10,9 @@ DRAFT_LENGTH = 7
 # Far more than any device decodes together, and few enough for all arithmetic on sizes.
 MAX_BATCH_SIZE = 65536
 
+# Far more than one machine has devices for.
+MAX_REPLICAS = 256
+
 # jax and NumPy take seeds of 64 bits.
 MAX_SEED = 2**63 - 1
 

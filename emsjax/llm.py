@@ -172,14 +172,14 @@ class LLM:
             exact=exact,
             trace=trace,
         )
-        self._batch_size = max_batch_size
+        self.max_batch_size = max_batch_size
         plans = planner and not exact and self._drafter.draft_length > 0
         plans = plans and self.engine.policy == EMS
         self._pricing = Pricing(self.engine, self.name) if plans else None
 
     def __repr__(self) -> str:
         facts = {
-            "max_batch_size": self._batch_size,
+            "max_batch_size": self.max_batch_size,
             "max_model_len": self.max_model_len,
             "drafter": drafter_name(self._drafter),
             "dtype": str(self.target.dtype),
@@ -347,7 +347,7 @@ class LLM:
           most_waiting: the most outputs that may wait for a slot; None for no limit.
         """
         prepare = None if self._pricing is None else self._pricing.before_service
-        slots = Slots(self.engine, most_waiting=most_waiting, most_running=self._batch_size)
+        slots = Slots(self.engine, most_waiting=most_waiting, most_running=self.max_batch_size)
         return Service(slots, self.tokenizer, self._token_text, prepare)
 
     def request(
@@ -474,7 +474,7 @@ class LLM:
                 number += 1
 
         try:
-            slots = Slots(self.engine, on_progress, most_running=self._batch_size)
+            slots = Slots(self.engine, on_progress, most_running=self.max_batch_size)
             if self._pricing is not None:
                 requests = self._pricing.before_run(requests, slots.when_empty)
             for finished in decode_stream(slots, jobs()):

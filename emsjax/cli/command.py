@@ -92,7 +92,7 @@ def run(
         Python interface that they set.
       parameters: the options of parameters that have another name, such as `max_batch_size`.
     """
-    _quieten()
+    quieten()
     with no_interrupt_is_lost():
         try:
             return body() or 0
@@ -122,7 +122,7 @@ def _fail(message: str, status: int) -> int:
     return status
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Keeps routine library messages off standard error, but not those about a TPU or GPU."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

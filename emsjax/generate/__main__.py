@@ -75,6 +75,10 @@ def _generate(
     max_ngram: shared.MaxNgram = None,
     min_ngram: shared.MinNgram = None,
     planner: shared.Planner = True,
+    data_parallel: Annotated[
+        int,
+        number("--data-parallel", "Copies of the model, each on a device of its own.", "Model"),
+    ] = 1,
     max_tokens: Annotated[
         int, number("--max-tokens", "Maximum tokens to generate per output.", _SAMPLING)
     ] = 128,

@@ -7,6 +7,7 @@ from typing import Any
 
 from emsjax.cli.model_options import ModelOptions, check_model_options, check_not_empty
 from emsjax.errors import UserError
+from emsjax.limits import MAX_REPLICAS
 from emsjax.requests.prompt_line import check_text
 from emsjax.requests.sampling_params import SamplingParams
 from emsjax.token_view.file import check_page
@@ -28,6 +29,7 @@ class Options(ModelOptions):
     output: str | None = None
     chat: bool = False
     system: str | None = None
+    data_parallel: int = 1
     max_tokens: int = 128
     min_tokens: int | None = None
     temperature: float = 0.0
@@ -68,8 +70,25 @@ def check(options: Options) -> None:
     check_model_options(options)
     for name in ("input", "output", "report"):
         check_not_empty(name, getattr(options, name))
+    _check_replicas(options)
     _check_files(options)
     _check_sampling(options)
+
+
+def _check_replicas(options: Options) -> None:
+    replicas = options.data_parallel
+    if replicas < 1:
+        raise UserError(f"--data-parallel {replicas} is too small; give 1 or more.")
+    if replicas > MAX_REPLICAS:
+        raise UserError(
+            f"--data-parallel {replicas} is too large; give as many as there are devices, "
+            f"{MAX_REPLICAS} at most."
+        )
+    if options.stream and replicas > 1:
+        raise UserError(
+            "--stream shows texts while one process generates them; leave out --stream or "
+            "--data-parallel."
+        )
 
 
 def _check_sampling(options: Options) -> None:

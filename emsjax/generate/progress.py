@@ -37,6 +37,8 @@ class Progress:
     Attributes:
       totals: sums over the finished requests.
       errors: the number of bad lines and failed requests.
+      losses: the number of processes that ended before their time.
+      model: as above; may be set later.
     """
 
     def __init__(
@@ -50,9 +52,9 @@ class Progress:
         on_begun: Callable[[], None] = lambda: None,
     ):
         self.totals = RunTotals()
-        self.errors = 0
+        self.errors = self.losses = 0
+        self.model = model
         self._total = total
-        self._model = model
         self._clock = clock
         self._command_started = command_started
         self._stream = stream or sys.stderr
@@ -94,11 +96,12 @@ class Progress:
         if line in self._said:
             return
         self._said.add(line)
-        # The bar is redrawn below the line, which rich does for its own console only.
-        if self._bar:
-            self._bar.print(line, highlight=False, soft_wrap=True)
-        else:
-            self._print(line)
+        self._print_above(line)
+
+    def lost(self, sentence: str) -> None:
+        """Says that a process has ended before its time, whose prompts the others do."""
+        self.losses += 1
+        self._print_above(sentence)
 
     def say_once(self, line: str) -> None:
         """Prints a line unless it was printed before."""
@@ -152,7 +155,7 @@ class Progress:
         seconds = self._clock() - self._started
         tokens = self.totals.emitted_tokens
         rate = tokens / seconds if seconds else 0.0
-        by = f", by {self._model}" if self._model else ""
+        by = f", by {self.model}" if self.model else ""
         yield (
             f"{count(self.totals.requests, 'prompt')}, {count(tokens, 'token')} "
             f"in {seconds:.1f} s: {rate:.1f} tokens/s{by}"
@@ -164,6 +167,8 @@ class Progress:
             yield f"{recorded}: see the error records in the output"
         if self._reported:
             yield f"{count(self._reported, 'prompt')} failed: see the errors above"
+        if self.losses:
+            yield f"{count(self.losses, 'replica')} ended early: see above; no prompt was lost"
         if self._first_token is not None:
             waited = self._first_token - self._command_started
             yield f"first token {waited:.2f} s after the start, including loading and compiling"
@@ -183,6 +188,13 @@ class Progress:
                 count(done, "prompt") if self._total is None else f"{done:,} of {self._total:,}"
             )
             self._print(f"{prompts} done, {count(self._tokens, 'token')}, {rate:.1f} tokens/s")
+
+    def _print_above(self, line: str) -> None:
+        """Prints a line above the bar, if there is one, from any thread."""
+        if self._bar:  # redrawn below the line, which rich does for its own console only
+            self._bar.print(line, highlight=False, soft_wrap=True)
+        else:
+            self._print(line)
 
     def _print(self, line: str) -> None:
         print(line, file=self._stream, flush=True)

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,8 @@ from emsjax.generate.options import Options, check
 from emsjax.generate.page import page_of_run
 from emsjax.generate.progress import Progress
 from emsjax.generate.prompt_source import Source, open_source
+from emsjax.generate.replicas.messages import Refused
+from emsjax.generate.replicas.pool import Replicas, Result
 from emsjax.generate.result_file import ResultFile, open_output, standard_output
 from emsjax.generate.text_output import OrderedTexts
 from emsjax.host.compiling import when_compiling
@@ -26,7 +28,7 @@ from emsjax.token_view.file import reserved
 
 
 class Generator(Protocol):
-    """The part of `emsjax.llm.LLM` that the command line uses.
+    """The part of `emsjax.llm.LLM` that the command line uses, and that `Replicas` has.
 
     Attributes:
       name: the model's name.
@@ -45,16 +47,11 @@ class Generator(Protocol):
 
     def run(
         self, requests: Iterable[Any], *, on_progress: Callable[[int], None] | None = None
-    ) -> Iterator[RequestOutput]:
+    ) -> Iterator[Result]:
         """Generates, taking requests as slots become free and yielding each result when final.
 
         A request of None means that the next one has not arrived yet; the run asks again later.
         """
-
-    def run_streaming(
-        self, requests: Iterable[Any], *, on_progress: Callable[[int], None] | None = None
-    ) -> Iterator[Piece]:
-        """Generates like `run`, but yields each piece of text as soon as it is final."""
 
 
 def run(options: Options, command_started: float) -> int:
@@ -65,7 +62,7 @@ def run(options: Options, command_started: float) -> int:
       command_started: `time.perf_counter()` when the command started.
 
     Returns:
-      The exit status: 0, or 1 if a line was bad or a request failed.
+      The exit status: 0, or 1 if a line was bad, a request failed or a replica ended early.
 
     Raises:
       UserError: the run cannot start or continue. The results written so far are whole.
@@ -78,6 +75,7 @@ def run(options: Options, command_started: float) -> int:
         open_source(options) as source,
         _open_sink(options) as sink,
         _page_reserved(options),
+        ExitStack() as running,
         ExitStack() as starting,
     ):
         if options.stream and source.texts is None:
@@ -89,32 +87,31 @@ def run(options: Options, command_started: float) -> int:
                 "--logprobs cannot be shown in plain text; give --output FILE.jsonl or --output -."
             )
         starting.enter_context(garbage_waits())
-        generator = _load(options)
         counted = Progress(
             source.total,
             command_started,
             live=not (options.stream and sys.stdout.isatty()),
-            model=generator.name,
             on_begun=starting.close,
         )
-        with (
-            page_of_run(options.report, generator.name) as show,
-            counted as progress,
-            when_compiling(progress.compiling),
-        ):
+        generator = running.enter_context(_load(options, counted))
+        counted.model = generator.name
+        if options.data_parallel > 1:
+            counted.model += f" in {options.data_parallel} processes"
+        with page_of_run(options.report, generator.name) as show, counted as progress:
 
-            def finished(output: RequestOutput) -> None:
-                if output.error is None:
-                    progress.finished(output.metrics)
-                else:
+            def finished(output: Result) -> None:
+                if isinstance(output, Refused) or output.error is not None:
                     progress.failed()
-                show(output)
+                else:
+                    progress.finished(output.metrics)
+                if isinstance(output, RequestOutput):
+                    show(output)
 
             if source.texts is not None and options.output is None:
                 _write_texts(generator, source, sink, progress, finished, options)
             else:
                 _write_records(generator, source, sink, progress, finished, options)
-    return 1 if progress.errors else 0
+    return 1 if progress.errors or progress.losses else 0
 
 
 def _open_sink(options: Options) -> ResultFile:
@@ -127,15 +124,23 @@ def _page_reserved(options: Options) -> AbstractContextManager[None]:
     return reserved(Path(options.report)) if options.report else nullcontext()
 
 
-def _load(options: Options) -> Generator:
+@contextmanager
+def _load(options: Options, progress: Progress) -> Iterator[Generator]:
+    """Loads the model, in this process or in replicas, which end after the block."""
     if options.model is not None:  # the default model says itself where it comes from
         print(f"loading {options.model}", file=sys.stderr, flush=True)
+    if options.data_parallel > 1:
+        with Replicas(options.data_parallel, options.engine(), progress) as replicas:
+            yield replicas
+        return
     # Imported here because jax and transformers take seconds to import, which `--help` and usage
     # errors should not cost.
     with interrupts_wait():
         from emsjax.llm import LLM
 
-    return LLM(**options.engine())
+    llm = LLM(**options.engine())
+    with when_compiling(progress.compiling):
+        yield llm
 
 
 def _prompt(line: jsonl.Line, options: Options) -> Prompt:
@@ -164,7 +169,7 @@ def _write_texts(
     source: Source,
     sink: ResultFile,
     progress: Progress,
-    finished: Callable[[RequestOutput], None],
+    finished: Callable[[Result], None],
     options: Options,
 ) -> None:
     # All prompts are checked before the first one runs: a mistake in the last would otherwise end
@@ -191,13 +196,15 @@ def _write_text(sink: ResultFile, progress: Progress, text: str) -> None:
 
 
 def _pieces(
-    generator: Generator, requests: Iterable[Any], progress: Progress, stream: bool
+    generator: Any, requests: Iterable[Any], progress: Progress, stream: bool
 ) -> Iterator[Piece]:
     """Yields texts piece by piece, or whole ones when `stream` is false."""
     if stream:
         yield from generator.run_streaming(requests, on_progress=progress.emitted)
         return
     for output in generator.run(requests, on_progress=progress.emitted):
+        if isinstance(output, Refused):
+            raise UserError(f"prompt {output.request_id}: {output.error}")
         *others, last = output.outputs
         for each in others:
             yield _whole(output.request_id, each)
@@ -215,7 +222,7 @@ def _write_records(
     source: Source,
     sink: ResultFile,
     progress: Progress,
-    finished: Callable[[RequestOutput], None],
+    finished: Callable[[Result], None],
     options: Options,
 ) -> None:
     """Writes one record per line, each when it is final."""
@@ -249,10 +256,10 @@ def _write_records(
     try:
         for output in generator.run(requests(), on_progress=progress.emitted):
             line, digest = running.pop(output.request_id)
-            if output.error is None:
-                _write(sink, jsonl.encode(jsonl.result(output, digest)), progress)
+            if isinstance(output, Refused) or output.error is not None:
+                failed(line, str(UserError(f"{line.where}: {output.error}")))
             else:
-                failed(line, f"{line.where}: {output.error}")
+                _write(sink, jsonl.encode(jsonl.result(output, digest)), progress)
             finished(output)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(_how_to_resume(options, sink)) from stop

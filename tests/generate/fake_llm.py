@@ -1,7 +1,8 @@
 """A fake `emsjax.llm`: each byte is a token, and the answer is the prompt backwards.
 
 Results come in a different order from the requests, as they do from a batch of slots. Run as a
-program, it is the command line on this fake: `python fake_llm.py [options]`.
+program, it is the command line on this fake: `python fake_llm.py [options]`. The replicas that it
+starts have the fake, too.
 """
 
 import os
@@ -9,8 +10,11 @@ import random
 import signal
 import sys
 import types
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
+from unittest.mock import MagicMock
 
 from emsjax.engine.metrics import RequestMetrics
 from emsjax.engine.trace import Trace, TraceStep
@@ -57,7 +61,7 @@ class LLM:
         LLM.loads.append(arguments | {"max_model_len": max_model_len})
         if model == "missing":
             raise UserError("the model 'missing' is not there; give --model a directory.")
-        self._slots = max_batch_size
+        self._slots = self.max_batch_size = max_batch_size
         self._longest = max_model_len
         self._traced = options.get("trace", False)
 
@@ -158,6 +162,19 @@ def install(modules=sys.modules):
     modules["emsjax.llm"] = module
 
 
+def _die_at(result: int, once: Path | None) -> None:
+    """Kills this process before this result; if a file is given, only the first to create it."""
+
+    def before(number):
+        with suppress(FileExistsError):
+            if number == result:
+                if once is not None:
+                    once.touch(exist_ok=False)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    LLM.before_result = staticmethod(before)
+
+
 def _pause_at(result: int) -> None:
     """Waits for a signal before this result, so that a test can send it at a known point."""
 
@@ -169,10 +186,30 @@ def _pause_at(result: int) -> None:
     LLM.before_result = staticmethod(before)
 
 
+def _replica() -> int:
+    """Runs a replica without jax, whose import takes longer than all else here."""
+    jax = MagicMock()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    jax.default_backend.return_value = "cpu" if visible == os.environ.get("ABSENT") else "gpu"
+    sys.modules.update({"jax": jax, "jax.monitoring": jax.monitoring})
+    from emsjax.generate.replicas.child import main
+
+    if "DIE_AT" in os.environ:
+        once = os.environ.get("DIE_ONCE")
+        _die_at(int(os.environ["DIE_AT"]), Path(once) if once else None)
+    elif "PAUSE_AT" in os.environ:
+        _pause_at(int(os.environ["PAUSE_AT"]))
+    return main()
+
+
 if __name__ == "__main__":
     from emsjax.generate.__main__ import main
+    from emsjax.generate.replicas import process
 
     install()
+    if sys.argv[1:] == ["replica"]:
+        sys.exit(_replica())
+    process.COMMAND = (sys.executable, __file__, "replica")
     # Background jobs of a shell ignore SIGINT, and pass that on to their children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if "PAUSE_AT" in os.environ:
