@@ -15,7 +15,6 @@ from emsjax.engine.engine import Engine
 from emsjax.engine.load import Load, load_of
 from emsjax.engine.loop import (
     Forward,
-    Planned,
     Setup,
     draft_tokens,
     economics_of,
@@ -25,7 +24,7 @@ from emsjax.engine.loop import (
     take_note,
 )
 from emsjax.engine.state import DecodeState
-from emsjax.engine.step_plan import Plan
+from emsjax.engine.step_plan import Plan, Planned
 from emsjax.engine.verify import Verdict, commit, verify
 
 PARTS = ("draft", "plan", "target", "verify")
@@ -100,8 +99,7 @@ class SteppedEngine(Engine):
 
         state, draft = timed("draft", parts.draft, self.drafter.weights, state, economics)
         planned: Planned = timed("plan", parts.plan, state, draft, economics)
-        rows = planned.draft, planned.plan
-        result: Forward = timed("target", parts.target, cache, state, *rows)
+        result: Forward = timed("target", parts.target, cache, state, planned)
         cache, result = result.cache, result._replace(cache=state.cache)
         state, verdict = timed("verify", parts.verify, state, planned, result)
         lens, prompt_lens, live, kv_lens = before
@@ -154,13 +152,13 @@ def _compiled(
     return partial(jax.jit(part, donate_argnums=donated), engine.params)
 
 
-def _target(
-    setup: Setup, cache: jax.Array, state: DecodeState, draft: Draft, plan: Plan
-) -> Forward:
-    return run_target(setup, state.replace(cache=cache), draft, plan)
+def _target(setup: Setup, cache: jax.Array, state: DecodeState, planned: Planned) -> Forward:
+    return run_target(setup, state.replace(cache=cache), planned)
 
 
 def _verify(state: DecodeState, planned: Planned, result: Forward) -> tuple[DecodeState, Verdict]:
-    verdict = verify(planned.draft, planned.plan.draft_lens, result.chosen.tokens)
+    verdict = verify(
+        planned.draft.tokens, planned.plan.draft_lens, result.chosen.tokens, planned.tree
+    )
     state = take_note(state, planned, result, verdict)
-    return commit(state, planned.draft, planned.plan, verdict, result.chosen), verdict
+    return commit(state, planned, verdict, result.chosen), verdict

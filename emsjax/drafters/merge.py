@@ -31,7 +31,7 @@ def merge(draft: Draft, chain: Draft, likely: tuple[jax.Array, jax.Array], lengt
     text = jnp.where(there < chain.lens[:, None], chain.tokens, NO_TOKEN)
     deeper = jnp.minimum(tree.depths, text.shape[1])
     text = jnp.pad(text, ((0, 0), (0, 1)), constant_values=NO_TOKEN)
-    verdict = verify(draft, draft.lens, jnp.take_along_axis(text, deeper, axis=1))
+    verdict = verify(draft.tokens, draft.lens, jnp.take_along_axis(text, deeper, axis=1), tree)
     assert verdict.path is not None
     shared = verdict.accepted[:, None]
     last = jnp.take_along_axis(verdict.path, shared, axis=1) - 1  # the last guess they share

@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from emsjax.engine.draft import Draft
-from emsjax.engine.packing import NO_PARENT, PackedBatch
+from emsjax.engine.packing import NO_PARENT, Guesses, PackedBatch
 from emsjax.engine.state import DecodeState
 from emsjax.engine.step_plan import Plan
-from emsjax.engine.tree import path_tokens, tree_of
+from emsjax.engine.tree import path_tokens
 from emsjax.sampling.choose import Chosen
 from emsjax.sampling.logprobs import empty_logprobs
 from emsjax.sampling.rows import NO_TOKEN, Rows
@@ -87,22 +86,22 @@ def take(values: Any, index: jax.Array | None) -> Any:
     return values if index is None else jax.tree.map(lambda x: x[index], values)
 
 
-def prefixes_of(batch: PackedBatch, state: DecodeState, draft: Draft) -> Rows:
+def prefixes_of(batch: PackedBatch, state: DecodeState, guesses: Guesses) -> Rows:
     """Returns the prefix that ends at each row of the batch; meaningless for unused rows."""
     slots = jnp.minimum(batch.slot_ids, state.lens.shape[0] - 1)
     # The token before a row is the row's parent if it is in this batch. It may be a draft token,
     # and the known text does not contain those.
     known = state.tokens[slots, jnp.maximum(batch.positions - 1, 0)]
     depth = batch.positions - state.lens[slots] + 1
-    tree = tree_of(draft)
+    drafted, tree = guesses.tokens, guesses.tree
     if tree is None:
-        place = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
-        path = jnp.where(place < depth[:, None], draft.tokens[slots], NO_TOKEN)
+        place = jnp.arange(drafted.shape[1], dtype=jnp.int32)[None]
+        path = jnp.where(place < depth[:, None], drafted[slots], NO_TOKEN)
     else:
         rows = jnp.arange(batch.tokens.shape[0], dtype=jnp.int32) - batch.cu_q_lens[slots]
         # A slot that reads its prompt has more rows than a tree, and no guesses.
-        rows = jnp.where(depth > 0, jnp.minimum(rows, draft.tokens.shape[1]), 0)
-        path = path_tokens(tree, draft.tokens)[slots, rows]
+        rows = jnp.where(depth > 0, jnp.minimum(rows, drafted.shape[1]), 0)
+        path = path_tokens(tree, drafted)[slots, rows]
     return Rows(
         slots=slots,
         positions=batch.positions,

@@ -47,7 +47,7 @@ from emsjax.engine.packing import Guesses, PackedBatch, pack
 from emsjax.engine.policy import EMS, Policy
 from emsjax.engine.state import DecodeState
 from emsjax.engine.step_costs import StepCosts
-from emsjax.engine.step_plan import Plan, make_plan
+from emsjax.engine.step_plan import Planned, make_plan
 from emsjax.engine.tree import sort_by, tree_of
 from emsjax.engine.verify import Verdict, along, commit, verify
 from emsjax.engine.worth import Economics, worth_drafting
@@ -86,21 +86,6 @@ class Forward(NamedTuple):
     cache: Any
     chosen: Chosen
     hidden: jax.Array | None
-
-
-class Planned(NamedTuple):
-    """The plan of a step, and the estimates it is based on.
-
-    Attributes:
-      plan: see `Plan`.
-      draft: the guesses, in the order in which the plan takes them.
-      likely: float32[B, k], the probability that each draft token is accepted if those before it
-        are.
-    """
-
-    plan: Plan
-    draft: Draft
-    likely: jax.Array
 
 
 def run(
@@ -157,15 +142,16 @@ def step(
         state, draft = draft_tokens(setup, weights, state, economics)
     with jax.named_scope("plan"):
         planned = plan_rows(setup, state, draft, economics)
-    plan, draft = planned.plan, planned.draft
     with jax.named_scope("target"):
-        result = run_target(setup, state, draft, plan)
+        result = run_target(setup, state, planned)
     with jax.named_scope("verify"):
-        verdict = verify(draft, plan.draft_lens, result.chosen.tokens)
+        verdict = verify(
+            planned.draft.tokens, planned.plan.draft_lens, result.chosen.tokens, planned.tree
+        )
         result = result._replace(cache=keep_path(setup, result.cache, state.kv_lens, verdict))
         state = take_note(state, planned, result, verdict)
     with jax.named_scope("commit"):
-        return commit(state, draft, plan, verdict, result.chosen)
+        return commit(state, planned, verdict, result.chosen)
 
 
 def economics_of(
@@ -228,10 +214,10 @@ def plan_rows(
     survival = survival_of(likely, draft.lens, draft.parents)
     draft, likely = sort_by(survival, draft, likely)
     plan = make_plan(state, draft, likely, setup.ladder, economics, setup.policy)
-    return Planned(plan, draft, likely)
+    return Planned(plan, draft, likely, tree_of(draft))
 
 
-def run_target(setup: Setup, state: DecodeState, draft: Draft, plan: Plan) -> Forward:
+def run_target(setup: Setup, state: DecodeState, planned: Planned) -> Forward:
     """Runs the planned rows on the planned rung.
 
     Every rung is compiled into the program as a while loop of zero or one trip. A `lax.switch`
@@ -241,7 +227,7 @@ def run_target(setup: Setup, state: DecodeState, draft: Draft, plan: Plan) -> Fo
     hidden = state.hidden
     if hidden is not None:
         hidden = jnp.zeros((*shape, hidden.shape[1]), hidden.dtype)
-    carry = (plan.rung, Forward(state.cache, nothing_chosen(shape, state), hidden))
+    carry = (planned.plan.rung, Forward(state.cache, nothing_chosen(shape, state), hidden))
     for index, rung in enumerate(setup.ladder):
 
         def is_planned(carry: tuple[jax.Array, Forward], index: int = index) -> jax.Array:
@@ -250,7 +236,7 @@ def run_target(setup: Setup, state: DecodeState, draft: Draft, plan: Plan) -> Fo
         def run_once(
             carry: tuple[jax.Array, Forward], rung: Rung = rung
         ) -> tuple[jax.Array, Forward]:
-            result = _run_rung(setup, rung, state, draft, plan, carry[1])
+            result = _run_rung(setup, rung, state, planned, carry[1])
             # No rung has the index -1, so this loop ends and no later one starts.
             return jnp.full_like(carry[0], -1), result
 
@@ -259,7 +245,7 @@ def run_target(setup: Setup, state: DecodeState, draft: Draft, plan: Plan) -> Fo
 
 
 def _run_rung(
-    setup: Setup, rung: Rung, state: DecodeState, draft: Draft, plan: Plan, previous: Forward
+    setup: Setup, rung: Rung, state: DecodeState, planned: Planned, previous: Forward
 ) -> Forward:
     """Packs the rows, runs the model and chooses a token after each row that can emit one.
 
@@ -267,13 +253,14 @@ def _run_rung(
     emit. The number of rows that can emit depends on B and k, and a product over fewer rows may
     round differently.
     """
-    guesses = Guesses(draft.tokens, state.lens, tree_of(draft))
+    plan = planned.plan
+    guesses = Guesses(planned.draft.tokens, state.lens, planned.tree)
     batch = pack(state.tokens, state.kv_lens, plan.q_lens, rung.capacity, guesses)
     placed = batch if state.holes is None else after_holes(batch, state.holes)
     hidden, cache, read = _pass(setup, placed, previous.cache, rung.max_q_len)
     rows = emitting_rows(batch.cu_q_lens, plan, rung.capacity, previous.chosen.tokens.shape[1])
     kept = None if previous.hidden is None else read[rows.places]
-    prefixes = prefixes_of(batch, state, draft)
+    prefixes = prefixes_of(batch, state, guesses)
 
     def choose_after(index: jax.Array | None) -> Chosen:
         chosen_from, before = take(hidden, index), take(prefixes, index)

@@ -20,6 +20,7 @@ from emsjax.engine.draft import Draft
 from emsjax.engine.ladder import Rung, for_drafts
 from emsjax.engine.policy import EMS, Policy
 from emsjax.engine.state import DecodeState
+from emsjax.engine.tree import Tree
 from emsjax.engine.worth import Economics, most_worth
 
 # While a prompt is read, a draft token takes a row from it only if it is at least this likely to be
@@ -45,6 +46,23 @@ class Plan(NamedTuple):
     pad_lens: jax.Array
     complete: jax.Array
     rung: jax.Array
+
+
+class Planned(NamedTuple):
+    """The plan of a step, and what it is based on.
+
+    Attributes:
+      plan: see `Plan`.
+      draft: the guesses, in the order in which the plan takes them.
+      likely: float32[B, k], the probability that each draft token is accepted if those before it
+        are.
+      tree: of the guesses; None if they are chains.
+    """
+
+    plan: Plan
+    draft: Draft
+    likely: jax.Array
+    tree: Tree | None = None
 
 
 def make_plan(

@@ -6,12 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from emsjax.engine.draft import Draft
 from emsjax.engine.holes import Holes, align
 from emsjax.engine.state import DecodeState, SlotStats
-from emsjax.engine.step_plan import Plan
+from emsjax.engine.step_plan import Plan, Planned
 from emsjax.engine.trace_record import record_drafts
-from emsjax.engine.tree import Tree, tree_of
+from emsjax.engine.tree import Tree
 from emsjax.sampling.choose import Chosen
 from emsjax.sampling.logprobs import record
 from emsjax.sampling.rows import NO_TOKEN
@@ -37,21 +36,23 @@ class Verdict(NamedTuple):
     path: jax.Array | None = None
 
 
-def verify(draft: Draft, draft_lens: jax.Array, predicted: jax.Array) -> Verdict:
+def verify(
+    tokens: jax.Array, draft_lens: jax.Array, predicted: jax.Array, tree: Tree | None = None
+) -> Verdict:
     """Finds the draft tokens that the target would have chosen itself.
 
     Args:
-      draft: the guesses, [B, k].
+      tokens: int32[B, k], the guesses.
       draft_lens: int32[B], how many of them were verified.
       predicted: int32[B, k+1], the target's choices after the known tokens and after each guess. A
         choice of `NO_TOKEN` equals no draft token.
+      tree: of the guesses; None if they are chains.
     """
-    tree = tree_of(draft)
-    position = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
+    position = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     there = position < draft_lens[:, None]
     if tree is not None:
-        return _verify_tree(tree, draft.tokens, there, predicted)
-    hit = (draft.tokens == predicted[:, :-1]) & there
+        return _verify_tree(tree, tokens, there, predicted)
+    hit = (tokens == predicted[:, :-1]) & there
     # A choice after a wrong draft token belongs to another text, so later hits do not count.
     accepted = jnp.cumprod(hit, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
     right = position < accepted[:, None]
@@ -75,9 +76,7 @@ def _verify_tree(tree: Tree, tokens: jax.Array, there: jax.Array, predicted: jax
     return Verdict(accepted, alive[:, 1:], tried, path)
 
 
-def commit(
-    state: DecodeState, draft: Draft, plan: Plan, verdict: Verdict, chosen: Chosen
-) -> DecodeState:
+def commit(state: DecodeState, planned: Planned, verdict: Verdict, chosen: Chosen) -> DecodeState:
     """Appends the accepted tokens and the bonus token, cut exactly at stop tokens and limits.
 
     A slot whose next choice is `NO_TOKEN` fails: it keeps the tokens before and ends.
@@ -85,13 +84,13 @@ def commit(
 
     Args:
       state: before the step, except for the cache, which holds the step's K/V.
-      draft: the guesses.
-      plan: of the step.
+      planned: the guesses and the plan of the step.
       verdict: see `verify`.
       chosen: [B, k+1], the target's choices after the known tokens and after each guess. Those
         along the accepted path are emitted: an accepted draft token equals the choice in its place,
         and the next choice is the bonus token.
     """
+    plan = planned.plan
     accepted, chosen = verdict.accepted, along(verdict.path, chosen)
     predicted = chosen.tokens
     steps = jnp.arange(predicted.shape[1], dtype=jnp.int32)[None]
@@ -116,10 +115,10 @@ def commit(
         # The bonus token was not among the step's rows, so it has no K/V yet.
         kv_lens=jnp.where(plan.complete, lens - 1, state.kv_lens + plan.q_lens),
         live=state.live & ~stopped & ~failed & (lens < state.max_lens),
-        stats=_count(state, draft, plan, accepted, emitted, failed),
+        stats=_count(state, planned, accepted, emitted, failed),
         sampling=_record_sampling(state.sampling, chosen, state.lens, emitted),
         holes=_aligned(state, plan, lens),
-        drafts=_record_drafts(state, draft, plan, verdict),
+        drafts=_record_drafts(state, planned, verdict),
     )
 
 
@@ -141,19 +140,17 @@ def _aligned(state: DecodeState, plan: Plan, lens: jax.Array) -> Holes | None:
     return align(state.holes, lens - 1, grown, _decoding(state, plan), state.max_lens)
 
 
-def _record_drafts(
-    state: DecodeState, draft: Draft, plan: Plan, verdict: Verdict
-) -> jax.Array | None:
+def _record_drafts(state: DecodeState, planned: Planned, verdict: Verdict) -> jax.Array | None:
     """Adds the step's verified draft tokens to the record for traces, if there is one.
 
     Of a tree, it holds the accepted path and the likeliest guess after it.
     """
     if state.drafts is None:
         return None
-    tokens, lens = draft.tokens, plan.draft_lens
-    if verdict.path is not None:
-        tree = tree_of(draft)
-        assert tree is not None
+    plan, tree = planned.plan, planned.tree
+    tokens, lens = planned.draft.tokens, plan.draft_lens
+    if tree is not None:
+        assert verdict.path is not None
         wrong = verdict.tried & ~verdict.right
         # Guesses are sorted by survival. Those that follow the last accepted one come later in it.
         after = wrong & (tree.depths[:, 1:] == verdict.accepted[:, None] + 1)
@@ -193,8 +190,7 @@ def _append(tokens: jax.Array, lens: jax.Array, new: jax.Array, count: jax.Array
 
 def _count(
     state: DecodeState,
-    draft: Draft,
-    plan: Plan,
+    planned: Planned,
     accepted: jax.Array,
     emitted: jax.Array,
     failed: jax.Array,
@@ -203,14 +199,13 @@ def _count(
 
     Args:
       state: before the step.
-      draft: the guesses.
-      plan: of the step.
+      planned: the guesses and the plan of the step.
       accepted: int32[B], see `Verdict`.
       emitted: int32[B], the tokens emitted. Accepted tokens that were cut off do not count, nor do
         the drafts of a step that failed before its first token.
       failed: bool[B], see `commit`.
     """
-    stats = state.stats
+    stats, plan = state.stats, planned.plan
     position = jnp.arange(stats.drafted.shape[1], dtype=jnp.int32)[None]
     emitting = emitted > 0
     accepted = jnp.minimum(accepted, emitted)
@@ -220,7 +215,7 @@ def _count(
         "target_steps": emitting,
         # A step that failed before the first token has only read the prompt.
         "prefill_steps": state.live & (stats.target_steps == 0) & ~emitting,
-        "drafted": jnp.where(emitting[:, None], _by_depth(draft, plan.draft_lens), 0),
+        "drafted": jnp.where(emitting[:, None], _by_depth(planned), 0),
         "accepted": position < accepted[:, None],
         "rows": jnp.where(decoding, plan.q_lens, 0),
         "padded": plan.pad_lens,
@@ -233,11 +228,11 @@ def _count(
     return dataclasses.replace(stats, **counted)
 
 
-def _by_depth(draft: Draft, draft_lens: jax.Array) -> jax.Array:
+def _by_depth(planned: Planned) -> jax.Array:
     """Counts the verified guesses of each depth, int32[B, k]."""
-    position = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
-    there = position < draft_lens[:, None]
-    tree = tree_of(draft)
+    position = jnp.arange(planned.likely.shape[1], dtype=jnp.int32)[None]
+    there = position < planned.plan.draft_lens[:, None]
+    tree = planned.tree
     if tree is None:
         return there.astype(jnp.int32)
     at_depth = tree.depths[:, 1:, None] - 1 == position[:, None]

@@ -18,7 +18,7 @@ NUM_SLOTS, CACHE_LEN, K, CAPACITY = 4, 20, 3, 32
 def packed_prefixes(state, draft, q_lens):
     guesses = Guesses(draft.tokens, state.lens)
     batch = pack(state.tokens, state.kv_lens, q_lens, CAPACITY, guesses)
-    return batch, prefixes_of(batch, state, draft)
+    return batch, prefixes_of(batch, state, guesses)
 
 
 @st.composite

@@ -1,11 +1,13 @@
 """The record of drafts, and the steps read back from it, against loops over slots and tokens."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emsjax.engine.step_plan import Planned
 from emsjax.engine.trace import TraceStep
 from emsjax.engine.trace_record import NOTHING, no_drafts, steps_of
 from emsjax.engine.verify import commit, verify
@@ -16,8 +18,9 @@ from tests.engine.test_verify import CACHE_LEN, NUM_SLOTS, K, steps
 
 @jax.jit
 def record_step(state, draft, plan, predicted):
-    verdict = verify(draft, plan.draft_lens, predicted)
-    return commit(state, draft, plan, verdict, Chosen(predicted, None)).drafts
+    verdict = verify(draft.tokens, plan.draft_lens, predicted)
+    planned = Planned(plan, draft, jnp.zeros(draft.tokens.shape))
+    return commit(state, planned, verdict, Chosen(predicted, None)).drafts
 
 
 @settings(max_examples=100)

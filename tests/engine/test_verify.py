@@ -4,13 +4,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emsjax.engine.draft import Draft
 from emsjax.engine.state import DecodeState
-from emsjax.engine.step_plan import Plan
+from emsjax.engine.step_plan import Plan, Planned
 from emsjax.engine.verify import commit, verify
 from emsjax.limits import MAX_STOP_IDS
 from emsjax.sampling.choose import Chosen
@@ -104,8 +105,9 @@ def commit_by_hand(
 
 @jax.jit
 def step(state: DecodeState, draft: Draft, plan: Plan, predicted: jax.Array) -> Any:
-    verdict = verify(draft, plan.draft_lens, predicted)
-    after = commit(state, draft, plan, verdict, Chosen(predicted, None))
+    verdict = verify(draft.tokens, plan.draft_lens, predicted)
+    planned = Planned(plan, draft, jnp.zeros(draft.tokens.shape))
+    after = commit(state, planned, verdict, Chosen(predicted, None))
     return verdict.accepted, after
 
 

@@ -8,11 +8,10 @@ import pytest
 
 from emsjax.drafters import NoDrafter, PromptLookup
 from emsjax.engine import loop
-from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.job import Job
 from emsjax.engine.state import DecodeState
-from emsjax.engine.step_plan import Plan
+from emsjax.engine.step_plan import Planned
 from emsjax.engine.verify import Verdict
 from emsjax.sampling import choose as choosing
 from emsjax.sampling.choose import Chosen
@@ -113,15 +112,15 @@ def residual_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
         chosen = right_choose(logits, rows, state)
         return chosen._replace(tokens=chosen.tokens + VOCAB * fresh)
 
-    def accepted_by_the_first(draft, draft_lens, predicted):
-        return VERIFY(draft, draft_lens, predicted % VOCAB)
+    def accepted_by_the_first(tokens, draft_lens, predicted, tree):
+        return VERIFY(tokens, draft_lens, predicted % VOCAB, tree)
 
-    def replaced_by_the_second(state, draft, plan: Plan, verdict: Verdict, chosen: Chosen):
+    def replaced_by_the_second(state, planned: Planned, verdict: Verdict, chosen: Chosen):
         accepted = verdict.accepted
         places = jnp.arange(chosen.tokens.shape[1], dtype=jnp.int32)[None]
-        rejected = (places == accepted[:, None]) & (accepted < plan.draft_lens)[:, None]
+        rejected = (places == accepted[:, None]) & (accepted < planned.plan.draft_lens)[:, None]
         tokens = jnp.where(rejected, chosen.tokens // VOCAB, chosen.tokens % VOCAB)
-        return right_commit(state, draft, plan, verdict, chosen._replace(tokens=tokens))
+        return right_commit(state, planned, verdict, chosen._replace(tokens=tokens))
 
     monkeypatch.setattr(loop, "choose", two_draws)
     monkeypatch.setattr(loop, "verify", accepted_by_the_first)
@@ -135,14 +134,14 @@ def bonus_from_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
     """Breaks the bonus token: the last draft token takes its place without verification."""
     right_commit = loop.commit
 
-    def wrong(state, draft: Draft, plan: Plan, verdict: Verdict, chosen: Chosen) -> DecodeState:
-        accepted = verdict.accepted
-        last = draft.tokens.shape[1] - 1
-        guess = jnp.take_along_axis(draft.tokens, jnp.minimum(accepted, last)[:, None], axis=1)
+    def wrong(state, planned: Planned, verdict: Verdict, chosen: Chosen) -> DecodeState:
+        accepted, guesses = verdict.accepted, planned.draft.tokens
+        last = guesses.shape[1] - 1
+        guess = jnp.take_along_axis(guesses, jnp.minimum(accepted, last)[:, None], axis=1)
         places = jnp.arange(chosen.tokens.shape[1], dtype=jnp.int32)[None]
-        bonus = (places == accepted[:, None]) & (accepted == plan.draft_lens - 1)[:, None]
+        bonus = (places == accepted[:, None]) & (accepted == planned.plan.draft_lens - 1)[:, None]
         tokens = jnp.where(bonus, guess, chosen.tokens)
-        return right_commit(state, draft, plan, verdict, chosen._replace(tokens=tokens))
+        return right_commit(state, planned, verdict, chosen._replace(tokens=tokens))
 
     monkeypatch.setattr(loop, "commit", wrong)
 
