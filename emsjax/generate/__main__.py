@@ -116,7 +116,9 @@ def _generate(
     ] = None,
     draft_model: Annotated[
         str | None,
-        _option("--draft-model", "A smaller model, a trained draft, or own-layers.", _DRAFTING),
+        _option(
+            "--draft-model", "Smaller model, EAGLE head, trained draft, or own-layers.", _DRAFTING
+        ),
     ] = None,
     draft_quantize: Annotated[
         str | None,

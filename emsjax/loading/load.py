@@ -105,11 +105,11 @@ def find_model(model: str | Path | None) -> OpenedModel:
     Raises:
       UserError: as for `load_model`.
     """
-    path = default_model_dir() if model is None else _located(model)
+    path = default_model_dir() if model is None else located(model)
     return open_model(path, supported())
 
 
-def _located(model: str | Path) -> Path:
+def located(model: str | Path) -> Path:
     """Returns a local path, or the directory of a downloaded hub model."""
     # A name may be too long for a path, or begin with "~" and an unknown user.
     with foreign(f"model {str(model)[:100]!r} cannot be looked up", "name a model directory."):
@@ -127,7 +127,7 @@ def _located(model: str | Path) -> Path:
 def _other_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     """Loads a tokenizer that replaces the model's own."""
     with about("tokenizer", name):
-        path = _located(name)
+        path = located(name)
     found = open_model(path, supported()).tokenizer() if path.is_file() else load_tokenizer(path)
     if found is None:
         raise UserError(
