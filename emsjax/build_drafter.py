@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from emsjax.drafters import DraftModel, NoDrafter, OwnLayers, PromptLookup, Recurrent
+from emsjax.drafters import DraftModel, Eagle, NoDrafter, OwnLayers, PromptLookup, Recurrent
 from emsjax.drafters.combined import Combined
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.ladder import narrowest_rows
@@ -32,6 +32,7 @@ _KINDS = {
     DraftModel: "draft-model",
     Recurrent: "draft-model",
     OwnLayers: "draft-model",
+    Eagle: "draft-model",
     Combined: "combined",
 }
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ from emsjax.engine.model import Inner, Pass, SomeTokens
 from emsjax.engine.packing import PackedBatch
 from emsjax.engine.sizes import Sizes
 from emsjax.models.config import DecoderConfig, Experts
+from emsjax.models.context import cache_spec, layer_context
 from emsjax.models.experts import ExpertLinear, ExpertMLP
 from emsjax.models.layers import (
     MLP,
@@ -22,29 +22,26 @@ from emsjax.models.layers import (
     norm,
     normed,
     normed_heads,
-    query_factor,
-    rotary_angles,
     rotate,
     soft_capped,
 )
 from emsjax.pallas_kernels.backends import target_platform
-from emsjax.pallas_kernels.cache_update.api import cache_places, move_kv, update_kv_cache
+from emsjax.pallas_kernels.cache_update.api import move_kv
 from emsjax.pallas_kernels.int8_cache import Cache, int8_cache_spec
-from emsjax.pallas_kernels.kv_layout import rows_per_token, storage_dtype
 from emsjax.pallas_kernels.kv_rows import LANES
 from emsjax.pallas_kernels.layer_matmul.api import matmul
 from emsjax.pallas_kernels.quantised import Weights, take_rows, weights_of
-from emsjax.pallas_kernels.ragged_attention.api import prepare
 
 
 class Attention(nnx.Module):
     """Self-attention of packed rows over their slots' caches."""
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, num_in: int | None = None):
+        """Makes the sublayer; its rows are `num_in` wide, by default as wide as hidden states."""
         self.heads = (config.num_heads, config.num_kv_heads, config.head_dim)
         num_heads, num_kv_heads, head_dim = self.heads
         width = (num_heads + 2 * num_kv_heads) * head_dim
-        self.qkv = Linear(config.hidden_size, width, bias=config.qkv_bias, rngs=rngs)
+        self.qkv = Linear(num_in or config.hidden_size, width, bias=config.qkv_bias, rngs=rngs)
         self.out = Linear(num_heads * head_dim, config.hidden_size, bias=config.out_bias, rngs=rngs)
         self.q_norm = heads_norm(config, num_heads)
         self.k_norm = heads_norm(config, num_kv_heads)
@@ -324,12 +321,10 @@ class DecoderLM(nnx.Module):
         It is an `Int8Cache` of shapes if `kv_dtype` is "int8".
         """
         config = self.config
+        if self.kv_dtype is None:
+            return cache_spec(config, self.dtype, num_slots, capacity)
         heads = config.num_kv_heads, config.head_dim
-        if self.kv_dtype is not None:
-            return int8_cache_spec(config.num_layers, num_slots, capacity, *heads)
-        rows = rows_per_token(*heads)
-        shape = (config.num_layers, num_slots, capacity, rows, LANES)
-        return jax.ShapeDtypeStruct(shape, storage_dtype(self.dtype))
+        return int8_cache_spec(config.num_layers, num_slots, capacity, *heads)
 
     def __call__(
         self, batch: PackedBatch, cache: Cache, *, max_q_len: int
@@ -367,7 +362,7 @@ class DecoderLM(nnx.Module):
           start: hidden states of the rows to begin with; None begins with the tokens' embedding.
           keep: the layers whose inputs are returned, none before `start`.
         """
-        context = self._context(batch, cache, max_q_len)
+        context = layer_context(self.config, self.dtype, batch, cache, max_q_len)
         start = Inner(self.embedder(batch, self.dtype), 0) if start is None else start
         return self.run_layers(start, cache, context, keep=keep)
 
@@ -406,37 +401,6 @@ class DecoderLM(nnx.Module):
         project_out = self.embedder.project_out
         hidden = x if project_out is None else project_out(x)
         return Pass(hidden, cache, jnp.concatenate(kept, axis=1) if kept else None)
-
-    def _context(self, batch: PackedBatch, cache: Cache, max_q_len: int) -> LayerContext:
-        """Returns what all layers share, so that it is computed once and not in every layer."""
-        config, none = self.config, jnp.zeros((), jnp.int32)
-        heads = (batch.tokens.shape[0], config.num_heads, config.head_dim)
-        attend = prepare(
-            jax.ShapeDtypeStruct(heads, self.dtype),
-            cache,
-            cu_q_lens=batch.cu_q_lens,
-            kv_lens=batch.kv_lens,
-            num_kv_heads=config.num_kv_heads,
-            max_q_len=max_q_len,
-            ancestors=batch.ancestors,
-            holes=batch.holes,
-        )
-        return LayerContext(
-            layer=none,
-            stacked=none,
-            window=None,
-            batch=batch,
-            angles=rotary_angles(config, batch.positions),
-            query_factor=query_factor(config, batch.positions),
-            write=partial(
-                update_kv_cache,
-                slot_ids=batch.slot_ids,
-                cu_q_lens=batch.cu_q_lens,
-                kv_lens=batch.kv_lens,
-                places=cache_places(batch.slot_ids, batch.cu_q_lens, batch.kv_lens),
-            ),
-            attend=attend,
-        )
 
     def move_kv(
         self, cache: Cache, sources: jax.Array, targets: jax.Array, moved: jax.Array

@@ -41,7 +41,7 @@ class LayerContext(NamedTuple):
 
     Attributes:
       layer: int32[], index of the layer in the cache.
-      stacked: int32[], index of the layer in its stack of weights.
+      stacked: int32[], index of the layer in its stack of weights; None if it is in no stack.
       window: sliding window in tokens; None for no window.
       batch: the packed rows.
       angles: cosine and sine of the rotary embedding; None for a model without one. Before the
@@ -52,7 +52,7 @@ class LayerContext(NamedTuple):
     """
 
     layer: jax.Array
-    stacked: jax.Array
+    stacked: jax.Array | None
     window: jax.Array | int | None
     batch: PackedBatch
     angles: tuple[jax.Array, jax.Array] | None

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from emsjax.bench.prompts import Tokens
+from emsjax.engine.drafter import observer
 from emsjax.engine.engine import Engine
 from emsjax.engine.job import NOT_NUMBERS, Job
 from emsjax.engine.slots import STEPS_PER_CALL
@@ -42,6 +43,17 @@ def together(runs: Sequence[Run]) -> Run:
     return Run(seconds, [], steps, counts, sum(run.prefill for run in runs))
 
 
+def _observed(engine: Engine, state: DecodeState, jobs: Sequence[Job]) -> DecodeState:
+    """Returns a state with the K/V that the drafter has of the jobs' prompts, and no live slots."""
+    for slot, job in enumerate(jobs):
+        state = engine.admit(state, slot, job, None)
+    while bool((state.live & (state.stats.target_steps == 0)).any()):
+        state = engine.advance(state, 1, others_wait=False)
+    for slot in range(len(jobs)):
+        state = engine.release(state, slot)
+    return state
+
+
 class Decoding:
     """A decoding in progress, which times its own steps and nothing else.
 
@@ -60,6 +72,8 @@ class Decoding:
           read: whether the cache already holds the jobs' prompts.
         """
         self._engine, self._jobs = engine, jobs
+        if read and observer(engine.drafter) is not None:
+            state = _observed(engine, state, jobs)
         for slot, job in enumerate(jobs):
             state = engine.admit(state, slot, job, slot if read else None)
         self.state = jax.block_until_ready(state)

@@ -99,11 +99,12 @@ class SteppedEngine(Engine):
 
         state, draft = timed("draft", parts.draft, self.drafter.weights, state, economics)
         planned: Planned = timed("plan", parts.plan, state, draft, economics)
-        result: Forward = timed("target", parts.target, cache, state, planned)
+        arguments = self.drafter.weights, cache, state, planned
+        result: Forward = timed("target", parts.target, *arguments)
         cache, result = result.cache, result._replace(cache=state.cache)
         state, verdict = timed("verify", parts.verify, state, planned, result)
         lens, prompt_lens, live, kv_lens = before
-        cache = parts.keep_path(cache, kv_lens, verdict)
+        cache, mine = parts.keep_path((cache, state.drafter), kv_lens, verdict)
         planned, load, verdict = jax.device_get((planned, load, verdict))
         self._on_step(
             Step(
@@ -120,7 +121,7 @@ class SteppedEngine(Engine):
                 seconds=seconds,
             )
         )
-        return state.replace(cache=cache)
+        return state.replace(cache=cache, drafter=mine)
 
 
 class _Parts:
@@ -129,7 +130,7 @@ class _Parts:
     def __init__(self, engine: Engine):
         self.draft = _compiled(engine, draft_tokens, donated=2)
         self.plan = _compiled(engine, plan_rows)
-        self.target = _compiled(engine, _target, donated=1)
+        self.target = _compiled(engine, _target, donated=2)
         self.verify = jax.jit(_verify, donate_argnums=0)
         self.keep_path = _compiled(engine, keep_path, donated=1)
 
@@ -152,8 +153,10 @@ def _compiled(
     return partial(jax.jit(part, donate_argnums=donated), engine.params)
 
 
-def _target(setup: Setup, cache: jax.Array, state: DecodeState, planned: Planned) -> Forward:
-    return run_target(setup, state.replace(cache=cache), planned)
+def _target(
+    setup: Setup, weights: Any, cache: jax.Array, state: DecodeState, planned: Planned
+) -> Forward:
+    return run_target(setup, weights, state.replace(cache=cache), planned)
 
 
 def _verify(state: DecodeState, planned: Planned, result: Forward) -> tuple[DecodeState, Verdict]:

@@ -2,6 +2,7 @@
 
 from emsjax.drafters.combined import Combined
 from emsjax.drafters.draft_model import DraftModel
+from emsjax.drafters.eagle import Eagle
 from emsjax.drafters.none import NoDrafter
 from emsjax.drafters.own_layers import OwnLayers
 from emsjax.drafters.prompt_lookup import PromptLookup
@@ -14,6 +15,7 @@ __all__ = [
     "Draft",
     "DraftModel",
     "Drafter",
+    "Eagle",
     "NoDrafter",
     "OwnLayers",
     "PromptLookup",

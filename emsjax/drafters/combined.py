@@ -9,7 +9,14 @@ import jax.numpy as jnp
 from emsjax.drafters.merge import merge
 from emsjax.engine.acceptance import expect, predict, survival_of
 from emsjax.engine.draft import Draft
-from emsjax.engine.drafter import COSTLY_SOURCE, Drafter, Sharing, WorthDrafting
+from emsjax.engine.drafter import (
+    COSTLY_SOURCE,
+    Drafter,
+    Observation,
+    Sharing,
+    WorthDrafting,
+    observer,
+)
 from emsjax.engine.state import DecodeState
 
 # By how many accepted tokens the model must beat what was found. Drafting takes time: about a
@@ -74,6 +81,26 @@ class Combined:
         if isinstance(self.model, Sharing):
             return looked, self.model.share(modelled, slot, source, length)
         return looked, self.model.admit(modelled, slot)
+
+    @property
+    def observing(self) -> bool:
+        """Whether the model observes, see `Observing`."""
+        return observer(self.model) is not None
+
+    def observe(self, drafter_state: Any, weights: Any, seen: Observation) -> tuple[Any, jax.Array]:
+        """Lets the model read the rows of a step."""
+        model, (looked, modelled) = observer(self.model), drafter_state
+        assert model is not None
+        modelled, hidden = model.observe(modelled, weights, seen)
+        return (looked, modelled), hidden
+
+    def move_kv(
+        self, drafter_state: Any, sources: jax.Array, targets: jax.Array, moved: jax.Array
+    ) -> Any:
+        """Returns the states after the model has moved its K/V."""
+        model, (looked, modelled) = observer(self.model), drafter_state
+        assert model is not None
+        return looked, model.move_kv(modelled, sources, targets, moved)
 
     def propose(self, state: DecodeState, weights: Any, worth: WorthDrafting) -> tuple[Draft, Any]:
         """Looks up drafts for all slots, then lets the model draft where that promises more."""

@@ -10,7 +10,7 @@ from emsjax.sampling.rows import Rows
 
 def choose_frequent(
     logits: jax.Array,
-    token_ids: jax.Array,
+    token_ids: jax.Array | None,
     rows: Rows,
     state: DecodeState,
     vocab_size: int,
@@ -20,7 +20,7 @@ def choose_frequent(
 
     Args:
       logits: float32[W, Vd], of the frequent tokens.
-      token_ids: int32[Vd], these tokens.
+      token_ids: int32[Vd], these tokens; None if they are the whole vocabulary.
       rows: the prefix of each row.
       state: the state of all slots.
       vocab_size: V of the target.
@@ -47,9 +47,12 @@ def choose_frequent(
 
 
 def _choose_one(
-    logits: jax.Array, token_ids: jax.Array, rows: Rows, state: DecodeState, vocab_size: int
+    logits: jax.Array, token_ids: jax.Array | None, rows: Rows, state: DecodeState, vocab_size: int
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the chosen tokens int32[W], and their indices in `token_ids`."""
+    if token_ids is None:
+        token = choose_unchecked(logits, rows, state)
+        return token, token
     if state.sampling is None:
         place = jnp.argmax(logits, axis=1)
         return token_ids[place], place

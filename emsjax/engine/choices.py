@@ -111,6 +111,28 @@ def prefixes_of(batch: PackedBatch, state: DecodeState, guesses: Guesses) -> Row
     )
 
 
+def following_tokens(
+    batch: PackedBatch, state: DecodeState, rows: EmittingRows, chosen: jax.Array
+) -> jax.Array:
+    """Returns the token after each row, int32[T]: the known one, or the one chosen there.
+
+    An accepted draft token is what was chosen after the row before it.
+
+    Args:
+      batch: the rows.
+      state: before the step.
+      rows: the rows that can emit.
+      chosen: int32[B, k+1], the choices after these rows.
+    """
+    slots = jnp.minimum(batch.slot_ids, state.lens.shape[0] - 1)
+    after = batch.positions + 1
+    known = state.tokens[slots, jnp.minimum(after, state.tokens.shape[1] - 1)]
+    number = jnp.arange(batch.tokens.shape[0], dtype=jnp.int32) - rows.places[slots, 0]
+    new = chosen[slots, jnp.clip(number, 0, chosen.shape[1] - 1)]
+    # Where nothing could be chosen, the slot ends.
+    return jnp.maximum(jnp.where(after < state.lens[slots], known, new), 0)
+
+
 def nothing_chosen(shape: tuple[int, ...], state: DecodeState) -> Chosen:
     """Returns zeros in the shape of the target's choices, which a step replaces."""
     logprobs = None if state.sampling is None else empty_logprobs(shape)

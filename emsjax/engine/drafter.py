@@ -1,10 +1,11 @@
 """The drafter interface: an object whose state is part of the loop's pytree."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
 from emsjax.engine.draft import Draft
+from emsjax.engine.packing import PackedBatch
 from emsjax.engine.state import DecodeState
 
 # The source (`Draft.source`) whose drafting takes time, in a drafter with several sources.
@@ -43,11 +44,14 @@ class Drafter(Protocol):
 
     @property
     def hidden_size(self) -> int:
-        """Width of the target's hidden states that it reads (`DecodeState.hidden`); 0 for none."""
+        """Width of the hidden states that it starts from (`DecodeState.hidden`); 0 for none.
+
+        They are the target's, or what `Observing.observe` returns.
+        """
 
     @property
     def hidden_layers(self) -> tuple[int, ...]:
-        """The layers whose inputs these states are, side by side; empty for the final states."""
+        """The target's layers whose inputs it reads, side by side; empty for the final states."""
 
     @property
     def weights(self) -> Any:
@@ -87,6 +91,55 @@ class Sharing(Protocol):
           source: int32[], a slot whose text begins like the request's prompt, possibly the same.
           length: int32[], the tokens of that beginning; 0 if there is none.
         """
+
+
+class Observation(NamedTuple):
+    """What the target has read and written in a step.
+
+    Attributes:
+      batch: its rows, [T], at the places where the target has their K/V.
+      hidden: [T, E], their hidden states, of `Drafter.hidden_layers`.
+      following: int32[T], the token after each row, known or just chosen. After a draft token that
+        is not accepted, and for unused rows, it means nothing.
+      max_q_len: static bound on the rows of one slot.
+    """
+
+    batch: PackedBatch
+    hidden: jax.Array
+    following: jax.Array
+    max_q_len: int
+
+
+@runtime_checkable
+class Observing(Protocol):
+    """A drafter with a cache of its own that reads the target's hidden states of all rows.
+
+    Its cache has the K/V of the same tokens as the target's, at the same places. Those of a token
+    also depend on the token after it. So where a slot takes over the beginning of another text, the
+    last token of that beginning is read again.
+    """
+
+    @property
+    def observing(self) -> bool:
+        """Whether it does so; a drafter made of others asks those."""
+
+    def observe(self, drafter_state: Any, weights: Any, seen: Observation) -> tuple[Any, jax.Array]:
+        """Reads the rows of a step, in the rung that ran them.
+
+        Returns:
+          The drafter's state; and a state of each row, [T, D], of which `DecodeState.hidden` gets
+          the one of each slot's newest row.
+        """
+
+    def move_kv(
+        self, drafter_state: Any, sources: jax.Array, targets: jax.Array, moved: jax.Array
+    ) -> Any:
+        """Returns the drafter's state with K/V moved like the target's, see `Model.move_kv`."""
+
+
+def observer(drafter: Drafter) -> Observing | None:
+    """Returns the drafter if it observes, or None."""
+    return drafter if isinstance(drafter, Observing) and drafter.observing else None
 
 
 class Memoryless:

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental.layout import Format, Layout
 
-from emsjax.engine.drafter import Drafter, Sharing
+from emsjax.engine.drafter import Drafter, Sharing, observer
 from emsjax.engine.holes import no_holes
 from emsjax.engine.job import Finished, Job
 from emsjax.engine.ladder import Rung
@@ -255,6 +255,11 @@ class Engine:
         """Whether the K/V of a text's tokens lie one after another, as without an aligned cache."""
         return not self.policy.align_cache
 
+    @property
+    def read_again(self) -> int:
+        """The last tokens of a beginning that two texts share which are read again."""
+        return 0 if observer(self.drafter) is None else 1
+
     def take_state(self) -> DecodeState:
         """Returns a state without live slots. If it is not given back, the next one is new."""
         state = self._idle if self._idle is not None else self.empty()
@@ -326,7 +331,8 @@ class Engine:
         cached = 0
         if source is not None:
             # The prompt's last token is computed again: the first token is chosen after its row.
-            cached = len(job.prompt) - 1 if shared is None else shared
+            read = max(len(job.prompt) - 1 - self.read_again, 0)
+            cached = read if shared is None else shared
             if source != slot and cached:
                 places = map(np.int32, (source, slot, cached))
                 state = state.replace(cache=self._copy_prefix(state.cache, *places))

@@ -33,12 +33,13 @@ from emsjax.engine.acceptance import learn, predict, survival_of
 from emsjax.engine.choices import (
     choose_in_chunks,
     emitting_rows,
+    following_tokens,
     nothing_chosen,
     prefixes_of,
     take,
 )
 from emsjax.engine.draft import ROOT, Draft
-from emsjax.engine.drafter import Drafter, WorthDrafting
+from emsjax.engine.drafter import Drafter, Observation, WorthDrafting, observer
 from emsjax.engine.holes import after_holes
 from emsjax.engine.ladder import Rung
 from emsjax.engine.load import load_of
@@ -80,12 +81,14 @@ class Forward(NamedTuple):
       cache: K/V [L, B, S, R, 128], with this step's rows written.
       chosen: [B, k+1], the target's choices after the known tokens and after each draft token.
       hidden: [B, k+1, D], the hidden states that led to the choices, of the layers that the drafter
-        reads; None if it reads none.
+        reads, or what it made of them; None if it reads none.
+      drafter: the drafter's state if it has observed the rows; None if it does not.
     """
 
     cache: Any
     chosen: Chosen
     hidden: jax.Array | None
+    drafter: Any = None
 
 
 def run(
@@ -143,12 +146,13 @@ def step(
     with jax.named_scope("plan"):
         planned = plan_rows(setup, state, draft, economics)
     with jax.named_scope("target"):
-        result = run_target(setup, state, planned)
+        result = run_target(setup, weights, state, planned)
     with jax.named_scope("verify"):
         verdict = verify(
             planned.draft.tokens, planned.plan.draft_lens, result.chosen.tokens, planned.tree
         )
-        result = result._replace(cache=keep_path(setup, result.cache, state.kv_lens, verdict))
+        caches = keep_path(setup, (result.cache, result.drafter), state.kv_lens, verdict)
+        result = result._replace(cache=caches[0], drafter=caches[1])
         state = take_note(state, planned, result, verdict)
     with jax.named_scope("commit"):
         return commit(state, planned, verdict, result.chosen)
@@ -217,8 +221,8 @@ def plan_rows(
     return Planned(plan, draft, likely, tree_of(draft))
 
 
-def run_target(setup: Setup, state: DecodeState, planned: Planned) -> Forward:
-    """Runs the planned rows on the planned rung.
+def run_target(setup: Setup, weights: Any, state: DecodeState, planned: Planned) -> Forward:
+    """Runs the planned rows on the planned rung; `weights` are the drafter's.
 
     Every rung is compiled into the program as a while loop of zero or one trip. A `lax.switch`
     around the scan over layers would copy the whole cache (measured, for TPU and CPU).
@@ -227,7 +231,9 @@ def run_target(setup: Setup, state: DecodeState, planned: Planned) -> Forward:
     hidden = state.hidden
     if hidden is not None:
         hidden = jnp.zeros((*shape, hidden.shape[1]), hidden.dtype)
-    carry = (planned.plan.rung, Forward(state.cache, nothing_chosen(shape, state), hidden))
+    observing = None if observer(setup.drafter) is None else state.drafter
+    nothing = Forward(state.cache, nothing_chosen(shape, state), hidden, observing)
+    carry = (planned.plan.rung, nothing)
     for index, rung in enumerate(setup.ladder):
 
         def is_planned(carry: tuple[jax.Array, Forward], index: int = index) -> jax.Array:
@@ -236,7 +242,7 @@ def run_target(setup: Setup, state: DecodeState, planned: Planned) -> Forward:
         def run_once(
             carry: tuple[jax.Array, Forward], rung: Rung = rung
         ) -> tuple[jax.Array, Forward]:
-            result = _run_rung(setup, rung, state, planned, carry[1])
+            result = _run_rung(setup, weights, rung, state, planned, carry[1])
             # No rung has the index -1, so this loop ends and no later one starts.
             return jnp.full_like(carry[0], -1), result
 
@@ -245,7 +251,7 @@ def run_target(setup: Setup, state: DecodeState, planned: Planned) -> Forward:
 
 
 def _run_rung(
-    setup: Setup, rung: Rung, state: DecodeState, planned: Planned, previous: Forward
+    setup: Setup, weights: Any, rung: Rung, state: DecodeState, planned: Planned, previous: Forward
 ) -> Forward:
     """Packs the rows, runs the model and chooses a token after each row that can emit one.
 
@@ -259,7 +265,6 @@ def _run_rung(
     placed = batch if state.holes is None else after_holes(batch, state.holes)
     hidden, cache, read = _pass(setup, placed, previous.cache, rung.max_q_len)
     rows = emitting_rows(batch.cu_q_lens, plan, rung.capacity, previous.chosen.tokens.shape[1])
-    kept = None if previous.hidden is None else read[rows.places]
     prefixes = prefixes_of(batch, state, guesses)
 
     def choose_after(index: jax.Array | None) -> Chosen:
@@ -270,7 +275,13 @@ def _run_rung(
         chosen = take(choose_after(None), rows.places)
     else:  # a rung this wide is for prompts, whose rows mostly emit nothing
         chosen = choose_in_chunks(choose_after, rows, previous.chosen)
-    return Forward(cache, chosen, kept)
+    drafter = previous.drafter
+    if (observing := observer(setup.drafter)) is not None:
+        following = following_tokens(batch, state, rows, chosen.tokens)
+        seen = Observation(placed, read, following, rung.max_q_len)
+        drafter, read = observing.observe(drafter, weights, seen)
+    kept = None if previous.hidden is None else read[rows.places]
+    return Forward(cache, chosen, kept, drafter)
 
 
 def _pass(
@@ -285,23 +296,29 @@ def _pass(
     return hidden, cache, hidden
 
 
-def keep_path(setup: Setup, cache: Any, kv_lens: jax.Array, verdict: Verdict) -> Any:
-    """Returns the cache with the K/V of the accepted tokens one after another.
+def keep_path(
+    setup: Setup, caches: tuple[Any, Any], kv_lens: jax.Array, verdict: Verdict
+) -> tuple[Any, Any]:
+    """Returns the caches with the K/V of the accepted tokens one after another.
 
     In a tree, other guesses may lie between them.
 
     Args:
       setup: the parts of the loop.
-      cache: K/V of all slots, with the step's rows.
+      caches: the target's K/V of all slots, with the step's rows, and the drafter's state.
       kv_lens: int32[B], the place of each slot's first row.
       verdict: see `verify`.
     """
     if verdict.path is None:
-        return cache
+        return caches
+    cache, mine = caches
     rows = jnp.arange(verdict.path.shape[1], dtype=jnp.int32)[None]
     first = kv_lens[:, None]
     moved = (rows <= verdict.accepted[:, None]) & (rows != verdict.path)
-    return setup.model.move_kv(cache, first + verdict.path, first + rows, moved)
+    places = first + verdict.path, first + rows, moved
+    if (observing := observer(setup.drafter)) is not None:
+        mine = observing.move_kv(mine, *places)
+    return setup.model.move_kv(cache, *places), mine
 
 
 def take_note(
@@ -318,6 +335,7 @@ def take_note(
     seen = verdict.tried, verdict.right
     return state.replace(
         cache=result.cache,
+        drafter=state.drafter if result.drafter is None else result.drafter,
         experience=learn(state.experience, planned.draft, planned.likely, *seen),
         hidden=_newest_hidden(along(verdict.path, result.hidden), verdict.accepted),
     )

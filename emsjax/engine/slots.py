@@ -32,6 +32,10 @@ class Device(Protocol):
     def cache_is_text(self) -> bool:
         """Whether the K/V of a text's tokens lie one after another."""
 
+    @property
+    def read_again(self) -> int:
+        """The last tokens of a beginning that two texts share which are read again."""
+
     def take_state(self) -> DecodeState:
         """Returns a state without live slots, which the caller owns."""
 
@@ -316,7 +320,10 @@ class Slots:
         """Returns the longest beginning of the job's prompt that a slot's cache holds."""
         # A first token proves that the whole prompt was read.
         ready = [n for n in self._siblings(job) if self._latest[n].seen_tokens]  # type: ignore[union-attr]
-        return self._prefixes.longest(job.prompt, ready or None)
+        found = self._prefixes.longest(job.prompt, ready or None)
+        if found is None:
+            return None
+        return found._replace(length=max(found.length - self._device.read_again, 0))
 
     def _drop_cancelled(self) -> None:
         while self._cancelled:

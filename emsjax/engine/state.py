@@ -72,7 +72,8 @@ class DecodeState:
       stats: see `SlotStats`.
       experience: the outcome of all drafts so far, see `acceptance`.
       hidden: [B, D], the target's hidden state from which each slot's newest token was chosen, or
-        its states in inner layers (`Drafter.hidden_layers`); None if the drafter reads none.
+        its states in inner layers (`Drafter.hidden_layers`), or what a drafter made of these
+        (`Observing`); None if the drafter reads none.
       sampling: see `SamplingState`; None if every slot takes the likeliest token.
       holes: the holes of an aligned cache; None if each slot's cache has its own length.
       drafts: int32[B, k, S], the draft tokens of each step, see `trace_record`; None without

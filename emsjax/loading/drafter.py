@@ -1,4 +1,4 @@
-"""Loads model-based drafters: a smaller language model, or a draft trained for the target."""
+"""Loads model-based drafters: a smaller model, a published head, a draft trained by `train`."""
 
 import sys
 from functools import partial
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from emsjax.drafters.draft_model import DraftModel
+from emsjax.drafters.eagle import Eagle
 from emsjax.drafters.own_layers import OwnLayers, Parts
 from emsjax.drafters.recurrent import Recurrent
 from emsjax.errors import UserError, about, foreign
@@ -22,7 +23,8 @@ from emsjax.loading.draft_checkpoint import (
     read_draft,
     read_manifest,
 )
-from emsjax.loading.load import LoadedModel, load_model
+from emsjax.loading.heads.load import find_head, load_head
+from emsjax.loading.load import LoadedModel, load_model, locate
 from emsjax.models.quantised import picked
 from emsjax.models.recurrent_draft import Shared
 
@@ -46,15 +48,15 @@ def load_drafter(
     dtype: str,
     quantize: str | None = None,
     narrowest: int,
-) -> DraftModel | Recurrent | OwnLayers:
-    """Loads a draft trained by `emsjax.train`, or any model with the target's vocabulary.
+) -> DraftModel | Eagle | Recurrent | OwnLayers:
+    """Loads a draft trained by `emsjax.train`, a published head, or a model of the same vocabulary.
 
     Args:
-      draft: directory of a trained draft, or anything that `load_model` accepts; "own-layers" for
-        the draft of that kind that this package ships.
+      draft: directory of a trained draft, directory or hub id of an EAGLE head, or anything that
+        `load_model` accepts; "own-layers" for the draft of that kind that this package ships.
       target: the model to draft for.
       draft_length: k, the most draft tokens per step.
-      dtype: dtype of a draft model, as for `load_model`; a trained draft uses the target's.
+      dtype: dtype of a draft model, as for `load_model`; heads and trained drafts use the target's.
       quantize: "int8" for int8 weights in a draft model, as for `load_model`.
       narrowest: see `DraftModel.narrowest`.
 
@@ -75,7 +77,13 @@ def load_drafter(
             )
         return _trained(directory, target, draft_length, narrowest)
     with about("draft_model", str(draft)):
-        loaded = load_model(draft, dtype=dtype, quantize=quantize)
+        head = find_head(locate(draft))
+        if head is None:
+            loaded = load_model(draft, dtype=dtype, quantize=quantize)
+        elif quantize is None:
+            return load_head(head, target, draft_length, narrowest)
+        else:
+            raise UserError(f"an {head.kind} head stays as it is; leave out draft_quantize")
     check_vocabulary(loaded, target)
     _warn_if_larger(loaded, target)
     graphdef, weights = nnx.split(loaded.model)

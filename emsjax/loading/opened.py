@@ -125,7 +125,7 @@ def _open_hugging_face(directory: Path, supported: Collection[str]) -> OpenedMod
     config = as_stored(config, source)
     part = " (text part)" if is_multimodal(read_json(directory / "config.json")) else ""
     return OpenedModel(
-        name=_name(directory) + part,
+        name=name_of(directory) + part,
         source=source,
         own_names=False,
         hf_config=config,
@@ -185,7 +185,7 @@ def _generation_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: config[key] for key in config.keys() & GENERATION_KEYS}
 
 
-def _name(directory: Path) -> str:
+def name_of(directory: Path) -> str:
     """Returns the directory's name, or the hub id for a snapshot in the hub's cache."""
     directory = directory.resolve()
     # The cache lays snapshots out as models--owner--name/snapshots/<commit>.

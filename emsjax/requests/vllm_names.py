@@ -404,7 +404,10 @@ LLM_ATTRIBUTES = (
 )
 
 # The methods of `speculative_config` that emsjax has under another name.
-_DRAFTERS = {"ngram": "prompt-lookup", "ngram_gpu": "prompt-lookup", "draft_model": "draft-model"}
+_DRAFTERS = {
+    **dict.fromkeys(("ngram", "ngram_gpu"), "prompt-lookup"),
+    **dict.fromkeys(("draft_model", "eagle", "eagle3"), "draft-model"),
+}
 _RENAMED = {
     "model": "draft_model",
     "num_speculative_tokens": "draft_length",
@@ -570,7 +573,7 @@ def _drafter(method: Any, model: Any) -> str:
             )
         )
     if _DRAFTERS[method] == "draft-model" and model is None:
-        raise UserError("the speculative method 'draft_model' needs a draft; name it as 'model'")
+        raise UserError(f"the speculative method {method!r} needs a draft; name it as 'model'")
     if _DRAFTERS[method] == "prompt-lookup" and model not in (None, "ngram", "[ngram]"):
         raise UserError(
             f"the speculative method {short(method)} has no model {short(model)}; leave one out"

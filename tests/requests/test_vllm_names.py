@@ -178,7 +178,8 @@ def test_true_is_not_one():
         ({"max_num_seqs": 0}, "max_batch_size is 0"),
         ({"speculative_config": {}}, "names neither a method nor a model"),
         ({"speculative_config": "ngram"}, "speculative_config='ngram' must be a dictionary"),
-        ({"speculative_config": {"method": "eagle3"}}, "'eagle3' is not emsjax's; use 'ngram', or"),
+        ({"speculative_config": {"method": "medusa"}}, "'medusa' is not emsjax's; use 'ngram', or"),
+        ({"speculative_config": {"method": "eagle3"}}, "'eagle3' needs a draft"),
         ({"speculative_config": {"method": "suffix"}}, "'suffix' is not emsjax's; use 'ngram', w"),
         ({"speculative_config": {"method": ["ngram"]}}, r"\['ngram'\] is not emsjax's"),
         ({"speculative_config": {"method": "draft_model"}}, "needs a draft"),
@@ -231,6 +232,10 @@ NONE = dict.fromkeys(("drafter", "draft_model", "draft_length", "max_ngram", "mi
         (
             {"method": "draft_model", "model": "small"},
             {"drafter": "draft-model", "draft_model": "small"},
+        ),
+        (
+            {"method": "eagle3", "model": "head"},
+            {"drafter": "draft-model", "draft_model": "head"},
         ),
     ],
 )

@@ -1,0 +1,116 @@
+"""Checks that an EAGLE head fits a target."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from emsjax.loading.heads.form import Form
+from emsjax.loading.load import LoadedModel
+from emsjax.loading.sources.source import TensorSource
+from emsjax.models.quantised import picked_floats
+
+# Rows of an embedding that are compared at a time.
+_ROWS = 4096
+# Copies in another dtype differ by less, in the norm; embeddings of different models by far more.
+_ROUNDING, _ANOTHER = 0.02, 0.5
+
+
+class Vocabulary(NamedTuple):
+    """What of a head's vocabulary is not the target's.
+
+    Attributes:
+      token_ids: int32[Vd], the tokens that the head can guess; None if it can guess all, in order.
+      own_embedding: whether the head's embedding is another one than the target's.
+    """
+
+    token_ids: np.ndarray | None
+    own_embedding: bool
+
+
+def sizes_that_differ(form: Form, target: LoadedModel) -> Iterator[str]:
+    """Yields what of a head's sizes does not fit the target."""
+    config, model = form.config, target.model
+    # EAGLE-1 reads final states, which are as wide as the embedding.
+    width = model.hidden_size if config.fused else model.embedding_kernel.shape[1]
+    if config.target_size != width:
+        yield f"it reads hidden states of size {config.target_size}, not {width}"
+    if not config.fused and config.layers.hidden_size != width:
+        yield f"its own are of size {config.layers.hidden_size}"
+    if config.layers.vocab_size != model.vocab_size:
+        yield f"its vocabulary has {config.layers.vocab_size} tokens, not {model.vocab_size}"
+    ids = layers_read(form, model.num_layers)
+    if any(not 0 <= number < model.num_layers for number in ids):
+        numbers = ", ".join(map(str, ids))
+        yield f"it reads the inputs of the layers {numbers}, of which there are {model.num_layers}"
+    ours = tuple(target.hf_config.get("architectures") or ())
+    # The text part of a multimodal model may go by another name.
+    plain = all(name.endswith("ForCausalLM") for name in (*form.architectures, *ours))
+    if form.architectures and ours and plain and not set(form.architectures) & set(ours):
+        yield f"it was trained for a {form.architectures[0]}, not a {ours[0]}"
+
+
+def layers_read(form: Form, num_layers: int) -> tuple[int, ...]:
+    """Returns the target's layers whose inputs a head reads; empty for its final states."""
+    if not form.config.fused:
+        return ()
+    # EAGLE's own choice.
+    return form.layer_ids or (2, num_layers // 2, num_layers - 3)
+
+
+def vocabulary(
+    form: Form, source: TensorSource, names: dict[str, str], target: LoadedModel
+) -> tuple[Vocabulary, list[str]]:
+    """Returns a head's vocabulary, and what does not fit the target's.
+
+    Args:
+      form: of a head whose sizes fit.
+      source: its checkpoint, of which no tensor is truncated.
+      names: names of its tensors by the names without prefix.
+      target: the target.
+    """
+    ids, wrong = None, []
+    config = form.config
+    if config.head_size:
+        ids, wrong = _token_ids(config.head_size, source, names, target.model.vocab_size)
+    width, theirs = config.layers.hidden_size, target.model.embedding_kernel
+    if "embed_tokens.weight" not in names:
+        if width != theirs.shape[1]:
+            wrong.append(f"it has no embedding of width {width}, and the target's is another")
+        return Vocabulary(ids, False), wrong
+    tokens = source.read(names["embed_tokens.weight"])
+    if tokens.shape != theirs.shape:  # the loader checks its shape
+        return Vocabulary(ids, True), wrong
+    difference = _difference(tokens, theirs)
+    if difference > _ANOTHER:
+        wrong.append("its embedding is that of another model")
+    return Vocabulary(ids, difference > _ROUNDING), wrong
+
+
+def _token_ids(
+    size: int, source: TensorSource, names: dict[str, str], vocab_size: int
+) -> tuple[np.ndarray | None, list[str]]:
+    """Returns the tokens that a head can guess, from a table of offsets; and what is wrong."""
+    if "d2t" not in names:
+        missing = f"it guesses {size} tokens and has no table d2t that says which"
+        return None, [missing] if size != vocab_size else []
+    offsets = source.read(names["d2t"])
+    if offsets.shape != (size,) or not np.issubdtype(offsets.dtype, np.integer):
+        return None, [f"its table d2t is not one of {size} whole numbers"]
+    ids = np.arange(size, dtype=np.int64) + offsets
+    if ids.min() < 0 or ids.max() >= vocab_size or len(np.unique(ids)) < size:
+        return None, ["its table d2t names tokens that do not exist, or some of them twice"]
+    every = size == vocab_size and not offsets.any()
+    return None if every else ids.astype(np.int32), []
+
+
+def _difference(tokens: np.ndarray, theirs: Any) -> float:
+    """Returns how much two embeddings [V, D] differ, as a share of their norm."""
+    apart = whole = 0.0
+    for first in range(0, len(tokens), _ROWS):
+        rows = np.arange(first, min(first + _ROWS, len(tokens)))
+        ours = np.asarray(picked_floats(theirs, rows), np.float32)
+        found = tokens[rows].astype(np.float32)
+        apart += float(np.square(found - ours).sum())
+        whole += float(np.square(ours).sum())
+    return (apart / whole) ** 0.5 if whole else 1.0
