@@ -188,6 +188,14 @@ def _generate(
         int | None,
         _number("--logprobs", "Add those of the token and the N likeliest to JSON.", _SAMPLING),
     ] = None,
+    prompt_logprobs: Annotated[
+        int | None,
+        _number("--prompt-logprobs", "The same for the prompt's own tokens.", _SAMPLING),
+    ] = None,
+    json_schema: Annotated[
+        str | None,
+        _option("--json-schema", "Write JSON that fits this schema.", _SAMPLING, "FILE"),
+    ] = None,
     seed: Annotated[
         int, _number("--seed", "Each prompt's seed derives from this and its id.", _SAMPLING)
     ] = 0,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, reason
 from emsjax.limits import (
     DRAFTERS,
     KV_DTYPES,
@@ -67,6 +67,8 @@ class Options:
     no_repeat_ngram_size: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    json_schema: str | None = None
     seed: int = 0
     dtype: str = "auto"
     quantize: str | None = None
@@ -88,7 +90,10 @@ class Options:
         """Returns the sampling parameters by name, as defaults for every prompt."""
         # The seed is left out: each prompt derives its own from the run's seed and its id.
         names = {field.name for field in fields(SamplingParams)} - {"seed"}
-        return {name: value for name, value in vars(self).items() if name in names}
+        given = {name: value for name, value in vars(self).items() if name in names}
+        if self.json_schema is not None:
+            given["structured_outputs"] = {"json": _read_schema(self.json_schema)}
+        return given
 
     def engine(self) -> dict[str, Any]:
         """Returns the arguments for `emsjax.llm.LLM`, leaving out options that were not given."""
@@ -113,6 +118,15 @@ class Options:
             "trace": None if self.report is None else True,
         }
         return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _read_schema(file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--json-schema {file} cannot be read ({reason(error)}); name a file with a schema."
+        ) from error
 
 
 def check(options: Options) -> None:
@@ -145,7 +159,7 @@ def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
 
 def _check_given(options: Options) -> None:
     """Checks that no name is empty, as a shell variable that is not set would make it."""
-    for name in ("model", "tokenizer", "draft_model", "input", "output", "report"):
+    for name in ("model", "tokenizer", "draft_model", "input", "output", "report", "json_schema"):
         if getattr(options, name) == "":
             raise UserError(f"{_flag(name)} is empty; give it a value or leave it out.")
 
