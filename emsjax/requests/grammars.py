@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 
 from emsjax.errors import UserError, short
 from emsjax.requests.json_object import json_object
-from emsjax.requests.json_schema import escape, schema_regex
+from emsjax.requests.json_schema import schema_regex
 from emsjax.requests.structured import StructuredOutputsParams
 from emsjax.sampling.automaton import Automaton, NothingFitsError, Vocabulary, make_automaton
 
@@ -70,6 +70,8 @@ class Grammars:
             self._vocabulary = Vocabulary(self._token_bytes())
         if params.json_object:
             following, final = json_object()
+        elif params.choice is not None:
+            following, final = _of_texts(params.choice, self._most)
         else:
             following, final = _compiled(params, self._most)
         try:
@@ -84,10 +86,8 @@ def _compiled(params: StructuredOutputsParams, most: int) -> tuple[np.ndarray, n
     """Returns the automaton over bytes: the state after each byte, and which states are final."""
     what, result = _kind(params), _run(_task(params, most))
     if result is None or "states" in result:
-        size = f"{result['states']} states" if result else "too much memory or time"
-        raise UserError(
-            f"{what} needs {size}, more than the {most} states that fit on the device; shorten it, "
-            "bound its lengths, or give fewer choices"
+        raise _too_large(
+            what, f"{result['states']} states" if result else "too much memory or time", most
         )
     if "error" in result:
         raise UserError(f"{what} cannot be compiled ({result['error']}); change it")
@@ -95,11 +95,31 @@ def _compiled(params: StructuredOutputsParams, most: int) -> tuple[np.ndarray, n
     return following, np.asarray(result["final"], np.bool_)
 
 
+def _too_large(what: str, size: str, most: int) -> UserError:
+    return UserError(
+        f"{what} needs {size}, more than the {most} states that fit on the device; shorten it, "
+        "bound its lengths, or give fewer choices"
+    )
+
+
+def _of_texts(texts: Sequence[str], most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the automaton of some texts: a state for each beginning."""
+    numbers, ends = {b"": 0}, {text.encode() for text in texts}
+    for text in ends:
+        for length in range(1, len(text) + 1):
+            numbers.setdefault(text[:length], len(numbers))
+        if len(numbers) > most:
+            raise _too_large(f"the list of {len(texts)} choices", f"over {most} states", most)
+    following = np.full((len(numbers), 256), -1, np.int32)
+    for text, number in numbers.items():
+        if text:
+            following[numbers[text[:-1]], text[-1]] = number
+    return following, np.asarray([text in ends for text in numbers])
+
+
 def _kind(params: StructuredOutputsParams) -> str:
     if params.json is not None:
         return "the JSON schema"
-    if params.choice is not None:
-        return f"the list of {len(params.choice)} choices"
     return f"the regular expression {short(params.regex)}"
 
 
@@ -107,9 +127,7 @@ def _task(params: StructuredOutputsParams, most: int) -> dict[str, Any]:
     """Returns what `grammar_process` reads."""
     white = params.whitespace_pattern
     patterns: list[str] = []
-    if params.choice is not None:
-        regex = "|".join(map(escape, params.choice))
-    elif params.json is not None:
+    if params.json is not None:
         regex, patterns = schema_regex(str(params.json), "[ ]?" if white is None else white)
     else:
         regex = str(params.regex)

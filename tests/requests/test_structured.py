@@ -12,7 +12,7 @@ import pytest
 
 from emsjax.errors import UserError
 from emsjax.requests import grammars
-from emsjax.requests.grammars import Grammars, _compiled
+from emsjax.requests.grammars import Grammars, _compiled, _of_texts
 from emsjax.requests.json_object import LEVELS, json_object
 from emsjax.requests.json_range import integers
 from emsjax.requests.sampling_params import SamplingParams
@@ -123,7 +123,7 @@ def test_any_json_object():
 
 @pytest.mark.parametrize("choice", [["yes", "no"], ["a.b", "(", "a b\n", "é-", "[x]^{2}$&~#|\\"]])
 def test_choices_are_exact(choice: list[str]):
-    automaton = _compiled(StructuredOutputsParams(choice=choice), MOST)
+    automaton = _of_texts(choice, MOST)
     assert all(fits(automaton, text) for text in choice)
     assert not any(fits(automaton, text) for text in ["", "axb", "ye", "yes no", "("[:0] + "(("])
 
@@ -150,6 +150,7 @@ def grammar(**given: Any) -> Automaton:
         ({"regex": "a", "whitespace_pattern": " "}, "whitespace_pattern is for json, not for rege"),
         ({"regex": "("}, "the regular expression '\\(' cannot be compiled"),
         ({"regex": "(?=a)b"}, "cannot be compiled"),
+        ({"choice": ["a" * 9000]}, "the list of 1 choices needs over 8192 states"),
         ({"regex": "a{9000}"}, "needs 9001 states, more than the 8192 states"),
         ({"json": {"type": "number", "minimum": 3}}, "minimum of type number in a JSON schema is"),
         ({"json": {"type": "integer", "minimum": 3.5}}, "minimum=3.5 of an integer"),
@@ -217,6 +218,7 @@ def test_the_library_is_needed_only_for_schemas_and_expressions(monkeypatch: pyt
     with pytest.raises(UserError, match=r"pip install 'emsjax\[structured\]'"):
         grammar(regex="a")
     assert len(grammar(json_object=True)) > 100
+    assert len(grammar(choice=["ab", "ac"])) == 4
 
 
 def test_an_automaton_is_kept():
