@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from emsjax.llm import LLM
     from emsjax.requests.outputs import CompletionOutput, Logprob, Piece, RequestOutput
     from emsjax.requests.sampling_params import SamplingParams
+    from emsjax.requests.structured import StructuredOutputsParams
     from emsjax.token_view.report import Report
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Report",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "Trace",
     "TraceStep",
     "UserError",
@@ -42,6 +44,7 @@ _LAZY = {
     "Report": "emsjax.token_view.report",
     "RequestOutput": "emsjax.requests.outputs",
     "SamplingParams": "emsjax.requests.sampling_params",
+    "StructuredOutputsParams": "emsjax.requests.structured",
     "Trace": "emsjax.engine.trace",
     "TraceStep": "emsjax.engine.trace",
 }

@@ -28,6 +28,10 @@ MAX_SCHEDULED = MAX_BEGIN_SUPPRESSED + 2 * MAX_FORCED
 
 MAX_LOGPROBS = 20
 
+# The table on the device that holds the grammars of structured outputs, and the states that it can
+# hold if they are small.
+GRAMMAR_TABLE_BYTES, MAX_GRAMMAR_STATES = 64 << 20, 8192
+
 DEFAULT_MAX_MODEL_LEN = 4096
 
 # What weights can be turned into when they are loaded.

@@ -337,6 +337,16 @@ class LLM:
         """
         return self._reader.tokenise(prompt, chat)[1]
 
+    def compile_grammar(self, params: SamplingParams) -> None:
+        """Compiles the structured outputs of some parameters, which `request` would do otherwise.
+
+        A new schema takes a moment, during which other threads may read requests.
+
+        Raises:
+          UserError: they cannot be compiled.
+        """
+        self._reader.grammar(params)
+
     def service(self, *, most_waiting: int | None = None) -> Service:
         """Starts a thread that decodes requests which other threads submit.
 

@@ -216,6 +216,7 @@ def test_exported_names_exist_and_are_as_documented():
         "Report",
         "RequestOutput",
         "SamplingParams",
+        "StructuredOutputsParams",
         "Trace",
         "TraceStep",
         "UserError",

@@ -195,8 +195,36 @@ def words(count: int = VOCAB_SIZE) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
+def byte_level() -> "PreTrainedTokenizerFast":
+    """Returns a tokenizer of the printable letters of ASCII and of some pairs of them.
+
+    Its tokens are written as GPT-2 writes them: a space has another letter. Token 2 ends a text.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["<pad>", "<s>", "</s>", *map(chr, range(0x21, 0x7F)), "\u0120", '{"', '":', 'a"']
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    assert len(vocabulary) == VOCAB_SIZE
+    tokens = Tokenizer(models.BPE(vocabulary, [("{", '"'), ('"', ":"), ("a", '"')]))
+    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokens.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokens, eos_token="</s>", bos_token="<s>", pad_token="<pad>"
+    )
+
+
 def chat_checkpoint(name: str, directory: Path) -> Path:
     """Copies `checkpoint(name)` to a new directory and adds a tokenizer with a chat template."""
+    return _with_tokenizer(name, directory, words())
+
+
+def letter_checkpoint(name: str, directory: Path) -> Path:
+    """Copies `checkpoint(name)` to a new directory and adds the tokenizer `byte_level`."""
+    return _with_tokenizer(name, directory, byte_level())
+
+
+def _with_tokenizer(name: str, directory: Path, tokenizer: "PreTrainedTokenizerFast") -> Path:
     shutil.copytree(checkpoint(name), directory)
-    words().save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
     return directory

@@ -1,8 +1,7 @@
 """The device's side of a run: the compiled programs over one state, for jobs in B slots."""
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,22 +10,28 @@ import numpy as np
 from flax import nnx
 from jax.experimental.layout import Format, Layout
 
+from emsjax.engine.beside import Beside
 from emsjax.engine.drafter import Drafter, Sharing, observer
+from emsjax.engine.grammar_table import Places, blocks_of, empty_tables, put_rows, table_rows
 from emsjax.engine.holes import no_holes
 from emsjax.engine.job import Finished, Job
 from emsjax.engine.ladder import Rung
 from emsjax.engine.loop import Setup, run
 from emsjax.engine.model import Model
 from emsjax.engine.policy import EMS, Policy
+from emsjax.engine.scoring import score_rows
 from emsjax.engine.slots import Slots
 from emsjax.engine.state import DecodeState, admit, copy_prefix, empty_state
 from emsjax.engine.step_costs import StepCosts
 from emsjax.engine.stream import decode_stream
 from emsjax.engine.trace_record import no_drafts
 from emsjax.limits import MAX_STOP_IDS
+from emsjax.sampling.automaton import Automaton, Vocabulary
 from emsjax.sampling.choose import Chosen, choose
+from emsjax.sampling.grammar import NO_ROW
+from emsjax.sampling.logprobs import Logprobs, empty_logprobs
 from emsjax.sampling.rows import Rows
-from emsjax.sampling.state import SamplingState, empty_sampling
+from emsjax.sampling.state import SamplingState, empty_sampling, with_tables
 
 # The place of the tokens that are cached already in `Engine._request`.
 _CACHED = 2
@@ -111,9 +116,12 @@ class Engine:
         self.empty = jax.jit(self._empty)
         self.around = jax.jit(self._around, donate_argnums=0)
         self._make_sampling = jax.jit(self._empty_sampling)
+        self._put_rows = jax.jit(put_rows, donate_argnums=0)
+        self._places = Places(table_rows(model.vocab_size))
+        self._score = jax.jit(self._score_rows, donate_argnums=1)
         self._idle: DecodeState | None = None
-        # What jobs that sample need, once it is being compiled beside a run.
-        self._beside: Future[None] | None = None
+        # What only some jobs need, once it is being compiled beside a run.
+        self._beside = Beside()
 
     @property
     def costs(self) -> StepCosts | None:
@@ -131,7 +139,7 @@ class Engine:
           costs: for the engine's ladder; None to verify every draft token that fits.
         """
         if (costs is None) != (self._costs is None):
-            self._beside = None
+            self._beside.forget()
         self._costs = costs
 
     @property
@@ -175,6 +183,7 @@ class Engine:
         sharding: jax.sharding.Sharding | None = None,
         *,
         sampling: bool = False,
+        grammar: Automaton | None = None,
     ) -> jax.stages.Lowered:
         """Lowers the decode program, to compile it and inspect the result.
 
@@ -182,12 +191,11 @@ class Engine:
           sharding: the placement of the arguments. It may name a device that you do not have.
           sampling: lower the program for batches in which some slots do not take the likeliest
             token.
+          grammar: lower the program for batches in which a slot has this or any other grammar.
         """
-        classes = jnp.asarray(self.token_classes)
 
         def empty() -> DecodeState:
-            state = self._empty()
-            return state.replace(sampling=self._empty_sampling(classes) if sampling else None)
+            return self._empty_for(grammar and grammar.vocabulary) if sampling else self._empty()
 
         scalar, flag = (jax.ShapeDtypeStruct((), t) for t in (jnp.int32, jnp.bool))
         costs = self.costs
@@ -211,6 +219,13 @@ class Engine:
 
     def _empty(self) -> DecodeState:
         return self._around(jax.tree.map(self._new_cache, self.cache_spec))
+
+    def _empty_for(self, vocabulary: Vocabulary | None) -> DecodeState:
+        """Returns the state for jobs that sample, some with a grammar if a vocabulary is given."""
+        sampling = self._empty_sampling(jnp.asarray(self.token_classes))
+        if vocabulary is not None:
+            sampling = with_tables(sampling, empty_tables(vocabulary))
+        return self._empty().replace(sampling=sampling)
 
     def _around(self, cache: Any) -> DecodeState:
         """Returns a state of idle slots around an existing cache, which may hold prompts."""
@@ -284,27 +299,29 @@ class Engine:
     def ready_for(self, state: DecodeState, job: Job) -> bool:
         """Returns whether a job can be admitted to a running batch at once.
 
-        The first job that samples needs other programs. These take as long to compile as the ones
-        that run, so a thread compiles them, while the slots continue with the ones they have.
+        The first job that samples needs other programs, and so do the first with a grammar and the
+        first whose prompt is scored. These take as long to compile as the ones that run, so a
+        thread compiles them, while the slots continue with the ones they have.
         """
-        if job.choice.greedy or state.sampling is not None:
-            return True
-        if self._beside is None:
-            pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile")
-            self._beside = pool.submit(copy_context().run, self._compile_sampled, job)
-            pool.shutdown(wait=False)  # ends the thread when it is done
-        return self._beside.done()
+        ready = True
+        if not (job.choice.greedy or _takes(state, job)):
+            ready = self._beside.done(_program_of(job), partial(self._compile_sampled, job))
+        if job.scores_prompt:
+            ready &= self._beside.done("score", self._compile_score)
+        return ready
 
     def _compile_sampled(self, job: Job) -> None:
         """Compiles what `admit` and the steps after it run once a slot samples."""
-        classes = jnp.asarray(self.token_classes)
-        self._make_sampling.lower(classes).compile()
-        state = jax.eval_shape(self._empty)
-        state = state.replace(sampling=jax.eval_shape(self._empty_sampling, classes))
+        self._make_sampling.lower(jnp.asarray(self.token_classes)).compile()
+        state = jax.eval_shape(lambda: self._empty_for(job.grammar and job.grammar.vocabulary))
         slot = np.int32(0)
-        self._admit.lower(state, slot, slot, *self._request(job, 0)).compile()
+        self._admit.lower(state, slot, slot, *self._request(job, 0, slot)).compile()
         self._release.lower(state, slot).compile()
-        self.lower(sampling=True).compile()
+        if job.grammar is not None:
+            assert state.sampling is not None
+            block = blocks_of(job.grammar, 0)[0]
+            self._put_rows.lower(state.sampling.grammars, *block).compile()
+        self.lower(sampling=True, grammar=job.grammar).compile()
 
     def admit(
         self,
@@ -319,15 +336,17 @@ class Engine:
         Args:
           state: the state of all slots.
           slot: the slot to fill.
-          job: the job to decode there.
+          job: the job to decode there; `has_room` must have been asked about its grammar.
           source: a slot whose cache holds the beginning of the job's prompt, possibly the same
             slot; None to read the whole prompt.
           shared: the tokens of that beginning, at most all but the last; None for as many.
         """
         if not job.choice.greedy:
-            if self._beside is not None:
-                self._beside.result()  # waits, and raises what went wrong
+            self._beside.wait(_program_of(job))
             state = self._with_sampling(state)
+        row = None
+        if job.grammar is not None:
+            state, row = self._with_grammar(state, job.grammar)
         cached = 0
         if source is not None:
             # The prompt's last token is computed again: the first token is chosen after its row.
@@ -337,7 +356,49 @@ class Engine:
                 places = map(np.int32, (source, slot, cached))
                 state = state.replace(cache=self._copy_prefix(state.cache, *places))
         place = np.int32(slot), np.int32(slot if source is None else source)
-        return self._admit(state, *place, *self._request(job, cached))
+        return self._admit(state, *place, *self._request(job, cached, row))
+
+    def score(self, prompt: Sequence[int]) -> Logprobs:
+        """Returns the log-probability of each token of a prompt after those before it.
+
+        The prompt is read in a cache of its own, which needs memory for another slot meanwhile.
+
+        Args:
+          prompt: n token ids.
+
+        Returns:
+          Numpy arrays [n - 1, ...]: nothing comes before the first token.
+        """
+        self._beside.wait("score")
+        rung, tokens = self.ladder[-1], np.zeros((1, self.capacity), np.int32)
+        tokens[0, : len(prompt)] = prompt
+        most, rows = min(rung), len(prompt) - 1
+        cache = jax.tree.map(self._new_cache, self._score_cache())
+        parts = []
+        for start in range(0, rows, most):
+            count = min(most, rows - start)
+            span = np.int32(start), np.int32(count)
+            cache, found = self._score(self.params, cache, tokens, *span)
+            parts.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], found))
+        if not parts:
+            return jax.tree.map(np.asarray, empty_logprobs((0,)))
+        return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+    def _score_cache(self) -> Any:
+        model = nnx.merge(self._graphdef, self.params)
+        return model.cache_spec(1, self.capacity)
+
+    def _score_rows(self, params: nnx.State, *arguments: Any) -> tuple[Any, Logprobs]:
+        with jax.default_matmul_precision(self.precision):
+            model = nnx.merge(self._graphdef, params)
+            return score_rows(model, self.ladder[-1], *arguments)
+
+    def _compile_score(self) -> None:
+        """Compiles what `score` runs."""
+        tokens = np.zeros((1, self.capacity), np.int32)
+        scalar = np.int32(0)
+        spec = self._score_cache()
+        self._score.lower(self.params, spec, tokens, scalar, scalar).compile()
 
     def release(self, state: DecodeState, slot: int) -> DecodeState:
         """Frees a slot before its job is done."""
@@ -350,8 +411,33 @@ class Engine:
             return state.replace(sampling=self._make_sampling(self.token_classes))
         return state.replace(sampling=sampling.replace(token_classes=self.token_classes))
 
-    def _request(self, job: Job, cached: int) -> tuple[Any, ...]:
-        """Returns the job as the arguments of `state.admit`."""
+    def has_room(self, grammar: Automaton, used: Sequence[Automaton]) -> bool:
+        """Returns whether a grammar fits beside those that are used, and keeps rows for it."""
+        return self._places.make_room(grammar, used)
+
+    def _with_grammar(
+        self, state: DecodeState, grammar: Automaton
+    ) -> tuple[DecodeState, np.ndarray]:
+        """Returns the state with a grammar in its table, and the row at which it begins."""
+        sampling = state.sampling
+        assert sampling is not None
+        if sampling.grammars is None:
+            self._places.forget()
+            sampling = with_tables(sampling, empty_tables(grammar.vocabulary))
+        first, new = self._places.take(grammar)
+        grammars = sampling.grammars
+        for block in blocks_of(grammar, first) if new else ():
+            grammars = self._put_rows(grammars, *block)
+        return state.replace(sampling=sampling.replace(grammars=grammars)), np.int32(first)
+
+    def _request(self, job: Job, cached: int, row: Any = None) -> tuple[Any, ...]:
+        """Returns the job as the arguments of `state.admit`.
+
+        Args:
+          job: the job.
+          cached: the tokens of its prompt that the slot's cache holds.
+          row: where its grammar begins in the table; None if it has none.
+        """
         length = len(job.prompt)
         # All prompts have the same shape, so that `admit` compiles once.
         prompt = np.zeros(self.capacity, np.int32)
@@ -359,8 +445,20 @@ class Engine:
         stop_ids = np.full(MAX_STOP_IDS, -1, np.int32)
         stop_ids[: len(job.stop_ids)] = job.stop_ids
         max_len = min(length + job.max_tokens, self.capacity)
-        return prompt, *map(np.int32, (length, cached, max_len)), stop_ids, job.choice
+        row = np.int32(NO_ROW) if row is None else row
+        return prompt, *map(np.int32, (length, cached, max_len)), stop_ids, job.choice, row
 
 
 def _release(state: DecodeState, slot: jax.Array) -> DecodeState:
     return state.replace(live=state.live.at[slot].set(False))
+
+
+def _takes(state: DecodeState, job: Job) -> bool:
+    """Returns whether the programs for a state can decode a job that samples."""
+    sampling = state.sampling
+    return sampling is not None and (job.grammar is None or sampling.grammars is not None)
+
+
+def _program_of(job: Job) -> str:
+    """Returns the name of the programs that a job needs which samples."""
+    return "sampled" if job.grammar is None else "grammar"

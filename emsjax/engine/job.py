@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from emsjax.engine.metrics import RequestMetrics
 from emsjax.engine.trace import Trace
+from emsjax.sampling.automaton import Automaton
 from emsjax.sampling.choice import GREEDY, Choice
 from emsjax.sampling.logprobs import Logprobs
 
@@ -34,6 +35,8 @@ class Job:
         all of them; None for a job without a group.
       watch: called with the new tokens every few steps; it may end the job.
       watch_logprobs: called after `watch`, if the job asks for log-probabilities.
+      grammar: what the output may be; None for any text. `choice` is made with `in_grammar` then.
+      scores_prompt: whether the prompt's own tokens get log-probabilities.
     """
 
     key: object
@@ -44,6 +47,8 @@ class Job:
     group: object | None = None
     watch: Watch | None = None
     watch_logprobs: WatchLogprobs | None = None
+    grammar: Automaton | None = None
+    scores_prompt: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class Finished:
         of them is NaN or infinite, or all are -inf.
       logprobs: numpy arrays [tokens, ...]; None if the job did not ask for them.
       trace: where each token came from, without texts; None if the engine does not record traces.
+      prompt_logprobs: numpy arrays [prompt - 1, ...], for all tokens of the prompt but the first;
+        None unless `job.scores_prompt`.
     """
 
     job: Job
@@ -68,6 +75,7 @@ class Finished:
     failed: bool = False
     logprobs: Logprobs | None = None
     trace: Trace | None = None
+    prompt_logprobs: Logprobs | None = None
 
     @property
     def stopped(self) -> bool:

@@ -40,6 +40,7 @@ from emsjax.engine.choices import (
 )
 from emsjax.engine.draft import ROOT, Draft
 from emsjax.engine.drafter import Drafter, Observation, WorthDrafting, observer
+from emsjax.engine.grammar_drafts import in_grammar
 from emsjax.engine.holes import after_holes
 from emsjax.engine.ladder import Rung
 from emsjax.engine.load import load_of
@@ -177,7 +178,8 @@ def draft_tokens(
     there = place < draft.lens[:, None]
     cache = state.cache if draft.cache is None else draft.cache
     state = state.replace(drafter=drafter_state, cache=cache)
-    draft = draft._replace(tokens=jnp.where(there, draft.tokens, 0), cache=None)
+    draft = in_grammar(draft._replace(tokens=jnp.where(there, draft.tokens, 0), cache=None), state)
+    there = place < draft.lens[:, None]
     if draft.parents is not None:
         if len(setup.ladder) == 1 or setup.policy != EMS:
             raise ValueError("the drafter makes trees: `exact` and the padded methods take chains")

@@ -44,6 +44,7 @@ class Occupant:
       seen_tokens: tokens of the output that the host has seen.
       seen_steps: steps of the job that the host has counted.
       cut: whether the job's watch ended it.
+      prompt_logprobs: see `Finished`.
     """
 
     job: Job
@@ -54,6 +55,7 @@ class Occupant:
     seen_tokens: int = 0
     seen_steps: int = 0
     cut: bool = False
+    prompt_logprobs: Logprobs | None = None
 
     def update(self, seen: Snapshot, slot: int, state: DecodeState) -> None:
         """Counts the new tokens, and lets the job's watch end the job after one of them."""
@@ -106,7 +108,9 @@ def result_of(
     trace = _trace(occupant, seen, state, slot, began)
     # The device may run past the token after which the watch ended the job, and fail there.
     failed = bool(seen.stats.failed[slot]) and not occupant.cut
-    return Finished(job, tokens, metrics, occupant.cut, failed, logprobs, trace)
+    return Finished(
+        job, tokens, metrics, occupant.cut, failed, logprobs, trace, occupant.prompt_logprobs
+    )
 
 
 def _logprobs(job: Job, state: DecodeState, slot: int, span: slice) -> Logprobs | None:

@@ -16,6 +16,8 @@ from emsjax.engine.occupant import Occupant, Snapshot, result_of, take_snapshot
 from emsjax.engine.prefixes import Prefixes, Shared
 from emsjax.engine.state import DecodeState
 from emsjax.engine.waiting import WaitingLine
+from emsjax.sampling.automaton import Automaton
+from emsjax.sampling.logprobs import Logprobs
 
 # The most steps before the device returns to the host, which takes well under a millisecond.
 STEPS_PER_CALL = 32
@@ -52,6 +54,12 @@ class Device(Protocol):
         self, state: DecodeState, slot: int, job: Job, source: int | None, shared: int | None
     ) -> DecodeState:
         """Puts a job into a slot; that of `source` holds the prompt's first `shared` tokens."""
+
+    def has_room(self, grammar: Automaton, used: Sequence[Automaton]) -> bool:
+        """Whether a grammar fits beside those that are used."""
+
+    def score(self, prompt: Sequence[int]) -> Logprobs:
+        """Returns the log-probability of each token of a prompt but the first."""
 
     def release(self, state: DecodeState, slot: int) -> DecodeState:
         """Frees a slot before its job is done."""
@@ -225,10 +233,16 @@ class Slots:
             # A job whose prompt is just being read for another one waits, and copies its K/V then.
             if job is None or self._prompt_is_being_read(job):
                 return
+            if job.grammar is not None and not self._device.has_room(job.grammar, self._grammars()):
+                return  # others will end, and leave its grammar room
             if self._take(job):  # another thread may have cancelled it meanwhile
                 self._admit(job)
         # No slot may be taken. The program that the next job needs is compiled meanwhile.
         self._candidate()
+
+    def _grammars(self) -> list[Automaton]:
+        grammars = [occupant.job.grammar for _, occupant in self._occupied()]
+        return [grammar for grammar in grammars if grammar is not None]
 
     def rest(self) -> None:
         """Gives the state back to the device; no slot may be live."""
@@ -286,6 +300,7 @@ class Slots:
         source, length = (None, 0) if shared is None else shared
         state = self._taken()
         try:
+            scores = self._device.score(job.prompt) if job.scores_prompt else None
             self._state = self._device.admit(state, slot, job, source, length)
         except Exception as error:
             self._failed.append(Failed(job, error))
@@ -293,7 +308,7 @@ class Slots:
                 self._lose_all(error)  # it failed halfway, after the state was given away
             return
         self._prefixes.admit(slot, job.prompt, shared)
-        admitted = Occupant(job, time.perf_counter(), self._steps, length)
+        admitted = Occupant(job, time.perf_counter(), self._steps, length, prompt_logprobs=scores)
         self._slots[slot] = self._latest[slot] = admitted
 
     def _would_wait(self) -> bool:

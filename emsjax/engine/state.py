@@ -152,6 +152,7 @@ def admit(
     max_len: jax.Array,
     stop_ids: jax.Array,
     choice: Choice,
+    first_row: jax.Array | None = None,
 ) -> DecodeState:
     """Puts a request into a free slot.
 
@@ -168,10 +169,11 @@ def admit(
       stop_ids: int32[E], padded with -1.
       choice: how the request's tokens are chosen; ignored if `state.sampling` is None, when every
         slot takes the likeliest token.
+      first_row: int32[], where the request's grammar begins, see `admit_choice`.
     """
     sampling = state.sampling
     if sampling is not None:
-        sampling = admit_choice(sampling, slot, choice, prompt, prompt_len)
+        sampling = admit_choice(sampling, slot, choice, prompt, prompt_len, first_row)
     holes = None if state.holes is None else fill(state.holes, slot)
     cleared = jax.tree.map(lambda x: x.at[slot].set(0), state.stats)
     return state.replace(

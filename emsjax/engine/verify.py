@@ -14,7 +14,7 @@ from emsjax.engine.tree import Tree
 from emsjax.sampling.choose import Chosen
 from emsjax.sampling.logprobs import record
 from emsjax.sampling.rows import NO_TOKEN
-from emsjax.sampling.state import SamplingState, count_tokens
+from emsjax.sampling.state import SamplingState, note_tokens
 
 
 class Verdict(NamedTuple):
@@ -174,7 +174,7 @@ def _record_sampling(
     """Records the emitted tokens for penalties, and their log-probabilities."""
     if sampling is None or chosen.logprobs is None:
         return None
-    sampling = count_tokens(sampling, chosen.tokens, emitted)
+    sampling = note_tokens(sampling, chosen.tokens, emitted)
     return sampling.replace(logprobs=record(sampling.logprobs, chosen.logprobs, lens, emitted))
 
 

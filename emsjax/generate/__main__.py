@@ -129,6 +129,14 @@ def _generate(
         int | None,
         number("--logprobs", "Add those of the token and the N likeliest to JSON.", _SAMPLING),
     ] = None,
+    prompt_logprobs: Annotated[
+        int | None,
+        number("--prompt-logprobs", "The same for the prompt's own tokens.", _SAMPLING),
+    ] = None,
+    json_schema: Annotated[
+        str | None,
+        option("--json-schema", "Write JSON that fits this schema.", _SAMPLING, "FILE"),
+    ] = None,
     seed: Annotated[
         int, number("--seed", "Each prompt's seed derives from this and its id.", _SAMPLING)
     ] = 0,

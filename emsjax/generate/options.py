@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from emsjax.cli.model_options import ModelOptions, check_model_options, check_not_empty
-from emsjax.errors import UserError
+from emsjax.errors import UserError, reason
 from emsjax.limits import MAX_REPLICAS
 from emsjax.requests.prompt_line import check_text
 from emsjax.requests.sampling_params import SamplingParams
@@ -44,6 +44,8 @@ class Options(ModelOptions):
     no_repeat_ngram_size: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    json_schema: str | None = None
     ignore_eos: bool = False
     resume: bool = False
     overwrite: bool = False
@@ -54,11 +56,23 @@ class Options(ModelOptions):
         """Returns the sampling parameters by name, as defaults for every prompt."""
         # The seed is left out: each prompt derives its own from the run's seed and its id.
         names = {field.name for field in fields(SamplingParams)} - {"seed"}
-        return {name: value for name, value in vars(self).items() if name in names}
+        given = {name: value for name, value in vars(self).items() if name in names}
+        if self.json_schema is not None:
+            given["structured_outputs"] = {"json": _read_schema(self.json_schema)}
+        return given
 
     def engine(self) -> dict[str, Any]:
         """Returns the arguments for `emsjax.llm.LLM`, leaving out what is as by default."""
         return super().engine() | ({} if self.report is None else {"trace": True})
+
+
+def _read_schema(file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--json-schema {file} cannot be read ({reason(error)}); name a file with a schema."
+        ) from error
 
 
 def check(options: Options) -> None:
@@ -68,7 +82,7 @@ def check(options: Options) -> None:
       UserError: an option has an impossible value, or two options contradict each other.
     """
     check_model_options(options)
-    for name in ("input", "output", "report"):
+    for name in ("input", "output", "report", "json_schema"):
         check_not_empty(name, getattr(options, name))
     _check_replicas(options)
     _check_files(options)

@@ -118,11 +118,13 @@ def result(output: RequestOutput, prompt_digest: str) -> Record:
     """Makes the record of a finished request; its `request_id` must come from `key`."""
     first, *others = map(_completion, output.outputs)
     several = {"outputs": [first, *others]} if others else {}
+    scored = {} if output.prompt_logprobs is None else {"prompt_logprobs": _of_prompt(output)}
     return {
         "id": json.loads(output.request_id),
         "prompt": output.prompt,
         **first,
         **several,
+        **scored,
         "metrics": asdict(output.metrics),
         "prompt_digest": prompt_digest,
     }
@@ -141,6 +143,12 @@ def _completion(completion: CompletionOutput) -> Record:
         tokens = zip(completion.token_ids, completion.logprobs, strict=True)
         record["logprobs"] = [_logprobs(token, table) for token, table in tokens]
     return record
+
+
+def _of_prompt(output: RequestOutput) -> list[Record | None]:
+    """Makes the list for the prompt's tokens, of which the first has no log-probability."""
+    tokens = zip(output.prompt_token_ids, output.prompt_logprobs or (), strict=True)
+    return [None if table is None else _logprobs(token, table) for token, table in tokens]
 
 
 def _logprobs(token: int, table: Mapping[int, Logprob]) -> Record:

@@ -80,6 +80,8 @@ class RequestOutput:
       prompt_token_ids: the prompt's tokens.
       outputs: the `n` continuations.
       metrics: the cost of the request, summed over its outputs.
+      prompt_logprobs: for each token of the prompt a mapping as in `CompletionOutput.logprobs`,
+        None for the first; None if not requested.
     """
 
     request_id: str
@@ -87,6 +89,7 @@ class RequestOutput:
     prompt_token_ids: tuple[int, ...]
     outputs: list[CompletionOutput]
     metrics: RequestMetrics
+    prompt_logprobs: Sequence[Mapping[int, Logprob] | None] | None = None
 
     @property
     def finished(self) -> bool:

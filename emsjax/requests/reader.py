@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from emsjax.engine.grammar_table import table_rows
 from emsjax.errors import UserError, short
 from emsjax.limits import MAX_STOP_IDS
+from emsjax.loading.hf.token_bytes import token_bytes
 from emsjax.loading.hf.tokenizer import encode, render
 from emsjax.loading.load import LoadedModel
 from emsjax.requests.bad_words import with_bad_words, without_end
 from emsjax.requests.chat import ChatOptions
 from emsjax.requests.configured import read_configured
 from emsjax.requests.detokenizer import Detokenizer
+from emsjax.requests.grammars import Grammars
 from emsjax.requests.prompts import Prompt, check_prompt
 from emsjax.requests.request import (
     Request,
@@ -20,6 +23,8 @@ from emsjax.requests.request import (
     derive_seed,
 )
 from emsjax.requests.sampling_params import SamplingParams
+from emsjax.requests.structured import StructuredOutputsParams
+from emsjax.sampling.automaton import Automaton
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,6 +51,7 @@ class RequestReader:
         self._seed = seed
         self._configured = read_configured(loaded.generation_config, loaded.name)
         check_tokens(self._configured.alone(), vocab_size, loaded.name)
+        self._grammars = Grammars(self._token_bytes, table_rows(vocab_size), loaded.name)
 
     def read(
         self,
@@ -69,17 +75,46 @@ class RequestReader:
         params = without_end(params, self._eos_ids(params))
         if params.bad_words:
             params = with_bad_words(params, self._tokenizer("bad_words need one"))
+        stop_ids = self._stop_ids(params)
         return Request(
             request_id,
             text,
             ids,
             params,
             max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
-            stop_ids=self._stop_ids(params),
+            stop_ids=stop_ids,
             seed=derive_seed(self._seed, request_id) if params.seed is None else params.seed,
             vocab_size=self._vocab_size,
             has_text=self._loaded.tokenizer is not None and params.detokenize,
+            grammar=self.grammar(params, stop_ids),
         )
+
+    def grammar(
+        self, params: SamplingParams, stop_ids: Sequence[int] | None = None
+    ) -> Automaton | None:
+        """Returns the automaton of structured outputs, which is kept for later requests.
+
+        Args:
+          params: the parameters.
+          stop_ids: the tokens that end the output; None if they are not known yet.
+
+        Raises:
+          UserError: the outputs cannot be compiled, or nothing could end them.
+        """
+        outputs = params.structured_outputs
+        if outputs is None:
+            return None
+        assert isinstance(outputs, StructuredOutputsParams)
+        self._tokenizer("structured_outputs need one")
+        if stop_ids is not None and not stop_ids:
+            raise UserError(
+                f"structured_outputs end with a stop token, and {self._loaded.name} has none; give "
+                "stop_token_ids"
+            )
+        return self._grammars.automaton(outputs)
+
+    def _token_bytes(self) -> list[bytes]:
+        return token_bytes(self._tokenizer(), self._vocab_size, self._loaded.name)
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         if not ids:

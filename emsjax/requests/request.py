@@ -10,6 +10,7 @@ from emsjax.errors import UserError, short
 from emsjax.loading.hf.tokenizer import encode
 from emsjax.requests.detokenizer import longest_token, special_tokens
 from emsjax.requests.sampling_params import SamplingParams
+from emsjax.sampling.automaton import Automaton
 from emsjax.sampling.choice import Choice, Settings, make_choice
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Request:
       seed: the seed of its sampling noise.
       vocab_size: V.
       has_text: whether the model has a tokenizer.
+      grammar: the automaton of `params.structured_outputs`; None without them.
     """
 
     request_id: str
@@ -44,12 +46,14 @@ class Request:
     seed: int
     vocab_size: int
     has_text: bool
+    grammar: Automaton | None = None
 
     @property
     def bans_by_text(self) -> bool:
         """Whether the tokens that may be chosen depend on the text before."""
         params = self.params
-        return bool(params.no_repeat_ngram_size or params.long_bad_words or self._schedule())
+        by_words = params.no_repeat_ngram_size or params.long_bad_words
+        return bool(by_words or self._schedule() or self.grammar)
 
     def choice(self, index: int) -> Choice:
         """Returns how the tokens of the output at `index` are chosen."""
@@ -60,6 +64,7 @@ class Request:
             bias=_bias(params, self.vocab_size),
             words=params.long_bad_words,
             scheduled=self._schedule(),
+            in_grammar=self.grammar is not None,
             min_len=len(self.prompt_token_ids) + params.min_tokens if params.min_tokens else None,
             logprobs=params.logprobs is not None,
             top_k=max(params.top_k or 0, 0),

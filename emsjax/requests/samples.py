@@ -68,6 +68,9 @@ class Sample:
             group=request if request.params.n > 1 else None,
             watch=self._watch if watched else None,
             watch_logprobs=self.waiting_logprobs.append if self._streams_logprobs else None,
+            grammar=request.grammar,
+            # The outputs of a request have one prompt.
+            scores_prompt=request.params.prompt_logprobs is not None and self.index == 0,
         )
 
     @property
@@ -114,9 +117,10 @@ class Sample:
             return []
         found = Logprobs(*map(np.concatenate, zip(*parts, strict=True)))  # type: ignore[arg-type]
         params = self.request.params
-        return _tables(tokens, found, params.logprobs or 0, self._text_of(token_text))
+        return _tables(tokens, found, params.logprobs or 0, self.text_of(token_text))
 
-    def _text_of(self, token_text: TokenText) -> TokenText:
+    def text_of(self, token_text: TokenText) -> TokenText:
+        """Returns the function that decodes tokens for tables; nothing without `detokenize`."""
         return token_text if self.request.params.detokenize else _no_text
 
     def completion(self, token_text: TokenText) -> CompletionOutput:
@@ -131,7 +135,7 @@ class Sample:
             token_ids=finished.token_ids,
             finish_reason=self._finish_reason(finished),
             stop_reason=last if by_token else self.transcript.stop,
-            logprobs=_logprobs(finished, params.logprobs, self._text_of(token_text)),
+            logprobs=_logprobs(finished, params.logprobs, self.text_of(token_text)),
             trace=self._trace(finished, token_text),
             error=self._error(finished),
         )
@@ -228,6 +232,7 @@ def request_output(samples: Sequence[Sample], token_text: TokenText) -> RequestO
         request.prompt_token_ids,
         [sample.completion(token_text) for sample in samples],
         together(done),
+        _prompt_logprobs(samples[0], token_text),
     )
 
 
@@ -241,6 +246,16 @@ def _logprobs(
     if finished.logprobs is None or count is None:
         return None
     return _tables(finished.token_ids, finished.logprobs, count, token_text)
+
+
+def _prompt_logprobs(
+    first: Sample, token_text: TokenText
+) -> list[Mapping[int, Logprob] | None] | None:
+    found = None if first.finished is None else first.finished.prompt_logprobs
+    if found is None:
+        return None
+    count, tokens = first.request.params.prompt_logprobs or 0, first.request.prompt_token_ids[1:]
+    return [None, *_tables(tokens, found, count, first.text_of(token_text))]
 
 
 def _tables(

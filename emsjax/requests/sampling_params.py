@@ -15,6 +15,7 @@ from emsjax.limits import (
     MAX_LOGPROBS,
     MAX_SEED,
 )
+from emsjax.requests.structured import StructuredOutputsParams, structured
 from emsjax.requests.vllm_names import SAMPLING_PARAMS, takes_vllm_names
 
 # Token counts and ids live in int32 arrays on the device.
@@ -32,7 +33,7 @@ class SamplingParams:
 
     The logits of the next token pass through these parameters in this order:
 
-    1. `logit_bias`, allowed and banned tokens, `min_tokens`
+    1. `logit_bias`, allowed and banned tokens, `structured_outputs`, `min_tokens`
     2. the repetition, frequency and presence penalties
     3. `no_repeat_ngram_size`, bad words, and what is forced or suppressed at an end of the output
     4. if the temperature is above 0: temperature, `top_k`, `top_p`, `min_p`
@@ -67,6 +68,8 @@ class SamplingParams:
       ignore_eos: whether to continue to `max_tokens` after the model ends its text.
       logprobs: return the log-probability of each token and of this many of the likeliest, 0 to
         20, from the model itself, before bias, penalties and temperature; None returns none.
+      prompt_logprobs: the same for each token of the prompt but the first, in
+        `RequestOutput.prompt_logprobs`; the prompt is then read twice.
       n: the number of outputs for the prompt; more than one requires a temperature above 0.
       presence_penalty: subtracted from the logits of tokens in the output, -2 to 2.
       frequency_penalty: subtracted from a token's logit for each occurrence in the output, -2 to 2.
@@ -91,6 +94,9 @@ class SamplingParams:
         of equally likely ones, at most 16. None uses the model's generation config, else none.
       forced_eos_token_id: the last token if the output reaches `max_tokens`, or a list of equally
         likely ones, at most 16. None uses the model's generation config, else none.
+      structured_outputs: what the output may be: `StructuredOutputsParams`, or a mapping with the
+        same names, such as {"json": schema}. An output that reaches `max_tokens` may be incomplete.
+        `min_tokens` gives way where the output must end.
 
     Raises:
       UserError: a value has the wrong type or is out of range, or two contradict each other.
@@ -108,6 +114,7 @@ class SamplingParams:
     stop_token_ids: Sequence[int] | None = None
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     n: int = 1
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -124,6 +131,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     detokenize: bool = True
+    structured_outputs: StructuredOutputsParams | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name, (low, high) in _WHOLE.items():
@@ -144,6 +152,7 @@ class SamplingParams:
             object.__setattr__(self, name, _token_ids(name, getattr(self, name)))
         object.__setattr__(self, "bad_words_ids", _words(self.bad_words_ids))
         object.__setattr__(self, "logit_bias", _bias(self.logit_bias))
+        object.__setattr__(self, "structured_outputs", structured(self.structured_outputs))
         _check_together(self)
 
     @property
@@ -208,6 +217,7 @@ _WHOLE: dict[str, tuple[Any, Any]] = {
     "top_k": (-1, _INT32_MAX),
     "seed": (0, MAX_SEED),
     "logprobs": (0, MAX_LOGPROBS),
+    "prompt_logprobs": (0, MAX_LOGPROBS),
     "n": (1, 1024),
     "no_repeat_ngram_size": (0, _INT32_MAX),
 }
@@ -349,6 +359,8 @@ def _check_together(params: SamplingParams) -> None:
             f"min_tokens={params.min_tokens} is more than max_tokens={params.max_tokens}; "
             "lower one or raise the other."
         )
+    if params.structured_outputs is not None and params.ignore_eos:
+        raise UserError("ignore_eos leaves structured_outputs no end; leave one of them out.")
     _check_temperatures(params)
     if not params.detokenize:
         _check_without_text(params)

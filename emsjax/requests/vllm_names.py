@@ -223,13 +223,16 @@ LLM_OPTIONS = (
         enable_prompt_adapter=False,
     ),
     _foreign(
-        "there is no counterpart: set logit_bias, allowed_token_ids or bad_words in SamplingParams "
-        "to restrict the tokens",
+        "set structured_outputs in SamplingParams, for which there is one backend",
         structured_outputs_config=None,
         guided_decoding_backend=(None, "auto"),
         guided_decoding_disable_fallback=(None, True, False),
         guided_decoding_disable_any_whitespace=(None, False),
         guided_decoding_disable_additional_properties=(None, False),
+    ),
+    _foreign(
+        "there is no counterpart: set logit_bias, allowed_token_ids, bad_words or "
+        "structured_outputs in SamplingParams to restrict the tokens",
         logits_processors=None,
         logits_processor_pattern=None,
         reasoning_parser=(None, ""),
@@ -273,7 +276,6 @@ SAMPLING_PARAMS = (
     ),
     _foreign(
         "set logprobs for the log-probabilities of the output",
-        prompt_logprobs=None,
         prompt_logprob_token_ids=None,
         prompt_logprob_start=None,
         logprob_token_ids=None,
@@ -284,11 +286,10 @@ SAMPLING_PARAMS = (
         spaces_between_special_tokens=True,
     ),
     _foreign("shorten the prompt", truncate_prompt_tokens=None),
+    _foreign("set structured_outputs, its new name", guided_decoding=None),
     _foreign(
-        "there is no counterpart: set logit_bias, allowed_token_ids or bad_words to restrict the "
-        "tokens",
-        structured_outputs=None,
-        guided_decoding=None,
+        "there is no counterpart: set logit_bias, allowed_token_ids, bad_words or "
+        "structured_outputs to restrict the tokens",
         logits_processors=None,
         thinking_token_budget=None,
         repetition_detection=None,
@@ -302,6 +303,16 @@ SAMPLING_PARAMS = (
         routed_experts_prompt_start=0,
         trace_decode_token_ids=None,
     ),
+)
+
+STRUCTURED_OUTPUTS = (
+    _foreign("set json, regex or choice", grammar=None, structural_tag=None),
+    _foreign(
+        "there is no counterpart: there is one backend",
+        disable_fallback=(None, True, False),
+        disable_additional_properties=(None, True, False),
+    ),
+    _foreign("set whitespace_pattern", disable_any_whitespace=(None, False)),
 )
 
 _CALLS = (

@@ -1,4 +1,4 @@
-"""Changes to logits before a token is chosen: bias, penalties, forbidden and forced tokens.
+"""Changes to logits before a token is chosen: bias, grammar, penalties, forbidden, forced tokens.
 
 Each row is adjusted for its own prefix, which includes draft tokens.
 """
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from emsjax.sampling.choice import Settings
 from emsjax.sampling.forbidden import forbid, forbid_repeats, forbid_words
+from emsjax.sampling.grammar import keep_grammar, must_end, rows_of
 from emsjax.sampling.rows import NO_TOKEN, Rows, Slots
 from emsjax.sampling.schedule import is_due, keep_schedule
 from emsjax.sampling.state import SamplingState
@@ -31,7 +32,13 @@ def adjust(
       sampling: `state.sampling`.
     """
     logits = logits + sampling.bias[rows.slots]
-    logits = _forbid_stops(logits, rows, settings, state)
+    early = rows.positions + 1 < settings.min_len
+    if sampling.grammars is not None:
+        at = rows_of(sampling.grammars, rows)
+        logits = keep_grammar(logits, rows, at, sampling.grammars, state)
+        # A minimum length gives way where the grammar allows nothing but the end.
+        early &= ~must_end(sampling.grammars, at)
+    logits = _forbid_stops(logits, rows, early, state)
     counts = _counts(rows, sampling)
     seen = sampling.in_prompt[rows.slots] | (counts > 0)
     # As in `transformers`, the penalty divides positive logits and multiplies negative ones.
@@ -75,9 +82,8 @@ def _where_needed(
     )[1]
 
 
-def _forbid_stops(logits: jax.Array, rows: Rows, settings: Settings, state: Slots) -> jax.Array:
-    """Sets stop tokens to -inf while the sample is shorter than its minimum length."""
-    early = rows.positions + 1 < settings.min_len
+def _forbid_stops(logits: jax.Array, rows: Rows, early: jax.Array, state: Slots) -> jax.Array:
+    """Sets stop tokens to -inf in rows bool[W] whose sample is shorter than its minimum length."""
     stop_ids = state.stop_ids[rows.slots]
     return forbid(logits, stop_ids, early[:, None] & (stop_ids >= 0))
 

@@ -27,8 +27,8 @@ class Settings(NamedTuple):
       top_p: 1 keeps all.
       min_p: 0 keeps all.
       logprobs: whether log-probabilities are recorded.
-      adjusted: whether the bias, a word, the schedule or any of the following fields changes a
-        logit.
+      adjusted: whether the bias, a word, the schedule, a grammar or any of the following fields
+        changes a logit.
       min_len: number of prompt and output tokens before which no stop token is chosen; 0 for no
         minimum.
       repetition_penalty: 1 changes nothing.
@@ -96,6 +96,7 @@ def make_choice(
     bias: np.ndarray | None = None,
     words: Sequence[Sequence[int]] = (),
     scheduled: Sequence[tuple[int, int, bool]] = (),
+    in_grammar: bool = False,
     **given: Any,
 ) -> Choice:
     """Makes a choice from plain numbers.
@@ -107,13 +108,14 @@ def make_choice(
       words: words whose last token must not follow the others, within the limits of
         `emsjax.limits`.
       scheduled: see `make_schedule`.
+      in_grammar: whether the request has a grammar, which comes with its job.
       **given: fields of `Settings` except `adjusted`. None and omitted fields change nothing.
     """
     wanted = {name: value for name, value in given.items() if value is not None}
     wanted.setdefault("adapt_temperature", wanted.get("temperature", NEUTRAL.temperature))
     settings = NEUTRAL._replace(**wanted)
     adjusted = any(getattr(settings, name) != getattr(NEUTRAL, name) for name in ADJUSTING)
-    adjusted = adjusted or bias is not None or bool(words) or bool(scheduled)
+    adjusted = adjusted or bias is not None or bool(words) or bool(scheduled) or in_grammar
     settings = settings._replace(adjusted=adjusted)
     return Choice(
         seed=np.asarray([seed >> 32, seed & 0xFFFFFFFF], np.uint32),

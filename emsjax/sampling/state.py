@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from emsjax.limits import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_SCHEDULED
 from emsjax.sampling.choice import DTYPES, NEUTRAL, Choice, Settings
+from emsjax.sampling.grammar import NO_ROW, Grammars, Tables, advance
 from emsjax.sampling.logprobs import Logprobs, empty_table
 from emsjax.sampling.rows import NO_TOKEN
 from emsjax.sampling.schedule import Scheduled
@@ -32,6 +33,7 @@ class SamplingState:
       scheduled: the tokens that are forced or forbidden at one place of a slot's text, [B, N] each.
       token_classes: uint8[V], see `sampling.adapt`.
       logprobs: the table of log-probabilities, for slots that record them.
+      grammars: the grammars of the slots; None until a request has one.
     """
 
     keys: jax.Array
@@ -43,6 +45,7 @@ class SamplingState:
     scheduled: Scheduled
     token_classes: jax.Array
     logprobs: Logprobs
+    grammars: Grammars | None = None
 
     def replace(self, **changes: Any) -> "SamplingState":
         """A copy with some fields changed."""
@@ -79,12 +82,20 @@ def empty_sampling(num_slots: int, capacity: int, token_classes: jax.Array) -> S
     )
 
 
+def with_tables(state: SamplingState, tables: Tables) -> SamplingState:
+    """Returns the state with room for grammars, of which no slot has one."""
+    return state.replace(
+        grammars=Grammars(tables, jnp.full(state.keys.shape[0], NO_ROW, jnp.int32))
+    )
+
+
 def admit_choice(
     state: SamplingState,
     slot: jax.Array,
     choice: Choice,
     prompt: jax.Array,
     prompt_len: jax.Array,
+    first_row: jax.Array | None = None,
 ) -> SamplingState:
     """Puts a request's choice into a slot; nothing of the previous request remains.
 
@@ -94,6 +105,8 @@ def admit_choice(
       choice: how the request's tokens are chosen.
       prompt: int32[S]; entries from `prompt_len` on have no meaning.
       prompt_len: int32[].
+      first_row: int32[], the row of the tables at which the request's grammar begins; None or
+        `NO_ROW` if it has none.
     """
     vocab_size = state.bias.shape[1]
     known = jnp.arange(prompt.shape[0], dtype=jnp.int32) < prompt_len
@@ -101,6 +114,11 @@ def admit_choice(
     in_prompt = in_prompt.at[jnp.where(known, prompt, vocab_size)].set(True, mode="drop")
     key = jax.random.wrap_key_data(jnp.asarray(choice.seed), impl="threefry2x32")
     bias = 0.0 if choice.bias is None else choice.bias
+
+    grammars = state.grammars
+    if grammars is not None:
+        row = jnp.int32(NO_ROW) if first_row is None else first_row
+        grammars = grammars._replace(rows=grammars.rows.at[slot].set(row))
 
     def put(all_slots: Any, new: Any) -> Any:
         return jax.tree.map(lambda x, value: x.at[slot].set(value), all_slots, new)
@@ -114,13 +132,18 @@ def admit_choice(
         bias=state.bias.at[slot].set(bias),
         in_prompt=state.in_prompt.at[slot].set(in_prompt),
         counts=state.counts.at[slot].set(0),
+        grammars=grammars,
     )
 
 
-def count_tokens(state: SamplingState, tokens: jax.Array, emitted: jax.Array) -> SamplingState:
-    """Adds the first `emitted[b]` of tokens int32[B, n] to the counts of each slot's output."""
+def note_tokens(state: SamplingState, tokens: jax.Array, emitted: jax.Array) -> SamplingState:
+    """Takes note of the first `emitted[b]` of tokens int32[B, n]: their counts and the grammar."""
     num_slots, vocab_size = state.counts.shape
     place = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     counted = jnp.where(place < emitted[:, None], tokens, vocab_size)
     slots = jnp.arange(num_slots, dtype=jnp.int32)[:, None]
-    return state.replace(counts=state.counts.at[slots, counted].add(1, mode="drop"))
+    counts = state.counts.at[slots, counted].add(1, mode="drop")
+    grammars = state.grammars
+    if grammars is not None:
+        grammars = advance(grammars, tokens, emitted)
+    return state.replace(counts=counts, grammars=grammars)

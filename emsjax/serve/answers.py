@@ -48,13 +48,18 @@ class Answer(ABC):
                     outputs[piece.prompt_index] = piece.output
         await self._prepare(call)
         choices = [
-            self._choice(self._index(place, each.index), place, each)
+            self._choice(self._index(place, each.index), place, each, outputs[place])
             for place in range(len(call.requests))
             for each in outputs[place].outputs
         ]
-        written = sum(len(each.token_ids) for output in outputs.values() for each in output.outputs)
+        written = (
+            0
+            if self._asked.only_echo
+            else sum(len(each.token_ids) for output in outputs.values() for each in output.outputs)
+        )
         usage = _usage(call.requests, written)
-        return {**self._head(self.kind), "choices": choices, "usage": usage}
+        record = {**self._head(self.kind), "choices": choices, "usage": usage}
+        return {**record, **self._about_prompt(outputs[0])}
 
     async def events(self, call: Call) -> AsyncIterator[bytes]:
         """Yields the answer as server-sent events; an error is the last one before the end."""
@@ -81,8 +86,15 @@ class Answer(ABC):
         yield b"data: [DONE]\n\n"
 
     @abstractmethod
-    def _choice(self, index: int, place: int, output: CompletionOutput) -> Record:
-        """Returns a whole output as a choice."""
+    def _choice(
+        self, index: int, place: int, output: CompletionOutput, whole: RequestOutput
+    ) -> Record:
+        """Returns a whole output as a choice; `whole` is the result of its request."""
+
+    def _about_prompt(self, whole: RequestOutput) -> Record:
+        """Returns what an answer says about a single prompt; the default is nothing."""
+        del whole
+        return {}
 
     @abstractmethod
     def _part(self, index: int, piece: Piece) -> Record:
@@ -125,22 +137,37 @@ class TextAnswer(Answer):
         """See `Answer`."""
         super().__init__(backend, asked)
         self._prompts: list[str] = []
+        self._firsts: list[str] = []
         self._offsets: dict[int, int] = {}
 
     async def _prepare(self, call: Call) -> None:
         if self._asked.echo:
-            read = self._backend.prompt_text
-            self._prompts = await self._backend.off_loop(lambda: list(map(read, call.requests)))
+            read, first = self._backend.prompt_text, self._backend.first_text
+            self._prompts, self._firsts = await self._backend.off_loop(
+                lambda: (list(map(read, call.requests)), list(map(first, call.requests)))
+            )
 
     def _opening(self, index: int, place: int) -> list[Record]:
         return [_text_choice(index, self._prompts[place])] if self._asked.echo else []
 
-    def _choice(self, index: int, place: int, output: CompletionOutput) -> Record:
+    def _choice(
+        self, index: int, place: int, output: CompletionOutput, whole: RequestOutput
+    ) -> Record:
         _check_output(output)
-        text = (self._prompts[place] if self._asked.echo else "") + (output.text or "")
+        asked, text = self._asked, output.text or ""
+        tokens, tables = output.token_ids, output.logprobs
+        if asked.only_echo:
+            text, tokens, tables = "", (), () if tables is not None else None
+        scored, first = whole.prompt_logprobs, ""
+        if asked.echo:
+            text, first = self._prompts[place] + text, self._firsts[place]
+            if tables is not None and scored is not None:
+                tokens, tables = (*whole.prompt_token_ids, *tokens), (*scored, *tables)
         choice = _text_choice(index, text, output.finish_reason, stop_reason=output.stop_reason)
-        if output.logprobs is not None:
-            choice["logprobs"] = logprobs.of_completion(output.token_ids, output.logprobs, 0)
+        if tables is not None:
+            choice["logprobs"] = logprobs.of_completion(tokens, tables, 0, first)
+        if scored is not None:
+            choice["prompt_logprobs"] = logprobs.of_prompt(scored)
         return choice
 
     def _part(self, index: int, piece: Piece) -> Record:
@@ -164,8 +191,14 @@ class ChatAnswer(Answer):
         del place
         return [_delta(index, {"role": "assistant", "content": ""})]
 
-    def _choice(self, index: int, place: int, output: CompletionOutput) -> Record:
-        del place
+    def _about_prompt(self, whole: RequestOutput) -> Record:
+        scored = whole.prompt_logprobs
+        return {} if scored is None else {"prompt_logprobs": logprobs.of_prompt(scored)}
+
+    def _choice(
+        self, index: int, place: int, output: CompletionOutput, whole: RequestOutput
+    ) -> Record:
+        del place, whole
         _check_output(output)
         return {
             "index": index,

@@ -31,10 +31,13 @@ class Backend:
         self.metrics = Metrics(self.name, lambda: slots.running, lambda: slots.waiting)
         # Tokenizers are not made for several threads, and must not hold up the event loop.
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="emsjax-reader")
+        # A schema may take seconds to compile, in which others are read.
+        self._compiler = ThreadPoolExecutor(max_workers=1, thread_name_prefix="emsjax-grammars")
 
     def close(self) -> None:
         """Ends the thread; open requests end with an error."""
-        self._reader.shutdown(cancel_futures=True)
+        for executor in (self._compiler, self._reader):
+            executor.shutdown(cancel_futures=True)
         self.service.close()
 
     async def off_loop(self, work: Callable[[], _Value]) -> _Value:
@@ -43,8 +46,11 @@ class Backend:
         Raises:
           ServiceClosedError: the server is shutting down.
         """
+        return await self._run(self._reader, work)
+
+    async def _run(self, executor: ThreadPoolExecutor, work: Callable[[], _Value]) -> _Value:
         try:
-            done = asyncio.get_running_loop().run_in_executor(self._reader, work)
+            done = asyncio.get_running_loop().run_in_executor(executor, work)
         except RuntimeError:
             raise ServiceClosedError("the server is shutting down; try again later") from None
         return await done
@@ -65,6 +71,8 @@ class Backend:
                 for place, prompt in enumerate(asked.prompts)
             ]
 
+        if asked.params.structured_outputs is not None:
+            await self._run(self._compiler, lambda: self.llm.compile_grammar(asked.params))
         return Call(self, asked, await self.off_loop(read), arrived)
 
     def prompt_text(self, request: Request) -> str:
@@ -72,6 +80,10 @@ class Backend:
         if request.prompt is not None:
             return request.prompt
         return decode(self.llm.get_tokenizer(), request.prompt_token_ids)
+
+    def first_text(self, request: Request) -> str:
+        """Returns the text of a prompt's first token."""
+        return decode(self.llm.get_tokenizer(), request.prompt_token_ids[:1])
 
 
 def new_id(kind: str) -> str:

@@ -27,11 +27,8 @@ _IGNORED = frozenset(
 _FOREIGN = (
     Foreign("there is no counterpart: models continue a text", {"suffix": ("",)}),
     Foreign(
-        "structured output is not available; set logit_bias, allowed_token_ids or bad_words",
-        {
-            "response_format": ({"type": "text"},),
-            **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), ()),
-        },
+        "give guided_json, guided_regex or guided_choice",
+        {"guided_grammar": (), "guided_decoding_backend": ("auto", "outlines")},
     ),
     Foreign(
         "calls of tools come as the model writes them, as text",
@@ -58,6 +55,7 @@ class Asked:
       stream: whether text comes as it is generated.
       include_usage: whether a stream ends with the numbers of tokens.
       echo: whether the text begins with the prompt.
+      only_echo: whether it ends there, too.
       priority: requests with a lower number get slots first.
     """
 
@@ -67,6 +65,7 @@ class Asked:
     stream: bool = False
     include_usage: bool = False
     echo: bool = False
+    only_echo: bool = False
     priority: int = 0
 
 
@@ -116,8 +115,12 @@ def completion_of(given: Fields) -> Asked:
     prompts = _prompts(given.pop("prompt", None))
     echo = _flag(given, "echo")
     if echo and "logprobs" in given:
-        raise UserError("echo with logprobs needs those of the prompt; leave one of them out")
-    return _asked(given, prompts, echo=echo)
+        given.setdefault("prompt_logprobs", given["logprobs"])
+    # Evaluation harnesses ask for no tokens but the prompt's. One is written, and left out.
+    only_echo = echo and type(given.get("max_tokens")) is int and given["max_tokens"] == 0
+    if only_echo:
+        given["max_tokens"] = 1
+    return _asked(given, prompts, echo=echo, only_echo=only_echo)
 
 
 def chat_of(given: Fields) -> Asked:
@@ -190,10 +193,16 @@ def _prompts(value: object) -> list[Prompt]:
 
 
 def _asked(
-    given: Fields, prompts: list[Prompt], *, echo: bool = False, chat: ChatOptions | None = None
+    given: Fields,
+    prompts: list[Prompt],
+    *,
+    echo: bool = False,
+    only_echo: bool = False,
+    chat: ChatOptions | None = None,
 ) -> Asked:
     stream = _flag(given, "stream")
     usage = _include_usage(given, stream)
+    _take_structure(given)
     priority = given.pop("priority", 0)
     if type(priority) is not int or abs(priority) >= 2**31:
         raise UserError(f"priority={short(priority)} must be a whole number")
@@ -205,7 +214,53 @@ def _asked(
     params = SamplingParams.from_mapping({"temperature": _TEMPERATURE, **own})
     if not params.detokenize:
         raise UserError("detokenize=False leaves out the text, which answers hold; leave it out")
-    return Asked(prompts, params, chat, stream, usage, echo, priority)
+    if stream and params.prompt_logprobs is not None:
+        raise UserError(
+            "a stream has no log-probabilities of the prompt; leave out stream, or prompt_logprobs "
+            "and echo with logprobs"
+        )
+    return Asked(prompts, params, chat, stream, usage, echo, only_echo, priority)
+
+
+def _take_structure(given: Fields) -> None:
+    """Replaces the fields that say what the text may be by `structured_outputs`.
+
+    Raises:
+      UserError: several of them are given, or one is not of its form.
+    """
+    found: dict[str, Any] = {}
+    if "structured_outputs" in given:
+        found["structured_outputs"] = given.pop("structured_outputs")
+    if "response_format" in given:
+        wanted = _response_format(given.pop("response_format"))
+        if wanted is not None:
+            found["response_format"] = wanted
+    white = given.pop("guided_whitespace_pattern", None)
+    for name in ("json", "regex", "choice"):
+        if f"guided_{name}" in given:
+            found[f"guided_{name}"] = {name: given.pop(f"guided_{name}")}
+            if white is not None:
+                found[f"guided_{name}"]["whitespace_pattern"] = white
+    if len(found) > 1:
+        raise UserError(f"{' and '.join(found)} say what the text may be; give one of them")
+    if found:
+        (given["structured_outputs"],) = found.values()
+
+
+def _response_format(value: object) -> dict[str, Any] | None:
+    """Returns a `response_format` as `structured_outputs`; None for plain text."""
+    kind = value.get("type") if isinstance(value, Mapping) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return {"json_object": True}
+    inner = value.get("json_schema") if isinstance(value, Mapping) else None
+    if kind == "json_schema" and isinstance(inner, Mapping) and "schema" in inner:
+        return {"json": inner["schema"]}
+    raise UserError(
+        f"response_format={short(value)} is not known; give a type of text, json_object, or "
+        "json_schema with a schema in json_schema"
+    )
 
 
 def _rename_limit(given: Fields) -> None:

@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from emsjax import LLM, CompletionOutput, RequestOutput, SamplingParams, UserError
+from emsjax import (
+    LLM,
+    CompletionOutput,
+    RequestOutput,
+    SamplingParams,
+    StructuredOutputsParams,
+    UserError,
+)
 from emsjax.requests import vllm_names
 from emsjax.requests.prompts import _KEYS
 from emsjax.requests.vllm_names import Foreign, drafting_options, takes_vllm_names
@@ -20,6 +27,7 @@ TABLES: dict[str, Sequence[Foreign]] = {
     "`LLM(...)`": vllm_names.LLM_OPTIONS,
     "`speculative_config`": vllm_names.SPECULATIVE_CONFIG,
     "`SamplingParams(...)`": vllm_names.SAMPLING_PARAMS,
+    "`StructuredOutputsParams(...)`": vllm_names.STRUCTURED_OUTPUTS,
     "`llm.generate(...)`": vllm_names.GENERATE,
     "`llm.chat(...)`": vllm_names.CHAT,
     "a prompt": vllm_names.PROMPT,
@@ -62,6 +70,8 @@ best_of use_beam_search length_penalty early_stopping guided_decoding truncate_p
 VLLM = {
     "`LLM(...)`": ENGINE_ARGS,
     "`SamplingParams(...)`": SAMPLING,
+    "`StructuredOutputsParams(...)`": "json regex choice grammar json_object disable_fallback "
+    "disable_any_whitespace disable_additional_properties whitespace_pattern structural_tag",
     "`llm.generate(...)`": "prompts sampling_params use_tqdm lora_request priority "
     "tokenization_kwargs prompt_token_ids",
     "`llm.chat(...)`": "messages sampling_params use_tqdm lora_request chat_template "
@@ -76,6 +86,7 @@ OWN: dict[str, set[str]] = {
     "`LLM(...)`": set(inspect.signature(LLM).parameters),
     "`speculative_config`": {"method", "model", *vllm_names._RENAMED},
     "`SamplingParams(...)`": set(inspect.signature(SamplingParams).parameters),
+    "`StructuredOutputsParams(...)`": set(inspect.signature(StructuredOutputsParams).parameters),
     "`llm.generate(...)`": set(inspect.signature(LLM.generate).parameters),
     "`llm.chat(...)`": set(inspect.signature(LLM.chat).parameters),
     "a prompt": set(_KEYS),
@@ -269,7 +280,7 @@ def test_sampling_parameters_of_vllm(options: dict, message: str):
 
 
 def test_harmless_sampling_parameters_change_nothing():
-    given = {"best_of": 1, "prompt_logprobs": None, "spaces_between_special_tokens": True}
+    given = {"best_of": 1, "prompt_logprob_start": None, "spaces_between_special_tokens": True}
     assert SamplingParams(max_tokens=3, **given) == SamplingParams(max_tokens=3)
 
 

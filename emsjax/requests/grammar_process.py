@@ -1,0 +1,90 @@
+"""Compiles a regular expression to an automaton over bytes.
+
+A program of its own, because the library gives up the whole process if an automaton needs more
+memory than there is. It reads a task from standard input and writes its result to standard output,
+both in JSON.
+"""
+
+import base64
+import json
+import sys
+from array import array
+from typing import Any
+
+# The most memory of the process in bytes, and its seconds, where the system can limit them.
+_MEMORY, _SECONDS = 1 << 30, 10
+# Bytes that a pattern in a JSON text must not match: they would end the string, or be no JSON.
+_UNSAFE = frozenset([*range(0x20), ord('"'), ord("\\")])
+_WHITE = frozenset(b" \t\r\n")
+
+
+def main() -> None:
+    """Does one task."""
+    task = json.load(sys.stdin)
+    try:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+        resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    except (ImportError, ValueError, OSError):  # not every system has it
+        pass
+    try:
+        result = _result(task)
+    except MemoryError:
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no Exception
+        result = {"error": f"{error}"[:300]}
+    json.dump(result, sys.stdout)
+
+
+def _result(task: dict[str, Any]) -> dict[str, Any]:
+    """Returns the automaton's rows and final states, or an error."""
+    for pattern in task["patterns"]:
+        if _used(pattern) & _UNSAFE:
+            return {
+                "error": f"the pattern {pattern!r} allows a quote, a backslash or a control "
+                'character, as . does; exclude them, as in [^"\\\\\\x00-\\x1f]'
+            }
+    white = task["white"]
+    if white is not None and _used(white) - _WHITE:
+        return {"error": f"whitespace_pattern {white!r} allows more than white space"}
+    following, final = _automaton(task["regex"])
+    if len(final) > task["most"]:
+        return {"states": len(final)}
+    flat = array("i", [target for row in following for target in row])
+    return {"following": base64.b64encode(flat.tobytes()).decode(), "final": final}
+
+
+def _automaton(regex: str) -> tuple[list[list[int]], list[bool]]:
+    """Returns the state after each byte, -1 if it is not allowed, and which states are final."""
+    from outlines_core import Index, Vocabulary
+
+    # With bytes as tokens, an index is an automaton over bytes. The id 256 stands for the end.
+    index = Index(regex, Vocabulary(256, {bytes([byte]): [byte] for byte in range(256)}))
+    transitions = index.get_transitions()
+    first, ends = index.get_initial_state(), set(index.get_final_states())
+    states = [first, *(state for state in transitions if state != first)]
+    number = {state: place for place, state in enumerate(states)}
+    following = []
+    for state in states:
+        row = [-1] * 256
+        for byte, target in transitions.get(state, {}).items():
+            # Final states without a continuation need not be in the index.
+            if byte < 256:
+                if target not in number:
+                    number[target] = len(states)
+                    states.append(target)
+                row[byte] = number[target]
+        following.append(row)
+    return following, [state in ends for state in states]
+
+
+def _used(regex: str) -> frozenset[int]:
+    """Returns the bytes of all texts that a regular expression matches."""
+    following, _ = _automaton(regex)
+    return frozenset(byte for row in following for byte in range(256) if row[byte] >= 0)
+
+
+if __name__ == "__main__":
+    main()

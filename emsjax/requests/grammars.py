@@ -1,0 +1,155 @@
+"""Compiles structured outputs to automata for one model's vocabulary."""
+
+import base64
+import json
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emsjax.errors import UserError, short
+from emsjax.requests.json_object import json_object
+from emsjax.requests.json_schema import schema_regex
+from emsjax.requests.structured import StructuredOutputsParams
+from emsjax.sampling.automaton import Automaton, NothingFitsError, Vocabulary, make_automaton
+
+# Automata that are kept for later requests.
+_KEPT = 64
+_PROGRAM = Path(__file__).with_name("grammar_process.py")
+# Seconds after which a grammar is given up.
+_TIME_LIMIT = 20.0
+
+
+class Grammars:
+    """The automata of a model's structured outputs; those of the latest requests are kept."""
+
+    def __init__(self, token_bytes: Callable[[], list[bytes]], most_states: int, name: str):
+        """Reads nothing yet.
+
+        Args:
+          token_bytes: returns the bytes of all tokens.
+          most_states: the most states of an automaton.
+          name: the model's name for messages.
+        """
+        self._token_bytes, self._most, self._name = token_bytes, most_states, name
+        self._vocabulary: Vocabulary | None = None
+        self._made: OrderedDict[StructuredOutputsParams, Automaton | UserError] = OrderedDict()
+        # Any thread may ask. One grammar is compiled at a time.
+        self._lock = threading.Lock()
+
+    def automaton(self, params: StructuredOutputsParams) -> Automaton:
+        """Returns the automaton of an output, which a new one takes a moment to compile.
+
+        Raises:
+          UserError: the schema or regular expression is invalid or too large, no text fits it, or
+            the library that compiles it is missing.
+        """
+        with self._lock:
+            made = self._made.get(params)
+            if made is None:
+                try:
+                    made = self._make(params)
+                except UserError as error:
+                    made = error
+                self._made[params] = made
+                if len(self._made) > _KEPT:
+                    self._made.popitem(last=False)
+            self._made.move_to_end(params)
+        if isinstance(made, UserError):
+            raise UserError(str(made))
+        return made
+
+    def _make(self, params: StructuredOutputsParams) -> Automaton:
+        if self._vocabulary is None:
+            self._vocabulary = Vocabulary(self._token_bytes())
+        if params.json_object:
+            following, final = json_object()
+        elif params.choice is not None:
+            following, final = _of_texts(params.choice, self._most)
+        else:
+            following, final = _compiled(params, self._most)
+        try:
+            return make_automaton(self._vocabulary, following, final)
+        except NothingFitsError:
+            raise UserError(
+                f"no text that {self._name} can write fits structured_outputs; allow more"
+            ) from None
+
+
+def _compiled(params: StructuredOutputsParams, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the automaton over bytes: the state after each byte, and which states are final."""
+    what, result = _kind(params), _run(_task(params, most))
+    if result is None or "states" in result:
+        raise _too_large(
+            what, f"{result['states']} states" if result else "too much memory or time", most
+        )
+    if "error" in result:
+        raise UserError(f"{what} cannot be compiled ({result['error']}); change it")
+    following = np.frombuffer(base64.b64decode(result["following"]), np.int32).reshape(-1, 256)
+    return following, np.asarray(result["final"], np.bool_)
+
+
+def _too_large(what: str, size: str, most: int) -> UserError:
+    return UserError(
+        f"{what} needs {size}, more than the {most} states that fit on the device; shorten it, "
+        "bound its lengths, or give fewer choices"
+    )
+
+
+def _of_texts(texts: Sequence[str], most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the automaton of some texts: a state for each beginning."""
+    numbers, ends = {b"": 0}, {text.encode() for text in texts}
+    for text in ends:
+        for length in range(1, len(text) + 1):
+            numbers.setdefault(text[:length], len(numbers))
+        if len(numbers) > most:
+            raise _too_large(f"the list of {len(texts)} choices", f"over {most} states", most)
+    following = np.full((len(numbers), 256), -1, np.int32)
+    for text, number in numbers.items():
+        if text:
+            following[numbers[text[:-1]], text[-1]] = number
+    return following, np.asarray([text in ends for text in numbers])
+
+
+def _kind(params: StructuredOutputsParams) -> str:
+    if params.json is not None:
+        return "the JSON schema"
+    return f"the regular expression {short(params.regex)}"
+
+
+def _task(params: StructuredOutputsParams, most: int) -> dict[str, Any]:
+    """Returns what `grammar_process` reads."""
+    white = params.whitespace_pattern
+    patterns: list[str] = []
+    if params.json is not None:
+        regex, patterns = schema_regex(str(params.json), "[ ]?" if white is None else white)
+    else:
+        regex = str(params.regex)
+    return {"regex": regex, "patterns": patterns, "white": white, "most": most}
+
+
+def _run(task: dict[str, Any]) -> dict[str, Any] | None:
+    """Runs a task in a process of its own; returns None if it took too much."""
+    if find_spec("outlines_core") is None:
+        raise UserError(
+            "structured outputs need outlines_core, which is not installed; "
+            "pip install 'emsjax[structured]'"
+        )
+    try:
+        done = subprocess.run(
+            # The folder of the program holds other modules, which must not be found.
+            [sys.executable, "-P", str(_PROGRAM)],
+            input=json.dumps(task).encode(),
+            capture_output=True,
+            timeout=_TIME_LIMIT,
+            check=False,
+        )
+        return dict(json.loads(done.stdout)) if done.returncode == 0 else None
+    except subprocess.TimeoutExpired:
+        return None
