@@ -10,6 +10,9 @@ DRAFT_LENGTH = 7
 # Far more than any device decodes together, and few enough for all arithmetic on sizes.
 MAX_BATCH_SIZE = 65536
 
+# Far more than any machine has, and as many as a model has heads.
+MAX_DEVICES = 1024
+
 # jax and NumPy take seeds of 64 bits.
 MAX_SEED = 2**63 - 1
 

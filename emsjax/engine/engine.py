@@ -3,6 +3,8 @@
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
+from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental.layout import Format, Layout
 
+from emsjax.engine.devices import CACHE, ONE, SAME, Devices
 from emsjax.engine.drafter import Drafter, Sharing
 from emsjax.engine.holes import no_holes
 from emsjax.engine.job import Finished, Job
@@ -25,6 +28,7 @@ from emsjax.engine.stream import decode_stream
 from emsjax.engine.trace_record import no_drafts
 from emsjax.limits import MAX_STOP_IDS
 from emsjax.sampling.choose import Chosen, choose
+from emsjax.sampling.divided import choose_divided
 from emsjax.sampling.rows import Rows
 from emsjax.sampling.state import SamplingState, empty_sampling
 
@@ -51,6 +55,7 @@ class Engine:
         trace: bool = False,
         choose: Callable[[jax.Array, Rows, DecodeState], Chosen] = choose,
         new_cache: Callable[[jax.ShapeDtypeStruct], jax.Array] = jnp.zeros_like,
+        devices: Devices = ONE,
     ):
         """Prepares the programs; the first `run` compiles them and allocates the state.
 
@@ -67,15 +72,20 @@ class Engine:
           choose: turns the target's logits into tokens; simulations replace it.
           new_cache: makes an array of the K/V cache, of this shape and type. Its elements may be
             anything.
+          devices: that share the model. If there are several, the model's weights must lie on them.
         """
         self.num_slots, self.capacity = num_slots, capacity
         self.ladder = tuple(ladder)
-        self._costs, self.policy = costs, policy
-        self.trace, self._choose, self._new_cache = trace, choose, new_cache
+        self._costs, self.policy, self.devices = costs, policy, devices
+        self.trace, self._new_cache = trace, new_cache
+        # Devices that share a model have their own part of the logits each.
+        divided = devices.number > 1
+        self._choose = partial(choose_divided, choose, model.vocab_size) if divided else choose
         self._token_classes = np.zeros(model.vocab_size, np.uint8)
         self._graphdef, self.params = nnx.split(model)
         self.cache_spec = model.cache_spec(num_slots, capacity)
         self._drafter, self._dtype = drafter, model.dtype
+        self._weights = devices.on_all(drafter.weights)
         # TPUs and newer GPUs would round float32 operands of a product to fewer bits.
         self.precision = "highest" if model.dtype == jnp.float32 else None
 
@@ -103,14 +113,16 @@ class Engine:
                 return state.replace(drafter=drafter.share(state.drafter, slot, source, cached))
             return state.replace(drafter=drafter.admit(state.drafter, slot))
 
-        self._decode = jax.jit(decode, donate_argnums=3)
-        self._decode_sampled = jax.jit(decode_sampled, donate_argnums=3)
-        self._admit = jax.jit(admit_job, donate_argnums=0)
-        self._release = jax.jit(_release, donate_argnums=0)
-        self._copy_prefix = jax.jit(copy_prefix, donate_argnums=0)
-        self.empty = jax.jit(self._empty)
-        self.around = jax.jit(self._around, donate_argnums=0)
-        self._make_sampling = jax.jit(self._empty_sampling)
+        program, held = devices.program, devices.specs_of((self.params, self._weights))
+        run_specs = (*held, SAME, _STATE, SAME, SAME)
+        self._decode = program(decode, run_specs, _STATE, donate=(3,))
+        self._decode_sampled = program(decode_sampled, run_specs, _STATE, donate=(3,))
+        self._admit = program(admit_job, (_STATE, *[SAME] * 8), _STATE, donate=(0,))
+        self._release = program(_release, (_STATE, SAME), _STATE, donate=(0,))
+        self._copy_prefix = program(copy_prefix, (CACHE, SAME, SAME, SAME), CACHE, donate=(0,))
+        self.empty = program(self._empty, (), _STATE)
+        self.around = program(self._around, (CACHE,), _STATE, donate=(0,))
+        self._make_sampling = program(self._empty_sampling, (SAME,), SAME)
         self._idle: DecodeState | None = None
         # What jobs that sample need, once it is being compiled beside a run.
         self._beside: Future[None] | None = None
@@ -164,6 +176,7 @@ class Engine:
             stay valid.
         """
         self._drafter = drafter
+        self._weights = self.devices.on_all(drafter.weights)
 
     def setup(self, params: nnx.State) -> Setup:
         """Returns the parts of the loop, with these weights."""
@@ -179,19 +192,16 @@ class Engine:
         """Lowers the decode program, to compile it and inspect the result.
 
         Args:
-          sharding: the placement of the arguments. It may name a device that you do not have.
+          sharding: the placement of the arguments. It may name a device that you do not have. None
+            for the default device, or for the devices that share the model.
           sampling: lower the program for batches in which some slots do not take the likeliest
             token.
         """
-        classes = jnp.asarray(self.token_classes)
-
-        def empty() -> DecodeState:
-            state = self._empty()
-            return state.replace(sampling=self._empty_sampling(classes) if sampling else None)
-
         scalar, flag = (jax.ShapeDtypeStruct((), t) for t in (jnp.int32, jnp.bool))
-        costs = self.costs
-        weights = self.drafter.weights
+        others = (self.costs, self._abstract_state(sampling=sampling), scalar, flag)
+        program = self._decode_sampled if sampling else self._decode
+        if self.devices.number > 1:
+            return program.lower(self.params, self._weights, *others)
 
         def put(x: Any, place: Format | jax.sharding.Sharding | None) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
@@ -201,13 +211,19 @@ class Engine:
             by_row = Layout(tuple(range(x.ndim)))
             return put(x, None if sharding is None else Format(by_row, sharding))
 
-        others = (costs, jax.eval_shape(empty), scalar, flag)
         placed = (
-            *jax.tree.map(put_by_row, (self.params, weights)),
+            *jax.tree.map(put_by_row, (self.params, self._weights)),
             *jax.tree.map(lambda x: put(x, sharding), others),
         )
-        program = self._decode_sampled if sampling else self._decode
         return program.lower(*placed)
+
+    def _abstract_state(self, *, sampling: bool) -> DecodeState:
+        """Returns the shapes of the state, and their places if devices share the model."""
+        state = jax.eval_shape(self.empty)
+        if sampling:
+            classes = jnp.asarray(self.token_classes)
+            state = state.replace(sampling=jax.eval_shape(self._make_sampling, classes))
+        return self.devices.abstract(state, _STATE)
 
     def _empty(self) -> DecodeState:
         return self._around(jax.tree.map(self._new_cache, self.cache_spec))
@@ -274,7 +290,7 @@ class Engine:
         """Steps until the host has something to do, see `loop.run`."""
         limits = np.int32(max_steps), np.bool(others_wait)
         program = self._decode if state.sampling is None else self._decode_sampled
-        return program(self.params, self.drafter.weights, self.costs, state, *limits)
+        return program(self.params, self._weights, self.costs, state, *limits)
 
     def ready_for(self, state: DecodeState, job: Job) -> bool:
         """Returns whether a job can be admitted to a running batch at once.
@@ -294,8 +310,7 @@ class Engine:
         """Compiles what `admit` and the steps after it run once a slot samples."""
         classes = jnp.asarray(self.token_classes)
         self._make_sampling.lower(classes).compile()
-        state = jax.eval_shape(self._empty)
-        state = state.replace(sampling=jax.eval_shape(self._empty_sampling, classes))
+        state = self._abstract_state(sampling=True)
         slot = np.int32(0)
         self._admit.lower(state, slot, slot, *self._request(job, 0)).compile()
         self._release.lower(state, slot).compile()
@@ -354,6 +369,12 @@ class Engine:
         stop_ids[: len(job.stop_ids)] = job.stop_ids
         max_len = min(length + job.max_tokens, self.capacity)
         return prompt, *map(np.int32, (length, cached, max_len)), stop_ids, job.choice
+
+
+# The place of the state on devices that share a model.
+_STATE = DecodeState(
+    **{field.name: CACHE if field.name == "cache" else SAME for field in fields(DecodeState)}
+)
 
 
 def _release(state: DecodeState, slot: jax.Array) -> DecodeState:

@@ -90,6 +90,10 @@ def _generate(
         str | None,
         _option("--kv-dtype", "int8: half the cache's memory. (default: none)", _MODEL, "int8"),
     ] = None,
+    tensor_parallel: Annotated[
+        int | None,
+        _number("--tensor-parallel", "Devices that share the model. (default: 1)", _MODEL),
+    ] = None,
     batch_size: Annotated[
         int | None,
         _number("--batch-size", "Samples decoded together. (default: 8)", _MODEL),
@@ -229,7 +233,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = command.parse(_app, "generate", arguments)
         return job.run(options, started) if isinstance(options, Options) else options
 
-    return command.run(body, _app, {"max_batch_size": "--batch-size"})
+    names = {"max_batch_size": "--batch-size", "tensor_parallel_size": "--tensor-parallel"}
+    return command.run(body, _app, names)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ class Options:
     dtype: str = "auto"
     quantize: str | None = None
     kv_dtype: str | None = None
+    tensor_parallel: int | None = None
     planner: bool = True
     exact: bool = False
     ignore_eos: bool = False
@@ -100,6 +101,7 @@ class Options:
             "dtype": self.dtype,
             "quantize": self.quantize,
             "kv_dtype": self.kv_dtype,
+            "tensor_parallel_size": self.tensor_parallel,
             "max_batch_size": self.batch_size,
             "max_model_len": self.max_model_len,
             "draft_model": self.draft_model,
@@ -151,7 +153,8 @@ def _check_given(options: Options) -> None:
 
 
 def _check_positive(options: Options) -> None:
-    for name in ("batch_size", "max_model_len", "draft_length", "max_ngram", "min_ngram"):
+    sizes = ("batch_size", "tensor_parallel", "max_model_len", "draft_length")
+    for name in (*sizes, "max_ngram", "min_ngram"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"{_flag(name)} {value} is too small; give 1 or more.")

@@ -33,7 +33,7 @@ def shipped_draft(target: LoadedModel, kind: str = RECURRENT) -> Path | None:
     """Returns the directory of the draft that this package ships for the target, or None."""
     for file in sorted(_SHIPPED.glob(f"*/{MANIFEST}")):
         manifest = read_manifest(file.parent)
-        if manifest.kind == kind and is_for(manifest, target.model.embedding_kernel):
+        if manifest.kind == kind and is_for(manifest, target.model):
             return file.parent
     return None
 
@@ -158,14 +158,15 @@ def _trained(
             f"{difference}; train a draft for {target.name} with `python -m emsjax.train`"
         )
     draft, token_ids = read_draft(directory, model.dtype)
-    if token_ids[-1] >= embedding.shape[0]:
+    if token_ids[-1] >= model.vocab_size:
         raise UserError(
             f"the draft {directory} is damaged (its token ids go up to {token_ids[-1]}, but "
-            f"{target.name} has {embedding.shape[0]} tokens); train it again with "
+            f"{target.name} has {model.vocab_size} tokens); train it again with "
             "`python -m emsjax.train`"
         )
     graphdef, params = nnx.split(draft)
-    name, params = f"{directory.name} {manifest.sizes}", jax.tree.map(put_by_row, params)
+    name = f"{directory.name} {manifest.sizes}"
+    params = jax.tree.map(partial(put_by_row, place=target.devices.everywhere), params)
     shared = share(target, token_ids)
     if manifest.kind == OWN_LAYERS:
         config, parts = draft.config, (graphdef, params, shared)
@@ -188,7 +189,7 @@ def _difference(manifest: DraftManifest, target: LoadedModel) -> str | None:
         for name, size in (ours | {"hidden_size": model.hidden_size}).items():
             if sizes[name] != size:
                 return f", whose {name} is {size} and not {sizes[name]}"
-    return None if is_for(manifest, model.embedding_kernel) else ""
+    return None if is_for(manifest, model) else ""
 
 
 def _own_layers(
@@ -241,5 +242,5 @@ def share(target: LoadedModel, token_ids: Any) -> Shared:
     The embedding is shared. Only the output projection's rows for `token_ids` are copied.
     """
     ids = jnp.asarray(token_ids, jnp.int32)
-    head = picked(target.model.output_kernel, ids)
-    return Shared(target.model.embedding_kernel, head, ids)
+    head = target.devices.to_all(picked(target.model.output_kernel, ids))
+    return Shared(target.model.embedding_table, head, ids)

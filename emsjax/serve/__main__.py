@@ -71,6 +71,10 @@ def _serve(
         str | None,
         _option("--kv-dtype", "int8: half the cache's memory. (default: none)", _MODEL, "int8"),
     ] = None,
+    tensor_parallel: Annotated[
+        int | None,
+        _option("--tensor-parallel", "Devices that share the model. (default: 1)", _MODEL, "N"),
+    ] = None,
     batch_size: Annotated[
         int | None, _option("--batch-size", "Outputs decoded together. (default: 8)", _MODEL, "N")
     ] = None,
@@ -128,7 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return run(options)
 
-    return command.run(body, _app, {"max_batch_size": "--batch-size"})
+    names = {"max_batch_size": "--batch-size", "tensor_parallel_size": "--tensor-parallel"}
+    return command.run(body, _app, names)
 
 
 def _check_installed() -> None:

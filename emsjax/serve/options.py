@@ -6,7 +6,7 @@ from typing import Any
 from emsjax.errors import UserError
 
 # The options that `LLM` takes under another name, and those that only the server has.
-_RENAMED = {"batch_size": "max_batch_size"}
+_RENAMED = {"batch_size": "max_batch_size", "tensor_parallel": "tensor_parallel_size"}
 _SERVER = frozenset(
     {
         *("host", "port", "api_key", "served_model_name", "max_body_mb", "max_waiting"),
@@ -46,6 +46,7 @@ class Options:
     dtype: str = "auto"
     quantize: str | None = None
     kv_dtype: str | None = None
+    tensor_parallel: int | None = None
     batch_size: int | None = None
     prefix_slots: int = 0
     max_model_len: int | None = None
