@@ -156,7 +156,7 @@ class LLM:
         check_whole("seed", seed, 0, MAX_SEED)
         use_compile_cache()
         check_device()
-        devices = shared_by(tensor_parallel_size)
+        devices = shared_by(tensor_parallel_size, ordered_sums=exact)
         if kv_dtype is None:  # on CPU, the compiled attention reads no other caches
             compile_ahead(dtype)
         loaded = load_model(

@@ -57,7 +57,7 @@ class Attention(nnx.Module):
             config.hidden_size,
             bias=config.out_bias,
             rngs=rngs,
-            summed=config.shards > 1,
+            summed=config.sums,
         )
         self.q_norm = heads_norm(config, num_heads)
         self.k_norm = heads_norm(config, num_kv_heads)

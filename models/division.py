@@ -18,8 +18,13 @@ from emsjax.shapes import SHARDS
 _ROWS, _COLUMNS = -2, -1
 
 
-def share_of(config: DecoderConfig, shards: int) -> DecoderConfig:
+def share_of(config: DecoderConfig, shards: int, *, ordered_sums: bool = False) -> DecoderConfig:
     """Returns the configuration of each of the devices that share a model.
+
+    Args:
+      config: of the whole model.
+      shards: the number of devices.
+      ordered_sums: see `DecoderConfig`.
 
     Raises:
       ValueError: the model cannot be divided so; the message says what is not divisible.
@@ -36,6 +41,7 @@ def share_of(config: DecoderConfig, shards: int) -> DecoderConfig:
         intermediate_size=config.intermediate_size // shards,
         experts=None if experts is None else replace(experts, width=experts.width // shards),
         shards=shards,
+        ordered_sums=ordered_sums,
     )
 
 

@@ -65,8 +65,8 @@ class ExpertMLP(nnx.Module):
         self.up = ExpertLinear(experts.number, width, up, bias=bias, rngs=rngs)
         self.down = ExpertLinear(experts.number, inner, width, bias=bias, rngs=rngs)
         self.down.summed = config.shards > 1
+        self.summed = config.sums
         self.experts = experts
-        self.divided = config.shards > 1
         self.kind = config.activation, config.gated, config.clamped_gate
 
     def __call__(self, x: jax.Array, context: LayerContext) -> jax.Array:
@@ -78,7 +78,7 @@ class ExpertMLP(nnx.Module):
         up = self.up(to_tiles(x, tiles), layer, tiles)
         inner = activated(up, *self.kind)
         y = from_tiles(self.down(inner, layer, tiles), shares, tiles)
-        return sum_of_shards(y) if self.divided else y
+        return y if self.summed is None else sum_of_shards(y, self.summed)
 
     def _choose(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the share [T, C] in float32 and the number of each row's experts."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from emsjax.engine.packing import PackedBatch
-from emsjax.models.config import Activation, ClampedGate, DecoderConfig, Rope
+from emsjax.models.config import Activation, ClampedGate, DecoderConfig, Rope, Sums
 from emsjax.models.shared_rows import sum_of_shards
 from emsjax.pallas_kernels.backends import target_platform
 from emsjax.pallas_kernels.int8_cache import Cache
@@ -72,7 +72,13 @@ class Linear(nnx.Module):
     quantisable: ClassVar[str] = "kernel"
 
     def __init__(
-        self, num_in: int, num_out: int, *, bias: bool, rngs: nnx.Rngs, summed: bool = False
+        self,
+        num_in: int,
+        num_out: int,
+        *,
+        bias: bool,
+        rngs: nnx.Rngs,
+        summed: Sums | None = None,
     ):
         """Makes random weights.
 
@@ -81,7 +87,7 @@ class Linear(nnx.Module):
           num_out: width of the results.
           bias: whether there is a bias.
           rngs: for the weights.
-          summed: whether each device has a part of the inputs, so that their results are added.
+          summed: how the devices' results are added if each has a part of the inputs.
         """
         init = nnx.initializers.normal(num_in**-0.5)
         self.summed = summed
@@ -104,29 +110,29 @@ class Linear(nnx.Module):
         """
         weights = self.weights
         y = matmul(x, weights) if layer is None else layer_matmul(x, weights, layer=layer)
-        if self.summed:
-            y = sum_of_shards(y)
+        if self.summed is not None:
+            y = sum_of_shards(y, self.summed)
         return y if self.bias is None else y + self.bias[...][None].astype(y.dtype)
 
 
 class RMSNorm(nnx.Module):
     """Computes x / rms(x) * scale over the last axis, in float32; with offset, * (1 + scale).
 
-    If divided, each device has an equal part of the axis.
+    If devices' squares are summed, each has an equal part of the axis.
     """
 
-    def __init__(self, width: int, eps: float, *, offset: bool = False, divided: bool = False):
+    def __init__(self, width: int, eps: float, *, offset: bool = False, summed: Sums | None = None):
         self.scale = nnx.Param(jnp.full((width,), 0.0 if offset else 1.0, jnp.float32))
         self.eps = eps
         self.offset = offset
-        self.divided = divided
+        self.summed = summed
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises x [..., width] of any float type; returns the same shape and type."""
         wide = x.astype(jnp.float32)
         square = jnp.mean(wide**2, axis=-1, keepdims=True)
-        if self.divided:
-            square = jax.lax.pmean(square, SHARDS)
+        if self.summed is not None:
+            square = sum_of_shards(square, self.summed) / jax.lax.axis_size(SHARDS)
         normal = wide * jax.lax.rsqrt(square + self.eps)
         if self.offset:  # the families that do this multiply before they round
             scale = 1 + self.scale[...].astype(jnp.float32)
@@ -178,9 +184,9 @@ def heads_norm(config: DecoderConfig, heads: int) -> RMSNorm | LayerNorm | None:
     if config.qk_norm == "head":
         return norm(config, config.head_dim)
     whole = norm(config, config.head_dim * heads)
-    if config.shards > 1:
+    if config.sums is not None:
         assert isinstance(whole, RMSNorm)
-        whole.divided = True
+        whole.summed = config.sums
     return whole
 
 
@@ -288,7 +294,7 @@ class MLP(nnx.Module):
             config.hidden_size,
             bias=config.mlp_bias,
             rngs=rngs,
-            summed=config.shards > 1,
+            summed=config.sums,
         )
         self.kind = config.activation, config.gated, config.clamped_gate
 

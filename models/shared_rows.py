@@ -3,11 +3,13 @@
 These functions run inside `jax.shard_map` over the axis `SHARDS`, see `engine.devices`.
 """
 
+import functools
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
+from emsjax.models.config import Sums
 from emsjax.pallas_kernels.quantised import Weights, take_rows
 from emsjax.shapes import SHARDS
 
@@ -28,9 +30,17 @@ class DividedRows:
 Table = Weights | DividedRows
 
 
-def sum_of_shards(parts: jax.Array) -> jax.Array:
-    """Returns the sum of all devices' arrays, the same on each."""
-    return jax.lax.psum(parts, SHARDS)
+def sum_of_shards(part: jax.Array, sums: Sums = "in any order") -> jax.Array:
+    """Returns the sum of all devices' arrays, the same on each.
+
+    In order, the parts of the first device come first, in float32. This sends as many times more as
+    there are devices. Otherwise the devices may add a number's parts in an order that depends on
+    its place.
+    """
+    if sums == "in any order":
+        return jax.lax.psum(part, SHARDS)
+    parts = jax.lax.all_gather(part, SHARDS, to="invarying").astype(jnp.float32)
+    return functools.reduce(jnp.add, list(parts)).astype(part.dtype)
 
 
 def only_on_first(array: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from emsjax.errors import UserError
@@ -29,9 +30,11 @@ class Devices:
 
     Attributes:
       mesh: of one axis `SHARDS`; None for the default device alone.
+      ordered_sums: whether they add their results one after another, as `exact` needs.
     """
 
     mesh: Mesh | None = None
+    ordered_sums: bool = False
 
     @property
     def number(self) -> int:
@@ -89,14 +92,17 @@ class Devices:
         return jax.tree.map(self._spec_of, tree)
 
     def on_all(self, tree: Any) -> Any:
-        """Returns a tree of arrays on the mesh: those that are not there yet, on every device."""
+        """Returns a tree of arrays on the mesh: those that are not there yet, on every device.
+
+        For devices that are not in this process, it is a tree of shapes.
+        """
         if self.mesh is None:
             return tree
 
         def put(x: Any) -> Any:
             if self._is_there(x):
                 return x
-            if isinstance(x, jax.ShapeDtypeStruct):
+            if isinstance(x, jax.ShapeDtypeStruct) or self._absent:
                 return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.everywhere)
             return jax.device_put(x, self.everywhere)
 
@@ -113,6 +119,11 @@ class Devices:
             self.places(wide),
         )
 
+    @property
+    def _absent(self) -> bool:
+        """Whether programs can be compiled for these devices, but not run."""
+        return self.mesh is not None and self.mesh.devices.flat[0] not in jax.devices()
+
     def _is_there(self, x: Any) -> bool:
         place = getattr(x, "sharding", None)
         return isinstance(place, NamedSharding) and place.mesh == self.mesh
@@ -124,8 +135,12 @@ class Devices:
 ONE = Devices()
 
 
-def shared_by(number: int) -> Devices:
+def shared_by(number: int, *, ordered_sums: bool = False) -> Devices:
     """Returns the first devices of this process, so many that share a model.
+
+    Args:
+      number: how many.
+      ordered_sums: see `Devices`.
 
     Raises:
       UserError: there are fewer.
@@ -137,4 +152,9 @@ def shared_by(number: int) -> Devices:
             f"tensor_parallel_size={number} needs as many devices, and jax sees {there}; give "
             f"at most {len(found)}"
         )
-    return ONE if number == 1 else Devices(Mesh(np.asarray(found[:number]), (SHARDS,)))
+    if number == 1:
+        return ONE
+    # All chips of a host in the order of their links, if there is one.
+    whole = number == len(found)
+    chosen = create_device_mesh((number,), found) if whole else np.asarray(found[:number])
+    return Devices(Mesh(chosen, (SHARDS,)), ordered_sums)

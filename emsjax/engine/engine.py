@@ -200,22 +200,20 @@ class Engine:
         scalar, flag = (jax.ShapeDtypeStruct((), t) for t in (jnp.int32, jnp.bool))
         others = (self.costs, self._abstract_state(sampling=sampling), scalar, flag)
         program = self._decode_sampled if sampling else self._decode
-        if self.devices.number > 1:
-            return program.lower(self.params, self._weights, *others)
+        divided = self.devices.number > 1
 
         def put(x: Any, place: Format | jax.sharding.Sharding | None) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
 
         def put_by_row(x: Any) -> jax.ShapeDtypeStruct:
             # As `host.device` places weights on a TPU; other devices order axes so anyway.
-            by_row = Layout(tuple(range(x.ndim)))
-            return put(x, None if sharding is None else Format(by_row, sharding))
+            by_row, place = Layout(tuple(range(x.ndim))), x.sharding if divided else sharding
+            return put(x, None if place is None else Format(by_row, place))
 
-        placed = (
-            *jax.tree.map(put_by_row, (self.params, self._weights)),
-            *jax.tree.map(lambda x: put(x, sharding), others),
-        )
-        return program.lower(*placed)
+        weights = jax.tree.map(put_by_row, (self.params, self._weights))
+        if not divided:
+            others = jax.tree.map(lambda x: put(x, sharding), others)
+        return program.lower(*weights, *others)
 
     def _abstract_state(self, *, sampling: bool) -> DecodeState:
         """Returns the shapes of the state, and their places if devices share the model."""

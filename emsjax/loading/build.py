@@ -56,7 +56,9 @@ def shape_of_model(
     Raises:
       ValueError: so many devices cannot share it.
     """
-    graphdef, params = _split(share_of(config, devices.number), dtype)
+    graphdef, params = _split(
+        share_of(config, devices.number, ordered_sums=devices.ordered_sums), dtype
+    )
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params)
     model = nnx.merge(graphdef, params)
     if quantize is not None:
@@ -111,32 +113,32 @@ def read_weights(
     graphdef, abstract = _with_int8(graphdef, abstract, chosen)
     whole = model_config(opened.hf_config)
     if devices.number > 1:
-        own = share_of_each(whole, devices.number, opened.name)
+        own = share_of_each(whole, devices, opened.name)
         graphdef, _ = _with_int8(*_split(own, dtype), chosen)
     division = Division(devices, whole)
     params = load_params(abstract, parameters, opened.source, jnp.dtype(dtype), division, progress)
     return graphdef, params
 
 
-def share_of_each(config: DecoderConfig, number: int, name: str) -> DecoderConfig:
+def share_of_each(config: DecoderConfig, devices: Devices, name: str) -> DecoderConfig:
     """Returns the configuration of each of the devices that share a model.
 
     Args:
       config: of the whole model.
-      number: how many devices there are.
+      devices: the devices.
       name: the model's name for messages.
 
     Raises:
       UserError: so many devices cannot share it.
     """
     try:
-        return share_of(config, number)
+        return share_of(config, devices.number, ordered_sums=devices.ordered_sums)
     except ValueError as problem:
         *others, last = map(str, possible_shares(config))
         possible = f"{', '.join(others)} or {last}" if others else last
         raise UserError(
-            f"tensor_parallel_size={number} does not divide {name}, which has {problem}; give "
-            f"{possible}"
+            f"tensor_parallel_size={devices.number} does not divide {name}, which has {problem}; "
+            f"give {possible}"
         ) from None
 
 
