@@ -28,9 +28,9 @@ from emsjax.engine.stream import decode_stream
 from emsjax.engine.trace_record import no_drafts
 from emsjax.limits import MAX_STOP_IDS
 from emsjax.sampling.choose import Chosen, choose
-from emsjax.sampling.divided import choose_divided
 from emsjax.sampling.rows import Rows
 from emsjax.sampling.state import SamplingState, empty_sampling
+from emsjax.sampling.vocabulary import DividedVocabulary
 
 # The place of the tokens that are cached already in `Engine._request`.
 _CACHED = 2
@@ -80,7 +80,8 @@ class Engine:
         self.trace, self._new_cache = trace, new_cache
         # Devices that share a model have their own part of the logits each.
         divided = devices.number > 1
-        self._choose = partial(choose_divided, choose, model.vocab_size) if divided else choose
+        vocabulary = DividedVocabulary(model.vocab_size)
+        self._choose = partial(choose, vocabulary=vocabulary) if divided else choose
         self._token_classes = np.zeros(model.vocab_size, np.uint8)
         self._graphdef, self.params = nnx.split(model)
         self.cache_spec = model.cache_spec(num_slots, capacity)

@@ -1,6 +1,6 @@
 """Cases for `test_divided.py`, which runs them in a process with eight devices."""
 
-import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -14,8 +14,11 @@ from emsjax.engine.devices import SAME, shared_by
 from emsjax.errors import UserError
 from emsjax.loading.build import shape_of_model
 from emsjax.loading.load import load_model
+from emsjax.sampling.choice import make_choice
 from emsjax.sampling.choose import choose
-from emsjax.sampling.divided import choose_divided
+from emsjax.sampling.rows import rows_after
+from emsjax.sampling.state import admit_choice, count_tokens, empty_sampling
+from emsjax.sampling.vocabulary import DividedVocabulary
 from emsjax.shapes import SHARDS
 from tests import tiny
 from tests.engine.collectives import check_no_copy_of_the_share, collectives
@@ -90,6 +93,21 @@ def test_a_step_exchanges_two_sums_a_layer_and_one_choice():
     check_no_copy_of_the_share(engine, compiled, "scatter")
 
 
+@SLOW
+def test_sampling_exchanges_no_logits():
+    devices = shared_by(4)
+    model = shape_of_model(PLAIN, jnp.dtype(jnp.float32), devices=devices)
+    engine = make_engine(model, "none", 8, capacity=2048, devices=devices, make=one_rung)
+    found = collectives(engine.lower(sampling=True).compile().as_text())
+    sizes = [
+        np.prod([int(size) for size in shape.partition("[")[2].rstrip("]").split(",") if size])
+        for _, shape in (kind.split(" ") for kind in found)
+    ]
+    rows = engine.ladder[0].capacity
+    # The most is sent to find the 128 likeliest tokens.
+    assert max(sizes) == 4 * 2 * rows * 128 < rows * PLAIN.vocab_size
+
+
 def test_what_differs_between_devices_cannot_pass_for_the_same():
     def different() -> jax.Array:
         return jax.lax.axis_index(SHARDS)
@@ -99,27 +117,92 @@ def test_what_differs_between_devices_cannot_pass_for_the_same():
         program.lower()
 
 
+def choose_in_parts(number: int, logits: np.ndarray, rows: Any, state: Any) -> Any:
+    """Chooses as devices do that have a part of the logits each, padded as a model pads them."""
+    vocab_size, part = logits.shape[1], 128
+    padding = ((0, 0), (0, number * part - vocab_size))
+    padded = np.pad(logits, padding, constant_values=-np.inf)
+    vocabulary = DividedVocabulary(vocab_size)
+
+    def chosen(logits: jax.Array, rows: Any, state: Any) -> Any:
+        return choose(logits, rows, state, vocabulary)
+
+    places = PartitionSpec(None, SHARDS), SAME, SAME
+    return shared_by(number).program(chosen, places, SAME)(padded, rows, state)
+
+
 @pytest.mark.parametrize("number", [2, 8])
-def test_a_choice_from_parts_is_that_from_all_logits(number: int):
+def test_the_likeliest_token_of_parts_is_that_of_all_logits(number: int):
     rng = np.random.default_rng(number)
-    vocab_size, part = 203, 128
-    logits = rng.normal(size=(64, vocab_size)).astype(np.float32)
+    logits = rng.normal(size=(64, 203)).astype(np.float32)
     logits[:16] = np.round(logits[:16])  # ties
-    places = rng.integers(0, vocab_size, 64)
     for row, bad in ((16, np.nan), (17, np.inf), (18, -np.inf), (19, np.nan)):
-        logits[row, places[row]] = bad
-    logits[20] = -np.inf
+        logits[row, rng.integers(0, 203)] = bad
     logits[19] = np.where(np.isnan(logits[19]), np.nan, -np.inf)
-    padded = np.pad(logits, ((0, 0), (0, number * part - vocab_size)), constant_values=-np.inf)
-    state: Any = dataclasses.make_dataclass("State", ["sampling"])(None)
-    chosen = shared_by(number).program(
-        lambda x: choose_divided(choose, vocab_size, x, None, state).tokens,  # type: ignore[arg-type]
-        (PartitionSpec(None, SHARDS),),
-        SAME,
-    )(padded)
+    logits[20] = -np.inf
+    state = _Slots(None)
     alone = choose(jnp.asarray(logits), None, state).tokens  # type: ignore[arg-type]
-    np.testing.assert_array_equal(chosen, alone)
+    np.testing.assert_array_equal(choose_in_parts(number, logits, None, state).tokens, alone)
     assert set(np.flatnonzero(np.asarray(alone) < 0)) == {16, 17, 19, 20}
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class _Slots:
+    """The part of the state of all slots that choosing reads."""
+
+    sampling: Any
+    live: Any = None
+    tokens: Any = None
+    lens: Any = None
+    stop_ids: Any = None
+
+
+BIAS = np.zeros(303, np.float32)
+BIAS[[5, 140, 302]] = 4.0, -np.inf, 2.0
+CHOICES = (
+    {"temperature": 0.8},
+    {"temperature": 1.2, "top_p": 0.7, "logprobs": True},
+    {"temperature": 1.0, "top_k": 7, "top_p": 0.9},
+    {"temperature": 1.0, "top_k": 200, "min_p": 0.01},
+    {"repetition_penalty": 1.5, "frequency_penalty": 0.3, "presence_penalty": 0.2, "min_len": 99},
+    {"temperature": 0.7, "bias": BIAS, "no_repeat_ngram_size": 2, "logprobs": True},
+    {"words": ((4, 5), (8, 9, 290)), "logprobs": True},
+    {"temperature": 0.9, "scheduled": ((12, 7, True), (12, 280, True), (13, 150, False))},
+)
+
+
+def test_a_sampled_token_of_parts_is_that_of_all_logits():
+    """With every setting, in a batch of all."""
+    rng, slots, length = np.random.default_rng(0), len(CHOICES), 12
+    vocab_size = len(BIAS)
+    text = rng.integers(0, vocab_size, (slots, 32)).astype(np.int32)
+    text[6, 9:12], text[6, 11] = (1, 8, 9), 9
+    sampling = empty_sampling(slots, 32, jnp.zeros(vocab_size, jnp.uint8))
+    for slot, given in enumerate(CHOICES):
+        choice = make_choice(seed=slot, **given)
+        sampling = admit_choice(sampling, jnp.int32(slot), choice, jnp.asarray(text[slot]), 8)
+    sampling = count_tokens(sampling, jnp.asarray(text[:, 8:12]), jnp.full(slots, 4, jnp.int32))
+    state = _Slots(
+        sampling,
+        live=jnp.ones(slots, bool),
+        tokens=jnp.asarray(text),
+        lens=jnp.full(slots, length, jnp.int32),
+        stop_ids=jnp.full((slots, 4), 200, jnp.int32),
+    )
+    repeated = np.repeat(np.arange(slots, dtype=np.int32), 8)
+    after = rows_after(state.tokens, state.lens, jnp.zeros((slots, 1), jnp.int32), jnp.int32(0))
+    rows = jax.tree.map(lambda x: x[repeated], after)
+    logits = (4 * rng.normal(size=(8 * slots, vocab_size))).astype(np.float32)
+    alone = jax.jit(choose)(logits, rows, state)
+    parts = choose_in_parts(4, logits, rows, state)
+    np.testing.assert_array_equal(parts.tokens, alone.tokens)
+    assert len(set(np.asarray(alone.tokens).tolist())) > 20
+    np.testing.assert_array_equal(parts.logprobs.rank, alone.logprobs.rank)
+    np.testing.assert_array_equal(parts.logprobs.top_ids, alone.logprobs.top_ids)
+    for name in ("chosen", "top"):
+        ours, theirs = getattr(parts.logprobs, name), getattr(alone.logprobs, name)
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 FAST_FAMILIES = ("opt-350m", "olmo2")
