@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from emsjax.drafters.chains import as_chains
+from emsjax.engine.devices import ONE, Devices
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.engine import Engine
 from emsjax.engine.ladder import CAPACITY_MULTIPLE, Rung, ladder_for
@@ -47,6 +48,7 @@ def build_engine(
     max_model_len: int,
     method: str = "ems",
     exact: bool = False,
+    devices: Devices = ONE,
     **options: Any,
 ) -> Engine:
     """Builds an engine for this device.
@@ -59,13 +61,14 @@ def build_engine(
       max_model_len: the most tokens of a sample.
       method: one of `POLICIES`.
       exact: whether every step has the same shape.
+      devices: that share the model.
       options: further options of `Engine`.
 
     Raises:
       UserError: the cache does not fit in memory, or the method does not support the model.
     """
     capacity = round_up(max_model_len, CAPACITY_MULTIPLE)
-    check_cache_fits(target, drafter, max_batch_size, capacity)
+    check_cache_fits(target, drafter, max_batch_size, capacity, devices.number)
     policy = POLICIES[method]
     if policy.align_cache and any(0 < w < capacity for w in target.windows):
         raise UserError(
@@ -83,6 +86,7 @@ def build_engine(
         capacity=capacity,
         policy=policy,
         new_cache=new_cache,
+        devices=devices,
         **options,
     )
 
@@ -93,14 +97,17 @@ def _takes_trees(target: Model, policy: Policy, draft_length: int) -> bool:
     return policy == EMS and draft_length <= MOST_GUESSES and seen_whole
 
 
-def check_cache_fits(model: Model, drafter: Drafter, num_slots: int, capacity: int) -> None:
-    """Checks that the K/V cache fits in the device's free memory.
+def check_cache_fits(
+    model: Model, drafter: Drafter, num_slots: int, capacity: int, number: int = 1
+) -> None:
+    """Checks that the K/V cache fits in each device's free memory.
 
     Args:
       model: the model, which must be loaded so that its weights do not count as free memory.
       drafter: the drafter, loaded too; a draft model adds its own cache.
       num_slots: B.
       capacity: S, in tokens.
+      number: how many devices share the model.
 
     Raises:
       UserError: the cache does not fit; the message names the largest batch that would.
@@ -109,6 +116,8 @@ def check_cache_fits(model: Model, drafter: Drafter, num_slots: int, capacity: i
     parts = jax.tree.leaves((model.cache_spec(1, capacity), own))
     per_slot = sum(math.prod(part.shape) * part.dtype.itemsize for part in parts)
     free = free_bytes()
+    if free is not None and target_platform() == "cpu":
+        free //= number  # devices made of one CPU share its memory
     if free is None or num_slots * per_slot <= free:
         return
     fitting = free // per_slot

@@ -12,6 +12,8 @@ MAX_BATCH_SIZE = 65536
 
 # Far more than one machine has devices for.
 MAX_REPLICAS = 256
+# Far more than any machine has, and as many as a model has heads.
+MAX_DEVICES = 1024
 
 # jax and NumPy take seeds of 64 bits.
 MAX_SEED = 2**63 - 1

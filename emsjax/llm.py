@@ -9,6 +9,7 @@ import numpy as np
 from emsjax.build_drafter import build_drafter, check_drafting, drafter_name, find_draft
 from emsjax.build_engine import build_engine, compile_ahead
 from emsjax.costs.pricing import Pricing
+from emsjax.engine.devices import shared_by
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.job import Job
 from emsjax.engine.policy import EMS
@@ -16,7 +17,8 @@ from emsjax.engine.slots import Slots
 from emsjax.engine.stream import decode_stream
 from emsjax.errors import UserError, check_flag, check_name, check_whole, short
 from emsjax.host.cache import use_compile_cache
-from emsjax.limits import DEFAULT_MAX_MODEL_LEN, MAX_BATCH_SIZE, MAX_SEED
+from emsjax.host.device import check_device
+from emsjax.limits import DEFAULT_MAX_MODEL_LEN, MAX_BATCH_SIZE, MAX_DEVICES, MAX_SEED
 from emsjax.loading.dtypes import check_quantize
 from emsjax.loading.hf.tokenizer import decode
 from emsjax.loading.load import load_model
@@ -60,6 +62,7 @@ class LLM:
         dtype: str = "auto",
         quantize: str | None = None,
         kv_dtype: str | None = None,
+        tensor_parallel_size: int = 1,
         max_batch_size: int | None = None,
         prefix_slots: int = 0,
         max_model_len: int | None = None,
@@ -98,6 +101,8 @@ class LLM:
           kv_dtype: "int8" to keep the K/V cache in int8, one scale per token and head. This halves
             its memory, at a small loss of quality. The default is the model's dtype. The cache of a
             draft model is not changed.
+          tensor_parallel_size: how many devices of this machine share the model. Each has its part
+            of the weights and of the cache. It must divide the model's heads and widths.
           max_batch_size: B, the samples decoded together; 8 by default, and at most 65536. Further
             prompts wait for a free slot.
           prefix_slots: slots beyond these that only keep texts, so that prompts which begin like
@@ -147,12 +152,20 @@ class LLM:
         dtype = vllm_names.dtype_name(dtype)
         check_whole("max_batch_size", max_batch_size, 1, MAX_BATCH_SIZE)
         check_whole("prefix_slots", prefix_slots, 0, MAX_BATCH_SIZE - max_batch_size)
+        check_whole("tensor_parallel_size", tensor_parallel_size, 1, MAX_DEVICES)
         check_whole("seed", seed, 0, MAX_SEED)
         find_draft(drafting)
         use_compile_cache()
+        check_device()
+        devices = shared_by(tensor_parallel_size, ordered_sums=exact)
         compile_ahead(kv_dtype or dtype)
         loaded = load_model(
-            model, dtype=dtype, quantize=quantize, kv_dtype=kv_dtype, tokenizer=tokenizer
+            model,
+            dtype=dtype,
+            quantize=quantize,
+            kv_dtype=kv_dtype,
+            tokenizer=tokenizer,
+            devices=devices,
         )
         self.tokenizer: PreTrainedTokenizerBase | None = loaded.tokenizer
         self.name = loaded.name
@@ -171,6 +184,7 @@ class LLM:
             method=method,
             exact=exact,
             trace=trace,
+            devices=devices,
         )
         self.max_batch_size = max_batch_size
         plans = planner and not exact and self._drafter.draft_length > 0
@@ -185,6 +199,8 @@ class LLM:
             "dtype": str(self.target.dtype),
             "platform": jax.default_backend(),
         }
+        if self.engine.devices.number > 1:
+            facts["tensor_parallel_size"] = self.engine.devices.number
         shown = (f"{name}={value!r}" for name, value in facts.items())
         return f"LLM({', '.join((repr(self.name), *shown))})"
 

@@ -16,6 +16,9 @@ X  tiles of rows that all have one expert
 Y  places of a tile
 """
 
+# The name of the mesh axis along which the devices that share a model lie.
+SHARDS = "shards"
+
 
 def round_up(value: int, multiple: int) -> int:
     """Returns the smallest multiple of `multiple` that is at least `value`."""

@@ -4,8 +4,14 @@ from dataclasses import dataclass
 from itertools import accumulate, groupby
 from typing import Literal
 
+from emsjax.shapes import round_up
+
 Activation = Literal["relu", "relu2", "gelu", "gelu_tanh", "silu"]
+Sums = Literal["in any order", "in order"]
 NormPlace = Literal["before", "after", "around", "residual"]
+
+# Each device's share of a divided vocabulary is a multiple of this, the lanes of a TPU's registers.
+VOCAB_MULTIPLE = 128
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,10 @@ class DecoderConfig:
       windows: sliding window of each layer in tokens, 0 for none; empty if no layer has one.
       stacks: number of layers in each stack of equal layers, first layers first; empty for as few
         stacks as possible.
+      shards: the number of devices that share the model. If there are several, heads and widths are
+        those of one device, see `division`; the vocabulary is always the whole one.
+      ordered_sums: whether devices add their parts one after another, so that a row's result does
+        not depend on its place among the rows.
     """
 
     vocab_size: int
@@ -162,10 +172,26 @@ class DecoderConfig:
     tied: bool = True
     windows: tuple[int, ...] = ()
     stacks: tuple[int, ...] = ()
+    shards: int = 1
+    ordered_sums: bool = False
 
     def __post_init__(self) -> None:
         if sum(self.layers_of_stacks) != self.num_layers:
             raise ValueError(f"stacks of {self.stacks} layers are not {self.num_layers} layers")
+
+    @property
+    def sums(self) -> Sums | None:
+        """How the results of products whose inputs are divided are added; None for one device."""
+        if self.shards == 1:
+            return None
+        return "in order" if self.ordered_sums else "in any order"
+
+    @property
+    def vocab_rows(self) -> int:
+        """The rows of the embedding that one device holds: V, or whole blocks of 128 of a share."""
+        if self.shards == 1:
+            return self.vocab_size
+        return round_up(-(-self.vocab_size // self.shards), VOCAB_MULTIPLE)
 
     @property
     def layers_of_stacks(self) -> tuple[int, ...]:

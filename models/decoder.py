@@ -25,12 +25,19 @@ from emsjax.models.layers import (
     rotate,
     soft_capped,
 )
+from emsjax.models.shared_rows import (
+    DividedRows,
+    Table,
+    look_up,
+    part_of_shard,
+    without_padding,
+)
 from emsjax.pallas_kernels.backends import target_platform
 from emsjax.pallas_kernels.cache_update.api import move_kv
 from emsjax.pallas_kernels.int8_cache import Cache, int8_cache_spec
 from emsjax.pallas_kernels.kv_rows import LANES
 from emsjax.pallas_kernels.layer_matmul.api import matmul
-from emsjax.pallas_kernels.quantised import Weights, take_rows, weights_of
+from emsjax.pallas_kernels.quantised import Weights, weights_of
 
 
 class Attention(nnx.Module):
@@ -42,7 +49,13 @@ class Attention(nnx.Module):
         num_heads, num_kv_heads, head_dim = self.heads
         width = (num_heads + 2 * num_kv_heads) * head_dim
         self.qkv = Linear(num_in or config.hidden_size, width, bias=config.qkv_bias, rngs=rngs)
-        self.out = Linear(num_heads * head_dim, config.hidden_size, bias=config.out_bias, rngs=rngs)
+        self.out = Linear(
+            num_heads * head_dim,
+            config.hidden_size,
+            bias=config.out_bias,
+            rngs=rngs,
+            summed=config.sums,
+        )
         self.q_norm = heads_norm(config, num_heads)
         self.k_norm = heads_norm(config, num_kv_heads)
         self.interleaved = config.rope_interleaved
@@ -159,7 +172,7 @@ class Embedder(nnx.Module):
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         width = config.embedding_size or config.hidden_size
         init = nnx.initializers.normal(0.02)
-        self.tokens = nnx.Param(init(rngs.params(), (config.vocab_size, width), jnp.float32))
+        self.tokens = nnx.Param(init(rngs.params(), (config.vocab_rows, width), jnp.float32))
         self.tokens_scale: nnx.Param | None = None
         rows = config.max_positions + config.position_offset
         self.positions = (
@@ -172,15 +185,21 @@ class Embedder(nnx.Module):
         self.project_out = Linear(*sizes[::-1], bias=False, rngs=rngs) if narrow else None
         self.position_offset = config.position_offset
         self.scale = config.embedding_scale
+        self.divided = config.shards > 1
 
     @property
     def weights(self) -> Weights:
         """The token embedding [V, E], together with its scale if it is quantised."""
         return weights_of(self.tokens, self.tokens_scale)
 
+    @property
+    def table(self) -> Table:
+        """The token embedding, to look rows up in."""
+        return DividedRows(self.weights) if self.divided else self.weights
+
     def __call__(self, batch: PackedBatch, dtype: jnp.dtype) -> jax.Array:
         """Returns the hidden states [T, D] before the first layer, in `dtype`."""
-        x = take_rows(self.weights, batch.tokens).astype(dtype)
+        x = look_up(self.table, batch.tokens).astype(dtype)
         if self.scale != 1:
             x = x * jnp.asarray(self.scale, dtype)
         if self.project_in is not None:
@@ -241,7 +260,7 @@ class DecoderLM(nnx.Module):
         self.blocks = stacks[0] if len(stacks) == 1 else nnx.List(stacks)
         self.final_norm = norm(config, config.hidden_size) if config.final_norm else None
         width = config.embedding_size or config.hidden_size
-        self.head = None if config.tied else Linear(width, config.vocab_size, bias=False, rngs=rngs)
+        self.head = None if config.tied else Linear(width, config.vocab_rows, bias=False, rngs=rngs)
         bias = jnp.zeros((config.vocab_size,), jnp.float32)
         self.logit_bias = nnx.Param(bias) if config.logit_bias else None
 
@@ -278,12 +297,17 @@ class DecoderLM(nnx.Module):
     @property
     def intermediate_size(self) -> int:
         """Width of the feed-forward layers."""
-        return self.config.intermediate_size
+        return self.config.intermediate_size * self.config.shards
 
     @property
     def embedding_kernel(self) -> Weights:
-        """The token embedding [V, E]."""
+        """The token embedding [V, E], with further rows if devices share it."""
         return self.embedder.weights
+
+    @property
+    def embedding_table(self) -> Table:
+        """The token embedding, to look rows up in."""
+        return self.embedder.table
 
     @property
     def output_kernel(self) -> Weights:
@@ -292,7 +316,10 @@ class DecoderLM(nnx.Module):
 
     @property
     def sizes(self) -> Sizes:
-        """The bytes and operations of a step, see `Sizes`; works with shapes instead of weights."""
+        """The bytes and operations of a step, see `Sizes`; works with shapes instead of weights.
+
+        If devices share the model, they are those of one device.
+        """
         config, cached = self.config, self.cache_spec(1, LANES)
         # A tied embedding is read in full for the logits, so it is no table of looked-up rows.
         embedder = self.embedder
@@ -307,7 +334,7 @@ class DecoderLM(nnx.Module):
             weights_bytes=weights_bytes,
             read_bytes=weights_bytes - looked_up - expert_bytes,
             row_flops=round(2 * numbers),
-            logit_flops=2 * config.vocab_size * width,
+            logit_flops=2 * config.vocab_rows * width,
             token_bytes=_nbytes(cached) // LANES,
             token_flops=4 * config.num_layers * config.num_heads * config.head_dim,
             itemsize=self.dtype.itemsize,
@@ -409,14 +436,23 @@ class DecoderLM(nnx.Module):
         return move_kv(cache, sources, targets, moved)
 
     def logits(self, hidden: jax.Array, some: SomeTokens | None = None) -> jax.Array:
-        """Turns hidden states [W, E] into float32 logits [W, V], or [W, Vd] for some tokens."""
+        """Turns hidden states [W, E] into float32 logits [W, V], or [W, Vd] for some tokens.
+
+        If devices share the model, each one returns its part of the vocabulary, padded with -inf.
+        """
+        config = self.config
+        parts = None if some is not None or config.shards == 1 else config.vocab_rows
         kernel = self.output_kernel if some is None else some.head
         logits = matmul(hidden, kernel, jnp.dtype(jnp.float32))
         if self.logit_bias is not None:
             bias = self.logit_bias[...].astype(jnp.float32)
-            logits = logits + (bias if some is None else bias[some.token_ids])[None]
-        scale = self.config.logit_scale
-        return soft_capped(logits if scale == 1 else logits * scale, self.config.logit_soft_cap)
+            bias = bias if some is None else bias[some.token_ids]
+            bias = bias if parts is None else part_of_shard(bias, config.shards, parts)
+            logits = logits + bias[None]
+        if config.logit_scale != 1:
+            logits = logits * config.logit_scale
+        logits = soft_capped(logits, config.logit_soft_cap)
+        return logits if parts is None else without_padding(logits, self.vocab_size)
 
 
 def _make_stack(
@@ -494,8 +530,14 @@ def _windows(windows: tuple[int, ...]) -> tuple[jax.Array | None, int | None]:
 
 
 def _size(module: nnx.Module) -> int:
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(module)))
+    return sum(math.prod(_own_shape(x)) for x in jax.tree.leaves(nnx.state(module)))
 
 
 def _nbytes(part: Any) -> int:
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(part))
+    return sum(math.prod(_own_shape(x)) * x.dtype.itemsize for x in jax.tree.leaves(part))
+
+
+def _own_shape(array: Any) -> tuple[int, ...]:
+    """Returns the shape of what one device holds of an array, or of an array's shape."""
+    place = getattr(array, "sharding", None)
+    return array.shape if place is None else place.shard_shape(array.shape)

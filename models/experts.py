@@ -8,6 +8,7 @@ from flax import nnx
 
 from emsjax.models.config import DecoderConfig, Experts
 from emsjax.models.layers import LayerContext, activated
+from emsjax.models.shared_rows import only_on_first, sum_of_shards
 from emsjax.pallas_kernels.expert_matmul.api import expert_matmul
 from emsjax.pallas_kernels.expert_matmul.tiles import Tiles, from_tiles, tiles_of, to_tiles
 from emsjax.pallas_kernels.layer_matmul.api import matmul
@@ -27,6 +28,7 @@ class ExpertLinear(nnx.Module):
         self.kernel = nnx.Param(init(rngs.params(), (num_experts, num_out, num_in), jnp.float32))
         self.kernel_scale: nnx.Param | None = None
         self.bias = nnx.Param(jnp.zeros((num_experts, num_out), jnp.float32)) if bias else None
+        self.summed = False  # whether the devices' results will be added
 
     @property
     def weights(self) -> Weights:
@@ -42,7 +44,10 @@ class ExpertLinear(nnx.Module):
           tiles: the expert of each tile.
         """
         y = expert_matmul(x, self.weights, layer=layer, tiles=tiles)
-        return y if self.bias is None else y + self.bias[tiles.experts][:, None].astype(y.dtype)
+        if self.bias is None:
+            return y
+        bias = self.bias[tiles.experts][:, None].astype(y.dtype)
+        return y + (only_on_first(bias) if self.summed else bias)
 
 
 class ExpertMLP(nnx.Module):
@@ -59,6 +64,8 @@ class ExpertMLP(nnx.Module):
         self.router_bias = nnx.Param(jnp.zeros((experts.number,), jnp.float32)) if bias else None
         self.up = ExpertLinear(experts.number, width, up, bias=bias, rngs=rngs)
         self.down = ExpertLinear(experts.number, inner, width, bias=bias, rngs=rngs)
+        self.down.summed = config.shards > 1
+        self.summed = config.sums
         self.experts = experts
         self.kind = config.activation, config.gated, config.clamped_gate
 
@@ -70,7 +77,8 @@ class ExpertMLP(nnx.Module):
         tiles = tiles_of(chosen, used, self.experts.number)
         up = self.up(to_tiles(x, tiles), layer, tiles)
         inner = activated(up, *self.kind)
-        return from_tiles(self.down(inner, layer, tiles), shares, tiles)
+        y = from_tiles(self.down(inner, layer, tiles), shares, tiles)
+        return y if self.summed is None else sum_of_shards(y, self.summed)
 
     def _choose(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the share [T, C] in float32 and the number of each row's experts."""

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from emsjax.engine.packing import PackedBatch
-from emsjax.models.config import Activation, ClampedGate, DecoderConfig, Rope
+from emsjax.models.config import Activation, ClampedGate, DecoderConfig, Rope, Sums
+from emsjax.models.shared_rows import sum_of_shards
 from emsjax.pallas_kernels.backends import target_platform
 from emsjax.pallas_kernels.int8_cache import Cache
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul, matmul
 from emsjax.pallas_kernels.quantised import Weights, weights_of
 from emsjax.pallas_kernels.ragged_attention.api import Attend
+from emsjax.shapes import SHARDS
 
 ACTIVATIONS: MappingProxyType[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
     {
@@ -69,8 +71,26 @@ class Linear(nnx.Module):
 
     quantisable: ClassVar[str] = "kernel"
 
-    def __init__(self, num_in: int, num_out: int, *, bias: bool, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        num_in: int,
+        num_out: int,
+        *,
+        bias: bool,
+        rngs: nnx.Rngs,
+        summed: Sums | None = None,
+    ):
+        """Makes random weights.
+
+        Args:
+          num_in: width of the inputs, or of one device's part of them.
+          num_out: width of the results.
+          bias: whether there is a bias.
+          rngs: for the weights.
+          summed: how the devices' results are added if each has a part of the inputs.
+        """
         init = nnx.initializers.normal(num_in**-0.5)
+        self.summed = summed
         self.kernel = nnx.Param(init(rngs.params(), (num_out, num_in), jnp.float32))
         self.kernel_scale: nnx.Param | None = None
         self.bias = nnx.Param(jnp.zeros((num_out,), jnp.float32)) if bias else None
@@ -90,21 +110,30 @@ class Linear(nnx.Module):
         """
         weights = self.weights
         y = matmul(x, weights) if layer is None else layer_matmul(x, weights, layer=layer)
+        if self.summed is not None:
+            y = sum_of_shards(y, self.summed)
         return y if self.bias is None else y + self.bias[...][None].astype(y.dtype)
 
 
 class RMSNorm(nnx.Module):
-    """Computes x / rms(x) * scale over the last axis, in float32; with offset, * (1 + scale)."""
+    """Computes x / rms(x) * scale over the last axis, in float32; with offset, * (1 + scale).
 
-    def __init__(self, width: int, eps: float, *, offset: bool = False):
+    If devices' squares are summed, each has an equal part of the axis.
+    """
+
+    def __init__(self, width: int, eps: float, *, offset: bool = False, summed: Sums | None = None):
         self.scale = nnx.Param(jnp.full((width,), 0.0 if offset else 1.0, jnp.float32))
         self.eps = eps
         self.offset = offset
+        self.summed = summed
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises x [..., width] of any float type; returns the same shape and type."""
         wide = x.astype(jnp.float32)
-        normal = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
+        square = jnp.mean(wide**2, axis=-1, keepdims=True)
+        if self.summed is not None:
+            square = sum_of_shards(square, self.summed) / jax.lax.axis_size(SHARDS)
+        normal = wide * jax.lax.rsqrt(square + self.eps)
         if self.offset:  # the families that do this multiply before they round
             scale = 1 + self.scale[...].astype(jnp.float32)
             return (normal * jnp.broadcast_to(scale, x.shape)).astype(x.dtype)
@@ -152,7 +181,13 @@ def heads_norm(config: DecoderConfig, heads: int) -> RMSNorm | LayerNorm | None:
         return None
     if config.qk_norm == "each":
         return LayerNorm((heads, config.head_dim), config.norm_eps, bias=False)
-    return norm(config, config.head_dim * (heads if config.qk_norm == "whole" else 1))
+    if config.qk_norm == "head":
+        return norm(config, config.head_dim)
+    whole = norm(config, config.head_dim * heads)
+    if config.sums is not None:
+        assert isinstance(whole, RMSNorm)
+        whole.summed = config.sums
+    return whole
 
 
 def normed(module: RMSNorm | LayerNorm | None, x: jax.Array) -> jax.Array:
@@ -255,7 +290,11 @@ class MLP(nnx.Module):
         width = config.intermediate_size * (2 if config.gated else 1)
         self.up = Linear(config.hidden_size, width, bias=config.mlp_bias, rngs=rngs)
         self.down = Linear(
-            config.intermediate_size, config.hidden_size, bias=config.mlp_bias, rngs=rngs
+            config.intermediate_size,
+            config.hidden_size,
+            bias=config.mlp_bias,
+            rngs=rngs,
+            summed=config.sums,
         )
         self.kind = config.activation, config.gated, config.clamped_gate
 

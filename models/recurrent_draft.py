@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from emsjax.models.layers import Linear, RMSNorm
+from emsjax.models.shared_rows import Table, look_up
 from emsjax.pallas_kernels.layer_matmul.api import matmul
-from emsjax.pallas_kernels.quantised import Weights, take_rows
+from emsjax.pallas_kernels.quantised import Weights
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,18 @@ class Shared(NamedTuple):
     """The arrays that the draft shares with its target.
 
     Attributes:
-      embedding: [V, D], the embedding of all tokens.
+      embedding: [V, D], the embedding of all tokens, which devices may share.
       head: [Vd, D], the output projection of the tokens that the draft can guess.
       token_ids: int32[Vd], the ids of these tokens.
     """
 
-    embedding: Weights
+    embedding: Table
     head: Weights
     token_ids: jax.Array
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Returns the embedding of tokens int32[W], [W, D]."""
-        return take_rows(self.embedding, tokens)
+        return look_up(self.embedding, tokens)
 
 
 class GatedMLP(nnx.Module):

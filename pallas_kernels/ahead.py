@@ -10,6 +10,7 @@ import numpy as np
 
 from emsjax.pallas_kernels.backends import compiling_for
 from emsjax.pallas_kernels.gpu_targets import GPUS, description
+from emsjax.shapes import SHARDS
 
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 # Makes both cores of a v4 one device with all of the chip's memory. jax does so on a real v4; the
@@ -65,6 +66,27 @@ def on_device(name: str) -> Iterator[jax.sharding.Sharding]:
         jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
     ):
         yield jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+
+@contextlib.contextmanager
+def on_topology(topology: str) -> Iterator[jax.sharding.Mesh]:
+    """Makes programs traced inside compile for all chips of a TPU host or slice.
+
+    Args:
+      topology: as the TPU compiler names it, such as "v5e:2x4".
+
+    Yields:
+      A mesh of the chips, whose one axis is `SHARDS`.
+
+    Raises:
+      RuntimeError: the TPU compiler is missing, or it does not know the topology.
+    """
+    from jax.experimental import topologies
+
+    chips = topologies.get_topology_desc(topology, platform="tpu").devices
+    mesh = jax.sharding.Mesh(np.asarray(chips), (SHARDS,))
+    with compiling_for("tpu"), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        yield mesh
 
 
 def compile_lowered(

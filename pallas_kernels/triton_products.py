@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from emsjax.pallas_kernels.backends import target_capability
+from emsjax.pallas_kernels.manual_axes import result_like
 from emsjax.pallas_kernels.tuned import tuned
 
 # Triton makes code for compute capability 8.0, Ampere, and newer.
@@ -112,7 +113,7 @@ def sums_of(
     whole = pl.BlockSpec(memory_space=pl.ANY)
     call = pl.pallas_call(
         functools.partial(_kernel, blocks=blocks, each=each),
-        out_shape=jax.ShapeDtypeStruct((blocks.parts, num_rows, num_out), jnp.float32),
+        out_shape=result_like((blocks.parts, num_rows, num_out), jnp.float32, x, kernels),
         # Programs that read the same weights for different rows are next to each other.
         grid=(num_rows // blocks.rows, num_out // OUT, blocks.parts),
         in_specs=[whole, whole, whole],

@@ -19,7 +19,7 @@ from emsjax.limits import (
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 # The options that `LLM` takes under another name.
-_ARGUMENTS = {"batch_size": "max_batch_size"}
+_ARGUMENTS = {"batch_size": "max_batch_size", "tensor_parallel": "tensor_parallel_size"}
 _MODEL, _DRAFTING = "Model", "Drafting"
 
 Model = Annotated[
@@ -36,6 +36,9 @@ Quantize = Annotated[
 KvDtype = Annotated[
     str | None,
     option("--kv-dtype", "int8: half the cache's memory. (default: none)", _MODEL, "int8"),
+]
+TensorParallel = Annotated[
+    int | None, number("--tensor-parallel", "Devices that share the model. (default: 1)", _MODEL)
 ]
 BatchSize = Annotated[
     int | None, number("--batch-size", "Samples decoded together. (default: 8)", _MODEL)
@@ -94,6 +97,7 @@ class ModelOptions:
     dtype: str = "auto"
     quantize: str | None = None
     kv_dtype: str | None = None
+    tensor_parallel: int | None = None
     batch_size: int | None = None
     prefix_slots: int = 0
     max_model_len: int | None = None
@@ -162,7 +166,8 @@ def _check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def _check_positive(options: ModelOptions) -> None:
-    for name in ("batch_size", "max_model_len", "draft_length", "max_ngram", "min_ngram"):
+    sizes = ("batch_size", "tensor_parallel", "max_model_len", "draft_length")
+    for name in (*sizes, "max_ngram", "min_ngram"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"{_flag(name)} {value} is too small; give 1 or more.")

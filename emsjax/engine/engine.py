@@ -1,6 +1,7 @@
 """The device's side of a run: the compiled programs over one state, for jobs in B slots."""
 
 from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from flax import nnx
 from jax.experimental.layout import Format, Layout
 
 from emsjax.engine.beside import Beside
+from emsjax.engine.devices import CACHE, ONE, SAME, Devices
 from emsjax.engine.drafter import Drafter, Sharing, observer
 from emsjax.engine.grammar_table import Places, blocks_of, empty_tables, put_rows, table_rows
 from emsjax.engine.holes import no_holes
@@ -32,6 +34,7 @@ from emsjax.sampling.grammar import NO_ROW
 from emsjax.sampling.logprobs import Logprobs, empty_logprobs
 from emsjax.sampling.rows import Rows
 from emsjax.sampling.state import SamplingState, empty_sampling, with_tables
+from emsjax.sampling.vocabulary import DividedVocabulary
 
 # The place of the tokens that are cached already in `Engine._request`.
 _CACHED = 2
@@ -56,6 +59,7 @@ class Engine:
         trace: bool = False,
         choose: Callable[[jax.Array, Rows, DecodeState], Chosen] = choose,
         new_cache: Callable[[jax.ShapeDtypeStruct], jax.Array] = jnp.zeros_like,
+        devices: Devices = ONE,
     ):
         """Prepares the programs; the first `run` compiles them and allocates the state.
 
@@ -72,15 +76,21 @@ class Engine:
           choose: turns the target's logits into tokens; simulations replace it.
           new_cache: makes an array of the K/V cache, of this shape and type. Its elements may be
             anything.
+          devices: that share the model. If there are several, the model's weights must lie on them.
         """
         self.num_slots, self.capacity = num_slots, capacity
         self.ladder = tuple(ladder)
-        self._costs, self.policy = costs, policy
-        self.trace, self._choose, self._new_cache = trace, choose, new_cache
+        self._costs, self.policy, self.devices = costs, policy, devices
+        self.trace, self._new_cache = trace, new_cache
+        # Devices that share a model have their own part of the logits each.
+        divided = devices.number > 1
+        vocabulary = DividedVocabulary(model.vocab_size)
+        self._choose = partial(choose, vocabulary=vocabulary) if divided else choose
         self._token_classes = np.zeros(model.vocab_size, np.uint8)
         self._graphdef, self.params = nnx.split(model)
         self.cache_spec = model.cache_spec(num_slots, capacity)
         self._drafter, self._dtype = drafter, model.dtype
+        self._weights = devices.on_all(drafter.weights)
         # TPUs and newer GPUs would round float32 operands of a product to fewer bits.
         self.precision = "highest" if model.dtype == jnp.float32 else None
 
@@ -108,14 +118,16 @@ class Engine:
                 return state.replace(drafter=drafter.share(state.drafter, slot, source, cached))
             return state.replace(drafter=drafter.admit(state.drafter, slot))
 
-        self._decode = jax.jit(decode, donate_argnums=3)
-        self._decode_sampled = jax.jit(decode_sampled, donate_argnums=3)
-        self._admit = jax.jit(admit_job, donate_argnums=0)
-        self._release = jax.jit(_release, donate_argnums=0)
-        self._copy_prefix = jax.jit(copy_prefix, donate_argnums=0)
-        self.empty = jax.jit(self._empty)
-        self.around = jax.jit(self._around, donate_argnums=0)
-        self._make_sampling = jax.jit(self._empty_sampling)
+        program, held = devices.program, devices.specs_of((self.params, self._weights))
+        run_specs = (*held, SAME, _STATE, SAME, SAME)
+        self._decode = program(decode, run_specs, _STATE, donate=(3,))
+        self._decode_sampled = program(decode_sampled, run_specs, _STATE, donate=(3,))
+        self._admit = program(admit_job, (_STATE, *[SAME] * 9), _STATE, donate=(0,))
+        self._release = program(_release, (_STATE, SAME), _STATE, donate=(0,))
+        self._copy_prefix = program(copy_prefix, (CACHE, SAME, SAME, SAME), CACHE, donate=(0,))
+        self.empty = program(self._empty, (), _STATE)
+        self.around = program(self._around, (CACHE,), _STATE, donate=(0,))
+        self._make_sampling = program(self._empty_sampling, (SAME,), SAME)
         self._put_rows = jax.jit(put_rows, donate_argnums=0)
         self._places = Places(table_rows(model.vocab_size))
         self._score = jax.jit(self._score_rows, donate_argnums=1)
@@ -172,6 +184,7 @@ class Engine:
             stay valid.
         """
         self._drafter = drafter
+        self._weights = self.devices.on_all(drafter.weights)
 
     def setup(self, params: nnx.State) -> Setup:
         """Returns the parts of the loop, with these weights."""
@@ -188,44 +201,46 @@ class Engine:
         """Lowers the decode program, to compile it and inspect the result.
 
         Args:
-          sharding: the placement of the arguments. It may name a device that you do not have.
+          sharding: the placement of the arguments. It may name a device that you do not have. None
+            for the default device, or for the devices that share the model.
           sampling: lower the program for batches in which some slots do not take the likeliest
             token.
           grammar: lower the program for batches in which a slot has this or any other grammar.
         """
-
-        def empty() -> DecodeState:
-            return self._empty_for(grammar and grammar.vocabulary) if sampling else self._empty()
-
         scalar, flag = (jax.ShapeDtypeStruct((), t) for t in (jnp.int32, jnp.bool))
-        costs = self.costs
-        weights = self.drafter.weights
+        state = self._abstract_state(sampling=sampling, grammar=grammar)
+        others = (self.costs, state, scalar, flag)
+        program = self._decode_sampled if sampling else self._decode
+        divided = self.devices.number > 1
 
         def put(x: Any, place: Format | jax.sharding.Sharding | None) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
 
         def put_by_row(x: Any) -> jax.ShapeDtypeStruct:
             # As `host.device` places weights on a TPU; other devices order axes so anyway.
-            by_row = Layout(tuple(range(x.ndim)))
-            return put(x, None if sharding is None else Format(by_row, sharding))
+            by_row, place = Layout(tuple(range(x.ndim))), x.sharding if divided else sharding
+            return put(x, None if place is None else Format(by_row, place))
 
-        others = (costs, jax.eval_shape(empty), scalar, flag)
-        placed = (
-            *jax.tree.map(put_by_row, (self.params, weights)),
-            *jax.tree.map(lambda x: put(x, sharding), others),
-        )
-        program = self._decode_sampled if sampling else self._decode
-        return program.lower(*placed)
+        weights = jax.tree.map(put_by_row, (self.params, self._weights))
+        if not divided:
+            others = jax.tree.map(lambda x: put(x, sharding), others)
+        return program.lower(*weights, *others)
+
+    def _abstract_state(self, *, sampling: bool, grammar: Automaton | None = None) -> DecodeState:
+        """Returns the shapes of the state, and their places if devices share the model."""
+        state = jax.eval_shape(self.empty)
+        if sampling:
+            state = state.replace(sampling=jax.eval_shape(self._make_sampling, self.token_classes))
+        if grammar is not None:
+            state = state.replace(
+                sampling=jax.eval_shape(
+                    lambda made: with_tables(made, empty_tables(grammar.vocabulary)), state.sampling
+                )
+            )
+        return self.devices.abstract(state, _STATE)
 
     def _empty(self) -> DecodeState:
         return self._around(jax.tree.map(self._new_cache, self.cache_spec))
-
-    def _empty_for(self, vocabulary: Vocabulary | None) -> DecodeState:
-        """Returns the state for jobs that sample, some with a grammar if a vocabulary is given."""
-        sampling = self._empty_sampling(jnp.asarray(self.token_classes))
-        if vocabulary is not None:
-            sampling = with_tables(sampling, empty_tables(vocabulary))
-        return self._empty().replace(sampling=sampling)
 
     def _around(self, cache: Any) -> DecodeState:
         """Returns a state of idle slots around an existing cache, which may hold prompts."""
@@ -294,7 +309,7 @@ class Engine:
         """Steps until the host has something to do, see `loop.run`."""
         limits = np.int32(max_steps), np.bool(others_wait)
         program = self._decode if state.sampling is None else self._decode_sampled
-        return program(self.params, self.drafter.weights, self.costs, state, *limits)
+        return program(self.params, self._weights, self.costs, state, *limits)
 
     def ready_for(self, state: DecodeState, job: Job) -> bool:
         """Returns whether a job can be admitted to a running batch at once.
@@ -313,7 +328,7 @@ class Engine:
     def _compile_sampled(self, job: Job) -> None:
         """Compiles what `admit` and the steps after it run once a slot samples."""
         self._make_sampling.lower(jnp.asarray(self.token_classes)).compile()
-        state = jax.eval_shape(lambda: self._empty_for(job.grammar and job.grammar.vocabulary))
+        state = self._abstract_state(sampling=True, grammar=job.grammar)
         slot = np.int32(0)
         self._admit.lower(state, slot, slot, *self._request(job, 0, slot)).compile()
         self._release.lower(state, slot).compile()
@@ -447,6 +462,12 @@ class Engine:
         max_len = min(length + job.max_tokens, self.capacity)
         row = np.int32(NO_ROW) if row is None else row
         return prompt, *map(np.int32, (length, cached, max_len)), stop_ids, job.choice, row
+
+
+# The place of the state on devices that share a model.
+_STATE = DecodeState(
+    **{field.name: CACHE if field.name == "cache" else SAME for field in fields(DecodeState)}
+)
 
 
 def _release(state: DecodeState, slot: jax.Array) -> DecodeState:

@@ -82,7 +82,14 @@ class Model(Protocol):
 
     @property
     def embedding_kernel(self) -> Any:
-        """The token embedding [V, E], an array or quantised."""
+        """The token embedding [V, E], an array or quantised.
+
+        If devices share the model, more rows may follow.
+        """
+
+    @property
+    def embedding_table(self) -> Any:
+        """The token embedding as programs look rows up in it."""
 
     @property
     def output_kernel(self) -> Any:

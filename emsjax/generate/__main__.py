@@ -63,6 +63,7 @@ def _generate(
     dtype: shared.Dtype = "auto",
     quantize: shared.Quantize = None,
     kv_dtype: shared.KvDtype = None,
+    tensor_parallel: shared.TensorParallel = None,
     batch_size: shared.BatchSize = None,
     prefix_slots: shared.PrefixSlots = 0,
     max_model_len: shared.MaxModelLen = None,
@@ -178,7 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = command.parse(_app, "generate", arguments)
         return job.run(options, started) if isinstance(options, Options) else options
 
-    return command.run(body, _app, {"max_batch_size": "--batch-size"})
+    names = {"max_batch_size": "--batch-size", "tensor_parallel_size": "--tensor-parallel"}
+    return command.run(body, _app, names)
 
 
 if __name__ == "__main__":

@@ -42,16 +42,20 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def put_by_row(value: Any) -> jax.Array:
-    """Puts an array of weights on the default device, in the order of its axes.
+def put_by_row(value: Any, place: jax.sharding.Sharding | None = None) -> jax.Array:
+    """Puts an array of weights at a place, in the order of its axes.
 
     A TPU prefers the order that takes the least padding. Programs need rows of an embedding and of
     a stack of layers' weights, and would copy all of it to the other order whenever they start.
+
+    Args:
+      value: the array.
+      place: one device or several; None for the default device.
     """
     device = jax.devices()[0]
     if device.platform != "tpu":
-        return jax.device_put(value)
-    place = jax.sharding.SingleDeviceSharding(device)
+        return jax.device_put(value, place)
+    place = jax.sharding.SingleDeviceSharding(device) if place is None else place
     return jax.device_put(value, Format(Layout(tuple(range(value.ndim))), place))
 
 

@@ -7,12 +7,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from emsjax.engine.devices import ONE, Devices
 from emsjax.errors import UserError
 from emsjax.loading.families import family, model_config
 from emsjax.loading.opened import OpenedModel
 from emsjax.loading.parameters import Parameter, plan_parameters
+from emsjax.loading.parts import Division
 from emsjax.loading.weights import Progress, load_params
 from emsjax.models.config import DecoderConfig
+from emsjax.models.division import possible_shares, share_of
 from emsjax.models.family import WeightMap, dotted, rule
 from emsjax.models.quantised import quantise_shapes
 
@@ -39,6 +42,7 @@ def shape_of_model(
     dtype: jnp.dtype,
     quantize: str | None = None,
     kv_dtype: str | None = None,
+    devices: Devices = ONE,
 ) -> nnx.Module:
     """Returns a model whose parameters are shapes without any values.
 
@@ -47,13 +51,22 @@ def shape_of_model(
       dtype: type of the activations, and of the parameters that are not quantised.
       quantize: "int8" for int8 weights, or None.
       kv_dtype: "int8" for an int8 K/V cache, or None.
+      devices: the devices that share the model, where its parameters lie.
+
+    Raises:
+      ValueError: so many devices cannot share it.
     """
-    graphdef, params = _split(config, dtype)
+    graphdef, params = _split(
+        share_of(config, devices.number, ordered_sums=devices.ordered_sums), dtype
+    )
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params)
     model = nnx.merge(graphdef, params)
     if quantize is not None:
         quantise_shapes(model)
     model.kv_dtype = kv_dtype
+    if devices.number > 1:
+        graphdef, params = nnx.split(model)
+        model = nnx.merge(graphdef, Division(devices, config).abstract(params))
     return model
 
 
@@ -69,8 +82,11 @@ def read_weights(
     dtype: str,
     progress: Progress | None = None,
     quantize: str | None = None,
+    devices: Devices = ONE,
 ) -> tuple[Any, nnx.State]:
     """Returns the model's graph definition and its parameters.
+
+    If devices share the model, the definition is that of each device's part.
 
     Weights are int8 if `quantize` says so, or if the checkpoint has them in int8 with one scale per
     row. All other parameters have `dtype`.
@@ -80,10 +96,11 @@ def read_weights(
       dtype: type of the activations, and of the parameters that are not quantised.
       progress: called with (tensors read, total tensors).
       quantize: "int8" to quantise the weights, or None.
+      devices: the devices to put the parameters on.
 
     Raises:
-      UserError: the configuration is unsupported, the weights are damaged or do not match it, or
-        they are in int8 already and `quantize` is given.
+      UserError: the configuration is unsupported, the weights are damaged or do not match it,
+        they are in int8 already and `quantize` is given, or so many devices cannot share them.
     """
     graphdef, abstract, weight_map = abstract_model(opened.hf_config, dtype)
     if opened.own_names:
@@ -93,11 +110,47 @@ def read_weights(
     if quantize is not None and opened.source.int8:
         raise UserError(f"{opened.name} has int8 weights already; load it without quantising it.")
     chosen = None if quantize is not None else _held_in_int8(parameters, opened.source.int8)
-    if chosen is None or chosen:
-        model = nnx.merge(graphdef, abstract)
-        quantise_shapes(model, chosen)
-        graphdef, abstract = nnx.split(model)
-    return graphdef, load_params(abstract, parameters, opened.source, jnp.dtype(dtype), progress)
+    graphdef, abstract = _with_int8(graphdef, abstract, chosen)
+    whole = model_config(opened.hf_config)
+    if devices.number > 1:
+        own = share_of_each(whole, devices, opened.name)
+        graphdef, _ = _with_int8(*_split(own, dtype), chosen)
+    division = Division(devices, whole)
+    params = load_params(abstract, parameters, opened.source, jnp.dtype(dtype), division, progress)
+    return graphdef, params
+
+
+def share_of_each(config: DecoderConfig, devices: Devices, name: str) -> DecoderConfig:
+    """Returns the configuration of each of the devices that share a model.
+
+    Args:
+      config: of the whole model.
+      devices: the devices.
+      name: the model's name for messages.
+
+    Raises:
+      UserError: so many devices cannot share it.
+    """
+    try:
+        return share_of(config, devices.number, ordered_sums=devices.ordered_sums)
+    except ValueError as problem:
+        *others, last = map(str, possible_shares(config))
+        possible = f"{', '.join(others)} or {last}" if others else last
+        raise UserError(
+            f"tensor_parallel_size={devices.number} does not divide {name}, which has {problem}; "
+            f"give {possible}"
+        ) from None
+
+
+def _with_int8(
+    graphdef: Any, abstract: nnx.State, chosen: frozenset[str] | None
+) -> tuple[Any, nnx.State]:
+    """Returns both with the chosen parameters in int8; None chooses all that can be."""
+    if chosen is not None and not chosen:
+        return graphdef, abstract
+    model = nnx.merge(graphdef, abstract)
+    quantise_shapes(model, chosen)
+    return nnx.split(model)
 
 
 def _held_in_int8(parameters: Mapping[str, Parameter], int8: frozenset[str]) -> frozenset[str]:

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file, save
 
+from emsjax.engine.model import Model
 from emsjax.errors import UserError, foreign
 from emsjax.host.files import replace_text, replacing
 from emsjax.host.json_text import to_json
@@ -56,19 +57,19 @@ class DraftManifest:
     kind: str = RECURRENT
 
 
-def probe(embedding: Any) -> list[float]:
-    """Returns values of an embedding [V, D] that identify the model it belongs to."""
-    rows = np.linspace(0, embedding.shape[0] - 1, _PROBE_ROWS).astype(np.int32)
-    values = np.asarray(picked_floats(embedding, rows), np.float32)[:, :_PROBE_WIDTH]
+def probe(model: Model) -> list[float]:
+    """Returns values of a model's embedding that identify the model."""
+    rows = np.linspace(0, model.vocab_size - 1, _PROBE_ROWS).astype(np.int32)
+    values = np.asarray(picked_floats(model.embedding_kernel, rows), np.float32)[:, :_PROBE_WIDTH]
     return [round(float(x), 5) for x in values.ravel()]
 
 
-def is_for(manifest: DraftManifest, embedding: Any) -> bool:
-    """Returns whether the draft was trained for the model with this embedding [V, D]."""
+def is_for(manifest: DraftManifest, model: Model) -> bool:
+    """Returns whether the draft was trained for a model, which its embedding tells."""
     width = manifest.sizes.get("embedding_size", manifest.sizes["hidden_size"])
-    if width != embedding.shape[1]:
+    if width != model.embedding_kernel.shape[1]:
         return False
-    ours, theirs = np.asarray(probe(embedding)), np.asarray(manifest.probe)
+    ours, theirs = np.asarray(probe(model)), np.asarray(manifest.probe)
     if ours.shape != theirs.shape:
         return False
     return bool(ours @ theirs > _SAME_DIRECTION * np.linalg.norm(ours) * np.linalg.norm(theirs))

@@ -35,7 +35,7 @@ def shipped_draft(target: LoadedModel, kind: str = RECURRENT) -> Path | None:
     """Returns the directory of the draft that this package ships for the target, or None."""
     for file in sorted(_SHIPPED.glob(f"*/{MANIFEST}")):
         manifest = read_manifest(file.parent)
-        if manifest.kind == kind and is_for(manifest, target.model.embedding_kernel):
+        if manifest.kind == kind and is_for(manifest, target.model):
             return file.parent
     return None
 
@@ -80,6 +80,11 @@ def load_drafter(
         head = find_head(locate(draft))
         if head is None:
             loaded = load_model(draft, dtype=dtype, quantize=quantize)
+        elif target.devices.number > 1:
+            raise UserError(
+                f"an {head.kind} head drafts for a model on one device; load the model with "
+                "tensor_parallel_size=1, or choose another drafter"
+            )
         elif quantize is None:
             return load_head(head, target, draft_length, narrowest)
         else:
@@ -166,14 +171,15 @@ def _trained(
             f"{difference}; train a draft for {target.name} with `python -m emsjax.train`"
         )
     draft, token_ids = read_draft(directory, model.dtype)
-    if token_ids[-1] >= embedding.shape[0]:
+    if token_ids[-1] >= model.vocab_size:
         raise UserError(
             f"the draft {directory} is damaged (its token ids go up to {token_ids[-1]}, but "
-            f"{target.name} has {embedding.shape[0]} tokens); train it again with "
+            f"{target.name} has {model.vocab_size} tokens); train it again with "
             "`python -m emsjax.train`"
         )
     graphdef, params = nnx.split(draft)
-    name, params = f"{directory.name} {manifest.sizes}", jax.tree.map(put_by_row, params)
+    name = f"{directory.name} {manifest.sizes}"
+    params = jax.tree.map(partial(put_by_row, place=target.devices.everywhere), params)
     shared = share(target, token_ids)
     if manifest.kind == OWN_LAYERS:
         config, parts = draft.config, (graphdef, params, shared)
@@ -196,7 +202,7 @@ def _difference(manifest: DraftManifest, target: LoadedModel) -> str | None:
         for name, size in (ours | {"hidden_size": model.hidden_size}).items():
             if sizes[name] != size:
                 return f", whose {name} is {size} and not {sizes[name]}"
-    return None if is_for(manifest, model.embedding_kernel) else ""
+    return None if is_for(manifest, model) else ""
 
 
 def _own_layers(
@@ -249,5 +255,5 @@ def share(target: LoadedModel, token_ids: Any) -> Shared:
     The embedding is shared. Only the output projection's rows for `token_ids` are copied.
     """
     ids = jnp.asarray(token_ids, jnp.int32)
-    head = picked(target.model.output_kernel, ids)
-    return Shared(target.model.embedding_kernel, head, ids)
+    head = target.devices.to_all(picked(target.model.output_kernel, ids))
+    return Shared(target.model.embedding_table, head, ids)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flax import nnx
 
+from emsjax.engine.devices import ONE, Devices
 from emsjax.engine.model import Model
 from emsjax.errors import UserError, about, foreign
 from emsjax.host.device import check_device
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with its weights on the default device.
+    """A model with its weights on its devices.
 
     Attributes:
       model: the language model.
@@ -35,6 +36,7 @@ class LoadedModel:
       name: display name.
       hf_config: the Hugging Face configuration with every default filled in.
       generation_config: the contents of `generation_config.json`; empty if there is no such file.
+      devices: the devices that hold the model.
     """
 
     model: Model
@@ -43,6 +45,7 @@ class LoadedModel:
     name: str
     hf_config: dict[str, Any]
     generation_config: dict[str, Any]
+    devices: Devices = ONE
 
 
 def load_model(
@@ -53,6 +56,7 @@ def load_model(
     kv_dtype: str | None = None,
     tokenizer: str | None = None,
     progress: Progress | None = None,
+    devices: Devices = ONE,
 ) -> LoadedModel:
     """Loads a model and its tokenizer.
 
@@ -66,11 +70,12 @@ def load_model(
       kv_dtype: "int8" for an int8 K/V cache; None for one in the dtype of the activations.
       tokenizer: directory, GGUF file or hub id of a tokenizer to use instead of the model's.
       progress: called with (tensors read, total tensors).
+      devices: the devices that share the model.
 
     Raises:
       UserError: the model or tokenizer does not exist, is damaged or belongs to an unsupported
         family, `dtype`, `quantize` or `kv_dtype` is unknown, the model has int8 weights and
-        `quantize` is given, or jax has no device.
+        `quantize` is given, so many devices cannot share it, or jax has no device.
     """
     check_device()
     check_dtype(dtype)
@@ -85,13 +90,11 @@ def load_model(
     # In parallel, because importing transformers takes as long as copying a small model's weights.
     with ThreadPoolExecutor(max_workers=1) as pool:
         vocabulary = pool.submit(read_tokenizer)
-        graphdef, params = read_weights(opened, computed, progress, quantize)
+        graphdef, params = read_weights(opened, computed, progress, quantize, devices)
     built = nnx.merge(graphdef, params)
     if kv_dtype is not None:
-        from emsjax.models.even_keys import even_out_keys
-
         built.kv_dtype = kv_dtype
-        even_out_keys(built)
+        built = _with_even_keys(built, devices)
     return LoadedModel(
         model=built,
         tokenizer=vocabulary.result(),
@@ -99,7 +102,27 @@ def load_model(
         name=default_name(opened.name) if model is None else opened.name,
         hf_config=opened.hf_config,
         generation_config=opened.generation_config,
+        devices=devices,
     )
+
+
+def _with_even_keys(model: Any, devices: Devices) -> Any:
+    """Returns the model with weights that suit int8 keys; each device changes its own part."""
+    from emsjax.models.even_keys import even_out_keys
+
+    if devices.number == 1:
+        even_out_keys(model)
+        return model
+    graphdef, params = nnx.split(model)
+
+    def even_out(params: nnx.State) -> nnx.State:
+        part = nnx.merge(graphdef, params)
+        even_out_keys(part)
+        return nnx.state(part)
+
+    places = devices.specs_of(params)
+    program = devices.program(even_out, (places,), places, donate=(0,))
+    return nnx.merge(graphdef, program(params))
 
 
 def find_model(model: str | Path | None) -> OpenedModel:

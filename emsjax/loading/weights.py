@@ -1,22 +1,26 @@
 """Reads a checkpoint's tensors into a model's parameters, with about one model in memory.
 
 Each parameter is allocated once, filled tensor by tensor in the requested dtype and passed to jax.
-On CPU, jax adopts the aligned buffer without a copy.
+On CPU, jax adopts the aligned buffer without a copy. If devices share the model, this happens for
+each device's part of the parameter in turn.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from emsjax.errors import UserError
-from emsjax.host.device import put_by_row
 from emsjax.loading.parameters import Parameter
+from emsjax.loading.parts import Division, Part
 from emsjax.loading.sources.buffers import aligned_empty
 from emsjax.loading.sources.int8 import Int8, quantise
 from emsjax.loading.sources.source import TensorSource
+from emsjax.models.division import Cut
 from emsjax.models.family import dotted
 from emsjax.models.quantised import SCALE
 
@@ -28,6 +32,7 @@ def load_params(
     parameters: Mapping[str, Parameter],
     source: TensorSource,
     dtype: Any,
+    division: Division,
     progress: Progress | None = None,
 ) -> nnx.State:
     """Reads every parameter of `abstract` from `source`.
@@ -38,29 +43,54 @@ def load_params(
       parameters: where each parameter comes from, as `plan_parameters` returns it.
       source: the checkpoint.
       dtype: floating dtype of the result.
+      division: the devices to put the parameters on.
       progress: called with (tensors read, total tensors).
 
     Returns:
-      The same state with `jax.Array`s on the default device: of `dtype`, or of int8 with float32
-      scales.
+      The same state with `jax.Array`s: of `dtype`, or of int8 with float32 scales.
 
     Raises:
       UserError: a tensor does not hold floating-point numbers, or holds one that is not finite and
         cannot be quantised.
     """
     leaves = {dotted(path): (path, leaf) for path, leaf in nnx.to_flat_state(abstract)}
-    total = sum(len(names) for p in parameters.values() for names in p.pieces)
+    total = len({name for parameter in parameters.values() for name in parameter.tensors})
     reader = _Reader(source, total, progress)
     filled = []
     for name, parameter in parameters.items():
-        if name + SCALE not in leaves:
-            made = {name: _assemble(parameter, reader, dtype)}
-        else:
-            made = dict(zip((name, name + SCALE), _assemble_int8(parameter, reader), strict=True))
-        for each, value in made.items():
+        int8 = name + SCALE in leaves
+        made = _read_int8 if int8 else _read_floats
+        for each, value in made(name, parameter, reader, dtype, division).items():
             path, leaf = leaves[each]
-            filled.append((path, leaf.replace(put_by_row(value))))
+            filled.append((path, leaf.replace(value)))
     return nnx.from_flat_state(filled)
+
+
+def _read_floats(
+    name: str, parameter: Parameter, reader: "_Reader", dtype: Any, division: Division
+) -> dict[str, jax.Array]:
+    """Reads a parameter that is not quantised, and puts it on its devices."""
+    held, cut = [], None
+    for part in division.parts(name, parameter.shape):
+        held.append(division.put(_assemble(parameter, reader, dtype, part), part))
+        cut = part.cut
+    return {name: division.join(held, cut)}
+
+
+def _read_int8(
+    name: str, parameter: Parameter, reader: "_Reader", dtype: Any, division: Division
+) -> dict[str, jax.Array]:
+    """Reads a parameter in int8 and its scale, and puts them on their devices."""
+    del dtype
+    values: list[jax.Array] = []
+    scales: list[jax.Array] = []
+    scale_cut, cut = division.cut(name + SCALE, parameter.shape[:-1]), None
+    for part in division.parts(name, parameter.shape):
+        made, cut = _assemble_int8(parameter, reader, part, scale_cut), part.cut
+        values.append(division.put(made.values, part))
+        if scale_cut is not None or not scales:  # all devices may have the same scale
+            scales.append(division.put(made.scale, replace(part, cut=scale_cut)))
+    return {name: division.join(values, cut), name + SCALE: division.join(scales, scale_cut)}
 
 
 class _Reader:
@@ -68,7 +98,7 @@ class _Reader:
 
     def __init__(self, source: TensorSource, total: int, progress: Progress | None):
         self.source = source
-        self._total, self._progress, self._done = total, progress, 0
+        self._total, self._progress, self._seen = total, progress, set[str]()
 
     def floats(self, name: str) -> np.ndarray:
         """Returns a tensor, after checking that its values are weights and not, say, packed bits.
@@ -76,7 +106,7 @@ class _Reader:
         Raises:
           UserError: they are not floating-point numbers.
         """
-        self._count()
+        self._count(name)
         value = self.source.read(name)
         # Floats of 8 bits mean nothing without a scale, which no format of theirs lacks.
         if not jnp.issubdtype(value.dtype, jnp.floating) or value.dtype.itemsize == 1:
@@ -88,45 +118,75 @@ class _Reader:
 
     def int8(self, name: str) -> Int8:
         """Returns a tensor that the source holds in int8."""
-        self._count()
+        self._count(name)
         return self.source.read_int8(name)
 
-    def _count(self) -> None:
-        self._done += 1
-        if self._progress is not None:
-            self._progress(self._done, self._total)
+    def _count(self, name: str) -> None:
+        if self._progress is not None and name not in self._seen:
+            self._seen.add(name)  # devices may read it again
+            self._progress(len(self._seen), self._total)
 
 
-def _assemble(parameter: Parameter, reader: _Reader, dtype: Any) -> np.ndarray:
-    """Returns the parameter's value in `dtype`, in a buffer that jax may adopt."""
+def _assemble(parameter: Parameter, reader: _Reader, dtype: Any, part: Part) -> np.ndarray:
+    """Returns a part of the parameter's value in `dtype`, in a buffer that jax may adopt."""
     rule = parameter.rule
-    if not rule.stacked_axes:
+    if part.cut is None and not rule.stacked_axes:
         value = rule.transform([reader.floats(name) for name in parameter.pieces[0]])
         return value if _adoptable(value, dtype) else _copied(value, dtype)
-    stack = aligned_empty(parameter.shape, dtype)
-    pieces = stack.reshape(-1, *parameter.piece)
+    stack = aligned_empty(part.shape(parameter.shape), dtype)
+    pieces = stack.reshape(-1, *part.shape(parameter.piece))
     for piece, names in zip(pieces, parameter.pieces, strict=True):
-        piece[...] = rule.transform([reader.floats(name) for name in names])
+        _fill(piece, [reader.floats(name) for name in names], parameter, part)
     return stack
 
 
-def _assemble_int8(parameter: Parameter, reader: _Reader) -> Int8:
-    """Returns the parameter's value in int8, in buffers that jax may adopt.
+def _fill(
+    into: np.ndarray, tensors: Sequence[np.ndarray], parameter: Parameter, part: Part
+) -> None:
+    """Copies a part of what the parameter's rule makes of the tensors of one layer."""
+    if parameter.rule.joins and part.of_rows(parameter.piece):
+        part.copy_rows(tensors, into)
+    else:
+        part.copy(parameter.rule.transform(tensors), into)
+
+
+def _assemble_int8(
+    parameter: Parameter, reader: _Reader, part: Part, scale_cut: Cut | None
+) -> Int8:
+    """Returns a part of the parameter's value in int8, in buffers that jax may adopt.
 
     Numbers that the checkpoint holds in int8 are kept, all others are rounded piece by piece.
+
+    Args:
+      parameter: the parameter.
+      reader: of its tensors.
+      part: which part of its values.
+      scale_cut: how its scale is divided.
     """
     shape, piece = parameter.shape, parameter.piece
-    whole = Int8(aligned_empty(shape, np.int8), aligned_empty(shape[:-1], np.float32))
+    of_scale = replace(part, cut=scale_cut)
+    values = aligned_empty(part.shape(shape), np.int8)
+    whole = Int8(values, aligned_empty(of_scale.shape(shape[:-1]), np.float32))
     keeps = parameter.tensors <= reader.source.int8 and parameter.rule.joins
-    pieces = Int8(whole.values.reshape(-1, *piece), whole.scale.reshape(-1, *piece[:-1]))
+    pieces = Int8(
+        whole.values.reshape(-1, *part.shape(piece)),
+        whole.scale.reshape(-1, *of_scale.shape(piece[:-1])),
+    )
     for values, scale, names in zip(*pieces, parameter.pieces, strict=True):
         if keeps:
             held = [reader.int8(name) for name in names]
-            values[...] = parameter.rule.transform([each.values for each in held])
-            scale[...] = parameter.rule.transform([each.scale for each in held])
-        else:
-            tensor = parameter.rule.transform([reader.floats(name) for name in names])
+            part.copy(parameter.rule.transform([each.values for each in held]), values)
+            of_scale.copy(parameter.rule.transform([each.scale for each in held]), scale)
+            continue
+        tensors = [reader.floats(name) for name in names]
+        if part.cut is None or part.of_rows(piece):
+            tensor = np.empty(values.shape, tensors[0].dtype)
+            _fill(tensor, tensors, parameter, part)
             _quantise(tensor, Int8(values, scale), names, reader.source)
+        else:  # a row's scale depends on all of the row
+            made = Int8(np.empty(piece, np.int8), scale)
+            _quantise(parameter.rule.transform(tensors), made, names, reader.source)
+            part.copy(made.values, values)
     return whole
 
 

@@ -35,8 +35,7 @@ def _foreign(instead: str, **names: Any) -> Foreign:
 
 LLM_OPTIONS = (
     _foreign(
-        "there is no counterpart, because emsjax runs on one device",
-        tensor_parallel_size=1,
+        "there is no counterpart: devices share a model by tensor_parallel_size alone",
         pipeline_parallel_size=1,
         data_parallel_size=1,
         decode_context_parallel_size=1,
@@ -352,7 +351,7 @@ PROMPT = (
 
 SPECULATIVE_CONFIG = (
     _foreign(
-        "there is no counterpart, because emsjax runs on one device",
+        "there is no counterpart: every device has all of a draft model",
         draft_tensor_parallel_size=(None, 1),
     ),
     _foreign(

@@ -37,11 +37,20 @@ def has_maximum(rows: jax.Array, first: jax.Array) -> jax.Array:
       first: int32[W], see `first_max`.
     """
     largest = jnp.take_along_axis(rows, first[:, None], axis=1)[:, 0]
+    return are_bounded(rows, largest) & (largest > -jnp.inf)
+
+
+def are_bounded(rows: jax.Array, largest: jax.Array) -> jax.Array:
+    """Returns whether no number of each row of float32[W, V] is NaN or +inf, bool[W].
+
+    Args:
+      rows: float32[W, V].
+      largest: float32[W], the number at `first_max`.
+    """
     worst = jax.lax.platform_dependent(
         rows, largest, cpu=_scaled_sum, default=lambda _rows, largest: largest
     )
-    # Written so that NaN fails the comparison.
-    return (worst < jnp.inf) & (largest > -jnp.inf)
+    return worst < jnp.inf  # which NaN fails
 
 
 def _scaled_sum(rows: jax.Array, largest: jax.Array) -> jax.Array:

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 
 from emsjax.sampling.adapt import is_hard
 from emsjax.sampling.adjust import adjust
-from emsjax.sampling.blocks import first_max, has_maximum
 from emsjax.sampling.choice import Settings
 from emsjax.sampling.draw import draw
 from emsjax.sampling.filters import Filters, keep, scale
 from emsjax.sampling.logprobs import Logprobs, empty_logprobs, logprobs_of
 from emsjax.sampling.rows import NO_TOKEN, Rows, Slots
 from emsjax.sampling.state import SamplingState
+from emsjax.sampling.vocabulary import WHOLE, Vocabulary
 
 
 class Chosen(NamedTuple):
@@ -29,21 +29,24 @@ class Chosen(NamedTuple):
     logprobs: Logprobs | None
 
 
-def choose(logits: jax.Array, rows: Rows, state: Slots) -> Chosen:
+def choose(logits: jax.Array, rows: Rows, state: Slots, vocabulary: Vocabulary = WHOLE) -> Chosen:
     """Chooses the token that follows each row, [W].
 
     Args:
-      logits: float32[W, V], from the model.
+      logits: float32[W, V], from the model, or this device's part of them.
       rows: the prefixes that the logits follow.
       state: the state of all slots.
+      vocabulary: which tokens the logits are of.
     """
-    tokens, sound = _pick(logits, rows, state)
+    tokens, sound = _pick(logits, rows, state, vocabulary)
     sampling = state.sampling
     if sampling is None:
         return Chosen(jnp.where(sound, tokens, NO_TOKEN), None)
     wanted = (sampling.settings.logprobs & state.live).any()
     logprobs = jax.lax.cond(
-        wanted, lambda: logprobs_of(logits, tokens), lambda: empty_logprobs(tokens.shape)
+        wanted,
+        lambda: logprobs_of(logits, tokens, vocabulary),
+        lambda: empty_logprobs(tokens.shape),
     )
     return Chosen(jnp.where(sound, tokens, NO_TOKEN), logprobs)
 
@@ -53,33 +56,33 @@ def choose_unchecked(logits: jax.Array, rows: Rows, state: Slots) -> jax.Array:
 
     This is for drafters. Logits of a drafter that are not numbers cost time and change no text.
     """
-    return _pick(logits, rows, state)[0]
+    return _pick(logits, rows, state, WHOLE)[0]
 
 
-def _pick(logits: jax.Array, rows: Rows, state: Slots) -> tuple[jax.Array, jax.Array]:
+def _pick(
+    logits: jax.Array, rows: Rows, state: Slots, vocabulary: Vocabulary
+) -> tuple[jax.Array, jax.Array]:
     """Returns a token for each row, int32[W], and whether its logits leave a choice, bool[W]."""
     sampling = state.sampling
     if sampling is None:
-        tokens = first_max(logits)
-        return tokens, has_maximum(logits, tokens)
+        return vocabulary.first_max(logits)
     settings = jax.tree.map(lambda x: x[rows.slots], sampling.settings)
     # Each `cond` skips work over the whole vocabulary in steps in which no live slot needs it.
     adjusted = jax.lax.cond(
         (sampling.settings.adjusted & state.live).any(),
-        lambda: adjust(logits, rows, settings, state, sampling),
+        lambda: adjust(logits, rows, settings, state, sampling, vocabulary),
         lambda: logits,
     )
-    tokens = first_max(adjusted)
-    sound = has_maximum(adjusted, tokens)
+    tokens, sound = vocabulary.first_max(adjusted)
     hard = is_hard(rows, sampling.token_classes)
     temperature = jnp.where(hard, settings.adapt_temperature, settings.temperature)
     hot = (temperature > 0) & state.live[rows.slots]
-    tokens = jax.lax.cond(
-        hot.any(),
-        lambda: jnp.where(hot, _sample(adjusted, temperature, rows, settings, sampling), tokens),
-        lambda: tokens,
-    )
-    return tokens, sound
+
+    def sample() -> jax.Array:
+        drawn = _sample(adjusted, temperature, rows, settings, sampling, vocabulary)
+        return jnp.where(hot, drawn, tokens)
+
+    return jax.lax.cond(hot.any(), sample, lambda: tokens), sound
 
 
 def _sample(
@@ -88,7 +91,8 @@ def _sample(
     rows: Rows,
     settings: Settings,
     sampling: SamplingState,
+    vocabulary: Vocabulary,
 ) -> jax.Array:
     filters = Filters(settings.top_k, settings.top_p, settings.min_p)
-    x = keep(scale(logits, temperature), filters)
-    return draw(x, sampling.keys[rows.slots], rows.positions)
+    x = keep(scale(logits, temperature, vocabulary), filters, vocabulary)
+    return draw(x, sampling.keys[rows.slots], rows.positions, vocabulary)

@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.sampling.blocks import BLOCK, block_of, by_blocks
+from emsjax.sampling.vocabulary import WHOLE, Vocabulary
 
 
-def draw(x: jax.Array, keys: jax.Array, positions: jax.Array) -> jax.Array:
+def draw(
+    x: jax.Array, keys: jax.Array, positions: jax.Array, vocabulary: Vocabulary = WHOLE
+) -> jax.Array:
     """Draws a token from each row, int32[W], with probability proportional to exp(x).
 
     The function draws a block of the vocabulary, then a token in the block. This needs noise for
@@ -14,16 +17,21 @@ def draw(x: jax.Array, keys: jax.Array, positions: jax.Array) -> jax.Array:
     noise, nearly equal x nearly always yield the same token. A drafter that samples relies on this.
 
     Args:
-      x: float32[W, V], at most 0; -inf for tokens that must not be drawn.
+      x: float32[W, V] or this device's part of it, at most 0; -inf for tokens that must not be
+        drawn.
       keys: uint32[W, 2], the random key of each row's slot.
       positions: int32[W], the row's position in its sample.
+      vocabulary: which tokens x is of.
     """
     blocks = by_blocks(x)
-    noise = _gumbel(keys, positions, blocks.shape[1] + BLOCK)
+    count = blocks.shape[1]
+    noise = _gumbel(keys, positions, vocabulary.blocks(count) + BLOCK)
     mass = jnp.log(jnp.exp(blocks).sum(axis=2))
-    block = jnp.argmax(mass + noise[:, :-BLOCK], axis=1).astype(jnp.int32)
+    scores = mass + vocabulary.own(noise[:, :-BLOCK], count)
+    block = jnp.argmax(scores, axis=1).astype(jnp.int32)
     lane = jnp.argmax(block_of(block, blocks) + noise[:, -BLOCK:], axis=1).astype(jnp.int32)
-    return block * BLOCK + lane
+    score = jnp.take_along_axis(scores, block[:, None], axis=1)[:, 0]
+    return vocabulary.at_best(score, block * BLOCK + lane, x.shape[1])
 
 
 def _gumbel(keys: jax.Array, positions: jax.Array, count: int) -> jax.Array:

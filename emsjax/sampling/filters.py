@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from emsjax.sampling.vocabulary import WHOLE, Vocabulary
+
 CANDIDATES = 128
 
 
@@ -28,30 +30,37 @@ class Filters(NamedTuple):
     min_p: jax.Array
 
 
-def scale(logits: jax.Array, temperature: jax.Array) -> jax.Array:
+def scale(logits: jax.Array, temperature: jax.Array, vocabulary: Vocabulary = WHOLE) -> jax.Array:
     """Subtracts each row's maximum from the logits [W, V] and divides by temperatures [W].
 
     Temperature 0 is treated as 1, because a greedy row does not use the result.
     """
     divisor = jnp.where(temperature > 0, temperature, 1.0)[:, None]
-    return (logits - logits.max(axis=1, keepdims=True)) / divisor
+    largest = vocabulary.largest(logits.max(axis=1, keepdims=True))
+    return (logits - largest) / divisor
 
 
-def keep(x: jax.Array, filters: Filters) -> jax.Array:
-    """Sets each token that is filtered out to -inf, in x [W, V] as returned by `scale`."""
+def keep(x: jax.Array, filters: Filters, vocabulary: Vocabulary = WHOLE) -> jax.Array:
+    """Sets each token that is filtered out to -inf, in x [W, V] as returned by `scale`.
+
+    Args:
+      x: of all tokens, or this device's part of them.
+      filters: of each row.
+      vocabulary: which tokens x is of.
+    """
     wanted = (filters.top_k > 0) | (filters.top_p < 1) | (filters.min_p > 0)
-    return jax.lax.cond(wanted.any(), lambda: _keep(x, filters), lambda: x)
+    return jax.lax.cond(wanted.any(), lambda: _keep(x, filters, vocabulary), lambda: x)
 
 
-def _keep(x: jax.Array, filters: Filters) -> jax.Array:
+def _keep(x: jax.Array, filters: Filters, vocabulary: Vocabulary) -> jax.Array:
     """Filters the rows. The result of a row depends on its own filters alone, to the last bit."""
     # The barrier keeps XLA from computing exp twice. A second one may round differently and lose
     # the last token.
     weights = jax.lax.optimization_barrier(jnp.exp(x))
     few = (filters.top_k > 0) & (filters.top_k <= CANDIDATES)
     many = ~few & ((filters.top_k > 0) | (filters.top_p < 1))
-    among_few = _if_any(few, lambda: _among_candidates(weights, filters))
-    by_halving = _if_any(many, lambda: _by_halving(weights, filters))
+    among_few = _if_any(few, lambda: _among_candidates(weights, filters, vocabulary))
+    by_halving = _if_any(many, lambda: _by_halving(weights, filters, vocabulary))
     found = jnp.where(few, among_few, jnp.where(many, by_halving, 0.0))
     threshold = jnp.maximum(found, filters.min_p)
     return jnp.where(weights >= threshold[:, None], x, -jnp.inf)
@@ -62,9 +71,9 @@ def _if_any(wanted: jax.Array, find: Callable[[], jax.Array]) -> jax.Array:
     return jax.lax.cond(wanted.any(), find, lambda: jnp.zeros(wanted.shape, jnp.float32))
 
 
-def _among_candidates(weights: jax.Array, filters: Filters) -> jax.Array:
+def _among_candidates(weights: jax.Array, filters: Filters, vocabulary: Vocabulary) -> jax.Array:
     """Returns the thresholds of top-k and top-p for rows with a top-k of 1 to 128."""
-    likeliest = jax.lax.top_k(weights, min(CANDIDATES, weights.shape[1]))[0]
+    likeliest = vocabulary.top(weights, CANDIDATES)[0]
     last = jnp.clip(filters.top_k - 1, 0, likeliest.shape[1] - 1)[:, None]
     kth = jnp.take_along_axis(likeliest, last, axis=1)
     kept = jnp.where(likeliest >= kth, likeliest, 0)
@@ -76,19 +85,24 @@ def _among_candidates(weights: jax.Array, filters: Filters) -> jax.Array:
     return jnp.where(cut, jnp.maximum(kth, nucleus)[:, 0], kth[:, 0])
 
 
-def _by_halving(weights: jax.Array, filters: Filters) -> jax.Array:
+def _by_halving(weights: jax.Array, filters: Filters, vocabulary: Vocabulary) -> jax.Array:
     """Returns the thresholds of top-k and top-p for any k and p."""
-    limit = jnp.where(filters.top_k > 0, jnp.minimum(filters.top_k, weights.shape[1]), 0)
+    size = vocabulary.size(weights.shape[1])
+    limit = jnp.where(filters.top_k > 0, jnp.minimum(filters.top_k, size), 0)
 
     def count(bound: jax.Array) -> jax.Array:
-        return (weights >= bound[:, None]).sum(axis=1, dtype=jnp.int32) >= limit
+        here = (weights >= bound[:, None]).sum(axis=1, dtype=jnp.int32)
+        return vocabulary.total(here) >= limit
+
+    def mass(bound: jax.Array) -> jax.Array:
+        return vocabulary.total(_mass(weights, bound))
 
     kth = _if_any(limit > 0, lambda: _largest_that(count, jnp.zeros_like(filters.top_p)))
     kth = jnp.where(limit > 0, kth, 0.0)
-    enough = filters.top_p * _mass(weights, kth)
+    enough = filters.top_p * mass(kth)
     # All tokens below (1 - p) / V weigh less than 1 - p together. Half of it allows for rounding.
-    lowest = jnp.maximum(kth, 0.5 * (1 - filters.top_p) / weights.shape[1])
-    nucleus = _largest_that(lambda bound: _mass(weights, bound) >= enough, lowest)
+    lowest = jnp.maximum(kth, 0.5 * (1 - filters.top_p) / size)
+    nucleus = _largest_that(lambda bound: mass(bound) >= enough, lowest)
     return jnp.where(filters.top_p < 1, nucleus, kth)
 
 

@@ -8,9 +8,16 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.sampling.rows import NO_TOKEN, Rows, Slots, tokens_before, whole_texts
+from emsjax.sampling.vocabulary import WHOLE, Vocabulary
 
 
-def forbid_repeats(logits: jax.Array, rows: Rows, sizes: jax.Array, state: Slots) -> jax.Array:
+def forbid_repeats(
+    logits: jax.Array,
+    rows: Rows,
+    sizes: jax.Array,
+    state: Slots,
+    vocabulary: Vocabulary = WHOLE,
+) -> jax.Array:
     """Sets tokens to -inf that would complete an n-gram which the text already has; [W, V].
 
     This compares [W, S] tokens n - 1 times.
@@ -20,6 +27,7 @@ def forbid_repeats(logits: jax.Array, rows: Rows, sizes: jax.Array, state: Slots
       rows: the prefixes that the logits follow.
       sizes: int32[W], the n of each row; 0 forbids nothing.
       state: the state of all slots.
+      vocabulary: which tokens the logits are of.
     """
     texts = whole_texts(rows, state)
     last = rows.positions[:, None]
@@ -35,10 +43,16 @@ def forbid_repeats(logits: jax.Array, rows: Rows, sizes: jax.Array, state: Slots
     candidates = (n > 0) & (place >= n - 1) & (place <= last)
     longest = jnp.minimum(sizes.max(), texts.shape[1])
     repeated = jax.lax.fori_loop(1, longest, compare, candidates)
-    return forbid(logits, texts, repeated)
+    return forbid(logits, texts, repeated, vocabulary)
 
 
-def forbid_words(logits: jax.Array, rows: Rows, words: jax.Array, state: Slots) -> jax.Array:
+def forbid_words(
+    logits: jax.Array,
+    rows: Rows,
+    words: jax.Array,
+    state: Slots,
+    vocabulary: Vocabulary = WHOLE,
+) -> jax.Array:
     """Sets tokens to -inf that would complete one of the slot's words; float32[W, V].
 
     Args:
@@ -46,16 +60,20 @@ def forbid_words(logits: jax.Array, rows: Rows, words: jax.Array, state: Slots) 
       rows: the prefixes that the logits follow.
       words: int32[B, N, L], see `SamplingState`.
       state: the state of all slots.
+      vocabulary: which tokens the logits are of.
     """
     own = words[rows.slots]
     before = tokens_before(rows, state, words.shape[2] - 1)[:, None]
     begun = ((own[:, :, 1:] == before) | (own[:, :, 1:] == NO_TOKEN)).all(axis=2)
-    return forbid(logits, own[:, :, 0], begun & (own[:, :, 0] != NO_TOKEN))
+    return forbid(logits, own[:, :, 0], begun & (own[:, :, 0] != NO_TOKEN), vocabulary)
 
 
-def forbid(logits: jax.Array, tokens: jax.Array, which: jax.Array) -> jax.Array:
+def forbid(
+    logits: jax.Array, tokens: jax.Array, which: jax.Array, vocabulary: Vocabulary = WHOLE
+) -> jax.Array:
     """Sets those of tokens int32[W, n] to -inf for which `which` bool[W, n] is true."""
-    columns = jnp.where(which, tokens, logits.shape[1])
+    width = logits.shape[1]
+    columns = jnp.where(which, vocabulary.places(tokens, width), width)
     numbers = jnp.arange(logits.shape[0], dtype=jnp.int32)[:, None]
     # Added, not set: a NaN stays one, so that `choose` sees it.
     return logits.at[numbers, columns].add(-jnp.inf, mode="drop")

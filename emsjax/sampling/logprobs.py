@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emsjax.limits import MAX_LOGPROBS
+from emsjax.sampling.vocabulary import WHOLE, Vocabulary
 
 
 class Logprobs(NamedTuple):
@@ -40,18 +41,28 @@ def empty_table(num_slots: int, capacity: int) -> Logprobs:
     return jax.tree.map(jnp.ravel, empty_logprobs((num_slots, capacity)))
 
 
-def logprobs_of(logits: jax.Array, tokens: jax.Array) -> Logprobs:
-    """Returns the log-probabilities of tokens int32[W] under logits float32[W, V]."""
-    total = jax.nn.logsumexp(logits, axis=1)
-    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=1)
-    likelier = (logits > chosen).sum(axis=1, dtype=jnp.int32)
-    found = min(MAX_LOGPROBS, logits.shape[1])
-    top, top_ids = jax.lax.top_k(logits, found)
-    missing = ((0, 0), (0, MAX_LOGPROBS - found))
+def logprobs_of(logits: jax.Array, tokens: jax.Array, vocabulary: Vocabulary = WHOLE) -> Logprobs:
+    """Returns the log-probabilities of tokens int32[W] under logits float32[W, V].
+
+    Args:
+      logits: of all tokens, or this device's part of them.
+      tokens: the tokens.
+      vocabulary: which tokens the logits are of.
+    """
+    here = jax.nn.logsumexp(logits, axis=1)
+    largest = vocabulary.largest(here)
+    total = largest + jnp.log(vocabulary.total(jnp.exp(here - largest)))
+    width = logits.shape[1]
+    place = vocabulary.places(tokens, width)[:, None]
+    found = jnp.take_along_axis(logits, place, axis=1, mode="fill", fill_value=-jnp.inf)
+    chosen = vocabulary.largest(found)
+    likelier = vocabulary.total((logits > chosen).sum(axis=1, dtype=jnp.int32))
+    top, top_ids = vocabulary.top(logits, MAX_LOGPROBS)
+    missing = ((0, 0), (0, MAX_LOGPROBS - top.shape[1]))
     return Logprobs(
         chosen=chosen[:, 0] - total,
         rank=likelier + 1,
-        top_ids=jnp.pad(top_ids.astype(jnp.int32), missing),
+        top_ids=jnp.pad(top_ids, missing),
         top=jnp.pad(top - total[:, None], missing, constant_values=-jnp.inf),
     )
 

@@ -10,6 +10,7 @@ import numpy as np
 from emsjax.limits import MAX_SCHEDULED
 from emsjax.sampling.forbidden import forbid
 from emsjax.sampling.rows import Rows
+from emsjax.sampling.vocabulary import WHOLE, Vocabulary
 
 
 class Scheduled(NamedTuple):
@@ -47,7 +48,9 @@ def is_due(rows: Rows, scheduled: Scheduled) -> jax.Array:
     return scheduled.lens[rows.slots] == rows.positions[:, None] + 1
 
 
-def keep_schedule(logits: jax.Array, rows: Rows, scheduled: Scheduled) -> jax.Array:
+def keep_schedule(
+    logits: jax.Array, rows: Rows, scheduled: Scheduled, vocabulary: Vocabulary = WHOLE
+) -> jax.Array:
     """Applies what is due; returns float32[W, V].
 
     As in `transformers`, forced tokens are equally likely, and a token that is also forbidden is
@@ -57,11 +60,13 @@ def keep_schedule(logits: jax.Array, rows: Rows, scheduled: Scheduled) -> jax.Ar
       logits: float32[W, V].
       rows: the prefixes that the logits follow.
       scheduled: of all slots, [B, N] each.
+      vocabulary: which tokens the logits are of.
     """
+    width = logits.shape[1]
     due = is_due(rows, scheduled)
     tokens, forced = scheduled.tokens[rows.slots], scheduled.forced[rows.slots] & due
     logits = jnp.where(forced.any(axis=1, keepdims=True), logits - jnp.inf, logits)
-    columns = jnp.where(forced, tokens, logits.shape[1])
+    columns = jnp.where(forced, vocabulary.places(tokens, width), width)
     numbers = jnp.arange(logits.shape[0], dtype=jnp.int32)[:, None]
     logits = logits.at[numbers, columns].set(0.0, mode="drop")
-    return forbid(logits, tokens, due & ~forced)
+    return forbid(logits, tokens, due & ~forced, vocabulary)

@@ -53,6 +53,7 @@ def _serve(
     dtype: shared.Dtype = "auto",
     quantize: shared.Quantize = None,
     kv_dtype: shared.KvDtype = None,
+    tensor_parallel: shared.TensorParallel = None,
     batch_size: shared.BatchSize = None,
     prefix_slots: shared.PrefixSlots = 0,
     max_model_len: shared.MaxModelLen = None,
@@ -86,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return run(options)
 
-    return command.run(body, _app, {"max_batch_size": "--batch-size"})
+    names = {"max_batch_size": "--batch-size", "tensor_parallel_size": "--tensor-parallel"}
+    return command.run(body, _app, names)
 
 
 def _check_installed() -> None:

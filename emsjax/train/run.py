@@ -199,7 +199,7 @@ def _manifest(
     accepted = [round(value, 3) for each in log.progress[-1:] for value in each.accepted]
     return DraftManifest(
         target=target.name,
-        probe=probe(model.embedding_kernel),
+        probe=probe(model),
         sizes=asdict(config),
         trained_on=(
             f"{sum(len(text.tokens) for text in learn)} tokens that {target.name} wrote in answer "

@@ -12,6 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from emsjax.pallas_kernels.kv_layout import pack_kv
+from emsjax.pallas_kernels.manual_axes import result_like
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.int8)
 
@@ -57,7 +58,7 @@ def update_kv_cache(
             out_specs=anywhere,
             scratch_shapes=[pltpu.SemaphoreType.DMA(())],
         ),
-        out_shape=jax.ShapeDtypeStruct(cache.shape, cache.dtype),
+        out_shape=result_like(cache.shape, cache.dtype, rows, cache),
         input_output_aliases={len(scalars) + 1: 0},
         cost_estimate=pl.CostEstimate(
             flops=0, transcendentals=0, bytes_accessed=2 * rows.size * rows.dtype.itemsize

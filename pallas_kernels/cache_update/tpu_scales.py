@@ -14,6 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from emsjax.pallas_kernels.kv_rows import LANES
+from emsjax.pallas_kernels.manual_axes import result_like
 
 # A core has at least 16 MiB of VMEM.
 MOST_BYTES = 8 << 20
@@ -116,7 +117,7 @@ def update_scales(
                 pltpu.SemaphoreType.DMA(()),
             ],
         ),
-        out_shape=jax.ShapeDtypeStruct(scale.shape, scale.dtype),
+        out_shape=result_like(scale.shape, scale.dtype, across, scale),
         input_output_aliases={len(scalars) + 1: 0},
         cost_estimate=pl.CostEstimate(
             flops=0, transcendentals=0, bytes_accessed=2 * most * _tile_bytes(scale)

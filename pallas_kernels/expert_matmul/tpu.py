@@ -13,6 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from emsjax.pallas_kernels.expert_matmul.tiles import Tiles
 from emsjax.pallas_kernels.kv_rows import LANES
+from emsjax.pallas_kernels.manual_axes import result_like
 from emsjax.pallas_kernels.tuned import tuned
 
 DTYPES = (jnp.float32, jnp.bfloat16)
@@ -84,7 +85,7 @@ def expert_matmul(
             ],
             out_specs=pl.BlockSpec((None, size, outs), results),
         ),
-        out_shape=jax.ShapeDtypeStruct((num_tiles, size, num_out), dtype),
+        out_shape=result_like((num_tiles, size, num_out), dtype, x, kernels),
         cost_estimate=_cost(x, kernels),
         name="expert_matmul",
     )

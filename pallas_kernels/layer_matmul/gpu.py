@@ -18,6 +18,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from emsjax.pallas_kernels import hopper
 from emsjax.pallas_kernels.layer_matmul.few_rows import added, unsuitable
+from emsjax.pallas_kernels.manual_axes import result_like
 from emsjax.pallas_kernels.tensor_cores import TENSOR_CORE_ROWS
 from emsjax.pallas_kernels.tuned import tuned
 
@@ -107,7 +108,7 @@ def _call(layer: jax.Array, x: jax.Array, kernels: jax.Array, blocks: Blocks) ->
     num_rows, (_, num_out, _) = x.shape[0], kernels.shape
     call = plgpu.kernel(
         functools.partial(_kernel, blocks=blocks),
-        out_type=jax.ShapeDtypeStruct((blocks.parts, num_rows, num_out), jnp.float32),
+        out_type=result_like((blocks.parts, num_rows, num_out), jnp.float32, x, kernels),
         scratch_types=[plgpu.SMEM((blocks.rows, blocks.out), jnp.float32)],
         grid=(num_out // blocks.out, blocks.parts, num_rows // blocks.rows),
         grid_names=AXES,

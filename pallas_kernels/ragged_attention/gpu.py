@@ -16,6 +16,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from emsjax.pallas_kernels import hopper
 from emsjax.pallas_kernels.int8_cache import Cache
+from emsjax.pallas_kernels.manual_axes import result_like
 from emsjax.pallas_kernels.ragged_attention.sections import (
     LOG2_E,
     MASKED,
@@ -308,10 +309,11 @@ def _call(inputs: Inputs, options: Options) -> Sums:
     q, blocks = inputs.q, options.blocks
     num_tiles, num_kv_heads, height, head_dim = q.shape
     grid = (num_tiles, num_kv_heads, pl.cdiv(options.capacity, blocks.section))
-    rows = jax.ShapeDtypeStruct((*grid, _kept(options)), jnp.float32)
+    arrays = inputs.arrays()
+    rows = result_like((*grid, _kept(options)), jnp.float32, arrays)
     call = plgpu.kernel(
         functools.partial(_kernel, options=options),
-        out_type=[jax.ShapeDtypeStruct((*rows.shape, head_dim), jnp.float32), rows, rows],
+        out_type=[result_like((*rows.shape, head_dim), jnp.float32, arrays), rows, rows],
         scratch_types=_Shared(
             q=plgpu.SMEM(
                 (height, head_dim), q.dtype, transforms=hopper.transforms(head_dim, q.dtype)
@@ -326,7 +328,7 @@ def _call(inputs: Inputs, options: Options) -> Sums:
         grid_names=AXES,
         kernel_name="ragged_attention",
     )
-    return Sums(*call(*inputs.arrays()))
+    return Sums(*call(*arrays))
 
 
 def _written_at_once(head_dim: int) -> int:

@@ -14,6 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from emsjax.pallas_kernels.backends import target_capability
+from emsjax.pallas_kernels.manual_axes import result_like
 from emsjax.pallas_kernels.ragged_attention.sections import (
     LOG2_E,
     MASKED,
@@ -86,8 +87,9 @@ def _call(inputs: Inputs, options: Options) -> Sums:
     blocks = options.blocks
     num_tiles, num_kv_heads, height, head_dim = inputs.q.shape
     grid = (num_tiles, num_kv_heads, pl.cdiv(options.capacity, blocks.section))
-    rows = jax.ShapeDtypeStruct((*grid, height), jnp.float32)
-    sums = Sums(jax.ShapeDtypeStruct((*rows.shape, head_dim), jnp.float32), rows, rows)
+    arrays = inputs.arrays()
+    rows = result_like((*grid, height), jnp.float32, arrays)
+    sums = Sums(result_like((*rows.shape, head_dim), jnp.float32, arrays), rows, rows)
     of_program = pl.BlockSpec(
         (None, None, None, height), lambda tile, head, section: (tile, head, section, 0)
     )
@@ -99,7 +101,6 @@ def _call(inputs: Inputs, options: Options) -> Sums:
         of_program,
         of_program,
     )
-    arrays = inputs.arrays()
     call = pl.pallas_call(
         functools.partial(_kernel, options=options),
         out_shape=sums,

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from emsjax.pallas_kernels.backends import target_platform
 from emsjax.pallas_kernels.int8_cache import Cache, read_block
+from emsjax.pallas_kernels.manual_axes import varying_like
 from emsjax.pallas_kernels.ragged_attention.tiles import (
     Prepared,
     TileFacts,
@@ -124,6 +125,7 @@ def _attend_tile(
         top = jnp.tile(sinks.reshape(num_kv_heads, -1), shape[1] * num_kv_heads // len(sinks))
         total = jnp.ones(shape, jnp.float32)
     empty = (top, total, jnp.zeros((*shape, head_dim), jnp.float32))
+    empty = jax.tree.map(lambda x: varying_like(x, tile.queries, cache), empty)
     end = (tile.facts.kv_end + block - 1) // block
     _, total, out = jax.lax.fori_loop(start, end, attend_block, empty)
     return out / jnp.where(total == 0, 1, total)[..., None]

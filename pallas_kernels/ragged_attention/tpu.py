@@ -18,6 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from emsjax.pallas_kernels.int8_cache import Cache, Int8Cache
 from emsjax.pallas_kernels.kv_rows import LANES
+from emsjax.pallas_kernels.manual_axes import result_like
 from emsjax.pallas_kernels.ragged_attention.lanes import gather_values, spread_queries, width
 from emsjax.pallas_kernels.ragged_attention.tiles import (
     Prepared,
@@ -374,7 +375,7 @@ def _call(
             out_specs=of_tile(inputs[0]),
             scratch_shapes=scratch,
         ),
-        out_shape=jax.ShapeDtypeStruct(inputs[0].shape, inputs[0].dtype),
+        out_shape=result_like(inputs[0].shape, inputs[0].dtype, inputs, caches),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         cost_estimate=cost,
         name="ragged_attention",

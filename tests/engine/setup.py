@@ -13,6 +13,7 @@ from transformers import AutoConfig
 
 from emsjax.drafters import Combined, DraftModel, NoDrafter, OwnLayers, PromptLookup, Recurrent
 from emsjax.drafters.own_layers import Parts
+from emsjax.engine.devices import ONE, Devices
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.engine import Engine
 from emsjax.engine.job import Finished, Job
@@ -23,6 +24,7 @@ from emsjax.loading.load import load_model
 from emsjax.models.decoder import DecoderLM
 from emsjax.models.recurrent_draft import RecurrentConfig, RecurrentDraft, Shared
 from emsjax.models.registry import FAMILIES
+from emsjax.models.shared_rows import DividedRows
 from emsjax.models.state_map import StateMap, StateMapConfig
 from tests.ladders import short_ladder
 from tests.tiny import TINY, VOCAB_SIZE, checkpoint, oracle
@@ -31,9 +33,9 @@ EOS = 2
 
 
 @functools.cache
-def oracle_model(name: str) -> Any:
+def oracle_model(name: str, devices: Devices = ONE) -> Any:
     """Returns a tiny model with the oracle's weights."""
-    return load_model(checkpoint(name)).model
+    return load_model(checkpoint(name), devices=devices).model
 
 
 @functools.cache
@@ -55,6 +57,7 @@ def make_engine(
     method: str = "ems",
     trace: bool = False,
     make: Callable[..., tuple[Rung, ...]] = short_ladder,
+    devices: Devices = ONE,
 ) -> Engine:
     """Makes an engine with a named drafter or with the test's own; `make` makes its ladder."""
     chosen = make_drafter(model, drafter) if isinstance(drafter, str) else drafter
@@ -68,6 +71,7 @@ def make_engine(
         costs=costs_of(ladder, costs),
         policy=POLICIES[method],
         trace=trace,
+        devices=devices,
     )
 
 
@@ -126,13 +130,10 @@ def recurrent(model: Any) -> Recurrent:
     graphdef, params = nnx.split(RecurrentDraft(config, rngs=nnx.Rngs(0)))
     params = jax.tree.map(lambda x: x.astype(model.dtype), params)
     ids = jnp.arange(0, model.vocab_size, 2, dtype=jnp.int32)
-    embedding = model.embedder.tokens.get_value()
-    head = jax.ShapeDtypeStruct((len(ids), embedding.shape[1]), embedding.dtype)
-    if isinstance(embedding, jax.Array):
-        head = embedding[ids]
+    shared = shared_with(model, ids, model.embedder.tokens)
     return Recurrent(
         "random",
-        (params, Shared(embedding, head, ids)),
+        (params, shared),
         functools.partial(nnx.merge, graphdef),
         model.vocab_size,
         config.hidden_size,
@@ -142,20 +143,19 @@ def recurrent(model: Any) -> Recurrent:
 
 def own_layers(model: Any, state_map: Any = None, first_layer: int = 1) -> OwnLayers:
     """Makes a draft of the target's layers from `first_layer` on; its map is random by default."""
-    vocab_size, width = model.embedder.tokens.shape
+    vocab_size, width = model.vocab_size, model.embedder.tokens.shape[1]
     sizes = model.hidden_size, width, vocab_size, model.num_layers, first_layer
     config = StateMapConfig(*sizes, width=0)
     split_map = nnx.split(state_map or StateMap(config, rngs=nnx.Rngs(3)))
     params = jax.tree.map(lambda x: x.astype(model.dtype), split_map[1])
     ids = jnp.arange(0, vocab_size, 2, dtype=jnp.int32)
-    embedding = model.embedder.tokens.get_value()
-    head = jax.ShapeDtypeStruct((len(ids), width), embedding.dtype)
-    if isinstance(embedding, jax.Array):
-        head = model.output_kernel[ids]
+    shared = shared_with(
+        model, ids, model.embedder.tokens if model.head is None else model.head.kernel
+    )
     graphdef, weights = nnx.split(model)
     return OwnLayers(
         "random",
-        Parts(params, Shared(embedding, head, ids), weights),
+        Parts(params, shared, weights),
         lambda state_map, target: (nnx.merge(split_map[0], state_map), nnx.merge(graphdef, target)),
         vocab_size,
         model.hidden_size,
@@ -164,6 +164,16 @@ def own_layers(model: Any, state_map: Any = None, first_layer: int = 1) -> OwnLa
         draft_length=5,
         narrowest=4,
     )
+
+
+def shared_with(model: Any, ids: jax.Array, projection: nnx.Param) -> Shared:
+    """Returns what a draft for some tokens shares with a model, shapes if the model is shapes."""
+    embedding, rows = (param.get_value() for param in (model.embedder.tokens, projection))
+    if isinstance(rows, jax.ShapeDtypeStruct):
+        head: Any = jax.ShapeDtypeStruct((len(ids), *rows.shape[1:]), rows.dtype)
+    else:
+        head = jnp.asarray(np.asarray(rows)[np.asarray(ids)])
+    return Shared(DividedRows(embedding) if model.embedder.divided else embedding, head, ids)
 
 
 def jobs(count: int = 20, longest: int = 200, stop_ids: tuple[int, ...] = (EOS,)) -> list[Job]:

@@ -168,8 +168,8 @@ def test_a_name_is_in_one_entry():
 
 def test_true_is_not_one():
     take = takes_vllm_names("an option", vllm_names.LLM_OPTIONS)(lambda: None)
-    with pytest.raises(UserError, match="tensor_parallel_size=True"):
-        take(tensor_parallel_size=True)
+    with pytest.raises(UserError, match="pipeline_parallel_size=True"):
+        take(pipeline_parallel_size=True)
     take(swap_space=0.0)
 
 
@@ -179,7 +179,10 @@ def test_true_is_not_one():
         ({"max_batchsize": 4}, "'max_batchsize' is not an option of LLM; did you mean max_batch_s"),
         ({"xyz": 4}, "'xyz' is not an option of LLM; use one of model, tokenizer"),
         ({"gpu_memory_utilization": 0.9}, "set max_batch_size and max_model_len"),
-        ({"tensor_parallel_size": 2}, "tensor_parallel_size=2 .* runs on one device"),
+        (
+            {"pipeline_parallel_size": 2},
+            "pipeline_parallel_size=2 .* by tensor_parallel_size alone",
+        ),
         ({"quantization": "awq"}, "quantization='awq' is vLLM's"),
         ({"speculative_model": "x"}, "set draft_model"),
         (

@@ -1,0 +1,49 @@
+"""What the devices that share a model exchange and copy, read off a compiled program."""
+
+import re
+from collections import Counter
+
+import jax
+
+from emsjax.engine.engine import Engine
+from emsjax.models.config import DecoderConfig
+from tests.engine.switches import PLAIN
+
+_KINDS = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+_TYPES = {"float32": "f32", "bfloat16": "bf16"}
+
+
+def collectives(text: str) -> Counter[str]:
+    """Counts the exchanges of a compiled program by kind and shape.
+
+    The loop over layers is there once, whatever the number of layers.
+    """
+    found = re.findall(rf"= \(?(\w+\[[\d,]*\])[^=]*? ({_KINDS})(?:-start)?\(", text)
+    return Counter(f"{kind} {shape}" for shape, kind in found)
+
+
+def check_no_copy_of_the_share(
+    engine: Engine,
+    compiled: jax.stages.Compiled,
+    writer: str,
+    others: int = 0,
+    config: DecoderConfig = PLAIN,
+) -> None:
+    """Checks that each device updates its share of the cache in place.
+
+    Args:
+      engine: the engine.
+      compiled: its decode program.
+      writer: the operation that writes into the cache.
+      others: bytes of temporary memory known to serve something other than the cache.
+      config: of the model.
+    """
+    memory, spec = compiled.memory_analysis(), engine.cache_spec
+    share = spec.size * spec.dtype.itemsize
+    assert share <= memory.alias_size_in_bytes < 2 * share
+    assert memory.temp_size_in_bytes - others < share / config.num_layers
+    shape = ",".join(map(str, spec.shape))
+    pattern = rf"= {_TYPES[spec.dtype.name]}\[{shape}\]\S* ([a-z-]+)\("
+    operations = set(re.findall(pattern, compiled.as_text()))
+    assert writer in operations, "the pattern no longer finds the cache"
+    assert not operations & {"copy", "convert", "transpose", "all-gather"}

@@ -1,0 +1,274 @@
+"""Cases for `test_divided.py`, which runs them in a process with eight devices."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from emsjax import LLM, SamplingParams
+from emsjax.engine.devices import SAME, shared_by
+from emsjax.errors import UserError
+from emsjax.loading.build import shape_of_model
+from emsjax.loading.load import load_model
+from emsjax.sampling.choice import make_choice
+from emsjax.sampling.choose import choose
+from emsjax.sampling.rows import rows_after
+from emsjax.sampling.state import admit_choice, count_tokens, empty_sampling
+from emsjax.sampling.vocabulary import DividedVocabulary
+from emsjax.shapes import SHARDS
+from tests import tiny
+from tests.engine.collectives import check_no_copy_of_the_share, collectives
+from tests.engine.setup import (
+    EOS,
+    expected,
+    jobs,
+    make_drafter,
+    make_engine,
+    oracle_model,
+    run_all,
+)
+from tests.engine.switches import PLAIN
+from tests.ladders import one_rung, two_rungs
+from tests.models.logits import our_logits
+
+SLOW = pytest.mark.slow
+# Of a tiny model that eight devices can share, with fewer key/value heads than devices.
+tiny.TINY["eight"] = ("llama", tiny.LLAMA_SIZES | {"num_attention_heads": 8, "head_dim": 8})
+
+
+def test_there_are_eight_devices():
+    assert len(jax.devices()) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "drafter", "number"),
+    [
+        ("llama", "prompt-lookup", 2),
+        ("llama3", "tree", 4),
+        ("eight", "none", 8),
+        *(
+            pytest.param(*case, marks=SLOW)
+            for case in (
+                ("qwen2-mixed", "combined", 2),
+                ("llama", "draft-model", 2),
+                ("llama-tied", "own-layers", 2),
+                ("gpt-oss", "prompt-lookup", 4),
+            )
+        ),
+    ],
+)
+def test_texts_are_those_of_transformers(name: str, drafter: str, number: int):
+    """Through three slots, so that slots are refilled and prompts are read beside other texts."""
+    devices = shared_by(number)
+    model = oracle_model(name, devices)
+    # Every device has all of a draft model.
+    drafts_for = oracle_model(name) if drafter == "draft-model" else model
+    costs = None if drafter == "none" else 0.5
+    chosen = make_drafter(drafts_for, drafter)
+    engine = make_engine(model, chosen, 3, costs=costs, devices=devices, make=two_rungs)
+    todo = jobs(8)
+    results = run_all(engine, todo)
+    for job, result in zip(todo, results, strict=True):
+        alone = expected(name, tuple(job.prompt), 64, EOS)[: job.max_tokens]
+        assert list(result.token_ids) == alone, f"prompt {job.key} of {len(job.prompt)} tokens"
+    assert drafter == "none" or sum(r.metrics.drafted_tokens for r in results) > 0
+
+
+def test_a_step_exchanges_two_sums_a_layer_and_one_choice():
+    devices = shared_by(4)
+    model = shape_of_model(PLAIN, jnp.dtype(jnp.float32), devices=devices)
+    engine = make_engine(
+        model, "prompt-lookup", 8, capacity=2048, costs=1.0, devices=devices, make=one_rung
+    )
+    compiled = engine.lower().compile()
+    rows, width = engine.ladder[0].capacity, PLAIN.hidden_size
+    assert collectives(compiled.as_text()) == {
+        f"all-reduce f32[{rows},{width}]": 3,
+        f"all-gather s32[4,2,{rows}]": 1,
+    }
+    check_no_copy_of_the_share(engine, compiled, "scatter")
+
+
+@SLOW
+def test_sampling_exchanges_no_logits():
+    devices = shared_by(4)
+    model = shape_of_model(PLAIN, jnp.dtype(jnp.float32), devices=devices)
+    engine = make_engine(model, "none", 8, capacity=2048, devices=devices, make=one_rung)
+    found = collectives(engine.lower(sampling=True).compile().as_text())
+    sizes = [
+        np.prod([int(size) for size in shape.partition("[")[2].rstrip("]").split(",") if size])
+        for _, shape in (kind.split(" ") for kind in found)
+    ]
+    rows = engine.ladder[0].capacity
+    # The most is sent to find the 128 likeliest tokens.
+    assert max(sizes) == 4 * 2 * rows * 128 < rows * PLAIN.vocab_size
+
+
+def test_what_differs_between_devices_cannot_pass_for_the_same():
+    def different() -> jax.Array:
+        return jax.lax.axis_index(SHARDS)
+
+    program = shared_by(2).program(different, (), SAME)
+    with pytest.raises(ValueError, match="replicat"):
+        program.lower()
+
+
+def choose_in_parts(number: int, logits: np.ndarray, rows: Any, state: Any) -> Any:
+    """Chooses as devices do that have a part of the logits each, padded as a model pads them."""
+    vocab_size, part = logits.shape[1], 128
+    padding = ((0, 0), (0, number * part - vocab_size))
+    padded = np.pad(logits, padding, constant_values=-np.inf)
+    vocabulary = DividedVocabulary(vocab_size)
+
+    def chosen(logits: jax.Array, rows: Any, state: Any) -> Any:
+        return choose(logits, rows, state, vocabulary)
+
+    places = PartitionSpec(None, SHARDS), SAME, SAME
+    return shared_by(number).program(chosen, places, SAME)(padded, rows, state)
+
+
+@pytest.mark.parametrize("number", [2, 8])
+def test_the_likeliest_token_of_parts_is_that_of_all_logits(number: int):
+    rng = np.random.default_rng(number)
+    logits = rng.normal(size=(64, 203)).astype(np.float32)
+    logits[:16] = np.round(logits[:16])  # ties
+    for row, bad in ((16, np.nan), (17, np.inf), (18, -np.inf), (19, np.nan)):
+        logits[row, rng.integers(0, 203)] = bad
+    logits[19] = np.where(np.isnan(logits[19]), np.nan, -np.inf)
+    logits[20] = -np.inf
+    state = _Slots(None)
+    alone = choose(jnp.asarray(logits), None, state).tokens  # type: ignore[arg-type]
+    np.testing.assert_array_equal(choose_in_parts(number, logits, None, state).tokens, alone)
+    assert set(np.flatnonzero(np.asarray(alone) < 0)) == {16, 17, 19, 20}
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class _Slots:
+    """The part of the state of all slots that choosing reads."""
+
+    sampling: Any
+    live: Any = None
+    tokens: Any = None
+    lens: Any = None
+    stop_ids: Any = None
+
+
+BIAS = np.zeros(303, np.float32)
+BIAS[[5, 140, 302]] = 4.0, -np.inf, 2.0
+CHOICES = (
+    {"temperature": 0.8},
+    {"temperature": 1.2, "top_p": 0.7, "logprobs": True},
+    {"temperature": 1.0, "top_k": 7, "top_p": 0.9},
+    {"temperature": 1.0, "top_k": 200, "min_p": 0.01},
+    {"repetition_penalty": 1.5, "frequency_penalty": 0.3, "presence_penalty": 0.2, "min_len": 99},
+    {"temperature": 0.7, "bias": BIAS, "no_repeat_ngram_size": 2, "logprobs": True},
+    {"words": ((4, 5), (8, 9, 290)), "logprobs": True},
+    {"temperature": 0.9, "scheduled": ((12, 7, True), (12, 280, True), (13, 150, False))},
+)
+
+
+def test_a_sampled_token_of_parts_is_that_of_all_logits():
+    """With every setting, in a batch of all."""
+    rng, slots, length = np.random.default_rng(0), len(CHOICES), 12
+    vocab_size = len(BIAS)
+    text = rng.integers(0, vocab_size, (slots, 32)).astype(np.int32)
+    text[6, 9:12], text[6, 11] = (1, 8, 9), 9
+    sampling = empty_sampling(slots, 32, jnp.zeros(vocab_size, jnp.uint8))
+    for slot, given in enumerate(CHOICES):
+        choice = make_choice(seed=slot, **given)
+        sampling = admit_choice(sampling, jnp.int32(slot), choice, jnp.asarray(text[slot]), 8)
+    sampling = count_tokens(sampling, jnp.asarray(text[:, 8:12]), jnp.full(slots, 4, jnp.int32))
+    state = _Slots(
+        sampling,
+        live=jnp.ones(slots, bool),
+        tokens=jnp.asarray(text),
+        lens=jnp.full(slots, length, jnp.int32),
+        stop_ids=jnp.full((slots, 4), 200, jnp.int32),
+    )
+    repeated = np.repeat(np.arange(slots, dtype=np.int32), 8)
+    after = rows_after(state.tokens, state.lens, jnp.zeros((slots, 1), jnp.int32), jnp.int32(0))
+    rows = jax.tree.map(lambda x: x[repeated], after)
+    logits = (4 * rng.normal(size=(8 * slots, vocab_size))).astype(np.float32)
+    alone = jax.jit(choose)(logits, rows, state)
+    parts = choose_in_parts(4, logits, rows, state)
+    np.testing.assert_array_equal(parts.tokens, alone.tokens)
+    assert len(set(np.asarray(alone.tokens).tolist())) > 20
+    np.testing.assert_array_equal(parts.logprobs.rank, alone.logprobs.rank)
+    np.testing.assert_array_equal(parts.logprobs.top_ids, alone.logprobs.top_ids)
+    for name in ("chosen", "top"):
+        ours, theirs = getattr(parts.logprobs, name), getattr(alone.logprobs, name)
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+FAST_FAMILIES = ("opt-350m", "olmo2")
+
+
+def number_for(name: str) -> int:
+    return 4 if name in ("gemma", "gpt-oss", "stablelm") else 2
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FAST_FAMILIES else SLOW) for n in tiny.TINY]
+)
+def test_logits_of_every_family(name: str):
+    tokens = np.random.default_rng(0).integers(3, tiny.VOCAB_SIZE, (3, 40))
+    devices = shared_by(number_for(name))
+    divided = load_model(tiny.checkpoint(name), devices=devices).model
+    alone = our_logits(oracle_model(name), tokens, 20)
+    np.testing.assert_allclose(
+        our_logits(divided, tokens, 20, devices), alone, atol=1e-4, rtol=1e-4
+    )
+    assert np.abs(alone).max() > 0.5
+
+
+def text_of(devices: int, params: SamplingParams, **options: Any) -> list[list[int]]:
+    llm = LLM(
+        str(tiny.checkpoint("llama3")),
+        max_batch_size=2,
+        max_model_len=200,
+        tensor_parallel_size=devices,
+        planner=False,
+        **options,
+    )
+    outputs = llm.generate([[7, 8, 9, 7, 8], [11], [20, 21, 22]], params, use_tqdm=False)
+    return [[*o.outputs[0].token_ids] for o in outputs]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"quantize": "int8"}, marks=SLOW),
+        pytest.param({"kv_dtype": "int8"}, marks=SLOW),
+        pytest.param({"exact": True}, marks=SLOW),
+    ],
+    ids=str,
+)
+def test_greedy_text_of_other_engines_is_that_of_one_device(options: dict):
+    params = SamplingParams(max_tokens=24)
+    assert text_of(2, params, **options) == text_of(1, params, **options)
+
+
+@SLOW
+def test_sampled_text_is_that_of_one_device():
+    params = SamplingParams(
+        max_tokens=24, temperature=0.9, top_p=0.9, seed=3, repetition_penalty=1.1, logprobs=2
+    )
+    assert text_of(2, params) == text_of(1, params)
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (9, "tensor_parallel_size=9 needs as many devices, and jax sees 8 devices; give at most 8"),
+        (3, "tensor_parallel_size=3 does not divide .*, which has 4 query heads; give 1, 2 or 4"),
+        (0, "tensor_parallel_size is 0; it must be a whole number, between 1"),
+    ],
+)
+def test_what_is_refused(number: int, message: str):
+    with pytest.raises(UserError, match=message):
+        LLM(str(tiny.checkpoint("llama3")), tensor_parallel_size=number)
