@@ -28,7 +28,7 @@ from emsjax.engine.step_costs import StepCosts
 from emsjax.engine.stream import decode_stream
 from emsjax.engine.trace_record import no_drafts
 from emsjax.limits import MAX_STOP_IDS
-from emsjax.sampling.automaton import Automaton, Vocabulary
+from emsjax.sampling.automaton import Automaton
 from emsjax.sampling.choose import Chosen, choose
 from emsjax.sampling.grammar import NO_ROW
 from emsjax.sampling.logprobs import Logprobs, empty_logprobs

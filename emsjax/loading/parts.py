@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, SingleDeviceSharding
 
-from emsjax.engine.devices import SAME, Devices
+from emsjax.engine.devices import ONE, SAME, Devices
 from emsjax.host.device import put_by_row
 from emsjax.models.config import DecoderConfig
 from emsjax.models.division import Cut, cut_of
@@ -86,11 +86,11 @@ class Division:
 
     Attributes:
       devices: the devices.
-      config: of the whole model.
+      config: of the whole model; None if every device holds all of it.
     """
 
-    devices: Devices
-    config: DecoderConfig
+    devices: Devices = ONE
+    config: DecoderConfig | None = None
 
     def parts(self, path: str, shape: Sequence[int]) -> Iterator[Part]:
         """Yields what each device holds of a parameter; a single part if all hold the same."""
@@ -103,7 +103,9 @@ class Division:
     def cut(self, path: str, shape: Sequence[int]) -> Cut | None:
         """Returns how a parameter is divided; None if every device holds all of it."""
         number = self.devices.number
-        return None if number == 1 else cut_of(path, shape, self.config, number)
+        if number == 1 or self.config is None:
+            return None
+        return cut_of(path, shape, self.config, number)
 
     def put(self, value: np.ndarray, part: Part) -> jax.Array:
         """Puts a part on its device, or on all devices if it is the whole."""

@@ -18,6 +18,7 @@ from emsjax.loading.hf.config import read_json
 from emsjax.loading.load import LoadedModel
 from emsjax.loading.opened import name_of
 from emsjax.loading.parameters import bare, plan_parameters
+from emsjax.loading.parts import Division
 from emsjax.loading.sources.source import TensorSource, open_directory
 from emsjax.loading.weights import load_params
 from emsjax.models.eagle_head import EagleConfig, EagleHead
@@ -130,7 +131,7 @@ def _read(
             f"the {head.kind} head {head.directory} does not fit {target}: {'; '.join(wrong)}; use "
             f"a head that was trained for {target}"
         )
-    return graphdef, load_params(abstract, parameters, head.source, dtype)
+    return graphdef, load_params(abstract, parameters, head.source, dtype, Division())
 
 
 def _nbytes(arrays: Any) -> int:
