@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from emsjax.cli import command
+from emsjax.cli.devices_option import devices_option
 from emsjax.generate import run as job
 from emsjax.generate.options import Options
 from emsjax.limits import DRAFTERS
@@ -90,10 +91,7 @@ def _generate(
         str | None,
         _option("--kv-dtype", "int8: half the cache's memory. (default: none)", _MODEL, "int8"),
     ] = None,
-    tensor_parallel: Annotated[
-        int | None,
-        _number("--tensor-parallel", "Devices that share the model. (default: 1)", _MODEL),
-    ] = None,
+    tensor_parallel: Annotated[Any, devices_option(_MODEL)] = None,
     batch_size: Annotated[
         int | None,
         _number("--batch-size", "Samples decoded together. (default: 8)", _MODEL),

@@ -71,7 +71,7 @@ class Options:
     dtype: str = "auto"
     quantize: str | None = None
     kv_dtype: str | None = None
-    tensor_parallel: int | None = None
+    tensor_parallel: int | str | None = None
     planner: bool = True
     exact: bool = False
     ignore_eos: bool = False
@@ -153,8 +153,7 @@ def _check_given(options: Options) -> None:
 
 
 def _check_positive(options: Options) -> None:
-    sizes = ("batch_size", "tensor_parallel", "max_model_len", "draft_length")
-    for name in (*sizes, "max_ngram", "min_ngram"):
+    for name in ("batch_size", "max_model_len", "draft_length", "max_ngram", "min_ngram"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"{_flag(name)} {value} is too small; give 1 or more.")

@@ -75,7 +75,9 @@ def load_drafter(
             )
         return _trained(directory, target, draft_length, narrowest)
     with about("draft_model", str(draft)):
-        loaded = load_model(draft, dtype=dtype, quantize=quantize)
+        loaded = load_model(
+            draft, dtype=dtype, quantize=quantize, devices=target.devices, divided=False
+        )
     check_vocabulary(loaded, target)
     _warn_if_larger(loaded, target)
     graphdef, weights = nnx.split(loaded.model)

@@ -87,10 +87,12 @@ class Division:
     Attributes:
       devices: the devices.
       config: of the whole model.
+      divided: whether each has its part of the model; if not, all have all of it.
     """
 
     devices: Devices
     config: DecoderConfig
+    divided: bool = True
 
     def parts(self, path: str, shape: Sequence[int]) -> Iterator[Part]:
         """Yields what each device holds of a parameter; a single part if all hold the same."""
@@ -103,7 +105,9 @@ class Division:
     def cut(self, path: str, shape: Sequence[int]) -> Cut | None:
         """Returns how a parameter is divided; None if every device holds all of it."""
         number = self.devices.number
-        return None if number == 1 else cut_of(path, shape, self.config, number)
+        if number == 1 or not self.divided:
+            return None
+        return cut_of(path, shape, self.config, number)
 
     def put(self, value: np.ndarray, part: Part) -> jax.Array:
         """Puts a part on its device, or on all devices if it is the whole."""

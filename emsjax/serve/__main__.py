@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from emsjax.cli import command
+from emsjax.cli.devices_option import devices_option
 from emsjax.errors import UserError
 from emsjax.limits import DRAFTERS
 from emsjax.serve.options import Options, check
@@ -71,10 +72,7 @@ def _serve(
         str | None,
         _option("--kv-dtype", "int8: half the cache's memory. (default: none)", _MODEL, "int8"),
     ] = None,
-    tensor_parallel: Annotated[
-        int | None,
-        _option("--tensor-parallel", "Devices that share the model. (default: 1)", _MODEL, "N"),
-    ] = None,
+    tensor_parallel: Annotated[Any, devices_option(_MODEL)] = None,
     batch_size: Annotated[
         int | None, _option("--batch-size", "Outputs decoded together. (default: 8)", _MODEL, "N")
     ] = None,

@@ -46,7 +46,7 @@ class Options:
     dtype: str = "auto"
     quantize: str | None = None
     kv_dtype: str | None = None
-    tensor_parallel: int | None = None
+    tensor_parallel: int | str | None = None
     batch_size: int | None = None
     prefix_slots: int = 0
     max_model_len: int | None = None
