@@ -28,7 +28,6 @@ from emsjax.engine.stream import decode_stream
 from emsjax.engine.trace_record import no_drafts
 from emsjax.limits import MAX_STOP_IDS
 from emsjax.sampling.choose import Chosen, choose
-from emsjax.sampling.rows import Rows
 from emsjax.sampling.state import SamplingState, empty_sampling
 from emsjax.sampling.vocabulary import DividedVocabulary
 
