@@ -20,8 +20,9 @@ from emsjax.host.cache import use_compile_cache
 from emsjax.host.device import check_device
 from emsjax.limits import DEFAULT_MAX_MODEL_LEN, MAX_BATCH_SIZE, MAX_DEVICES, MAX_SEED
 from emsjax.loading.dtypes import check_quantize
+from emsjax.loading.fit import fewest_devices
 from emsjax.loading.hf.tokenizer import decode
-from emsjax.loading.load import load_model
+from emsjax.loading.load import find_model, load_model
 from emsjax.requests import vllm_names
 from emsjax.requests.bar import shown_progress
 from emsjax.requests.chat import ChatOptions
@@ -62,7 +63,7 @@ class LLM:
         dtype: str = "auto",
         quantize: str | None = None,
         kv_dtype: str | None = None,
-        tensor_parallel_size: int = 1,
+        tensor_parallel_size: int | str = 1,
         max_batch_size: int | None = None,
         prefix_slots: int = 0,
         max_model_len: int | None = None,
@@ -102,7 +103,8 @@ class LLM:
             its memory, at a small loss of quality. The default is the model's dtype. The cache of a
             draft model is not changed.
           tensor_parallel_size: how many devices of this machine share the model. Each has its part
-            of the weights and of the cache. It must divide the model's heads and widths.
+            of the weights and of the cache. It must divide the model's heads and widths. "auto"
+            takes as few as hold the model and the cache.
           max_batch_size: B, the samples decoded together; 8 by default, and at most 65536. Further
             prompts wait for a free slot.
           prefix_slots: slots beyond these that only keep texts, so that prompts which begin like
@@ -152,12 +154,25 @@ class LLM:
         dtype = vllm_names.dtype_name(dtype)
         check_whole("max_batch_size", max_batch_size, 1, MAX_BATCH_SIZE)
         check_whole("prefix_slots", prefix_slots, 0, MAX_BATCH_SIZE - max_batch_size)
-        check_whole("tensor_parallel_size", tensor_parallel_size, 1, MAX_DEVICES)
+        if tensor_parallel_size != "auto":
+            check_whole("tensor_parallel_size", tensor_parallel_size, 1, MAX_DEVICES)
         check_whole("seed", seed, 0, MAX_SEED)
         find_draft(drafting)
         use_compile_cache()
         check_device()
-        devices = shared_by(tensor_parallel_size, ordered_sums=exact)
+        devices = shared_by(
+            fewest_devices(
+                find_model(model),
+                num_slots=max_batch_size + prefix_slots,
+                max_model_len=max_model_len,
+                dtype=dtype,
+                quantize=quantize,
+                kv_dtype=kv_dtype,
+            )
+            if tensor_parallel_size == "auto"
+            else int(tensor_parallel_size),
+            ordered_sums=exact,
+        )
         compile_ahead(kv_dtype or dtype)
         loaded = load_model(
             model,

@@ -104,7 +104,7 @@ class Cut:
 
     def spec(self, ndim: int) -> PartitionSpec:
         """Returns the place of a parameter with so many axes on the mesh."""
-        axes = [None] * ndim
+        axes: list[str | None] = [None] * ndim
         axes[self.axis] = SHARDS
         return PartitionSpec(*axes)
 

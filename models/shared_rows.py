@@ -25,6 +25,11 @@ class DividedRows:
 
     rows: Weights
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the rows, [V, E]."""
+        return self.rows.shape
+
 
 # An embedding to look rows up in.
 Table = Weights | DividedRows

@@ -63,7 +63,7 @@ def decoder_sizes(
     heads, int8 = (config.num_kv_heads, config.head_dim), kv_dtype is not None
     quantised = quantize is not None
     width = config.embedding_size or config.hidden_size
-    embedding = _matrix(width, config.vocab_size)
+    embedding = _matrix(width, config.vocab_rows)
     rows = 0 if config.rope is not None else config.max_positions + config.position_offset
     positions = _Count(others=rows * config.hidden_size)
     experts, mlps = _experts(config), _mlps(config)

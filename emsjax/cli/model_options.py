@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 from emsjax.cli.declare import number, option
+from emsjax.cli.devices_option import devices_option
 from emsjax.errors import UserError
 from emsjax.limits import (
     DRAFTERS,
@@ -37,9 +38,7 @@ KvDtype = Annotated[
     str | None,
     option("--kv-dtype", "int8: half the cache's memory. (default: none)", _MODEL, "int8"),
 ]
-TensorParallel = Annotated[
-    int | None, number("--tensor-parallel", "Devices that share the model. (default: 1)", _MODEL)
-]
+TensorParallel = Annotated[Any, devices_option(_MODEL)]
 BatchSize = Annotated[
     int | None, number("--batch-size", "Samples decoded together. (default: 8)", _MODEL)
 ]
@@ -97,7 +96,7 @@ class ModelOptions:
     dtype: str = "auto"
     quantize: str | None = None
     kv_dtype: str | None = None
-    tensor_parallel: int | None = None
+    tensor_parallel: int | str | None = None
     batch_size: int | None = None
     prefix_slots: int = 0
     max_model_len: int | None = None
@@ -166,8 +165,7 @@ def _check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def _check_positive(options: ModelOptions) -> None:
-    sizes = ("batch_size", "tensor_parallel", "max_model_len", "draft_length")
-    for name in (*sizes, "max_ngram", "min_ngram"):
+    for name in ("batch_size", "max_model_len", "draft_length", "max_ngram", "min_ngram"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"{_flag(name)} {value} is too small; give 1 or more.")

@@ -57,7 +57,7 @@ class Engine:
         costs: StepCosts | None = None,
         policy: Policy = EMS,
         trace: bool = False,
-        choose: Callable[[jax.Array, Rows, DecodeState], Chosen] = choose,
+        choose: Callable[..., Chosen] = choose,
         new_cache: Callable[[jax.ShapeDtypeStruct], jax.Array] = jnp.zeros_like,
         devices: Devices = ONE,
     ):
@@ -73,7 +73,8 @@ class Engine:
             whatever it costs.
           policy: what to pad; other policies than the default exist for comparison.
           trace: whether to record what was drafted, so that results have a `trace`.
-          choose: turns the target's logits into tokens; simulations replace it.
+          choose: turns the target's logits into tokens, as `sampling.choose`; simulations replace
+            it on one device.
           new_cache: makes an array of the K/V cache, of this shape and type. Its elements may be
             anything.
           devices: that share the model. If there are several, the model's weights must lie on them.
@@ -465,9 +466,8 @@ class Engine:
 
 
 # The place of the state on devices that share a model.
-_STATE = DecodeState(
-    **{field.name: CACHE if field.name == "cache" else SAME for field in fields(DecodeState)}
-)
+_PLACES: dict[str, Any] = {field.name: SAME for field in fields(DecodeState)}
+_STATE = DecodeState(**_PLACES | {"cache": CACHE})
 
 
 def _release(state: DecodeState, slot: jax.Array) -> DecodeState:

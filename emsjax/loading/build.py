@@ -83,6 +83,8 @@ def read_weights(
     progress: Progress | None = None,
     quantize: str | None = None,
     devices: Devices = ONE,
+    *,
+    divided: bool = True,
 ) -> tuple[Any, nnx.State]:
     """Returns the model's graph definition and its parameters.
 
@@ -97,6 +99,7 @@ def read_weights(
       progress: called with (tensors read, total tensors).
       quantize: "int8" to quantise the weights, or None.
       devices: the devices to put the parameters on.
+      divided: whether each of them gets its part; if not, all get all of them.
 
     Raises:
       UserError: the configuration is unsupported, the weights are damaged or do not match it,
@@ -112,10 +115,10 @@ def read_weights(
     chosen = None if quantize is not None else _held_in_int8(parameters, opened.source.int8)
     graphdef, abstract = _with_int8(graphdef, abstract, chosen)
     whole = model_config(opened.hf_config)
-    if devices.number > 1:
+    if divided and devices.number > 1:
         own = share_of_each(whole, devices, opened.name)
         graphdef, _ = _with_int8(*_split(own, dtype), chosen)
-    division = Division(devices, whole)
+    division = Division(devices, whole, divided)
     params = load_params(abstract, parameters, opened.source, jnp.dtype(dtype), division, progress)
     return graphdef, params
 

@@ -79,7 +79,9 @@ def load_drafter(
     with about("draft_model", str(draft)):
         head = find_head(locate(draft))
         if head is None:
-            loaded = load_model(draft, dtype=dtype, quantize=quantize)
+            loaded = load_model(
+                draft, dtype=dtype, quantize=quantize, devices=target.devices, divided=False
+            )
         elif target.devices.number > 1:
             raise UserError(
                 f"an {head.kind} head drafts for a model on one device; load the model with "

@@ -57,6 +57,7 @@ def load_model(
     tokenizer: str | None = None,
     progress: Progress | None = None,
     devices: Devices = ONE,
+    divided: bool = True,
 ) -> LoadedModel:
     """Loads a model and its tokenizer.
 
@@ -71,6 +72,7 @@ def load_model(
       tokenizer: directory, GGUF file or hub id of a tokenizer to use instead of the model's.
       progress: called with (tensors read, total tensors).
       devices: the devices that share the model.
+      divided: whether each of them has its part of the model; if not, all have all of it.
 
     Raises:
       UserError: the model or tokenizer does not exist, is damaged or belongs to an unsupported
@@ -90,7 +92,9 @@ def load_model(
     # In parallel, because importing transformers takes as long as copying a small model's weights.
     with ThreadPoolExecutor(max_workers=1) as pool:
         vocabulary = pool.submit(read_tokenizer)
-        graphdef, params = read_weights(opened, computed, progress, quantize, devices)
+        graphdef, params = read_weights(
+            opened, computed, progress, quantize, devices, divided=divided
+        )
     built = nnx.merge(graphdef, params)
     if kv_dtype is not None:
         built.kv_dtype = kv_dtype

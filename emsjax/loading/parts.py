@@ -86,11 +86,13 @@ class Division:
 
     Attributes:
       devices: the devices.
-      config: of the whole model; None if every device holds all of it.
+      config: of the whole model; None for what is never divided.
+      divided: whether each has its part of the model; if not, all have all of it.
     """
 
     devices: Devices = ONE
     config: DecoderConfig | None = None
+    divided: bool = True
 
     def parts(self, path: str, shape: Sequence[int]) -> Iterator[Part]:
         """Yields what each device holds of a parameter; a single part if all hold the same."""
@@ -103,7 +105,7 @@ class Division:
     def cut(self, path: str, shape: Sequence[int]) -> Cut | None:
         """Returns how a parameter is divided; None if every device holds all of it."""
         number = self.devices.number
-        if number == 1 or self.config is None:
+        if number == 1 or not self.divided or self.config is None:
             return None
         return cut_of(path, shape, self.config, number)
 

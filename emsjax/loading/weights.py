@@ -179,14 +179,18 @@ def _assemble_int8(
             of_scale.copy(parameter.rule.transform([each.scale for each in held]), scale)
             continue
         tensors = [reader.floats(name) for name in names]
-        if part.cut is None or part.of_rows(piece):
+        into = Int8(values, scale)
+        if part.of_rows(piece) and parameter.rule.joins:
             tensor = np.empty(values.shape, tensors[0].dtype)
-            _fill(tensor, tensors, parameter, part)
-            _quantise(tensor, Int8(values, scale), names, reader.source)
+            part.copy_rows(tensors, tensor)
+            _quantise(tensor, into, names, reader.source)
+        elif part.cut is None:
+            _quantise(parameter.rule.transform(tensors), into, names, reader.source)
         else:  # a row's scale depends on all of the row
-            made = Int8(np.empty(piece, np.int8), scale)
+            made = Int8(np.empty(piece, np.int8), np.empty(piece[:-1], np.float32))
             _quantise(parameter.rule.transform(tensors), made, names, reader.source)
             part.copy(made.values, values)
+            of_scale.copy(made.scale, scale)
     return whole
 
 

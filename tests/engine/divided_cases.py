@@ -10,10 +10,15 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from emsjax import LLM, SamplingParams
+from emsjax.costs.measure import measure_costs
 from emsjax.engine.devices import SAME, shared_by
 from emsjax.errors import UserError
+from emsjax.loading import fit
 from emsjax.loading.build import shape_of_model
-from emsjax.loading.load import load_model
+from emsjax.loading.families import model_config
+from emsjax.loading.load import find_model, load_model
+from emsjax.models.division import share_of
+from emsjax.models.sizes import decoder_sizes
 from emsjax.sampling.choice import make_choice
 from emsjax.sampling.choose import choose
 from emsjax.sampling.rows import rows_after
@@ -31,7 +36,7 @@ from tests.engine.setup import (
     oracle_model,
     run_all,
 )
-from tests.engine.switches import PLAIN
+from tests.engine.switches import PLAIN, SWITCHES
 from tests.ladders import one_rung, two_rungs
 from tests.models.logits import our_logits
 
@@ -203,6 +208,48 @@ def test_a_sampled_token_of_parts_is_that_of_all_logits():
     for name in ("chosen", "top"):
         ours, theirs = getattr(parts.logprobs, name), getattr(alone.logprobs, name)
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@SLOW
+def test_a_draft_model_is_on_every_device():
+    draft = str(tiny.checkpoint("llama3"))
+    options = {"draft_model": draft, "drafter": "draft-model"}
+    params = SamplingParams(max_tokens=24)
+    assert text_of(2, params, **options) == text_of(1, params, **options)
+
+
+@SLOW
+def test_costs_are_measured():
+    devices = shared_by(2)
+    model = oracle_model("llama3", devices)
+    engine = make_engine(model, "prompt-lookup", 2, costs=0.5, devices=devices, make=two_rungs)
+    assert (measure_costs(engine).costs.rungs[:1] > 0).all()
+
+
+def test_sizes_are_those_of_one_device():
+    for config in (PLAIN, *SWITCHES.values()):
+        for number in (2, 8):
+            model = shape_of_model(config, jnp.dtype(jnp.bfloat16), devices=shared_by(number))
+            expected = decoder_sizes(share_of(config, number), 2, "cpu")
+            assert model.sizes == expected
+
+
+def test_auto_takes_as_few_devices_as_hold_the_model(monkeypatch: pytest.MonkeyPatch):
+    opened = find_model(tiny.checkpoint("llama3"))
+    options = {"dtype": "float32", "quantize": None, "kv_dtype": None}
+    config = model_config(opened.hf_config)
+
+    def fewest(free: int) -> int:
+        monkeypatch.setattr(fit, "free_bytes", lambda: free)
+        return fit.fewest_devices(opened, num_slots=2, max_model_len=200, **options)
+
+    sizes = [decoder_sizes(share_of(config, number), 4, "cpu") for number in (1, 2, 4)]
+    needed = [each.weights_bytes + 2 * 256 * each.token_bytes for each in sizes]
+    assert needed == sorted(needed, reverse=True)
+    for number, bytes_needed in zip((1, 2, 4), needed, strict=True):
+        assert fewest(int(bytes_needed / 0.85) + 1) == number
+    with pytest.raises(UserError, match="GiB on each of 4 devices"):
+        fewest(int(needed[-1] / 0.85) - 1)
 
 
 FAST_FAMILIES = ("opt-350m", "olmo2")
