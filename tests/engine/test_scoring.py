@@ -6,7 +6,7 @@ import pytest
 from emsjax.engine.job import Finished, Job
 from emsjax.engine.slots import Slots
 from emsjax.sampling.choice import make_choice
-from tests.engine.setup import make_engine, tiny_model
+from tests.engine.setup import make_engine, oracle_model
 from tests.tiny import VOCAB_SIZE, oracle
 
 PROMPTS = [[5], [5, 6], list(np.random.default_rng(3).integers(3, VOCAB_SIZE, 150))]
@@ -23,7 +23,7 @@ def expected(prompt: list[int]) -> np.ndarray:
 @pytest.mark.parametrize("exact", [False, True])
 def test_prompts_of_any_length_are_scored(exact: bool):
     """The longest takes several steps, the shortest none."""
-    engine = make_engine(tiny_model("llama"), "prompt-lookup", 2, exact=exact)
+    engine = make_engine(oracle_model("llama"), "prompt-lookup", 2, exact=exact)
     # Numbers that are none, in place of an empty cache.
     engine._new_cache = lambda spec: np.full(spec.shape, np.nan, spec.dtype)
     choice = make_choice(seed=1, temperature=1.0)
