@@ -25,6 +25,8 @@ class ToolText:
         """Starts before the text."""
         self.calls = 0
         self._held = ""
+        # Whether nothing but blanks has come since a call.
+        self._after_call = False
 
     def feed(self, text: str, last: bool = False) -> tuple[str, list[Call]]:
         """Returns the text that is no call, and the calls, which are complete.
@@ -37,6 +39,9 @@ class ToolText:
         shown: list[str] = []
         calls: list[Call] = []
         while True:
+            if self._after_call:
+                self._held = self._held.lstrip()
+                self._after_call = not self._held
             before, begun, rest = self._held.partition(BEGIN)
             inner, ended, after = rest.partition(END)
             if not begun or not (ended or last):
@@ -48,7 +53,7 @@ class ToolText:
                 shown.append(before.rstrip())
                 calls.append(call)
                 self.calls += 1
-                after = after.lstrip()
+                self._after_call = True
             self._held = after
         keep = 0 if last else _held_back(self._held)
         shown.append(self._held[: len(self._held) - keep])
