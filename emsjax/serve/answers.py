@@ -156,15 +156,15 @@ class TextAnswer(Answer):
     ) -> Record:
         _check_output(output)
         asked, text = self._asked, output.text or ""
-        tokens, tables = output.token_ids, output.logprobs
+        tokens, tables, ended = output.token_ids, output.logprobs, output.finish_reason
         if asked.only_echo:
-            text, tokens, tables = "", (), () if tables is not None else None
+            text, tokens, tables, ended = "", (), () if tables is not None else None, "length"
         scored, first = whole.prompt_logprobs, ""
         if asked.echo:
             text, first = self._prompts[place] + text, self._firsts[place]
             if tables is not None and scored is not None:
                 tokens, tables = (*whole.prompt_token_ids, *tokens), (*scored, *tables)
-        choice = _text_choice(index, text, output.finish_reason, stop_reason=output.stop_reason)
+        choice = _text_choice(index, text, ended, stop_reason=output.stop_reason)
         if tables is not None:
             choice["logprobs"] = logprobs.of_completion(tokens, tables, 0, first)
         if scored is not None:

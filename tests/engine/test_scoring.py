@@ -39,7 +39,7 @@ def test_prompts_of_any_length_are_scored(exact: bool):
     assert done[0].prompt_logprobs.chosen.shape == (0,)
     found, wanted = done[2].prompt_logprobs, expected(PROMPTS[2])[:-1]
     rows, following = np.arange(len(wanted)), np.asarray(PROMPTS[2][1:])
-    np.testing.assert_allclose(found.chosen, wanted[rows, following], atol=2e-5)
-    np.testing.assert_allclose(found.top, -np.sort(-wanted, axis=1)[:, :20], atol=2e-5)
-    assert (np.take_along_axis(wanted, found.top_ids, axis=1) >= found.top - 2e-5).all()
+    np.testing.assert_allclose(found.chosen, wanted[rows, following], atol=1e-4)
+    np.testing.assert_allclose(found.top, -np.sort(-wanted, axis=1)[:, :20], atol=1e-4)
+    assert (np.take_along_axis(wanted, found.top_ids, axis=1) >= found.top - 1e-4).all()
     assert (found.rank == 1 + (wanted > wanted[rows, following][:, None]).sum(axis=1)).all()

@@ -46,7 +46,7 @@ def test_loglikelihoods_as_lm_eval_asks_for_them(client: TestClient, max_tokens:
         last = -1 if max_tokens else None
         values = found["token_logprobs"][len(context) : last]
         rows = range(len(context) - 1, len(prompt) - 1)
-        assert values == pytest.approx([wanted[row, prompt[row + 1]] for row in rows], abs=2e-5)
+        assert values == pytest.approx([wanted[row, prompt[row + 1]] for row in rows], abs=1e-4)
         greedy = [
             value == max(top.values())
             for value, top in zip(values, found["top_logprobs"][len(context) : last], strict=True)
@@ -92,7 +92,7 @@ def test_several_outputs_share_the_scores_of_their_prompt(llm: LLM, n: int):
     pairs = zip([8, 9, 10], output.prompt_logprobs[1:], strict=True)
     values = [table[token].logprob for token, table in pairs]
     wanted = log_probabilities([7, 8, 9, 10])
-    assert values == pytest.approx([wanted[0, 8], wanted[1, 9], wanted[2, 10]], abs=2e-5)
+    assert values == pytest.approx([wanted[0, 8], wanted[1, 9], wanted[2, 10]], abs=1e-4)
     assert len(output.outputs) == n
 
 
