@@ -73,7 +73,7 @@ class Answer(ABC):
                         yield self._chunk([choice])
             async with aclosing(call.pieces()) as pieces:
                 async for piece in pieces:
-                    written += len(piece.token_ids)
+                    written += 0 if self._asked.only_echo else len(piece.token_ids)
                     _check(piece)
                     if piece.text or piece.token_ids or piece.finish_reason:
                         index = self._index(piece.prompt_index, piece.index)
@@ -172,6 +172,8 @@ class TextAnswer(Answer):
         return choice
 
     def _part(self, index: int, piece: Piece) -> Record:
+        if self._asked.only_echo:
+            return _text_choice(index, "", piece.finish_reason and "length")
         choice = _text_choice(index, piece.text or "", piece.finish_reason)
         if piece.logprobs is not None:
             start = self._offsets.get(index, 0)

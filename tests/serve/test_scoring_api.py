@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from emsjax import LLM, SamplingParams
 from tests.serve.conftest import NAME
-from tests.serve.test_api import events, post, refused
+from tests.serve.test_api import events, post, refused, texts
 from tests.tiny import oracle
 
 CONTEXTS = [[7, 8, 9], [11], [20, 21, 20, 21, 20, 33, 34, 35]]
@@ -66,6 +66,10 @@ def test_only_an_echo_has_no_text_of_its_own(client: TestClient):
     (choice,) = post(client, "/v1/completions", **asked)["choices"]
     assert choice["text"] == "w7 w8"
     assert choice["finish_reason"] == "length"
+    chunks = events(client, "/v1/completions", **asked, stream_options={"include_usage": True})
+    assert texts(chunks) == {0: "w7 w8"}
+    assert chunks[-2]["choices"][0]["finish_reason"] == "length"
+    assert chunks[-1]["usage"]["completion_tokens"] == 0
 
 
 def test_prompt_logprobs_have_vllms_form(client: TestClient, llm: LLM):
