@@ -66,6 +66,7 @@ class LLM:
         tensor_parallel_size: int | str = 1,
         max_batch_size: int | None = None,
         prefix_slots: int = 0,
+        enable_prefix_caching: bool | None = None,
         max_model_len: int | None = None,
         draft_length: int | None = None,
         max_ngram: int | None = None,
@@ -109,6 +110,8 @@ class LLM:
             prompts wait for a free slot.
           prefix_slots: slots beyond these that only keep texts, so that prompts which begin like
             them later need not be read in full. Each costs the memory of a sample.
+          enable_prefix_caching: false to read the beginning again that a prompt shares with a text
+            in the cache. The outputs of one prompt share it all the same.
           max_model_len: the most tokens of a sample, prompt plus output. The default is the
             model's own limit, but at most 4096.
           draft_length: k, the most tokens to draft for a sample in a step; 7 by default.
@@ -146,7 +149,9 @@ class LLM:
         for option, name in (names | kinds).items():
             check_name(option, name)
         check_quantize(draft_quantize, "draft_quantize")
-        for option, flag in {"planner": planner, "exact": exact, "trace": trace}.items():
+        shares = enable_prefix_caching is None or enable_prefix_caching
+        flags = {"planner": planner, "exact": exact, "trace": trace}
+        for option, flag in (flags | {"enable_prefix_caching": shares}).items():
             check_flag(option, flag)
         options = vllm_names.drafting_options(given, speculative_config)
         drafting = check_drafting(method, options.pop("drafter"), options)
@@ -201,7 +206,7 @@ class LLM:
             trace=trace,
             devices=devices,
         )
-        self.max_batch_size = max_batch_size
+        self.max_batch_size, self._share_prefixes = max_batch_size, shares
         plans = planner and not exact and self._drafter.draft_length > 0
         plans = plans and self.engine.policy == EMS
         self._pricing = Pricing(self.engine, self.name) if plans else None
@@ -388,8 +393,17 @@ class LLM:
           most_waiting: the most outputs that may wait for a slot; None for no limit.
         """
         prepare = None if self._pricing is None else self._pricing.before_service
-        slots = Slots(self.engine, most_waiting=most_waiting, most_running=self.max_batch_size)
+        slots = self._slots(most_waiting=most_waiting)
         return Service(slots, self.tokenizer, self._token_text, prepare)
+
+    def _slots(self, on_progress: Callable[[int], None] | None = None, **options: Any) -> Slots:
+        return Slots(
+            self.engine,
+            on_progress,
+            most_running=self.max_batch_size,
+            share_prefixes=self._share_prefixes,
+            **options,
+        )
 
     def request(
         self,
@@ -515,7 +529,7 @@ class LLM:
                 number += 1
 
         try:
-            slots = Slots(self.engine, on_progress, most_running=self.max_batch_size)
+            slots = self._slots(on_progress)
             if self._pricing is not None:
                 requests = self._pricing.before_run(requests, slots.when_empty)
             for finished in decode_stream(slots, jobs()):

@@ -32,7 +32,6 @@ from emsjax.sampling.automaton import Automaton
 from emsjax.sampling.choose import Chosen, choose
 from emsjax.sampling.grammar import NO_ROW
 from emsjax.sampling.logprobs import Logprobs, empty_logprobs
-from emsjax.sampling.rows import Rows
 from emsjax.sampling.state import SamplingState, empty_sampling, with_tables
 from emsjax.sampling.vocabulary import DividedVocabulary
 

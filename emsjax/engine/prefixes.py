@@ -47,8 +47,14 @@ class _Held:
 class Prefixes:
     """The texts in the caches of all slots."""
 
-    def __init__(self, num_slots: int):
-        """Starts with caches that hold nothing."""
+    def __init__(self, num_slots: int, share: bool = True):
+        """Starts with caches that hold nothing.
+
+        Args:
+          num_slots: B.
+          share: whether prompts share beginnings, apart from the outputs of one prompt.
+        """
+        self._share = share
         self._held = [_Held() for _ in range(num_slots)]
         self._uses = 0
 
@@ -60,6 +66,8 @@ class Prefixes:
           among: slots that are known to hold this prompt, so that any length will do; None for
             all slots.
         """
+        if among is None and not self._share:
+            return None
         wanted = np.asarray(prompt[:-1], np.int32)
         slots = range(len(self._held)) if among is None else among
         lengths = {slot: self._common(slot, wanted) for slot in slots}
@@ -75,6 +83,8 @@ class Prefixes:
           prompt: the prompt's tokens.
           reading: the slots that are live.
         """
+        if not self._share:
+            return False
         wanted = np.asarray(prompt[:-1], np.int32)
         now = [self._common(slot, wanted) for slot in range(len(self._held))]
         later = {slot: _alike(self._held[slot].tokens, wanted) for slot in reading}

@@ -94,6 +94,7 @@ class Slots:
         *,
         most_waiting: int | None = None,
         most_running: int | None = None,
+        share_prefixes: bool = True,
     ):
         """Starts with free slots; the device's state is taken by the first step.
 
@@ -103,7 +104,9 @@ class Slots:
           most_waiting: the most jobs that may wait for a slot; None for no limit.
           most_running: the most jobs in slots at a time; None for as many as there are slots. The
             other slots keep texts for later prompts that begin alike.
+          share_prefixes: whether prompts share what the cache holds.
         """
+        self._share_prefixes = share_prefixes
         self._device = device
         self._most_running = most_running or device.num_slots
         self._on_progress = on_progress or (lambda _count: None)
@@ -111,7 +114,7 @@ class Slots:
         self._slots: list[Occupant | None] = [None] * device.num_slots
         # For each slot the last job admitted, finished or not. Its text is still in the cache.
         self._latest: list[Occupant | None] = [None] * device.num_slots
-        self._prefixes = Prefixes(device.num_slots)
+        self._prefixes = Prefixes(device.num_slots, share_prefixes)
         self._line = WaitingLine(most_waiting)
         # Jobs that wait for a program, while others pass them and run; at most one for each slot.
         self._aside: deque[Job] = deque()
@@ -254,7 +257,7 @@ class Slots:
     def _forget_state(self) -> None:
         self._state = None
         self._latest = [None] * len(self._slots)
-        self._prefixes = Prefixes(len(self._slots))
+        self._prefixes = Prefixes(len(self._slots), self._share_prefixes)
 
     def _taken(self) -> DecodeState:
         """Returns the state, taken from the device at first use."""

@@ -19,8 +19,8 @@ from emsjax.requests.json_schema import schema_regex
 from emsjax.requests.structured import StructuredOutputsParams
 from emsjax.sampling.automaton import Automaton, NothingFitsError, Vocabulary, make_automaton
 
-# Automata that are kept for later requests.
-_KEPT = 64
+# Bytes of the automata that are kept for later requests, and how many are kept, errors included.
+_KEPT_BYTES, _MOST_KEPT = 256 << 20, 256
 _PROGRAM = Path(__file__).with_name("grammar_process.py")
 # Seconds after which a grammar is given up.
 _TIME_LIMIT = 20.0
@@ -58,12 +58,20 @@ class Grammars:
                 except UserError as error:
                     made = error
                 self._made[params] = made
-                if len(self._made) > _KEPT:
-                    self._made.popitem(last=False)
+                self._drop_old()
             self._made.move_to_end(params)
         if isinstance(made, UserError):
             raise UserError(str(made))
         return made
+
+    def _drop_old(self) -> None:
+        """Drops what was used longest ago, but never the newest."""
+        while len(self._made) > 1 and (
+            sum(made.nbytes for made in self._made.values() if isinstance(made, Automaton))
+            > _KEPT_BYTES
+            or len(self._made) > _MOST_KEPT
+        ):
+            self._made.popitem(last=False)
 
     def _make(self, params: StructuredOutputsParams) -> Automaton:
         if self._vocabulary is None:

@@ -130,7 +130,6 @@ LLM_OPTIONS = (
     ),
     _foreign(
         "there is no counterpart: what a prompt shares with a text in the cache is always copied",
-        enable_prefix_caching=(None, True, False),
         prefix_caching_hash_algo=(),
         disable_cascade_attn=(True, False),
     ),

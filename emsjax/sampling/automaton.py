@@ -89,6 +89,12 @@ class Automaton:
     def __len__(self) -> int:
         return len(self.final)
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its rows."""
+        rows = (self.allowed, self.following, self.final, self.closed, self.guess)
+        return sum(array.nbytes for array in rows)
+
 
 class NothingFitsError(Exception):
     """No text of the vocabulary's tokens is in the language."""

@@ -13,6 +13,7 @@ from emsjax.serve import logprobs
 from emsjax.serve.backend import Backend, Call, new_id
 from emsjax.serve.body import Asked
 from emsjax.serve.errors import ApiError, api_error
+from emsjax.serve.tool_calls import ToolText
 
 Record = dict[str, Any]
 
@@ -72,7 +73,7 @@ class Answer(ABC):
                         yield self._chunk([choice])
             async with aclosing(call.pieces()) as pieces:
                 async for piece in pieces:
-                    written += len(piece.token_ids)
+                    written += 0 if self._asked.only_echo else len(piece.token_ids)
                     _check(piece)
                     if piece.text or piece.token_ids or piece.finish_reason:
                         index = self._index(piece.prompt_index, piece.index)
@@ -155,15 +156,15 @@ class TextAnswer(Answer):
     ) -> Record:
         _check_output(output)
         asked, text = self._asked, output.text or ""
-        tokens, tables = output.token_ids, output.logprobs
+        tokens, tables, ended = output.token_ids, output.logprobs, output.finish_reason
         if asked.only_echo:
-            text, tokens, tables = "", (), () if tables is not None else None
+            text, tokens, tables, ended = "", (), () if tables is not None else None, "length"
         scored, first = whole.prompt_logprobs, ""
         if asked.echo:
             text, first = self._prompts[place] + text, self._firsts[place]
             if tables is not None and scored is not None:
                 tokens, tables = (*whole.prompt_token_ids, *tokens), (*scored, *tables)
-        choice = _text_choice(index, text, output.finish_reason, stop_reason=output.stop_reason)
+        choice = _text_choice(index, text, ended, stop_reason=output.stop_reason)
         if tables is not None:
             choice["logprobs"] = logprobs.of_completion(tokens, tables, 0, first)
         if scored is not None:
@@ -171,6 +172,8 @@ class TextAnswer(Answer):
         return choice
 
     def _part(self, index: int, piece: Piece) -> Record:
+        if self._asked.only_echo:
+            return _text_choice(index, "", piece.finish_reason and "length")
         choice = _text_choice(index, piece.text or "", piece.finish_reason)
         if piece.logprobs is not None:
             start = self._offsets.get(index, 0)
@@ -187,6 +190,12 @@ class ChatAnswer(Answer):
     chunk_kind = "chat.completion.chunk"
     prefix = "chatcmpl"
 
+    def __init__(self, backend: Backend, asked: Asked):
+        """See `Answer`."""
+        super().__init__(backend, asked)
+        self._calls_tools = asked.calls_tools and backend.writes_calls
+        self._texts: dict[int, ToolText] = {}
+
     def _opening(self, index: int, place: int) -> list[Record]:
         del place
         return [_delta(index, {"role": "assistant", "content": ""})]
@@ -200,19 +209,38 @@ class ChatAnswer(Answer):
     ) -> Record:
         del place, whole
         _check_output(output)
+        text, calls = self._read(index, output.text or "", True)
+        message: Record = {"role": "assistant", "content": text}
+        if calls:
+            whole_calls = [{name: call[name] for name in call if name != "index"} for call in calls]
+            message = {"role": "assistant", "content": text or None, "tool_calls": whole_calls}
         return {
             "index": index,
-            "message": {"role": "assistant", "content": output.text},
+            "message": message,
             "logprobs": self._logprobs(output.token_ids, output.logprobs),
-            "finish_reason": output.finish_reason,
+            "finish_reason": self._finish_reason(index, output.finish_reason),
             "stop_reason": output.stop_reason,
         }
 
     def _part(self, index: int, piece: Piece) -> Record:
-        delta = {"content": piece.text} if piece.text else {}
-        choice = _delta(index, delta, piece.finish_reason)
+        ended = piece.finish_reason is not None
+        text, calls = self._read(index, piece.text or "", ended)
+        delta: Record = {"content": text} if text else {}
+        if calls:
+            delta["tool_calls"] = calls
+        choice = _delta(index, delta, self._finish_reason(index, piece.finish_reason))
         choice["logprobs"] = self._logprobs(piece.token_ids, piece.logprobs)
         return choice
+
+    def _read(self, index: int, text: str, last: bool) -> tuple[str, list[Record]]:
+        """Returns the next piece of an output without calls of tools, and the calls."""
+        if not self._calls_tools:
+            return text, []
+        return self._texts.setdefault(index, ToolText()).feed(text, last)
+
+    def _finish_reason(self, index: int, given: str | None) -> str | None:
+        called = index in self._texts and self._texts[index].calls
+        return "tool_calls" if called and given == "stop" else given
 
     def _logprobs(
         self, tokens: Sequence[int], tables: Sequence[logprobs.Table] | None

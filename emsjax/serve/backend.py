@@ -15,6 +15,7 @@ from emsjax.requests.service import ServiceClosedError, Ticket
 from emsjax.serve.body import Asked
 from emsjax.serve.metrics import Metrics
 from emsjax.serve.options import Settings
+from emsjax.serve.tool_calls import BEGIN
 
 _Value = TypeVar("_Value")
 
@@ -74,6 +75,11 @@ class Backend:
         if asked.params.structured_outputs is not None:
             await self._run(self._compiler, lambda: self.llm.compile_grammar(asked.params))
         return Call(self, asked, await self.off_loop(read), arrived)
+
+    @property
+    def writes_calls(self) -> bool:
+        """Whether the chat template tells the model to write calls of tools between tags."""
+        return BEGIN in str(getattr(self.llm.tokenizer, "chat_template", None))
 
     def prompt_text(self, request: Request) -> str:
         """Returns the text of a prompt, however it was given."""

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from emsjax.errors import UserError, short
@@ -31,7 +31,7 @@ _FOREIGN = (
         {"guided_grammar": (), "guided_decoding_backend": ("auto", "outlines")},
     ),
     Foreign(
-        "calls of tools come as the model writes them, as text",
+        "set tool_choice to none or auto: whether a tool is called is up to the model",
         {"tool_choice": ("none", "auto"), "functions": (), "function_call": ("none", "auto")},
     ),
     Foreign("there is no counterpart: models write text only", {"modalities": (["text"],)}),
@@ -57,6 +57,7 @@ class Asked:
       echo: whether the text begins with the prompt.
       only_echo: whether it ends there, too.
       priority: requests with a lower number get slots first.
+      calls_tools: whether calls of tools are read from the text.
     """
 
     prompts: Sequence[Prompt]
@@ -67,6 +68,7 @@ class Asked:
     echo: bool = False
     only_echo: bool = False
     priority: int = 0
+    calls_tools: bool = False
 
 
 def read_fields(body: bytes) -> Fields:
@@ -137,7 +139,9 @@ def chat_of(given: Fields) -> Asked:
         given["logprobs"] = 0 if top is None else top
     elif top is not None:
         raise UserError("top_logprobs needs logprobs; set logprobs to true")
-    return _asked(given, [messages], chat=chat_options(given))
+    calls_tools = bool(given.get("tools")) and given.get("tool_choice") != "none"
+    asked = _asked(given, [messages], chat=chat_options(given))
+    return replace(asked, calls_tools=calls_tools)
 
 
 def messages_of(given: Fields) -> Any:

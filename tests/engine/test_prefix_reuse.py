@@ -71,6 +71,19 @@ def test_a_live_text_is_copied_and_so_is_one_that_has_ended():
     assert [each.token_ids for each in ended] == [alone(tuple(HEADER), 200)]
 
 
+def test_nothing_is_shared_if_that_is_turned_off():
+    slots = Slots(engine(num_slots=3), share_prefixes=False)
+    for number in range(2):
+        job = Job(number, [*HEADER, 30 + number, 8], 12)
+        found = decode(slots, job)[number]
+        assert found.metrics.cached_prompt_tokens == 0
+        assert found.token_ids == alone(tuple(job.prompt), 12)
+    group = object()
+    todo = [Job(number, [*HEADER, 40], 12, group=group) for number in range(2)]
+    shared = [each.metrics.cached_prompt_tokens for each in decode(slots, *todo).values()]
+    assert sorted(shared) == [0, len(HEADER)]
+
+
 def test_a_draft_model_does_not_read_again_either():
     slots = Slots(engine("itself", num_slots=3))
     slots.submit([Job("live", HEADER, 200), Job("ended", HEADER[::-1], 4)])

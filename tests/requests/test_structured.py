@@ -229,6 +229,15 @@ def test_an_automaton_is_kept():
         made.automaton(StructuredOutputsParams(choice=["x"]))
 
 
+def test_old_automata_are_dropped(monkeypatch: pytest.MonkeyPatch):
+    made = Grammars(lambda: [b"", b"a", b"b"], MOST, "the model")
+    first = made.automaton(StructuredOutputsParams(choice=["a"]))
+    monkeypatch.setattr(grammars, "_KEPT_BYTES", 2 * first.nbytes)
+    for choice in ("b", "a", "ab"):
+        made.automaton(StructuredOutputsParams(choice=[choice]))
+    assert made.automaton(StructuredOutputsParams(choice=["a"])) is not first
+
+
 def test_parameters_take_a_mapping_and_compare():
     schema = {"type": "null"}
     given = SamplingParams(structured_outputs={"json": schema})

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from emsjax import LLM, SamplingParams
 from tests.serve.conftest import NAME
-from tests.serve.test_api import events, post, refused
+from tests.serve.test_api import events, post, refused, texts
 from tests.tiny import oracle
 
 CONTEXTS = [[7, 8, 9], [11], [20, 21, 20, 21, 20, 33, 34, 35]]
@@ -46,7 +46,7 @@ def test_loglikelihoods_as_lm_eval_asks_for_them(client: TestClient, max_tokens:
         last = -1 if max_tokens else None
         values = found["token_logprobs"][len(context) : last]
         rows = range(len(context) - 1, len(prompt) - 1)
-        assert values == pytest.approx([wanted[row, prompt[row + 1]] for row in rows], abs=2e-5)
+        assert values == pytest.approx([wanted[row, prompt[row + 1]] for row in rows], abs=1e-4)
         greedy = [
             value == max(top.values())
             for value, top in zip(values, found["top_logprobs"][len(context) : last], strict=True)
@@ -66,6 +66,10 @@ def test_only_an_echo_has_no_text_of_its_own(client: TestClient):
     (choice,) = post(client, "/v1/completions", **asked)["choices"]
     assert choice["text"] == "w7 w8"
     assert choice["finish_reason"] == "length"
+    chunks = events(client, "/v1/completions", **asked, stream_options={"include_usage": True})
+    assert texts(chunks) == {0: "w7 w8"}
+    assert chunks[-2]["choices"][0]["finish_reason"] == "length"
+    assert chunks[-1]["usage"]["completion_tokens"] == 0
 
 
 def test_prompt_logprobs_have_vllms_form(client: TestClient, llm: LLM):
@@ -92,7 +96,7 @@ def test_several_outputs_share_the_scores_of_their_prompt(llm: LLM, n: int):
     pairs = zip([8, 9, 10], output.prompt_logprobs[1:], strict=True)
     values = [table[token].logprob for token, table in pairs]
     wanted = log_probabilities([7, 8, 9, 10])
-    assert values == pytest.approx([wanted[0, 8], wanted[1, 9], wanted[2, 10]], abs=2e-5)
+    assert values == pytest.approx([wanted[0, 8], wanted[1, 9], wanted[2, 10]], abs=1e-4)
     assert len(output.outputs) == n
 
 
