@@ -128,7 +128,7 @@ def _generate(
     ] = None,
     max_ngram: Annotated[
         int | None,
-        _number("--max-ngram", "Longest n-gram to look up. (default: 3)", _DRAFTING),
+        _number("--max-ngram", "Longest n-gram to look up. (default: 16)", _DRAFTING),
     ] = None,
     min_ngram: Annotated[
         int | None,

@@ -48,12 +48,40 @@ def choose(logits: jax.Array, rows: Rows, state: Slots) -> Chosen:
     return Chosen(jnp.where(sound, tokens, NO_TOKEN), logprobs)
 
 
-def choose_unchecked(logits: jax.Array, rows: Rows, state: Slots) -> jax.Array:
-    """Returns the tokens that `choose` would choose, int32[W], and any token where it chooses none.
+class Weighed(NamedTuple):
+    """What chance decides over.
 
-    This is for drafters. Logits of a drafter that are not numbers cost time and change no text.
+    Attributes:
+      logits: float32[W, V], with what the requests add and forbid.
+      temperature: float32[W], of each row.
+      hot: bool[W], which rows are drawn. The others take the likeliest token.
+      settings: of each row's slot, [W] each.
     """
-    return _pick(logits, rows, state)[0]
+
+    logits: jax.Array
+    temperature: jax.Array
+    hot: jax.Array
+    settings: Settings
+
+
+def weighed(logits: jax.Array, rows: Rows, state: Slots, sampling: SamplingState) -> Weighed:
+    """Applies what the rows' requests change about logits [W, V], except for temperature."""
+    settings = jax.tree.map(lambda x: x[rows.slots], sampling.settings)
+    # Each `cond` skips work over the whole vocabulary in steps in which no live slot needs it.
+    adjusted = jax.lax.cond(
+        (sampling.settings.adjusted & state.live).any(),
+        lambda: adjust(logits, rows, settings, state, sampling),
+        lambda: logits,
+    )
+    hard = is_hard(rows, sampling.token_classes)
+    temperature = jnp.where(hard, settings.adapt_temperature, settings.temperature)
+    return Weighed(adjusted, temperature, (temperature > 0) & state.live[rows.slots], settings)
+
+
+def scaled(logits: jax.Array, temperature: jax.Array, settings: Settings) -> jax.Array:
+    """Returns logits [W, V] after temperature and filters, at most 0, for `draw`."""
+    filters = Filters(settings.top_k, settings.top_p, settings.min_p)
+    return keep(scale(logits, temperature), filters)
 
 
 def _pick(logits: jax.Array, rows: Rows, state: Slots) -> tuple[jax.Array, jax.Array]:
@@ -62,21 +90,13 @@ def _pick(logits: jax.Array, rows: Rows, state: Slots) -> tuple[jax.Array, jax.A
     if sampling is None:
         tokens = first_max(logits)
         return tokens, has_maximum(logits, tokens)
-    settings = jax.tree.map(lambda x: x[rows.slots], sampling.settings)
-    # Each `cond` skips work over the whole vocabulary in steps in which no live slot needs it.
-    adjusted = jax.lax.cond(
-        (sampling.settings.adjusted & state.live).any(),
-        lambda: adjust(logits, rows, settings, state, sampling),
-        lambda: logits,
-    )
-    tokens = first_max(adjusted)
-    sound = has_maximum(adjusted, tokens)
-    hard = is_hard(rows, sampling.token_classes)
-    temperature = jnp.where(hard, settings.adapt_temperature, settings.temperature)
-    hot = (temperature > 0) & state.live[rows.slots]
+    given = weighed(logits, rows, state, sampling)
+    tokens = first_max(given.logits)
+    sound = has_maximum(given.logits, tokens)
+    draws = given.logits, given.temperature, rows, given.settings, sampling
     tokens = jax.lax.cond(
-        hot.any(),
-        lambda: jnp.where(hot, _sample(adjusted, temperature, rows, settings, sampling), tokens),
+        given.hot.any(),
+        lambda: jnp.where(given.hot, _sample(*draws), tokens),
         lambda: tokens,
     )
     return tokens, sound
@@ -89,6 +109,5 @@ def _sample(
     settings: Settings,
     sampling: SamplingState,
 ) -> jax.Array:
-    filters = Filters(settings.top_k, settings.top_p, settings.min_p)
-    x = keep(scale(logits, temperature), filters)
+    x = scaled(logits, temperature, settings)
     return draw(x, sampling.keys[rows.slots], rows.positions)
