@@ -7,6 +7,7 @@ from typing import Any
 
 from emsjax.drafters import DraftModel, Eagle, NoDrafter, OwnLayers, PromptLookup, Recurrent
 from emsjax.drafters.combined import Combined
+from emsjax.drafters.prompt_lookup import MOST_MATCHES
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.ladder import narrowest_rows
 from emsjax.errors import UserError, about, check_whole, short
@@ -53,7 +54,8 @@ class Drafting:
     def lookup(self) -> PromptLookup:
         """Makes prompt lookup with these options."""
         takes = _TAKES["prompt-lookup"]
-        return PromptLookup(**{name: self.given[name] for name in takes if name in self.given})
+        given = {name: self.given[name] for name in takes if name in self.given}
+        return PromptLookup(**given, matches=MOST_MATCHES)
 
 
 def check_drafting(

@@ -115,7 +115,7 @@ class LLM:
           max_model_len: the most tokens of a sample, prompt plus output. The default is the
             model's own limit, but at most 4096.
           draft_length: k, the most tokens to draft for a sample in a step; 7 by default.
-          max_ngram: the longest n-gram that prompt lookup searches for; 3 by default.
+          max_ngram: the longest n-gram that prompt lookup searches for; 16 by default.
           min_ngram: the shortest n-gram that prompt lookup searches for; 1 by default.
           planner: whether each step verifies only the drafts that pay off, judged by the cost of
             steps on this device, which is estimated, and measured for long runs. If false, all

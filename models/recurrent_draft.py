@@ -70,7 +70,7 @@ class GatedMLP(nnx.Module):
 
 
 class RecurrentDraft(nnx.Module):
-    """The cell, and a judge of how likely its guesses are right."""
+    """The cell that guesses one token after another."""
 
     def __init__(self, config: RecurrentConfig, *, rngs: nnx.Rngs):
         width = config.hidden_size
@@ -79,8 +79,6 @@ class RecurrentDraft(nnx.Module):
         self.token_norm = RMSNorm(width, 1e-5)
         self.mix = Linear(2 * width, width, bias=False, rngs=rngs)
         self.layers = nnx.List([GatedMLP(config, rngs=rngs) for _ in range(config.num_layers)])
-        self.judge_norm = RMSNorm(width, 1e-5)
-        self.judge = Linear(width + 2, 1, bias=True, rngs=rngs)
 
     def __call__(self, hidden: jax.Array, embedded: jax.Array) -> jax.Array:
         """Returns the next hidden state [W, D].
@@ -98,18 +96,3 @@ class RecurrentDraft(nnx.Module):
     def logits(self, hidden: jax.Array, shared: Shared) -> jax.Array:
         """Returns logits float32[W, Vd] for the tokens `shared.token_ids`."""
         return matmul(hidden, shared.head, jnp.dtype(jnp.float32))
-
-    def confidence(self, hidden: jax.Array, probability: jax.Array) -> jax.Array:
-        """Returns the log-odds float32[W] that the target chooses the guess.
-
-        The judge is a discriminator like that of ELECTRA (arXiv 2003.10555), for which a rejected
-        guess is a replaced token.
-
-        Args:
-          hidden: [W, D], the hidden state from which the guess was chosen.
-          probability: float32[W], the probability of the guess under the draft.
-        """
-        p = jnp.clip(probability, 1e-4, 1 - 1e-4)[:, None]
-        odds = jnp.concatenate([jnp.log(p), jnp.log1p(-p)], axis=1).astype(hidden.dtype)
-        seen = jnp.concatenate([self.judge_norm(hidden), odds], axis=1)
-        return self.judge(seen)[:, 0].astype(jnp.float32)

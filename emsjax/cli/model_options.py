@@ -73,7 +73,7 @@ DraftLength = Annotated[
     int | None, number("--draft-length", "Maximum draft tokens per step. (default: 7)", _DRAFTING)
 ]
 MaxNgram = Annotated[
-    int | None, number("--max-ngram", "Longest n-gram to look up. (default: 3)", _DRAFTING)
+    int | None, number("--max-ngram", "Longest n-gram to look up. (default: 16)", _DRAFTING)
 ]
 MinNgram = Annotated[
     int | None, number("--min-ngram", "Shortest n-gram to look up. (default: 1)", _DRAFTING)

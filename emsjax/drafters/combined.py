@@ -107,7 +107,7 @@ class Combined:
         looked, modelled = state.drafter
         found, looked = self.lookup.propose(state.replace(drafter=looked), (), worth)
         likely_found = predict(found, state.experience)
-        survival = survival_of(likely_found, found.lens)
+        survival = survival_of(likely_found, found.lens, found.parents)
         found_promises = survival.sum(axis=1)
         expected = expect(state.experience, COSTLY_SOURCE, self.model.draft_length)
         confident = found_promises > jnp.cumprod(expected, axis=1).sum(axis=1) - DRAFTING
@@ -122,7 +122,7 @@ class Combined:
         # Now the model has reported its confidence, so the two are compared again. A slot for which
         # the model drafted nothing promises nothing.
         likely = predict(guessed, state.experience)
-        if self.tree or guessed.parents is not None:
+        if self.tree or guessed.parents is not None or found.parents is not None:
             pair = _with_source(guessed), _with_source(found)
             draft = merge(*pair, (likely, likely_found), self.draft_length)
         else:

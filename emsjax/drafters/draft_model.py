@@ -19,7 +19,7 @@ from emsjax.engine.ladder import row_capacity
 from emsjax.engine.model import Model
 from emsjax.engine.packing import Guesses, pack
 from emsjax.engine.state import DecodeState, copy_prefix
-from emsjax.sampling.choose import choose_unchecked
+from emsjax.sampling.guess import guess
 from emsjax.sampling.rows import rows_after
 
 # The most unread tokens with which a slot may draft: its newest token, and the last draft token of
@@ -202,12 +202,11 @@ class DraftModel:
         """Adds one guess per slot, chosen as the target will choose, with the same noise."""
         logits = _fit(logits, self.vocab_size)
         rows = rows_after(state.tokens, state.lens, now.guesses, now.done)
-        guess = choose_unchecked(logits, rows, state)
-        sure = jnp.take_along_axis(jax.nn.softmax(logits, axis=1), guess[:, None], axis=1)[:, 0]
+        found = guess(logits, rows, state)
         return now._replace(
             done=now.done + 1,
-            guesses=now.guesses.at[:, now.done].set(guess),
-            confidence=now.confidence.at[:, now.done].set(sure),
+            guesses=now.guesses.at[:, now.done].set(found.tokens[:, 0]),
+            confidence=now.confidence.at[:, now.done].set(found.confidence[:, 0]),
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from emsjax.drafters.frequent import choose_frequent
+from emsjax.drafters.frequent import guess_frequent
 from emsjax.drafters.from_states import FromStates
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import COSTLY_SOURCE, Observation, WorthDrafting
@@ -204,11 +204,9 @@ class Eagle(FromStates):
             assert target is not None
             logits = target.logits(now.states)
         rows = rows_after(state.tokens, state.lens, now.guesses, now.done)
-        (guess,), (given,) = choose_frequent(
-            logits, weights.token_ids, rows, state, self.vocab_size
-        )
+        found = guess_frequent(logits, weights.token_ids, rows, state, self.vocab_size)
         return now._replace(
             done=now.done + 1,
-            guesses=now.guesses.at[:, now.done].set(guess),
-            confidence=now.confidence.at[:, now.done].set(given),
+            guesses=now.guesses.at[:, now.done].set(found.tokens[:, 0]),
+            confidence=now.confidence.at[:, now.done].set(found.confidence[:, 0]),
         )

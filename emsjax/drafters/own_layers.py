@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from emsjax.drafters.frequent import choose_frequent
+from emsjax.drafters.frequent import guess_frequent
 from emsjax.drafters.from_states import FromStates
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import COSTLY_SOURCE, WorthDrafting
@@ -143,11 +143,11 @@ class OwnLayers(FromStates):
         done = target.run(batch, now.cache, max_q_len=1, start=packed)
         newest = done.hidden[jnp.maximum(batch.cu_q_lens[1:] - 1, 0)]
         logits = target.logits(newest, shared)
-        (guess,), (given,) = choose_frequent(logits, shared.token_ids, rows, state, self.vocab_size)
+        found = guess_frequent(logits, shared.token_ids, rows, state, self.vocab_size)
         return _Drafting(
             done=now.done + 1,
             states=states,
             cache=done.cache,
-            guesses=now.guesses.at[:, now.done].set(guess),
-            confidence=now.confidence.at[:, now.done].set(given),
+            guesses=now.guesses.at[:, now.done].set(found.tokens[:, 0]),
+            confidence=now.confidence.at[:, now.done].set(found.confidence[:, 0]),
         )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.drafters.beam import Beam, Choice, draft_of, grow, prefixes, start
-from emsjax.drafters.frequent import choose_frequent
+from emsjax.drafters.frequent import guess_frequent
 from emsjax.drafters.from_states import FromStates
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import COSTLY_SOURCE, SIBLING_SOURCE, WorthDrafting
@@ -26,9 +26,6 @@ class Cell(Protocol):
 
     def logits(self, hidden: jax.Array, shared: Any) -> jax.Array:
         """Returns logits float32[B, Vd] for the tokens that the draft can guess."""
-
-    def confidence(self, hidden: jax.Array, probability: jax.Array) -> jax.Array:
-        """Returns the log-odds float32[B] that the guess is right."""
 
 
 @dataclass(frozen=True)
@@ -83,19 +80,14 @@ class Recurrent(FromStates):
         rows = prefixes(beam, state)
         hidden = cell(beam.hidden.reshape(-1, self.hidden_size), shared.embed(rows.tokens))
         logits = cell.logits(hidden, shared)
-        of_rows = rows, state, self.vocab_size
-        tokens, given = choose_frequent(
-            logits, shared.token_ids, *of_rows, choices=min(wide[1], CHOICES)
-        )
-        sure = jax.nn.sigmoid(cell.confidence(hidden, given[0]))
-        # The draft's own shares of the further choices, for the case that the first one is wrong.
-        rest = (1 - sure) / jnp.maximum(1 - given[0], 1e-6)
+        count = min(wide[1], CHOICES)
+        found = guess_frequent(logits, shared.token_ids, rows, state, self.vocab_size, count)
         choices = [
             Choice(
-                token.reshape(wide),
-                (rest * share if place else sure).reshape(wide),
+                found.tokens[:, place].reshape(wide),
+                found.confidence[:, place].reshape(wide),
                 jnp.full(wide, SIBLING_SOURCE if place else COSTLY_SOURCE, jnp.int32),
             )
-            for place, (token, share) in enumerate(zip(tokens, given, strict=True))
+            for place in range(count)
         ]
         return grow(beam, hidden.reshape(*wide, self.hidden_size), choices)

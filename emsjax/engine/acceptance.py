@@ -18,7 +18,7 @@ from emsjax.engine.draft import Draft
 from emsjax.engine.tree import path_products
 
 # The number of ways of guessing that have separate experience, see `Draft.source`.
-SOURCES = 3
+SOURCES = 4
 # The acceptance probability assumed when the drafter reports none, and before the first draft.
 UNKNOWN = 0.6
 # RATE: how far a prediction is corrected by its error. MEMORY: the share of an offset that remains

@@ -8,10 +8,14 @@ from emsjax.engine.draft import Draft
 from emsjax.engine.packing import PackedBatch
 from emsjax.engine.state import DecodeState
 
-# The source (`Draft.source`) whose drafting takes time, in a drafter with several sources.
+# The source (`Draft.source`) of what was found at next to no cost.
+FOUND_SOURCE = 0
+# The source whose drafting takes time, in a drafter with several sources.
 COSTLY_SOURCE = 1
 # The source of a drafter's second and further choices for a place, which are mostly wrong.
 SIBLING_SOURCE = 2
+# The source of what was found besides the best.
+OTHER_FOUND_SOURCE = 3
 
 
 class WorthDrafting(Protocol):

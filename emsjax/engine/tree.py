@@ -36,6 +36,8 @@ def tree_of(draft: Draft) -> Tree | None:
     """Returns the tree of a draft; None if the draft is a chain."""
     if draft.parents is None:
         return None
+    if draft.parents.shape[1] > MOST_GUESSES:
+        raise ValueError(f"a tree of {draft.parents.shape[1]} guesses: at most {MOST_GUESSES} fit")
     parents = _parent_rows(draft.parents)
     paths = jnp.uint32(1) << jnp.arange(parents.shape[1], dtype=jnp.uint32)
     paths = jnp.broadcast_to(paths, parents.shape)
@@ -129,8 +131,6 @@ def _in_order(draft: Draft, order: jax.Array) -> Draft:
 
 def _parent_rows(parents: jax.Array) -> jax.Array:
     """Returns `Tree.parents` of guesses with these parents, int32[B, k]."""
-    if parents.shape[1] > MOST_GUESSES:
-        raise ValueError(f"a tree of {parents.shape[1]} guesses: at most {MOST_GUESSES} fit")
     return jnp.pad(parents + 1, ((0, 0), (1, 0)))
 
 

@@ -11,10 +11,8 @@ from emsjax.plan.cycles import StepCycles
 from emsjax.plan.memory import Memory
 from emsjax.plan.setting import Setting
 
-# The n of the n-grams that prompt lookup enters into its index by default: 1, 2 and 3.
-_ORDERS = 3
 # Ways of guessing with separate experience, see `emsjax.engine.acceptance`.
-_SOURCES = 3
+_SOURCES = 4
 
 
 class Program(NamedTuple):
@@ -67,16 +65,14 @@ def _widest(config: DecoderConfig) -> int:
 def state_bytes(setting: Setting) -> int:
     """Returns the bytes of `emsjax.engine.state.DecodeState` besides the cache, drafter included.
 
-    The drafter is prompt lookup.
+    The drafter is prompt lookup, which has no state.
     """
-    entries = 1 << (2 * setting.capacity - 1).bit_length()  # of its index, for each order
     per_slot = {
         "tokens and the step that emitted each": 2 * setting.capacity,
         "lengths": 4,
         "stop ids": MAX_STOP_IDS,
         "counters": 7 + 2 * setting.draft_length,
         "experience": _SOURCES,
-        "index of n-grams": _ORDERS * entries + 1,
     }
     live = setting.num_slots  # one byte each; everything else has four
     return live + 4 * (setting.num_slots * sum(per_slot.values()) + 2 * _SOURCES)

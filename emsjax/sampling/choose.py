@@ -51,12 +51,59 @@ def choose(logits: jax.Array, rows: Rows, state: Slots, vocabulary: Vocabulary =
     return Chosen(jnp.where(sound, tokens, NO_TOKEN), logprobs)
 
 
-def choose_unchecked(logits: jax.Array, rows: Rows, state: Slots) -> jax.Array:
-    """Returns the tokens that `choose` would choose, int32[W], and any token where it chooses none.
+class Weighed(NamedTuple):
+    """What chance decides over.
 
-    This is for drafters. Logits of a drafter that are not numbers cost time and change no text.
+    Attributes:
+      logits: float32[W, V], with what the requests add and forbid.
+      temperature: float32[W], of each row.
+      hot: bool[W], which rows are drawn. The others take the likeliest token.
+      settings: of each row's slot, [W] each.
     """
-    return _pick(logits, rows, state, WHOLE)[0]
+
+
+class Weighed(NamedTuple):
+    """What chance decides over.
+
+    Attributes:
+      logits: float32[W, V], with what the requests add and forbid.
+      temperature: float32[W], of each row.
+      hot: bool[W], which rows are drawn. The others take the likeliest token.
+      settings: of each row's slot, [W] each.
+    """
+
+    logits: jax.Array
+    temperature: jax.Array
+    hot: jax.Array
+    settings: Settings
+
+
+def weighed(
+    logits: jax.Array,
+    rows: Rows,
+    state: Slots,
+    sampling: SamplingState,
+    vocabulary: Vocabulary = WHOLE,
+) -> Weighed:
+    """Applies what the rows' requests change about logits [W, V], except for temperature."""
+    settings = jax.tree.map(lambda x: x[rows.slots], sampling.settings)
+    # Each `cond` skips work over the whole vocabulary in steps in which no live slot needs it.
+    adjusted = jax.lax.cond(
+        (sampling.settings.adjusted & state.live).any(),
+        lambda: adjust(logits, rows, settings, state, sampling, vocabulary),
+        lambda: logits,
+    )
+    hard = is_hard(rows, sampling.token_classes)
+    temperature = jnp.where(hard, settings.adapt_temperature, settings.temperature)
+    return Weighed(adjusted, temperature, (temperature > 0) & state.live[rows.slots], settings)
+
+
+def scaled(
+    logits: jax.Array, temperature: jax.Array, settings: Settings, vocabulary: Vocabulary = WHOLE
+) -> jax.Array:
+    """Returns logits [W, V] after temperature and filters, at most 0, for `draw`."""
+    filters = Filters(settings.top_k, settings.top_p, settings.min_p)
+    return keep(scale(logits, temperature, vocabulary), filters, vocabulary)
 
 
 def _pick(
@@ -66,33 +113,12 @@ def _pick(
     sampling = state.sampling
     if sampling is None:
         return vocabulary.first_max(logits)
-    settings = jax.tree.map(lambda x: x[rows.slots], sampling.settings)
-    # Each `cond` skips work over the whole vocabulary in steps in which no live slot needs it.
-    adjusted = jax.lax.cond(
-        (sampling.settings.adjusted & state.live).any(),
-        lambda: adjust(logits, rows, settings, state, sampling, vocabulary),
-        lambda: logits,
-    )
-    tokens, sound = vocabulary.first_max(adjusted)
-    hard = is_hard(rows, sampling.token_classes)
-    temperature = jnp.where(hard, settings.adapt_temperature, settings.temperature)
-    hot = (temperature > 0) & state.live[rows.slots]
+    given = weighed(logits, rows, state, sampling, vocabulary)
+    tokens, sound = vocabulary.first_max(given.logits)
 
     def sample() -> jax.Array:
-        drawn = _sample(adjusted, temperature, rows, settings, sampling, vocabulary)
-        return jnp.where(hot, drawn, tokens)
+        x = scaled(given.logits, given.temperature, given.settings, vocabulary)
+        drawn = draw(x, sampling.keys[rows.slots], rows.positions, vocabulary)
+        return jnp.where(given.hot, drawn, tokens)
 
-    return jax.lax.cond(hot.any(), sample, lambda: tokens), sound
-
-
-def _sample(
-    logits: jax.Array,
-    temperature: jax.Array,
-    rows: Rows,
-    settings: Settings,
-    sampling: SamplingState,
-    vocabulary: Vocabulary,
-) -> jax.Array:
-    filters = Filters(settings.top_k, settings.top_p, settings.min_p)
-    x = keep(scale(logits, temperature, vocabulary), filters, vocabulary)
-    return draw(x, sampling.keys[rows.slots], rows.positions, vocabulary)
+    return jax.lax.cond(given.hot.any(), sample, lambda: tokens), sound

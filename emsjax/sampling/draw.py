@@ -1,5 +1,7 @@
 """Drawing a token with the Gumbel-max trick. Its noise is a function of key and position."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -32,6 +34,51 @@ def draw(
     lane = jnp.argmax(block_of(block, blocks) + noise[:, -BLOCK:], axis=1).astype(jnp.int32)
     score = jnp.take_along_axis(scores, block[:, None], axis=1)[:, 0]
     return vocabulary.at_best(score, block * BLOCK + lane, x.shape[1])
+
+
+class Drawn(NamedTuple):
+    """C tokens that a draw with nearly equal x may yield, the one that `draw` yields first.
+
+    Attributes:
+      tokens: int32[W, C], different from each other.
+      share: float32[W, C], the share of each in what all tokens weigh with the noise; 0 for a token
+        that cannot be drawn.
+    """
+
+    tokens: jax.Array
+    share: jax.Array
+
+
+def likeliest_draws(
+    x: jax.Array, temperature: jax.Array, keys: jax.Array, positions: jax.Array, count: int
+) -> Drawn:
+    """Returns what a draw with these keys and nearly equal x is likely to yield.
+
+    Args:
+      x: as for `draw`.
+      temperature: float32[W], by which x has been divided. What differs between two models are
+        logits, so the noise is weighed in their unit.
+      keys: as for `draw`.
+      positions: as for `draw`.
+      count: C.
+    """
+    blocks = by_blocks(x)
+    noise = _gumbel(keys, positions, blocks.shape[1] + BLOCK)
+    unit = temperature[:, None]
+    mass = unit * (jnp.log(jnp.exp(blocks).sum(axis=2)) + noise[:, :-BLOCK])
+    # Tokens of further blocks are hardly ever among the likeliest.
+    among, found = jax.lax.top_k(mass, min(count, mass.shape[1]))
+    among -= jax.nn.logsumexp(mass, axis=1, keepdims=True)
+    inside = jnp.take_along_axis(blocks, found[:, :, None], axis=1)
+    lanes = unit[:, :, None] * (inside + noise[:, None, -BLOCK:])
+    score = among[:, :, None] + jax.nn.log_softmax(lanes, axis=2)
+    score = jnp.where(inside > -jnp.inf, score, -jnp.inf).reshape(x.shape[0], -1)
+    places = jnp.arange(score.shape[1], dtype=jnp.int32)[None]
+    drawn = places == jnp.argmax(lanes[:, 0], axis=1)[:, None]
+    _, best = jax.lax.top_k(jnp.where(drawn, jnp.inf, score), count)
+    tokens = jnp.take_along_axis(found, best // BLOCK, axis=1) * BLOCK + best % BLOCK
+    share = jnp.exp(jnp.take_along_axis(score, best, axis=1))
+    return Drawn(tokens.astype(jnp.int32), share)
 
 
 def _gumbel(keys: jax.Array, positions: jax.Array, count: int) -> jax.Array:

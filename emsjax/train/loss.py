@@ -9,9 +9,9 @@ from emsjax.models.recurrent_draft import RecurrentDraft, Shared
 
 # Weight of a draft token relative to the one before it.
 DECAY = 0.8
-# Weights of the parts of the loss: cross-entropy with the target's token, distance from its hidden
-# state, and the draft's confidence. Cross-entropy with the target's probabilities has weight 1.
-HARD, HIDDEN, JUDGE = 0.5, 0.2, 0.1
+# Weights of the parts of the loss: cross-entropy with the target's token, and distance from its
+# hidden state. Cross-entropy with the target's probabilities has weight 1.
+HARD, HIDDEN = 0.5, 0.2
 
 
 class Texts(NamedTuple):
@@ -114,14 +114,8 @@ def _judge(
     regress = jnp.where(off < 1, 0.5 * off**2, off - 0.5).mean(axis=1)
     there = truth.there
     right = (jnp.argmax(logits, axis=1) == truth.wanted) & there
-    given = jnp.exp(logq.max(axis=1))
-    odds = draft.confidence(*jax.lax.stop_gradient((hidden, given)))
-    doubt = jax.nn.softplus(jnp.where(right, -odds, odds))
-    parts = (
-        jnp.where(truth.known, soft + HIDDEN * regress, 0.0)
-        + jnp.where(there & (truth.wanted >= 0), HARD * hard, 0.0)
-        + jnp.where(there & alive, JUDGE * doubt, 0.0)
-    )
+    parts = jnp.where(truth.known, soft + HIDDEN * regress, 0.0)
+    parts += jnp.where(there & (truth.wanted >= 0), HARD * hard, 0.0)
     reached = alive & there
     still = reached & right
     sums = (x.astype(jnp.float32).sum() for x in (parts, there, still, reached))

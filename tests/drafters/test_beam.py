@@ -54,12 +54,9 @@ def searched(drafter: Recurrent, state: DecodeState, slot: int, width: int) -> d
             hidden = cell(before, shared.embed(jnp.asarray([token])))
             shares = np.asarray(jax.nn.softmax(cell.logits(hidden, shared)[0]), np.float64)
             best = np.argsort(-shares)[:choices]
-            given = jnp.asarray(shares[best[:1]], jnp.float32)
-            sure = float(jax.nn.sigmoid(cell.confidence(hidden, given))[0])
-            for rank, place in enumerate(best):
-                wrong = (1 - sure) * shares[place] / (1 - shares[best[0]])
+            for place in best:
                 guess = int(shared.token_ids[place])
-                grown.append(((*path, guess), share * (wrong if rank else sure), hidden, guess))
+                grown.append(((*path, guess), share * shares[place], hidden, guess))
         found |= {path: share for path, share, _, _ in grown}
         open_paths = sorted(grown, key=lambda each: -each[1])[:width]
     return dict(sorted(found.items(), key=lambda each: -each[1])[: drafter.draft_length])

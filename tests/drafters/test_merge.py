@@ -1,4 +1,4 @@
-"""Merging a chain into a tree, compared with a search through all paths."""
+"""Merging two trees, compared with a search through all paths."""
 
 from typing import Any
 
@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from emsjax.drafters.merge import merge
 from emsjax.engine.draft import ROOT, Draft
 
-GUESSES, CHAIN, ROOM, TOKENS = 4, 3, 5, 3
+GUESSES, OTHERS, ROOM, TOKENS = 4, 3, 5, 3
 merged = jax.jit(merge, static_argnums=3)
 
 
 @st.composite
-def trees(draw: Any) -> tuple[list[int], list[int]]:
+def trees(draw: Any, most: int) -> tuple[list[int], list[int]]:
     """Draws tokens and parents; guesses with the same parent differ."""
     tokens: list[int] = []
     parents: list[int] = []
-    for place in range(draw(st.integers(0, GUESSES))):
+    for place in range(draw(st.integers(0, most))):
         parent = draw(st.integers(ROOT, place - 1))
         taken = {t for t, p in zip(tokens, parents, strict=True) if p == parent}
         if free := sorted(set(range(TOKENS)) - taken):
@@ -48,31 +48,33 @@ def paths_of(tokens: Any, parents: Any, values: Any) -> dict[Any, float]:
     return dict(zip(paths, values, strict=True))
 
 
-@given(trees(), st.lists(st.integers(0, TOKENS - 1), max_size=CHAIN), st.data())
+def draft_of(tree: Any, said: list[float], length: int, chain: bool = False) -> Draft:
+    """One slot's draft, with the parents of a chain left out; what is past its end is rubbish."""
+    tokens, parents = tree
+    rest = range(len(parents) - 1, length - 1)
+    return Draft(
+        padded(tokens, length, jnp.int32),
+        jnp.asarray([len(tokens)], jnp.int32),
+        padded(said, length, jnp.float32),
+        padded([1] * len(tokens), length, jnp.int32),
+        None if chain else jnp.asarray([[*parents, *rest]], jnp.int32),
+    )
+
+
+@given(trees(GUESSES), trees(OTHERS), st.booleans(), st.data())
 @settings(max_examples=150, deadline=None)
 def test_the_merged_tree_holds_the_likeliest_guesses_of_both(
-    tree: Any, chain: list[int], data: st.DataObject
+    tree: Any, other: Any, chain: bool, data: st.DataObject
 ):
-    tokens, parents = tree
-    ours = data.draw(likely(len(tokens)))
-    theirs = data.draw(likely(len(chain)))
-    draft = Draft(
-        padded(tokens, GUESSES, jnp.int32),
-        jnp.asarray([len(tokens)], jnp.int32),
-        padded(ours, GUESSES, jnp.float32),
-        padded([1] * len(tokens), GUESSES, jnp.int32),
-        jnp.asarray([[*parents, *range(len(parents) - 1, GUESSES - 1)]], jnp.int32),
-    )
-    found = Draft(
-        padded(chain, CHAIN, jnp.int32),
-        jnp.asarray([len(chain)], jnp.int32),
-        padded(theirs, CHAIN, jnp.float32),
-        padded([0] * len(chain), CHAIN, jnp.int32),
-    )
+    if chain:
+        other = other[0], list(range(-1, len(other[0]) - 1))
+    ours = data.draw(likely(len(tree[0])))
+    theirs = data.draw(likely(len(other[0])))
+    draft, found = draft_of(tree, ours, GUESSES), draft_of(other, theirs, OTHERS, chain)
     result = jax.device_get(merged(draft, found, (draft.confidence, found.confidence), ROOM))
 
-    factors = paths_of(tokens, parents, ours)
-    for path, factor in paths_of(chain, range(-1, len(chain) - 1), theirs).items():
+    factors = paths_of(*tree, ours)
+    for path, factor in paths_of(*other, theirs).items():
         factors[path] = max(factor, factors.get(path, 0.0))
     survival = {
         path: float(np.prod([factors[path[: n + 1]] for n in range(len(path))])) for path in factors

@@ -94,7 +94,9 @@ def make_drafter(model: Any, name: str) -> Drafter:
         return Combined(lookup, recurrent(model))
     if name == "tree":
         # Room for two branches in each of eight slots.
-        return Combined(lookup, replace(recurrent(model), beam_rows=16), tree=True)
+        return Combined(
+            replace(lookup, matches=4), replace(recurrent(model), beam_rows=16), tree=True
+        )
     if name == "combined-own-layers":
         return Combined(lookup, own_layers(model))
     kinds = {"itself": itself, "draft-model": another, "alike": alike, "recurrent": recurrent}

@@ -78,7 +78,7 @@ def check_no_copy_of_the_cache(
     specs = jax.tree.leaves(engine.cache_spec)
     cache_bytes = sum(spec.size * spec.dtype.itemsize for spec in specs)
     memory = compiled.memory_analysis()
-    # Less than one layer's share of `CONFIG`: it belongs to the drafter's index and the logits.
+    # Less than one layer's share of `CONFIG`: it belongs to the drafter and the logits.
     assert memory.temp_size_in_bytes - others < cache_bytes / CONFIG.num_layers
     assert memory.alias_size_in_bytes >= cache_bytes * _caches(engine)
     text = compiled.as_text()

@@ -8,6 +8,7 @@ import pytest
 from emsjax import LLM, SamplingParams, UserError, build_engine
 from emsjax.build_drafter import check_drafting
 from emsjax.drafters import PromptLookup
+from emsjax.drafters.prompt_lookup import MOST_MATCHES
 from tests.engine.setup import expected
 from tests.tiny import VOCAB_SIZE, checkpoint
 
@@ -94,7 +95,8 @@ def test_a_drafter_object_is_used_unchanged(model_dir: str, llm: LLM):
 
 
 def test_a_single_token_may_be_looked_up():
-    assert check_drafting("ems", None, {"max_ngram": 1}).lookup == PromptLookup(7, 1, 1)
+    lookup = check_drafting("ems", None, {"max_ngram": 1}).lookup
+    assert lookup == PromptLookup(7, 1, 1, MOST_MATCHES)
 
 
 @pytest.mark.parametrize(
