@@ -72,6 +72,7 @@ class ExpertMLP(nnx.Module):
     def __call__(self, x: jax.Array, context: LayerContext) -> jax.Array:
         """Turns x [T, D] into [T, D]. Unused rows are sent to no expert."""
         batch, layer = context.batch, context.stacked
+        assert layer is not None, "experts are always in a stack"
         shares, chosen = self._choose(x)
         used = batch.slot_ids < batch.kv_lens.shape[0]
         tiles = tiles_of(chosen, used, self.experts.number)

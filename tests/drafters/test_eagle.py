@@ -147,7 +147,11 @@ def watched(name: str, kind: str) -> Watched:
     return made
 
 
-CASES = [(name, "chain") for name in FORMS] + [("speculators", "tree"), ("eagle1", "vanilla")]
+CASES = [
+    *((name, "chain") for name in FORMS),
+    ("speculators", "tree"),
+    pytest.param("eagle1", "vanilla", marks=pytest.mark.slow),
+]
 
 
 def decode(slots: Slots, *todo: Job) -> dict[object, Finished]:
@@ -185,6 +189,7 @@ def test_drafts_equal_those_of_an_oracle(name: str, kind: str):
     assert len({tuple(drafts) for _, drafts in engine.seen}) > 20
 
 
+@pytest.mark.slow
 def test_texts_are_those_of_plain_decoding():
     prompts = [HEADER, [7], [*HEADER[:50], 9, 11], HEADER[40:60] * 4]
     params = [SamplingParams(max_tokens=30, temperature=t, seed=3) for t in (0, 0.8, 1.2, 0)]

@@ -69,8 +69,9 @@ def vocabulary(
       names: names of its tensors by the names without prefix.
       target: the target.
     """
-    ids, wrong = None, []
     config = form.config
+    ids: np.ndarray | None = None
+    wrong: list[str] = []
     if config.head_size:
         ids, wrong = _token_ids(config.head_size, source, names, target.model.vocab_size)
     width, theirs = config.layers.hidden_size, target.model.embedding_kernel
