@@ -201,14 +201,11 @@ def _misshapen(
     for key, names in groups.items():
         made = _made(parameter, key)
         if made != parameter.piece:
-            have = " and ".join(str(list(shape)) for shape in key)
-            # A tensor that is turned may have the shape that its parameter needs.
-            one = key[0] if len(key) == 1 else made
-            turned = f", which makes {list(made)}," if made and made != one else ""
-            yield (
-                f"{', '.join(_folded(names))} has {have}{turned} where {path} needs "
-                f"{list(parameter.piece)}"
-            )
+            said = "has " + " and ".join(str(list(shape)) for shape in key)
+            if made and len(key) == 1 and made != key[0]:
+                # The tensor is turned, and may have the shape that its parameter needs.
+                said = f"gives {list(made)}"
+            yield f"{', '.join(_folded(names))} {said} where {path} needs {list(parameter.piece)}"
 
 
 def _made(parameter: Parameter, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:

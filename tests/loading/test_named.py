@@ -5,6 +5,7 @@ import math
 import re
 import socket
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,14 @@ def test_parameter_counts_equal_the_published_ones():
         sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.to_pure_dict(params))]
         found[name] = sum(sizes)
     assert found == PARAMETERS
+
+
+def test_every_family_has_two_sizes():
+    kinds = Counter(config["model_type"] for config in PUBLISHED.values())
+    # These were published in one size.
+    assert supported() - {kind for kind in kinds if kinds[kind] > 1} == {
+        *("smollm3", "olmoe", "helium")
+    }
 
 
 def used_by_a_row(config: DecoderConfig, count: int) -> int:
