@@ -12,16 +12,19 @@ from emsjax.pallas_kernels.ragged_attention.tuning import GPUBlocks, gpu_blocks
 from emsjax.pallas_kernels.report.ahead import attention_arguments, attention_call
 from emsjax.pallas_kernels.report.work import Heads, ragged
 from tests.kernels import contract_attention
-from tests.kernels.contract_attention import CASES, AttentionContract
+from tests.kernels.contract_attention import CASES, AttentionContract, Case
 from tests.kernels.lowering import lower_for_hopper
 from tests.kernels.test_tpu_compiled import OPTIONS
 
-# The kernel supports only 16-bit dtypes and capacities that are multiples of 64 tokens.
-GPU_CASES = {
-    name: replace(case, cache_len=192, dtype="float16" if name == "float16" else "bfloat16")
-    for name, case in CASES.items()
-    if not case.int8
-}
+
+def on_gpu(name: str, case: Case) -> Case:
+    """Only 16-bit dtypes, capacities of multiples of 64 tokens, and int8 heads of 64 numbers."""
+    width = 64 if case.int8 else case.head_dim
+    dtype = "float16" if name == "float16" else "bfloat16"
+    return replace(case, cache_len=192, dtype=dtype, head_dim=width)
+
+
+GPU_CASES = {name: on_gpu(name, case) for name, case in CASES.items()}
 
 
 class TestAttention(AttentionContract):
@@ -44,9 +47,9 @@ class TestAttentionSections(AttentionContract):
     """With several sections in a slot, whose sums must be combined."""
 
     backend = "gpu"
-    cases: ClassVar = ("gqa", "prompts", "all", "holes-and-all")
+    cases: ClassVar = ("gqa", "prompts", "all", "holes-and-all", "int8", "int8-and-all")
     examples = 1
-    quick: ClassVar = ("gqa",)
+    quick: ClassVar = ("gqa", "int8-and-all")
 
     @pytest.fixture(autouse=True)
     def _interpreted(self, interpreting_gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +61,7 @@ class TestTriton(AttentionContract):
     backend = "gpu-triton"
     cases: ClassVar = tuple(name for name in GPU_CASES if name not in ("mqa", "h96"))
     examples = 2
-    quick: ClassVar = ("all", "single-rows", "holes-and-all", "prompts")
+    quick: ClassVar = ("all", "single-rows", "holes-and-all", "prompts", "int8-and-all")
 
     @pytest.fixture(autouse=True)
     def _interpreted(self, interpreting_triton: None, monkeypatch: pytest.MonkeyPatch) -> None:
