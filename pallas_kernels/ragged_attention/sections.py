@@ -152,10 +152,12 @@ def _attend(
     group = num_heads // num_kv_heads
     tiles, facts, ancestors, holes = prepared
     windowed, tree, holed = (x is not None for x in (window, ancestors, holes))
-    sizes, values, scales = (blocks, capacity, group), cache, None
+    values: Any = cache
+    scales = rows_of_scales = None
     if isinstance(cache, Int8Cache):
-        values, scales = cache.values, cache.scale.reshape(num_layers, -1)
-        sizes += (cache.scale.shape[2:4],)
+        values, rows_of_scales = cache.values, cache.scale.shape[2:4]
+        scales = cache.scale.reshape(num_layers, -1)
+    sizes = blocks, capacity, group, rows_of_scales
     options = Options(num_kv_heads, scale, windowed, tree, holed, soft_cap, *sizes)
     inputs = Inputs(
         layer=jnp.reshape(layer, 1),

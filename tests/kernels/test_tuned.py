@@ -147,7 +147,7 @@ def test_what_is_not_clearly_faster_is_not_chosen():
     ("platform", "capability", "kernels"),
     [
         ("tpu", None, {"ragged_attention/tpu", "expert_matmul/tpu"}),
-        ("gpu", "9.0", {"ragged_attention/gpu", "layer_matmul/gpu", "layer_matmul/gpu-triton"}),
+        ("gpu", "9.0", {"ragged_attention/gpu", "layer_matmul/gpu"}),
         ("gpu", "8.0", {"ragged_attention/gpu-triton", "layer_matmul/gpu-triton"}),
         ("gpu", "7.5", set()),
     ],
