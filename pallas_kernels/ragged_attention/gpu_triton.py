@@ -84,10 +84,11 @@ def prepare(*arguments: Any, **sizes: Any) -> Callable[..., jax.Array]:
     return prepare_sections(_call, triton_blocks, *arguments, **sizes)
 
 
-def triton_blocks(*sizes: int) -> GPUBlocks:
+def triton_blocks(
+    capacity: int, head_dim: int, group: int, max_q_len: int, caches: int
+) -> GPUBlocks:
     """Returns the kernel's block sizes: those for Hopper, but heights are powers of two."""
-    blocks = gpu_blocks(*sizes, backend="gpu-triton")
-    group = sizes[2]
+    blocks = gpu_blocks(capacity, head_dim, group, max_q_len, caches, backend="gpu-triton")
     height = max(pl.next_power_of_2(blocks.q * group), LEAST_HEIGHT)
     return blocks._replace(height=height, stages=2)
 
