@@ -25,6 +25,7 @@ from tests.engine.test_compiled import (
     check_no_kernel_is_copied,
     check_no_weight_is_copied,
 )
+from tests.engine.test_compiled_int8_cache import check_nothing_is_widened, int8_cache_engine
 from tests.ladders import one_rung, short_ladder
 
 pytestmark = [pytest.mark.gpu_compiler, pytest.mark.usefixtures("no_compile_cache")]
@@ -106,6 +107,20 @@ def test_int8_weights_are_read_in_place(gpu: str, name: str):
     check_no_kernel_is_copied(engine, compiled)
     if (gpu, name) == ("h100", "plain"):
         assert compiled.as_text().count('custom_call_target="mosaic_gpu') == 5 * len(engine.ladder)
+
+
+@pytest.mark.parametrize("gpu", ["h100", "a100"])
+def test_int8_caches_are_read_in_place(gpu: str):
+    with on_device(gpu) as sharding:
+        engine = int8_cache_engine(jnp.dtype(jnp.bfloat16))
+        compiled = compile_lowered(gpu, engine.lower(sharding))
+    check_nothing_is_widened(engine, compiled)
+    specs = jax.tree.leaves(engine.cache_spec)
+    cache_bytes = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in specs)
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes >= cache_bytes
+    assert memory.temp_size_in_bytes < cache_bytes / CONFIG.num_layers
+    assert compiled.as_text().count("ragged_attention") >= len(engine.ladder)
 
 
 @pytest.mark.parametrize("gpu", ["h100", "a100", "l4"])
