@@ -3,8 +3,8 @@
 python -m benchmarks.plans
 
 Each model is planned in bfloat16 and with int8 weights, for each chip. A plan is made once: a later
-run keeps what it finds in the JSON file, unless `--again` is given. The rows of the table in
-`docs/planning-hardware.md` are printed.
+run keeps what it finds in the JSON file, unless `--again` is given. The tables of
+`docs/planning-hardware.md` and the README are printed.
 """
 
 import argparse
@@ -54,18 +54,50 @@ def page(plans: list[dict[str, Any]]) -> str:
     return table(HEADER, map(_row, plans))
 
 
+def summary(plans: list[dict[str, Any]]) -> str:
+    """Returns what matters most as a Markdown table with columns for both kinds of weights.
+
+    Steps are plain ones of the largest batch up to 8, as the compiler expects them.
+    """
+    known = {cell_of(plan): plan for plan in plans}
+    header = ["model", "chip"]
+    header += [f"{name}: {weights}" for name in _SHORT for weights in WEIGHTS]
+    rows = []
+    for model, chip in dict.fromkeys((plan["model"], plan["topology"]) for plan in plans):
+        both = [known[Cell(model, chip, weights)] for weights in WEIGHTS]
+        figures = [figure(plan) for figure in _SHORT.values() for plan in both]
+        rows.append([NAMES[model], f"{chip}-1", *figures])
+    return table(header, rows)
+
+
+def _plain_ms(plan: dict[str, Any]) -> str:
+    batch, seconds = plan["step_batch_size"], plan["steps"][0]["compiler_seconds"]
+    return f"{1e3 * seconds:#.3g}" + ("" if batch == BATCH_SIZE else f" (batch {batch})")
+
+
+def _speedup(plan: dict[str, Any]) -> dict[str, Any]:
+    batch = plan["step_batch_size"]
+    return next(each for each in plan["speedups"] if each["batch_size"] == batch)
+
+
+_SHORT = {
+    "largest batch": lambda plan: str(plan["largest_batch_size"]),
+    "plain step, ms": _plain_ms,
+    "speedup": lambda plan: f"{_speedup(plan)['by_compiler']['planned']:.2f}",
+}
+
+
 def _row(plan: dict[str, Any]) -> list[str]:
     needed, there = plan["memory"]["total"] / 1e9, plan["usable_bytes"] / 1e9
     plain, *_, widest = (step for step in plan["steps"] if step["purpose"] != "prompts")
-    batch = plan["step_batch_size"]
-    speedup = next(each for each in plan["speedups"] if each["batch_size"] == batch)
+    speedup = _speedup(plan)
     return [
         NAMES[plan["model"]],
         cell_of(plan).weights,
         f"{plan['topology']}-1",
         f"{'yes' if plan['fits'] else 'no'}: {needed:.1f} of {there:.1f} GB",
         str(plan["largest_batch_size"]),
-        str(batch),
+        str(plan["step_batch_size"]),
         _step_ms(plain),
         _step_ms(widest),
         _both(f"{speedup['counted']['planned']:.2f}", f"{speedup['by_compiler']['planned']:.2f}"),
@@ -92,7 +124,10 @@ def main() -> None:
             plans[cell] = _plan(cell)
             ordered = [plans[each] for each in cells() if each in plans]
             options.output.write_text(to_json(ordered, indent=1) + "\n")
-    print(page([plans[each] for each in cells() if each in plans]))
+    found = [plans[each] for each in cells() if each in plans]
+    print(page(found))
+    if len(found) == len(list(cells())):
+        print(f"\n{summary(found)}")
 
 
 def _options() -> argparse.Namespace:

@@ -62,7 +62,7 @@ def on_device(name: str) -> Iterator[jax.sharding.Sharding]:
     mesh = jax.sharding.Mesh(np.asarray([device]), ("device",))
     target = ("gpu", GPUS[name].capability) if name in GPUS else ("tpu", None)
     with (
-        compiling_for(*target, str(device.device_kind)),
+        compiling_for(*target, device=str(device.device_kind)),
         jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
     ):
         yield jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

@@ -65,15 +65,27 @@ class Split(NamedTuple):
     parts: int
 
 
-def blocks_for(num_out: int, num_in: int, num_rows: int) -> Blocks:
-    """Returns the sizes for T rows and weights [out, in]; only `rows` and `stages` depend on T."""
-    parts = 1
-    while num_out // OUT * parts < ENOUGH_PROGRAMS and num_in % (2 * parts * DEPTH) == 0:
-        parts *= 2
-    parts = tuned("layer_matmul/gpu-triton", Sizes(num_out, num_in), Split(parts)).parts
+def blocks_for(num_out: int, num_in: int, num_rows: int, parts: int | None = None) -> Blocks:
+    """Returns the sizes for T rows and weights [out, in]; only `rows` and `stages` depend on T.
+
+    Args:
+      num_out: outputs.
+      num_in: inputs.
+      num_rows: T.
+      parts: see `Blocks`; None chooses as many as keep a GPU busy, or as were tuned.
+    """
+    if parts is None:
+        parts = _parts(num_out, num_in)
     depth = DEPTH if num_in // parts % DEPTH == 0 else DEPTH // 2
     rows = min(pl.next_power_of_2(max(num_rows, ROW_MULTIPLE)), MOST_ROWS)
     return Blocks(depth, parts, rows, min(SHARED_BYTES // ((OUT + rows) * depth * 2), STAGES))
+
+
+def _parts(num_out: int, num_in: int) -> int:
+    parts = 1
+    while num_out // OUT * parts < ENOUGH_PROGRAMS and num_in % (2 * parts * DEPTH) == 0:
+        parts *= 2
+    return tuned("layer_matmul/gpu-triton", Sizes(num_out, num_in), Split(parts)).parts
 
 
 def unsupported(kernels: Any) -> str | None:

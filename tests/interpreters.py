@@ -119,11 +119,11 @@ def interpreting_tpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def interpreting_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Interprets GPU kernels if there is no GPU; yields the list of races, which fail the test.
 
-    The two tensor core products and the transposed write are replaced, because the interpreter
-    rejects their operands. The
-    race detector sees copies into shared memory that are not awaited (see `test_faults.py`). It
-    does not check copies out of shared memory, which the interpreter performs at once: a missing
-    `commit_smem` or `wait_smem_to_gmem` shows only on a GPU.
+    The two tensor core products, the transposed write and the conversion of int8 are replaced,
+    because the interpreter rejects their operands. The race detector sees copies into shared memory
+    that are not awaited (see `test_faults.py`). It does not check copies out of shared memory,
+    which the interpreter performs at once: a missing `commit_smem` or `wait_smem_to_gmem` shows
+    only on a GPU.
     """
     if jax.default_backend() == "gpu":
         yield []
@@ -131,6 +131,7 @@ def interpreting_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(hopper, "product", lambda a, b: product(a, b, 0))
     monkeypatch.setattr(hopper, "product_transposed", lambda a, b: product(a, b, 1))
     monkeypatch.setattr(hopper, "write_transposed", write_transposed)
+    monkeypatch.setattr(hopper, "widened", lambda source, dtype: source[...].astype(dtype))
     monkeypatch.setattr(jax_callback, "io_callback_impl", call_on_host)
     races = record_races(monkeypatch, gpu_callbacks)
     params = gpu_params.InterpretGPUParams(

@@ -61,17 +61,6 @@ class Weighed(NamedTuple):
       settings: of each row's slot, [W] each.
     """
 
-
-class Weighed(NamedTuple):
-    """What chance decides over.
-
-    Attributes:
-      logits: float32[W, V], with what the requests add and forbid.
-      temperature: float32[W], of each row.
-      hot: bool[W], which rows are drawn. The others take the likeliest token.
-      settings: of each row's slot, [W] each.
-    """
-
     logits: jax.Array
     temperature: jax.Array
     hot: jax.Array

@@ -29,7 +29,7 @@ def expert_matmul(
     num_tiles, size, num_in = x.shape
     _, num_experts, num_out, _ = kernels.shape
     # There are enough tiles to keep the GPU busy without dividing the columns.
-    blocks = blocks_for(num_out, num_in, size)._replace(parts=1)
+    blocks = blocks_for(num_out, num_in, size, parts=1)
     tile = jnp.arange(num_tiles, dtype=jnp.int32)
     numbers = jnp.where(tile < tiles.used[0], layer * num_experts + tiles.experts, -1)
     stack = kernels.reshape(-1, num_out, num_in)

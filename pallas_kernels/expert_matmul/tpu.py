@@ -49,9 +49,10 @@ def unsupported(x: jax.Array, kernels: jax.Array) -> str | None:
 
 def _outs_of_block(kernels: jax.Array) -> int:
     """Returns how many outputs a block of weights has: all, or whole lanes."""
-    sizes = Sizes(*kernels.shape[2:], kernels.dtype.itemsize)
-    lanes = BLOCK_BYTES // (LANES * sizes.num_in * sizes.itemsize)
-    usual = min(sizes.num_out, max(lanes, 1) * LANES)
+    num_out, num_in = kernels.shape[2:]
+    sizes = Sizes(num_out, num_in, kernels.dtype.itemsize)
+    lanes = BLOCK_BYTES // (LANES * num_in * kernels.dtype.itemsize)
+    usual = min(num_out, max(lanes, 1) * LANES)
     return tuned("expert_matmul/tpu", sizes, Block(usual)).outs
 
 

@@ -15,17 +15,23 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from emsjax.pallas_kernels import hopper
-from emsjax.pallas_kernels.int8_cache import Cache
+from emsjax.pallas_kernels.int8_cache import Cache, Int8Cache
 from emsjax.pallas_kernels.manual_axes import result_like
-from emsjax.pallas_kernels.ragged_attention.sections import (
-    LOG2_E,
-    MASKED,
-    Inputs,
-    Options,
-    Sums,
+from emsjax.pallas_kernels.ragged_attention.gpu_block import (
+    INT8_MULTIPLE,
+    Running,
+    Shared,
+    add_block,
+    clear_past,
+    clear_scales,
+    empty,
+    scores_of,
+    visible_tokens,
+    widened,
 )
+from emsjax.pallas_kernels.ragged_attention.sections import Inputs, Options, Sums, first_scale
 from emsjax.pallas_kernels.ragged_attention.sections import prepare as prepare_sections
-from emsjax.pallas_kernels.ragged_attention.tiles import lag, least_position
+from emsjax.pallas_kernels.ragged_attention.tiles import least_position
 from emsjax.pallas_kernels.ragged_attention.tuning import (
     gpu_blocks,
     most_height,
@@ -54,44 +60,26 @@ def _kept(options: Options) -> int:
     return round_up(options.group * options.blocks.q, KEPT_MULTIPLE)
 
 
-class _Shared(NamedTuple):
-    """Shared memory of a thread block, besides its blocks of keys and values."""
-
-    q: Any  # [M, H]
-    ancestors: Any  # int32[M]
-    out: Any  # float32[M, a part of H]
-    top: Any  # float32[M]
-    total: Any  # float32[M]
-    arrived: Any  # barrier of the copies into `ancestors` and `q`
-
-
 class _Refs(NamedTuple):
     """The kernel's arguments; all but `shared` are in global memory."""
 
     inputs: Inputs
     sums: Sums
-    shared: _Shared
+    shared: Shared
 
     @classmethod
     def of(cls, refs: tuple[Any, ...], options: Options) -> "_Refs":
         """Names the kernel's positional arguments."""
         given = iter(refs)
         inputs = Inputs.of(given, options)
-        return cls(inputs, Sums(*(next(given) for _ in Sums._fields)), _Shared(*given))
-
-
-class _Running(NamedTuple):
-    """The softmax so far. Scores are multiplied by log2(e), so weights are powers of 2."""
-
-    out: Any  # float32[M, H], weighted sum of values
-    top: Any  # float32[M], largest score
-    total: Any  # float32[M], sum of weights
+        return cls(inputs, Sums(*(next(given) for _ in Sums._fields)), Shared(*given))
 
 
 def unsupported(q: jax.Array, cache: Cache, num_kv_heads: int) -> str | None:
     """Returns why the kernel does not support these arguments, or None if it does."""
     _, num_heads, head_dim = q.shape
     group, capacity, no_hopper = num_heads // num_kv_heads, cache.shape[2], hopper.no_hopper()
+    int8 = isinstance(cache, Int8Cache)
     problems = (
         (no_hopper, no_hopper),
         (
@@ -99,12 +87,17 @@ def unsupported(q: jax.Array, cache: Cache, num_kv_heads: int) -> str | None:
             f"q is {q.dtype}; the GPU kernel requires bfloat16 or float16",
         ),
         (
-            cache.dtype != q.dtype,
+            not int8 and cache.dtype != q.dtype,
             f"the cache is {cache.dtype} and q is {q.dtype}; the GPU kernel requires one dtype",
         ),
         (
             capacity % TENSOR_CORE_ROWS,
             f"S is {capacity}; the GPU kernel requires a multiple of {TENSOR_CORE_ROWS}",
+        ),
+        (
+            int8 and head_dim % INT8_MULTIPLE,
+            f"heads are {head_dim} wide; with an int8 cache the GPU kernel requires a multiple of "
+            f"{INT8_MULTIPLE}",
         ),
         (
             head_dim % HEAD_MULTIPLE or head_dim > WIDEST_HEAD,
@@ -117,78 +110,6 @@ def unsupported(q: jax.Array, cache: Cache, num_kv_heads: int) -> str | None:
         ),
     )
     return next((reason for problem, reason in problems if problem), None)
-
-
-def _visible(
-    shape: tuple[int, int],
-    block_start: jax.Array,
-    q_start: jax.Array,
-    row_start: jax.Array,
-    window: jax.Array | None,
-    ancestors: jax.Array | None,
-    holes: jax.Array | None,
-    rows: int,
-) -> jax.Array:
-    """Returns which tokens each row attends to, bool[M, tokens]; M is heads times rows."""
-    iota = functools.partial(plgpu.broadcasted_iota, jnp.int32, shape, layout=plgpu.Layout.WGMMA)
-    column = iota(1) + block_start
-    # The M axis repeats the tile's rows for each head, and their number is a power of two.
-    row = (iota(0) & (rows - 1)) + row_start
-    visible = column <= row
-    if window is not None:
-        if ancestors is not None:
-            layout = plgpu.Layout.WGMMA.reduce(1)
-            places = plgpu.broadcasted_iota(jnp.int32, shape[:1], 0, layout=layout) & (rows - 1)
-            behind = lag(ancestors, places + (row_start - q_start))
-            row -= jax.lax.broadcast_in_dim(behind, shape, [0])
-        visible &= column > row - window
-    if ancestors is not None:
-        draft = column - q_start
-        bits = jax.lax.broadcast_in_dim(ancestors, shape, [0])
-        bit = jax.lax.shift_right_logical(bits, jnp.clip(draft, 0, 31)) & 1
-        visible &= (draft < 0) | (bit == 1)
-    if holes is not None:
-        visible &= jax.lax.broadcast_in_dim(holes, shape, [1]) == 0
-    return visible
-
-
-def _scores(q: Any, k: Any, visible: jax.Array, options: Options) -> jax.Array:
-    """Returns masked scores [M, tokens], multiplied by log2(e)."""
-    scores = hopper.product_transposed(q, k)
-    if options.soft_cap is None:
-        scores *= options.scale * LOG2_E
-    else:
-        cap = options.soft_cap
-        scores = jnp.tanh(scores * (options.scale / cap)) * (cap * LOG2_E)
-    return jnp.where(visible, scores, MASKED)
-
-
-def _add_block(running: _Running, scores: jax.Array, v: Any, dtype: jnp.dtype) -> _Running:
-    """Adds one block to the softmax."""
-    top = jnp.maximum(running.top, scores.max(axis=1))
-    decay = jnp.exp2(running.top - top)
-    weights = jnp.exp2(scores - jax.lax.broadcast_in_dim(top, scores.shape, [0]))
-    gained = hopper.product(weights.astype(dtype), v)
-    out = running.out * jax.lax.broadcast_in_dim(decay, running.out.shape, [0]) + gained
-    return _Running(out, top, running.total * decay + weights.sum(axis=1))
-
-
-def _clear_past(end: jax.Array, v: Any) -> None:
-    """Writes zeros after the last valid token, where v may be NaN: 0 * NaN is NaN."""
-    values = plgpu.layout_cast(v[...], plgpu.Layout.WGMMA)
-    token = plgpu.broadcasted_iota(jnp.int32, v.shape, 0, layout=plgpu.Layout.WGMMA)
-    v[...] = jnp.where(token < end, values, jnp.zeros_like(values))
-    plgpu.commit_smem()
-
-
-def _empty(rows: int, head_dim: int) -> _Running:
-    """Returns the softmax of no tokens."""
-    by_row = functools.partial(plgpu.layout_cast, new_layout=plgpu.Layout.WGMMA.reduce(1))
-    return _Running(
-        plgpu.layout_cast(jnp.zeros((rows, head_dim), jnp.float32), plgpu.Layout.WGMMA),
-        by_row(jnp.full((rows,), MASKED, jnp.float32)),
-        by_row(jnp.zeros((rows,), jnp.float32)),
-    )
 
 
 def _kernel(*refs: Any, options: Options) -> None:
@@ -211,7 +132,7 @@ def _kernel(*refs: Any, options: Options) -> None:
     # A section without tokens still writes its sums: `_combine` reads those of every section.
     @pl.when(first >= end)
     def _nothing() -> None:
-        _write_sums(_empty(height, head_dim), given, at)
+        _write_sums(empty(height, head_dim), given, at)
         plgpu.wait_smem_to_gmem(0)
 
     @pl.when(first < end)
@@ -223,59 +144,85 @@ def _kernel(*refs: Any, options: Options) -> None:
         # Awaited when the first block is processed: the copies of keys and values start meanwhile.
         plgpu.copy_gmem_to_smem(inputs.q.at[tile, head], shared.q, shared.arrived)
 
-        def block(indices: Any, k: Any, v: Any, *rest: Any) -> _Running:
-            *holes_here, running = rest
+        def block(indices: Any, k: Any, v: Any, *rest: Any) -> Running:
+            *others, running = rest
+            by_token = [plgpu.layout_cast(x[...], plgpu.Layout.WGMMA.reduce(0)) for x in others]
+            holes = by_token.pop(0) if options.holes else None
+            k_scale, v_scale = by_token or (None, None)
             start = (first + indices[0]) * blocks.kv
 
             @pl.when(indices[0] == 0)
             def _wait() -> None:
                 plgpu.barrier_wait(shared.arrived)
 
-            @pl.when(start + blocks.kv > kv_end)
-            def _clear() -> None:
-                _clear_past(kv_end - start, v)
+            if v_scale is not None:
+                v_scale = clear_scales(kv_end - start, v_scale)
+            else:
 
-            shape, holes = (height, blocks.kv), None
-            if holes_here:
-                holes = plgpu.layout_cast(holes_here[0][...], plgpu.Layout.WGMMA.reduce(0))
-            visible = _visible(shape, start, q_start, row_start, window, ancestors, holes, blocks.q)
-            scores = _scores(shared.q, k, visible, options)
-            return _add_block(running, scores, v, shared.q.dtype)
+                @pl.when(start + blocks.kv > kv_end)
+                def _clear() -> None:
+                    clear_past(kv_end - start, v)
 
-        block_before = slot * (options.capacity // blocks.kv) + first
-        specs = _specs(block_before, head, head_dim, shared.q.dtype, options)
+            shape = (height, blocks.kv)
+            seen = window, ancestors, holes, blocks.q
+            visible = visible_tokens(shape, start, q_start, row_start, *seen)
+            scores = scores_of(shared.q, widened(k, shared.k), visible, options, k_scale)
+            return add_block(running, scores, v, shared, v_scale)
+
+        specs = _specs((slot, first, head), head_dim, inputs.cache.dtype, options)
         cache = inputs.cache.at[inputs.layer[0]]
         sources = [cache, cache, *([inputs.holes] if options.holes else [])]
+        if inputs.scales is not None:
+            sources += 2 * [inputs.scales.at[inputs.layer[0]]]
         done = plgpu.emit_pipeline(
             block,
             grid=(end - first,),
             in_specs=specs,
             max_concurrent_steps=blocks.stages,
-            init_carry=_empty(height, head_dim),
+            init_carry=empty(height, head_dim),
         )(*sources)
         _write_sums(done, given, at)
         _write(done.out, shared.out, given.sums.out.at[at])
 
 
 def _specs(
-    block_before: jax.Array, head: jax.Array, head_dim: int, dtype: jnp.dtype, options: Options
+    place: tuple[Any, ...], head_dim: int, dtype: jnp.dtype, options: Options
 ) -> list[plgpu.BlockSpec]:
-    """Returns which blocks of keys, values and, if any, holes the pipeline copies in each step."""
-    blocks = options.blocks
+    """Returns which blocks of keys, values, holes and scales, if any, are copied in each step.
+
+    Args:
+      place: the slot, its first block, and the KV head.
+      head_dim: H.
+      dtype: of the cache.
+      options: of the call.
+    """
+    (slot, first, head), blocks = place, options.blocks
+    block_before = slot * (options.capacity // blocks.kv) + first
+    numbers = head, options.num_kv_heads + head
     specs = [
         plgpu.BlockSpec(
             (blocks.kv, head_dim),
             lambda i, number=number: (block_before + i, number),
-            transforms=hopper.transforms(head_dim, dtype),
+            transforms=hopper.transforms(
+                head_dim if options.scales is None else INT8_MULTIPLE, dtype
+            ),
         )
-        for number in (head, options.num_kv_heads + head)
+        for number in numbers
     ]
     if options.holes:
         specs.append(plgpu.BlockSpec((blocks.kv,), lambda i: (block_before + i,)))
+
+    def scales_at(i: Any, number: Any) -> tuple[Any]:
+        return (first_scale(options, slot, (first + i) * blocks.kv, number) // blocks.kv,)
+
+    if options.scales is not None:
+        for number in numbers:
+            here = functools.partial(scales_at, number=number)
+            specs.append(plgpu.BlockSpec((blocks.kv,), here))
     return specs
 
 
-def _write_sums(running: _Running, given: _Refs, at: tuple[Any, ...]) -> None:
+def _write_sums(running: Running, given: _Refs, at: tuple[Any, ...]) -> None:
     """Starts copying the largest scores and the totals to global memory."""
     shared, sums = given.shared, given.sums
     shared.top[...] = running.top
@@ -311,10 +258,14 @@ def _call(inputs: Inputs, options: Options) -> Sums:
     grid = (num_tiles, num_kv_heads, pl.cdiv(options.capacity, blocks.section))
     arrays = inputs.arrays()
     rows = result_like((*grid, _kept(options)), jnp.float32, arrays)
+    wide = None
+    if options.scales is not None:
+        transforms = hopper.transforms(head_dim, q.dtype)
+        wide = plgpu.SMEM((blocks.kv, head_dim), q.dtype, transforms=transforms)
     call = plgpu.kernel(
         functools.partial(_kernel, options=options),
         out_type=[result_like((*rows.shape, head_dim), jnp.float32, arrays), rows, rows],
-        scratch_types=_Shared(
+        scratch_types=Shared(
             q=plgpu.SMEM(
                 (height, head_dim), q.dtype, transforms=hopper.transforms(head_dim, q.dtype)
             ),
@@ -323,6 +274,8 @@ def _call(inputs: Inputs, options: Options) -> Sums:
             top=plgpu.SMEM((height,), jnp.float32),
             total=plgpu.SMEM((height,), jnp.float32),
             arrived=plgpu.Barrier(),
+            k=wide,
+            v=wide,
         ),
         grid=grid,
         grid_names=AXES,

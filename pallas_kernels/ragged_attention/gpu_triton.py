@@ -5,6 +5,7 @@ would start a dozen kernels for every block of the longest sample.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,18 +15,22 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from emsjax.pallas_kernels.backends import target_capability
+from emsjax.pallas_kernels.int8_cache import Cache, Int8Cache
 from emsjax.pallas_kernels.manual_axes import result_like
 from emsjax.pallas_kernels.ragged_attention.sections import (
     LOG2_E,
     MASKED,
+    RESTORED,
     Inputs,
     Options,
     Sums,
+    first_scale,
 )
 from emsjax.pallas_kernels.ragged_attention.sections import prepare as prepare_sections
 from emsjax.pallas_kernels.ragged_attention.tiles import lag, least_position
 from emsjax.pallas_kernels.ragged_attention.tuning import GPUBlocks, gpu_blocks, most_height
 from emsjax.pallas_kernels.tensor_cores import DTYPES
+from emsjax.pallas_kernels.triton_products import MISCOUNTED
 
 # Triton makes code for compute capability 8.0, Ampere, and newer.
 OLDEST = 8
@@ -43,17 +48,23 @@ class _Running(NamedTuple):
     total: jax.Array  # float32[M], sum of weights
 
 
-def unsupported(q: jax.Array, cache: jax.Array, num_kv_heads: int) -> str | None:
+def unsupported(q: jax.Array, cache: Cache, num_kv_heads: int) -> str | None:
     """Returns why the kernel does not support these arguments, or None if it does."""
     _, num_heads, head_dim = q.shape
     group, capacity, found = num_heads // num_kv_heads, cache.shape[2], target_capability()
     too_old = found is not None and int(found.split(".")[0]) < OLDEST
+    int8 = isinstance(cache, Int8Cache)
     problems = (
         (too_old, f"the GPU has compute capability {found}; Triton requires {OLDEST}.0"),
         (q.dtype not in DTYPES, f"q is {q.dtype}; the kernel requires bfloat16 or float16"),
         (
-            cache.dtype != q.dtype,
+            not int8 and cache.dtype != q.dtype,
             f"the cache is {cache.dtype} and q is {q.dtype}; the kernel requires one dtype",
+        ),
+        (
+            int8 and math.prod(cache.shape) in MISCOUNTED,
+            f"the cache has {math.prod(cache.shape)} bytes, which jax would count in 32 bits with "
+            "a sign",
         ),
         (capacity % 64, f"S is {capacity}; the kernel requires a multiple of 64"),
         (
@@ -74,10 +85,11 @@ def prepare(*arguments: Any, **sizes: Any) -> Callable[..., jax.Array]:
     return prepare_sections(_call, triton_blocks, *arguments, **sizes)
 
 
-def triton_blocks(*sizes: int) -> GPUBlocks:
+def triton_blocks(
+    capacity: int, head_dim: int, group: int, max_q_len: int, caches: int
+) -> GPUBlocks:
     """Returns the kernel's block sizes: those for Hopper, but heights are powers of two."""
-    blocks = gpu_blocks(*sizes, backend="gpu-triton")
-    group = sizes[2]
+    blocks = gpu_blocks(capacity, head_dim, group, max_q_len, caches, backend="gpu-triton")
     height = max(pl.next_power_of_2(blocks.q * group), LEAST_HEIGHT)
     return blocks._replace(height=height, stages=2)
 
@@ -156,11 +168,18 @@ def _add_block(
     start = number * kv
     tokens = pl.ds(slot * options.capacity + start, kv)
     q = inputs.q[tile, head]
+    places, layer = (head, options.num_kv_heads + head), inputs.layer[0]
     k, v = (
-        inputs.cache[inputs.layer[0], tokens, pl.ds(place * q.shape[1], q.shape[1])]
-        for place in (head, options.num_kv_heads + head)
+        inputs.cache[layer, tokens, pl.ds(place * q.shape[1], q.shape[1])].astype(q.dtype)
+        for place in places
     )
     scores = product(q, k.T)
+    if inputs.scales is not None:
+        k_scale, v_scale = (
+            inputs.scales[layer, pl.ds(first_scale(options, slot, start, place), kv)]
+            for place in places
+        )
+        scores *= k_scale[None]
     if options.soft_cap is None:
         scores *= options.scale * LOG2_E
     else:
@@ -171,9 +190,14 @@ def _add_block(
     top = jnp.maximum(running.top, scores.max(axis=1))
     decay = jnp.exp2(running.top - top)
     weights = jnp.exp2(scores - top[:, None])
-    # Values after the end may be NaN, and 0 * NaN is NaN.
-    there = start + jax.lax.broadcasted_iota(jnp.int32, v.shape, 0) < kv_end
-    gained = product(weights.astype(v.dtype), jnp.where(there, v, jnp.zeros_like(v)))
+    # Values and scales after the end may be NaN, and 0 * NaN is NaN.
+    if inputs.scales is None:
+        there = start + jax.lax.broadcasted_iota(jnp.int32, v.shape, 0) < kv_end
+        gained = product(weights.astype(v.dtype), jnp.where(there, v, jnp.zeros_like(v)))
+    else:
+        there = start + jnp.arange(kv, dtype=jnp.int32) < kv_end
+        scaled = weights * jnp.where(there, v_scale * RESTORED, 0.0)[None]
+        gained = product(scaled.astype(v.dtype), v) / RESTORED
     out = running.out * decay[:, None] + gained
     return _Running(out, top, running.total * decay + weights.sum(axis=1))
 

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from emsjax.pallas_kernels.int8_cache import Cache, Int8Cache
+from emsjax.pallas_kernels.kv_rows import LANES
 from emsjax.pallas_kernels.ragged_attention.tiles import (
     Prepared,
     TileFacts,
@@ -27,6 +29,9 @@ from emsjax.pallas_kernels.ragged_attention.tuning import GPUBlocks
 # otherwise compute inf - inf.
 MASKED = -1e30
 LOG2_E = math.log2(math.e)
+# About the largest int8 number, and a power of two, so that no product with it is rounded. Weights
+# as large as the values were keep float16 from rounding small ones to nothing.
+RESTORED = 128.0
 
 
 class Options(NamedTuple):
@@ -41,6 +46,7 @@ class Options(NamedTuple):
     blocks: GPUBlocks
     capacity: int
     group: int
+    scales: tuple[int, int] | None = None  # of an int8 cache: S / 128, and the rows of 128 tokens
 
 
 class Inputs(NamedTuple):
@@ -53,6 +59,7 @@ class Inputs(NamedTuple):
     holes: Any | None  # int32[B * S]
     q: Any  # [tiles, K, M, H]
     cache: Any  # [L, B * S, R * 128], keys of all heads and then values
+    scales: Any | None = None  # float32[L, B * S / 128 * rows * 128], of an int8 cache
 
     @classmethod
     def of(cls, given: Iterator[Any], options: Options) -> "Inputs":
@@ -61,11 +68,26 @@ class Inputs(NamedTuple):
         facts = TileFacts(*(next(given) for _ in TileFacts._fields))
         there = options.window, options.tree, options.holes
         window, ancestors, holes = (next(given) if each else None for each in there)
-        return cls(layer, facts, window, ancestors, holes, next(given), next(given))
+        q, cache = next(given), next(given)
+        scales = None if options.scales is None else next(given)
+        return cls(layer, facts, window, ancestors, holes, q, cache, scales)
 
     def arrays(self) -> list[jax.Array]:
         """Returns the arrays that are there, in the order of a kernel's arguments."""
         return jax.tree.leaves(self)
+
+
+def first_scale(options: Options, slot: jax.Array, start: jax.Array, number: Any) -> jax.Array:
+    """Returns where the scales of a block of tokens begin in a layer of `Inputs.scales`.
+
+    Args:
+      options: of an int8 cache. Blocks divide the 128 tokens of a row.
+      slot: the slot.
+      start: position of the first token.
+      number: the KV head for its keys, K more for its values.
+    """
+    tiles, rows = options.scales or (0, 0)
+    return ((slot * tiles + start // LANES) * rows + number) * LANES + start % LANES
 
 
 class Sums(NamedTuple):
@@ -83,7 +105,7 @@ def prepare(
     kernel: Kernel,
     choose_blocks: Callable[..., GPUBlocks],
     q: jax.ShapeDtypeStruct,  # [T, N, H]
-    cache: jax.ShapeDtypeStruct,  # [L, B, S, R, 128]
+    cache: Cache,  # [L, B, S, R, 128], or only its shape
     cu_q_lens: jax.Array,  # int32[B+1]
     kv_lens: jax.Array,  # int32[B]
     ancestors: jax.Array | None,  # uint32[T]
@@ -112,7 +134,7 @@ def prepare(
 
 def _attend(
     q: jax.Array,  # [T, N, H]
-    cache: jax.Array,  # [L, B, S, R, 128]
+    cache: Cache,  # [L, B, S, R, 128]
     layer: jax.Array,  # int32[]
     *,
     kernel: Kernel,
@@ -130,7 +152,12 @@ def _attend(
     group = num_heads // num_kv_heads
     tiles, facts, ancestors, holes = prepared
     windowed, tree, holed = (x is not None for x in (window, ancestors, holes))
-    sizes = blocks, capacity, group
+    values: Any = cache
+    scales = rows_of_scales = None
+    if isinstance(cache, Int8Cache):
+        values, rows_of_scales = cache.values, cache.scale.shape[2:4]
+        scales = cache.scale.reshape(num_layers, -1)
+    sizes = blocks, capacity, group, rows_of_scales
     options = Options(num_kv_heads, scale, windowed, tree, holed, soft_cap, *sizes)
     inputs = Inputs(
         layer=jnp.reshape(layer, 1),
@@ -139,7 +166,8 @@ def _attend(
         ancestors=ancestors,
         holes=holes,
         q=cut_rows(q.reshape(num_rows, num_kv_heads, group, head_dim), tiles, blocks.height),
-        cache=cache.reshape(num_layers, -1, math.prod(token)),
+        cache=values.reshape(num_layers, -1, math.prod(token)),
+        scales=scales,
     )
     sums = kernel(inputs, options)
     if sinks is not None:  # as rows of one KV head: its query heads in turn, see `cut_rows`

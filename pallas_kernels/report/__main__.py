@@ -19,7 +19,7 @@ from emsjax.pallas_kernels.gpu_targets import GPUS
 from emsjax.pallas_kernels.report.work import MODELS, ragged
 
 if TYPE_CHECKING:
-    from emsjax.pallas_kernels.report.gpu import GPURow
+    from emsjax.pallas_kernels.report.gpu_kernels import GPURow
     from emsjax.pallas_kernels.report.row import Row
 
 GENERATIONS = ("v4", "v5e", "v5p", "v6e")
@@ -55,7 +55,7 @@ def _report_gpu(options: argparse.Namespace) -> tuple[list[dict[str, Any]], str]
     os.environ.update(tpu_compiler())
     # The compiler says for every kernel that it has no disassembler.
     os.environ.update({"TF_CPP_MIN_LOG_LEVEL": "3", "JAX_ENABLE_COMPILATION_CACHE": "false"})
-    from emsjax.pallas_kernels.report.gpu import HEADER, GPURow
+    from emsjax.pallas_kernels.report.gpu_kernels import HEADER, GPURow
     from emsjax.pallas_kernels.report.row import written
 
     rows = list(_gpu_rows(options))
@@ -100,12 +100,12 @@ def _tpu_rows(options: argparse.Namespace, dump: Path) -> Iterator["Row"]:
 
 
 def _gpu_rows(options: argparse.Namespace) -> Iterator["GPURow"]:
-    from emsjax.pallas_kernels.report import gpu
+    from emsjax.pallas_kernels.report import gpu_kernels
 
     for model in options.models:
         print(f"compiling: {model}", file=sys.stderr)
         work = ragged(MODELS[model], **options.work)
-        yield from gpu.measure(options.topology, model, work)
+        yield from gpu_kernels.measure(options.topology, model, work)
 
 
 def _versions(*packages: str) -> dict[str, str]:

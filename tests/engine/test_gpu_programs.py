@@ -12,7 +12,9 @@ import pytest
 from emsjax.engine.engine import Engine
 from emsjax.engine.ladder import Rung
 from emsjax.models.config import DecoderConfig
-from emsjax.pallas_kernels.ahead import compile_lowered, on_device
+from emsjax.pallas_kernels import triton_products
+from emsjax.pallas_kernels.ahead import compile_lowered, compile_on, on_device
+from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
 from emsjax.plan.copies import copied_slices
 from emsjax.plan.loops import computations, layer_bodies, rung_bodies
 from emsjax.plan.traffic import launches
@@ -23,7 +25,8 @@ from tests.engine.test_compiled import (
     check_no_kernel_is_copied,
     check_no_weight_is_copied,
 )
-from tests.ladders import short_ladder
+from tests.engine.test_compiled_int8_cache import check_nothing_is_widened, int8_cache_engine
+from tests.ladders import one_rung, short_ladder
 
 pytestmark = [pytest.mark.gpu_compiler, pytest.mark.usefixtures("no_compile_cache")]
 
@@ -50,6 +53,11 @@ def compile_for(
     with on_device(gpu) as sharding:
         engine = abstract_engine(dtype, "prompt-lookup", config, make=make, quantize=quantize)
         return engine, compile_lowered(gpu, engine.lower(sharding))
+
+
+def least_weight() -> int:
+    """Returns the numbers of the smallest weight of a layer."""
+    return CONFIG.hidden_size * CONFIG.num_heads * CONFIG.head_dim
 
 
 def check_no_copy_of_a_slot(engine: Engine, compiled: jax.stages.Compiled) -> None:
@@ -101,6 +109,20 @@ def test_int8_weights_are_read_in_place(gpu: str, name: str):
         assert compiled.as_text().count('custom_call_target="mosaic_gpu') == 5 * len(engine.ladder)
 
 
+@pytest.mark.parametrize("gpu", ["h100", "a100"])
+def test_int8_caches_are_read_in_place(gpu: str):
+    with on_device(gpu) as sharding:
+        engine = int8_cache_engine(jnp.dtype(jnp.bfloat16))
+        compiled = compile_lowered(gpu, engine.lower(sharding))
+    check_nothing_is_widened(engine, compiled)
+    specs = jax.tree.leaves(engine.cache_spec)
+    cache_bytes = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in specs)
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes >= cache_bytes
+    assert memory.temp_size_in_bytes < cache_bytes / CONFIG.num_layers
+    assert compiled.as_text().count("ragged_attention") >= len(engine.ladder)
+
+
 @pytest.mark.parametrize("gpu", ["h100", "a100", "l4"])
 def test_experts_are_read_in_place_in_one_launch(gpu: str):
     """A loop over tiles would launch a few kernels for each."""
@@ -111,14 +133,32 @@ def test_experts_are_read_in_place_in_one_launch(gpu: str):
     check_launches(engine, compiled, 42)
 
 
-# Triton does not know the T4, and 64 rows are too many for sums, so its wider rung still copies.
-COPIES = {"a100": 0, "l4": 0, "t4": 4, "b200": 0, "g4": 0}
-
-
-@pytest.mark.parametrize("gpu", COPIES)
+@pytest.mark.parametrize("gpu", ["a100", "l4", "b200", "g4"])
 def test_other_gpus_copy_no_weight_and_launch_little(gpu: str):
     engine, compiled = compile_for(gpu)
-    if gpu in MOST_LAUNCHES:
-        check_launches(engine, compiled, MOST_LAUNCHES[gpu])
-    least = CONFIG.hidden_size * CONFIG.num_heads * CONFIG.head_dim
-    assert len(copied_slices(compiled.as_text(), least)) == COPIES[gpu]
+    check_launches(engine, compiled, MOST_LAUNCHES[gpu])
+    assert not copied_slices(compiled.as_text(), least_weight())
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+@pytest.mark.parametrize(("make", "copies"), [(one_rung, 0), (steps_of_a_batch, 4)])
+def test_only_wider_steps_copy_weights_on_a_t4(make: Any, copies: int, quantize: str | None):
+    """Their rows are too many for sums, and XLA has Triton only since Ampere."""
+    _, compiled = compile_for("t4", quantize=quantize, make=make)
+    found = copied_slices(compiled.as_text(), least_weight())
+    assert len(found) == copies
+    # int8 weights are read as bytes, and only what the product reads is wide.
+    assert all(each.startswith("s8" if quantize else "f16") for each in found)
+
+
+def test_triton_has_no_code_for_a_t4(monkeypatch: pytest.MonkeyPatch):
+    """Once this fails, its kernels can replace XLA's sums and copies."""
+    monkeypatch.setattr(triton_products, "OLDEST", 7)
+    x = jax.ShapeDtypeStruct((64, 512), jnp.float16)
+    kernels, layer = jax.ShapeDtypeStruct((2, 512, 512), jnp.float16), jnp.int32(0)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="only enabled for Ampere"):
+        compile_on(
+            "t4",
+            lambda x, kernels: layer_matmul(x, kernels, layer=layer, backend="gpu-triton"),
+            lambda: (x, kernels),
+        )

@@ -105,12 +105,16 @@ TPU_FAULTS: dict[str, tuple[Any, str, Fault]] = {
     "earlier blocks do not decay": (tpu_block, "_weigh", keep_all),
 }
 GPU_FAULTS: dict[str, tuple[Any, str, Fault]] = {
-    "a row sees the token after it": (gpu, "_visible", change(3, lambda x: x + 1)),
-    "every block is taken for the first": (gpu, "_visible", change(1, lambda x: x * 0)),
-    "tokens past the end are not cleared": (gpu, "_clear_past", nothing),
+    "a row sees the token after it": (gpu, "visible_tokens", change(3, lambda x: x + 1)),
+    "every block is taken for the first": (gpu, "visible_tokens", change(1, lambda x: x * 0)),
+    "tokens past the end are not cleared": (gpu, "clear_past", nothing),
     "sections are not weighed": (sections, "_combine", change(1, lambda x: x * 0)),
-    "holes are attended to": (gpu, "_visible", change(6, lambda x: x * 0)),
-    "tokens before holes are ignored": (gpu, "_visible", change(6, lambda x: jnp.roll(x, -1))),
+    "holes are attended to": (gpu, "visible_tokens", change(6, lambda x: x * 0)),
+    "tokens before holes are ignored": (
+        gpu,
+        "visible_tokens",
+        change(6, lambda x: jnp.roll(x, -1)),
+    ),
 }
 TRITON_FAULTS: dict[str, tuple[Any, str, Fault]] = {
     "every block is taken for the first": (gpu_triton, "_visible", change(4, lambda x: x * 0)),

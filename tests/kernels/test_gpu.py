@@ -7,21 +7,25 @@ import jax
 import pytest
 
 from emsjax.pallas_kernels.backends import compiling_for, noting_backends
+from emsjax.pallas_kernels.int8_cache import int8_cache_spec
 from emsjax.pallas_kernels.ragged_attention import gpu, gpu_triton
 from emsjax.pallas_kernels.ragged_attention.tuning import GPUBlocks, gpu_blocks
 from emsjax.pallas_kernels.report.ahead import attention_arguments, attention_call
 from emsjax.pallas_kernels.report.work import Heads, ragged
 from tests.kernels import contract_attention
-from tests.kernels.contract_attention import CASES, AttentionContract
+from tests.kernels.contract_attention import CASES, AttentionContract, Case
 from tests.kernels.lowering import lower_for_hopper
 from tests.kernels.test_tpu_compiled import OPTIONS
 
-# The kernel supports only 16-bit dtypes and capacities that are multiples of 64 tokens.
-GPU_CASES = {
-    name: replace(case, cache_len=192, dtype="float16" if name == "float16" else "bfloat16")
-    for name, case in CASES.items()
-    if not case.int8
-}
+
+def on_gpu(name: str, case: Case) -> Case:
+    """Only 16-bit dtypes, capacities of multiples of 64 tokens, and int8 heads of 64 numbers."""
+    width = 64 if case.int8 else case.head_dim
+    dtype = "float16" if name == "float16" else "bfloat16"
+    return replace(case, cache_len=192, dtype=dtype, head_dim=width)
+
+
+GPU_CASES = {name: on_gpu(name, case) for name, case in CASES.items()}
 
 
 class TestAttention(AttentionContract):
@@ -44,9 +48,9 @@ class TestAttentionSections(AttentionContract):
     """With several sections in a slot, whose sums must be combined."""
 
     backend = "gpu"
-    cases: ClassVar = ("gqa", "prompts", "all", "holes-and-all")
+    cases: ClassVar = ("gqa", "prompts", "all", "holes-and-all", "int8", "int8-and-all")
     examples = 1
-    quick: ClassVar = ("gqa",)
+    quick: ClassVar = ("gqa", "int8-and-all")
 
     @pytest.fixture(autouse=True)
     def _interpreted(self, interpreting_gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +62,7 @@ class TestTriton(AttentionContract):
     backend = "gpu-triton"
     cases: ClassVar = tuple(name for name in GPU_CASES if name not in ("mqa", "h96"))
     examples = 2
-    quick: ClassVar = ("all", "single-rows", "holes-and-all", "prompts")
+    quick: ClassVar = ("all", "single-rows", "holes-and-all", "prompts", "int8-and-all")
 
     @pytest.fixture(autouse=True)
     def _interpreted(self, interpreting_triton: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,21 +71,32 @@ class TestTriton(AttentionContract):
 
 
 @pytest.mark.parametrize(
-    ("capability", "width", "chosen"),
+    ("capability", "width", "int8", "chosen"),
     [
-        ("9.0", 64, "gpu"),
-        ("9.0", 96, "gpu"),
-        ("8.0", 64, "gpu-triton"),
-        ("12.0", 128, "gpu-triton"),
-        ("8.9", 96, "reference"),
-        ("7.5", 64, "reference"),
+        ("9.0", 64, False, "gpu"),
+        ("9.0", 96, False, "gpu"),
+        ("9.0", 128, True, "gpu"),
+        ("9.0", 80, True, "reference"),
+        ("8.0", 64, False, "gpu-triton"),
+        ("8.0", 64, True, "gpu-triton"),
+        ("12.0", 128, False, "gpu-triton"),
+        ("8.9", 96, False, "reference"),
+        ("7.5", 64, False, "reference"),
     ],
 )
-def test_each_gpu_has_its_kernel(capability: str, width: int, chosen: str):
+def test_each_gpu_has_its_kernel(capability: str, width: int, int8: bool, chosen: str):
     with compiling_for("gpu", capability), noting_backends() as picked:
-        work = ragged(Heads(8, 4, width), batch=8, rows=8, context=2048)
+        work = ragged(Heads(8, 4, width), batch=8, rows=8, context=2048)._replace(int8=int8)
         jax.eval_shape(attention_call(work, None), *attention_arguments(work))
     assert picked == {"ragged_attention": chosen}
+
+
+@pytest.mark.parametrize(("slots", "reason"), [(15, None), (17, "count in 32 bits"), (33, None)])
+def test_int8_caches_that_jax_counts_wrongly_are_left_to_the_reference(slots, reason):
+    cache = int8_cache_spec(32, slots, 2048, num_kv_heads=8, head_dim=128)
+    q = jax.ShapeDtypeStruct((8, 32, 128), jax.numpy.bfloat16)
+    found = gpu_triton.unsupported(q, cache, 8)
+    assert (found is None) if reason is None else (reason in found)
 
 
 SHAPES = {

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from emsjax.pallas_kernels.gpu_targets import GPUS
-from emsjax.pallas_kernels.report.gpu import GPURow, measure
+from emsjax.pallas_kernels.report.gpu_kernels import GPURow, measure
 from emsjax.pallas_kernels.report.work import MODELS, ragged
 
 pytestmark = [pytest.mark.gpu_compiler, pytest.mark.usefixtures("no_compile_cache")]
 
 # A thread can have 255. Kernels close to that spill with the next compiler.
-MOST_REGISTERS = 224
+# The attention over an int8 cache keeps numbers that it converts next to all others.
+MOST_REGISTERS, MOST_WITH_INT8_CACHE = 224, 248
 
 
 # Hopper has kernels of Mosaic's, the others of Triton's. An L4 has the least shared memory.
@@ -24,14 +25,15 @@ def test_kernels_keep_their_registers(gpu: str, model: str):
     rows = list(measure(gpu, model, ragged(MODELS[model], 8, 8, 2048)))
     # Attention and four products, bfloat16 and int8, with 1 and 8 rows a slot.
     names = [row.found.kernel for row in rows]
-    assert names == 2 * ["ragged_attention", *8 * ["layer_matmul"]]
+    assert names == 2 * [*2 * ["ragged_attention"], *8 * ["layer_matmul"]]
     for row in rows:
         check(gpu, row)
 
 
 def check(gpu: str, row: GPURow) -> None:
     assert row.found.spilled_bytes == 0, row
-    assert row.found.registers <= MOST_REGISTERS, row
+    most = MOST_WITH_INT8_CACHE if "int8 cache" in row.work else MOST_REGISTERS
+    assert row.found.registers <= most, row
     assert 0 < row.found.shared_bytes <= GPUS[gpu].block_bytes, row
 
 
@@ -43,5 +45,5 @@ def test_command(tmp_path: Path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("Compiled for a100, not run")
     rows = json.loads(file.read_text())["rows"]
-    assert len(rows) == 18
+    assert len(rows) == 20
     assert {"kernel", "registers", "spilled_bytes", "shared_bytes"} < set(rows[0])

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from emsjax.pallas_kernels.cache_update import api as update_api
-from emsjax.pallas_kernels.ragged_attention import reference, tpu, tpu_block
+from emsjax.pallas_kernels.ragged_attention import gpu, gpu_triton, reference, tpu, tpu_block
 from emsjax.pallas_kernels.ragged_attention.tuning import TPUBlocks
 from tests.kernels.caches import Ragged
 from tests.kernels.contract_attention import CASES, AttentionContract
 from tests.kernels.contract_cache_update import INT8_CASES, CacheUpdateContract
 from tests.kernels.test_faults import WRONG_NUMBERS, Fault, change, field, nothing, put, without
+from tests.kernels.test_gpu import small_sections
 
 # Two blocks in a slot, a slot without rows, a single row, and a full slot.
 RAGGED = Ragged(q_lens=(8, 0, 1, 5), kv_lens=(256, 10, 133, 71))
@@ -41,6 +42,12 @@ TPU_FAULTS: dict[str, tuple[Any, str, Fault]] = {
     "scales are not awaited": (tpu._Stream, "_copy_scales", without("wait")),
     "values are scaled as keys": (tpu_block, "_factors", of_keys),
 }
+# `first_scale` gets the options, the slot, the first token, and the head.
+GPU_FAULTS: dict[str, tuple[str, Fault]] = {
+    "every block has the scales of the first": ("first_scale", change(2, lambda x: x * 0)),
+    "every slot has the scales of the first": ("first_scale", change(1, lambda x: x * 0)),
+    "values are scaled as keys": ("first_scale", change(3, lambda x: x % CASE.num_kv_heads)),
+}
 REFERENCE_FAULTS: dict[str, tuple[Any, str, Fault]] = {
     "keys are not scaled": (reference, "read_block", field(k_scale=lambda x: x * 0 + 1)),
     "values are not scaled": (reference, "read_block", field(v_scale=lambda x: x * 0 + 1)),
@@ -55,11 +62,11 @@ class Update(CacheUpdateContract):
     backend = "reference"
 
 
-def check_attention(backend: str) -> None:
+def check_attention(backend: str, dtype: str = "float32") -> None:
     """Checks one ragged batch with a newly traced program."""
     Attention.backend = backend
     Attention.programs.clear()
-    Attention().check(CASE, [1] * CASE.max_q_len, RAGGED)
+    Attention().check(replace(CASE, dtype=dtype), [1] * CASE.max_q_len, RAGGED)
 
 
 @pytest.mark.parametrize("name", [None, *TPU_FAULTS])
@@ -73,6 +80,32 @@ def test_tpu(name: str | None, interpreting_tpu: list[str], monkeypatch: pytest.
     with pytest.raises(AssertionError, match=WRONG_NUMBERS):
         check_attention("tpu")
     interpreting_tpu.clear()
+
+
+def check_gpu(kernel: Any, backend: str, name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "gpu_blocks", small_sections)
+    if name is None:
+        check_attention(backend, "bfloat16")
+        return
+    put(kernel, *GPU_FAULTS[name], monkeypatch)
+    with pytest.raises(AssertionError, match=WRONG_NUMBERS):
+        check_attention(backend, "bfloat16")
+
+
+@pytest.mark.parametrize("name", [None, *GPU_FAULTS])
+def test_hopper(name: str | None, interpreting_gpu: list[str], monkeypatch: pytest.MonkeyPatch):
+    check_gpu(gpu, "gpu", name, monkeypatch)
+
+
+def test_scales_past_the_end_on_hopper(interpreting_gpu: list[str], monkeypatch):
+    put(gpu, "clear_scales", lambda _: lambda end, scales: scales, monkeypatch)
+    with pytest.raises(AssertionError, match=WRONG_NUMBERS):
+        check_attention("gpu", "bfloat16")
+
+
+@pytest.mark.parametrize("name", [None, *GPU_FAULTS])
+def test_triton(name: str | None, interpreting_triton: None, monkeypatch: pytest.MonkeyPatch):
+    check_gpu(gpu_triton, "gpu-triton", name, monkeypatch)
 
 
 @pytest.mark.parametrize("name", REFERENCE_FAULTS)

@@ -1,10 +1,12 @@
 """The assembler's report on GPU kernels is read."""
 
+import importlib.metadata
 from pathlib import Path
 
 import pytest
 
 from emsjax.loading.named import named_config
+from emsjax.pallas_kernels.report.__main__ import main
 from emsjax.pallas_kernels.report.registers import Registers, read_assembled, read_kernels
 from emsjax.pallas_kernels.report.work import MODELS, WIDTHS, heads_of, weights_of
 from tests.kernels.test_layer_matmul import weights_of as weights_by_config
@@ -44,6 +46,15 @@ def test_the_files_of_mosaic_are_read(tmp_path: Path):
 def test_kernels_of_xla_are_left_out(tmp_path: Path):
     (tmp_path / "module_0001.jit_call.1.ptx").write_text(".entry loop_negate_fusion(")
     assert read_kernels(tmp_path) == []
+
+
+def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch):
+    def missing(package: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with pytest.raises(SystemExit, match=r"needs the package jax; install .* \[gpu-compiler\]"):
+        main(["--topology", "a100"])
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -1,5 +1,6 @@
 """Kernels look up what was measured, and fall back to their heuristics; the tool measures it."""
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -147,7 +148,7 @@ def test_what_is_not_clearly_faster_is_not_chosen():
     ("platform", "capability", "kernels"),
     [
         ("tpu", None, {"ragged_attention/tpu", "expert_matmul/tpu"}),
-        ("gpu", "9.0", {"ragged_attention/gpu", "layer_matmul/gpu", "layer_matmul/gpu-triton"}),
+        ("gpu", "9.0", {"ragged_attention/gpu", "layer_matmul/gpu"}),
         ("gpu", "8.0", {"ragged_attention/gpu-triton", "layer_matmul/gpu-triton"}),
         ("gpu", "7.5", set()),
     ],
@@ -160,7 +161,8 @@ def test_every_kernel_of_a_platform_is_tuned(platform, capability, kernels):
         for job in (*jobs("smollm2-135m", work), *expert_jobs(work)):
             shapes = jax.eval_shape(job.arguments)
             with tuned.noting_lookups() as lookups:
-                jax.eval_shape(job.call, *shapes)
+                # A new function, because jax would not trace a known one again.
+                jax.eval_shape(functools.partial(job.call), *shapes)
             found |= {each.kernel for each in lookups}
     assert found == kernels
     assert found <= set(CANDIDATES)

@@ -27,6 +27,8 @@ for package in (emsjax, emsjax.models, emsjax.pallas_kernels):
     assert pathlib.Path(package.__file__).is_relative_to(sys.prefix), package.__file__
 assert importlib.metadata.version("emsjax") == emsjax.__version__ == {__version__!r}
 assert list(pathlib.Path(emsjax.__file__).parent.glob("drafts/*/draft.safetensors"))
+import emsjax.pallas_kernels.tuned
+emsjax.pallas_kernels.tuned.table()  # from a file of the package
 output = emsjax.LLM(sys.argv[1], max_batch_size=1).generate([[5, 6, 7]])[0]
 assert len(output.outputs[0].token_ids) == 16
 """

@@ -56,9 +56,12 @@ def measure(gpu: str, model: str, work: Work) -> Iterator[GPURow]:
     """
     for rows in dict.fromkeys((1, work.max_q_len)):
         one = work._replace(q_lens=(rows,) * work.num_slots, max_q_len=rows)
-        call, arguments = attention_call(one, None), functools.partial(attention_arguments, one)
-        for found in _kernels(gpu, call, arguments):
-            yield GPURow(model, f"{rows} row{'s' * (rows > 1)} a slot", found)
+        for int8, cache in ((False, "bfloat16"), (True, "int8")):
+            given = one._replace(int8=int8)
+            arguments = functools.partial(attention_arguments, given)
+            for found in _kernels(gpu, attention_call(given, None), arguments):
+                name = f"{rows} row{'s' * (rows > 1)} a slot, {cache} cache"
+                yield GPURow(model, name, found)
         for dtype in WEIGHTS:
             for num_out, num_in in weights_of(model):
                 shape = one.num_rows, num_out, num_in
