@@ -90,10 +90,27 @@ def test_a_dying_replica_loses_nothing(file, expected, tmp_path):
     number, count = line.split()[1], line.split()[-3]
     assert number in "12"
     assert line == (
-        f"replica {number} of 2 was killed by SIGKILL; the others do its {count} unfinished prompts"
+        f"replica {number} of 2 was killed by SIGKILL (memory may have run out); the others "
+        f"do its {count} unfinished prompts"
     )
     assert 0 < int(count) <= 16
     assert "1 replica ended early: see above; no prompt was lost" in err
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("RuntimeError", "ended with status 1 (RuntimeError: no); the others "),
+        ("UserError", "stopped: no; the others "),
+    ],
+)
+def test_a_failing_replica_loses_nothing(file, expected, how, why, tmp_path):
+    path, once = tmp_path / "two.jsonl", tmp_path / "once"
+    status, _, err = run("--input", file, "--output", path, DIE_AT=5, DIE_ONCE=once, DIE_HOW=how)
+    assert status == 1
+    assert records(path) == expected
+    assert f" of 2 {why}" in err
+    assert ("Traceback" in err) == (how == "RuntimeError")
 
 
 def test_without_any_replica_the_run_ends_and_can_be_continued(file, expected, tmp_path):
@@ -103,8 +120,8 @@ def test_without_any_replica_the_run_ends_and_can_be_continued(file, expected, t
     *_, line = err.splitlines()
     assert line.startswith("error: replica ")
     assert line.endswith(
-        "of 2 was killed by SIGKILL, and no other is left; what is written is whole, and the same "
-        "command with --resume continues it."
+        "of 2 was killed by SIGKILL (memory may have run out), and no other is left; what is written "
+        "is whole, and the same command with --resume continues it."
     )
     before = records(path)
     assert 0 < len(before) < len(expected)
@@ -247,20 +264,21 @@ def test_any_process_may_be_killed_at_any_moment(tmp_path):
     one, out, kills = tmp_path / "one.jsonl", tmp_path / "two.jsonl", 0
     ((status, said),) = ended([commands.start(cache, "--output", one, *given)])
     assert status == 0, said
+    expected = results(one)
+    given += ["--output", out, "--data-parallel=2", "--resume"]
     while kills < KILLS:
-        given_now = ["--output", out, *given, "--data-parallel=2", "--resume"]
-        process = commands.start(cache, *given_now)
+        process = commands.start(cache, *given)
         every, killed = kill_some(process, chance, out)
         kills += killed
         ((status, said),) = ended([process])
         assert status in (0, -9) or "was killed by SIGKILL" in said, said
         assert psutil.wait_procs(every, timeout=GONE_S)[1] == []
-        if status in (0, 1) or kills >= KILLS:
-            if status not in (0, 1):
-                ((status, said),) = ended([commands.start(cache, *given_now)])
-                assert status == 0, said
-            assert results(out) == results(one)
+        if status in (0, 1):  # nothing is left to do
+            assert results(out) == expected
             out.unlink()
+    ((status, said),) = ended([commands.start(cache, *given)])
+    assert status == 0, said
+    assert results(out) == expected
 
 
 def results(path):
