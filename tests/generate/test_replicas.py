@@ -120,8 +120,8 @@ def test_without_any_replica_the_run_ends_and_can_be_continued(file, expected, t
     *_, line = err.splitlines()
     assert line.startswith("error: replica ")
     assert line.endswith(
-        "of 2 was killed by SIGKILL (memory may have run out), and no other is left; what is written "
-        "is whole, and the same command with --resume continues it."
+        "of 2 was killed by SIGKILL (memory may have run out), and no other is left; what is "
+        "written is whole, and the same command with --resume continues it."
     )
     before = records(path)
     assert 0 < len(before) < len(expected)
