@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from emsjax.errors import UserError, check_whole
+from emsjax.limits import BATCH_SIZE
 from emsjax.ray.stage import Generate
+from emsjax.requests.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-# As `LLM` has it.
-_SLOTS = 8
 # Batches that an actor works on at once, and the slots that each of them would fill. While the last
 # rows of one batch are being decoded, the others fill the slots.
 _BATCHES, _TIMES_SLOTS = 4, 2
@@ -54,8 +54,9 @@ def generate(
         from ray.data import ActorPoolStrategy
     except ImportError as error:
         raise UserError(f"Ray is missing ({error}); install emsjax with the extra [ray].") from None
-    options = map_options(platform, devices, batch_size, engine.get("max_batch_size", _SLOTS))
+    options = map_options(platform, devices, batch_size, engine.get("max_batch_size", BATCH_SIZE))
     check_whole("actors", actors, 1)
+    SamplingParams.from_mapping(sampling_params or {})  # before anything is started
     return dataset.map_batches(
         Generate,
         fn_constructor_kwargs={

@@ -185,6 +185,15 @@ def test_the_call_of_map_batches(monkeypatch):
     }
 
 
+def test_wrong_parameters_end_the_call(monkeypatch):
+    ray = SimpleNamespace(ActorPoolStrategy=None)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(data=ray))
+    monkeypatch.setitem(sys.modules, "ray.data", ray)
+    for wrong in ({"sampling_params": {"max_tokens": -1}}, {"actors": 0}, {"platform": "npu"}):
+        with pytest.raises(UserError):
+            generate(SimpleNamespace(), **{"platform": "cpu", **wrong})
+
+
 def test_without_ray_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray.data", None)
     with pytest.raises(UserError, match=r"install emsjax with the extra \[ray\]"):
