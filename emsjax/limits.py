@@ -7,6 +7,9 @@ This module imports nothing, so that a wrong option is reported without waiting 
 MAX_DRAFT_LENGTH = 64
 DRAFT_LENGTH = 7
 
+# The batch size where none is given.
+BATCH_SIZE = 8
+
 # Far more than any device decodes together, and few enough for all arithmetic on sizes.
 MAX_BATCH_SIZE = 65536
 

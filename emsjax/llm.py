@@ -18,7 +18,7 @@ from emsjax.engine.stream import decode_stream
 from emsjax.errors import UserError, check_flag, check_name, check_whole, short
 from emsjax.host.cache import use_compile_cache
 from emsjax.host.device import check_device
-from emsjax.limits import DEFAULT_MAX_MODEL_LEN, MAX_BATCH_SIZE, MAX_DEVICES, MAX_SEED
+from emsjax.limits import BATCH_SIZE, DEFAULT_MAX_MODEL_LEN, MAX_BATCH_SIZE, MAX_DEVICES, MAX_SEED
 from emsjax.loading.dtypes import check_quantize
 from emsjax.loading.fit import fewest_devices
 from emsjax.loading.hf.tokenizer import decode
@@ -37,10 +37,6 @@ from emsjax.sampling.adapt import can_indent, classify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-# The batch size where none is given.
-_BATCH_SIZE = 8
 
 
 class LLM:
@@ -155,7 +151,7 @@ class LLM:
             check_flag(option, flag)
         options = vllm_names.drafting_options(given, speculative_config)
         drafting = check_drafting(method, options.pop("drafter"), options)
-        max_batch_size = vllm_names.batch_size(max_batch_size, max_num_seqs, _BATCH_SIZE)
+        max_batch_size = vllm_names.batch_size(max_batch_size, max_num_seqs, BATCH_SIZE)
         dtype = vllm_names.dtype_name(dtype)
         check_whole("max_batch_size", max_batch_size, 1, MAX_BATCH_SIZE)
         check_whole("prefix_slots", prefix_slots, 0, MAX_BATCH_SIZE - max_batch_size)

@@ -90,10 +90,27 @@ def test_a_dying_replica_loses_nothing(file, expected, tmp_path):
     number, count = line.split()[1], line.split()[-3]
     assert number in "12"
     assert line == (
-        f"replica {number} of 2 was killed by SIGKILL; the others do its {count} unfinished prompts"
+        f"replica {number} of 2 was killed by SIGKILL (memory may have run out); the others "
+        f"do its {count} unfinished prompts"
     )
     assert 0 < int(count) <= 16
     assert "1 replica ended early: see above; no prompt was lost" in err
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("RuntimeError", "ended with status 1 (RuntimeError: no); the others "),
+        ("UserError", "stopped: no; the others "),
+    ],
+)
+def test_a_failing_replica_loses_nothing(file, expected, how, why, tmp_path):
+    path, once = tmp_path / "two.jsonl", tmp_path / "once"
+    status, _, err = run("--input", file, "--output", path, DIE_AT=5, DIE_ONCE=once, DIE_HOW=how)
+    assert status == 1
+    assert records(path) == expected
+    assert f" of 2 {why}" in err
+    assert ("Traceback" in err) == (how == "RuntimeError")
 
 
 def test_without_any_replica_the_run_ends_and_can_be_continued(file, expected, tmp_path):
@@ -103,8 +120,8 @@ def test_without_any_replica_the_run_ends_and_can_be_continued(file, expected, t
     *_, line = err.splitlines()
     assert line.startswith("error: replica ")
     assert line.endswith(
-        "of 2 was killed by SIGKILL, and no other is left; what is written is whole, and the same "
-        "command with --resume continues it."
+        "of 2 was killed by SIGKILL (memory may have run out), and no other is left; what is "
+        "written is whole, and the same command with --resume continues it."
     )
     before = records(path)
     assert 0 < len(before) < len(expected)
@@ -215,18 +232,24 @@ def test_wrong_options_are_refused(call, llm, arguments, error):
     assert not llm.loads
 
 
-def kill_once(process, chance, out):
-    """Kills one process of a command at a random moment; returns whether that was the command."""
-    before = out.stat().st_size if out.exists() else 0
-    victims = [psutil.Process(process.pid), *replicas_of(process)]
-    # At a random place in what this run still has to write, or while it starts.
-    goal = before + chance.choice((0, chance.randrange(1, 60_000)))
-    while process.poll() is None and (out.stat().st_size if out.exists() else 0) < goal:
-        time.sleep(0.001)
-    victim = chance.choice((victims[0], *victims[1:]))
-    if process.poll() is None:
-        victim.kill()
-    return victims
+KILLS, JOB = 20, 200
+
+
+def kill_some(process, chance, out):
+    """Kills up to two processes of a command at random moments; returns all, and how many died."""
+    written = out.stat().st_size if out.exists() else 0
+    every = [psutil.Process(process.pid), *replicas_of(process)]
+    victims = chance.sample(every, 2)
+    kills = 0
+    for victim in victims:
+        # Now, while it starts, or when it has written something more.
+        written += chance.choice((0, chance.randrange(1, 30_000)))
+        while process.poll() is None and (out.stat().st_size if out.exists() else 0) < written:
+            time.sleep(0.001)
+        if process.poll() is None and victim.is_running():
+            victim.kill()
+            kills += 1
+    return every, kills
 
 
 @pytest.mark.slow
@@ -234,35 +257,33 @@ def test_any_process_may_be_killed_at_any_moment(tmp_path):
     """A real command on a tiny model: 20 kills over jobs of 200 prompts, each continued."""
     commands, cache, chance = Commands(tmp_path), tmp_path / "cache", random.Random(26)
     lines = [
-        {"id": n, "prompt_token_ids": [3 + n % 60, 4], "temperature": n % 2} for n in range(200)
+        {"id": n, "prompt_token_ids": [3 + n % 60, 4], "temperature": n % 2} for n in range(JOB)
     ]
     commands.input.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    one, kills = tmp_path / "one.jsonl", 0
     given = ["--max-tokens=24", "--ignore-eos"]
+    one, out, kills = tmp_path / "one.jsonl", tmp_path / "two.jsonl", 0
     ((status, said),) = ended([commands.start(cache, "--output", one, *given)])
     assert status == 0, said
     expected = results(one)
-    jobs = 0
-    while kills < 20:
-        jobs += 1
-        out = tmp_path / f"{jobs}.jsonl"
-        status = None
-        while status != 0:
-            process = commands.start(
-                cache, "--output", out, *given, "--data-parallel=2", "--resume"
-            )
-            victims = kill_once(process, chance, out) if kills < 20 else []
-            kills += bool(victims)
-            ((status, said),) = ended([process])
-            assert status in (0, 1, -9), said
-            assert psutil.wait_procs(victims, timeout=GONE_S)[1] == []
-            status = 0 if status == 1 and "no prompt was lost" in said else status
-        assert results(out) == expected
+    given += ["--output", out, "--data-parallel=2", "--resume"]
+    while kills < KILLS:
+        process = commands.start(cache, *given)
+        every, killed = kill_some(process, chance, out)
+        kills += killed
+        ((status, said),) = ended([process])
+        assert status in (0, -9) or "was killed by SIGKILL" in said, said
+        assert psutil.wait_procs(every, timeout=GONE_S)[1] == []
+        if status in (0, 1):  # nothing is left to do
+            assert results(out) == expected
+            out.unlink()
+    ((status, said),) = ended([commands.start(cache, *given)])
+    assert status == 0, said
+    assert results(out) == expected
 
 
 def results(path):
     """Returns what does not depend on time, by id; fails if an id is there twice."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     found = {line["id"]: (line["token_ids"], line["finish_reason"]) for line in lines}
-    assert len(found) == len(lines) == 200
+    assert len(found) == len(lines) == JOB
     return found

@@ -164,6 +164,7 @@ def _pipe(stream: Any) -> FileIO:
 
 def _signal(number: int) -> str:
     try:
-        return signal.Signals(number).name
+        name = signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+    return f"{name} (memory may have run out)" if name == "SIGKILL" else name
