@@ -26,7 +26,7 @@ from emsjax.engine.step_costs import StepCosts
 from emsjax.engine.stream import decode_stream
 from emsjax.engine.trace_record import no_drafts
 from emsjax.limits import MAX_STOP_IDS
-from emsjax.sampling.automaton import Automaton, Vocabulary
+from emsjax.sampling.automaton import Automaton
 from emsjax.sampling.choose import Chosen, choose
 from emsjax.sampling.grammar import NO_ROW
 from emsjax.sampling.logprobs import Logprobs, empty_logprobs
@@ -195,7 +195,7 @@ class Engine:
         """
 
         def empty() -> DecodeState:
-            return self._empty_for(grammar and grammar.vocabulary) if sampling else self._empty()
+            return self._empty_for(grammar) if sampling else self._empty()
 
         scalar, flag = (jax.ShapeDtypeStruct((), t) for t in (jnp.int32, jnp.bool))
         costs = self.costs
@@ -220,11 +220,11 @@ class Engine:
     def _empty(self) -> DecodeState:
         return self._around(jax.tree.map(self._new_cache, self.cache_spec))
 
-    def _empty_for(self, vocabulary: Vocabulary | None) -> DecodeState:
-        """Returns the state for jobs that sample, some with a grammar if a vocabulary is given."""
+    def _empty_for(self, grammar: Automaton | None) -> DecodeState:
+        """Returns the state for jobs that sample, and for those with a grammar if one is given."""
         sampling = self._empty_sampling(jnp.asarray(self.token_classes))
-        if vocabulary is not None:
-            sampling = with_tables(sampling, empty_tables(vocabulary))
+        if grammar is not None:
+            sampling = with_tables(sampling, empty_tables(grammar.vocabulary))
         return self._empty().replace(sampling=sampling)
 
     def _around(self, cache: Any) -> DecodeState:
@@ -308,7 +308,7 @@ class Engine:
     def _compile_sampled(self, job: Job) -> None:
         """Compiles what `admit` and the steps after it run once a slot samples."""
         self._make_sampling.lower(jnp.asarray(self.token_classes)).compile()
-        state = jax.eval_shape(lambda: self._empty_for(job.grammar and job.grammar.vocabulary))
+        state = jax.eval_shape(lambda: self._empty_for(job.grammar))
         slot = np.int32(0)
         self._admit.lower(state, slot, slot, *self._request(job, 0, slot)).compile()
         self._release.lower(state, slot).compile()
@@ -409,9 +409,7 @@ class Engine:
         """Returns whether a grammar fits beside those that are used, and keeps rows for it."""
         return self._places.make_room(grammar, used)
 
-    def _with_grammar(
-        self, state: DecodeState, grammar: Automaton
-    ) -> tuple[DecodeState, np.ndarray]:
+    def _with_grammar(self, state: DecodeState, grammar: Automaton) -> tuple[DecodeState, np.int32]:
         """Returns the state with a grammar in its table, and the row at which it begins."""
         sampling = state.sampling
         assert sampling is not None
