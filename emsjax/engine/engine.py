@@ -430,9 +430,7 @@ class Engine:
         """Returns whether a grammar fits beside those that are used, and keeps rows for it."""
         return self._places.make_room(grammar, used)
 
-    def _with_grammar(
-        self, state: DecodeState, grammar: Automaton
-    ) -> tuple[DecodeState, np.ndarray]:
+    def _with_grammar(self, state: DecodeState, grammar: Automaton) -> tuple[DecodeState, np.int32]:
         """Returns the state with a grammar in its table, and the row at which it begins."""
         sampling = state.sampling
         assert sampling is not None

@@ -45,12 +45,13 @@ def empty_tables(vocabulary: Vocabulary) -> Tables:
 def put_rows(grammars: Grammars, first: jax.Array, *block: jax.Array) -> Grammars:
     """Returns the grammars with `BLOCK_ROWS` rows of the table replaced from `first` on."""
     tables = grammars.tables
-    old = tables[: len(block)]
-    new = (
-        jax.lax.dynamic_update_slice(x, part, (first, *(0,) * (x.ndim - 1)))
-        for x, part in zip(old, block, strict=True)
-    )
-    return grammars._replace(tables=Tables(*new, tables.starts, tables.bytes))
+    new = {
+        name: jax.lax.dynamic_update_slice(
+            getattr(tables, name), part, (first, *(0,) * (part.ndim - 1))
+        )
+        for name, part in zip(Tables._fields, block, strict=False)
+    }
+    return grammars._replace(tables=tables._replace(**new))
 
 
 def blocks_of(grammar: Automaton, first: int) -> list[tuple[Any, ...]]:
@@ -63,11 +64,11 @@ def blocks_of(grammar: Automaton, first: int) -> list[tuple[Any, ...]]:
     rows = round_up(len(grammar), BLOCK_ROWS)
     following = np.where(grammar.following >= 0, grammar.following + first, NO_ROW)
     arrays = (grammar.allowed, following, grammar.final, grammar.closed, grammar.guess)
-    arrays = tuple(
+    padded = tuple(
         np.pad(x, [(0, rows - len(x)), *[(0, 0)] * (x.ndim - 1)]).astype(x.dtype) for x in arrays
     )
     return [
-        (np.int32(first + start), *(x[start : start + BLOCK_ROWS] for x in arrays))
+        (np.int32(first + start), *(x[start : start + BLOCK_ROWS] for x in padded))
         for start in range(0, rows, BLOCK_ROWS)
     ]
 

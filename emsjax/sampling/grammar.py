@@ -28,8 +28,8 @@ class Tables(NamedTuple):
       following: int32[P, 256], the row after each byte; `NO_ROW` if the byte is not allowed.
       final: bool[P], whether the text may end here.
       closed: bool[P], whether it must, because no token may come next.
-      guess: int32[P], the longest token of the text that must come next; `NO_TOKEN` if there is a
-        choice.
+      guess: int32[P], the longest token of the text that must come next, apart from an optional
+        space; `NO_TOKEN` if there is a choice.
       starts: int32[V+1], where the bytes of each token begin.
       bytes: uint8[N], the bytes of all tokens.
     """

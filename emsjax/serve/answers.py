@@ -156,9 +156,11 @@ class TextAnswer(Answer):
     ) -> Record:
         _check_output(output)
         asked, text = self._asked, output.text or ""
-        tokens, tables, ended = output.token_ids, output.logprobs, output.finish_reason
+        tokens, ended = output.token_ids, output.finish_reason
+        tables: Sequence[logprobs.Table | None] | None = output.logprobs
         if asked.only_echo:
-            text, tokens, tables, ended = "", (), () if tables is not None else None, "length"
+            text, tokens, ended = "", (), "length"
+            tables = () if tables is not None else None
         scored, first = whole.prompt_logprobs, ""
         if asked.echo:
             text, first = self._prompts[place] + text, self._firsts[place]

@@ -40,7 +40,10 @@ def of_prompt(tables: Sequence[Table | None]) -> list[dict[str, Any] | None]:
     Args:
       tables: for each token of the prompt its table; None for the first.
     """
-    return [table and {str(token): _figures(table[token]) for token in table} for table in tables]
+    return [
+        None if table is None else {str(token): _figures(table[token]) for token in table}
+        for table in tables
+    ]
 
 
 def of_chat(tokens: Sequence[int], tables: Sequence[Table], count: int) -> dict[str, Any]:

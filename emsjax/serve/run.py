@@ -7,6 +7,7 @@ import uvicorn
 
 from emsjax.cli.interrupts import interrupts_wait
 from emsjax.errors import UserError, reason
+from emsjax.serve.connections import ImpatientProtocol
 from emsjax.serve.options import Options
 
 
@@ -31,6 +32,7 @@ def run(options: Options) -> int:
         server = uvicorn.Server(
             uvicorn.Config(
                 make_app(backend),
+                http=ImpatientProtocol,
                 lifespan="on",
                 log_level="warning",
                 server_header=False,

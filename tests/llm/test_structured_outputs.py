@@ -44,7 +44,8 @@ def plain(model_dir: str) -> LLM:
 
 
 def params(outputs: Any, **given: Any) -> SamplingParams:
-    return SamplingParams(max_tokens=100, temperature=1.0, structured_outputs=outputs, **given)
+    given = {"max_tokens": 100, "temperature": 1.0} | given
+    return SamplingParams(structured_outputs=outputs, **given)
 
 
 def prompts(count: int) -> list[list[int]]:
@@ -88,7 +89,8 @@ def test_200_prompts(llm: LLM, plain: LLM):
 
 
 def test_several_outputs_of_a_prompt_choose_for_themselves(llm: LLM):
-    asked = params(StructuredOutputsParams(choice=["yes", "no", "maybe"]), n=12, seed=1)
+    outputs = StructuredOutputsParams(choice=["yes", "no", "maybe"])
+    asked = params(outputs, n=12, seed=1, temperature=8.0)
     (output,) = llm.generate("abc", asked)
     texts = {each.text for each in output.outputs}
     assert texts <= {"yes", "no", "maybe"}
@@ -114,15 +116,7 @@ def test_streamed_pieces_are_the_same_text(llm: LLM):
     ],
 )
 def test_other_parameters_leave_texts_valid(llm: LLM, more: dict[str, Any]):
-    asked = SamplingParams(
-        **{
-            "max_tokens": 100,
-            "temperature": 1.0,
-            "structured_outputs": OUTPUTS[1],
-            "seed": 4,
-            **more,
-        }
-    )
+    asked = params(OUTPUTS[1], **{"seed": 4, **more})
     for output in llm.generate(prompts(4), asked):
         assert output.outputs[0].text in OUTPUTS[1]["choice"]
         assert output.outputs[0].finish_reason == "stop"

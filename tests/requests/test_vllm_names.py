@@ -272,7 +272,7 @@ def test_no_speculative_config_changes_nothing():
     ("options", "message"),
     [
         ({"best_of": 2}, "best_of=2 is vLLM's and not emsjax's; set n"),
-        ({"guided_decoding": {"json": "x"}}, "set logit_bias, allowed_token_ids or bad_words"),
+        ({"guided_decoding": {"json": "x"}}, "set structured_outputs, its new name"),
         ({"max_token": 5}, "'max_token' is not a sampling parameter; did you mean max_tokens"),
     ],
 )

@@ -108,6 +108,19 @@ def test_forced_text_is_guessed():
     assert count.tolist() == [3, 1, 0, 0]
 
 
+def test_an_optional_space_is_guessed_after_a_colon_only():
+    texts = [f'{{"a"{before}:{after}1}}'.encode() for before in ("", " ") for after in ("", " ")]
+    tokens = [b"", *(bytes([byte]) for byte in b'{"a: 1}'), b'{"', b'":', b" 1", b'" :']
+    made = automaton_of(frozenset(texts), Vocabulary(tokens))
+    state, written = 0, b""
+    while made.guess[state] != NO_TOKEN:
+        written += tokens[made.guess[state]] + b"|"
+        for byte in tokens[made.guess[state]]:
+            state = made.following[state, byte]
+    assert written == b'{"|a|":| 1|}|'
+    assert made.closed[state]
+
+
 def test_tokens_that_lead_nowhere_are_not_allowed():
     """The vocabulary lacks a byte, without which "xy" cannot be completed."""
     vocabulary = Vocabulary([b"", b"x", b"z"])

@@ -27,7 +27,10 @@ def log_probabilities(tokens: list[int]) -> np.ndarray:
 @pytest.mark.parametrize("max_tokens", [0, 1])
 def test_loglikelihoods_as_lm_eval_asks_for_them(client: TestClient, max_tokens: int):
     """The request and the reading of its answer are those of its `local-completions`."""
-    prompts = [c + more for c, more in zip(CONTEXTS, CONTINUATIONS, strict=True)]
+    likeliest = [int(log_probabilities(context)[-1].argmax()) for context in CONTEXTS]
+    contexts = [*CONTEXTS, *CONTEXTS]
+    more = [*CONTINUATIONS, *([token] for token in likeliest)]
+    prompts = [context + tokens for context, tokens in zip(contexts, more, strict=True)]
     answer = post(
         client,
         "/v1/completions",
@@ -41,7 +44,8 @@ def test_loglikelihoods_as_lm_eval_asks_for_them(client: TestClient, max_tokens:
     )
     choices = sorted(answer["choices"], key=lambda choice: choice["index"])
     assert answer["usage"]["completion_tokens"] == max_tokens * len(prompts)
-    for choice, prompt, context in zip(choices, prompts, CONTEXTS, strict=True):
+    seen = set()
+    for choice, prompt, context in zip(choices, prompts, contexts, strict=True):
         found, wanted = choice["logprobs"], log_probabilities(prompt)
         last = -1 if max_tokens else None
         values = found["token_logprobs"][len(context) : last]
@@ -51,6 +55,7 @@ def test_loglikelihoods_as_lm_eval_asks_for_them(client: TestClient, max_tokens:
             value == max(top.values())
             for value, top in zip(values, found["top_logprobs"][len(context) : last], strict=True)
         ]
+        seen.update(greedy)
         assert greedy == [wanted[row].argmax() == prompt[row + 1] for row in rows]
         assert found["token_logprobs"][0] is None
         assert found["top_logprobs"][0] is None
@@ -59,6 +64,7 @@ def test_loglikelihoods_as_lm_eval_asks_for_them(client: TestClient, max_tokens:
         assert len(found["tokens"]) == len(prompt) + max_tokens
         steps = zip(pairwise(found["text_offset"]), found["tokens"], strict=False)
         assert all(end - start == len(text) for (start, end), text in steps)
+    assert seen == {True, False}
 
 
 def test_only_an_echo_has_no_text_of_its_own(client: TestClient):
