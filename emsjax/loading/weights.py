@@ -178,17 +178,20 @@ def _assemble_int8(
             part.copy(parameter.rule.transform([each.values for each in held]), values)
             of_scale.copy(parameter.rule.transform([each.scale for each in held]), scale)
             continue
-        tensors = [reader.floats(name) for name in names]
         into = Int8(values, scale)
         if part.of_rows(piece) and parameter.rule.joins:
+            tensors = [reader.floats(name) for name in names]
             tensor = np.empty(values.shape, tensors[0].dtype)
             part.copy_rows(tensors, tensor)
             _quantise(tensor, into, names, reader.source)
-        elif part.cut is None:
-            _quantise(parameter.rule.transform(tensors), into, names, reader.source)
-        else:  # a row's scale depends on all of the row
+            continue
+        # A row's scale depends on all of the row, of which the part may have a piece.
+        made = into
+        if part.cut is not None:
             made = Int8(np.empty(piece, np.int8), np.empty(piece[:-1], np.float32))
-            _quantise(parameter.rule.transform(tensors), made, names, reader.source)
+        tensor = parameter.rule.transform([reader.floats(name) for name in names])
+        _quantise(tensor, made, names, reader.source)
+        if part.cut is not None:
             part.copy(made.values, values)
             of_scale.copy(made.scale, scale)
     return whole

@@ -71,7 +71,9 @@ def _if_any(wanted: jax.Array, find: Callable[[], jax.Array]) -> jax.Array:
     return jax.lax.cond(wanted.any(), find, lambda: jnp.zeros(wanted.shape, jnp.float32))
 
 
-def _among_candidates(weights: jax.Array, filters: Filters, vocabulary: Vocabulary) -> jax.Array:
+def _among_candidates(
+    weights: jax.Array, filters: Filters, vocabulary: Vocabulary = WHOLE
+) -> jax.Array:
     """Returns the thresholds of top-k and top-p for rows with a top-k of 1 to 128."""
     likeliest = vocabulary.top(weights, CANDIDATES)[0]
     last = jnp.clip(filters.top_k - 1, 0, likeliest.shape[1] - 1)[:, None]
@@ -85,7 +87,7 @@ def _among_candidates(weights: jax.Array, filters: Filters, vocabulary: Vocabula
     return jnp.where(cut, jnp.maximum(kth, nucleus)[:, 0], kth[:, 0])
 
 
-def _by_halving(weights: jax.Array, filters: Filters, vocabulary: Vocabulary) -> jax.Array:
+def _by_halving(weights: jax.Array, filters: Filters, vocabulary: Vocabulary = WHOLE) -> jax.Array:
     """Returns the thresholds of top-k and top-p for any k and p."""
     size = vocabulary.size(weights.shape[1])
     limit = jnp.where(filters.top_k > 0, jnp.minimum(filters.top_k, size), 0)

@@ -34,7 +34,7 @@ HLO_TYPES = {"float32": "f32", "bfloat16": "bf16", "uint16": "u16", "int8": "s8"
 SLOW = pytest.mark.slow
 # Fields that are numbers, not switches.
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "stacks")
-SIZES += ("num_kv_heads", "head_dim", "max_positions", "norm_eps")
+SIZES += ("num_kv_heads", "head_dim", "max_positions", "norm_eps", "shards", "ordered_sums")
 # Overrides the fast compilation that `scripts/test` sets.
 AS_FOR_USERS = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
 # Operations that pass the cache on without copying it.

@@ -93,6 +93,10 @@ def test_options_reach_the_engine_and_only_those_given(call, llm):
         "dtype": "bfloat16",
         "exact": True,
     }
+    call("--prompt", "a", "--tensor-parallel", "4")
+    assert llm.loads[-1]["tensor_parallel_size"] == 4
+    call("--prompt", "a", "--tensor-parallel", "auto")
+    assert llm.loads[-1]["tensor_parallel_size"] == "auto"
     call("--prompt", "a", "--draft-length", 4, "--max-ngram", 2, "--min-ngram", 2, "--seed", 3)
     given = {"draft_length": 4, "max_ngram": 2, "min_ngram": 2, "seed": 3}
     assert given.items() <= llm.loads[-1].items()
@@ -266,6 +270,7 @@ def empty_folder(tmp_path, monkeypatch):
         (["--prompt=a", "--max-tokens=many"], "'--max-tokens': 'many' is not a whole number"),
         (["--prompt=a", "--top-p=x"], "'x' is not a number"),
         (["--prompt=a", "--max-tokens=0"], "--max-tokens 0 is out of range"),
+        (["--prompt=a", "--tensor-parallel=two"], "'two' is neither a whole number nor auto"),
         (["--prompt=a", "--batch-size=0"], "--batch-size 0 is too small"),
         (["--prompt=a", "--max-model-len=-4"], "--max-model-len -4 is too small"),
         (["--prompt=a", "--draft-length=0"], "--draft-length 0 is too small"),
