@@ -111,12 +111,14 @@ class Combined:
         found_promises = survival.sum(axis=1)
         expected = expect(state.experience, COSTLY_SOURCE, self.model.draft_length)
         confident = found_promises > jnp.cumprod(expected, axis=1).sum(axis=1) - DRAFTING
+        if self.tree:  # both compete for rows, and `worth` weighs what drafting costs
+            confident = jnp.zeros_like(confident)
         decoding = state.live & (state.lens - state.kv_lens == 1)
         # A slot that reads its prompt will not verify what was found.
         there = jnp.where(decoding[:, None], survival, 0.0)
         rest = state.replace(drafter=modelled, live=state.live & ~confident)
         guessed, modelled = self.model.propose(
-            rest, weights, lambda expected, _=None: worth(expected, there)
+            rest, weights, lambda expected, *_: worth(expected, there, self.tree)
         )
         guessed = guessed._replace(lens=jnp.where(rest.live, guessed.lens, 0))
         # Now the model has reported its confidence, so the two are compared again. A slot for which

@@ -21,13 +21,16 @@ OTHER_FOUND_SOURCE = 3
 class WorthDrafting(Protocol):
     """A function that returns how many tokens are worth drafting in this step."""
 
-    def __call__(self, survival: jax.Array, found: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, survival: jax.Array, found: jax.Array | None = None, compete: bool = False
+    ) -> jax.Array:
         """Returns the number of tokens to draft for each slot, int32[], 0 to k.
 
         Args:
           survival: float32[B, k], the probability that each token and all before it are accepted; 0
             for slots without a draft.
           found: float32[B, f], the same for drafts that exist already; None if there are none.
+          compete: whether slots may verify guesses of both; otherwise each takes the better one.
         """
 
 

@@ -196,7 +196,9 @@ def _length_worth_drafting(
     everything is drafted.
     """
     if economics is None:
-        return lambda survival, found=None: jnp.full((), survival.shape[1], jnp.int32)
+        return lambda survival, found=None, compete=False: jnp.full(
+            (), survival.shape[1], jnp.int32
+        )
     values = economics.load.values[:, None]
     # A slot emits nothing past its limit, so draft tokens there are worth nothing.
     room = (state.max_lens - state.lens - 1)[:, None]
@@ -205,9 +207,11 @@ def _length_worth_drafting(
         places = jnp.arange(survival.shape[1], dtype=jnp.int32)[None]
         return jnp.where(places < room, survival * values, 0.0)
 
-    def worth(survival: jax.Array, found: jax.Array | None = None) -> jax.Array:
+    def worth(
+        survival: jax.Array, found: jax.Array | None = None, compete: bool = False
+    ) -> jax.Array:
         found = jnp.zeros_like(survival) if found is None else found
-        return worth_drafting(value_of(survival), value_of(found), ladder, economics)
+        return worth_drafting(value_of(survival), value_of(found), ladder, economics, compete)
 
     return worth
 

@@ -87,6 +87,7 @@ def worth_drafting(
     found: jax.Array,
     ladder: Sequence[Rung],
     economics: Economics,
+    compete: bool = False,
 ) -> jax.Array:
     """Returns how many tokens to draft for each slot, 0 to k, before any is drafted; int32[].
 
@@ -96,13 +97,16 @@ def worth_drafting(
         the two.
       ladder: the rungs.
       economics: of this step and ladder.
+      compete: whether slots take the best of both, as branches of a tree.
     """
     lengths = jnp.arange(survival.shape[1] + 1, dtype=jnp.int32)
 
     def promise(length: jax.Array) -> jax.Array:
         shown = jnp.where(lengths[None, :-1] < length, survival, 0.0)
         better = (shown.sum(axis=1) > found.sum(axis=1))[:, None]
-        drafts = [jnp.where(better, shown, 0.0), jnp.where(better, 0.0, found)]
+        drafts = [shown, found]
+        if not compete:
+            drafts = [jnp.where(better, shown, 0.0), jnp.where(better, 0.0, found)]
         drafted = length.astype(jnp.float32)
         return most_worth(jnp.concatenate(drafts, axis=1), ladder, economics, drafted).promise
 
