@@ -70,8 +70,9 @@ def _read_schema(file: str) -> str:
     try:
         return Path(file).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else reason(error)
         raise UserError(
-            f"--json-schema {file} cannot be read ({reason(error)}); name a file with a schema."
+            f"--json-schema {file} cannot be read ({why}); name a file with a schema."
         ) from error
 
 

@@ -82,10 +82,14 @@ def run(options: Options, command_started: float) -> int:
             raise UserError(
                 "--stream prints texts, but JSON lines hold whole results; leave out --stream."
             )
-        if options.logprobs is not None and source.texts is not None and options.output is None:
-            raise UserError(
-                "--logprobs cannot be shown in plain text; give --output FILE.jsonl or --output -."
-            )
+        for flag, count in {
+            "--logprobs": options.logprobs,
+            "--prompt-logprobs": options.prompt_logprobs,
+        }.items():
+            if count is not None and source.texts is not None and options.output is None:
+                raise UserError(
+                    f"{flag} cannot be shown in plain text; give --output FILE.jsonl or --output -."
+                )
         starting.enter_context(garbage_waits())
         counted = Progress(
             source.total,

@@ -214,6 +214,22 @@ def test_a_line_can_override_the_parameters(call, tmp_path):
     assert {record["id"]: record["text"] for record in called.records} == {1: "c", 2: "cb"}
 
 
+def test_a_schema_holds_for_all_lines_that_have_no_other(call, llm, monkeypatch, tmp_path):
+    asked, request = {}, llm.request
+
+    def noted(self, prompt, params, request_id):
+        asked[prompt] = params.structured_outputs
+        return request(self, prompt, params, request_id)
+
+    monkeypatch.setattr(llm, "request", noted)
+    (tmp_path / "schema").write_text('{"type": "null"}')
+    lines = ({"prompt": "abc"}, {"prompt": "ef", "structured_outputs": {"regex": "a"}})
+    file = _write(tmp_path / "in", *lines)
+    call("--input", file, "--json-schema", tmp_path / "schema")
+    assert asked["abc"].json == '{"type": "null"}'
+    assert (asked["ef"].json, asked["ef"].regex) == (None, "a")
+
+
 def test_options_may_contradict_each_other_until_a_line_overrides_one(call, tmp_path):
     """A line can set the temperature that `--n` needs and the limit that `--min-tokens` needs."""
     lines = ({"prompt": "ab", "temperature": 1, "max_tokens": 300}, {"prompt": "cd"})
@@ -282,6 +298,9 @@ def empty_folder(tmp_path, monkeypatch):
         (["--prompt=a", "--n=2"], "--n 2 outputs would all be the same"),
         (["--prompt=a", "--stop="], "a stop string is empty"),
         (["--prompt=a", "--logprobs=3"], "--logprobs cannot be shown in plain text"),
+        (["--prompt=a", "--prompt-logprobs=3"], "--prompt-logprobs cannot be shown in plain text"),
+        (["--prompt=a", "--json-schema=no/such"], "--json-schema no/such cannot be read (No such"),
+        (["--prompt=a", "--json-schema=/dev/null"], "the JSON schema is not JSON"),
         (["--prompt=a", "--stream", "--output=-"], "--stream prints texts, but JSON"),
         (["--input=x.jsonl", "--stream"], "--stream prints texts, but JSON"),
         (["--prompt=a", "--top-k=-4"], "--top-k -4 is out of range"),
@@ -332,7 +351,7 @@ def empty_folder(tmp_path, monkeypatch):
         (["--prompt=a", "--n=2", "--temperature=1", "--top-k=1"], "the same with --top-k 1"),
         *(
             (["--prompt=a", f"--{name}="], f"--{name} is empty; give it a value or leave it out")
-            for name in ("model", "tokenizer", "draft-model", "output", "report")
+            for name in ("model", "tokenizer", "draft-model", "output", "report", "json-schema")
         ),
         (["--input="], "--input is empty; give it a value or leave it out"),
     ],
