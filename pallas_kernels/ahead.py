@@ -59,9 +59,10 @@ def on_device(name: str) -> Iterator[jax.sharding.Sharding]:
     """
     device = find_device(name)
     mesh = jax.sharding.Mesh(np.asarray([device]), ("device",))
-    target = ("gpu", GPUS[name].capability) if name in GPUS else ("tpu", None)
+    platform = "gpu" if name in GPUS else "tpu"
+    capability = GPUS[name].capability if name in GPUS else None
     with (
-        compiling_for(*target, device=str(device.device_kind)),
+        compiling_for(platform, capability, str(device.device_kind)),
         jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
     ):
         yield jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
