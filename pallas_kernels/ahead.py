@@ -60,7 +60,8 @@ def on_device(name: str) -> Iterator[jax.sharding.Sharding]:
     """
     device = find_device(name)
     mesh = jax.sharding.Mesh(np.asarray([device]), ("device",))
-    platform, capability = ("gpu", GPUS[name].capability) if name in GPUS else ("tpu", None)
+    platform = "gpu" if name in GPUS else "tpu"
+    capability = GPUS[name].capability if name in GPUS else None
     with (
         compiling_for(platform, capability, str(device.device_kind)),
         jax.sharding.use_abstract_mesh(mesh.abstract_mesh),

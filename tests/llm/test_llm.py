@@ -194,7 +194,7 @@ def test_too_many_stop_ids(llm: LLM):
         ({"method": "padded"}, "'padded'"),
         ({"drafter": "oracle"}, "'oracle'"),
         ({"draft_length": 0}, "draft_length is 0"),
-        ({"min_ngram": 4}, "min_ngram 4"),
+        ({"min_ngram": 4, "max_ngram": 3}, "min_ngram 4"),
         ({"max_ngram": 17}, "max_ngram <= 16"),
         ({"draft_length": 65}, "draft_length is 65"),
         ({"draft_length": 2.5}, "draft_length is 2.5"),
