@@ -17,7 +17,7 @@ def head_weights(form: Form) -> WeightMap:
         **affine("fc", "fc", bias=config.bias),
         **_layer(form, "first", form.layer),
     }
-    spare = _SPARE
+    spare: tuple[str, ...] = _SPARE
     if config.norm_of_all:
         rules["all_norm.scale"] = rule("input_norm.weight")
     for number in range(config.fused if config.norm_of_each else 0):
