@@ -159,7 +159,7 @@ def _record_drafts(state: DecodeState, planned: Planned, verdict: Verdict) -> ja
         position = jnp.arange(rows.shape[1], dtype=jnp.int32)[None]
         rows = jnp.where(position == verdict.accepted[:, None], guess[:, None], rows)
         tokens = jnp.take_along_axis(tokens, jnp.maximum(rows - 1, 0), axis=1)
-        lens = verdict.accepted + after.any(axis=1)
+        lens = verdict.accepted + after.any(axis=1).astype(jnp.int32)
     return record_drafts(state.drafts, tokens, state.lens, lens, plan.complete)
 
 

@@ -23,7 +23,7 @@ from emsjax.loading.draft_checkpoint import (
     read_draft,
     read_manifest,
 )
-from emsjax.loading.heads.load import find_head, load_head
+from emsjax.loading.eagle_load import find_head, load_head
 from emsjax.loading.load import LoadedModel, load_model, locate
 from emsjax.models.quantised import picked
 from emsjax.models.recurrent_draft import Shared

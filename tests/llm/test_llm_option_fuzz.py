@@ -58,8 +58,9 @@ def loaded(model_dir: str, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
         quantize: str | None,
         kv_dtype: str | None,
         tokenizer: str | None,
+        devices: Devices,
     ) -> LoadedModel:
-        del model, tokenizer
+        del model, tokenizer, devices
         check_quantize(quantize)
         check_kv_dtype(kv_dtype)
         load_model(model_dir, dtype=dtype) if dtype != "auto" else None

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from emsjax.loading.heads.form import Form
-from emsjax.loading.heads.kind import PREFIXES
+from emsjax.loading.eagle_form import Form
+from emsjax.loading.eagle_kind import PREFIXES
 from emsjax.models.family import Rule, WeightMap, affine, rule
 
 # A copy of the target's embedding or head, which tokens are frequent, and what is computed anyway.

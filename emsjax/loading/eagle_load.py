@@ -10,10 +10,10 @@ from flax import nnx
 
 from emsjax.drafters.eagle import Eagle, Parts
 from emsjax.errors import UserError
-from emsjax.loading.heads.fit import Vocabulary, layers_read, sizes_that_differ, vocabulary
-from emsjax.loading.heads.form import Form, read_form
-from emsjax.loading.heads.kind import PREFIXES, check_no_medusa, kind_of
-from emsjax.loading.heads.tensors import head_weights
+from emsjax.loading.eagle_fit import Vocabulary, layers_read, sizes_that_differ, vocabulary
+from emsjax.loading.eagle_form import Form, read_form
+from emsjax.loading.eagle_kind import PREFIXES, check_no_medusa, kind_of
+from emsjax.loading.eagle_tensors import head_weights
 from emsjax.loading.hf.config import read_json
 from emsjax.loading.load import LoadedModel
 from emsjax.loading.opened import name_of

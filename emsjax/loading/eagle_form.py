@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from emsjax.errors import UserError, foreign
-from emsjax.loading.heads.kind import EAGLE_3, MIDLAYER
+from emsjax.loading.eagle_kind import EAGLE_3, MIDLAYER
 from emsjax.loading.hf.config import complete_config
 from emsjax.loading.hf.numbers import check_numbers, check_together
 from emsjax.models.config import DecoderConfig

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from emsjax.loading.heads.form import Form
+from emsjax.loading.eagle_form import Form
 from emsjax.loading.load import LoadedModel
 from emsjax.loading.sources.source import TensorSource
 from emsjax.models.quantised import picked_floats
