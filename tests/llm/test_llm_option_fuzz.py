@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from emsjax import LLM, llm
+from emsjax.engine.devices import Devices
 from emsjax.loading.dtypes import check_kv_dtype, check_quantize
 from emsjax.loading.load import LoadedModel, load_model
 from emsjax.requests.vllm_names import LLM_OPTIONS
