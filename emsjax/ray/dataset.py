@@ -1,15 +1,12 @@
 """The call of `map_batches` that keeps the slots of each actor busy."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from emsjax.errors import UserError, check_whole
 from emsjax.limits import BATCH_SIZE
 from emsjax.ray.stage import Generate
 from emsjax.requests.sampling_params import SamplingParams
-
-if TYPE_CHECKING:
-    from ray.data import Dataset
 
 # Batches that an actor works on at once, and the slots that each of them would fill. While the last
 # rows of one batch are being decoded, the others fill the slots.
@@ -18,7 +15,7 @@ _PLATFORMS = ("tpu", "gpu", "cpu")
 
 
 def generate(
-    dataset: "Dataset",
+    dataset: Any,
     *,
     platform: str,
     actors: int = 1,
@@ -28,7 +25,7 @@ def generate(
     batch_size: int | None = None,
     ray_options: Mapping[str, Any] | None = None,
     **engine: Any,
-) -> "Dataset":
+) -> Any:
     """Generates a text for each row of a dataset, lazily, as Ray Data does everything.
 
     Rows have `messages` or `prompt`, and perhaps `sampling_params`. All columns stay, and
@@ -36,7 +33,7 @@ def generate(
     `__inference_error__` join them; see `emsjax.ray.rows`.
 
     Args:
-      dataset: the rows.
+      dataset: the rows, a `ray.data.Dataset`, as is what comes back.
       platform: what an actor needs: "tpu", "gpu" or "cpu".
       actors: the number of actors, each with a copy of the model.
       devices: the TPU chips, GPUs or CPU cores of an actor.
