@@ -14,14 +14,14 @@ from jax.experimental.layout import Format, Layout
 from emsjax.engine.beside import Beside
 from emsjax.engine.devices import CACHE, ONE, SAME, Devices
 from emsjax.engine.drafter import Drafter, Sharing, observer
-from emsjax.engine.grammar_table import Places, blocks_of, empty_tables, put_rows, table_rows
+from emsjax.engine.grammar_table import GrammarTable, empty_tables
 from emsjax.engine.holes import no_holes
 from emsjax.engine.job import Finished, Job
 from emsjax.engine.ladder import Rung
 from emsjax.engine.loop import Setup, run
 from emsjax.engine.model import Model
 from emsjax.engine.policy import EMS, Policy
-from emsjax.engine.scoring import score_rows
+from emsjax.engine.scoring import Scorer
 from emsjax.engine.slots import Slots
 from emsjax.engine.state import DecodeState, admit, copy_prefix, empty_state
 from emsjax.engine.step_costs import StepCosts
@@ -31,7 +31,7 @@ from emsjax.limits import MAX_STOP_IDS
 from emsjax.sampling.automaton import Automaton
 from emsjax.sampling.choose import Chosen, choose
 from emsjax.sampling.grammar import NO_ROW
-from emsjax.sampling.logprobs import Logprobs, empty_logprobs
+from emsjax.sampling.logprobs import Logprobs
 from emsjax.sampling.state import SamplingState, empty_sampling, with_tables
 from emsjax.sampling.vocabulary import DividedVocabulary
 
@@ -128,9 +128,10 @@ class Engine:
         self.empty = program(self._empty, (), _STATE)
         self.around = program(self._around, (CACHE,), _STATE, donate=(0,))
         self._make_sampling = program(self._empty_sampling, (SAME,), SAME)
-        self._put_rows = jax.jit(put_rows, donate_argnums=0)
-        self._places = Places(table_rows(model.vocab_size))
-        self._score = jax.jit(self._score_rows, donate_argnums=1)
+        self._grammars = GrammarTable(model.vocab_size)
+        self._scorer = Scorer(
+            self._merged, self.ladder[-1], capacity, self.precision, self._new_cache
+        )
         self._idle: DecodeState | None = None
         # What only some jobs need, once it is being compiled beside a run.
         self._beside = Beside()
@@ -188,8 +189,10 @@ class Engine:
 
     def setup(self, params: nnx.State) -> Setup:
         """Returns the parts of the loop, with these weights."""
-        model = nnx.merge(self._graphdef, params)
-        return Setup(model, self.drafter, self.ladder, self.policy, self._choose)
+        return Setup(self._merged(params), self.drafter, self.ladder, self.policy, self._choose)
+
+    def _merged(self, params: nnx.State) -> Any:
+        return nnx.merge(self._graphdef, params)
 
     def lower(
         self,
@@ -322,7 +325,7 @@ class Engine:
         if not (job.choice.greedy or _takes(state, job)):
             ready = self._beside.done(_program_of(job), partial(self._compile_sampled, job))
         if job.scores_prompt:
-            ready &= self._beside.done("score", self._compile_score)
+            ready &= self._beside.done("score", partial(self._scorer.compile, self.params))
         return ready
 
     def _compile_sampled(self, job: Job) -> None:
@@ -334,8 +337,7 @@ class Engine:
         self._release.lower(state, slot).compile()
         if job.grammar is not None:
             assert state.sampling is not None
-            block = blocks_of(job.grammar, 0)[0]
-            self._put_rows.lower(state.sampling.grammars, *block).compile()
+            self._grammars.compile(state.sampling, job.grammar)
         self.lower(sampling=True, grammar=job.grammar).compile()
 
     def admit(
@@ -361,7 +363,9 @@ class Engine:
             state = self._with_sampling(state)
         row = None
         if job.grammar is not None:
-            state, row = self._with_grammar(state, job.grammar)
+            assert state.sampling is not None
+            sampling, row = self._grammars.put(state.sampling, job.grammar)
+            state = state.replace(sampling=sampling)
         cached = 0
         if source is not None:
             # The prompt's last token is computed again: the first token is chosen after its row.
@@ -374,46 +378,9 @@ class Engine:
         return self._admit(state, *place, *self._request(job, cached, row))
 
     def score(self, prompt: Sequence[int]) -> Logprobs:
-        """Returns the log-probability of each token of a prompt after those before it.
-
-        The prompt is read in a cache of its own, which needs memory for another slot meanwhile.
-
-        Args:
-          prompt: n token ids.
-
-        Returns:
-          Numpy arrays [n - 1, ...]: nothing comes before the first token.
-        """
+        """Returns the log-probabilities of a prompt's tokens, see `Scorer.score`."""
         self._beside.wait("score")
-        rung, tokens = self.ladder[-1], np.zeros((1, self.capacity), np.int32)
-        tokens[0, : len(prompt)] = prompt
-        most, rows = min(rung), len(prompt) - 1
-        cache = jax.tree.map(self._new_cache, self._score_cache())
-        parts = []
-        for start in range(0, rows, most):
-            count = min(most, rows - start)
-            span = np.int32(start), np.int32(count)
-            cache, found = self._score(self.params, cache, tokens, *span)
-            parts.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], found))
-        if not parts:
-            return jax.tree.map(np.asarray, empty_logprobs((0,)))
-        return jax.tree.map(lambda *x: np.concatenate(x), *parts)
-
-    def _score_cache(self) -> Any:
-        model = nnx.merge(self._graphdef, self.params)
-        return model.cache_spec(1, self.capacity)
-
-    def _score_rows(self, params: nnx.State, *arguments: Any) -> tuple[Any, Logprobs]:
-        with jax.default_matmul_precision(self.precision):
-            model = nnx.merge(self._graphdef, params)
-            return score_rows(model, self.ladder[-1], *arguments)
-
-    def _compile_score(self) -> None:
-        """Compiles what `score` runs."""
-        tokens = np.zeros((1, self.capacity), np.int32)
-        scalar = np.int32(0)
-        spec = self._score_cache()
-        self._score.lower(self.params, spec, tokens, scalar, scalar).compile()
+        return self._scorer.score(self.params, prompt)
 
     def release(self, state: DecodeState, slot: int) -> DecodeState:
         """Frees a slot before its job is done."""
@@ -428,20 +395,7 @@ class Engine:
 
     def has_room(self, grammar: Automaton, used: Sequence[Automaton]) -> bool:
         """Returns whether a grammar fits beside those that are used, and keeps rows for it."""
-        return self._places.make_room(grammar, used)
-
-    def _with_grammar(self, state: DecodeState, grammar: Automaton) -> tuple[DecodeState, np.int32]:
-        """Returns the state with a grammar in its table, and the row at which it begins."""
-        sampling = state.sampling
-        assert sampling is not None
-        if sampling.grammars is None:
-            self._places.forget()
-            sampling = with_tables(sampling, empty_tables(grammar.vocabulary))
-        first, new = self._places.take(grammar)
-        grammars = sampling.grammars
-        for block in blocks_of(grammar, first) if new else ():
-            grammars = self._put_rows(grammars, *block)
-        return state.replace(sampling=sampling.replace(grammars=grammars)), np.int32(first)
+        return self._grammars.make_room(grammar, used)
 
     def _request(self, job: Job, cached: int, row: Any = None) -> tuple[Any, ...]:
         """Returns the job as the arguments of `state.admit`.

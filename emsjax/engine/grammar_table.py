@@ -12,6 +12,7 @@ from emsjax.limits import GRAMMAR_TABLE_BYTES, MAX_GRAMMAR_STATES
 from emsjax.sampling.automaton import Automaton, Vocabulary
 from emsjax.sampling.grammar import NO_ROW, WORD_BITS, Grammars, Tables
 from emsjax.sampling.rows import NO_TOKEN
+from emsjax.sampling.state import SamplingState, with_tables
 from emsjax.shapes import round_up
 
 # Rows that are copied to the device at a time, so that one program does for grammars of any size.
@@ -79,6 +80,43 @@ class _Place:
     first: int
     end: int
     written: bool = False
+
+
+class GrammarTable:
+    """The table on the device, as far as the host knows it, and the program that fills it."""
+
+    def __init__(self, vocab_size: int):
+        """Prepares the program.
+
+        Args:
+          vocab_size: V.
+        """
+        self._places = Places(table_rows(vocab_size))
+        self._put_rows = jax.jit(put_rows, donate_argnums=0)
+
+    def make_room(self, grammar: Automaton, used: Collection[Automaton]) -> bool:
+        """Finds rows for a grammar, see `Places.make_room`."""
+        return self._places.make_room(grammar, used)
+
+    def put(self, sampling: SamplingState, grammar: Automaton) -> tuple[SamplingState, np.int32]:
+        """Returns the state with a grammar in its table, and the row at which it begins.
+
+        Args:
+          sampling: of all slots; without a table, it gets one.
+          grammar: has room.
+        """
+        if sampling.grammars is None:
+            self._places.forget()
+            sampling = with_tables(sampling, empty_tables(grammar.vocabulary))
+        first, new = self._places.take(grammar)
+        grammars = sampling.grammars
+        for block in blocks_of(grammar, first) if new else ():
+            grammars = self._put_rows(grammars, *block)
+        return sampling.replace(grammars=grammars), np.int32(first)
+
+    def compile(self, sampling: SamplingState, grammar: Automaton) -> None:
+        """Compiles what `put` runs, for a state of these shapes."""
+        self._put_rows.lower(sampling.grammars, *blocks_of(grammar, 0)[0]).compile()
 
 
 class Places:

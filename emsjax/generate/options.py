@@ -99,6 +99,11 @@ def _check_replicas(options: Options) -> None:
             f"--data-parallel {replicas} is too large; give as many as there are devices, "
             f"{MAX_REPLICAS} at most."
         )
+    if replicas > 1 and options.tensor_parallel == "auto":
+        raise UserError(
+            "--tensor-parallel auto takes all devices that the model needs, and --data-parallel "
+            "divides them; give a number with --tensor-parallel."
+        )
     if options.stream and replicas > 1:
         raise UserError(
             "--stream shows texts while one process generates them; leave out --stream or "

@@ -34,6 +34,7 @@ def test_each_replica_sees_a_device_of_its_own():
 
 
 def test_a_replica_may_have_several_devices():
+    assert environment_of(1, 2, {}, each=3)["TPU_CHIPS_PER_PROCESS_BOUNDS"] == "1,3,1"
     found = [environment_of(number, 2, {}, each=4) for number in range(2)]
     assert [each["TPU_VISIBLE_CHIPS"] for each in found] == ["0,1,2,3", "4,5,6,7"]
     assert [each["CUDA_VISIBLE_DEVICES"] for each in found] == ["0,1,2,3", "4,5,6,7"]

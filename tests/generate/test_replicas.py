@@ -188,6 +188,13 @@ def test_more_replicas_than_devices_is_an_error_before_the_first_prompt(file):
     )
 
 
+def test_replicas_whose_models_are_shared_need_more_devices(file):
+    options = {"JAX_PLATFORMS": "", "CUDA_VISIBLE_DEVICES": "5,6,8"}
+    status, out, err = run("--input", file, "--tensor-parallel=2", **options)
+    assert (status, out) == (2, "")
+    assert "--data-parallel 2 needs 4 devices, but CUDA_VISIBLE_DEVICES=5,6,8 names 3;" in err
+
+
 def test_texts_come_in_order():
     prompts = [f"--prompt=p{n}" for n in range(9)]
     status, out, _ = run(*prompts)
@@ -223,6 +230,10 @@ def test_a_live_pipe_is_answered_line_by_line():
         (["--data-parallel=0"], "--data-parallel 0 is too small; give 1 or more."),
         (["--data-parallel=257"], "--data-parallel 257 is too large; give as many as there are "),
         (["--data-parallel=2", "--stream"], "--stream shows texts while one process generates "),
+        (
+            ["--data-parallel=2", "--tensor-parallel=auto"],
+            "--tensor-parallel auto takes all devices that the model needs, and --data-parallel ",
+        ),
     ],
 )
 def test_wrong_options_are_refused(call, llm, arguments, error):

@@ -12,7 +12,8 @@ from pathlib import Path
 from emsjax.errors import UserError
 
 # How the chips of one process lie, by their number, as in jax's own tests of several processes.
-_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}
+# Other numbers lie in a row.
+_BOUNDS = {4: "2,2,1", 8: "2,4,1"}
 # The older names of two variables, which some machines set and libtpu still reads.
 _OLDER = {
     "TPU_CHIPS_PER_HOST_BOUNDS": "TPU_CHIPS_PER_PROCESS_BOUNDS",
@@ -32,7 +33,7 @@ def environment_of(
       number: the replica's number, from 0.
       count: the number of replicas.
       given: the environment of the command. If it already names devices, the replicas share these.
-      each: the number of devices of a replica: 1, 2, 4 or 8.
+      each: the number of devices of a replica.
 
     Raises:
       UserError: `given` names fewer devices than the replicas need.
@@ -45,7 +46,7 @@ def environment_of(
     tpu = {
         "TPU_VISIBLE_CHIPS": ",".join(chips),
         "TPU_VISIBLE_DEVICES": ",".join(chips),
-        "TPU_CHIPS_PER_PROCESS_BOUNDS": _BOUNDS[each],
+        "TPU_CHIPS_PER_PROCESS_BOUNDS": _BOUNDS.get(each, f"1,{each},1"),
         "TPU_PROCESS_BOUNDS": "1,1,1",
         "TPU_PROCESS_ADDRESSES": f"localhost:{port}",
         "TPU_PROCESS_PORT": port,

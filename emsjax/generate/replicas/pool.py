@@ -55,6 +55,8 @@ class Replicas:
             than replicas.
         """
         self._number, self._watch = number, watch
+        # The devices that share a replica's model.
+        self._each: int = engine.get("tensor_parallel_size", 1)
         self._news: SimpleQueue[tuple[Replica, Any]] = SimpleQueue()
         self._replicas: list[Replica] = []
         self._tasks = Tasks()
@@ -119,7 +121,8 @@ class Replicas:
     def _start(self, engine: Mapping[str, Any]) -> None:
         given, relay = os.environ, Relay()
         # All of these first: a wrong number is found before any process starts.
-        shown = [environment_of(place, self._number, given) for place in range(self._number)]
+        places = range(self._number)
+        shown = [environment_of(place, self._number, given, self._each) for place in places]
         for place, environment in enumerate(shown):
             setup = Setup(engine, cores_of(place, self._number, given))
             try:
@@ -149,8 +152,9 @@ class Replicas:
         _, first = ready[0]
         for number, other in ready:
             if other.platform != first.platform:
+                needed = self._number * self._each
                 raise UserError(
-                    f"data_parallel={self._number} needs {self._number} devices, but replica "
+                    f"data_parallel={self._number} needs {needed} devices, but replica "
                     f"{number} found a {other.platform} where the first one found a "
                     f"{first.platform}; give as many as there are devices."
                 )
