@@ -35,7 +35,7 @@ def main() -> None:
         raise
     except BaseException as error:  # a panic of a library in Rust is no Exception
         result = {"error": f"{error}"[:300]}
-    json.dump(result, sys.stdout)
+    json.dump(result, sys.stdout, allow_nan=False)
 
 
 def _result(task: dict[str, Any]) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def _run(task: dict[str, Any]) -> dict[str, Any] | None:
         done = subprocess.run(
             # The folder of the program holds other modules, which must not be found.
             [sys.executable, "-P", str(_PROGRAM)],
-            input=json.dumps(task).encode(),
+            input=json.dumps(task, allow_nan=False).encode(),
             capture_output=True,
             timeout=_TIME_LIMIT,
             check=False,

@@ -76,6 +76,10 @@ def schema_regex(text: str, white: str) -> tuple[str, list[str]]:
     return found.regex, found.patterns
 
 
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
 class _Schema:
     """A schema while its expression is made.
 
@@ -139,7 +143,7 @@ class _Schema:
         fitting = [value for value in values if not kinds or _kind_of(value) & set(kinds)]
         if not fitting:
             raise UserError("enum or const in the JSON schema has no value of its type; change one")
-        return "|".join(escape(json.dumps(value, ensure_ascii=False)) for value in fitting)
+        return "|".join(escape(_json(value)) for value in fitting)
 
     def _reference(self, name: Any) -> str:
         if not isinstance(name, str) or not name.startswith("#/"):
@@ -249,7 +253,7 @@ class _Schema:
             return rf"\{{{white}(?:{pair}(?:{white},{white}{pair})*{white})?\}}"
         pairs = [
             (
-                f"{escape(json.dumps(name, ensure_ascii=False))}{white}:{white}{self._of(value)}",
+                f"{escape(_json(name))}{white}:{white}{self._of(value)}",
                 name,
             )
             for name, value in properties.items()

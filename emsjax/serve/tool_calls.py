@@ -3,10 +3,10 @@
 Such a model writes each call as a JSON object between two tags. What is not one stays text.
 """
 
-import json
 import uuid
 from typing import Any
 
+from emsjax.host.json_text import to_json
 from emsjax.requests.prompt_line import parse
 
 BEGIN, END = "<tool_call>", "</tool_call>"
@@ -71,7 +71,7 @@ def _call(text: str, number: int) -> Call | None:
         return None
     arguments = value.get("arguments", value.get("parameters", {}))
     if not isinstance(arguments, str):
-        arguments = json.dumps(arguments, ensure_ascii=False)
+        arguments = to_json(arguments, ensure_ascii=False)
     return {
         "index": number,
         "id": f"call_{uuid.uuid4().hex[:24]}",

@@ -33,7 +33,9 @@ def main(arguments: list[str] | None = None, seconds_of: Timer = seconds_of_call
             print(_line(job, found), file=sys.stderr, flush=True)
             entries = _put(entries, found)
             # After each, so that an interrupt keeps what was measured.
-            options.output.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+            options.output.write_text(
+                json.dumps(entries, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+            )
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
