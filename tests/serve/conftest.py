@@ -1,10 +1,15 @@
 """A server of a tiny model whose tokenizer makes each word one token."""
 
+import socket
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import jax
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
+from starlette.types import ASGIApp
 
 from emsjax import LLM
 from emsjax.requests.service import Service
@@ -14,6 +19,7 @@ from emsjax.serve.options import Settings
 from tests.tiny import chat_checkpoint
 
 NAME = "tiny"
+PATIENCE = 60.0  # seconds, after which a test that hangs fails
 
 
 @pytest.fixture(scope="package")
@@ -24,7 +30,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="package")
 def llm(model_dir: str) -> LLM:
-    return LLM(model_dir, max_batch_size=2, max_model_len=200, planner=False)
+    return LLM(model_dir, max_batch_size=2, max_model_len=200, planner=False, trace=True)
 
 
 @pytest.fixture(scope="package")
@@ -41,6 +47,21 @@ def backend(llm: LLM) -> Iterator[Backend]:
         backend = Backend(llm, Settings(name=NAME, most_waiting=20, max_body=10_000))
         yield backend
         backend.close()
+
+
+@contextmanager
+def serving(app: ASGIApp) -> Iterator[int]:
+    """Serves at the yielded port of a real socket, and shuts down gracefully."""
+    server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_level="error"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join(PATIENCE)
+    assert not thread.is_alive()
 
 
 @pytest.fixture(scope="package")

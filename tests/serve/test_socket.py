@@ -27,14 +27,8 @@ def port(llm: LLM, backend: Backend) -> Iterator[int]:
     """Serves with a second thread for the same model, and shuts down gracefully."""
     del backend  # gives the threads of all services the settings of the tests
     app = make_app(Backend(llm, Settings(name="tiny", api_key=KEY)))
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_level="error"))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        yield listener.getsockname()[1]
-        server.should_exit = True
-        thread.join(PATIENCE)
-    assert not thread.is_alive()
+    with serving(app) as port:
+        yield port
 
 
 def test_the_official_client(port: int, llm: LLM):
