@@ -41,7 +41,7 @@ def opened(browser, llm: LLM, backend: Backend) -> Iterator[Open]:
             page.on("pageerror", lambda error: logged.append(str(error)))
             page.goto(address)
             if api_key is None:
-                page.wait_for_function(f"document.title === {NAME!r}")
+                page.locator("#model", has_text=NAME).wait_for()
             return page
 
         yield open_page
@@ -164,8 +164,8 @@ def test_the_token_view_of_an_answer(opened: Open, llm: LLM, scheme: str):
 def test_an_answer_is_stopped(opened: Open, held: threading.Event, by: str):
     page = opened()
     ask(page, "w7 w8")
-    said = page.locator("article.assistant .said")
-    page.wait_for_function("document.querySelector('.assistant .said').textContent")
+    said = page.locator("article.assistant .said", has_text="w")
+    said.wait_for()
     assert page.locator("#send").is_hidden()
     picture(page, "writing")
     if by == "Escape":
@@ -176,7 +176,7 @@ def test_an_answer_is_stopped(opened: Open, held: threading.Event, by: str):
         assert page.locator("article").count() == 0
     else:
         page.get_by_text("Stopped.").wait_for()
-        assert said.evaluate("e => e.textContent")
+        assert said.is_visible()
     assert page.locator("#send").is_visible()
     held.set()
     use(page, **{"max-tokens": 3})
@@ -193,7 +193,7 @@ def test_the_key_is_asked_for_and_kept_in_memory(opened: Open):
         page.keyboard.press("Enter")
         if given != KEY:
             page.get_by_text("The key is wrong.").wait_for()
-    page.wait_for_function(f"document.title === {NAME!r}")
+    page.locator("#model", has_text=NAME).wait_for()
     assert page.locator("#key-form").is_hidden()
     use(page, **{"max-tokens": 3})
     ask(page, "w7")
