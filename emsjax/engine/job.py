@@ -65,8 +65,8 @@ class Finished:
       failed: whether it ended because the target's logits after the last token leave no choice: one
         of them is NaN or infinite, or all are -inf.
       logprobs: numpy arrays [tokens, ...]; None if the job did not ask for them.
-      trace: where each token came from, without texts; None if the engine does not record traces, or
-        the job is not `traced`.
+      trace: where each token came from, without texts; None if the engine records none, or the
+        job is not `traced`.
       prompt_logprobs: numpy arrays [prompt - 1, ...], for all tokens of the prompt but the first;
         None unless `job.scores_prompt`.
     """

@@ -15,8 +15,8 @@ from emsjax.serve import body
 from emsjax.serve.answers import Answer, ChatAnswer, TextAnswer
 from emsjax.serve.backend import Backend, Call
 from emsjax.serve.body import Asked, Fields
-from emsjax.serve.errors import api_error
 from emsjax.serve.chat_page import chat_page
+from emsjax.serve.errors import api_error
 from emsjax.serve.guards import Guarded, error_response, json_response
 from emsjax.version import __version__
 

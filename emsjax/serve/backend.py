@@ -63,14 +63,14 @@ class Backend:
         """Submits what a body asks for.
 
         Raises:
-          UserError: a prompt or the parameters do not fit the model, or traces are asked for and not
-            recorded.
+          UserError: a prompt or the parameters do not fit the model, or traces are asked for but
+            not recorded.
           LineFullError: too many requests wait.
           ServiceClosedError: the server is shutting down.
         """
         arrived = time.perf_counter()
         if asked.trace and not self.traces:
-            raise UserError(f"{TRACE} is for servers that record traces; start one without --no-page")
+            raise UserError(f"{TRACE} needs recorded traces; start the server without --no-page")
 
         def read() -> list[Request]:
             return [

@@ -229,9 +229,7 @@ def _asked(
             "a stream has no log-probabilities of the prompt; leave out stream, or prompt_logprobs "
             "and echo with logprobs"
         )
-    return Asked(
-        prompts, params, chat, stream, usage, echo, only_echo, priority, trace=trace
-    )
+    return Asked(prompts, params, chat, stream, usage, echo, only_echo, priority, trace=trace)
 
 
 def _take_structure(given: Fields) -> None:

@@ -9,15 +9,14 @@ from collections.abc import Iterator
 
 import openai
 import pytest
-import uvicorn
 
 from emsjax import LLM, SamplingParams
 from emsjax.serve.__main__ import main
 from emsjax.serve.app import make_app
 from emsjax.serve.backend import Backend
 from emsjax.serve.options import Settings
+from tests.serve.conftest import PATIENCE, serving
 
-PATIENCE = 60.0  # seconds, after which a test that hangs fails
 KEY = "secret"
 MESSAGES = [{"role": "user", "content": "w7 w8"}]
 
@@ -93,6 +92,7 @@ def test_the_command_answers_until_it_is_told_to_end(model_dir: str):
         assert server.stderr is not None
         line = next(each for each in server.stderr if each.startswith("serving"))
         address = next(word for word in line.split() if word.startswith("http://127.0.0.1:"))
+        assert line.rstrip().endswith(f"; chat at {address.removesuffix('/v1')}")
         with openai.OpenAI(api_key="none", base_url=address, max_retries=0) as client:
             stream = client.completions.create(
                 model="model",
