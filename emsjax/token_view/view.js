@@ -81,6 +81,7 @@
 
   function placeTip(box) {
     tip.hidden = false;
+    tip.style.left = "0"; // or it would be narrower where it is far to the right
     const { width, height } = tip.getBoundingClientRect();
     const below = box.bottom + 8 + height <= innerHeight;
     const left = Math.min(Math.max(box.left, 8), innerWidth - width - 8);
