@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 
 from emsjax import LLM, SamplingParams
+from emsjax.engine.slots import Slots
 from emsjax.serve.app import make_app
-from emsjax.serve.backend import Backend
+from emsjax.serve.backend import Backend, Call
 from emsjax.serve.options import Settings
 from tests.serve.conftest import NAME, PATIENCE, serving
 
 pytestmark = pytest.mark.slow
 
 KEY = "secret"
+LONG_ANSWER = "w7 " * 60 + "w8"  # gets one of more than 40 tokens at temperature 0
 # Where to leave screenshots, for whoever wants to look at them.
 PICTURES = os.environ.get("EMSJAX_SCREENSHOTS")
 Open = Callable[..., Any]
@@ -56,21 +58,21 @@ def opened(browser, llm: LLM, backend: Backend) -> Iterator[Open]:
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Holds an answer of a server that is opened later after some steps, until the event is set."""
-    go_on, start = threading.Event(), Backend.start
+    """Holds answers once they have some text, until the event is set."""
+    go_on, begun = threading.Event(), threading.Event()
+    listen, step = Call._listen, Slots.step
 
-    async def start_held(self: Backend, *args: Any) -> Any:
-        step, steps = self.service.slots.step, []
+    def listen_first(call: Call, message: Any) -> None:
+        listen(call, message)
+        if getattr(message, "text", None):
+            begun.set()
 
-        def step_once(more: bool) -> Any:
-            steps.append(None)
-            assert len(steps) < 3 or go_on.wait(PATIENCE)
-            return step(more)
+    def step_once(slots: Slots, more: bool) -> Any:
+        assert not begun.is_set() or go_on.wait(PATIENCE)
+        return step(slots, more)
 
-        monkeypatch.setattr(self.service.slots, "step", step_once)
-        return await start(self, *args)
-
-    monkeypatch.setattr(Backend, "start", start_held)
+    monkeypatch.setattr(Call, "_listen", listen_first)
+    monkeypatch.setattr(Slots, "step", step_once)
     yield go_on
     go_on.set()
 
@@ -129,14 +131,14 @@ def test_the_token_view_of_an_answer(opened: Open, llm: LLM, scheme: str):
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(252, 252, 251)") == (scheme == "light")
     use(page, **{"temperature": 0, "max-tokens": 40})
-    text = "w7 " * 60 + "w8"
-    ask(page, text)
+    ask(page, LONG_ANSWER)
     shown = answer(page)
-    chat = [{"role": "user", "content": text}]
+    chat = [{"role": "user", "content": LONG_ANSWER}]
     (wanted,) = llm.chat(chat, SamplingParams(max_tokens=40))[0].outputs
     steps, sources = wanted.trace.steps, wanted.trace.sources
     rejected = [step.rejected for step in steps if step.rejected]
     assert rejected
+    assert len(wanted.token_ids) == 40
     assert any(step.drafted and not step.rejected for step in steps)
     drafted = sum(len(step.drafted) for step in steps)
     facts = f"{drafted} drafted, {sources.count('drafted')} accepted, "
@@ -167,7 +169,8 @@ def test_the_token_view_of_an_answer(opened: Open, llm: LLM, scheme: str):
 @pytest.mark.parametrize("by", ["Escape", "button", "new chat"])
 def test_an_answer_is_stopped(opened: Open, held: threading.Event, by: str):
     page = opened()
-    ask(page, "w7 w8")
+    use(page, temperature=0)
+    ask(page, LONG_ANSWER)
     said = page.locator("article.assistant .said", has_text="w")
     said.wait_for()
     assert page.locator("#send").is_hidden()
