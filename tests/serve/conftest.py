@@ -12,9 +12,11 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
 from emsjax import LLM
+from emsjax.requests.outputs import RequestOutput
 from emsjax.requests.service import Service
 from emsjax.serve.app import make_app
 from emsjax.serve.backend import Backend
+from emsjax.serve.metrics import Metrics
 from emsjax.serve.options import Settings
 from tests.tiny import chat_checkpoint
 
@@ -68,3 +70,17 @@ def serving(app: ASGIApp) -> Iterator[int]:
 def client(backend: Backend) -> TestClient:
     # Not as a context manager, which would shut the server down at the end of each file.
     return TestClient(make_app(backend), raise_server_exceptions=False)
+
+
+@pytest.fixture
+def finished(monkeypatch: pytest.MonkeyPatch) -> list[RequestOutput]:
+    """The results behind the answers of servers, in order."""
+    found: list[RequestOutput] = []
+    count = Metrics.finished
+
+    def finish(metrics: Metrics, output: RequestOutput, seconds: float) -> None:
+        found.append(output)
+        count(metrics, output, seconds)
+
+    monkeypatch.setattr(Metrics, "finished", finish)
+    return found

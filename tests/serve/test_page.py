@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from emsjax import LLM, SamplingParams
+from emsjax import CompletionOutput, RequestOutput
 from emsjax.engine import occupant
-from emsjax.engine.trace import Trace
 from emsjax.serve.app import make_app
 from emsjax.serve.backend import Backend
 from emsjax.serve.chat_page import chat_page
@@ -18,6 +17,7 @@ from emsjax.serve.guards import Guarded
 from emsjax.serve.options import Options
 from tests.serve.test_api import events, post, refused, texts
 
+TEXT = "/v1/completions"
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "w7 w8 w7 w8"}]
 GREEDY = {"temperature": 0, "max_tokens": 60, "ignore_eos": True}
@@ -66,9 +66,10 @@ def test_a_server_without_a_page_records_no_traces(
     assert "emsjax_trace" not in str(post(client, CHAT, messages=MESSAGES, emsjax_trace=False))
 
 
-def check(found: Any, trace: Trace) -> None:
-    """Compares an answer's trace with that of `LLM.chat`."""
+def check(found: Any, output: CompletionOutput) -> None:
+    """Compares the trace in an answer with that of the result behind it."""
     assert found.keys() == {"steps"}
+    trace = output.trace
     wanted = [step for step in trace.steps if step.emitted]
     words = trace.token_texts
     for step, each in zip(found["steps"], wanted, strict=True):
@@ -76,33 +77,30 @@ def check(found: Any, trace: Trace) -> None:
         assert step["drafted"] == [words[token] for token in each.drafted]
         assert step["accepted"] == each.accepted
         assert step["rejected"] == [words[token] for token in each.rejected]
+    tokens = [token for step in found["steps"] for token in step["tokens"]]
+    assert tuple(token["id"] for token in tokens) == output.token_ids
+    assert "".join(token["text"] for token in tokens) == output.text
 
 
-def test_answers_have_the_traces_of_generate(client: TestClient, llm: LLM):
-    params = SamplingParams(**GREEDY)
-    (wanted,) = llm.chat(MESSAGES, params)[0].outputs
-    assert {"drafted", "bonus", "plain"} == set(wanted.trace.sources)
-    assert any(step.rejected for step in wanted.trace.steps)
+def test_answers_have_the_traces_of_their_results(
+    client: TestClient, finished: list[RequestOutput]
+):
     asked = {"messages": MESSAGES, **GREEDY, "emsjax_trace": True}
     (choice,) = post(client, CHAT, **asked)["choices"]
-    check(choice["emsjax_trace"], wanted.trace)
-    tokens = [token for step in choice["emsjax_trace"]["steps"] for token in step["tokens"]]
-    assert tuple(token["id"] for token in tokens) == wanted.token_ids
-    assert "".join(token["text"] for token in tokens) == choice["message"]["content"]
     *chunks, last = events(client, CHAT, **asked)
     assert "emsjax_trace" not in str(chunks)
     assert last["choices"][0]["delta"] == {}
-    assert last["choices"][0]["emsjax_trace"] == choice["emsjax_trace"]
-    (text,) = llm.generate("w7 w8 w7 w8", params)[0].outputs
-    (choice,) = post(client, "/v1/completions", prompt="w7 w8 w7 w8", **GREEDY, emsjax_trace=True)[
-        "choices"
-    ]
-    check(choice["emsjax_trace"], text.trace)
+    (text,) = post(client, TEXT, prompt="w7 w8", **GREEDY, emsjax_trace=True)["choices"]
+    for answer, result in zip((choice, last["choices"][0], text), finished, strict=True):
+        check(answer["emsjax_trace"], result.outputs[0])
+    traces = [result.outputs[0].trace for result in finished]
+    assert {source for trace in traces for source in trace.sources} == {"drafted", "bonus", "plain"}
+    assert any(step.rejected for trace in traces for step in trace.steps)
 
 
 def test_each_output_of_a_stream_has_a_trace(client: TestClient):
     asked = {"prompt": ["w7 w8", "w9"], "n": 2, "seed": 1, "max_tokens": 8, "ignore_eos": True}
-    chunks = events(client, "/v1/completions", **asked, emsjax_trace=True)
+    chunks = events(client, TEXT, **asked, emsjax_trace=True)
     written = texts(chunks)
     choices = [choice for chunk in chunks for choice in chunk["choices"]]
     traces = {each["index"]: each["emsjax_trace"] for each in choices if "emsjax_trace" in each}
@@ -127,8 +125,6 @@ def test_nothing_is_traced_unless_it_is_asked_for(
 
 
 def test_what_a_trace_is_not_for(client: TestClient):
-    status, error = refused(
-        client, "/v1/completions", prompt="w7", max_tokens=0, echo=True, emsjax_trace=True
-    )
+    status, error = refused(client, TEXT, prompt="w7", max_tokens=0, echo=True, emsjax_trace=True)
     assert (status, "emsjax_trace" in error["message"]) == (400, True)
     assert refused(client, CHAT, messages=MESSAGES, emsjax_trace="yes")[0] == 400

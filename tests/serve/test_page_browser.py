@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from emsjax import LLM, SamplingParams
+from emsjax import LLM, RequestOutput, SamplingParams
 from emsjax.engine.slots import Slots
 from emsjax.serve.app import make_app
 from emsjax.serve.backend import Backend, Call
@@ -126,15 +126,14 @@ def test_a_conversation_is_that_of_the_model(opened: Open, llm: LLM):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_token_view_of_an_answer(opened: Open, llm: LLM, scheme: str):
+def test_the_token_view_of_an_answer(opened: Open, finished: list[RequestOutput], scheme: str):
     page = opened(color_scheme=scheme)
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(252, 252, 251)") == (scheme == "light")
     use(page, **{"temperature": 0, "max-tokens": 40})
     ask(page, LONG_ANSWER)
     shown = answer(page)
-    chat = [{"role": "user", "content": LONG_ANSWER}]
-    (wanted,) = llm.chat(chat, SamplingParams(max_tokens=40))[0].outputs
+    (wanted,) = finished[-1].outputs
     steps, sources = wanted.trace.steps, wanted.trace.sources
     rejected = [step.rejected for step in steps if step.rejected]
     assert rejected
