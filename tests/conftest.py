@@ -23,6 +23,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from emsjax import build_engine
 from emsjax.host.cache import use_compile_cache
 from emsjax.plan import setting
+from tests.browser import browser  # noqa: F401
 from tests.interpreters import (  # noqa: F401
     interpreting_gpu,
     interpreting_tpu,

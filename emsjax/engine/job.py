@@ -37,6 +37,7 @@ class Job:
       watch_logprobs: called after `watch`, if the job asks for log-probabilities.
       grammar: what the output may be; None for any text. `choice` is made with `in_grammar` then.
       scores_prompt: whether the prompt's own tokens get log-probabilities.
+      traced: whether the result has a trace, if the engine records them.
     """
 
     key: object
@@ -49,6 +50,7 @@ class Job:
     watch_logprobs: WatchLogprobs | None = None
     grammar: Automaton | None = None
     scores_prompt: bool = False
+    traced: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Finished:
       failed: whether it ended because the target's logits after the last token leave no choice: one
         of them is NaN or infinite, or all are -inf.
       logprobs: numpy arrays [tokens, ...]; None if the job did not ask for them.
-      trace: where each token came from, without texts; None if the engine does not record traces.
+      trace: where each token came from, without texts; None if the engine records none, or the
+        job is not `traced`.
       prompt_logprobs: numpy arrays [prompt - 1, ...], for all tokens of the prompt but the first;
         None unless `job.scores_prompt`.
     """

@@ -122,7 +122,7 @@ def _logprobs(job: Job, state: DecodeState, slot: int, span: slice) -> Logprobs 
 def _trace(
     occupant: Occupant, seen: Snapshot, state: DecodeState, slot: int, began: float
 ) -> Trace | None:
-    if state.drafts is None:
+    if state.drafts is None or not occupant.job.traced:
         return None
     span = slice(len(occupant.job.prompt), int(seen.lens[slot]))
     emitted_at, drafts = jax.device_get((state.emitted_at[slot], state.drafts[slot]))

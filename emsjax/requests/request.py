@@ -35,6 +35,7 @@ class Request:
       vocab_size: V.
       has_text: whether the model has a tokenizer.
       grammar: the automaton of `params.structured_outputs`; None without them.
+      traced: whether its outputs have a trace, if the engine records them.
     """
 
     request_id: str
@@ -47,6 +48,7 @@ class Request:
     vocab_size: int
     has_text: bool
     grammar: Automaton | None = None
+    traced: bool = True
 
     @property
     def bans_by_text(self) -> bool:

@@ -71,6 +71,7 @@ class Sample:
             grammar=request.grammar,
             # The outputs of a request have one prompt.
             scores_prompt=request.params.prompt_logprobs is not None and self.index == 0,
+            traced=request.traced,
         )
 
     @property

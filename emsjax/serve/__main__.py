@@ -48,6 +48,9 @@ def _serve(
     shutdown_time: Annotated[
         float, number("--shutdown-time", "Seconds to finish after Ctrl-C.", _SERVER, float)
     ] = 30.0,
+    page: Annotated[
+        bool, option("--page/--no-page", "A page to chat with the model, at /.", _SERVER)
+    ] = True,
     model: shared.Model = None,
     tokenizer: shared.Tokenizer = None,
     dtype: shared.Dtype = "auto",

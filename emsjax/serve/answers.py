@@ -4,6 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from emsjax.host.json_text import to_json
@@ -11,9 +12,10 @@ from emsjax.requests.outputs import CompletionOutput, Piece, RequestOutput
 from emsjax.requests.request import Request
 from emsjax.serve import logprobs
 from emsjax.serve.backend import Backend, Call, new_id
-from emsjax.serve.body import Asked
+from emsjax.serve.body import TRACE, Asked
 from emsjax.serve.errors import ApiError, api_error
 from emsjax.serve.tool_calls import ToolText
+from emsjax.serve.traces import trace_of
 
 Record = dict[str, Any]
 
@@ -50,6 +52,7 @@ class Answer(ABC):
         await self._prepare(call)
         choices = [
             self._choice(self._index(place, each.index), place, each, outputs[place])
+            | self._trace(each)
             for place in range(len(call.requests))
             for each in outputs[place].outputs
         ]
@@ -78,6 +81,8 @@ class Answer(ABC):
                     if piece.text or piece.token_ids or piece.finish_reason:
                         index = self._index(piece.prompt_index, piece.index)
                         yield self._chunk([self._part(index, piece)])
+                    if self._asked.trace and piece.output is not None:
+                        yield self._chunk(self._traces(piece, piece.output))
             if self._asked.include_usage:
                 yield self._chunk([], _usage(call.requests, written))
         except Exception as error:
@@ -100,6 +105,17 @@ class Answer(ABC):
     @abstractmethod
     def _part(self, index: int, piece: Piece) -> Record:
         """Returns a piece of an output as a choice of a chunk."""
+
+    def _traces(self, last: Piece, whole: RequestOutput) -> list[Record]:
+        """Returns the traces of a request's outputs as choices of a chunk that adds no text."""
+        empty = replace(last, text="", token_ids=(), finish_reason=None, logprobs=None)
+        return [
+            self._part(self._index(last.prompt_index, each.index), empty) | self._trace(each)
+            for each in whole.outputs
+        ]
+
+    def _trace(self, output: CompletionOutput) -> Record:
+        return {TRACE: trace_of(output)} if self._asked.trace else {}
 
     def _opening(self, index: int, place: int) -> list[Record]:
         """Returns the choices of the chunks with which an output begins."""

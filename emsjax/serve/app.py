@@ -15,6 +15,7 @@ from emsjax.serve import body
 from emsjax.serve.answers import Answer, ChatAnswer, TextAnswer
 from emsjax.serve.backend import Backend, Call
 from emsjax.serve.body import Asked, Fields
+from emsjax.serve.chat_page import chat_page
 from emsjax.serve.errors import api_error
 from emsjax.serve.guards import Guarded, error_response, json_response
 from emsjax.version import __version__
@@ -48,6 +49,8 @@ def make_app(backend: Backend) -> ASGIApp:
     _add_generation(app, backend)
     _add_tokens(app, backend)
     _add_state(app, backend)
+    if backend.traces:
+        _add_page(app, backend)
     settings = backend.settings
     return Guarded(app, api_key=settings.api_key, max_body=settings.max_body)
 
@@ -166,3 +169,12 @@ def _add_state(app: FastAPI, backend: Backend) -> None:
         ("/metrics", metrics),
     ):
         app.add_route(path, route, ["GET"])
+
+
+def _add_page(app: FastAPI, backend: Backend) -> None:
+    page = chat_page(needs_key=backend.settings.api_key is not None)
+
+    async def show(_: Request) -> Response:
+        return Response(page.html, headers=page.headers, media_type="text/html")
+
+    app.add_route("/", show, ["GET"])

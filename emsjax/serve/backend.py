@@ -5,14 +5,17 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
+from emsjax.errors import UserError
 from emsjax.llm import LLM
 from emsjax.loading.hf.tokenizer import decode
 from emsjax.requests.outputs import Piece
+from emsjax.requests.prompts import Prompt
 from emsjax.requests.request import Request
 from emsjax.requests.service import ServiceClosedError, Ticket
-from emsjax.serve.body import Asked
+from emsjax.serve.body import TRACE, Asked
 from emsjax.serve.metrics import Metrics
 from emsjax.serve.options import Settings
 from emsjax.serve.tool_calls import BEGIN
@@ -60,21 +63,33 @@ class Backend:
         """Submits what a body asks for.
 
         Raises:
-          UserError: a prompt or the parameters do not fit the model.
+          UserError: a prompt or the parameters do not fit the model, or traces are asked for but
+            not recorded.
           LineFullError: too many requests wait.
           ServiceClosedError: the server is shutting down.
         """
         arrived = time.perf_counter()
+        if asked.trace and not self.traces:
+            raise UserError(f"{TRACE} needs recorded traces; start the server without --no-page")
 
         def read() -> list[Request]:
             return [
-                self.llm.request(prompt, asked.params, f"{request_id}-{place}", asked.chat)
+                self._request(prompt, asked, f"{request_id}-{place}")
                 for place, prompt in enumerate(asked.prompts)
             ]
 
         if asked.params.structured_outputs is not None:
             await self._run(self._compiler, lambda: self.llm.compile_grammar(asked.params))
         return Call(self, asked, await self.off_loop(read), arrived)
+
+    def _request(self, prompt: Prompt, asked: Asked, request_id: str) -> Request:
+        request = self.llm.request(prompt, asked.params, request_id, asked.chat)
+        return replace(request, traced=asked.trace)
+
+    @property
+    def traces(self) -> bool:
+        """Whether the model records where tokens come from, which the page shows."""
+        return self.llm.engine.trace
 
     @property
     def writes_calls(self) -> bool:

@@ -15,6 +15,8 @@ from emsjax.serve.errors import ApiError
 
 Fields = dict[str, Any]
 
+# Asks for the origin of each token; in an answer, it has that name, too.
+TRACE = "emsjax_trace"
 # The API's own defaults, where they differ from those of `SamplingParams`.
 _TEMPERATURE = 1.0
 # Fields that say something about the client, or about a service with many machines.
@@ -58,6 +60,7 @@ class Asked:
       only_echo: whether it ends there, too.
       priority: requests with a lower number get slots first.
       calls_tools: whether calls of tools are read from the text.
+      trace: whether the answer says where each token came from.
     """
 
     prompts: Sequence[Prompt]
@@ -69,6 +72,7 @@ class Asked:
     only_echo: bool = False
     priority: int = 0
     calls_tools: bool = False
+    trace: bool = False
 
 
 def read_fields(body: bytes) -> Fields:
@@ -204,7 +208,9 @@ def _asked(
     only_echo: bool = False,
     chat: ChatOptions | None = None,
 ) -> Asked:
-    stream = _flag(given, "stream")
+    stream, trace = _flag(given, "stream"), _flag(given, TRACE)
+    if trace and only_echo:
+        raise UserError(f"{TRACE} is about generated tokens; leave it out, or raise max_tokens")
     usage = _include_usage(given, stream)
     _take_structure(given)
     priority = given.pop("priority", 0)
@@ -223,7 +229,7 @@ def _asked(
             "a stream has no log-probabilities of the prompt; leave out stream, or prompt_logprobs "
             "and echo with logprobs"
         )
-    return Asked(prompts, params, chat, stream, usage, echo, only_echo, priority)
+    return Asked(prompts, params, chat, stream, usage, echo, only_echo, priority, trace=trace)
 
 
 def _take_structure(given: Fields) -> None:

@@ -11,8 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from emsjax.host.json_text import to_json
 from emsjax.serve.errors import ApiError
 
-# Routes without a key, for the machines that watch the server.
-_OPEN = frozenset({"/health", "/version", "/metrics"})
+# Routes without a key: for the machines that watch the server, and the page that asks for the key.
+_OPEN = frozenset({"/", "/health", "/version", "/metrics"})
 
 
 class Guarded:

@@ -1,6 +1,7 @@
 """The options of the command line, and the checks that they fit together."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from emsjax.cli.model_options import ModelOptions, check_model_options
 from emsjax.errors import UserError
@@ -37,6 +38,13 @@ class Options(ModelOptions):
     max_waiting: int = 1024
     time_limit: float = 600.0
     shutdown_time: float = 30.0
+    page: bool = True
+
+    def engine(self) -> dict[str, Any]:
+        """Returns the arguments for `emsjax.llm.LLM`, leaving out what is as by default."""
+        # The page shows traces. Recording them takes 4 bytes for each draft position and token of
+        # the cache; they are read from the device only for requests that ask for them.
+        return super().engine() | ({"trace": True} if self.page else {})
 
     def settings(self) -> Settings:
         """Returns what concerns clients."""

@@ -39,9 +39,11 @@ def run(options: Options) -> int:
                 timeout_graceful_shutdown=max(1, round(options.shutdown_time)),
             )
         )
-        address = f"http://{_shown(options.host)}:{listener.getsockname()[1]}/v1"
+        address = f"http://{_shown(options.host)}:{listener.getsockname()[1]}"
         key = "with" if options.api_key else "without"
-        print(f"serving {backend.name} at {address} {key} a key", file=sys.stderr, flush=True)
+        page = f"; chat at {address}" if options.page else ""
+        said = f"serving {backend.name} at {address}/v1 {key} a key{page}"
+        print(said, file=sys.stderr, flush=True)
         try:
             server.run(sockets=[listener])
         except KeyboardInterrupt:  # raised again after the shutdown that it caused

@@ -68,10 +68,14 @@ def _template() -> Template:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals |= {"style": _file("style.css"), "script": _file("view.js")}
+    environment.globals |= {
+        "style": asset("tokens.css") + asset("style.css"),
+        "script": asset("view.js"),
+    }
     environment.filters["count"] = count
-    return environment.from_string(_file("page.html"))
+    return environment.from_string(asset("page.html"))
 
 
-def _file(name: str) -> str:
+def asset(name: str) -> str:
+    """Returns a file of the page, such as `view.js`."""
     return files("emsjax.token_view").joinpath(name).read_text(encoding="utf-8")

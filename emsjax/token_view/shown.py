@@ -91,7 +91,7 @@ def shown_outputs(output: RequestOutput, name: str, first: int) -> list[ShownOut
             name=f"{name}, output {position + 1}" if several else name,
             label=f"{name}.{position + 1}" if several else name,
             prompt=None if position else _prompt(output),
-            steps=list(_steps(completion, completion.trace)),
+            steps=shown_steps(completion),
             end=_end(completion),
             trace=completion.trace,
         )
@@ -117,6 +117,12 @@ def _end(completion: CompletionOutput) -> str:
     if completion.stop_reason is not None:
         return f"ended by the stop token {completion.stop_reason}"
     return "ended at the end of text"
+
+
+def shown_steps(completion: CompletionOutput) -> list[ShownStep]:
+    """Returns the steps that emitted tokens; none without a trace."""
+    trace = completion.trace
+    return [] if trace is None else list(_steps(completion, trace))
 
 
 def _steps(completion: CompletionOutput, trace: Trace) -> Iterator[ShownStep]:

@@ -81,6 +81,7 @@
 
   function placeTip(box) {
     tip.hidden = false;
+    tip.style.left = "0"; // or it would be narrower where it is far to the right
     const { width, height } = tip.getBoundingClientRect();
     const below = box.bottom + 8 + height <= innerHeight;
     const left = Math.min(Math.max(box.left, 8), innerWidth - width - 8);
@@ -101,11 +102,13 @@
   function mark(step) {
     unmark();
     step.classList.add("on");
+    marked = [[step, "on"]];
     const cursor = step.closest("article").querySelector(".cursor");
+    if (!cursor) return; // the server's page has no charts
     const steps = [...step.parentElement.children];
     cursor.style.left = `${(100 * steps.indexOf(step)) / steps.length}%`;
     cursor.hidden = false;
-    marked = [[step, "on"], [cursor, "cursor"]];
+    marked.push([cursor, "cursor"]);
   }
 
   // A token that wraps has a box on each of its lines.
@@ -173,23 +176,28 @@
     End: (all) => all.at(-1),
   };
 
-  for (const text of document.querySelectorAll(".text")) {
-    text.addEventListener("focus", () => {
-      if (text.matches(":focus-visible")) go(text, current.get(text) ?? text.querySelector(".t"));
-    });
-    text.addEventListener("blur", () => {
-      current.get(text)?.classList.remove("at");
-      hide();
-    });
-    text.addEventListener("click", ({ target }) => go(text, target.closest(".t")));
-    text.addEventListener("keydown", (event) => {
-      const move = MOVES[event.key];
-      if (!move || event.ctrlKey || event.metaKey || event.altKey) return;
-      event.preventDefault();
-      const all = [...text.querySelectorAll(".t")];
-      go(text, move(all, all.indexOf(current.get(text))));
-    });
-  }
+  // Of the document, because the server's page adds texts.
+  const textOf = (event) => event.target.closest?.(".text");
+  document.addEventListener("focusin", (event) => {
+    const text = event.target;
+    if (text.matches(".text:focus-visible")) go(text, current.get(text) ?? text.querySelector(".t"));
+  });
+  document.addEventListener("focusout", ({ target }) => {
+    if (!target.matches(".text")) return;
+    current.get(target)?.classList.remove("at");
+    hide();
+  });
+  document.addEventListener("click", (event) => {
+    if (textOf(event)) go(textOf(event), event.target.closest(".t"));
+  });
+  document.addEventListener("keydown", (event) => {
+    const move = MOVES[event.key];
+    const text = textOf(event);
+    if (!text || !move || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    const all = [...text.querySelectorAll(".t")];
+    go(text, move(all, all.indexOf(current.get(text))));
+  });
   for (const stay of document.querySelectorAll(".stay")) {
     stay.addEventListener("focus", () => {
       if (stay.matches(":focus-visible")) showTip(aboutStay(stay), () => boxOf(stay));

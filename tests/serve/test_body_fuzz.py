@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from emsjax.errors import UserError
 from emsjax.requests.sampling_params import SamplingParams
-from emsjax.serve.body import Asked, chat_of, completion_of, read_fields
+from emsjax.serve.body import TRACE, Asked, chat_of, completion_of, read_fields
 from emsjax.serve.errors import ApiError
 
 NAMES = [field.name for field in fields(SamplingParams)]
 NAMES += ["prompt", "messages", "stream", "stream_options", "echo", "top_logprobs", "tools"]
 NAMES += ["max_completion_tokens", "response_format", "tool_choice", "user", "priority", "suffix"]
 NAMES += ["chat_template_kwargs", "add_generation_prompt", "continue_final_message", "best_of"]
+NAMES += [TRACE]
 SIMPLE = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 MESSAGE = st.fixed_dictionaries({"role": st.just("user"), "content": SIMPLE | st.lists(SIMPLE)})
 VALUES = st.recursive(

@@ -9,15 +9,14 @@ from collections.abc import Iterator
 
 import openai
 import pytest
-import uvicorn
 
 from emsjax import LLM, SamplingParams
 from emsjax.serve.__main__ import main
 from emsjax.serve.app import make_app
 from emsjax.serve.backend import Backend
 from emsjax.serve.options import Settings
+from tests.serve.conftest import PATIENCE, serving
 
-PATIENCE = 60.0  # seconds, after which a test that hangs fails
 KEY = "secret"
 MESSAGES = [{"role": "user", "content": "w7 w8"}]
 
@@ -27,14 +26,8 @@ def port(llm: LLM, backend: Backend) -> Iterator[int]:
     """Serves with a second thread for the same model, and shuts down gracefully."""
     del backend  # gives the threads of all services the settings of the tests
     app = make_app(Backend(llm, Settings(name="tiny", api_key=KEY)))
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_level="error"))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        yield listener.getsockname()[1]
-        server.should_exit = True
-        thread.join(PATIENCE)
-    assert not thread.is_alive()
+    with serving(app) as port:
+        yield port
 
 
 def test_the_official_client(port: int, llm: LLM):
@@ -99,6 +92,7 @@ def test_the_command_answers_until_it_is_told_to_end(model_dir: str):
         assert server.stderr is not None
         line = next(each for each in server.stderr if each.startswith("serving"))
         address = next(word for word in line.split() if word.startswith("http://127.0.0.1:"))
+        assert line.rstrip().endswith(f"; chat at {address.removesuffix('/v1')}")
         with openai.OpenAI(api_key="none", base_url=address, max_retries=0) as client:
             stream = client.completions.create(
                 model="model",

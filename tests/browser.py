@@ -11,9 +11,12 @@ import pytest
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Starts an installed Chromium with Playwright, which does not download a browser here."""
+    """Starts an installed Chromium with Playwright, which does not download a browser here.
+
+    It ends with the module: Playwright occupies the event loop of the thread, which others need.
+    """
     named = os.environ.get("EMSJAX_CHROMIUM")
     path = next(filter(None, map(shutil.which, [named] if named else NAMES)), None)
     if path is None:
