@@ -148,3 +148,16 @@ def test_what_a_model_lacks_is_named(llm: LLM):
         llm.generate("abc", params({"choice": ["é"]}))
     (output,) = llm.generate("abc", params({"choice": ["é", "e"]}))
     assert output.outputs[0].text == "e"
+
+
+def test_two_runs_at_a_time_have_their_own_tables(llm: LLM):
+    """A run in the middle of another one brings a grammar that the other one has still to use."""
+    first, second, both = ({"choice": [text]} for text in ("abcde" * 8, "no" * 8, "zz"))
+    pieces = llm.stream(prompts(9), [params(first)] * 8 + [params(both)])
+    texts = [""] * 9
+    start = next(pieces)
+    inside = llm.generate(prompts(2), [params(second), params(both)])
+    assert [output.outputs[0].text for output in inside] == ["no" * 8, "zz"]
+    for piece in [start, *pieces]:
+        texts[piece.prompt_index] += piece.text or ""
+    assert texts == ["abcde" * 8] * 8 + ["zz"]
