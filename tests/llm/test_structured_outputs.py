@@ -122,6 +122,15 @@ def test_other_parameters_leave_texts_valid(llm: LLM, more: dict[str, Any]):
         assert output.outputs[0].finish_reason == "stop"
 
 
+def test_a_stop_token_with_a_text_ends_only_what_may_end(llm: LLM):
+    """The letter may also be written, but then nothing would come after it."""
+    letter = llm.tokenize("a")[-1]
+    asked = [params({"regex": "[ab]{3}a?"}, seed=n, stop_token_ids=[letter]) for n in range(6)]
+    outputs = [output.outputs[0] for output in llm.generate(prompts(6), asked)]
+    assert {output.text for output in outputs} == {"bbb"}
+    assert {output.finish_reason for output in outputs} == {"stop"}
+
+
 def test_bans_that_contradict_a_grammar_are_an_error_of_that_request(llm: LLM):
     banned = params({"choice": ["no"]}, banned_token_ids=[llm.tokenize("n")[-1]])
     fine = params({"choice": ["no"]})

@@ -41,6 +41,11 @@ SCHEMAS: dict[str, Any] = {
         "required": ["home", "work"],
         "$defs": {"address": ADDRESS},
     },
+    "escaped reference": {
+        "type": "array",
+        "prefixItems": [{"$ref": "#/$defs/a~1b~01%20%C3%A9"}, {"$ref": "#/$defs/c d"}],
+        "$defs": {"a/b~1 é": {"type": "boolean"}, "c d": {"type": "boolean"}},
+    },
     "pattern": {"type": "string", "pattern": "^[a-z]{2}-\\d+$"},
     "date": {"type": "string", "format": "date-time"},
     "map": {"type": "object", "additionalProperties": {"type": "integer"}},
