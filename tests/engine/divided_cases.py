@@ -22,7 +22,7 @@ from emsjax.models.sizes import decoder_sizes
 from emsjax.sampling.choice import make_choice
 from emsjax.sampling.choose import choose
 from emsjax.sampling.rows import rows_after
-from emsjax.sampling.state import admit_choice, count_tokens, empty_sampling
+from emsjax.sampling.state import admit_choice, empty_sampling, note_tokens
 from emsjax.sampling.vocabulary import DividedVocabulary
 from emsjax.shapes import SHARDS
 from tests import tiny
@@ -189,7 +189,7 @@ def test_a_sampled_token_of_parts_is_that_of_all_logits():
     for slot, given in enumerate(CHOICES):
         choice = make_choice(seed=slot, **given)
         sampling = admit_choice(sampling, jnp.int32(slot), choice, jnp.asarray(text[slot]), 8)
-    sampling = count_tokens(sampling, jnp.asarray(text[:, 8:12]), jnp.full(slots, 4, jnp.int32))
+    sampling = note_tokens(sampling, jnp.asarray(text[:, 8:12]), jnp.full(slots, 4, jnp.int32))
     state = _Slots(
         sampling,
         live=jnp.ones(slots, bool),
