@@ -322,7 +322,10 @@ class Slots:
                 self._lose_all(error)  # it failed halfway, after the state was given away
             return
         self._prefixes.admit(slot, job.prompt, shared)
-        admitted = Occupant(job, time.perf_counter(), self._steps, length, prompt_logprobs=scores)
+        whole = 0 < length == len(job.prompt) - 1 - self._device.read_again
+        admitted = Occupant(
+            job, time.perf_counter(), self._steps, length, whole, prompt_logprobs=scores
+        )
         self._slots[slot] = self._latest[slot] = admitted
 
     def _would_wait(self) -> bool:

@@ -131,6 +131,12 @@ def test_a_stop_token_with_a_text_ends_only_what_may_end(llm: LLM):
     assert {output.finish_reason for output in outputs} == {"stop"}
 
 
+def test_a_forced_end_does_not_end_what_its_grammar_does_not(llm: LLM):
+    asked = params({"regex": "a{9}"}, max_tokens=4, forced_eos_token_id=2)
+    (output,) = llm.generate("abc", asked)[0].outputs
+    assert (output.text, output.finish_reason) == ("aaaa", "length")
+
+
 def test_bans_that_contradict_a_grammar_are_an_error_of_that_request(llm: LLM):
     banned = params({"choice": ["no"]}, banned_token_ids=[llm.tokenize("n")[-1]])
     fine = params({"choice": ["no"]})
