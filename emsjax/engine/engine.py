@@ -14,7 +14,7 @@ from jax.experimental.layout import Format, Layout
 from emsjax.engine.beside import Beside
 from emsjax.engine.devices import CACHE, ONE, SAME, Devices
 from emsjax.engine.drafter import Drafter, Sharing, observer
-from emsjax.engine.grammar_table import GrammarTable, empty_tables
+from emsjax.engine.grammar_table import GrammarTable, Places, empty_tables, table_rows
 from emsjax.engine.holes import no_holes
 from emsjax.engine.job import Finished, Job
 from emsjax.engine.ladder import Rung
@@ -128,7 +128,7 @@ class Engine:
         self.empty = program(self._empty, (), _STATE)
         self.around = program(self._around, (CACHE,), _STATE, donate=(0,))
         self._make_sampling = program(self._empty_sampling, (SAME,), SAME)
-        self._grammars = GrammarTable(model.vocab_size)
+        self._grammars = GrammarTable()
         self._scorer = Scorer(
             self._merged, self.ladder[-1], capacity, self.precision, self._new_cache
         )
@@ -347,16 +347,18 @@ class Engine:
         job: Job,
         source: int | None,
         shared: int | None = None,
+        places: Places | None = None,
     ) -> DecodeState:
         """Puts a job into a free slot.
 
         Args:
           state: the state of all slots.
           slot: the slot to fill.
-          job: the job to decode there; `has_room` must have been asked about its grammar.
+          job: the job to decode there; `places` must have room for its grammar.
           source: a slot whose cache holds the beginning of the job's prompt, possibly the same
             slot; None to read the whole prompt.
           shared: the tokens of that beginning, at most all but the last; None for as many.
+          places: of the state's grammars; needed only if the job has one.
         """
         if not job.choice.greedy:
             self._beside.wait(_program_of(job))
@@ -364,7 +366,8 @@ class Engine:
         row = None
         if job.grammar is not None:
             assert state.sampling is not None
-            sampling, row = self._grammars.put(state.sampling, job.grammar)
+            assert places is not None
+            sampling, row = self._grammars.put(state.sampling, job.grammar, places)
             state = state.replace(sampling=sampling)
         cached = 0
         if source is not None:
@@ -372,10 +375,10 @@ class Engine:
             read = max(len(job.prompt) - 1 - self.read_again, 0)
             cached = read if shared is None else shared
             if source != slot and cached:
-                places = map(np.int32, (source, slot, cached))
-                state = state.replace(cache=self._copy_prefix(state.cache, *places))
-        place = np.int32(slot), np.int32(slot if source is None else source)
-        return self._admit(state, *place, *self._request(job, cached, row))
+                span = map(np.int32, (source, slot, cached))
+                state = state.replace(cache=self._copy_prefix(state.cache, *span))
+        slots = np.int32(slot), np.int32(slot if source is None else source)
+        return self._admit(state, *slots, *self._request(job, cached, row))
 
     def score(self, prompt: Sequence[int]) -> Logprobs:
         """Returns the log-probabilities of a prompt's tokens, see `Scorer.score`."""
@@ -393,9 +396,9 @@ class Engine:
             return state.replace(sampling=self._make_sampling(self.token_classes))
         return state.replace(sampling=sampling.replace(token_classes=self.token_classes))
 
-    def has_room(self, grammar: Automaton, used: Sequence[Automaton]) -> bool:
-        """Returns whether a grammar fits beside those that are used, and keeps rows for it."""
-        return self._grammars.make_room(grammar, used)
+    def grammar_places(self) -> Places:
+        """Returns the places of the grammars of a state that has none yet."""
+        return Places(table_rows(len(self.token_classes)))
 
     def _request(self, job: Job, cached: int, row: Any = None) -> tuple[Any, ...]:
         """Returns the job as the arguments of `state.admit`.

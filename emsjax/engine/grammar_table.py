@@ -1,4 +1,4 @@
-"""The table of grammars on the device, and which rows of it hold which grammar."""
+"""The table of grammars in a state, and which rows of it hold which grammar."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -83,32 +83,26 @@ class _Place:
 
 
 class GrammarTable:
-    """The table on the device, as far as the host knows it, and the program that fills it."""
+    """The program that fills the tables of states."""
 
-    def __init__(self, vocab_size: int):
-        """Prepares the program.
-
-        Args:
-          vocab_size: V.
-        """
-        self._places = Places(table_rows(vocab_size))
+    def __init__(self) -> None:
+        """Prepares the program."""
         self._put_rows = jax.jit(put_rows, donate_argnums=0)
 
-    def make_room(self, grammar: Automaton, used: Collection[Automaton]) -> bool:
-        """Finds rows for a grammar, see `Places.make_room`."""
-        return self._places.make_room(grammar, used)
-
-    def put(self, sampling: SamplingState, grammar: Automaton) -> tuple[SamplingState, np.int32]:
+    def put(
+        self, sampling: SamplingState, grammar: Automaton, places: "Places"
+    ) -> tuple[SamplingState, np.int32]:
         """Returns the state with a grammar in its table, and the row at which it begins.
 
         Args:
           sampling: of all slots; without a table, it gets one.
           grammar: has room.
+          places: of this state's table.
         """
         if sampling.grammars is None:
-            self._places.forget()
+            places.forget()
             sampling = with_tables(sampling, empty_tables(grammar.vocabulary))
-        first, new = self._places.take(grammar)
+        first, new = places.take(grammar)
         grammars = sampling.grammars
         for block in blocks_of(grammar, first) if new else ():
             grammars = self._put_rows(grammars, *block)
@@ -120,7 +114,7 @@ class GrammarTable:
 
 
 class Places:
-    """Which rows of the table hold which grammar.
+    """Which rows of one state's table hold which grammar.
 
     Grammars that no slot uses any more keep their rows until another one needs them.
     """

@@ -40,6 +40,7 @@ class Occupant:
       started: when the job took the slot, by `time.perf_counter`.
       first_step: number of steps that the run had made by then.
       shared: how many tokens of the prompt have their K/V from another text in the cache.
+      prompt_shared: whether these are all that another text can spare it.
       first_token: when the host saw the first token; None before.
       seen_tokens: tokens of the output that the host has seen.
       seen_steps: steps of the job that the host has counted.
@@ -51,6 +52,7 @@ class Occupant:
     started: float
     first_step: int
     shared: int
+    prompt_shared: bool = False
     first_token: float | None = None
     seen_tokens: int = 0
     seen_steps: int = 0
@@ -131,7 +133,7 @@ def _trace(
             seen.output(slot, span), emitted_at[span], drafts[:, span], occupant.seen_tokens
         ),
         prefill_steps=int(seen.stats.prefill_steps[slot]),
-        prompt_shared=occupant.shared > 0 and occupant.shared == len(occupant.job.prompt) - 1,
+        prompt_shared=occupant.prompt_shared,
         slot=slot,
         first_step=occupant.first_step,
         started=occupant.started - began,

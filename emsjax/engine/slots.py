@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 import jax
 
+from emsjax.engine.grammar_table import Places
 from emsjax.engine.job import Failed, Finished, Job
 from emsjax.engine.occupant import Occupant, Snapshot, result_of, take_snapshot
 from emsjax.engine.prefixes import Prefixes, Shared
@@ -51,12 +52,18 @@ class Device(Protocol):
         """Whether a job can be admitted without compiling; if not, compiles beside the run."""
 
     def admit(
-        self, state: DecodeState, slot: int, job: Job, source: int | None, shared: int | None
+        self,
+        state: DecodeState,
+        slot: int,
+        job: Job,
+        source: int | None,
+        shared: int | None,
+        places: Places,
     ) -> DecodeState:
         """Puts a job into a slot; that of `source` holds the prompt's first `shared` tokens."""
 
-    def has_room(self, grammar: Automaton, used: Sequence[Automaton]) -> bool:
-        """Whether a grammar fits beside those that are used."""
+    def grammar_places(self) -> Places:
+        """Returns the places of the grammars of a state that has none yet."""
 
     def score(self, prompt: Sequence[int]) -> Logprobs:
         """Returns the log-probability of each token of a prompt but the first."""
@@ -115,6 +122,8 @@ class Slots:
         # For each slot the last job admitted, finished or not. Its text is still in the cache.
         self._latest: list[Occupant | None] = [None] * device.num_slots
         self._prefixes = Prefixes(device.num_slots, share_prefixes)
+        # Other slots of the same device have a state, and so a table of grammars, of their own.
+        self._places = device.grammar_places()
         self._line = WaitingLine(most_waiting)
         # Jobs that wait for a program, while others pass them and run; at most one for each slot.
         self._aside: deque[Job] = deque()
@@ -236,16 +245,17 @@ class Slots:
             # A job whose prompt is just being read for another one waits, and copies its K/V then.
             if job is None or self._prompt_is_being_read(job):
                 return
-            if job.grammar is not None and not self._device.has_room(job.grammar, self._grammars()):
+            if job.grammar is not None and not self._has_room(job.grammar):
                 return  # others will end, and leave its grammar room
             if self._take(job):  # another thread may have cancelled it meanwhile
                 self._admit(job)
         # No slot may be taken. The program that the next job needs is compiled meanwhile.
         self._candidate()
 
-    def _grammars(self) -> list[Automaton]:
-        grammars = [occupant.job.grammar for _, occupant in self._occupied()]
-        return [grammar for grammar in grammars if grammar is not None]
+    def _has_room(self, grammar: Automaton) -> bool:
+        """Whether a grammar fits beside those of the jobs in slots; keeps rows for it."""
+        used = [occupant.job.grammar for _, occupant in self._occupied()]
+        return self._places.make_room(grammar, [each for each in used if each is not None])
 
     def rest(self) -> None:
         """Gives the state back to the device; no slot may be live."""
@@ -258,6 +268,7 @@ class Slots:
         self._state = None
         self._latest = [None] * len(self._slots)
         self._prefixes = Prefixes(len(self._slots), self._share_prefixes)
+        self._places = self._device.grammar_places()
 
     def _taken(self) -> DecodeState:
         """Returns the state, taken from the device at first use."""
@@ -304,14 +315,17 @@ class Slots:
         state = self._taken()
         try:
             scores = self._device.score(job.prompt) if job.scores_prompt else None
-            self._state = self._device.admit(state, slot, job, source, length)
+            self._state = self._device.admit(state, slot, job, source, length, self._places)
         except Exception as error:
             self._failed.append(Failed(job, error))
             if any(array.is_deleted() for array in jax.tree.leaves(state)):
                 self._lose_all(error)  # it failed halfway, after the state was given away
             return
         self._prefixes.admit(slot, job.prompt, shared)
-        admitted = Occupant(job, time.perf_counter(), self._steps, length, prompt_logprobs=scores)
+        whole = 0 < length == len(job.prompt) - 1 - self._device.read_again
+        admitted = Occupant(
+            job, time.perf_counter(), self._steps, length, whole, prompt_logprobs=scores
+        )
         self._slots[slot] = self._latest[slot] = admitted
 
     def _would_wait(self) -> bool:

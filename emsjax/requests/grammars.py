@@ -22,8 +22,12 @@ from emsjax.sampling.automaton import Automaton, NothingFitsError, Vocabulary, m
 # Bytes of the automata that are kept for later requests, and how many are kept, errors included.
 _KEPT_BYTES, _MOST_KEPT = 256 << 20, 256
 _PROGRAM = Path(__file__).with_name("grammar_process.py")
-# Seconds after which a grammar is given up.
+# Seconds after which a grammar is given up. The process itself gives up after fewer of its own.
 _TIME_LIMIT = 20.0
+
+
+class _TookTooLongError(UserError):
+    """A grammar was given up, perhaps because the machine was busy: it may be asked for again."""
 
 
 class Grammars:
@@ -55,6 +59,8 @@ class Grammars:
             if made is None:
                 try:
                     made = self._make(params)
+                except _TookTooLongError:
+                    raise
                 except UserError as error:
                     made = error
                 self._made[params] = made
@@ -92,7 +98,13 @@ class Grammars:
 
 def _compiled(params: StructuredOutputsParams, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the automaton over bytes: the state after each byte, and which states are final."""
-    what, result = _kind(params), _run(_task(params, most))
+    what, task = _kind(params), _task(params, most)
+    try:
+        result = _run(task)
+    except subprocess.TimeoutExpired:
+        raise _TookTooLongError(
+            f"{what} took more than {_TIME_LIMIT:g} s to compile; try again, or shorten it"
+        ) from None
     if result is None or "states" in result:
         raise _too_large(
             what, f"{result['states']} states" if result else "too much memory or time", most
@@ -143,21 +155,22 @@ def _task(params: StructuredOutputsParams, most: int) -> dict[str, Any]:
 
 
 def _run(task: dict[str, Any]) -> dict[str, Any] | None:
-    """Runs a task in a process of its own; returns None if it took too much."""
+    """Runs a task in a process of its own; returns None if it took too much.
+
+    Raises:
+      subprocess.TimeoutExpired: it took too long.
+    """
     if find_spec("outlines_core") is None:
         raise UserError(
             "structured outputs need outlines_core, which is not installed; "
             "pip install 'emsjax[structured]'"
         )
-    try:
-        done = subprocess.run(
-            # The folder of the program holds other modules, which must not be found.
-            [sys.executable, "-P", str(_PROGRAM)],
-            input=json.dumps(task, allow_nan=False).encode(),
-            capture_output=True,
-            timeout=_TIME_LIMIT,
-            check=False,
-        )
-        return dict(json.loads(done.stdout)) if done.returncode == 0 else None
-    except subprocess.TimeoutExpired:
-        return None
+    done = subprocess.run(
+        # The folder of the program holds other modules, which must not be found.
+        [sys.executable, "-P", str(_PROGRAM)],
+        input=json.dumps(task, allow_nan=False).encode(),
+        capture_output=True,
+        timeout=_TIME_LIMIT,
+        check=False,
+    )
+    return dict(json.loads(done.stdout)) if done.returncode == 0 else None

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import unquote
 
 from emsjax.errors import UserError, short
 from emsjax.requests.json_range import integers
@@ -154,7 +155,9 @@ class _Schema:
                 "have no end; write out as many levels as you need"
             )
         found = self._root
-        for part in name[2:].split("/"):
+        for token in name[2:].split("/"):
+            # A JSON pointer (RFC 6901) in a URI.
+            part = unquote(token).replace("~1", "/").replace("~0", "~")
             if not isinstance(found, dict) or part not in found:
                 raise UserError(f"the JSON schema has nothing at {short(name)}; add it there")
             found = found[part]

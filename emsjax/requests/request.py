@@ -84,8 +84,10 @@ class Request:
         opening = params.forced_first if first == 1 else ()
         begin = first + 1 if opening else first
         entries = [(begin, token, False) for token in params.begin_suppress_tokens or ()]
-        entries += [(last, token, True) for token in params.forced_last]
-        if not (last == first and params.forced_last):
+        # A text that its grammar does not let end is cut, like any that is too long.
+        forced_last = () if self.grammar is not None else params.forced_last
+        entries += [(last, token, True) for token in forced_last]
+        if not (last == first and forced_last):
             entries += [(first, token, True) for token in opening]
         return entries
 

@@ -111,8 +111,9 @@ def keep_grammar(
 ) -> jax.Array:
     """Sets all tokens that a slot's grammar does not allow to -inf; float32[W, V].
 
-    Stop tokens may come where the text may end. A prefix that is not allowed itself is left as it
-    is: it contains a draft token that will not be accepted.
+    Stop tokens may come where the text may end, and only there, even those with a text that may
+    come elsewhere: it would be the last. A prefix that is not allowed itself is left as it is: it
+    contains a draft token that will not be accepted.
 
     Args:
       logits: float32[W, V].
@@ -127,10 +128,9 @@ def keep_grammar(
     allowed = (tables.allowed[place][:, :, None] >> bits) & 1 == 1
     allowed = allowed.reshape(at.shape[0], -1)[:, :vocab_size]
     stop_ids = state.stop_ids[rows.slots]
-    ends = tables.final[place][:, None] & (stop_ids >= 0)
-    columns = jnp.where(ends, stop_ids, vocab_size)
+    columns = jnp.where(stop_ids >= 0, stop_ids, vocab_size)
     numbers = jnp.arange(at.shape[0], dtype=jnp.int32)[:, None]
-    allowed = allowed.at[numbers, columns].set(True, mode="drop")
+    allowed = allowed.at[numbers, columns].set(tables.final[place][:, None], mode="drop")
     # Subtracted, not set: a NaN stays one, so that `choose` sees it.
     return jnp.where(allowed | (at < 0)[:, None], logits, logits - jnp.inf)
 

@@ -195,6 +195,14 @@ def test_drafts_equal_those_of_an_oracle(name: str, kind: str):
     assert len({tuple(drafts) for _, drafts in engine.seen}) > 20
 
 
+def test_outputs_that_share_a_prompt_say_so():
+    """Although the head reads one more token of it again than the target."""
+    engine = make_engine(target().model, head("eagle3"), SLOTS, trace=True)
+    group = object()
+    traces = [r.trace for r in run_all(engine, [Job(n, HEADER, 6, group=group) for n in range(3)])]
+    assert [trace.prompt_shared for trace in traces] == [False, True, True]
+
+
 @pytest.mark.slow
 def test_texts_are_those_of_plain_decoding():
     prompts = [HEADER, [7], [*HEADER[:50], 9, 11], HEADER[40:60] * 4]

@@ -122,6 +122,21 @@ def test_other_parameters_leave_texts_valid(llm: LLM, more: dict[str, Any]):
         assert output.outputs[0].finish_reason == "stop"
 
 
+def test_a_stop_token_with_a_text_ends_only_what_may_end(llm: LLM):
+    """The letter may also be written, but then nothing would come after it."""
+    letter = llm.tokenize("a")[-1]
+    asked = [params({"regex": "[ab]{3}a?"}, seed=n, stop_token_ids=[letter]) for n in range(6)]
+    outputs = [output.outputs[0] for output in llm.generate(prompts(6), asked)]
+    assert {output.text for output in outputs} == {"bbb"}
+    assert {output.finish_reason for output in outputs} == {"stop"}
+
+
+def test_a_forced_end_does_not_end_what_its_grammar_does_not(llm: LLM):
+    asked = params({"regex": "a{9}"}, max_tokens=4, forced_eos_token_id=2)
+    (output,) = llm.generate("abc", asked)[0].outputs
+    assert (output.text, output.finish_reason) == ("aaaa", "length")
+
+
 def test_bans_that_contradict_a_grammar_are_an_error_of_that_request(llm: LLM):
     banned = params({"choice": ["no"]}, banned_token_ids=[llm.tokenize("n")[-1]])
     fine = params({"choice": ["no"]})
@@ -148,3 +163,16 @@ def test_what_a_model_lacks_is_named(llm: LLM):
         llm.generate("abc", params({"choice": ["é"]}))
     (output,) = llm.generate("abc", params({"choice": ["é", "e"]}))
     assert output.outputs[0].text == "e"
+
+
+def test_two_runs_at_a_time_have_their_own_tables(llm: LLM):
+    """A run in the middle of another one brings a grammar that the other one has still to use."""
+    first, second, both = ({"choice": [text]} for text in ("abcde" * 8, "no" * 8, "zz"))
+    pieces = llm.stream(prompts(9), [params(first)] * 8 + [params(both)])
+    texts = [""] * 9
+    start = next(pieces)
+    inside = llm.generate(prompts(2), [params(second), params(both)])
+    assert [output.outputs[0].text for output in inside] == ["no" * 8, "zz"]
+    for piece in [start, *pieces]:
+        texts[piece.prompt_index] += piece.text or ""
+    assert texts == ["abcde" * 8] * 8 + ["zz"]

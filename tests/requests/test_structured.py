@@ -41,6 +41,11 @@ SCHEMAS: dict[str, Any] = {
         "required": ["home", "work"],
         "$defs": {"address": ADDRESS},
     },
+    "escaped reference": {
+        "type": "array",
+        "prefixItems": [{"$ref": "#/$defs/a~1b~01%20%C3%A9"}, {"$ref": "#/$defs/c d"}],
+        "$defs": {"a/b~1 é": {"type": "boolean"}, "c d": {"type": "boolean"}},
+    },
     "pattern": {"type": "string", "pattern": "^[a-z]{2}-\\d+$"},
     "date": {"type": "string", "format": "date-time"},
     "map": {"type": "object", "additionalProperties": {"type": "integer"}},
@@ -205,12 +210,27 @@ def test_schemas_without_end_are_refused():
 
 def test_a_process_that_takes_too_much_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     program = tmp_path / "grammar_process.py"
-    for body in ["import os\nos.abort()", "import time\ntime.sleep(60)"]:
+    monkeypatch.setattr(grammars, "_PROGRAM", program)
+    monkeypatch.setattr(grammars, "_TIME_LIMIT", 1.0)
+    for body, message in [
+        ("import os\nos.abort()", "needs too much memory or time"),
+        ("import time\ntime.sleep(60)", "took more than 1 s to compile; try again"),
+    ]:
         program.write_text(body)
-        monkeypatch.setattr(grammars, "_PROGRAM", program)
-        monkeypatch.setattr(grammars, "_TIME_LIMIT", 1.0)
-        with pytest.raises(UserError, match="needs too much memory or time"):
+        with pytest.raises(UserError, match=message):
             grammar(regex="a")
+
+
+def test_a_machine_that_was_busy_is_asked_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    made = Grammars(lambda: [b"", b"a"], MOST, "the model")
+    slow = tmp_path / "grammar_process.py"
+    slow.write_text("import time\ntime.sleep(60)")
+    with monkeypatch.context() as busy:
+        busy.setattr(grammars, "_PROGRAM", slow)
+        busy.setattr(grammars, "_TIME_LIMIT", 0.1)
+        with pytest.raises(UserError, match="try again"):
+            made.automaton(StructuredOutputsParams(regex="a"))
+    assert len(made.automaton(StructuredOutputsParams(regex="a"))) == 2
 
 
 def test_the_library_is_needed_only_for_schemas_and_expressions(monkeypatch: pytest.MonkeyPatch):
