@@ -20,8 +20,8 @@ PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 QUICK = ("add-a-drafter", "add-a-kernel-backend", "add-a-model-family", "exactness", "how-it-works")
 # Pages that need the real default model: its draft, or what a user runs first.
 WITH_THE_MODEL = ("README", "python", "drafters")
-# Blocks that are not run: instructions to Sphinx, data, commands of a server, which does not end, and, as
-# `py`, code that needs Ray, which is too large for the tests' environment.
+# Blocks that are not run: instructions to Sphinx, data, commands of a server, which does not end,
+# and, as `py`, code that needs Ray, which is too large for the tests' environment.
 SHOWN = {"{toctree}", "{eval-rst}", "text", "json", "py"}
 
 
