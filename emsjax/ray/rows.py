@@ -52,6 +52,9 @@ def read_row(
     params = SamplingParams.from_mapping({**defaults, **given})
     if params.n != 1:
         raise UserError(f"n={params.n} does not fit in a row, which has one text; repeat the row.")
+    for option in ("logprobs", "prompt_logprobs"):
+        if getattr(params, option) is not None:
+            raise UserError(f"{option} has no column in a row; leave it out.")
     name = row.get(id_column)
     known = isinstance(name, str | int) and not isinstance(name, bool)
     return prompt, params, jsonl.key(name) if known else jsonl.digest(prompt)

@@ -198,3 +198,9 @@ def test_without_ray_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray.data", None)
     with pytest.raises(UserError, match=r"install emsjax with the extra \[ray\]"):
         generate(SimpleNamespace(), platform="cpu")
+
+
+@pytest.mark.parametrize("option", ["logprobs", "prompt_logprobs"])
+def test_what_has_no_column_is_refused(option: str):
+    with pytest.raises(UserError, match=f"^{option} has no column in a row; leave it out"):
+        read_row({"prompt": "w7", "sampling_params": {option: 1}}, {}, "id")
