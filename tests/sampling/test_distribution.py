@@ -15,7 +15,6 @@ from emsjax.engine.step_plan import Planned
 from emsjax.engine.verify import Verdict
 from emsjax.sampling import choose as choosing
 from emsjax.sampling.choose import Chosen
-from emsjax.sampling.draw import draw
 from emsjax.sampling.filters import Filters, keep, scale
 from tests.engine.setup import make_drafter
 from tests.sampling.enumerated import (
@@ -94,12 +93,12 @@ def test_alone(drafter: str):
 
 
 def temperature_after_top_p(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(logits, temperature, rows, settings, sampling):
+    def wrong(logits, temperature, settings, vocabulary):
         filters = Filters(settings.top_k, settings.top_p, settings.min_p)
-        kept = keep(scale(logits, jnp.ones_like(temperature)), filters)
-        return draw(kept / temperature[:, None], sampling.keys[rows.slots], rows.positions)
+        kept = keep(scale(logits, jnp.ones_like(temperature), vocabulary), filters, vocabulary)
+        return kept / temperature[:, None]
 
-    monkeypatch.setattr(choosing, "_sample", wrong)
+    monkeypatch.setattr(choosing, "scaled", wrong)
 
 
 def residual_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
