@@ -4,6 +4,8 @@ from typing import Any
 
 import typer
 
+from emsjax.cli.declare import option
+
 
 def devices_option(panel: str) -> Any:
     """Returns the option, whose value is a whole number or "auto".
@@ -11,10 +13,8 @@ def devices_option(panel: str) -> Any:
     Args:
       panel: the part of the help that it belongs to.
     """
-    help_text = "Devices that share the model, or auto. (default: 1)"
-    return typer.Option(
-        "--tensor-parallel", help=help_text, rich_help_panel=panel, metavar="N", parser=_parse
-    )
+    text = "Devices that share the model, or auto. (default: 1)"
+    return option("--tensor-parallel", text, panel, "N", parser=_parse)
 
 
 def _parse(value: object) -> int | str:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.drafters.frequent import guess_frequent
-from emsjax.drafters.from_states import FromStates
+from emsjax.drafters.from_states import Drafting, FromStates
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import COSTLY_SOURCE, Observation, WorthDrafting
 from emsjax.engine.holes import after_holes
@@ -71,24 +71,6 @@ class Parts(NamedTuple):
     embedding: Any
     token_ids: jax.Array | None
     target: Any
-
-
-class _Drafting(NamedTuple):
-    """The carry of the loop over draft tokens.
-
-    Attributes:
-      done: int32[], tokens drafted so far.
-      states: [B, D], the head's state from which the next token is guessed.
-      cache: the head's K/V.
-      guesses: int32[B, k].
-      confidence: float32[B, k].
-    """
-
-    done: jax.Array
-    states: jax.Array
-    cache: Any
-    guesses: jax.Array
-    confidence: jax.Array
 
 
 @dataclass(frozen=True)
@@ -154,7 +136,7 @@ class Eagle(FromStates):
         room = jnp.maximum(state.max_lens - state.lens - 1, 0)
         lens = jnp.where(ready, jnp.minimum(length, room), 0)
         shape = (ready.shape[0], self.draft_length)
-        start = _Drafting(
+        start = Drafting(
             jnp.zeros((), jnp.int32),
             state.hidden,
             state.drafter,
@@ -170,8 +152,8 @@ class Eagle(FromStates):
         return Draft(drafted.guesses, lens, drafted.confidence, source), drafted.cache
 
     def _continued(
-        self, now: _Drafting, state: DecodeState, weights: Parts, lens: jax.Array
-    ) -> _Drafting:
+        self, now: Drafting, state: DecodeState, weights: Parts, lens: jax.Array
+    ) -> Drafting:
         """Runs one row per slot for the newest guess; nothing before the first one."""
         num_slots = lens.shape[0]
         head, _ = self.merge(weights.head, weights.target)
@@ -196,7 +178,7 @@ class Eagle(FromStates):
         _, states, cache = jax.lax.while_loop(lambda carry: carry[0], run, carry)
         return now._replace(states=states, cache=cache)
 
-    def _guess(self, now: _Drafting, state: DecodeState, weights: Parts) -> _Drafting:
+    def _guess(self, now: Drafting, state: DecodeState, weights: Parts) -> Drafting:
         """Adds one guess per slot, chosen as the target will choose, with the same noise."""
         head, target = self.merge(weights.head, weights.target)
         logits = head.logits(now.states)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.drafters.frequent import guess_frequent
-from emsjax.drafters.from_states import FromStates
+from emsjax.drafters.from_states import Drafting, FromStates
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import COSTLY_SOURCE, WorthDrafting
 from emsjax.engine.holes import after_holes
@@ -45,24 +45,6 @@ class Parts(NamedTuple):
     state_map: Any
     shared: Any
     target: Any
-
-
-class _Drafting(NamedTuple):
-    """The carry of the loop over draft tokens.
-
-    Attributes:
-      done: int32[], tokens drafted so far.
-      states: [B, D], the inner states of the newest row.
-      cache: the target's K/V.
-      guesses: int32[B, k].
-      confidence: float32[B, k].
-    """
-
-    done: jax.Array
-    states: jax.Array
-    cache: Any
-    guesses: jax.Array
-    confidence: jax.Array
 
 
 @dataclass(frozen=True)
@@ -104,7 +86,7 @@ class OwnLayers(FromStates):
         room = jnp.maximum(state.max_lens - state.lens - 1, 0)
         lens = jnp.where(ready, jnp.minimum(length, room), 0)
         shape = (ready.shape[0], self.draft_length)
-        start = _Drafting(
+        start = Drafting(
             jnp.zeros((), jnp.int32),
             state.hidden,
             state.cache,
@@ -128,8 +110,8 @@ class OwnLayers(FromStates):
         shared: Any,
         state: DecodeState,
         lens: jax.Array,
-        now: _Drafting,
-    ) -> _Drafting:
+        now: Drafting,
+    ) -> Drafting:
         """Adds one guess per slot."""
         num_slots = lens.shape[0]
         rows = rows_after(state.tokens, state.lens, now.guesses, now.done)
@@ -144,7 +126,7 @@ class OwnLayers(FromStates):
         newest = done.hidden[jnp.maximum(batch.cu_q_lens[1:] - 1, 0)]
         logits = target.logits(newest, shared)
         found = guess_frequent(logits, shared.token_ids, rows, state, self.vocab_size)
-        return _Drafting(
+        return Drafting(
             done=now.done + 1,
             states=states,
             cache=done.cache,
