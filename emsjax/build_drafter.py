@@ -5,13 +5,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from emsjax.drafters import DraftModel, Eagle, NoDrafter, OwnLayers, PromptLookup, Recurrent
+from emsjax.drafters import (
+    DraftModel,
+    Eagle,
+    NoDrafter,
+    OwnLayers,
+    PromptLookup,
+    Recurrent,
+    SelfWindow,
+)
 from emsjax.drafters.combined import Combined
 from emsjax.drafters.prompt_lookup import MOST_MATCHES
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.ladder import narrowest_rows
 from emsjax.errors import UserError, about, check_whole, short
-from emsjax.limits import DRAFT_LENGTH, DRAFTERS, MAX_DRAFT_LENGTH, METHODS, OWN_LAYERS
+from emsjax.limits import (
+    DRAFT_LENGTH,
+    DRAFTERS,
+    MAX_DRAFT_LENGTH,
+    METHODS,
+    OWN_LAYERS,
+    SELF_WINDOW,
+)
 from emsjax.loading.drafter import load_drafter, shipped_draft
 from emsjax.loading.load import LoadedModel, locate
 from emsjax.pallas_kernels.backends import target_platform
@@ -34,6 +49,7 @@ _KINDS = {
     Recurrent: "draft-model",
     OwnLayers: "draft-model",
     Eagle: "draft-model",
+    SelfWindow: "draft-model",
     Combined: "combined",
 }
 
@@ -105,7 +121,7 @@ def find_draft(drafting: Drafting) -> None:
       UserError: there is no such draft model.
     """
     draft = drafting.given.get("draft_model")
-    if draft is not None and draft != OWN_LAYERS:
+    if draft is not None and draft not in (OWN_LAYERS, SELF_WINDOW):
         with about("draft_model", str(draft)):
             locate(draft)
 

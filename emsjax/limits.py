@@ -48,5 +48,7 @@ KV_DTYPES = ("int8",)
 METHODS = ("ems", "none", "vanilla", "unpad-kv", "unpad-input")
 # The kinds of drafts that `emsjax.train` makes.
 RECURRENT, OWN_LAYERS = "recurrent", "own-layers"
+# The target as its own draft model, on a part of its cache.
+SELF_WINDOW = "self-window"
 DRAFT_KINDS = (RECURRENT, OWN_LAYERS)
 DRAFTERS = ("prompt-lookup", "draft-model", "combined", "none")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from emsjax.engine.model import Inner, Pass, SomeTokens
+from emsjax.engine.model import Inner, Pass, SomeTokens, View
 from emsjax.engine.packing import PackedBatch
 from emsjax.engine.sizes import Sizes
 from emsjax.models.config import DecoderConfig, Experts
@@ -105,6 +105,7 @@ class Attention(nnx.Module):
             layer=context.layer,
             scale=self.scale,
             window=context.window,
+            sink_tokens=context.sink_tokens,
             soft_cap=self.soft_cap,
             sinks=None if self.sinks is None else self.sinks[...].astype(jnp.float32),
         )
@@ -212,6 +213,10 @@ class Embedder(nnx.Module):
 def _is_kernel(path: tuple, value: object) -> bool:
     del value
     return path[-1] in ("kernel", "kernel_scale")
+
+
+# The sliding window of a layer without one, next to layers with one.
+UNLIMITED = jnp.iinfo(jnp.int32).max // 2
 
 
 class _Carry(NamedTuple):
@@ -379,6 +384,7 @@ class DecoderLM(nnx.Module):
         max_q_len: int,
         start: Inner | None = None,
         keep: Sequence[int] = (),
+        view: View | None = None,
     ) -> Pass:
         """Runs the packed rows through all layers, or through the last ones.
 
@@ -388,10 +394,11 @@ class DecoderLM(nnx.Module):
           max_q_len: as for `__call__`.
           start: hidden states of the rows to begin with; None begins with the tokens' embedding.
           keep: the layers whose inputs are returned, none before `start`.
+          view: see `Model.run`.
         """
         context = layer_context(self.config, self.dtype, batch, cache, max_q_len)
         start = Inner(self.embedder(batch, self.dtype), 0) if start is None else start
-        return self.run_layers(start, cache, context, keep=keep)
+        return self.run_layers(start, cache, context, keep=keep, view=view)
 
     def run_layers(
         self,
@@ -400,6 +407,7 @@ class DecoderLM(nnx.Module):
         context: LayerContext,
         *,
         keep: Sequence[int] = (),
+        view: View | None = None,
         differentiable: bool = False,
     ) -> Pass:
         """Runs rows through the layers from `start` on; `run` with any attention.
@@ -409,18 +417,20 @@ class DecoderLM(nnx.Module):
           cache: what `context` writes and attends to.
           context: what the layers share.
           keep: the layers whose inputs are returned.
+          view: see `Model.run`.
           differentiable: whether the loop over layers shall have derivatives, for which it keeps
             the hidden states between layers.
         """
         kept = tuple(jnp.zeros_like(start.states) for _ in keep)
         carry, first = _Carry(start.states, cache, kept), 0
+        all_windows, all_sinks = _seen(self.windows, view, self.num_layers)
         for stack, layers in zip(self.stacks, self.config.layers_of_stacks, strict=True):
             here = slice(first, first + layers)
-            windows, tables = self.windows[here], self.config.table_of_layers[here]
+            seen, tables = (all_windows[here], all_sinks[here]), self.config.table_of_layers[here]
             # No loop is compiled for a stack of which no layer runs.
             if some := range(max(start.layer - first, 0), layers):
                 carry = _run_stack(
-                    stack, some, carry, context, first, windows, tables, keep, differentiable
+                    stack, some, carry, context, first, seen, tables, keep, differentiable
                 )
             first += layers
         x, cache, kept = carry
@@ -468,7 +478,7 @@ def _run_stack(
     carry: _Carry,
     context: LayerContext,
     first: int,
-    windows: tuple[int, ...],
+    seen: tuple[tuple[int, ...], tuple[int, ...]],
     tables: tuple[int, ...],
     keep: Sequence[int],
     differentiable: bool,
@@ -481,7 +491,7 @@ def _run_stack(
       carry: hidden states, cache and kept inputs.
       context: what the layers share.
       first: index of the stack's first layer in the cache.
-      windows: sliding window of each layer of the stack, or empty.
+      seen: sliding window of each layer of the stack, or empty; and its sink tokens, or empty.
       tables: rotary table of each layer of the stack, or empty.
       keep: the layers whose inputs are kept.
       differentiable: whether the loop shall have derivatives.
@@ -489,19 +499,22 @@ def _run_stack(
     # The loop does not slice the kernels. A product that reads its layer's part of the stack in
     # place saves a copy of it.
     block_def, kernels, others = nnx.split(stack, _is_kernel, ...)
-    of_layer, shared = _windows(windows)
+    windows, sinks = map(_by_layer, seen, (UNLIMITED, 0))
 
     def run_layer(stacked: jax.Array, carry: _Carry) -> _Carry:
-        mine, window, table = jax.tree.map(
+        mine, window, sink_tokens, table = jax.tree.map(
             lambda x: jax.lax.dynamic_index_in_dim(
                 x, stacked, keepdims=False, allow_negative_indices=False
             ),
-            (others, of_layer, table_of_layer),
+            (others, windows.of_layer, sinks.of_layer, table_of_layer),
         )
         block = nnx.merge(block_def, kernels, mine)
         layer = first + stacked
         here = context._replace(
-            layer=layer, stacked=stacked, window=shared if window is None else window
+            layer=layer,
+            stacked=stacked,
+            window=windows.of_all if window is None else window,
+            sink_tokens=sinks.of_all if sink_tokens is None else sink_tokens,
         )
         if table is not None:
             here = here._replace(angles=jax.tree.map(lambda x: x[table], context.angles))
@@ -520,13 +533,35 @@ def _run_stack(
     return jax.lax.fori_loop(start, stop, run_layer, carry)
 
 
-def _windows(windows: tuple[int, ...]) -> tuple[jax.Array | None, int | None]:
-    """Returns the sliding windows per layer if they differ, and the one of all layers if not."""
-    if len(set(windows)) <= 1:
-        return None, (windows[0] or None) if windows else None
-    # The scan passes one number per layer, so a layer without a window gets a huge one.
-    unlimited = jnp.iinfo(jnp.int32).max // 2
-    return jnp.asarray([w or unlimited for w in windows], jnp.int32), None
+class _ByLayer(NamedTuple):
+    """A number of each layer: an array if they differ, else the one of all layers."""
+
+    of_layer: jax.Array | None
+    of_all: int | None
+
+
+def _by_layer(numbers: tuple[int, ...], none: int) -> _ByLayer:
+    """Returns the numbers, of which 0 stands for none.
+
+    The scan passes one number per layer, so a layer without gets `none`.
+    """
+    if len(set(numbers)) <= 1:
+        return _ByLayer(None, (numbers[0] or None) if numbers else None)
+    return _ByLayer(jnp.asarray([n or none for n in numbers], jnp.int32), None)
+
+
+def _seen(
+    windows: tuple[int, ...], view: View | None, num_layers: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns each layer's window and sink tokens, 0 or empty for none."""
+    if view is None:
+        return windows, ()
+    own = windows or (0,) * num_layers
+    wider = [not 0 < window <= view.window for window in own]
+    return (
+        tuple(view.window if w else window for w, window in zip(wider, own, strict=True)),
+        tuple(view.sink_tokens if w else 0 for w in wider),
+    )
 
 
 def _size(module: nnx.Module) -> int:

@@ -53,9 +53,11 @@ def draft_context(
         layer: jax.Array,
         scale: float,
         window: int | jax.Array | None = None,
+        sink_tokens: int | jax.Array | None = None,
         soft_cap: float | None = None,
         sinks: jax.Array | None = None,
     ) -> jax.Array:
+        assert sink_tokens is None, "no draft is trained on a part of the text"
         of_layer = jax.lax.dynamic_index_in_dim(text_cache, layer, keepdims=False)
         k, v = unpack_kv(of_layer, *heads, dtype)
         own_k, own_v = (x.reshape(depths, texts, places, *heads) for x in cache)

@@ -39,7 +39,7 @@ class Write(Protocol):
 class LayerContext(NamedTuple):
     """The inputs of a layer besides the hidden states and the cache.
 
-    All layers share everything except `layer`, `stacked` and `window`.
+    All layers share everything except `layer`, `stacked`, `window` and `sink_tokens`.
 
     Attributes:
       layer: int32[], index of the layer in the cache.
@@ -51,6 +51,8 @@ class LayerContext(NamedTuple):
       query_factor: float32[T, 1, 1], factor on the queries; None for none.
       write: puts the rows' K/V into the cache.
       attend: attention over the caches of this step's slots.
+      sink_tokens: the first tokens of a slot, so many of which the window does not hide; None for
+        none.
     """
 
     layer: jax.Array
@@ -61,6 +63,7 @@ class LayerContext(NamedTuple):
     query_factor: jax.Array | None
     write: Write
     attend: Attend
+    sink_tokens: jax.Array | int | None = None
 
 
 class Linear(nnx.Module):

@@ -75,6 +75,7 @@ def check_attention(
     layer: jax.Array,
     scale: float,
     window: int | jax.Array | None,
+    sink_tokens: int | jax.Array | None,
     soft_cap: float | None,
     sinks: jax.Array | None,
 ) -> None:
@@ -97,7 +98,10 @@ def check_attention(
     if sinks is not None:
         _check_shape("sinks", sinks, (q.shape[1],), "[N]")
         _check_type("sinks", sinks, (jnp.float32,))
-    _check_window(window)
+    _check_tokens("window", window)
+    _check_tokens("sink_tokens", sink_tokens)
+    if sink_tokens is not None and window is None:
+        raise ValueError("sink_tokens are given without a window, which alone could hide them")
 
 
 def check_layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array) -> None:
@@ -313,14 +317,14 @@ def _check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} is {value!r}: it must be a number above 0")
 
 
-def _check_window(window: int | jax.Array | None) -> None:
-    if isinstance(window, int):
-        _check_whole("window", window)
-        if window > jnp.iinfo(jnp.int32).max:
-            raise ValueError(f"window is {window}: it must fit in int32; None means no window")
-    elif window is not None:
-        _check_shape("window", window, (), "a whole number or int32[]")
-        _check_type("window", window, (jnp.int32,))
+def _check_tokens(name: str, tokens: int | jax.Array | None) -> None:
+    if isinstance(tokens, int):
+        _check_whole(name, tokens)
+        if tokens > jnp.iinfo(jnp.int32).max:
+            raise ValueError(f"{name} is {tokens}: it must fit in int32; None means no {name}")
+    elif tokens is not None:
+        _check_shape(name, tokens, (), "a whole number or int32[]")
+        _check_type(name, tokens, (jnp.int32,))
 
 
 def _check_shape(name: str, array: Shaped, shape: tuple[int | None, ...], wanted: str) -> None:

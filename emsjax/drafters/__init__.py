@@ -7,6 +7,7 @@ from emsjax.drafters.none import NoDrafter
 from emsjax.drafters.own_layers import OwnLayers
 from emsjax.drafters.prompt_lookup import PromptLookup
 from emsjax.drafters.recurrent import Recurrent
+from emsjax.drafters.self_window import SelfWindow
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import Drafter
 
@@ -20,4 +21,5 @@ __all__ = [
     "OwnLayers",
     "PromptLookup",
     "Recurrent",
+    "SelfWindow",
 ]

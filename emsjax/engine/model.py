@@ -22,6 +22,18 @@ class Inner(NamedTuple):
     layer: int
 
 
+class View(NamedTuple):
+    """The part of a text that its rows see.
+
+    Attributes:
+      sink_tokens: the first tokens of the text, so many.
+      window: the tokens up to the row's own, so many.
+    """
+
+    sink_tokens: int
+    window: int
+
+
 class Pass(NamedTuple):
     """The result of a forward pass.
 
@@ -117,6 +129,7 @@ class Model(Protocol):
         max_q_len: int,
         start: Inner | None = None,
         keep: Sequence[int] = (),
+        view: View | None = None,
     ) -> Pass:
         """Does what `__call__` does, or a part of it, and hands out states between layers.
 
@@ -129,6 +142,8 @@ class Model(Protocol):
           start: states to begin with, so that only the layers from there on run and write K/V;
             None begins with the tokens.
           keep: the layers whose inputs are returned.
+          view: what the rows see at most; None for the whole text. Layers with a shorter window see
+            no sink tokens.
         """
 
     def move_kv(self, cache: Any, sources: jax.Array, targets: jax.Array, moved: jax.Array) -> Any:

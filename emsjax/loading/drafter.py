@@ -13,9 +13,10 @@ from emsjax.drafters.draft_model import DraftModel
 from emsjax.drafters.eagle import Eagle
 from emsjax.drafters.own_layers import OwnLayers, Parts
 from emsjax.drafters.recurrent import Recurrent
+from emsjax.drafters.self_window import SelfWindow
 from emsjax.errors import UserError, about, foreign
 from emsjax.host.device import put_by_row
-from emsjax.limits import OWN_LAYERS, RECURRENT
+from emsjax.limits import OWN_LAYERS, RECURRENT, SELF_WINDOW
 from emsjax.loading.draft_checkpoint import (
     MANIFEST,
     DraftManifest,
@@ -48,12 +49,13 @@ def load_drafter(
     dtype: str,
     quantize: str | None = None,
     narrowest: int,
-) -> DraftModel | Eagle | Recurrent | OwnLayers:
+) -> DraftModel | Eagle | Recurrent | OwnLayers | SelfWindow:
     """Loads a draft trained by `emsjax.train`, a published head, or a model of the same vocabulary.
 
     Args:
       draft: directory of a trained draft, directory or hub id of an EAGLE head, or anything that
-        `load_model` accepts; "own-layers" for the draft of that kind that this package ships.
+        `load_model` accepts; "own-layers" for the draft of that kind that this package ships;
+        "self-window" for the target itself, see `SelfWindow`.
       target: the model to draft for.
       draft_length: k, the most draft tokens per step.
       dtype: dtype of a draft model, as for `load_model`; heads and trained drafts use the target's.
@@ -64,6 +66,8 @@ def load_drafter(
       UserError: the draft cannot be found or loaded, does not match the target, or cannot be
         quantised.
     """
+    if draft == SELF_WINDOW:
+        return _self_window(target, draft_length, quantize, narrowest)
     if draft == OWN_LAYERS:
         draft = _own_layers_shipped(target)
     with foreign(f"draft {str(draft)[:100]!r} cannot be looked up", "name a directory"):
@@ -149,6 +153,29 @@ def _warn_if_larger(draft: LoadedModel, target: LoadedModel) -> None:
             f"smaller than {target.name} ({ours / 1e6:.0f} million), so drafting will not pay off",
             file=sys.stderr,
         )
+
+
+def _self_window(
+    target: LoadedModel, draft_length: int, quantize: str | None, narrowest: int
+) -> SelfWindow:
+    """Makes a drafter of the target itself."""
+    if quantize is not None:
+        raise UserError(
+            "self-window drafts with the weights of the model itself; leave out draft_quantize"
+        )
+    if target.devices.number > 1:
+        raise UserError(
+            "self-window drafts for a model on one device; load the model with "
+            "tensor_parallel_size=1, or choose another drafter"
+        )
+    graphdef, weights = nnx.split(target.model)
+    return SelfWindow(
+        weights,
+        partial(nnx.merge, graphdef),
+        round(target.model.sizes.step_bytes(1)),
+        draft_length=draft_length,
+        narrowest=narrowest,
+    )
 
 
 def _own_layers_shipped(target: LoadedModel) -> Path:

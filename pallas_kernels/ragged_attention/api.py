@@ -62,6 +62,7 @@ class Attend(Protocol):
         layer: jax.Array,
         scale: float,
         window: int | jax.Array | None = None,
+        sink_tokens: int | jax.Array | None = None,
         soft_cap: float | None = None,
         sinks: jax.Array | None = None,
     ) -> jax.Array:
@@ -79,6 +80,7 @@ def ragged_attention(
     max_q_len: int,
     scale: float,
     window: int | jax.Array | None = None,
+    sink_tokens: int | jax.Array | None = None,
     soft_cap: float | None = None,
     sinks: jax.Array | None = None,
     ancestors: jax.Array | None = None,
@@ -92,11 +94,12 @@ def ragged_attention(
 
         k, v = keys and values of slot b at positions [0, kv_lens[b])
         s = soft_cap * tanh(scale * (k @ q) / soft_cap)      # plain scale * (k @ q) without cap
-        softmax(s where position <= p and position > p - window) @ v
+        softmax(s where position <= p and (position > p - window or position < sink_tokens)) @ v
 
     With `sinks`, the softmax has one more score, which takes its share of the weights and adds no
-    value. Cache positions at or after `kv_lens` are never used. A row's result does not depend on
-    other slots. It does not depend on later rows of its slot either, as long as their values are
+    value. Cache positions at or after `kv_lens` are never used. Blocks of the cache that a window
+    hides from some rows are not read for these rows. A row's result does not depend on other slots.
+    It does not depend on later rows of its slot either, as long as their values are
     finite.
 
     Args:
@@ -110,6 +113,8 @@ def ragged_attention(
       max_q_len: static bound on the rows of one slot; changing it recompiles.
       scale: factor on the scores.
       window: sliding window in tokens, including the row's own; None for no window.
+      sink_tokens: the first positions of each slot, so many of which a window does not hide; None
+        for none. Requires a window.
       soft_cap: logit soft cap; None for none.
       sinks: float32[N], each head's further score in the softmax; None for none. Neither `scale`
         nor `soft_cap` changes it.
@@ -140,7 +145,16 @@ def ragged_attention(
         holes=holes,
         backend=backend,
     )
-    return attend(q, cache, layer=layer, scale=scale, window=window, soft_cap=soft_cap, sinks=sinks)
+    return attend(
+        q,
+        cache,
+        layer=layer,
+        scale=scale,
+        window=window,
+        sink_tokens=sink_tokens,
+        soft_cap=soft_cap,
+        sinks=sinks,
+    )
 
 
 def prepare(
@@ -189,11 +203,12 @@ def prepare(
         layer: jax.Array,
         scale: float,
         window: int | jax.Array | None = None,
+        sink_tokens: int | jax.Array | None = None,
         soft_cap: float | None = None,
         sinks: jax.Array | None = None,
     ) -> jax.Array:
         layer = jnp.asarray(layer)
-        check_attention(q, cache, shapes, layer, scale, window, soft_cap, sinks)
+        check_attention(q, cache, shapes, layer, scale, window, sink_tokens, soft_cap, sinks)
         check_values(
             cu_q_lens,
             kv_lens,
@@ -203,6 +218,15 @@ def prepare(
             max_q_len=max_q_len,
             cache_shape=cache.shape,
         )
-        return run(q, cache, layer, scale=scale, window=window, soft_cap=soft_cap, sinks=sinks)
+        return run(
+            q,
+            cache,
+            layer,
+            scale=scale,
+            window=window,
+            sink_tokens=sink_tokens,
+            soft_cap=soft_cap,
+            sinks=sinks,
+        )
 
     return attend

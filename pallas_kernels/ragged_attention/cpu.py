@@ -73,13 +73,13 @@ def prepare(
         *,
         scale: float,
         window: int | jax.Array | None,
+        sink_tokens: int | jax.Array | None,
         soft_cap: float | None,
         sinks: jax.Array | None,
     ) -> jax.Array:
         """Implements `api.ragged_attention`."""
-        whole = jnp.stack(
-            [jnp.int32(num_kv_heads), jnp.int32(_NO_WINDOW if window is None else window)]
-        )
+        seen = _NO_WINDOW if window is None else window, sink_tokens or 0
+        whole = jnp.stack([jnp.int32(x) for x in (num_kv_heads, *seen)])
         factors = jnp.asarray([scale, soft_cap or 0], jnp.float32)
         wide = q.astype(jnp.float32)
         scores = jnp.zeros(0, jnp.float32) if sinks is None else sinks

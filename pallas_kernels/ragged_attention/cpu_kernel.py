@@ -77,9 +77,21 @@ def _least_position(frame: int, tile: Tile) -> Any:
 
 
 @compiled
+def _hidden(frame: int, tile: Tile) -> tuple:
+    """Returns the tokens at the beginning, of sinks, and those after them that no row sees.
+
+    Both in whole blocks.
+    """
+    seen = max(_least_position(frame, tile) - whole(frame, 1) + 1, 0) // _BLOCK * _BLOCK
+    sinks = min((whole(frame, 2) + _BLOCK - 1) // _BLOCK * _BLOCK, seen)
+    return sinks, seen - sinks
+
+
+@compiled
 def _mask(frame: int, tile: Tile, group: int, first: int, tokens: int, scores: np.ndarray) -> None:
     """Marks the scores of tokens that the rows do not see."""
     window, holes, last = whole(frame, 1), _holes(frame, tile.slot), tile.place + tile.rows - 1
+    sink_tokens = whole(frame, 2)
     ancestors = carray(pointer(argument(frame, ANCESTORS)), (size(frame, Q, 0),), np.uint32)
     tree = size(frame, ANCESTORS, 0) > 0
     branches = tree and first + tokens > tile.draft
@@ -90,7 +102,7 @@ def _mask(frame: int, tile: Tile, group: int, first: int, tokens: int, scores: n
         # A token is seen from the row at its own position to the last one in its window.
         seen = min(max(first + j - tile.place, 0), tile.rows) * group
         past = min(max(first + j - tile.place + window, 0), tile.rows) * group
-        if tree:  # see below
+        if tree or first + j < sink_tokens:  # for trees see below
             past = tile.rows * group
         if len(holes) > 0 and holes[first + j]:
             past = 0
@@ -98,7 +110,7 @@ def _mask(frame: int, tile: Tile, group: int, first: int, tokens: int, scores: n
             scores[j, m] = MASKED
         for m in range(past, scores.shape[1]):
             scores[j, m] = MASKED
-        if tree and first + j <= last - window:
+        if tree and sink_tokens <= first + j <= last - window:
             for m in range(tile.rows * group):
                 place = tile.place + m // group
                 behind = _lag(ancestors[tile.row + m // group], place - tile.draft)
@@ -182,6 +194,12 @@ def _lines_ahead(tile: Tile, kv_heads: int, width: int, stride: int) -> Any:
 
 
 @compiled
+def _layer(frame: int) -> Any:
+    """Returns the layer of the cache to read."""
+    return np.int64(carray(pointer(argument(frame, LAYER)), (1,), np.int32)[0])
+
+
+@compiled
 def _factors(frame: int) -> tuple:
     """Returns the factor on the scores and their soft cap, 0 for none."""
     factors = carray(pointer(argument(frame, FACTORS)), (2,), np.float32)
@@ -224,11 +242,10 @@ def _attention(storage: type) -> Callable:
         if tile.slot == slots:
             _clear(frame, tile.row)
             return
-        kv_heads, window, width = whole(frame, 0), whole(frame, 1), size(frame, Q, 2)
+        kv_heads, width = whole(frame, 0), size(frame, Q, 2)
         group = size(frame, Q, 1) // kv_heads
         scale, soft_cap = _factors(frame)
-        layer = np.int64(carray(pointer(argument(frame, LAYER)), (1,), np.int32)[0])
-        holes = _holes(frame, tile.slot)
+        layer, holes = _layer(frame), _holes(frame, tile.slot)
         stride = size(frame, CACHE, 3) * size(frame, CACHE, 4) * itemsize
         start = argument(frame, CACHE) + (layer * slots + tile.slot) * capacity * stride
 
@@ -239,18 +256,20 @@ def _attention(storage: type) -> Callable:
         mixed = queries + tile.heads * width * row
         tops, each = mixed + tile.heads * width * row, tile.heads * row
         totals, at, scores = tops + each, tops + 2 * each, scratch[2 * tile.heads * (width + 1) :]
-        wide = np.empty((_BLOCK, width), np.float32)
         # Numba would compile the product twice, once for the literal True and once for False.
         replaces, adds = np.bool_(False), np.bool_(True)
-        lines = _lines_ahead(tile, kv_heads, width, stride)
-        for first in range(
-            max(_least_position(frame, tile) - window + 1, 0) // _BLOCK * _BLOCK, end, _BLOCK
-        ):
+        lines, wide = (
+            _lines_ahead(tile, kv_heads, width, stride),
+            np.empty((_BLOCK, width), np.float32),
+        )
+        sinks, hidden = _hidden(frame, tile)
+        for place in range(hidden, end, _BLOCK):
+            first = place if place >= sinks + hidden else place - hidden
             tokens, block = min(_BLOCK, end - first), start + first * stride
             ahead = block + _BLOCK * stride
             for head in range(tile.heads):
-                place = Place(layer, tile.slot, first, tokens, tile.head + head)
-                keys, step = widened(frame, block, stride, place, wide)
+                source = Place(layer, tile.slot, first, tokens, tile.head + head)
+                keys, step = widened(frame, block, stride, source, wide)
                 q, out = queries + head * width * row, mixed + head * width * row
                 scored = Product(keys, step, term, q, row, at, row, width)
                 ahead = product(scored, tokens, columns, replaces, ahead, lines)
@@ -259,8 +278,8 @@ def _attention(storage: type) -> Callable:
                 _mask(frame, tile, group, first, tokens, scores)
                 top, total = tops + head * row, totals + head * row
                 weigh(Block(at, row, tokens, top, total, out, width), columns)
-                place = Place(layer, tile.slot, first, tokens, kv_heads + tile.head + head)
-                values, step = widened(frame, block, stride, place, wide)
+                source = Place(layer, tile.slot, first, tokens, kv_heads + tile.head + head)
+                values, step = widened(frame, block, stride, source, wide)
                 j = 0
                 while j < tokens:
                     # Holes may hold NaN, and 0 * NaN is NaN, so they are left out.

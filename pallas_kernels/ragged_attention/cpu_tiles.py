@@ -42,8 +42,8 @@ class Tile(NamedTuple):
 
 @compiled
 def whole(frame: int, index: int) -> Any:
-    """Returns the number of KV heads (0) or the window (1)."""
-    return np.int64(carray(pointer(argument(frame, WHOLE)), (2,), np.int32)[index])
+    """Returns the number of KV heads (0), the window (1) or the sink tokens (2)."""
+    return np.int64(carray(pointer(argument(frame, WHOLE)), (3,), np.int32)[index])
 
 
 @compiled

@@ -29,9 +29,15 @@ from emsjax.pallas_kernels.ragged_attention.gpu_block import (
     visible_tokens,
     widened,
 )
-from emsjax.pallas_kernels.ragged_attention.sections import Inputs, Options, Sums, first_scale
+from emsjax.pallas_kernels.ragged_attention.sections import (
+    Inputs,
+    Options,
+    Sums,
+    first_scale,
+    walk_of,
+)
 from emsjax.pallas_kernels.ragged_attention.sections import prepare as prepare_sections
-from emsjax.pallas_kernels.ragged_attention.tiles import least_position
+from emsjax.pallas_kernels.ragged_attention.tiles import Walk, Window
 from emsjax.pallas_kernels.ragged_attention.tuning import (
     gpu_blocks,
     most_height,
@@ -120,22 +126,17 @@ def _kernel(*refs: Any, options: Options) -> None:
     blocks = options.blocks
     height, head_dim = shared.q.shape
 
-    window = None if inputs.window is None else inputs.window[0]
     slot, q_start, row_start, kv_end = (fact[tile] for fact in inputs.facts)
-    per_section = blocks.section // blocks.kv
-    first = section * per_section
-    end = jnp.minimum(pl.cdiv(kv_end, blocks.kv), first + per_section)
-    if window is not None:
-        least = least_position(inputs.facts, tile, options.tree)
-        first = jnp.maximum(first, jnp.maximum(least - window + 1, 0) // blocks.kv)
+    window = Window.read(inputs.window)
+    steps = walk_of(inputs, options, window, tile, section)
 
     # A section without tokens still writes its sums: `_combine` reads those of every section.
-    @pl.when(first >= end)
+    @pl.when(steps.start >= steps.end)
     def _nothing() -> None:
         _write_sums(empty(height, head_dim), given, at)
         plgpu.wait_smem_to_gmem(0)
 
-    @pl.when(first < end)
+    @pl.when(steps.start < steps.end)
     def _attend() -> None:
         ancestors = None
         if inputs.ancestors is not None:
@@ -149,7 +150,7 @@ def _kernel(*refs: Any, options: Options) -> None:
             by_token = [plgpu.layout_cast(x[...], plgpu.Layout.WGMMA.reduce(0)) for x in others]
             holes = by_token.pop(0) if options.holes else None
             k_scale, v_scale = by_token or (None, None)
-            start = (first + indices[0]) * blocks.kv
+            start = steps.block(steps.start + indices[0]) * blocks.kv
 
             @pl.when(indices[0] == 0)
             def _wait() -> None:
@@ -169,14 +170,14 @@ def _kernel(*refs: Any, options: Options) -> None:
             scores = scores_of(shared.q, widened(k, shared.k), visible, options, k_scale)
             return add_block(running, scores, v, shared, v_scale)
 
-        specs = _specs((slot, first, head), head_dim, inputs.cache.dtype, options)
+        specs = _specs((slot, steps, head), head_dim, inputs.cache.dtype, options)
         cache = inputs.cache.at[inputs.layer[0]]
         sources = [cache, cache, *([inputs.holes] if options.holes else [])]
         if inputs.scales is not None:
             sources += 2 * [inputs.scales.at[inputs.layer[0]]]
         done = plgpu.emit_pipeline(
             block,
-            grid=(end - first,),
+            grid=(steps.end - steps.start,),
             in_specs=specs,
             max_concurrent_steps=blocks.stages,
             init_carry=empty(height, head_dim),
@@ -186,23 +187,27 @@ def _kernel(*refs: Any, options: Options) -> None:
 
 
 def _specs(
-    place: tuple[Any, ...], head_dim: int, dtype: jnp.dtype, options: Options
+    place: tuple[Any, Walk, Any], head_dim: int, dtype: jnp.dtype, options: Options
 ) -> list[plgpu.BlockSpec]:
     """Returns which blocks of keys, values, holes and scales, if any, are copied in each step.
 
     Args:
-      place: the slot, its first block, and the KV head.
+      place: the slot, which of its blocks to read, and the KV head.
       head_dim: H.
       dtype: of the cache.
       options: of the call.
     """
-    (slot, first, head), blocks = place, options.blocks
-    block_before = slot * (options.capacity // blocks.kv) + first
+    (slot, steps, head), blocks = place, options.blocks
+    before = slot * (options.capacity // blocks.kv)
     numbers = head, options.num_kv_heads + head
+
+    def block_of(step: Any) -> Any:
+        return steps.block(steps.start + step)
+
     specs = [
         plgpu.BlockSpec(
             (blocks.kv, head_dim),
-            lambda i, number=number: (block_before + i, number),
+            lambda i, number=number: (before + block_of(i), number),
             transforms=hopper.transforms(
                 head_dim if options.scales is None else INT8_MULTIPLE, dtype
             ),
@@ -210,10 +215,10 @@ def _specs(
         for number in numbers
     ]
     if options.holes:
-        specs.append(plgpu.BlockSpec((blocks.kv,), lambda i: (block_before + i,)))
+        specs.append(plgpu.BlockSpec((blocks.kv,), lambda i: (before + block_of(i),)))
 
     def scales_at(i: Any, number: Any) -> tuple[Any]:
-        return (first_scale(options, slot, (first + i) * blocks.kv, number) // blocks.kv,)
+        return (first_scale(options, slot, block_of(i) * blocks.kv, number) // blocks.kv,)
 
     if options.scales is not None:
         for number in numbers:

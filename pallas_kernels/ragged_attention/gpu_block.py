@@ -10,7 +10,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from emsjax.pallas_kernels import hopper
 from emsjax.pallas_kernels.ragged_attention.sections import LOG2_E, MASKED, RESTORED, Options
-from emsjax.pallas_kernels.ragged_attention.tiles import lag
+from emsjax.pallas_kernels.ragged_attention.tiles import Window, lag
 
 # Numbers of an int8 head that are converted at a time.
 INT8_MULTIPLE = 64
@@ -42,7 +42,7 @@ def visible_tokens(
     block_start: jax.Array,
     q_start: jax.Array,
     row_start: jax.Array,
-    window: jax.Array | None,
+    window: Window | None,
     ancestors: jax.Array | None,
     holes: jax.Array | None,
     rows: int,
@@ -59,7 +59,7 @@ def visible_tokens(
             places = plgpu.broadcasted_iota(jnp.int32, shape[:1], 0, layout=layout) & (rows - 1)
             behind = lag(ancestors, places + (row_start - q_start))
             row -= jax.lax.broadcast_in_dim(behind, shape, [0])
-        visible &= column > row - window
+        visible &= window.shows(column, row)
     if ancestors is not None:
         draft = column - q_start
         bits = jax.lax.broadcast_in_dim(ancestors, shape, [0])

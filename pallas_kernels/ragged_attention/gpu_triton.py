@@ -25,9 +25,10 @@ from emsjax.pallas_kernels.ragged_attention.sections import (
     Options,
     Sums,
     first_scale,
+    walk_of,
 )
 from emsjax.pallas_kernels.ragged_attention.sections import prepare as prepare_sections
-from emsjax.pallas_kernels.ragged_attention.tiles import lag, least_position
+from emsjax.pallas_kernels.ragged_attention.tiles import Walk, Window, lag
 from emsjax.pallas_kernels.ragged_attention.tuning import GPUBlocks, gpu_blocks, most_height
 from emsjax.pallas_kernels.tensor_cores import DTYPES
 from emsjax.pallas_kernels.triton_products import MISCOUNTED
@@ -132,25 +133,20 @@ def _kernel(*refs: Any, options: Options) -> None:
     given = iter(refs)
     inputs, sums = Inputs.of(given, options), Sums(*given)
     tile, head, section = (pl.program_id(axis) for axis in range(3))
-    facts, blocks = [fact[tile] for fact in inputs.facts], options.blocks
-    kv_end = facts[3]
-    per_section = blocks.section // blocks.kv
-    first = section * per_section
-    end = jnp.minimum(pl.cdiv(kv_end, blocks.kv), first + per_section)
-    if inputs.window is not None:
-        seen = least_position(inputs.facts, tile, options.tree) - inputs.window[0] + 1
-        first = jnp.maximum(first, jnp.maximum(seen, 0) // blocks.kv)
+    facts = [fact[tile] for fact in inputs.facts]
+    window = Window.read(inputs.window)
+    steps = walk_of(inputs, options, window, tile, section)
     height, head_dim = sums.out.shape
-    add = functools.partial(_add_block, inputs, options, facts, (tile, head))
+    add = functools.partial(_add_block, inputs, options, facts, (tile, head, steps))
     empty = _Running(
         jnp.zeros((height, head_dim), jnp.float32),
         jnp.full((height,), MASKED, jnp.float32),
         jnp.zeros((height,), jnp.float32),
     )
-    running = jax.lax.fori_loop(first, end, add, empty)
+    running = jax.lax.fori_loop(steps.start, steps.end, add, empty)
     sums.top[...], sums.total[...] = running.top, running.total
 
-    @pl.when(first < end)
+    @pl.when(steps.start < steps.end)
     def _write() -> None:
         sums.out[...] = running.out
 
@@ -159,13 +155,13 @@ def _add_block(
     inputs: Inputs,
     options: Options,
     facts: list[jax.Array],
-    at: tuple[jax.Array, jax.Array],
-    number: jax.Array,
+    at: tuple[jax.Array, jax.Array, Walk],
+    step: jax.Array,
     running: _Running,
 ) -> _Running:
-    """Adds one block of the cache to the softmax of tile and KV head `at`."""
-    (tile, head), (slot, _, _, kv_end), kv = at, facts, options.blocks.kv
-    start = number * kv
+    """Adds the block of one step to the softmax of tile and KV head `at`."""
+    (tile, head, steps), (slot, _, _, kv_end), kv = at, facts, options.blocks.kv
+    start = steps.block(step) * kv
     tokens = pl.ds(slot * options.capacity + start, kv)
     q = inputs.q[tile, head]
     places, layer = (head, options.num_kv_heads + head), inputs.layer[0]
@@ -217,11 +213,11 @@ def _visible(
     place = jax.lax.broadcasted_iota(jnp.int32, shape, 0) & (options.blocks.q - 1)
     row = row_start + place
     visible = column <= row
-    if inputs.window is not None:
+    if (window := Window.read(inputs.window)) is not None:
         if inputs.ancestors is not None:
             places = row_start - q_start + (jnp.arange(shape[0]) & (options.blocks.q - 1))
             row -= jnp.broadcast_to(lag(inputs.ancestors[tile], places)[:, None], shape)
-        visible &= column > row - inputs.window[0]
+        visible &= window.shows(column, row)
     if inputs.ancestors is not None:
         draft = column - q_start
         bits = jnp.broadcast_to(inputs.ancestors[tile][:, None], shape)

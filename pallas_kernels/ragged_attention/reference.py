@@ -20,6 +20,8 @@ from emsjax.pallas_kernels.manual_axes import varying_like
 from emsjax.pallas_kernels.ragged_attention.tiles import (
     Prepared,
     TileFacts,
+    Walk,
+    Window,
     lag,
     least_position,
     query_tiles,
@@ -45,7 +47,10 @@ class _Tile(NamedTuple):
 
 
 def _visible(
-    tile: _Tile, kv_positions: jax.Array, window: int | jax.Array | None, there: jax.Array
+    tile: _Tile,
+    kv_positions: jax.Array,
+    window: Window | None,
+    there: jax.Array,
 ) -> jax.Array:
     """Returns which cache positions [S] each row of the tile may attend to, bool[rows * G, S]."""
     row, column = tile.positions, kv_positions[None, :]
@@ -58,7 +63,7 @@ def _visible(
         if tile.ancestors is not None:
             bits = jax.lax.bitcast_convert_type(tile.ancestors, jnp.int32)
             row -= lag(bits, row - tile.facts.q_start)
-        visible &= column > row[:, None] - window
+        visible &= window.shows(column, row[:, None])
     return visible
 
 
@@ -69,7 +74,7 @@ def _attend_tile(
     block: int,
     num_kv_heads: int,
     scale: float,
-    window: int | jax.Array | None,
+    window: Window | None,
     soft_cap: float | None,
     sinks: jax.Array | None,
     holes: jax.Array | None,
@@ -80,9 +85,9 @@ def _attend_tile(
     # attending to the block.
     slot_holes = None if holes is None else holes[tile.facts.slot]
 
-    def attend_block(i: jax.Array, carry: tuple) -> tuple:
+    def attend_block(step: jax.Array, carry: tuple) -> tuple:
         top, total, out = carry
-        first = i * block
+        first = steps.block(step) * block
         read = read_block(
             cache, layer, tile.facts.slot, first, block, num_kv_heads, head_dim, dtype
         )
@@ -100,7 +105,8 @@ def _attend_tile(
         there = kv_positions < tile.facts.kv_end
         if slot_holes is not None:
             there &= ~slot_holes[kv_positions]
-        scores = jnp.where(_visible(tile, kv_positions, window, there)[None], scores, MASKED)
+        visible = _visible(tile, kv_positions, window, there)
+        scores = jnp.where(visible[None], scores, MASKED)
         new_top = jnp.maximum(top, scores.max(axis=2))
         weights = jnp.exp(scores - new_top[..., None])
         decay = jnp.exp(top - new_top)
@@ -115,10 +121,11 @@ def _attend_tile(
             gained /= _RESTORED
         return new_top, total * decay + weights.sum(axis=2), out * decay[..., None] + gained
 
-    start = jnp.zeros((), jnp.int32)
+    end = (tile.facts.kv_end + block - 1) // block
+    steps = Walk(jnp.zeros_like(end), end)
     if window is not None:
         least = least_position(tile.facts, (), tile.ancestors is not None)
-        start = jnp.maximum(least - window + 1, 0).astype(jnp.int32) // block
+        steps = window.walk(least, end, block)
     shape = tile.queries.shape[:2]
     top, total = jnp.full(shape, MASKED, jnp.float32), jnp.zeros(shape, jnp.float32)
     if sinks is not None:  # a score that is there before all others
@@ -126,8 +133,7 @@ def _attend_tile(
         total = jnp.ones(shape, jnp.float32)
     empty = (top, total, jnp.zeros((*shape, head_dim), jnp.float32))
     empty = jax.tree.map(lambda x: varying_like(x, tile.queries, cache), empty)
-    end = (tile.facts.kv_end + block - 1) // block
-    _, total, out = jax.lax.fori_loop(start, end, attend_block, empty)
+    _, total, out = jax.lax.fori_loop(steps.start, steps.end, attend_block, empty)
     return out / jnp.where(total == 0, 1, total)[..., None]
 
 
@@ -163,6 +169,7 @@ def _attend(
     num_kv_heads: int,
     scale: float,
     window: int | jax.Array | None,
+    sink_tokens: int | jax.Array | None,
     soft_cap: float | None,
     sinks: jax.Array | None,
 ) -> jax.Array:
@@ -174,6 +181,7 @@ def _attend(
     tiles, holes = prepared.tiles, prepared.holes
     tile_rows = tiles.rows.shape[1]
     offsets = jnp.arange(tile_rows, dtype=jnp.int32)
+    seen = None if window is None else Window(window, sink_tokens)
 
     def attend(facts: TileFacts, rows: jax.Array, ancestors: jax.Array | None) -> jax.Array:
         queries = q[rows].reshape(tile_rows, num_kv_heads, group, head_dim)
@@ -183,7 +191,7 @@ def _attend(
             ancestors=ancestors,
             facts=facts,
         )
-        options = scale, window, soft_cap, sinks, holes
+        options = scale, seen, soft_cap, sinks, holes
         out = _attend_tile(tile, cache, layer, block, num_kv_heads, *options)
         out = out.astype(q.dtype).reshape(num_kv_heads, tile_rows, group, head_dim)
         return out.swapaxes(0, 1).reshape(tile_rows, num_heads, head_dim)

@@ -18,10 +18,14 @@ from emsjax.pallas_kernels.kv_rows import LANES
 from emsjax.pallas_kernels.ragged_attention.tiles import (
     Prepared,
     TileFacts,
+    Walk,
+    Window,
     cut_rows,
     join_rows,
+    least_position,
     query_tiles,
     tile_facts,
+    window_scalars,
 )
 from emsjax.pallas_kernels.ragged_attention.tuning import GPUBlocks
 
@@ -54,7 +58,7 @@ class Inputs(NamedTuple):
 
     layer: Any  # int32[1]
     facts: TileFacts
-    window: Any | None  # int32[1]
+    window: Any | None  # see `window_scalars`
     ancestors: Any | None  # int32[tiles, M]
     holes: Any | None  # int32[B * S]
     q: Any  # [tiles, K, M, H]
@@ -88,6 +92,18 @@ def first_scale(options: Options, slot: jax.Array, start: jax.Array, number: Any
     """
     tiles, rows = options.scales or (0, 0)
     return ((slot * tiles + start // LANES) * rows + number) * LANES + start % LANES
+
+
+def walk_of(
+    inputs: Inputs, options: Options, window: Window | None, tile: jax.Array, section: jax.Array
+) -> Walk:
+    """Returns the blocks of a section that any row of the tile sees."""
+    size, per_section = options.blocks.kv, options.blocks.section // options.blocks.kv
+    begin = section * per_section
+    end = jnp.minimum(-(-inputs.facts.kv_end[tile] // size), begin + per_section)
+    if window is None:
+        return Walk(begin, end)
+    return window.walk(least_position(inputs.facts, tile, options.tree), end, size, begin)
 
 
 class Sums(NamedTuple):
@@ -143,6 +159,7 @@ def _attend(
     num_kv_heads: int,
     scale: float,
     window: int | jax.Array | None,
+    sink_tokens: int | jax.Array | None,
     soft_cap: float | None,
     sinks: jax.Array | None,
 ) -> jax.Array:
@@ -162,7 +179,7 @@ def _attend(
     inputs = Inputs(
         layer=jnp.reshape(layer, 1),
         facts=facts,
-        window=None if window is None else jnp.reshape(jnp.asarray(window, jnp.int32), 1),
+        window=window_scalars(window, sink_tokens),
         ancestors=ancestors,
         holes=holes,
         q=cut_rows(q.reshape(num_rows, num_kv_heads, group, head_dim), tiles, blocks.height),

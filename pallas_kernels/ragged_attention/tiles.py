@@ -122,6 +122,90 @@ def least_position(facts: TileFacts, tile: Any, tree: bool) -> Any:
     return jnp.maximum(facts.q_start[tile], first - 31) if tree else first
 
 
+class Walk(NamedTuple):
+    """The blocks of a slot's cache that a tile reads, in order.
+
+    They are those of the sink tokens, then all from the first one in the window on.
+
+    Attributes:
+      start: number of the first step.
+      end: number after the last step.
+      jump: number of the step that reads the first block in the window; None without sink tokens.
+      begin: the block that the first step reads if there are sink tokens.
+    """
+
+    start: Any
+    end: Any
+    jump: Any = None
+    begin: Any = 0
+
+    def block(self, step: Any) -> Any:
+        """Returns the block that a step reads. Steps from `jump` on have their block's number."""
+        if self.jump is None:
+            return step
+        return jnp.where(step < self.jump, step - self.start + self.begin, step)
+
+
+def walk(first: Any, end: Any, sink_blocks: Any = None, begin: Any = 0) -> Walk:
+    """Returns how a tile walks over the blocks of a slot, or over those of a section of it.
+
+    Args:
+      first: the first block in the window, or 0.
+      end: the block after the last one.
+      sink_blocks: how many blocks of the slot hold sink tokens; None for none.
+      begin: the first block of the section.
+    """
+    first = jnp.maximum(first, begin).astype(jnp.int32)
+    if sink_blocks is None:
+        return Walk(first, end)
+    first = jnp.minimum(first, jnp.maximum(end, begin))
+    start = jnp.maximum(first - jnp.maximum(sink_blocks - begin, 0), begin)
+    return Walk(start, end, first, begin)
+
+
+def window_scalars(window: Any, sink_tokens: Any) -> jax.Array | None:
+    """Returns what kernels read of both: int32[1], or [2] with sink tokens; None for no window."""
+    if window is None:
+        return None
+    given = [window] if sink_tokens is None else [window, sink_tokens]
+    return jnp.stack([jnp.asarray(x, jnp.int32) for x in given])
+
+
+class Window(NamedTuple):
+    """A sliding window.
+
+    Attributes:
+      tokens: its length.
+      sink_tokens: the first tokens of a slot, which it does not hide; None for none.
+    """
+
+    tokens: Any
+    sink_tokens: Any = None
+
+    @classmethod
+    def read(cls, scalars: Any) -> "Window | None":
+        """Reads what `window_scalars` returned; None if that is None."""
+        return None if scalars is None else cls(*(scalars[i] for i in range(scalars.shape[0])))
+
+    def shows(self, column: Any, row: Any) -> Any:
+        """Returns whether the window shows the token at `column` to the row at `row`."""
+        near = column > row - self.tokens
+        return near if self.sink_tokens is None else near | (column < self.sink_tokens)
+
+    def walk(self, least: Any, end: Any, block: int, begin: Any = 0) -> Walk:
+        """Returns how a tile walks over blocks.
+
+        Args:
+          least: bound on the positions of its rows, from below.
+          end: see `walk`.
+          block: tokens of a block.
+          begin: see `walk`.
+        """
+        sinks = self.sink_tokens
+        sink_blocks = None if sinks is None else (sinks + block - 1) // block
+        return walk(jnp.maximum(least - self.tokens + 1, 0) // block, end, sink_blocks, begin)
+
+
 class Prepared(NamedTuple):
     """Everything that attention derives from lengths, shared by all layers of a step.
 

@@ -23,11 +23,14 @@ from emsjax.pallas_kernels.ragged_attention.lanes import gather_values, spread_q
 from emsjax.pallas_kernels.ragged_attention.tiles import (
     Prepared,
     TileFacts,
+    Walk,
+    Window,
     cut_rows,
     join_rows,
     least_position,
     query_tiles,
     tile_facts,
+    window_scalars,
 )
 from emsjax.pallas_kernels.ragged_attention.tpu_block import (
     Options,
@@ -57,7 +60,7 @@ class _Stream(NamedTuple):
     layer: jax.Array  # int32[]
     tiles: TileFacts
     cache: Any  # [L, B, S, R, 128] in HBM
-    window: Any  # int32[1] or None
+    window: Window | None
     buffers: Any  # [2, parts, block, rows of a part, 128] in VMEM
     arrived: Any  # DMA semaphores, one for each buffer
     piece: int  # tokens
@@ -70,15 +73,20 @@ class _Stream(NamedTuple):
         """Tokens of a block."""
         return int(self.buffers.shape[2])
 
-    def first_block(self, tile: jax.Array) -> jax.Array:
-        """Returns the first block that any row of the tile sees."""
+    def walk(self, tile: jax.Array) -> Walk:
+        """Returns the blocks that any row of the tile sees."""
+        end = pl.cdiv(self.tiles.kv_end[tile], self.block)
         if self.window is None:
-            return jnp.zeros((), jnp.int32)
-        seen = least_position(self.tiles, tile, self.tree) - self.window[0] + 1
+            return Walk(jnp.zeros((), jnp.int32), end)
+        steps = self.window.walk(least_position(self.tiles, tile, self.tree), end, self.block)
         # At most the last block: the walk over a tile's blocks also starts the next tile's copy, so
         # a used tile must take at least one.
-        last = jnp.maximum(self.tiles.kv_end[tile] - 1, 0)
-        return jnp.clip(seen, 0, last) // self.block
+        return steps._replace(start=jnp.minimum(steps.start, jnp.maximum(end - 1, 0)))
+
+    def first_block(self, tile: jax.Array) -> jax.Array:
+        """Returns the first block that the tile reads."""
+        steps = self.walk(tile)
+        return steps.block(steps.start)
 
     def valid(self, tile: jax.Array, block: jax.Array) -> jax.Array:
         """Returns how many tokens of the block are before the tile's end."""
@@ -158,7 +166,7 @@ def _kernel(*refs: Any, options: Options) -> None:
     given = iter(refs)
     layer = next(given)[0]
     tiles = TileFacts(*(next(given) for _ in TileFacts._fields))
-    window = next(given) if options.windowed else None
+    window = Window.read(next(given)) if options.windowed else None
     q = next(given)
     ancestors = next(given) if options.tree else None
     sinks = next(given) if options.sinks else None
@@ -180,20 +188,19 @@ def _kernel(*refs: Any, options: Options) -> None:
         stream.copy("start", tile, stream.first_block(tile), jnp.zeros((), jnp.int32))
 
     running.begin(sinks)
-    first = stream.first_block(tile)
-    end = pl.cdiv(tiles.kv_end[tile], stream.block)
+    steps = stream.walk(tile)
     # The buffers alternate across tiles as well: while a tile uses its last block, the next tile's
     # first block is copied into the other buffer.
     done = blocks_done[0]
 
-    def attend(number: jax.Array, _: None) -> None:
-        buffer = (done + number - first) % 2
-        last = number + 1 == end
+    def attend(step: jax.Array, _: None) -> None:
+        buffer = (done + step - steps.start) % 2
+        number, last = steps.block(step), step + 1 == steps.end
 
         # The last block of the last tile has no successor.
         @pl.when(~last | (following > tile))
         def _next() -> None:
-            next_block = jnp.where(last, stream.first_block(following), number + 1)
+            next_block = jnp.where(last, stream.first_block(following), steps.block(step + 1))
             stream.copy("start", jnp.where(last, following, tile), next_block, 1 - buffer)
 
         stream.copy("wait", tile, number, buffer)
@@ -221,8 +228,8 @@ def _kernel(*refs: Any, options: Options) -> None:
             visible &= holes[pl.ds(number, 1), :] == 0
         add_block(q, block, scales, visible, running, options)
 
-    jax.lax.fori_loop(first, end, attend, None)
-    blocks_done[0] = done + jnp.maximum(end - first, 0)
+    jax.lax.fori_loop(steps.start, steps.end, attend, None)
+    blocks_done[0] = done + jnp.maximum(steps.end - steps.start, 0)
     running.finish(out)
 
 
@@ -266,6 +273,7 @@ def _attend(
     max_q_len: int,
     scale: float,
     window: int | jax.Array | None,
+    sink_tokens: int | jax.Array | None,
     soft_cap: float | None,
     sinks: jax.Array | None,
 ) -> jax.Array:
@@ -287,8 +295,8 @@ def _attend(
     )
     height = tpu_tile_height(options.blocks.q, group)
     scalars = [jnp.reshape(layer, 1), *facts]
-    if window is not None:
-        scalars.append(jnp.reshape(jnp.asarray(window, jnp.int32), 1))
+    if (given := window_scalars(window, sink_tokens)) is not None:
+        scalars.append(given)
     inputs = [cut_rows(spread_queries(q, num_kv_heads), tiles, height)]
     if ancestors is not None:
         inputs.append(ancestors)

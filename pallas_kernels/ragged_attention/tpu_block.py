@@ -15,7 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from emsjax.pallas_kernels.kv_rows import LANES
 from emsjax.pallas_kernels.ragged_attention.lanes import Heads, places, together
-from emsjax.pallas_kernels.ragged_attention.tiles import lag
+from emsjax.pallas_kernels.ragged_attention.tiles import Window, lag
 from emsjax.pallas_kernels.ragged_attention.tuning import TPUBlocks
 
 # The score of a masked token. It is finite because a row whose first blocks are all masked would
@@ -122,7 +122,7 @@ def visible_tokens(
     block_start: jax.Array,
     q_start: jax.Array,
     row_start: jax.Array,
-    window: Any,
+    window: Window | None,
     ancestors: Any,
     rows: int,
 ) -> jax.Array:
@@ -132,11 +132,10 @@ def visible_tokens(
     row = row_start + (jax.lax.broadcasted_iota(jnp.int32, shape, 0) & (rows - 1))
     visible = column <= row
     if window is not None:
-        first = column - row
         if ancestors is not None:
             places = jax.lax.broadcasted_iota(jnp.int32, (shape[0], 1), 0) & (rows - 1)
-            first += lag(ancestors[:, :1], row_start - q_start + places)
-        visible &= first > -window[0]
+            row -= lag(ancestors[:, :1], row_start - q_start + places)
+        visible &= window.shows(column, row)
     if ancestors is not None:
         draft = column - q_start
         bit = jax.lax.shift_right_logical(ancestors[:, :1], jnp.clip(draft, 0, 31)) & 1

@@ -11,13 +11,22 @@ import numpy as np
 from flax import nnx
 from transformers import AutoConfig
 
-from emsjax.drafters import Combined, DraftModel, NoDrafter, OwnLayers, PromptLookup, Recurrent
+from emsjax.drafters import (
+    Combined,
+    DraftModel,
+    NoDrafter,
+    OwnLayers,
+    PromptLookup,
+    Recurrent,
+    SelfWindow,
+)
 from emsjax.drafters.own_layers import Parts
 from emsjax.engine.devices import ONE, Devices
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.engine import Engine
 from emsjax.engine.job import Finished, Job
 from emsjax.engine.ladder import Rung
+from emsjax.engine.model import View
 from emsjax.engine.policy import POLICIES
 from emsjax.engine.step_costs import StepCosts
 from emsjax.loading.load import load_model
@@ -30,6 +39,8 @@ from tests.ladders import short_ladder
 from tests.tiny import TINY, VOCAB_SIZE, checkpoint, oracle
 
 EOS = 2
+# Hides most of the longer texts.
+SHORT_VIEW = View(sink_tokens=2, window=20)
 
 
 @functools.cache
@@ -100,7 +111,8 @@ def make_drafter(model: Any, name: str) -> Drafter:
     if name == "combined-own-layers":
         return Combined(lookup, own_layers(model))
     kinds = {"itself": itself, "draft-model": another, "alike": alike, "recurrent": recurrent}
-    return (kinds | {"own-layers": own_layers})[name](model)
+    kinds |= {"own-layers": own_layers, "self-window": self_window}
+    return kinds[name](model)
 
 
 def itself(model: Any) -> DraftModel:
@@ -166,6 +178,13 @@ def own_layers(model: Any, state_map: Any = None, first_layer: int = 1) -> OwnLa
         draft_length=5,
         narrowest=4,
     )
+
+
+def self_window(model: Any, view: View = SHORT_VIEW) -> SelfWindow:
+    """Makes the target draft for itself, on a part of its cache."""
+    graphdef, weights = nnx.split(model)
+    merge = functools.partial(nnx.merge, graphdef)
+    return SelfWindow(weights, merge, read_bytes=1, view=view, draft_length=5, narrowest=4)
 
 
 def shared_with(model: Any, ids: jax.Array, projection: nnx.Param) -> Shared:

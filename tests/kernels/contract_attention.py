@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from emsjax.pallas_kernels.ragged_attention.api import ragged_attention
+from emsjax.shapes import round_up
 from tests.kernels.caches import (
     Ragged,
     edge_cases,
@@ -43,6 +44,7 @@ class Case:
     dtype: str = "float32"
     window: int | None = None
     traced_window: bool = False
+    sink_tokens: int | None = None
     soft_cap: float | None = None
     sinks: bool = False
     tree: bool = False
@@ -76,6 +78,11 @@ CASES = {
     "tree-of-32": Case(tree=True, capacity=40, max_q_len=32),
     "tree-and-prompts": Case(tree=True, capacity=56, max_q_len=45, window=37),
     "sinks": Case(num_heads=6, sinks=True, window=5),
+    "sink-tokens": Case(window=5, sink_tokens=3),
+    "sink-tokens-and-all": Case(
+        **{"sink_tokens": 34, "window": 37, "tree": True, "soft_cap": 1.5, "holes": True},
+        **{"sinks": True, "head_dim": 64},
+    ),
     "all": Case(tree=True, window=37, soft_cap=1.5, sinks=True, head_dim=64),
     "holes": Case(holes=True),
     "holes-and-all": Case(holes=True, tree=True, window=37, soft_cap=1.5, head_dim=64),
@@ -84,12 +91,12 @@ CASES = {
     "int8": Case(int8=True, num_heads=6, head_dim=64, dtype="bfloat16", cache_len=256),
     "int8-and-all": Case(
         **{"int8": True, "holes": True, "tree": True, "window": 137, "soft_cap": 1.5},
-        **{"sinks": True, "head_dim": 80, "cache_len": 256},
+        **{"sinks": True, "sink_tokens": 3, "head_dim": 80, "cache_len": 256},
     ),
 }
 INT8 = ("int8", "int8-and-all")
 # Cases that also compare rows bit for bit, alone and next to others.
-COMPARED = ("mha", "gqa", "prompts", "window", "all", "bfloat16", "float16", "int8")
+COMPARED = ("mha", "gqa", "prompts", "window", "sink-tokens", "all", "bfloat16", "float16", "int8")
 
 
 @functools.cache
@@ -145,15 +152,29 @@ def seen_positions(case: Case, tree: list[int], ragged: Ragged, row: int) -> lis
     slot, place, position = ragged.rows()[row]
     first = ragged.kv_lens[slot] - ragged.q_lens[slot]
     mask = mask_of(case, tree, ragged, slot, place)
-    seen = range(position + 1)
+    seen = list(range(position + 1))
     if case.window is not None:
         # A window counts only rows that are attended to, and places of the cache before them.
         rows = position - first if mask == CHAIN else mask.bit_count() - 1
-        seen = range(max(0, first + rows + 1 - case.window), position + 1)
+        least = first + rows + 1 - case.window
+        seen = [s for s in seen if s >= least or s < (case.sink_tokens or 0)]
     if mask != CHAIN:
         seen = [s for s in seen if s < first or mask >> (s - first) & 1]
     holes = draw_holes(case, ragged)[slot]
     return [s for s in seen if not (case.holes and holes[s])]
+
+
+def skipped(case: Case, ragged: Ragged, slot: int) -> slice:
+    """Returns places of a slot that must not be read, though tokens before and after them are.
+
+    They are whole blocks, of any backend, between the sink tokens and the windows of all rows.
+    """
+    block = 1 << (case.cache_len // 3 - 1).bit_length()
+    first = ragged.kv_lens[slot] - ragged.q_lens[slot]
+    if case.sink_tokens is None or case.window is None or not ragged.q_lens[slot]:
+        return slice(0)
+    least = first + 1 - case.window - (31 if case.tree else 0)
+    return slice(round_up(case.sink_tokens, block), max(least, 0) // block * block)
 
 
 def draw_holes(case: Case, ragged: Ragged) -> np.ndarray:
@@ -251,6 +272,9 @@ class AttentionContract:
             holes: jax.Array,
             lengths: dict[str, jax.Array],
         ) -> jax.Array:
+            sink_tokens: Any = case.sink_tokens
+            if case.traced_window and sink_tokens is not None:
+                sink_tokens = jnp.asarray(sink_tokens, jnp.int32) + 0 * window
             return ragged_attention(
                 q,
                 cache,
@@ -260,6 +284,7 @@ class AttentionContract:
                 max_q_len=case.max_q_len,
                 scale=case.scale,
                 window=window if case.traced_window else case.window,
+                sink_tokens=sink_tokens,
                 soft_cap=case.soft_cap,
                 sinks=jnp.asarray(draw_sinks(case)) if case.sinks else None,
                 ancestors=ancestors if case.tree else None,
@@ -289,6 +314,9 @@ class AttentionContract:
             others = np.arange(case.num_slots) != only_sound
             # The last two arrays are the ones that can hold NaN.
             arrays[-2][others], arrays[-1][others] = np.nan, np.inf
+        for slot in range(case.num_slots):
+            hidden = skipped(case, ragged, slot)
+            arrays[-2][slot, hidden], arrays[-1][slot, hidden] = np.nan, np.nan
         make = make_int8_cache if case.int8 else make_cache
         cache = make(*arrays, ragged.kv_lens, layer=LAYER, num_layers=NUM_LAYERS)
         # The masks of unused rows are arbitrary.
@@ -369,7 +397,8 @@ class AttentionContract:
                 np.testing.assert_array_equal(bits(out[rows]), bits(expected[rows]))
 
     @pytest.mark.parametrize("window", [1, 37, 2**30])
-    def test_a_window_may_be_traced(self, window):
-        case = replace(CASES["window"], window=window, traced_window=True)
+    @pytest.mark.parametrize("kind", ["window", "sink-tokens"])
+    def test_a_window_may_be_traced(self, kind, window):
+        case = replace(CASES[kind], window=window, traced_window=True)
         for ragged in edge_cases(*case.sizes()):
             self.check(case, [1] * case.max_q_len, ragged)

@@ -48,9 +48,12 @@ class TestAttentionSections(AttentionContract):
     """With several sections in a slot, whose sums must be combined."""
 
     backend = "gpu"
-    cases: ClassVar = ("gqa", "prompts", "all", "holes-and-all", "int8", "int8-and-all")
+    cases: ClassVar = (
+        *("gqa", "prompts", "all", "holes-and-all", "int8", "int8-and-all"),
+        *("sink-tokens", "sink-tokens-and-all"),
+    )
     examples = 1
-    quick: ClassVar = ("gqa", "int8-and-all")
+    quick: ClassVar = ("gqa", "int8-and-all", "sink-tokens")
 
     @pytest.fixture(autouse=True)
     def _interpreted(self, interpreting_gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +65,10 @@ class TestTriton(AttentionContract):
     backend = "gpu-triton"
     cases: ClassVar = tuple(name for name in GPU_CASES if name not in ("mqa", "h96"))
     examples = 2
-    quick: ClassVar = ("all", "single-rows", "holes-and-all", "prompts", "int8-and-all")
+    quick: ClassVar = (
+        *("all", "single-rows", "holes-and-all", "prompts", "int8-and-all"),
+        "sink-tokens",
+    )
 
     @pytest.fixture(autouse=True)
     def _interpreted(self, interpreting_triton: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ class TestAttentionSeveralTilesAtOnce(AttentionContract):
     """
 
     backend = "reference"
-    cases = ("gqa", "prompts", "all", "bfloat16", "int8")
+    cases = ("gqa", "prompts", "all", "bfloat16", "int8", "sink-tokens")
 
     @pytest.fixture(autouse=True)
     def _blocks(self, monkeypatch):

@@ -31,9 +31,12 @@ class TestAttentionSmallBlocks(AttentionContract):
     """With several tiles and blocks in a slot, and several pieces in a block."""
 
     backend = "tpu"
-    cases: ClassVar = ("gqa", "prompts", "all", "holes-and-all", "bfloat16")
+    cases: ClassVar = (
+        *("gqa", "prompts", "all", "holes-and-all", "bfloat16"),
+        *("sink-tokens", "sink-tokens-and-all"),
+    )
     examples = 4
-    quick: ClassVar = ("gqa", "all")
+    quick: ClassVar = ("gqa", "all", "sink-tokens")
 
     @pytest.fixture(autouse=True)
     def _blocks(self, monkeypatch: pytest.MonkeyPatch) -> None:
