@@ -27,6 +27,9 @@ from emsjax.sampling.rows import rows_after
 
 # StreamingLLM keeps four sink tokens.
 DEFAULT_VIEW = View(sink_tokens=4, window=512)
+# The least probability with which a guess is taken to be right in a text's first steps. Experience
+# begins at less (`acceptance.UNKNOWN`), with which drafts this costly would never begin to pay off.
+LIKELY, FIRST_STEPS = 0.85, 16
 
 
 class _Drafting(NamedTuple):
@@ -76,6 +79,8 @@ class SelfWindow(Memoryless):
         """Drafts for each slot that decodes."""
         ready = state.live & (state.lens - state.kv_lens == 1)
         likely = expect(state.experience, COSTLY_SOURCE, self.draft_length)
+        begins = state.stats.target_steps[:, None] < FIRST_STEPS
+        likely = jnp.where(begins, jnp.maximum(likely, LIKELY), likely)
         length = worth(jnp.where(ready[:, None], jnp.cumprod(likely, axis=1), 0.0))
         # Rows have places in the cache only as far as the text may grow.
         room = jnp.maximum(state.max_lens - state.lens - 1, 0)

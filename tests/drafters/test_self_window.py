@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from emsjax.drafters import Combined, PromptLookup, SelfWindow
+from emsjax.drafters.self_window import FIRST_STEPS, LIKELY
+from emsjax.engine.acceptance import UNKNOWN
 from emsjax.engine.draft import Draft
 from emsjax.engine.model import View
 from tests.drafters.test_own_layers import SLOTS, busy_state, results
@@ -128,3 +130,21 @@ def test_an_int8_cache_is_written_and_read_like_any_other():
     for drafter in (self_window(model), hostile(model, np.nan)):
         engine = make_engine(model, drafter, SLOTS, exact=True)
         assert [r.token_ids for r in run_all(engine, todo)] == expected
+
+
+def test_first_steps_are_hopeful_and_later_ones_go_by_experience():
+    model, asked = tiny_model("llama"), []
+    state = make_engine(model, "none", SLOTS).empty()
+    ones = jnp.ones(SLOTS, jnp.int32)
+    state = state.replace(live=ones > 0, lens=5 * ones, kv_lens=4 * ones, max_lens=50 * ones)
+    steps = jnp.asarray([0, FIRST_STEPS - 1, FIRST_STEPS], jnp.int32)
+    state = state.replace(stats=replace(state.stats, target_steps=steps))
+    drafter = self_window(model)
+
+    def worth(survival: Any) -> Any:
+        asked.append(np.asarray(survival[:, 0]))
+        return jnp.zeros((), jnp.int32)
+
+    with jax.disable_jit():
+        drafter.propose(state, drafter.weights, worth)
+    np.testing.assert_allclose(asked[0], [LIKELY, LIKELY, UNKNOWN], rtol=1e-5)

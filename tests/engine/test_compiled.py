@@ -112,7 +112,7 @@ def _caches(engine: Engine) -> int:
         "prompt-lookup",
         "combined-own-layers",
         "tree",
-        *(pytest.param(d, marks=SLOW) for d in ("none", "combined", "itself")),
+        *(pytest.param(d, marks=SLOW) for d in ("none", "combined", "itself", "self-window")),
     ],
 )
 def test_cpu(drafter: str):
@@ -207,6 +207,7 @@ def test_every_switch_is_compiled():
         ("v6e", "itself"),
         ("v5e", "combined"),
         ("v6e", "own-layers"),
+        ("v5e", "self-window"),
         ("v5e", "tree"),
     ],
 )

@@ -153,3 +153,20 @@ def test_what_does_not_exist_is_found_before_the_weights_are_read(
     monkeypatch.setattr(load, "read_weights", read)
     with pytest.raises(UserError, match=rf"^{option}='~/no/such/one': model '~/no"):
         LLM(str(checkpoint("llama3")), **{option: "~/no/such/one"})
+
+
+def test_the_target_drafts_for_itself_by_name():
+    target = str(checkpoint("llama3"))
+    plain = LLM(target, drafter="none", **OPTIONS).generate(PROMPTS, PARAMS)
+    options = {"draft_model": "self-window", **OPTIONS}
+    llm = LLM(target, drafter="draft-model", planner=False, **options)
+    outputs = llm.generate(PROMPTS, PARAMS)
+    assert [o.outputs[0].token_ids for o in outputs] == [p.outputs[0].token_ids for p in plain]
+    # These texts are shorter than the window, so all is right but what a limit cuts.
+    metrics = [o.metrics for o in outputs]
+    assert sum(m.accepted_tokens for m in metrics) > 0.8 * sum(m.drafted_tokens for m in metrics)
+    with pytest.raises(UserError, match="leave out draft_quantize"):
+        LLM(target, draft_quantize="int8", **options)
+    two = SimpleNamespace(devices=SimpleNamespace(number=2))
+    with pytest.raises(UserError, match="a model on one device"):
+        load_drafter("self-window", two, 4, dtype="auto", narrowest=1)  # type: ignore[arg-type]
