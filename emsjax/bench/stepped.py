@@ -87,9 +87,7 @@ class SteppedEngine(Engine):
         economics = economics_of(self.costs, state, waits)
         load = load_of(state, waits) if economics is None else economics.load
         before = jax.device_get((state.lens, state.prompt_lens, state.live, state.kv_lens))
-        # Only the target's pass uses the cache; the other parts get an empty one in its place.
-        cache, state = state.cache, state.replace(cache=jnp.zeros((), state.cache.dtype))
-        jax.block_until_ready((cache, state))
+        jax.block_until_ready(state)
 
         def timed(part: str, function: Callable[..., Any], *arguments: Any) -> Any:
             started = time.perf_counter()
@@ -98,6 +96,8 @@ class SteppedEngine(Engine):
             return result
 
         state, draft = timed("draft", parts.draft, self.drafter.weights, state, economics)
+        # The parts after the target's pass do not use the cache, and get an empty one in its place.
+        cache, state = state.cache, state.replace(cache=jnp.zeros((), state.cache.dtype))
         planned: Planned = timed("plan", parts.plan, state, draft, economics)
         arguments = self.drafter.weights, cache, state, planned
         result: Forward = timed("target", parts.target, *arguments)

@@ -222,7 +222,7 @@ def test_each_rung_is_timed_with_few_long_drafts_that_fill_it():
         assert sum(each > 0 for each in plans[number]) == min(-(-room // length), 4)
 
 
-@pytest.mark.parametrize("drafter", ["itself", "recurrent", "combined", "tree"])
+@pytest.mark.parametrize("drafter", ["itself", "recurrent", "combined", "tree", "self-window"])
 def test_drafting_is_timed_in_steps_that_draft_and_verify_nothing(
     drafter: str, monkeypatch: pytest.MonkeyPatch
 ):
