@@ -70,11 +70,6 @@ class SelfWindow(Memoryless):
     hidden_size: int = field(default=0, init=False)
     hidden_layers: tuple[int, ...] = field(default=(), init=False)
 
-    @property
-    def name(self) -> str:
-        """For display and for the table of step costs."""
-        return f"self-window {self.view.sink_tokens}+{self.view.window}"
-
     def propose(self, state: DecodeState, weights: Any, worth: WorthDrafting) -> tuple[Draft, Any]:
         """Drafts for each slot that decodes."""
         ready = state.live & (state.lens - state.kv_lens == 1)
