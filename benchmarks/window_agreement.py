@@ -7,8 +7,10 @@ drafts are compared with what it wrote. Results of other lengths in the output f
 """
 
 import argparse
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +46,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=2, help="of each kind")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--windows", type=numbers, default=[256, 512, 1024])
+    parser.add_argument(
+        "--blocks",
+        type=numbers,
+        default=[0, 4],
+        help="blocks of 64 tokens seen besides the window: those that the prompt attends to most",
+    )
     parser.add_argument("--draft-length", type=int, default=4)
     parser.add_argument("--output", type=Path, default=_RESULTS)
     return parser.parse_args()
@@ -64,11 +72,11 @@ def _measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     texts = list(_texts(llm, options))
     state = _written(llm.engine, texts, options.max_tokens)
     found = []
-    for window in options.windows:
-        right = _right(llm, state, window, options)
+    for window, blocks in itertools.product(options.windows, options.blocks):
+        right = _right(llm, state, (window, blocks), options)
         for kind in dict.fromkeys(text.kind for text in texts):
             mine = [right[slot] for slot, text in enumerate(texts) if text.kind == kind]
-            found.append(_result(options.length, kind, window, mine))
+            found.append(_result(options.length, kind, (window, blocks), mine))
             say(f"{found[-1]}")
     return found
 
@@ -119,7 +127,9 @@ def _written(engine: Any, texts: list[_Text], max_tokens: int) -> Any:
     return state
 
 
-def _right(llm: Any, state: Any, window: int, options: argparse.Namespace) -> list[list[int]]:
+def _right(
+    llm: Any, state: Any, seen: tuple[int, int], options: argparse.Namespace
+) -> list[list[int]]:
     """How many tokens of each draft are right, for each slot and place.
 
     Places are taken from the last to the first, because a draft's rows write K/V after its place.
@@ -129,13 +139,18 @@ def _right(llm: Any, state: Any, window: int, options: argparse.Namespace) -> li
     import numpy as np
     from flax import nnx
 
+    from benchmarks.attended_blocks import attended, merge_on_blocks
     from emsjax.drafters import SelfWindow
     from emsjax.engine.model import View
 
+    window, blocks = seen
     graphdef, weights = nnx.split(llm.target.model)
+    merge = partial(nnx.merge, graphdef)
+    if blocks:
+        merge = merge_on_blocks(graphdef, attended(llm.target.model, state, blocks))
     drafter = SelfWindow(
         weights,
-        lambda weights: nnx.merge(graphdef, weights),
+        merge,
         read_bytes=1,
         view=View(SINK_TOKENS, window),
         draft_length=options.draft_length,
@@ -162,7 +177,9 @@ def _right(llm: Any, state: Any, window: int, options: argparse.Namespace) -> li
     return right
 
 
-def _result(length: int, kind: str, window: int, right: list[list[int]]) -> dict[str, Any]:
+def _result(
+    length: int, kind: str, seen: tuple[int, int], right: list[list[int]]
+) -> dict[str, Any]:
     """Shares of drafts whose first tokens are right, so many each."""
     import numpy as np
 
@@ -170,18 +187,22 @@ def _result(length: int, kind: str, window: int, right: list[list[int]]) -> dict
     most = int(counts.max(initial=0))
     shares = [float((counts > depth).mean()) for depth in range(most)]
     agreed = {"of_each_text": [float(np.mean(np.asarray(each) > 0)) for each in right if each]}
-    where = {"length": length, "kind": kind, "window": window, "drafts": len(counts)}
+    where = {"length": length, "kind": kind, "window": seen[0], "blocks": seen[1]}
+    where["drafts"] = len(counts)
     return where | {"right": shares} | agreed
 
 
 def _table(results: list[dict[str, Any]]) -> str:
     rows = [
-        [str(r["length"]), r["kind"], str(r["window"]), *(f"{share:.2f}" for share in r["right"])]
+        [
+            *(str(r[name]) for name in ("length", "kind", "window", "blocks")),
+            *(f"{share:.2f}" for share in r["right"]),
+        ]
         for r in results
     ]
     most = max(len(row) for row in rows)
     rows = [row + [""] * (most - len(row)) for row in rows]
-    return table(["tokens", "text", "window", *map(str, range(1, most - 2))], rows)
+    return table(["tokens", "text", "window", "blocks", *map(str, range(1, most - 3))], rows)
 
 
 if __name__ == "__main__":
