@@ -1,13 +1,20 @@
 """`query_tiles` equals tiles that are cut one by one in Python."""
 
 import functools
+import itertools
 
 import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from emsjax.pallas_kernels.ragged_attention.tiles import QueryTiles, query_tiles, tile_count
+from emsjax.pallas_kernels.ragged_attention.tiles import (
+    QueryTiles,
+    Walk,
+    Window,
+    query_tiles,
+    tile_count,
+)
 from tests.kernels.caches import Ragged, edge_cases, raggedness
 
 NUM_SLOTS, NUM_ROWS = 5, 24
@@ -64,3 +71,23 @@ def test_tiles_equal_the_oracle(max_q_len, tile_rows):
         check(ragged, max_q_len, tile_rows)
 
     any_raggedness()
+
+
+def read(walk: Walk) -> list[int]:
+    return [int(walk.block(step)) for step in range(int(walk.start), int(walk.end))]
+
+
+@pytest.mark.parametrize("sink_tokens", [None, 1, 5, 40])
+@pytest.mark.parametrize("window", [1, 5, 30])
+def test_a_walk_reads_the_blocks_that_some_row_sees_in_order(window: int, sink_tokens: int | None):
+    block, blocks, seen_by = 2, 10, Window(window, sink_tokens)
+    for rows, kv_end in ((1, 1), (1, 7), (3, 16), (1, 20)):
+        least, end = kv_end - rows, -(-kv_end // block)
+        first, sinks = max(least - window + 1, 0) // block, -(-(sink_tokens or 0) // block)
+        expected = [b for b in range(end) if b < sinks or b >= first]
+        assert read(seen_by.walk(least, end, block)) == expected
+        sections = [
+            read(seen_by.walk(least, min(end, begin + 3), block, begin))
+            for begin in range(0, blocks, 3)
+        ]
+        assert [*itertools.chain(*sections)] == expected
