@@ -10,7 +10,7 @@ the order of the tokens, and tokens that a row does not see weigh exactly 0.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import carray
@@ -174,23 +174,52 @@ def _clear(frame: int, first: int) -> None:
     carray(pointer(result(frame, 0)), (num_rows, num_heads, width), np.float32)[first:] = 0
 
 
-@compiled
-def _fetch(ahead: int, lines: int) -> Any:
-    """Starts to read cache lines; returns the address after them."""
-    for line in range(lines):
-        prefetch(ahead + _LINE * line)
-    return ahead + _LINE * lines
+class Ahead(NamedTuple):
+    """What to read of the next block while this one is computed, in runs of cache lines.
 
-
-@compiled
-def _lines_ahead(tile: Tile, kv_heads: int, width: int, stride: int) -> Any:
-    """Returns how many cache lines of the next block to read before each part of a product.
-
-    It is read ahead in order, if a tile has few rows and all heads.
+    Attributes:
+      start: address of the first run.
+      pair: bytes from a run to the second next one.
+      half: bytes from the first run of a pair to the second one.
+      lines: cache lines of a run.
+      runs: how many to read before each band of rows of a product.
     """
-    parts = tile.heads * (_BLOCK + width) // _TOGETHER
-    reads_ahead = tile.heads == kv_heads and tile.rows <= FEW_ROWS
-    return (_BLOCK * stride // _LINE + parts - 1) // parts if reads_ahead else 0
+
+    start: Any
+    pair: Any
+    half: Any
+    lines: Any
+    runs: Any
+
+
+@compiled
+def _ahead(frame: int, tile: Tile, block: int, stride: int, itemsize: int) -> Ahead:
+    """Returns what to read ahead of the block at an address, whose tokens are a stride apart.
+
+    A tile of many rows computes for so long that nothing needs to be read ahead.
+    """
+    kv_heads, width = whole(frame, 0), size(frame, Q, 2)
+    start, bands = block + _BLOCK * stride, tile.heads * (_BLOCK + width) // _TOGETHER
+    if tile.heads == kv_heads:  # all of it in order, in one run for each band
+        lines, runs = -(-_BLOCK * stride // (_LINE * bands)), 1
+        half = _LINE * lines
+        pair = 2 * half
+    else:  # a run is the head's key or value of a token
+        run = width * itemsize
+        start += tile.head * run
+        pair, half = stride, kv_heads * run
+        lines, runs = -(-run // _LINE), -(-2 * _BLOCK // bands)
+    return Ahead(start, pair, half, lines, runs if tile.rows <= FEW_ROWS else 0)
+
+
+@compiled
+def _fetch(ahead: Ahead, run: int) -> Any:
+    """Starts to read runs from a number on; returns the number of the run after them."""
+    for number in range(run, run + ahead.runs):
+        address = ahead.start + (number >> 1) * ahead.pair + (number & 1) * ahead.half
+        for line in range(ahead.lines):
+            prefetch(address + _LINE * line)
+    return run + ahead.runs
 
 
 @compiled
@@ -209,22 +238,21 @@ def _factors(frame: int) -> tuple:
 def _product_reading_ahead(dtype: np.dtype) -> Callable:
     """Returns a compiled product with a block of the cache, whose elements are of a type.
 
-    It takes the matrices, the numbers of rows and columns, whether to add to the result, the
-    address up to which was read ahead, and how many cache lines to read before each band of rows.
-    It returns how far it has read ahead.
+    It takes the matrices, the numbers of rows and columns, whether to add to the result, what to
+    read ahead, and how many runs of that have been read. It returns how many there are now.
     """
     multiply = product_of(dtype)
 
     @compiled
-    def product(p: Product, rows: int, columns: int, adds: bool, ahead: int, lines: int) -> Any:
+    def product(p: Product, rows: int, columns: int, adds: bool, ahead: Ahead, run: int) -> Any:
         for row in range(0, rows, _TOGETHER):
-            ahead = _fetch(ahead, lines)
+            run = _fetch(ahead, run)
             left, out = p.left + row * p.left_row, p.out + row * p.out_row
             band = Product(
                 left, p.left_row, p.left_term, p.right, p.right_term, out, p.out_row, p.terms
             )
             multiply(band, min(_TOGETHER, rows - row), columns, adds)
-        return ahead
+        return run
 
     return product
 
@@ -258,21 +286,18 @@ def _attention(storage: type) -> Callable:
         totals, at, scores = tops + each, tops + 2 * each, scratch[2 * tile.heads * (width + 1) :]
         # Numba would compile the product twice, once for the literal True and once for False.
         replaces, adds = np.bool_(False), np.bool_(True)
-        lines, wide = (
-            _lines_ahead(tile, kv_heads, width, stride),
-            np.empty((_BLOCK, width), np.float32),
-        )
+        wide = np.empty((_BLOCK, width), np.float32)
         sinks, hidden = _hidden(frame, tile)
         for place in range(hidden, end, _BLOCK):
             first = place if place >= sinks + hidden else place - hidden
             tokens, block = min(_BLOCK, end - first), start + first * stride
-            ahead = block + _BLOCK * stride
+            ahead, run = _ahead(frame, tile, block, stride, itemsize), np.int64(0)
             for head in range(tile.heads):
                 source = Place(layer, tile.slot, first, tokens, tile.head + head)
                 keys, step = widened(frame, block, stride, source, wide)
                 q, out = queries + head * width * row, mixed + head * width * row
                 scored = Product(keys, step, term, q, row, at, row, width)
-                ahead = product(scored, tokens, columns, replaces, ahead, lines)
+                run = product(scored, tokens, columns, replaces, ahead, run)
                 if soft_cap > 0:
                     soften(scores, tokens, soft_cap)
                 _mask(frame, tile, group, first, tokens, scores)
@@ -283,12 +308,12 @@ def _attention(storage: type) -> Callable:
                 j = 0
                 while j < tokens:
                     # Holes may hold NaN, and 0 * NaN is NaN, so they are left out.
-                    run = j
+                    from_here = j
                     while j < tokens and not (len(holes) > 0 and holes[first + j]):
                         j += 1
-                    weights, there = at + run * row, values + run * step
-                    seen = Product(there, term, step, weights, row, out, row, j - run)
-                    ahead = product(seen, width, columns, adds, ahead, lines)
+                    weights, there = at + from_here * row, values + from_here * step
+                    seen = Product(there, term, step, weights, row, out, row, j - from_here)
+                    run = product(seen, width, columns, adds, ahead, run)
                     j += 1
         _write(frame, tile, group, scratch)
 
