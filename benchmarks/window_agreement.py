@@ -31,10 +31,11 @@ def main() -> None:
     options = _options()
     facts = machine()
     results = [r for r in _earlier(options.output) if r["length"] != options.length]
-    results += _measure(options)
     names = {"input": options.input.name, "prose": options.prose.name, "output": None}
     content = {"benchmark": "window_agreement", "machine": facts, "settings": vars(options) | names}
-    write_json(options.output, content | {"results": results})
+    for result in _measure(options):
+        results.append(result)
+        write_json(options.output, content | {"results": results})
     print(_table(results), describe(facts), sep="\n\n")
 
 
@@ -61,7 +62,7 @@ def _earlier(file: Path) -> list[dict[str, Any]]:
     return json.loads(file.read_text())["results"] if file.exists() else []
 
 
-def _measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+def _measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from emsjax import LLM
 
     llm = LLM(
@@ -71,14 +72,12 @@ def _measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     )
     texts = list(_texts(llm, options))
     state = _written(llm.engine, texts, options.max_tokens)
-    found = []
     for window, blocks in itertools.product(options.windows, options.blocks):
         right = _right(llm, state, (window, blocks), options)
         for kind in dict.fromkeys(text.kind for text in texts):
             mine = [right[slot] for slot, text in enumerate(texts) if text.kind == kind]
-            found.append(_result(options.length, kind, (window, blocks), mine))
-            say(f"{found[-1]}")
-    return found
+            yield (found := _result(options.length, kind, (window, blocks), mine))
+            say(str(found))
 
 
 def _texts(llm: Any, options: argparse.Namespace) -> Iterator[_Text]:
