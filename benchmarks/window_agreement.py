@@ -100,10 +100,10 @@ def _filled(encode: Callable[[str], list[int]], documents: Iterable[str], room: 
     """As many of the documents as there is room for, in tokens; at least one."""
     chosen, used = [], 0
     for document in documents:
-        used += len(encode(document)) + 2
-        if chosen and used > room:
-            break
-        chosen.append(document)
+        size = len(encode(document)) + 2
+        if not chosen or used + size <= room:
+            chosen.append(document)
+            used += size
     return "\n\n".join(chosen)
 
 
@@ -143,10 +143,10 @@ def _right(
     from emsjax.engine.model import View
 
     window, blocks = seen
-    graphdef, weights = nnx.split(llm.target.model)
+    graphdef, weights = nnx.split(llm.target)
     merge = partial(nnx.merge, graphdef)
     if blocks:
-        merge = merge_on_blocks(graphdef, attended(llm.target.model, state, blocks))
+        merge = merge_on_blocks(graphdef, attended(llm.target, state, blocks))
     drafter = SelfWindow(
         weights,
         merge,
