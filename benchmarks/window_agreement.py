@@ -31,10 +31,11 @@ def main() -> None:
     options = _options()
     facts = machine()
     results = [r for r in _earlier(options.output) if r["length"] != options.length]
-    results += _measure(options)
     names = {"input": options.input.name, "prose": options.prose.name, "output": None}
     content = {"benchmark": "window_agreement", "machine": facts, "settings": vars(options) | names}
-    write_json(options.output, content | {"results": results})
+    for result in _measure(options):
+        results.append(result)
+        write_json(options.output, content | {"results": results})
     print(_table(results), describe(facts), sep="\n\n")
 
 
@@ -61,7 +62,7 @@ def _earlier(file: Path) -> list[dict[str, Any]]:
     return json.loads(file.read_text())["results"] if file.exists() else []
 
 
-def _measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+def _measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from emsjax import LLM
 
     llm = LLM(
@@ -71,14 +72,12 @@ def _measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     )
     texts = list(_texts(llm, options))
     state = _written(llm.engine, texts, options.max_tokens)
-    found = []
     for window, blocks in itertools.product(options.windows, options.blocks):
         right = _right(llm, state, (window, blocks), options)
         for kind in dict.fromkeys(text.kind for text in texts):
             mine = [right[slot] for slot, text in enumerate(texts) if text.kind == kind]
-            found.append(_result(options.length, kind, (window, blocks), mine))
-            say(f"{found[-1]}")
-    return found
+            yield (found := _result(options.length, kind, (window, blocks), mine))
+            say(str(found))
 
 
 def _texts(llm: Any, options: argparse.Namespace) -> Iterator[_Text]:
@@ -101,10 +100,10 @@ def _filled(encode: Callable[[str], list[int]], documents: Iterable[str], room: 
     """As many of the documents as there is room for, in tokens; at least one."""
     chosen, used = [], 0
     for document in documents:
-        used += len(encode(document)) + 2
-        if chosen and used > room:
-            break
-        chosen.append(document)
+        size = len(encode(document)) + 2
+        if not chosen or used + size <= room:
+            chosen.append(document)
+            used += size
     return "\n\n".join(chosen)
 
 
@@ -144,10 +143,10 @@ def _right(
     from emsjax.engine.model import View
 
     window, blocks = seen
-    graphdef, weights = nnx.split(llm.target.model)
+    graphdef, weights = nnx.split(llm.target)
     merge = partial(nnx.merge, graphdef)
     if blocks:
-        merge = merge_on_blocks(graphdef, attended(llm.target.model, state, blocks))
+        merge = merge_on_blocks(graphdef, attended(llm.target, state, blocks))
     drafter = SelfWindow(
         weights,
         merge,

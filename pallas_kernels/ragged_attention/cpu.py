@@ -78,7 +78,7 @@ def prepare(
         sinks: jax.Array | None,
     ) -> jax.Array:
         """Implements `api.ragged_attention`."""
-        seen = _NO_WINDOW if window is None else window, sink_tokens or 0
+        seen = _NO_WINDOW if window is None else window, 0 if sink_tokens is None else sink_tokens
         whole = jnp.stack([jnp.int32(x) for x in (num_kv_heads, *seen)])
         factors = jnp.asarray([scale, soft_cap or 0], jnp.float32)
         wide = q.astype(jnp.float32)

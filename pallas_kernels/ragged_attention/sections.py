@@ -100,7 +100,7 @@ def walk_of(
     """Returns the blocks of a section that any row of the tile sees."""
     size, per_section = options.blocks.kv, options.blocks.section // options.blocks.kv
     begin = section * per_section
-    end = jnp.minimum(-(-inputs.facts.kv_end[tile] // size), begin + per_section)
+    end = jnp.minimum((inputs.facts.kv_end[tile] + size - 1) // size, begin + per_section)
     if window is None:
         return Walk(begin, end)
     return window.walk(least_position(inputs.facts, tile, options.tree), end, size, begin)

@@ -50,6 +50,8 @@ def int8_cache(*scale: int, dtype: Any = jnp.float32) -> Int8Cache:
         ("sinks", zeros(N, dtype=jnp.bfloat16), "sinks is bfloat16: it must be float32"),
         ("window", 0, "window is 0: it must be a whole number, at least 1"),
         ("window", 2**31, "window is 2147483648: it must fit in int32"),
+        ("sink_tokens", 0, "sink_tokens is 0: it must be a whole number, at least 1"),
+        ("sink_tokens", 4, "sink_tokens are given without a window"),
         ("window", zeros(3, dtype=jnp.int32), r"window has shape \[3\]"),
         ("q", zeros(0, N, H), r"q has shape \[0, 4, 64\]: it must not be empty"),
         ("q", [1.0], r"q is \[1.0\]: it must be an array, \[T, N, H\]"),
