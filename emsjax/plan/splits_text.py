@@ -86,6 +86,16 @@ def device_of(forecast: Forecast) -> str:
     return f"{setting.devices} ({setting.replicas} x {setting.shards})"
 
 
+def overview_remark(forecast: Forecast) -> str:
+    """Returns a line that explains `device_of`."""
+    setting = forecast.setting
+    return (
+        f"- ({setting.replicas} x {setting.shards}): replicas, and devices each. Of the ways to "
+        "split the devices, this one fits and is the fastest; batches are those of all replicas, "
+        "memory is that of one device.\n"
+    )
+
+
 def milliseconds(seconds: float | None) -> str:
     """Formats seconds as milliseconds, with three significant digits."""
     return NOTHING if seconds is None else f"{seconds * 1e3:.3g}"

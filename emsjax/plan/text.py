@@ -14,6 +14,7 @@ from emsjax.plan.splits_text import (
     NOTHING,
     device_of,
     milliseconds,
+    overview_remark,
     split_parts,
     split_remarks,
 )
@@ -171,7 +172,8 @@ def overview(forecasts: Sequence[Forecast]) -> str:
     header += ["at batch", "plain step, ms", "speedup planned", "fixed"]
     header += ["by the compiler: ms", "planned", "fixed"]
     rows = table(header, [_overview_row(each) for each in forecasts])
-    assumed = "\n".join(dict.fromkeys(_assumed(each.setting) for each in forecasts))
+    split = next((overview_remark(each) for each in forecasts if each.splits), "")
+    assumed = split + "\n".join(dict.fromkeys(_assumed(each.setting) for each in forecasts))
     return f"{rows}\n\n{assumed}\n{explanation(forecasts)}"
 
 
