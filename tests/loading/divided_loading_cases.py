@@ -37,11 +37,13 @@ class Waiting:
             array = allocate(*arguments)
             self._parts[id(array)] = array.nbytes
             self._add(array.nbytes)
+            # Only one of equal scales is put, for all devices.
+            weakref.finalize(array, self._placed, id(array))
             return array
 
         def put_part(division: Division, value: np.ndarray, part: Part) -> jax.Array:
             found = put(division, value, part)
-            self._add(-self._parts.pop(id(value), 0))
+            self._placed(id(value))
             return found
 
         def read_tensor(name: str) -> np.ndarray:
@@ -54,6 +56,9 @@ class Waiting:
         monkeypatch.setattr(reading, "aligned_empty", aligned_empty)
         monkeypatch.setattr(Division, "put", put_part)
         monkeypatch.setattr(opened.source, "read", read_tensor)
+
+    def _placed(self, part: int) -> None:
+        self._add(-self._parts.pop(part, 0))
 
     def _add(self, nbytes: int) -> None:
         self.now += nbytes
@@ -92,5 +97,8 @@ def test_the_host_holds_one_part_of_one_parameter(
         np.testing.assert_array_equal(ours, theirs)
     largest = max(each.addressable_shards[0].data.nbytes for each in found)
     assert any(each.nbytes > 3 * largest for each in found)
-    assert largest <= waiting.most <= largest + LAYER_BYTES * (form == "gguf" or quantize == "int8")
+    computed = form == "gguf" or quantize == "int8"
+    # A row of 64 numbers in int8 has a scale of 4 bytes.
+    least = largest + (largest // 16 if quantize == "int8" else 0)
+    assert largest <= waiting.most <= least + (LAYER_BYTES if computed else 0)
     assert waiting.now == 0
