@@ -1,15 +1,15 @@
-"""Whether three models fit on two TPU chips that are not there, and how long a step takes.
+"""Whether models fit on TPU chips that are not there, and how long a step takes.
 
 python -m benchmarks.plans
 
-Each model is planned in bfloat16 and with int8 weights, for each chip. A plan is made once: a later
-run keeps what it finds in the JSON file, unless `--again` is given. The tables of
-`docs/planning-hardware.md` and the README are printed.
+Three models are planned in bfloat16 and with int8 weights, for each chip, and a large one for
+slices of eight chips. A plan is made once: a later run keeps what it finds in the JSON file, unless
+`--again` is given. The tables of `docs/planning-hardware.md` and the README are printed.
 """
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,17 +19,22 @@ from emsjax.host.json_text import to_json
 from emsjax.host.provenance import commit_of
 
 NAMES = {"opt-6.7b": "OPT-6.7B", "llama-3-8b": "Llama-3-8B", "smollm2-135m": "SmolLM2-135M"}
+LARGE = {"llama-3-70b": "Llama-3-70B"}
 CHIPS = ("v5e", "v6e")
 WEIGHTS = ("bfloat16", "int8")
+# Slices that hold the large model with these weights.
+SLICES = (("v6e-8", "bfloat16"), ("v5e-8", "int8"))
 BATCH_SIZE, MAX_MODEL_LEN, CONTEXT = 8, 2048, 1024
 ACCEPTANCE, DRAFT_LENGTH = 0.7, 7
 FILE = Path("benchmarks/results/plans.json")
 HEADER = ("model", "weights", "chip", "do 8 samples fit", "largest batch", "step of batch")
 HEADER += ("plain, ms", "whole drafts, ms", "speedup")
+SLICE_HEADER = ("model", "weights", "chips", "do 8 samples fit on each", "largest batch")
+SLICE_HEADER += ("plain, ms", "of these exchanges", "whole drafts, ms", "speedup")
 
 
 class Cell(NamedTuple):
-    """What a plan is for: one each of `NAMES`, `CHIPS` and `WEIGHTS`."""
+    """What a plan is for: a model, one chip or a slice, and one of `WEIGHTS`."""
 
     model: str
     chip: str
@@ -42,6 +47,9 @@ def cells() -> Iterator[Cell]:
         for chip in CHIPS:
             for weights in WEIGHTS:
                 yield Cell(model, chip, weights)
+    for model in LARGE:
+        for chips, weights in SLICES:
+            yield Cell(model, chips, weights)
 
 
 def cell_of(plan: dict[str, Any]) -> Cell:
@@ -50,15 +58,25 @@ def cell_of(plan: dict[str, Any]) -> Cell:
 
 
 def page(plans: list[dict[str, Any]]) -> str:
-    """Returns the plans as a Markdown table."""
-    return table(HEADER, map(_row, plans))
+    """Returns the plans for one chip as a Markdown table."""
+    return table(HEADER, map(_row, _of(NAMES, plans)))
+
+
+def slices(plans: list[dict[str, Any]]) -> str:
+    """Returns the plans for slices as a Markdown table."""
+    return table(SLICE_HEADER, map(_slice_row, _of(LARGE, plans)))
+
+
+def _of(names: Mapping[str, str], plans: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [plan for plan in plans if plan["model"] in names]
 
 
 def summary(plans: list[dict[str, Any]]) -> str:
-    """Returns what matters most as a Markdown table with columns for both kinds of weights.
+    """Returns what matters most on one chip as a Markdown table with columns for both weights.
 
     Steps are plain ones of the largest batch up to 8, as the compiler expects them.
     """
+    plans = _of(NAMES, plans)
     known = {cell_of(plan): plan for plan in plans}
     header = ["model", "chip"]
     header += [f"{name}: {weights}" for name in _SHORT for weights in WEIGHTS]
@@ -104,6 +122,23 @@ def _row(plan: dict[str, Any]) -> list[str]:
     ]
 
 
+def _slice_row(plan: dict[str, Any]) -> list[str]:
+    needed, there = plan["memory"]["total"] / 1e9, plan["usable_bytes"] / 1e9
+    plain, *_, widest = (step for step in plan["steps"] if step["purpose"] != "prompts")
+    speedup = _speedup(plan)
+    return [
+        LARGE[plan["model"]],
+        cell_of(plan).weights,
+        plan["topology"],
+        f"{'yes' if plan['fits'] else 'no'}: {needed:.1f} of {there:.1f} GB",
+        str(plan["largest_batch_size"]),
+        _step_ms(plain),
+        f"{1e3 * plain['exchange_seconds']:#.3g}",
+        _step_ms(widest),
+        _both(f"{speedup['counted']['planned']:.2f}", f"{speedup['by_compiler']['planned']:.2f}"),
+    ]
+
+
 def _step_ms(step: dict[str, Any]) -> str:
     return _both(*(f"{1e3 * step[each]:#.3g}" for each in ("seconds", "compiler_seconds")))
 
@@ -127,13 +162,14 @@ def main() -> None:
     found = [plans[each] for each in cells() if each in plans]
     print(page(found))
     if len(found) == len(list(cells())):
-        print(f"\n{summary(found)}")
+        print(f"\n{summary(found)}\n\n{slices(found)}")
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", type=lambda text: text.split(","), default=list(NAMES))
-    parser.add_argument("--chips", type=lambda text: text.split(","), default=CHIPS)
+    parser.add_argument("--models", type=lambda text: text.split(","), default=[*NAMES, *LARGE])
+    chips = [*CHIPS, *(chips for chips, _ in SLICES)]
+    parser.add_argument("--chips", type=lambda text: text.split(","), default=chips)
     parser.add_argument("--weights", type=lambda text: text.split(","), default=WEIGHTS)
     parser.add_argument("--again", action="store_true", help="plan even what is in the file")
     parser.add_argument("--output", type=Path, default=FILE)
@@ -144,6 +180,7 @@ def _plan(cell: Cell) -> dict[str, Any]:
     # Imported here because the environment must be prepared before jax is imported.
     from emsjax.plan.options import Options, make_forecasts
     from emsjax.plan.record import record
+    from emsjax.plan.slices import slice_named
 
     options = Options(
         batch_size=BATCH_SIZE,
@@ -156,7 +193,7 @@ def _plan(cell: Cell) -> dict[str, Any]:
         draft_length=DRAFT_LENGTH,
         compile=True,
     )
-    (forecast,) = make_forecasts([cell.model], [cell.chip], options, say)
+    (forecast,) = make_forecasts([cell.model], [slice_named(cell.chip)], options, say)
     return record(forecast) | {
         "commit": commit_of(__file__, ("emsjax", "models", "pallas_kernels"))
     }

@@ -32,6 +32,7 @@ from emsjax.models.shared_rows import (
     part_of_shard,
     without_padding,
 )
+from emsjax.models.sizes import exchanges
 from emsjax.pallas_kernels.backends import target_platform
 from emsjax.pallas_kernels.cache_update.api import move_kv
 from emsjax.pallas_kernels.int8_cache import Cache, int8_cache_spec
@@ -345,6 +346,8 @@ class DecoderLM(nnx.Module):
             itemsize=self.dtype.itemsize,
             expert_bytes=expert_bytes,
             expert_share=share,
+            devices=config.shards,
+            exchanges=exchanges(config, self.dtype.itemsize),
         )
 
     def cache_spec(self, num_slots: int, capacity: int) -> Any:

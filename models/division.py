@@ -4,15 +4,19 @@ Every device runs the decoder with a configuration of its own: its share of the 
 width and of the vocabulary. It holds the rows that make these and the columns that take them, so
 that devices add their results twice in a layer. If there are more devices than key/value heads,
 several hold the same ones.
+
+This module imports jax only where it needs it, so that forecasts need not wait for it.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-
-from jax.sharding import PartitionSpec
+from typing import TYPE_CHECKING
 
 from emsjax.models.config import DecoderConfig
 from emsjax.shapes import SHARDS
+
+if TYPE_CHECKING:
+    from jax.sharding import PartitionSpec
 
 # Axes of parameters, from the end.
 _ROWS, _COLUMNS = -2, -1
@@ -102,8 +106,10 @@ class Cut:
             yield slice(min(first, end), min(first + size, end))
             start = end
 
-    def spec(self, ndim: int) -> PartitionSpec:
+    def spec(self, ndim: int) -> "PartitionSpec":
         """Returns the place of a parameter with so many axes on the mesh."""
+        from jax.sharding import PartitionSpec
+
         axes: list[str | None] = [None] * ndim
         axes[self.axis] = SHARDS
         return PartitionSpec(*axes)

@@ -5,11 +5,13 @@ This module imports no jax, so that forecasts need not wait for it.
 
 from typing import NamedTuple
 
-from emsjax.engine.sizes import Sizes
+from emsjax.engine.sizes import Exchange, Sizes
 from emsjax.models.config import DecoderConfig
 from emsjax.pallas_kernels.kv_rows import token_bytes
 
 _SCALE_BYTES = 4
+# Each device's largest logit of a row, and its place.
+_CHOICE_BYTES = 8
 
 
 class _Count(NamedTuple):
@@ -92,7 +94,30 @@ def decoder_sizes(
         itemsize=itemsize,
         expert_bytes=expert_bytes,
         expert_share=config.expert_share,
+        devices=config.shards,
+        exchanges=exchanges(config, itemsize),
     )
+
+
+def exchanges(config: DecoderConfig, itemsize: int) -> tuple[Exchange, ...]:
+    """Returns what the devices that share `DecoderLM(config)` exchange in a step of greedy batches.
+
+    Args:
+      config: of one device's share.
+      itemsize: bytes of a number in the activations.
+    """
+    if config.shards == 1:
+        return ()
+    width = config.embedding_size or config.hidden_size
+    sublayers = 2 * config.num_layers
+    found = [
+        Exchange(sublayers, config.hidden_size * itemsize),
+        Exchange(1, width * itemsize),
+        Exchange(1, config.shards * _CHOICE_BYTES),
+    ]
+    if config.qk_norm == "whole":  # the sums of squares of queries and keys
+        found.append(Exchange(sublayers, 4))
+    return tuple(found)
 
 
 def _attention(config: DecoderConfig) -> _Count:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -12,7 +12,9 @@ from emsjax.pallas_kernels.backends import compiling_for
 from emsjax.pallas_kernels.gpu_targets import GPUS, description
 from emsjax.shapes import SHARDS
 
+# Up to four chips of a TPU, and eight of them.
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+_EIGHT_CHIPS = {"v4": "v4:2x2x2", "v5e": "v5e:2x4", "v5p": "v5p:2x2x2", "v6e": "v6e:2x4"}
 # Makes both cores of a v4 one device with all of the chip's memory. jax does so on a real v4; the
 # compiler must be told.
 MEGACORE = {"v4": "megacore"}
@@ -20,11 +22,12 @@ MEGACORE = {"v4": "megacore"}
 _GPU_OPTIONS: dict[str, str | bool] = {"xla_gpu_autotune_level": "0"}
 
 
-def find_device(name: str) -> jax.Device:
-    """Returns a TPU or GPU to compile for.
+def find_devices(name: str, number: int = 1) -> Sequence[jax.Device]:
+    """Returns TPUs or GPUs to compile for, which are linked with each other.
 
     Args:
       name: one of `TOPOLOGIES` or `GPUS`.
+      number: how many, at most 8.
 
     Raises:
       KeyError: there is no such device.
@@ -35,14 +38,15 @@ def find_device(name: str) -> jax.Device:
 
     if name in GPUS:
         target = description(GPUS[name])
+        # Slices, hosts and devices of a host.
         topology = topologies.get_topology_desc(
-            platform="cuda", topology="1x1x1", target_config=target
+            platform="cuda", topology=f"1x1x{number}", target_config=target
         )
-        return topology.devices[0]
+        return topology.devices
     config = MEGACORE.get(name)
     options = {} if config is None else {"chip_config_name": config}
-    topology = topologies.get_topology_desc(TOPOLOGIES[name], platform="tpu", **options)
-    return topology.devices[0]
+    shape = (TOPOLOGIES if number <= 4 else _EIGHT_CHIPS)[name]
+    return topologies.get_topology_desc(shape, platform="tpu", **options).devices[:number]
 
 
 @contextlib.contextmanager
@@ -56,44 +60,41 @@ def on_device(name: str) -> Iterator[jax.sharding.Sharding]:
       The sharding that places arguments on the device.
 
     Raises:
-      Exception: as for `find_device`.
+      Exception: as for `find_devices`.
     """
-    device = find_device(name)
-    mesh = jax.sharding.Mesh(np.asarray([device]), ("device",))
-    platform = "gpu" if name in GPUS else "tpu"
-    capability = GPUS[name].capability if name in GPUS else None
-    with (
-        compiling_for(platform, capability, str(device.device_kind)),
-        jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
-    ):
+    with on_devices(name, 1) as mesh:
         yield jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
 @contextlib.contextmanager
-def on_topology(topology: str) -> Iterator[jax.sharding.Mesh]:
-    """Makes programs traced inside compile for all chips of a TPU host or slice.
+def on_devices(name: str, number: int) -> Iterator[jax.sharding.Mesh]:
+    """Makes programs traced inside compile for several TPUs or GPUs that share a model.
 
     Args:
-      topology: as the TPU compiler names it, such as "v5e:2x4".
+      name: one of `TOPOLOGIES` or `GPUS`.
+      number: how many devices, at most 8.
 
     Yields:
-      A mesh of the chips, whose one axis is `SHARDS`.
+      A mesh of the devices, whose one axis is `SHARDS`.
 
     Raises:
-      RuntimeError: the TPU compiler is missing, or it does not know the topology.
+      Exception: as for `find_devices`.
     """
-    from jax.experimental import topologies
-
-    chips = topologies.get_topology_desc(topology, platform="tpu").devices
-    mesh = jax.sharding.Mesh(np.asarray(chips), (SHARDS,))
-    with compiling_for("tpu"), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    devices = find_devices(name, number)
+    mesh = jax.sharding.Mesh(np.asarray(devices), (SHARDS,))
+    platform = "gpu" if name in GPUS else "tpu"
+    capability = GPUS[name].capability if name in GPUS else None
+    with (
+        compiling_for(platform, capability, str(devices[0].device_kind)),
+        jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
+    ):
         yield mesh
 
 
 def compile_lowered(
     name: str, lowered: jax.stages.Lowered, dump: Path | None = None
 ) -> jax.stages.Compiled:
-    """Compiles what was lowered inside `on_device` for the same device.
+    """Compiles what was lowered inside `on_device` or `on_devices` for the same devices.
 
     Args:
       name: one of `TOPOLOGIES` or `GPUS`.

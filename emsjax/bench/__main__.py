@@ -103,6 +103,9 @@ def bench(
     dtype: Annotated[str, typer.Option(metavar="TYPE", help="As for generate.")] = "auto",
     quantize: Annotated[str | None, typer.Option(metavar="int8", help="As for generate.")] = None,
     kv_dtype: Annotated[str | None, typer.Option(metavar="int8", help="As for generate.")] = None,
+    tensor_parallel: Annotated[
+        int, typer.Option(metavar="N", help="Devices that share the model.")
+    ] = 1,
     config: Annotated[
         str | None,
         typer.Option(
@@ -194,6 +197,7 @@ def bench(
         dtype=dtype,
         quantize=quantize,
         kv_dtype=kv_dtype,
+        tensor_parallel=tensor_parallel,
         parts=parts,
         compare=_names(compare),
         vllm_python=vllm_python,

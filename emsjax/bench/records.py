@@ -51,12 +51,12 @@ def read_records(file: Path) -> list[Record]:
         return records
 
 
-def run_facts() -> Record:
-    """Fields shared by the records of all runs with this code on this machine."""
+def run_facts(devices: int = 1) -> Record:
+    """Fields that the records of all runs with this code on so many devices here share."""
     versions = {name: version_of(name) for name in PACKAGES}
     return {
         "commit": commit_of(__file__, CODE),
-        "device": device_name(),
+        "device": device_name(devices),
         "versions": {"emsjax": __version__, **{n: v for n, v in versions.items() if v}},
     }
 

@@ -56,7 +56,7 @@ def _run(settings: Settings) -> None:
     target = _target(settings)
     settings = _for_model(settings, target)
     datasets = _datasets(settings, target)
-    facts = run_facts() | {
+    facts = run_facts(settings.tensor_parallel) | {
         "model": target.name,
         "dtype": str(target.model.dtype),
         "quantize": settings.quantize,
@@ -134,6 +134,7 @@ def _target(settings: Settings) -> Target:
         settings.dtype,
         quantize=settings.quantize,
         kv_dtype=settings.kv_dtype,
+        tensor_parallel=settings.tensor_parallel,
         draft_model=settings.draft_model,
         draft_quantize=settings.draft_quantize,
         ignore_eos=settings.ignore_eos,

@@ -13,7 +13,7 @@ from emsjax.bench.simulated import Forced, forced_acceptance
 from emsjax.bench.sweep import Sweep
 from emsjax.build_drafter import takers
 from emsjax.errors import UserError, check_whole
-from emsjax.limits import MAX_BATCH_SIZE
+from emsjax.limits import MAX_BATCH_SIZE, MAX_DEVICES
 from emsjax.loading.dtypes import check_quantize
 
 
@@ -45,6 +45,7 @@ class Settings:
       dtype: as for `LLM`.
       quantize: as for `LLM`.
       kv_dtype: as for `LLM`.
+      tensor_parallel: how many devices share the model.
       parts: whether to time the parts of a step.
       compare: other libraries to compare with, names of `PEERS`.
       vllm_python: the Python of the environment that has vLLM.
@@ -76,6 +77,7 @@ class Settings:
     dtype: str
     quantize: str | None
     kv_dtype: str | None
+    tensor_parallel: int
     parts: bool
     compare: tuple[str, ...]
     vllm_python: Path | None
@@ -151,7 +153,8 @@ class Settings:
             self.repeats,
             self.steps_per_turn,
             self.jobs,
-            self.parts,
+            # A part of a step is a program of its own, for one device.
+            self.parts and self.tensor_parallel == 1,
             self.trace,
         )
 
@@ -171,6 +174,8 @@ def check(settings: Settings) -> None:
     for size in settings.batch_sizes:
         check_whole("batch size", size, 1, MAX_BATCH_SIZE)
     _check_compared(settings)
+    if settings.tensor_parallel != 1:
+        _check_shared(settings)
     if settings.jobs:
         _check_jobs(settings)
     if settings.config is None:
@@ -190,6 +195,17 @@ def _check_compared(settings: Settings) -> None:
             "--compare vllm and --vllm-python need each other; give both (the Python of an "
             "environment that has vLLM), or neither"
         )
+
+
+def _check_shared(settings: Settings) -> None:
+    """Only the decoding of a real model knows several devices."""
+    check_whole("--tensor-parallel", settings.tensor_parallel, 1, MAX_DEVICES)
+    others = {
+        "--compare": settings.compare,
+        "--record": settings.record,
+        "--config": settings.config,
+    }
+    _check_not_given(others, "is for a model on one device; leave it or --tensor-parallel out")
 
 
 def _check_jobs(settings: Settings) -> None:

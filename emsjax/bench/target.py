@@ -6,6 +6,7 @@ from typing import Any
 
 from emsjax.bench.prompts import Tokens
 from emsjax.bench.simulated import Forced, scripted_choice
+from emsjax.engine.devices import shared_by
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.job import Job
 from emsjax.engine.model import Model
@@ -66,6 +67,7 @@ def real_target(
     *,
     quantize: str | None = None,
     kv_dtype: str | None = None,
+    tensor_parallel: int = 1,
     draft_model: str | None = None,
     draft_quantize: str | None = None,
     ignore_eos: bool = False,
@@ -77,14 +79,17 @@ def real_target(
       dtype: as for `LLM`.
       quantize: as for `LLM`.
       kv_dtype: as for `LLM`.
+      tensor_parallel: the number of devices that share the model.
       draft_model: as for `LLM`.
       draft_quantize: as for `LLM`.
       ignore_eos: whether texts continue past end-of-text tokens up to their limit.
 
     Raises:
-      UserError: as for `load_model`.
+      UserError: as for `load_model`, or there are fewer devices.
     """
-    loaded = load_model(model, dtype=dtype, quantize=quantize, kv_dtype=kv_dtype)
+    devices = shared_by(tensor_parallel)
+    kinds = {"dtype": dtype, "quantize": quantize, "kv_dtype": kv_dtype}
+    loaded = load_model(model, **kinds, devices=devices)
     target = loaded.model
     reader = RequestReader(loaded, target.vocab_size, target.max_positions, seed=0)
     params = SamplingParams(max_tokens=1)
@@ -95,6 +100,7 @@ def real_target(
         target.max_positions,
         read=lambda prompt: reader.read(prompt, params, "").prompt_token_ids,
         loaded=loaded,
+        options={"devices": devices},
         dtype=dtype,
         draft_model=draft_model,
         draft_quantize=draft_quantize,

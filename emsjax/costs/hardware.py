@@ -8,6 +8,24 @@ from typing import NamedTuple
 FLOAT32_PASSES = 6
 # Share of a GPU's memory that jax takes unless XLA_PYTHON_CLIENT_MEM_FRACTION is set.
 GPU_SHARE = 0.75
+# A microsecond from chip to chip, by "How to Scale Your Model" (jax-ml.github.io/scaling-book).
+_TPU_HOP = 1e-6
+# What NCCL itself goes by to choose how to add up little data in a ring (`tuning.cc`, protocol LL).
+_NCCL_START, _NVLINK_HOP, _PCIE_HOP = 6.6e-6, 0.6e-6, 1.0e-6
+
+
+class Link(NamedTuple):
+    """What joins the devices of a host or slice.
+
+    Attributes:
+      bytes_per_second: what a device sends to its neighbours in a ring while it receives as much.
+      start_seconds: before anything is sent.
+      hop_seconds: from a device to the next.
+    """
+
+    bytes_per_second: float
+    start_seconds: float
+    hop_seconds: float
 
 
 class Hardware(NamedTuple):
@@ -22,6 +40,7 @@ class Hardware(NamedTuple):
       float32_flops: operations per second on float32 at full precision.
       hertz: cycles per second; 0 for devices whose compiler estimates no cycles.
       overlaps: whether it reads and multiplies at the same time.
+      link: to devices of its kind; None if it is not known.
     """
 
     name: str
@@ -32,6 +51,7 @@ class Hardware(NamedTuple):
     float32_flops: float
     hertz: float = 0.0
     overlaps: bool = True
+    link: Link | None = None
 
     @property
     def usable_bytes(self) -> int:
@@ -43,40 +63,65 @@ class Hardware(NamedTuple):
         return self.float32_flops if itemsize == 4 else self.flops
 
 
-def _tpu(name: str, gigabytes: float, gb_per_s: float, tflops: float, units: int) -> Hardware:
+def _tpu(
+    name: str, gigabytes: float, gb_per_s: float, tflops: float, *, units: int, port: float
+) -> Hardware:
     """A TPU whose matrix units have `units` multipliers in all.
 
     At peak, each multiplier does a multiplication and an addition per cycle, which gives the clock.
+    A ring takes two of a chip's ports, each of which sends `port` gigabytes per second.
     """
     flops = tflops * 1e12
     hertz = flops / (2 * units)
     sizes = gigabytes * 1e9, gb_per_s * 1e9
-    return Hardware(f"TPU {name}", "tpu", *sizes, flops, flops / FLOAT32_PASSES, hertz)
+    return Hardware(
+        f"TPU {name}",
+        "tpu",
+        *sizes,
+        flops,
+        flops / FLOAT32_PASSES,
+        hertz,
+        link=Link(2 * port * 1e9, 0.0, _TPU_HOP),
+    )
 
 
-def _gpu(name: str, gigabytes: float, gb_per_s: float, tflops: float, float32: float) -> Hardware:
+def _gpu(
+    name: str,
+    gigabytes: float,
+    gb_per_s: float,
+    tflops: float,
+    float32: float,
+    *,
+    nvlink: float = 0,
+    pcie: float = 0,
+) -> Hardware:
+    """A GPU that sends gigabytes per second to others, over NVLink or else over PCI Express."""
     sizes = gigabytes * 1e9, gb_per_s * 1e9
-    return Hardware(f"NVIDIA {name}", "gpu", *sizes, tflops * 1e12, float32 * 1e12)
+    link = Link((nvlink or pcie) * 1e9, _NCCL_START, _NVLINK_HOP if nvlink else _PCIE_HOP)
+    return Hardware(f"NVIDIA {name}", "gpu", *sizes, tflops * 1e12, float32 * 1e12, link=link)
 
 
 HARDWARE: Mapping[str, Hardware] = MappingProxyType(
     {
         # Figures of one chip. v4 and v5p have two cores of four 128 x 128 units, v5e and v6e one
-        # core; v6e's four units are 256 x 256.
-        "v4": _tpu("v4", 32, 1228, 275, units=8 * 128**2),
-        "v5e": _tpu("v5e", 16, 819, 197, units=4 * 128**2),
-        "v5p": _tpu("v5p", 95, 2765, 459, units=8 * 128**2),
-        "v6e": _tpu("v6e", 32, 1640, 918, units=4 * 256**2),
+        # core; v6e's four units are 256 x 256. Google Cloud's pages state the bandwidth of a chip's
+        # ports in both directions: 600 GB/s (v4) and 1,200 (v5p) of six, 400 (v5e) and 800 (v6e) of
+        # four.
+        "v4": _tpu("v4", 32, 1228, 275, units=8 * 128**2, port=50),
+        "v5e": _tpu("v5e", 16, 819, 197, units=4 * 128**2, port=50),
+        "v5p": _tpu("v5p", 95, 2765, 459, units=8 * 128**2, port=100),
+        "v6e": _tpu("v6e", 32, 1640, 918, units=4 * 256**2, port=100),
         # NVIDIA's data sheets, without sparsity. That of the RTX PRO 6000 Server states only 4,000
-        # TFLOP/s of sparse 4-bit numbers, which are eight times those of dense 16-bit numbers.
-        "h100": _gpu("H100 SXM", 80, 3350, 989, 67),
-        "h200": _gpu("H200 SXM", 141, 4800, 989, 67),
-        "b200": _gpu("B200 HGX", 180, 7700, 2250, 75),
-        "a100": _gpu("A100 SXM", 80, 2039, 312, 19.5),
-        "a100-40gb": _gpu("A100 SXM 40 GB", 40, 1555, 312, 19.5),
-        "l4": _gpu("L4", 24, 300, 121, 30.3),
-        "t4": _gpu("T4", 16, 320, 65, 8.1),
-        "g4": _gpu("RTX PRO 6000 Server", 96, 1597, 500, 120),
+        # TFLOP/s of sparse 4-bit numbers, which are eight times those of dense 16-bit numbers. Of
+        # links the sheets state both directions, and here is one.
+        "h100": _gpu("H100 SXM", 80, 3350, 989, 67, nvlink=450),
+        "h200": _gpu("H200 SXM", 141, 4800, 989, 67, nvlink=450),
+        "b200": _gpu("B200 HGX", 180, 7700, 2250, 75, nvlink=900),
+        "a100": _gpu("A100 SXM", 80, 2039, 312, 19.5, nvlink=300),
+        "a100-40gb": _gpu("A100 SXM 40 GB", 40, 1555, 312, 19.5, nvlink=300),
+        "l4": _gpu("L4", 24, 300, 121, 30.3, pcie=32),
+        "t4": _gpu("T4", 16, 320, 65, 8.1, pcie=16),
+        "g4": _gpu("RTX PRO 6000 Server", 96, 1597, 500, 120, pcie=64),
     }
 )
 

@@ -4,6 +4,10 @@ A step reads all weights (of experts those that its rows choose) and every slot'
 multiplies every row with every weight (of experts those that the row chooses). If the hardware
 reads and multiplies at the same time, the longer of the two counts, otherwise their sum; attention
 is added. The shares of the published rates that are reached are assumptions.
+
+Devices that share a model add up their rows in a ring: each sends its part of the sum to the next
+device, N - 1 times until every part is a sum and N - 1 times until all have all sums. Nothing else
+is done meanwhile.
 """
 
 from collections.abc import Sequence
@@ -84,12 +88,12 @@ def estimated_costs(
         up.
     """
     least = bounds(sizes, hardware, ladder, num_slots=num_slots, draft_length=draft_length)
-    seconds = _together(hardware, *least).astype(np.float32)
+    seconds = _together(hardware, *least) + exchange_seconds(sizes, hardware, ladder)
     # In a draft model, too, every row is multiplied with every weight.
     computing = 2 * num_slots * drafter_bytes / sizes.itemsize / _matrix_rate(hardware, sizes)
     draft = _together(hardware, drafter_bytes / _bandwidth(hardware), computing)
     cached = cached_costs(sizes, hardware, ladder, num_slots)
-    return StepCosts(seconds, cached, np.float32(draft))
+    return StepCosts(seconds.astype(np.float32), cached, np.float32(draft))
 
 
 def cached_costs(
@@ -128,6 +132,22 @@ def expert_seconds(
 ) -> np.ndarray:
     """Returns the seconds in which each rung reads the experts of its rows, float64[R]."""
     return (weights_read(sizes, ladder, num_slots) - sizes.read_bytes) / _bandwidth(hardware)
+
+
+def exchange_seconds(sizes: Sizes, hardware: Hardware, ladder: Sequence[Rung]) -> np.ndarray:
+    """Returns the seconds in which devices exchange rows in a step on each rung, float64[R].
+
+    They are 0 for one device, and for devices whose link is not known.
+    """
+    rows = np.asarray([rung.capacity for rung in ladder], np.float64)
+    seconds, link, others = np.zeros_like(rows), hardware.link, sizes.devices - 1
+    if link is None:
+        return seconds
+    for times, row_bytes in sizes.exchanges:
+        sent = 2 * others / sizes.devices * rows * row_bytes
+        waiting = link.start_seconds + 2 * others * link.hop_seconds
+        seconds += times * (waiting + sent / (link.bytes_per_second * BANDWIDTH_SHARE))
+    return seconds
 
 
 def _together(hardware: Hardware, reading: Any, computing: Any) -> np.ndarray:

@@ -134,15 +134,9 @@ def _what(engine: Engine, model: str) -> dict[str, Any]:
         "cache": [list(engine.cache_spec.shape), str(engine.cache_spec.dtype)],
         "ladder": [list(rung) for rung in engine.ladder],
         "drafter": [_name_of(engine.drafter), _shapes(engine.drafter.weights)],
-        "device": _device(engine),
+        "device": device_name(engine.devices.number),
         "versions": [jax.__version__, __version__, _KERNELS],
     }
-
-
-def _device(engine: Engine) -> str:
-    """Names the device, and how many of them share the model if there are several."""
-    number = engine.devices.number
-    return device_name() if number == 1 else f"{number} times {device_name()}"
 
 
 def _name_of(drafter: Drafter) -> str:

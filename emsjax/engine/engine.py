@@ -33,7 +33,7 @@ from emsjax.sampling.choose import Chosen, choose
 from emsjax.sampling.grammar import NO_ROW
 from emsjax.sampling.logprobs import Logprobs
 from emsjax.sampling.state import SamplingState, empty_sampling, with_tables
-from emsjax.sampling.vocabulary import DividedVocabulary
+from emsjax.sampling.vocabulary import WHOLE, DividedVocabulary
 
 # The place of the tokens that are cached already in `Engine._request`.
 _CACHED = 2
@@ -84,7 +84,7 @@ class Engine:
         self.trace, self._new_cache = trace, new_cache
         # Devices that share a model have their own part of the logits each.
         divided = devices.number > 1
-        vocabulary = DividedVocabulary(model.vocab_size)
+        vocabulary = DividedVocabulary(model.vocab_size) if divided else WHOLE
         self._choose = partial(choose, vocabulary=vocabulary) if divided else choose
         self._token_classes = np.zeros(model.vocab_size, np.uint8)
         self._graphdef, self.params = nnx.split(model)
@@ -128,9 +128,16 @@ class Engine:
         self.empty = program(self._empty, (), _STATE)
         self.around = program(self._around, (CACHE,), _STATE, donate=(0,))
         self._make_sampling = program(self._empty_sampling, (SAME,), SAME)
-        self._grammars = GrammarTable()
+        self._grammars = GrammarTable(devices)
         self._scorer = Scorer(
-            self._merged, self.ladder[-1], capacity, self.precision, self._new_cache
+            self._merged,
+            self.ladder[-1],
+            capacity,
+            self.precision,
+            self._new_cache,
+            devices,
+            held[0],
+            vocabulary,
         )
         self._idle: DecodeState | None = None
         # What only some jobs need, once it is being compiled beside a run.

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emsjax.engine.devices import ONE, SAME, Devices
 from emsjax.limits import GRAMMAR_TABLE_BYTES, MAX_GRAMMAR_STATES
 from emsjax.sampling.automaton import Automaton, Vocabulary
 from emsjax.sampling.grammar import NO_ROW, WORD_BITS, Grammars, Tables
@@ -17,6 +18,8 @@ from emsjax.shapes import round_up
 
 # Rows that are copied to the device at a time, so that one program does for grammars of any size.
 BLOCK_ROWS = 64
+# The fields of `Tables` that have a row for each state of a grammar.
+_OF_ROWS = ("allowed", "following", "final", "closed", "guess")
 
 
 def table_rows(vocab_size: int) -> int:
@@ -50,7 +53,7 @@ def put_rows(grammars: Grammars, first: jax.Array, *block: jax.Array) -> Grammar
         name: jax.lax.dynamic_update_slice(
             getattr(tables, name), part, (first, *(0,) * (part.ndim - 1))
         )
-        for name, part in zip(Tables._fields, block, strict=False)
+        for name, part in zip(_OF_ROWS, block, strict=True)
     }
     return grammars._replace(tables=tables._replace(**new))
 
@@ -64,7 +67,8 @@ def blocks_of(grammar: Automaton, first: int) -> list[tuple[Any, ...]]:
     """
     rows = round_up(len(grammar), BLOCK_ROWS)
     following = np.where(grammar.following >= 0, grammar.following + first, NO_ROW)
-    arrays = (grammar.allowed, following, grammar.final, grammar.closed, grammar.guess)
+    changed = {"following": following}
+    arrays = tuple(changed.get(name, getattr(grammar, name)) for name in _OF_ROWS)
     padded = tuple(
         np.pad(x, [(0, rows - len(x)), *[(0, 0)] * (x.ndim - 1)]).astype(x.dtype) for x in arrays
     )
@@ -85,9 +89,11 @@ class _Place:
 class GrammarTable:
     """The program that fills the tables of states."""
 
-    def __init__(self) -> None:
-        """Prepares the program."""
-        self._put_rows = jax.jit(put_rows, donate_argnums=0)
+    def __init__(self, devices: Devices = ONE):
+        """Prepares the program, for devices that all have the whole table."""
+        self._devices = devices
+        places = [SAME] * (2 + len(_OF_ROWS))
+        self._put_rows = devices.program(put_rows, places, SAME, donate=(0,))
 
     def put(
         self, sampling: SamplingState, grammar: Automaton, places: "Places"
@@ -101,7 +107,8 @@ class GrammarTable:
         """
         if sampling.grammars is None:
             places.forget()
-            sampling = with_tables(sampling, empty_tables(grammar.vocabulary))
+            tables = self._devices.to_all(empty_tables(grammar.vocabulary))
+            sampling = with_tables(sampling, tables)
         first, new = places.take(grammar)
         grammars = sampling.grammars
         for block in blocks_of(grammar, first) if new else ():

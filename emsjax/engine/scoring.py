@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from emsjax.engine.devices import CACHE, SAME, Devices
 from emsjax.engine.ladder import Rung
 from emsjax.engine.model import Model
 from emsjax.engine.packing import pack
 from emsjax.sampling.logprobs import Logprobs, empty_logprobs, logprobs_of
+from emsjax.sampling.vocabulary import WHOLE, Vocabulary
 
 # Rows whose logits are computed at a time, so that those of a whole prompt need not fit in memory.
 _CHUNK = 32
@@ -28,8 +30,11 @@ class Scorer:
         capacity: int,
         precision: str | None,
         new_cache: Callable[[jax.ShapeDtypeStruct], jax.Array],
+        devices: Devices,
+        places: Any,
+        vocabulary: Vocabulary,
     ):
-        """Prepares the program.
+        """Prepares the programs.
 
         Args:
           merge: returns the model with these parameters.
@@ -37,15 +42,22 @@ class Scorer:
           capacity: S, the most tokens of a prompt.
           precision: of float32 products, see `jax.default_matmul_precision`.
           new_cache: makes an array of the cache; its elements may be anything.
+          devices: that share the model.
+          places: the places of the parameters on them.
+          vocabulary: which tokens the logits are of.
         """
-        self._merge, self._rung = merge, rung
-        self._capacity, self._new_cache = capacity, new_cache
+        self._rung, self._capacity, self._devices = rung, capacity, devices
 
         def score(params: nnx.State, *arguments: Any) -> tuple[Any, Logprobs]:
             with jax.default_matmul_precision(precision):
-                return score_rows(merge(params), rung, *arguments)
+                return score_rows(merge(params), rung, *arguments, vocabulary=vocabulary)
 
-        self._score = jax.jit(score, donate_argnums=1)
+        def empty(params: nnx.State) -> Any:
+            return jax.tree.map(new_cache, merge(params).cache_spec(1, capacity))
+
+        given = places, CACHE, SAME, SAME, SAME
+        self._score = devices.program(score, given, (CACHE, SAME), donate=(1,))
+        self._empty = devices.program(empty, (places,), CACHE)
 
     def score(self, params: nnx.State, prompt: Sequence[int]) -> Logprobs:
         """Returns the log-probability of each token of a prompt after those before it.
@@ -62,8 +74,7 @@ class Scorer:
         tokens = np.zeros((1, self._capacity), np.int32)
         tokens[0, : len(prompt)] = prompt
         most, rows = min(self._rung), len(prompt) - 1
-        cache = jax.tree.map(self._new_cache, self._cache_spec(params))
-        parts = []
+        cache, parts = self._empty(params), []
         for start in range(0, rows, most):
             count = min(most, rows - start)
             span = np.int32(start), np.int32(count)
@@ -76,10 +87,9 @@ class Scorer:
     def compile(self, params: nnx.State) -> None:
         """Compiles what `score` runs."""
         tokens, scalar = np.zeros((1, self._capacity), np.int32), np.int32(0)
-        self._score.lower(params, self._cache_spec(params), tokens, scalar, scalar).compile()
-
-    def _cache_spec(self, params: nnx.State) -> Any:
-        return self._merge(params).cache_spec(1, self._capacity)
+        cache = self._devices.abstract(jax.eval_shape(self._empty, params), CACHE)
+        self._empty.lower(params).compile()
+        self._score.lower(params, cache, tokens, scalar, scalar).compile()
 
 
 def score_rows(
@@ -89,6 +99,7 @@ def score_rows(
     tokens: jax.Array,
     start: jax.Array,
     count: jax.Array,
+    vocabulary: Vocabulary = WHOLE,
 ) -> tuple[Any, Logprobs]:
     """Reads some tokens of one text, and scores the token after each of them.
 
@@ -99,6 +110,7 @@ def score_rows(
       tokens: int32[1, S], the text.
       start: int32[], the first token to read.
       count: int32[], the tokens to read, at most as many as the rung allows.
+      vocabulary: which tokens the model's logits are of.
 
     Returns:
       The cache with their K/V, and the log-probabilities [T], of which the first `count` count.
@@ -108,5 +120,9 @@ def score_rows(
     following = tokens[0, jnp.minimum(batch.positions + 1, tokens.shape[1] - 1)]
     size = math.gcd(rung.capacity, _CHUNK)
     chunks = hidden.reshape(-1, size, hidden.shape[1]), following.reshape(-1, size)
-    found = jax.lax.map(lambda chunk: logprobs_of(model.logits(chunk[0]), chunk[1]), chunks)
+
+    def scored(chunk: tuple[jax.Array, jax.Array]) -> Logprobs:
+        return logprobs_of(model.logits(chunk[0]), chunk[1], vocabulary)
+
+    found = jax.lax.map(scored, chunks)
     return cache, jax.tree.map(lambda x: x.reshape(rung.capacity, *x.shape[2:]), found)

@@ -3,6 +3,18 @@
 from typing import Any, NamedTuple
 
 
+class Exchange(NamedTuple):
+    """Rows that the devices which share a model add up, or choose from.
+
+    Attributes:
+      times: how often in a step.
+      row_bytes: bytes of one row.
+    """
+
+    times: int
+    row_bytes: int
+
+
 class Sizes(NamedTuple):
     """The bytes that a model moves and the operations that it needs.
 
@@ -18,6 +30,8 @@ class Sizes(NamedTuple):
       itemsize: bytes of a number in the products.
       expert_bytes: bytes of all experts, of which a step reads those that a row chose.
       expert_share: the part of the experts that one row chooses.
+      devices: how many devices share the model. If there are several, the sizes are those of one.
+      exchanges: what they exchange in a step.
     """
 
     weights_bytes: int
@@ -29,6 +43,8 @@ class Sizes(NamedTuple):
     itemsize: int
     expert_bytes: int = 0
     expert_share: float = 0.0
+    devices: int = 1
+    exchanges: tuple[Exchange, ...] = ()
 
     def step_bytes(self, rows: Any) -> Any:
         """Returns the bytes of parameters that a step of `rows` rows, a number or array, reads.

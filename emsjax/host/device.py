@@ -25,13 +25,13 @@ def check_device() -> None:
         jax.devices()
 
 
-def device_name() -> str:
-    """Names the default device; for a CPU with the number of usable cores."""
-    device = jax.devices()[0]
+def device_name(number: int = 1) -> str:
+    """Names the default device, or several like it; for a CPU with the number of usable cores."""
+    device, times = jax.devices()[0], "" if number == 1 else f"{number} times "
     if device.platform != "cpu":
-        return f"{device.platform} {device.device_kind}"
+        return f"{times}{device.platform} {device.device_kind}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"cpu {_processor()}, {cores} cores"
+    return f"{times}cpu {_processor()}, {cores} cores"
 
 
 def _processor() -> str:

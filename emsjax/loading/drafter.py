@@ -25,7 +25,8 @@ from emsjax.loading.draft_checkpoint import (
     read_manifest,
 )
 from emsjax.loading.eagle_load import find_head, load_head
-from emsjax.loading.load import LoadedModel, load_model, locate
+from emsjax.loading.fit import check_draft_fits
+from emsjax.loading.load import LoadedModel, find_model, load_model, locate
 from emsjax.models.quantised import picked
 from emsjax.models.recurrent_draft import Shared
 
@@ -83,6 +84,8 @@ def load_drafter(
     with about("draft_model", str(draft)):
         head = find_head(locate(draft))
         if head is None:
+            if target.devices.number > 1:
+                check_draft_fits(find_model(draft), target.devices.number, dtype, quantize)
             loaded = load_model(
                 draft, dtype=dtype, quantize=quantize, devices=target.devices, divided=False
             )

@@ -1,4 +1,4 @@
-"""How many devices a model needs, from its configuration alone."""
+"""How many devices a model needs, and whether they hold a draft model, by configuration alone."""
 
 import jax
 import jax.numpy as jnp
@@ -57,4 +57,31 @@ def fewest_devices(
         f"{opened.name} needs {needed / 2**30:.1f} GiB on each of {numbers[-1]} devices, and "
         f"{(free or 0) / 2**30:.1f} GiB are free; quantise it, or lower max_batch_size or "
         "max_model_len"
+    )
+
+
+def check_draft_fits(opened: OpenedModel, number: int, dtype: str, quantize: str | None) -> None:
+    """Checks that the weights of a draft model fit beside those of the target's parts.
+
+    Args:
+      opened: the draft model, of which every device has all.
+      number: how many devices share the target, which is loaded.
+      dtype: as for `load_model`.
+      quantize: as for `load_model`.
+
+    Raises:
+      UserError: they do not fit.
+    """
+    itemsize = jnp.dtype(dtype_for_device(dtype, opened.source.dtype)).itemsize
+    platform, free = jax.default_backend(), free_bytes()
+    needed = decoder_sizes(
+        model_config(opened.hf_config), itemsize, platform, quantize
+    ).weights_bytes
+    # Devices made of one CPU share its memory.
+    if free is None or needed <= _SHARE_OF_MEMORY * free / (number if platform == "cpu" else 1):
+        return
+    raise UserError(
+        f"the draft model {opened.name} needs {needed / 2**30:.1f} GiB on each of {number} "
+        f"devices, since only the target is divided among them, and {free / 2**30:.1f} GiB are "
+        "free; quantise it, or choose a smaller one"
     )

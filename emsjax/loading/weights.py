@@ -177,24 +177,44 @@ def _assemble_int8(
             held = [reader.int8(name) for name in names]
             part.copy(parameter.rule.transform([each.values for each in held]), values)
             of_scale.copy(parameter.rule.transform([each.scale for each in held]), scale)
-            continue
-        into = Int8(values, scale)
-        if part.of_rows(piece) and parameter.rule.joins:
-            tensors = [reader.floats(name) for name in names]
-            tensor = np.empty(values.shape, tensors[0].dtype)
-            part.copy_rows(tensors, tensor)
-            _quantise(tensor, into, names, reader.source)
-            continue
-        # A row's scale depends on all of the row, of which the part may have a piece.
-        made = into
-        if part.cut is not None:
-            made = Int8(np.empty(piece, np.int8), np.empty(piece[:-1], np.float32))
-        tensor = parameter.rule.transform([reader.floats(name) for name in names])
-        _quantise(tensor, made, names, reader.source)
-        if part.cut is not None:
-            part.copy(made.values, values)
-            of_scale.copy(made.scale, scale)
+        else:
+            _round(names, Int8(values, scale), parameter, reader, (part, of_scale))
     return whole
+
+
+def _round(
+    names: Sequence[str],
+    into: Int8,
+    parameter: Parameter,
+    reader: _Reader,
+    parts: tuple[Part, Part],
+) -> None:
+    """Quantises a part of what the parameter's rule makes of the tensors of one layer.
+
+    They leave memory before those of the next layer are read.
+
+    Args:
+      names: of the tensors.
+      into: the part's place.
+      parameter: the parameter.
+      reader: of its tensors.
+      parts: which part of the values, and of the scale.
+    """
+    part, of_scale = parts
+    tensors = [reader.floats(name) for name in names]
+    if part.of_rows(parameter.piece) and parameter.rule.joins:
+        tensor = np.empty(into.values.shape, tensors[0].dtype)
+        part.copy_rows(tensors, tensor)
+        _quantise(tensor, into, names, reader.source)
+        return
+    # A row's scale depends on all of the row, of which the part may have a piece.
+    made, piece = into, parameter.piece
+    if part.cut is not None:
+        made = Int8(np.empty(piece, np.int8), np.empty(piece[:-1], np.float32))
+    _quantise(parameter.rule.transform(tensors), made, names, reader.source)
+    if part.cut is not None:
+        part.copy(made.values, into.values)
+        of_scale.copy(made.scale, into.scale)
 
 
 def _quantise(tensor: np.ndarray, into: Int8, names: Any, source: TensorSource) -> None:

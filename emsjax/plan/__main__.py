@@ -12,6 +12,7 @@ from emsjax.cli.interrupts import interrupts_wait
 from emsjax.costs.hardware import HARDWARE
 from emsjax.errors import UserError
 from emsjax.limits import KV_DTYPES, QUANTIZATIONS
+from emsjax.plan.slices import slice_named
 
 if TYPE_CHECKING:
     from emsjax.plan.forecast import Forecast
@@ -33,9 +34,12 @@ def plan(
     ] = None,
     topology: Annotated[
         list[str] | None,
-        typer.Option(help=f"Device: {', '.join(HARDWARE)}; may be repeated. (default: v5e)"),
+        typer.Option(
+            help=f"Device: {', '.join(HARDWARE)}; or several that are linked, such as v5e-8 and "
+            "h100x8. May be repeated. (default: v5e)"
+        ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Samples decoded together.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Samples decoded together, on all devices.")] = 8,
     max_model_len: Annotated[
         int | None,
         typer.Option(help="Maximum tokens of prompt and output together. (default: as generate)"),
@@ -80,7 +84,7 @@ def plan(
     You do not need the device. Its compiler compiles the program without it, and nothing runs.
     Several models or devices are compared in one table.
     """
-    devices = [_device(name) for name in topology or ["v5e"]]
+    devices = [slice_named(name) for name in topology or ["v5e"]]
     _check_name("--dtype", dtype, _DTYPES)
     if quantize is not None:
         _check_name("--quantize", quantize, QUANTIZATIONS)
@@ -126,16 +130,9 @@ def _formatted(forecasts: "Sequence[Forecast]", as_json: bool, several: bool) ->
     return text.overview(forecasts) if several else text.details(forecasts[0])
 
 
-def _device(name: str) -> str:
-    """Returns the name in `HARDWARE`: v5e for the one-chip slice v5e-1 as well."""
-    known = name.lower().removesuffix("-1")
-    _check_name("--topology", known, tuple(HARDWARE), name)
-    return known
-
-
-def _check_name(option: str, value: str, names: Sequence[str], given: str | None = None) -> None:
+def _check_name(option: str, value: str, names: Sequence[str]) -> None:
     if value not in names:
-        raise UserError(f"{option} {given or value} is unknown; choose from {', '.join(names)}.")
+        raise UserError(f"{option} {value} is unknown; choose from {', '.join(names)}.")
 
 
 def _prepare_environment(compiling: bool) -> None:

@@ -40,11 +40,12 @@ COMPILERS: Mapping[str, Compiler] = MappingProxyType(
 )
 
 
-def check_compiler(topology: str) -> None:
+def check_compiler(topology: str, number: int = 1) -> None:
     """Checks that the compiler for a device is installed.
 
     Args:
       topology: name in `HARDWARE`.
+      number: how many of these devices to compile for.
 
     Raises:
       UserError: there is no compiler, or it does not know the device.
@@ -58,10 +59,10 @@ def check_compiler(topology: str) -> None:
             f"Linux on x86-64; {compiler.install}, or give --no-compile."
         ) from None
     # Imported here because it takes jax, for which an answer without a compiler need not wait.
-    from emsjax.pallas_kernels.ahead import find_device
+    from emsjax.pallas_kernels.ahead import find_devices
 
     try:
-        find_device(topology)
+        find_devices(topology, number)
     except (KeyError, RuntimeError) as error:
         raise UserError(
             f"the installed {compiler.name} ({compiler.package} {version}) does not know "

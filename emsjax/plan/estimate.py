@@ -7,6 +7,7 @@ from emsjax.engine.sizes import Sizes
 from emsjax.engine.step_costs import StepCosts
 from emsjax.limits import MAX_STOP_IDS
 from emsjax.models.config import DecoderConfig
+from emsjax.models.division import share_of
 from emsjax.plan.cycles import StepCycles
 from emsjax.plan.memory import Memory
 from emsjax.plan.setting import Setting
@@ -39,7 +40,8 @@ def estimate(setting: Setting) -> Program:
 
     Temporaries are a lower bound: only logits and activations.
     """
-    sizes, ladder, config = setting.sizes(), setting.ladder(), setting.config
+    sizes, ladder = setting.sizes(), setting.ladder()
+    config = share_of(setting.config, setting.shards)
     rows = max(rung.capacity for rung in ladder)
     emitting = setting.num_slots * (setting.draft_length + 1)
     memory = Memory(
@@ -47,7 +49,7 @@ def estimate(setting: Setting) -> Program:
         weights=sizes.weights_bytes,
         cache=setting.num_slots * setting.capacity * sizes.token_bytes,
         state=state_bytes(setting),
-        temporaries=emitting * config.vocab_size * 4 + rows * _widest(config) * sizes.itemsize,
+        temporaries=emitting * config.vocab_rows * 4 + rows * _widest(config) * sizes.itemsize,
         compiled=False,
     )
     return Program(memory, ladder, setting.costs(sizes), sizes)

@@ -6,13 +6,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emsjax.costs.roofline import bounds, cached_costs, expert_seconds, weights_read
+from emsjax.costs.roofline import (
+    bounds,
+    cached_costs,
+    exchange_seconds,
+    expert_seconds,
+    weights_read,
+)
 from emsjax.engine.ladder import Rung
 from emsjax.engine.step_costs import StepCosts
 from emsjax.plan.estimate import Program, estimate, published_bytes
 from emsjax.plan.memory import Memory, largest_batch
 from emsjax.plan.setting import Setting
+from emsjax.plan.slices import Slice
 from emsjax.plan.speedup import Speedup, expected_speedup
+from emsjax.plan.splits import Split
 
 # Batch sizes whose speedup is forecast in addition to the setting's.
 BATCH_SIZES = (1, 4, 16, 64)
@@ -30,7 +38,8 @@ class StepTime(NamedTuple):
       bound: what limits `seconds`, "memory" or "matrix units".
       compiler_seconds: the compiler's own estimate, plus attention and experts estimated from
         bytes; None if nothing was compiled.
-      weights_bytes: bytes of weights that the step reads.
+      weights_bytes: bytes of weights that a device reads in the step.
+      exchange_seconds: the part of both estimates in which devices exchange what they computed.
     """
 
     rung: Rung
@@ -39,6 +48,7 @@ class StepTime(NamedTuple):
     bound: str
     compiler_seconds: float | None
     weights_bytes: int
+    exchange_seconds: float
 
 
 class BatchSpeedup(NamedTuple):
@@ -61,6 +71,8 @@ class BatchSpeedup(NamedTuple):
 class Forecast:
     """The forecast for one setting.
 
+    Batches are those of one replica, and memory is that of one device.
+
     Attributes:
       setting: the setting as requested.
       usable_bytes: device memory that a program may use.
@@ -70,6 +82,7 @@ class Forecast:
         requested batch does not fit.
       steps: step time on each rung of the ladder, cheapest first; empty if nothing fits.
       speedups: speedup at several batch sizes; empty if nothing fits.
+      splits: the ways to use several devices; empty for one device.
     """
 
     setting: Setting
@@ -79,11 +92,17 @@ class Forecast:
     shown: Setting
     steps: tuple[StepTime, ...]
     speedups: tuple[BatchSpeedup, ...]
+    splits: tuple[Split, ...] = ()
 
     @property
     def fits(self) -> bool:
         """Whether the requested batch fits."""
         return self.requested.total <= self.usable_bytes
+
+    @property
+    def samples(self) -> int:
+        """The requested samples of all replicas."""
+        return self.splits[0].samples if self.splits else self.setting.num_slots
 
 
 def make_forecast(setting: Setting, compiling: bool, say: Callable[[str], None]) -> Forecast:
@@ -101,7 +120,8 @@ def make_forecast(setting: Setting, compiling: bool, say: Callable[[str], None])
 
     def measure(num_slots: int) -> Memory:
         if compiling:
-            say(f"compiling {setting.name} for {setting.hardware.name}, batch {num_slots}")
+            devices = Slice(setting.topology, setting.shards)
+            say(f"compiling {setting.name} for {devices}, batch {num_slots}")
         programs[num_slots] = make(setting.at(num_slots))
         return programs[num_slots].memory
 
@@ -150,6 +170,7 @@ def _steps(setting: Setting, program: Program) -> Iterator[StepTime]:
         draft_length=setting.draft_length,
     )
     read = weights_read(program.sizes, program.ladder, setting.num_slots)
+    exchanging = exchange_seconds(program.sizes, setting.hardware, program.ladder)
     for number, rung in enumerate(program.ladder):
         attending = float(costs.cached[number]) * cached
         computing = least.computing[number] > max(least.reading[number], attending)
@@ -157,7 +178,15 @@ def _steps(setting: Setting, program: Program) -> Iterator[StepTime]:
         seconds = float(costs.rungs[number]) + attending
         bound = "matrix units" if computing else "memory"
         purpose = _purpose(rung, setting.draft_length)
-        yield StepTime(rung, purpose, seconds, bound, compiler, round(read[number]))
+        yield StepTime(
+            rung,
+            purpose,
+            seconds,
+            bound,
+            compiler,
+            round(read[number]),
+            float(exchanging[number]),
+        )
 
 
 def _purpose(rung: Rung, draft_length: int) -> str:
@@ -170,16 +199,16 @@ def _purpose(rung: Rung, draft_length: int) -> str:
 def _compiler_costs(setting: Setting, program: Program) -> StepCosts | None:
     """Returns step costs from the compiler's cycle estimates, or None if there are none.
 
-    The compiler has no estimate for the kernels of attention and experts, so these are estimated
-    from bytes.
+    The compiler has no estimate for the kernels of attention and experts, nor for what devices
+    exchange, so these are estimated from bytes.
     """
     if program.cycles is None:
         return None
     hardware, sizes = setting.hardware, program.sizes
     cycles = np.asarray(program.cycles.rungs, np.float64) + program.cycles.around
-    seconds = cycles / hardware.hertz + expert_seconds(
-        sizes, hardware, program.ladder, setting.num_slots
-    )
+    seconds = cycles / hardware.hertz
+    seconds += expert_seconds(sizes, hardware, program.ladder, setting.num_slots)
+    seconds += exchange_seconds(sizes, hardware, program.ladder)
     attending = cached_costs(sizes, hardware, program.ladder, setting.num_slots)
     return StepCosts(seconds.astype(np.float32), attending, np.float32(0))
 

@@ -1,15 +1,17 @@
-"""Checks the command's options and makes a forecast for each model and device."""
+"""Checks the command's options and makes a forecast for each model and device or slice."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
-from emsjax.costs.hardware import HARDWARE
 from emsjax.errors import UserError, check_whole
 from emsjax.limits import DEFAULT_MAX_MODEL_LEN, MAX_BATCH_SIZE, MAX_DRAFT_LENGTH
 from emsjax.loading.named import named_config
 from emsjax.plan.compiler import check_compiler
 from emsjax.plan.forecast import Forecast, make_forecast
 from emsjax.plan.setting import Setting
+from emsjax.plan.slices import Slice
+from emsjax.plan.splits import best_first, splits
 
 _NOT_COMPILED = "nothing is compiled, figures are arithmetic"
 
@@ -29,15 +31,16 @@ class Options(NamedTuple):
 
 
 def make_forecasts(
-    models: Sequence[str], devices: Sequence[str], options: Options, say: Callable[[str], None]
+    models: Sequence[str], devices: Sequence[Slice], options: Options, say: Callable[[str], None]
 ) -> Iterator[Forecast]:
-    """Returns an iterator that makes a forecast for each model on each device.
+    """Returns an iterator that makes a forecast for each model on each device or slice.
 
-    All options are checked before the first forecast is made.
+    Several devices are split into replicas as is best for the batch. All options are checked before
+    the first forecast is made.
 
     Args:
       models: names or paths, see `named_config`.
-      devices: names in `HARDWARE`.
+      devices: devices or slices.
       options: options that apply to all models and devices.
       say: called with a line about each program before it is compiled.
 
@@ -47,16 +50,33 @@ def make_forecasts(
     """
     check_whole("--batch-size", options.batch_size, 1, MAX_BATCH_SIZE)
     check_whole("--draft-length", options.draft_length, 1, MAX_DRAFT_LENGTH)
-    settings = [_setting(model, name, options) for model in models for name in devices]
-    obstacles = {name: _no_compiler(name, options.compile) for name in devices}
+    settings = [(_setting(model, each, options), each) for model in models for each in devices]
+    obstacles = {each: _no_compiler(each, options.compile) for each in devices}
     if options.compile is None:
         for obstacle in dict.fromkeys(filter(None, obstacles.values())):
             say(f"{_NOT_COMPILED}: {obstacle}")
-    return (make_forecast(each, obstacles[each.topology] is None, say) for each in settings)
+    return (_forecast(*each, obstacles[each[1]] is None, say) for each in settings)
 
 
-def _no_compiler(topology: str, wanted: bool | None) -> str | None:
-    """Returns why not to compile for a device; None if its compiler is installed and wanted.
+def _forecast(
+    alone: Setting, devices: Slice, compiling: bool, say: Callable[[str], None]
+) -> Forecast:
+    """Makes the forecast for one device, or for the best split of several."""
+    if devices.number == 1:
+        return make_forecast(alone, compiling, say)
+    found = splits(alone, devices.number)
+    ranked = best_first(found)
+    forecast = make_forecast(ranked[0].setting, compiling, say)
+    # What fits by arithmetic need not fit by the compiler's account.
+    others = (each.setting for each in ranked[1:] if each.fits)
+    while not forecast.fits and (other := next(others, None)) is not None:
+        second = make_forecast(other, compiling, say)
+        forecast = second if second.fits else forecast
+    return replace(forecast, splits=found)
+
+
+def _no_compiler(devices: Slice, wanted: bool | None) -> str | None:
+    """Returns why not to compile for devices; None if their compiler is installed and wanted.
 
     Raises:
       UserError: `wanted` is true and the compiler is missing.
@@ -64,7 +84,7 @@ def _no_compiler(topology: str, wanted: bool | None) -> str | None:
     if wanted is False:
         return _NOT_COMPILED
     try:
-        check_compiler(topology)
+        check_compiler(*devices)
     except UserError as error:
         if wanted:
             raise
@@ -72,7 +92,8 @@ def _no_compiler(topology: str, wanted: bool | None) -> str | None:
     return None
 
 
-def _setting(model: str, topology: str, options: Options) -> Setting:
+def _setting(model: str, devices: Slice, options: Options) -> Setting:
+    """Returns the setting of one of the devices with the whole batch."""
     config = named_config(model)
     longest = options.max_model_len
     if longest is None:
@@ -83,8 +104,8 @@ def _setting(model: str, topology: str, options: Options) -> Setting:
     return Setting(
         name=model,
         config=config,
-        topology=topology,
-        hardware=HARDWARE[topology],
+        topology=devices.chip,
+        hardware=devices.hardware,
         num_slots=options.batch_size,
         max_model_len=longest,
         context=context,

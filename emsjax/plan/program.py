@@ -6,14 +6,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from emsjax.costs.hardware import GPU_SHARE
 from emsjax.drafters import PromptLookup
+from emsjax.engine.devices import ONE, SAME, Devices
 from emsjax.engine.engine import Engine
 from emsjax.engine.ladder import Rung
 from emsjax.errors import UserError
 from emsjax.loading.build import shape_of_model
-from emsjax.pallas_kernels.ahead import compile_lowered, on_device
+from emsjax.pallas_kernels.ahead import compile_lowered, on_device, on_devices
 from emsjax.pallas_kernels.gpu_targets import GPUS
 from emsjax.plan.cycles import read_cycles
 from emsjax.plan.estimate import Program, estimate, published_bytes
@@ -67,26 +69,28 @@ def compile_program(setting: Setting) -> Program:
 
 
 def compile_rungs(setting: Setting, ladder: Sequence[Rung]) -> tuple[Engine, jax.stages.Compiled]:
-    """Compiles the program of greedy batches with these rungs for the setting's device."""
-    with on_device(setting.topology) as sharding:
-        engine = _engine(setting, ladder)
-        return engine, compile_lowered(setting.topology, engine.lower(sharding))
+    """Compiles the program of greedy batches with these rungs for the devices of a replica."""
+    with on_devices(setting.topology, setting.shards) as mesh:
+        devices = ONE if setting.shards == 1 else Devices(mesh)
+        engine = _engine(setting, ladder, devices)
+        lowered = engine.lower(NamedSharding(mesh, SAME))
+        return engine, compile_lowered(setting.topology, lowered)
 
 
-def _engine(setting: Setting, ladder: Sequence[Rung]) -> Engine:
+def _engine(setting: Setting, ladder: Sequence[Rung], devices: Devices = ONE) -> Engine:
     """Returns an engine whose weights are only shapes.
 
     Its drafter is prompt lookup, which stands for every drafter that costs next to nothing.
     """
+    kinds = jnp.dtype(setting.dtype), setting.quantize, setting.kv_dtype
     return Engine(
-        shape_of_model(
-            setting.config, jnp.dtype(setting.dtype), setting.quantize, setting.kv_dtype
-        ),
+        shape_of_model(setting.config, *kinds, devices),
         PromptLookup(setting.draft_length),
         ladder,
         num_slots=setting.num_slots,
         capacity=setting.capacity,
         costs=setting.costs(setting.sizes(), ladder),
+        devices=devices,
     )
 
 

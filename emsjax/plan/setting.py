@@ -1,4 +1,4 @@
-"""The setting of a forecast: a model, a device and a batch."""
+"""The setting of a forecast: a model, the devices that share it, and a batch."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,7 +11,9 @@ from emsjax.engine.ladder import CAPACITY_MULTIPLE, Rung, ladder_for
 from emsjax.engine.sizes import Sizes
 from emsjax.engine.step_costs import StepCosts
 from emsjax.models.config import DecoderConfig
+from emsjax.models.division import share_of
 from emsjax.models.sizes import decoder_sizes
+from emsjax.plan.slices import Slice
 from emsjax.shapes import round_up
 
 # The dtypes of weights and cache, with the bytes of a number.
@@ -20,14 +22,16 @@ DTYPES = MappingProxyType({"bfloat16": 2, "float16": 2, "float32": 4})
 
 @dataclass(frozen=True)
 class Setting:
-    """A model, a device and a batch.
+    """A model, the devices that share it, and a batch.
+
+    There may be several replicas of all of these, each with its own part of the samples.
 
     Attributes:
       name: display name of the model.
-      config: the model's configuration.
+      config: the configuration of the whole model.
       topology: the device's name in `HARDWARE`.
-      hardware: the device.
-      num_slots: B.
+      hardware: one device.
+      num_slots: B, of each replica.
       max_model_len: most tokens of a sample.
       context: cached tokens per sample in the timed step.
       dtype: dtype of activations, and of cache and weights that are not int8, one of `DTYPES`.
@@ -35,6 +39,8 @@ class Setting:
       draft_length: k.
       quantize: "int8" for int8 weights, or None.
       kv_dtype: "int8" for an int8 cache, or None.
+      shards: how many devices share the model.
+      replicas: how often there is the model with its devices.
     """
 
     name: str
@@ -49,6 +55,13 @@ class Setting:
     draft_length: int
     quantize: str | None = None
     kv_dtype: str | None = None
+    shards: int = 1
+    replicas: int = 1
+
+    @property
+    def devices(self) -> Slice:
+        """The devices of all replicas."""
+        return Slice(self.topology, self.shards * self.replicas)
 
     @property
     def capacity(self) -> int:
@@ -78,13 +91,13 @@ class Setting:
         return self.hardware.platform
 
     def at(self, num_slots: int) -> "Setting":
-        """Returns the same setting with another batch size."""
+        """Returns the same setting with another batch size of each replica."""
         return dataclasses.replace(self, num_slots=num_slots)
 
     def sizes(self) -> Sizes:
-        """Returns the sizes of the model."""
-        kinds = self.quantize, self.kv_dtype
-        return decoder_sizes(self.config, self.itemsize, self.platform, *kinds)
+        """Returns the sizes of the model, or of a device's share of it."""
+        share, kinds = share_of(self.config, self.shards), (self.quantize, self.kv_dtype)
+        return decoder_sizes(share, self.itemsize, self.platform, *kinds)
 
     def ladder(self) -> tuple[Rung, ...]:
         """Returns the shapes of a step."""

@@ -45,11 +45,18 @@ def expected_speedup(
     costs = without_prompts(costs, ladder, draft_length)
     survival = acceptance ** np.arange(1, draft_length + 1, dtype=np.float64)
     cached = num_slots * context
-    plain = num_slots / _seconds(costs, _first_fit(ladder, num_slots, 1), cached)
+    plain = num_slots / plain_seconds(costs, ladder, num_slots=num_slots, context=context)
     whole = _first_fit(ladder, num_slots * (draft_length + 1), draft_length + 1)
     fixed = num_slots * (1 + float(survival.sum())) / _seconds(costs, whole, cached)
     planned, drafts = _planned(costs, ladder, num_slots, cached, survival)
     return Speedup(planned / plain, drafts / num_slots, fixed / plain)
+
+
+def plain_seconds(
+    costs: StepCosts, ladder: Sequence[Rung], *, num_slots: int, context: int
+) -> float:
+    """Returns the seconds of a step without drafts, see `expected_speedup`."""
+    return _seconds(costs, _first_fit(ladder, num_slots, 1), num_slots * context)
 
 
 def _planned(

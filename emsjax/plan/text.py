@@ -9,9 +9,16 @@ from emsjax.plan.forecast import BatchSpeedup, Forecast, StepTime
 from emsjax.plan.memory import Memory
 from emsjax.plan.setting import Setting
 from emsjax.plan.speedup import Speedup
+from emsjax.plan.splits_text import (
+    GIGA,
+    NOTHING,
+    device_of,
+    milliseconds,
+    overview_remark,
+    split_parts,
+    split_remarks,
+)
 
-NOTHING = "-"
-_GIGA = 1e9
 _COMPILED = (
     "Compiled: the {compiler} compiled the decode program of greedy batches and reported its "
     "{reported}. Nothing ran."
@@ -35,19 +42,20 @@ def details(forecast: Forecast) -> str:
     """Returns all of one forecast as Markdown."""
     setting = forecast.setting
     title = (
-        f"{setting.name} in {setting.numbers} on one {setting.hardware.name}: {setting.num_slots} "
+        f"{setting.name} in {setting.numbers} on {setting.devices}: {forecast.samples} "
         f"samples of {setting.max_model_len} tokens"
     )
     shown = forecast.shown
+    of = " of one replica" if setting.replicas > 1 else ""
     step = (
-        f"Time of a step of {shown.num_slots} samples with {shown.context} cached tokens each, by "
-        "its number of rows:"
+        f"Time of a step{of} of {shown.num_slots} samples with {shown.context} cached tokens each, "
+        "by its number of rows:"
     )
     speedup = (
         f"Speedup over plain decoding if each draft token is accepted with probability "
         f"{setting.acceptance:g}, given that those before it are:"
     )
-    parts = [title, _verdict(forecast), _memory_table(forecast)]
+    parts = [title, *split_parts(forecast), _verdict(forecast), _memory_table(forecast)]
     if forecast.largest is not None:
         parts += [step, _step_table(forecast.steps), speedup, _speedup_table(forecast)]
         parts += ["Planned speedup by acceptance:", _acceptance_table(forecast)]
@@ -55,12 +63,15 @@ def details(forecast: Forecast) -> str:
 
 
 def _verdict(forecast: Forecast) -> str:
-    needed, usable = forecast.requested.total / _GIGA, forecast.usable_bytes / _GIGA
-    fits = "It fits" if forecast.fits else "It does not fit"
-    verdict = f"{fits}: it needs {needed:.2f} GB, and {usable:.2f} GB are usable."
+    needed, usable = forecast.requested.total / GIGA, forecast.usable_bytes / GIGA
+    setting, fits = forecast.setting, "It fits" if forecast.fits else "It does not fit"
+    who = "each device" if setting.devices.number > 1 else "it"
+    verdict = f"{fits}: {who} needs {needed:.2f} GB, and {usable:.2f} GB are usable."
     if forecast.largest is None:
         return f"{verdict} Not even one sample of this length fits."
-    return f"{verdict} The largest batch that fits is {forecast.largest.num_slots}."
+    most = forecast.largest.num_slots
+    each = f" a replica, {most * setting.replicas} in all" if setting.replicas > 1 else ""
+    return f"{verdict} The largest batch that fits is {most}{each}."
 
 
 def _memory_table(forecast: Forecast) -> str:
@@ -72,23 +83,26 @@ def _memory_table(forecast: Forecast) -> str:
 def _memory_row(memory: Memory) -> list[str]:
     parts = (memory.weights, memory.cache, memory.state, memory.temporaries, memory.total)
     how = "compiled" if memory.compiled else "counted"
-    return [f"batch {memory.num_slots}", *(f"{part / _GIGA:.3f}" for part in parts), how]
+    return [f"batch {memory.num_slots}", *(f"{part / GIGA:.3f}" for part in parts), how]
 
 
 def _step_table(steps: Sequence[StepTime]) -> str:
     compiled = any(step.compiler_seconds is not None for step in steps)
     # Without experts every step reads the same weights.
     differ = len({step.weights_bytes for step in steps}) > 1
+    shared = any(step.exchange_seconds for step in steps)
     header = ["rows", "most per sample", "for", *["GB of weights read"] * differ]
     header += ["ms, counted", "limited by", *["ms, by the compiler"] * compiled]
-    return table(header, [_step_row(step, differ, compiled) for step in steps])
+    header += ["of these exchanges"] * shared
+    return table(header, [_step_row(step, differ, compiled, shared) for step in steps])
 
 
-def _step_row(step: StepTime, differ: bool, compiled: bool) -> list[str]:
+def _step_row(step: StepTime, differ: bool, compiled: bool, shared: bool) -> list[str]:
     row = [str(step.rung.capacity), str(step.rung.max_q_len), step.purpose]
-    row += [f"{step.weights_bytes / _GIGA:.2f}"] * differ
+    row += [f"{step.weights_bytes / GIGA:.2f}"] * differ
     row += [milliseconds(step.seconds), step.bound]
-    return row + [milliseconds(step.compiler_seconds)] * compiled
+    row += [milliseconds(step.compiler_seconds)] * compiled
+    return row + [milliseconds(step.exchange_seconds)] * shared
 
 
 def _speedup_table(forecast: Forecast) -> str:
@@ -136,17 +150,19 @@ def _remarks(forecast: Forecast) -> Iterator[str]:
         yield _GPU_MEMORY
     yield (
         f"Counted for {hardware.name}: the bytes and operations of a step, divided by "
-        f"{BANDWIDTH_SHARE:.0%} of the published {hardware.bytes_per_second / _GIGA:.0f} GB/s and "
+        f"{BANDWIDTH_SHARE:.0%} of the published {hardware.bytes_per_second / GIGA:.0f} GB/s and "
         f"{COMPUTE_SHARE:.0%} of the published {hardware.rate(itemsize) / 1e12:.0f} TFLOP/s. These "
         "shares are assumptions."
     )
+    if forecast.splits:
+        yield from split_remarks(forecast)
     if forecast.setting.config.experts:
         yield _EXPERTS
     if any(step.compiler_seconds is not None for step in forecast.steps):
         yield (
             f"By the compiler for {hardware.name}: the cycles that the compiler expects, at "
-            f"{hardware.hertz / 1e9:.2f} GHz. Its estimate leaves out attention and experts, which "
-            "are counted."
+            f"{hardware.hertz / 1e9:.2f} GHz. Its estimate leaves out attention, experts and "
+            "exchanges between devices, which are counted."
         )
 
 
@@ -156,7 +172,8 @@ def overview(forecasts: Sequence[Forecast]) -> str:
     header += ["at batch", "plain step, ms", "speedup planned", "fixed"]
     header += ["by the compiler: ms", "planned", "fixed"]
     rows = table(header, [_overview_row(each) for each in forecasts])
-    assumed = "\n".join(dict.fromkeys(_assumed(each.setting) for each in forecasts))
+    split = next((overview_remark(each) for each in forecasts if each.splits), "")
+    assumed = split + "\n".join(dict.fromkeys(_assumed(each.setting) for each in forecasts))
     return f"{rows}\n\n{assumed}\n{explanation(forecasts)}"
 
 
@@ -173,15 +190,16 @@ def _assumed(setting: Setting) -> str:
 
 def _overview_row(forecast: Forecast) -> list[str]:
     setting = forecast.setting
-    gigabytes = f"{forecast.requested.total / _GIGA:.1f} of {forecast.usable_bytes / _GIGA:.1f}"
+    gigabytes = f"{forecast.requested.total / GIGA:.1f} of {forecast.usable_bytes / GIGA:.1f}"
     fits = "yes" if forecast.fits else "no"
-    row = [setting.name, setting.hardware.name, str(setting.num_slots), fits, gigabytes]
+    row = [setting.name, device_of(forecast), str(forecast.samples), fits, gigabytes]
     if forecast.largest is None:
         return [*row, "0", *[NOTHING] * 7]
     shown = forecast.shown.num_slots
     speedup = next(each for each in forecast.speedups if each.num_slots == shown)
     plain = forecast.steps[0]
-    cells = [str(forecast.largest.num_slots), str(shown), milliseconds(plain.seconds)]
+    most = forecast.largest.num_slots * setting.replicas
+    cells = [str(most), str(shown * setting.replicas), milliseconds(plain.seconds)]
     cells += _pair(speedup.estimated)
     return [*row, *cells, milliseconds(plain.compiler_seconds), *_pair(speedup.by_compiler)]
 
@@ -190,8 +208,3 @@ def _pair(speedup: Speedup | None) -> list[str]:
     if speedup is None:
         return [NOTHING] * 2
     return [f"{speedup.planned:.2f}", f"{speedup.fixed:.2f}"]
-
-
-def milliseconds(seconds: float | None) -> str:
-    """Formats seconds as milliseconds, with three significant digits."""
-    return NOTHING if seconds is None else f"{seconds * 1e3:.3g}"

@@ -71,7 +71,6 @@ class RequestReader:
                 f"min_tokens={params.min_tokens} is more than the {room} tokens that the prompt "
                 f"leaves within max_model_len={self._max_model_len}; lower it or shorten the prompt"
             )
-        self._check_devices(params)
         params = self._configured.fill(params, len(ids))
         params = without_end(params, self._eos_ids(params))
         if params.bad_words:
@@ -113,15 +112,6 @@ class RequestReader:
                 "stop_token_ids"
             )
         return self._grammars.automaton(outputs)
-
-    def _check_devices(self, params: SamplingParams) -> None:
-        for name in ("structured_outputs", "prompt_logprobs"):
-            if getattr(params, name) is not None and self._loaded.devices.number > 1:
-                raise UserError(
-                    f"{name} needs a model on one device, and {self._loaded.devices.number} share "
-                    f"{self._loaded.name}; leave it out, or load the model with "
-                    "tensor_parallel_size=1"
-                )
 
     def _token_bytes(self) -> list[bytes]:
         return token_bytes(self._tokenizer(), self._vocab_size, self._loaded.name)

@@ -43,7 +43,7 @@ def adjust(
     early = rows.positions + 1 < settings.min_len
     if sampling.grammars is not None:
         at = rows_of(sampling.grammars, rows)
-        logits = keep_grammar(logits, rows, at, sampling.grammars, state)
+        logits = keep_grammar(logits, rows, at, sampling.grammars, state, vocabulary)
         # A minimum length gives way where the grammar allows nothing but the end.
         early &= ~must_end(sampling.grammars, at)
     logits = _forbid_stops(logits, rows, early, state, vocabulary)

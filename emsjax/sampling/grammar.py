@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.sampling.rows import NO_TOKEN, Rows, Slots
+from emsjax.sampling.vocabulary import WHOLE, Vocabulary
 
 # The row of a slot without a grammar, and of a text that its grammar does not allow.
 NO_ROW = -1
@@ -107,7 +108,12 @@ def must_end(grammars: Grammars, at: jax.Array) -> jax.Array:
 
 
 def keep_grammar(
-    logits: jax.Array, rows: Rows, at: jax.Array, grammars: Grammars, state: Slots
+    logits: jax.Array,
+    rows: Rows,
+    at: jax.Array,
+    grammars: Grammars,
+    state: Slots,
+    vocabulary: Vocabulary = WHOLE,
 ) -> jax.Array:
     """Sets all tokens that a slot's grammar does not allow to -inf; float32[W, V].
 
@@ -116,19 +122,21 @@ def keep_grammar(
     contains a draft token that will not be accepted.
 
     Args:
-      logits: float32[W, V].
+      logits: float32[W, V], or this device's part of them, which is of whole words of tokens.
       rows: the prefixes that the logits follow.
       at: int32[W], see `rows_of`.
       grammars: of all slots.
       state: the state of all slots.
+      vocabulary: which tokens the logits are of.
     """
-    tables, vocab_size = grammars.tables, logits.shape[1]
+    tables, width = grammars.tables, logits.shape[1]
     place = jnp.maximum(at, 0)
     bits = jnp.arange(WORD_BITS, dtype=jnp.uint32)[None, None]
-    allowed = (tables.allowed[place][:, :, None] >> bits) & 1 == 1
-    allowed = allowed.reshape(at.shape[0], -1)[:, :vocab_size]
+    words = vocabulary.own(tables.allowed[place], width // WORD_BITS)
+    allowed = (words[:, :, None] >> bits) & 1 == 1
+    allowed = allowed.reshape(at.shape[0], -1)[:, :width]
     stop_ids = state.stop_ids[rows.slots]
-    columns = jnp.where(stop_ids >= 0, stop_ids, vocab_size)
+    columns = jnp.where(stop_ids >= 0, vocabulary.places(stop_ids, width), width)
     numbers = jnp.arange(at.shape[0], dtype=jnp.int32)[:, None]
     allowed = allowed.at[numbers, columns].set(tables.final[place][:, None], mode="drop")
     # Subtracted, not set: a NaN stays one, so that `choose` sees it.

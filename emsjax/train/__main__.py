@@ -100,6 +100,7 @@ def train(
             min=0, max=MAX_SEED, metavar="N", help="Seed of the weights and of the order of texts."
         ),
     ] = 0,
+    tensor_parallel: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Train a draft for a model on text that the model itself writes.
 
@@ -112,6 +113,11 @@ def train(
     from emsjax.train.run import train as run
     from emsjax.train.settings import Training
 
+    if tensor_parallel not in (None, 1):
+        raise UserError(
+            "a draft is trained with the model on one device; leave out --tensor-parallel, which "
+            "the commands that use the draft have"
+        )
     if kind not in DRAFT_KINDS:
         raise UserError(f"kind {kind!r} is unknown; choose from {', '.join(DRAFT_KINDS)}")
     own = kind == OWN_LAYERS

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.plans import FILE, cell_of, cells, page, summary
+from benchmarks.plans import FILE, cell_of, cells, page, slices, summary
 
 ROOT = Path(__file__).parents[2]
 PLANS = json.loads((ROOT / FILE).read_text())
@@ -16,7 +16,13 @@ def test_every_model_is_planned_for_every_chip():
 
 
 @pytest.mark.parametrize(
-    ("name", "table"), [("docs/planning-hardware.md", page), ("README.md", summary)]
+    ("name", "table"),
+    [
+        ("docs/planning-hardware.md", page),
+        ("docs/planning-hardware.md", slices),
+        ("README.md", summary),
+        ("README.md", slices),
+    ],
 )
 def test_the_page_has_the_table(name, table):
     assert table(PLANS) in (ROOT / name).read_text()
@@ -35,5 +41,6 @@ def test_the_readme_says_what_opt_needs():
 def test_the_plan_has_the_settings_that_the_page_states(plan):
     settings = ("dtype", "batch_size", "max_model_len", "context", "acceptance", "draft_length")
     assert [plan[each] for each in settings] == ["bfloat16", 8, 2048, 1024, 0.7, 7]
+    assert (plan.get("replicas", 1), plan.get("samples", 8)) == (1, 8)
     assert plan["largest_memory"]["compiled"]
     assert plan["memory"]["compiled"] == plan["fits"], "what does not fit is only counted"

@@ -7,6 +7,7 @@ import jax
 
 from emsjax.engine.engine import Engine
 from emsjax.models.config import DecoderConfig
+from emsjax.plan.copies import copied_weights
 from tests.engine.switches import PLAIN
 
 _KINDS = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
@@ -20,6 +21,26 @@ def collectives(text: str) -> Counter[str]:
     """
     found = re.findall(rf"= \(?(\w+\[[\d,]*\])[^=]*? ({_KINDS})(?:-start)?\(", text)
     return Counter(f"{kind} {shape}" for shape, kind in found)
+
+
+def expected_collectives(engine: Engine, number: int, config: DecoderConfig) -> dict[str, int]:
+    """Returns the exchanges of a greedy bfloat16 program with one rung.
+
+    Two sums in the layer and one of the embedding, and each device's likeliest token of a row.
+    """
+    rows = engine.ladder[0].capacity
+    return {
+        f"all-reduce bf16[{rows},{config.hidden_size}]": 3,
+        f"all-gather s32[{number},2,{rows}]": 1,
+    }
+
+
+def check_no_copy_of_weights(engine: Engine, compiled: jax.stages.Compiled) -> None:
+    """Checks that products read each device's part of a layer's weights where it lies."""
+    held = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.sharding.shard_shape(x.shape), x.dtype), engine.params
+    )
+    assert not copied_weights(compiled.as_text(), held)
 
 
 def check_no_copy_of_the_share(

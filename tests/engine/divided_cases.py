@@ -1,6 +1,8 @@
 """Cases for `test_divided.py`, which runs them in a process with eight devices."""
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,12 +11,16 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from emsjax import LLM, SamplingParams
+from emsjax import LLM, SamplingParams, StructuredOutputsParams
+from emsjax.bench import __main__ as bench
+from emsjax.bench.records import read_records
 from emsjax.costs.measure import measure_costs
 from emsjax.engine.devices import SAME, shared_by
+from emsjax.engine.engine import Engine
 from emsjax.errors import UserError
 from emsjax.loading import fit
 from emsjax.loading.build import shape_of_model
+from emsjax.loading.drafter import load_drafter
 from emsjax.loading.families import model_config
 from emsjax.loading.load import find_model, load_model
 from emsjax.models.division import share_of
@@ -220,6 +226,32 @@ def test_a_draft_model_is_on_every_device():
     assert text_of(2, params, **options) == text_of(1, params, **options)
 
 
+def test_a_draft_model_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch):
+    target = load_model(tiny.checkpoint("llama3"), devices=shared_by(2))
+    draft = str(tiny.checkpoint("llama"))
+    monkeypatch.setattr(fit, "free_bytes", lambda: 2000)
+    with pytest.raises(UserError, match=r"draft model .* GiB on each of 2 devices, since only"):
+        load_drafter(draft, target, 3, dtype="float32", narrowest=1)
+
+
+@SLOW
+def test_methods_are_compared_over_devices(tmp_path: Path):
+    """Every text is that of plain decoding; the parts of a step are not timed."""
+    file = tmp_path / "in.jsonl"
+    ids = ([7, 8, 9, 7, 8], [11, 12])
+    file.write_text("".join(f'{{"prompt_token_ids": {each}}}\n' for each in ids))
+    options = ["--model", str(tiny.checkpoint("llama3")), "--input", str(file)]
+    options += ["--tensor-parallel", "2", "--methods", "ems,ems-fixed,vanilla", "--repeats", "1"]
+    options += ["--batch-sizes", "2", "--prompts", "2", "--max-tokens", "12"]
+    assert bench.main([*options, "--output", str(tmp_path / "out")]) == 0
+    records = read_records(tmp_path / "out" / "results.json")
+    assert [each["error"] for each in records] == [None] * 4
+    assert {each["tokens"] for each in records} == {24}
+    assert {each["prompts_differing"] for each in records} == {0}
+    assert all(each["device"].startswith("2 times cpu ") for each in records)
+    assert all(each["parts"] is None for each in records)
+
+
 @SLOW
 def test_costs_are_measured():
     devices = shared_by(2)
@@ -308,6 +340,39 @@ def test_sampled_text_is_that_of_one_device():
         max_tokens=24, temperature=0.9, top_p=0.9, seed=3, repetition_penalty=1.1, logprobs=2
     )
     assert text_of(2, params) == text_of(1, params)
+
+
+def test_structured_outputs_are_those_of_one_device(tmp_path: Path):
+    """The bits of a device's tokens are a part of the words that the table has."""
+    directory = str(tiny.letter_checkpoint("llama3", tmp_path / "m"))
+    outputs = StructuredOutputsParams(regex="(abc|[d-f]{2,5}) [0-9]{1,12}")
+    params = [
+        SamplingParams(max_tokens=24, temperature=each, seed=3, structured_outputs=outputs)
+        for each in (0.0, 0.9)
+    ]
+    texts = []
+    for number in (1, 4):
+        llm = LLM(directory, max_batch_size=2, max_model_len=200, tensor_parallel_size=number)
+        found = llm.generate(["abc", "xyz"], params, use_tqdm=False)
+        texts.append([each.outputs[0].text for each in found])
+    assert texts[0] == texts[1]
+    assert all(re.fullmatch(outputs.regex or "", text) for text in texts[0])
+
+
+@SLOW
+def test_log_probabilities_of_a_prompt_are_those_of_one_device():
+    engines = {number: oracle_engine(number) for number in (1, 2)}
+    prompt = np.random.default_rng(3).integers(3, tiny.VOCAB_SIZE, 150).tolist()
+    alone, shared = (engine.score(prompt) for engine in engines.values())
+    np.testing.assert_array_equal(shared.rank, alone.rank)
+    np.testing.assert_array_equal(shared.top_ids, alone.top_ids)
+    np.testing.assert_allclose(shared.chosen, alone.chosen, atol=1e-4)
+    np.testing.assert_allclose(shared.top, alone.top, atol=1e-4)
+
+
+def oracle_engine(number: int) -> Engine:
+    devices = shared_by(number)
+    return make_engine(oracle_model("llama", devices), "none", 2, devices=devices)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Devices that share a model write what one device writes.
 
 The cases need several devices, which a CPU can pretend to be from the start of a process. So they
-are in `divided_cases.py`, and pytest runs them in a process of its own.
+are in files of their own, which pytest runs in another process.
 """
 
 import os
@@ -13,7 +13,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-CASES = Path(__file__).with_name("divided_cases.py")
+ROOT = Path(__file__).parents[2]
+CASES = ("tests/engine/divided_cases.py", "tests/loading/divided_loading_cases.py")
 
 
 @pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
@@ -21,9 +22,9 @@ def test_on_eight_devices(which: str):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, "-m", which, str(CASES)],
+        [*command, "-m", which, *CASES],
         env=os.environ | {"XLA_FLAGS": flags.strip()},
-        cwd=CASES.parents[2],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,

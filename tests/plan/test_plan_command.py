@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -233,3 +234,78 @@ def test_no_device_of_this_machine_is_touched():
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+EIGHT = ["--model", "llama-3-8b", "--batch-size", "32", "--max-model-len", "2048", "--no-compile"]
+
+
+def test_eight_devices_are_split_as_is_best(capsys: pytest.CaptureFixture[str]):
+    assert plan.main([*EIGHT, "--topology", "v5e-8"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("llama-3-8b in bfloat16 on 8 TPU v5e: 32 samples of 2048 tokens\n\nWays")
+    _, _, *rows = (line.split("|")[1:-1] for line in _table_after(out, "Ways to split"))
+    ways = [[cell.strip() for cell in row] for row in rows]
+    assert [way[:4] for way in ways] == [
+        ["8", "1", "4", "no"],
+        ["4", "2", "8", "yes"],
+        ["2", "4", "16", "yes"],
+        ["1", "8", "32", "yes"],
+    ]
+    fitting = [way for way in ways if way[3] == "yes"]
+    best = max(fitting, key=lambda way: int(way[-1]))
+    assert best == ways[2]
+    assert "The fastest that fits: --data-parallel 2 --tensor-parallel 4." in out
+    assert f"It fits: each device needs {best[4]} GB" in out
+    header, _, plain, *_ = _table_after(out, "Time of a step")
+    assert "of these exchanges" in header
+    assert float(plain.split("|")[4]) == float(best[6])
+    assert "1 us from device to device, and 80% of 100 GB/s" in out
+
+
+def test_replicas_of_several_devices(capsys: pytest.CaptureFixture[str]):
+    """So many samples are decoded faster by GPUs that read the weights twice."""
+    many = [*EIGHT, "--batch-size", "1024", "--topology", "h100x8"]
+    assert plan.main([*many, "--json"]) == 0
+    [found] = json.loads(capsys.readouterr().out)
+    assert (found["topology"], found["devices"], found["samples"]) == ("h100x8", 8, 1024)
+    assert found["replicas"] * found["tensor_parallel"] == 8
+    assert found["replicas"] > 1
+    assert found["batch_size"] * found["replicas"] == 1024
+    assert found["assumptions"]["link"]["start_seconds"] == 6.6e-6
+    best = max((each for each in found["splits"] if each["fits"]), key=lambda s: s["planned_rate"])
+    assert best["replicas"] == found["replicas"]
+    assert best["memory"] == found["memory"]
+    assert plan.main(many) == 0
+    out = capsys.readouterr().out
+    assert f"Time of a step of one replica of {found['batch_size']} samples" in out
+    most = found["largest_batch_size"]
+    assert f"is {most} a replica, {most * found['replicas']} in all." in out
+
+
+def test_one_device_and_several_in_one_table(capsys: pytest.CaptureFixture[str]):
+    assert plan.main([*EIGHT, "--topology", "v6e", "--topology", "v5p-16"]) == 0
+    out = capsys.readouterr().out
+    rows = [line.split("|") for line in out.splitlines()[2:] if line.startswith("|")]
+    assert [row[2].strip() for row in rows] == ["TPU v6e", "8 TPU v5p (2 x 4)"]
+    assert "(2 x 4): replicas, and devices each" in out
+    assert "v5p-16 is two hosts of four chips each" in out
+
+
+def test_another_split_if_the_compiler_says_that_the_best_does_not_fit(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def compiled(setting: Setting, *rest: Any) -> Forecast:
+        found = make_forecast(setting, *rest)
+        return replace(found, usable_bytes=1) if setting.shards == 4 else found
+
+    monkeypatch.setattr("emsjax.plan.options.make_forecast", compiled)
+    assert plan.main([*EIGHT, "--topology", "v5e-8", "--json"]) == 0
+    [found] = json.loads(capsys.readouterr().out)
+    assert (found["fits"], found["replicas"], found["tensor_parallel"]) == (True, 1, 8)
+
+
+def test_a_model_that_fits_in_no_way(capsys: pytest.CaptureFixture[str]):
+    assert plan.main(["--model", "llama-3-70b", "--topology", "v5e-4", "--no-compile"]) == 0
+    out = capsys.readouterr().out
+    assert "No split fits; this one holds most samples: --tensor-parallel 4." in out
+    assert "Not even one sample of this length fits." in out

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from emsjax import LLM, SamplingParams, UserError
 from emsjax.loading.draft_checkpoint import read_draft, read_manifest
 from emsjax.loading.load import load_model
+from emsjax.train import __main__ as command
 from emsjax.train import run
 from emsjax.train.batches import is_held_out
 from emsjax.train.corpus import read_prompts
@@ -244,6 +245,11 @@ def test_duplicates_of_a_prompt_are_held_out_together():
     held = [is_held_out(prompt, 0.3) for prompt in prompts]
     assert held[:20] == held[20:40] == held[40:]
     assert 0 < sum(held) < 60
+
+
+def test_several_devices_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert command.main(["--output", str(tmp_path / "run"), "--tensor-parallel", "2"]) == 2
+    assert "a draft is trained with the model on one device" in capsys.readouterr().err
 
 
 def test_the_command_reports_an_error_without_traceback(tmp_path: Path):
