@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from emsjax.cluster.hosts import Follower, Hosts, Leader
+from emsjax.cluster.hosts import CHECK, Follower, Hosts, Leader, checks
 from emsjax.cluster.meet import coordinator, gather, report, told
 from emsjax.cluster.place import find_place
 from emsjax.errors import foreign
@@ -41,7 +41,7 @@ def join_hosts(
     watch_compiling()
     patience = patience_s()
     place = find_place(coordinator_address, num_processes, process_id)
-    facts = {"emsjax": __version__, "jax": jax.__version__} | dict(facts or {})
+    facts = {"emsjax": __version__, "jax": jax.__version__, CHECK: checks()} | dict(facts or {})
     if place.index == 0:
         peers = gather(place, facts, patience)
         address = coordinator(peers, place)

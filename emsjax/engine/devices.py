@@ -137,6 +137,8 @@ class Devices:
         assert place is not None
         if place.is_fully_addressable:
             return jax.device_put(x, place)
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return jax.jit(lambda divided: divided, out_shardings=place)(x)
         # Otherwise jax would ask all hosts whether they have the same array.
         value = np.asarray(x)
         return jax.make_array_from_callback(value.shape, place, lambda _: value)

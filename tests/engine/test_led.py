@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import Mesh
 
 from emsjax.costs import measure
+from emsjax.engine import slots as slots_module
 from emsjax.engine.devices import Devices
 from emsjax.engine.led import LeadingEngine, follow
 from emsjax.engine.slots import Slots
@@ -63,16 +64,11 @@ def mixed(count):
     ]
 
 
-def texts(results):
-    return [result.token_ids for result in results]
-
-
 def test_the_others_have_the_same_state_after_every_call(make):
     told, again = Told(), Told()
     leading = make(costs=0.5, kind=partial(LeadingEngine, hosts=told))
-    alone = make_engine(tiny_model(MODEL), "prompt-lookup", 3, costs=0.5, make=two_rungs)
-    for todo in (mixed(7), jobs(2)):  # the second run takes the state of the first
-        assert texts(run_all(leading, todo)) == texts(run_all(alone, todo))
+    run_all(leading, mixed(7))
+    run_all(leading, jobs(2))  # takes the state of the first run
     again.said = told.said
     follow(make(), again)
     assert len(told.digests) > 10
@@ -94,7 +90,8 @@ def test_measured_costs_reach_the_others(make, monkeypatch):
     np.testing.assert_array_equal(follower.costs.rungs, costs.rungs)
 
 
-def test_a_cancelled_job_is_released_everywhere(make):
+def test_a_cancelled_job_is_released_everywhere(make, monkeypatch):
+    monkeypatch.setattr(slots_module, "STEPS_PER_CALL", 1)
     told, again = Told(), Told()
     leading = make(kind=partial(LeadingEngine, hosts=told))
     slots, todo = Slots(leading), jobs(4)

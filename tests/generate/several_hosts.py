@@ -11,16 +11,16 @@ ROOT = Path(__file__).parents[2]
 
 
 def start(
-    model: Path, arguments: Sequence[object], *, hosts: int = 2, devices: int = 4, **variables: str
+    models: Sequence[Path], arguments: Sequence[object], devices: int = 4, **variables: str
 ) -> "list[subprocess.Popen[str]]":
-    """Starts `emsjax generate` once for each host; the first of them leads."""
+    """Starts `emsjax generate` on a host for each path of a model; the first host leads."""
     with socket.socket() as free:
         free.bind(("", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    given = [f"--coordinator-address={address}", f"--num-processes={hosts}", *arguments]
+    given = [f"--coordinator-address={address}", f"--num-processes={len(models)}", *arguments]
     return [
         start_one(model, [*given, f"--process-id={index}"], devices, **variables)
-        for index in range(hosts)
+        for index, model in enumerate(models)
     ]
 
 

@@ -7,11 +7,15 @@ random moments.
 import json
 import os
 import random
+import shutil
+import socket
 import time
 
 import pytest
 
 pytest.importorskip("torch")
+
+from safetensors.numpy import load_file, save_file
 
 from tests import tiny
 from tests.generate.commands import ended
@@ -59,7 +63,7 @@ def test_two_hosts_with_four_devices_each_write_the_same(model, tmp_path):
     alone = start_one(model, [*given, "--output", one])
     ((status, said),) = ended([alone])
     assert status == 0, said
-    leading, following = start(model, [*given, "--output", two], EMSJAX_CHECK_HOSTS="1")
+    leading, following = start([model] * 2, [*given, "--output", two], EMSJAX_CHECK_HOSTS="1")
     (status, said), (status_of_other, said_there) = ended([leading, following])
     assert (status, status_of_other) == (0, 0), said + said_there
     assert results(two) == results(one)
@@ -67,8 +71,18 @@ def test_two_hosts_with_four_devices_each_write_the_same(model, tmp_path):
     assert said_there == "host 1 of 2 works for host 0, which shows the progress\n"
 
 
-def test_other_models_are_refused(model, tmp_path):
-    """The hosts are told of the same name, and have other weights there."""
+@pytest.mark.slow
+def test_a_host_with_other_weights_is_refused(model, tmp_path):
+    other, out = tmp_path / "other", tmp_path / "out"
+    shutil.copytree(model, other)
+    weights = load_file(other / "model.safetensors")
+    save_file({name: 2 * value for name, value in weights.items()}, other / "model.safetensors")
+    both = ended(start([model, other], ["--prompt=a", "--output", out, *SMALL], devices=1))
+    why = f"host 1 ({socket.gethostname()}) has another model or draft than host 0, which has "
+    assert [status for status, _ in both] == [2, 2]
+    assert f"error: {why}{model.name}; name the same on all hosts\n" in both[0][1]
+    assert f"error: host 0 (localhost) has ended the run: {why}" in both[1][1]
+    assert not out.exists()
 
 
 @pytest.mark.slow
@@ -83,7 +97,7 @@ def test_a_host_may_be_killed_at_any_moment(model, tmp_path):
     expected, kills = results(one), 0
     given += ["--output", two, "--resume"]
     while True:
-        processes = start(model, given, devices=2)
+        processes = start([model] * 2, given, devices=2)
         if kills < ROUNDS:
             kills += kill_one(processes, two, chance)
         both = ended(processes)
