@@ -8,6 +8,7 @@ from emsjax.errors import UserError
 from emsjax.version import __version__
 
 if TYPE_CHECKING:
+    from emsjax.cluster.join import join_hosts
     from emsjax.engine.trace import Trace, TraceStep
     from emsjax.llm import LLM
     from emsjax.requests.outputs import CompletionOutput, Logprob, Piece, RequestOutput
@@ -28,6 +29,7 @@ __all__ = [
     "TraceStep",
     "UserError",
     "__version__",
+    "join_hosts",
 ]
 
 # In a checkout, `models/` and `pallas_kernels/` are next to `emsjax/`; once built, they are in it.
@@ -38,6 +40,7 @@ if not (_HERE / "models").is_dir():
 # Imported on first use, because jax takes seconds to import, which `--help` should not cost.
 _LAZY = {
     "LLM": "emsjax.llm",
+    "join_hosts": "emsjax.cluster.join",
     "CompletionOutput": "emsjax.requests.outputs",
     "Logprob": "emsjax.requests.outputs",
     "Piece": "emsjax.requests.outputs",

@@ -1,6 +1,7 @@
 """Builds the engine of `LLM` from its options."""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from emsjax.engine.devices import ONE, Devices
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.engine import Engine
 from emsjax.engine.ladder import CAPACITY_MULTIPLE, Rung, ladder_for
+from emsjax.engine.led import LeadingEngine
 from emsjax.engine.model import Model
 from emsjax.engine.policy import EMS, POLICIES, Policy
 from emsjax.engine.tree import MOST_GUESSES
@@ -49,6 +51,7 @@ def build_engine(
     method: str = "ems",
     exact: bool = False,
     devices: Devices = ONE,
+    hosts: Any = None,
     **options: Any,
 ) -> Engine:
     """Builds an engine for this device.
@@ -62,6 +65,7 @@ def build_engine(
       method: one of `POLICIES`.
       exact: whether every step has the same shape.
       devices: that share the model.
+      hosts: that follow this process, see `LeadingEngine`; None if none does.
       options: further options of `Engine`.
 
     Raises:
@@ -78,7 +82,8 @@ def build_engine(
     if exact or not _takes_trees(target, policy, drafter.draft_length):
         drafter = as_chains(drafter)
     ladder = choose_ladder(max_batch_size, drafter.draft_length, exact)
-    return Engine(
+    make = Engine if hosts is None else partial(LeadingEngine, hosts=hosts)
+    return make(
         target,
         drafter,
         ladder,
@@ -117,7 +122,8 @@ def check_cache_fits(
     per_slot = sum(math.prod(part.shape) * part.dtype.itemsize for part in parts)
     free = free_bytes()
     if free is not None and target_platform() == "cpu":
-        free //= number  # devices made of one CPU share its memory
+        # Devices made of one CPU share its memory.
+        free //= min(number, jax.local_device_count())
     if free is None or num_slots * per_slot <= free:
         return
     fitting = free // per_slot

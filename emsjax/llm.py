@@ -1,5 +1,6 @@
 """`LLM`, the Python interface, with the names of vLLM."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from emsjax.costs.pricing import Pricing
 from emsjax.engine.devices import shared_by
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.job import Job
+from emsjax.engine.led import follow
 from emsjax.engine.policy import EMS
 from emsjax.engine.slots import Slots
 from emsjax.engine.stream import decode_stream
@@ -20,6 +22,7 @@ from emsjax.host.cache import use_compile_cache
 from emsjax.host.device import check_device
 from emsjax.limits import BATCH_SIZE, DEFAULT_MAX_MODEL_LEN, MAX_BATCH_SIZE, MAX_DEVICES, MAX_SEED
 from emsjax.loading.dtypes import check_quantize
+from emsjax.loading.fingerprint import fingerprint
 from emsjax.loading.fit import fewest_devices
 from emsjax.loading.hf.tokenizer import decode
 from emsjax.loading.load import find_model, load_model
@@ -37,6 +40,8 @@ from emsjax.sampling.adapt import can_indent, classify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from emsjax.cluster.hosts import Hosts
 
 
 class LLM:
@@ -73,6 +78,7 @@ class LLM:
         trace: bool = False,
         max_num_seqs: int | None = None,
         speculative_config: Mapping[str, Any] | None = None,
+        hosts: "Hosts | None" = None,
     ):
         """Loads the model, which is compiled when the first prompt runs.
 
@@ -128,6 +134,8 @@ class LLM:
           speculative_config: vLLM's form of `drafter` and its options: a mapping with `method`
             ("ngram" or "draft_model"), `model`, `num_speculative_tokens`, `prompt_lookup_max` and
             `prompt_lookup_min`.
+          hosts: whose devices together hold the model, as `join_hosts` returns them. Host 0
+            generates, and the others call `follow`. All must give the same options.
 
         Raises:
           UserError: the model cannot be found or loaded, the cache does not fit in memory, or
@@ -156,7 +164,9 @@ class LLM:
         dtype = vllm_names.dtype_name(dtype)
         check_whole("max_batch_size", max_batch_size, 1, MAX_BATCH_SIZE)
         check_whole("prefix_slots", prefix_slots, 0, MAX_BATCH_SIZE - max_batch_size)
-        if tensor_parallel_size != "auto":
+        if hosts is not None:
+            tensor_parallel_size = _devices_of(hosts, tensor_parallel_size)
+        elif tensor_parallel_size != "auto":
             check_whole("tensor_parallel_size", tensor_parallel_size, 1, MAX_DEVICES)
         check_whole("seed", seed, 0, MAX_SEED)
         find_draft(drafting)
@@ -188,6 +198,7 @@ class LLM:
         self.name = loaded.name
         self._drafter = build_drafter(drafting, loaded, dtype)
         self.target = loaded.model
+        self._hosts = hosts
         self._token_texts: dict[int, str | None] = {}
         self._requests = 0
         self.max_model_len = self._max_model_len(max_model_len)
@@ -202,7 +213,14 @@ class LLM:
             exact=exact,
             trace=trace,
             devices=devices,
+            hosts=hosts if hosts is not None and hosts.leads else None,
         )
+        if hosts is not None:
+            hosts.agree(
+                fingerprint(find_model(model), self._drafter.weights),
+                f"has another model or draft than host 0, which has {self.name}; name the same on "
+                "all hosts",
+            )
         self.max_batch_size, self._share_prefixes = max_batch_size, shares
         plans = planner and not exact and self._drafter.draft_length > 0
         plans = plans and self.engine.policy == EMS
@@ -229,6 +247,16 @@ class LLM:
             except UserError as error:
                 raise AttributeError(str(error)) from None
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def follow(self) -> None:
+        """Has the devices of this host work for host 0, until that one has ended.
+
+        Raises:
+          UserError: host 0 is gone, or has ended because of an error.
+        """
+        if self._hosts is None or self._hosts.leads:
+            raise UserError("host 0 generates; only the others call follow()")
+        follow(self.engine, self._hosts)
 
     def get_tokenizer(self) -> "PreTrainedTokenizerBase":
         """Returns the model's tokenizer.
@@ -556,3 +584,20 @@ class LLM:
             except UserError:
                 self._token_texts[token] = None
         return self._token_texts[token]
+
+
+def _devices_of(hosts: "Hosts", asked: int | str) -> int:
+    """Returns how many devices the hosts have together.
+
+    Raises:
+      UserError: another number is asked for.
+    """
+    found = jax.devices()
+    if asked not in (1, "auto", len(found)):
+        have = Counter(device.process_index for device in found)
+        each = ", ".join(f"{have[index]} on host {index}" for index in sorted(have))
+        raise UserError(
+            f"tensor_parallel_size={asked} is not the number of all devices of the hosts ({each}); "
+            f"leave it out, or give {len(found)}"
+        )
+    return len(found)

@@ -80,7 +80,7 @@ def measure_costs(engine: Engine) -> Measured:
       engine: its costs are set during the measurement and restored after it.
     """
     engine.forget()
-    before, state = engine.costs, engine.empty()
+    before, state = engine.costs, engine.take_state()
     cases = _cases(engine)
     turns: list[list[float]] = []
     try:
@@ -244,6 +244,7 @@ def _busy(engine: Engine, state: DecodeState, case: _Case) -> DecodeState:
     if case.drafting:
         trust = jnp.full((slots, SOURCES), -SURE).at[:, COSTLY_SOURCE].set(SURE)
     experience = dataclasses.replace(no_experience(slots), slots=trust)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state.stats)
     return state.replace(
         tokens=_texts(engine, case.length),
         lens=lens,
@@ -253,9 +254,7 @@ def _busy(engine: Engine, state: DecodeState, case: _Case) -> DecodeState:
         stop_ids=jnp.full((slots, MAX_STOP_IDS), -1, jnp.int32),
         live=jnp.ones(slots, jnp.bool),
         # Slots have emitted before: a call of the decode program ends after a slot's first token.
-        stats=dataclasses.replace(
-            jax.tree.map(jnp.zeros_like, state.stats), target_steps=jnp.ones_like(lens)
-        ),
+        stats=dataclasses.replace(zeros, target_steps=jnp.ones_like(lens)),
         experience=experience,
     )
 
@@ -287,10 +286,11 @@ def _caught_up(engine: Engine, state: DecodeState) -> tuple[DecodeState, int]:
     for _ in range(engine.num_slots + CATCHING_UP):
         busy = _busy(engine, state, _Case(widest, _lengths(engine)[0], True))
         state = engine.advance(busy, 1, others_wait=False)
-        if (state.stats.drafted[:, 0] > 0).all():
+        drafted = np.asarray(state.stats.drafted)
+        if (drafted[:, 0] > 0).all():
             break
     # A tree is less deep than it is long, but a draft of k guesses always takes k passes.
-    return state, engine.drafter.draft_length if state.stats.drafted[0].any() else 0
+    return state, engine.drafter.draft_length if drafted[0].any() else 0
 
 
 def _time_steps(

@@ -41,6 +41,14 @@ class Devices:
         """How many devices there are."""
         return 1 if self.mesh is None else self.mesh.size
 
+    @property
+    def of_this_process(self) -> list[int]:
+        """The numbers of the devices that belong to this process, not to that of another host."""
+        if self.mesh is None:
+            return [0]
+        every = enumerate(self.mesh.devices.flat)
+        return [number for number, each in every if each.process_index == jax.process_index()]
+
     def program(
         self,
         function: Callable[..., Any],
@@ -85,7 +93,7 @@ class Devices:
 
     def to_all(self, tree: Any) -> Any:
         """Returns a tree of arrays of which every device has all."""
-        return tree if self.mesh is None else jax.device_put(tree, self.everywhere)
+        return tree if self.mesh is None else jax.tree.map(self._put, tree)
 
     def specs_of(self, tree: Any) -> Any:
         """Returns the place of each array of a tree on the mesh: `SAME` for those not on it."""
@@ -100,11 +108,11 @@ class Devices:
             return tree
 
         def put(x: Any) -> Any:
-            if self._is_there(x):
+            if self.is_there(x):
                 return x
             if isinstance(x, jax.ShapeDtypeStruct) or self._absent:
                 return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.everywhere)
-            return jax.device_put(x, self.everywhere)
+            return self._put(x)
 
         return jax.tree.map(put, tree)
 
@@ -124,19 +132,39 @@ class Devices:
         """Whether programs can be compiled for these devices, but not run."""
         return self.mesh is not None and self.mesh.devices.flat[0] not in jax.devices()
 
-    def _is_there(self, x: Any) -> bool:
+    def _put(self, x: Any) -> jax.Array:
+        place = self.everywhere
+        assert place is not None
+        if place.is_fully_addressable:
+            return jax.device_put(x, place)
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return jax.jit(lambda divided: divided, out_shardings=place)(x)
+        # Otherwise jax would ask all hosts whether they have the same array.
+        value = np.asarray(x)
+        return jax.make_array_from_callback(value.shape, place, lambda _: value)
+
+    def is_there(self, x: Any) -> bool:
+        """Returns whether an array is on the mesh already."""
         place = getattr(x, "sharding", None)
         return isinstance(place, NamedSharding) and place.mesh == self.mesh
 
     def _spec_of(self, x: Any) -> PartitionSpec:
-        return x.sharding.spec if self._is_there(x) else SAME
+        return x.sharding.spec if self.is_there(x) else SAME
 
 
 ONE = Devices()
 
 
+def here(tree: Any) -> Any:
+    """Returns the copies on one device of this process of arrays that all devices have.
+
+    A program on them is this process's own; one on the arrays would be that of all hosts.
+    """
+    return jax.tree.map(lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x, tree)
+
+
 def shared_by(number: int, *, ordered_sums: bool = False) -> Devices:
-    """Returns the first devices of this process, so many that share a model.
+    """Returns the first devices that this process sees, so many that share a model.
 
     Args:
       number: how many.

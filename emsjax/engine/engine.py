@@ -337,7 +337,7 @@ class Engine:
 
     def _compile_sampled(self, job: Job) -> None:
         """Compiles what `admit` and the steps after it run once a slot samples."""
-        self._make_sampling.lower(jnp.asarray(self.token_classes)).compile()
+        self._make_sampling.lower(self.token_classes).compile()
         state = self._abstract_state(sampling=True, grammar=job.grammar)
         slot = np.int32(0)
         self._admit.lower(state, slot, slot, *self._request(job, 0, slot)).compile()

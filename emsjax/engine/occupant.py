@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from emsjax.engine.devices import here
 from emsjax.engine.job import Finished, Job
 from emsjax.engine.metrics import RequestMetrics
 from emsjax.engine.state import DecodeState, SlotStats
@@ -105,7 +106,7 @@ def result_of(
     tokens = tuple(seen.output(slot, span).tolist())
     steps = int(seen.stats.target_steps[slot])
     if occupant.cut:  # Steps after the cut are not counted.
-        steps = int(state.emitted_at[slot, span.stop - 1])
+        steps = int(here(state.emitted_at)[slot, span.stop - 1])
     metrics = _metrics(occupant, seen.stats, slot, steps)
     trace = _trace(occupant, seen, state, slot, began)
     # The device may run past the token after which the watch ended the job, and fail there.
@@ -118,7 +119,7 @@ def result_of(
 def _logprobs(job: Job, state: DecodeState, slot: int, span: slice) -> Logprobs | None:
     if not job.choice.settings.logprobs or state.sampling is None:
         return None
-    return of_slot(state.sampling.logprobs, state.lens.shape[0], slot, span)
+    return of_slot(here(state.sampling.logprobs), state.lens.shape[0], slot, span)
 
 
 def _trace(
@@ -127,7 +128,7 @@ def _trace(
     if state.drafts is None or not occupant.job.traced:
         return None
     span = slice(len(occupant.job.prompt), int(seen.lens[slot]))
-    emitted_at, drafts = jax.device_get((state.emitted_at[slot], state.drafts[slot]))
+    emitted_at, drafts = jax.device_get((here(state.emitted_at)[slot], here(state.drafts)[slot]))
     return Trace(
         steps=steps_of(
             seen.output(slot, span), emitted_at[span], drafts[:, span], occupant.seen_tokens

@@ -25,7 +25,7 @@ def _show_version(requested: bool) -> None:
 
 # The default of options that a model's generation config may set.
 _MODELS = "(default: the model's, else off)"
-_IO, _SAMPLING = "Input and output", "Sampling"
+_IO, _SAMPLING, _HOSTS = "Input and output", "Sampling", "Several hosts"
 
 
 @_app.command()
@@ -80,6 +80,20 @@ def _generate(
         int,
         number("--data-parallel", "Copies of the model, each on a device of its own.", "Model"),
     ] = 1,
+    distributed: Annotated[
+        bool,
+        option("--distributed", "Share the model with other hosts, which jax finds.", _HOSTS),
+    ] = False,
+    coordinator_address: Annotated[
+        str | None,
+        option("--coordinator-address", "A free port of host 0.", _HOSTS, "HOST:PORT"),
+    ] = None,
+    num_processes: Annotated[
+        int | None, number("--num-processes", "Hosts that share the model.", _HOSTS)
+    ] = None,
+    process_id: Annotated[
+        int | None, number("--process-id", "Which host this is, from 0.", _HOSTS)
+    ] = None,
     max_tokens: Annotated[
         int, number("--max-tokens", "Maximum tokens to generate per output.", _SAMPLING)
     ] = 128,

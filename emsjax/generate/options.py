@@ -30,6 +30,10 @@ class Options(ModelOptions):
     chat: bool = False
     system: str | None = None
     data_parallel: int = 1
+    distributed: bool = False
+    coordinator_address: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
     max_tokens: int = 128
     min_tokens: int | None = None
     temperature: float = 0.0
@@ -51,6 +55,16 @@ class Options(ModelOptions):
     overwrite: bool = False
     stream: bool = False
     report: str | None = None
+
+    @property
+    def several_hosts(self) -> bool:
+        """Whether hosts share the model."""
+        return self.distributed or any(value is not None for value in self.hosts().values())
+
+    def hosts(self) -> dict[str, Any]:
+        """Returns the arguments for `emsjax.cluster.join.join_hosts`."""
+        names = "coordinator_address", "num_processes", "process_id"
+        return {name: getattr(self, name) for name in names}
 
     def sampling(self) -> dict[str, Any]:
         """Returns the sampling parameters by name, as defaults for every prompt."""
@@ -103,6 +117,11 @@ def _check_replicas(options: Options) -> None:
         raise UserError(
             "--tensor-parallel auto takes all devices that the model needs, and --data-parallel "
             "divides them; give a number with --tensor-parallel."
+        )
+    if options.several_hosts and replicas > 1:
+        raise UserError(
+            "--data-parallel starts copies of the model on one host, and several hosts share one "
+            "copy; leave out --data-parallel, or give each host prompts of its own."
         )
     if options.stream and replicas > 1:
         raise UserError(

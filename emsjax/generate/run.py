@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from emsjax.cli.interrupts import interrupts_wait
 from emsjax.errors import UserError
@@ -25,6 +25,9 @@ from emsjax.requests.outputs import CompletionOutput, Piece, RequestOutput
 from emsjax.requests.prompt_line import Prompt
 from emsjax.requests.sampling_params import SamplingParams
 from emsjax.token_view.file import reserved
+
+if TYPE_CHECKING:
+    from emsjax.cluster.hosts import Hosts
 
 
 class Generator(Protocol):
@@ -71,6 +74,28 @@ def run(options: Options, command_started: float) -> int:
       BrokenPipeError: the reader of standard output has closed the pipe.
     """
     check(options)
+    if options.several_hosts:
+        return _run_on_hosts(options, command_started)
+    return _run(options, command_started, None)
+
+
+def _run_on_hosts(options: Options, command_started: float) -> int:
+    """Runs the command as one of several hosts: the first as usual, the others work for it."""
+    with interrupts_wait():
+        from emsjax.cluster.join import join_hosts
+
+    with join_hosts(**options.hosts(), facts=options.engine()) as hosts:
+        if hosts.leads:
+            return _run(options, command_started, hosts)
+        say = partial(print, file=sys.stderr, flush=True)
+        say(f"host {hosts.index} of {hosts.number} works for host 0, which shows the progress")
+        with interrupts_wait():
+            from emsjax.llm import LLM
+        LLM(**options.engine(), hosts=hosts).follow()
+    return 0
+
+
+def _run(options: Options, command_started: float, hosts: "Hosts | None") -> int:
     with (
         open_source(options) as source,
         _open_sink(options) as sink,
@@ -97,10 +122,12 @@ def run(options: Options, command_started: float) -> int:
             live=not (options.stream and sys.stdout.isatty()),
             on_begun=starting.close,
         )
-        generator = running.enter_context(_load(options, counted))
+        generator = running.enter_context(_load(options, counted, hosts))
         counted.model = generator.name
         if options.data_parallel > 1:
             counted.model += f" in {options.data_parallel} processes"
+        if hosts is not None:
+            counted.model += f" on {hosts.number} hosts"
         with page_of_run(options.report, generator.name) as show, counted as progress:
 
             def finished(output: Result) -> None:
@@ -129,7 +156,7 @@ def _page_reserved(options: Options) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _load(options: Options, progress: Progress) -> Iterator[Generator]:
+def _load(options: Options, progress: Progress, hosts: "Hosts | None") -> Iterator[Generator]:
     """Loads the model, in this process or in replicas, which end after the block."""
     if options.model is not None:  # the default model says itself where it comes from
         print(f"loading {options.model}", file=sys.stderr, flush=True)
@@ -142,7 +169,8 @@ def _load(options: Options, progress: Progress) -> Iterator[Generator]:
     with interrupts_wait():
         from emsjax.llm import LLM
 
-    llm = LLM(**options.engine())
+    shared = {} if hosts is None else {"hosts": hosts}
+    llm = LLM(**options.engine(), **shared)
     with when_compiling(progress.compiling):
         yield llm
 

@@ -23,7 +23,8 @@ class _Watch:
     def __init__(self) -> None:
         self.call: Callable[[str], None] | None = None
         self.called: set[str] = set()
-        # By the thread that compiles.
+        # The threads that compile now, and what is known of each.
+        self.compiling: set[int] = set()
         self._names: dict[int, str] = {}
         self._timers: dict[int, threading.Timer] = {}
 
@@ -31,6 +32,7 @@ class _Watch:
         """Listens to all of jax's scalars."""
         del value
         if event == _BEGUN:
+            self.compiling.add(threading.get_ident())
             name = str(about.get("fun_name", ""))
             self._names[threading.get_ident()] = name.removeprefix("jit(").removesuffix(")")
 
@@ -39,6 +41,8 @@ class _Watch:
         thread = threading.get_ident()
         if event == _KERNEL_BEGUN:
             self._fire(KERNEL)
+        if event == _COMPILED:
+            self.compiling.discard(thread)
         if event in (_ASKED, _FOUND, _COMPILED) and thread in self._timers:
             self._timers.pop(thread).cancel()
         name = self._names.get(thread, "")
@@ -64,7 +68,22 @@ def when_compiling(call: Callable[[str], None]) -> Iterator[None]:
     It is called with `KERNEL`, in the thread that compiles, if Numba compiles a kernel. Each name
     is reported once. A program that jax finds in its cache is not compiled.
     """
-    global _watch  # noqa: PLW0603 jax keeps listeners for good, so there is one for all blocks
+    watch = watch_compiling()
+    watch.call, watch.called = call, set()
+    try:
+        yield
+    finally:
+        watch.call = None
+
+
+def compiling_now() -> bool:
+    """Returns whether jax compiles a program in any thread, if that is watched."""
+    return _watch is not None and bool(_watch.compiling)
+
+
+def watch_compiling() -> _Watch:
+    """Has jax say from now on what it compiles."""
+    global _watch  # noqa: PLW0603 jax keeps listeners for good, so there is one
     if _watch is None:
         import jax.monitoring
 
@@ -72,8 +91,4 @@ def when_compiling(call: Callable[[str], None]) -> Iterator[None]:
         jax.monitoring.register_scalar_listener(_watch.begun)
         jax.monitoring.register_event_listener(_watch.event)
         jax.monitoring.register_event_duration_secs_listener(_watch.event)
-    _watch.call, _watch.called = call, set()
-    try:
-        yield
-    finally:
-        _watch.call = None
+    return _watch

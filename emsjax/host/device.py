@@ -60,8 +60,8 @@ def put_by_row(value: Any, place: jax.sharding.Sharding | None = None) -> jax.Ar
 
 
 def free_bytes() -> int | None:
-    """Returns the free memory of the default device in bytes, or None if unknown."""
-    device = jax.devices()[0]
+    """Returns the free memory of a device of this process in bytes, or None if unknown."""
+    device = jax.local_devices()[0]
     if device.platform == "cpu":
         return _available_ram()
     stats = device.memory_stats() or {}

@@ -95,12 +95,12 @@ class Division:
     divided: bool = True
 
     def parts(self, path: str, shape: Sequence[int]) -> Iterator[Part]:
-        """Yields what each device holds of a parameter; a single part if all hold the same."""
+        """Yields what each device of this process holds; a single part if all hold the same."""
         number = self.devices.number
         if (cut := self.cut(path, shape)) is None:
             yield WHOLE
         else:
-            yield from (Part(cut, shard, number) for shard in range(number))
+            yield from (Part(cut, shard, number) for shard in self.devices.of_this_process)
 
     def cut(self, path: str, shape: Sequence[int]) -> Cut | None:
         """Returns how a parameter is divided; None if every device holds all of it."""
@@ -115,19 +115,28 @@ class Division:
         if mesh is None:
             return put_by_row(value)
         if part.cut is None:
-            return put_by_row(value, NamedSharding(mesh, SAME))
+            return self._put_everywhere(value, NamedSharding(mesh, SAME))
         held = put_by_row(value, SingleDeviceSharding(mesh.devices.flat[part.shard]))
         # Otherwise the host would hold parts that are still on their way.
         return jax.block_until_ready(held)
 
+    def _put_everywhere(self, value: np.ndarray, place: NamedSharding) -> jax.Array:
+        if place.is_fully_addressable:
+            return put_by_row(value, place)
+        # jax would compare the array with those of all other processes.
+        flat = place.mesh.devices.flat
+        here = [SingleDeviceSharding(flat[shard]) for shard in self.devices.of_this_process]
+        held = [put_by_row(value, each) for each in here]
+        return jax.make_array_from_single_device_arrays(value.shape, place, held)
+
     def join(self, arrays: Sequence[jax.Array], cut: Cut | None) -> jax.Array:
-        """Returns the parameter of which every device holds one of the arrays."""
+        """Returns the parameter of which every device of this process holds one of the arrays."""
         if cut is None:
             return arrays[0]
         mesh = self.devices.mesh
         assert mesh is not None
         shape = list(arrays[0].shape)
-        shape[cut.axis] *= len(arrays)
+        shape[cut.axis] *= self.devices.number
         place = NamedSharding(mesh, cut.spec(len(shape)))
         return jax.make_array_from_single_device_arrays(tuple(shape), place, arrays)
 

@@ -69,11 +69,12 @@ def make_engine(
     trace: bool = False,
     make: Callable[..., tuple[Rung, ...]] = short_ladder,
     devices: Devices = ONE,
+    kind: Callable[..., Engine] = Engine,
 ) -> Engine:
     """Makes an engine with a named drafter or with the test's own; `make` makes its ladder."""
     chosen = make_drafter(model, drafter) if isinstance(drafter, str) else drafter
     ladder = make(num_slots, chosen.draft_length, exact=exact, prefill_chunk=64)
-    return Engine(
+    return kind(
         model,
         chosen,
         ladder,

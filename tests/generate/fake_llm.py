@@ -174,6 +174,10 @@ def _die_at(result: int, once: Path | None) -> None:
                     once.touch(exist_ok=False)
                 if how is not None:
                     raise how
+                if os.environ.get("DIE_HOW") == "device":
+                    signal.pause()
+                if os.environ.get("DIE_HOW") == "stop":
+                    os.kill(os.getpid(), signal.SIGSTOP)
                 os.kill(os.getpid(), signal.SIGKILL)
 
     LLM.before_result = staticmethod(before)

@@ -113,6 +113,27 @@ def test_a_failing_replica_loses_nothing(file, expected, how, why, tmp_path):
     assert ("Traceback" in err) == (how == "RuntimeError")
 
 
+@pytest.mark.parametrize("how", [pytest.param("device", marks=pytest.mark.slow), "stop"])
+def test_a_replica_that_hangs_loses_nothing(file, expected, how, tmp_path):
+    """Its device ends no call any more, or nothing of it runs."""
+    path, once = tmp_path / "two.jsonl", tmp_path / "once"
+    status, _, err = run(
+        *("--input", file, "--output", path),
+        **{"DIE_AT": 5, "DIE_ONCE": once, "DIE_HOW": how, "EMSJAX_TIMEOUT_S": 4},
+    )
+    assert status == 1
+    assert records(path) == expected
+    assert " of 2 has not answered for 4 s; the others do its " in err
+
+
+def test_a_timeout_that_is_no_number_is_refused(file):
+    status, _, err = run("--input", file, EMSJAX_TIMEOUT_S="soon")
+    assert status == 2
+    assert err.endswith(
+        "error: EMSJAX_TIMEOUT_S=soon is no number of seconds; give one, such as 300.\n"
+    )
+
+
 def test_without_any_replica_the_run_ends_and_can_be_continued(file, expected, tmp_path):
     path = tmp_path / "two.jsonl"
     status, _, err = run("--input", file, "--output", path, DIE_AT=5)
@@ -229,6 +250,10 @@ def test_a_live_pipe_is_answered_line_by_line():
     [
         (["--data-parallel=0"], "--data-parallel 0 is too small; give 1 or more."),
         (["--data-parallel=257"], "--data-parallel 257 is too large; give as many as there are "),
+        (
+            ["--data-parallel=2", "--distributed"],
+            "--data-parallel starts copies of the model on one host, and several hosts share one ",
+        ),
         (["--data-parallel=2", "--stream"], "--stream shows texts while one process generates "),
         (
             ["--data-parallel=2", "--tensor-parallel=auto"],

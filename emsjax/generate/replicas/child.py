@@ -2,7 +2,9 @@
 
 import os
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from io import FileIO
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -11,6 +13,7 @@ from typing import Any
 from emsjax.cli.command import quieten
 from emsjax.errors import UserError
 from emsjax.generate.replicas.messages import (
+    Alive,
     Compiling,
     Failed,
     Ready,
@@ -21,8 +24,12 @@ from emsjax.generate.replicas.messages import (
     Tokens,
     receive,
 )
-from emsjax.host.compiling import when_compiling
+from emsjax.host.compiling import compiling_now, when_compiling
 from emsjax.host.garbage import garbage_waits
+from emsjax.host.patience import patience_s
+
+# How often a replica shows that it is there, as a share of the command's patience.
+_BEATS = 10
 
 
 class _Desk:
@@ -34,14 +41,15 @@ class _Desk:
       send: sends a message to the command.
     """
 
-    def __init__(self, llm: Any, tasks: "SimpleQueue[Task | None]", send: Sender):
-        self._llm, self._tasks, self._send = llm, tasks, send
+    def __init__(self, llm: Any, tasks: "SimpleQueue[Task | None]", send: Sender, pulse: "_Pulse"):
+        self._llm, self._tasks, self._send, self._pulse = llm, tasks, send, pulse
         self._open = 0
 
     def answer(self) -> None:
         """Answers all tasks."""
         for output in self._llm.run(self._requests(), on_progress=self._emitted):
             self._open -= 1
+            self._pulse.note(busy=self._open > 0)
             self._send(output)
 
     def _requests(self) -> Iterator[Any]:
@@ -60,11 +68,41 @@ class _Desk:
                 self._send(Refused(task.request_id, str(error)))
             else:
                 self._open += 1
+                self._pulse.note(busy=True)
                 yield request
 
     def _emitted(self, tokens: int) -> None:
+        self._pulse.note(busy=True)
         if tokens:
             self._send(Tokens(tokens))
+
+
+class _Pulse:
+    """Shows at times that this replica is there, unless its device has stopped working.
+
+    Args:
+      send: sends a message to the command.
+      patience: after how many seconds without progress the device seems to have stopped.
+    """
+
+    def __init__(self, send: Sender, patience: float):
+        self._send, self._patience = send, patience
+        self._busy_since: float | None = None
+        Thread(target=self._show, daemon=True).start()
+
+    def note(self, *, busy: bool) -> None:
+        """Takes note of progress, and of whether more is to come."""
+        self._busy_since = time.monotonic() if busy else None
+
+    def _show(self) -> None:
+        while True:
+            if self._busy_since is not None and compiling_now():
+                self.note(busy=True)
+            since = self._busy_since
+            if since is None or time.monotonic() - since < self._patience:
+                with suppress(OSError):  # the command is gone, which `_take_in` notices
+                    self._send(Alive())
+            time.sleep(self._patience / _BEATS)
 
 
 def main() -> int:
@@ -77,11 +115,12 @@ def main() -> int:
     tasks: SimpleQueue[Task | None] = SimpleQueue()
     Thread(target=_take_in, args=(pipe, tasks), daemon=True).start()
     quieten()
+    pulse = _Pulse(send, patience_s())
     try:
         with garbage_waits():
             llm = _loaded(setup, send)
         with when_compiling(lambda program: send(Compiling(program))):
-            _Desk(llm, tasks, send).answer()
+            _Desk(llm, tasks, send, pulse).answer()
     except UserError as error:
         send(Failed(str(error)))
         return 1

@@ -4,7 +4,8 @@ To a replica: one `Setup`, then a `Task` for each prompt, at last None, after wh
 in order. If the pipe closes without a None, the command is gone, and the replica ends at once.
 
 To the command: one `Ready`, then for each task its `RequestOutput` or a `Refused`, with `Tokens`
-and `Compiling` between them. `Failed` is the last message of a replica that cannot go on.
+and `Compiling` between them, and `Alive` at times from the start. `Failed` is the last message of a
+replica that cannot go on.
 
 A message is a pickle behind its length, eight bytes. Both ends run the same code as the same user.
 """
@@ -73,6 +74,11 @@ class Tokens:
     """So many tokens were generated since the last of these messages."""
 
     count: int
+
+
+@dataclass(frozen=True)
+class Alive:
+    """The replica is there, and does something or has nothing to do."""
 
 
 @dataclass(frozen=True)

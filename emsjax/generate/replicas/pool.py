@@ -3,7 +3,8 @@
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from types import SimpleNamespace, TracebackType
 from typing import Any, Protocol, Self
 
@@ -13,10 +14,13 @@ from emsjax.generate.replicas.devices import cores_of, environment_of
 from emsjax.generate.replicas.messages import Compiling, Failed, Ready, Refused, Setup, Task, Tokens
 from emsjax.generate.replicas.process import Gone, Relay, Replica
 from emsjax.generate.replicas.tasks import Tasks
+from emsjax.host.patience import patience_s
 from emsjax.requests.outputs import RequestOutput
 from emsjax.requests.prompt_line import Prompt
 from emsjax.requests.sampling_params import SamplingParams
 
+# How often replicas are looked after while none says anything, as a share of the patience.
+_LOOKS = 10
 _PATIENCE_S = 5.0  # for all replicas to end in order
 Result = RequestOutput | Refused
 
@@ -61,6 +65,8 @@ class Replicas:
         self._replicas: list[Replica] = []
         self._tasks = Tasks()
         self._failures: dict[Replica, str] = {}
+        self._patience = patience_s()
+        self._looked = time.monotonic()
         try:
             self._start(engine)
             ready = self._all_ready()
@@ -166,11 +172,25 @@ class Replicas:
         return replica if replica.room > 0 else None
 
     def _messages(self, wait: bool) -> Iterator[tuple[Replica, Any]]:
-        """Yields all messages that have come; waits for the first of them if `wait`."""
-        if wait:
-            yield self._news.get()
-        for _ in range(self._news.qsize()):
-            yield self._news.get()
+        """Yields all messages that have come; waits a while for the first of them if `wait`."""
+        with suppress(Empty):
+            news = [self._news.get(wait, self._patience / _LOOKS)]
+            news += [self._news.get() for _ in range(self._news.qsize())]
+            # One that was given up may still say something; others do its prompts now.
+            yield from ((replica, said) for replica, said in news if replica in self._replicas)
+        yield from self._silent()
+
+    def _silent(self) -> Iterator[tuple[Replica, Gone]]:
+        """Yields the replicas that have said nothing for too long."""
+        now, before = time.monotonic(), self._looked
+        self._looked = now
+        if now - before > self._patience / 2:
+            for replica in self._replicas:
+                # This process may have been stopped itself, so that it has heard nothing.
+                replica.heard = max(replica.heard, now)
+        for replica in list(self._replicas):
+            if now - replica.heard > self._patience:
+                yield replica, Gone(f"has not answered for {self._patience:.0f} s")
 
     def _take(self, replica: Replica, message: object) -> None:
         """Takes any message that is not about a request."""

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -49,6 +50,7 @@ class Replica:
       number: its number, from 1.
       open: the tasks that it has not answered, by request id.
       ready: what it said when it had loaded its model; None before.
+      heard: when it last said something, by `time.monotonic`.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Replica:
         self.number = number
         self.open: dict[str, Task] = {}
         self.ready: Ready | None = None
+        self.heard = time.monotonic()
         self._news, self._relay = news, relay
         self._process = subprocess.Popen(
             COMMAND,
@@ -115,7 +118,8 @@ class Replica:
             self._process.wait(patience_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            with suppress(subprocess.TimeoutExpired):  # a driver may hold it
+                self._process.wait(_ENDS_S)
         with suppress(OSError):
             _pipe(self._process.stdin).close()
 
@@ -131,6 +135,7 @@ class Replica:
                     message = receive(pipe)
                 except EOFError:
                     break
+                self.heard = time.monotonic()
                 self._news.put((self, message))
         try:
             self._process.wait(_ENDS_S)

@@ -1,0 +1,61 @@
+"""Joins this process to the hosts of a model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from emsjax.cluster.hosts import CHECK, Follower, Hosts, Leader, checks
+from emsjax.cluster.meet import coordinator, gather, report, told
+from emsjax.cluster.place import find_place
+from emsjax.errors import foreign
+from emsjax.host.compiling import watch_compiling
+from emsjax.host.patience import patience_s
+from emsjax.version import __version__
+
+
+def join_hosts(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    facts: Mapping[str, Any] | None = None,
+) -> Hosts:
+    """Joins this process to those on other hosts, so that jax sees the devices of all.
+
+    It must come before anything else that uses jax's devices.
+
+    Args:
+      coordinator_address: a free port of host 0, as all hosts reach it: "10.0.0.1:9000". On a TPU
+        slice and under Slurm, Open MPI or Kubernetes, all three may be left out.
+      num_processes: how many hosts there are.
+      process_id: which one this is, from 0.
+      facts: what must be the same on all hosts, by name.
+
+    Returns:
+      The hosts, to be given to `LLM` and closed at the end, as a context manager.
+
+    Raises:
+      UserError: a host does not come in time, or has other versions or other facts.
+    """
+    import jax
+
+    watch_compiling()
+    patience = patience_s()
+    place = find_place(coordinator_address, num_processes, process_id)
+    facts = {"emsjax": __version__, "jax": jax.__version__, CHECK: checks()} | dict(facts or {})
+    if place.index == 0:
+        peers = gather(place, facts, patience)
+        address = coordinator(peers, place)
+    else:
+        leader = report(place, facts, patience)
+        address = told(leader, patience)
+    with foreign("jax cannot connect the hosts", "let connections between their ports pass"):
+        jax.distributed.initialize(
+            address,
+            place.number,
+            place.index,
+            local_device_ids=place.local_devices,
+            initialization_timeout=int(patience),
+        )
+    if place.index == 0:
+        return Leader(peers, patience)
+    return Follower(place.index, leader, place.number, patience)

@@ -1,0 +1,186 @@
+"""What hosts say to each other during a run, and how one that is gone is missed."""
+
+import os
+import socket
+import threading
+
+import pytest
+
+from emsjax.cluster import hosts as module
+from emsjax.cluster.hosts import Follower, Leader
+from emsjax.cluster.meet import Peer
+from emsjax.cluster.wire import Wire
+from emsjax.errors import UserError
+
+LONG_S = 60.0
+
+
+@pytest.fixture
+def ends(monkeypatch):
+    """Returns the statuses with which the process would have ended, and an event for the first."""
+    statuses, ended = [], threading.Event()
+
+    def end(status):
+        statuses.append(status)
+        ended.set()
+
+    monkeypatch.setattr(module, "_GRACE_S", 0.3)
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(module.atexit, "register", lambda *call: statuses.append(call[1]))
+    return statuses, ended
+
+
+@pytest.fixture
+def wires():
+    left, right = socket.socketpair()
+    made = [_wire(each) for each in (left, right)]
+    yield made
+    for wire in made:
+        wire.close()
+
+
+def _wire(end):
+    wire = Wire.__new__(Wire)  # a socket pair knows no TCP
+    wire._socket, wire._lock = end, threading.Lock()
+    return wire
+
+
+@pytest.fixture
+def lead(ends, wires):
+    """Makes a leader, whose threads do not end the tests."""
+    made = []
+
+    def make(patience_s=LONG_S):
+        made.append(Leader([Peer(1, "second", wires[0])], patience_s))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each._over = each._left = True
+
+
+@pytest.fixture
+def pair(lead, wires):
+    """Makes the leader and the follower of two hosts in one process."""
+    made = []
+
+    def make(patience_s=LONG_S):
+        made.append(Follower(1, Peer(0, "first", wires[1]), 2, patience_s))
+        return lead(patience_s), made[-1]
+
+    yield make
+    for each in made:
+        each._over = each._left = True
+
+
+def until(true):
+    while not true():
+        threading.Event().wait(0.01)
+
+
+def test_messages_arrive_in_order_until_the_end(ends, pair):
+    leader, follower = pair()
+    with leader, follower:
+        assert (leader.leads, follower.leads) == (True, False)
+        leader.say("a", 1)
+        leader.say("b", {"x": (2, 3)})
+        leader.__exit__(None, None, None)
+        assert list(follower.messages()) == [("a", 1), ("b", {"x": (2, 3)})]
+    assert ends[0] == []
+
+
+def test_what_differs_is_noticed(pair):
+    leader, follower = pair()
+    with leader:
+        follower.agree("same", "")
+        leader.agree("same", "has something else")
+        follower.agree("other", "")
+        with pytest.raises(UserError, match=r"^host 1 \(second\) has something else$"):
+            leader.agree("same", "has something else")
+
+
+def test_a_process_that_ends_is_missed_by_the_leader(wires, ends, pair):
+    leader, _ = pair()
+    wires[1].close()
+    with (
+        pytest.raises(UserError, match=r"^host 1 \(second\) is gone: its process has ended; "),
+        leader,
+    ):
+        raise RuntimeError("a collective was closed")
+    assert ends[0][:1] == [2]
+
+
+def test_a_main_thread_that_waits_for_the_devices_of_a_lost_host_is_ended(wires, ends, lead, capfd):
+    leader = lead()
+    wires[1].close()
+    ends[1].wait()
+    with pytest.raises(UserError, match="is gone"):
+        leader.check()
+    assert capfd.readouterr().err == (
+        "error: host 1 (second) is gone: its process has ended; what is written is whole, and the "
+        "same commands with --resume continue it\n"
+    )
+
+
+def test_a_leader_that_ends_is_missed(wires, pair):
+    _, follower = pair()
+    wires[0].close()
+    with (
+        pytest.raises(UserError, match=r"^host 0 \(first\) is gone: its process has ended; "),
+        follower,
+    ):
+        list(follower.messages())
+
+
+def test_a_silent_host_is_missed(ends, lead):
+    leader = lead(0.5)
+    until(lambda: leader.failure)
+    with pytest.raises(UserError, match=r"^host 1 \(second\) has not answered for 0 s; "):
+        leader.say("a")
+    ends[1].wait()
+
+
+def test_a_host_that_shows_itself_is_not_missed(pair):
+    leader, follower = pair(0.3)
+    threading.Event().wait(1)
+    assert (leader.failure, follower.failure) == (None, None)
+
+
+def test_devices_that_stop_are_missed(ends, pair):
+    leader, follower = pair(0.5)
+    with leader.devices_run():
+        until(lambda: leader.failure)
+    with pytest.raises(UserError, match=r"^the devices have not ended a call for 0 s, "):
+        leader.check()
+    assert "has ended the run: the devices have not ended a call" in str(_failure(follower))
+
+
+def test_compiling_elsewhere_is_no_stop(pair, monkeypatch):
+    leader, _ = pair(0.5)
+    monkeypatch.setattr(module, "compiling_now", lambda: True)
+    with leader.devices_run():
+        threading.Event().wait(1.2)
+    assert leader.failure is None
+
+
+def test_the_others_learn_why_a_host_cannot_go_on(ends, pair):
+    leader, follower = pair()
+    with pytest.raises(UserError, match=r"^no disk$"), follower:
+        raise UserError("no disk")
+    until(lambda: leader.failure)
+    with pytest.raises(UserError, match=r"^host 1 \(second\) cannot go on: no disk; "):
+        leader.check()
+
+
+def test_an_interrupt_of_the_leader_ends_the_others(ends, pair):
+    leader, follower = pair()
+    with pytest.raises(KeyboardInterrupt), leader:
+        raise KeyboardInterrupt
+    assert ends[0] == [130]
+    assert str(_failure(follower)) == "host 0 (first) has ended the run: interrupted"
+
+
+def _failure(follower):
+    with pytest.raises(UserError) as raised:
+        list(follower.messages())
+    return raised.value
