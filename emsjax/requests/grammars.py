@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from emsjax.errors import UserError, short
+from emsjax.requests.called_tools import CalledTools
 from emsjax.requests.json_object import json_object
 from emsjax.requests.json_schema import schema_regex
 from emsjax.requests.structured import StructuredOutputsParams
@@ -22,6 +23,8 @@ from emsjax.sampling.automaton import Automaton, NothingFitsError, Vocabulary, m
 # Bytes of the automata that are kept for later requests, and how many are kept, errors included.
 _KEPT_BYTES, _MOST_KEPT = 256 << 20, 256
 _PROGRAM = Path(__file__).with_name("grammar_process.py")
+# The white space between parts of JSON, where nothing else is asked for.
+_WHITE = "[ ]?"
 # Seconds after which a grammar is given up. The process itself gives up after fewer of its own.
 _TIME_LIMIT = 20.0
 
@@ -138,6 +141,8 @@ def _of_texts(texts: Sequence[str], most: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _kind(params: StructuredOutputsParams) -> str:
+    if isinstance(params, CalledTools):
+        return "the schema of the tools"
     if params.json is not None:
         return "the JSON schema"
     return f"the regular expression {short(params.regex)}"
@@ -147,8 +152,10 @@ def _task(params: StructuredOutputsParams, most: int) -> dict[str, Any]:
     """Returns what `grammar_process` reads."""
     white = params.whitespace_pattern
     patterns: list[str] = []
-    if params.json is not None:
-        regex, patterns = schema_regex(str(params.json), "[ ]?" if white is None else white)
+    if isinstance(params, CalledTools):
+        regex, patterns = params.regex_with(_WHITE)
+    elif params.json is not None:
+        regex, patterns = schema_regex(str(params.json), _WHITE if white is None else white)
     else:
         regex = str(params.regex)
     return {"regex": regex, "patterns": patterns, "white": white, "most": most}

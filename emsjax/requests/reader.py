@@ -100,12 +100,14 @@ class RequestReader:
           stop_ids: the tokens that end the output; None if they are not known yet.
 
         Raises:
-          UserError: the outputs cannot be compiled, or nothing could end them.
+          UserError: the outputs cannot be compiled, several devices share the model, or nothing
+            could end the outputs.
         """
         outputs = params.structured_outputs
         if outputs is None:
             return None
         assert isinstance(outputs, StructuredOutputsParams)
+        self._check_devices(params)
         self._tokenizer("structured_outputs need one")
         if stop_ids is not None and not stop_ids:
             raise UserError(
