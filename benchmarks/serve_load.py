@@ -29,7 +29,7 @@ from benchmarks.load_requests import Ask, Wanted, answers, asks
 from emsjax.cli.markdown import table
 
 _EVERY = 10.0  # seconds between two looks at the memory
-_MEGABYTE = 1 << 20
+KILLED_AFTER = 5.0  # seconds of load; as many are put on the server that is started again
 
 
 class Server:
@@ -178,7 +178,7 @@ async def _quiet(server: Server) -> dict[str, float]:
 async def _kill(server: Server, flags: list[str], clients: Clients, count: int) -> dict[str, Any]:
     """Kills a server under load; each client must notice. Starts it again, and asks it."""
     running = asyncio.ensure_future(clients.run(count))
-    await asyncio.sleep(5)
+    await asyncio.sleep(KILLED_AFTER)
     clients.stopping = True  # from now on a lost connection is no problem
     server.end(signal.SIGKILL)
     killed = time.perf_counter()
@@ -190,7 +190,7 @@ async def _kill(server: Server, flags: list[str], clients: Clients, count: int) 
     try:
         after = Clients(again.address, clients.asks, clients.wanted)
         running = asyncio.ensure_future(after.run(4))
-        await asyncio.sleep(5)
+        await asyncio.sleep(KILLED_AFTER)
         after.stopping = True
         await running
     finally:

@@ -36,15 +36,19 @@ class _TookTooLongError(UserError):
 class Grammars:
     """The automata of a model's structured outputs; those of the latest requests are kept."""
 
-    def __init__(self, token_bytes: Callable[[], list[bytes]], most_states: int, name: str):
+    def __init__(
+        self, token_bytes: Callable[[], list[bytes]], most_states: int, most_sets: int, name: str
+    ):
         """Reads nothing yet.
 
         Args:
           token_bytes: returns the bytes of all tokens.
           most_states: the most states of an automaton.
+          most_sets: the most different sets of tokens that its states allow.
           name: the model's name for messages.
         """
-        self._token_bytes, self._most, self._name = token_bytes, most_states, name
+        self._token_bytes, self._name = token_bytes, name
+        self._most, self._most_sets = most_states, most_sets
         self._vocabulary: Vocabulary | None = None
         self._made: OrderedDict[StructuredOutputsParams, Automaton | UserError] = OrderedDict()
         # Any thread may ask. One grammar is compiled at a time.
@@ -92,11 +96,18 @@ class Grammars:
         else:
             following, final = _compiled(params, self._most)
         try:
-            return make_automaton(self._vocabulary, following, final)
+            made = make_automaton(self._vocabulary, following, final)
         except NothingFitsError:
             raise UserError(
                 f"no text that {self._name} can write fits structured_outputs; allow more"
             ) from None
+        if len(made.allowed) > self._most_sets:
+            raise UserError(
+                f"structured_outputs have {len(made)} states with {len(made.allowed)} different "
+                f"sets of tokens, more than the {self._most_sets} that fit on the device; have "
+                "fewer choices or properties"
+            )
+        return made
 
 
 def _compiled(params: StructuredOutputsParams, most: int) -> tuple[np.ndarray, np.ndarray]:

@@ -135,7 +135,9 @@ def test_choices_are_exact(choice: list[str]):
 
 def grammar(**given: Any) -> Automaton:
     bytes_of = [b"", *(bytes([byte]) for byte in range(256))]
-    return Grammars(lambda: bytes_of, MOST, "the model").automaton(StructuredOutputsParams(**given))
+    return Grammars(lambda: bytes_of, MOST, MOST, "the model").automaton(
+        StructuredOutputsParams(**given)
+    )
 
 
 @pytest.mark.parametrize(
@@ -222,7 +224,7 @@ def test_a_process_that_takes_too_much_is_given_up(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_machine_that_was_busy_is_asked_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    made = Grammars(lambda: [b"", b"a"], MOST, "the model")
+    made = Grammars(lambda: [b"", b"a"], MOST, MOST, "the model")
     slow = tmp_path / "grammar_process.py"
     slow.write_text("import time\ntime.sleep(60)")
     with monkeypatch.context() as busy:
@@ -242,7 +244,7 @@ def test_the_library_is_needed_only_for_schemas_and_expressions(monkeypatch: pyt
 
 
 def test_an_automaton_is_kept():
-    made = Grammars(lambda: [b"", b"a", b"b"], MOST, "the model")
+    made = Grammars(lambda: [b"", b"a", b"b"], MOST, MOST, "the model")
     first = made.automaton(StructuredOutputsParams(choice=["ab"]))
     assert made.automaton(StructuredOutputsParams(choice=("ab",))) is first
     with pytest.raises(UserError, match="no text that the model can write"):
@@ -250,7 +252,7 @@ def test_an_automaton_is_kept():
 
 
 def test_old_automata_are_dropped(monkeypatch: pytest.MonkeyPatch):
-    made = Grammars(lambda: [b"", b"a", b"b"], MOST, "the model")
+    made = Grammars(lambda: [b"", b"a", b"b"], MOST, MOST, "the model")
     first = made.automaton(StructuredOutputsParams(choice=["a"]))
     monkeypatch.setattr(grammars, "_KEPT_BYTES", 2 * first.nbytes)
     for choice in ("b", "a", "ab"):
