@@ -1,17 +1,20 @@
 """The keywords of JSON schemas, and what can be read from them alone."""
 
+from decimal import Decimal
 from typing import Any
 from urllib.parse import unquote
 
 from emsjax.errors import UserError, short
+from emsjax.requests.json_range import Bound
 
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 # What restricts a value, by the type it belongs to.
 OF_TYPE = {
     "object": ("properties", "required", "additionalProperties"),
     "array": ("items", "prefixItems", "minItems", "maxItems", "uniqueItems"),
     "string": ("minLength", "maxLength", "pattern", "format"),
-    "integer": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
-    "number": (),
+    "integer": _BOUNDS,
+    "number": _BOUNDS,
     "boolean": (),
     "null": (),
 }
@@ -24,6 +27,8 @@ NOTES = frozenset(
         *("writeOnly", "$schema", "$id", "$comment", "$defs", "definitions", "discriminator"),
     }
 )
+# Digits after the point of a bound.
+_MOST_DIGITS = 20
 KNOWN = NOTES.union(("type",), ALONE, *OF_TYPE.values())
 
 
@@ -78,7 +83,7 @@ def integer_range(schema: dict[str, Any]) -> tuple[int | None, int | None]:
       UserError: a bound is no whole number.
     """
     lows, highs = [], []
-    for name in OF_TYPE["integer"]:
+    for name in _BOUNDS:
         if name not in schema:
             continue
         value = schema[name]
@@ -93,6 +98,31 @@ def integer_range(schema: dict[str, Any]) -> tuple[int | None, int | None]:
         else:
             highs.append(value - inside)
     return max(lows, default=None), min(highs, default=None)
+
+
+def number_range(schema: dict[str, Any]) -> tuple[Bound | None, Bound | None]:
+    """Returns the ends of the range of a number; None for no bound.
+
+    Raises:
+      UserError: a bound is no number, or has too many digits.
+    """
+    lows, highs = [], []
+    for name in _BOUNDS:
+        if name not in schema:
+            continue
+        value = schema[name]
+        given = Decimal(repr(value)) if type(value) in (int, float) else Decimal("nan")
+        if not abs(given) < 10**18 or given != round(given, _MOST_DIGITS):
+            raise UserError(
+                f"{name}={short(value)} of a number in a JSON schema must be a number below 10**18 "
+                f"with at most {_MOST_DIGITS} digits after the point"
+            )
+        bound = Bound(given, name.startswith("exclusive"))
+        (lows if name.endswith("inimum") else highs).append(bound)
+    # Of equal bounds the exclusive one counts.
+    low = max(lows, default=None)
+    high = min(highs, key=lambda bound: (bound.value, not bound.open), default=None)
+    return low, high
 
 
 def at(root: Any, name: Any) -> Any:

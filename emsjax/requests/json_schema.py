@@ -24,9 +24,10 @@ from emsjax.requests.json_keywords import (
     integer_range,
     kinds_of,
     listed,
+    number_range,
     types_of,
 )
-from emsjax.requests.json_range import integers
+from emsjax.requests.json_range import integers, numbers
 from emsjax.requests.json_sequence import LONGEST, TooLongError, in_order, some_of
 from emsjax.requests.json_string import ANY_STRING, string
 
@@ -168,7 +169,9 @@ class _Schema:
 
     def _typed(self, schema: dict[str, Any], tag: str | None) -> str | None:
         kinds = types_of(schema) or [
-            kind for kind, names in OF_TYPE.items() if schema.keys() & set(names)
+            kind
+            for kind, names in OF_TYPE.items()
+            if schema.keys() & set(names) and kind != "integer"  # which is a number
         ]
         if not kinds:
             raise UserError(
@@ -186,7 +189,7 @@ class _Schema:
             "array": self._array,
             "string": self._string,
             "integer": _integer,
-            "number": lambda _: _NUMBER,
+            "number": _number,
             "boolean": lambda _: "true|false",
             "null": lambda _: "null",
         }
@@ -323,3 +326,13 @@ def _integer(schema: dict[str, Any]) -> str:
     if low is not None and high is not None and low > high:
         raise UserError(f"the JSON schema has no integer from {low} to {high}; change a bound")
     return integers(low, high)
+
+
+def _number(schema: dict[str, Any]) -> str:
+    low, high = number_range(schema)
+    if low is None and high is None:
+        return _NUMBER
+    found = numbers(low, high)
+    if found is None:
+        raise UserError("no number fits the bounds in the JSON schema; change one of them")
+    return found

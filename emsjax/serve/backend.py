@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeVar
 
+from emsjax.engine.waiting import LineFullError
 from emsjax.errors import UserError
 from emsjax.llm import LLM
 from emsjax.loading.hf.tokenizer import decode
@@ -75,6 +76,13 @@ class Backend:
             raise UserError(
                 f"tool_choice asks for a call, for which the chat template of {self.llm.name} has "
                 f"no tags {BEGIN}; set tool_choice to auto or none"
+            )
+
+        outputs, most = len(asked.prompts) * asked.params.n, self.settings.most_waiting
+        if outputs > most:  # before anything is made of them
+            raise LineFullError(
+                f"the request has {outputs} outputs, and at most {most} may wait for a slot; ask "
+                "for fewer at a time"
             )
 
         def read() -> list[Request]:

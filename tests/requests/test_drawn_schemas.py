@@ -1,6 +1,8 @@
 """Drawn JSON schemas: texts of their automata are valid for `jsonschema`, or they are refused."""
 
 import json
+import re
+from decimal import Decimal
 from itertools import combinations
 from typing import Any
 
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from emsjax.errors import UserError
 from emsjax.requests.grammar_process import _automaton
+from emsjax.requests.json_range import Bound, numbers
 from emsjax.requests.json_schema import schema_regex
 from tests.requests.test_structured import fits, some_text
 
@@ -62,8 +65,9 @@ def with_parts(part: Any) -> Any:
 ENUM = st.fixed_dictionaries({"enum": st.lists(VALUES, min_size=1, max_size=5)})
 UNIQUE = st.fixed_dictionaries({"items": ENUM, "uniqueItems": st.just(True)})
 SIMPLE = (
-    st.sampled_from([{"type": kind} for kind in ("null", "boolean", "number")])
+    st.sampled_from([{"type": kind} for kind in ("null", "boolean")])
     | of_type("integer", some(BOUNDS, st.integers(-50, 50)))
+    | of_type("number", some(BOUNDS, st.sampled_from([-20, -1.5, -0.25, 0, 0.001, 0.7, 1, 30.5])))
     | of_type("string", some(["minLength", "maxLength"], st.integers(0, 4)))
     | of_type("array", UNIQUE, some(["minItems", "maxItems"], st.integers(0, 4)))
     | ENUM
@@ -92,7 +96,8 @@ def test_texts_are_valid(schema: dict[str, Any], node: dict[str, Any], seed: int
     following, final = map(np.asarray, _automaton(regex))
     rng = np.random.default_rng(seed)
     for _ in range(20):
-        jsonschema.validate(json.loads(some_text(rng, following, final)), schema)
+        text = some_text(rng, following, final)
+        jsonschema.validate(json.loads(text, parse_float=Decimal), schema)
 
 
 def compiled(schema: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -213,8 +218,8 @@ def test_the_property_that_tells_parts_apart_is_always_there():
             {"type": "array", "uniqueItems": True, "prefixItems": [NULL, TEXT]},
             "uniqueItems and prefixItems",
         ),
-        ({"type": "number", "minimum": 0}, "minimum of type number"),
-        ({"type": "number", "exclusiveMaximum": 1.5}, "exclusiveMaximum of type number"),
+        ({"type": "number", "minimum": 1e-30}, "at most 20 digits after the point"),
+        ({"type": "number", "maximum": True}, "maximum=True of a number"),
     ],
 )
 def test_what_is_not_enforced_is_named(schema: Any, message: str):
@@ -231,3 +236,50 @@ def test_schemas_that_grow_without_bounds_are_given_up_soon():
     ):
         with pytest.raises(UserError, match="too large for an automaton"):
             schema_regex(json.dumps(schema), "")
+
+
+ENDS = [None, *map(Decimal, ["-12.25", "-1", "-0.07", "0", "0.1", "0.95", "3", "11.305"])]
+TEXTS = [
+    f"{sign}{whole}{rest}"
+    for sign in ("", "-")
+    for whole in (0, 1, 2, 3, 10, 11, 12, 13)
+    for rest in (
+        "",
+        ".0",
+        ".05",
+        ".07",
+        ".070",
+        ".071",
+        ".1",
+        ".10",
+        ".2",
+        ".25",
+        ".2500",
+        ".26",
+        ".305",
+        ".3049",
+        ".306",
+        ".9",
+        ".95",
+        ".949",
+        ".951",
+        ".00001",
+    )
+]
+
+
+@pytest.mark.parametrize("low", ENDS)
+@pytest.mark.parametrize("high", ENDS)
+def test_ranges_of_decimals_are_exact(low: Decimal | None, high: Decimal | None):
+    for opens in ((False, False), (True, False), (False, True), (True, True)):
+        given = zip((low, high), opens, strict=True)
+        ends = [None if end is None else Bound(end, is_open) for end, is_open in given]
+        expression = re.compile(numbers(*ends) or "(?!)")
+        for text in TEXTS:
+            value = Decimal(text)
+            above = low is None or value > low or (value == low and not opens[0])
+            below = high is None or value < high or (value == high and not opens[1])
+            wanted = above and below and not (text.startswith("-") and not value)
+            assert bool(expression.fullmatch(text)) == wanted, (text, ends)
+        for wrong in ("", "-", "01", "1.", ".5", "1e0", "+1", "00.1", "--1"):
+            assert not expression.fullmatch(wrong), (wrong, ends)

@@ -261,7 +261,7 @@ def test_a_full_server_is_an_error(opened: Open):
     ask(page, "w7")
     page.locator(".error").wait_for()
     picture(page, "full")
-    assert "later" in page.locator(".error").inner_text()
+    assert "may wait for a slot" in page.locator(".error").inner_text()
     assert page.locator("#prompt").input_value() == "w7"
 
 
