@@ -116,3 +116,15 @@ def test_the_oldest_of_too_many_idle_connections_is_closed(address: tuple[str, i
         with socket.create_connection(address, timeout=20) as another:
             another.sendall(LAST)
             assert b"200 OK" in read_all(another)
+
+
+@pytest.mark.parametrize("end", [b"", b"\r\n\r\n"])
+def test_a_header_that_is_too_large_is_refused(address: tuple[str, int], end: bytes):
+    head = b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 200_000 + end
+    # The server may close before all is sent.
+    with socket.create_connection(address, timeout=20) as client, suppress(ConnectionError):
+        client.sendall(head)
+        assert b" 400 " in client.recv(1000)
+    with socket.create_connection(address, timeout=20) as another:
+        another.sendall(LAST)
+        assert b"200 OK" in read_all(another)
