@@ -139,7 +139,8 @@ async def _load(server: Server, clients: Clients, count: int, seconds: float) ->
     memory: list[tuple[float, float]] = []
     while (passed := time.perf_counter() - began) < seconds and not running.done():
         memory.append((round(passed, 1), round(server.memory(), 1)))
-        say(f"{passed:.0f} s, {memory[-1][1]:.0f} MiB, {dict(clients.seen.did)}")
+        problems = clients.seen.problems
+        say(f"{passed:.0f} s, {memory[-1][1]:.0f} MiB, {dict(clients.seen.did)}, {problems[-1:]}")
         await asyncio.sleep(min(_EVERY, seconds - passed))
     clients.stopping = True
     await running
