@@ -111,8 +111,9 @@ def number_range(schema: dict[str, Any]) -> tuple[Bound | None, Bound | None]:
         if name not in schema:
             continue
         value = schema[name]
-        given = Decimal(repr(value)) if type(value) in (int, float) else Decimal("nan")
-        if not abs(given) < 10**18 or given != round(given, _MOST_DIGITS):
+        known = type(value) in (int, float) and abs(value) < 10**18
+        given = Decimal(repr(value)) if known else Decimal(0)
+        if not known or given != round(given, _MOST_DIGITS):
             raise UserError(
                 f"{name}={short(value)} of a number in a JSON schema must be a number below 10**18 "
                 f"with at most {_MOST_DIGITS} digits after the point"

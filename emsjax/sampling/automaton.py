@@ -160,7 +160,7 @@ def alike(following: np.ndarray, good: np.ndarray, length: int) -> tuple[np.ndar
     factors, weights = draw(following.shape[1]), draw(len(following) + 2)
     own = good * weights[-1]
     kinds, first = good.astype(np.int64), np.zeros(0, np.int64)
-    for _ in range(length + 1):
+    for _ in range(length):
         hashes = np.append(weights[kinds], np.uint64(0))  # the last one for `NO_ROW`
         found = (hashes[following] * factors).sum(axis=1, dtype=np.uint64) + own
         before = len(first)

@@ -201,10 +201,7 @@ def test_ranges_are_exact(low: int | None, high: int | None):
     assert not any(expression.fullmatch(text) for text in ["", "-", "-0", "00", "05", "+5"])
 
 
-def test_schemas_without_end_are_refused():
-    tree = {"type": "object", "properties": {"child": {"$ref": "#/$defs/tree"}}}
-    with pytest.raises(UserError, match="refers to itself"):
-        grammar(json={"$ref": "#/$defs/tree", "$defs": {"tree": tree}})
+def test_schemas_that_are_nested_too_deep_are_refused():
     deep: Any = {"type": "null"}
     for _ in range(60):
         deep = {"anyOf": [deep]}
