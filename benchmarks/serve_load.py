@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,12 @@ class Server:
         found = re.search(r"http://[^ ]*(?=/v1)", line)
         assert found is not None
         self.address, self.said = found[0], list[str]()
-        threading.Thread(target=lambda: self.said.extend(self._process.stderr or ())).start()
+        self._listening = threading.Thread(target=self._listen)
+        self._listening.start()
+
+    def _listen(self) -> None:
+        with self._process.stderr or nullcontext(()) as lines:
+            self.said.extend(lines)
 
     def memory(self) -> float:
         """Returns the resident memory in MiB."""
@@ -77,7 +83,9 @@ class Server:
     def end(self, how: signal.Signals) -> int:
         """Sends a signal and returns the exit status."""
         self._process.send_signal(how)
-        return self._process.wait(60)
+        status = self._process.wait(60)
+        self._listening.join()
+        return status
 
 
 def main() -> None:
