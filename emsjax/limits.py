@@ -33,9 +33,9 @@ MAX_SCHEDULED = MAX_BEGIN_SUPPRESSED + 2 * MAX_FORCED
 
 MAX_LOGPROBS = 20
 
-# The table on the device that holds the grammars of structured outputs, and the states that it can
-# hold if they are small.
-GRAMMAR_TABLE_BYTES, MAX_GRAMMAR_STATES = 64 << 20, 8192
+# The tables on the device that hold the grammars of structured outputs: the states, which take a
+# kilobyte each, and the bytes for sets of tokens, which many states share.
+MAX_GRAMMAR_STATES, GRAMMAR_SET_BYTES = 32768, 32 << 20
 
 DEFAULT_MAX_MODEL_LEN = 4096
 

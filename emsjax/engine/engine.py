@@ -14,7 +14,7 @@ from jax.experimental.layout import Format, Layout
 from emsjax.engine.beside import Beside
 from emsjax.engine.devices import CACHE, ONE, SAME, Devices
 from emsjax.engine.drafter import Drafter, Sharing, observer
-from emsjax.engine.grammar_table import GrammarTable, Places, empty_tables, table_rows
+from emsjax.engine.grammar_table import GrammarTable, Places, empty_tables, table_size
 from emsjax.engine.holes import no_holes
 from emsjax.engine.job import Finished, Job
 from emsjax.engine.ladder import Rung
@@ -405,7 +405,7 @@ class Engine:
 
     def grammar_places(self) -> Places:
         """Returns the places of the grammars of a state that has none yet."""
-        return Places(table_rows(len(self.token_classes)))
+        return Places(table_size(len(self.token_classes)))
 
     def _request(self, job: Job, cached: int, row: Any = None) -> tuple[Any, ...]:
         """Returns the job as the arguments of `state.admit`.

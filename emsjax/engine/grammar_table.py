@@ -1,15 +1,15 @@
-"""The table of grammars in a state, and which rows of it hold which grammar."""
+"""The tables of grammars in a state, and which rows of them hold which grammar."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from emsjax.engine.devices import ONE, SAME, Devices
-from emsjax.limits import GRAMMAR_TABLE_BYTES, MAX_GRAMMAR_STATES
+from emsjax.limits import GRAMMAR_SET_BYTES, MAX_GRAMMAR_STATES
 from emsjax.sampling.automaton import Automaton, Vocabulary
 from emsjax.sampling.grammar import NO_ROW, WORD_BITS, Grammars, Tables
 from emsjax.sampling.rows import NO_TOKEN
@@ -18,25 +18,37 @@ from emsjax.shapes import round_up
 
 # Rows that are copied to the device at a time, so that one program does for grammars of any size.
 BLOCK_ROWS = 64
-# The fields of `Tables` that have a row for each state of a grammar.
-_OF_ROWS = ("allowed", "following", "final", "closed", "guess")
 
 
-def table_rows(vocab_size: int) -> int:
-    """Returns P, the rows of the table: the most states of all grammars that are in use together.
+class Size(NamedTuple):
+    """The rows of a grammar, or of a table for all grammars that are in use together.
 
-    The bits of the tokens and the rows after each byte decide how many fit.
+    Attributes:
+      states: the states, P of them.
+      sets: the sets of tokens, A of them.
     """
-    row_bytes = vocab_size // 8 + 4 * 256
-    rows = min(GRAMMAR_TABLE_BYTES // row_bytes, MAX_GRAMMAR_STATES)
-    return max(rows // BLOCK_ROWS, 1) * BLOCK_ROWS
+
+    states: int
+    sets: int
+
+
+def table_size(vocab_size: int) -> Size:
+    """Returns P and A; the bits of the vocabulary decide how many sets there are."""
+    sets = min(GRAMMAR_SET_BYTES // (vocab_size // 8 + 1), MAX_GRAMMAR_STATES)
+    return Size(MAX_GRAMMAR_STATES, max(sets // BLOCK_ROWS, 1) * BLOCK_ROWS)
+
+
+def size_of(grammar: Automaton) -> Size:
+    """Returns the rows that a grammar takes."""
+    return Size(*(round_up(count, BLOCK_ROWS) for count in (len(grammar), len(grammar.allowed))))
 
 
 def empty_tables(vocabulary: Vocabulary) -> Tables:
     """Returns a table without grammars."""
-    rows = table_rows(len(vocabulary))
+    rows, sets = table_size(len(vocabulary))
     return Tables(
-        allowed=jnp.zeros((rows, -(-len(vocabulary) // WORD_BITS)), jnp.uint32),
+        allowed=jnp.zeros((sets, -(-len(vocabulary) // WORD_BITS)), jnp.uint32),
+        sets=jnp.zeros(rows, jnp.int32),
         following=jnp.full((rows, 256), NO_ROW, jnp.int32),
         final=jnp.zeros(rows, jnp.bool),
         closed=jnp.zeros(rows, jnp.bool),
@@ -46,43 +58,50 @@ def empty_tables(vocabulary: Vocabulary) -> Tables:
     )
 
 
-def put_rows(grammars: Grammars, first: jax.Array, *block: jax.Array) -> Grammars:
-    """Returns the grammars with `BLOCK_ROWS` rows of the table replaced from `first` on."""
+def put_rows(grammars: Grammars, first: jax.Array, block: dict[str, jax.Array]) -> Grammars:
+    """Returns the grammars with `BLOCK_ROWS` rows of some tables replaced from `first` on."""
     tables = grammars.tables
     new = {
         name: jax.lax.dynamic_update_slice(
             getattr(tables, name), part, (first, *(0,) * (part.ndim - 1))
         )
-        for name, part in zip(_OF_ROWS, block, strict=True)
+        for name, part in block.items()
     }
     return grammars._replace(tables=tables._replace(**new))
 
 
-def blocks_of(grammar: Automaton, first: int) -> list[tuple[Any, ...]]:
+def blocks_of(grammar: Automaton, first: Size) -> list[tuple[Any, dict[str, np.ndarray]]]:
     """Returns the rows of a grammar in blocks, as the arguments of `put_rows`.
 
     Args:
       grammar: the grammar.
-      first: the row of the table at which it begins.
+      first: the rows of the tables at which it begins.
     """
-    rows = round_up(len(grammar), BLOCK_ROWS)
-    following = np.where(grammar.following >= 0, grammar.following + first, NO_ROW)
-    changed = {"following": following}
-    arrays = tuple(changed.get(name, getattr(grammar, name)) for name in _OF_ROWS)
-    padded = tuple(
-        np.pad(x, [(0, rows - len(x)), *[(0, 0)] * (x.ndim - 1)]).astype(x.dtype) for x in arrays
-    )
-    return [
-        (np.int32(first + start), *(x[start : start + BLOCK_ROWS] for x in padded))
-        for start in range(0, rows, BLOCK_ROWS)
-    ]
+    following = np.where(grammar.following >= 0, grammar.following + first.states, NO_ROW)
+    states = {"sets": grammar.sets + first.sets, "following": following}
+    states |= {"final": grammar.final, "closed": grammar.closed, "guess": grammar.guess}
+    of_states = {name: array.astype(getattr(grammar, name).dtype) for name, array in states.items()}
+    return [*_cut({"allowed": grammar.allowed}, first.sets), *_cut(of_states, first.states)]
+
+
+def _cut(arrays: dict[str, np.ndarray], first: int) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
+    """Yields `BLOCK_ROWS` rows at a time, the last ones padded, with the row to put them at."""
+    count = len(next(iter(arrays.values())))
+    for start in range(0, count, BLOCK_ROWS):
+        parts = {name: array[start : start + BLOCK_ROWS] for name, array in arrays.items()}
+        missing = BLOCK_ROWS - min(BLOCK_ROWS, count - start)
+        padded = {
+            name: np.pad(part, [(0, missing), *[(0, 0)] * (part.ndim - 1)])
+            for name, part in parts.items()
+        }
+        yield np.int32(first + start), padded
 
 
 @dataclass
 class _Place:
     grammar: Automaton
-    first: int
-    end: int
+    first: Size
+    size: Size
     written: bool = False
 
 
@@ -92,16 +111,15 @@ class GrammarTable:
     def __init__(self, devices: Devices = ONE):
         """Prepares the program, for devices that all have the whole table."""
         self._devices = devices
-        places = [SAME] * (2 + len(_OF_ROWS))
-        self._put_rows = devices.program(put_rows, places, SAME, donate=(0,))
+        self._put_rows = devices.program(put_rows, [SAME] * 3, SAME, donate=(0,))
 
     def put(
         self, sampling: SamplingState, grammar: Automaton, places: "Places"
     ) -> tuple[SamplingState, np.int32]:
-        """Returns the state with a grammar in its table, and the row at which it begins.
+        """Returns the state with a grammar in its tables, and the row at which it begins.
 
         Args:
-          sampling: of all slots; without a table, it gets one.
+          sampling: of all slots; without tables, it gets some.
           grammar: has room.
           places: of this state's table.
         """
@@ -113,22 +131,24 @@ class GrammarTable:
         grammars = sampling.grammars
         for block in blocks_of(grammar, first) if new else ():
             grammars = self._put_rows(grammars, *block)
-        return sampling.replace(grammars=grammars), np.int32(first)
+        return sampling.replace(grammars=grammars), np.int32(first.states)
 
     def compile(self, sampling: SamplingState, grammar: Automaton) -> None:
         """Compiles what `put` runs, for a state of these shapes."""
-        self._put_rows.lower(sampling.grammars, *blocks_of(grammar, 0)[0]).compile()
+        blocks = blocks_of(grammar, Size(0, 0))
+        for block in (blocks[0], blocks[-1]):  # of sets, and of states
+            self._put_rows.lower(sampling.grammars, *block).compile()
 
 
 class Places:
-    """Which rows of one state's table hold which grammar.
+    """Which rows of one state's tables hold which grammar.
 
     Grammars that no slot uses any more keep their rows until another one needs them.
     """
 
-    def __init__(self, rows: int):
-        """Starts with P free rows."""
-        self._rows = rows
+    def __init__(self, size: Size):
+        """Starts with tables of free rows."""
+        self._size = size
         self._places: list[_Place] = []  # last of use longest ago first
 
     def forget(self) -> None:
@@ -146,17 +166,17 @@ class Places:
         if self._find(grammar) is not None:
             return True
         kept = list(self._places)
-        size = round_up(len(grammar), BLOCK_ROWS)
-        while (first := self._gap(kept, size)) is None:
+        size = size_of(grammar)
+        while (first := self._gaps(kept, size)) is None:
             unused = next((each for each in kept if each.grammar not in used), None)
             if unused is None:
                 return False
             kept.remove(unused)
-        self._places = [*kept, _Place(grammar, first, first + size)]
+        self._places = [*kept, _Place(grammar, first, size)]
         return True
 
-    def take(self, grammar: Automaton) -> tuple[int, bool]:
-        """Returns the first row of a grammar that has room, and whether it must be written."""
+    def take(self, grammar: Automaton) -> tuple[Size, bool]:
+        """Returns the first rows of a grammar that has room, and whether it must be written."""
         place = self._find(grammar)
         assert place is not None
         self._places.remove(place)
@@ -167,11 +187,16 @@ class Places:
     def _find(self, grammar: Automaton) -> _Place | None:
         return next((each for each in self._places if each.grammar is grammar), None)
 
-    def _gap(self, places: list[_Place], size: int) -> int | None:
-        """Returns the first of `size` rows that no place has; None if there are none."""
-        first = 0
-        for place in sorted(places, key=lambda each: each.first):
-            if place.first - first >= size:
-                return first
-            first = place.end
-        return first if self._rows - first >= size else None
+    def _gaps(self, places: list[_Place], size: Size) -> Size | None:
+        """Returns the first of as many rows of each table as no place has; None without any."""
+        found = []
+        for table, count in enumerate(size):
+            first = 0
+            for place in sorted(places, key=lambda each: each.first[table]):
+                if place.first[table] - first >= count:
+                    break
+                first = place.first[table] + place.size[table]
+            if first + count > self._size[table]:
+                return None
+            found.append(first)
+        return Size(*found)

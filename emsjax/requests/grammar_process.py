@@ -49,15 +49,24 @@ def _result(task: dict[str, Any]) -> dict[str, Any]:
     white = task["white"]
     if white is not None and _used(white) - _WHITE:
         return {"error": f"whitespace_pattern {white!r} allows more than white space"}
-    following, final = _automaton(task["regex"])
-    if len(final) > task["most"]:
-        return {"states": len(final)}
+    try:
+        following, final = _automaton(task["regex"], task["most"])
+    except _TooManyError as error:
+        return {"states": error.args[0]}
     flat = array("i", [target for row in following for target in row])
     return {"following": base64.b64encode(flat.tobytes()).decode(), "final": final}
 
 
-def _automaton(regex: str) -> tuple[list[list[int]], list[bool]]:
-    """Returns the state after each byte, -1 if it is not allowed, and which states are final."""
+class _TooManyError(Exception):
+    """An automaton has so many states."""
+
+
+def _automaton(regex: str, most: int | None = None) -> tuple[list[list[int]], list[bool]]:
+    """Returns the state after each byte, -1 if it is not allowed, and which states are final.
+
+    Raises:
+      _TooManyError: there are more states than `most`.
+    """
     from outlines_core import Index, Vocabulary
 
     # With bytes as tokens, an index is an automaton over bytes. The id 256 stands for the end.
@@ -65,6 +74,9 @@ def _automaton(regex: str) -> tuple[list[list[int]], list[bool]]:
     transitions = index.get_transitions()
     first, ends = index.get_initial_state(), set(index.get_final_states())
     states = [first, *(state for state in transitions if state != first)]
+    count = len(ends.union(states))
+    if most is not None and count > most:
+        raise _TooManyError(count)
     number = {state: place for place, state in enumerate(states)}
     following = []
     for state in states:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from emsjax.errors import UserError, short
+from emsjax.requests.called_tools import CalledTools
 from emsjax.requests.json_object import json_object
 from emsjax.requests.json_schema import schema_regex
 from emsjax.requests.structured import StructuredOutputsParams
@@ -22,6 +23,8 @@ from emsjax.sampling.automaton import Automaton, NothingFitsError, Vocabulary, m
 # Bytes of the automata that are kept for later requests, and how many are kept, errors included.
 _KEPT_BYTES, _MOST_KEPT = 256 << 20, 256
 _PROGRAM = Path(__file__).with_name("grammar_process.py")
+# The white space between parts of JSON, where nothing else is asked for.
+_WHITE = "[ ]?"
 # Seconds after which a grammar is given up. The process itself gives up after fewer of its own.
 _TIME_LIMIT = 20.0
 
@@ -33,15 +36,19 @@ class _TookTooLongError(UserError):
 class Grammars:
     """The automata of a model's structured outputs; those of the latest requests are kept."""
 
-    def __init__(self, token_bytes: Callable[[], list[bytes]], most_states: int, name: str):
+    def __init__(
+        self, token_bytes: Callable[[], list[bytes]], most_states: int, most_sets: int, name: str
+    ):
         """Reads nothing yet.
 
         Args:
           token_bytes: returns the bytes of all tokens.
           most_states: the most states of an automaton.
+          most_sets: the most different sets of tokens that its states allow.
           name: the model's name for messages.
         """
-        self._token_bytes, self._most, self._name = token_bytes, most_states, name
+        self._token_bytes, self._name = token_bytes, name
+        self._most, self._most_sets = most_states, most_sets
         self._vocabulary: Vocabulary | None = None
         self._made: OrderedDict[StructuredOutputsParams, Automaton | UserError] = OrderedDict()
         # Any thread may ask. One grammar is compiled at a time.
@@ -89,11 +96,18 @@ class Grammars:
         else:
             following, final = _compiled(params, self._most)
         try:
-            return make_automaton(self._vocabulary, following, final)
+            made = make_automaton(self._vocabulary, following, final)
         except NothingFitsError:
             raise UserError(
                 f"no text that {self._name} can write fits structured_outputs; allow more"
             ) from None
+        if len(made.allowed) > self._most_sets:
+            raise UserError(
+                f"structured_outputs have {len(made)} states with {len(made.allowed)} different "
+                f"sets of tokens, more than the {self._most_sets} that fit on the device; have "
+                "fewer choices or properties"
+            )
+        return made
 
 
 def _compiled(params: StructuredOutputsParams, most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -138,6 +152,8 @@ def _of_texts(texts: Sequence[str], most: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _kind(params: StructuredOutputsParams) -> str:
+    if isinstance(params, CalledTools):
+        return "the schema of the tools"
     if params.json is not None:
         return "the JSON schema"
     return f"the regular expression {short(params.regex)}"
@@ -147,8 +163,10 @@ def _task(params: StructuredOutputsParams, most: int) -> dict[str, Any]:
     """Returns what `grammar_process` reads."""
     white = params.whitespace_pattern
     patterns: list[str] = []
-    if params.json is not None:
-        regex, patterns = schema_regex(str(params.json), "[ ]?" if white is None else white)
+    if isinstance(params, CalledTools):
+        regex, patterns = params.regex_with(_WHITE)
+    elif params.json is not None:
+        regex, patterns = schema_regex(str(params.json), _WHITE if white is None else white)
     else:
         regex = str(params.regex)
     return {"regex": regex, "patterns": patterns, "white": white, "most": most}

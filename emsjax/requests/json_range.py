@@ -1,4 +1,7 @@
-"""Regular expressions of whole numbers in a range."""
+"""Regular expressions of numbers in a range."""
+
+from decimal import Decimal
+from typing import NamedTuple
 
 
 def integers(low: int | None, high: int | None) -> str:
@@ -50,3 +53,126 @@ def _same_length(low: str, high: str) -> str:
         parts.append(f"{between}[0-9]{{{rest}}}")
     parts.append(f"{high[0]}(?:{_same_length('0' * rest, high[1:])})")
     return "|".join(parts)
+
+
+class Bound(NamedTuple):
+    """One end of a range.
+
+    Attributes:
+      value: the number.
+      open: whether the number itself is outside.
+    """
+
+    value: Decimal
+    open: bool = False
+
+
+def numbers(low: Bound | None, high: Bound | None) -> str | None:
+    """Returns an expression of the decimal numbers in a range, written without an exponent.
+
+    Args:
+      low: the lower end; None for no bound.
+      high: the upper end; None for no bound.
+
+    Returns:
+      The expression; None if there is no such number.
+    """
+    zero = Bound(Decimal(0))
+    parts = []
+    if low is None or low.value < 0:
+        # As with whole numbers. Zero has no sign here.
+        least = (
+            zero._replace(open=True) if high is None else _above(_minus(high), open_at_zero=True)
+        )
+        most = None if low is None else _minus(low)
+        parts += [f"-(?:{part})" for part in _from_zero(least, most)]
+    if high is None or high.value >= 0:
+        parts += _from_zero(zero if low is None else _above(low), high)
+    return "|".join(parts) if parts else None
+
+
+def _minus(bound: Bound) -> Bound:
+    return Bound(-bound.value, bound.open)
+
+
+def _above(bound: Bound, open_at_zero: bool = False) -> Bound:
+    """Returns the bound, or that of the numbers from 0 on if it is below."""
+    if bound.value < 0 or (open_at_zero and not bound.value):
+        return Bound(Decimal(0), open_at_zero)
+    return bound
+
+
+def _from_zero(low: Bound, high: Bound | None) -> list[str]:
+    """Returns expressions of the numbers between two, of which neither is below 0."""
+    first, fraction = _split(low.value)
+    least = _End(fraction, low.open)
+    if high is None:
+        return [*_with(first, least, None), rf"(?:{integers(first + 1, None)})(?:\.[0-9]+)?"]
+    last, fraction = _split(high.value)
+    most = _End(fraction, high.open)
+    if first >= last:
+        return _with(first, least, most) if first == last else []
+    between = [rf"(?:{integers(first + 1, last - 1)})(?:\.[0-9]+)?"] if last - first > 1 else []
+    return [*_with(first, least, None), *between, *_with(last, None, most)]
+
+
+class _End(NamedTuple):
+    """One end of a range of fractions.
+
+    Attributes:
+      digits: the digits after the point, or those of them that are still to come; zeros follow.
+      open: whether the end itself is outside.
+    """
+
+    digits: str
+    open: bool
+
+    def after(self) -> "_End":
+        return _End(self.digits[1:], self.open)
+
+    @property
+    def next(self) -> str:
+        return self.digits[:1] or "0"
+
+
+def _split(value: Decimal) -> tuple[int, str]:
+    """Returns the whole part of a number from 0 on, and the digits after its point."""
+    whole, _, fraction = f"{value:f}".partition(".")
+    return int(whole), fraction.rstrip("0")
+
+
+def _with(whole: int, low: _End | None, high: _End | None) -> list[str]:
+    """Returns the expression of a whole part with the fractions in a range, if there are any."""
+    tail = _digits(low, high)
+    if _is_in(low, high):
+        return [f"{whole}" if tail is None else rf"{whole}(?:\.(?:{tail}))?"]
+    return [] if tail is None else [rf"{whole}\.(?:{tail})"]
+
+
+def _is_in(low: _End | None, high: _End | None) -> bool:
+    """Whether nothing but zeros may follow."""
+    above = low is None or not (low.digits or low.open)
+    return above and (high is None or bool(high.digits) or not high.open)
+
+
+def _digits(low: _End | None, high: _End | None) -> str | None:
+    """Returns the expression of one digit or more in a range; None if there are none."""
+    if low is not None and not (low.digits or low.open):
+        low = None
+    if low is None and high is None:
+        return "[0-9]+"
+    if low is not None and not low.digits and high is None:
+        return "0*[1-9][0-9]*"
+    if high is not None and not high.digits:
+        return "0+" if _is_in(low, high) else None
+    parts = []
+    for digit in "0123456789":
+        if (low is None or digit >= low.next) and (high is None or digit <= high.next):
+            below = low.after() if low is not None and digit == low.next else None
+            above = high.after() if high is not None and digit == high.next else None
+            more = _digits(below, above)
+            if _is_in(below, above):
+                parts.append(digit if more is None else f"{digit}(?:{more})?")
+            elif more is not None:
+                parts.append(f"{digit}(?:{more})")
+    return "|".join(parts) if parts else None

@@ -1,59 +1,42 @@
 """JSON schemas as regular expressions, all of whose texts are valid.
 
 An expression may allow less than its schema does: objects have no further properties, and those
-they have are in the order of the schema. What it could not enforce is refused by name.
+they have are in the order of the schema; so are the values of a list that must be unique. Parts
+that refer to themselves are written out to some depth. What it could not enforce is refused by
+name.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
-from urllib.parse import unquote
 
 from emsjax.errors import UserError, short
-from emsjax.requests.json_range import integers
+from emsjax.requests.json_disjoint import overlapping
+from emsjax.requests.json_keywords import (
+    ALONE,
+    KNOWN,
+    NOTES,
+    OF_TYPE,
+    at,
+    bounds,
+    integer_range,
+    kinds_of,
+    listed,
+    number_range,
+    types_of,
+)
+from emsjax.requests.json_range import integers, numbers
+from emsjax.requests.json_sequence import LONGEST, TooLongError, in_order, some_of
+from emsjax.requests.json_string import ANY_STRING, string
 
-# What restricts a value, by the type it belongs to.
-_OF_TYPE = {
-    "object": ("properties", "required", "additionalProperties"),
-    "array": ("items", "prefixItems", "minItems", "maxItems"),
-    "string": ("minLength", "maxLength", "pattern", "format"),
-    "integer": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
-    "number": (),
-    "boolean": (),
-    "null": (),
-}
-# What says all about a value.
-_ALONE = ("enum", "const", "anyOf", "oneOf", "allOf", "$ref")
-# What describes a value, or holds parts of the schema.
-_NOTES = frozenset(
-    {
-        *("title", "description", "default", "examples", "example", "deprecated", "readOnly"),
-        *("writeOnly", "$schema", "$id", "$comment", "$defs", "definitions", "discriminator"),
-    }
-)
-_KNOWN = _NOTES.union(("type",), _ALONE, *_OF_TYPE.values())
-_CHARACTER = r'(?:[^"\\\x00-\x1f\x7f-\x9f]|\\["\\/bfnrt])'
-_STRING = f'"{_CHARACTER}*"'
 _NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
-_DATE = (
-    "[0-9]{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|"
-    "30)|02-(?:0[1-9]|1[0-9]|2[0-8]))"
-)
-_CLOCK = "(?:[01][0-9]|2[0-3]):[0-5][0-9]"
-_TIME = rf"{_CLOCK}:[0-5][0-9](?:\.[0-9]{{1,6}})?(?:Z|[+-]{_CLOCK})"
-_FORMATS = {
-    "date": _DATE,
-    "time": _TIME,
-    "date-time": f"{_DATE}T{_TIME}",
-    "uuid": "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
-    "email": r"[a-z0-9_+-]+(?:\.[a-z0-9_+-]+)*@[a-z0-9]+(?:[.-][a-z0-9]+)*\.[a-z]{2,}",
-}
 _SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$#&~-]")
-# Classes that have more letters in Rust than in JavaScript, whose expressions schemas have.
-_CLASSES = {"d": "[0-9]", "w": "[A-Za-z0-9_]", "D": "[^0-9]", "W": "[^A-Za-z0-9_]"}
-# The deepest nesting of a schema, and the most characters of an expression.
-_DEEPEST, _LONGEST = 40, 300_000
+# The deepest nesting of a schema, and the most parts, those of references counted each time.
+_DEEPEST, _MOST_PARTS = 40, 20_000
+# How often a part that refers to itself is written out inside itself, as far as there is room.
+_LEVELS = (4, 3, 2)
 
 
 def escape(text: str) -> str:
@@ -73,8 +56,21 @@ def schema_regex(text: str, white: str) -> tuple[str, list[str]]:
     Raises:
       UserError: the schema has no expression, because it is none, is not supported, or has no end.
     """
-    found = _Schema(json.loads(text), f"(?:{white})")
-    return found.regex, found.patterns
+    for levels in _LEVELS:
+        try:
+            made = _Schema(json.loads(text), f"(?:{white})", levels)
+        except TooLongError:
+            continue
+        if made.regex is None:
+            raise UserError(
+                f"the JSON schema refers to itself without an end within {levels} levels; make a "
+                "property optional, or allow null"
+            )
+        return made.regex, made.patterns
+    raise UserError(
+        "the JSON schema is too large for an automaton; have fewer optional properties and fewer "
+        "levels"
+    )
 
 
 def _json(value: Any) -> str:
@@ -85,25 +81,30 @@ class _Schema:
     """A schema while its expression is made.
 
     Attributes:
-      regex: the expression.
+      regex: the expression; None if no text fits within the levels.
       patterns: the patterns in it.
     """
 
-    def __init__(self, root: Any, white: str):
-        self._root, self._white = root, white
+    def __init__(self, root: Any, white: str, levels: int):
+        self._root, self._white, self._levels = root, white, levels
         self._refs: list[str] = []
-        self._depth = 0
+        self._depth = self._count = 0
         self.patterns: list[str] = []
         self.regex = self._of(root)
 
-    def _of(self, schema: Any) -> str:
-        """Returns the expression of a part of the schema."""
+    def _of(self, schema: Any, tag: str | None = None) -> str | None:
+        """Returns the expression of a part of the schema; None if no text fits.
+
+        Args:
+          schema: the part.
+          tag: a property that it must have if it is an object.
+        """
         if not isinstance(schema, dict):
             raise UserError(
                 f"a part of the JSON schema is {short(schema)}; it must be an object with a type"
             )
         for name in schema:
-            if name not in _KNOWN:
+            if name not in KNOWN:
                 raise UserError(
                     f"{short(name)} in a JSON schema is not supported; leave it out and check the "
                     "output for it"
@@ -113,17 +114,16 @@ class _Schema:
                 f"the JSON schema is nested more than {_DEEPEST} deep; write less of it"
             )
         self._depth += 1
-        found = self._alone(schema) if schema.keys() & set(_ALONE) else self._typed(schema)
+        self._count += 1
+        alone = schema.keys() & set(ALONE)
+        found = self._alone(schema, tag) if alone else self._typed(schema, tag)
         self._depth -= 1
-        if len(found) > _LONGEST:
-            raise UserError(
-                "the JSON schema is too large for an automaton; have fewer optional properties "
-                "and fewer levels"
-            )
-        return f"(?:{found})"
+        if len(found or "") > LONGEST or self._count > _MOST_PARTS:
+            raise TooLongError
+        return None if found is None else f"(?:{found})"
 
-    def _alone(self, schema: dict[str, Any]) -> str:
-        (name, *others) = [each for each in schema if each not in _NOTES and each != "type"]
+    def _alone(self, schema: dict[str, Any], tag: str | None) -> str | None:
+        (name, *others) = [each for each in schema if each not in NOTES and each != "type"]
         if others:
             raise UserError(
                 f"{name} and {others[0]} in one part of a JSON schema are not supported; leave one "
@@ -131,228 +131,208 @@ class _Schema:
             )
         value = schema[name]
         if name == "$ref":
-            return self._reference(value)
+            return self._reference(value, tag)
         if name in ("const", "enum"):
-            return self._values([value] if name == "const" else _list(name, value), schema)
-        parts = _list(name, value)
+            values = self._values([value] if name == "const" else listed(name, value), schema)
+            return "|".join(escape(_json(each)) for each in values)
+        parts = listed(name, value)
         if not parts or (name == "allOf" and len(parts) > 1):
             raise UserError(f"{name} of {len(parts)} parts in a JSON schema is not supported")
-        return "|".join(map(self._of, parts))
+        if name == "oneOf":
+            tag = _tag(schema)
+            self._check_one_of(parts, tag)
+        return _either([self._of(part, tag) for part in parts])
 
-    def _values(self, values: list[Any], schema: dict[str, Any]) -> str:
-        kinds = _types(schema)
-        fitting = [value for value in values if not kinds or _kind_of(value) & set(kinds)]
+    def _check_one_of(self, parts: list[Any], tag: str | None) -> None:
+        pair = overlapping(parts, partial(at, self._root), tag)
+        if pair is not None:
+            raise UserError(
+                f"a value may fit part {pair[0] + 1} and part {pair[1] + 1} of oneOf in the JSON "
+                "schema; require a property in both that has a const of its own, or use anyOf"
+            )
+
+    def _values(self, values: list[Any], schema: dict[str, Any]) -> list[Any]:
+        kinds = types_of(schema)
+        fitting = [value for value in values if not kinds or kinds_of(value) & set(kinds)]
         if not fitting:
             raise UserError("enum or const in the JSON schema has no value of its type; change one")
-        return "|".join(escape(_json(value)) for value in fitting)
+        return fitting
 
-    def _reference(self, name: Any) -> str:
-        if not isinstance(name, str) or not name.startswith("#/"):
-            raise UserError(f"$ref={short(name)} in the JSON schema must begin with #/")
-        if name in self._refs:
-            raise UserError(
-                f"the JSON schema refers to itself ({short(name)}), so that its automaton would "
-                "have no end; write out as many levels as you need"
-            )
-        found = self._root
-        for token in name[2:].split("/"):
-            # A JSON pointer (RFC 6901) in a URI.
-            part = unquote(token).replace("~1", "/").replace("~0", "~")
-            if not isinstance(found, dict) or part not in found:
-                raise UserError(f"the JSON schema has nothing at {short(name)}; add it there")
-            found = found[part]
+    def _reference(self, name: Any, tag: str | None) -> str | None:
+        found = at(self._root, name)
+        if self._refs.count(name) == self._levels:
+            return None
         self._refs.append(name)
-        regex = self._of(found)
+        regex = self._of(found, tag)
         self._refs.pop()
         return regex
 
-    def _typed(self, schema: dict[str, Any]) -> str:
-        kinds = _types(schema) or [
-            kind for kind, names in _OF_TYPE.items() if schema.keys() & set(names)
+    def _typed(self, schema: dict[str, Any], tag: str | None) -> str | None:
+        kinds = types_of(schema) or [
+            kind
+            for kind, names in OF_TYPE.items()
+            if schema.keys() & set(names) and kind != "integer"  # which is a number
         ]
         if not kinds:
             raise UserError(
                 "a part of the JSON schema allows any value, which has no automaton; give it a type"
             )
-        known = {name for kind in kinds for name in _OF_TYPE.get(kind, ())}
-        for name in schema.keys() - _NOTES - {"type"}:
+        known = {name for kind in kinds for name in OF_TYPE.get(kind, ())}
+        for name in schema.keys() - NOTES - {"type"}:
             if name not in known:
                 raise UserError(
                     f"{name} of type {' or '.join(kinds)} in a JSON schema is not supported; leave "
                     "it out"
                 )
-        makers: dict[str, Callable[[dict[str, Any]], str]] = {
-            "object": self._object,
+        makers: dict[str, Callable[[dict[str, Any]], str | None]] = {
+            "object": lambda given: self._object(given, tag),
             "array": self._array,
             "string": self._string,
             "integer": _integer,
-            "number": lambda _: _NUMBER,
+            "number": _number,
             "boolean": lambda _: "true|false",
             "null": lambda _: "null",
         }
-        return "|".join(f"(?:{makers[kind](schema)})" for kind in kinds)
+        return _either([makers[kind](schema) for kind in kinds])
 
     def _string(self, schema: dict[str, Any]) -> str:
-        least, most = _bounds(schema, "Length")
-        pattern, form = schema.get("pattern"), schema.get("format")
-        given = [name for name in _OF_TYPE["string"] if name in schema]
-        if len(given) > 1 and (pattern is not None or form is not None):
-            raise UserError(
-                f"{given[0]} and {given[1]} in one part of a JSON schema are not supported; leave "
-                "one of them out"
-            )
-        if pattern is not None:
-            self.patterns.append(_whole(pattern))
-            return f'"(?:{self.patterns[-1]})"'
-        if form is not None:
-            if form not in _FORMATS:
-                raise UserError(
-                    f"format={short(form)} in a JSON schema is not supported; leave it out, or "
-                    f"give one of {', '.join(_FORMATS)}"
-                )
-            return f'"(?:{_FORMATS[form]})"'
-        return f'"{_CHARACTER}{{{least},{"" if most is None else most}}}"'
+        regex, patterns = string(schema)
+        self.patterns += patterns
+        return regex
 
-    def _array(self, schema: dict[str, Any]) -> str:
-        least, most = _bounds(schema, "Items")
+    def _array(self, schema: dict[str, Any]) -> str | None:
+        least, most = bounds(schema, "Items")
         white = self._white
+        empty = rf"\[{white}\]"
+        unique = schema.get("uniqueItems", False)
+        if not isinstance(unique, bool):
+            raise UserError(f"uniqueItems={short(unique)} in a JSON schema must be true or false")
         if "prefixItems" in schema:
-            parts = _list("prefixItems", schema["prefixItems"])
-            if len(parts) < least or (most is not None and len(parts) > most):
-                raise UserError(
-                    f"prefixItems has {len(parts)} parts in the JSON schema, which minItems and "
-                    "maxItems do not allow; change one of them"
-                )
-            items = f"{white},{white}".join(map(self._of, parts))
-            return rf"\[{white}{items}{white}\]"
+            return self._tuple(schema, least, most)
         if "items" not in schema:
             raise UserError("an array of a JSON schema allows any items; give it items with a type")
-        item = self._of(schema["items"])
         if most == 0:
-            return rf"\[{white}\]"
+            return empty
+        if unique and most != 1:
+            return self._unique(schema["items"], least, most)
+        item = self._of(schema["items"])
+        if item is None:
+            return None if least else empty
         more = f"{{{max(least - 1, 0)},{'' if most is None else most - 1}}}"
         items = f"{item}(?:{white},{white}{item}){more}{white}"
         return rf"\[{white}{items}\]" if least else rf"\[{white}(?:{items})?\]"
 
-    def _object(self, schema: dict[str, Any]) -> str:
+    def _tuple(self, schema: dict[str, Any], least: int, most: int | None) -> str | None:
+        """Returns the expression of an array each item of which has a schema of its own."""
+        white = self._white
+        parts = listed("prefixItems", schema["prefixItems"])
+        if len(parts) < least or (most is not None and len(parts) > most):
+            raise UserError(
+                f"prefixItems has {len(parts)} parts in the JSON schema, which minItems and "
+                "maxItems do not allow; change one of them"
+            )
+        if schema.get("uniqueItems") and len(parts) > 1:
+            raise UserError(
+                "uniqueItems and prefixItems in one part of a JSON schema are not supported; leave "
+                "one of them out"
+            )
+        items = [each for each in map(self._of, parts) if each is not None]
+        if len(items) < len(parts):
+            return None
+        return rf"\[{white}{f'{white},{white}'.join(items)}{white}\]"
+
+    def _unique(self, items: Any, least: int, most: int | None) -> str | None:
+        """Returns the expression of an array of different values, in the order of their list."""
+        if self._of(items) is None:  # also what leads nowhere
+            return None if least else rf"\[{self._white}\]"
+        while isinstance(items, dict) and "$ref" in items:
+            items = at(self._root, items["$ref"])
+        if not isinstance(items, dict) or not items.keys() & {"enum", "const"}:
+            raise UserError(
+                "uniqueItems in a JSON schema needs items that an enum lists, or maxItems of 1; "
+                "leave it out and check the output for it"
+            )
+        given = [items["const"]] if "const" in items else items["enum"]
+        values: list[Any] = []
+        for each in self._values(given, items):
+            if each not in values:  # 1 and 1.0 are one value
+                values.append(each)
+        if least > len(values):
+            raise UserError(
+                f"minItems is {least} in the JSON schema, and its enum has {len(values)} values; "
+                "change one of them"
+            )
+        white, parts = self._white, [escape(_json(value)) for value in values]
+        most = len(parts) if most is None else min(most, len(parts))
+        return rf"\[{white}{some_of(parts, least, most, f'{white},{white}')}{white}\]"
+
+    def _object(self, schema: dict[str, Any], tag: str | None) -> str | None:
         properties, required = schema.get("properties", {}), schema.get("required", [])
         if not isinstance(properties, dict):
             raise UserError(f"properties={short(properties)} in the JSON schema must be an object")
-        for each in _list("required", required):
+        for each in listed("required", required):
             if each not in properties:
                 raise UserError(
                     f"the JSON schema requires {short(each)}, which is not a property; add it"
                 )
         white, others = self._white, schema.get("additionalProperties")
         if not properties:
-            if others is False:
-                return rf"\{{{white}\}}"
-            if not isinstance(others, dict):
-                raise UserError(
-                    "an object of a JSON schema allows anything; give it properties, or "
-                    "additionalProperties with a type"
-                )
-            pair = f"{_STRING}{white}:{white}{self._of(others)}"
-            return rf"\{{{white}(?:{pair}(?:{white},{white}{pair})*{white})?\}}"
-        pairs = [
-            (
-                f"{escape(_json(name))}{white}:{white}{self._of(value)}",
-                name,
+            return self._map(others)
+        listed_pairs = []
+        for name, value in properties.items():
+            regex, needed = self._of(value), name in required or name == tag
+            if regex is None and needed:
+                return None
+            if regex is not None:
+                pair = f"{escape(_json(name))}{white}:{white}{regex}"
+                listed_pairs.append((pair, needed))
+        if not listed_pairs:
+            return self._map(False)
+        return rf"\{{{white}{in_order(listed_pairs, f'{white},{white}')}{white}\}}"
+
+    def _map(self, values: Any) -> str:
+        """Returns the expression of an object with any names, whose values have this schema."""
+        white = self._white
+        empty = rf"\{{{white}\}}"
+        if values is False:
+            return empty
+        if not isinstance(values, dict):
+            raise UserError(
+                "an object of a JSON schema allows anything; give it properties, or "
+                "additionalProperties with a type"
             )
-            for name, value in properties.items()
-        ]
-        listed = [(pair, name in required) for pair, name in pairs]
-        return rf"\{{{white}{_in_order(listed, f'{white},{white}')}{white}\}}"
+        regex = self._of(values)
+        if regex is None:
+            return empty
+        pair = f"{ANY_STRING}{white}:{white}{regex}"
+        return rf"\{{{white}(?:{pair}(?:{white},{white}{pair})*{white})?\}}"
 
 
-def _in_order(pairs: list[tuple[str, bool]], comma: str) -> str:
-    """Returns an expression of pairs in their order, each with whether it must be there."""
-    # What may come after the pairs from each one on: after others, and as the first ones.
-    after, first = "", ""
-    for pair, needed in reversed(pairs):
-        if needed:
-            first, after = f"{pair}{after}", f"{comma}{pair}{after}"
-        else:
-            first, after = f"(?:{pair}{after}|{first})", f"(?:{comma}{pair})?{after}"
-        if len(first) > _LONGEST:
-            break  # refused
-    return first
+def _either(expressions: list[str | None]) -> str | None:
+    """Returns the expression of what fits one of several, of which None fits nothing."""
+    fitting = [each for each in expressions if each is not None]
+    return "|".join(f"(?:{each})" for each in fitting) if fitting else None
+
+
+def _tag(schema: dict[str, Any]) -> str | None:
+    """Returns the property by which OpenAPI tells the parts of `oneOf` apart, if it is named."""
+    named = schema.get("discriminator")
+    name = named.get("propertyName") if isinstance(named, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _integer(schema: dict[str, Any]) -> str:
-    lows, highs = [], []
-    for name in _OF_TYPE["integer"]:
-        if name not in schema:
-            continue
-        value = schema[name]
-        if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 10**18:
-            raise UserError(
-                f"{name}={short(value)} of an integer in a JSON schema must be a whole number "
-                "below 10**18"
-            )
-        inside = 1 if name.startswith("exclusive") else 0
-        if name.endswith("inimum"):
-            lows.append(value + inside)
-        else:
-            highs.append(value - inside)
-    low, high = max(lows, default=None), min(highs, default=None)
+    low, high = integer_range(schema)
     if low is not None and high is not None and low > high:
         raise UserError(f"the JSON schema has no integer from {low} to {high}; change a bound")
     return integers(low, high)
 
 
-def _types(schema: dict[str, Any]) -> list[str]:
-    given = schema.get("type", [])
-    kinds = given if isinstance(given, list) else [given]
-    for kind in kinds:
-        if not isinstance(kind, str) or kind not in _OF_TYPE:
-            raise UserError(
-                f"type={short(kind)} in a JSON schema is not known; give one of "
-                f"{', '.join(_OF_TYPE)}"
-            )
-    return kinds
-
-
-def _kind_of(value: Any) -> set[str]:
-    """Returns the types that a value has."""
-    if isinstance(value, bool):
-        return {"boolean"}
-    if isinstance(value, int):
-        return {"integer", "number"}
-    names = {dict: "object", list: "array", str: "string", float: "number", type(None): "null"}
-    return {names[type(value)]}
-
-
-def _bounds(schema: dict[str, Any], what: str) -> tuple[int, int | None]:
-    """Returns the least and the most of lengths or items."""
-    least, most = schema.get(f"min{what}", 0), schema.get(f"max{what}")
-    for name, value in ((f"min{what}", least), (f"max{what}", most)):
-        if value is not None and (type(value) is not int or not 0 <= value < 100_000):
-            raise UserError(
-                f"{name}={short(value)} in a JSON schema must be a whole number below 100000"
-            )
-    if most is not None and least > most:
-        raise UserError(f"min{what} is more than max{what} in the JSON schema; change one of them")
-    return least, most
-
-
-def _list(name: str, value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise UserError(f"{name}={short(value)} in the JSON schema must be a list")
-    return value
-
-
-def _whole(pattern: Any) -> str:
-    """Returns a pattern as an expression of the whole string, as which it allows no more."""
-    if not isinstance(pattern, str):
-        raise UserError(f"pattern={short(pattern)} in the JSON schema must be text")
-    pattern = pattern.removeprefix("^")
-    if re.search(r"(?<!\\)(?:\\\\)*\$\Z", pattern):
-        pattern = pattern[:-1]
-    return "".join(_pattern_parts(pattern))
-
-
-def _pattern_parts(pattern: str) -> Iterator[str]:
-    """Yields a pattern in pieces, with the classes of JavaScript."""
-    for piece in re.findall(r"\\.|[^\\]+|\\", pattern, re.DOTALL):
-        yield _CLASSES.get(piece[1:], piece) if piece[0] == "\\" else piece
+def _number(schema: dict[str, Any]) -> str:
+    low, high = number_range(schema)
+    if low is None and high is None:
+        return _NUMBER
+    found = numbers(low, high)
+    if found is None:
+        raise UserError("no number fits the bounds in the JSON schema; change one of them")
+    return found

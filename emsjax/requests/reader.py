@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from emsjax.engine.grammar_table import table_rows
+from emsjax.engine.grammar_table import table_size
 from emsjax.errors import UserError, short
 from emsjax.limits import MAX_STOP_IDS
 from emsjax.loading.hf.token_bytes import token_bytes
@@ -51,7 +51,7 @@ class RequestReader:
         self._seed = seed
         self._configured = read_configured(loaded.generation_config, loaded.name)
         check_tokens(self._configured.alone(), vocab_size, loaded.name)
-        self._grammars = Grammars(self._token_bytes, table_rows(vocab_size), loaded.name)
+        self._grammars = Grammars(self._token_bytes, *table_size(vocab_size), loaded.name)
 
     def read(
         self,
@@ -99,12 +99,14 @@ class RequestReader:
           stop_ids: the tokens that end the output; None if they are not known yet.
 
         Raises:
-          UserError: the outputs cannot be compiled, or nothing could end them.
+          UserError: the outputs cannot be compiled, several devices share the model, or nothing
+            could end the outputs.
         """
         outputs = params.structured_outputs
         if outputs is None:
             return None
         assert isinstance(outputs, StructuredOutputsParams)
+        self._check_devices(params)
         self._tokenizer("structured_outputs need one")
         if stop_ids is not None and not stop_ids:
             raise UserError(

@@ -1,6 +1,6 @@
 """A grammar for one vocabulary: an automaton over bytes, and the tokens that each state allows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -72,7 +72,8 @@ class Automaton:
 
     Attributes:
       vocabulary: the tokens.
-      allowed: uint32[N, V / 32 rounded up].
+      allowed: uint32[A, V / 32 rounded up], different sets of tokens.
+      sets: int32[N].
       following: int32[N, 256].
       final: bool[N].
       closed: bool[N].
@@ -81,6 +82,7 @@ class Automaton:
 
     vocabulary: Vocabulary
     allowed: np.ndarray
+    sets: np.ndarray
     following: np.ndarray
     final: np.ndarray
     closed: np.ndarray
@@ -92,7 +94,7 @@ class Automaton:
     @property
     def nbytes(self) -> int:
         """The bytes of its rows."""
-        rows = (self.allowed, self.following, self.final, self.closed, self.guess)
+        rows = (self.allowed, self.sets, self.following, self.final, self.closed, self.guess)
         return sum(array.nbytes for array in rows)
 
 
@@ -120,17 +122,52 @@ def make_automaton(vocabulary: Vocabulary, following: np.ndarray, final: np.ndar
     if not steps.every_byte:
         good = _completed_by_tokens(steps, final)
         steps.only(good)
-    allowed = np.zeros((len(final), -(-len(vocabulary) // WORD_BITS)), np.uint32)
-    closed = np.zeros(len(final), np.bool_)
-    for state, tokens in steps:
+    first, sets = alike(following, good, vocabulary.longest)
+    allowed = np.zeros((len(first), -(-len(vocabulary) // WORD_BITS)), np.uint32)
+    for number, state in enumerate(first):
+        tokens = steps.tokens(state)
         bits = np.uint32(1) << (tokens % WORD_BITS).astype(np.uint32)
-        np.bitwise_or.at(allowed[state], tokens // WORD_BITS, bits)
-        closed[state] = final[state] and not len(tokens)
-    if not allowed[0].any() and not final[0]:
+        np.bitwise_or.at(allowed[number], tokens // WORD_BITS, bits)
+    closed = final & ~allowed.any(axis=1)[sets]
+    if not allowed[sets[0]].any() and not final[0]:
         raise NothingFitsError
     likely = _likely_bytes(following, final)
     guess = np.asarray([_guess(vocabulary, following, likely, n) for n in range(len(final))])
-    return Automaton(vocabulary, allowed, following, final, closed, guess.astype(np.int32))
+    return Automaton(vocabulary, allowed, sets, following, final, closed, guess.astype(np.int32))
+
+
+def alike(following: np.ndarray, good: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Finds states that allow the same texts of up to some bytes which lead to good states.
+
+    They are told apart by a hash of 64 bits, byte by byte.
+
+    Args:
+      following: int32[N, 256], the state after each byte; `NO_ROW` if it is not allowed.
+      good: bool[N].
+      length: the bytes.
+
+    Returns:
+      A state of each kind, int64[A], and the kind of each state, int32[N].
+    """
+    random = np.random.default_rng(0)
+
+    def draw(count: int) -> np.ndarray:
+        return random.integers(2**64, size=count, dtype=np.uint64, endpoint=False)
+
+    # Bytes that lead to the same states everywhere are one.
+    columns = (following.astype(np.uint64) * draw(len(following))[:, None]).sum(axis=0)
+    following = following[:, np.unique(columns, return_index=True)[1]]
+    factors, weights = draw(following.shape[1]), draw(len(following) + 2)
+    own = good * weights[-1]
+    kinds, first = good.astype(np.int64), np.zeros(0, np.int64)
+    for _ in range(length):
+        hashes = np.append(weights[kinds], np.uint64(0))  # the last one for `NO_ROW`
+        found = (hashes[following] * factors).sum(axis=1, dtype=np.uint64) + own
+        before = len(first)
+        _, first, kinds = np.unique(found, return_index=True, return_inverse=True)
+        if len(first) == before:  # kinds only ever divide, so these are the same
+            break
+    return first, kinds.astype(np.int32)
 
 
 class _Steps:
@@ -150,10 +187,10 @@ class _Steps:
         """Leaves out tokens that lead to other states than those of bool[N]."""
         self._good = good
 
-    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
-        for state in range(len(self._following)):
-            tokens, states = self._vocabulary.steps(self._following, state)
-            yield state, tokens if self._good is None else tokens[self._good[states]]
+    def tokens(self, state: int) -> np.ndarray:
+        """Returns the tokens that may come in a state, int64[n]."""
+        tokens, states = self._vocabulary.steps(self._following, state)
+        return tokens if self._good is None else tokens[self._good[states]]
 
     def targets(self) -> list[np.ndarray]:
         """Returns the states that tokens lead to from each state."""
@@ -163,12 +200,20 @@ class _Steps:
 
 def _completed(following: np.ndarray, final: np.ndarray) -> np.ndarray:
     """Returns the states from which the text can be completed byte by byte, bool[N]."""
+    states, bytes_ = np.nonzero(following >= 0)
+    targets = following[states, bytes_]
+    states = states[np.argsort(targets, kind="stable")]
+    # Those that lead to a state are together now.
+    ends = np.cumsum(np.bincount(targets, minlength=len(final)))
+    starts = np.concatenate([[0], ends[:-1]])
     good = final.copy()
-    while True:
-        more = good | (good[following] & (following >= 0)).any(axis=1)
-        if (more == good).all():
-            return good
-        good = more
+    newest = np.flatnonzero(final)
+    while len(newest):
+        before = [states[starts[state] : ends[state]] for state in newest]
+        newest = np.unique(np.concatenate(before))
+        newest = newest[~good[newest]]
+        good[newest] = True
+    return good
 
 
 def _completed_by_tokens(steps: _Steps, final: np.ndarray) -> np.ndarray:

@@ -3,7 +3,8 @@
 A grammar is an automaton whose states are rows of the tables. A token leads from row to row by its
 bytes. Its row says which tokens may come next, so a draft's rows need no visit to the host: each
 follows its own path of draft tokens. Rows of several grammars lie one after another in one table of
-fixed size.
+fixed size. Most states of a large grammar allow the same tokens as others, such as those within a
+long string, so the sets of tokens have a table of their own.
 """
 
 from typing import NamedTuple
@@ -21,11 +22,12 @@ WORD_BITS = 32
 
 
 class Tables(NamedTuple):
-    """The rows of all grammars, P of them, and the bytes of the vocabulary.
+    """The rows of all grammars, P of them, their sets of tokens, and the bytes of the vocabulary.
 
     Attributes:
-      allowed: uint32[P, V / 32 rounded up], a bit for each token that may come next: token t is bit
-        t % 32 of word t // 32. Tokens without text, such as the end of text, have none.
+      allowed: uint32[A, V / 32 rounded up], a bit for each token of a set: token t is bit t % 32 of
+        word t // 32. Tokens without text, such as the end of text, have none.
+      sets: int32[P], the set of the tokens that may come next.
       following: int32[P, 256], the row after each byte; `NO_ROW` if the byte is not allowed.
       final: bool[P], whether the text may end here.
       closed: bool[P], whether it must, because no token may come next.
@@ -36,6 +38,7 @@ class Tables(NamedTuple):
     """
 
     allowed: jax.Array
+    sets: jax.Array
     following: jax.Array
     final: jax.Array
     closed: jax.Array
@@ -132,7 +135,7 @@ def keep_grammar(
     tables, width = grammars.tables, logits.shape[1]
     place = jnp.maximum(at, 0)
     bits = jnp.arange(WORD_BITS, dtype=jnp.uint32)[None, None]
-    words = vocabulary.own(tables.allowed[place], width // WORD_BITS)
+    words = vocabulary.own(tables.allowed[tables.sets[place]], width // WORD_BITS)
     allowed = (words[:, :, None] >> bits) & 1 == 1
     allowed = allowed.reshape(at.shape[0], -1)[:, :width]
     stop_ids = state.stop_ids[rows.slots]

@@ -22,6 +22,15 @@ def _serve(
         str, option("--host", "Address to listen at; 0.0.0.0 for other machines.", _SERVER)
     ] = "127.0.0.1",
     port: Annotated[int, number("--port", "Port to listen at.", _SERVER)] = 8000,
+    allowed_hosts: Annotated[
+        str,
+        option(
+            "--allowed-hosts",
+            "More names that clients may call it by, with commas; * for any.",
+            _SERVER,
+            "NAMES",
+        ),
+    ] = "",
     api_key: Annotated[
         str | None,
         option(
@@ -59,6 +68,14 @@ def _serve(
     tensor_parallel: shared.TensorParallel = None,
     batch_size: shared.BatchSize = None,
     prefix_slots: shared.PrefixSlots = 0,
+    enable_prefix_caching: Annotated[
+        bool,
+        option(
+            "--enable-prefix-caching/--no-enable-prefix-caching",
+            "Read once what prompts share.",
+            _SERVER,
+        ),
+    ] = True,
     max_model_len: shared.MaxModelLen = None,
     exact: shared.Exact = False,
     method: shared.Method = "ems",

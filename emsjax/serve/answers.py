@@ -211,7 +211,7 @@ class ChatAnswer(Answer):
     def __init__(self, backend: Backend, asked: Asked):
         """See `Answer`."""
         super().__init__(backend, asked)
-        self._calls_tools = asked.calls_tools and backend.writes_calls
+        self._calls_tools = asked.tools.reads and backend.writes_calls
         self._texts: dict[int, ToolText] = {}
 
     def _opening(self, index: int, place: int) -> list[Record]:
@@ -254,10 +254,14 @@ class ChatAnswer(Answer):
         """Returns the next piece of an output without calls of tools, and the calls."""
         if not self._calls_tools:
             return text, []
-        return self._texts.setdefault(index, ToolText()).feed(text, last)
+        if index not in self._texts:
+            self._texts[index] = ToolText(self._asked.tools.several)
+        return self._texts[index].feed(text, last)
 
     def _finish_reason(self, index: int, given: str | None) -> str | None:
         called = index in self._texts and self._texts[index].calls
+        # As in the OpenAI API, a call that was asked for by name is nothing but the answer's end.
+        called = called and not self._asked.tools.named
         return "tool_calls" if called and given == "stop" else given
 
     def _logprobs(

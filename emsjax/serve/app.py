@@ -52,7 +52,7 @@ def make_app(backend: Backend) -> ASGIApp:
     if backend.traces:
         _add_page(app, backend)
     settings = backend.settings
-    return Guarded(app, api_key=settings.api_key, max_body=settings.max_body)
+    return Guarded(app, api_key=settings.api_key, max_body=settings.max_body, hosts=settings.hosts)
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeVar
 
+from emsjax.engine.waiting import LineFullError
 from emsjax.errors import UserError
 from emsjax.llm import LLM
 from emsjax.loading.hf.tokenizer import decode
+from emsjax.requests.called_tools import BEGIN
 from emsjax.requests.outputs import Piece
 from emsjax.requests.prompts import Prompt
 from emsjax.requests.request import Request
@@ -18,7 +20,6 @@ from emsjax.requests.service import ServiceClosedError, Ticket
 from emsjax.serve.body import TRACE, Asked
 from emsjax.serve.metrics import Metrics
 from emsjax.serve.options import Settings
-from emsjax.serve.tool_calls import BEGIN
 
 _Value = TypeVar("_Value")
 
@@ -63,14 +64,26 @@ class Backend:
         """Submits what a body asks for.
 
         Raises:
-          UserError: a prompt or the parameters do not fit the model, or traces are asked for but
-            not recorded.
+          UserError: a prompt or the parameters do not fit the model, traces are asked for but not
+            recorded, or a call is asked for of a model that has no form for it.
           LineFullError: too many requests wait.
           ServiceClosedError: the server is shutting down.
         """
         arrived = time.perf_counter()
         if asked.trace and not self.traces:
             raise UserError(f"{TRACE} needs recorded traces; start the server without --no-page")
+        if asked.tools.must is not None and not self.writes_calls:
+            raise UserError(
+                f"tool_choice asks for a call, for which the chat template of {self.llm.name} has "
+                f"no tags {BEGIN}; set tool_choice to auto or none"
+            )
+
+        outputs, most = len(asked.prompts) * asked.params.n, self.settings.most_waiting
+        if outputs > most:  # before anything is made of them
+            raise LineFullError(
+                f"the request has {outputs} outputs, and at most {most} may wait for a slot; ask "
+                "for fewer at a time"
+            )
 
         def read() -> list[Request]:
             return [

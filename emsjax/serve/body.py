@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from emsjax.errors import UserError, short
@@ -12,6 +12,7 @@ from emsjax.requests.prompts import Prompt, conversations, prompt_list
 from emsjax.requests.sampling_params import SamplingParams
 from emsjax.requests.vllm_names import Foreign, refuse
 from emsjax.serve.errors import ApiError
+from emsjax.serve.tool_choice import NO_TOOLS, ToolChoice, take_tool_choice
 
 Fields = dict[str, Any]
 
@@ -32,10 +33,8 @@ _FOREIGN = (
         "give guided_json, guided_regex or guided_choice",
         {"guided_grammar": (), "guided_decoding_backend": ("auto", "outlines")},
     ),
-    Foreign(
-        "set tool_choice to none or auto: whether a tool is called is up to the model",
-        {"tool_choice": ("none", "auto"), "functions": (), "function_call": ("none", "auto")},
-    ),
+    Foreign("give tools and tool_choice", {"functions": (), "function_call": ("none", "auto")}),
+    Foreign("tools are called in chats", {"tool_choice": ("none", "auto")}),
     Foreign("there is no counterpart: models write text only", {"modalities": (["text"],)}),
     Foreign("give token ids to choose the special tokens", {"add_special_tokens": ()}),
     Foreign("there is no counterpart: all prompts share what the cache holds", {"cache_salt": ()}),
@@ -59,7 +58,7 @@ class Asked:
       echo: whether the text begins with the prompt.
       only_echo: whether it ends there, too.
       priority: requests with a lower number get slots first.
-      calls_tools: whether calls of tools are read from the text.
+      tools: which calls of tools are read from the text, and whether there must be any.
       trace: whether the answer says where each token came from.
     """
 
@@ -71,7 +70,7 @@ class Asked:
     echo: bool = False
     only_echo: bool = False
     priority: int = 0
-    calls_tools: bool = False
+    tools: ToolChoice = NO_TOOLS
     trace: bool = False
 
 
@@ -143,9 +142,8 @@ def chat_of(given: Fields) -> Asked:
         given["logprobs"] = 0 if top is None else top
     elif top is not None:
         raise UserError("top_logprobs needs logprobs; set logprobs to true")
-    calls_tools = bool(given.get("tools")) and given.get("tool_choice") != "none"
-    asked = _asked(given, [messages], chat=chat_options(given))
-    return replace(asked, calls_tools=calls_tools)
+    tools = take_tool_choice(given)
+    return _asked(given, [messages], chat=chat_options(given), tools=tools)
 
 
 def messages_of(given: Fields) -> Any:
@@ -207,12 +205,13 @@ def _asked(
     echo: bool = False,
     only_echo: bool = False,
     chat: ChatOptions | None = None,
+    tools: ToolChoice = NO_TOOLS,
 ) -> Asked:
     stream, trace = _flag(given, "stream"), _flag(given, TRACE)
     if trace and only_echo:
         raise UserError(f"{TRACE} is about generated tokens; leave it out, or raise max_tokens")
     usage = _include_usage(given, stream)
-    _take_structure(given)
+    _take_structure(given, {} if tools.must is None else {"tool_choice": tools.must})
     priority = given.pop("priority", 0)
     if type(priority) is not int or abs(priority) >= 2**31:
         raise UserError(f"priority={short(priority)} must be a whole number")
@@ -229,16 +228,21 @@ def _asked(
             "a stream has no log-probabilities of the prompt; leave out stream, or prompt_logprobs "
             "and echo with logprobs"
         )
-    return Asked(prompts, params, chat, stream, usage, echo, only_echo, priority, trace=trace)
+    return Asked(
+        prompts, params, chat, stream, usage, echo, only_echo, priority, tools, trace=trace
+    )
 
 
-def _take_structure(given: Fields) -> None:
+def _take_structure(given: Fields, found: dict[str, Any]) -> None:
     """Replaces the fields that say what the text may be by `structured_outputs`.
+
+    Args:
+      given: the fields.
+      found: what the text must be for another reason.
 
     Raises:
       UserError: several of them are given, or one is not of its form.
     """
-    found: dict[str, Any] = {}
     if "structured_outputs" in given:
         found["structured_outputs"] = given.pop("structured_outputs")
     if "response_format" in given:

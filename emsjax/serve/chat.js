@@ -36,7 +36,10 @@
     const reader = body.pipeThrough(new TextDecoderStream()).getReader();
     let held = "";
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await reader.read().catch((error) => {
+        if (error.name === "AbortError") throw error;
+        throw new Refused(0, "The connection to the server was lost.");
+      });
       if (done) throw new Refused(0, "The server ended the answer.");
       held += value;
       const whole = held.split("\n\n");
@@ -237,8 +240,8 @@
     event.preventDefault();
     submit();
   });
-  document.addEventListener("keydown", ({ key: pressed }) => {
-    if (pressed === "Escape" && running) stop();
+  document.addEventListener("keydown", ({ key: pressed, isComposing }) => {
+    if (pressed === "Escape" && running && !isComposing) stop();
   });
   if ("needsKey" in document.body.dataset) askForKey();
   else open();

@@ -1,4 +1,4 @@
-"""What stands before every route: the key, the size of the body, and clients that leave."""
+"""What stands before every route: the host, the key, the body's size, and clients that leave."""
 
 import asyncio
 import secrets
@@ -8,8 +8,10 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from emsjax.errors import short
 from emsjax.host.json_text import to_json
 from emsjax.serve.errors import ApiError
+from emsjax.serve.hosts import is_own
 
 # Routes without a key: for the machines that watch the server, and the page that asks for the key.
 _OPEN = frozenset({"/", "/health", "/version", "/metrics"})
@@ -18,15 +20,24 @@ _OPEN = frozenset({"/", "/health", "/version", "/metrics"})
 class Guarded:
     """An app that reads whole bodies, of clients that may use it, and ends when they leave."""
 
-    def __init__(self, app: ASGIApp, *, api_key: str | None, max_body: int):
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        api_key: str | None,
+        max_body: int,
+        hosts: frozenset[str] | None = None,
+    ):
         """Wraps an app.
 
         Args:
           app: the app.
           api_key: what clients must give as `Authorization: Bearer KEY`; None for no key.
           max_body: the most bytes of a body.
+          hosts: the names by which clients may call the server, see `hosts.own_names`.
         """
         self._app, self._api_key, self._max_body = app, api_key, max_body
+        self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -44,6 +55,14 @@ class Guarded:
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
+        host = headers.get("host")  # which only HTTP/1.0 may leave out, and no browser does
+        if self._hosts is not None and host is not None and not is_own(host, self._hosts):
+            raise ApiError(
+                403,
+                f"this server does not go by the name {short(host)}; start it with "
+                "--allowed-hosts and that name, or call it by its address",
+                code="unknown_host",
+            )
         if self._api_key is not None and scope["path"] not in _OPEN:
             given = headers.get("authorization", "")
             wanted = f"Bearer {self._api_key}"

@@ -5,6 +5,7 @@ from typing import Any
 
 from emsjax.cli.model_options import ModelOptions, check_model_options
 from emsjax.errors import UserError
+from emsjax.serve.hosts import own_names
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Settings:
       max_body: the most bytes of a body.
       most_waiting: the most outputs that wait for a slot.
       time_limit: seconds after which a request is given up.
+      hosts: the names by which they may call the server, see `hosts.own_names`; None for any.
     """
 
     name: str | None = None
@@ -24,6 +26,7 @@ class Settings:
     max_body: int = 8 << 20
     most_waiting: int = 1024
     time_limit: float = 600.0
+    hosts: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Options(ModelOptions):
 
     host: str = "127.0.0.1"
     port: int = 8000
+    allowed_hosts: str = ""
     api_key: str | None = None
     served_model_name: str | None = None
     max_body_mb: int = 8
@@ -39,12 +43,14 @@ class Options(ModelOptions):
     time_limit: float = 600.0
     shutdown_time: float = 30.0
     page: bool = True
+    enable_prefix_caching: bool = True
 
     def engine(self) -> dict[str, Any]:
         """Returns the arguments for `emsjax.llm.LLM`, leaving out what is as by default."""
         # The page shows traces. Recording them takes 4 bytes for each draft position and token of
         # the cache; they are read from the device only for requests that ask for them.
-        return super().engine() | ({"trace": True} if self.page else {})
+        shares = {} if self.enable_prefix_caching else {"enable_prefix_caching": False}
+        return super().engine() | shares | ({"trace": True} if self.page else {})
 
     def settings(self) -> Settings:
         """Returns what concerns clients."""
@@ -54,6 +60,7 @@ class Options(ModelOptions):
             max_body=self.max_body_mb << 20,
             most_waiting=self.max_waiting,
             time_limit=self.time_limit,
+            hosts=own_names(self.host, filter(None, self.allowed_hosts.split(","))),
         )
 
 
@@ -64,6 +71,11 @@ def check(options: Options) -> None:
       UserError: an option has an impossible value, or two options contradict each other.
     """
     check_model_options(options)
+    if options.prefix_slots and not options.enable_prefix_caching:
+        raise UserError(
+            f"--prefix-slots {options.prefix_slots} keeps texts that --no-enable-prefix-caching "
+            "does not share; leave one of them out."
+        )
     if not 0 <= options.port < 65536:
         raise UserError(f"--port {options.port} is not a port; give 0 to 65535.")
     for flag, value in {
@@ -78,6 +90,7 @@ def check(options: Options) -> None:
         "--api-key": options.api_key,
         "--host": options.host,
         "--served-model-name": options.served_model_name,
+        "--allowed-hosts": options.allowed_hosts or None,
     }.items():
         if text is not None and not (text.isascii() and text.isprintable() and text.strip()):
             raise UserError(f"{flag} is empty or has special characters; give plain text.")

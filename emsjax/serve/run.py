@@ -10,6 +10,9 @@ from emsjax.errors import UserError, reason
 from emsjax.serve.connections import ImpatientProtocol
 from emsjax.serve.options import Options
 
+# The most open files of the process, each connection among them.
+_MOST_FILES = 65_536
+
 
 def run(options: Options) -> int:
     """Serves until SIGINT or SIGTERM; requests that are open then have some time to finish.
@@ -21,6 +24,7 @@ def run(options: Options) -> int:
       UserError: the port cannot be used, or the model cannot be loaded.
       KeyboardInterrupt: the command was interrupted before it served.
     """
+    _allow_many_files()
     # Bound first, because loading a model for a port that is taken would be a waste.
     with _bound(options.host, options.port) as listener:
         with interrupts_wait():  # these import jax
@@ -68,6 +72,18 @@ def _bound(host: str, port: int) -> socket.socket:
             "give another port or address"
         ) from error
     return listener
+
+
+def _allow_many_files() -> None:
+    """Allows as many connections as the system lets a process have, up to a bound."""
+    try:
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = _MOST_FILES if most == resource.RLIM_INFINITY else min(most, _MOST_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+    except (ImportError, ValueError, OSError):  # not every system has it
+        return
 
 
 def _shown(host: str) -> str:

@@ -7,9 +7,8 @@ import uuid
 from typing import Any
 
 from emsjax.host.json_text import to_json
+from emsjax.requests.called_tools import BEGIN, END
 from emsjax.requests.prompt_line import parse
-
-BEGIN, END = "<tool_call>", "</tool_call>"
 
 Call = dict[str, Any]
 
@@ -21,9 +20,14 @@ class ToolText:
       calls: how many calls it had so far.
     """
 
-    def __init__(self) -> None:
-        """Starts before the text."""
+    def __init__(self, several: bool = True) -> None:
+        """Starts before the text.
+
+        Args:
+          several: whether there may be more calls than one; if not, later ones are dropped.
+        """
         self.calls = 0
+        self._several = several
         self._held = ""
         # Whether nothing but blanks has come since a call.
         self._after_call = False
@@ -51,8 +55,9 @@ class ToolText:
                 shown.append(before + BEGIN + inner + ended)
             else:
                 shown.append(before.rstrip())
-                calls.append(call)
-                self.calls += 1
+                if self._several or not self.calls:
+                    calls.append(call)
+                    self.calls += 1
                 self._after_call = True
             self._held = after
         keep = 0 if last else _held_back(self._held)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emsjax.engine.grammar_table import blocks_of, empty_tables, put_rows
+from emsjax.engine.grammar_table import Size, blocks_of, empty_tables, put_rows
 from emsjax.engine.job import Job
 from emsjax.engine.state import empty_state
 from emsjax.sampling.automaton import Automaton, NothingFitsError, Vocabulary
@@ -42,8 +42,8 @@ FIRST = 64  # the row at which the grammar begins, so that it is not 0
 def grammars(rows: list[int], automaton: Automaton) -> Grammars:
     """Returns slots in these rows of a table with the grammar."""
     made = Grammars(empty_tables(automaton.vocabulary), jnp.asarray(rows, jnp.int32))
-    for block in blocks_of(automaton, FIRST):
-        made = put_rows(made, *map(jnp.asarray, block))
+    for first, block in blocks_of(automaton, Size(FIRST, 2 * FIRST)):
+        made = put_rows(made, jnp.asarray(first), jax.tree.map(jnp.asarray, block))
     return made
 
 
@@ -125,7 +125,7 @@ def test_tokens_that_lead_nowhere_are_not_allowed():
     """The vocabulary lacks a byte, without which "xy" cannot be completed."""
     vocabulary = Vocabulary([b"", b"x", b"z"])
     made = automaton_of(frozenset({b"xy", b"z"}), vocabulary)
-    assert made.allowed[0].tolist() == [1 << 2]
+    assert made.allowed[made.sets[0]].tolist() == [1 << 2]
     with pytest.raises(NothingFitsError):
         automaton_of(frozenset({b"xy"}), vocabulary)
 

@@ -3,7 +3,7 @@
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 
 from emsjax import LLM, RequestOutput, SamplingParams
 from emsjax.engine.slots import Slots
+from emsjax.serve.answers import ChatAnswer
 from emsjax.serve.app import make_app
 from emsjax.serve.backend import Backend, Call
 from emsjax.serve.options import Settings
@@ -33,8 +34,9 @@ def opened(browser, llm: LLM, backend: Backend) -> Iterator[Open]:
     pages: list[tuple[Any, str, list[str], list[str]]] = []
     with ExitStack() as stack:
 
-        def open_page(api_key: str | None = None, **options: Any) -> Any:
-            app = make_app(Backend(llm, Settings(name=NAME, api_key=api_key)))
+        def open_page(api_key: str | None = None, most_waiting: int = 1024, **options: Any) -> Any:
+            given = Settings(name=NAME, api_key=api_key, most_waiting=most_waiting)
+            app = make_app(Backend(llm, given))
             address = f"http://127.0.0.1:{stack.enter_context(serving(app))}/"
             page = browser.new_page(**options)
             page.set_default_timeout(1000 * 15)
@@ -49,8 +51,9 @@ def opened(browser, llm: LLM, backend: Backend) -> Iterator[Open]:
 
         yield open_page
         for page, address, requested, logged in pages:
-            # Browsers log what the server refuses.
-            assert [text for text in logged if not re.search("status of 40[01]", text)] == []
+            # Browsers log what the server refuses, and answers that it does not finish.
+            known = "status of 4(00|01|29)|ERR_INCOMPLETE_CHUNKED_ENCODING"
+            assert [text for text in logged if not re.search(known, text)] == []
             others = [url for url in requested if not url.startswith(address)]
             assert others == ["data:,"] * len(others), "only the icon is not the server's"
             page.close()
@@ -223,6 +226,43 @@ def test_an_error_is_shown_and_the_message_given_back(opened: Open):
     ask(page, "w7")
     assert page.locator("#settings").get_attribute("open") is not None
     assert page.locator("article").count() == 2, "nothing was sent"
+
+
+def test_a_server_that_goes_away_is_an_error(opened: Open, monkeypatch: pytest.MonkeyPatch):
+    """What was written stays, and the message is given back, to be sent again."""
+    whole = ChatAnswer.events
+
+    async def lost(answer: ChatAnswer, call: Call) -> AsyncIterator[bytes]:
+        async for event in whole(answer, call):
+            yield event
+            if b'"content":"w' in event.replace(b": ", b":"):
+                monkeypatch.undo()
+                raise ConnectionError("the server goes away")
+
+    monkeypatch.setattr(ChatAnswer, "events", lost)
+    page = opened()
+    use(page, temperature=0)
+    ask(page, LONG_ANSWER)
+    page.locator(".error").wait_for()
+    assert page.locator(".error").inner_text() == "The connection to the server was lost."
+    assert page.locator("article.assistant .said").inner_text().startswith("w")
+    assert page.locator("#prompt").input_value() == LONG_ANSWER
+    assert page.locator("#send").is_visible()
+    picture(page, "lost")
+    use(page, **{"max-tokens": 3})
+    page.locator("#prompt").focus()
+    page.keyboard.press("Enter")
+    answer(page)
+    assert page.locator(".error").count() == 1
+
+
+def test_a_full_server_is_an_error(opened: Open):
+    page = opened(most_waiting=0)
+    ask(page, "w7")
+    page.locator(".error").wait_for()
+    picture(page, "full")
+    assert "may wait for a slot" in page.locator(".error").inner_text()
+    assert page.locator("#prompt").input_value() == "w7"
 
 
 def test_text_never_becomes_an_element(opened: Open):
