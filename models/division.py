@@ -126,7 +126,9 @@ def cut_of(path: str, shape: Sequence[int], config: DecoderConfig, shards: int) 
         halves = 2 if config.gated else 1
         return Cut(axis, (shape[axis] // halves,) * halves, (1,) * halves)
     if module in ("out", "down"):
-        return Cut(_COLUMNS, (shape[-1],)) if name == "kernel" else None
+        # The scales of groups are [G, out], so that groups are rows.
+        axis = {"kernel": _COLUMNS, "kernel_scales": _ROWS, "kernel_offsets": _ROWS}.get(name)
+        return None if axis is None else Cut(axis, (shape[axis],))
     return _cut_of_heads(module, name, shape, config, shards)
 
 

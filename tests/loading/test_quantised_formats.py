@@ -59,13 +59,14 @@ def test_weights_are_those_that_the_format_defines(tmp_path: Path, name: str) ->
     shapes = {tensor: shape for tensor, shape in source.shapes().items() if tensor in meant}
     assert shapes == {tensor: value.shape for tensor, value in meant.items()}
     assert source.shapes().keys() - meant.keys() == source.spare
-    assert (source.int8 != frozenset()) == CASES[name].kept
+    kept = 8 if source.int8 else 4 if source.int4 else None
+    assert kept == CASES[name].kept
     for tensor, value in meant.items():
         np.testing.assert_array_equal(source.read(tensor), value)
 
 
-# One format that is dequantised, and one whose numbers are kept in int8.
-@pytest.mark.parametrize("name", ["awq", "int8"])
+# Formats whose numbers are kept in 4 bits and in int8, and one that is dequantised.
+@pytest.mark.parametrize("name", ["awq", "int8", "gptq-v2"])
 def test_logits_equal_those_of_transformers(tmp_path: Path, name: str) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -80,7 +81,7 @@ def test_logits_equal_those_of_transformers(tmp_path: Path, name: str) -> None:
     model = load_model(tmp_path).model
     found = our_logits(model, tokens, 20)
     np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max(), rtol=1e-3)
-    kept = model.blocks.mlp.down.kernel[...].dtype == np.int8  # type: ignore[attr-defined]
+    kept = {"int4": 4, "int8": 8}.get(str(model.blocks.mlp.down.kernel[...].dtype))  # type: ignore[attr-defined]
     assert kept == CASES[name].kept
     assert model.embedding_kernel.dtype == np.float32, "the embedding is not quantised here"
 
