@@ -6,6 +6,8 @@ there are several among them: rows are then repeated, once for each, with zeros 
 the other groups, so that weights go into the unit once.
 """
 
+import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -53,22 +55,39 @@ def unsupported(x: jax.Array, kernels: Grouped) -> str | None:
 
 def blocks_for(x: jax.Array, kernels: Grouped) -> Blocks | None:
     """Returns the sizes for rows and weights, or None if no block is small enough."""
-    num_rows, num_in = x.shape
-    num_out, size = kernels.shape[1], kernels.size
-    outs = min(num_out, MOST_OUTS)
-    share = pl.cdiv(num_rows, pl.cdiv(num_rows, MOST_ROWS))
-    rows = pl.cdiv(share, ROW_MULTIPLE) * ROW_MULTIPLE
-    for parts in range(1, num_in // LANES + 1):
-        depth, rest = divmod(num_in, parts)
-        whole = rest == 0 and depth % LANES == 0 and depth % size == 0
-        if not whole or (parts > 1 and depth // size % GROUPS_OF_BLOCK):
-            continue
-        repeated = rows * max(LANES // size, 1)
-        moved = repeated * depth * x.dtype.itemsize + outs * depth // 2
-        moved += (depth // size + rows) * outs * 4
-        if 2 * moved + rows * outs * 4 <= MOST_BYTES:
-            return Blocks(rows, outs, depth)
+    num_rows, most = len(x), MOST_ROWS
+    while most >= ROW_MULTIPLE:
+        # Weights are read once for all rows of a block, so fewer outputs are better than fewer rows.
+        share = pl.cdiv(num_rows, pl.cdiv(num_rows, most))
+        rows = pl.cdiv(share, ROW_MULTIPLE) * ROW_MULTIPLE
+        for outs in (MOST_OUTS, MOST_OUTS // 2, MOST_OUTS // 4):
+            fitting = (Blocks(rows, outs, depth) for depth in _depths(kernels))
+            found = next(
+                (each for each in fitting if _nbytes(each, x, kernels) <= MOST_BYTES), None
+            )
+            if found is not None:
+                return found._replace(outs=min(outs, kernels.shape[1]))
+        most //= 2
     return None
+
+
+def _depths(kernels: Grouped) -> Iterator[int]:
+    """Yields the inputs that a block may have, the most first."""
+    num_in, size = kernels.shape[2], kernels.size
+    yield num_in
+    multiple = math.lcm(size * GROUPS_OF_BLOCK, LANES)
+    yield from (
+        depth for depth in range(num_in // 2, 0, -1) if num_in % depth == depth % multiple == 0
+    )
+
+
+def _nbytes(blocks: Blocks, x: jax.Array, kernels: Grouped) -> int:
+    """Returns the bytes of all blocks, one of each in use and one arriving."""
+    rows, outs, depth = blocks
+    repeated = rows * max(LANES // kernels.size, 1)
+    moved = repeated * depth * x.dtype.itemsize + outs * depth // 2
+    moved += (depth // kernels.size + rows) * outs * 4
+    return 2 * moved + rows * outs * 4
 
 
 def grouped_matmul(x: jax.Array, kernels: Grouped, layer: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -25,6 +25,7 @@ from tests.kernels.lowering import lower_for_hopper
 class TestReference(LayerMatmulContract):
     backend = "reference"
     cases: ClassVar = tuple(GROUPED)
+    rounds_weights = True
 
 
 class TestCpu(LayerMatmulContract):
