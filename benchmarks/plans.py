@@ -2,8 +2,8 @@
 
 python -m benchmarks.plans
 
-Each model is planned in bfloat16 and with weights in int8 and 4 bits, for each chip. A plan is made once: a later
-run keeps what it finds in the JSON file, unless `--again` is given. The tables of
+Each model is planned in bfloat16 and with weights in int8 and 4 bits, for each chip. A plan is made
+once: a later run keeps what it finds in the JSON file, unless `--again` is given. The tables of
 `docs/planning-hardware.md` and the README are printed.
 """
 

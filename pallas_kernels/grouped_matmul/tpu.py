@@ -57,7 +57,7 @@ def blocks_for(x: jax.Array, kernels: Grouped) -> Blocks | None:
     """Returns the sizes for rows and weights, or None if no block is small enough."""
     num_rows, most = len(x), MOST_ROWS
     while most >= ROW_MULTIPLE:
-        # Weights are read once for all rows of a block, so fewer outputs are better than fewer rows.
+        # Weights are read once for all rows of a block: fewer outputs are better than fewer rows.
         share = pl.cdiv(num_rows, pl.cdiv(num_rows, most))
         rows = pl.cdiv(share, ROW_MULTIPLE) * ROW_MULTIPLE
         for outs in (MOST_OUTS, MOST_OUTS // 2, MOST_OUTS // 4):

@@ -312,7 +312,7 @@ def write_in_4_bits(directory: Path) -> None:
     for name, value in llama_weights().items():
         parts = case.write(*value.shape)[0] if "_proj" in name else {"weight": value}
         module = name.removesuffix(".weight")
-        tensors |= {f"{module}.{part}": np.array(held) for part, held in parts.items()}
+        tensors |= {f"{module}.{part}": np.array(held, order="C") for part, held in parts.items()}
     save_file(tensors, directory / "model.safetensors")
 
 
