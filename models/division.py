@@ -127,8 +127,10 @@ def cut_of(path: str, shape: Sequence[int], config: DecoderConfig, shards: int) 
         return Cut(axis, (shape[axis] // halves,) * halves, (1,) * halves)
     if module in ("out", "down"):
         # The scales of groups are [G, out], so that groups are rows.
-        axis = {"kernel": _COLUMNS, "kernel_scales": _ROWS, "kernel_offsets": _ROWS}.get(name)
-        return None if axis is None else Cut(axis, (shape[axis],))
+        if name not in ("kernel", "kernel_scales", "kernel_offsets"):
+            return None
+        axis = _COLUMNS if name == "kernel" else _ROWS
+        return Cut(axis, (shape[axis],))
     return _cut_of_heads(module, name, shape, config, shards)
 
 

@@ -56,7 +56,7 @@ def widened(source: Any, dtype: jnp.dtype) -> jax.Array:
     return plgpu.layout_cast(read, plgpu.Layout.WGMMA).astype(dtype)
 
 
-def of_rows(scales: Any, shape: tuple[int, int]) -> jax.Array:
+def of_rows(scales: Any, shape: tuple[int, ...]) -> jax.Array:
     """Returns a factor per row of a product, [1, M] in shared memory, spread over its columns."""
     read = plgpu.load(scales.at[0], (), layout=plgpu.Layout.WGMMA.reduce(1))
     return jax.lax.broadcast_in_dim(read, shape, (0,))

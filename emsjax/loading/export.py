@@ -73,7 +73,7 @@ def _floats(parameter: str, leaves: Mapping[str, Any]) -> np.ndarray:
     """Returns a parameter in float32."""
     held = {end: leaves.get(parameter + end) for end in ("", SCALE, SCALES, OFFSETS)}
     values, scale, scales, offsets = (None if x is None else x[...] for x in held.values())
-    if scales is not None:
+    if values is not None and scales is not None:
         return np.array(floats(Grouped(values, scales, offsets)))
     value = np.asarray(values, np.float32)
     return value if scale is None else value * np.asarray(scale)[..., None]

@@ -143,12 +143,9 @@ def _read_int4(
 def _joined(read: Sequence[Int4], num_in: int, size: int) -> tuple[np.ndarray, ...]:
     """Joins the rows of tensors: values [out, in], and scales and offsets [in / size, out]."""
     values = np.concatenate([each.values for each in read])
-    per_group = ([(each.scales, each.scales), (each.offsets, each.scales)] for each in read)
-    parts = zip(*per_group, strict=True)
-    joined = [
-        np.concatenate([regrouped(*each, num_in, size) for each in part], axis=1) for part in parts
-    ]
-    return values, *joined
+    scales = [regrouped(each.scales, each.scales, num_in, size) for each in read]
+    offsets = [regrouped(each.offsets, each.scales, num_in, size) for each in read]
+    return values, np.concatenate(scales, axis=1), np.concatenate(offsets, axis=1)
 
 
 class _Reader:

@@ -69,6 +69,7 @@ def expert_matmul(
             x, kernels.values, layer=layer, tiles=tiles, dtype=jnp.float32, backend=backend
         )
         return (sums * kernels.scale[layer, tiles.experts][:, None]).astype(dtype)
+    assert isinstance(kernels, jax.Array), "experts are not kept in 4 bits"
     check_expert_matmul(x, kernels, layer, tiles.experts)
     multiply = pick("expert_matmul", BACKENDS, backend, x, kernels)
     return multiply(x, kernels, layer, tiles, dtype)

@@ -41,7 +41,7 @@ def grouped_matmul(x: jax.Array, kernels: Grouped, layer: jax.Array, dtype: jnp.
 
 @grouped_matmul.defjvp
 def _derivative(dtype: jnp.dtype, values: tuple, tangents: tuple) -> tuple[jax.Array, Any]:
-    def product(*args: Any) -> jax.Array:
-        return reference.grouped_matmul(*args, dtype)
+    def product(x: jax.Array, kernels: Grouped, layer: jax.Array) -> jax.Array:
+        return reference.grouped_matmul(x, kernels, layer, dtype)
 
     return grouped_matmul(*values, dtype), jax.jvp(product, values, tangents)[1]

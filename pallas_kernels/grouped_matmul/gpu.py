@@ -40,5 +40,6 @@ def grouped_matmul(x: jax.Array, kernels: Grouped, layer: jax.Array, dtype: jnp.
 
 def blocks_of(kernels: Grouped, num_rows: int) -> Blocks:
     """Returns the sizes for T rows: a block's columns lie in one group."""
-    blocks = blocks_for(*kernels.shape[1:], num_rows, int8=True)
+    _, num_out, num_in = kernels.shape
+    blocks = blocks_for(num_out, num_in, num_rows, int8=True)
     return blocks._replace(depth=GROUP_MULTIPLE) if kernels.size % blocks.depth else blocks

@@ -53,7 +53,7 @@ class QuantisedSource:
         self.spare = frozenset(self._empty_biases(modules, shapes))
         self.dtype = own_dtype(dtypes[name] for name in wide)
         self.int8 = frozenset(self._parts if its_format.int8 is not None else ())
-        self.int4 = dict(self._groups(shapes, dtypes))
+        self.int4: Mapping[str, Groups] = dict(self._groups(shapes, dtypes))
 
     def shapes(self) -> Mapping[str, Shape]:
         """Returns the shapes of all tensors, those of quantised weights as [out, in]."""

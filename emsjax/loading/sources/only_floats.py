@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NoReturn
 
+from emsjax.loading.sources.int4 import Int4
+from emsjax.loading.sources.int8 import Int8
 from emsjax.models.quantised import Groups
 
 
@@ -14,10 +15,10 @@ class OnlyFloats:
     int4: Mapping[str, Groups] = MappingProxyType({})
     spare: frozenset[str] = frozenset()
 
-    def read_int8(self, name: str) -> NoReturn:
+    def read_int8(self, name: str) -> Int8:
         """Never called, as `int8` names no tensor."""
         raise KeyError(name)
 
-    def read_int4(self, name: str) -> NoReturn:
+    def read_int4(self, name: str) -> Int4:
         """Never called, as `int4` names no tensor."""
         raise KeyError(name)
