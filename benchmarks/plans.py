@@ -2,9 +2,9 @@
 
 python -m benchmarks.plans
 
-Three models are planned in bfloat16 and with int8 weights, for each chip, and a large one for
-slices of eight chips. A plan is made once: a later run keeps what it finds in the JSON file, unless
-`--again` is given. The tables of `docs/planning-hardware.md` and the README are printed.
+Three models are planned in bfloat16 and with weights in int8 and 4 bits, for each chip, and a large
+one for slices of eight chips. A plan is made once: a later run keeps what it finds in the JSON file,
+unless `--again` is given. The tables of `docs/planning-hardware.md` and the README are printed.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from emsjax.host.provenance import commit_of
 NAMES = {"opt-6.7b": "OPT-6.7B", "llama-3-8b": "Llama-3-8B", "smollm2-135m": "SmolLM2-135M"}
 LARGE = {"llama-3-70b": "Llama-3-70B"}
 CHIPS = ("v5e", "v6e")
-WEIGHTS = ("bfloat16", "int8")
+WEIGHTS = ("bfloat16", "int8", "int4")
 # Slices that hold the large model with these weights.
 SLICES = (("v6e-8", "bfloat16"), ("v5e-8", "int8"))
 BATCH_SIZE, MAX_MODEL_LEN, CONTEXT = 8, 2048, 1024
@@ -72,7 +72,7 @@ def _of(names: Mapping[str, str], plans: list[dict[str, Any]]) -> list[dict[str,
 
 
 def summary(plans: list[dict[str, Any]]) -> str:
-    """Returns what matters most on one chip as a Markdown table with columns for both weights.
+    """Returns what matters most on one chip as a Markdown table with columns for all weights.
 
     Steps are plain ones of the largest batch up to 8, as the compiler expects them.
     """
@@ -82,8 +82,8 @@ def summary(plans: list[dict[str, Any]]) -> str:
     header += [f"{name}: {weights}" for name in _SHORT for weights in WEIGHTS]
     rows = []
     for model, chip in dict.fromkeys((plan["model"], plan["topology"]) for plan in plans):
-        both = [known[Cell(model, chip, weights)] for weights in WEIGHTS]
-        figures = [figure(plan) for figure in _SHORT.values() for plan in both]
+        kinds = [known[Cell(model, chip, weights)] for weights in WEIGHTS]
+        figures = [figure(plan) for figure in _SHORT.values() for plan in kinds]
         rows.append([NAMES[model], f"{chip}-1", *figures])
     return table(header, rows)
 

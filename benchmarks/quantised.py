@@ -3,7 +3,7 @@
 python -m benchmarks.quantised --input spec_bench.jsonl
 
 All models read the same text, in windows that begin with an empty cache. The text is the prompts'
-own, from all categories.
+own, from all categories. The report replaces the one of the same model in the output.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def main() -> None:
     if not all(windows.values()):
         raise SystemExit(f"{options.input} is shorter than one window; give a smaller --window")
     report = _report(plain.name, str(plain.model.dtype), windows, options)
-    options.output.write_text(report, encoding="utf-8")
+    options.output.write_text(_replaced(options.output, report), encoding="utf-8")
     print(report)
 
 
@@ -139,6 +139,16 @@ def _report(
     )
     title = f"# int8 weights and cache of {name}"
     return "\n\n".join([title, about, table(header, rows)]) + "\n"
+
+
+def _replaced(file: Path, report: str) -> str:
+    """Returns a file's content with a report in place of its own of that model, or at its end."""
+    content = file.read_text(encoding="utf-8") if file.exists() else ""
+    sections = [f"# {part}" for part in content.removeprefix("# ").split("\n# ") if part]
+    titles = [section.partition("\n")[0] for section in sections]
+    title = report.partition("\n")[0]
+    place = titles.index(title) if title in titles else len(sections)
+    return "\n".join([*sections[:place], report, *sections[place + 1 :]])
 
 
 def _row(plain: float, windows: list[Window]) -> list[str]:

@@ -38,7 +38,7 @@ from emsjax.pallas_kernels.cache_update.api import move_kv
 from emsjax.pallas_kernels.int8_cache import Cache, int8_cache_spec
 from emsjax.pallas_kernels.kv_rows import LANES
 from emsjax.pallas_kernels.layer_matmul.api import matmul
-from emsjax.pallas_kernels.quantised import Weights, weights_of
+from emsjax.pallas_kernels.quantised import Weights, bits_of, weights_of
 
 
 class Attention(nnx.Module):
@@ -192,7 +192,7 @@ class Embedder(nnx.Module):
     @property
     def weights(self) -> Weights:
         """The token embedding [V, E], together with its scale if it is quantised."""
-        return weights_of(self.tokens, self.tokens_scale)
+        return weights_of(self, "tokens")
 
     @property
     def table(self) -> Table:
@@ -213,7 +213,7 @@ class Embedder(nnx.Module):
 
 def _is_kernel(path: tuple, value: object) -> bool:
     del value
-    return path[-1] in ("kernel", "kernel_scale")
+    return str(path[-1]).startswith("kernel")
 
 
 # The sliding window of a layer without one, next to layers with one.
@@ -572,7 +572,7 @@ def _size(module: nnx.Module) -> int:
 
 
 def _nbytes(part: Any) -> int:
-    return sum(math.prod(_own_shape(x)) * x.dtype.itemsize for x in jax.tree.leaves(part))
+    return sum(math.prod(_own_shape(x)) * bits_of(x.dtype) for x in jax.tree.leaves(part)) // 8
 
 
 def _own_shape(array: Any) -> tuple[int, ...]:

@@ -132,7 +132,11 @@ def cut_of(path: str, shape: Sequence[int], config: DecoderConfig, shards: int) 
         halves = 2 if config.gated else 1
         return Cut(axis, (shape[axis] // halves,) * halves, (1,) * halves)
     if module in ("out", "down"):
-        return Cut(_COLUMNS, (shape[-1],)) if name == "kernel" else None
+        # The scales of groups are [G, out], so that groups are rows.
+        if name not in ("kernel", "kernel_scales", "kernel_offsets"):
+            return None
+        axis = _COLUMNS if name == "kernel" else _ROWS
+        return Cut(axis, (shape[axis],))
     return _cut_of_heads(module, name, shape, config, shards)
 
 

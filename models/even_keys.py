@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from emsjax.models.config import DecoderConfig
 from emsjax.models.decoder import Block, DecoderLM
 from emsjax.models.layers import LayerNorm, RMSNorm
-from emsjax.pallas_kernels.quantised import Weights, floats
+from emsjax.pallas_kernels.quantised import Weights, floats, some_rows
 
 # The largest factor, and one over the smallest: far more than models need, and safe in float16.
 _MOST = 2.0**5
@@ -44,7 +44,11 @@ def _even_out_products(stack: Block, config: DecoderConfig) -> None:
     rows = _row_factors(qkv.weights, bias, gain, config)
     if qkv.bias is not None:
         qkv.bias.set_value(_times(qkv.bias[...], rows))
-    if qkv.kernel_scale is not None:
+    if qkv.kernel_scales is not None:
+        for each in (qkv.kernel_scales, qkv.kernel_offsets):
+            if each is not None:
+                each.set_value(_times(each[...], rows[:, None]))
+    elif qkv.kernel_scale is not None:
         qkv.kernel_scale.set_value(_times(qkv.kernel_scale[...], rows))
     else:
         qkv.kernel.set_value(_times(qkv.kernel[...], rows[..., None]))
@@ -78,7 +82,7 @@ def _row_factors(
     """Returns a factor for each row of the kernels [L, out, in], float32[L, out]."""
     heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
     keys = slice(heads * width, (heads + kv_heads) * width)
-    rows = floats(jax.tree.map(lambda array: array[:, keys], weights)).astype(jnp.float32)
+    rows = floats(some_rows(weights, keys)).astype(jnp.float32)
     # The inputs are normalised, so a norm's weight is the size of what a column multiplies.
     squares = jnp.square(rows if gain is None else rows * gain[:, None].astype(jnp.float32))
     sums = squares.sum(axis=2)

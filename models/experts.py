@@ -33,7 +33,7 @@ class ExpertLinear(nnx.Module):
     @property
     def weights(self) -> Weights:
         """The kernel, together with its scale if it is quantised."""
-        return weights_of(self.kernel, self.kernel_scale)
+        return weights_of(self, "kernel")
 
     def __call__(self, x: jax.Array, layer: jax.Array, tiles: Tiles) -> jax.Array:
         """Turns x [X, Y, in] into [X, Y, out].

@@ -69,7 +69,8 @@ class LayerContext(NamedTuple):
 class Linear(nnx.Module):
     """Computes x @ kernel.T + bias. The kernel is [out, in], as in checkpoints.
 
-    `models.quantised` turns the kernel into int8 and adds `kernel_scale`.
+    `models.quantised` turns the kernel into int8 and adds `kernel_scale`, or into 4 bits and adds
+    `kernel_scales` and `kernel_offsets`.
     """
 
     quantisable: ClassVar[str] = "kernel"
@@ -96,12 +97,14 @@ class Linear(nnx.Module):
         self.summed = summed
         self.kernel = nnx.Param(init(rngs.params(), (num_out, num_in), jnp.float32))
         self.kernel_scale: nnx.Param | None = None
+        self.kernel_scales: nnx.Param | None = None
+        self.kernel_offsets: nnx.Param | None = None
         self.bias = nnx.Param(jnp.zeros((num_out,), jnp.float32)) if bias else None
 
     @property
     def weights(self) -> Weights:
-        """The kernel, together with its scale if it is quantised."""
-        return weights_of(self.kernel, self.kernel_scale)
+        """The kernel, together with its scales if it is quantised."""
+        return weights_of(self, "kernel")
 
     def __call__(self, x: jax.Array, layer: jax.Array | None = None) -> jax.Array:
         """Turns x [T, in] into [T, out].

@@ -1,16 +1,27 @@
-"""Models whose weights are int8 with one scale per output channel."""
+"""Models whose weights are int8 with one scale per output channel, or 4 bits with one per group."""
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from emsjax.models.family import dotted
-from emsjax.pallas_kernels.quantised import Weights, floats
+from emsjax.models.layers import Linear
+from emsjax.pallas_kernels.quantised import OFFSETS, SCALE, SCALES, Weights, floats
 
-# A quantised parameter's scale is named like the parameter, with this at the end.
-SCALE = "_scale"
+
+class Groups(NamedTuple):
+    """How weights in 4 bits are divided into groups.
+
+    Attributes:
+      size: inputs of a group.
+      offsets: whether groups have offsets.
+    """
+
+    size: int
+    offsets: bool = False
 
 
 def quantise_shapes(model: nnx.Module, chosen: Container[str] | None = None) -> None:
@@ -31,6 +42,34 @@ def quantise_shapes(model: nnx.Module, chosen: Container[str] | None = None) -> 
         setattr(module, name, nnx.Param(jax.ShapeDtypeStruct(shape, jnp.int8)))
         scale = nnx.Param(jax.ShapeDtypeStruct(shape[:-1], jnp.float32))
         setattr(module, name + SCALE, nnx.data(scale))  # it was None, and so no data
+
+
+def group_shapes(model: nnx.Module, groups: Mapping[str, Groups]) -> None:
+    """Makes kernels 4-bit weights in groups, and adds their scales and offsets.
+
+    Args:
+      model: a model whose parameters are `jax.ShapeDtypeStruct`s; it is changed.
+      groups: the groups of each kernel to change, one of `in_groups`, by its path.
+    """
+    for path, module in in_groups(model).items():
+        if path not in groups:
+            continue
+        name, (size, offsets) = path.rpartition(".")[2], groups[path]
+        *stack, num_out, num_in = getattr(module, name).shape
+        parts = jax.ShapeDtypeStruct((*stack, num_in // size, num_out), jnp.float32)
+        setattr(module, name, nnx.Param(jax.ShapeDtypeStruct((*stack, num_out, num_in), jnp.int4)))
+        setattr(module, name + SCALES, nnx.data(nnx.Param(parts)))
+        if offsets:
+            setattr(module, name + OFFSETS, nnx.data(nnx.Param(parts)))
+
+
+def in_groups(model: nnx.Module) -> dict[str, nnx.Module]:
+    """Returns the modules whose kernels may be in 4 bits, the products of layers, by its path."""
+    return {
+        dotted((*path, "kernel")): module
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, Linear) and path[:1] == ("blocks",)
+    }
 
 
 def picked(weights: Weights, rows: jax.typing.ArrayLike) -> Weights:

@@ -3,15 +3,24 @@
 This module imports no jax, so that forecasts need not wait for it.
 """
 
+import math
 from typing import NamedTuple
 
 from emsjax.engine.sizes import Exchange, Sizes
+from emsjax.limits import PLANNED_GROUP
 from emsjax.models.config import DecoderConfig
 from emsjax.pallas_kernels.kv_rows import token_bytes
 
 _SCALE_BYTES = 4
 # Each device's largest logit of a row, and its place.
 _CHOICE_BYTES = 8
+# How matrices are kept: as floats, in int8 with a scale per row, or in 4 bits with one per group.
+_FLOATS, _INT8, _INT4 = None, "int8", "int4"
+
+
+def planned_group(num_in: int) -> int:
+    """Returns the inputs of a group of 4-bit weights in a forecast, the most that divide them."""
+    return math.gcd(num_in, PLANNED_GROUP)
 
 
 class _Count(NamedTuple):
@@ -19,31 +28,40 @@ class _Count(NamedTuple):
 
     Attributes:
       weights: in matrices that can be quantised.
-      rows: of these matrices, each of which has a scale if they are quantised.
+      rows: of these matrices, each of which has a scale if they are in int8.
+      groups: of these matrices, each of which has a scale if they are in 4 bits.
       others: in norms, biases and position embeddings.
     """
 
     weights: int = 0
     rows: int = 0
+    groups: int = 0
     others: int = 0
 
     def plus(self, *more: "_Count") -> "_Count":
         """Returns the sum of these and more."""
         return _Count(*(sum(numbers) for numbers in zip(self, *more, strict=True)))
 
+    def wide(self) -> "_Count":
+        """Returns the numbers if no matrix is quantised, whatever others are."""
+        return _Count(others=self.weights + self.others)
+
     def times(self, layers: int) -> "_Count":
         """Returns the numbers of several layers."""
         return _Count(*(layers * number for number in self))
 
-    def nbytes(self, itemsize: int, quantised: bool) -> int:
-        """Returns their bytes, with `itemsize` bytes for what is not quantised."""
-        if quantised:
-            return self.weights + self.rows * _SCALE_BYTES + self.others * itemsize
-        return (self.weights + self.others) * itemsize
+    def scales(self, kind: str | None) -> int:
+        """Returns the number of scales."""
+        return {_FLOATS: 0, _INT8: self.rows, _INT4: self.groups}[kind]
 
-    def numbers(self, quantised: bool) -> int:
+    def nbytes(self, itemsize: int, kind: str | None) -> int:
+        """Returns their bytes, with `itemsize` bytes for what is not quantised."""
+        bits = {_FLOATS: 8 * itemsize, _INT8: 8, _INT4: 4}[kind]
+        return self.weights * bits // 8 + self.scales(kind) * _SCALE_BYTES + self.others * itemsize
+
+    def numbers(self, kind: str | None) -> int:
         """Returns how many numbers there are, scales included."""
-        return self.weights + self.others + (self.rows if quantised else 0)
+        return self.weights + self.others + self.scales(kind)
 
 
 def decoder_sizes(
@@ -59,20 +77,22 @@ def decoder_sizes(
       config: the configuration.
       itemsize: bytes of a number in the activations, and in what is not quantised.
       platform: "cpu", "gpu" or "tpu"; the layout of the cache depends on it.
-      quantize: "int8" for int8 weights, or None.
+      quantize: "int8" for int8 weights, "int4" for layers in 4 bits as in files, or None.
       kv_dtype: "int8" for an int8 cache, or None.
     """
     heads, int8 = (config.num_kv_heads, config.head_dim), kv_dtype is not None
-    quantised = quantize is not None
     width = config.embedding_size or config.hidden_size
-    embedding = _matrix(width, config.vocab_rows)
+    # Files of 4 bits keep what is outside of layers wide, and experts are made wide.
+    outside = _Count.wide if quantize == _INT4 else _Count.plus
+    embedding = outside(_matrix(width, config.vocab_rows))
     rows = 0 if config.rope is not None else config.max_positions + config.position_offset
     positions = _Count(others=rows * config.hidden_size)
-    experts, mlps = _experts(config), _mlps(config)
+    experts, mlps = outside(_experts(config)), _mlps(config)
     blocks = _attention(config).times(config.num_layers).plus(mlps, experts)
     parts = [embedding, positions, blocks]
     if config.embedding_size is not None:
-        parts += [_matrix(width, config.hidden_size), _matrix(config.hidden_size, width)]
+        sizes = (width, config.hidden_size)
+        parts += [outside(_matrix(*sizes)), outside(_matrix(*sizes[::-1]))]
     if config.final_norm:
         parts.append(_norm(config))
     if not config.tied:
@@ -81,14 +101,14 @@ def decoder_sizes(
         parts.append(_Count(others=config.vocab_size))
     # A tied embedding is read in full for the logits, so it is no table of looked-up rows.
     looked_up = positions if config.tied else positions.plus(embedding)
-    weights_bytes = _Count().plus(*parts).nbytes(itemsize, quantised)
-    expert_bytes = experts.nbytes(itemsize, quantised)
-    left_out = (1 - config.expert_share) * experts.numbers(quantised)
+    weights_bytes = _Count().plus(*parts).nbytes(itemsize, quantize)
+    expert_bytes = experts.nbytes(itemsize, quantize)
+    left_out = (1 - config.expert_share) * experts.numbers(quantize)
     return Sizes(
         weights_bytes=weights_bytes,
-        read_bytes=weights_bytes - looked_up.nbytes(itemsize, quantised) - expert_bytes,
-        row_flops=round(2 * (blocks.numbers(quantised) - left_out)),
-        logit_flops=2 * embedding.weights,
+        read_bytes=weights_bytes - looked_up.nbytes(itemsize, quantize) - expert_bytes,
+        row_flops=round(2 * (blocks.numbers(quantize) - left_out)),
+        logit_flops=2 * config.vocab_rows * width,
         token_bytes=config.num_layers * token_bytes(*heads, platform, itemsize, int8),
         token_flops=4 * config.num_layers * config.num_heads * config.head_dim,
         itemsize=itemsize,
@@ -160,7 +180,8 @@ def _mlp(config: DecoderConfig, inner: int, bias: bool) -> _Count:
 
 
 def _matrix(num_in: int, num_out: int, bias: bool = False) -> _Count:
-    return _Count(num_in * num_out, num_out, num_out if bias else 0)
+    groups = num_in // planned_group(num_in)
+    return _Count(num_in * num_out, num_out, groups * num_out, num_out if bias else 0)
 
 
 def _norm(config: DecoderConfig) -> _Count:

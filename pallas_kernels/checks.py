@@ -18,6 +18,7 @@ import numpy as np
 from emsjax.pallas_kernels.int8_cache import Cache, Int8Cache
 from emsjax.pallas_kernels.kv_layout import storage_dtypes
 from emsjax.pallas_kernels.kv_rows import LANES, rows_needed
+from emsjax.pallas_kernels.quantised import Grouped
 
 _CHECKING: ContextVar[bool] = ContextVar(
     "checking_lengths", default=os.environ.get("EMSJAX_CHECK_LENGTHS") == "1"
@@ -114,6 +115,29 @@ def check_layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array) -> No
     _check_type("x", x, FLOATS)
     _check_shape("kernels", kernels, (None, None, x.shape[1]), "[L, out, in]")
     _check_type("kernels", kernels, (x.dtype, jnp.int8))
+    _check_layer(layer)
+
+
+def check_grouped_matmul(x: jax.Array, kernels: Grouped, layer: jax.Array) -> None:
+    """Checks shapes and types of `grouped_matmul`.
+
+    Raises:
+      ValueError: an argument does not fit; the message begins with its name.
+    """
+    _check_shape("x", x, (None, None), "[T, in]")
+    _check_type("x", x, FLOATS)
+    _check_shape("kernels.values", kernels.values, (None, None, x.shape[1]), "[L, out, in]")
+    _check_type("kernels.values", kernels.values, (jnp.int4,))
+    num_layers, num_out, num_in = kernels.shape
+    for name, groups in (("scales", kernels.scales), ("offsets", kernels.offsets)):
+        if groups is not None:
+            _check_shape(f"kernels.{name}", groups, (num_layers, None, num_out), "[L, G, out]")
+            _check_type(f"kernels.{name}", groups, (jnp.float32,))
+            if groups.shape[1] != kernels.scales.shape[1] or num_in % groups.shape[1]:
+                raise ValueError(
+                    f"kernels.{name} has {groups.shape[1]} groups, which do not divide "
+                    f"{num_in} inputs as the scales do"
+                )
     _check_layer(layer)
 
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-# How kernels receive numbers of a type: bfloat16, which Numba does not have, as its bits.
-STORED = {"float32": "float32", "bfloat16": "uint16", "int8": "int8"}
+# How kernels receive numbers of a type: those that Numba does not have as their bits, two int4 in a
+# byte.
+STORED = {"float32": "float32", "bfloat16": "uint16", "int8": "int8", "int4": "uint8"}
 
 _LOCK = threading.Lock()  # programs may be traced in several threads
 _OUTCOMES: dict[str, str | None] = {}

@@ -8,6 +8,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from emsjax.pallas_kernels.backends import target_capability
+from emsjax.pallas_kernels.quantised import bits_of
 
 CAPABILITY = "9.0"
 
@@ -46,11 +47,19 @@ def product_transposed(left: Any, right: Any) -> jax.Array:
 
 
 def widened(source: Any, dtype: jnp.dtype) -> jax.Array:
-    """Returns int8 [M, X] in shared memory as the left operand of a product, in registers."""
+    """Returns int8 or int4 [M, X] in shared memory as a product's left operand, in registers."""
     # Each thread reads bytes that lie next to each other. They then move to where a product expects
     # the 16-bit numbers that they become.
-    read = plgpu.load(source, (), layout=plgpu.Layout.WGMMA_UPCAST_2X)
+    four_bits = source.dtype == jnp.int4
+    layout = plgpu.Layout.WGMMA_UPCAST_4X if four_bits else plgpu.Layout.WGMMA_UPCAST_2X
+    read = plgpu.load(source, (), layout=layout)
     return plgpu.layout_cast(read, plgpu.Layout.WGMMA).astype(dtype)
+
+
+def of_rows(scales: Any, shape: tuple[int, ...]) -> jax.Array:
+    """Returns a factor per row of a product, [1, M] in shared memory, spread over its columns."""
+    read = plgpu.load(scales.at[0], (), layout=plgpu.Layout.WGMMA.reduce(1))
+    return jax.lax.broadcast_in_dim(read, shape, (0,))
 
 
 def write_transposed(product: jax.Array, target: Any) -> None:
@@ -61,8 +70,8 @@ def write_transposed(product: jax.Array, target: Any) -> None:
 
 def transforms(width: int, dtype: jnp.dtype) -> tuple[Any, ...]:
     """Returns a layout of a tile [rows, width] in shared memory that the tensor cores can read."""
-    swizzle = plgpu.find_swizzle(width * dtype.itemsize * 8)
-    tile = (8, swizzle // dtype.itemsize)
+    swizzle = plgpu.find_swizzle(width * bits_of(dtype))
+    tile = (8, swizzle * 8 // bits_of(dtype))
     return plgpu.TilingTransform(tile), plgpu.SwizzleTransform(swizzle)
 
 

@@ -1,10 +1,14 @@
-"""Weights in int8 with one float32 scale per output channel."""
+"""Weights in int8 with one float32 scale per output channel, or in 4 bits with one per group."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+# What the names of a quantised parameter's scales and offsets have after that of the parameter: one
+# scale per output channel of int8, or scales and offsets per group of 4 bits.
+SCALE, SCALES, OFFSETS = "_scale", "_scales", "_offsets"
 
 
 @jax.tree_util.register_dataclass
@@ -26,29 +30,88 @@ class Quantised:
         return self.values.shape
 
 
-Weights = jax.Array | Quantised
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Grouped:
+    """Weights in 4 bits: the inputs of each output are in G groups of equal size, one by one.
+
+    A weight is `value * scale + offset`, with the scale and the offset of its group.
+
+    Attributes:
+      values: int4[..., out, in].
+      scales: float32[..., G, out].
+      offsets: float32[..., G, out]; None for none.
+    """
+
+    values: jax.Array
+    scales: jax.Array
+    offsets: jax.Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weights, [..., out, in]."""
+        return self.values.shape
+
+    @property
+    def size(self) -> int:
+        """The number of inputs in a group."""
+        return self.values.shape[-1] // self.scales.shape[-2]
 
 
-def weights_of(values: Any, scale: Any | None) -> Weights:
-    """Returns the weights that two parameters hold; `scale` is None if they are not quantised."""
-    return values[...] if scale is None else Quantised(values[...], scale[...])
+Weights = jax.Array | Quantised | Grouped
+
+
+def weights_of(module: Any, name: str) -> Weights:
+    """Returns the weights that a module's parameters hold: floats, int8 or 4 bits.
+
+    Args:
+      module: the module.
+      name: of the parameter; those of its scales have this name and an ending.
+    """
+    values = getattr(module, name)[...]
+    if (scales := getattr(module, name + SCALES, None)) is not None:
+        offsets = getattr(module, name + OFFSETS)
+        return Grouped(values, scales[...], None if offsets is None else offsets[...])
+    scale = getattr(module, name + SCALE)
+    return values if scale is None else Quantised(values, scale[...])
+
+
+def bits_of(dtype: jnp.dtype) -> int:
+    """Returns the bits that a number takes in an array: 4 for int4, which NumPy keeps in a byte."""
+    return 4 if dtype == jnp.int4 else 8 * dtype.itemsize
 
 
 def floats(weights: Weights) -> jax.Array:
     """Returns the weights as they are if they are not quantised, otherwise in float32."""
     if isinstance(weights, Quantised):
         return weights.values.astype(jnp.float32) * weights.scale[..., None]
+    if isinstance(weights, Grouped):
+        wide = weights.values.astype(jnp.float32) * _per_input(weights.scales, weights.size)
+        return wide if weights.offsets is None else wide + _per_input(weights.offsets, weights.size)
     return weights
+
+
+def _per_input(groups: jax.Array, size: int) -> jax.Array:
+    """Spreads numbers per group [..., G, out] over their inputs, [..., out, in]."""
+    return jnp.repeat(groups.swapaxes(-1, -2), size, axis=-1)
 
 
 def take_rows(weights: Weights, rows: jax.Array) -> jax.Array:
     """Looks up rows of an embedding.
 
     Args:
-      weights: [V, E].
+      weights: [V, E], not in groups.
       rows: int32[...], each from 0 to V - 1.
 
     Returns:
       [..., E] in the type of the weights; float32 for int8 weights.
     """
     return floats(jax.tree.map(lambda array: array[rows], weights))
+
+
+def some_rows(weights: Weights, rows: slice) -> Weights:
+    """Returns some of the rows of a stack of weights [L, out, in]."""
+    if isinstance(weights, Grouped):
+        per_row = jax.tree.map(lambda groups: groups[..., rows], (weights.scales, weights.offsets))
+        return Grouped(weights.values[:, rows], *per_row)
+    return jax.tree.map(lambda array: array[:, rows], weights)

@@ -2,8 +2,8 @@
 
 XLA copies weights out of a stack before it multiplies them, so that they cross the memory three
 times. Here each program streams its part of the weights, straight from the stack. How a sum is
-divided depends only on the weights' shape. int8 weights are converted after they have been read, so
-that memory holds bytes.
+divided depends only on the weights' shape. Weights in int8 or 4 bits are converted after they have
+been read, so that memory holds bytes. A group's scales multiply its sums.
 """
 
 import functools
@@ -93,8 +93,9 @@ def unsupported(kernels: Any) -> str | None:
     capability = target_capability()
     if capability is not None and int(capability.split(".")[0]) < OLDEST:
         return f"the GPU has compute capability {capability}; Triton requires {OLDEST}.0"
-    if kernels.dtype.itemsize == 1 and kernels.size in MISCOUNTED:
-        return f"the stack has {kernels.size} bytes, which jax would count in 32 bits with a sign"
+    nbytes = kernels.size // (2 if kernels.dtype == jnp.int4 else 1)
+    if kernels.dtype.itemsize == 1 and nbytes in MISCOUNTED:
+        return f"the stack has {nbytes} bytes, which jax would count in 32 bits with a sign"
     return None
 
 
@@ -104,6 +105,7 @@ def sums_of(
     numbers: jax.Array,
     blocks: Blocks,
     *,
+    scales: jax.Array | None = None,
     each: bool = False,
     name: str = "layer_matmul",
 ) -> jax.Array:
@@ -114,6 +116,8 @@ def sums_of(
       kernels: a stack of weights [L, out, in].
       numbers: which weights to use, int32[1].
       blocks: the sizes.
+      scales: of groups, float32[L, G, out]; None for weights without. `blocks.depth` columns are
+        all in one group.
       each: whether `numbers` is int32[T / blocks.rows], which weights to use for each so many rows;
         -1 for none, whose sums are 0.
       name: of the kernel in programs.
@@ -121,25 +125,32 @@ def sums_of(
     Returns:
       The sums over each part of the columns, float32[parts, T, out].
     """
-    num_rows, (_, num_out, _) = x.shape[0], kernels.shape
+    num_rows, num_out = x.shape[0], kernels.shape[1]
     whole = pl.BlockSpec(memory_space=pl.ANY)
+    if kernels.dtype == jnp.int4:
+        # With the columns of a step on an axis of their own, they are read as bytes.
+        kernels = kernels.reshape(*kernels.shape[:2], -1, blocks.depth)
+    given = () if scales is None else (scales,)
     call = pl.pallas_call(
         functools.partial(_kernel, blocks=blocks, each=each),
         out_shape=result_like((blocks.parts, num_rows, num_out), jnp.float32, x, kernels),
         # Programs that read the same weights for different rows are next to each other.
         grid=(num_rows // blocks.rows, num_out // OUT, blocks.parts),
-        in_specs=[whole, whole, whole],
+        in_specs=[whole] * (3 + len(given)),
         out_specs=pl.BlockSpec(
             (None, blocks.rows, OUT), lambda share, tile, part: (part, share, tile)
         ),
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=blocks.stages),
         name=name,
     )
-    return call(numbers, x, kernels)
+    return call(numbers, x, kernels, *given)
 
 
-def _kernel(numbers: Any, x: Any, kernels: Any, out: Any, *, blocks: Blocks, each: bool) -> None:
+def _kernel(
+    numbers: Any, x: Any, kernels: Any, *scales_and_out: Any, blocks: Blocks, each: bool
+) -> None:
     """One program: its outputs for its rows, summed over one part of the columns."""
+    *scales, out = scales_and_out
     share, tile, part = (pl.program_id(axis) for axis in range(3))
     steps = x.shape[1] // blocks.parts // blocks.depth
     number = numbers[share if each else 0]
@@ -147,9 +158,16 @@ def _kernel(numbers: Any, x: Any, kernels: Any, out: Any, *, blocks: Blocks, eac
 
     def add(step: jax.Array, sums: jax.Array) -> jax.Array:
         columns = pl.ds((part * steps + step) * blocks.depth, blocks.depth)
-        weights = kernels[number, pl.ds(tile * OUT, OUT), columns]
+        outs = pl.ds(tile * OUT, OUT)
+        by_step = kernels.dtype == jnp.int4
+        place = (part * steps + step, slice(None)) if by_step else (columns,)
+        weights = kernels[(number, outs, *place)]
         rows = x[pl.ds(share * blocks.rows, blocks.rows), columns]
-        return sums + product_transposed(rows, weights.astype(rows.dtype))
+        product = product_transposed(rows, weights.astype(rows.dtype))
+        for held in scales:
+            steps_of_group = x.shape[1] // blocks.depth // held.shape[1]
+            product *= held[number, (part * steps + step) // steps_of_group, outs][None]
+        return sums + product
 
     out[...] = jax.lax.fori_loop(0, end, add, jnp.zeros((blocks.rows, OUT), jnp.float32))
 

@@ -15,6 +15,7 @@ from emsjax.limits import (
     MAX_BATCH_SIZE,
     MAX_SEED,
     METHODS,
+    NO_ROUNDING_TO_INT4,
     QUANTIZATIONS,
 )
 
@@ -32,7 +33,7 @@ Tokenizer = Annotated[
 Dtype = Annotated[str, option("--dtype", "auto, float32, bfloat16 or float16.", _MODEL, "TYPE")]
 Quantize = Annotated[
     str | None,
-    option("--quantize", "int8: half the weights' memory. (default: none)", _MODEL, "int8"),
+    option("--quantize", "int8: half the weights' memory. none: floats.", _MODEL, "int8|none"),
 ]
 KvDtype = Annotated[
     str | None,
@@ -136,10 +137,12 @@ def check_model_options(options: ModelOptions) -> None:
     _check_choice("--method", options.method, METHODS)
     _check_choice("--drafter", options.drafter or "none", DRAFTERS)
     _check_choice("--dtype", options.dtype, _DTYPES)
-    if options.quantize is not None:
-        _check_choice("--quantize", options.quantize, QUANTIZATIONS)
-    if options.draft_quantize is not None:
-        _check_choice("--draft-quantize", options.draft_quantize, QUANTIZATIONS)
+    for name in ("quantize", "draft_quantize"):
+        if (method := getattr(options, name)) is not None:
+            option = f"--{name.replace('_', '-')}"
+            if method == "int4":
+                raise UserError(f"{option} int4 {NO_ROUNDING_TO_INT4}")
+            _check_choice(option, method, QUANTIZATIONS)
     if options.kv_dtype is not None:
         _check_choice("--kv-dtype", options.kv_dtype, KV_DTYPES)
     for name in ("model", "tokenizer", "draft_model"):

@@ -1,7 +1,8 @@
 """Builds a model from its configuration and checkpoint, without random initialisation."""
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,16 @@ from emsjax.loading.families import family, model_config
 from emsjax.loading.opened import OpenedModel
 from emsjax.loading.parameters import Parameter, plan_parameters
 from emsjax.loading.parts import Division
+from emsjax.loading.sources.source import TensorSource
 from emsjax.loading.weights import Progress, load_params
 from emsjax.models.config import DecoderConfig
 from emsjax.models.division import possible_shares, share_of
 from emsjax.models.family import WeightMap, dotted, rule
-from emsjax.models.quantised import quantise_shapes
+from emsjax.models.quantised import Groups, group_shapes, in_groups, quantise_shapes
+from emsjax.models.sizes import planned_group
+
+# Inputs that share a scale. With fewer, scales take more memory than they save.
+_SMALLEST_GROUP = 16
 
 
 def abstract_model(
@@ -49,7 +55,7 @@ def shape_of_model(
     Args:
       config: the configuration.
       dtype: type of the activations, and of the parameters that are not quantised.
-      quantize: "int8" for int8 weights, or None.
+      quantize: "int8" for int8 weights, "int4" for layers in 4 bits as in files, or None.
       kv_dtype: "int8" for an int8 K/V cache, or None.
       devices: the devices that share the model, where its parameters lie.
 
@@ -61,13 +67,21 @@ def shape_of_model(
     )
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params)
     model = nnx.merge(graphdef, params)
-    if quantize is not None:
+    if quantize == "int8":
         quantise_shapes(model)
+    elif quantize == "int4":
+        group_shapes(model, {path: Groups(group) for path, group in _planned_groups(model)})
     model.kv_dtype = kv_dtype
     if devices.number > 1:
         graphdef, params = nnx.split(model)
         model = nnx.merge(graphdef, Division(devices, config).abstract(params))
     return model
+
+
+def _planned_groups(model: nnx.Module) -> Iterator[tuple[str, int]]:
+    """Yields the kernels that a file has in 4 bits, and the sizes of their groups."""
+    for path, module in in_groups(model).items():
+        yield path, planned_group(module.kernel.shape[-1])
 
 
 def _split(config: DecoderConfig, dtype: jax.typing.DTypeLike) -> tuple[Any, nnx.State]:
@@ -90,14 +104,16 @@ def read_weights(
 
     If devices share the model, the definition is that of each device's part.
 
-    Weights are int8 if `quantize` says so, or if the checkpoint has them in int8 with one scale per
-    row. All other parameters have `dtype`.
+    Weights are int8 if `quantize` says so. Otherwise they are int8 or 4 bits if the checkpoint has
+    them in int8 with one scale per row, or in 4 bits with scales per group, unless `quantize` is
+    "none". All other parameters have `dtype`.
 
     Args:
       opened: the model.
       dtype: type of the activations, and of the parameters that are not quantised.
       progress: called with (tensors read, total tensors).
-      quantize: "int8" to quantise the weights, or None.
+      quantize: "int8" to quantise the weights, "none" for floats, or None to keep what the
+        checkpoint has.
       devices: the devices to put the parameters on.
       divided: whether each of them gets its part; if not, all get all of them.
 
@@ -110,15 +126,15 @@ def read_weights(
         weight_map = _own_names(abstract)
     shapes = {dotted(path): tuple(leaf.shape) for path, leaf in nnx.to_flat_state(abstract)}
     parameters = plan_parameters(shapes, weight_map, opened.source)
-    if quantize is not None and opened.source.int8:
+    if quantize == "int8" and opened.source.int8:
         raise UserError(f"{opened.name} has int8 weights already; load it without quantising it.")
-    chosen = None if quantize is not None else _held_in_int8(parameters, opened.source.int8)
-    graphdef, abstract = _with_int8(graphdef, abstract, chosen)
     whole = model_config(opened.hf_config)
+    division = Division(devices, whole, divided)
+    kept = _kept(quantize, graphdef, abstract, parameters, opened.source, division)
+    graphdef, abstract = _quantised(graphdef, abstract, kept)
     if divided and devices.number > 1:
         own = share_of_each(whole, devices, opened.name)
-        graphdef, _ = _with_int8(*_split(own, dtype), chosen)
-    division = Division(devices, whole, divided)
+        graphdef, _ = _quantised(*_split(own, dtype), kept)
     params = load_params(abstract, parameters, opened.source, jnp.dtype(dtype), division, progress)
     return graphdef, params
 
@@ -145,14 +161,60 @@ def share_of_each(config: DecoderConfig, devices: Devices, name: str) -> Decoder
         ) from None
 
 
-def _with_int8(
-    graphdef: Any, abstract: nnx.State, chosen: frozenset[str] | None
-) -> tuple[Any, nnx.State]:
-    """Returns both with the chosen parameters in int8; None chooses all that can be."""
-    if chosen is not None and not chosen:
+class _Kept(NamedTuple):
+    """The parameters that are not floats.
+
+    Attributes:
+      int8: those in int8; None for all that can be.
+      int4: those in 4 bits, and their groups.
+    """
+
+    int8: Collection[str] | None
+    int4: Mapping[str, Groups]
+
+
+def _kept(
+    quantize: str | None,
+    graphdef: Any,
+    abstract: nnx.State,
+    parameters: Mapping[str, Parameter],
+    source: TensorSource,
+    division: Division,
+) -> _Kept:
+    """Returns the parameters that are not floats."""
+    if quantize is not None:
+        return _Kept(None if quantize == "int8" else (), {})
+    int4 = {}
+    for path in in_groups(nnx.merge(graphdef, abstract)) if source.int4 else ():
+        if (groups := _groups(path, parameters[path], source.int4, division)) is not None:
+            int4[path] = groups
+    return _Kept(_held_in_int8(parameters, source.int8), int4)
+
+
+def _groups(
+    path: str, parameter: Parameter, int4: Mapping[str, Groups], division: Division
+) -> Groups | None:
+    """Returns the groups of a parameter that is kept in 4 bits, or None if it is not.
+
+    Tensors of other groups than their neighbours' get groups that suit all of them, and so do those
+    whose groups devices would divide.
+    """
+    if not (parameter.tensors <= int4.keys() and parameter.rule.joins):
+        return None
+    found = [int4[name] for name in parameter.tensors]
+    cut, num_in = division.cut(path, parameter.shape), parameter.shape[-1]
+    share = num_in if cut is None or cut.axis != -1 else cut.size(division.devices.number)
+    size = math.gcd(share, *(groups.size for groups in found))
+    return Groups(size, any(each.offsets for each in found)) if size >= _SMALLEST_GROUP else None
+
+
+def _quantised(graphdef: Any, abstract: nnx.State, kept: _Kept) -> tuple[Any, nnx.State]:
+    """Returns both with parameters in int8 or 4 bits."""
+    if kept.int8 is not None and not kept.int8 and not kept.int4:
         return graphdef, abstract
     model = nnx.merge(graphdef, abstract)
-    quantise_shapes(model, chosen)
+    quantise_shapes(model, kept.int8)
+    group_shapes(model, kept.int4)
     return nnx.split(model)
 
 

@@ -29,7 +29,7 @@ def convert_model(
       output: target directory; if it exists, it must be empty.
       dtype: dtype of the stored parameters that are not quantised; "auto" keeps the model's own.
       progress: called with (tensors read, total tensors).
-      quantize: as for `load_model`; a model that is in int8 stays so in any case.
+      quantize: as for `load_model`, but 4 bits become floats. int8 stays int8 unless it is "none".
 
     Raises:
       UserError: the model is damaged or unsupported, the dtype or `quantize` is unknown, jax has no
@@ -39,7 +39,9 @@ def convert_model(
     check_device()
     stored = opened.source.dtype if check_dtype(dtype) == "auto" else dtype
     tokenizer = opened.tokenizer()
-    _, params = read_weights(opened, stored, progress, check_quantize(quantize))
+    if check_quantize(quantize) is None and opened.source.int4:
+        quantize = "none"
+    _, params = read_weights(opened, stored, progress, quantize)
     quantised = any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(params))
     manifest = Manifest(
         model_type=opened.hf_config["model_type"],

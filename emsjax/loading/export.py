@@ -12,7 +12,7 @@ from emsjax.loading.build import abstract_model
 from emsjax.loading.load import LoadedModel
 from emsjax.loading.parameters import bare, rule_for
 from emsjax.models.family import dotted
-from emsjax.models.quantised import SCALE
+from emsjax.pallas_kernels.quantised import OFFSETS, SCALE, SCALES, Grouped, floats
 
 
 def export_hugging_face(loaded: LoadedModel, directory: Path) -> None:
@@ -62,13 +62,21 @@ def _tensors(
                 f"parameter {parameter} cannot be exported, because its weight map does more than "
                 "join tensors; use a model of another family"
             )
-        value = np.asarray(leaves[parameter][...], np.float32)
-        if (scale := leaves.get(parameter + SCALE)) is not None:
-            value *= np.asarray(scale[...])[..., None]
+        value = _floats(parameter, leaves)
         for place in np.ndindex(value.shape[: its_rule.stacked_axes]):
             full = [_full_name(name, weight_map.prefixes, shapes) for name in its_rule.names(place)]
             ends = np.cumsum([shapes[name][0] for name in full])[:-1]
             yield from zip(full, np.split(value[place], ends), strict=True)
+
+
+def _floats(parameter: str, leaves: Mapping[str, Any]) -> np.ndarray:
+    """Returns a parameter in float32."""
+    held = {end: leaves.get(parameter + end) for end in ("", SCALE, SCALES, OFFSETS)}
+    values, scale, scales, offsets = (None if x is None else x[...] for x in held.values())
+    if values is not None and scales is not None:
+        return np.array(floats(Grouped(values, scales, offsets)))
+    value = np.asarray(values, np.float32)
+    return value if scale is None else value * np.asarray(scale)[..., None]
 
 
 def _full_name(short: str, prefixes: tuple[str, ...], shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from emsjax.errors import UserError
-from emsjax.limits import QUANTIZATIONS
 from emsjax.loading.hf.config import read_json
 from emsjax.loading.hf.numbers import check_eos
 
@@ -70,7 +69,7 @@ def _check_manifest(manifest: Manifest) -> None:
         raise ValueError("model_type is not that of config")
     if manifest.dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError("dtype is not one of float32, bfloat16 and float16")
-    if manifest.quantize not in (None, *QUANTIZATIONS):
+    if manifest.quantize not in (None, "int8"):
         raise ValueError("quantize is not int8")
     if not isinstance(manifest.eos_token_ids, list | tuple):
         raise ValueError("eos_token_ids is not a list")

@@ -18,11 +18,12 @@ from emsjax.errors import UserError
 from emsjax.loading.parameters import Parameter
 from emsjax.loading.parts import Division, Part
 from emsjax.loading.sources.buffers import aligned_empty
+from emsjax.loading.sources.int4 import Int4, regrouped
 from emsjax.loading.sources.int8 import Int8, quantise
 from emsjax.loading.sources.source import TensorSource
 from emsjax.models.division import Cut
 from emsjax.models.family import dotted
-from emsjax.models.quantised import SCALE
+from emsjax.pallas_kernels.quantised import OFFSETS, SCALE, SCALES
 
 Progress = Callable[[int, int], None]
 
@@ -39,7 +40,7 @@ def load_params(
 
     Args:
       abstract: parameters as `jax.ShapeDtypeStruct`s (from `nnx.eval_shape`). A parameter with a
-        scale becomes int8; the dtypes of all others are ignored.
+        scale becomes int8, one with scales 4 bits; the dtypes of all others are ignored.
       parameters: where each parameter comes from, as `plan_parameters` returns it.
       source: the checkpoint.
       dtype: floating dtype of the result.
@@ -47,7 +48,7 @@ def load_params(
       progress: called with (tensors read, total tensors).
 
     Returns:
-      The same state with `jax.Array`s: of `dtype`, or of int8 with float32 scales.
+      The same state with `jax.Array`s: of `dtype`, or of int8 or int4 with float32 scales.
 
     Raises:
       UserError: a tensor does not hold floating-point numbers, or holds one that is not finite and
@@ -58,9 +59,13 @@ def load_params(
     reader = _Reader(source, total, progress)
     filled = []
     for name, parameter in parameters.items():
-        int8 = name + SCALE in leaves
-        made = _read_int8 if int8 else _read_floats
-        for each, value in made(name, parameter, reader, dtype, division).items():
+        if (scales := leaves.get(name + SCALES)) is not None:
+            groups = scales[1].shape[-2], name + OFFSETS in leaves
+            made = _read_int4(name, parameter, reader, groups, division)
+        else:
+            read = _read_int8 if name + SCALE in leaves else _read_floats
+            made = read(name, parameter, reader, dtype, division)
+        for each, value in made.items():
             path, leaf = leaves[each]
             filled.append((path, leaf.replace(value)))
     return nnx.from_flat_state(filled)
@@ -93,6 +98,56 @@ def _read_int8(
     return {name: division.join(values, cut), name + SCALE: division.join(scales, scale_cut)}
 
 
+def _read_int4(
+    name: str,
+    parameter: Parameter,
+    reader: "_Reader",
+    groups: tuple[int, bool],
+    division: Division,
+) -> dict[str, jax.Array]:
+    """Reads a parameter in 4 bits and its scales and offsets, and puts them on their devices.
+
+    Args:
+      name: the parameter's path.
+      parameter: the parameter.
+      reader: of its tensors.
+      groups: the number of groups of all inputs, and whether they have offsets.
+      division: the devices.
+    """
+    *stack, num_out, num_in = parameter.shape
+    shape = (*stack, groups[0], num_out)
+    ends = (SCALES, OFFSETS) if groups[1] else (SCALES,)
+    held: dict[str, list[jax.Array]] = {name: [], **{name + end: [] for end in ends}}
+    cuts = {name: division.cut(name, parameter.shape)}
+    cuts |= {name + end: division.cut(name + end, shape) for end in ends}
+    for part in division.parts(name, parameter.shape):
+        parts = {each: replace(part, cut=cut) for each, cut in cuts.items()}
+        shapes = {
+            each: parts[each].shape(shape if each != name else parameter.shape) for each in held
+        }
+        arrays = {
+            each: aligned_empty(size, jnp.int4 if each == name else np.float32)
+            for each, size in shapes.items()
+        }
+        for place, names in enumerate(parameter.pieces):
+            read = [reader.int4(tensor) for tensor in names]
+            joined = _joined(read, num_in, num_in // groups[0])
+            for each, value in zip(held, joined, strict=False):
+                piece = arrays[each].reshape(-1, *shapes[each][-2:])[place]
+                parts[each].copy(value, piece)
+        for each, array in arrays.items():
+            held[each].append(division.put(array, parts[each]))
+    return {each: division.join(arrays, cuts[each]) for each, arrays in held.items()}
+
+
+def _joined(read: Sequence[Int4], num_in: int, size: int) -> tuple[np.ndarray, ...]:
+    """Joins the rows of tensors: values [out, in], and scales and offsets [in / size, out]."""
+    values = np.concatenate([each.values for each in read])
+    scales = [regrouped(each.scales, each.scales, num_in, size) for each in read]
+    offsets = [regrouped(each.offsets, each.scales, num_in, size) for each in read]
+    return values, np.concatenate(scales, axis=1), np.concatenate(offsets, axis=1)
+
+
 class _Reader:
     """Reads tensors, reports progress and checks the values."""
 
@@ -120,6 +175,11 @@ class _Reader:
         """Returns a tensor that the source holds in int8."""
         self._count(name)
         return self.source.read_int8(name)
+
+    def int4(self, name: str) -> Int4:
+        """Returns a tensor that the source holds in 4 bits."""
+        self._count(name)
+        return self.source.read_int4(name)
 
     def _count(self, name: str) -> None:
         if self._progress is not None and name not in self._seen:

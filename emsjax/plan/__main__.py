@@ -11,7 +11,7 @@ from emsjax.cli import command
 from emsjax.cli.interrupts import interrupts_wait
 from emsjax.costs.hardware import HARDWARE
 from emsjax.errors import UserError
-from emsjax.limits import KV_DTYPES, QUANTIZATIONS
+from emsjax.limits import KV_DTYPES, PLANNED_QUANTIZATIONS
 from emsjax.plan.slices import slice_named
 
 if TYPE_CHECKING:
@@ -54,7 +54,11 @@ def plan(
         str, typer.Option(help=f"Dtype of weights, activations and cache: {', '.join(_DTYPES)}.")
     ] = "bfloat16",
     quantize: Annotated[
-        str | None, typer.Option(metavar="int8", help="Dtype of weights, if not that of --dtype.")
+        str | None,
+        typer.Option(
+            metavar="int8|int4",
+            help="Dtype of weights, if not that of --dtype; int4 for a file in groups of 128.",
+        ),
     ] = None,
     kv_dtype: Annotated[
         str | None, typer.Option(metavar="int8", help="Dtype of the cache, if not that of --dtype.")
@@ -87,7 +91,7 @@ def plan(
     devices = [slice_named(name) for name in topology or ["v5e"]]
     _check_name("--dtype", dtype, _DTYPES)
     if quantize is not None:
-        _check_name("--quantize", quantize, QUANTIZATIONS)
+        _check_name("--quantize", quantize, PLANNED_QUANTIZATIONS)
     if kv_dtype is not None:
         _check_name("--kv-dtype", kv_dtype, KV_DTYPES)
     if not 0 <= acceptance <= 1:

@@ -37,7 +37,7 @@ class Setting:
       dtype: dtype of activations, and of cache and weights that are not int8, one of `DTYPES`.
       acceptance: probability that a draft token is accepted if those before it are.
       draft_length: k.
-      quantize: "int8" for int8 weights, or None.
+      quantize: "int8" for int8 weights, "int4" for 4 bits in groups, or None.
       kv_dtype: "int8" for an int8 cache, or None.
       shards: how many devices share the model.
       replicas: how often there is the model with its devices.

@@ -9,7 +9,7 @@ from emsjax.pallas_kernels.backends import Backend, Backends, always_supported, 
 from emsjax.pallas_kernels.checks import check_expert_matmul
 from emsjax.pallas_kernels.expert_matmul import reference
 from emsjax.pallas_kernels.expert_matmul.tiles import Tiles
-from emsjax.pallas_kernels.quantised import Quantised, Weights
+from emsjax.pallas_kernels.quantised import Grouped, Quantised, Weights
 
 
 def _reference() -> Backend:
@@ -69,6 +69,7 @@ def expert_matmul(
             x, kernels.values, layer=layer, tiles=tiles, dtype=jnp.float32, backend=backend
         )
         return (sums * kernels.scale[layer, tiles.experts][:, None]).astype(dtype)
+    assert not isinstance(kernels, Grouped), "experts are not kept in 4 bits"
     check_expert_matmul(x, kernels, layer, tiles.experts)
     multiply = pick("expert_matmul", BACKENDS, backend, x, kernels)
     return multiply(x, kernels, layer, tiles, dtype)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from emsjax.pallas_kernels import triton_products
 from emsjax.pallas_kernels.expert_matmul.tiles import Tiles
-from emsjax.pallas_kernels.layer_matmul.few_rows import unsuitable
+from emsjax.pallas_kernels.few_rows import unsuitable
 from emsjax.pallas_kernels.triton_products import MOST_ROWS, MOST_SHARES, OUT, blocks_for, sums_of
 
 

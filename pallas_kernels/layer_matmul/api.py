@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from emsjax.pallas_kernels import products
 from emsjax.pallas_kernels.backends import Backend, Backends, always_supported, pick
 from emsjax.pallas_kernels.checks import check_layer_matmul
+from emsjax.pallas_kernels.grouped_matmul.api import grouped_matmul
 from emsjax.pallas_kernels.layer_matmul import reference
-from emsjax.pallas_kernels.quantised import Quantised, Weights
+from emsjax.pallas_kernels.quantised import Grouped, Quantised, Weights
 
 
 def _reference() -> Backend:
@@ -79,6 +80,8 @@ def layer_matmul(
       ValueError: an argument has a wrong shape or type, or the named backend cannot be used.
     """
     layer, dtype = jnp.asarray(layer), jnp.dtype(dtype or x.dtype)
+    if isinstance(kernels, Grouped):
+        return grouped_matmul(x, kernels, layer=layer, dtype=dtype, backend=backend)
     if isinstance(kernels, Quantised):
         # Scales multiply the sums, which are as many as there are results, and not the weights.
         sums = layer_matmul(x, kernels.values, layer=layer, dtype=jnp.float32, backend=backend)
@@ -99,7 +102,7 @@ def matmul(x: jax.Array, kernel: Weights, dtype: jax.typing.DTypeLike | None = N
     Returns:
       [T, out] in `dtype`.
     """
-    if not isinstance(kernel, Quantised) and x.dtype != kernel.dtype:
+    if not isinstance(kernel, Quantised | Grouped) and x.dtype != kernel.dtype:
         return products.matmul(x, kernel, dtype)
     stack = jax.tree.map(lambda array: array[None], kernel)
     return layer_matmul(x, stack, layer=jnp.zeros((), jnp.int32), dtype=dtype)

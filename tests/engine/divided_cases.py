@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from safetensors.numpy import save_file
 
 from emsjax import LLM, SamplingParams, StructuredOutputsParams
 from emsjax.bench import __main__ as bench
@@ -44,6 +45,8 @@ from tests.engine.setup import (
 )
 from tests.engine.switches import PLAIN, SWITCHES
 from tests.ladders import one_rung, two_rungs
+from tests.loading.packed_formats import CASES as PACKED
+from tests.loading.tiny_checkpoints import llama_weights, write_config
 from tests.models.logits import our_logits
 
 SLOW = pytest.mark.slow
@@ -332,6 +335,31 @@ def text_of(devices: int, params: SamplingParams, **options: Any) -> list[list[i
 def test_greedy_text_of_other_engines_is_that_of_one_device(options: dict):
     params = SamplingParams(max_tokens=24)
     assert text_of(2, params, **options) == text_of(1, params, **options)
+
+
+def write_in_4_bits(directory: Path) -> None:
+    case, tensors = PACKED["awq"], {}
+    write_config(directory, quantization_config=case.config)
+    for name, value in llama_weights().items():
+        parts = case.write(*value.shape)[0] if "_proj" in name else {"weight": value}
+        module = name.removesuffix(".weight")
+        tensors |= {f"{module}.{part}": np.array(held, order="C") for part, held in parts.items()}
+    save_file(tensors, directory / "model.safetensors")
+
+
+@pytest.mark.parametrize("number", [2, pytest.param(4, marks=SLOW)])
+def test_logits_of_4_bit_weights(tmp_path: Path, number: int):
+    """Groups of 32 of 96 inputs are not those of 48 or 24."""
+    write_in_4_bits(tmp_path)
+    tokens, devices = np.random.default_rng(0).integers(3, 64, (2, 20)), shared_by(number)
+    divided = load_model(tmp_path, devices=devices).model
+    down = divided.blocks.mlp.down
+    assert down.kernel.dtype == (jnp.int4 if number == 2 else jnp.float32)
+    assert divided.blocks.attention.out.kernel_scales.shape == (3, number, 64)
+    alone = our_logits(load_model(tmp_path).model, tokens, 20)
+    np.testing.assert_allclose(
+        our_logits(divided, tokens, 20, devices), alone, atol=1e-4 * np.abs(alone).max(), rtol=1e-4
+    )
 
 
 @SLOW

@@ -1,7 +1,8 @@
-"""The compiled decode program of a model with int8 weights holds no widened copy of one."""
+"""The compiled decode program of a model with int8 or 4-bit weights holds no wide copy of one."""
 
 import math
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +21,18 @@ from tests.ladders import two_rungs
 pytestmark = pytest.mark.usefixtures("no_compile_cache")
 
 
-def int8_engine(dtype: jnp.dtype, config: DecoderConfig = CONFIG) -> Engine:
+def int8_engine(
+    dtype: jnp.dtype,
+    config: DecoderConfig = CONFIG,
+    kind: str = "int8",
+    kv_dtype: str | None = None,
+    capacity: int = 2048,
+) -> Engine:
     return make_engine(
-        shape_of_model(config, dtype, "int8"),
+        shape_of_model(config, dtype, kind, kv_dtype),
         "prompt-lookup",
         num_slots=8,
-        capacity=2048,
+        capacity=capacity,
         costs=1.0,
         make=two_rungs,
     )
@@ -35,7 +42,7 @@ def widened(engine: Engine, compiled: jax.stages.Compiled) -> list[str]:
     """Returns the arrays of floats in memory that are a weight or one layer's part of it."""
     stacks, layers = set(), set()
     for _, leaf in nnx.to_flat_state(engine.params):
-        if leaf.dtype == jnp.int8:
+        if leaf.dtype in (jnp.int8, jnp.int4):
             stacks.add(leaf.size)
             layers.add(tuple(sorted(leaf.shape[-2:])))
     # What is computed inside a fusion is not in memory.
@@ -52,15 +59,26 @@ def widened(engine: Engine, compiled: jax.stages.Compiled) -> list[str]:
     )
 
 
-def compile_for(generation: str, config: DecoderConfig) -> list[str]:
+def compile_for(generation: str, config: DecoderConfig, **options: Any) -> list[str]:
     with on_device(generation) as sharding:
-        engine = int8_engine(jnp.bfloat16, config)
+        engine = int8_engine(jnp.bfloat16, config, **options)
         compiled = engine.lower(sharding).compile()
+    if options:
+        assert "tpu_custom_call" in compiled.as_text()
     return widened(engine, compiled)
 
 
-def test_tpu_v5e():
-    assert compile_for("v5e", CONFIG) == []
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_tpu_v5e(kind: str):
+    assert compile_for("v5e", CONFIG, kind=kind) == []
+
+
+@pytest.mark.slow
+def test_llama_3_8b_in_4_bits_with_8_slots_of_4096_on_one_v5e():
+    """With both caches: it would not compile if it did not fit."""
+    for kv_dtype in (None, "int8"):
+        options = {"kind": "int4", "kv_dtype": kv_dtype, "capacity": 4096}
+        assert compile_for("v5e", named_config("llama-3-8b"), **options) == []
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from tests.engine.test_compiled import (
     check_no_kernel_is_copied,
     check_no_weight_is_copied,
 )
+from tests.engine.test_compiled_int8 import widened
 from tests.engine.test_compiled_int8_cache import check_nothing_is_widened, int8_cache_engine
 from tests.ladders import one_rung, short_ladder
 
@@ -99,12 +100,15 @@ def test_hopper_with_every_switch(name: str):
     check_no_kernel_is_copied(engine, compiled)
 
 
-@pytest.mark.parametrize("name", ["plain", "experts"])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("plain", "int8"), ("experts", "int8"), ("plain", "int4")]
+)
 @pytest.mark.parametrize("gpu", ["h100", "a100", "l4"])
-def test_int8_weights_are_read_in_place(gpu: str, name: str):
+def test_quantised_weights_are_read_in_place(gpu: str, name: str, kind: str):
     """XLA would copy a layer's weights, or an expert's, for products that no kernel takes."""
-    engine, compiled = compile_for(gpu, SWITCHES.get(name, CONFIG), "int8")
+    engine, compiled = compile_for(gpu, SWITCHES.get(name, CONFIG), kind)
     check_no_kernel_is_copied(engine, compiled)
+    assert widened(engine, compiled) == []
     if (gpu, name) == ("h100", "plain"):
         assert compiled.as_text().count('custom_call_target="mosaic_gpu') == 5 * len(engine.ladder)
 

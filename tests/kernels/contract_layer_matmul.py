@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
-from emsjax.pallas_kernels.quantised import Quantised, Weights
+from emsjax.pallas_kernels.quantised import Grouped, Quantised, Weights
 from tests.kernels.contract_attention import FLOAT32_ERROR, ROUNDING
 
 NUM_LAYERS, LAYER = 3, 1
@@ -19,12 +19,17 @@ NUM_LAYERS, LAYER = 3, 1
 
 @dataclass(frozen=True)
 class Case:
-    """Shape of one layer's weights, the dtype of rows, and whether weights are int8."""
+    """Shape of one layer's weights, the dtype of rows, and what the weights are.
+
+    They are int8, or 4 bits in groups of a size, with or without offsets.
+    """
 
     num_out: int = 192
     num_in: int = 256
     dtype: str = "bfloat16"
     int8: bool = False
+    group: int | None = None
+    offsets: bool = False
 
 
 CASES = {
@@ -37,6 +42,17 @@ CASES = {
     "int8": Case(int8=True),
     "int8-float32": Case(193, 2304, dtype="float32", int8=True),
 }
+
+# Products with 4-bit weights have kernels of their own.
+GROUPED = {
+    "groups": Case(group=128),
+    "offsets": Case(192, 512, group=128, offsets=True),
+    "small-groups": Case(256, 384, group=32, offsets=True),
+    "wide-groups": Case(128, 512, group=256),
+    "groups-float16": Case(128, 128, "float16", group=64),
+    "groups-float32": Case(192, 2304, "float32", group=64, offsets=True),
+}
+ALL = CASES | GROUPED
 
 
 @functools.cache
@@ -60,13 +76,32 @@ def int8(case: Case) -> Quantised:
     return Quantised(jnp.asarray(values), jnp.asarray(scale))
 
 
+@functools.cache
+def grouped(case: Case) -> Grouped:
+    """Returns weights in 4 bits whose scales are NaN in all layers but `LAYER`."""
+    rng = np.random.default_rng(2)
+    assert case.group is not None
+    values = rng.integers(-8, 8, (NUM_LAYERS, case.num_out, case.num_in))
+    parts = np.full((2, NUM_LAYERS, case.num_in // case.group, case.num_out), np.nan, np.float32)
+    parts[:, LAYER] = rng.uniform(0.01, 0.1, parts[:, LAYER].shape)
+    scales, offsets = jnp.asarray(parts)
+    return Grouped(jnp.asarray(values, jnp.int4), scales, offsets if case.offsets else None)
+
+
 def weights_of(case: Case) -> Weights:
     """Returns the weights of all layers."""
+    if case.group is not None:
+        return grouped(case)
     return int8(case) if case.int8 else jnp.asarray(numbers(case)[1])
 
 
 def exact(case: Case) -> np.ndarray:
     """Returns the weights of `LAYER` in float64."""
+    if case.group is not None:
+        held = grouped(case)
+        values, *parts = (np.asarray(a[LAYER]).astype(np.float64) for a in jax.tree.leaves(held))
+        scales, offsets = (np.repeat(a.T, case.group, axis=1) for a in (*parts, parts[0] * 0)[:2])
+        return values * scales + offsets
     if not case.int8:
         return numbers(case)[1][LAYER].astype(np.float64)
     values, scale = (np.asarray(a, np.float64)[LAYER] for a in jax.tree.leaves(int8(case)))
@@ -78,6 +113,7 @@ class LayerMatmulContract:
 
     backend: ClassVar[str]
     cases: ClassVar[tuple[str, ...]] = tuple(CASES)
+    rounds_weights: ClassVar[bool] = False  # 4-bit weights, to the type of rows
     program: ClassVar[Any]
 
     def __init_subclass__(cls) -> None:
@@ -101,19 +137,21 @@ class LayerMatmulContract:
 
     @pytest.mark.parametrize("rows", [1, 8, 13, 64, 128, 133, 256])
     def test_equals_the_oracle(self, name, rows):
-        case = CASES[name]
+        case = ALL[name]
         x = numbers(case)[0][:rows]
         wide = (x.astype(np.float64), exact(case))
         expected, terms = wide[0] @ wide[1].T, np.abs(wide[0]) @ np.abs(wide[1]).T
         # A product of two 16-bit numbers is exact in float32. A sum of several hundred is not.
         allowed = FLOAT32_ERROR * terms + ROUNDING[case.dtype] * np.abs(expected)
+        if self.rounds_weights:
+            allowed += ROUNDING[case.dtype] * terms
         error = np.abs(self.multiply(case, x).astype(np.float64) - expected)
         assert error.shape == expected.shape
         assert (error <= allowed).all(), f"off by {error.max():.2e}"
 
     def test_a_row_is_the_same_next_to_any_rows(self, name):
         """A row keeps every bit when it moves to another index and NaN rows surround it."""
-        case = CASES[name]
+        case = ALL[name]
         x = numbers(case)[0]
         expected = self.multiply(case, x[:16])
         moved = np.roll(x[:16], 5, axis=0)

@@ -127,8 +127,8 @@ TRITON_FAULTS: dict[str, tuple[Any, str, Fault]] = {
     "holes are attended to": (gpu_triton, "_visible", change(0, lambda x: x._replace(holes=None))),
 }
 PRODUCT_FAULTS: dict[str, tuple[Any, str, Fault]] = {
-    "another layer is used": (gpu_product, "_call", change(0, lambda x: x * 0)),
-    "a part of the sums is lost": (gpu_product, "_call", lose_a_part),
+    "another layer is used": (gpu_product, "sums_of", change(0, lambda x: x * 0)),
+    "a part of the sums is lost": (gpu_product, "sums_of", lose_a_part),
 }
 
 

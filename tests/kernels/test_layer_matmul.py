@@ -14,8 +14,8 @@ from emsjax.loading.build import shape_of_model
 from emsjax.loading.named import named_config
 from emsjax.pallas_kernels import hopper, triton_products
 from emsjax.pallas_kernels.backends import compiling_for, noting_backends
+from emsjax.pallas_kernels.hopper_products import ENOUGH_BLOCKS, blocks_for
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
-from emsjax.pallas_kernels.layer_matmul.gpu import ENOUGH_BLOCKS, blocks_for
 from tests.kernels.contract_layer_matmul import (
     CASES,
     LAYER,

@@ -11,6 +11,8 @@ from emsjax.loading.named import named_config
 from emsjax.pallas_kernels.ahead import TOPOLOGIES, compile_on
 from emsjax.pallas_kernels.backends import compiling_for
 from emsjax.pallas_kernels.cache_update.api import update_kv_cache
+from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
+from emsjax.pallas_kernels.quantised import Grouped
 from emsjax.pallas_kernels.report.ahead import cache_of, compile_attention
 from emsjax.pallas_kernels.report.work import MODELS, Heads, Work, heads_of, ragged
 
@@ -120,6 +122,40 @@ def test_cache_update_is_in_place(model: str, int8: bool):
 @pytest.mark.parametrize("heads", OTHER_HEADS)
 def test_int8_cache_update_of_other_heads(heads: str, generation: str):
     check_cache_update(generation, OTHER_HEADS[heads], int8=True)
+
+
+# Three products of Llama-3-8B, of Qwen2.5-7B and of a part of a layer. Of 1,024 rows several blocks
+# read the same weights.
+GROUPED = [
+    ("v5e", 64, (28672, 4096), 128, False),
+    ("v6e", 8, (4096, 14336), 128, True),
+    ("v5e", 1024, (3584, 18944), 128, True),
+    ("v6e", 128, (512, 3584), 32, True),
+]
+
+
+@pytest.mark.parametrize(("generation", "rows", "shape", "group", "offsets"), GROUPED)
+def test_4_bit_weights_are_read_in_place(
+    generation: str, rows: int, shape: tuple[int, int], group: int, offsets: bool
+):
+    """No widened copy of a layer's weights, and none of its slice, is made."""
+    num_layers, (num_out, num_in) = 4, shape
+
+    def call(x: jax.Array, kernels: Grouped, layer: jax.Array) -> jax.Array:
+        return layer_matmul(x, kernels, layer=layer, backend="tpu")
+
+    def arguments() -> tuple:
+        groups = jax.ShapeDtypeStruct((num_layers, num_in // group, num_out), jnp.float32)
+        values = jax.ShapeDtypeStruct((num_layers, num_out, num_in), jnp.int4)
+        x = jax.ShapeDtypeStruct((rows, num_in), jnp.bfloat16)
+        kernels = Grouped(values, groups, groups if offsets else None)
+        return x, kernels, jax.ShapeDtypeStruct((), jnp.int32)
+
+    compiled = compile_on(generation, call, arguments)
+    moved = rows * (num_in * max(128 // group, 1) * 2 + num_out * 8)
+    layer_bytes = num_out * num_in // 2
+    assert compiled.memory_analysis().temp_size_in_bytes < moved + layer_bytes / 4
+    assert "tpu_custom_call" in compiled.as_text()
 
 
 def check_cache_update(generation: str, heads: Heads, int8: bool) -> None:

@@ -230,11 +230,11 @@ def described(form: str, number: str, bits: int, **more: Any) -> dict[str, Any]:
 
 
 class Case(NamedTuple):
-    """A format: its configuration, its writer, and whether its numbers are kept as they are."""
+    """A format: its configuration, its writer, and the bits of numbers that are kept."""
 
     config: dict[str, Any]
     write: Callable[[int, int], Module]
-    kept: bool = False
+    kept: int | None = None
 
 
 _GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "damp_percent": 0.01}
@@ -252,15 +252,15 @@ _BITS_4 = {
     "llm_int8_skip_modules": None,
 }
 CASES = {
-    "gptq": Case(_GPTQ | {"sym": False, "desc_act": False}, gptq),
-    "gptq-zeros-of-0": Case(_GPTQ | {"sym": False}, gptq_with_zeros_of_0),
+    "gptq": Case(_GPTQ | {"sym": False, "desc_act": False}, gptq, kept=4),
+    "gptq-zeros-of-0": Case(_GPTQ | {"sym": False}, gptq_with_zeros_of_0, kept=4),
     "gptq-v2": Case(
         _GPTQ | {"sym": False, "checkpoint_format": "gptq_v2", "desc_act": True},
         lambda *shape: gptq(*shape, above=0, act_order=True),
     ),
-    "gptq-symmetric": Case(_GPTQ | {"sym": True}, gptq_symmetric(7)),
+    "gptq-symmetric": Case(_GPTQ | {"sym": True}, gptq_symmetric(7), kept=4),
     "gptq-v2-by-the-wrong-name": Case(
-        _GPTQ | {"sym": True, "checkpoint_format": "gptq"}, gptq_symmetric(8)
+        _GPTQ | {"sym": True, "checkpoint_format": "gptq"}, gptq_symmetric(8), kept=4
     ),
     "awq": Case(
         {
@@ -272,13 +272,15 @@ CASES = {
             "modules_to_not_convert": None,
         },
         awq,
+        kept=4,
     ),
-    "packed": Case(described("pack-quantized", "int", 4, **_GROUPS), packed),
+    "packed": Case(described("pack-quantized", "int", 4, **_GROUPS), packed, kept=4),
     "packed-asymmetric": Case(
         described("pack-quantized", "int", 4, symmetric=False, **_GROUPS),
         lambda *shape: packed(*shape, asymmetric=True),
+        kept=4,
     ),
-    "int8": Case(described("int-quantized", "int", 8), int8, kept=True),
+    "int8": Case(described("int-quantized", "int", 8), int8, kept=8),
     "floats": Case(
         described("float-quantized", "float", 8), lambda *shape: floats(*shape, shape[0], 1)
     ),
@@ -307,7 +309,7 @@ CASES = {
             "bnb_4bit_quant_type": "fp4",
         },
         bitsandbytes,
-        kept=True,
+        kept=8,
     ),
     "bitsandbytes-nf4": Case(_BITS_4 | {"bnb_4bit_use_double_quant": True}, bitsandbytes_4bit),
     "bitsandbytes-fp4": Case(

@@ -17,7 +17,7 @@ from emsjax.loading.build import read_weights
 from emsjax.loading.load import load_model
 from emsjax.loading.opened import OpenedModel, open_model
 from emsjax.loading.sources.int8 import Int8, quantise
-from emsjax.loading.sources.no_int8 import NoInt8
+from emsjax.loading.sources.only_floats import OnlyFloats
 
 Weights = dict[str, np.ndarray]
 
@@ -103,7 +103,7 @@ def test_an_unknown_kind(hf_dir: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "quantize 'int3' is unknown" in capsys.readouterr().err
 
 
-class _Made(NoInt8):
+class _Made(OnlyFloats):
     """A source that makes each tensor when it is read, so that it holds none itself."""
 
     name, dtype, truncated = "made", "float32", frozenset[str]()

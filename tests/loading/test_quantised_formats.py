@@ -16,6 +16,8 @@ from emsjax.loading.conversion import convert_model
 from emsjax.loading.load import find_model, load_model
 from emsjax.loading.named import named_config
 from emsjax.loading.quantised.format import per_column
+from emsjax.loading.sources.int4 import regrouped
+from emsjax.pallas_kernels.quantised import floats
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.usefixtures("real_models")
@@ -59,13 +61,14 @@ def test_weights_are_those_that_the_format_defines(tmp_path: Path, name: str) ->
     shapes = {tensor: shape for tensor, shape in source.shapes().items() if tensor in meant}
     assert shapes == {tensor: value.shape for tensor, value in meant.items()}
     assert source.shapes().keys() - meant.keys() == source.spare
-    assert (source.int8 != frozenset()) == CASES[name].kept
+    kept = 8 if source.int8 else 4 if source.int4 else None
+    assert kept == CASES[name].kept
     for tensor, value in meant.items():
         np.testing.assert_array_equal(source.read(tensor), value)
 
 
-# One format that is dequantised, and one whose numbers are kept in int8.
-@pytest.mark.parametrize("name", ["awq", "int8"])
+# Formats whose numbers are kept in 4 bits and in int8, and one that is dequantised.
+@pytest.mark.parametrize("name", ["awq", "int8", "gptq-v2"])
 def test_logits_equal_those_of_transformers(tmp_path: Path, name: str) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -80,7 +83,7 @@ def test_logits_equal_those_of_transformers(tmp_path: Path, name: str) -> None:
     model = load_model(tmp_path).model
     found = our_logits(model, tokens, 20)
     np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max(), rtol=1e-3)
-    kept = model.blocks.mlp.down.kernel[...].dtype == np.int8  # type: ignore[attr-defined]
+    kept = {"int4": 4, "int8": 8}.get(str(model.blocks.mlp.down.kernel[...].dtype))  # type: ignore[attr-defined]
     assert kept == CASES[name].kept
     assert model.embedding_kernel.dtype == np.float32, "the embedding is not quantised here"
 
@@ -94,6 +97,62 @@ def test_a_kept_model_is_converted_and_not_quantised_again(tmp_path: Path) -> No
         np.testing.assert_array_equal(first, second)
     with pytest.raises(UserError, match="has int8 weights already"):
         load_model(tmp_path, quantize="int8")
+
+
+def dequantised(model: Any, module: str) -> np.ndarray:
+    """Returns a module's kernels of all layers as floats."""
+    found = model.blocks
+    for part in module.split("."):
+        found = getattr(found, part)
+    return np.asarray(floats(found.weights))
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.kept == 4])
+def test_4_bits_are_kept_and_stand_for_the_same_numbers(tmp_path: Path, name: str) -> None:
+    _, meant = written(tmp_path, CASES[name])
+    model: Any = load_model(tmp_path).model
+    for module, names in {"attention.qkv": ("q", "k", "v"), "mlp.down": ("down",)}.items():
+        made = dequantised(model, module)
+        parent = "self_attn" if module.startswith("attention") else "mlp"
+        for layer in range(3):
+            tensors = [meant[f"model.layers.{layer}.{parent}.{n}_proj.weight"] for n in names]
+            np.testing.assert_array_equal(made[layer], np.concatenate(tensors))
+    down = model.blocks.mlp.down
+    assert (str(down.kernel.dtype), down.kernel_scales.shape) == ("int4", (3, 3, 64))
+    asymmetric = name in ("gptq", "gptq-zeros-of-0", "awq", "packed-asymmetric")
+    assert (down.kernel_offsets is not None) == asymmetric
+
+
+def test_4_bits_can_be_made_floats(tmp_path: Path) -> None:
+    """By an option, and by a conversion."""
+    _, meant = written(tmp_path, CASES["awq"])
+    convert_model(find_model(tmp_path), tmp_path / "converted")
+    for model in (load_model(tmp_path, quantize="none"), load_model(tmp_path / "converted")):
+        kernel = model.model.blocks.mlp.down.kernel[...]  # type: ignore[attr-defined]
+        assert kernel.dtype == np.float32
+        np.testing.assert_array_equal(kernel[2], meant["model.layers.2.mlp.down_proj.weight"])
+
+
+def test_zeros_with_wide_scales_are_not_kept(tmp_path: Path) -> None:
+    """An offset would be rounded."""
+    tensors, _ = written(tmp_path, CASES["awq"])
+    wide = {n: v.astype(np.float32) if n.endswith("scales") else v for n, v in tensors.items()}
+    save(tmp_path, wide)
+    assert not find_model(tmp_path).source.int4
+
+
+def test_groups_are_made_smaller_exactly() -> None:
+    scales = np.arange(6, dtype=np.float32).reshape(2, 3)
+    np.testing.assert_array_equal(
+        regrouped(scales, scales, 12, 2), [[0, 3], [0, 3], [1, 4], [1, 4], [2, 5], [2, 5]]
+    )
+    assert not regrouped(None, scales, 12, 4).any()
+
+
+def test_weights_are_not_rounded_to_4_bits(tmp_path: Path) -> None:
+    written(tmp_path, CASES["int8"])
+    with pytest.raises(UserError, match=r"^quantize 'int4' is not supported.*GPTQ, AWQ"):
+        load_model(tmp_path, quantize="int4")
 
 
 def test_a_model_of_4_bits_can_be_quantised_to_int8(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from emsjax.loading.load import load_model
 from emsjax.models.decoder import DecoderLM
 from emsjax.models.even_keys import even_out_keys
-from emsjax.models.quantised import quantise_shapes
+from emsjax.models.quantised import Groups, group_shapes, quantise_shapes
 from emsjax.models.registry import FAMILIES as ALL
 from tests.engine.setup import tiny_model
 from tests.models.logits import our_logits
@@ -85,6 +85,21 @@ def test_a_model_is_loaded_with_even_keys_for_an_int8_cache(tmp_path: Path):
     assert scales[1].max() <= 0.5 * scales[0].max()
     even_out_keys(plain)
     np.testing.assert_array_equal(plain.blocks.attention.k_norm.scale[...], scales[1])
+
+
+def test_4_bit_weights_keep_their_numbers():
+    model, path = uneven("qwen2"), "blocks.attention.qkv.kernel"
+    group_shapes(model, {path: Groups(16, offsets=True)})
+    qkv, rng = model.blocks.attention.qkv, np.random.default_rng(0)
+    numbers = jnp.asarray(rng.integers(-8, 8, qkv.kernel.shape), jnp.int4)
+    scales = jnp.asarray(rng.uniform(0.001, 0.1, (2, *qkv.kernel_scales.shape)), jnp.float32)
+    for part, value in zip(("", "_scales", "_offsets"), (numbers, *scales), strict=True):
+        getattr(qkv, f"kernel{part}").set_value(value)
+    expected = our_logits(model, TOKENS, 8)
+    even_out_keys(model)
+    np.testing.assert_array_equal(qkv.kernel[...], numbers)
+    assert not np.array_equal(qkv.kernel_scales[...], scales[0])
+    np.testing.assert_array_equal(our_logits(model, TOKENS, 8), expected)
 
 
 def test_int8_weights_keep_their_numbers():

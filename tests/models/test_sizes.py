@@ -23,7 +23,7 @@ def test_sizes_are_those_of_the_decoder(name: str):
     for number, change in enumerate(({}, *CHANGES)):
         config = replace(named_config(name), **change)
         dtype, platform = (("bfloat16", "tpu"), ("float32", "gpu"))[number % 2]
-        for kinds in ((None, None), ("int8", "int8")):  # of weights and cache
+        for kinds in ((None, None), ("int8", "int8"), ("int4", None)):  # of weights and cache
             with compiling_for(platform):
                 built = shape_of_model(config, jnp.dtype(dtype), *kinds).sizes
             itemsize = jnp.dtype(dtype).itemsize

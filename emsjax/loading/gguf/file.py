@@ -15,7 +15,7 @@ from emsjax.loading.gguf.reader import GgufReader
 from emsjax.loading.hf.keys import shown
 from emsjax.loading.sources.buffers import aligned_empty
 from emsjax.loading.sources.dtypes import own_dtype
-from emsjax.loading.sources.no_int8 import NoInt8
+from emsjax.loading.sources.only_floats import OnlyFloats
 from emsjax.loading.sources.shards import damaged
 
 _NAMES = {
@@ -31,7 +31,7 @@ _FLOAT32_MAX = 3.4e38
 _ROWS = 2048  # rows to dequantise at a time
 
 
-class GgufFile(NoInt8):
+class GgufFile(OnlyFloats):
     """A `TensorSource` over one GGUF file, dequantising one tensor at a time to float32.
 
     Attributes:

@@ -10,7 +10,16 @@ from functools import partial
 import numpy as np
 
 from emsjax.loading.quantised.config import Fields
-from emsjax.loading.quantised.format import Format, Layout, Parts, Shape, per_column, unpacked
+from emsjax.loading.quantised.format import (
+    Format,
+    Grid,
+    Layout,
+    Numbers,
+    Parts,
+    Shape,
+    groups_of,
+    unpacked,
+)
 
 # The column of each field of a word, lowest bits first.
 _COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -39,7 +48,13 @@ def awq(fields: Fields) -> Format:
         needed=("qzeros", "scales"),
         scales=("scales",),
         layout=partial(_layout, size),
-        dequantised=partial(_dequantised, size),
+        dequantised=lambda parts: _numbers(parts).dequantised(size),
+        int4=Grid(
+            groups=lambda shapes, dtypes, _: groups_of(
+                size, True, shapes["qweight"][0], dtypes["scales"], None
+            ),
+            numbers=lambda parts, offsets: _numbers(parts).int4(8, offsets),
+        ),
     )
 
 
@@ -57,9 +72,9 @@ def _in_order(words: np.ndarray) -> np.ndarray:
     return fields[..., _PLACES].reshape(len(words), -1)
 
 
-def _dequantised(size: int | None, parts: Parts) -> np.ndarray:
-    weights = np.ascontiguousarray(_in_order(parts["qweight"]).T).astype(np.float32)
-    num_in = weights.shape[1]
-    weights -= per_column(_in_order(parts["qzeros"]).T, num_in, size)
-    weights *= per_column(parts["scales"].astype(np.float32).T, num_in, size)
-    return weights
+def _numbers(parts: Parts) -> Numbers:
+    return Numbers(
+        np.ascontiguousarray(_in_order(parts["qweight"]).T),
+        parts["scales"].astype(np.float32).T,
+        _in_order(parts["qzeros"]).T,
+    )

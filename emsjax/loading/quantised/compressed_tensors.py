@@ -3,16 +3,25 @@
 A weight is `(number - zero) * scale`, with one scale per tensor, row, group of columns, or block.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from emsjax.loading.quantised import fp8
 from emsjax.loading.quantised.config import Fields
-from emsjax.loading.quantised.format import Format, Layout, Parts, Shape, per_column, unpacked
+from emsjax.loading.quantised.format import (
+    Format,
+    Grid,
+    Layout,
+    Numbers,
+    Parts,
+    Shape,
+    groups_of,
+    unpacked,
+)
 from emsjax.loading.sources.int8 import Int8
+from emsjax.models.quantised import Groups
 
 _SCALE, _ZERO, _GROUP_OF = "weight_scale", "weight_zero_point", "weight_g_idx"
 _IGNORED = (*fp8.IGNORED, "input_zero_point", "weight_shape")
@@ -89,7 +98,9 @@ def _whole(name: str, size: int | None, symmetric: bool) -> Format:
         ignored=_IGNORED + ((_ZERO,) if symmetric else ()),
         scales=(_SCALE,),
         layout=partial(_layout, "weight", 1, size, 1),
-        dequantised=partial(_dequantised, size, lambda parts: parts["weight"], lambda zero: zero),
+        dequantised=lambda parts: _numbers(parts, parts["weight"], parts.get(_ZERO)).dequantised(
+            size
+        ),
         int8=_kept if keeps else None,
     )
 
@@ -101,6 +112,19 @@ def _packed(name: str, bits: int, size: int | None, symmetric: bool, ordered: bo
         # The bits hold how far a number is above the smallest one.
         return unpacked(words, bits).astype(np.int16) - np.int16(2 ** (bits - 1))
 
+    def read(parts: Parts) -> Numbers:
+        zeros = parts.get(_ZERO)
+        if zeros is not None:
+            zeros = numbers(zeros.T).T  # packed along the outputs
+        return _numbers(parts, numbers(parts["weight_packed"]), zeros)
+
+    def groups(
+        shapes: Mapping[str, Shape], dtypes: Mapping[str, str], part: Callable[[str], np.ndarray]
+    ) -> Groups | None:
+        group_of = _group_of(part(_GROUP_OF)) if _GROUP_OF in shapes else None
+        num_in = 8 * shapes["weight_packed"][1]
+        return groups_of(size, not symmetric, num_in, dtypes[_SCALE], group_of)
+
     return Format(
         name=name,
         marker="weight_packed",
@@ -110,12 +134,10 @@ def _packed(name: str, bits: int, size: int | None, symmetric: bool, ordered: bo
         ignored=_IGNORED + ((_ZERO,) if symmetric else ()),
         scales=(_SCALE,),
         layout=partial(_layout, "weight_packed", 32 // bits, size, 32 // bits),
-        dequantised=partial(
-            _dequantised,
-            size,
-            lambda parts: numbers(parts["weight_packed"]),
-            lambda zero: numbers(zero.T).T,  # packed along the outputs
-        ),
+        dequantised=lambda parts: read(parts).dequantised(size),
+        int4=Grid(groups, lambda parts, offsets: read(parts).int4(0, offsets))
+        if bits == 4
+        else None,
     )
 
 
@@ -132,18 +154,19 @@ def _layout(
     return Layout((num_out, num_in), {_SCALE: scales, _ZERO: zeros, _GROUP_OF: [(num_in,)]})
 
 
-def _dequantised(size: int | None, numbers: Any, unpacked_zeros: Any, parts: Parts) -> np.ndarray:
-    weights = numbers(parts).astype(np.float32)
-    num_out, num_in = weights.shape
-    group_of = parts.get(_GROUP_OF)
-    if group_of is not None and (group_of == -1).any():  # never filled in: columns are in order
-        group_of = None
-    if _ZERO in parts:
-        zeros = unpacked_zeros(parts[_ZERO]).astype(np.float32)
-        weights -= per_column(_rows(zeros, num_out), num_in, size, group_of)
-    scales = _rows(parts[_SCALE].astype(np.float32), num_out)
-    weights *= per_column(scales, num_in, size, group_of)
-    return weights
+def _numbers(parts: Parts, values: np.ndarray, zeros: np.ndarray | None) -> Numbers:
+    num_out = len(values)
+    return Numbers(
+        values,
+        _rows(parts[_SCALE].astype(np.float32), num_out),
+        None if zeros is None else _rows(zeros, num_out),
+        _group_of(parts.get(_GROUP_OF)),
+    )
+
+
+def _group_of(stored: np.ndarray | None) -> np.ndarray | None:
+    """Returns the group of each input; None if it was never filled in: they are in order."""
+    return None if stored is None or (stored == -1).any() else stored
 
 
 def _rows(values: np.ndarray, num_out: int) -> np.ndarray:

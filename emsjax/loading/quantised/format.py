@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from emsjax.loading.sources.int4 import Int4
 from emsjax.loading.sources.int8 import Int8
+from emsjax.models.quantised import Groups
 
 Shape = tuple[int, ...]
 # The tensors of one module, by their names after that of the module: "weight", "weight_scale".
@@ -25,6 +27,81 @@ class Layout(NamedTuple):
     parts: Mapping[str, Collection[Shape]]
 
 
+class Numbers(NamedTuple):
+    """What a module's tensors hold: a weight is `(value - zero) * scale` of its group.
+
+    Attributes:
+      values: whole numbers [out, in].
+      scales: float32[out, G].
+      zeros: whole numbers [out, G]; None for none.
+      group_of: int[in], the group of each input; None if the groups lie one after another.
+    """
+
+    values: np.ndarray
+    scales: np.ndarray
+    zeros: np.ndarray | None = None
+    group_of: np.ndarray | None = None
+
+    def dequantised(self, size: int | None) -> np.ndarray:
+        """Returns the weights float32[out, in], for groups of a size; None for one group."""
+        weights = self.values.astype(np.float32)
+        num_in = weights.shape[1]
+        if self.zeros is not None:
+            zeros = self.zeros.astype(np.float32)
+            weights -= per_column(zeros, num_in, size, self.group_of)
+        weights *= per_column(self.scales, num_in, size, self.group_of)
+        return weights
+
+    def int4(self, middle: int, offsets: bool) -> Int4:
+        """Returns the same weights with offsets for zeros, which is exact for scales of 16 bits.
+
+        Args:
+          middle: the value that becomes 0.
+          offsets: whether there are offsets; if not, all zeros are the middle.
+        """
+        values = self.values.astype(np.int8) - np.int8(middle)
+        if not offsets:
+            return Int4(values, self.scales)
+        zeros = np.float32(0) if self.zeros is None else self.zeros.astype(np.float32)
+        return Int4(values, self.scales, (np.float32(middle) - zeros) * self.scales)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a format's weights of 4 bits are kept.
+
+    Attributes:
+      groups: takes the shapes of a module's parts, their types as safetensors names them, and a
+        function that reads a part. It returns the groups of inputs, or None for weights that must
+        be dequantised.
+      numbers: takes a module's parts and whether its groups have offsets, and returns the numbers.
+    """
+
+    groups: Callable[
+        [Mapping[str, Shape], Mapping[str, str], Callable[[str], np.ndarray]], Groups | None
+    ]
+    numbers: Callable[[Parts, bool], Int4]
+
+
+def groups_of(
+    size: int | None, offsets: bool, num_in: int, dtype: str, group_of: np.ndarray | None
+) -> Groups | None:
+    """Returns the groups of weights of 4 bits, or None if they must be dequantised.
+
+    Args:
+      size: inputs of a group; None for all.
+      offsets: whether zeros are not all the middle.
+      num_in: the number of inputs.
+      dtype: the type of the scales, as safetensors names it.
+      group_of: int[in], the group of each input; None if the groups lie one after another.
+    """
+    size = size or num_in
+    # A product of a scale of 16 bits and a zero is exact, and so is a weight with this offset.
+    exact = not offsets or dtype in ("F16", "BF16")
+    in_order = group_of is None or np.array_equal(group_of, np.arange(num_in) // size)
+    return Groups(size, offsets) if exact and in_order and num_in % size == 0 else None
+
+
 @dataclass(frozen=True)
 class Format:
     """How the checkpoints of one format hold the weights of a module.
@@ -40,6 +117,7 @@ class Format:
         repeat what is known.
       scales: parts that must be finite numbers.
       aliases: parts that some checkpoints call by another name, and that name.
+      int4: for modules that may be kept in 4 bits; None for other formats.
       header: a part that describes the others beyond their shapes; None if there is none.
       layout: takes the shapes of a module's parts, and the content of the header if there is one,
         and returns its `Layout`. It raises `ValueError` or `IndexError` if the shape of the marker
@@ -65,6 +143,7 @@ class Format:
     joint: str = "."
     weight: str = ".weight"
     int8: Callable[[Parts], Int8] | None = None
+    int4: Grid | None = None
     header: str | None = None
 
     @property

@@ -5,13 +5,23 @@ the inputs, those of `qzeros` [groups, out / n] along the outputs. A weight is
 `(number - zero) * scale`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
 
 from emsjax.loading.quantised.config import Fields
-from emsjax.loading.quantised.format import Format, Layout, Parts, Shape, per_column, unpacked
+from emsjax.loading.quantised.format import (
+    Format,
+    Grid,
+    Layout,
+    Numbers,
+    Parts,
+    Shape,
+    groups_of,
+    unpacked,
+)
+from emsjax.models.quantised import Groups
 
 _BITS = (2, 4, 8)
 
@@ -31,6 +41,7 @@ def gptq(fields: Fields) -> Format:
     ]
     symmetric = fields.one_of("sym", (True, False, None)) is not False
     ordered = fields.one_of("desc_act", (True, False, None)) is True and size is not None
+    numbers = partial(_numbers, bits, "gptq_v2" in versions, symmetric)
     return Format(
         name=f"{bits}-bit GPTQ",
         marker="qweight",
@@ -40,7 +51,13 @@ def gptq(fields: Fields) -> Format:
         optional=() if ordered else ("g_idx",),
         scales=("scales",),
         layout=partial(_layout, 32 // bits, size),
-        dequantised=partial(_dequantised, bits, size, "gptq_v2" in versions, symmetric),
+        dequantised=lambda parts: numbers(parts).dequantised(size),
+        int4=Grid(
+            groups=partial(_groups, size, "gptq_v2" in versions, symmetric),
+            numbers=lambda parts, offsets: numbers(parts).int4(8, offsets),
+        )
+        if bits == 4
+        else None,
     )
 
 
@@ -58,21 +75,39 @@ def _layout(packed: int, size: int | None, shapes: Mapping[str, Shape]) -> Layou
     )
 
 
-def _dequantised(
-    bits: int, size: int | None, second: bool, symmetric: bool, parts: Parts
-) -> np.ndarray:
-    numbers = unpacked(parts["qweight"].T, bits)  # [out, in]
-    zeros = unpacked(parts["qzeros"], bits)
+def _groups(
+    size: int | None,
+    second: bool,
+    symmetric: bool,
+    shapes: Mapping[str, Shape],
+    dtypes: Mapping[str, str],
+    read: Callable[[str], np.ndarray],
+) -> Groups | None:
+    zeros = _zeros(4, second, symmetric, read("qzeros")) if symmetric else None
+    offsets = zeros is None or bool((zeros != 8).any())
+    num_in = 8 * shapes["qweight"][0]
+    group_of = read("g_idx") if "g_idx" in shapes else None
+    return groups_of(size, offsets, num_in, dtypes["scales"], group_of)
+
+
+def _numbers(bits: int, second: bool, symmetric: bool, parts: Parts) -> Numbers:
+    return Numbers(
+        unpacked(parts["qweight"].T, bits),
+        parts["scales"].astype(np.float32).T,
+        _zeros(bits, second, symmetric, parts["qzeros"]).T,
+        parts.get("g_idx"),
+    )
+
+
+def _zeros(bits: int, second: bool, symmetric: bool, words: np.ndarray) -> np.ndarray:
+    """Unpacks zeros uint8[groups, out]."""
+    zeros = unpacked(words, bits)
     middle = 2 ** (bits - 1)
     # The first version stores one less than the zero. Some newer files that call themselves the
     # first version do not, which shows if zeros must be the middle.
     if not second and not (symmetric and (zeros == middle).all()):
-        zeros = unpacked(_one_more(parts["qzeros"], bits), bits)
-    scales, group_of = parts["scales"].astype(np.float32), parts.get("g_idx")
-    weights = numbers.astype(np.float32)
-    weights -= per_column(zeros.T.astype(np.float32), weights.shape[1], size, group_of)
-    weights *= per_column(scales.T, weights.shape[1], size, group_of)
-    return weights
+        zeros = unpacked(_one_more(words, bits), bits)
+    return zeros
 
 
 def _one_more(words: np.ndarray, bits: int) -> np.ndarray:

@@ -8,8 +8,10 @@ import numpy as np
 from emsjax.errors import UserError, foreign
 from emsjax.loading.quantised.format import Format, Shape
 from emsjax.loading.sources.dtypes import own_dtype
+from emsjax.loading.sources.int4 import Int4
 from emsjax.loading.sources.int8 import Int8
 from emsjax.loading.sources.safetensors import SafetensorsSource
+from emsjax.models.quantised import Groups
 
 _MOST = 4  # problems to list
 
@@ -51,6 +53,7 @@ class QuantisedSource:
         self.spare = frozenset(self._empty_biases(modules, shapes))
         self.dtype = own_dtype(dtypes[name] for name in wide)
         self.int8 = frozenset(self._parts if its_format.int8 is not None else ())
+        self.int4: Mapping[str, Groups] = dict(self._groups(shapes, dtypes))
 
     def shapes(self) -> Mapping[str, Shape]:
         """Returns the shapes of all tensors, those of quantised weights as [out, in]."""
@@ -67,6 +70,28 @@ class QuantisedSource:
         """Returns one of the tensors of `int8` as the checkpoint holds it."""
         assert self._format.int8 is not None
         return self._format.int8(self._read_parts(name))
+
+    def read_int4(self, name: str) -> Int4:
+        """Returns one of the tensors of `int4` in the checkpoint's numbers."""
+        assert self._format.int4 is not None
+        return self._format.int4.numbers(self._read_parts(name), self.int4[name].offsets)
+
+    def _groups(
+        self, shapes: Mapping[str, Shape], dtypes: Mapping[str, str]
+    ) -> Iterator[tuple[str, Groups]]:
+        """Yields the weights that may be kept in 4 bits, and their groups."""
+        if (grid := self._format.int4) is None:
+            return
+        for weight, parts in self._parts.items():
+            if not self.truncated.isdisjoint(parts.values()):
+                continue
+            found = grid.groups(
+                {part: shapes[tensor] for part, tensor in parts.items()},
+                {part: dtypes[tensor] for part, tensor in parts.items()},
+                lambda part, parts=parts: self._source.read(parts[part]),  # type: ignore[misc]
+            )
+            if found is not None:
+                yield weight, found
 
     def _read_parts(self, name: str) -> dict[str, np.ndarray]:
         return {part: self._source.read(tensor) for part, tensor in self._parts[name].items()}

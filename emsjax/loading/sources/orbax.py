@@ -16,13 +16,12 @@ import numpy as np
 from emsjax.errors import UserError
 from emsjax.loading.hf.config import read_json
 from emsjax.loading.sources.int8 import Int8
-from emsjax.models.quantised import SCALE
+from emsjax.loading.sources.only_floats import OnlyFloats
+from emsjax.pallas_kernels.quantised import SCALE
 
 
-class OrbaxSource:
+class OrbaxSource(OnlyFloats):
     """A `TensorSource` whose tensor names are the model's parameter paths."""
-
-    spare: frozenset[str] = frozenset()
 
     def __init__(self, directory: Path, dtype: str):
         self.name, self.dtype = str(directory), dtype

@@ -17,7 +17,7 @@ import numpy as np
 
 from emsjax.errors import UserError
 from emsjax.loading.sources.dtypes import own_dtype
-from emsjax.loading.sources.no_int8 import NoInt8
+from emsjax.loading.sources.only_floats import OnlyFloats
 from emsjax.loading.sources.shards import damaged, find_weight_files
 
 _DTYPES: Mapping[str, Any] = {
@@ -56,7 +56,7 @@ class _Entry:
         )
 
 
-class SafetensorsSource(NoInt8):
+class SafetensorsSource(OnlyFloats):
     """A `TensorSource` over one or more safetensors files."""
 
     def __init__(self, directory: Path, files: Sequence[Path]):

@@ -7,9 +7,11 @@ from typing import Protocol
 import numpy as np
 
 from emsjax.errors import UserError
+from emsjax.loading.sources.int4 import Int4
 from emsjax.loading.sources.int8 import Int8
 from emsjax.loading.sources.safetensors import SafetensorsSource
 from emsjax.loading.sources.torch import TorchSource
+from emsjax.models.quantised import Groups
 
 
 class TensorSource(Protocol):
@@ -21,6 +23,7 @@ class TensorSource(Protocol):
         quantised checkpoints, whose values float32 holds without loss.
       truncated: tensors that the checkpoint lists but whose data is incomplete.
       int8: tensors that the checkpoint holds in int8 with one scale per row.
+      int4: tensors that the checkpoint holds in 4 bits with scales per group, and their groups.
       spare: tensors that change nothing, which a model may have no use for.
     """
 
@@ -28,6 +31,7 @@ class TensorSource(Protocol):
     dtype: str
     truncated: frozenset[str]
     int8: frozenset[str]
+    int4: Mapping[str, Groups]
     spare: frozenset[str]
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -41,6 +45,9 @@ class TensorSource(Protocol):
 
     def read_int8(self, name: str) -> Int8:
         """Returns one of the tensors of `int8` as the checkpoint holds it."""
+
+    def read_int4(self, name: str) -> Int4:
+        """Returns one of the tensors of `int4` in the checkpoint's numbers."""
 
 
 def open_directory(directory: Path) -> TensorSource:

@@ -11,13 +11,13 @@ import numpy as np
 
 from emsjax.errors import UserError, foreign
 from emsjax.loading.sources.dtypes import own_dtype
-from emsjax.loading.sources.no_int8 import NoInt8
+from emsjax.loading.sources.only_floats import OnlyFloats
 from emsjax.loading.sources.shards import damaged, decoding, find_weight_files
 
 _KEPT_BYTES = 64 << 20  # read from a mapped file before it is mapped again
 
 
-class TorchSource(NoInt8):
+class TorchSource(OnlyFloats):
     """A `TensorSource` over one or more PyTorch pickles, mapped from disk."""
 
     truncated: frozenset[str] = frozenset()  # PyTorch rejects a short file as a whole

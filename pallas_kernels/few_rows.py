@@ -24,8 +24,8 @@ def unsuitable(x: Given, kernels: Given, most_rows: int, multiple: int) -> str |
     problems = (
         (num_layers == 1, "there is one layer, and XLA need not copy its weights"),
         (
-            x.dtype not in DTYPES or kernels.dtype not in (x.dtype, jnp.int8),
-            f"the kernel takes bfloat16, float16 and int8 weights, not {x.dtype} times "
+            x.dtype not in DTYPES or kernels.dtype not in (x.dtype, jnp.int8, jnp.int4),
+            f"the kernel takes bfloat16, float16, int8 and int4 weights, not {x.dtype} times "
             f"{kernels.dtype}",
         ),
         (x.shape[0] > most_rows, f"there are {x.shape[0]} rows, and the kernel takes {most_rows}"),

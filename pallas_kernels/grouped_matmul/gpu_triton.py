@@ -1,0 +1,36 @@
+"""Multiplies few rows with 4-bit weights on any GPU since Ampere, see `triton_products`."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from emsjax.pallas_kernels import triton_products
+from emsjax.pallas_kernels.few_rows import added, unsuitable
+from emsjax.pallas_kernels.grouped_matmul.offsets import with_offsets
+from emsjax.pallas_kernels.quantised import Grouped
+from emsjax.pallas_kernels.triton_products import MOST_ROWS, MOST_SHARES, OUT, blocks_for, sums_of
+
+# The fewest inputs that a product of the tensor cores takes.
+SMALLEST_GROUP = 16
+
+
+def unsupported(x: jax.Array, kernels: Grouped) -> str | None:
+    """Why the kernel cannot be used, or None if it can."""
+    if kernels.size % SMALLEST_GROUP or (kernels.size & (kernels.size - 1) and kernels.size % 128):
+        return f"the kernel takes groups of 16, 32, 64 or multiples of 128, not {kernels.size}"
+    values, most = kernels.values, MOST_ROWS * MOST_SHARES
+    return triton_products.unsupported(values) or unsuitable(x, values, most, OUT)
+
+
+def grouped_matmul(x: jax.Array, kernels: Grouped, layer: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """See `api.grouped_matmul`."""
+    num_rows, (_, num_out, num_in) = x.shape[0], kernels.shape
+    blocks = blocks_for(num_out, num_in, num_rows)
+    blocks = blocks._replace(depth=math.gcd(blocks.depth, kernels.size))
+    padded = jnp.pad(x, ((0, -num_rows % blocks.rows), (0, 0)))
+    number = jnp.reshape(layer, 1)
+    parts = sums_of(
+        padded, kernels.values, number, blocks, scales=kernels.scales, name="grouped_matmul"
+    )
+    return with_offsets(added(parts)[:num_rows], x, kernels, layer).astype(dtype)

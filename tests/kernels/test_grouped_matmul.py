@@ -1,0 +1,140 @@
+"""`layer_matmul` with 4-bit weights in groups, in XLA and in the kernels, interpreted on a CPU."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emsjax.pallas_kernels import hopper, triton_products
+from emsjax.pallas_kernels.backends import compiling_for, noting_backends
+from emsjax.pallas_kernels.grouped_matmul.api import grouped_matmul
+from emsjax.pallas_kernels.quantised import Grouped, floats
+from tests.kernels.contract_layer_matmul import (
+    GROUPED,
+    LAYER,
+    LayerMatmulContract,
+    grouped,
+    numbers,
+)
+from tests.kernels.interpreted_products import product_of_pairs
+from tests.kernels.lowering import lower_for_hopper
+
+
+class TestReference(LayerMatmulContract):
+    backend = "reference"
+    cases: ClassVar = tuple(GROUPED)
+    rounds_weights = True
+
+
+class TestCpu(LayerMatmulContract):
+    backend = "cpu"
+    cases: ClassVar = tuple(name for name in GROUPED if name != "groups-float16")
+
+    def test_equals_the_product_with_floats_bit_for_bit(self, name):
+        case = GROUPED[name]
+        x = numbers(case)[0][:13]
+        wide = floats(grouped(case))
+        out = self.program(jnp.asarray(x, jnp.float32), grouped(case), jnp.int32(LAYER))
+        expected = self.program(jnp.asarray(x, jnp.float32), wide, jnp.int32(LAYER))
+        np.testing.assert_array_equal(out, expected)
+
+
+class TestTpu(LayerMatmulContract):
+    backend = "tpu"
+    cases: ClassVar = tuple(name for name in GROUPED if name != "groups-float16")
+
+    @pytest.fixture(autouse=True)
+    def _interpreted(self, interpreting_tpu: list[str]) -> None:
+        pass
+
+
+class TestHopper(LayerMatmulContract):
+    backend = "gpu"
+    cases: ClassVar = ("groups", "offsets", "wide-groups", "groups-float16")
+
+    @pytest.fixture(autouse=True)
+    def _interpreted(self, interpreting_gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        if jax.default_backend() != "gpu":
+            monkeypatch.setattr(hopper, "product_transposed", product_of_pairs)
+            # The interpreter knows no layouts of registers.
+            monkeypatch.setattr(hopper, "widened", lambda source, dtype: source[...].astype(dtype))
+            monkeypatch.setattr(
+                hopper, "of_rows", lambda scales, shape: jnp.broadcast_to(scales[0][:, None], shape)
+            )
+
+
+class TestTriton(LayerMatmulContract):
+    backend = "gpu-triton"
+    cases: ClassVar = ("groups", "offsets", "small-groups", "wide-groups", "groups-float16")
+
+    @pytest.fixture(autouse=True)
+    def _interpreted(self, interpreting_triton: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        if jax.default_backend() != "gpu":
+            monkeypatch.setattr(triton_products, "product_transposed", product_of_pairs)
+
+
+def shapes(num_out: int, num_in: int, group: int, layers: int = 2) -> Grouped:
+    groups = jax.ShapeDtypeStruct((layers, num_in // group, num_out), jnp.float32)
+    return Grouped(jax.ShapeDtypeStruct((layers, num_out, num_in), jnp.int4), groups)
+
+
+@pytest.mark.parametrize("rows", [8, 192])
+@pytest.mark.parametrize("group", [64, 128])
+def test_lowers_for_hopper(group: int, rows: int):
+    def call(x: jax.Array, kernels: Grouped, layer: jax.Array) -> jax.Array:
+        return grouped_matmul(x, kernels, layer=layer, backend="gpu")
+
+    x = jax.ShapeDtypeStruct((rows, 4096), jnp.bfloat16)
+    layer = jax.ShapeDtypeStruct((), jnp.int32)
+    lower_for_hopper(call, x, shapes(6144, 4096, group), layer)
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "rows", "group", "chosen"),
+    [
+        ("tpu", None, 2048, 128, "tpu"),
+        ("tpu", None, 64, 32, "tpu"),
+        ("tpu", None, 64, 4096, "tpu"),
+        ("tpu", None, 64, 48, "reference"),
+        ("gpu", "9.0", 64, 128, "gpu"),
+        ("gpu", "9.0", 64, 32, "gpu-triton"),
+        ("gpu", "8.0", 64, 32, "gpu-triton"),
+        ("gpu", "8.0", 512, 128, "reference"),
+        ("gpu", "7.5", 8, 128, "reference"),
+    ],
+)
+def test_each_device_has_its_kernel(
+    platform: str, capability: str | None, rows: int, group: int, chosen: str
+):
+    num_in = 4096 if 4096 % group == 0 else 64 * group
+    x, layer = jax.ShapeDtypeStruct((rows, num_in), jnp.bfloat16), jnp.zeros((), jnp.int32)
+    with compiling_for(platform, capability), noting_backends() as picked:
+        jax.eval_shape(lambda *a: grouped_matmul(*a, layer=layer), x, shapes(6144, num_in, group))
+    assert picked == {"grouped_matmul": chosen}
+
+
+def test_derivatives_by_rows():
+    """Training differentiates by rows."""
+    case = GROUPED["offsets"]
+    x, layer = jnp.asarray(numbers(case)[0][:5], jnp.float32), jnp.int32(LAYER)
+    ours, xla = (
+        jax.grad(lambda x, b=b: grouped_matmul(x, grouped(case), layer=layer, backend=b).sum())(x)
+        for b in ("cpu", "reference")
+    )
+    np.testing.assert_allclose(ours, xla, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"values": jnp.zeros((2, 64, 128), jnp.int8)}, r"^kernels\.values"),
+        ({"scales": jnp.zeros((2, 3, 64))}, r"^kernels\.scales has 3 groups"),
+        ({"offsets": jnp.zeros((2, 1, 64))}, r"^kernels\.offsets has 1 groups"),
+    ],
+)
+def test_errors_name_the_wrong_argument(changed: dict, message: str):
+    sound = {"values": jnp.zeros((2, 64, 128), jnp.int4), "scales": jnp.zeros((2, 2, 64))}
+    with pytest.raises(ValueError, match=message):
+        grouped_matmul(jnp.zeros((8, 128)), Grouped(**(sound | changed)), layer=jnp.int32(0))
