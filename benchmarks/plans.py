@@ -2,8 +2,8 @@
 
 python -m benchmarks.plans
 
-Three models are planned in bfloat16 and with weights in int8 and 4 bits, for each chip, and a large
-one for slices of eight chips. A plan is made once: a later run keeps what it finds in the JSON file,
+Three models are planned in bfloat16 and with weights in int8 and 4 bits, for each chip, and a
+large one for slices of eight chips. A plan is made once: a later run keeps what it finds in the file,
 unless `--again` is given. The tables of `docs/planning-hardware.md` and the README are printed.
 """
 
