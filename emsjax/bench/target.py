@@ -88,8 +88,7 @@ def real_target(
       UserError: as for `load_model`, or there are fewer devices.
     """
     devices = shared_by(tensor_parallel)
-    kinds = {"dtype": dtype, "quantize": quantize, "kv_dtype": kv_dtype}
-    loaded = load_model(model, **kinds, devices=devices)
+    loaded = load_model(model, dtype=dtype, quantize=quantize, kv_dtype=kv_dtype, devices=devices)
     target = loaded.model
     reader = RequestReader(loaded, target.vocab_size, target.max_positions, seed=0)
     params = SamplingParams(max_tokens=1)

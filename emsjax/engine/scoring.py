@@ -48,9 +48,11 @@ class Scorer:
         """
         self._rung, self._capacity, self._devices = rung, capacity, devices
 
-        def score(params: nnx.State, *arguments: Any) -> tuple[Any, Logprobs]:
+        def score(
+            params: nnx.State, cache: Any, tokens: jax.Array, start: jax.Array, count: jax.Array
+        ) -> tuple[Any, Logprobs]:
             with jax.default_matmul_precision(precision):
-                return score_rows(merge(params), rung, *arguments, vocabulary=vocabulary)
+                return score_rows(merge(params), rung, cache, tokens, start, count, vocabulary)
 
         def empty(params: nnx.State) -> Any:
             return jax.tree.map(new_cache, merge(params).cache_spec(1, capacity))

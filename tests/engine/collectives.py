@@ -19,8 +19,14 @@ def collectives(text: str) -> Counter[str]:
 
     The loop over layers is there once, whatever the number of layers.
     """
-    found = re.findall(rf"= \(?(\w+\[[\d,]*\])[^=]*? ({_KINDS})(?:-start)?\(", text)
-    return Counter(f"{kind} {shape}" for shape, kind in found)
+    found = re.findall(rf"= ([^=]*?) ({_KINDS})(-start)?\(", text)
+    return Counter(f"{kind} {_result(types, kind + start)}" for types, kind, start in found)
+
+
+def _result(types: str, operation: str) -> str:
+    """Returns the type of an exchange's result; what begins a gather has its operand first."""
+    arrays = re.findall(r"\w+\[[\d,]*\]", types)
+    return arrays[1 if operation == "all-gather-start" else 0]
 
 
 def expected_collectives(engine: Engine, number: int, config: DecoderConfig) -> dict[str, int]:
