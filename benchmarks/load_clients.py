@@ -46,20 +46,31 @@ class Clients:
     Attributes:
       seen: by all of them.
       stopping: whether they end after what they have begun.
+      losing: whether the server goes away: each client ends once it has noticed.
       asks: what they ask for.
       wanted: the answers to it.
     """
 
     def __init__(self, address: str, asks: Sequence[Ask], wanted: Sequence[Wanted]):
         """Prepares clients of a server that gives these answers to these requests."""
-        self.seen, self.stopping = Seen(), False
+        self.seen, self.stopping, self.losing = Seen(), False, False
         self.asks, self.wanted, self._address = asks, wanted, address
 
     async def run(self, count: int) -> None:
         """Runs so many clients until `stopping`, and what they have begun to its end."""
-        limits = httpx2.Limits(max_connections=None)
-        async with httpx2.AsyncClient(base_url=self._address, timeout=600, limits=limits) as http:
+        async with self._open() as http:
             await asyncio.gather(*(self._client(http, number) for number in range(count)))
+
+    async def ask_all(self) -> None:
+        """Asks for everything once, so that all programs are compiled and costs measured."""
+        async with self._open() as http:
+            pairs = zip(self.asks, self.wanted, strict=True)
+            ended = await asyncio.gather(*(self._whole(http, *pair, None) for pair in pairs))
+        self.seen.did.update(f"first: {each}" for each in ended)
+
+    def _open(self) -> Any:
+        limits = httpx2.Limits(max_connections=None)
+        return httpx2.AsyncClient(base_url=self._address, timeout=600, limits=limits)
 
     async def _client(self, http: Any, number: int) -> None:
         rng = random.Random(number)
@@ -78,9 +89,11 @@ class Clients:
                     ended = await self._stream(http, ask, wanted, leaves_at, does == "slow", rng)
             except httpx2.TransportError as error:
                 ended = "no connection"
-                if not self.stopping:
+                if not self.losing:
                     self.seen.problems.append(f"{does}: {error!r}")
             self.seen.did[f"{does}: {ended}"] += 1
+            if self.losing and ended == "no connection":
+                return
 
     async def _bad(self, http: Any, rng: random.Random) -> str:
         status, path, body = rng.choice(BAD)

@@ -141,7 +141,9 @@ async def _measure(
 
 
 async def _load(server: Server, clients: Clients, count: int, seconds: float) -> dict[str, Any]:
-    """Puts load on a server for some time."""
+    """Puts load on a server for some time, once it has answered everything."""
+    await clients.ask_all()
+    before = server.figures()
     began = time.perf_counter()
     running = asyncio.ensure_future(clients.run(count))
     memory: list[tuple[float, float]] = []
@@ -153,6 +155,7 @@ async def _load(server: Server, clients: Clients, count: int, seconds: float) ->
     clients.stopping = True
     await running
     figures = await _quiet(server)
+    gained = {name: value - before.get(name, 0) for name, value in figures.items()}
     seen = clients.seen
     lasted = time.perf_counter() - began
     memory.append((round(lasted, 1), round(server.memory(), 1)))
@@ -165,9 +168,9 @@ async def _load(server: Server, clients: Clients, count: int, seconds: float) ->
         "clients": count,
         "did": dict(sorted(seen.did.items())),
         "latency_s": _latencies(seen),
-        "generated_tokens_per_s": figures["generation_tokens_total"] / lasted,
-        "prompt_tokens": figures["prompt_tokens_total"],
-        "prompt_tokens_not_read_again": figures["prefix_cache_hits_total"],
+        "generated_tokens_per_s": gained["generation_tokens_total"] / lasted,
+        "prompt_tokens": gained["prompt_tokens_total"],
+        "prompt_tokens_not_read_again": gained["prefix_cache_hits_total"],
         "memory_mib": memory,
         "open_files_at_the_end": server.files(),
         "problems": problems,
@@ -188,7 +191,7 @@ async def _kill(server: Server, flags: list[str], clients: Clients, count: int) 
     """Kills a server under load; each client must notice. Starts it again, and asks it."""
     running = asyncio.ensure_future(clients.run(count))
     await asyncio.sleep(KILLED_AFTER)
-    clients.stopping = True  # from now on a lost connection is no problem
+    clients.losing = True
     server.end(signal.SIGKILL)
     killed = time.perf_counter()
     await running

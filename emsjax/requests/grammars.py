@@ -138,17 +138,23 @@ def _too_large(what: str, size: str, most: int) -> UserError:
 
 def _of_texts(texts: Sequence[str], most: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the automaton of some texts: a state for each beginning."""
-    numbers, ends = {b"": 0}, {text.encode() for text in texts}
-    for text in ends:
-        for length in range(1, len(text) + 1):
-            numbers.setdefault(text[:length], len(numbers))
-        if len(numbers) > most:
-            raise _too_large(f"the list of {len(texts)} choices", f"over {most} states", most)
-    following = np.full((len(numbers), 256), -1, np.int32)
-    for text, number in numbers.items():
-        if text:
-            following[numbers[text[:-1]], text[-1]] = number
-    return following, np.asarray([text in ends for text in numbers])
+    rows: list[dict[int, int]] = [{}]
+    ends = set()
+    for text in texts:
+        state = 0
+        for byte in text.encode():
+            if byte not in rows[state]:
+                if len(rows) == most:
+                    what = f"the list of {len(texts)} choices"
+                    raise _too_large(what, f"over {most} states", most)
+                rows[state][byte] = len(rows)
+                rows.append({})
+            state = rows[state][byte]
+        ends.add(state)
+    following = np.full((len(rows), 256), -1, np.int32)
+    for state, row in enumerate(rows):
+        following[state, list(row)] = list(row.values())
+    return following, np.asarray([state in ends for state in range(len(rows))])
 
 
 def _kind(params: StructuredOutputsParams) -> str:

@@ -86,7 +86,8 @@ class _Disjoint:
     def _needed(self, part: Schema) -> set[str]:
         required = part.get("required", [])
         names = {each for each in required if isinstance(each, str)}
-        return names | ({self._tag} & _properties(part).keys())
+        tag = self._tag
+        return names | {tag} if tag is not None and tag in _properties(part) else names
 
 
 def _properties(part: Schema) -> Schema:

@@ -106,7 +106,8 @@ def number_range(schema: dict[str, Any]) -> tuple[Bound | None, Bound | None]:
     Raises:
       UserError: a bound is no number, or has too many digits.
     """
-    lows, highs = [], []
+    lows: list[Bound] = []
+    highs: list[Bound] = []
     for name in _BOUNDS:
         if name not in schema:
             continue

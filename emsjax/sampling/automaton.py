@@ -128,7 +128,7 @@ def make_automaton(vocabulary: Vocabulary, following: np.ndarray, final: np.ndar
         tokens = steps.tokens(state)
         bits = np.uint32(1) << (tokens % WORD_BITS).astype(np.uint32)
         np.bitwise_or.at(allowed[number], tokens // WORD_BITS, bits)
-    closed = final & ~allowed.any(axis=1)[sets]
+    closed = final & ~np.asarray(allowed.any(axis=1))[sets]
     if not allowed[sets[0]].any() and not final[0]:
         raise NothingFitsError
     likely = _likely_bytes(following, final)

@@ -81,8 +81,8 @@ class Backend:
         outputs, most = len(asked.prompts) * asked.params.n, self.settings.most_waiting
         if outputs > most:  # before anything is made of them
             raise LineFullError(
-                f"the request has {outputs} outputs, and at most {most} may wait for a slot; ask "
-                "for fewer at a time"
+                f"the request asks for {outputs} at a time of the at most {most} outputs that may "
+                "wait for a slot; ask for fewer"
             )
 
         def read() -> list[Request]:

@@ -169,7 +169,8 @@
   }
 
   function addError(article, failure) {
-    const shown = element("p", "error", failure.message);
+    const [first, ...rest] = failure.message; // the server's begin small
+    const shown = element("p", "error", first.toUpperCase() + rest.join(""));
     shown.setAttribute("role", "alert");
     article.append(shown);
     if (failure.status === 401) askForKey("The key is wrong or missing.");

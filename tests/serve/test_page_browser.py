@@ -235,7 +235,7 @@ def test_a_server_that_goes_away_is_an_error(opened: Open, monkeypatch: pytest.M
     async def lost(answer: ChatAnswer, call: Call) -> AsyncIterator[bytes]:
         async for event in whole(answer, call):
             yield event
-            if b'"content":"w' in event.replace(b": ", b":"):
+            if re.search(rb'"content": " *w', event):
                 monkeypatch.undo()
                 raise ConnectionError("the server goes away")
 
@@ -245,7 +245,7 @@ def test_a_server_that_goes_away_is_an_error(opened: Open, monkeypatch: pytest.M
     ask(page, LONG_ANSWER)
     page.locator(".error").wait_for()
     assert page.locator(".error").inner_text() == "The connection to the server was lost."
-    assert page.locator("article.assistant .said").inner_text().startswith("w")
+    assert "w" in page.locator("article.assistant .said").inner_text()
     assert page.locator("#prompt").input_value() == LONG_ANSWER
     assert page.locator("#send").is_visible()
     picture(page, "lost")
@@ -261,7 +261,7 @@ def test_a_full_server_is_an_error(opened: Open):
     ask(page, "w7")
     page.locator(".error").wait_for()
     picture(page, "full")
-    assert "may wait for a slot" in page.locator(".error").inner_text()
+    assert "The request asks for 1 at a time" in page.locator(".error").inner_text()
     assert page.locator("#prompt").input_value() == "w7"
 
 

@@ -7,6 +7,7 @@ from starlette.testclient import TestClient
 
 from emsjax.errors import UserError
 from emsjax.requests.structured import StructuredOutputsParams
+from emsjax.serve.backend import Backend
 from emsjax.serve.body import chat_of, completion_of
 from tests.serve.test_api import events, post, refused, texts
 
@@ -84,7 +85,6 @@ def test_answers_are_what_was_asked_for(client: TestClient):
     ("given", "message"),
     [
         ({"guided_regex": "("}, "cannot be compiled"),
-        ({"guided_regex": "a{40000}"}, "more than the"),
         ({"guided_json": {"type": "number", "minimum": []}}, "minimum=[] of a number"),
         ({"guided_choice": ["x"]}, "no text that"),
     ],
@@ -96,3 +96,12 @@ def test_what_cannot_be_compiled_is_an_error_of_that_request(
     assert status == 400
     assert message in error["message"]
     assert post(client, "/v1/completions", prompt="w5", max_tokens=1)["choices"]
+
+
+def test_a_grammar_that_is_too_large_is_refused_with_its_size(
+    client: TestClient, backend: Backend, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(backend.llm._reader._grammars, "_most", 100)
+    status, error = refused(client, "/v1/completions", prompt="w5", guided_regex="a{200}")
+    assert status == 400
+    assert "needs 201 states, more than the 100 states that fit" in error["message"]
