@@ -2,8 +2,8 @@
 
 python -m benchmarks.plans
 
-Each model is planned in bfloat16 and with weights in int8 and 4 bits, for each chip. A plan is made
-once: a later run keeps what it finds in the JSON file, unless `--again` is given. The tables of
+Each model is planned in bfloat16 and with int8 weights, for each chip. A plan is made once: a later
+run keeps what it finds in the JSON file, unless `--again` is given. The tables of
 `docs/planning-hardware.md` and the README are printed.
 """
 
@@ -20,7 +20,7 @@ from emsjax.host.provenance import commit_of
 
 NAMES = {"opt-6.7b": "OPT-6.7B", "llama-3-8b": "Llama-3-8B", "smollm2-135m": "SmolLM2-135M"}
 CHIPS = ("v5e", "v6e")
-WEIGHTS = ("bfloat16", "int8", "int4")
+WEIGHTS = ("bfloat16", "int8")
 BATCH_SIZE, MAX_MODEL_LEN, CONTEXT = 8, 2048, 1024
 ACCEPTANCE, DRAFT_LENGTH = 0.7, 7
 FILE = Path("benchmarks/results/plans.json")
@@ -55,7 +55,7 @@ def page(plans: list[dict[str, Any]]) -> str:
 
 
 def summary(plans: list[dict[str, Any]]) -> str:
-    """Returns what matters most as a Markdown table with columns for all kinds of weights.
+    """Returns what matters most as a Markdown table with columns for both kinds of weights.
 
     Steps are plain ones of the largest batch up to 8, as the compiler expects them.
     """
@@ -64,8 +64,8 @@ def summary(plans: list[dict[str, Any]]) -> str:
     header += [f"{name}: {weights}" for name in _SHORT for weights in WEIGHTS]
     rows = []
     for model, chip in dict.fromkeys((plan["model"], plan["topology"]) for plan in plans):
-        kinds = [known[Cell(model, chip, weights)] for weights in WEIGHTS]
-        figures = [figure(plan) for figure in _SHORT.values() for plan in kinds]
+        both = [known[Cell(model, chip, weights)] for weights in WEIGHTS]
+        figures = [figure(plan) for figure in _SHORT.values() for plan in both]
         rows.append([NAMES[model], f"{chip}-1", *figures])
     return table(header, rows)
 
