@@ -82,8 +82,8 @@ def summary(plans: list[dict[str, Any]]) -> str:
     header += [f"{name}: {weights}" for name in _SHORT for weights in WEIGHTS]
     rows = []
     for model, chip in dict.fromkeys((plan["model"], plan["topology"]) for plan in plans):
-        kinds = [known[Cell(model, chip, weights)] for weights in WEIGHTS]
-        figures = [figure(plan) for figure in _SHORT.values() for plan in kinds]
+        both = [known[Cell(model, chip, weights)] for weights in WEIGHTS]
+        figures = [figure(plan) for figure in _SHORT.values() for plan in both]
         rows.append([NAMES[model], f"{chip}-1", *figures])
     return table(header, rows)
 

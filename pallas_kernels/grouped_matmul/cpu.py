@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from emsjax.pallas_kernels import cpu_panels
 from emsjax.pallas_kernels.foreign import name_of, registered
-from emsjax.pallas_kernels.grouped_matmul import reference
+from emsjax.pallas_kernels.grouped_matmul.as_floats import multiply
 from emsjax.pallas_kernels.quantised import Grouped
 
 
@@ -42,6 +42,6 @@ def grouped_matmul(x: jax.Array, kernels: Grouped, layer: jax.Array, dtype: jnp.
 @grouped_matmul.defjvp
 def _derivative(dtype: jnp.dtype, values: tuple, tangents: tuple) -> tuple[jax.Array, Any]:
     def product(x: jax.Array, kernels: Grouped, layer: jax.Array) -> jax.Array:
-        return reference.grouped_matmul(x, kernels, layer, dtype)
+        return multiply(x, kernels, layer, dtype)
 
     return grouped_matmul(*values, dtype), jax.jvp(product, values, tangents)[1]

@@ -1,15 +1,5 @@
 """The product with one layer's 4-bit weights in XLA, which makes them floats first."""
 
-import jax
-import jax.numpy as jnp
+from emsjax.pallas_kernels.grouped_matmul.as_floats import multiply as grouped_matmul
 
-from emsjax.pallas_kernels.products import matmul
-from emsjax.pallas_kernels.quantised import Grouped, floats
-
-
-def grouped_matmul(x: jax.Array, kernels: Grouped, layer: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """See `api.grouped_matmul`."""
-    kernel = jax.tree.map(
-        lambda array: jax.lax.dynamic_index_in_dim(array, layer, keepdims=False), kernels
-    )
-    return matmul(x, floats(kernel).astype(x.dtype), dtype)
+__all__ = ["grouped_matmul"]

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -19,6 +20,10 @@ from tests.engine.test_compiled import CONFIG
 from tests.ladders import two_rungs
 
 pytestmark = pytest.mark.usefixtures("no_compile_cache")
+
+
+# The embedding, which files of 4 bits have in floats, is not as large as a weight of a layer.
+UNLIKE = replace(CONFIG, vocab_size=1920)
 
 
 def int8_engine(
@@ -70,7 +75,7 @@ def compile_for(generation: str, config: DecoderConfig, **options: Any) -> list[
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_tpu_v5e(kind: str):
-    assert compile_for("v5e", CONFIG, kind=kind) == []
+    assert compile_for("v5e", UNLIKE, kind=kind) == []
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from tests.engine.test_compiled import (
     check_no_kernel_is_copied,
     check_no_weight_is_copied,
 )
-from tests.engine.test_compiled_int8 import widened
+from tests.engine.test_compiled_int8 import UNLIKE, widened
 from tests.engine.test_compiled_int8_cache import check_nothing_is_widened, int8_cache_engine
 from tests.ladders import one_rung, short_ladder
 
@@ -106,7 +106,7 @@ def test_hopper_with_every_switch(name: str):
 @pytest.mark.parametrize("gpu", ["h100", "a100", "l4"])
 def test_quantised_weights_are_read_in_place(gpu: str, name: str, kind: str):
     """XLA would copy a layer's weights, or an expert's, for products that no kernel takes."""
-    engine, compiled = compile_for(gpu, SWITCHES.get(name, CONFIG), kind)
+    engine, compiled = compile_for(gpu, SWITCHES.get(name, UNLIKE), kind)
     check_no_kernel_is_copied(engine, compiled)
     assert widened(engine, compiled) == []
     if (gpu, name) == ("h100", "plain"):

@@ -10,6 +10,7 @@ from packed_formats import CASES, Tensors
 
 from emsjax.loading.load import load_model
 from emsjax.models.family import dotted
+from emsjax.pallas_kernels.quantised import Grouped, floats
 from tests.loading.test_quantised_formats import save
 from tests.tiny import LLAMA_SIZES, random_model
 
@@ -77,10 +78,14 @@ def test_experts_are_those_that_the_format_defines(
     save(tmp_path, meant)
     expected = parameters(tmp_path)
     for name, value in expected.items():
-        scale = ours.get(f"{name}_scale")
-        kept = CASES[form].kept and name.endswith(".kernel") and not name.startswith("head")
-        assert (scale is not None) == kept, name
+        scale, scales = ours.get(f"{name}_scale"), ours.get(f"{name}_scales")
+        kept = CASES[form].kept if name.endswith(".kernel") and name.startswith("blocks") else None
+        assert (scale is not None) == (kept == 8), name
+        # Experts are not kept in 4 bits.
+        assert (scales is not None) == (kept == 4 and ".mlp." not in name), name
         made = ours[name] if scale is None else ours[name] * scale[..., None]
+        if scales is not None:
+            made = np.asarray(floats(Grouped(ours[name], scales, ours.get(f"{name}_offsets"))))
         np.testing.assert_array_equal(made, value, err_msg=name)
 
 
