@@ -48,5 +48,6 @@ KV_DTYPES = ("int8",)
 METHODS = ("ems", "none", "vanilla", "unpad-kv", "unpad-input")
 # The kinds of drafts that `emsjax.train` makes.
 RECURRENT, OWN_LAYERS = "recurrent", "own-layers"
-DRAFT_KINDS = (RECURRENT, OWN_LAYERS)
+HIDDEN_TRANSFER, JAKIRO = "hidden-transfer", "jakiro"
+DRAFT_KINDS = (RECURRENT, OWN_LAYERS, HIDDEN_TRANSFER, JAKIRO)
 DRAFTERS = ("prompt-lookup", "draft-model", "combined", "none")
