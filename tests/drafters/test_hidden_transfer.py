@@ -79,9 +79,9 @@ def reference(name: str, text: Sequence[int], drafter: HiddenTransfer) -> np.nda
         last.layers = last.layers[first_layer:]
         if hasattr(last.config, "layer_types"):  # which layers have a window, by place
             last.config.layer_types = last.config.layer_types[first_layer:]
+        maps, _ = drafter.merge(drafter.weights.state_map, drafter.weights.target)
         kernel, bias = (
-            torch.tensor(np.asarray(getattr(drafter.weights.state_map.linear, part).get_value()))
-            for part in ("kernel", "bias")
+            torch.tensor(np.asarray(part[...])) for part in (maps.linear.kernel, maps.linear.bias)
         )
         pseudo = (kernel @ states[-1] + bias).reshape(PLACES, -1)
         rows = torch.cat([states, pseudo])

@@ -15,6 +15,7 @@ from flax import nnx
 from emsjax import LLM, SamplingParams, UserError
 from emsjax.engine.packing import pack
 from emsjax.loading.draft_checkpoint import read_manifest
+from emsjax.models.layers import Linear
 from emsjax.models.recurrent_draft import Shared
 from emsjax.train import least_squares
 from emsjax.train.fit import Fitting
@@ -23,7 +24,6 @@ from emsjax.train.run import train
 from emsjax.train.settings import Training
 from emsjax.train.state_loss import Frozen
 from emsjax.train.whole_texts import read_whole
-from tests.drafters.test_hidden_transfer import hidden_transfer
 from tests.drafters.test_jakiro import jakiro_head
 from tests.engine.setup import tiny_model
 from tests.tiny import VOCAB_SIZE, checkpoint
@@ -145,13 +145,10 @@ def test_the_maps_are_the_closest_to_every_state_that_far_ahead(monkeypatch: pyt
     expected = x @ np.linalg.lstsq(x, y)[0]
     embedding = model.embedder.tokens[...]
     shared = Shared(embedding, embedding, jnp.arange(VOCAB_SIZE, dtype=jnp.int32))
-    drafter = hidden_transfer(model, LAYER)
-    maps, _ = drafter.merge(drafter.weights.state_map, drafter.weights.target)
-    maps.linear.kernel.value = maps.linear.kernel[: ahead * model.hidden_size]
-    maps.linear.bias.value = maps.linear.bias[: ahead * model.hidden_size]
+    linear = Linear(model.hidden_size, ahead * model.hidden_size, bias=True, rngs=nnx.Rngs(0))
     learnt = partial(least_squares.pairs_ahead, layer=LAYER, places=PLACES, ahead=ahead)
-    least_squares.solve(maps.linear, learnt, target_def, Frozen(shared, params), batches())
-    found = maps.linear(jnp.asarray(x[:, :-1], jnp.float32))
+    least_squares.solve(linear, learnt, target_def, Frozen(shared, params), batches())
+    found = linear(jnp.asarray(x[:, :-1], jnp.float32))
     np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
 
 
