@@ -8,6 +8,8 @@ from typing import Any
 from emsjax.drafters import (
     DraftModel,
     Eagle,
+    HiddenTransfer,
+    Jakiro,
     NoDrafter,
     OwnLayers,
     PromptLookup,
@@ -48,6 +50,8 @@ _KINDS = {
     DraftModel: "draft-model",
     Recurrent: "draft-model",
     OwnLayers: "draft-model",
+    HiddenTransfer: "draft-model",
+    Jakiro: "draft-model",
     Eagle: "draft-model",
     SelfWindow: "draft-model",
     Combined: "combined",
@@ -169,7 +173,7 @@ def build_drafter(drafting: Drafting, target: LoadedModel, dtype: str) -> Drafte
     narrowest = narrowest_rows(target_platform())
     quantize = drafting.given.get("draft_quantize")
     model = load_drafter(draft, target, length, dtype=dtype, quantize=quantize, narrowest=narrowest)
-    if isinstance(model, Recurrent):
+    if isinstance(model, Recurrent | HiddenTransfer):
         rows = _FREE_ROWS.get(target_platform(), _FREE_ROWS_OF_OTHERS)
         model = dataclasses.replace(model, beam_rows=rows)
     return model if name == "draft-model" else Combined(drafting.lookup, model, tree=True)

@@ -57,7 +57,8 @@ KV_DTYPES = ("int8",)
 METHODS = ("ems", "none", "vanilla", "unpad-kv", "unpad-input")
 # The kinds of drafts that `emsjax.train` makes.
 RECURRENT, OWN_LAYERS = "recurrent", "own-layers"
+HIDDEN_TRANSFER, JAKIRO = "hidden-transfer", "jakiro"
+DRAFT_KINDS = (RECURRENT, OWN_LAYERS, HIDDEN_TRANSFER, JAKIRO)
 # The target as its own draft model, on a part of its cache.
 SELF_WINDOW = "self-window"
-DRAFT_KINDS = (RECURRENT, OWN_LAYERS)
 DRAFTERS = ("prompt-lookup", "draft-model", "combined", "none")

@@ -5,7 +5,7 @@ of a draft must see the text before their place, the rows before them in their o
 nothing else. The kernels have no such mask and no derivatives.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,94 @@ from emsjax.models.layers import LayerContext, query_factor, rotary_angles, soft
 from emsjax.pallas_kernels.kv_layout import unpack_kv
 
 _HIDDEN = -1e30
+
+
+class Seen(NamedTuple):
+    """What rows of drafts attend to.
+
+    Attributes:
+      text: bool, broadcasts to [d, R, A, S]: which tokens of the text.
+      own: bool[d, e]: which rows of their own drafts.
+    """
+
+    text: jax.Array
+    own: jax.Array
+
+
+def mixed(
+    q: jax.Array,
+    text: tuple[jax.Array, jax.Array],
+    own: tuple[jax.Array, jax.Array],
+    seen: Seen,
+    scale: float,
+    *,
+    dtype: jnp.dtype,
+    soft_cap: float | None = None,
+    sinks: jax.Array | None = None,
+) -> jax.Array:
+    """Returns the attention of d rows of each draft to a text and to e rows of the draft.
+
+    Args:
+      q: queries [d, R, A, K, G, H].
+      text: keys and values [R, S, K, H].
+      own: keys and values [e, R, A, K, H].
+      seen: what is attended to.
+      scale: factor on the scores.
+      dtype: of the result.
+      soft_cap: soft cap of the scores; None for none.
+      sinks: float32[N], a score of each head that adds no value; None for none.
+
+    Returns:
+      As the queries.
+    """
+    (k, v), (own_k, own_v) = text, own
+    to_text = jnp.einsum("drakgh,rskh->drakgs", q, k)
+    to_own = jnp.einsum("drakgh,erakh->drakge", q, own_k)
+    masks = seen.text[:, :, :, None, None], seen.own[:, None, None, None, None]
+    scores = [
+        jnp.where(mask, soft_capped(x.astype(jnp.float32) * scale, soft_cap), _HIDDEN)
+        for x, mask in zip((to_text, to_own), masks, strict=True)
+    ]
+    if sinks is not None:  # take their share of the weights
+        of_heads = sinks.reshape(q.shape[3], -1)[None, None, None]
+        scores.append(jnp.broadcast_to(of_heads, q.shape[:-1])[..., None])
+    shares = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(dtype)
+    edges = k.shape[1], k.shape[1] + own_k.shape[0]
+    of_text, of_own, _ = jnp.split(shares, edges, axis=-1)
+    values = jnp.einsum("drakgs,rskh->drakgh", of_text, v)
+    return values + jnp.einsum("drakge,erakh->drakgh", of_own, own_v)
+
+
+def rows_context(
+    config: DecoderConfig, positions: jax.Array, write: Any, attend: Any
+) -> LayerContext:
+    """Returns the inputs of layers for rows at `positions` int32[T] with an attention of their own.
+
+    Args:
+      config: of the layers.
+      positions: in the text.
+      write: see `LayerContext`.
+      attend: see `LayerContext`.
+    """
+    none = jnp.zeros((), jnp.int32)
+    batch = PackedBatch(
+        tokens=jnp.zeros_like(positions),
+        positions=positions,
+        slot_ids=jnp.zeros_like(positions),
+        parents=jnp.full_like(positions, NO_PARENT),
+        cu_q_lens=jnp.asarray([0, positions.size], jnp.int32),
+        kv_lens=jnp.asarray([positions.size], jnp.int32),
+    )
+    return LayerContext(
+        layer=none,
+        stacked=None,
+        window=None,
+        batch=batch,
+        angles=rotary_angles(config, positions),
+        query_factor=query_factor(config, positions),
+        write=write,
+        attend=attend,
+    )
 
 
 def draft_context(
@@ -68,43 +156,18 @@ def draft_context(
         if window is not None:
             seen = seen & (known > positions[..., None] - window)
             seen_own = seen_own & (depth[None] > depth[:, None] - window)
-        else:
-            seen = jnp.broadcast_to(seen, (depths, *seen.shape[1:]))
-        to_text = jnp.einsum("drakgh,rskh->drakgs", grouped, k)
-        to_own = jnp.einsum("drakgh,erakh->drakge", grouped, own_k)
-        masks = seen[:, :, :, None, None], seen_own[:, None, None, None, None]
-        scores = [
-            jnp.where(mask, soft_capped(x.astype(jnp.float32) * scale, soft_cap), _HIDDEN)
-            for x, mask in zip((to_text, to_own), masks, strict=True)
-        ]
-        if sinks is not None:  # take their share of the weights, and add no value
-            shape = scores[0].shape[:-1]
-            of_heads = sinks.reshape(heads[0], -1)[None, None, None]
-            scores.append(jnp.broadcast_to(of_heads, shape)[..., None])
-        shares = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(dtype)
-        of_text, of_own, _ = jnp.split(shares, (k.shape[1], k.shape[1] + depths), axis=-1)
-        mixed = jnp.einsum("drakgs,rskh->drakgh", of_text, v)
-        mixed += jnp.einsum("drakge,erakh->drakgh", of_own, own_v)
-        return mixed.reshape(q.shape)
+        found = mixed(
+            grouped,
+            (k, v),
+            (own_k, own_v),
+            Seen(seen, seen_own),
+            scale,
+            dtype=dtype,
+            soft_cap=soft_cap,
+            sinks=sinks,
+        )
+        return found.reshape(q.shape)
 
-    none = jnp.zeros((), jnp.int32)
-    batch = PackedBatch(
-        tokens=jnp.zeros_like(flat),
-        positions=flat,
-        slot_ids=jnp.zeros_like(flat),
-        parents=jnp.full_like(flat, NO_PARENT),
-        cu_q_lens=jnp.asarray([0, flat.size], jnp.int32),
-        kv_lens=jnp.asarray([flat.size], jnp.int32),
-    )
-    context = LayerContext(
-        layer=none,
-        stacked=none,
-        window=None,
-        batch=batch,
-        angles=rotary_angles(config, flat),
-        query_factor=query_factor(config, flat),
-        write=write,
-        attend=attend,
-    )
+    context = rows_context(config, flat, write, attend)
     nothing = jnp.zeros((flat.size, *heads), dtype)
-    return context, (nothing, nothing)
+    return context._replace(stacked=context.layer), (nothing, nothing)

@@ -9,8 +9,9 @@ states and guesses with the target's output projection. EAGLE-3 (arXiv 2503.0184
 of three of its layers, and has an output projection of its own.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -63,32 +64,41 @@ class EagleConfig:
 class FirstLayer(nnx.Module):
     """A layer whose attention reads embeddings beside the states, or only states (EAGLE-1)."""
 
-    def __init__(self, config: EagleConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: EagleConfig, *, rngs: nnx.Rngs, mlp: Callable[..., Any] = MLP):
+        """Makes the layer; `mlp` is the class of its feed-forward part."""
         layers = config.layers
         width, eps = layers.hidden_size, layers.norm_eps
         self.token_norm = RMSNorm(width, eps) if config.fused else None
         self.state_norm = RMSNorm(width, eps) if config.fused else None
         self.attention = Attention(layers, rngs=rngs, num_in=2 * width if config.fused else width)
         self.mlp_norm = RMSNorm(width, eps)
-        self.mlp = MLP(layers, rngs=rngs)
+        self.mlp = mlp(layers, rngs=rngs)
         self.residual_is_normed = config.residual_is_normed
 
     def __call__(
         self, states: jax.Array, embedded: jax.Array, cache: Cache, context: LayerContext
     ) -> tuple[jax.Array, Cache]:
         """Returns states [T, D] and the cache after this layer."""
+        states, cache = self.attended(states, embedded, cache, context)
+        return states + self.mlp(self.mlp_norm(states), context), cache
+
+    def attended(
+        self, states: jax.Array, embedded: jax.Array, cache: Cache, context: LayerContext
+    ) -> tuple[jax.Array, Cache]:
+        """Returns states [T, D] and the cache before the feed-forward part."""
         read = states
         if self.token_norm is not None:
             normal = normed(self.state_norm, states)
             read = jnp.concatenate([self.token_norm(embedded), normal], axis=-1)
             states = normal if self.residual_is_normed else states
         mixed, cache = self.attention(read, cache, context)
-        states = states + mixed
-        return states + self.mlp(self.mlp_norm(states), context), cache
+        return states + mixed, cache
 
 
 class EagleHead(nnx.Module):
     """A head, with the tensors that its checkpoint has."""
+
+    first_layer: ClassVar[type[FirstLayer]] = FirstLayer
 
     def __init__(
         self, config: EagleConfig, *, rngs: nnx.Rngs, dtype: jax.typing.DTypeLike = jnp.float32
@@ -109,7 +119,7 @@ class EagleHead(nnx.Module):
         self.all_norm = RMSNorm(read, eps) if config.norm_of_all else None
         each = config.fused if config.norm_of_each else 0
         self.each_norm = nnx.List([RMSNorm(config.target_size, eps) for _ in range(each)])
-        self.first = FirstLayer(config, rngs=rngs)
+        self.first = self.first_layer(config, rngs=rngs)
         others = range(1, layers.num_layers)
         self.others = nnx.List([Block(layers, None, rngs=rngs) for _ in others])
         self.norm = RMSNorm(width, eps) if config.head_size else None
@@ -167,6 +177,12 @@ class EagleHead(nnx.Module):
         """
         context = layer_context(self.config.layers, self.dtype, batch, cache, max_q_len)
         context = context._replace(stacked=None, window=self.config.window)
+        return self.run_layers(states, embedded, cache, context)
+
+    def run_layers(
+        self, states: jax.Array, embedded: jax.Array, cache: Any, context: LayerContext
+    ) -> tuple[jax.Array, Any]:
+        """Runs rows with any attention; `__call__` has the arguments, and the rows' results."""
         if not self.config.fused:
             states = self.fc(jnp.concatenate([embedded, states], axis=-1))
         states, cache = self.first(states, embedded, cache, context)

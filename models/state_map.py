@@ -71,3 +71,16 @@ class StateMap(nnx.Module):
         parts = [states, embedded.astype(states.dtype)]
         guess = self.linear(jnp.concatenate(parts, axis=-1))
         return guess if self.mlp is None else guess + self.mlp(*parts)
+
+    def ahead(self, states: jax.Array, embedded: jax.Array) -> jax.Array:
+        """Returns the states [n, W, D] of the next n tokens, each from the one before.
+
+        Args:
+          states: [W, D], of the token before the first.
+          embedded: [n, W, E], of the tokens.
+        """
+        found = []
+        for token in embedded:
+            states = self(states, token)
+            found.append(states)
+        return jnp.stack(found)

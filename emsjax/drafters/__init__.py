@@ -3,6 +3,8 @@
 from emsjax.drafters.combined import Combined
 from emsjax.drafters.draft_model import DraftModel
 from emsjax.drafters.eagle import Eagle
+from emsjax.drafters.hidden_transfer import HiddenTransfer
+from emsjax.drafters.jakiro import Jakiro
 from emsjax.drafters.none import NoDrafter
 from emsjax.drafters.own_layers import OwnLayers
 from emsjax.drafters.prompt_lookup import PromptLookup
@@ -17,6 +19,8 @@ __all__ = [
     "DraftModel",
     "Drafter",
     "Eagle",
+    "HiddenTransfer",
+    "Jakiro",
     "NoDrafter",
     "OwnLayers",
     "PromptLookup",

@@ -6,9 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.engine.draft import ROOT, Draft
+from emsjax.engine.drafter import COSTLY_SOURCE, SIBLING_SOURCE
 from emsjax.engine.state import DecodeState
 from emsjax.engine.tree import best_of
+from emsjax.sampling.guess import Guesses
 from emsjax.sampling.rows import Rows, rows_after
+
+# The most paths of a slot, and the most guesses that continue a path.
+WIDEST, CHOICES = 4, 3
 
 
 class Guessed(NamedTuple):
@@ -57,6 +62,12 @@ class Choice(NamedTuple):
     source: jax.Array
 
 
+def shape_of(beam_rows: int, num_slots: int) -> tuple[int, int]:
+    """Returns W and C of a beam with at most `beam_rows` paths in all slots, or one in each."""
+    width = min(max(beam_rows // num_slots, 1), WIDEST)
+    return width, min(width, CHOICES)
+
+
 def start(hidden: jax.Array, length: int, width: int, choices: int) -> Beam:
     """Returns a beam with one empty path in every slot.
 
@@ -85,6 +96,18 @@ def prefixes(beam: Beam, state: DecodeState) -> Rows:
     after = jax.vmap(rows_after, in_axes=(None, None, 1, None), out_axes=1)
     rows = after(state.tokens, state.lens, beam.paths, beam.done)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+
+
+def choices_of(found: Guesses, wide: tuple[int, ...]) -> list[Choice]:
+    """Returns guesses [B * W, C] as C guesses that continue each path, `wide` being (B, W)."""
+    return [
+        Choice(
+            found.tokens[:, place].reshape(wide),
+            found.confidence[:, place].reshape(wide),
+            jnp.full(wide, SIBLING_SOURCE if place else COSTLY_SOURCE, jnp.int32),
+        )
+        for place in range(found.tokens.shape[1])
+    ]
 
 
 def grow(beam: Beam, hidden: jax.Array, choices: list[Choice]) -> Beam:

@@ -3,6 +3,7 @@
 import dataclasses
 
 from emsjax.drafters.combined import Combined
+from emsjax.drafters.hidden_transfer import HiddenTransfer
 from emsjax.drafters.prompt_lookup import PromptLookup
 from emsjax.drafters.recurrent import Recurrent
 from emsjax.engine.drafter import Drafter
@@ -16,6 +17,6 @@ def as_chains(drafter: Drafter) -> Drafter:
         )
     if isinstance(drafter, PromptLookup):
         return dataclasses.replace(drafter, matches=1)
-    if isinstance(drafter, Recurrent):
+    if isinstance(drafter, Recurrent | HiddenTransfer):
         return dataclasses.replace(drafter, beam_rows=1)
     return drafter

@@ -65,12 +65,15 @@ class Parts(NamedTuple):
       token_ids: int32[Vd], the tokens that the head can guess; None if it can guess all.
       target: parameters of the target, if its output projection turns states into logits; else
         nothing. They are the engine's own, not copies.
+      some: the part of its output projection for `token_ids`, see `engine.model.SomeTokens`; None
+        for all of it.
     """
 
     head: Any
     embedding: Any
     token_ids: jax.Array | None
     target: Any
+    some: Any = None
 
 
 @dataclass(frozen=True)
@@ -174,9 +177,14 @@ class Eagle(FromStates):
             return jnp.zeros_like(pending), last, cache
 
         # A while loop of at most one trip, because a `cond` would copy the cache, see `loop`.
-        carry = (now.done > 0, now.states, now.cache)
+        carry = (self._reads(now, lens), now.states, now.cache)
         _, states, cache = jax.lax.while_loop(lambda carry: carry[0], run, carry)
         return now._replace(states=states, cache=cache)
+
+    def _reads(self, now: Drafting, lens: jax.Array) -> jax.Array:
+        """Returns whether the newest guess needs a row, bool[]."""
+        del lens
+        return now.done > 0
 
     def _guess(self, now: Drafting, state: DecodeState, weights: Parts) -> Drafting:
         """Adds one guess per slot, chosen as the target will choose, with the same noise."""
@@ -184,7 +192,7 @@ class Eagle(FromStates):
         logits = head.logits(now.states)
         if logits is None:
             assert target is not None
-            logits = target.logits(now.states)
+            logits = target.logits(now.states, weights.some)
         rows = rows_after(state.tokens, state.lens, now.guesses, now.done)
         found = guess_frequent(logits, weights.token_ids, rows, state, self.vocab_size)
         return now._replace(

@@ -14,9 +14,11 @@ from emsjax.engine.model import Model
 from emsjax.errors import UserError, foreign
 from emsjax.host.files import replace_text, replacing
 from emsjax.host.json_text import to_json
-from emsjax.limits import OWN_LAYERS, RECURRENT
+from emsjax.limits import HIDDEN_TRANSFER, JAKIRO, OWN_LAYERS, RECURRENT
 from emsjax.loading.hf.config import read_json
 from emsjax.models.family import dotted
+from emsjax.models.hidden_transfer import HiddenTransfer, TransferConfig
+from emsjax.models.jakiro_head import JakiroConfig, JakiroHead
 from emsjax.models.quantised import picked_floats
 from emsjax.models.recurrent_draft import RecurrentConfig, RecurrentDraft
 from emsjax.models.state_map import StateMap, StateMapConfig
@@ -33,6 +35,8 @@ _SAME_DIRECTION = 0.95
 _KINDS: dict[str, tuple[Any, Any]] = {
     RECURRENT: (RecurrentConfig, RecurrentDraft),
     OWN_LAYERS: (StateMapConfig, StateMap),
+    HIDDEN_TRANSFER: (TransferConfig, HiddenTransfer),
+    JAKIRO: (JakiroConfig, JakiroHead),
 }
 
 
@@ -43,10 +47,10 @@ class DraftManifest:
     Attributes:
       target: name of the model that the draft was trained for.
       probe: values from that model's embedding, see `probe`.
-      sizes: the fields of `RecurrentConfig` or `StateMapConfig`.
+      sizes: the fields of the kind's configuration, such as `RecurrentConfig`.
       trained_on: description of the training text.
       evaluation: measurements on held-out text.
-      kind: "recurrent" or "own-layers".
+      kind: one of `DRAFT_KINDS`.
     """
 
     target: str
@@ -121,8 +125,9 @@ def _check_manifest(manifest: DraftManifest) -> None:
     if manifest.kind not in _KINDS:
         raise ValueError(f"it is of the unknown kind {manifest.kind!r}")
     sizes = asdict(_KINDS[manifest.kind][0](**manifest.sizes))
-    if manifest.kind == OWN_LAYERS:
+    if "width" in sizes:
         sizes["width"] += 1  # may be 0
+    if "first_layer" in sizes:
         sizes["layers that run"] = sizes["num_layers"] - sizes["first_layer"]
     if any(not isinstance(size, int) or size < 1 for size in sizes.values()):
         raise ValueError(f"the sizes {manifest.sizes} are not all positive integers")
@@ -139,8 +144,8 @@ def read_draft(directory: Path, dtype: Any) -> tuple[Any, np.ndarray]:
     """Reads a draft.
 
     Returns:
-      The draft with its parameters in `dtype`, a `RecurrentDraft` or a `StateMap`, and the tokens
-      it can propose, int32[Vd].
+      The draft with its parameters in `dtype`, such as a `RecurrentDraft`, and the tokens it can
+      propose, int32[Vd].
 
     Raises:
       UserError: the draft is damaged.

@@ -6,29 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from emsjax.drafters.draft_model import DraftModel
 from emsjax.drafters.eagle import Eagle
-from emsjax.drafters.own_layers import OwnLayers, Parts
-from emsjax.drafters.recurrent import Recurrent
 from emsjax.drafters.self_window import SelfWindow
 from emsjax.errors import UserError, about, foreign
-from emsjax.host.device import put_by_row
 from emsjax.limits import OWN_LAYERS, RECURRENT, SELF_WINDOW
-from emsjax.loading.draft_checkpoint import (
-    MANIFEST,
-    DraftManifest,
-    is_for,
-    read_draft,
-    read_manifest,
-)
+from emsjax.loading.draft_checkpoint import MANIFEST, is_for, read_manifest
 from emsjax.loading.eagle_load import find_head, load_head
 from emsjax.loading.fit import check_draft_fits
 from emsjax.loading.load import LoadedModel, find_model, load_model, locate
-from emsjax.models.quantised import picked
-from emsjax.models.recurrent_draft import Shared
+from emsjax.loading.trained_draft import Trained, load_trained
 
 _SHIPPED = Path(__file__).parents[1] / "drafts"
 
@@ -50,7 +39,7 @@ def load_drafter(
     dtype: str,
     quantize: str | None = None,
     narrowest: int,
-) -> DraftModel | Eagle | Recurrent | OwnLayers | SelfWindow:
+) -> DraftModel | Eagle | Trained | SelfWindow:
     """Loads a draft trained by `emsjax.train`, a published head, or a model of the same vocabulary.
 
     Args:
@@ -80,7 +69,7 @@ def load_drafter(
                 f"draft {str(draft)!r} was trained for {target.name} and stays as it is; leave out "
                 "draft_quantize"
             )
-        return _trained(directory, target, draft_length, narrowest)
+        return load_trained(directory, target, draft_length, narrowest)
     with about("draft_model", str(draft)):
         head = find_head(locate(draft))
         if head is None:
@@ -189,103 +178,3 @@ def _own_layers_shipped(target: LoadedModel) -> Path:
             "-m emsjax.train --kind own-layers` and give its directory"
         )
     return shipped
-
-
-def _trained(
-    directory: Path, target: LoadedModel, draft_length: int, narrowest: int
-) -> Recurrent | OwnLayers:
-    """Loads a draft that `emsjax.train` made, after checking that it is for this target."""
-    manifest = read_manifest(directory)
-    model, embedding = target.model, target.model.embedding_kernel
-    if (difference := _difference(manifest, target)) is not None:
-        raise UserError(
-            f"the draft {directory} was trained for {manifest.target}, not for {target.name}"
-            f"{difference}; train a draft for {target.name} with `python -m emsjax.train`"
-        )
-    draft, token_ids = read_draft(directory, model.dtype)
-    if token_ids[-1] >= model.vocab_size:
-        raise UserError(
-            f"the draft {directory} is damaged (its token ids go up to {token_ids[-1]}, but "
-            f"{target.name} has {model.vocab_size} tokens); train it again with "
-            "`python -m emsjax.train`"
-        )
-    graphdef, params = nnx.split(draft)
-    name = f"{directory.name} {manifest.sizes}"
-    params = jax.tree.map(partial(put_by_row, place=target.devices.everywhere), params)
-    shared = share(target, token_ids)
-    if manifest.kind == OWN_LAYERS:
-        config, parts = draft.config, (graphdef, params, shared)
-        return _own_layers(name, parts, config.first_layer, target, draft_length, narrowest)
-    return Recurrent(
-        name=name,
-        weights=(params, shared),
-        merge=partial(nnx.merge, graphdef),
-        vocab_size=model.vocab_size,
-        hidden_size=embedding.shape[1],
-        draft_length=draft_length,
-    )
-
-
-def _difference(manifest: DraftManifest, target: LoadedModel) -> str | None:
-    """Returns how the target differs from that of a draft, "" if in its weights; None if not."""
-    model, sizes = target.model, manifest.sizes
-    ours = {"vocab_size": model.vocab_size, "num_layers": model.num_layers}
-    if manifest.kind == OWN_LAYERS:
-        for name, size in (ours | {"hidden_size": model.hidden_size}).items():
-            if sizes[name] != size:
-                return f", whose {name} is {size} and not {sizes[name]}"
-    return None if is_for(manifest, model) else ""
-
-
-def _own_layers(
-    name: str,
-    parts: tuple[Any, Any, Shared],
-    first_layer: int,
-    target: LoadedModel,
-    draft_length: int,
-    narrowest: int,
-) -> OwnLayers:
-    """Makes a drafter of the target's layers from `first_layer` on.
-
-    Args:
-      name: for display.
-      parts: definition and parameters of the map, and what it shares with the target.
-      first_layer: the first layer that runs.
-      target: the target.
-      draft_length: k.
-      narrowest: see `OwnLayers.narrowest`.
-    """
-    (map_def, params, shared), model = parts, target.model
-    target_def, target_params = nnx.split(model)
-
-    def merge(state_map: Any, target: Any) -> tuple[Any, Any]:
-        return nnx.merge(map_def, state_map), nnx.merge(target_def, target)
-
-    # A row reads its experts only, and the target's whole output projection not at all.
-    layers = model.sizes.step_bytes(1) - _nbytes(model.output_kernel)
-    run = layers * (model.num_layers - first_layer) / model.num_layers
-    return OwnLayers(
-        name=name,
-        weights=Parts(params, shared, target_params),
-        merge=merge,
-        vocab_size=model.vocab_size,
-        hidden_size=model.hidden_size,
-        first_layer=first_layer,
-        read_bytes=round(run) + _nbytes((params, shared.head)),
-        draft_length=draft_length,
-        narrowest=narrowest,
-    )
-
-
-def _nbytes(arrays: Any) -> int:
-    return sum(x.nbytes for x in jax.tree.leaves(arrays))
-
-
-def share(target: LoadedModel, token_ids: Any) -> Shared:
-    """Returns the parts of the target that a draft computes with.
-
-    The embedding is shared. Only the output projection's rows for `token_ids` are copied.
-    """
-    ids = jnp.asarray(token_ids, jnp.int32)
-    head = target.devices.to_all(picked(target.model.output_kernel, ids))
-    return Shared(target.model.embedding_table, head, ids)

@@ -9,12 +9,21 @@ import typer
 
 from emsjax.cli import command
 from emsjax.errors import UserError
-from emsjax.limits import DRAFT_KINDS, MAX_BATCH_SIZE, MAX_SEED, OWN_LAYERS, RECURRENT
+from emsjax.limits import (
+    DRAFT_KINDS,
+    HIDDEN_TRANSFER,
+    JAKIRO,
+    MAX_BATCH_SIZE,
+    MAX_SEED,
+    OWN_LAYERS,
+    RECURRENT,
+)
 
 if TYPE_CHECKING:
     from emsjax.train.fit import Progress
 
 _app = command.new_app()
+_RATES = {RECURRENT: 2e-3, JAKIRO: 1e-3, OWN_LAYERS: 5e-4, HIDDEN_TRANSFER: 5e-4}
 
 
 @_app.command()
@@ -37,7 +46,7 @@ def train(
     ] = None,
     dtype: Annotated[str, typer.Option(help="Dtype of the target.")] = "auto",
     kind: Annotated[
-        str, typer.Option(help="Kind of draft: recurrent, or own-layers of the target.")
+        str, typer.Option(help=f"Kind of draft: {', '.join(DRAFT_KINDS)}.")
     ] = RECURRENT,
     outputs: Annotated[int, typer.Option(min=1, metavar="N", help="Texts per prompt.")] = 3,
     max_tokens: Annotated[
@@ -52,11 +61,14 @@ def train(
     ] = 48,
     ignore_eos: Annotated[bool, typer.Option(help="Do not stop at end-of-text tokens.")] = False,
     layers: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=1, metavar="N", help="Layers of the draft; of own-layers, the target's last N."
+            min=1,
+            metavar="N",
+            help="Layers of the draft; of own-layers and hidden-transfer, the target's last N. "
+            "(default: 2; half of the target's for hidden-transfer)",
         ),
-    ] = 2,
+    ] = None,
     width: Annotated[
         int | None,
         typer.Option(
@@ -77,18 +89,26 @@ def train(
         typer.Option(
             min=0,
             metavar="N",
-            help="Number of updates. (default: 2000; 0 for own-layers, which are solved for)",
+            help="Number of updates. (default: 2000; 0 for own-layers and hidden-transfer, which "
+            "are solved for)",
         ),
     ] = None,
     rows: Annotated[int, typer.Option(min=1, metavar="N", help="Texts per update.")] = 8,
     unroll: Annotated[
         int,
-        typer.Option(min=1, metavar="N", help="Tokens per draft in the last part of the training."),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Tokens per draft in the last part of the training; the most that hidden-transfer "
+            "drafts.",
+        ),
     ] = 4,
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            min=0.0, help="Highest learning rate. (default: 0.002; 0.0005 for own-layers)"
+            min=0.0,
+            help="Highest learning rate. (default: 0.002; 0.001 for jakiro; 0.0005 for own-layers "
+            "and hidden-transfer)",
         ),
     ] = None,
     evaluate_every: Annotated[
@@ -120,9 +140,11 @@ def train(
         )
     if kind not in DRAFT_KINDS:
         raise UserError(f"kind {kind!r} is unknown; choose from {', '.join(DRAFT_KINDS)}")
-    own = kind == OWN_LAYERS
-    if steps == 0 and not own:
-        raise UserError("steps is 0, but a recurrent draft starts from nothing; give more --steps")
+    solved = kind in (OWN_LAYERS, HIDDEN_TRANSFER)
+    if steps == 0 and not solved:
+        raise UserError(f"steps is 0, but a {kind} draft starts from nothing; give more --steps")
+    if layers is None and kind in (RECURRENT, OWN_LAYERS):
+        layers = 2
     use_compile_cache()
     training = Training(
         model=model,
@@ -138,13 +160,13 @@ def train(
         vocabulary=vocabulary,
         held_out=held_out,
         fitting=Fitting(
-            (0 if own else 2000) if steps is None else steps,
+            (0 if solved else 2000) if steps is None else steps,
             rows,
             max_tokens,
             unroll,
             # A draft that was solved for is right at depth 1 before the first update.
-            one_ahead=0.0 if own else 0.6,
-            learning_rate=(5e-4 if own else 2e-3) if learning_rate is None else learning_rate,
+            one_ahead=0.0 if solved else 0.6,
+            learning_rate=_RATES[kind] if learning_rate is None else learning_rate,
             evaluate_every=evaluate_every,
             seed=seed,
         ),

@@ -72,6 +72,7 @@ class Task(NamedTuple):
       batch_number: returns the batch of an update.
       held_out: returns the batches to evaluate on.
       starts_well: whether the draft is of use before the first update, so that it is evaluated.
+      deepest: the most tokens that it drafts.
     """
 
     frozen: Any
@@ -79,6 +80,7 @@ class Task(NamedTuple):
     batch_number: Callable[[int], Any]
     held_out: Callable[[], Iterable[Any]]
     starts_well: bool = False
+    deepest: int = EVALUATED_LENGTH
 
 
 class _Learner(NamedTuple):
@@ -114,7 +116,8 @@ def fit(
     def evaluate(params: nnx.State) -> np.ndarray:
         batches = task.held_out()
         sums = sum(np.asarray(judge(params, task.frozen, batch), np.float64) for batch in batches)
-        return np.asarray(sums)
+        # Longer drafts than the deepest have no more accepted tokens.
+        return np.pad(sums, ((0, EVALUATED_LENGTH - len(sums)), (0, 0)))
 
     with ocp.CheckpointManager(directory.absolute(), options=_KEEP) as checkpoints:
         learner, first = _latest(checkpoints, _Learner(params, optimizer.init(params)))
@@ -158,7 +161,8 @@ def _programs(
 
     @jax.jit
     def judge(params: nnx.State, frozen: Any, batch: Any) -> jax.Array:
-        places = task.unroll(nnx.merge(graphdef, params), frozen, batch, EVALUATED_LENGTH)
+        length = min(task.deepest, EVALUATED_LENGTH)
+        places = task.unroll(nnx.merge(graphdef, params), frozen, batch, length)
         return jnp.stack([jnp.stack([each.right, each.counted, each.loss]) for each in places])
 
     return update, judge

@@ -71,7 +71,7 @@ def unroll(draft: RecurrentDraft, shared: Shared, texts: Texts, steps: int) -> l
     for step in range(steps):
         fed = jnp.roll(texts.tokens, -step, axis=1).ravel()
         wanted = jnp.roll(texts.tokens, -step - 1, axis=1).ravel()
-        truth = _Truth(
+        truth = Truth(
             wanted=number[wanted],
             hidden=jnp.roll(texts.hidden, -step - 1, axis=1).reshape(rows * width, -1),
             p=jnp.roll(chosen_from, -step - 1, axis=1).reshape(rows * width, -1),
@@ -79,12 +79,12 @@ def unroll(draft: RecurrentDraft, shared: Shared, texts: Texts, steps: int) -> l
             known=(places + step + 2 < texts.lens[:, None]).ravel(),
         )
         hidden = draft(hidden, shared.embed(fed))
-        guessed, alive = _judge(draft, shared, hidden, truth, alive)
+        guessed, alive = judge(draft.logits(hidden, shared), hidden, truth, alive)
         results.append(guessed)
     return results
 
 
-class _Truth(NamedTuple):
+class Truth(NamedTuple):
     """The target's choice at one position of the draft, for each of N drafts.
 
     Attributes:
@@ -102,11 +102,17 @@ class _Truth(NamedTuple):
     known: jax.Array
 
 
-def _judge(
-    draft: RecurrentDraft, shared: Shared, hidden: jax.Array, truth: _Truth, alive: jax.Array
+def judge(
+    logits: jax.Array, hidden: jax.Array, truth: Truth, alive: jax.Array
 ) -> tuple[Guessed, jax.Array]:
-    """Returns the results for one position, and which drafts are still right, bool[N]."""
-    logits = draft.logits(hidden, shared)
+    """Returns the results for one position, and which drafts are still right, bool[N].
+
+    Args:
+      logits: float32[N, Vd], of the draft.
+      hidden: [N, D], the draft's states that they are made from.
+      truth: what the target chose.
+      alive: bool[N], which drafts are right before the position.
+    """
     logq = jax.nn.log_softmax(logits, axis=1)
     soft = -(truth.p * logq).sum(axis=1)
     hard = -jnp.take_along_axis(logq, jnp.maximum(truth.wanted, 0)[:, None], axis=1)[:, 0]

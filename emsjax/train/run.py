@@ -5,28 +5,19 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any
-
-from flax import nnx
 
 from emsjax.errors import UserError, foreign
 from emsjax.host.files import replace_text
 from emsjax.host.json_text import to_json
 from emsjax.host.locks import alone_in
-from emsjax.limits import OWN_LAYERS
 from emsjax.loading.draft_checkpoint import DraftManifest, probe, save_draft
-from emsjax.loading.drafter import share
 from emsjax.loading.load import LoadedModel, load_model
-from emsjax.models.recurrent_draft import RecurrentConfig, RecurrentDraft, Shared
-from emsjax.models.state_map import StateMapConfig
-from emsjax.train.batches import Split, all_batches, batch_number, frequent_tokens, is_held_out
+from emsjax.train.batches import Split, frequent_tokens, is_held_out
 from emsjax.train.corpus import read_prompts
 from emsjax.train.curves import can_draw, draw_curves
-from emsjax.train.fit import Fitting, Progress, Task, fit
-from emsjax.train.loss import Texts, unroll
-from emsjax.train.own_layers import check_trainable, fit_own_layers, state_map_config
+from emsjax.train.fit import Progress
+from emsjax.train.kinds import Config, config_of, fit_kind
 from emsjax.train.own_prompts import start_of_message, write_own_prompts
 from emsjax.train.record import Text, write_texts
 from emsjax.train.settings import OWN_PROMPTS, Training, settings_before, settle, write_settings
@@ -74,7 +65,7 @@ def _train(
 ) -> Path:
     before = settings_before(training)
     target = load_model(training.model, dtype=training.dtype)
-    config = _config(training, target)
+    config = config_of(training, target)
     prompts = _given_prompts(training, target)
     start = start_of_message(target) if training.own_prompts else []
     if before is None:
@@ -95,37 +86,11 @@ def _train(
     model = target.model
     token_ids = frequent_tokens(learn, model.vocab_size, min(training.vocabulary, model.vocab_size))
     log, split = _Log(training.output, on_progress), Split(learn, held_out)
-    more = training.fitting, training.output / CHECKPOINTS, log.add
-    draft: Any
-    if isinstance(config, StateMapConfig):
-        draft = fit_own_layers(config, target, token_ids, prompts, split, *more)
-    else:
-        task = _recurrent_task(share(target, token_ids), split, training.fitting)
-        draft = fit(RecurrentDraft(config, rngs=nnx.Rngs(training.fitting.seed)), task, *more)
+    learnt = token_ids, prompts, split, training.fitting
+    draft = fit_kind(config, target, *learnt, training.output / CHECKPOINTS, log.add)
     directory = training.output / DRAFT
     save_draft(directory, draft, token_ids, _manifest(training, target, config, learn, log))
     return directory
-
-
-def _config(training: Training, target: LoadedModel) -> RecurrentConfig | StateMapConfig:
-    """Returns the sizes of the draft."""
-    model, steps = target.model, training.fitting.steps
-    width = training.width or model.intermediate_size
-    if training.kind == OWN_LAYERS:
-        check_trainable(target, steps)
-        # Without updates, a part that starts at zero stays there.
-        return state_map_config(target, training.layers, width if steps else 0)
-    return RecurrentConfig(model.embedding_kernel.shape[1], width, training.layers)
-
-
-def _recurrent_task(shared: Shared, split: Split, fitting: Fitting) -> Task:
-    """Returns what a recurrent draft learns."""
-    rows, width = fitting.rows, fitting.width
-
-    def batch(number: int) -> Texts:
-        return batch_number(split.learn, number, rows, width, fitting.seed)
-
-    return Task(shared, unroll, batch, partial(all_batches, split.held_out, rows, width))
 
 
 def _check_held_out(held_out: Sequence[bool]) -> None:
@@ -189,7 +154,7 @@ class _Log:
 def _manifest(
     training: Training,
     target: LoadedModel,
-    config: RecurrentConfig | StateMapConfig,
+    config: Config,
     learn: Sequence[Text],
     log: _Log,
 ) -> DraftManifest:

@@ -32,8 +32,10 @@ class Training:
       writing: how the target writes.
       kind: of the draft, one of `DRAFT_KINDS`.
       layers: feed-forward layers of a recurrent draft; how many of the target's last layers a draft
-        of its own layers runs.
-      width: width of the feed-forward layers; None for the width of the target's.
+        of inner states runs. None for 2, for half of the target's with hidden transfer, and for the
+        only one of a Jakiro head.
+      width: width of the feed-forward layers; None for the width of the target's, or of its states
+        for a Jakiro head. Hidden transfer has none.
       vocabulary: number of tokens that the draft can propose: the most frequent ones.
       held_out: share of prompts whose texts are for evaluation only, 0 to 1.
       fitting: how the draft is trained.
@@ -47,7 +49,7 @@ class Training:
     longest_prompt: int = 512
     writing: Writing = field(default_factory=Writing)
     kind: str = RECURRENT
-    layers: int = 2
+    layers: int | None = 2
     width: int | None = None
     vocabulary: int = 8192
     held_out: float = 0.05

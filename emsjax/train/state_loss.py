@@ -1,11 +1,12 @@
-"""The training loss of a state map: predict several of the target's tokens ahead.
+"""The training loss of guessed states: predict several of the target's tokens ahead.
 
-The guessed states go through the target's last layers, which are frozen. Each guess is made from
-the guess before it, as in decoding, and the tokens between them are the text's, see `loss.unroll`.
-So all guesses are known before the layers run, and the layers run once for all of them.
+The guessed states go through the target's last layers, which are frozen. A guess depends on the
+guess before it at most, as in decoding, and the tokens between them are the text's, see
+`loss.unroll`. So all guesses are known before the layers run, and the layers run once for all of
+them.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,32 @@ from emsjax.engine.model import Inner
 from emsjax.models.decoder import DecoderLM
 from emsjax.models.draft_rows import draft_context
 from emsjax.models.recurrent_draft import Shared
-from emsjax.models.state_map import StateMap
 from emsjax.train.loss import HARD, Guessed
 from emsjax.train.whole_texts import Reading, WholeTexts, read_whole
+
+
+class Sizes(Protocol):
+    """The part of a guess's configuration that the loss reads."""
+
+    @property
+    def first_layer(self) -> int:
+        """The layer whose inputs are guessed."""
+
+
+class Guess(Protocol):
+    """What is trained: a `StateMap` or a `HiddenTransfer`."""
+
+    @property
+    def config(self) -> Sizes:
+        """Its sizes."""
+
+    def ahead(self, states: jax.Array, embedded: jax.Array) -> jax.Array:
+        """Returns states [n, W, D] of the next n tokens.
+
+        Args:
+          states: [W, D], of the token before them.
+          embedded: [n, W, E], of the tokens.
+        """
 
 
 class Frozen(NamedTuple):
@@ -32,7 +56,7 @@ class Frozen(NamedTuple):
 
 
 def unroll_states(
-    state_map: StateMap,
+    guess: Guess,
     target: DecoderLM,
     shared: Shared,
     texts: WholeTexts,
@@ -42,7 +66,7 @@ def unroll_states(
     """Drafts `steps` tokens behind every token of every output.
 
     Args:
-      state_map: the map.
+      guess: what guesses the states.
       target: the target.
       shared: the parts of the target that the draft computes with.
       texts: the batch.
@@ -52,9 +76,9 @@ def unroll_states(
     Returns:
       The results for each position of the draft.
     """
-    layer = state_map.config.first_layer
+    layer = guess.config.first_layer
     reading = read_whole(target, texts, layer, places)
-    states = guess_states(state_map, shared, reading, steps)
+    states = guess_states(guess, shared, reading, steps)
     hidden = run_drafts(target, Inner(states, layer), reading, texts.starts)
     # Index of each token in the draft's vocabulary, or -1.
     in_head = jnp.full(shared.embedding.shape[0], -1, jnp.int32).at[shared.token_ids]
@@ -81,15 +105,13 @@ def unroll_states(
     return results
 
 
-def guess_states(state_map: StateMap, shared: Shared, reading: Reading, steps: int) -> jax.Array:
+def guess_states(guess: Guess, shared: Shared, reading: Reading, steps: int) -> jax.Array:
     """Returns the guessed inputs of the layer, [steps, R, A, D]: of the token at a place and on."""
     rows, places, width = reading.inner.shape
-    states, found = reading.inner.reshape(rows * places, width).astype(jnp.float32), []
-    for step in range(steps):
-        fed = jnp.roll(reading.outputs, -step, axis=1).ravel()
-        states = state_map(states, shared.embed(fed))
-        found.append(states.reshape(rows, places, width))
-    return jnp.stack(found)
+    fed = jnp.stack([jnp.roll(reading.outputs, -step, axis=1).ravel() for step in range(steps)])
+    embedded = shared.embed(fed.ravel()).reshape(steps, rows * places, -1)
+    states = reading.inner.reshape(rows * places, width).astype(jnp.float32)
+    return guess.ahead(states, embedded).reshape(steps, rows, places, width)
 
 
 def run_drafts(target: DecoderLM, start: Inner, reading: Reading, starts: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from emsjax.drafters import Recurrent
-from emsjax.drafters.recurrent import CHOICES, WIDEST
+from emsjax.drafters.beam import CHOICES, WIDEST
 from emsjax.engine.draft import ROOT, Draft
 from emsjax.engine.drafter import COSTLY_SOURCE, SIBLING_SOURCE
 from emsjax.engine.state import DecodeState

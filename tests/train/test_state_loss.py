@@ -1,5 +1,7 @@
 """The start and the loss of a state map, compared with loops over texts and draft tokens."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,7 +66,8 @@ def test_the_linear_part_is_the_closest_to_every_pair_of_every_text(
     assert len(x) > x.shape[1], "otherwise every pair is met"
     expected = x @ np.linalg.lstsq(x, y)[0]
     state_map = state_map_for(model)
-    least_squares.solve(state_map, target_def, Frozen(shared, params), batches(), PLACES)
+    learnt = partial(least_squares.pairs, layer=LAYER, places=PLACES)
+    least_squares.solve(state_map.linear, learnt, target_def, Frozen(shared, params), batches())
     width = model.hidden_size
     found = state_map(jnp.asarray(x[:, :width]), jnp.asarray(x[:, width:-1]))
     np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())

@@ -1,0 +1,167 @@
+"""Drafts of a Jakiro head equal those of an implementation in PyTorch, and change no text."""
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from emsjax.drafters import Combined, Jakiro, PromptLookup
+from emsjax.drafters.eagle import Parts
+from emsjax.engine.draft import Draft
+from emsjax.models.jakiro_head import JakiroConfig, JakiroHead
+from tests.drafters.test_own_layers import SLOTS, busy_state, results
+from tests.engine.setup import jobs, make_engine, oracle_model, own_layers, run_all, tiny_model
+from tests.tiny import oracle
+
+if TYPE_CHECKING:
+    import torch
+
+
+def jakiro_head(model: Any, scale: float = 1.0) -> JakiroHead:
+    """Returns a random head whose every part matters."""
+    config, width = model.config, model.embedder.tokens.shape[1]
+    heads = config.num_heads, config.num_kv_heads, config.head_dim
+    head = JakiroHead(JakiroConfig(width, 24, *heads, config.vocab_size), rngs=nnx.Rngs(4))
+    head.fc.bias[...] = jnp.linspace(-scale, scale, width)
+    head.first.attention.out.kernel[...] *= 10
+    head.first.mlp_norm.scale[...] = jnp.linspace(0.5, 1.5, width)
+    for expert in head.first.mlp.experts:
+        expert.down.kernel[...] *= 30
+    return head
+
+
+def jakiro(model: Any, head: JakiroHead | None = None) -> Jakiro:
+    head_def, params = nnx.split(head or jakiro_head(model))
+    alike, target_def = own_layers(model), nnx.graphdef(model)
+    shared, target = alike.weights.shared, alike.weights.target
+    return Jakiro(
+        name="random",
+        weights=Parts(params, model.embedder.tokens[...], shared.token_ids, target, shared),
+        merge=lambda head, target: (nnx.merge(head_def, head), nnx.merge(target_def, target)),
+        vocab_size=model.vocab_size,
+        hidden_size=2 * model.embedder.tokens.shape[1],
+        hidden_layers=(),
+        read_bytes=1,
+        draft_length=5,
+        narrowest=4,
+    )
+
+
+def drafted(drafter: Jakiro, state: Any, length: int) -> Draft:
+    @functools.partial(jax.jit, static_argnums=2)
+    def propose(state: Any, weights: Any, length: int) -> Draft:
+        return drafter.propose(state, weights, lambda _: jnp.full((), length, jnp.int32))[0]
+
+    return propose(state, drafter.weights, length)
+
+
+def feed_forward(x: "torch.Tensor", expert: Any) -> "torch.Tensor":
+    import torch
+
+    up, down = (torch.tensor(np.asarray(part.kernel[...])) for part in (expert.up, expert.down))
+    gate, more = (x @ up.T).chunk(2, -1)
+    return (torch.nn.functional.silu(gate) * more) @ down.T
+
+
+def run_head(head: JakiroHead, states: "torch.Tensor", embedded: "torch.Tensor") -> Any:
+    """Returns the states of both guesses of all rows, after the code of Jakiro's authors."""
+    import torch
+    from transformers import LlamaConfig
+    from transformers.models.llama import modeling_llama
+
+    def tensor(param: Any) -> torch.Tensor:
+        return torch.tensor(np.asarray(param[...]))
+
+    sizes, first = head.config.layers, head.first
+    config = LlamaConfig(
+        hidden_size=sizes.hidden_size,
+        num_attention_heads=sizes.num_heads,
+        num_key_value_heads=sizes.num_kv_heads,
+        head_dim=sizes.head_dim,
+        attn_implementation="eager",
+    )
+    attention = modeling_llama.LlamaAttention(config, 0)
+    edges = [sizes.num_heads * sizes.head_dim, sizes.num_kv_heads * sizes.head_dim]
+    parts = tensor(first.attention.qkv.kernel).split([*edges, edges[1]])
+    names = ("q_proj", "k_proj", "v_proj", "o_proj")
+    kernels = zip(names, (*parts, tensor(first.attention.out.kernel)), strict=True)
+    attention.load_state_dict({f"{name}.weight": kernel for name, kernel in kernels})
+    count = states.shape[0]
+    angles = modeling_llama.LlamaRotaryEmbedding(config)(states[None], torch.arange(count)[None])
+    x = torch.cat([embedded, states], dim=-1) @ tensor(head.fc.kernel).T + tensor(head.fc.bias)
+    mask = torch.full((count, count), -torch.inf).triu(1)[None, None]
+    x = x + attention(hidden_states=x[None], position_embeddings=angles, attention_mask=mask)[0][0]
+    scale = tensor(first.mlp_norm.scale)
+    normal = x * (x.pow(2).mean(-1, keepdim=True) + 1e-5).rsqrt() * scale
+    one, other = (feed_forward(normal, expert) for expert in first.mlp.experts)
+    logits = normal @ tensor(first.mlp.gate.kernel).T
+    w, v = logits[:, :2].softmax(-1), logits[:, 2:].softmax(-1)
+    larger = (v[:, :1] > v[:, 1:]).float() * 2 - 1
+    contrast = larger * (v[:, :1] * one - v[:, 1:] * other)
+    return x + w[:, :1] * one + w[:, 1:] * other, x + contrast
+
+
+def expected_drafts(
+    name: str, text: Sequence[int], head: JakiroHead, ids: np.ndarray, length: int
+) -> list[int]:
+    """Returns the draft after a text; the head reads the whole text for each token."""
+    import torch
+
+    target = oracle(name)
+    with torch.no_grad():
+        read = target.model(torch.tensor([list(text)]), use_cache=False)
+        states, after, found = read.last_hidden_state[0, :-1], list(text[1:]), []
+
+        def likeliest(state: torch.Tensor) -> int:
+            return int(ids[int(target.lm_head(state)[torch.tensor(ids)].argmax())])
+
+        while len(found) < length:
+            embedded = target.model.embed_tokens.weight[torch.tensor(after)]
+            following, later = run_head(head, states, embedded)
+            found.append(likeliest(following[-1]))
+            if len(found) + 1 == length:
+                found.append(likeliest(later[-1]))
+            states = torch.cat([states, following[-1:]])
+            after.append(found[-1])
+    return found
+
+
+@pytest.mark.parametrize("length", [1, 2, 4])
+def test_drafts_equal_those_of_pytorch(length: int):
+    pytest.importorskip("torch")
+    model = oracle_model("llama3")
+    head = jakiro_head(model)
+    drafter = jakiro(model, head)
+    state = busy_state(make_engine(model, drafter, SLOTS), steps=5)
+    draft, seen = drafted(drafter, state, length), set()
+    for slot in range(SLOTS):
+        text = np.asarray(state.tokens[slot, : int(state.lens[slot])]).tolist()
+        ids = np.asarray(drafter.weights.token_ids)
+        expected = expected_drafts("llama3", text, head, ids, length)
+        assert draft.tokens[slot, : int(draft.lens[slot])].tolist() == expected
+        seen |= set(expected)
+    assert len(seen) > min(length, 3), "drafts of one token show little"
+
+
+def test_sampled_texts_and_their_logprobs_are_those_of_plain_decoding():
+    """The jobs refill the slots, some stop early, and some layers have windows."""
+    model = tiny_model("qwen2-mixed")
+    alone = results(make_engine(model, "none", 1), 14)
+    engine = make_engine(model, Combined(PromptLookup(7, 3, 1), jakiro(model)), SLOTS, costs=0.5)
+    for (tokens, chosen), (expected, plain) in zip(results(engine, 14), alone, strict=True):
+        assert tokens == expected
+        if plain is not None:
+            np.testing.assert_allclose(chosen, plain, atol=1e-4)
+
+
+def test_a_head_that_computes_nothing_but_nan_changes_no_text():
+    model, todo = tiny_model("llama3"), jobs(8, longest=60)
+    expected = [r.token_ids for r in run_all(make_engine(model, "none", 1), todo)]
+    drafter = jakiro(model, jakiro_head(model, np.nan))
+    found = run_all(make_engine(model, drafter, SLOTS), todo)
+    assert [r.token_ids for r in found] == expected
