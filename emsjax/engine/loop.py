@@ -241,7 +241,8 @@ def plan_rows(
 
     if economics is None:
         return plan(draft)
-    return jax.lax.cond(draft.lens.any(), plan, plan_nothing, draft)
+    planned: Planned = jax.lax.cond(draft.lens.any(), plan, plan_nothing, draft)
+    return planned
 
 
 def _alone(draft: Draft) -> Draft:

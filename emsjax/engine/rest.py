@@ -35,8 +35,8 @@ def unless_resting(propose: Propose, state: DecodeState, weights: Any) -> tuple[
       weights: the drafter's.
     """
     # Traced once, although it is called twice.
-    propose = jax.jit(propose)
-    shapes, _ = jax.eval_shape(propose, state, weights)
+    traced = jax.jit(propose)
+    shapes, _ = jax.eval_shape(traced, state, weights)
     writes = shapes.cache is not None
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes._replace(cache=None))
     nothing = nothing._replace(cache=state.cache if writes else None)
@@ -45,7 +45,7 @@ def unless_resting(propose: Propose, state: DecodeState, weights: Any) -> tuple[
         _, before, mine = carry
         now = state.replace(drafter=mine)
         now = now.replace(cache=before.cache) if writes else now
-        draft, mine = propose(now, weights)
+        draft, mine = traced(now, weights)
         return jnp.zeros((), jnp.bool), draft, mine
 
     # A loop of one trip or none, as a condition would copy the caches.
