@@ -1,160 +1,146 @@
-"""Compares the predicted acceptance of draft tokens with the real one, as scores and a plot.
+"""Compares the predicted acceptance of draft tokens with the real one.
 
-python -m benchmarks.calibration --input spec_bench.jsonl --output results.json
+python -m benchmarks.drafts --input spec_bench.jsonl --output drafts.npz
+python -m benchmarks.calibration --drafts drafts.npz --output results.json
+
+Every text is decoded again from its recorded drafts, all of which are verified, and the engine's
+predictions learn from the outcome as they do in a run.
 """
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from benchmarks.common import describe, machine, numbers, read_prompts, spread_evenly, write_json
-from emsjax.bench.stepped import Step, SteppedEngine
+from benchmarks.common import describe, machine, write_json
+from benchmarks.drafts import Recorded, read
 from emsjax.cli.markdown import table
+from emsjax.engine.acceptance import Experience, learn, no_experience, predict
+from emsjax.engine.draft import Draft
 
-BINS = 10
+# The most guesses of a slot that are verified, by way of drafting.
+LENGTHS = {"chain": 7, "tree": 15, "lookup": 7}
+# Ranks among siblings and depths from here on are counted together.
+MOST_RANK, MOST_DEPTH = 2, 3
 
 
-class Outcome(NamedTuple):
-    """One verified draft token, after all tokens before it in its draft were accepted.
+class Outcomes(NamedTuple):
+    """Verified draft tokens, each after all tokens before it on its path were accepted, [tokens].
 
     Attributes:
       predicted: the predicted probability that it is accepted.
       said: the drafter's own confidence.
       right: whether it was accepted.
-      source: 0 if it was looked up, 1 if a model drafted it.
+      rank: 0 for the likeliest of the guesses that follow the same token, up to `MOST_RANK`.
+      depth: 0 for the first token of a draft, up to `MOST_DEPTH`.
     """
 
-    predicted: float
-    said: float
-    right: bool
-    source: int
+    predicted: np.ndarray
+    said: np.ndarray
+    right: np.ndarray
+    rank: np.ndarray
+    depth: np.ndarray
 
 
 def main() -> None:
-    """Runs all settings, draws the plot, prints scores and writes JSON."""
+    """Scores all ways of drafting, prints a Markdown table and writes JSON."""
     options = _options()
-    facts = machine()
-    results = []
-    for drafter in options.drafters.split(","):
-        for size in options.batch_sizes:
-            outcomes = _outcomes(drafter, size, options)
-            results.append({"drafter": drafter, "batch_size": size, **_scores(outcomes)})
-    settings = vars(options) | {"input": options.input.name, "output": options.output.name}
-    content = {"benchmark": "calibration", "machine": facts, "settings": settings}
+    recorded = read(options.drafts)
+    results = [
+        {"drafts": name, **scores(outcomes_of(recorded, name, LENGTHS[name]))}
+        for name in recorded.drafts
+    ]
+    content = {"benchmark": "calibration", "machine": machine(), "texts": len(recorded.texts)}
     write_json(options.output, content | {"results": results})
-    _draw(results, options.output.with_suffix(".png"))
-    print(_table(results), describe(facts), sep="\n\n")
+    print(_table(results), describe(content["machine"]), sep="\n\n")
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--input", type=Path, required=True, help="prompts in Spec-Bench's format")
-    parser.add_argument("--prompts", type=int, default=48, help="evenly from all categories")
-    parser.add_argument("--max-tokens", type=int, default=128)
-    parser.add_argument("--batch-sizes", type=numbers, default=[1, 8])
-    parser.add_argument("--drafters", default="prompt-lookup")
+    parser.add_argument("--drafts", type=Path, required=True, help="made by benchmarks.drafts")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/calibration.json"))
     return parser.parse_args()
 
 
-def _outcomes(drafter: str, size: int, options: argparse.Namespace) -> list[Outcome]:
-    from emsjax import LLM, SamplingParams
-    from emsjax.costs.table import known_costs
-
-    llm = LLM(drafter=drafter, max_batch_size=size, max_model_len=2048)
-    outcomes: list[Outcome] = []
-    engine = llm.engine
-    llm.engine = SteppedEngine(
-        llm.target,
-        engine.drafter,
-        engine.ladder,
-        on_step=lambda step: outcomes.extend(_of_step(step)),
-        num_slots=size,
-        capacity=engine.capacity,
-        costs=known_costs(engine, llm.name),
-    )
-    chats = spread_evenly(read_prompts(options.input), options.prompts)
-    llm.chat(chats, SamplingParams(max_tokens=options.max_tokens))
-    return outcomes
+@jax.jit
+def _step(
+    experience: Experience, draft: Draft, tried: jax.Array, right: jax.Array
+) -> tuple[jax.Array, Experience]:
+    likely = predict(draft, experience)
+    return likely, learn(experience, draft, likely, tried, right)
 
 
-def _of_step(step: Step) -> list[Outcome]:
-    """The outcomes of a step's drafts, without those in which a text ended."""
-    draft, verdict = step.draft, step.verdict
-    there = (step.live & step.live_after)[:, None] & verdict.tried
-    said = np.zeros_like(step.likely) if draft.confidence is None else draft.confidence
-    source = np.zeros_like(draft.tokens) if draft.source is None else draft.source
-    columns = (x[there].tolist() for x in (step.likely, said, verdict.right, source))
-    return [Outcome(*outcome) for outcome in zip(*columns, strict=True)]
+def outcomes_of(recorded: Recorded, name: str, length: int) -> Outcomes:
+    """Decodes all texts at once, each in a slot of its own, and verifies whole drafts."""
+    drafts, samples = recorded.drafts[name], np.arange(len(recorded.texts))
+    right = recorded.right(name)[..., :length]
+    tried, depth = recorded.tried(name)[..., :length], recorded.depths(name)[..., :length]
+    rank = recorded.ranks(name)[..., :length]
+    left = recorded.lens - recorded.prompt_lens
+    experience, place = no_experience(len(samples)), np.ones(len(samples), int)
+    found = []
+    while (place < left).any():
+        here = samples, np.minimum(place, drafts["lens"].shape[1] - 1)
+        # The tokens after a text's end are unknown.
+        known = (place < left)[:, None] & (place[:, None] + depth[here] < left[:, None])
+        draft = Draft(
+            drafts["tokens"][here][:, :length],
+            np.where(place < left, np.minimum(drafts["lens"][here], length), 0).astype(np.int32),
+            drafts["confidence"][here][:, :length],
+            drafts["source"][here][:, :length].astype(np.int32),
+            drafts["parents"][here][:, :length].astype(np.int32),
+        )
+        seen, hit = tried[here] & known, right[here] & known
+        likely, experience = _step(experience, draft, seen, hit)
+        columns = (np.asarray(likely), draft.confidence, hit, rank[here], depth[here])
+        found.append([x[seen] for x in columns])
+        place = place + 1 + np.where(hit, depth[here] + 1, 0).max(axis=1)
+    columns = [np.concatenate(column) for column in zip(*found, strict=True)]
+    columns[3:] = np.minimum(columns[3], MOST_RANK), np.minimum(columns[4], MOST_DEPTH)
+    return Outcomes(*columns)
 
 
-def _scores(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Brier score and calibration error of the prediction and of the drafter's own confidence."""
-    right = np.asarray([each.right for each in outcomes], np.float64)
-    scores: dict[str, Any] = {"tokens": len(outcomes), "accepted": float(right.mean())}
-    for name in ("predicted", "said"):
-        values = np.asarray([getattr(each, name) for each in outcomes])
-        bins = np.minimum((values * BINS).astype(int), BINS - 1)
-        rows = [
-            [float(values[inside].mean()), float(right[inside].mean()), int(inside.sum())]
-            for inside in (bins == b for b in range(BINS))
-            if inside.any()
-        ]
-        scores[name] = {
-            "brier": float(((values - right) ** 2).mean()),
-            "calibration_error": sum(abs(p - t) * n for p, t, n in rows) / len(outcomes),
-            "bins": rows,
-        }
-    # The score of always predicting the mean.
-    scores["brier_of_the_mean"] = float(right.var())
-    return scores
+def scores(outcomes: Outcomes) -> dict[str, Any]:
+    """Scores of the prediction, of the drafter's confidence and of the mean; shares by place."""
+    right = outcomes.right.astype(np.float64)
+    means = np.full(right.shape, right.mean())
+    columns = {"predicted": outcomes.predicted, "said": outcomes.said, "mean": means}
+    by_place = []
+    for rank in range(MOST_RANK + 1):
+        for depth in range(MOST_DEPTH + 1):
+            here = (outcomes.rank == rank) & (outcomes.depth == depth)
+            if here.any():
+                shares = (float(x[here].mean()) for x in (outcomes.predicted, outcomes.said, right))
+                by_place.append([rank, depth, int(here.sum()), *shares])
+    return {
+        "tokens": len(right),
+        "accepted": float(right.mean()),
+        **{name: _score(values, right) for name, values in columns.items()},
+        "rank, depth, tokens, predicted, said, true": by_place,
+    }
 
 
-def _draw(results: Sequence[dict[str, Any]], file: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(4.6, 4.4), layout="constrained")
-    axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
-    for result in results:
-        predicted, true, counts = np.asarray(result["predicted"]["bins"]).T
-        label = f"{result['drafter']}, batch {result['batch_size']}"
-        axes.plot(predicted, true, label=label, linewidth=1)
-        axes.scatter(predicted, true, s=60 * counts / counts.max())
-    axes.set(xlabel="predicted", ylabel="accepted", title="Acceptance of verified draft tokens")
-    axes.legend()
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
+def _score(given: np.ndarray, right: np.ndarray) -> dict[str, float]:
+    p = np.clip(given.astype(np.float64), 1e-4, 1 - 1e-4)
+    loss = -np.where(right > 0, np.log(p), np.log1p(-p))
+    return {"brier": float(((p - right) ** 2).mean()), "log_loss": float(loss.mean())}
 
 
-def _table(results: Sequence[dict[str, Any]]) -> str:
+def _table(results: list[dict[str, Any]]) -> str:
+    kinds = ("predicted", "said", "mean")
     rows = [
         [
-            f"{r['drafter']}, batch {r['batch_size']}",
+            r["drafts"],
             str(r["tokens"]),
             f"{r['accepted']:.3f}",
-            *(f"{r[n]['brier']:.4f}" for n in ("predicted", "said")),
-            f"{r['brier_of_the_mean']:.4f}",
-            *(f"{r[n]['calibration_error']:.3f}" for n in ("predicted", "said")),
+            *(f"{r[kind]['brier']:.4f}, {r[kind]['log_loss']:.4f}" for kind in kinds),
         ]
         for r in results
     ]
-    header = [
-        "drafter",
-        "tokens",
-        "accepted",
-        "Brier score",
-        "of the drafter's confidence",
-        "of the mean",
-        "calibration error",
-        "of the drafter's confidence",
-    ]
-    return table(header, rows)
+    head = ["Brier score, log-loss", "tokens", "accepted", "predicted", "said", "the mean"]
+    return table(head, rows)
 
 
 if __name__ == "__main__":

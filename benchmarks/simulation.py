@@ -1,267 +1,241 @@
-"""Expected speedup on other hardware, from real texts and drafts and estimated step costs.
+"""Expected speedup on other hardware: trees, chains and fixed drafts, from recorded drafts.
 
-python -m benchmarks.simulation --input spec_bench.jsonl --output results.json
+python -m benchmarks.drafts --input spec_bench.jsonl --output drafts.npz
+python -m benchmarks.simulation --drafts drafts.npz --output results.json
 
-The default model writes its answers once. Then the real loop, drafter and planner decode them again
-with a stand-in for the target, which knows the next token, and each step is charged its estimated
-cost on the simulated hardware.
+The real loop, drafters and planner decode recorded texts again, and each step is charged what it
+costs on the simulated hardware.
 """
 
 import argparse
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from benchmarks.common import (
-    describe,
-    machine,
-    numbers,
-    read_prompts,
-    say,
-    spread_evenly,
-    write_json,
-)
-from emsjax.bench.stepped import Step, SteppedEngine
+from benchmarks.common import describe, machine, numbers, say, write_json
+from benchmarks.drafts import read
+from benchmarks.replayed import PREFILL_CHUNK, Replayed, Simulation, Texts, rate
 from emsjax.cli.markdown import table
 from emsjax.costs.hardware import HARDWARE
-from emsjax.costs.roofline import estimated_costs
+from emsjax.costs.roofline import BANDWIDTH_SHARE, COMPUTE_SHARE, estimated_costs
 from emsjax.drafters import NoDrafter, PromptLookup
+from emsjax.drafters.combined import Combined
+from emsjax.drafters.prompt_lookup import MOST_MATCHES
+from emsjax.drafters.recurrent import WIDEST
 from emsjax.engine.drafter import Drafter
-from emsjax.engine.job import Finished, Job
-from emsjax.engine.ladder import make_ladder
-from emsjax.engine.packing import PackedBatch
+from emsjax.engine.ladder import Rung, make_ladder, narrowest_rows
+from emsjax.engine.sizes import Sizes
 from emsjax.engine.step_costs import StepCosts, without_prompts
-from emsjax.host.json_text import to_json
+from emsjax.limits import DRAFT_LENGTH
 from emsjax.loading.build import shape_of_model
 from emsjax.loading.named import named_config
 
-CAPACITY = 2048
-# Large, so that few steps read prompts: those are not charged.
-PREFILL_CHUNK = 8192
-FIXED_LENGTHS = (1, 3, 5, 7)
-MODELS = ("opt-6.7b", "llama-3-8b")
-DEVICES = ("v5e", "h100")
+# A pass of the draft reads this share of the model's weights, as that of the default model does.
+DRAFT_SHARE = 0.06
+# Steps of the default model in float32 on two cores of an AMD EPYC (Zen 4), as emsjax measured them
+# in November 2026 at batch 1, 8 and 16: ms by rows with an empty cache, us for a cached token, and
+# ms for a pass of the draft at those batch sizes.
+MEASURED_ROWS = {
+    1: 18.5,
+    8: 19.5,
+    16: 24.0,
+    24: 35.0,
+    32: 38.0,
+    48: 56.0,
+    64: 61.0,
+    96: 85.0,
+    128: 107.0,
+}
+MEASURED_CACHED, MEASURED_DRAFT = 1.1, {1: 0.9, 8: 1.2, 16: 1.6}
 
 
-class Answer(NamedTuple):
-    """A prompt and the model's answer, as token ids."""
+@dataclass(frozen=True)
+class Place:
+    """A model on a device; without a model, the default one on two measured cores."""
 
-    prompt: list[int]
-    output: list[int]
+    model: str | None
+    device: str
+    quantize: str | None = None
 
+    @property
+    def name(self) -> str:
+        """For display."""
+        if self.model is None:
+            return "SmolLM2-135M on 2 cores"
+        return f"{self.model} on {self.device}{' in int8' if self.quantize else ''}"
 
-class Replay(nnx.Module):
-    """A stand-in for the target: it knows every text, and tells them apart by their first token."""
-
-    dtype = jnp.dtype(jnp.float32)
-    max_positions = CAPACITY
-
-    def __init__(self, texts: np.ndarray, vocab_size: int):
-        self.texts = nnx.Param(jnp.asarray(texts))
-        self.vocab_size = vocab_size
-
-    def cache_spec(self, num_slots: int, capacity: int) -> jax.ShapeDtypeStruct:
-        """A cache that holds each slot's tokens instead of keys and values."""
-        return jax.ShapeDtypeStruct((1, num_slots, capacity, 1, 1), jnp.float32)
-
-    def __call__(
-        self, batch: PackedBatch, cache: jax.Array, *, max_q_len: int
-    ) -> tuple[jax.Array, jax.Array]:
-        """Returns the token after each row, as the row's hidden state [T, 1], and the cache."""
-        del max_q_len
-        tokens = batch.tokens.astype(jnp.float32)[:, None, None]
-        cache = cache.at[0, batch.slot_ids, batch.positions].set(tokens, mode="drop")
-        number = cache[0, jnp.minimum(batch.slot_ids, cache.shape[1] - 1), 0, 0, 0]
-        place = jnp.minimum(batch.positions + 1, CAPACITY - 1)
-        following = self.texts[...][number.astype(jnp.int32) % self.texts.shape[0], place]
-        return following.astype(jnp.float32)[:, None], cache
-
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """Logits that put all weight on the next token."""
-        return jax.nn.one_hot(hidden[:, 0].astype(jnp.int32), self.vocab_size)
-
-
-class Charged(NamedTuple):
-    """The facts that decide what a step costs and yields.
-
-    Attributes:
-      rung: index into the ladder.
-      cached: tokens in the cache, over all slots.
-      emitted: tokens emitted.
-    """
-
-    rung: int
-    cached: int
-    emitted: int
-
-
-class Simulation:
-    """One way of drafting at one batch size, compiled once for all hardware."""
-
-    def __init__(self, answers: Sequence[Answer], drafter: Drafter, size: int):
-        texts, vocab_size = _renumbered(answers)
-        self.ladder = make_ladder(size, drafter.draft_length, prefill_chunk=PREFILL_CHUNK)
-        self._size, self._draft_length = size, drafter.draft_length
-        self._steps: list[Charged] = []
-        self._engine = SteppedEngine(
-            Replay(texts, vocab_size),
-            drafter,
-            self.ladder,
-            on_step=self._see,
-            num_slots=size,
-            capacity=CAPACITY,
-        )
-        prompts = [texts[n, : len(a.prompt) + 1].tolist() for n, a in enumerate(answers)]
-        jobs = [Job(n, prompt, len(answers[n].output)) for n, prompt in enumerate(prompts)]
-        self._waves = [jobs[n : n + size] for n in range(0, len(jobs) - size + 1, size)]
-        self._texts = texts
-
-    def run(self, costs: StepCosts | None) -> list[Charged]:
-        """Runs one batch after another; returns the steps that read no prompt.
-
-        Each batch runs until its last text ends. If slots were refilled, a large batch would read
-        some prompt in almost every step.
+    def costs(self, ladder: Sequence[Rung], size: int, length: int, rows: int) -> StepCosts:
+        """Returns the costs of steps.
 
         Args:
-          costs: to plan with; None verifies every draft.
+          ladder: the rungs.
+          size: B.
+          length: k.
+          rows: of a pass of the draft.
         """
-        self._engine.use_costs(costs)
-        self._steps = []
-        for wave in self._waves:
-            for finished in self._engine.run(wave):
-                if finished is not None:
-                    _check(finished, self._texts)
-        return self._steps
+        if self.model is None:
+            costs = _measured(ladder, size)
+        else:
+            config, dtype = named_config(self.model), jnp.dtype("bfloat16")
+            sizes: Sizes = shape_of_model(config, dtype, self.quantize).sizes
+            hardware = HARDWARE[self.device]
+            costs = estimated_costs(sizes, hardware, ladder, num_slots=size, draft_length=length)
+            weights = DRAFT_SHARE * sizes.read_bytes
+            reading = weights / (hardware.bytes_per_second * BANDWIDTH_SHARE)
+            products = DRAFT_SHARE * (sizes.row_flops + sizes.logit_flops) * rows
+            computing = products / (hardware.rate(sizes.itemsize) * COMPUTE_SHARE)
+            costs = costs._replace(draft=np.float32(max(reading, computing)))
+        return without_prompts(costs, ladder, length)
 
-    def costs(self, model: str, device: str) -> StepCosts:
-        """Estimates the costs of this ladder's steps for a model on a device."""
-        sizes = shape_of_model(named_config(model), jnp.dtype("bfloat16")).sizes
-        slots, length = self._size, self._draft_length
-        costs = estimated_costs(
-            sizes, HARDWARE[device], self.ladder, num_slots=slots, draft_length=length
+
+PLACES = (
+    Place(None, "cpu"),
+    *(
+        Place(model, device, quantize)
+        for model, (device, quantize) in itertools.product(
+            ("llama-3-8b", "qwen3-8b"), (("v5e", "int8"), ("v6e", None), ("h100", None))
         )
-        return without_prompts(costs, self.ladder, length)
-
-    def _see(self, step: Step) -> None:
-        if not step.reading:
-            load = int(step.load.cached)
-            self._steps.append(Charged(int(step.plan.rung), load, int(step.emitted.sum())))
+    ),
+)
 
 
-def rate(steps: Sequence[Charged], costs: StepCosts) -> float:
-    """Tokens per second of some steps at some costs."""
-    rungs, cached, emitted = np.asarray(steps).T
-    seconds = np.asarray(costs.rungs)[rungs] + np.asarray(costs.cached)[rungs] * cached
-    return float(emitted.sum() / seconds.sum())
+def _measured(ladder: Sequence[Rung], size: int) -> StepCosts:
+    capacities = [rung.capacity for rung in ladder]
+    rows = np.interp(capacities, [*MEASURED_ROWS], [*MEASURED_ROWS.values()])
+    rows += np.maximum(np.asarray(capacities) - max(MEASURED_ROWS), 0) * 0.7
+    draft = np.interp(size, [*MEASURED_DRAFT], [*MEASURED_DRAFT.values()])
+    cached = np.full(len(ladder), MEASURED_CACHED * 1e-6, np.float32)
+    return StepCosts(rows.astype(np.float32) * 1e-3, cached, np.float32(draft * 1e-3))
+
+
+class Way(NamedTuple):
+    """A way of drafting.
+
+    Attributes:
+      drafter: "lookup", "model" or "both".
+      tree: whether drafts branch.
+      length: the most guesses.
+      planned: whether the planner decides how many are verified; else all are.
+    """
+
+    drafter: str
+    tree: bool
+    length: int
+    planned: bool
+
+    @property
+    def name(self) -> str:
+        """For display."""
+        shape = "tree" if self.tree else "chain"
+        return f"{self.drafter} {shape} {self.length}{', planned' if self.planned else ''}"
+
+    def make(self, texts: Texts) -> Drafter:
+        """Makes the drafter."""
+        lookup = PromptLookup(self.length, matches=MOST_MATCHES if self.tree else 1)
+        if self.drafter == "lookup":
+            return lookup
+        draft = texts.drafts["tree" if self.tree else "chain"]
+        model = Replayed(draft, self.length, self.tree)
+        return model if self.drafter == "model" else Combined(lookup, model, tree=self.tree)
+
+
+WAYS = [
+    *(Way("lookup", False, length, False) for length in (1, 3, 7)),
+    *(Way("model", False, length, False) for length in (1, 2, 3, 5, 7)),
+    *(Way("model", True, length, False) for length in (7, 15)),
+    *(Way("both", True, length, False) for length in (7, 15)),
+    Way("lookup", True, DRAFT_LENGTH, True),
+    Way("model", False, DRAFT_LENGTH, True),
+    Way("model", True, DRAFT_LENGTH, True),
+    Way("both", False, DRAFT_LENGTH, True),
+    *(Way("both", True, length, True) for length in (DRAFT_LENGTH, 15, 23)),
+]
 
 
 def main() -> None:
     """Simulates, prints a Markdown table and writes JSON."""
     options = _options()
-    facts = machine()
-    answers = _answers(options)
-    results = [record for size in options.batch_sizes for record in _simulate(answers, size)]
-    settings = vars(options) | {n: getattr(options, n).name for n in ("input", "answers", "output")}
+    facts, texts = machine(), Texts.of(read(options.drafts))
+    ways = [way for way in WAYS if options.ways is None or way.name in options.ways.split(";")]
+    results = []
+    for size in options.batch_sizes:
+        results += _simulate(texts, size, ways)
+        say(table_of(results[-len(PLACES) :]))
+    if options.append and options.output.is_file():
+        results = json.loads(options.output.read_text(encoding="utf-8"))["results"] + results
+    results.sort(key=lambda r: (r["place"], r["batch_size"]))
+    settings = {"texts": len(texts.texts), "ways": [way.name for way in ways]}
     content = {"benchmark": "simulation", "machine": facts, "settings": settings}
     write_json(options.output, content | {"results": results})
-    print(_table(results), describe(facts), sep="\n\n")
+    print(table_of(results), describe(facts), sep="\n\n")
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--input", type=Path, required=True, help="prompts in Spec-Bench's format")
-    parser.add_argument("--prompts", type=int, default=128)
-    parser.add_argument("--max-tokens", type=int, default=128)
-    parser.add_argument(
-        "--batch-sizes",
-        type=numbers,
-        default=[1, 4, 8, 16, 32, 64],
-    )
-    parser.add_argument(
-        "--answers",
-        type=Path,
-        default=Path("answers.jsonl"),
-        help="the model's answers; written if missing",
-    )
+    parser.add_argument("--drafts", type=Path, required=True, help="made by benchmarks.drafts")
+    parser.add_argument("--batch-sizes", type=numbers, default=[1, 4, 8, 16, 32, 64])
+    parser.add_argument("--ways", help="names separated by semicolons; all by default")
+    parser.add_argument("--append", action="store_true", help="to the results in the file")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/simulation.json"))
     return parser.parse_args()
 
 
-def _answers(options: argparse.Namespace) -> list[Answer]:
-    """The default model's answers to prompts from all over the input; kept in a file."""
-    if not options.answers.is_file():
-        from emsjax import LLM, SamplingParams
-
-        outputs = LLM(max_model_len=CAPACITY, drafter="none").chat(
-            spread_evenly(read_prompts(options.input), options.prompts),
-            SamplingParams(max_tokens=options.max_tokens),
-        )
-        lines = [to_json([o.prompt_token_ids, o.outputs[0].token_ids]) for o in outputs]
-        options.answers.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    lines = options.answers.read_text(encoding="utf-8").splitlines()
-    return [Answer(*json.loads(line)) for line in lines]
-
-
-def _renumbered(answers: Sequence[Answer]) -> tuple[np.ndarray, int]:
-    """Renumbers tokens, so that the vocabulary is no larger than needed, and numbers the texts.
-
-    Returns:
-      All texts, int32[N, S], each after its own number, and the size of the new vocabulary.
-    """
-    texts = np.zeros((len(answers), CAPACITY), np.int32)
-    used = np.unique(np.concatenate([[*a.prompt, *a.output] for a in answers]))
-    for number, answer in enumerate(answers):
-        whole = np.searchsorted(used, [*answer.prompt, *answer.output]) + len(answers)
-        texts[number, 0] = number
-        texts[number, 1 : len(whole) + 1] = whole
-    return texts, len(used) + len(answers)
-
-
-def _simulate(answers: Sequence[Answer], size: int) -> list[dict[str, Any]]:
-    """Speedups over plain decoding of each way of drafting, at one batch size."""
-    simulations = {"plain": Simulation(answers, NoDrafter(), size)}
-    for length in FIXED_LENGTHS:
-        simulations[f"fixed {length}"] = Simulation(answers, PromptLookup(length), size)
-    planned = Simulation(answers, PromptLookup(), size)
-    unplanned = {way: simulation.run(None) for way, simulation in simulations.items()}
-    records = []
-    for name, place in itertools.product(MODELS, DEVICES):
-        say(f"batch {size}: {name} on {place}")
-        costs = {
-            way: simulation.costs(name, place)
-            for way, simulation in (simulations | {"planned": planned}).items()
-        }
-        steps = unplanned | {"planned": planned.run(costs["planned"])}
-        rates = {way: rate(steps[way], costs[way]) for way in steps}
-        speedup = {way: round(r / rates["plain"], 3) for way, r in rates.items() if way != "plain"}
-        records.append({"model": name, "hardware": place, "batch_size": size, "speedup": speedup})
-    return records
-
-
-def _check(finished: Finished, texts: np.ndarray) -> None:
-    """Checks that a text is the model's answer, without which the simulation means nothing."""
-    start = len(finished.job.prompt)
-    expected = texts[int(str(finished.job.key)), start : start + len(finished.token_ids)]
-    assert list(finished.token_ids) == expected.tolist()
-
-
-def _table(results: Sequence[dict[str, Any]]) -> str:
-    ways = list(results[0]["speedup"])
-    rows = [
-        [
-            f"{r['model']} on {r['hardware']}, batch {r['batch_size']}",
-            *(f"{r['speedup'][way]:.2f}" for way in ways),
-        ]
-        for r in results
+def _simulate(texts: Texts, size: int, ways: Sequence[Way]) -> list[dict[str, Any]]:
+    """Speedups over plain decoding of each way of drafting on all hardware, at one batch size."""
+    bare = _ladder("other", size, 0)
+    plain = Simulation(texts, NoDrafter(), bare, size).run(None)
+    results = [
+        {"place": place.name, "batch_size": size, "speedup": {}, "tokens_a_step": {}}
+        for place in PLACES
     ]
-    return table(["speedup over plain decoding, simulated", *ways], rows)
+    for way in ways:
+        ladders = {kind: _ladder(kind, size, way.length) for kind in ("cpu", "other")}
+        runs = {
+            ladder: Simulation(texts, way.make(texts), ladder, size) for ladder in ladders.values()
+        }
+        whole = {} if way.planned else {ladder: run.run(None) for ladder, run in runs.items()}
+        for place, result in zip(PLACES, results, strict=True):
+            ladder = ladders["cpu" if place.model is None else "other"]
+            rows = size * (WIDEST if way.tree else 1)
+            costs = place.costs(ladder, size, way.length, rows)
+            steps = whole[ladder] if whole else runs[ladder].run(costs)
+            base = place.costs(bare, size, 0, size)
+            speedup = rate(steps, costs) / rate(plain, base)
+            result["speedup"][way.name] = round(speedup, 3)
+            emitted = steps.emitted.sum() / len(steps.emitted) / size
+            result["tokens_a_step"][way.name] = round(float(emitted), 2)
+        say(f"batch {size}: {way.name}")
+    return results
+
+
+def _ladder(kind: str, size: int, length: int) -> tuple[Rung, ...]:
+    narrowest = narrowest_rows(kind)
+    return make_ladder(size, length, narrowest=narrowest, prefill_chunk=PREFILL_CHUNK)
+
+
+def table_of(results: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table of the best fixed draft and of each planned one."""
+    fixed = [name for name in results[0]["speedup"] if "planned" not in name]
+    planned = [name for name in results[0]["speedup"] if "planned" in name]
+    rows = []
+    for r in results:
+        best = max(fixed, key=lambda name: r["speedup"][name]) if fixed else "none"
+        cells = [f"{r['speedup'][best]:.2f} ({best})"] if fixed else []
+        rows.append(
+            [
+                f"{r['place']}, {r['batch_size']}",
+                *cells,
+                *(f"{r['speedup'][name]:.2f}" for name in planned),
+            ]
+        )
+    head = ["speedup, simulated; batch", *(["best fixed"] if fixed else []), *planned]
+    return table(head, rows)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from emsjax.engine.drafter import COSTLY_SOURCE
 from emsjax.engine.engine import Engine
 from emsjax.engine.ladder import for_drafts
 from emsjax.engine.load import KV_BLOCK
+from emsjax.engine.rest import NEVER
 from emsjax.engine.state import DecodeState
 from emsjax.engine.step_costs import StepCosts
 from emsjax.limits import MAX_STOP_IDS
@@ -234,7 +235,7 @@ def _busy(engine: Engine, state: DecodeState, case: _Case) -> DecodeState:
     The text repeats itself, so that drafters which look drafts up find them. Drafts are trusted
     only in as many slots as fill the rung: a few full drafts cost more than many short ones,
     because attention reads the cache of a slot with many rows more than once. If drafting is timed,
-    no looked-up draft is trusted, so that the draft model must draft.
+    no looked-up draft is trusted, so that the draft model must draft. Drafting never rests.
     """
     slots = engine.num_slots
     lens = jnp.full(slots, case.length, jnp.int32)
@@ -243,7 +244,9 @@ def _busy(engine: Engine, state: DecodeState, case: _Case) -> DecodeState:
     trust = jnp.broadcast_to(trust, (slots, SOURCES))
     if case.drafting:
         trust = jnp.full((slots, SOURCES), -SURE).at[:, COSTLY_SOURCE].set(SURE)
-    experience = dataclasses.replace(no_experience(slots), slots=trust)
+    experience = dataclasses.replace(
+        no_experience(slots), slots=trust, in_vain=jnp.asarray(NEVER, jnp.int32)
+    )
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state.stats)
     return state.replace(
         tokens=_texts(engine, case.length),

@@ -2,8 +2,9 @@
 
 A step reads all weights (of experts those that its rows choose) and every slot's cached tokens, and
 multiplies every row with every weight (of experts those that the row chooses). If the hardware
-reads and multiplies at the same time, the longer of the two counts, otherwise their sum; attention
-is added. The shares of the published rates that are reached are assumptions.
+reads and multiplies at the same time, the longer of the two counts; if in turn, their sum; most
+processors are in between. Attention is added. The shares of the published rates that are reached
+are assumptions.
 
 Devices that share a model add up their rows in a ring: each sends its part of the sum to the next
 device, N - 1 times until every part is a sum and N - 1 times until all have all sums. Nothing else
@@ -151,8 +152,8 @@ def exchange_seconds(sizes: Sizes, hardware: Hardware, ladder: Sequence[Rung]) -
 
 
 def _together(hardware: Hardware, reading: Any, computing: Any) -> np.ndarray:
-    """Seconds of reading and computing, at the same time or in turn."""
-    return np.maximum(reading, computing) if hardware.overlaps else np.add(reading, computing)
+    """Seconds of reading and computing, as far as they do not happen at the same time."""
+    return np.maximum(reading, np.add(hardware.exposed * reading, computing))
 
 
 def _bandwidth(hardware: Hardware) -> float:

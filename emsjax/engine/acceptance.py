@@ -2,10 +2,10 @@
 
 The drafter reports how likely each of its tokens is to be right. The outcome of earlier drafts
 corrects that, by online logistic regression with two offsets in log-odds. One belongs to each slot,
-because its text may be easier or harder to guess than most. The other is shared by all slots,
-because the drafter may be too sure of itself, or not sure enough. With every verified token, both
-offsets move by the error of the prediction. They also fade, so that a drafter that once failed gets
-another try in time.
+because its text may be easier or harder to guess than most. What a slot has shown is weighed
+against how much texts differ, so that a few tokens move its offset little. The other is shared by
+all slots, because the drafter may be too sure of itself, or not sure enough. Both fade, so that a
+drafter that once failed gets another try in time.
 """
 
 import dataclasses
@@ -15,15 +15,17 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.engine.draft import Draft
-from emsjax.engine.tree import path_products
+from emsjax.engine.tree import path_products, tree_of
 
 # The number of ways of guessing that have separate experience, see `Draft.source`.
 SOURCES = 4
 # The acceptance probability assumed when the drafter reports none, and before the first draft.
 UNKNOWN = 0.6
-# RATE: how far a prediction is corrected by its error. MEMORY: the share of an offset that remains
-# one step later.
-SLOT_RATE, SLOT_MEMORY = 0.2, 0.98
+# The variance of the offsets of texts, and the share of what a slot has shown that still counts one
+# step later.
+SLOT_VARIANCE, SLOT_MEMORY = 0.2, 0.995
+# How far a prediction is corrected by its error, and the share of an offset that remains one step
+# later.
 SHARED_RATE, SHARED_MEMORY = 0.02, 0.999
 # Every slot moves the shared offset. Above this many tokens in one step, the tokens together move
 # it only as far as this many would, or hundreds of slots would overshoot.
@@ -39,25 +41,45 @@ class Experience:
 
     Attributes:
       slots: float32[B, SOURCES], for the request in each slot.
+      known: float32[B, SOURCES], how much these are based on: the sum of p (1 - p) over predictions
+        p, of which the older count less.
       shared: float32[SOURCES], for all requests.
-      typical: float32[SOURCES], the log-odds that a draft token is accepted, averaged over all that
-        were drafted, verified or not. The verified ones alone are better than average.
+      typical: float32[], the log-odds that one of the guesses at a depth is accepted if one at the
+        depth before is, averaged over all that took time to draft, verified or not. The verified
+        ones alone are better than average.
+      in_vain: int32[], the steps in a row that had no draft worth verifying, see `rest`.
+      rest: int32[], for how many steps drafting rests.
     """
 
     slots: jax.Array
+    known: jax.Array
     shared: jax.Array
     typical: jax.Array
+    in_vain: jax.Array
+    rest: jax.Array
 
 
 def no_experience(num_slots: int) -> Experience:
     """Returns the experience before the first step of B slots."""
-    shared = jnp.zeros(SOURCES, jnp.float32)
-    return Experience(jnp.zeros((num_slots, SOURCES), jnp.float32), shared, shared + _odds(UNKNOWN))
+
+    def zeros(*shape: int) -> jax.Array:
+        return jnp.zeros(shape, jnp.float32)
+
+    by_slot = num_slots, SOURCES
+    return Experience(
+        slots=zeros(*by_slot),
+        known=zeros(*by_slot),
+        shared=zeros(SOURCES),
+        typical=_odds(UNKNOWN),
+        in_vain=jnp.zeros((), jnp.int32),
+        rest=jnp.zeros((), jnp.int32),
+    )
 
 
 def forget(experience: Experience, slot: jax.Array) -> Experience:
     """Returns the experience without what it holds about the previous request in the slot."""
-    return dataclasses.replace(experience, slots=experience.slots.at[slot].set(0.0))
+    slots, known = (x.at[slot].set(0.0) for x in (experience.slots, experience.known))
+    return dataclasses.replace(experience, slots=slots, known=known)
 
 
 def predict(draft: Draft, experience: Experience) -> jax.Array:
@@ -88,11 +110,12 @@ def survival_of(likely: jax.Array, lens: jax.Array, parents: jax.Array | None = 
 
 
 def expect(experience: Experience, source: int, draft_length: int) -> jax.Array:
-    """Predicts as `predict` does, but before anything is drafted, from experience alone.
+    """Predicts whether one of the guesses at each depth will be accepted if one before it is.
 
-    The result is float32[B, k], the same for all draft tokens of a slot.
+    Before anything is drafted, experience alone can tell. The result is float32[B, k], the same for
+    all depths of a slot.
     """
-    odds = experience.typical[source] + experience.slots[:, source]
+    odds = experience.typical + experience.slots[:, source]
     return jnp.broadcast_to(jax.nn.sigmoid(odds)[:, None], (odds.shape[0], draft_length))
 
 
@@ -116,29 +139,62 @@ def learn(
     mine = jax.nn.one_hot(_source(draft), SOURCES)
     errors = (error[..., None] * mine).sum(axis=1)
     counts = (tried.astype(jnp.float32)[..., None] * mine).sum(axis=(0, 1))
-    return Experience(
-        slots=SLOT_MEMORY * experience.slots + SLOT_RATE * errors,
+    information = jnp.where(tried, likely * (1 - likely), 0.0)
+    information = (information[..., None] * mine).sum(axis=1)
+    slots, known = _learn_slots(experience, errors, information)
+    return dataclasses.replace(
+        experience,
+        slots=slots,
+        known=known,
         shared=SHARED_MEMORY * experience.shared + _shared_rate(counts) * errors.sum(axis=0),
         typical=_learn_typical(experience, draft if draft.costly is None else draft.costly),
     )
 
 
+def _learn_slots(
+    experience: Experience, errors: jax.Array, information: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns `Experience.slots` and `Experience.known` after a step.
+
+    The posterior of a normal prior around 0, by a step of Newton's method from the offset before.
+
+    Args:
+      experience: before the step.
+      errors: float32[B, SOURCES], the sum of outcomes minus predictions.
+      information: float32[B, SOURCES], the sum of p (1 - p) over the predictions p.
+    """
+    prior = 1 / SLOT_VARIANCE
+    faded = SLOT_MEMORY * experience.known
+    # What is forgotten leaves the prior, which pulls the offset towards 0.
+    slots = experience.slots * SLOT_MEMORY * (prior + experience.known) / (prior + faded)
+    known = faded + information
+    slots += errors / (prior + known)
+    return jnp.clip(slots, -CERTAIN, CERTAIN), known
+
+
 def _learn_typical(experience: Experience, draft: Draft) -> jax.Array:
     """Returns `Experience.typical` after one more draft."""
-    likely, source = predict(draft, experience), _source(draft)
-    mine = jax.nn.one_hot(source, SOURCES)
-    # A token counts in proportion to the probability that it is reached.
-    reached = survival_of(likely, draft.lens, draft.parents) / jnp.maximum(likely, 1e-6)
-    odds = experience.typical[source] + _of_source(experience.slots, source)
-    surprise = reached * (likely - jax.nn.sigmoid(odds))
-    counts, surprises = ((x[..., None] * mine).sum(axis=(0, 1)) for x in (reached, surprise))
+    if draft.tokens.shape[1] == 0:
+        return experience.typical
+    survival = survival_of(predict(draft, experience), draft.lens, draft.parents)
+    tree, there = tree_of(draft), survival > 0
+    depth = jnp.arange(survival.shape[1], dtype=jnp.int32)[None] + 1
+    depth = jnp.where(there, depth if tree is None else tree.depths[:, 1:], 0)
+    deepest = depth == depth.max(axis=1, keepdims=True)
+    accepted = survival.sum(axis=1)
+    # The newest known token, and the expected guesses at all depths after which one more follows.
+    before = 1 + accepted - jnp.where(deepest, survival, 0.0).sum(axis=1)
+    before = jnp.where(there.any(axis=1), before, 0.0)
+    first = _source(draft)[:, :1]
+    odds = experience.typical + _of_source(experience.slots, first)[:, 0]
+    surprise = accepted - before * jax.nn.sigmoid(odds)
     typical = _faded_to_unknown(experience.typical)
-    typical += _shared_rate(counts) * surprises
+    typical += _shared_rate(before.sum()) * surprise.sum()
     return jnp.clip(typical, -CERTAIN, CERTAIN)
 
 
 def _shared_rate(count: jax.Array) -> jax.Array:
-    """Returns the rate at which each of `count` tokens moves a shared offset, float32[SOURCES]."""
+    """Returns the rate at which each of `count` tokens moves a shared offset."""
     return SHARED_RATE * MANY / jnp.maximum(count, MANY)
 
 

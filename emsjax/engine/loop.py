@@ -24,6 +24,7 @@ padded methods are policies, see `policy.py`.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -47,9 +48,10 @@ from emsjax.engine.load import load_of
 from emsjax.engine.model import Model
 from emsjax.engine.packing import Guesses, PackedBatch, pack
 from emsjax.engine.policy import EMS, Policy
+from emsjax.engine.rest import rested, unless_resting
 from emsjax.engine.state import DecodeState
 from emsjax.engine.step_costs import StepCosts
-from emsjax.engine.step_plan import Planned, make_plan
+from emsjax.engine.step_plan import Planned, make_plan, plan_without_drafts
 from emsjax.engine.tree import sort_by, tree_of
 from emsjax.engine.verify import Verdict, along, commit, verify
 from emsjax.engine.worth import Economics, worth_drafting
@@ -171,7 +173,11 @@ def draft_tokens(
 ) -> tuple[DecodeState, Draft]:
     """Drafts for every slot; returns the state with the drafter's part updated, and the draft."""
     worth = _length_worth_drafting(setup.ladder, state, economics)
-    draft, drafter_state = setup.drafter.propose(state, weights, worth)
+    propose = partial(setup.drafter.propose, worth=worth)
+    if economics is None or setup.drafter.draft_length == 0:
+        draft, drafter_state = propose(state, weights)
+    else:
+        draft, drafter_state = unless_resting(propose, state, weights)
     # The padded methods run rows past a draft's end. Token 0 keeps those rows inside the
     # vocabulary.
     place = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32)[None]
@@ -220,11 +226,30 @@ def plan_rows(
     setup: Setup, state: DecodeState, draft: Draft, economics: Economics | None = None
 ) -> Planned:
     """Plans how many draft tokens are verified, and on which rung."""
-    likely = predict(draft, state.experience)
-    survival = survival_of(likely, draft.lens, draft.parents)
-    draft, likely = sort_by(survival, draft, likely)
-    plan = make_plan(state, draft, likely, setup.ladder, economics, setup.policy)
-    return Planned(plan, draft, likely, tree_of(draft))
+
+    def plan(draft: Draft) -> Planned:
+        likely = predict(draft, state.experience)
+        survival = survival_of(likely, draft.lens, draft.parents)
+        draft, likely = sort_by(survival, draft, likely)
+        plan = make_plan(state, draft, likely, setup.ladder, economics, setup.policy)
+        return Planned(plan, draft, likely, tree_of(draft))
+
+    def plan_nothing(draft: Draft) -> Planned:
+        assert economics is not None
+        plan = plan_without_drafts(state, setup.ladder, draft.tokens.shape[1], economics)
+        return Planned(plan, draft, jnp.zeros(draft.tokens.shape), tree_of(_alone(draft)))
+
+    if economics is None:
+        return plan(draft)
+    planned: Planned = jax.lax.cond(draft.lens.any(), plan, plan_nothing, draft)
+    return planned
+
+
+def _alone(draft: Draft) -> Draft:
+    """Returns the draft as if all guesses followed the newest known token."""
+    if draft.parents is None:
+        return draft
+    return draft._replace(parents=jnp.full(draft.parents.shape, ROOT, jnp.int32))
 
 
 def run_target(setup: Setup, weights: Any, state: DecodeState, planned: Planned) -> Forward:
@@ -339,10 +364,11 @@ def take_note(
       verdict: see `verify`.
     """
     seen = verdict.tried, verdict.right
+    experience = learn(state.experience, planned.draft, planned.likely, *seen)
     return state.replace(
         cache=result.cache,
         drafter=state.drafter if result.drafter is None else result.drafter,
-        experience=learn(state.experience, planned.draft, planned.likely, *seen),
+        experience=rested(experience, state, planned.plan),
         hidden=_newest_hidden(along(verdict.path, result.hidden), verdict.accepted),
     )
 

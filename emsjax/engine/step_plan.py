@@ -129,6 +129,22 @@ def make_plan(
     return Plan(q_lens, draft_lens, pad_lens, complete, rung)
 
 
+def plan_without_drafts(
+    state: DecodeState, ladder: Sequence[Rung], draft_length: int, economics: Economics
+) -> Plan:
+    """Returns what `make_plan` does if nothing is drafted and nothing is padded."""
+    first = state.live.astype(jnp.int32)
+    unread = jnp.where(state.live, state.lens - state.kv_lens - 1, 0)
+    capacity = max(rung.capacity for rung in ladder)
+    prefill = _share_in_order(unread, capacity - first.sum())
+    q_lens, none = first + prefill, jnp.zeros_like(first)
+    fits = first_fit(ladder, q_lens, draft_length)
+    cheapest = most_worth(jnp.zeros((1, 1), jnp.float32), ladder, economics).rung
+    rung = jnp.where((unread > 0).any(), fits, cheapest)
+    complete = state.live & (prefill == unread)
+    return Plan(q_lens, none, none, complete, rung)
+
+
 def first_fit(ladder: Sequence[Rung], q_lens: jax.Array, draft_length: int) -> jax.Array:
     """Returns the index int32[] of the cheapest rung that holds `q_lens` int32[B] rows.
 

@@ -61,25 +61,46 @@ def most_worth(
       economics: of this step and ladder; no more live slots than the largest capacity.
       drafted: the number of tokens drafted for each slot, whose cost is added to the step's.
     """
-    costs, load = economics
-    capacities = jnp.asarray([rung.capacity for rung in ladder], jnp.int32)
-    plain = jnp.asarray([rung.max_q_len == 1 for rung in ladder])
-    available = (survival > 0).sum(dtype=jnp.int32)
-    room = capacities - load.live
-    room = jnp.where(plain, jnp.minimum(room, 0), room)
-    counts = jnp.minimum(room, available)
+    room = _rooms(ladder, economics)
+    counts = jnp.minimum(room, (survival > 0).sum(dtype=jnp.int32))
     # Sorted, one cumulative sum gives the expected gain of the n best draft tokens for every n.
     # Survival falls along each draft, so the n best never skip a token of a draft.
     likeliest = -jnp.sort(-survival.ravel())
     added = jnp.concatenate([jnp.zeros(1, jnp.float32), jnp.cumsum(likeliest)])
-    expected = load.values.sum() + added[jnp.maximum(counts, 0)]
-    seconds = costs.rungs + costs.cached * load.cached.astype(jnp.float32)
-    seconds += costs.draft * jnp.asarray(drafted, jnp.float32)
-    # A rung without a row for every live slot is out.
-    rates = jnp.where(room >= 0, expected / seconds, -1.0)
-    promises = jnp.where(plain, CAUTION * rates, rates)
+    rates, promises = _rates(added[jnp.maximum(counts, 0)], ladder, economics, drafted)
     rung = jnp.argmax(promises).astype(jnp.int32)
     return Worth(rung, counts[rung], rates[rung], promises[rung])
+
+
+def _rooms(ladder: Sequence[Rung], economics: Economics) -> jax.Array:
+    """Returns how many draft tokens each rung holds, int32[R]; negative if it lacks rows."""
+    capacities = jnp.asarray([rung.capacity for rung in ladder], jnp.int32)
+    room = capacities - economics.load.live
+    return jnp.where(_plain(ladder), jnp.minimum(room, 0), room)
+
+
+def _plain(ladder: Sequence[Rung]) -> jax.Array:
+    return jnp.asarray([rung.max_q_len == 1 for rung in ladder])
+
+
+def _rates(
+    gains: jax.Array, ladder: Sequence[Rung], economics: Economics, drafted: jax.Array | float
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the expected tokens per second on each rung, and what they are compared by.
+
+    Args:
+      gains: float32[R], tokens that draft tokens are expected to yield on each rung.
+      ladder: the rungs.
+      economics: of this step and ladder.
+      drafted: the number of tokens drafted for each slot.
+    """
+    costs, load = economics
+    seconds = costs.rungs + costs.cached * load.cached.astype(jnp.float32)
+    seconds += costs.draft * jnp.asarray(drafted, jnp.float32)
+    rates = (load.values.sum() + gains) / seconds
+    # A rung without a row for every live slot is out.
+    rates = jnp.where(_rooms(ladder, economics) >= 0, rates, -1.0)
+    return rates, jnp.where(_plain(ladder), CAUTION * rates, rates)
 
 
 def worth_drafting(
@@ -100,14 +121,25 @@ def worth_drafting(
       compete: whether slots take the best of both, as branches of a tree.
     """
     lengths = jnp.arange(survival.shape[1] + 1, dtype=jnp.int32)
+    # [lengths, B, k] and [lengths, B, f]: what would be there to verify.
+    shown = jnp.broadcast_to(
+        lengths[None, None, :-1] < lengths[:, None, None], (len(lengths), *survival.shape)
+    )
+    offered = jnp.ones((len(lengths), *found.shape), jnp.bool)
+    if not compete:
+        promised = jnp.where(shown, survival[None], 0.0).sum(axis=2, keepdims=True)
+        better = promised > found.sum(axis=1, keepdims=True)[None]
+        shown, offered = shown & better, offered & ~better
+    both = jnp.concatenate([survival, found], axis=1).ravel()
+    there = jnp.concatenate([shown, offered], axis=2).reshape(len(lengths), -1)
+    # Sorted once, for all lengths.
+    order = jnp.argsort(-both)
+    best, there = both[order], there[:, order] & (both[order] > 0)[None]
+    number = jnp.cumsum(there, axis=1, dtype=jnp.int32)
+    fits = there[:, None] & (number[:, None] <= _rooms(ladder, economics)[None, :, None])
+    gains = jnp.where(fits, best[None, None], 0.0).sum(axis=2)
 
-    def promise(length: jax.Array) -> jax.Array:
-        shown = jnp.where(lengths[None, :-1] < length, survival, 0.0)
-        better = (shown.sum(axis=1) > found.sum(axis=1))[:, None]
-        drafts = [shown, found]
-        if not compete:
-            drafts = [jnp.where(better, shown, 0.0), jnp.where(better, 0.0, found)]
-        drafted = length.astype(jnp.float32)
-        return most_worth(jnp.concatenate(drafts, axis=1), ladder, economics, drafted).promise
+    def promise(gains: jax.Array, length: jax.Array) -> jax.Array:
+        return _rates(gains, ladder, economics, length)[1].max()
 
-    return jnp.argmax(jax.vmap(promise)(lengths)).astype(jnp.int32)
+    return jnp.argmax(jax.vmap(promise)(gains, lengths)).astype(jnp.int32)

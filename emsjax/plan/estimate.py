@@ -74,10 +74,10 @@ def state_bytes(setting: Setting) -> int:
         "lengths": 4,
         "stop ids": MAX_STOP_IDS,
         "counters": 7 + 2 * setting.draft_length,
-        "experience": _SOURCES,
+        "experience": 2 * _SOURCES,
     }
     live = setting.num_slots  # one byte each; everything else has four
-    return live + 4 * (setting.num_slots * sum(per_slot.values()) + 2 * _SOURCES)
+    return live + 4 * (setting.num_slots * sum(per_slot.values()) + _SOURCES + 3)
 
 
 def published_bytes(setting: Setting) -> int:

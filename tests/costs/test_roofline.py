@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emsjax.costs.hardware import HARDWARE
+from emsjax.costs.hardware import HARDWARE, hardware_like
 from emsjax.costs.roofline import (
     BANDWIDTH_SHARE,
     COMPUTE_SHARE,
@@ -90,6 +90,21 @@ def test_float32_doubles_the_reads_and_slows_the_products():
     ratio = np.asarray(costs("opt-6.7b", "float32").rungs) / np.asarray(costs("opt-6.7b").rungs)
     assert ratio[0] == pytest.approx(2)
     assert ratio[2] == pytest.approx(6)
+
+
+def test_a_processor_takes_as_long_as_was_measured():
+    """Two cores of an AMD EPYC (Zen 4), tables of costs from batches of 1, 8 and 16 samples."""
+    measured = {1: 18.3, 8: 19.4, 16: 23.4, 32: 36.5, 64: 58.0, 128: 106.0}
+    ladder = [Rung(rows, 8) for rows in measured]
+    found = sizes("smollm2-135m", "float32", "cpu")
+    processor = hardware_like("cpu", "cpu")
+    for slots in (1, 16):
+        costs = estimated_costs(found, processor, ladder, num_slots=slots, draft_length=7)
+        fits = np.asarray([rung.capacity >= slots for rung in ladder])
+        rows = np.minimum([*measured], 8 * slots)
+        enough = fits & (rows == [*measured])
+        seconds = 1e-3 * np.asarray([*measured.values()])
+        np.testing.assert_allclose(costs.rungs[enough], seconds[enough], rtol=0.1)
 
 
 def test_a_layer_reads_no_more_than_its_window():
