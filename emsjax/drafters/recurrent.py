@@ -7,15 +7,12 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from emsjax.drafters.beam import Beam, Choice, draft_of, grow, prefixes, start
+from emsjax.drafters.beam import Beam, choices_of, draft_of, grow, prefixes, start, width_of
 from emsjax.drafters.frequent import guess_frequent
 from emsjax.drafters.from_states import FromStates
 from emsjax.engine.draft import Draft
-from emsjax.engine.drafter import COSTLY_SOURCE, SIBLING_SOURCE, WorthDrafting
+from emsjax.engine.drafter import WorthDrafting
 from emsjax.engine.state import DecodeState
-
-# The most paths of a slot, and the most guesses that continue a path.
-WIDEST, CHOICES = 4, 3
 
 
 class Cell(Protocol):
@@ -66,28 +63,21 @@ class Recurrent(FromStates):
         ready, length = self.plan(state, worth)
         params, shared = weights
         cell = self.merge(params)
-        width = min(max(self.beam_rows // ready.shape[0], 1), WIDEST)
+        num_slots = ready.shape[0]
+        width = width_of(self.beam_rows, num_slots)
         drafted = jax.lax.while_loop(
             lambda beam: (beam.done < length) & ready.any(),
             lambda beam: self._guess(cell, shared, state, beam),
-            start(state.hidden, self.draft_length, width, min(width, CHOICES)),
+            start(state.hidden, num_slots, self.draft_length, width),
         )
-        return draft_of(drafted, ready, self.draft_length), ()
+        return draft_of(drafted, jnp.where(ready, length, 0), self.draft_length), ()
 
     def _guess(self, cell: Cell, shared: Any, state: DecodeState, beam: Beam) -> Beam:
         """Adds a guess to each path."""
         wide = beam.shares.shape
         rows = prefixes(beam, state)
-        hidden = cell(beam.hidden.reshape(-1, self.hidden_size), shared.embed(rows.tokens))
+        hidden = cell(beam.ends_state.reshape(-1, self.hidden_size), shared.embed(rows.tokens))
         logits = cell.logits(hidden, shared)
-        count = min(wide[1], CHOICES)
+        count = choices_of(wide[1])
         found = guess_frequent(logits, shared.token_ids, rows, state, self.vocab_size, count)
-        choices = [
-            Choice(
-                found.tokens[:, place].reshape(wide),
-                found.confidence[:, place].reshape(wide),
-                jnp.full(wide, SIBLING_SOURCE if place else COSTLY_SOURCE, jnp.int32),
-            )
-            for place in range(count)
-        ]
-        return grow(beam, hidden.reshape(*wide, self.hidden_size), choices)
+        return grow(beam, hidden.reshape(*wide, self.hidden_size), found)
