@@ -5,7 +5,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from emsjax.drafters import DraftModel, Eagle, NoDrafter, OwnLayers, PromptLookup, Recurrent
+from emsjax.drafters import (
+    DFlash,
+    DraftModel,
+    Eagle,
+    Medusa,
+    NoDrafter,
+    OwnLayers,
+    PromptLookup,
+    Recurrent,
+)
 from emsjax.drafters.combined import Combined
 from emsjax.drafters.prompt_lookup import MOST_MATCHES
 from emsjax.engine.drafter import Drafter
@@ -13,6 +22,8 @@ from emsjax.engine.ladder import narrowest_rows
 from emsjax.errors import UserError, about, check_whole, short
 from emsjax.limits import DRAFT_LENGTH, DRAFTERS, MAX_DRAFT_LENGTH, METHODS, OWN_LAYERS
 from emsjax.loading.drafter import load_drafter, shipped_draft
+from emsjax.loading.head_load import PublishedHead
+from emsjax.loading.head_probe import settle
 from emsjax.loading.load import LoadedModel, locate
 from emsjax.pallas_kernels.backends import target_platform
 
@@ -34,6 +45,8 @@ _KINDS = {
     Recurrent: "draft-model",
     OwnLayers: "draft-model",
     Eagle: "draft-model",
+    DFlash: "draft-model",
+    Medusa: "draft-model",
     Combined: "combined",
 }
 
@@ -153,7 +166,9 @@ def build_drafter(drafting: Drafting, target: LoadedModel, dtype: str) -> Drafte
     narrowest = narrowest_rows(target_platform())
     quantize = drafting.given.get("draft_quantize")
     model = load_drafter(draft, target, length, dtype=dtype, quantize=quantize, narrowest=narrowest)
-    if isinstance(model, Recurrent):
+    if isinstance(model, Eagle):
+        model = settle(model, target)
+    if isinstance(model, Recurrent | PublishedHead):
         rows = _FREE_ROWS.get(target_platform(), _FREE_ROWS_OF_OTHERS)
         model = dataclasses.replace(model, beam_rows=rows)
     return model if name == "draft-model" else Combined(drafting.lookup, model, tree=True)

@@ -64,7 +64,9 @@ Drafter = Annotated[
 ]
 DraftModel = Annotated[
     str | None,
-    option("--draft-model", "Smaller model, EAGLE head, trained draft, or own-layers.", _DRAFTING),
+    option(
+        "--draft-model", "Smaller model, published head, trained draft, or own-layers.", _DRAFTING
+    ),
 ]
 DraftQuantize = Annotated[
     str | None, option("--draft-quantize", "As --quantize, of a draft model.", _DRAFTING, "int8")

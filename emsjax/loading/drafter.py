@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from emsjax.drafters.draft_model import DraftModel
-from emsjax.drafters.eagle import Eagle
 from emsjax.drafters.own_layers import OwnLayers, Parts
 from emsjax.drafters.recurrent import Recurrent
 from emsjax.errors import UserError, about, foreign
@@ -23,7 +22,7 @@ from emsjax.loading.draft_checkpoint import (
     read_draft,
     read_manifest,
 )
-from emsjax.loading.eagle_load import find_head, load_head
+from emsjax.loading.head_load import PublishedHead, find_head, load_head
 from emsjax.loading.load import LoadedModel, load_model, locate
 from emsjax.models.quantised import picked
 from emsjax.models.recurrent_draft import Shared
@@ -48,11 +47,11 @@ def load_drafter(
     dtype: str,
     quantize: str | None = None,
     narrowest: int,
-) -> DraftModel | Eagle | Recurrent | OwnLayers:
+) -> DraftModel | PublishedHead | Recurrent | OwnLayers:
     """Loads a draft trained by `emsjax.train`, a published head, or a model of the same vocabulary.
 
     Args:
-      draft: directory of a trained draft, directory or hub id of an EAGLE head, or anything that
+      draft: directory of a trained draft, directory or hub id of a published head, or anything that
         `load_model` accepts; "own-layers" for the draft of that kind that this package ships.
       target: the model to draft for.
       draft_length: k, the most draft tokens per step.
@@ -82,15 +81,12 @@ def load_drafter(
             loaded = load_model(
                 draft, dtype=dtype, quantize=quantize, devices=target.devices, divided=False
             )
-        elif target.devices.number > 1:
-            raise UserError(
-                f"an {head.kind} head drafts for a model on one device; load the model with "
-                "tensor_parallel_size=1, or choose another drafter"
-            )
         elif quantize is None:
             return load_head(head, target, draft_length, narrowest)
         else:
-            raise UserError(f"an {head.kind} head stays as it is; leave out draft_quantize")
+            raise UserError(
+                f"a published {head.kind} head stays as it is; leave out draft_quantize"
+            )
     check_vocabulary(loaded, target)
     _warn_if_larger(loaded, target)
     graphdef, weights = nnx.split(loaded.model)
