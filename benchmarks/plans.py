@@ -3,7 +3,7 @@
 python -m benchmarks.plans
 
 Three models are planned in bfloat16 and with weights in int8 and 4 bits, for each chip, and a
-large one for slices of eight chips. A plan is made once: a later run keeps what it finds in the file,
+large one for slices of eight chips. A plan is made once: a later run keeps what it finds there,
 unless `--again` is given. The tables of `docs/planning-hardware.md` and the README are printed.
 """
 

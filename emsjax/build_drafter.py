@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from emsjax.drafters import (
+    DFlash,
     DraftModel,
     Eagle,
     HiddenTransfer,
     Jakiro,
+    Medusa,
     NoDrafter,
     OwnLayers,
     PromptLookup,
@@ -30,6 +32,8 @@ from emsjax.limits import (
     SELF_WINDOW,
 )
 from emsjax.loading.drafter import load_drafter, shipped_draft
+from emsjax.loading.head_load import PublishedHead
+from emsjax.loading.head_probe import settle
 from emsjax.loading.load import LoadedModel, locate
 from emsjax.pallas_kernels.backends import target_platform
 
@@ -54,6 +58,8 @@ _KINDS = {
     Jakiro: "draft-model",
     Eagle: "draft-model",
     SelfWindow: "draft-model",
+    DFlash: "draft-model",
+    Medusa: "draft-model",
     Combined: "combined",
 }
 
@@ -173,7 +179,9 @@ def build_drafter(drafting: Drafting, target: LoadedModel, dtype: str) -> Drafte
     narrowest = narrowest_rows(target_platform())
     quantize = drafting.given.get("draft_quantize")
     model = load_drafter(draft, target, length, dtype=dtype, quantize=quantize, narrowest=narrowest)
-    if isinstance(model, Recurrent | HiddenTransfer):
+    if type(model) is Eagle:  # one that was trained here says itself what it reads
+        model = settle(model, target)
+    if isinstance(model, Recurrent | HiddenTransfer | PublishedHead):
         rows = _FREE_ROWS.get(target_platform(), _FREE_ROWS_OF_OTHERS)
         model = dataclasses.replace(model, beam_rows=rows)
     return model if name == "draft-model" else Combined(drafting.lookup, model, tree=True)

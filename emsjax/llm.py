@@ -90,9 +90,9 @@ class LLM:
             confident match, the draft model elsewhere), "none", or an object that implements
             `engine.drafter.Drafter`. The default is "combined" if there is a draft model (the
             default model comes with one), else "prompt-lookup".
-          draft_model: a smaller model with the same vocabulary, an EAGLE head for this model, or a
-            draft trained for it (`python -m emsjax.train`): a directory or a hub id. Or
-            "self-window", the model itself on a part of its cache.
+          draft_model: a smaller model with the same vocabulary, a published head for this model
+            (EAGLE, DFlash or Medusa), or a draft trained for it (`python -m emsjax.train`): a
+            directory or a hub id. Or "self-window", the model itself on a part of its cache.
           draft_quantize: "int8" to turn a smaller model's weights into int8, whatever the target's
             are. Its drafts then cost less memory and time and are right a little less often.
           method: "ems", "none" for plain decoding, or one of three methods for comparison:

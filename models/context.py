@@ -38,6 +38,7 @@ def layer_context(
         num_kv_heads=config.num_kv_heads,
         max_q_len=max_q_len,
         ancestors=batch.ancestors,
+        tree_starts=batch.tree_starts,
         holes=batch.holes,
     )
     return LayerContext(

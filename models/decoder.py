@@ -89,7 +89,7 @@ class Attention(nnx.Module):
         q, k = jnp.split(rotate(qk, context.angles, self.interleaved), (num_heads,), axis=1)
         if context.query_factor is not None:
             q = q * context.query_factor.astype(q.dtype)
-        return q, *_contained(k, v)
+        return q, *contained(k, v)
 
     def __call__(
         self, x: jax.Array, cache: Cache, context: LayerContext
@@ -113,7 +113,7 @@ class Attention(nnx.Module):
         return self.out(mixed.reshape(x.shape[0], -1), context.stacked), cache
 
 
-def _contained(k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+def contained(k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Moves NaN and infinity from values [T, K, H] to the same lanes of their keys; returns both.
 
     A row must not be harmed by draft tokens after it, which may be wrong. Attention replaces the

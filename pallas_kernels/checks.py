@@ -42,12 +42,12 @@ def check_lengths(
     cache: Shaped,
     cu_q_lens: jax.Array,
     kv_lens: jax.Array,
-    ancestors: jax.Array | None,
+    trees: tuple[jax.Array | None, jax.Array | None],
     num_kv_heads: int,
     max_q_len: int,
     holes: jax.Array | None,
 ) -> None:
-    """Checks shapes, types and static sizes for `prepare`.
+    """Checks shapes, types and static sizes for `prepare`; `trees` are ancestors and tree_starts.
 
     Raises:
       ValueError: an argument does not fit; the message begins with its name.
@@ -64,9 +64,15 @@ def check_lengths(
     if holes is not None:
         _check_shape("holes", holes, cache.shape[1:3], "[B, S]")
         _check_type("holes", holes, (jnp.bool,))
+    ancestors, tree_starts = trees
     if ancestors is not None:
         _check_shape("ancestors", ancestors, (num_rows,), "[T]")
         _check_type("ancestors", ancestors, (jnp.uint32,))
+    if tree_starts is not None:
+        if ancestors is None:
+            raise ValueError("tree_starts is for token trees: pass ancestors too")
+        _check_shape("tree_starts", tree_starts, kv_lens.shape, "[B]")
+        _check_type("tree_starts", tree_starts, (jnp.int32,))
 
 
 def check_attention(

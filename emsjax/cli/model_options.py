@@ -67,7 +67,7 @@ DraftModel = Annotated[
     str | None,
     option(
         "--draft-model",
-        "Smaller model, EAGLE head, trained draft, own-layers, or self-window.",
+        "Smaller model, published head, trained draft, own-layers, or self-window.",
         _DRAFTING,
     ),
 ]

@@ -39,7 +39,7 @@ class Beam(NamedTuple):
 
     Attributes:
       done: int32[], the number of guesses on each path.
-      hidden: [B, W, D], the drafter's state at the end of each path.
+      ends_state: [B, W, ...], the drafter's state at the end of each path, a pytree.
       paths: int32[B, W, k], the guesses on each path.
       ends: int32[B, W], the index of each path's last guess; `ROOT` before the first.
       shares: float32[B, W], see `Guessed`; 0 for a path that does not exist.
@@ -47,43 +47,41 @@ class Beam(NamedTuple):
     """
 
     done: jax.Array
-    hidden: jax.Array
+    ends_state: Any
     paths: jax.Array
     ends: jax.Array
     shares: jax.Array
     guessed: Guessed
 
 
-class Choice(NamedTuple):
-    """One of the guesses that continue each path, [B, W] each, see `Draft`."""
-
-    tokens: jax.Array
-    confidence: jax.Array
-    source: jax.Array
+def width_of(rows: int, num_slots: int) -> int:
+    """Returns W, the paths of each slot if a pass has this many rows at most; 1 for chains."""
+    return min(max(rows // num_slots, 1), WIDEST)
 
 
-def shape_of(beam_rows: int, num_slots: int) -> tuple[int, int]:
-    """Returns W and C of a beam with at most `beam_rows` paths in all slots, or one in each."""
-    width = min(max(beam_rows // num_slots, 1), WIDEST)
-    return width, min(width, CHOICES)
+def choices_of(width: int) -> int:
+    """Returns C, how many guesses continue a path."""
+    return min(width, CHOICES)
 
 
-def start(hidden: jax.Array, length: int, width: int, choices: int) -> Beam:
+def start(begin: Any, num_slots: int, length: int, width: int) -> Beam:
     """Returns a beam with one empty path in every slot.
 
     Args:
-      hidden: [B, D], the drafter's state before the first guess.
+      begin: [B, ...], the drafter's state before the first guess, a pytree.
+      num_slots: B.
       length: k, the most guesses on a path.
       width: W.
-      choices: C, guesses that continue a path.
     """
-    num_slots, room = hidden.shape[0], width * choices * length
+    room = width * choices_of(width) * length
     wide = (num_slots, width)
     ints, floats = jnp.zeros((num_slots, room), jnp.int32), jnp.zeros((num_slots, room))
     first = jnp.arange(width, dtype=jnp.int32)[None] == 0
     return Beam(
         done=jnp.zeros((), jnp.int32),
-        hidden=jnp.broadcast_to(hidden[:, None], (*wide, hidden.shape[1])),
+        ends_state=jax.tree.map(
+            lambda x: jnp.broadcast_to(x[:, None], (*wide, *x.shape[1:])), begin
+        ),
         paths=jnp.zeros((*wide, length), jnp.int32),
         ends=jnp.full(wide, ROOT, jnp.int32),
         shares=jnp.broadcast_to(first, wide).astype(jnp.float32),
@@ -98,33 +96,30 @@ def prefixes(beam: Beam, state: DecodeState) -> Rows:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
 
 
-def choices_of(found: Guesses, wide: tuple[int, ...]) -> list[Choice]:
-    """Returns guesses [B * W, C] as C guesses that continue each path, `wide` being (B, W)."""
-    return [
-        Choice(
-            found.tokens[:, place].reshape(wide),
-            found.confidence[:, place].reshape(wide),
-            jnp.full(wide, SIBLING_SOURCE if place else COSTLY_SOURCE, jnp.int32),
-        )
-        for place in range(found.tokens.shape[1])
-    ]
-
-
-def grow(beam: Beam, hidden: jax.Array, choices: list[Choice]) -> Beam:
-    """Returns the beam with the choices added, and with the likeliest of them as its paths.
+def grow(beam: Beam, states: Any, found: Guesses) -> Beam:
+    """Returns the beam with guesses added, and with the likeliest of them as its paths.
 
     Args:
       beam: the paths.
-      hidden: [B, W, D], the drafter's state from which the choices were made.
-      choices: C guesses that continue each path.
+      states: [B, W, ...], the drafter's state from which they were guessed.
+      found: [B * W, C], the guesses that continue each path, likeliest first.
     """
-    width, count = beam.shares.shape[1], len(choices)
-    new = Choice(*(jnp.concatenate(part, axis=1) for part in zip(*choices, strict=True)))
-    shares = jnp.tile(beam.shares, (1, count)) * new.confidence
+    num_slots, width = beam.shares.shape
+    count = found.tokens.shape[1]
+
+    def by_rank(x: jax.Array) -> jax.Array:
+        """Turns [B * W, C] into [B, C * W]."""
+        return x.reshape(num_slots, width, count).swapaxes(1, 2).reshape(num_slots, -1)
+
+    tokens, confidence = by_rank(found.tokens), by_rank(found.confidence)
+    first_choice = jnp.arange(count * width)[None] < width
+    source = jnp.where(first_choice, COSTLY_SOURCE, SIBLING_SOURCE).astype(jnp.int32)
+    source = jnp.broadcast_to(source, tokens.shape)
+    shares = jnp.tile(beam.shares, (1, count)) * confidence
     # A drafter that computes NaN has nothing to offer.
     shares = jnp.where(shares > 0, shares, 0.0)
     first = beam.done * width * count
-    added = Guessed(*new, jnp.tile(beam.ends, (1, count)), shares)
+    added = Guessed(tokens, confidence, source, jnp.tile(beam.ends, (1, count)), shares)
     guessed = jax.tree.map(
         lambda old, more: jax.lax.dynamic_update_slice(old, more, (0, first)), beam.guessed, added
     )
@@ -136,25 +131,28 @@ def grow(beam: Beam, hidden: jax.Array, choices: list[Choice]) -> Beam:
 
     return Beam(
         done=beam.done + 1,
-        hidden=pick(hidden, parent),
-        paths=pick(beam.paths, parent).at[:, :, beam.done].set(pick(new.tokens, picked)),
+        ends_state=jax.tree.map(lambda x: pick(x, parent), states),
+        paths=pick(beam.paths, parent).at[:, :, beam.done].set(pick(tokens, picked)),
         ends=first + picked.astype(jnp.int32),
         shares=shares,
         guessed=guessed,
     )
 
 
-def draft_of(beam: Beam, ready: jax.Array, length: int) -> Draft:
+def draft_of(beam: Beam, depths: jax.Array, length: int) -> Draft:
     """Returns the likeliest guesses of each slot, a chain if the beam has one path.
 
     Args:
       beam: the paths.
-      ready: bool[B], which slots get a draft.
+      depths: int32[B], how many guesses of a slot's paths count; 0 for no draft.
       length: k, the most guesses of a slot.
     """
-    found = beam.guessed
-    lens = jnp.where(ready, beam.done, 0)
-    if beam.shares.shape[1] == 1:
-        return Draft(found.tokens, lens, found.confidence, found.source)
+    found, width = beam.guessed, beam.shares.shape[1]
+    lens = jnp.minimum(depths, beam.done)
+    if width == 1:
+        more = ((0, 0), (0, length - found.tokens.shape[1]))
+        padded = [jnp.pad(x, more) for x in (found.tokens, found.confidence, found.source)]
+        return Draft(padded[0], lens, *padded[1:])
     draft = Draft(found.tokens, lens, found.confidence, found.source, found.parents)
-    return best_of(draft, jnp.where(ready[:, None], found.shares, 0.0), length)
+    depth = jnp.arange(found.tokens.shape[1], dtype=jnp.int32) // (width * choices_of(width))
+    return best_of(draft, jnp.where(depth[None] < depths[:, None], found.shares, 0.0), length)

@@ -2,8 +2,9 @@
 
 import dataclasses
 
+from emsjax.drafters.at_once import AtOnce
 from emsjax.drafters.combined import Combined
-from emsjax.drafters.hidden_transfer import HiddenTransfer
+from emsjax.drafters.eagle import Eagle
 from emsjax.drafters.prompt_lookup import PromptLookup
 from emsjax.drafters.recurrent import Recurrent
 from emsjax.engine.drafter import Drafter
@@ -17,6 +18,6 @@ def as_chains(drafter: Drafter) -> Drafter:
         )
     if isinstance(drafter, PromptLookup):
         return dataclasses.replace(drafter, matches=1)
-    if isinstance(drafter, Recurrent | HiddenTransfer):
+    if isinstance(drafter, Recurrent | Eagle | AtOnce):
         return dataclasses.replace(drafter, beam_rows=1)
     return drafter

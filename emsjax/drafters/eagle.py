@@ -5,6 +5,10 @@ reads the rows of a step right after the target, those of prompts too: by then t
 row is known, or the target has just chosen it. So the head never lags behind, what it wrote for
 rejected draft tokens is overwritten as in the target's cache, and a draft begins with a state that
 is already there.
+
+A draft may branch. Then each pass runs one row for each open path, and writes its K/V behind those
+of the passes before. A row attends to the text and to the rows on its own path. These K/V are never
+kept: the head reads the accepted tokens again, with the target's states instead of its own.
 """
 
 from collections.abc import Callable
@@ -14,23 +18,24 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from emsjax.drafters.beam import Beam, choices_of, draft_of, grow, prefixes, start, width_of
 from emsjax.drafters.frequent import guess_frequent
-from emsjax.drafters.from_states import Drafting, FromStates
+from emsjax.drafters.from_states import FromStates
+from emsjax.drafters.own_cache import CachedHead, OwnCache
 from emsjax.engine.draft import Draft
-from emsjax.engine.drafter import COSTLY_SOURCE, Observation, WorthDrafting
+from emsjax.engine.drafter import Observation, WorthDrafting
 from emsjax.engine.holes import after_holes
 from emsjax.engine.ladder import row_capacity
 from emsjax.engine.model import Model
 from emsjax.engine.packing import PackedBatch, pack
-from emsjax.engine.state import DecodeState, copy_prefix
-from emsjax.sampling.rows import rows_after
+from emsjax.engine.state import DecodeState
+
+# The most rows of a slot's draft, each of which has a bit in 32.
+_ROWS = 32
 
 
-class Head(Protocol):
+class Head(CachedHead, Protocol):
     """The part of `EagleHead` that the drafter uses."""
-
-    def cache_spec(self, num_slots: int, capacity: int) -> Any:
-        """Returns the shape and type of the head's K/V cache."""
 
     def embed(self, tokens: jax.Array, embedding: Any) -> jax.Array:
         """Returns the embedding [W, D] of tokens int32[W]."""
@@ -51,9 +56,6 @@ class Head(Protocol):
 
     def logits(self, states: jax.Array) -> jax.Array | None:
         """Returns logits float32[W, Vd] of states [W, D]; None if that is up to the target."""
-
-    def move_kv(self, cache: Any, sources: jax.Array, targets: jax.Array, moved: jax.Array) -> Any:
-        """Returns the cache with some K/V moved."""
 
 
 class Parts(NamedTuple):
@@ -76,9 +78,29 @@ class Parts(NamedTuple):
     some: Any = None
 
 
+class Ends(NamedTuple):
+    """The ends of W open paths in every slot.
+
+    Attributes:
+      states: [B, W, D], the head's state from which the next token is guessed.
+      rows: uint32[B, W], bit r is set if the draft's row r is on the path. The first guesses follow
+        from states that are already there, so their rows are the first to run.
+    """
+
+    states: jax.Array
+    rows: jax.Array
+
+
+class Drafting(NamedTuple):
+    """The carry of the loop over draft tokens: the open paths, and the head's K/V."""
+
+    beam: Beam
+    cache: Any
+
+
 @dataclass(frozen=True)
-class Eagle(FromStates):
-    """Drafts chains for all slots at once, token by token. Its state is the head's K/V.
+class Eagle(OwnCache, FromStates):
+    """Drafts for all slots at once, token by token. Its state is the head's K/V.
 
     Attributes:
       name: name of the head, for display and for the table of step costs.
@@ -90,6 +112,8 @@ class Eagle(FromStates):
       read_bytes: bytes of weights that a draft token reads.
       draft_length: k.
       narrowest: the fewest rows that are worth a separate shape, apart from a single row.
+      beam_rows: the most rows of a pass for which a slot's draft branches. With more slots, drafts
+        are chains.
     """
 
     name: str
@@ -101,19 +125,11 @@ class Eagle(FromStates):
     read_bytes: int
     draft_length: int = 7
     narrowest: int = 8
-    observing: bool = field(default=True, init=False)
+    beam_rows: int = 1
 
-    def init(self, num_slots: int, capacity: int) -> Any:
-        """Returns an empty cache."""
-        head, _ = self.merge(self.weights.head, self.weights.target)
-        return jax.tree.map(jnp.zeros_like, head.cache_spec(num_slots, capacity))
-
-    def share(
-        self, drafter_state: Any, slot: jax.Array, source: jax.Array, length: jax.Array
-    ) -> Any:
-        """Returns the cache after a new request, with the beginning that it shares copied."""
-        copied = jnp.where(source == slot, 0, length)
-        return copy_prefix(drafter_state, source, slot, copied)
+    def built(self) -> Head:
+        """Returns the head."""
+        return self.merge(self.weights.head, self.weights.target)[0]
 
     def observe(
         self, drafter_state: Any, weights: Parts, seen: Observation
@@ -124,79 +140,93 @@ class Eagle(FromStates):
         states, cache = head(seen.batch, states, embedded, drafter_state, max_q_len=seen.max_q_len)
         return cache, states
 
-    def move_kv(
-        self, drafter_state: Any, sources: jax.Array, targets: jax.Array, moved: jax.Array
-    ) -> Any:
-        """Returns the cache with some K/V moved like the target's."""
-        head, _ = self.merge(self.weights.head, self.weights.target)
-        return head.move_kv(drafter_state, sources, targets, moved)
-
     def propose(self, state: DecodeState, weights: Any, worth: WorthDrafting) -> tuple[Draft, Any]:
         """Drafts for each slot that has emitted its first token."""
         assert state.hidden is not None
         ready, length = self.plan(state, worth)
-        # Rows have places in the cache only as far as the text may grow.
+        num_slots = ready.shape[0]
+        widest = max(_ROWS // max(self.draft_length - 1, 1), 1)
+        width = min(width_of(self.beam_rows, num_slots), widest)
+        # Rows have places in the cache only as far as the text may grow, and branches only as far
+        # as the cache reaches.
         room = jnp.maximum(state.max_lens - state.lens - 1, 0)
-        lens = jnp.where(ready, jnp.minimum(length, room), 0)
-        shape = (ready.shape[0], self.draft_length)
-        start = Drafting(
-            jnp.zeros((), jnp.int32),
-            state.hidden,
-            state.drafter,
-            jnp.zeros(shape, jnp.int32),
-            jnp.zeros(shape, jnp.float32),
-        )
+        if width > 1:
+            room = jnp.minimum(room, (state.tokens.shape[1] - state.lens + 1) // width + 1)
+        depths = jnp.where(ready, jnp.minimum(length, room), 0)
+        begin = Ends(state.hidden, jnp.zeros(num_slots, jnp.uint32))
+        beam = start(begin, num_slots, self.draft_length, width)
         drafted = jax.lax.while_loop(
-            lambda now: (now.done < lens).any(),
-            lambda now: self._guess(self._continued(now, state, weights, lens), state, weights),
-            start,
+            lambda now: (now.beam.done < depths).any(),
+            lambda now: self._guess(self._continued(now, state, weights, depths), state, weights),
+            Drafting(beam, state.drafter),
         )
-        source = jnp.full_like(drafted.guesses, COSTLY_SOURCE)
-        return Draft(drafted.guesses, lens, drafted.confidence, source), drafted.cache
+        return draft_of(drafted.beam, depths, self.draft_length), drafted.cache
 
     def _continued(
-        self, now: Drafting, state: DecodeState, weights: Parts, lens: jax.Array
+        self, now: Drafting, state: DecodeState, weights: Parts, depths: jax.Array
     ) -> Drafting:
-        """Runs one row per slot for the newest guess; nothing before the first one."""
-        num_slots = lens.shape[0]
+        """Runs a row for the newest guess of each path; nothing before the first one."""
+        num_slots, width = now.beam.shares.shape
         head, _ = self.merge(weights.head, weights.target)
-        newest = rows_after(state.tokens, state.lens, now.guesses, now.done).tokens
+        newest = prefixes(now.beam, state).tokens
 
-        def run(carry: tuple[jax.Array, jax.Array, Any]) -> tuple[jax.Array, jax.Array, Any]:
-            pending, states, cache = carry
-            capacity = row_capacity(num_slots, self.narrowest)
+        def run(carry: tuple[jax.Array, Ends, Any]) -> tuple[jax.Array, Ends, Any]:
+            pending, ends, cache = carry
+            capacity = row_capacity(num_slots * width, self.narrowest)
             # The row of a guess stands where the target will have the token before it.
-            starts = jnp.maximum(state.lens - 2 + now.done, 0)
-            q_lens = (now.done < lens).astype(jnp.int32)
+            position = jnp.maximum(state.lens - 2 + now.beam.done, 0)
+            first = (now.beam.done - 1) * width
+            starts = jnp.maximum(state.lens - 1 + first, 0)
+            q_lens = jnp.where(now.beam.done < depths, width, 0)
             batch = pack(state.tokens, starts, q_lens, capacity)
-            batch = batch if state.holes is None else after_holes(batch, state.holes)
             slots = jnp.minimum(batch.slot_ids, num_slots - 1)
-            embedded = head.embed(newest[slots], weights.embedding)
-            found, cache = head(batch, states[slots], embedded, cache, max_q_len=1)
-            last = found[jnp.maximum(batch.cu_q_lens[1:] - 1, 0)]
-            return jnp.zeros_like(pending), last, cache
+            row = jnp.arange(capacity, dtype=jnp.int32) - batch.cu_q_lens[slots]
+            path = jnp.clip(slots * width + row, 0, num_slots * width - 1)
+            mine = (first + jnp.arange(width, dtype=jnp.int32)).astype(jnp.uint32)
+            rows = ends.rows | jnp.uint32(1) << mine[None]
+            if width > 1:
+                batch = batch._replace(
+                    positions=position[slots],
+                    ancestors=rows.reshape(-1)[path],
+                    tree_starts=jnp.maximum(state.lens - 1, 0),
+                )
+            batch = batch if state.holes is None else after_holes(batch, state.holes)
+            embedded = head.embed(newest[path], weights.embedding)
+            states = ends.states.reshape(num_slots * width, -1)[path]
+            found, cache = head(batch, states, embedded, cache, max_q_len=width)
+            own = batch.cu_q_lens[:-1, None] + jnp.arange(width, dtype=jnp.int32)[None]
+            found = found[jnp.minimum(own, capacity - 1)]
+            return jnp.zeros_like(pending), Ends(found, rows), cache
 
         # A while loop of at most one trip, because a `cond` would copy the cache, see `loop`.
-        carry = (self._reads(now, lens), now.states, now.cache)
-        _, states, cache = jax.lax.while_loop(lambda carry: carry[0], run, carry)
-        return now._replace(states=states, cache=cache)
+        carry = (self._reads(now, depths), now.beam.ends_state, now.cache)
+        _, ends, cache = jax.lax.while_loop(lambda carry: carry[0], run, carry)
+        return Drafting(now.beam._replace(ends_state=ends), cache)
 
-    def _reads(self, now: Drafting, lens: jax.Array) -> jax.Array:
-        """Returns whether the newest guess needs a row, bool[]."""
-        del lens
-        return now.done > 0
+    def _reads(self, now: Drafting, depths: jax.Array) -> jax.Array:
+        """Returns whether the newest guesses need rows, bool[]."""
+        del depths
+        return now.beam.done > 0
 
     def _guess(self, now: Drafting, state: DecodeState, weights: Parts) -> Drafting:
-        """Adds one guess per slot, chosen as the target will choose, with the same noise."""
+        """Adds guesses to each path, chosen as the target will choose, with the same noise."""
+        ends: Ends = now.beam.ends_state
+        num_slots, width, _ = ends.states.shape
+        logits = self._logits(ends.states.reshape(num_slots * width, -1), weights)
+        rows, count = prefixes(now.beam, state), choices_of(width)
+        found = guess_frequent(logits, weights.token_ids, rows, state, self.vocab_size, count)
+        return Drafting(grow(now.beam, ends, found), now.cache)
+
+    def _logits(self, states: jax.Array, weights: Parts) -> jax.Array:
+        """Returns logits float32[W, Vd] of states [W, D]."""
         head, target = self.merge(weights.head, weights.target)
-        logits = head.logits(now.states)
+        logits = head.logits(states)
         if logits is None:
             assert target is not None
-            logits = target.logits(now.states, weights.some)
-        rows = rows_after(state.tokens, state.lens, now.guesses, now.done)
-        found = guess_frequent(logits, weights.token_ids, rows, state, self.vocab_size)
-        return now._replace(
-            done=now.done + 1,
-            guesses=now.guesses.at[:, now.done].set(found.tokens[:, 0]),
-            confidence=now.confidence.at[:, now.done].set(found.confidence[:, 0]),
-        )
+            logits = target.logits(states, weights.some)
+        return logits
+
+    def likeliest(self, states: jax.Array, weights: Parts) -> jax.Array:
+        """Returns the likeliest tokens int32[W] after states [W, D] of `observe`."""
+        found = jnp.argmax(self._logits(states, weights), axis=1).astype(jnp.int32)
+        return found if weights.token_ids is None else weights.token_ids[found]

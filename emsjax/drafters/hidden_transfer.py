@@ -11,8 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emsjax.drafters.beam import Beam, choices_of, draft_of, grow, prefixes, shape_of, start
-from emsjax.drafters.frequent import guess_frequent
+from emsjax.drafters.at_once import AtOnce, Guessable
 from emsjax.drafters.own_layers import OwnLayers
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import WorthDrafting
@@ -23,7 +22,7 @@ from emsjax.engine.state import DecodeState
 
 
 @dataclass(frozen=True)
-class HiddenTransfer(OwnLayers):
+class HiddenTransfer(OwnLayers, AtOnce):
     """Drafts for all slots at once; remembers nothing between steps.
 
     `OwnLayers` has the other attributes. Its `weights.state_map` are the parameters of the maps.
@@ -38,28 +37,16 @@ class HiddenTransfer(OwnLayers):
 
     def propose(self, state: DecodeState, weights: Any, worth: WorthDrafting) -> tuple[Draft, Any]:
         """Drafts for each slot that has emitted its first token."""
-        depths = jnp.arange(self.draft_length, dtype=jnp.int32)[None]
-
-        def worth_of_places(survival: jax.Array, *_: Any) -> jax.Array:
-            return worth(jnp.where(depths < self.places, survival, 0.0))
-
-        ready, length = self.plan(state, worth_of_places)
-        length = jnp.minimum(length, min(self.places, self.draft_length))
-        logits, cache = self._logits(state, weights, jnp.where(ready, length, 0))
-        width, choices = shape_of(self.beam_rows, ready.shape[0])
-        none = jnp.zeros((ready.shape[0], 0), jnp.float32)
-        drafted = jax.lax.while_loop(
-            lambda beam: (beam.done < length) & ready.any(),
-            lambda beam: self._grown(beam, state, weights, logits),
-            start(none, self.draft_length, width, choices),
-        )
-        return draft_of(drafted, ready, self.draft_length)._replace(cache=cache), ()
+        depths = self.depths(state, worth, self.places)
+        logits, cache = self._logits(state, weights, depths)
+        guessable = Guessable(weights.shared.token_ids, self.vocab_size)
+        return self.draft_from(logits, depths, state, guessable)._replace(cache=cache), ()
 
     def _logits(self, state: DecodeState, weights: Any, lens: jax.Array) -> tuple[jax.Array, Any]:
         """Runs the pseudo states of each slot's next `lens` tokens, int32[B].
 
         Returns:
-          Logits float32[K, B, Vd], without meaning past `lens`; and the cache.
+          Logits float32[B, K, Vd], without meaning past `lens`; and the cache.
         """
         assert state.hidden is not None
         num_slots = lens.shape[0]
@@ -78,22 +65,12 @@ class HiddenTransfer(OwnLayers):
             pseudo = maps(state.hidden)[slots, jnp.minimum(ahead, self.places - 1)]
             begun = Inner(pseudo, self.first_layer)
             done = target.run(batch, cache, max_q_len=self.places, start=begun)
-            of_place = jnp.minimum(batch.cu_q_lens[:-1][None] + places[:, None], capacity - 1)
+            of_place = jnp.minimum(batch.cu_q_lens[:-1, None] + places[None], capacity - 1)
             logits = target.logits(done.hidden[of_place.ravel()], weights.shared)
-            return jnp.zeros_like(pending), logits.reshape(self.places, num_slots, -1), done.cache
+            return jnp.zeros_like(pending), logits.reshape(num_slots, self.places, -1), done.cache
 
-        nothing = jnp.zeros((self.places, num_slots, weights.shared.token_ids.shape[0]))
+        nothing = jnp.zeros((num_slots, self.places, weights.shared.token_ids.shape[0]))
         # A while loop of at most one trip, because a `cond` would copy the cache, see `loop`.
         carry = (rows > 0).any(), nothing, state.cache
         _, logits, cache = jax.lax.while_loop(lambda carry: carry[0], run, carry)
         return logits, cache
-
-    def _grown(self, beam: Beam, state: DecodeState, weights: Any, logits: jax.Array) -> Beam:
-        """Adds a guess to each path."""
-        wide = beam.shares.shape
-        rows = prefixes(beam, state)
-        here = jnp.repeat(logits[beam.done], wide[1], axis=0)
-        ids = weights.shared.token_ids
-        _, count = shape_of(self.beam_rows, wide[0])
-        found = guess_frequent(here, ids, rows, state, self.vocab_size, count)
-        return grow(beam, beam.hidden, choices_of(found, wide))

@@ -6,32 +6,35 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emsjax.drafters.eagle import Eagle
-from emsjax.drafters.from_states import Drafting
+from emsjax.drafters.eagle import Drafting, Eagle
 from emsjax.engine.state import DecodeState
 
 
 @dataclass(frozen=True)
 class Jakiro(Eagle):
-    """Drafts chains for all slots at once. The last token of a draft needs no pass.
+    """Drafts for all slots at once. The last tokens of the longest draft need no pass.
 
     `Eagle` has the attributes. A state is twice as wide as the target's: its first half guesses the
     next token, its second half the one after that.
     """
 
-    def _continued(self, now: Drafting, state: DecodeState, weights: Any, lens: Any) -> Drafting:
-        """Runs one row per slot; before the last guess, changes to the state's second half."""
-        done = super()._continued(now, state, weights, lens)
-        swapped = jnp.roll(done.states, self.hidden_size // 2, axis=1)
-        return done._replace(states=jnp.where(self._ends(now, lens), swapped, done.states))
+    def _continued(
+        self, now: Drafting, state: DecodeState, weights: Any, depths: jax.Array
+    ) -> Drafting:
+        """Runs rows for the newest guesses; before the last ones, changes to the second half."""
+        done = super()._continued(now, state, weights, depths)
+        ends = done.beam.ends_state
+        swapped = jnp.roll(ends.states, self.hidden_size // 2, axis=2)
+        states = jnp.where(self._ends(now, depths), swapped, ends.states)
+        beam = done.beam._replace(ends_state=ends._replace(states=states))
+        return done._replace(beam=beam)
 
-    def _reads(self, now: Drafting, lens: jax.Array) -> jax.Array:
-        return (now.done > 0) & ~self._ends(now, lens)
+    def _reads(self, now: Drafting, depths: jax.Array) -> jax.Array:
+        return (now.beam.done > 0) & ~self._ends(now, depths)
 
-    def _ends(self, now: Drafting, lens: jax.Array) -> jax.Array:
-        """Returns whether the next guess is the last of the longest draft, and not the first."""
-        return (now.done > 0) & (now.done + 1 == lens.max())
+    def _ends(self, now: Drafting, depths: jax.Array) -> jax.Array:
+        """Returns whether the next guesses are the last of the longest draft, and not the first."""
+        return (now.beam.done > 0) & (now.beam.done + 1 == depths.max())
 
-    def _guess(self, now: Drafting, state: DecodeState, weights: Any) -> Drafting:
-        half = now._replace(states=now.states[:, : self.hidden_size // 2])
-        return super()._guess(half, state, weights)._replace(states=now.states)
+    def _logits(self, states: jax.Array, weights: Any) -> jax.Array:
+        return super()._logits(states[:, : self.hidden_size // 2], weights)

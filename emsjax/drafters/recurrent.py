@@ -5,16 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 
-from emsjax.drafters.beam import (
-    Beam,
-    choices_of,
-    draft_of,
-    grow,
-    prefixes,
-    shape_of,
-    start,
-)
+from emsjax.drafters.beam import Beam, choices_of, draft_of, grow, prefixes, start, width_of
 from emsjax.drafters.frequent import guess_frequent
 from emsjax.drafters.from_states import FromStates
 from emsjax.engine.draft import Draft
@@ -70,21 +63,21 @@ class Recurrent(FromStates):
         ready, length = self.plan(state, worth)
         params, shared = weights
         cell = self.merge(params)
-        width, choices = shape_of(self.beam_rows, ready.shape[0])
+        num_slots = ready.shape[0]
+        width = width_of(self.beam_rows, num_slots)
         drafted = jax.lax.while_loop(
             lambda beam: (beam.done < length) & ready.any(),
             lambda beam: self._guess(cell, shared, state, beam),
-            start(state.hidden, self.draft_length, width, choices),
+            start(state.hidden, num_slots, self.draft_length, width),
         )
-        return draft_of(drafted, ready, self.draft_length), ()
+        return draft_of(drafted, jnp.where(ready, length, 0), self.draft_length), ()
 
     def _guess(self, cell: Cell, shared: Any, state: DecodeState, beam: Beam) -> Beam:
         """Adds a guess to each path."""
         wide = beam.shares.shape
         rows = prefixes(beam, state)
-        hidden = cell(beam.hidden.reshape(-1, self.hidden_size), shared.embed(rows.tokens))
+        hidden = cell(beam.ends_state.reshape(-1, self.hidden_size), shared.embed(rows.tokens))
         logits = cell.logits(hidden, shared)
-        _, count = shape_of(self.beam_rows, wide[0])
+        count = choices_of(wide[1])
         found = guess_frequent(logits, shared.token_ids, rows, state, self.vocab_size, count)
-        states = hidden.reshape(*wide, self.hidden_size)
-        return grow(beam, states, choices_of(found, wide))
+        return grow(beam, hidden.reshape(*wide, self.hidden_size), found)

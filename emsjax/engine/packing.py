@@ -32,6 +32,8 @@ class PackedBatch(NamedTuple):
       kv_lens: int32[B], tokens of each slot in the cache once this step's are written.
       ancestors: uint32[T] or None; bit j is set if the row attends to its slot's j-th row of this
         step (token trees). None if each slot's rows are a chain.
+      tree_starts: int32[B], the place of the row that bit 0 stands for, if that is not each slot's
+        first row of this step; else None.
       holes: bool[B, S] or None; positions of the cache before `kv_lens` that hold no token.
     """
 
@@ -42,6 +44,7 @@ class PackedBatch(NamedTuple):
     cu_q_lens: jax.Array
     kv_lens: jax.Array
     ancestors: jax.Array | None = None
+    tree_starts: jax.Array | None = None
     holes: jax.Array | None = None
 
 

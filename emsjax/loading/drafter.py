@@ -9,13 +9,12 @@ import jax
 from flax import nnx
 
 from emsjax.drafters.draft_model import DraftModel
-from emsjax.drafters.eagle import Eagle
 from emsjax.drafters.self_window import SelfWindow
 from emsjax.errors import UserError, about, foreign
 from emsjax.limits import OWN_LAYERS, RECURRENT, SELF_WINDOW
 from emsjax.loading.draft_checkpoint import MANIFEST, is_for, read_manifest
-from emsjax.loading.eagle_load import find_head, load_head
 from emsjax.loading.fit import check_draft_fits
+from emsjax.loading.head_load import PublishedHead, find_head, load_head
 from emsjax.loading.load import LoadedModel, find_model, load_model, locate
 from emsjax.loading.trained_draft import Trained, load_trained
 
@@ -39,11 +38,11 @@ def load_drafter(
     dtype: str,
     quantize: str | None = None,
     narrowest: int,
-) -> DraftModel | Eagle | Trained | SelfWindow:
+) -> DraftModel | PublishedHead | Trained | SelfWindow:
     """Loads a draft trained by `emsjax.train`, a published head, or a model of the same vocabulary.
 
     Args:
-      draft: directory of a trained draft, directory or hub id of an EAGLE head, or anything that
+      draft: directory of a trained draft, directory or hub id of a published head, or anything that
         `load_model` accepts; "own-layers" for the draft of that kind that this package ships;
         "self-window" for the target itself, see `SelfWindow`.
       target: the model to draft for.
@@ -78,15 +77,12 @@ def load_drafter(
             loaded = load_model(
                 draft, dtype=dtype, quantize=quantize, devices=target.devices, divided=False
             )
-        elif target.devices.number > 1:
-            raise UserError(
-                f"an {head.kind} head drafts for a model on one device; load the model with "
-                "tensor_parallel_size=1, or choose another drafter"
-            )
         elif quantize is None:
             return load_head(head, target, draft_length, narrowest)
         else:
-            raise UserError(f"an {head.kind} head stays as it is; leave out draft_quantize")
+            raise UserError(
+                f"a published {head.kind} head stays as it is; leave out draft_quantize"
+            )
     check_vocabulary(loaded, target)
     _warn_if_larger(loaded, target)
     graphdef, weights = nnx.split(loaded.model)

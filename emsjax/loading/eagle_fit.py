@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from emsjax.loading.eagle_form import Form
+from emsjax.loading.head_parts import Head, wrong_ids, wrong_layers
 from emsjax.loading.load import LoadedModel
-from emsjax.loading.sources.source import TensorSource
 from emsjax.models.quantised import picked_floats
 
 # Rows of an embedding that are compared at a time.
@@ -39,10 +39,7 @@ def sizes_that_differ(form: Form, target: LoadedModel) -> Iterator[str]:
         yield f"its own are of size {config.layers.hidden_size}"
     if config.layers.vocab_size != model.vocab_size:
         yield f"its vocabulary has {config.layers.vocab_size} tokens, not {model.vocab_size}"
-    ids = layers_read(form, model.num_layers)
-    if any(not 0 <= number < model.num_layers for number in ids):
-        numbers = ", ".join(map(str, ids))
-        yield f"it reads the inputs of the layers {numbers}, of which there are {model.num_layers}"
+    yield from wrong_layers(layers_read(form, model.num_layers), model.num_layers)
     ours = tuple(target.hf_config.get("architectures") or ())
     # The text part of a multimodal model may go by another name.
     plain = all(name.endswith("ForCausalLM") for name in (*form.architectures, *ours))
@@ -58,28 +55,25 @@ def layers_read(form: Form, num_layers: int) -> tuple[int, ...]:
     return form.layer_ids or (2, num_layers // 2, num_layers - 3)
 
 
-def vocabulary(
-    form: Form, source: TensorSource, names: dict[str, str], target: LoadedModel
-) -> tuple[Vocabulary, list[str]]:
+def vocabulary(form: Form, head: Head, target: LoadedModel) -> tuple[Vocabulary, list[str]]:
     """Returns a head's vocabulary, and what does not fit the target's.
 
     Args:
       form: of a head whose sizes fit.
-      source: its checkpoint, of which no tensor is truncated.
-      names: names of its tensors by the names without prefix.
+      head: it, without truncated tensors.
       target: the target.
     """
     config = form.config
     ids: np.ndarray | None = None
     wrong: list[str] = []
     if config.head_size:
-        ids, wrong = _token_ids(config.head_size, source, names, target.model.vocab_size)
+        ids, wrong = _token_ids(config.head_size, head, target.model.vocab_size)
     width, theirs = config.layers.hidden_size, target.model.embedding_kernel
-    if "embed_tokens.weight" not in names:
+    if "embed_tokens.weight" not in head.names:
         if width != theirs.shape[1]:
             wrong.append(f"it has no embedding of width {width}, and the target's is another")
         return Vocabulary(ids, False), wrong
-    tokens = source.read(names["embed_tokens.weight"])
+    tokens = head.read("embed_tokens.weight")
     if tokens.shape != theirs.shape:  # the loader checks its shape
         return Vocabulary(ids, True), wrong
     difference = _difference(tokens, theirs)
@@ -88,21 +82,17 @@ def vocabulary(
     return Vocabulary(ids, difference > _ROUNDING), wrong
 
 
-def _token_ids(
-    size: int, source: TensorSource, names: dict[str, str], vocab_size: int
-) -> tuple[np.ndarray | None, list[str]]:
+def _token_ids(size: int, head: Head, vocab_size: int) -> tuple[np.ndarray | None, list[str]]:
     """Returns the tokens that a head can guess, from a table of offsets; and what is wrong."""
-    if "d2t" not in names:
+    if "d2t" not in head.names:
         missing = f"it guesses {size} tokens and has no table d2t that says which"
         return None, [missing] if size != vocab_size else []
-    offsets = source.read(names["d2t"])
+    offsets = head.read("d2t")
     if offsets.shape != (size,) or not np.issubdtype(offsets.dtype, np.integer):
         return None, [f"its table d2t is not one of {size} whole numbers"]
     ids = np.arange(size, dtype=np.int64) + offsets
-    if ids.min() < 0 or ids.max() >= vocab_size or len(np.unique(ids)) < size:
-        return None, ["its table d2t names tokens that do not exist, or some of them twice"]
     every = size == vocab_size and not offsets.any()
-    return None if every else ids.astype(np.int32), []
+    return None if every else ids.astype(np.int32), list(wrong_ids("d2t", ids, vocab_size))
 
 
 def _difference(tokens: np.ndarray, theirs: Any) -> float:

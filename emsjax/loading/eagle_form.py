@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from emsjax.errors import UserError, foreign
-from emsjax.loading.eagle_kind import EAGLE_3, MIDLAYER
+from emsjax.loading.head_kind import EAGLE_3, MIDLAYER
 from emsjax.loading.hf.config import complete_config
 from emsjax.loading.hf.numbers import check_numbers, check_together
 from emsjax.models.config import DecoderConfig
@@ -66,14 +66,14 @@ def _read(kind: str, config: Mapping[str, Any], names: frozenset[str], origin: s
     given: Mapping[str, Any] = config if nested is None else nested
     third = kind == EAGLE_3
     layer = MIDLAYER if any(name.startswith(f"{MIDLAYER}.") for name in names) else "layers.0"
-    layers = _layers(given, nested is not None, names, layer, origin)
+    layers = layer_sizes(given, nested is not None, names, layer, origin)
     extra = {**config, **(config.get("eagle_config") or {})}
     ids = _layer_ids(config)
     made = EagleConfig(
         layers=layers,
         fused=(3 if ids is None else len(ids)) if third else 0,
-        target_size=_size(config, "target_hidden_size", layers.hidden_size),
-        head_size=_size(config, "draft_vocab_size", layers.vocab_size) if third else 0,
+        target_size=read_size(config, "target_hidden_size", layers.hidden_size),
+        head_size=read_size(config, "draft_vocab_size", layers.vocab_size) if third else 0,
         bias="fc.bias" in names,
         norm_of_all=bool(extra.get("norm_before_fc")) or "input_norm.weight" in names,
         norm_of_each=bool(extra.get("fc_norm")) or "fc_norm.0.weight" in names,
@@ -85,7 +85,7 @@ def _read(kind: str, config: Mapping[str, Any], names: frozenset[str], origin: s
     return Form(made, ids if third else None, tuple(verifier.get("architectures") or ()), layer)
 
 
-def _layers(
+def layer_sizes(
     given: Mapping[str, Any], typed: bool, names: frozenset[str], layer: str, origin: str
 ) -> DecoderConfig:
     """Returns the sizes of the layers.
@@ -143,7 +143,12 @@ def _window(given: Mapping[str, Any]) -> int | None:
     return window
 
 
-def _size(config: Mapping[str, Any], key: str, usual: int) -> int:
+def read_size(config: Mapping[str, Any], key: str, usual: int) -> int:
+    """Returns a size that a configuration may leave out.
+
+    Raises:
+      ValueError: it is no size.
+    """
     value = config.get(key)
     if value is None:
         return usual

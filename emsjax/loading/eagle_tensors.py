@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from emsjax.loading.eagle_form import Form
-from emsjax.loading.eagle_kind import PREFIXES
+from emsjax.loading.head_kind import PREFIXES
+from emsjax.models.config import DecoderConfig
 from emsjax.models.family import Rule, WeightMap, affine, rule
 
 # A copy of the target's embedding or head, which tokens are frequent, and what is computed anyway.
@@ -15,7 +16,7 @@ def head_weights(form: Form) -> WeightMap:
     config = form.config
     rules = {
         **affine("fc", "fc", bias=config.bias),
-        **_layer(form, "first", form.layer),
+        **layer_rules(config.layers, "first", form.layer),
     }
     spare: tuple[str, ...] = _SPARE
     if config.norm_of_all:
@@ -31,16 +32,16 @@ def head_weights(form: Form) -> WeightMap:
         spare += (r"lm_head\.weight",)
     for number in range(1, config.layers.num_layers):
         name = f"layers.{number}"
-        rules |= _layer(form, f"others.{number - 1}", name)
+        rules |= layer_rules(config.layers, f"others.{number - 1}", name)
         rules[f"others.{number - 1}.attention_norm.scale"] = rule(f"{name}.input_layernorm.weight")
     if config.own_embedding:
         rules["tokens"] = rule("embed_tokens.weight")
     return WeightMap(rules, spare, PREFIXES)
 
 
-def _layer(form: Form, ours: str, theirs: str) -> Mapping[str, Rule]:
-    """Returns the rules of what all layers have."""
-    layers, attention, mlp = form.config.layers, f"{theirs}.self_attn", f"{theirs}.mlp"
+def layer_rules(layers: DecoderConfig, ours: str, theirs: str) -> Mapping[str, Rule]:
+    """Returns the rules of what all layers of heads have."""
+    attention, mlp = f"{theirs}.self_attn", f"{theirs}.mlp"
     qkv = [f"{attention}.{name}_proj" for name in "qkv"]
     inner = [f"{mlp}.{name}_proj" for name in ("gate", "up")]
     rules = {

@@ -415,7 +415,7 @@ LLM_ATTRIBUTES = (
 # The methods of `speculative_config` that emsjax has under another name.
 _DRAFTERS = {
     **dict.fromkeys(("ngram", "ngram_gpu"), "prompt-lookup"),
-    **dict.fromkeys(("draft_model", "eagle", "eagle3"), "draft-model"),
+    **dict.fromkeys(("draft_model", "eagle", "eagle3", "dflash", "medusa"), "draft-model"),
 }
 _RENAMED = {
     "model": "draft_model",

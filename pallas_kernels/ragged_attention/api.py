@@ -84,6 +84,7 @@ def ragged_attention(
     soft_cap: float | None = None,
     sinks: jax.Array | None = None,
     ancestors: jax.Array | None = None,
+    tree_starts: jax.Array | None = None,
     holes: jax.Array | None = None,
     backend: str | None = None,
 ) -> jax.Array:
@@ -122,6 +123,9 @@ def ragged_attention(
         buffer if its bit j is set. Its own bit must be set. A slot with more than 32 rows must be a
         chain, whose masks have all bits set. A window counts only rows that are attended to, and
         must be at least as long as a tree has rows. None if each slot's rows are a chain.
+      tree_starts: int32[B], the cache position of each tree's first row, if rows before this buffer
+        belong to it; row j then counts from there. At most `kv_lens` less the slot's rows. None if
+        trees start with the buffer's rows.
       holes: bool[B, S], positions before `kv_lens` that hold no token and are not attended to.
         Their contents must be finite. A window counts them. None if there are no holes.
       backend: "reference" (XLA, on any platform), "cpu", "tpu", "gpu" (Hopper) or "gpu-triton"
@@ -142,6 +146,7 @@ def ragged_attention(
         num_kv_heads=num_kv_heads,
         max_q_len=max_q_len,
         ancestors=ancestors,
+        tree_starts=tree_starts,
         holes=holes,
         backend=backend,
     )
@@ -166,6 +171,7 @@ def prepare(
     num_kv_heads: int,
     max_q_len: int,
     ancestors: jax.Array | None = None,
+    tree_starts: jax.Array | None = None,
     holes: jax.Array | None = None,
     backend: str | None = None,
 ) -> Attend:
@@ -183,6 +189,7 @@ def prepare(
       num_kv_heads: K.
       max_q_len: static bound on the rows of one slot.
       ancestors: uint32[T] or None.
+      tree_starts: int32[B] or None.
       holes: bool[B, S] or None.
       backend: a backend's name or None.
 
@@ -190,9 +197,10 @@ def prepare(
       ValueError: an argument has the wrong shape or type, or the named backend cannot be used.
     """
     cu_q_lens, kv_lens = map(jnp.asarray, (cu_q_lens, kv_lens))
-    check_lengths(q, cache, cu_q_lens, kv_lens, ancestors, num_kv_heads, max_q_len, holes)
+    trees = ancestors, tree_starts
+    check_lengths(q, cache, cu_q_lens, kv_lens, trees, num_kv_heads, max_q_len, holes)
     implementation = pick("ragged_attention", BACKENDS, backend, q, cache, num_kv_heads)
-    sizes = {"num_kv_heads": num_kv_heads, "max_q_len": max_q_len}
+    sizes = {"num_kv_heads": num_kv_heads, "max_q_len": max_q_len, "tree_starts": tree_starts}
     run = implementation(q, cache, cu_q_lens, kv_lens, ancestors, holes, **sizes)
     shapes = (q.shape, q.dtype), (cache.shape, cache.dtype)
 

@@ -55,6 +55,7 @@ def prepare(
     *,
     num_kv_heads: int,
     max_q_len: int,
+    tree_starts: jax.Array | None = None,  # int32[B]
 ) -> Callable[..., jax.Array]:
     """Implements `api.prepare`; the kernel finds its tiles by itself."""
     del max_q_len
@@ -65,6 +66,7 @@ def prepare(
     cu_q_lens, kv_lens = jnp.clip(cu_q_lens, 0, q.shape[0]), jnp.clip(kv_lens, 0, cache.shape[2])
     ancestors = jnp.zeros(0, jnp.uint32) if ancestors is None else ancestors
     holes = jnp.zeros((0, 0), bool) if holes is None else holes
+    trees = jnp.zeros(0, jnp.int32) if tree_starts is None else tree_starts
 
     def attend(
         q: jax.Array,
@@ -87,7 +89,7 @@ def prepare(
         if isinstance(cache, Int8Cache):
             values, scales = cache.values, cache.scale
         layer = jnp.clip(layer, 0, cache.shape[0] - 1)
-        operands = (cu_q_lens, kv_lens, ancestors, holes, whole, factors, scores, scales)
+        operands = (cu_q_lens, kv_lens, ancestors, holes, whole, factors, scores, scales, trees)
         return call(wide, values, layer, *operands).astype(q.dtype)
 
     return attend

@@ -12,7 +12,7 @@ from numba import carray
 from emsjax.pallas_kernels.host_call import argument, compiled, pointer, size
 
 # The operands, in order.
-Q, CACHE, LAYER, STARTS, LENS, ANCESTORS, HOLES, WHOLE, FACTORS, SINKS, SCALES = range(11)
+Q, CACHE, LAYER, STARTS, LENS, ANCESTORS, HOLES, WHOLE, FACTORS, SINKS, SCALES, TREES = range(12)
 FEW_ROWS = 8  # rows whose tokens take longer to read than the arithmetic
 _ENOUGH = 8  # slots that keep all threads busy, with one item each
 _HEIGHT = 96  # rows of a tile times query heads per KV head, at most
@@ -26,7 +26,7 @@ class Tile(NamedTuple):
       row: its first row among all packed rows.
       rows: how many rows it has.
       place: the first row's position in the slot's cache.
-      draft: position of the slot's first row of this step.
+      draft: position of the slot's first row of this step; of a token tree, of its first row.
       head: its first KV head.
       heads: how many KV heads it has.
     """
@@ -99,9 +99,11 @@ def find(frame: int, item: Any) -> Tile:
         parts = _parts(frame, rows, busy)
         items = (rows + most - 1) // most * parts
         if item < items:
-            before, draft = item // parts * most, lens[slot] - rows
+            before, place = item // parts * most, lens[slot] - rows
             tall, first = min(most, rows - before), starts[slot] + before
-            share = heads // parts
-            return Tile(slot, first, tall, draft + before, draft, item % parts * share, share)
+            share, draft = heads // parts, place
+            if size(frame, TREES, 0) > 0:
+                draft = np.int64(carray(pointer(argument(frame, TREES)), (slots,), np.int32)[slot])
+            return Tile(slot, first, tall, place + before, draft, item % parts * share, share)
         item -= items
     return Tile(slots, np.int64(starts[slots]), 0, 0, 0, 0, 0)

@@ -147,6 +147,7 @@ def prepare(
     *,
     num_kv_heads: int,
     max_q_len: int,
+    tree_starts: jax.Array | None = None,  # int32[B]
 ) -> Callable[..., jax.Array]:
     """Implements `api.prepare`."""
     num_rows, num_heads, _ = q.shape
@@ -155,7 +156,7 @@ def prepare(
     tiles = query_tiles(cu_q_lens, num_rows, max_q_len, tile_rows)
     if ancestors is not None:
         ancestors = jnp.repeat(ancestors[tiles.rows], group, axis=1)
-    facts = tile_facts(tiles, cu_q_lens, kv_lens)
+    facts = tile_facts(tiles, cu_q_lens, kv_lens, tree_starts)
     prepared = Prepared(tiles, facts, ancestors, holes)
     return functools.partial(_attend, prepared=prepared, num_kv_heads=num_kv_heads)
 

@@ -129,6 +129,7 @@ def prepare(
     *,
     num_kv_heads: int,
     max_q_len: int,
+    tree_starts: jax.Array | None = None,  # int32[B]
 ) -> Callable[..., jax.Array]:
     """Implements `api.prepare` with a kernel, and with block sizes like those of `gpu_blocks`."""
     num_rows, num_heads, head_dim = q.shape
@@ -142,7 +143,8 @@ def prepare(
         ancestors = cut_rows(bits, tiles, blocks.height)[:, 0, :, 0]
     if holes is not None:
         holes = holes.astype(jnp.int32).reshape(-1)
-    prepared = Prepared(tiles, tile_facts(tiles, cu_q_lens, kv_lens), ancestors, holes)
+    facts = tile_facts(tiles, cu_q_lens, kv_lens, tree_starts)
+    prepared = Prepared(tiles, facts, ancestors, holes)
     return functools.partial(
         _attend, kernel=kernel, blocks=blocks, prepared=prepared, num_kv_heads=num_kv_heads
     )

@@ -72,7 +72,7 @@ class TileFacts(NamedTuple):
 
     Attributes:
       slot: the slot whose cache the tile reads.
-      q_start: position of the slot's first row of this step.
+      q_start: position of the slot's first row of this step; of a token tree, of its first row.
       row_start: position of the tile's first row.
       kv_end: position after the tile's last row; 0 for an unused tile.
     """
@@ -83,13 +83,16 @@ class TileFacts(NamedTuple):
     kv_end: Any
 
 
-def tile_facts(tiles: QueryTiles, cu_q_lens: jax.Array, kv_lens: jax.Array) -> TileFacts:
+def tile_facts(
+    tiles: QueryTiles, cu_q_lens: jax.Array, kv_lens: jax.Array, tree_starts: jax.Array | None
+) -> TileFacts:
     """Returns the slot and cache positions of each tile, which the kernels read."""
     first_of_slot = cu_q_lens[tiles.slot]
     q_start = kv_lens[tiles.slot] - (cu_q_lens[tiles.slot + 1] - first_of_slot)
     row_start = q_start + tiles.first_row - first_of_slot
     kv_end = jnp.where(tiles.num_rows > 0, row_start + tiles.num_rows, 0)
-    return TileFacts(tiles.slot, q_start, row_start, kv_end)
+    first = q_start if tree_starts is None else tree_starts[tiles.slot]
+    return TileFacts(tiles.slot, first, row_start, kv_end)
 
 
 def lag(ancestors: Any, place: Any) -> Any:

@@ -243,6 +243,7 @@ def prepare(
     *,
     num_kv_heads: int,
     max_q_len: int,
+    tree_starts: jax.Array | None = None,  # int32[B]
 ) -> Callable[..., jax.Array]:
     """Implements `api.prepare`."""
     num_rows, num_heads, _ = q.shape
@@ -256,7 +257,7 @@ def prepare(
     if holes is not None:
         # One row for each block: VMEM can be sliced at any row, but not at any lane.
         holes = holes.astype(jnp.int32).reshape(holes.shape[0], -1, blocks.kv)
-    facts = tile_facts(tiles, cu_q_lens, kv_lens)
+    facts = tile_facts(tiles, cu_q_lens, kv_lens, tree_starts)
     prepared = Prepared(tiles, facts, ancestors, holes)
     return functools.partial(
         _attend, prepared=prepared, num_kv_heads=num_kv_heads, max_q_len=max_q_len

@@ -196,30 +196,62 @@ def head_directory(name: str) -> Path:
 
 def expected_drafts(name: str, text: Sequence[int], length: int) -> list[int]:
     """Returns what the head drafts after a text, by the published algorithm in PyTorch."""
+    return list(max(expected_tree(name, text, length, 1, 1), key=len))
+
+
+def expected_tree(
+    name: str, text: Sequence[int], length: int, width: int, choices: int
+) -> dict[tuple[int, ...], float]:
+    """Returns all guesses of a beam, as the tokens that lead to them, with their shares.
+
+    EAGLE-2 (arXiv 2406.16858) grows its trees so, and verifies the guesses with the largest shares.
+    """
+    import torch
+
+    found: dict[tuple[int, ...], float] = {}
+    with torch.no_grad():
+        paths = [((), 1.0, read_states(name, text))]
+        for _ in range(length):
+            grown = []
+            for path, share, states in paths:
+                likely, ids, state = guess_next(name, states, [*text[1:], *path])
+                best = likely.topk(choices)
+                longer = torch.cat([states, state])
+                for chance, place in zip(best.values.tolist(), best.indices, strict=True):
+                    grown.append(((*path, int(ids[place])), share * chance, longer))
+            found |= {path: share for path, share, _ in grown}
+            paths = sorted(grown, key=lambda each: -each[1])[:width]
+    return found
+
+
+def read_states(name: str, text: Sequence[int]) -> "torch.Tensor":
+    """Returns what the head reads of the target, without the newest token."""
+    import torch
+
+    form = FORMS[name]()
+    model = oracle(TARGET).model
+    read = model(torch.tensor([list(text)]), output_hidden_states=True, use_cache=False)
+    if form.reads is None:
+        return read.last_hidden_state[0, :-1]
+    inner = [read.hidden_states[layer][0, :-1] for layer in form.reads]
+    return fused(form, torch_tensors(name), inner)
+
+
+def guess_next(
+    name: str, states: "torch.Tensor", following: Sequence[int]
+) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]:
+    """Returns the probabilities of the tokens that the head knows, these tokens, and its state."""
     import torch
 
     form, parts, target = FORMS[name](), torch_tensors(name), oracle(TARGET)
-    with torch.no_grad():
-        read = target.model(torch.tensor([list(text)]), output_hidden_states=True, use_cache=False)
-        states = read.last_hidden_state[0, :-1]
-        if form.reads is not None:
-            inner = [read.hidden_states[layer][0, :-1] for layer in form.reads]
-            states = fused(form, parts, inner)
-        embedding = parts.get("embed_tokens.weight", target.model.embed_tokens.weight)
-        following, drafts = list(text[1:]), []
-        for _ in range(length):
-            out = run_layers(name, states, embedding[torch.tensor(following)])[-1:]
-            normal = out
-            if form.reads is not None:
-                normal = normed(out, parts["norm.weight"])
-                guess = int((normal @ parts["lm_head.weight"].T).argmax())
-                guess += int(parts["d2t"][guess])
-            else:
-                guess = int(target.lm_head(out).argmax())
-            states = torch.cat([states, normal if form.feeds_normed else out])
-            following.append(guess)
-            drafts.append(guess)
-    return drafts
+    embedding = parts.get("embed_tokens.weight", target.model.embed_tokens.weight)
+    out = run_layers(name, states, embedding[torch.tensor(list(following))])[-1:]
+    if form.reads is None:
+        return target.lm_head(out)[0].softmax(-1), torch.arange(VOCAB_SIZE), out
+    normal = normed(out, parts["norm.weight"])
+    likely = (normal @ parts["lm_head.weight"].T)[0].softmax(-1)
+    ids = torch.arange(len(likely)) + parts["d2t"]
+    return likely, ids, normal if form.feeds_normed else out
 
 
 @functools.cache

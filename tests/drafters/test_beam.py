@@ -10,9 +10,10 @@ import pytest
 
 from emsjax.drafters import Recurrent
 from emsjax.drafters.beam import CHOICES, WIDEST
-from emsjax.engine.draft import ROOT, Draft
+from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import COSTLY_SOURCE, SIBLING_SOURCE
 from emsjax.engine.state import DecodeState
+from tests.drafters.trees import paths_of
 from tests.engine.setup import make_engine, recurrent, tiny_model
 
 SLOTS, LENGTH = 3, 5
@@ -60,19 +61,6 @@ def searched(drafter: Recurrent, state: DecodeState, slot: int, width: int) -> d
         found |= {path: share for path, share, _, _ in grown}
         open_paths = sorted(grown, key=lambda each: -each[1])[:width]
     return dict(sorted(found.items(), key=lambda each: -each[1])[: drafter.draft_length])
-
-
-def paths_of(draft: Draft, slot: int) -> dict[Any, float]:
-    paths: list[tuple[int, ...]] = []
-    shares: list[float] = []
-    for place in range(draft.lens[slot]):
-        parent = draft.parents[slot, place]
-        assert ROOT <= parent < place, "a parent comes before its guesses"
-        before, share = ((), 1.0) if parent == ROOT else (paths[parent], shares[parent])
-        paths.append((*before, int(draft.tokens[slot, place])))
-        shares.append(share * float(draft.confidence[slot, place]))
-    assert len(set(paths)) == len(paths), "guesses with the same parent differ"
-    return dict(zip(paths, shares, strict=True))
 
 
 @pytest.mark.parametrize("beam_rows", [2 * SLOTS, WIDEST * SLOTS])

@@ -26,6 +26,8 @@ from tests.kernels.caches import (
 NUM_LAYERS, LAYER = 2, 1
 # A slot with more rows than a mask has bits is a chain.
 TREE_ROWS, CHAIN = 32, 0xFFFFFFFF
+# Rows of a tree that were written earlier, at most.
+MOST_BEFORE = 3
 # Allowed float32 error relative to a row's weighted sum of |v|: the order of sums is free.
 FLOAT32_ERROR = 1e-5
 # Relative error of rounding once: half the distance between neighbouring numbers.
@@ -48,6 +50,7 @@ class Case:
     soft_cap: float | None = None
     sinks: bool = False
     tree: bool = False
+    begun: bool = False
     holes: bool = False
     int8: bool = False
     num_slots: int = 4
@@ -76,6 +79,7 @@ CASES = {
     "soft-cap": Case(soft_cap=1.5),
     "tree": Case(tree=True),
     "tree-of-32": Case(tree=True, capacity=40, max_q_len=32),
+    "tree-begun": Case(tree=True, begun=True, window=37),
     "tree-and-prompts": Case(tree=True, capacity=56, max_q_len=45, window=37),
     "sinks": Case(num_heads=6, sinks=True, window=5),
     "sink-tokens": Case(window=5, sink_tokens=3),
@@ -136,22 +140,29 @@ def draw_tree(max_q_len: int, seed: int) -> list[int]:
     """
     rng = np.random.default_rng(seed)
     masks: list[int] = []
-    for row in range(min(max_q_len, TREE_ROWS)):
+    for row in range(min(max_q_len + MOST_BEFORE, TREE_ROWS)):
         parent = rng.integers(-1, row)
         masks.append((masks[parent] if parent >= 0 else 0) | 1 << row)
     return masks
 
 
-def mask_of(case: Case, tree: list[int], ragged: Ragged, slot: int, place: int) -> int:
+def tree_start(case: Case, ragged: Ragged, slot: int) -> int:
+    """Returns the cache position of the first row of a slot's tree."""
+    first = ragged.kv_lens[slot] - ragged.q_lens[slot]
+    return max(first - (slot + 2) % (MOST_BEFORE + 1), 0) if case.begun else first
+
+
+def mask_of(case: Case, tree: list[int], ragged: Ragged, slot: int, position: int) -> int:
     """Returns the ancestor mask of a row, all ones if its slot is a chain."""
-    return tree[place] if case.tree and ragged.q_lens[slot] <= TREE_ROWS else CHAIN
+    is_tree = case.tree and ragged.q_lens[slot] <= TREE_ROWS
+    return tree[position - tree_start(case, ragged, slot)] if is_tree else CHAIN
 
 
 def seen_positions(case: Case, tree: list[int], ragged: Ragged, row: int) -> list[int]:
     """Returns the cache positions that a packed row attends to."""
-    slot, place, position = ragged.rows()[row]
-    first = ragged.kv_lens[slot] - ragged.q_lens[slot]
-    mask = mask_of(case, tree, ragged, slot, place)
+    slot, _, position = ragged.rows()[row]
+    first = tree_start(case, ragged, slot)
+    mask = mask_of(case, tree, ragged, slot, position)
     seen = list(range(position + 1))
     if case.window is not None:
         # A window counts only rows that are attended to, and places of the cache before them.
@@ -270,6 +281,7 @@ class AttentionContract:
             ancestors: jax.Array,
             window: jax.Array,
             holes: jax.Array,
+            starts: jax.Array,
             lengths: dict[str, jax.Array],
         ) -> jax.Array:
             sink_tokens: Any = case.sink_tokens
@@ -288,6 +300,7 @@ class AttentionContract:
                 soft_cap=case.soft_cap,
                 sinks=jnp.asarray(draw_sinks(case)) if case.sinks else None,
                 ancestors=ancestors if case.tree else None,
+                tree_starts=starts if case.begun else None,
                 holes=holes if case.holes else None,
                 backend=self.backend,
             )
@@ -322,11 +335,13 @@ class AttentionContract:
         # The masks of unused rows are arbitrary.
         ancestors = np.full(case.capacity, 0xAAAAAAAA, np.uint32)
         if case.tree:
-            masks = [mask_of(case, tree, ragged, slot, place) for slot, place, _ in ragged.rows()]
+            masks = [mask_of(case, tree, ragged, slot, place) for slot, _, place in ragged.rows()]
             ancestors[: ragged.cu_q_lens[-1]] = masks
         window = np.asarray(case.window or 0, np.int32)
         q, holes = pack_queries(case, ragged, source), draw_holes(case, ragged)
-        return np.asarray(self.program(case)(q, cache, ancestors, window, holes, ragged.arrays()))
+        starts = [tree_start(case, ragged, slot) for slot in range(case.num_slots)]
+        places = holes, np.asarray(starts, np.int32), ragged.arrays()
+        return np.asarray(self.program(case)(q, cache, ancestors, window, *places))
 
     def check(self, case: Case, tree: list[int], ragged: Ragged) -> None:
         expected, terms = oracle(case, tree, ragged)

@@ -69,6 +69,7 @@ def int8_cache(*scale: int, dtype: Any = jnp.float32) -> Int8Cache:
         ("holes", zeros(B, S), "holes is float32: it must be bool"),
         ("ancestors", zeros(T - 1, dtype=jnp.uint32), r"ancestors has shape \[7\]"),
         ("ancestors", zeros(T, dtype=jnp.int32), "ancestors is int32: it must be uint32"),
+        ("tree_starts", zeros(B, dtype=jnp.int32), "tree_starts is for token trees"),
     ],
 )
 def test_attention_rejects(name, value, sentence):

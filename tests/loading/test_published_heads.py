@@ -9,7 +9,7 @@ import pytest
 
 from emsjax import UserError
 from emsjax.loading.drafter import load_drafter
-from emsjax.loading.eagle_load import find_head
+from emsjax.loading.head_load import find_head
 from emsjax.loading.load import LoadedModel, load_model
 from tests.drafters.eagle_heads import FORMS, TARGET, head_directory, tensors, write_head
 from tests.tiny import checkpoint
@@ -122,12 +122,11 @@ WRONG: Mapping[str, tuple[str, dict[str, Any], Callable[[Tensors], Tensors] | No
     "a table past the end": ("eagle3", {}, offsets(lambda x: x + 60), ["do not exist"]),
     "a table that repeats": ("eagle3", {}, offsets(lambda x: -np.arange(60)), ["twice"]),
     "P-EAGLE": ("eagle3", {}, replaced(mask_hidden=np.zeros(3)), ["is a P-EAGLE head"]),
-    "DFlash": ("eagle3", {}, replaced(**{"hidden_norm.weight": np.zeros(3)}), ["a DFlash head"]),
     "another head of speculators": (
         "speculators",
         {"speculators_model_type": "dflash"},
         None,
-        ["a dflash head, which is not supported"],
+        ["a dflash head of speculators, which is not supported"],
     ),
     "a size that is none": ("eagle3", {"draft_vocab_size": "many"}, None, ["draft_vocab_size"]),
     "layers that are none": ("eagle3", {IDS: ["low"]}, None, [IDS]),
@@ -158,12 +157,6 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, target: LoadedModel):
     file = write_head(tmp_path, "speculators") / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
     assert "truncated" in refusal(tmp_path, target)
-
-
-def test_a_medusa_head_is_refused_by_its_file(tmp_path: Path, target: LoadedModel):
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "medusa_lm_head.pt").write_bytes(b"")
-    assert "is a Medusa head, which is not supported" in refusal(tmp_path, target)
 
 
 def test_a_head_is_not_quantised(target: LoadedModel):
