@@ -87,7 +87,9 @@ def _automaton(
     transitions = index.get_transitions()
     first, ends = index.get_initial_state(), set(index.get_final_states())
     if json_text:
-        first = transitions.pop(first)[0]
+        first = transitions.pop(first, {}).get(0)
+        if first is None:
+            raise ValueError("no text fits it")
     states = [first, *(state for state in transitions if state != first)]
     count = len(ends.union(states))
     if most is not None and count > most:
