@@ -15,6 +15,10 @@ from typing import Any
 _MEMORY, _SECONDS = 1 << 30, 10
 # Bytes that a pattern in a JSON text must not match: they would end the string, or be no JSON.
 _UNSAFE = frozenset([*range(0x20), ord('"'), ord("\\")])
+# What is put before each text in JSON, which never has it. The library also makes an automaton that
+# begins anywhere in a text, and takes time that grows exponentially with the length of strings for
+# it, unless it finds no beginning inside them.
+_BEGIN = r"\x00"
 _WHITE = frozenset(b" \t\r\n")
 
 
@@ -50,7 +54,7 @@ def _result(task: dict[str, Any]) -> dict[str, Any]:
     if white is not None and _used(white) - _WHITE:
         return {"error": f"whitespace_pattern {white!r} allows more than white space"}
     try:
-        following, final = _automaton(task["regex"], task["most"])
+        following, final = _automaton(task["regex"], task["most"], json_text=task["json"])
     except _TooManyError as error:
         return {"states": error.args[0]}
     flat = array("i", [target for row in following for target in row])
@@ -61,8 +65,15 @@ class _TooManyError(Exception):
     """An automaton has so many states."""
 
 
-def _automaton(regex: str, most: int | None = None) -> tuple[list[list[int]], list[bool]]:
+def _automaton(
+    regex: str, most: int | None = None, *, json_text: bool = False
+) -> tuple[list[list[int]], list[bool]]:
     """Returns the state after each byte, -1 if it is not allowed, and which states are final.
+
+    Args:
+      regex: the regular expression.
+      most: the most states; None for no limit.
+      json_text: whether all texts are JSON, without control characters.
 
     Raises:
       _TooManyError: there are more states than `most`.
@@ -70,9 +81,15 @@ def _automaton(regex: str, most: int | None = None) -> tuple[list[list[int]], li
     from outlines_core import Index, Vocabulary
 
     # With bytes as tokens, an index is an automaton over bytes. The id 256 stands for the end.
+    if json_text:
+        regex = f"{_BEGIN}(?:{regex})"
     index = Index(regex, Vocabulary(256, {bytes([byte]): [byte] for byte in range(256)}))
     transitions = index.get_transitions()
     first, ends = index.get_initial_state(), set(index.get_final_states())
+    if json_text:
+        first = transitions.pop(first, {}).get(0)
+        if first is None:
+            raise ValueError("no text fits it")
     states = [first, *(state for state in transitions if state != first)]
     count = len(ends.union(states))
     if most is not None and count > most:

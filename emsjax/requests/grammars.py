@@ -169,13 +169,15 @@ def _task(params: StructuredOutputsParams, most: int) -> dict[str, Any]:
     """Returns what `grammar_process` reads."""
     white = params.whitespace_pattern
     patterns: list[str] = []
+    of_json = params.json is not None or isinstance(params, CalledTools)
     if isinstance(params, CalledTools):
         regex, patterns = params.regex_with(_WHITE)
     elif params.json is not None:
         regex, patterns = schema_regex(str(params.json), _WHITE if white is None else white)
     else:
         regex = str(params.regex)
-    return {"regex": regex, "patterns": patterns, "white": white, "most": most}
+    found = {"regex": regex, "patterns": patterns, "white": white, "most": most}
+    return {**found, "json": of_json}
 
 
 def _run(task: dict[str, Any]) -> dict[str, Any] | None:

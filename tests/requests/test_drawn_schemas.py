@@ -93,7 +93,7 @@ def test_texts_are_valid(schema: dict[str, Any], node: dict[str, Any], seed: int
     assert "\n" not in refusal
     if refusal or len(regex) > 20_000:  # which takes long to compile
         return
-    following, final = map(np.asarray, _automaton(regex))
+    following, final = map(np.asarray, _automaton(regex, json_text=True))
     rng = np.random.default_rng(seed)
     for _ in range(20):
         text = some_text(rng, following, final)
@@ -101,8 +101,17 @@ def test_texts_are_valid(schema: dict[str, Any], node: dict[str, Any], seed: int
 
 
 def compiled(schema: Any) -> tuple[np.ndarray, np.ndarray]:
-    following, final = _automaton(schema_regex(json.dumps(schema), "")[0])
+    following, final = _automaton(schema_regex(json.dumps(schema), "")[0], json_text=True)
     return np.asarray(following), np.asarray(final)
+
+
+@pytest.mark.parametrize("length", [40, 1000])
+def test_long_strings_are_compiled_soon(length: int):
+    automaton = compiled({"type": "string", "maxLength": length})
+    assert len(automaton[1]) < 11 * length
+    for count, wanted in [(0, True), (length, True), (length + 1, False)]:
+        for letter in ("a", "\u00e9", "\n", '"', "\U0001f600"):
+            assert fits(automaton, json.dumps(letter * count, ensure_ascii=False)) == wanted
 
 
 def test_a_schema_that_refers_to_itself_has_some_levels():

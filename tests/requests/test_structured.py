@@ -173,6 +173,7 @@ def grammar(**given: Any) -> Automaton:
         ({"json": {"not": {}}}, "'not' in a JSON schema is not supported"),
         ({"json": {"$ref": "#/$defs/x"}}, "has nothing at '#/\\$defs/x'"),
         ({"json": {"type": "string", "pattern": "a.c"}}, "pattern 'a.c' allows a quote"),
+        ({"json": {"type": "string", "pattern": "[a&&b]"}}, "cannot be compiled"),
         ({"json": {"type": "string", "format": "ipv4"}}, "format='ipv4' .* give one of date"),
         ({"json": {"type": "object", "required": ["a"]}}, "requires 'a', which is not a property"),
         ({"json": {"type": "object", "maxProperties": 2}}, "'maxProperties' in a JSON schema is n"),
