@@ -39,9 +39,9 @@ def reference(name: str, text: list[int]) -> list[int]:
     model, known, places = oracle(name), len(text) - 1, np.arange(len(text) + 3)
     row, column = places[:, None], places[None]
     seen = (column > row - VIEW.window) | (column < VIEW.sink_tokens) | (row < known)
-    seen &= column <= row
+    hidden = np.where(seen & (column <= row), 0.0, -1e9)  # what is added to the scores
     for _ in range(4):
-        mask = torch.tensor(seen[: len(text), : len(text)])[None, None]
+        mask = torch.tensor(hidden[: len(text), : len(text)], dtype=torch.float32)[None, None]
         with torch.no_grad():
             logits = model(torch.tensor([text]), attention_mask=mask, use_cache=False).logits
         text = [*text, int(logits[0, -1].argmax())]
