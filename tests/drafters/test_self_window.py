@@ -84,7 +84,8 @@ def test_layers_with_a_shorter_window_keep_it():
 
 def hostile(model: Any, value: float) -> SelfWindow:
     """Makes a drafter whose rows fill the cache past the known text with `value`."""
-    changed = nnx.merge(*nnx.split(model))
+    graphdef, weights = nnx.split(model)
+    changed = nnx.merge(graphdef, jax.tree.map(jnp.copy, weights))
     tokens = changed.embedder.tokens
     tokens[...] = jnp.full_like(tokens[...], value)
     return self_window(changed)
