@@ -261,8 +261,8 @@ def _round(
       parts: which part of the values, and of the scale.
     """
     part, of_scale = parts
-    tensors = [reader.floats(name) for name in names]
     if part.of_rows(parameter.piece) and parameter.rule.joins:
+        tensors = [reader.floats(name) for name in names]
         tensor = np.empty(into.values.shape, tensors[0].dtype)
         part.copy_rows(tensors, tensor)
         _quantise(tensor, into, names, reader.source)
@@ -271,7 +271,8 @@ def _round(
     made, piece = into, parameter.piece
     if part.cut is not None:
         made = Int8(np.empty(piece, np.int8), np.empty(piece[:-1], np.float32))
-    _quantise(parameter.rule.transform(tensors), made, names, reader.source)
+    whole = parameter.rule.transform([reader.floats(name) for name in names])
+    _quantise(whole, made, names, reader.source)
     if part.cut is not None:
         part.copy(made.values, into.values)
         of_scale.copy(made.scale, into.scale)

@@ -439,7 +439,7 @@ def test_a_shape_with_random_weights(tmp_path):
         (["--jobs", "2", "--steps-per-turn", "8"], "--steps-per-turn is for batches"),
         (["--jobs", "2", "--trace", "x"], "--trace is for batches"),
         (["--tensor-parallel", "0", "--input", "x"], "--tensor-parallel is 0; it must be a whole"),
-        (["--tensor-parallel", "auto", "--input", "x"], "'auto' is not a valid integer"),
+        (["--tensor-parallel", "auto", "--input", "x"], "Input should be a valid integer"),
         (
             ["--tensor-parallel", "2", "--compare", "transformers", "--input", "x"],
             "--compare is for a model on one device; leave it or --tensor-parallel out",
