@@ -221,6 +221,7 @@ def test_exported_names_exist_and_are_as_documented():
         "TraceStep",
         "UserError",
         "__version__",
+        "join_hosts",
     }
     assert set(emsjax.__all__) == documented
     assert len(emsjax.__all__) == len(documented)
