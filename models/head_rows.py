@@ -31,8 +31,8 @@ def at_places(rows: HeadRows, places: jax.Array) -> HeadRows:
     """Returns the K/V for drafts behind places int32[R, A] of the texts."""
     assert rows.text is not None
     index = places[:, :, None, None]
-    own = tuple(jnp.take_along_axis(x, index, axis=1)[None] for x in rows.text)
-    return rows._replace(own=own)
+    k, v = (jnp.take_along_axis(x, index, axis=1)[None] for x in rows.text)
+    return rows._replace(own=(k, v))
 
 
 def head_context(
@@ -53,11 +53,12 @@ def head_context(
 
     def write(cache: HeadRows, k: jax.Array, v: jax.Array, *, layer: jax.Array) -> HeadRows:
         del layer
-        new = tuple(x.reshape(texts, places, *heads) for x in (k, v))
+        k, v = (x.reshape(texts, places, *heads) for x in (k, v))
         if cache.own is None:
-            return HeadRows(new, tuple(x[None] for x in new))
-        pairs = zip(cache.own, new, strict=True)
-        return cache._replace(own=tuple(jnp.concatenate([old, x[None]]) for old, x in pairs))
+            return HeadRows((k, v), (k[None], v[None]))
+        old_k, old_v = cache.own
+        own = jnp.concatenate([old_k, k[None]]), jnp.concatenate([old_v, v[None]])
+        return cache._replace(own=own)
 
     def attend(
         q: jax.Array,

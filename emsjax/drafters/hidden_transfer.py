@@ -48,9 +48,11 @@ class HiddenTransfer(OwnLayers, AtOnce):
         Returns:
           Logits float32[B, K, Vd], without meaning past `lens`; and the cache.
         """
-        assert state.hidden is not None
-        num_slots = lens.shape[0]
+        hidden, num_slots = state.hidden, lens.shape[0]
+        assert hidden is not None
+        maps: Any  # takes states alone
         maps, target = self.merge(weights.state_map, weights.target)
+        ahead_of = maps(hidden)
         # Rows have places in the cache only as far as the text may grow.
         rows = jnp.minimum(lens, jnp.maximum(state.max_lens - state.lens - 1, 0))
         places = jnp.arange(self.places, dtype=jnp.int32)
@@ -62,7 +64,7 @@ class HiddenTransfer(OwnLayers, AtOnce):
             batch = batch if state.holes is None else after_holes(batch, state.holes)
             slots = jnp.minimum(batch.slot_ids, num_slots - 1)
             ahead = jnp.arange(capacity, dtype=jnp.int32) - batch.cu_q_lens[slots]
-            pseudo = maps(state.hidden)[slots, jnp.minimum(ahead, self.places - 1)]
+            pseudo = ahead_of[slots, jnp.minimum(ahead, self.places - 1)]
             begun = Inner(pseudo, self.first_layer)
             done = target.run(batch, cache, max_q_len=self.places, start=begun)
             of_place = jnp.minimum(batch.cu_q_lens[:-1, None] + places[None], capacity - 1)

@@ -120,21 +120,21 @@ def _inner(
     def merge(draft: Any, target: Any) -> tuple[Any, Any]:
         return nnx.merge(read.graphdef, draft), nnx.merge(target_def, target)
 
-    made = partial(
-        HiddenTransfer if kind == HIDDEN_TRANSFER else OwnLayers,
-        name=read.name,
-        weights=Parts(read.params, read.shared, target_params),
-        merge=merge,
-        vocab_size=model.vocab_size,
-        hidden_size=model.hidden_size,
-        first_layer=config.first_layer,
-        draft_length=draft_length,
-        narrowest=narrowest,
-    )
+    fields: dict[str, Any] = {
+        "name": read.name,
+        "weights": Parts(read.params, read.shared, target_params),
+        "merge": merge,
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.hidden_size,
+        "first_layer": config.first_layer,
+        "draft_length": draft_length,
+        "narrowest": narrowest,
+    }
     if kind == OWN_LAYERS:
-        return made(read_bytes=once)
+        return OwnLayers(**fields, read_bytes=once)
     # One pass drafts all tokens.
-    return made(read_bytes=-(-once // config.places), places=config.places)
+    shared_out = -(-once // config.places)
+    return HiddenTransfer(**fields, read_bytes=shared_out, places=config.places)
 
 
 def _jakiro(read: _Read, target: LoadedModel, draft_length: int, narrowest: int) -> Jakiro:

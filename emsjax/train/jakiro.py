@@ -27,7 +27,8 @@ def jakiro_config(target: LoadedModel, width: int | None) -> JakiroConfig:
       target: the model to draft for.
       width: of each expert; None for that of the states, as in Jakiro's own heads.
     """
-    config, size = target.model.config, target.model.embedding_kernel.shape[1]
+    model: Any = target.model
+    config, size = model.config, model.embedding_kernel.shape[1]
     return JakiroConfig(
         hidden_size=size,
         intermediate_size=width or size,

@@ -117,6 +117,7 @@ def test_drafts_equal_those_of_the_layers_of_transformers(name: str, first_layer
     assert drafted(drafter, near_the_end).tokens[2, :2].tolist() == draft.tokens[2, :2].tolist()
 
 
+@pytest.mark.slow
 def test_sampled_texts_and_their_logprobs_are_those_of_plain_decoding():
     """The jobs refill the slots, some stop early, and some layers have windows."""
     model = tiny_model("qwen2-mixed")

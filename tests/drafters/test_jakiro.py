@@ -148,6 +148,7 @@ def test_drafts_equal_those_of_pytorch(length: int):
     assert len(seen) > min(length, 3), "drafts of one token show little"
 
 
+@pytest.mark.slow
 def test_sampled_texts_and_their_logprobs_are_those_of_plain_decoding():
     """The jobs refill the slots, some stop early, and some layers have windows."""
     model = tiny_model("qwen2-mixed")

@@ -31,14 +31,14 @@ from tests.train import runs
 from tests.train.runs import PROMPTS, log
 from tests.train.test_state_loss import LAYER, LENS, PLACES, batches
 
-FITTING = Fitting(steps=80, rows=4, width=40, unroll=3, learning_rate=5e-3, evaluate_every=40)
+FITTING = Fitting(
+    steps=80, rows=4, width=40, unroll=3, one_ahead=0.0, learning_rate=5e-3, evaluate_every=40
+)
 KINDS = ("hidden-transfer", "jakiro")
 
 
 def training(corpus: Path, output: Path, kind: str) -> Training:
-    solved = kind == "hidden-transfer"
-    fitting = replace(FITTING, one_ahead=0.0 if solved else 0.5)
-    return replace(runs.training(corpus, output, kind=kind, fitting=fitting), layers=None)
+    return replace(runs.training(corpus, output, kind=kind, fitting=FITTING), layers=None)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_the_solution_is_of_use_and_updates_improve_it(trained: dict[str, Path])
 def test_the_loss_of_a_head_falls(trained: dict[str, Path]):
     halfway, end = log(trained["jakiro"])
     assert end.loss < halfway.loss
-    assert end.accepted[0] > 0.2, "guessing would give about 0.01"
+    assert end.accepted[0] > 0.1, "guessing would give about 0.01"
     assert end.accepted[2] > end.accepted[0]
 
 
@@ -95,7 +95,7 @@ def test_a_draft_for_another_target_is_refused(trained: dict[str, Path], kind: s
     [
         ("hidden-transfer", {"places": 0}, "are not all positive"),
         ("hidden-transfer", {"first_layer": 3}, "are not all positive"),
-        ("hidden-transfer", {"places": 7}, r"linear\.kernel has shape .*, expected"),
+        ("hidden-transfer", {"places": 7}, r"linear\.\w+ has shape .*, expected"),
         ("jakiro", {"head_dim": 0}, "are not all positive"),
         ("jakiro", {"intermediate_size": 9}, r"kernel has shape .*, expected"),
         ("jakiro", {"depth": 9}, "unexpected keyword"),
