@@ -130,8 +130,8 @@ def read_weights(
         raise UserError(f"{opened.name} has int8 weights already; load it without quantising it.")
     if quantize == "int4" and not opened.source.int4:
         raise UserError(
-            f"{opened.name} has no weights in 4 bits to keep, and rounding to them costs much quality; "
-            "use a GPTQ, AWQ or compressed-tensors copy of the model, or quantise to int8."
+            f"{opened.name} has no weights in 4 bits to keep, and rounding to them costs much "
+            "quality; use a GPTQ, AWQ or compressed-tensors copy of the model, or quantise to int8."
         )
     whole = model_config(opened.hf_config)
     division = Division(devices, whole, divided)
