@@ -40,12 +40,8 @@ MAX_GRAMMAR_STATES, GRAMMAR_SET_BYTES = 32768, 32 << 20
 DEFAULT_MAX_MODEL_LEN = 4096
 
 # What weights can be turned into when they are loaded.
-QUANTIZATIONS = ("int8", "none")
-# Why "int4" is none of them.
-NO_ROUNDING_TO_INT4 = (
-    "is not supported, because rounding to 4 bits costs too much quality; name a GPTQ, AWQ or "
-    "compressed-tensors copy of the model, whose 4 bits are kept as they are, or choose int8."
-)
+# "int4" only keeps what a checkpoint has in 4 bits.
+QUANTIZATIONS = ("int8", "int4", "none")
 # What weights may be in a forecast. Files hold 4 bits, which are found with more than rounding.
 PLANNED_QUANTIZATIONS = ("int8", "int4")
 # Inputs with a scale of their own in such a file, as most have them.

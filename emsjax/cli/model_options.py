@@ -15,7 +15,6 @@ from emsjax.limits import (
     MAX_BATCH_SIZE,
     MAX_SEED,
     METHODS,
-    NO_ROUNDING_TO_INT4,
     QUANTIZATIONS,
 )
 
@@ -33,7 +32,9 @@ Tokenizer = Annotated[
 Dtype = Annotated[str, option("--dtype", "auto, float32, bfloat16 or float16.", _MODEL, "TYPE")]
 Quantize = Annotated[
     str | None,
-    option("--quantize", "int8: half the weights' memory. none: floats.", _MODEL, "int8|none"),
+    option(
+        "--quantize", "int8: half the weights' memory. int4: kept. none: floats.", _MODEL, "KIND"
+    ),
 ]
 KvDtype = Annotated[
     str | None,
@@ -140,8 +141,6 @@ def check_model_options(options: ModelOptions) -> None:
     for name in ("quantize", "draft_quantize"):
         if (method := getattr(options, name)) is not None:
             option = f"--{name.replace('_', '-')}"
-            if method == "int4":
-                raise UserError(f"{option} int4 {NO_ROUNDING_TO_INT4}")
             _check_choice(option, method, QUANTIZATIONS)
     if options.kv_dtype is not None:
         _check_choice("--kv-dtype", options.kv_dtype, KV_DTYPES)

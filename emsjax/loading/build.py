@@ -105,15 +105,15 @@ def read_weights(
     If devices share the model, the definition is that of each device's part.
 
     Weights are int8 if `quantize` says so. Otherwise they are int8 or 4 bits if the checkpoint has
-    them in int8 with one scale per row, or in 4 bits with scales per group, unless `quantize` is
-    "none". All other parameters have `dtype`.
+    them in int8 with one scale per row, or in 4 bits with scales per group (on a CPU if `quantize`
+    is "int4"), unless `quantize` is "none". All other parameters have `dtype`.
 
     Args:
       opened: the model.
       dtype: type of the activations, and of the parameters that are not quantised.
       progress: called with (tensors read, total tensors).
-      quantize: "int8" to quantise the weights, "none" for floats, or None to keep what the
-        checkpoint has.
+      quantize: "int8" to quantise the weights, "int4" to keep those in 4 bits, "none" for floats,
+        or None to keep what the checkpoint has, but 4 bits not on a CPU.
       devices: the devices to put the parameters on.
       divided: whether each of them gets its part; if not, all get all of them.
 
@@ -128,6 +128,11 @@ def read_weights(
     parameters = plan_parameters(shapes, weight_map, opened.source)
     if quantize == "int8" and opened.source.int8:
         raise UserError(f"{opened.name} has int8 weights already; load it without quantising it.")
+    if quantize == "int4" and not opened.source.int4:
+        raise UserError(
+            f"{opened.name} has no weights in 4 bits to keep, and rounding to them costs much "
+            "quality; use a GPTQ, AWQ or compressed-tensors copy of the model, or quantise to int8."
+        )
     whole = model_config(opened.hf_config)
     division = Division(devices, whole, divided)
     kept = _kept(quantize, graphdef, abstract, parameters, opened.source, division)
@@ -182,8 +187,10 @@ def _kept(
     division: Division,
 ) -> _Kept:
     """Returns the parameters that are not floats."""
-    if quantize is not None:
+    if quantize in ("int8", "none"):
         return _Kept(None if quantize == "int8" else (), {})
+    if quantize is None and jax.default_backend() == "cpu":
+        return _Kept(_held_in_int8(parameters, source.int8), {})  # floats are faster there
     int4 = {}
     for path in in_groups(nnx.merge(graphdef, abstract)) if source.int4 else ():
         if (groups := _groups(path, parameters[path], source.int4, division)) is not None:

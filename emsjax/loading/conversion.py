@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from emsjax.errors import UserError
 from emsjax.host.device import check_device
 from emsjax.host.files import check_free
 from emsjax.loading.build import read_weights
@@ -39,7 +40,9 @@ def convert_model(
     check_device()
     stored = opened.source.dtype if check_dtype(dtype) == "auto" else dtype
     tokenizer = opened.tokenizer()
-    if check_quantize(quantize) is None and opened.source.int4:
+    if check_quantize(quantize) == "int4":
+        raise UserError("quantize 'int4' cannot be converted to; choose int8 or none.")
+    if quantize is None and opened.source.int4:
         quantize = "none"
     _, params = read_weights(opened, stored, progress, quantize)
     quantised = any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(params))

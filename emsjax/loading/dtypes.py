@@ -5,7 +5,7 @@ from collections.abc import Collection
 import jax
 
 from emsjax.errors import UserError
-from emsjax.limits import KV_DTYPES, NO_ROUNDING_TO_INT4, QUANTIZATIONS
+from emsjax.limits import KV_DTYPES, QUANTIZATIONS
 
 NAMES = ("float32", "bfloat16", "float16")
 
@@ -45,8 +45,6 @@ def check_quantize(method: str | None, option: str = "quantize") -> str | None:
     Raises:
       UserError: it is neither.
     """
-    if method == "int4":
-        raise UserError(f"{option} {method!r} {NO_ROUNDING_TO_INT4}")
     return _check_choice(option, method, QUANTIZATIONS)
 
 

@@ -51,6 +51,8 @@ def _random(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Arr
     parts = -(-shape[0] // size)
 
     def part(key: jax.Array) -> jax.Array:
+        if dtype == jnp.int4:
+            return jax.random.randint(key, (size, *shape[1:]), -8, 8, jnp.int8).astype(dtype)
         if dtype == jnp.int8:
             return jax.random.randint(key, (size, *shape[1:]), -127, 128, dtype)
         return jax.random.normal(key, (size, *shape[1:]), dtype) * jnp.asarray(0.02, dtype)

@@ -352,11 +352,11 @@ def test_logits_of_4_bit_weights(tmp_path: Path, number: int):
     """Groups of 32 of 96 inputs are not those of 48 or 24."""
     write_in_4_bits(tmp_path)
     tokens, devices = np.random.default_rng(0).integers(3, 64, (2, 20)), shared_by(number)
-    divided = load_model(tmp_path, devices=devices).model
+    divided = load_model(tmp_path, quantize="int4", devices=devices).model
     down = divided.blocks.mlp.down
     assert down.kernel.dtype == (jnp.int4 if number == 2 else jnp.float32)
     assert divided.blocks.attention.out.kernel_scales.shape == (3, number, 64)
-    alone = our_logits(load_model(tmp_path).model, tokens, 20)
+    alone = our_logits(load_model(tmp_path, quantize="int4").model, tokens, 20)
     np.testing.assert_allclose(
         our_logits(divided, tokens, 20, devices), alone, atol=1e-4 * np.abs(alone).max(), rtol=1e-4
     )
