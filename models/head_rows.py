@@ -67,10 +67,11 @@ def head_context(
         layer: jax.Array,
         scale: float,
         window: int | jax.Array | None = None,
+        sink_tokens: int | jax.Array | None = None,
         soft_cap: float | None = None,
         sinks: jax.Array | None = None,
     ) -> jax.Array:
-        del layer, window, soft_cap, sinks
+        del layer, window, sink_tokens, soft_cap, sinks
         assert cache.text is not None
         assert cache.own is not None
         known = jnp.arange(cache.text[0].shape[1], dtype=jnp.int32)
