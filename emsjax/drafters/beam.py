@@ -151,8 +151,8 @@ def draft_of(beam: Beam, depths: jax.Array, length: int) -> Draft:
     lens = jnp.minimum(depths, beam.done)
     if width == 1:
         more = ((0, 0), (0, length - found.tokens.shape[1]))
-        padded = [jnp.pad(x, more) for x in (found.tokens, found.confidence, found.source)]
-        return Draft(padded[0], lens, *padded[1:])
+        tokens, confidence, source = found.tokens, found.confidence, found.source
+        return Draft(jnp.pad(tokens, more), lens, jnp.pad(confidence, more), jnp.pad(source, more))
     draft = Draft(found.tokens, lens, found.confidence, found.source, found.parents)
     depth = jnp.arange(found.tokens.shape[1], dtype=jnp.int32) // (width * choices_of(width))
     return best_of(draft, jnp.where(depth[None] < depths[:, None], found.shares, 0.0), length)
