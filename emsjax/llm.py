@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import numpy as np
@@ -41,7 +41,7 @@ from emsjax.sampling.adapt import can_indent, classify
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from emsjax.cluster.hosts import Hosts
+    from emsjax.cluster.hosts import Follower, Hosts
 
 
 class LLM:
@@ -258,7 +258,7 @@ class LLM:
         """
         if self._hosts is None or self._hosts.leads:
             raise UserError("host 0 generates; only the others call follow()")
-        follow(self.engine, self._hosts)
+        follow(self.engine, cast("Follower", self._hosts))
 
     def get_tokenizer(self) -> "PreTrainedTokenizerBase":
         """Returns the model's tokenizer.

@@ -88,6 +88,18 @@ class Hosts(ABC):
             self._over = self._left = True
 
     @abstractmethod
+    def agree(self, mine: str, otherwise: str) -> None:
+        """Compares something with what the others have.
+
+        Args:
+          mine: what this host has.
+          otherwise: how the message goes on after the name of a host that has something else.
+
+        Raises:
+          UserError: host 0 finds that another host has something else, or is gone.
+        """
+
+    @abstractmethod
     def _end(self) -> None:
         """Ends a run that went well."""
 

@@ -55,7 +55,7 @@ def find_place(
     address = coordinator_address or os.environ.get(_ADDRESS)
     found: tuple[Any, ...] = address, num_processes, process_id, None
     if None in found[:3]:
-        found = _detected(*found)
+        found = _detected(address, num_processes, process_id)
     address, number, index, devices = found
     missing = [
         name
@@ -71,14 +71,16 @@ def find_place(
     return place
 
 
-def _detected(*known: Any) -> tuple[Any, ...]:
+def _detected(address: str | None, number: int | None, index: int | None) -> tuple[Any, ...]:
     # jax offers this only as a part of `jax.distributed.initialize`, which cannot say which host
     # is missing.
     import jax  # noqa: F401 the module below cannot be the first of jax's
     from jax._src.clusters import ClusterEnv
 
     with foreign("jax cannot find the hosts", _REMEDY):
-        return tuple(ClusterEnv.auto_detect_unset_distributed_params(*known, None, 60))
+        return tuple(
+            ClusterEnv.auto_detect_unset_distributed_params(address, number, index, None, None, 60)
+        )
 
 
 def _check(place: Place) -> None:

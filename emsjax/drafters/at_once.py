@@ -1,6 +1,6 @@
 """Drafting with logits of all places at once, which no guess before them has changed."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,10 @@ class AtOnce(FromStates):
         """
         there = jnp.arange(self.draft_length, dtype=jnp.int32)[None] < places
 
-        def worth_of_places(survival: jax.Array, *_: Any) -> jax.Array:
+        def worth_of_places(
+            survival: jax.Array, found: jax.Array | None = None, compete: bool = False
+        ) -> jax.Array:
+            del found, compete
             return worth(jnp.where(there, survival, 0.0))
 
         ready, length = self.plan(state, worth_of_places)

@@ -223,7 +223,8 @@ def _with_arrays(state: DecodeState, made: dict[int, np.ndarray]) -> DecodeState
     if not made:
         return state
     leaves, tree = jax.tree.flatten(state)
-    changed: DecodeState = tree.unflatten(made.get(n, leaf) for n, leaf in enumerate(leaves))
+    places = [made.get(n, leaf) for n, leaf in enumerate(leaves)]
+    changed: DecodeState = jax.tree.unflatten(tree, places)
     return changed
 
 

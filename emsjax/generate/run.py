@@ -169,7 +169,7 @@ def _load(options: Options, progress: Progress, hosts: "Hosts | None") -> Iterat
     with interrupts_wait():
         from emsjax.llm import LLM
 
-    shared = {} if hosts is None else {"hosts": hosts}
+    shared: dict[str, Any] = {} if hosts is None else {"hosts": hosts}
     llm = LLM(**options.engine(), **shared)
     with when_compiling(progress.compiling):
         yield llm

@@ -106,7 +106,6 @@ class RequestReader:
         if outputs is None:
             return None
         assert isinstance(outputs, StructuredOutputsParams)
-        self._check_devices(params)
         self._tokenizer("structured_outputs need one")
         if stop_ids is not None and not stop_ids:
             raise UserError(

@@ -115,7 +115,8 @@ def fit(
 
     def evaluate(params: nnx.State) -> np.ndarray:
         batches = task.held_out()
-        sums = sum(np.asarray(judge(params, task.frozen, batch), np.float64) for batch in batches)
+        counts = [np.asarray(judge(params, task.frozen, batch), np.float64) for batch in batches]
+        sums = np.sum(counts, axis=0)
         # Longer drafts than the deepest have no more accepted tokens.
         return np.pad(sums, ((0, EVALUATED_LENGTH - len(sums)), (0, 0)))
 

@@ -108,7 +108,7 @@ def fit_inner_states(
         return unroll_states(guess, model, frozen.shared, texts, steps, longest)
 
     guess: Any
-    where = {"layer": config.first_layer, "places": longest}
+    where: dict[str, Any] = {"layer": config.first_layer, "places": longest}
     if isinstance(config, StateMapConfig):
         guess, deepest = StateMap(config, rngs=nnx.Rngs(fitting.seed)), EVALUATED_LENGTH
         learnt = partial(pairs, **where)
