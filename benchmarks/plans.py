@@ -23,7 +23,7 @@ LARGE = {"llama-3-70b": "Llama-3-70B"}
 CHIPS = ("v5e", "v6e")
 WEIGHTS = ("bfloat16", "int8", "int4")
 # Slices that hold the large model with these weights.
-SLICES = (("v5e-8", "int8"),)
+SLICES = (("v6e-8", "bfloat16"), ("v5e-8", "int8"))
 BATCH_SIZE, MAX_MODEL_LEN, CONTEXT = 8, 2048, 1024
 ACCEPTANCE, DRAFT_LENGTH = 0.7, 7
 FILE = Path("benchmarks/results/plans.json")
