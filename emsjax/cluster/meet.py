@@ -8,6 +8,7 @@ import json
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,12 +66,12 @@ def gather(place: Place, facts: Mapping[str, Any], patience_s: float) -> list[Pe
                 if peer is None:
                     continue
                 if (wrong := _misfit(place, peers, peer, said, facts)) is not None:
-                    _tell(peer, {"failed": wrong})
+                    _refuse(peer, wrong)
                     raise UserError(wrong)
                 peers[peer.index] = peer
     except UserError as error:
         for peer in peers.values():
-            _tell(peer, {"failed": str(error)})
+            _refuse(peer, str(error))
         raise
     return [peers[index] for index in sorted(peers)]
 
@@ -125,8 +126,10 @@ def told(leader: Peer, patience_s: float) -> str:
     try:
         said = json.loads(leader.wire.receive(patience_s + _HELLO_S))
     except (EOFError, SilentError) as error:
+        leader.wire.close()
         raise UserError(f"{leader} ended before all hosts had come; see what it says") from error
     if "failed" in said:
+        leader.wire.close()
         raise UserError(said["failed"])
     return str(said["coordinator"])
 
@@ -197,6 +200,12 @@ def _missing(place: Place, peers: Mapping[int, Peer], patience_s: float) -> str:
         f"{which} not come within {patience_s:.0f} s; start the same command there with "
         f"process_id={absent[0]}, where {place.address} can be reached"
     )
+
+
+def _refuse(peer: Peer, why: str) -> None:
+    with suppress(UserError):  # it is gone already
+        _tell(peer, {"failed": why})
+    peer.wire.close()
 
 
 def _tell(peer: Peer, message: Mapping[str, Any]) -> None:

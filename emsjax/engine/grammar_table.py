@@ -1,7 +1,7 @@
 """The tables of grammars in a state, and which rows of them hold which grammar."""
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -183,6 +183,14 @@ class Places:
         self._places.append(place)
         new, place.written = not place.written, True
         return place.first, new
+
+    def of(self, grammar: Automaton, copy: Automaton) -> "Places":
+        """Returns the place of one grammar alone, as that of a copy, which another host has."""
+        place = self._find(grammar)
+        assert place is not None
+        alone = Places(self._size)
+        alone._places = [replace(place, grammar=copy)]
+        return alone
 
     def _find(self, grammar: Automaton) -> _Place | None:
         return next((each for each in self._places if each.grammar is grammar), None)

@@ -6,7 +6,7 @@ files, and tells the others to make the same calls of their engines.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Protocol
@@ -20,10 +20,14 @@ from emsjax.engine.job import Job
 from emsjax.engine.state import DecodeState
 from emsjax.engine.step_costs import StepCosts
 from emsjax.errors import UserError
+from emsjax.sampling.automaton import Vocabulary
+from emsjax.sampling.logprobs import Logprobs
 
 _OTHERWISE = (
     "has other texts in its slots than host 0 after the same steps; report this with both commands"
 )
+# Stands for that of a grammar which travels: a large one would take as long as a step.
+_NO_VOCABULARY = Vocabulary([])
 
 
 class Hosts(Protocol):
@@ -66,9 +70,10 @@ class LeadingEngine(Engine):
         super().__init__(*arguments, **options)
         self._hosts = hosts
         self._cache: Any = None
-        self._prepared: set[tuple[bool, bool]] = set()
+        self._prepared: set[tuple[bool, bool, bool]] = set()
         self._told_costs: StepCosts | None = None
         self._told_classes = self.token_classes
+        self._told_vocabulary: Vocabulary | None = None
 
     def take_state(self) -> DecodeState:
         """See `Engine.take_state`."""
@@ -103,11 +108,11 @@ class LeadingEngine(Engine):
     def ready_for(self, state: DecodeState, job: Job) -> bool:
         """See `Engine.ready_for`."""
         self._check(state)
-        kind = (job.choice.greedy, job.grammar is None)
+        kind = (job.choice.greedy, job.grammar is None, job.scores_prompt)
         if kind not in self._prepared:
             # The others compile meanwhile, too.
             self._prepared.add(kind)
-            self._tell_changes()
+            self._tell_changes(job)
             self._hosts.say("ready_for", _sent(job))
         return super().ready_for(state, job)
 
@@ -122,10 +127,21 @@ class LeadingEngine(Engine):
     ) -> DecodeState:
         """See `Engine.admit`."""
         self._check(state)
-        self._tell_changes()
-        self._hosts.say("admit", slot, _sent(job), source, shared)
+        self._tell_changes(job)
+        sent, place = _sent(job), None
+        if job.grammar is not None and sent.grammar is not None:
+            assert places is not None
+            place = places.of(job.grammar, sent.grammar)
+        # In one message, in which the place's grammar is still that of the job.
+        self._hosts.say("admit", slot, sent, source, shared, place)
         with self._hosts.devices_run():
             return self._held(super().admit(state, slot, job, source, shared, places))
+
+    def score(self, prompt: Sequence[int]) -> Logprobs:
+        """See `Engine.score`."""
+        self._hosts.say("score", tuple(prompt))
+        with self._hosts.devices_run():
+            return super().score(prompt)
 
     def release(self, state: DecodeState, slot: int) -> DecodeState:
         """See `Engine.release`."""
@@ -141,7 +157,7 @@ class LeadingEngine(Engine):
         if state.cache is not self._cache:
             raise UserError("a model on several hosts has one run at a time; end the other first")
 
-    def _tell_changes(self) -> None:
+    def _tell_changes(self, job: Job | None = None) -> None:
         if self.costs is not self._told_costs:
             self._told_costs = self.costs
             self._hosts.say("use_costs", jax.tree.map(np.asarray, self.costs))
@@ -149,6 +165,11 @@ class LeadingEngine(Engine):
         if self.token_classes is not self._told_classes:
             self._told_classes = self.token_classes
             self._hosts.say("use_token_classes", self.token_classes)
+        if job is not None and job.grammar is not None:
+            vocabulary = job.grammar.vocabulary
+            if vocabulary is not self._told_vocabulary:
+                self._told_vocabulary = vocabulary
+                self._hosts.say("use_vocabulary", vocabulary)
 
     def _made_here(self, state: DecodeState) -> dict[int, np.ndarray]:
         """The arrays of a state, by their number, that the host has made and not a program."""
@@ -173,6 +194,7 @@ class _Follower:
     def __init__(self, engine: Engine, hosts: Hosts):
         self._engine, self._hosts = engine, hosts
         self._state: DecodeState | None = None
+        self._vocabulary = _NO_VOCABULARY
         self.forget = engine.forget
         self.use_token_classes = engine.use_token_classes
         self.use_costs = engine.use_costs
@@ -198,12 +220,24 @@ class _Follower:
         if self._hosts.checks:
             self._hosts.agree(digest_of(self._held), _OTHERWISE)
 
-    def ready_for(self, job: Job) -> None:
-        self._engine.ready_for(self._held, job)
+    def use_vocabulary(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
 
-    def admit(self, slot: int, job: Job, source: int | None, shared: int | None) -> None:
+    def ready_for(self, job: Job) -> None:
+        self._engine.ready_for(self._held, _with_vocabulary(job, self._vocabulary))
+
+    def admit(
+        self, slot: int, job: Job, source: int | None, shared: int | None, place: Places | None
+    ) -> None:
+        whole = _with_vocabulary(job, self._vocabulary)
+        if place is not None and job.grammar is not None and whole.grammar is not None:
+            place = place.of(job.grammar, whole.grammar)
         with self._hosts.devices_run():
-            self._state = self._engine.admit(self._held, slot, job, source, shared)
+            self._state = self._engine.admit(self._held, slot, whole, source, shared, place)
+
+    def score(self, prompt: Sequence[int]) -> None:
+        with self._hosts.devices_run():
+            self._engine.score(prompt)
 
     def release(self, slot: int) -> None:
         self._state = self._engine.release(self._held, slot)
@@ -229,5 +263,13 @@ def _with_arrays(state: DecodeState, made: dict[int, np.ndarray]) -> DecodeState
 
 
 def _sent(job: Job) -> Job:
-    """Returns what another host needs of a job."""
-    return replace(job, key=None, group=None, watch=None, watch_logprobs=None)
+    """Returns what another host needs of a job, which is told of the vocabulary once."""
+    needed = replace(job, key=None, group=None, watch=None, watch_logprobs=None)
+    return _with_vocabulary(needed, _NO_VOCABULARY)
+
+
+def _with_vocabulary(job: Job, vocabulary: Vocabulary) -> Job:
+    """Returns a job whose grammar, if it has one, is for another vocabulary."""
+    if job.grammar is None:
+        return job
+    return replace(job, grammar=replace(job.grammar, vocabulary=vocabulary))

@@ -24,11 +24,18 @@ def places():
 
 
 def follow(place, facts):
-    return told(report(place, facts, PATIENCE_S), PATIENCE_S)
+    leader = report(place, facts, PATIENCE_S)
+    address = told(leader, PATIENCE_S)
+    leader.wire.close()
+    return address
 
 
 def lead(place, facts, patience_s=PATIENCE_S):
-    return coordinator(gather(place, facts, patience_s), place)
+    peers = gather(place, facts, patience_s)
+    address = coordinator(peers, place)
+    for peer in peers:
+        peer.wire.close()
+    return address
 
 
 def met(leading, *following):

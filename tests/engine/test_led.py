@@ -11,18 +11,24 @@ import pytest
 from jax.sharding import Mesh
 
 from emsjax.costs import measure
+from emsjax.engine import grammar_table
 from emsjax.engine import slots as slots_module
 from emsjax.engine.devices import Devices
 from emsjax.engine.led import LeadingEngine, follow
 from emsjax.engine.slots import Slots
 from emsjax.engine.stream import decode_stream
 from emsjax.errors import UserError
+from emsjax.sampling.automaton import Vocabulary
 from emsjax.sampling.choice import make_choice
 from emsjax.shapes import SHARDS
 from tests.engine.setup import jobs, make_engine, run_all, tiny_model
 from tests.ladders import two_rungs
+from tests.sampling.languages import automaton_of
+from tests.tiny import VOCAB_SIZE
 
 MODEL = "llama"
+# Tokens 3, 4 and 5 are the letters a, b and c; no other has a text.
+LETTERS = Vocabulary([b"", b"", b"", b"a", b"b", b"c", *[b""] * (VOCAB_SIZE - 6)])
 
 
 class Told:
@@ -97,13 +103,51 @@ def test_a_cancelled_job_is_released_everywhere(make, monkeypatch):
     slots, todo = Slots(leading), jobs(4)
     slots.submit(todo)
     slots.step()
-    slots.cancel(todo[:1])
+    slots.cancel(todo[1:2])  # the longest
     while slots.busy:
         slots.step()
     again.said = told.said
     follow(make(), again)
     assert again.digests == told.digests
     assert "release" in [message[0] for message in told.messages()]
+
+
+def in_language(job, texts):
+    """Returns a job whose output is one of some texts of tokens 3, 4 and 5."""
+    grammar = automaton_of(texts, LETTERS)
+    choice = make_choice(seed=job.key, temperature=1.0, in_grammar=True)
+    return replace(job, grammar=grammar, choice=choice, max_tokens=8)
+
+
+def test_the_others_write_grammars_to_the_same_rows(make, monkeypatch):
+    """There is room for one grammar, so that the second replaces the first."""
+    monkeypatch.setattr(grammar_table, "MAX_GRAMMAR_STATES", grammar_table.BLOCK_ROWS)
+    told, again = Told(), Told()
+    leading = make(kind=partial(LeadingEngine, hosts=told))
+    todo = jobs(4)
+    first = in_language(todo[0], frozenset({b"abc", b"acb"}))
+    todo[2] = replace(first, key=2)
+    todo[3] = in_language(todo[3], frozenset({b"ba"}))
+    ended = run_all(leading, [first, *todo[1:]])
+    assert {ended[n].token_ids[:-1] for n in (0, 2)} <= {(3, 4, 5), (3, 5, 4)}
+    assert ended[3].token_ids[:-1] == (4, 3)
+    again.said = told.said
+    follow(make(), again)
+    assert again.digests == told.digests
+    # What a grammar needs for a step, not the vocabulary, travels with each job.
+    assert [message[0] for message in told.messages()].count("use_vocabulary") == 1
+
+
+def test_the_others_score_the_same_prompts(make, monkeypatch):
+    told, again = Told(), Told()
+    leading = make(kind=partial(LeadingEngine, hosts=told))
+    run_all(leading, [replace(job, scores_prompt=True) for job in jobs(2)])
+    again.said, scored = told.said, []
+    follower = make()
+    monkeypatch.setattr(follower._scorer, "score", lambda _params, prompt: scored.append(prompt))
+    follow(follower, again)
+    assert again.digests == told.digests
+    assert scored == [tuple(job.prompt) for job in jobs(2)]
 
 
 def test_a_state_that_differs_is_seen(make):

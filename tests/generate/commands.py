@@ -70,9 +70,15 @@ class Commands:
         )
 
 
-def ended(processes: Sequence["subprocess.Popen[str]"]) -> list[tuple[int, str]]:
+def ended(
+    processes: Sequence["subprocess.Popen[str]"], timeout: float = 120
+) -> list[tuple[int, str]]:
     """Waits for processes; returns the status of each and what it said."""
-    said = [process.communicate(timeout=120)[1] for process in processes]
+    try:
+        said = [process.communicate(timeout=timeout)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     return [(each.returncode, text) for each, text in zip(processes, said, strict=True)]
 
 

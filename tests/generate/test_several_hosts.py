@@ -15,26 +15,37 @@ import pytest
 
 pytest.importorskip("torch")
 
+import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from tests import tiny
-from tests.generate.commands import ended
+from tests.generate import commands
 from tests.generate.several_hosts import start, start_one
 
 # A tiny model that eight devices can share.
 tiny.TINY["eight"] = ("llama", tiny.LLAMA_SIZES | {"num_attention_heads": 8, "head_dim": 8})
 ROUNDS = int(os.environ.get("EMSJAX_TEST_ROUNDS", "2"))
-JOB = 200
-SMALL = ("--batch-size=3", "--drafter=prompt-lookup", "--draft-length=3", "--max-model-len=128")
+JOB = 60
+CHOICE = ["yes", "yes, of course", "no"]
+# Few shapes of a step: each host compiles its own programs.
+SMALL = ("--batch-size=2", "--drafter=prompt-lookup", "--draft-length=1", "--max-model-len=128")
 
 
 @pytest.fixture(scope="module")
-def model():
-    return tiny.checkpoint("eight")
+def model(tmp_path_factory):
+    return tiny.letter_checkpoint("eight", tmp_path_factory.mktemp("eight") / "model")
 
 
-def write_prompts(file, count, longest):
-    """Writes prompts that repeat themselves, every other one of them to be sampled."""
+def ended(processes):
+    """See `commands.ended`; hosts that share a machine take their time."""
+    return commands.ended(processes, timeout=300)
+
+
+def write_prompts(file, count, longest, more=lambda n: {}):
+    """Writes prompts that repeat themselves, every other one of them to be sampled.
+
+    `more` returns further keys of the line with a number.
+    """
     lines = [
         {
             "id": n,
@@ -42,10 +53,20 @@ def write_prompts(file, count, longest):
             "temperature": n % 2,
             "max_tokens": 5 + n % longest,
             "ignore_eos": True,
+            **more(n),
         }
         for n in range(count)
     ]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def in_turn(n):
+    """Returns keys for greedy texts, then also for those in a grammar and prompts with scores."""
+    if n < 4 or n % 4 == 0:
+        return {"temperature": 0}
+    if n % 4 == 2:
+        return {"prompt_logprobs": 1}
+    return {"structured_outputs": {"choice": CHOICE}, "ignore_eos": False, "max_tokens": 20}
 
 
 def results(file):
@@ -56,9 +77,26 @@ def results(file):
     return found
 
 
+def scores(file):
+    """Returns the log-probabilities of the tokens of all prompts that have them, by id."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return {
+        line["id"]: [each["logprob"] for each in line["prompt_logprobs"][1:]]
+        for line in lines
+        if "prompt_logprobs" in line
+    }
+
+
+def texts_in_grammar(file):
+    """Returns the texts that have a grammar."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return [line["text"] for line in lines if "structured_outputs" in in_turn(line["id"])]
+
+
+@pytest.mark.slow
 def test_two_hosts_with_four_devices_each_write_the_same(model, tmp_path):
     file, one, two = (tmp_path / name for name in ("in", "one", "two"))
-    write_prompts(file, 16, 20)
+    write_prompts(file, 12, 20, in_turn)
     given = ["--input", file, *SMALL]
     alone = start_one(model, [*given, "--output", one])
     ((status, said),) = ended([alone])
@@ -67,6 +105,11 @@ def test_two_hosts_with_four_devices_each_write_the_same(model, tmp_path):
     (status, said), (status_of_other, said_there) = ended([leading, following])
     assert (status, status_of_other) == (0, 0), said + said_there
     assert results(two) == results(one)
+    assert set(texts_in_grammar(two)) <= set(CHOICE)
+    found, expected = scores(two), scores(one)
+    assert found.keys() == expected.keys() == {6, 10}
+    for n, logprobs in found.items():
+        np.testing.assert_allclose(logprobs, expected[n], atol=1e-4)
     assert f", by {model.name} on 2 hosts\n" in said
     assert said_there == "host 1 of 2 works for host 0, which shows the progress\n"
 
@@ -87,7 +130,7 @@ def test_a_host_with_other_weights_is_refused(model, tmp_path):
 
 @pytest.mark.slow
 def test_a_host_may_be_killed_at_any_moment(model, tmp_path):
-    """Jobs of 200 prompts on two hosts, of which one is killed; each is continued."""
+    """Jobs on two hosts, of which one is killed; each is continued."""
     chance = random.Random(26)
     file, one, two = (tmp_path / name for name in ("in", "one", "two"))
     write_prompts(file, JOB, 30)
