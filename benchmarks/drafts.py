@@ -19,8 +19,9 @@ import numpy as np
 
 from benchmarks.common import chat, read_prompts, say
 from benchmarks.logged import LoggedEngine
+from emsjax.drafters.beam import CHOICES, WIDEST
 from emsjax.drafters.prompt_lookup import MOST_MATCHES, PromptLookup
-from emsjax.drafters.recurrent import CHOICES, WIDEST, Recurrent
+from emsjax.drafters.recurrent import Recurrent
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import Drafter, Memoryless, WorthDrafting
 from emsjax.engine.ladder import make_ladder

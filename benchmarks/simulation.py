@@ -25,9 +25,9 @@ from emsjax.cli.markdown import table
 from emsjax.costs.hardware import HARDWARE
 from emsjax.costs.roofline import BANDWIDTH_SHARE, COMPUTE_SHARE, estimated_costs
 from emsjax.drafters import NoDrafter, PromptLookup
+from emsjax.drafters.beam import WIDEST
 from emsjax.drafters.combined import Combined
 from emsjax.drafters.prompt_lookup import MOST_MATCHES
-from emsjax.drafters.recurrent import WIDEST
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.ladder import Rung, make_ladder, narrowest_rows
 from emsjax.engine.sizes import Sizes
