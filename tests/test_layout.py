@@ -267,3 +267,11 @@ def test_no_family_is_named_outside_its_file_and_the_registry():
         texts = {node.value for node in constants if isinstance(node, ast.Constant)}
         others = {name for name in texts & FAMILIES.keys() if home[name] != file.stem}
         assert not others, f"{file.name} names {others}"
+
+
+def test_no_two_test_files_have_one_name():
+    """Folders of tests are no packages, so pytest would import one file for both."""
+    files: dict[str, Path] = {}
+    for file in sorted((ROOT / "tests").rglob("test_*.py")):
+        assert file.name not in files, f"{file} and {files[file.name]}"
+        files[file.name] = file

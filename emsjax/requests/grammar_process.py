@@ -7,6 +7,7 @@ both in JSON.
 
 import base64
 import json
+import re
 import sys
 from array import array
 from typing import Any
@@ -15,10 +16,13 @@ from typing import Any
 _MEMORY, _SECONDS = 1 << 30, 10
 # Bytes that a pattern in a JSON text must not match: they would end the string, or be no JSON.
 _UNSAFE = frozenset([*range(0x20), ord('"'), ord("\\")])
-# What is put before each text in JSON, which never has it. The library also makes an automaton that
-# begins anywhere in a text, and takes time that grows exponentially with the length of strings for
-# it, unless it finds no beginning inside them.
-_BEGIN = r"\x00"
+# What is put around texts, which never have it.
+# Before a text in JSON: the library also makes an automaton that begins anywhere in a text, and
+# takes time that grows exponentially with the length of strings for it, unless it finds no
+# beginning inside them.
+# After each text: where a text may end and also go on, the library drops bytes after which it may
+# not end at once, such as the comma of `a(,a)*`. So no text ends before this.
+_MARK = r"\x00"
 _WHITE = frozenset(b" \t\r\n")
 
 
@@ -81,32 +85,30 @@ def _automaton(
     from outlines_core import Index, Vocabulary
 
     # With bytes as tokens, an index is an automaton over bytes. The id 256 stands for the end.
-    if json_text:
-        regex = f"{_BEGIN}(?:{regex})"
-    index = Index(regex, Vocabulary(256, {bytes([byte]): [byte] for byte in range(256)}))
-    transitions = index.get_transitions()
-    first, ends = index.get_initial_state(), set(index.get_final_states())
+    vocabulary = Vocabulary(256, {bytes([byte]): [byte] for byte in range(256)})
+    index = Index(f"{_MARK if json_text else ''}(?:{_whole(regex)}){_MARK}", vocabulary)
+    transitions, ended = index.get_transitions(), set(index.get_final_states())
+    first = index.get_initial_state()
     if json_text:
         first = transitions.pop(first, {}).get(0)
         if first is None:
             raise ValueError("no text fits it")
-    states = [first, *(state for state in transitions if state != first)]
-    count = len(ends.union(states))
-    if most is not None and count > most:
-        raise _TooManyError(count)
+    states = [first, *(state for state in transitions if state != first and state not in ended)]
+    if most is not None and len(states) > most:
+        raise _TooManyError(len(states))
     number = {state: place for place, state in enumerate(states)}
-    following = []
-    for state in states:
-        row = [-1] * 256
-        for byte, target in transitions.get(state, {}).items():
-            # Final states without a continuation need not be in the index.
-            if byte < 256:
-                if target not in number:
-                    number[target] = len(states)
-                    states.append(target)
+    following = [[-1] * 256 for _ in states]
+    for row, state in zip(following, states, strict=True):
+        for byte, target in transitions[state].items():
+            if byte:
                 row[byte] = number[target]
-        following.append(row)
-    return following, [state in ends for state in states]
+    return following, [transitions[state].get(0) in ended for state in states]
+
+
+def _whole(regex: str) -> str:
+    """Returns an expression of whole texts without the anchors at its ends, which say nothing."""
+    end = re.search(r"(?<!\\)(?:\\\\)*\$\Z", regex)
+    return (regex[:-1] if end else regex).removeprefix("^")
 
 
 def _used(regex: str) -> frozenset[int]:

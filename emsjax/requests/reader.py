@@ -99,8 +99,7 @@ class RequestReader:
           stop_ids: the tokens that end the output; None if they are not known yet.
 
         Raises:
-          UserError: the outputs cannot be compiled, several devices share the model, or nothing
-            could end the outputs.
+          UserError: the outputs cannot be compiled, or nothing could end them.
         """
         outputs = params.structured_outputs
         if outputs is None:

@@ -92,6 +92,15 @@ def accepted_by_hand(given: Recorded, name: str, text: int, length: int) -> list
     return found
 
 
+def emitted_by_hand(given: Recorded, name: str, text: int, length: int) -> list[int]:
+    """Returns the tokens of each step; after the last accepted guess there may be none left."""
+    found, left = [], int(given.lens[text] - given.prompt_lens[text]) - 1
+    for accepted in accepted_by_hand(given, name, text, length):
+        found.append(min(accepted + 1, left))
+        left -= found[-1]
+    return found
+
+
 def test_scores_are_of_the_guesses_that_whole_drafts_show():
     given = recorded()
     found = outcomes_of(given, "chain", 4)
@@ -109,8 +118,8 @@ def test_a_simulation_takes_the_steps_that_a_hand_takes():
     texts, ladder = Texts.of(given), make_ladder(1, 4, prefill_chunk=64)
     way = Way("model", False, 4, False)
     steps = Simulation(texts, way.make(texts), ladder, 1).run(None)
-    by_hand = [accepted_by_hand(given, "chain", text, 4) for text in range(TEXTS)]
-    assert steps.emitted.tolist() == [n + 1 for of_text in by_hand for n in of_text]
+    by_hand = [emitted_by_hand(given, "chain", text, 4) for text in range(TEXTS)]
+    assert steps.emitted.tolist() == [n for of_text in by_hand for n in of_text]
     assert (steps.passes == 4).all()
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,28 @@ def test_choices_are_exact(choice: list[str]):
     assert not any(fits(automaton, text) for text in ["", "axb", "ye", "yes no", "("[:0] + "(("])
 
 
+@pytest.mark.parametrize(
+    "regex",
+    [
+        *("a(,b)*", "(ab)*", "a?(b,)*a?", "(a,?b?)*", "a(,b){0,2}", "(,|ab)+(a,)?", "^a(,a)*$"),
+        *("|ab", "[^,]*", "a.*b", "(a|ab)(,|b,)?", "a|b$"),
+    ],
+)
+def test_texts_of_a_regular_expression_are_those_of_pythons(regex: str):
+    """Among them are texts that may end and go on with what may not end at once."""
+    automaton = _compiled(StructuredOutputsParams(regex=regex), MOST)
+    for length in range(6):
+        for letters in product("ab,", repeat=length):
+            text = "".join(letters)
+            assert fits(automaton, text) == bool(re.fullmatch(regex, text)), text
+    assert fits(automaton, "\u00e9\u00e9") == bool(re.fullmatch(regex, "\u00e9\u00e9"))
+
+
+def test_a_number_alone_may_have_decimals():
+    automaton = compiled('{"type": "number"}')
+    assert all(fits(automaton, text) for text in ("0", "-12", "1.5", "1.5e-3"))
+
+
 def grammar(**given: Any) -> Automaton:
     bytes_of = [b"", *(bytes([byte]) for byte in range(256))]
     return Grammars(lambda: bytes_of, MOST, MOST, "the model").automaton(
@@ -173,6 +196,7 @@ def grammar(**given: Any) -> Automaton:
         ({"json": {"not": {}}}, "'not' in a JSON schema is not supported"),
         ({"json": {"$ref": "#/$defs/x"}}, "has nothing at '#/\\$defs/x'"),
         ({"json": {"type": "string", "pattern": "a.c"}}, "pattern 'a.c' allows a quote"),
+        ({"json": {"type": "string", "pattern": 'a(,")*'}}, "allows a quote"),
         ({"json": {"type": "string", "pattern": "[a&&b]"}}, "cannot be compiled"),
         ({"json": {"type": "string", "format": "ipv4"}}, "format='ipv4' .* give one of date"),
         ({"json": {"type": "object", "required": ["a"]}}, "requires 'a', which is not a property"),

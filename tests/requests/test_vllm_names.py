@@ -192,7 +192,7 @@ def test_true_is_not_one():
         ({"max_num_seqs": 0}, "max_batch_size is 0"),
         ({"speculative_config": {}}, "names neither a method nor a model"),
         ({"speculative_config": "ngram"}, "speculative_config='ngram' must be a dictionary"),
-        ({"speculative_config": {"method": "suffix"}}, "'suffix' is not emsjax's; use 'ngram', or"),
+        ({"speculative_config": {"method": "mtp"}}, "'mtp' is not emsjax's; use 'ngram', or"),
         ({"speculative_config": {"method": "eagle3"}}, "'eagle3' needs a draft"),
         ({"speculative_config": {"method": "suffix"}}, "'suffix' is not emsjax's; use 'ngram', w"),
         ({"speculative_config": {"method": ["ngram"]}}, r"\['ngram'\] is not emsjax's"),

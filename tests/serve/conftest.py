@@ -35,8 +35,8 @@ def llm(model_dir: str) -> LLM:
     return LLM(model_dir, max_batch_size=2, max_model_len=200, planner=False, trace=True)
 
 
-@pytest.fixture(scope="package")
-def backend(llm: LLM) -> Iterator[Backend]:
+@pytest.fixture(scope="package", autouse=True)
+def _strict_services() -> Iterator[None]:
     run = Service._run
 
     def strict(service: Service) -> None:
@@ -46,9 +46,14 @@ def backend(llm: LLM) -> Iterator[Backend]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Service, "_run", strict)
-        backend = Backend(llm, Settings(name=NAME, most_waiting=20, max_body=10_000))
-        yield backend
-        backend.close()
+        yield
+
+
+@pytest.fixture(scope="package")
+def backend(llm: LLM) -> Iterator[Backend]:
+    backend = Backend(llm, Settings(name=NAME, most_waiting=20, max_body=10_000))
+    yield backend
+    backend.close()
 
 
 @contextmanager

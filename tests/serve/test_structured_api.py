@@ -1,12 +1,10 @@
 """Structured output in the forms of the OpenAI API and of vLLM."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
-from emsjax import SamplingParams
 from emsjax.errors import UserError
 from emsjax.requests.structured import StructuredOutputsParams
 from emsjax.serve.backend import Backend
@@ -107,15 +105,3 @@ def test_a_grammar_that_is_too_large_is_refused_with_its_size(
     status, error = refused(client, "/v1/completions", prompt="w5", guided_regex="a{200}")
     assert status == 400
     assert "needs 201 states, more than the 100 states that fit" in error["message"]
-
-
-def test_nothing_is_compiled_for_a_model_on_several_devices(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch
-):
-    reader = backend.llm._reader
-    shared = SimpleNamespace(number=2)
-    loaded = SimpleNamespace(devices=shared, name="tiny", tokenizer=reader._loaded.tokenizer)
-    monkeypatch.setattr(reader, "_loaded", loaded)
-    monkeypatch.setattr(reader, "_grammars", None)  # fails if it is asked
-    with pytest.raises(UserError, match="structured_outputs needs a model on one device"):
-        backend.llm.compile_grammar(SamplingParams(structured_outputs={"regex": "a"}))
