@@ -1,5 +1,6 @@
 """Drafts of a Jakiro head equal those of an implementation in PyTorch, and change no text."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,12 @@ import pytest
 from flax import nnx
 
 from emsjax.drafters import Combined, Jakiro, PromptLookup
+from emsjax.drafters.beam import choices_of
 from emsjax.drafters.eagle import Parts
 from emsjax.engine.draft import Draft
 from emsjax.models.jakiro_head import JakiroConfig, JakiroHead
 from tests.drafters.test_own_layers import SLOTS, busy_state, results
+from tests.drafters.trees import Paths, equal_paths, paths_of
 from tests.engine.setup import jobs, make_engine, oracle_model, own_layers, run_all, tiny_model
 from tests.tiny import oracle
 
@@ -106,45 +109,60 @@ def run_head(head: JakiroHead, states: "torch.Tensor", embedded: "torch.Tensor")
     return x + w[:, :1] * one + w[:, 1:] * other, x + contrast
 
 
-def expected_drafts(
-    name: str, text: Sequence[int], head: JakiroHead, ids: np.ndarray, length: int
-) -> list[int]:
-    """Returns the draft after a text; the head reads the whole text for each token."""
+def expected_tree(
+    name: str, text: Sequence[int], drafter: Jakiro, head: JakiroHead, length: int, width: int
+) -> Paths:
+    """Returns all guesses of a beam; the head reads the whole text for each row."""
     import torch
 
-    target = oracle(name)
+    target, ids = oracle(name), torch.tensor(np.asarray(drafter.weights.token_ids))
+    embed, found = target.model.embed_tokens.weight, {}
     with torch.no_grad():
         read = target.model(torch.tensor([list(text)]), use_cache=False)
-        states, after, found = read.last_hidden_state[0, :-1], list(text[1:]), []
-
-        def likeliest(state: torch.Tensor) -> int:
-            return int(ids[int(target.lm_head(state)[torch.tensor(ids)].argmax())])
-
-        while len(found) < length:
-            embedded = target.model.embed_tokens.weight[torch.tensor(after)]
-            following, later = run_head(head, states, embedded)
-            found.append(likeliest(following[-1]))
-            if len(found) + 1 == length:
-                found.append(likeliest(later[-1]))
-            states = torch.cat([states, following[-1:]])
-            after.append(found[-1])
+        paths: list[Any] = [((), 1.0, read.last_hidden_state[0, :-1], None)]
+        for place in range(length):
+            grown, passes = [], place == 0 or place + 1 < length
+            for path, share, states, contrast in paths:
+                now, after, longer = contrast, None, states
+                if passes:
+                    embedded = embed[torch.tensor([*text[1:], *path])]
+                    now, after = (each[-1:] for each in run_head(head, states, embedded))
+                    longer = torch.cat([states, now])
+                best = target.lm_head(now[0])[ids].softmax(-1).topk(choices_of(width))
+                for chance, index in zip(best.values.tolist(), best.indices, strict=True):
+                    grown.append(((*path, int(ids[index])), share * chance, longer, after))
+            found |= {path: share for path, share, *_ in grown}
+            paths = sorted(grown, key=lambda each: -each[1])[:width]
     return found
 
 
-@pytest.mark.parametrize("length", [1, 2, 4])
-def test_drafts_equal_those_of_pytorch(length: int):
-    pytest.importorskip("torch")
+@functools.cache
+def decoding() -> tuple[JakiroHead, Jakiro, Any]:
+    """Returns a head, its drafter, and slots that decode with it."""
     model = oracle_model("llama3")
     head = jakiro_head(model)
     drafter = jakiro(model, head)
-    state = busy_state(make_engine(model, drafter, SLOTS), steps=5)
-    draft, seen = drafted(drafter, state, length), set()
+    return head, drafter, busy_state(make_engine(model, drafter, SLOTS), steps=5)
+
+
+@pytest.mark.parametrize(("length", "width"), [(1, 1), (2, 1), (4, 1), (3, 2)])
+def test_drafts_equal_those_of_pytorch(length: int, width: int):
+    pytest.importorskip("torch")
+    head, drafter, state = decoding()
+    if width > 1:  # with room for nearly all guesses
+        drafter = dataclasses.replace(drafter, beam_rows=width * SLOTS, draft_length=9)
+    draft, seen = jax.device_get(drafted(drafter, state, length)), set()
     for slot in range(SLOTS):
         text = np.asarray(state.tokens[slot, : int(state.lens[slot])]).tolist()
-        ids = np.asarray(drafter.weights.token_ids)
-        expected = expected_drafts("llama3", text, head, ids, length)
-        assert draft.tokens[slot, : int(draft.lens[slot])].tolist() == expected
-        seen |= set(expected)
+        expected = expected_tree("llama3", text, drafter, head, length, width)
+        if width == 1:
+            longest = list(max(expected, key=len))
+            assert draft.tokens[slot, : draft.lens[slot]].tolist() == longest
+        else:
+            found = paths_of(draft, slot)
+            assert equal_paths(found, expected)
+            assert max(map(len, found)) == length
+        seen |= {path[-1] for path in expected}
     assert len(seen) > min(length, 3), "drafts of one token show little"
 
 
