@@ -45,7 +45,7 @@ BatchSize = Annotated[
     int | None, number("--batch-size", "Samples decoded together. (default: 8)", _MODEL)
 ]
 PrefixSlots = Annotated[
-    int, number("--prefix-slots", "More slots that keep texts to share. (default: 0)", _MODEL)
+    int, number("--prefix-slots", "More slots that keep texts to share.", _MODEL)
 ]
 MaxModelLen = Annotated[
     int | None, number("--max-model-len", "Limit on prompt plus output, in tokens.", _MODEL)

@@ -18,6 +18,7 @@ from emsjax.cluster.meet import Peer
 from emsjax.cluster.wire import SilentError
 from emsjax.errors import UserError, reason
 from emsjax.host.compiling import compiling_now
+from emsjax.host.json_text import to_json
 from emsjax.host.patience import VARIABLE
 
 CHECK = "EMSJAX_CHECK_HOSTS"
@@ -300,7 +301,7 @@ class Follower(Hosts):
 
     def _send(self, message: dict[str, str]) -> None:
         with suppress(OSError):
-            self._peers[0].wire.send(json.dumps(message).encode())
+            self._peers[0].wire.send(to_json(message).encode())
 
 
 def _in_short(error: BaseException) -> str:

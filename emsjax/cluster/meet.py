@@ -15,6 +15,7 @@ from typing import Any
 from emsjax.cluster.place import Place
 from emsjax.cluster.wire import SilentError, Wire
 from emsjax.errors import UserError, reason, short
+from emsjax.host.json_text import to_json
 
 _AGAIN_S = 0.2
 _HELLO_S = 10.0  # in which whoever connects must say who it is
@@ -183,7 +184,7 @@ def _misfit(
             f"process_id, from 0 to {place.number - 1}"
         )
     theirs = dict(said.get("facts", {}))
-    mine = json.loads(json.dumps(facts))  # tuples are lists in JSON
+    mine = json.loads(to_json(facts))  # tuples are lists in JSON
     for name in sorted((mine.keys() | theirs.keys()) - set(_OWN)):
         if theirs.get(name) != mine.get(name):
             here, there = (short(each.get(name, "not given")) for each in (mine, theirs))
@@ -210,6 +211,6 @@ def _refuse(peer: Peer, why: str) -> None:
 
 def _tell(peer: Peer, message: Mapping[str, Any]) -> None:
     try:
-        peer.wire.send(json.dumps(message).encode())
+        peer.wire.send(to_json(message).encode())
     except (OSError, TypeError) as error:
         raise UserError(f"{peer} cannot be told anything ({reason(error)}); start again") from error

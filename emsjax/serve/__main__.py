@@ -68,14 +68,10 @@ def _serve(
     tensor_parallel: shared.TensorParallel = None,
     batch_size: shared.BatchSize = None,
     prefix_slots: shared.PrefixSlots = 0,
-    enable_prefix_caching: Annotated[
-        bool,
-        option(
-            "--enable-prefix-caching/--no-enable-prefix-caching",
-            "Read once what prompts share.",
-            _SERVER,
-        ),
-    ] = True,
+    # A flag of one name: two as long as this would be cut in `--help`.
+    no_enable_prefix_caching: Annotated[
+        bool, option("--no-enable-prefix-caching", "Read all prompts in full.", "Model")
+    ] = False,
     max_model_len: shared.MaxModelLen = None,
     exact: shared.Exact = False,
     method: shared.Method = "ems",
@@ -91,7 +87,9 @@ def _serve(
     ] = 0,
 ) -> Options:
     """Serve a model to clients of the OpenAI API."""
-    return Options(**locals())
+    given = locals()
+    given["enable_prefix_caching"] = not given.pop("no_enable_prefix_caching")
+    return Options(**given)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
