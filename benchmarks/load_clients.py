@@ -16,6 +16,8 @@ from benchmarks.load_requests import BAD, Ask, Wanted, judge
 
 # What a client does next, and how often.
 _DOES = {"stream": 35, "whole": 25, "slow": 5, "leave": 15, "cancel": 10, "bad": 10}
+# The least and the most seconds after which a client cancels a request.
+PATIENCE = (0.05, 4.0)
 # The longest pause of a slow reader between two chunks, and of anybody after a refusal, in seconds.
 _PAUSE = 0.3
 JSON = {"content-type": "application/json"}
@@ -82,7 +84,7 @@ class Clients:
                 if does == "bad":
                     ended = await self._bad(http, rng)
                 elif does in ("whole", "cancel"):
-                    patience = rng.uniform(0.05, 4) if does == "cancel" else None
+                    patience = rng.uniform(*PATIENCE) if does == "cancel" else None
                     ended = await self._whole(http, ask, wanted, patience)
                 else:
                     leaves_at = rng.randrange(12) if does == "leave" else None

@@ -86,7 +86,10 @@ def _automaton(
 
     # With bytes as tokens, an index is an automaton over bytes. The id 256 stands for the end.
     vocabulary = Vocabulary(256, {bytes([byte]): [byte] for byte in range(256)})
-    index = Index(f"{_MARK if json_text else ''}(?:{_whole(regex)}){_MARK}", vocabulary)
+    regex = _whole(regex)
+    if ")" in regex and not json_text:
+        Index(regex, vocabulary)  # raises an error for one like `a)|(b`, which would leave a group
+    index = Index(f"{_MARK if json_text else ''}(?:{regex}){_MARK}", vocabulary)
     transitions, ended = index.get_transitions(), set(index.get_final_states())
     first = index.get_initial_state()
     if json_text:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import serve_load
+from benchmarks import load_clients, serve_load
 from benchmarks.load_requests import Ask, Wanted, judge
 from tests.tiny import chat_checkpoint
 
@@ -42,10 +42,11 @@ def test_answers_under_load_are_those_without(
     model = str(chat_checkpoint("llama", tmp_path / "model"))
     file = tmp_path / "load.json"
     options = ["--model", model, "--max-model-len", "200", "--slots", "2", "--exact"]
-    options += ["--seconds", "6", "--requests", "16", "--output", str(file)]
+    options += ["--seconds", "3", "--requests", "8", "--output", str(file)]
     monkeypatch.setattr(sys, "argv", ["serve_load", *options])
     monkeypatch.setattr(serve_load, "asks", asks)
     monkeypatch.setattr(serve_load, "KILLED_AFTER", 1.0)
+    monkeypatch.setattr(load_clients, "PATIENCE", (0.0, 0.02))
     serve_load.main()
     found = json.loads(file.read_text())
     assert found["problems"] == found["killed"]["problems"] == []

@@ -180,6 +180,8 @@ def grammar(**given: Any) -> Automaton:
         ({"regex": "a", "whitespace_pattern": " "}, "whitespace_pattern is for json, not for rege"),
         ({"regex": "("}, "the regular expression '\\(' cannot be compiled"),
         ({"regex": "(?=a)b"}, "cannot be compiled"),
+        ({"regex": "a)|(?:b"}, "cannot be compiled"),
+        ({"json": {"type": "string", "pattern": "a)|(?:b"}}, "cannot be compiled"),
         ({"choice": ["a" * 9000]}, "the list of 1 choices needs over 8192 states"),
         ({"regex": "a{9000}"}, "needs 9001 states, more than the 8192 states"),
         ({"json": {"type": "number", "multipleOf": 3}}, "'multipleOf' in a JSON schema is not"),
