@@ -33,10 +33,11 @@ def head(name: str) -> Eagle:
     return loaded
 
 
+BRANCHING = ("speculators", "eagle1")
 CASES = [
-    *((name, "chain") for name in FORMS),
-    ("speculators", "beam"),
-    ("eagle1", "beam"),
+    *((name, "chain") for name in FORMS if name not in BRANCHING),
+    *((name, "beam") for name in BRANCHING),
+    *(pytest.param(name, "chain", marks=pytest.mark.slow) for name in BRANCHING),
     pytest.param("speculators", "tree", marks=pytest.mark.slow),
     pytest.param("eagle1", "vanilla", marks=pytest.mark.slow),
 ]

@@ -130,7 +130,7 @@ def test_sampled_texts_and_their_logprobs_are_those_of_plain_decoding():
             np.testing.assert_allclose(chosen, plain, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["ems", "vanilla"])
+@pytest.mark.parametrize("method", ["ems", pytest.param("vanilla", marks=pytest.mark.slow)])
 def test_whatever_drafting_writes_into_the_cache_the_text_is_the_same(method: str):
     """The cache of the vanilla method has holes, as slots accept unlike numbers of tokens."""
     model, todo = tiny_model("llama3"), jobs(8, longest=60)

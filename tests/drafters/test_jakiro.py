@@ -171,7 +171,8 @@ def test_sampled_texts_and_their_logprobs_are_those_of_plain_decoding():
     """The jobs refill the slots, some stop early, and some layers have windows."""
     model = tiny_model("qwen2-mixed")
     alone = results(make_engine(model, "none", 1), 14)
-    engine = make_engine(model, Combined(PromptLookup(7, 3, 1), jakiro(model)), SLOTS, costs=0.5)
+    tree = dataclasses.replace(jakiro(model), beam_rows=2 * SLOTS)
+    engine = make_engine(model, Combined(PromptLookup(7, 3, 1), tree, tree=True), SLOTS, costs=0.5)
     for (tokens, chosen), (expected, plain) in zip(results(engine, 14), alone, strict=True):
         assert tokens == expected
         if plain is not None:

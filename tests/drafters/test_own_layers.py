@@ -119,6 +119,7 @@ def hostile(model: Any, value: float) -> OwnLayers:
     return own_layers(model, state_map)
 
 
+@pytest.mark.slow
 def test_sampled_texts_and_their_logprobs_are_those_of_plain_decoding():
     """The jobs refill the slots, some stop early, and some layers have windows."""
     model = tiny_model("qwen2-mixed")
@@ -131,7 +132,7 @@ def test_sampled_texts_and_their_logprobs_are_those_of_plain_decoding():
                 np.testing.assert_allclose(chosen, plain, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["ems", "vanilla"])
+@pytest.mark.parametrize("method", ["ems", pytest.param("vanilla", marks=pytest.mark.slow)])
 def test_whatever_drafting_writes_into_the_cache_the_text_is_the_same(method: str):
     """The cache of the vanilla method has holes, as slots accept unlike numbers of tokens."""
     model, todo = tiny_model("llama3"), jobs(8, longest=60)
@@ -145,6 +146,7 @@ def test_whatever_drafting_writes_into_the_cache_the_text_is_the_same(method: st
         assert sum(r.metrics.accepted_tokens for r in results) > 0
 
 
+@pytest.mark.slow
 def test_an_int8_cache_is_written_and_read_like_any_other():
     model, todo = with_int8_cache(tiny_model("llama")), jobs(6, longest=60)
     expected = [r.token_ids for r in run_all(make_engine(model, "none", 1, exact=True), todo)]

@@ -104,6 +104,14 @@ def test_drafting_that_did_not_pay_gets_another_try():
     assert np.asarray(expect(experience, 1, K)).max() > before + 0.1
 
 
+def test_a_step_without_drafts_teaches_nothing():
+    """As while drafting rests; the places of an empty draft may hold anything."""
+    none, no_drafts = no_experience(B), int32s([0] * B)
+    nothing = draft_of(0.9)._replace(lens=no_drafts)
+    _, experience = program()(none, nothing, no_drafts, no_drafts)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), experience, none)
+
+
 def test_a_new_request_forgets_its_slots_experience():
     _, experience = after(0.9, [0.1] * B, 50)
     fresh = jax.device_get(jax.jit(forget)(experience, int32s(1)))

@@ -58,7 +58,8 @@ def check(name: str, choice: str = "greedy", costs: float | None = None, **optio
     accepted = sum(m.accepted_tokens for m in metrics)
     assert 0.1 < accepted / sum(m.drafted_tokens for m in metrics) < 0.9
     steps = sum(m.target_steps for m in metrics)
-    assert sum(m.emitted_tokens for m in metrics) / steps > (1.2 if costs else 1.6)
+    # With costs, guesses that seem unlikely are left out. The forest's confidence means nothing.
+    assert sum(m.emitted_tokens for m in metrics) / steps > (1.6 if costs is None else 1.4)
 
 
 def test_greedy():

@@ -2,8 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -34,7 +35,8 @@ from tests.train.test_state_loss import LAYER, LENS, PLACES, batches
 FITTING = Fitting(
     steps=80, rows=4, width=40, unroll=3, one_ahead=0.0, learning_rate=5e-3, evaluate_every=40
 )
-KINDS = ("hidden-transfer", "jakiro")
+TRANSFER, JAKIRO = "hidden-transfer", "jakiro"
+KINDS = (TRANSFER, pytest.param(JAKIRO, marks=pytest.mark.slow))
 
 
 def training(corpus: Path, output: Path, kind: str) -> Training:
@@ -42,69 +44,83 @@ def training(corpus: Path, output: Path, kind: str) -> Training:
 
 
 @pytest.fixture(scope="module")
-def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    outputs = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
-    train(training(corpus, outputs[KINDS[0]], KINDS[0]))
-    shutil.copytree(outputs[KINDS[0]] / "texts", outputs[KINDS[1]] / "texts")
-    train(training(corpus, outputs[KINDS[1]], KINDS[1]))
-    return outputs
+def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Returns a function that trains a draft of a kind, and returns where it is."""
+
+    @cache
+    def output_of(kind: str) -> Path:
+        output = tmp_path_factory.mktemp(kind)
+        if kind == JAKIRO:
+            shutil.copytree(output_of(TRANSFER) / "texts", output / "texts")
+        train(training(corpus, output, kind))
+        return output
+
+    return output_of
 
 
-def test_the_solution_is_of_use_and_updates_improve_it(trained: dict[str, Path]):
-    solved, _, updated = log(trained["hidden-transfer"])
+def test_the_solution_is_of_use_and_updates_improve_it(trained: Callable[[str], Path]):
+    solved, _, updated = log(trained(TRANSFER))
     assert (solved.step, updated.step) == (0, 80)
     assert solved.accepted[0] > 0.05, "guessing would give about 0.01"
     assert updated.loss < solved.loss
     assert updated.accepted[0] > solved.accepted[0]
     assert updated.accepted[3:] == updated.accepted[2:-1], "no draft is longer than its places"
-    manifest = read_manifest(trained["hidden-transfer"] / "draft")
+    manifest = read_manifest(trained(TRANSFER) / "draft")
     assert (manifest.sizes["first_layer"], manifest.sizes["places"]) == (1, 3)
 
 
-def test_the_loss_of_a_head_falls(trained: dict[str, Path]):
-    halfway, end = log(trained["jakiro"])
+@pytest.mark.slow
+def test_the_loss_of_a_head_falls(trained: Callable[[str], Path]):
+    halfway, end = log(trained(JAKIRO))
     assert end.loss < halfway.loss
     assert end.accepted[0] > 0.1, "guessing would give about 0.01"
     assert end.accepted[2] > end.accepted[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_draft_is_accepted_and_does_not_change_the_text(trained: dict[str, Path], kind: str):
+def test_the_draft_is_accepted_and_does_not_change_the_text(
+    trained: Callable[[str], Path], kind: str
+):
     prompts, params = PROMPTS[:6], SamplingParams(max_tokens=40, ignore_eos=True)
     model, options = str(checkpoint("llama3")), {"max_batch_size": 2, "max_model_len": 100}
     plain = LLM(model, drafter="none", **options)
     expected = [out.outputs[0].token_ids for out in plain.generate(prompts, params)]
-    draft = str(trained[kind] / "draft")
+    draft = str(trained(kind) / "draft")
     llm = LLM(model, drafter="draft-model", draft_model=draft, planner=False, **options)
     outputs = llm.generate(prompts, params)
     assert [out.outputs[0].token_ids for out in outputs] == expected
     # As many as training counted on its held-out texts.
     accepted = sum(out.metrics.accepted_tokens for out in outputs)
     steps = sum(out.metrics.drafted_by_position[0] for out in outputs)
-    assert accepted / steps > 0.5 * log(trained[kind])[-1].accepted[-2]
+    assert accepted / steps > 0.5 * log(trained(kind))[-1].accepted[-2]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_draft_for_another_target_is_refused(trained: dict[str, Path], kind: str):
+def test_a_draft_for_another_target_is_refused(trained: Callable[[str], Path], kind: str):
     with pytest.raises(UserError, match=r"was trained for .*; train a draft"):
-        LLM(str(checkpoint("mistral")), draft_model=str(trained[kind] / "draft"))
+        LLM(str(checkpoint("mistral")), draft_model=str(trained(kind) / "draft"))
 
 
 @pytest.mark.parametrize(
     ("kind", "sizes", "message"),
     [
-        ("hidden-transfer", {"places": 0}, "are not all positive"),
-        ("hidden-transfer", {"first_layer": 3}, "are not all positive"),
-        ("hidden-transfer", {"places": 7}, r"linear\.\w+ has shape .*, expected"),
-        ("jakiro", {"head_dim": 0}, "are not all positive"),
-        ("jakiro", {"intermediate_size": 9}, r"kernel has shape .*, expected"),
-        ("jakiro", {"depth": 9}, "unexpected keyword"),
+        (TRANSFER, {"places": 0}, "are not all positive"),
+        (TRANSFER, {"first_layer": 3}, "are not all positive"),
+        (TRANSFER, {"places": 7}, r"linear\.\w+ has shape .*, expected"),
+        pytest.param(JAKIRO, {"head_dim": 0}, "are not all positive", marks=pytest.mark.slow),
+        pytest.param(
+            JAKIRO,
+            {"intermediate_size": 9},
+            r"kernel has shape .*, expected",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(JAKIRO, {"depth": 9}, "unexpected keyword", marks=pytest.mark.slow),
     ],
 )
 def test_a_damaged_draft_is_refused(
-    trained: dict[str, Path], tmp_path: Path, kind: str, sizes: dict, message: str
+    trained: Callable[[str], Path], tmp_path: Path, kind: str, sizes: dict, message: str
 ):
-    shutil.copytree(trained[kind] / "draft", tmp_path / "draft")
+    shutil.copytree(trained(kind) / "draft", tmp_path / "draft")
     file = tmp_path / "draft" / "draft.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"sizes": content["sizes"] | sizes}))
@@ -115,9 +131,9 @@ def test_a_damaged_draft_is_refused(
 @pytest.mark.parametrize(
     ("kind", "given", "message"),
     [
-        ("hidden-transfer", {"layers": 3}, r"layers is 3, but .* has 3 layers"),
-        ("hidden-transfer", {"width": 8}, r"width is 8, .* leave out --width"),
-        ("jakiro", {"layers": 2}, r"layers is 2, .* leave out --layers"),
+        (TRANSFER, {"layers": 3}, r"layers is 3, but .* has 3 layers"),
+        (TRANSFER, {"width": 8}, r"width is 8, .* leave out --width"),
+        (JAKIRO, {"layers": 2}, r"layers is 2, .* leave out --layers"),
     ],
 )
 def test_options_that_a_kind_does_not_have_are_refused(

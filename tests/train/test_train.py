@@ -152,10 +152,12 @@ def test_invalid_prompt_files(tmp_path: Path, content: str, message: str):
 def test_too_few_prompts_are_refused_before_the_target_writes(tmp_path: Path):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt_token_ids": [4, 5]}\n')
+    fitting = replace(FITTING, steps=2, evaluate_every=2)
+    settings = replace(training(file, tmp_path / "run"), fitting=fitting, held_out=0.5)
     with pytest.raises(UserError, match="too few"):
-        train(training(file, tmp_path / "run"))
-    file.write_text("".join(json.dumps({"prompt_token_ids": p}) + "\n" for p in PROMPTS))
-    train(training(file, tmp_path / "run"))
+        train(settings)
+    file.write_text("".join(json.dumps({"prompt_token_ids": p}) + "\n" for p in PROMPTS[:8]))
+    train(settings)
 
 
 def test_training_works_without_matplotlib(
