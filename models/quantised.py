@@ -1,27 +1,15 @@
 """Models whose weights are int8 with one scale per output channel, or 4 bits with one per group."""
 
 from collections.abc import Container, Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from emsjax.models.family import dotted
+from emsjax.models.groups import Groups
 from emsjax.models.layers import Linear
 from emsjax.pallas_kernels.quantised import OFFSETS, SCALE, SCALES, Weights, floats
-
-
-class Groups(NamedTuple):
-    """How weights in 4 bits are divided into groups.
-
-    Attributes:
-      size: inputs of a group.
-      offsets: whether groups have offsets.
-    """
-
-    size: int
-    offsets: bool = False
 
 
 def quantise_shapes(model: nnx.Module, chosen: Container[str] | None = None) -> None:

@@ -19,7 +19,8 @@ from emsjax.loading.weights import Progress, load_params
 from emsjax.models.config import DecoderConfig
 from emsjax.models.division import possible_shares, share_of
 from emsjax.models.family import WeightMap, dotted, rule
-from emsjax.models.quantised import Groups, group_shapes, in_groups, quantise_shapes
+from emsjax.models.groups import Groups
+from emsjax.models.quantised import group_shapes, in_groups, quantise_shapes
 from emsjax.models.sizes import planned_group
 
 # Inputs that share a scale. With fewer, scales take more memory than they save.

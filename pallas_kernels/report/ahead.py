@@ -38,6 +38,7 @@ def attention_call(
     backend: str | None,
     *,
     tree: bool = False,
+    begun: bool = False,
     holed: bool = False,
     sinks: bool = False,
     **options: Any,
@@ -48,6 +49,7 @@ def attention_call(
       work: the shapes.
       backend: of `ragged_attention`.
       tree: whether to pass ancestors.
+      begun: whether to pass `tree_starts`, too.
       holed: whether to pass holes.
       sinks: whether to pass sinks.
       **options: static options of `ragged_attention`.
@@ -72,6 +74,7 @@ def attention_call(
             max_q_len=work.max_q_len,
             scale=head_dim**-0.5,
             ancestors=ancestors if tree else None,
+            tree_starts=jnp.maximum(kv_lens - work.max_q_len, 0) if begun else None,
             holes=some_holes(kv_lens, cache.shape[2]) if holed else None,
             sinks=some_sinks(kv_lens, q.shape[1]) if sinks else None,
             backend=backend,

@@ -1,6 +1,7 @@
 """Compiles our kernels for a GPU without one, and says what they take of a multiprocessor."""
 
 import functools
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,13 +12,15 @@ import jax.numpy as jnp
 
 from emsjax.pallas_kernels.ahead import compile_on
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
+from emsjax.pallas_kernels.quantised import Grouped, Weights
 from emsjax.pallas_kernels.report.ahead import attention_arguments, attention_call
 from emsjax.pallas_kernels.report.registers import Registers, read_kernels
 from emsjax.pallas_kernels.report.work import Work, weights_of
 
 HEADER = ("model", "kernel", "for", "registers", "spilled bytes", "shared KiB")
-# What weights are kept in.
-WEIGHTS = ("bfloat16", "int8")
+# What weights are kept in, and the inputs of a group of 4 bits, or half as many.
+WEIGHTS = ("bfloat16", "int8", "int4")
+GROUP = 128
 
 
 class GPURow(NamedTuple):
@@ -71,18 +74,19 @@ def measure(gpu: str, model: str, work: Work) -> Iterator[GPURow]:
                     yield GPURow(model, f"{one.num_rows} rows, {num_out}x{num_in} {dtype}", found)
 
 
-def layer_product(x: jax.Array, kernels: jax.Array, layer: jax.Array) -> jax.Array:
+def layer_product(x: jax.Array, kernels: Weights, layer: jax.Array) -> jax.Array:
     """The product with a layer's weights, by the GPU's own kernel."""
     return layer_matmul(x, kernels, layer=layer)
 
 
 def _product(dtype: str, num_rows: int, num_out: int, num_in: int) -> tuple[Any, ...]:
     """The abstract arguments of `layer_product`."""
-    return (
-        jax.ShapeDtypeStruct((num_rows, num_in), jnp.bfloat16),
-        jax.ShapeDtypeStruct((2, num_out, num_in), dtype),
-        jax.ShapeDtypeStruct((), jnp.int32),
-    )
+    kernels = jax.ShapeDtypeStruct((2, num_out, num_in), dtype)
+    if dtype == "int4":
+        groups = 2, num_in // math.gcd(num_in, GROUP), num_out
+        kernels = Grouped(kernels, jax.ShapeDtypeStruct(groups, jnp.float32))
+    x = jax.ShapeDtypeStruct((num_rows, num_in), jnp.bfloat16)
+    return x, kernels, jax.ShapeDtypeStruct((), jnp.int32)
 
 
 def _kernels(

@@ -1,5 +1,6 @@
 """The real GPU compiler compiles our kernels, whose registers do not spill. Nothing runs."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -7,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from emsjax.pallas_kernels.ahead import compile_on
 from emsjax.pallas_kernels.gpu_targets import GPUS
+from emsjax.pallas_kernels.report.ahead import attention_arguments, attention_call
 from emsjax.pallas_kernels.report.gpu_kernels import GPURow, measure
+from emsjax.pallas_kernels.report.registers import read_kernels
 from emsjax.pallas_kernels.report.work import MODELS, ragged
+from tests.kernels.test_tpu_compiled import OPTIONS
 
 pytestmark = [pytest.mark.gpu_compiler, pytest.mark.usefixtures("no_compile_cache")]
 
@@ -23,9 +28,10 @@ MOST_REGISTERS, MOST_WITH_INT8_CACHE = 224, 248
 @pytest.mark.parametrize("gpu", ["h100", "a100", "l4"])
 def test_kernels_keep_their_registers(gpu: str, model: str):
     rows = list(measure(gpu, model, ragged(MODELS[model], 8, 8, 2048)))
-    # Attention and four products, bfloat16 and int8, with 1 and 8 rows a slot.
+    # Attention in two dtypes and four products in three, with 1 and 8 rows a slot.
     names = [row.found.kernel for row in rows]
-    assert names == 2 * [*2 * ["ragged_attention"], *8 * ["layer_matmul"]]
+    products = [*8 * ["layer_matmul"], *4 * ["grouped_matmul"]]
+    assert names == 2 * [*2 * ["ragged_attention"], *products]
     for row in rows:
         check(gpu, row)
 
@@ -37,6 +43,16 @@ def check(gpu: str, row: GPURow) -> None:
     assert 0 < row.found.shared_bytes <= GPUS[gpu].block_bytes, row
 
 
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("gpu", ["h100", "a100", "l4"])
+def test_attention_with_every_option(gpu: str, int8: bool, tmp_path: Path):
+    work = ragged(MODELS["llama-3-8b"], 8, 8, 2048)._replace(int8=int8)
+    call = attention_call(work, "gpu" if gpu == "h100" else "gpu-triton", **OPTIONS["all"])
+    compile_on(gpu, call, functools.partial(attention_arguments, work), dump=tmp_path)
+    (found,) = read_kernels(tmp_path)
+    check(gpu, GPURow("llama-3-8b", "int8 cache" if int8 else "", found))
+
+
 def test_command(tmp_path: Path):
     file = tmp_path / "report.json"
     command = [sys.executable, "-m", "emsjax.pallas_kernels.report", "--topology", "a100"]
@@ -45,5 +61,5 @@ def test_command(tmp_path: Path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("Compiled for a100, not run")
     rows = json.loads(file.read_text())["rows"]
-    assert len(rows) == 20
+    assert len(rows) == 28
     assert {"kernel", "registers", "spilled_bytes", "shared_bytes"} < set(rows[0])

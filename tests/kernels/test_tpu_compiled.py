@@ -30,7 +30,10 @@ OTHER_HEADS = {
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "all": {"window": 512, "sink_tokens": 4, "soft_cap": 30.0, "tree": True, "sinks": True},
+    "all": {
+        **{"window": 512, "sink_tokens": 4, "soft_cap": 30.0},
+        **{"tree": True, "begun": True, "sinks": True},
+    },
 }
 TPU_OPTIONS = OPTIONS | {"holes": {"holed": True}}
 

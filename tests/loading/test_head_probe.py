@@ -13,6 +13,7 @@ from tests.drafters.coached import HEADER, plain_text, target
 from tests.drafters.eagle_heads import expected_drafts, head_directory
 
 pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("real_models")
 
 
 def head() -> Any:

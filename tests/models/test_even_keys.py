@@ -14,7 +14,8 @@ from transformers import AutoConfig
 from emsjax.loading.load import load_model
 from emsjax.models.decoder import DecoderLM
 from emsjax.models.even_keys import even_out_keys
-from emsjax.models.quantised import Groups, group_shapes, quantise_shapes
+from emsjax.models.groups import Groups
+from emsjax.models.quantised import group_shapes, quantise_shapes
 from emsjax.models.registry import FAMILIES as ALL
 from tests.engine.setup import tiny_model
 from tests.models.logits import our_logits

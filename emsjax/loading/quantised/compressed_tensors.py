@@ -21,7 +21,7 @@ from emsjax.loading.quantised.format import (
     unpacked,
 )
 from emsjax.loading.sources.int8 import Int8
-from emsjax.models.quantised import Groups
+from emsjax.models.groups import Groups
 
 _SCALE, _ZERO, _GROUP_OF = "weight_scale", "weight_zero_point", "weight_g_idx"
 _IGNORED = (*fp8.IGNORED, "input_zero_point", "weight_shape")

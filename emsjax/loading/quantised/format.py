@@ -8,7 +8,7 @@ import numpy as np
 
 from emsjax.loading.sources.int4 import Int4
 from emsjax.loading.sources.int8 import Int8
-from emsjax.models.quantised import Groups
+from emsjax.models.groups import Groups
 
 Shape = tuple[int, ...]
 # The tensors of one module, by their names after that of the module: "weight", "weight_scale".

@@ -21,7 +21,7 @@ from emsjax.loading.quantised.format import (
     groups_of,
     unpacked,
 )
-from emsjax.models.quantised import Groups
+from emsjax.models.groups import Groups
 
 _BITS = (2, 4, 8)
 

@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from emsjax.loading.sources.int4 import Int4
 from emsjax.loading.sources.int8 import Int8
-from emsjax.models.quantised import Groups
+from emsjax.models.groups import Groups
 
 
 class OnlyFloats:

@@ -11,7 +11,7 @@ from emsjax.loading.sources.int4 import Int4
 from emsjax.loading.sources.int8 import Int8
 from emsjax.loading.sources.safetensors import SafetensorsSource
 from emsjax.loading.sources.torch import TorchSource
-from emsjax.models.quantised import Groups
+from emsjax.models.groups import Groups
 
 
 class TensorSource(Protocol):
