@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks.common import describe, machine, read_prompts, say, spread_evenly, write_json
 from emsjax.cli.markdown import table
+from emsjax.host.json_text import to_json
 
 if TYPE_CHECKING:
     from emsjax.drafters import Drafter
@@ -37,7 +38,7 @@ def main() -> None:
     }
     for name, directory in _drafts(options.trained, target).items():
         results.append(_figures(name, directory, target, sets, options))
-        say(json.dumps(results[-1]))
+        say(to_json(results[-1]))
     files = ("own_prompts", "spec_bench", "output")
     names = {name: getattr(options, name).name for name in files}
     settings = vars(options) | names | {"trained": [result["draft"] for result in results]}

@@ -1,11 +1,11 @@
 """What the clients of `serve_load` ask for, and what the same model answers without a server."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.common import chat
+from emsjax.host.json_text import to_json
 
 _TOPICS = (
     *("rivers", "the moon", "bread", "chess", "volcanoes", "bees", "glass", "tides", "maps"),
@@ -81,7 +81,7 @@ def _ask(number: int) -> Ask:
 
 # Requests that are refused, with the status of their answer.
 BAD: tuple[tuple[int, str, bytes], ...] = tuple(
-    (status, path, body if isinstance(body, bytes) else json.dumps(body).encode())
+    (status, path, body if isinstance(body, bytes) else to_json(body).encode())
     for status, path, body in (
         (400, _TEXT, b"{"),
         (400, _TEXT, {"prompt": "a", "temperature": -1}),

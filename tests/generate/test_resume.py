@@ -19,13 +19,17 @@ def _sorted(path):
     return sorted(path.read_bytes().splitlines())
 
 
-def test_a_run_cut_at_any_byte_ends_with_the_same_records(call, tmp_path):
+@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_run_cut_at_any_byte_ends_with_the_same_records(call, tmp_path, every):
+    """Cuts at some bytes, and at all around the ends of lines."""
     file, path = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     file.write_text(INPUT)
     assert call("--input", file, "--output", path).status == 1
     whole = path.read_bytes()
     expected = _sorted(path)
-    for cut in range(len(whole) + 1):
+    ends = [n for n, byte in enumerate(whole) if byte == ord("\n")]
+    near = {n + step for n in ends for step in (-1, 0, 1, 2)} & set(range(len(whole) + 1))
+    for cut in sorted(near | set(range(0, len(whole), every))):
         path.write_bytes(whole[:cut])
         assert call("--input", file, "--output", path, "--resume").status == 1
         assert _sorted(path) == expected, cut
