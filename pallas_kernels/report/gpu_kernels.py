@@ -81,10 +81,11 @@ def layer_product(x: jax.Array, kernels: Weights, layer: jax.Array) -> jax.Array
 
 def _product(dtype: str, num_rows: int, num_out: int, num_in: int) -> tuple[Any, ...]:
     """The abstract arguments of `layer_product`."""
-    kernels = jax.ShapeDtypeStruct((2, num_out, num_in), dtype)
+    kernels: Any = jax.ShapeDtypeStruct((2, num_out, num_in), dtype)
     if dtype == "int4":
         groups = 2, num_in // math.gcd(num_in, GROUP), num_out
-        kernels = Grouped(kernels, jax.ShapeDtypeStruct(groups, jnp.float32))
+        scales: Any = jax.ShapeDtypeStruct(groups, jnp.float32)
+        kernels = Grouped(kernels, scales)
     x = jax.ShapeDtypeStruct((num_rows, num_in), jnp.bfloat16)
     return x, kernels, jax.ShapeDtypeStruct((), jnp.int32)
 
