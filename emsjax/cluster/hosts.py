@@ -84,14 +84,12 @@ class Hosts(ABC):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        import jax
-
         if error is not None:
             self._leave(error)
         else:
             self._end()
             self._ended = True
-            jax.distributed.shutdown()  # while the others are watched: it waits for them
+            _disconnect()
             self._over = self._left = True
 
     @contextmanager
@@ -328,6 +326,13 @@ def _in_short(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     return str(error) if isinstance(error, UserError) else reason(error)
+
+
+def _disconnect() -> None:
+    """Ends jax's connections while the others are still watched, because it waits for them."""
+    import jax
+
+    jax.distributed.shutdown()
 
 
 def _leave_late(status: int) -> None:
