@@ -27,6 +27,8 @@ _BEATS = 10
 _QUIET, _COMPILING = b"", b"c"
 # In which the main thread leaves by itself once a host is gone, and an error finds its cause.
 _GRACE_S = 3.0
+# In which jax disconnects the hosts at the end, where nothing but a whole run could be spoilt.
+_LAST_GRACE_S = 30.0
 _ENDED = "ended"
 _REST = "what is written is whole, and the same commands with --resume continue it"
 
@@ -62,7 +64,7 @@ class Hosts(ABC):
         self.failure: str | None = None
         self.checks = checks()
         self._patience_s = patience_s
-        self._over = self._left = False
+        self._ended = self._over = self._left = False
         self._busy_since: float | None = None
         for peer in peers:
             threading.Thread(target=self._listen, args=(peer,), daemon=True).start()
@@ -86,7 +88,18 @@ class Hosts(ABC):
             self._leave(error)
         else:
             self._end()
+            self._ended = True
+            _disconnect()
             self._over = self._left = True
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Has the run left if the block raises an error, and only then."""
+        try:
+            yield
+        except BaseException as error:
+            self._leave(error)
+            raise
 
     @abstractmethod
     def agree(self, mine: str, otherwise: str) -> None:
@@ -145,22 +158,29 @@ class Hosts(ABC):
         if self.failure is None:
             self._over = True
             self._give_up(_in_short(error))
-        # jax would wait for the others.
+        # jax would wait for the others, and Python, before that, for threads that compile.
         status = 130 if isinstance(error, KeyboardInterrupt) else 2
         atexit.register(_leave_now, status)
+        threading.Thread(target=_leave_late, args=(status,), daemon=True).start()
         if self.failure is not None and not isinstance(error, KeyboardInterrupt):
             raise UserError(self.failure) from error
 
-    def _lost(self, why: str) -> None:
+    def _lost(self, why: str, at_once: bool = False) -> None:
         """Ends the run; in a thread that watches."""
         if self._over or self.failure is not None:
             return
         self.failure = why
+        if at_once and not self._ended:
+            self._abandon(why)
         self._give_up(why)
-        time.sleep(_GRACE_S)
-        if not self._left:  # the main thread waits for devices, which nothing can end
+        time.sleep(_LAST_GRACE_S if self._ended else _GRACE_S)
+        self._abandon(why)
+
+    def _abandon(self, why: str) -> None:
+        """Ends the process if the main thread does not: it waits for what nothing can end."""
+        if not self._left:
             print(f"error: {why}", file=sys.stderr, flush=True)
-            os._exit(2)
+            _leave_now(2)
 
     def _listen(self, peer: Peer) -> None:
         while not self._over:
@@ -170,7 +190,9 @@ class Hosts(ABC):
                 self._lost(f"{peer} has not answered for {self._patience_s:.0f} s; {_REST}")
                 return
             except EOFError:
-                self._lost(f"{peer} is gone: its process has ended; {_REST}")
+                # jax aborts a process that loses host 0, and does not say why as we do.
+                why = f"{peer} is gone: its process has ended; {_REST}"
+                self._lost(why, at_once=peer.index == 0)
                 return
             if data == _COMPILING:
                 self._still_busy()
@@ -246,7 +268,6 @@ class Leader(Hosts):
             self._answers[peer.index].put(message["has"])
 
     def _end(self) -> None:
-        self._over = True
         self.say(_ENDED, None)
 
     def _give_up(self, why: str) -> None:
@@ -284,19 +305,16 @@ class Follower(Hosts):
             self._messages.put(message)
             return
         if message[1] is None:
-            self._over = True
+            self._ended = True
             self._messages.put(None)
         else:
             self._lost(f"{peer} has ended the run: {message[1]}")
-
-    def _lost(self, why: str) -> None:
-        self._messages.put(None)
-        super()._lost(why)
 
     def _end(self) -> None:
         pass  # the leader has ended it
 
     def _give_up(self, why: str) -> None:
+        self._messages.put(None)
         self._send({"failed": why})
 
     def _send(self, message: dict[str, str]) -> None:
@@ -308,6 +326,18 @@ def _in_short(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     return str(error) if isinstance(error, UserError) else reason(error)
+
+
+def _disconnect() -> None:
+    """Ends jax's connections while the others are still watched, because it waits for them."""
+    import jax
+
+    jax.distributed.shutdown()
+
+
+def _leave_late(status: int) -> None:
+    time.sleep(_GRACE_S)
+    _leave_now(status)
 
 
 def _leave_now(status: int) -> None:

@@ -45,10 +45,14 @@ def join_hosts(
     if place.index == 0:
         peers = gather(place, facts, patience)
         address = coordinator(peers, place)
+        hosts: Hosts = Leader(peers, patience)
     else:
         leader = report(place, facts, patience)
         address = told(leader, patience)
-    with foreign("jax cannot connect the hosts", "let connections between their ports pass"):
+        hosts = Follower(place.index, leader, place.number, patience)
+    # jax would wait for a host that is gone by now, so they already watch each other.
+    remedy = "let connections between their ports pass"
+    with foreign("jax cannot connect the hosts", remedy), hosts.starting():
         jax.distributed.initialize(
             address,
             place.number,
@@ -56,6 +60,4 @@ def join_hosts(
             local_device_ids=place.local_devices,
             initialization_timeout=int(patience),
         )
-    if place.index == 0:
-        return Leader(peers, patience)
-    return Follower(place.index, leader, place.number, patience)
+    return hosts

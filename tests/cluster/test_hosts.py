@@ -2,17 +2,54 @@
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 
+import jax
 import pytest
 
 from emsjax.cluster import hosts as module
+from emsjax.cluster import join
 from emsjax.cluster.hosts import Follower, Leader
 from emsjax.cluster.meet import Peer
+from emsjax.cluster.place import Place
 from emsjax.cluster.wire import Wire
 from emsjax.errors import UserError
 
 LONG_S = 60.0
+# A host whose peer is gone, or which fails itself. A thread, such as one that compiles, goes on.
+HOST = """
+import socket, sys, threading, time
+from emsjax.cli.command import run
+from emsjax.cluster import hosts
+from emsjax.cluster.meet import Peer
+from emsjax.cluster.wire import Wire
+from emsjax.errors import UserError
+
+wait = threading.Event().wait
+hosts._GRACE_S = 0.5
+lead, gone, waits = (word == "True" for word in sys.argv[1:])
+with socket.create_server(("localhost", 0)) as door:
+    here, there = socket.create_connection(door.getsockname()), door.accept()[0]
+if lead:
+    host = hosts.Leader([Peer(1, "second", Wire(here))], 60.0)
+else:
+    host = hosts.Follower(1, Peer(0, "first", Wire(here)), 2, 60.0)
+
+def body():
+    with host:
+        threading.Thread(target=wait).start()
+        if not gone:
+            raise UserError("no disk")
+        there.close()
+        if waits:
+            wait()
+        while True:
+            host.check()
+
+sys.exit(run(body))
+"""
 
 
 @pytest.fixture
@@ -25,6 +62,7 @@ def ends(monkeypatch):
         ended.set()
 
     monkeypatch.setattr(module, "_GRACE_S", 0.3)
+    monkeypatch.setattr(module, "_leave_late", lambda _: None)  # it would end a later test
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(module.atexit, "register", lambda *call: statuses.append(call[1]))
     return statuses, ended
@@ -120,6 +158,60 @@ def test_a_main_thread_that_waits_for_the_devices_of_a_lost_host_is_ended(wires,
         "error: host 1 (second) is gone: its process has ended; what is written is whole, and the "
         "same commands with --resume continue it\n"
     )
+
+
+@pytest.mark.parametrize("lead", [True, False])
+@pytest.mark.parametrize(
+    ("gone", "waits", "said"),
+    [(True, False, "is gone"), (True, True, "is gone"), (False, False, "no disk")],
+)
+def test_no_thread_keeps_a_process(lead, gone, waits, said):
+    given = map(str, (lead, gone, waits))
+    ended = subprocess.run(
+        [sys.executable, "-c", HOST, *given],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=LONG_S,
+    )
+    assert (ended.returncode, ended.stderr.count("error: ")) == (2, 1)
+    assert said in ended.stderr
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_host_that_is_gone_while_jax_connects_is_missed(monkeypatch, wires, ends, which):
+    """Else jax would wait for it for minutes."""
+    place = Place("first:9000", 2, which)
+    peer = Peer(1 - which, "other", wires[0])
+    monkeypatch.setattr(join, "find_place", lambda *_: place)
+    monkeypatch.setattr(join, "gather", lambda *_: [peer])
+    monkeypatch.setattr(join, "report", lambda *_: peer)
+    monkeypatch.setattr(join, "coordinator", lambda *_: "first:9001")
+    monkeypatch.setattr(join, "told", lambda *_: "first:9001")
+
+    def connect(*_, **__):
+        wires[1].close()
+        assert ends[1].wait(LONG_S)
+        raise RuntimeError("not connected")
+
+    monkeypatch.setattr(jax.distributed, "initialize", connect)
+    with pytest.raises(UserError, match=rf"^host {1 - which} \(other\) is gone"):
+        join.join_hosts()
+    assert ends[0][0] == 2
+
+
+def test_a_host_that_is_gone_while_jax_disconnects_is_missed(monkeypatch, wires, ends, lead):
+    leader = lead()
+    monkeypatch.setattr(module, "_LAST_GRACE_S", 0.3)
+
+    def disconnect():
+        wires[1].close()
+        assert ends[1].wait(LONG_S)
+
+    monkeypatch.setattr(jax.distributed, "shutdown", disconnect)
+    with leader:
+        pass
+    assert ends[0] == [2]
 
 
 def test_a_leader_that_ends_is_missed(wires, pair):
