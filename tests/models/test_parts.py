@@ -21,7 +21,7 @@ from emsjax.models.family import dotted
 from tests.engine.switches import PLAIN
 from tests.tiny import LLAMA_SIZES, random_model
 
-FOUR: Any = SimpleNamespace(number=4)
+FOUR: Any = SimpleNamespace(number=4, of_this_process=[0, 1, 2, 3])
 
 
 def parts_of(value: np.ndarray, cut: Cut, shards: int) -> list[np.ndarray]:
