@@ -16,7 +16,7 @@ from emsjax.drafters.chains import as_chains
 from emsjax.engine.draft import ROOT, Draft
 from emsjax.models.hidden_transfer import HiddenTransfer as Maps
 from emsjax.models.hidden_transfer import TransferConfig
-from tests.drafters.test_own_layers import SLOTS, busy_state, results
+from tests.drafters.test_own_layers import SLOTS, assert_same_texts, busy_state, results
 from tests.engine.setup import (
     jobs,
     make_engine,
@@ -124,10 +124,7 @@ def test_sampled_texts_and_their_logprobs_are_those_of_plain_decoding():
     alone = results(make_engine(model, "none", 1), 14)
     tree = hidden_transfer(model, beam_rows=2 * SLOTS)
     engine = make_engine(model, Combined(PromptLookup(7, 3, 1), tree, tree=True), SLOTS, costs=0.5)
-    for (tokens, chosen), (expected, plain) in zip(results(engine, 14), alone, strict=True):
-        assert tokens == expected
-        if plain is not None:
-            np.testing.assert_allclose(chosen, plain, atol=1e-4)
+    assert_same_texts(engine, alone)
 
 
 @pytest.mark.parametrize("method", ["ems", pytest.param("vanilla", marks=pytest.mark.slow)])

@@ -16,7 +16,7 @@ from emsjax.drafters.beam import choices_of
 from emsjax.drafters.eagle import Parts
 from emsjax.engine.draft import Draft
 from emsjax.models.jakiro_head import JakiroConfig, JakiroHead
-from tests.drafters.test_own_layers import SLOTS, busy_state, results
+from tests.drafters.test_own_layers import SLOTS, assert_same_texts, busy_state, results
 from tests.drafters.trees import Paths, equal_paths, paths_of
 from tests.engine.setup import jobs, make_engine, oracle_model, own_layers, run_all, tiny_model
 from tests.tiny import oracle
@@ -173,10 +173,7 @@ def test_sampled_texts_and_their_logprobs_are_those_of_plain_decoding():
     alone = results(make_engine(model, "none", 1), 14)
     tree = dataclasses.replace(jakiro(model), beam_rows=2 * SLOTS)
     engine = make_engine(model, Combined(PromptLookup(7, 3, 1), tree, tree=True), SLOTS, costs=0.5)
-    for (tokens, chosen), (expected, plain) in zip(results(engine, 14), alone, strict=True):
-        assert tokens == expected
-        if plain is not None:
-            np.testing.assert_allclose(chosen, plain, atol=1e-4)
+    assert_same_texts(engine, alone)
 
 
 def test_a_head_that_computes_nothing_but_nan_changes_no_text():

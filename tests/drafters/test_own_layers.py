@@ -112,6 +112,14 @@ def results(engine: Any, count: int) -> list[tuple]:
     return [(r.token_ids, None if r.logprobs is None else r.logprobs.chosen) for r in done]
 
 
+def assert_same_texts(engine: Any, alone: list[tuple]) -> None:
+    """Checks that an engine gives the texts and log-probabilities of `results` of another one."""
+    for (tokens, chosen), (expected, plain) in zip(results(engine, len(alone)), alone, strict=True):
+        assert tokens == expected
+        if plain is not None:
+            np.testing.assert_allclose(chosen, plain, atol=1e-4)
+
+
 def hostile(model: Any, value: float) -> OwnLayers:
     """Makes a draft whose rows fill the cache past the known text with `value`."""
     state_map = linear_map(model, 1, 1.0)
@@ -126,10 +134,7 @@ def test_sampled_texts_and_their_logprobs_are_those_of_plain_decoding():
     alone = results(make_engine(model, "none", 1), 14)
     for drafter in (own_layers(model), Combined(PromptLookup(7, 3, 1), hostile(model, 1e3))):
         engine = make_engine(model, drafter, SLOTS, costs=0.5)
-        for (tokens, chosen), (expected, plain) in zip(results(engine, 14), alone, strict=True):
-            assert tokens == expected
-            if plain is not None:
-                np.testing.assert_allclose(chosen, plain, atol=1e-4)
+        assert_same_texts(engine, alone)
 
 
 @pytest.mark.parametrize("method", ["ems", pytest.param("vanilla", marks=pytest.mark.slow)])

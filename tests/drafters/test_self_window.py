@@ -15,7 +15,7 @@ from emsjax.drafters.self_window import FIRST_STEPS, LIKELY
 from emsjax.engine.acceptance import UNKNOWN
 from emsjax.engine.draft import Draft
 from emsjax.engine.model import View
-from tests.drafters.test_own_layers import SLOTS, busy_state, results
+from tests.drafters.test_own_layers import SLOTS, assert_same_texts, busy_state, results
 from tests.engine.setup import jobs, make_engine, oracle_model, run_all, self_window, tiny_model
 from tests.engine.test_int8_cache import with_int8_cache
 from tests.tiny import oracle
@@ -98,10 +98,7 @@ def test_sampled_texts_and_their_logprobs_are_those_of_plain_decoding():
     alone = results(make_engine(model, "none", 1), 14)
     for drafter in (self_window(model), Combined(PromptLookup(7, 3, 1), hostile(model, 1e3))):
         engine = make_engine(model, drafter, SLOTS, costs=0.5)
-        for (tokens, chosen), (expected, plain) in zip(results(engine, 14), alone, strict=True):
-            assert tokens == expected
-            if plain is not None:
-                np.testing.assert_allclose(chosen, plain, atol=1e-4)
+        assert_same_texts(engine, alone)
 
 
 @pytest.mark.parametrize("method", ["ems", pytest.param("vanilla", marks=pytest.mark.slow)])
