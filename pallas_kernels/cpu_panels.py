@@ -24,9 +24,11 @@ def multiply(name: str, x: jax.Array, kernels: jax.Array, *others: jax.Array) ->
     # Each panel holds its rows side by side, so that vectors hold one input of several rows.
     panels = padded.reshape(-1, width, num_in).swapaxes(1, 2)
     shape = jax.ShapeDtypeStruct((len(panels), num_out, width), jnp.float32)
-    call = jax.ffi.ffi_call(name, shape, vmap_method="sequential")
-    # XLA turns panels into rows as it reads them, or not at all if rows become panels again.
-    return call(panels, kernels, *others).swapaxes(1, 2).reshape(-1, num_out)[:num_rows]
+    out = jax.ffi.ffi_call(name, shape, vmap_method="sequential")(panels, kernels, *others)
+    # XLA turns panels into rows as it reads them, or not at all if rows become panels again. It
+    # does not see that a single panel is read column by column if a reshape comes between.
+    rows = out[0].T if len(out) == 1 else out.swapaxes(1, 2).reshape(-1, num_out)
+    return rows[:num_rows]
 
 
 def _panel_width(num_rows: int) -> int:

@@ -21,7 +21,7 @@ def block_of(block: jax.Array, blocks: jax.Array) -> jax.Array:
 def first_max(rows: jax.Array) -> jax.Array:
     """Returns where each row of float32[W, V] is largest, int32[W]; in a tie, the first place.
 
-    On a CPU it works by blocks. For 64 rows of 49,152 logits this takes 0.2 ms, and `argmax` 7 ms.
+    On a CPU it works by blocks, which is many times as fast as `argmax`.
     """
     return jax.lax.platform_dependent(rows, cpu=_first_max_by_blocks, default=_argmax)
 
@@ -47,20 +47,18 @@ def are_bounded(rows: jax.Array, largest: jax.Array) -> jax.Array:
       rows: float32[W, V].
       largest: float32[W], the number at `first_max`.
     """
-    worst = jax.lax.platform_dependent(
-        rows, largest, cpu=_scaled_sum, default=lambda _rows, largest: largest
-    )
-    return worst < jnp.inf  # which NaN fails
 
+    def compare_all(rows: jax.Array, largest: jax.Array) -> jax.Array:
+        # XLA's maximum passes over NaN on a CPU, unlike that of other devices.
+        del largest
+        columns = rows.T
+        return (columns < jnp.inf).all(axis=0)
 
-def _scaled_sum(rows: jax.Array, largest: jax.Array) -> jax.Array:
-    """Returns a number for each row that is NaN or +inf if a number in the row is.
+    def compare_largest(rows: jax.Array, largest: jax.Array) -> jax.Array:
+        del rows
+        return largest < jnp.inf  # which NaN fails
 
-    XLA's maximum passes over NaN on a CPU, unlike that of other devices. Its sum does not, and
-    takes as long: 0.2 ms for 64 rows of 49,152 logits. The scale keeps sums of large logits finite.
-    """
-    del largest
-    return (rows * (1 / rows.shape[1])).sum(axis=1)
+    return jax.lax.platform_dependent(rows, largest, cpu=compare_all, default=compare_largest)
 
 
 def _argmax(rows: jax.Array) -> jax.Array:
@@ -68,7 +66,11 @@ def _argmax(rows: jax.Array) -> jax.Array:
 
 
 def _first_max_by_blocks(rows: jax.Array) -> jax.Array:
-    blocks = by_blocks(rows)
-    block = jnp.argmax(blocks.max(axis=2), axis=1).astype(jnp.int32)
-    lane = jnp.argmax(block_of(block, blocks), axis=1).astype(jnp.int32)
-    return block * BLOCK + lane
+    # The CPU's products leave logits column by column, see `cpu_panels`. Read so, they need not be
+    # laid out anew, which takes longer than finding the largest.
+    count, width = rows.shape
+    columns = jnp.pad(rows.T, ((0, -width % BLOCK), (0, 0)), constant_values=-jnp.inf)
+    blocks = columns.reshape(-1, BLOCK, count)
+    block = jnp.argmax(blocks.max(axis=1), axis=0).astype(jnp.int32)
+    within = jnp.take_along_axis(blocks, block[None, None], axis=0)[0]
+    return block * BLOCK + jnp.argmax(within, axis=0).astype(jnp.int32)

@@ -1,5 +1,8 @@
 """Temperature, top-k, top-p and min-p work as in `transformers`."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
 from emsjax.sampling import filters as module
 from emsjax.sampling.blocks import first_max, has_maximum
 from emsjax.sampling.filters import Filters, keep, scale
+from emsjax.sampling.vocabulary import WHOLE
 
 WIDTHS = (5, 101, 1000)
 ROWS = 4
@@ -145,3 +150,18 @@ def test_rows_that_hold_no_largest_number_are_found(shape: tuple[int, int]):
             assert found(logits).tolist() == [row % 2 == 1 for row in range(shape[0])]
     assert not found(np.full(shape, -np.inf, np.float32)).any()
     assert not found(np.full(shape, np.nan, np.float32)).any()
+
+
+@pytest.mark.parametrize("rows", [8, 16, 32])
+def test_a_cpu_finds_maxima_where_its_products_leave_them(rows: int):
+    """A change of layout takes longer than the search."""
+
+    def search(x: jax.Array, head: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return WHOLE.first_max(layer_matmul(x, head[None], layer=jnp.int32(0), backend="cpu"))
+
+    x, head = jnp.zeros((rows, 64)), jnp.zeros((1024, 64))
+    text = jax.jit(search).lower(x, head).compile().as_text()
+    computed = text[text.index("ENTRY") :]  # what is inside a fusion is never in memory
+    made = re.findall(r"%(\S+) = f32\[(\S*)\]\S* (?:fusion|copy|transpose)\(", computed)
+    sizes = {name: math.prod(int(n) for n in shape.split(",") if n) for name, shape in made}
+    assert not [name for name, size in sizes.items() if size >= 1024 * rows]
