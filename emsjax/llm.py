@@ -21,7 +21,6 @@ from emsjax.loading.dtypes import check_quantize
 from emsjax.loading.fingerprint import fingerprint
 from emsjax.loading.fit import fewest_devices
 from emsjax.loading.load import find_model, load_model
-from emsjax.requests import vllm_names
 from emsjax.requests.bar import shown_progress
 from emsjax.requests.chat import ChatOptions
 from emsjax.requests.outputs import Piece, RequestOutput
@@ -30,6 +29,10 @@ from emsjax.requests.reader import RequestReader
 from emsjax.requests.request import Request
 from emsjax.requests.runner import RequestRunner
 from emsjax.requests.sampling_params import SamplingParams
+from emsjax.requests.speculative_config import drafting_options
+from emsjax.requests.vllm_llm import LLM_OPTIONS, batch_size, dtype_name, refuse_attribute
+from emsjax.requests.vllm_names import takes_vllm_names
+from emsjax.requests.vllm_requests import CHAT, GENERATE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +47,7 @@ class LLM(RequestRunner):
     with a message that names the counterpart otherwise.
     """
 
-    @vllm_names.takes_vllm_names("an option of LLM", vllm_names.LLM_OPTIONS)
+    @takes_vllm_names("an option of LLM", LLM_OPTIONS)
     def __init__(
         self,
         model: str | None = None,
@@ -153,10 +156,10 @@ class LLM(RequestRunner):
         flags = {"planner": planner, "exact": exact, "trace": trace}
         for option, flag in (flags | {"enable_prefix_caching": shares}).items():
             check_flag(option, flag)
-        options = vllm_names.drafting_options(given, speculative_config)
+        options = drafting_options(given, speculative_config)
         drafting = check_drafting(method, options.pop("drafter"), options)
-        max_batch_size = vllm_names.batch_size(max_batch_size, max_num_seqs, BATCH_SIZE)
-        dtype = vllm_names.dtype_name(dtype)
+        max_batch_size = batch_size(max_batch_size, max_num_seqs, BATCH_SIZE)
+        dtype = dtype_name(dtype)
         check_whole("max_batch_size", max_batch_size, 1, MAX_BATCH_SIZE)
         check_whole("prefix_slots", prefix_slots, 0, MAX_BATCH_SIZE - max_batch_size)
         if hosts is not None:
@@ -229,7 +232,7 @@ class LLM(RequestRunner):
 
         def __getattr__(self, name):
             try:
-                vllm_names.refuse_attribute(name)
+                refuse_attribute(name)
             except UserError as error:
                 raise AttributeError(str(error)) from None
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -261,7 +264,7 @@ class LLM(RequestRunner):
         check_whole("max_model_len", requested, 2, longest)
         return requested
 
-    @vllm_names.takes_vllm_names("an option of generate", vllm_names.GENERATE)
+    @takes_vllm_names("an option of generate", GENERATE)
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -331,7 +334,7 @@ class LLM(RequestRunner):
             for number, (prompt, each) in enumerate(zip(many, params, strict=True))
         ]
 
-    @vllm_names.takes_vllm_names("an option of chat", vllm_names.CHAT)
+    @takes_vllm_names("an option of chat", CHAT)
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
