@@ -1,22 +1,18 @@
 """`LLM`, the Python interface, with the names of vLLM."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import jax
-import numpy as np
 
 from emsjax.build_drafter import build_drafter, check_drafting, drafter_name, find_draft
 from emsjax.build_engine import build_engine, compile_ahead
 from emsjax.costs.pricing import Pricing
 from emsjax.engine.devices import shared_by
 from emsjax.engine.drafter import Drafter
-from emsjax.engine.job import Job
 from emsjax.engine.led import follow
 from emsjax.engine.policy import EMS
-from emsjax.engine.slots import Slots
-from emsjax.engine.stream import decode_stream
 from emsjax.errors import UserError, check_flag, check_name, check_whole, short
 from emsjax.host.cache import use_compile_cache
 from emsjax.host.device import check_device
@@ -24,19 +20,19 @@ from emsjax.limits import BATCH_SIZE, DEFAULT_MAX_MODEL_LEN, MAX_BATCH_SIZE, MAX
 from emsjax.loading.dtypes import check_quantize
 from emsjax.loading.fingerprint import fingerprint
 from emsjax.loading.fit import fewest_devices
-from emsjax.loading.hf.tokenizer import decode
 from emsjax.loading.load import find_model, load_model
-from emsjax.requests import vllm_names
 from emsjax.requests.bar import shown_progress
 from emsjax.requests.chat import ChatOptions
 from emsjax.requests.outputs import Piece, RequestOutput
 from emsjax.requests.prompts import Message, Prompt, conversations, params_of_each, prompt_list
 from emsjax.requests.reader import RequestReader
 from emsjax.requests.request import Request
-from emsjax.requests.samples import Sample, make_samples, request_output
+from emsjax.requests.runner import RequestRunner
 from emsjax.requests.sampling_params import SamplingParams
-from emsjax.requests.service import Service
-from emsjax.sampling.adapt import can_indent, classify
+from emsjax.requests.speculative_config import drafting_options
+from emsjax.requests.vllm_llm import LLM_OPTIONS, batch_size, dtype_name, refuse_attribute
+from emsjax.requests.vllm_names import takes_vllm_names
+from emsjax.requests.vllm_requests import CHAT, GENERATE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,14 +40,14 @@ if TYPE_CHECKING:
     from emsjax.cluster.hosts import Follower, Hosts
 
 
-class LLM:
+class LLM(RequestRunner):
     """A language model that generates text for batches of prompts with speculative decoding.
 
     Names of vLLM that are not here are accepted with the values that change nothing, and refused
     with a message that names the counterpart otherwise.
     """
 
-    @vllm_names.takes_vllm_names("an option of LLM", vllm_names.LLM_OPTIONS)
+    @takes_vllm_names("an option of LLM", LLM_OPTIONS)
     def __init__(
         self,
         model: str | None = None,
@@ -152,18 +148,18 @@ class LLM:
             "min_ngram": min_ngram,
         }
         names = {"model": model, "tokenizer": tokenizer, "draft_model": draft_model}
-        kinds = {"quantize": quantize, "kv_dtype": kv_dtype, "draft_quantize": draft_quantize}
-        for option, name in (names | kinds).items():
+        names |= {"quantize": quantize, "kv_dtype": kv_dtype, "draft_quantize": draft_quantize}
+        for option, name in names.items():
             check_name(option, name)
         check_quantize(draft_quantize, "draft_quantize")
         shares = enable_prefix_caching is None or enable_prefix_caching
         flags = {"planner": planner, "exact": exact, "trace": trace}
         for option, flag in (flags | {"enable_prefix_caching": shares}).items():
             check_flag(option, flag)
-        options = vllm_names.drafting_options(given, speculative_config)
+        options = drafting_options(given, speculative_config)
         drafting = check_drafting(method, options.pop("drafter"), options)
-        max_batch_size = vllm_names.batch_size(max_batch_size, max_num_seqs, BATCH_SIZE)
-        dtype = vllm_names.dtype_name(dtype)
+        max_batch_size = batch_size(max_batch_size, max_num_seqs, BATCH_SIZE)
+        dtype = dtype_name(dtype)
         check_whole("max_batch_size", max_batch_size, 1, MAX_BATCH_SIZE)
         check_whole("prefix_slots", prefix_slots, 0, MAX_BATCH_SIZE - max_batch_size)
         if hosts is not None:
@@ -174,42 +170,26 @@ class LLM:
         find_draft(drafting)
         use_compile_cache()
         check_device()
-        devices = shared_by(
-            fewest_devices(
-                find_model(model),
-                num_slots=max_batch_size + prefix_slots,
-                max_model_len=max_model_len,
-                dtype=dtype,
-                quantize=quantize,
-                kv_dtype=kv_dtype,
+        num_slots = max_batch_size + prefix_slots
+        kinds: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "kv_dtype": kv_dtype}
+        if tensor_parallel_size == "auto":
+            tensor_parallel_size = fewest_devices(
+                find_model(model), num_slots=num_slots, max_model_len=max_model_len, **kinds
             )
-            if tensor_parallel_size == "auto"
-            else int(tensor_parallel_size),
-            ordered_sums=exact,
-        )
+        devices = shared_by(int(tensor_parallel_size), ordered_sums=exact)
         compile_ahead(kv_dtype or dtype)
-        loaded = load_model(
-            model,
-            dtype=dtype,
-            quantize=quantize,
-            kv_dtype=kv_dtype,
-            tokenizer=tokenizer,
-            devices=devices,
-        )
-        self.tokenizer: PreTrainedTokenizerBase | None = loaded.tokenizer
-        self.name = loaded.name
-        self._drafter = build_drafter(drafting, loaded, dtype)
+        loaded = load_model(model, **kinds, tokenizer=tokenizer, devices=devices)
         self.target = loaded.model
+        self._drafter = build_drafter(drafting, loaded, dtype)
         self._hosts = hosts
-        self._token_texts: dict[int, str | None] = {}
         self._requests = 0
         self.max_model_len = self._max_model_len(max_model_len)
-        self._reader = RequestReader(loaded, self.target.vocab_size, self.max_model_len, seed)
-        self.engine = build_engine(
+        reader = RequestReader(loaded, self.target.vocab_size, self.max_model_len, seed)
+        engine = build_engine(
             self.target,
             self._drafter,
-            name=self.name,
-            max_batch_size=max_batch_size + prefix_slots,
+            name=loaded.name,
+            max_batch_size=num_slots,
             max_model_len=self.max_model_len,
             method=method,
             exact=exact,
@@ -220,13 +200,20 @@ class LLM:
         if hosts is not None:
             hosts.agree(
                 fingerprint(find_model(model), self._drafter.weights),
-                f"has another model or draft than host 0, which has {self.name}; name the same on "
-                "all hosts",
+                f"has another model or draft than host 0, which has {loaded.name}; name the same "
+                "on all hosts",
             )
-        self.max_batch_size, self._share_prefixes = max_batch_size, shares
         plans = planner and not exact and self._drafter.draft_length > 0
-        plans = plans and self.engine.policy == EMS
-        self._pricing = Pricing(self.engine, self.name) if plans else None
+        plans = plans and engine.policy == EMS
+        super().__init__(
+            engine,
+            reader,
+            loaded.tokenizer,
+            loaded.name,
+            max_batch_size=max_batch_size,
+            share_prefixes=shares,
+            prices=Pricing(engine, loaded.name) if plans else None,
+        )
 
     def __repr__(self) -> str:
         facts = {
@@ -245,7 +232,7 @@ class LLM:
 
         def __getattr__(self, name):
             try:
-                vllm_names.refuse_attribute(name)
+                refuse_attribute(name)
             except UserError as error:
                 raise AttributeError(str(error)) from None
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -277,7 +264,7 @@ class LLM:
         check_whole("max_model_len", requested, 2, longest)
         return requested
 
-    @vllm_names.takes_vllm_names("an option of generate", vllm_names.GENERATE)
+    @takes_vllm_names("an option of generate", GENERATE)
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -347,7 +334,7 @@ class LLM:
             for number, (prompt, each) in enumerate(zip(many, params, strict=True))
         ]
 
-    @vllm_names.takes_vllm_names("an option of chat", vllm_names.CHAT)
+    @takes_vllm_names("an option of chat", CHAT)
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
@@ -387,205 +374,6 @@ class LLM:
         )
         requests = self._all_requests(conversations(messages), sampling_params, options)
         return self._outputs(requests, use_tqdm)
-
-    def tokenize(self, prompt: Prompt, chat: ChatOptions | None = None) -> tuple[int, ...]:
-        """Returns the token ids of a prompt, of any length.
-
-        Args:
-          prompt: as for `request`.
-          chat: how a conversation is rendered.
-
-        Raises:
-          UserError: the prompt is malformed, or the tokenizer or chat template does not take it.
-        """
-        return self._reader.tokenise(prompt, chat)[1]
-
-    def compile_grammar(self, params: SamplingParams) -> None:
-        """Compiles the structured outputs of some parameters, which `request` would do otherwise.
-
-        A new schema takes a moment, during which other threads may read requests.
-
-        Raises:
-          UserError: they cannot be compiled.
-        """
-        self._reader.grammar(params)
-
-    def service(self, *, most_waiting: int | None = None) -> Service:
-        """Starts a thread that decodes requests which other threads submit.
-
-        The step costs are measured first, unless they are known. While the service runs, it owns
-        the slots: other calls that generate would need memory for as many more.
-
-        Args:
-          most_waiting: the most outputs that may wait for a slot; None for no limit.
-        """
-        prepare = None if self._pricing is None else self._pricing.before_service
-        slots = self._slots(most_waiting=most_waiting)
-        return Service(slots, self.tokenizer, self._token_text, prepare)
-
-    def _slots(self, on_progress: Callable[[int], None] | None = None, **options: Any) -> Slots:
-        return Slots(
-            self.engine,
-            on_progress,
-            most_running=self.max_batch_size,
-            share_prefixes=self._share_prefixes,
-            **options,
-        )
-
-    def request(
-        self,
-        prompt: Prompt,
-        params: SamplingParams,
-        request_id: str,
-        chat: ChatOptions | None = None,
-    ) -> Request:
-        """Tokenises and checks one prompt.
-
-        Args:
-          prompt: text, token ids, or the messages of a conversation.
-          params: how to decode it.
-          request_id: returned with the result. If `params` has no seed, the request derives one
-            from this and the seed of the `LLM`.
-          chat: how a conversation is rendered.
-
-        Raises:
-          UserError: the prompt is empty, too long or outside the vocabulary, the prompt or its
-            parameters need a tokenizer and the model has none, or the parameters do not fit the
-            model.
-        """
-        request = self._reader.read(prompt, params, request_id, chat)
-        if params.adapt_temperature is not None:
-            self._classify_tokens()
-        return request
-
-    def _classify_tokens(self) -> None:
-        """Tells the engine, once, which tokens are blanks and line breaks.
-
-        Raises:
-          UserError: no text of these tokens has an indented line.
-        """
-        # Only `adapt_temperature` needs this, and decoding the whole vocabulary takes a while.
-        if self.tokenizer is not None and not self.engine.token_classes.any():
-            count = min(self.target.vocab_size, len(self.tokenizer))
-            texts = [decode(self.tokenizer, [token]) for token in range(count)]
-            classes = np.zeros(self.target.vocab_size, np.uint8)
-            classes[:count] = classify(texts)
-            self.engine.use_token_classes(classes)
-        if not can_indent(self.engine.token_classes):
-            raise UserError(
-                f"adapt_temperature has no effect with {self.name}, whose tokens hold no line "
-                "break followed by blanks; leave it out"
-            )
-
-    def run(
-        self,
-        requests: Iterable[Request | None],
-        *,
-        on_progress: Callable[[int], None] | None = None,
-    ) -> Iterator[RequestOutput]:
-        """Generates for a stream of requests, in constant memory.
-
-        Args:
-          requests: taken one by one as slots become free, and some ahead of that, to see whether
-            the run is long and whether requests are waiting. A request of None means that the next
-            one is not ready yet: the engine continues with the requests that it has, which it
-            cannot do while it waits for the iterator. If taking a request raises an error, the
-            requests before it are finished first.
-          on_progress: called with the number of tokens generated since the last call.
-
-        Yields:
-          Each result when it is final, in the order in which the requests finish.
-
-        Raises:
-          UserError: the device ran out of memory.
-        """
-        for sample in self._finished(requests, on_progress, streaming=False):
-            if sample is not None and sample.is_last:
-                yield request_output(sample.siblings, self._token_text)
-
-    def run_streaming(
-        self,
-        requests: Iterable[Request | None],
-        *,
-        on_progress: Callable[[int], None] | None = None,
-    ) -> Iterator[Piece]:
-        """Generates like `run`, yielding each piece of text as soon as it is final.
-
-        Args:
-          requests: as for `run`.
-          on_progress: as for `run`.
-
-        Yields:
-          Pieces of all outputs as they are generated. The last piece of a request has its result.
-
-        Raises:
-          UserError: the device ran out of memory.
-        """
-        live: dict[Sample, None] = {}
-        for sample in self._finished(requests, on_progress, streaming=True, started=live):
-            if sample is None:
-                yield from (each.piece(self._token_text) for each in live if each.waiting)
-                continue
-            del live[sample]
-            last = request_output(sample.siblings, self._token_text) if sample.is_last else None
-            yield sample.piece(self._token_text, last)
-
-    def _finished(
-        self,
-        requests: Iterable[Request | None],
-        on_progress: Callable[[int], None] | None,
-        *,
-        streaming: bool,
-        started: dict[Sample, None] | None = None,
-    ) -> Iterator[Sample | None]:
-        """Yields samples when they finish, and None whenever unfinished ones have new tokens.
-
-        Samples that have started are added to `started`.
-        """
-
-        def jobs() -> Iterator[Job | None]:
-            number = 0
-            for request in requests:
-                if request is None:
-                    yield None
-                    continue
-                for sample in make_samples(request, self.tokenizer, streaming, number):
-                    if started is not None:
-                        started[sample] = None
-                    yield sample.job()
-                number += 1
-
-        try:
-            slots = self._slots(on_progress)
-            if self._pricing is not None:
-                requests = self._pricing.before_run(requests, slots.when_empty)
-            for finished in decode_stream(slots, jobs()):
-                if finished is None:
-                    yield None
-                    continue
-                sample: Sample = finished.job.key  # type: ignore[assignment]
-                sample.finish(finished)
-                yield sample
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise UserError(
-                f"the device ran out of memory with {self.engine.num_slots} samples of "
-                f"{self.engine.capacity} tokens; lower max_batch_size or max_model_len"
-            ) from error
-
-    def _token_text(self, token: int) -> str | None:
-        """The text of a token decoded alone; None without a tokenizer, or if that fails."""
-        if self.tokenizer is None:
-            return None
-        if token not in self._token_texts:
-            # Log-probabilities also name tokens that no text contains, and models have more tokens
-            # than their tokenizers.
-            try:
-                self._token_texts[token] = decode(self.tokenizer, [token])
-            except UserError:
-                self._token_texts[token] = None
-        return self._token_texts[token]
 
 
 def _devices_of(hosts: "Hosts", asked: int | str) -> int:

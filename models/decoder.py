@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from emsjax.engine.packing import PackedBatch
 from emsjax.engine.sizes import Sizes
 from emsjax.models.config import DecoderConfig, Experts
 from emsjax.models.context import cache_spec, layer_context
+from emsjax.models.embedder import Embedder
 from emsjax.models.experts import ExpertLinear, ExpertMLP
 from emsjax.models.layers import (
     MLP,
@@ -25,20 +26,14 @@ from emsjax.models.layers import (
     rotate,
     soft_capped,
 )
-from emsjax.models.shared_rows import (
-    DividedRows,
-    Table,
-    look_up,
-    part_of_shard,
-    without_padding,
-)
+from emsjax.models.shared_rows import Table, part_of_shard, without_padding
 from emsjax.models.sizes import exchanges
 from emsjax.pallas_kernels.backends import target_platform
 from emsjax.pallas_kernels.cache_update.api import move_kv
 from emsjax.pallas_kernels.int8_cache import Cache, int8_cache_spec
 from emsjax.pallas_kernels.kv_rows import LANES
 from emsjax.pallas_kernels.layer_matmul.api import matmul
-from emsjax.pallas_kernels.quantised import Weights, bits_of, weights_of
+from emsjax.pallas_kernels.quantised import Weights, bits_of
 
 
 class Attention(nnx.Module):
@@ -158,57 +153,6 @@ class Block(nnx.Module):
 
     def _scaled(self, added: jax.Array) -> jax.Array:
         return added if self.residual_scale == 1 else added * self.residual_scale
-
-
-class Embedder(nnx.Module):
-    """Token embeddings, learned position embeddings, and projections to and from the embedding.
-
-    Position embeddings exist only in models without a rotary embedding. Projections exist only if
-    the token embedding is narrower than the hidden states.
-
-    `models.quantised` turns the token embedding into int8 and adds `tokens_scale`.
-    """
-
-    quantisable: ClassVar[str] = "tokens"
-
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        width = config.embedding_size or config.hidden_size
-        init = nnx.initializers.normal(0.02)
-        self.tokens = nnx.Param(init(rngs.params(), (config.vocab_rows, width), jnp.float32))
-        self.tokens_scale: nnx.Param | None = None
-        rows = config.max_positions + config.position_offset
-        self.positions = (
-            nnx.Param(init(rngs.params(), (rows, config.hidden_size), jnp.float32))
-            if config.rope is None
-            else None
-        )
-        narrow, sizes = config.embedding_size is not None, (width, config.hidden_size)
-        self.project_in = Linear(*sizes, bias=False, rngs=rngs) if narrow else None
-        self.project_out = Linear(*sizes[::-1], bias=False, rngs=rngs) if narrow else None
-        self.position_offset = config.position_offset
-        self.scale = config.embedding_scale
-        self.divided = config.shards > 1
-
-    @property
-    def weights(self) -> Weights:
-        """The token embedding [V, E], together with its scale if it is quantised."""
-        return weights_of(self, "tokens")
-
-    @property
-    def table(self) -> Table:
-        """The token embedding, to look rows up in."""
-        return DividedRows(self.weights) if self.divided else self.weights
-
-    def __call__(self, batch: PackedBatch, dtype: jnp.dtype) -> jax.Array:
-        """Returns the hidden states [T, D] before the first layer, in `dtype`."""
-        x = look_up(self.table, batch.tokens).astype(dtype)
-        if self.scale != 1:
-            x = x * jnp.asarray(self.scale, dtype)
-        if self.project_in is not None:
-            x = self.project_in(x)
-        if self.positions is not None:
-            x = x + self.positions[...][batch.positions + self.position_offset].astype(dtype)
-        return x
 
 
 def _is_kernel(path: tuple, value: object) -> bool:

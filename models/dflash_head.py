@@ -6,25 +6,23 @@ projection are the target's.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from emsjax.engine.packing import PackedBatch
+from emsjax.models.cached_head import CachedHead
 from emsjax.models.config import DecoderConfig
-from emsjax.models.context import cache_spec, layer_context
+from emsjax.models.context import layer_context
 from emsjax.models.decoder import Attention, Block, contained
 from emsjax.models.layers import (
     LayerContext,
-    Linear,
     RMSNorm,
     normed_heads,
     rotate,
     soft_capped,
 )
-from emsjax.pallas_kernels.cache_update.api import move_kv
 from emsjax.pallas_kernels.int8_cache import Cache
 from emsjax.pallas_kernels.layer_matmul.api import matmul
 from emsjax.pallas_kernels.quantised import Weights, take_rows
@@ -53,7 +51,7 @@ class DFlashConfig:
     soft_cap: float | None = None
 
 
-class DFlashHead(nnx.Module):
+class DFlashHead(CachedHead):
     """A head, with the tensors that its checkpoint has."""
 
     def __init__(
@@ -67,23 +65,12 @@ class DFlashHead(nnx.Module):
           dtype: type of the activations.
         """
         layers = config.layers
-        self.config = config
-        self.dtype = jnp.dtype(dtype)
         width, eps = layers.hidden_size, layers.norm_eps
-        self.fc = Linear(config.fused * width, width, bias=False, rngs=rngs)
+        super().__init__(layers, config.fused * width, bias=False, rngs=rngs, dtype=dtype)
+        self.config = config
         self.read_norm = RMSNorm(width, eps)
         self.layers = nnx.List([Block(layers, None, rngs=rngs) for _ in range(layers.num_layers)])
         self.norm = RMSNorm(width, eps)
-
-    def cache_spec(self, num_slots: int, capacity: int) -> Any:
-        """Returns the shape and type of the head's K/V cache for B slots of S tokens."""
-        return cache_spec(self.config.layers, self.dtype, num_slots, capacity)
-
-    def move_kv(
-        self, cache: Cache, sources: jax.Array, targets: jax.Array, moved: jax.Array
-    ) -> Cache:
-        """Moves the K/V of tokens within their slots; see `engine.model.Model.move_kv`."""
-        return move_kv(cache, sources, targets, moved)
 
     def read(self, batch: PackedBatch, states: jax.Array, cache: Cache, *, max_q_len: int) -> Cache:
         """Writes K/V of tokens that the target has read.

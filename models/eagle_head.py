@@ -18,11 +18,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from emsjax.engine.packing import PackedBatch
+from emsjax.models.cached_head import CachedHead
 from emsjax.models.config import DecoderConfig
-from emsjax.models.context import cache_spec, layer_context
+from emsjax.models.context import layer_context
 from emsjax.models.decoder import Attention, Block
 from emsjax.models.layers import MLP, LayerContext, Linear, RMSNorm, normed
-from emsjax.pallas_kernels.cache_update.api import move_kv
 from emsjax.pallas_kernels.int8_cache import Cache
 from emsjax.pallas_kernels.layer_matmul.api import matmul
 from emsjax.pallas_kernels.quantised import Weights, take_rows
@@ -95,7 +95,7 @@ class FirstLayer(nnx.Module):
         return states + mixed, cache
 
 
-class EagleHead(nnx.Module):
+class EagleHead(CachedHead):
     """A head, with the tensors that its checkpoint has."""
 
     first_layer: ClassVar[type[FirstLayer]] = FirstLayer
@@ -111,11 +111,10 @@ class EagleHead(nnx.Module):
           dtype: type of the activations.
         """
         layers = config.layers
-        self.config = config
-        self.dtype = jnp.dtype(dtype)
         width, eps = layers.hidden_size, layers.norm_eps
         read = config.fused * config.target_size or width + config.target_size
-        self.fc = Linear(read, width, bias=config.bias, rngs=rngs)
+        super().__init__(layers, read, bias=config.bias, rngs=rngs, dtype=dtype)
+        self.config = config
         self.all_norm = RMSNorm(read, eps) if config.norm_of_all else None
         each = config.fused if config.norm_of_each else 0
         self.each_norm = nnx.List([RMSNorm(config.target_size, eps) for _ in range(each)])
@@ -129,10 +128,6 @@ class EagleHead(nnx.Module):
         init = nnx.initializers.normal(0.02)
         own = config.own_embedding
         self.tokens = nnx.Param(init(rngs.params(), shape, jnp.float32)) if own else None
-
-    def cache_spec(self, num_slots: int, capacity: int) -> Any:
-        """Returns the shape and type of the head's K/V cache for B slots of S tokens."""
-        return cache_spec(self.config.layers, self.dtype, num_slots, capacity)
 
     def embed(self, tokens: jax.Array, embedding: Weights) -> jax.Array:
         """Returns the embedding [W, D] of tokens int32[W], by the target's unless it has its own.
@@ -196,9 +191,3 @@ class EagleHead(nnx.Module):
             return None
         hidden = states if self.config.feeds_normed else normed(self.norm, states)
         return matmul(hidden, self.head.weights, jnp.dtype(jnp.float32))
-
-    def move_kv(
-        self, cache: Cache, sources: jax.Array, targets: jax.Array, moved: jax.Array
-    ) -> Cache:
-        """Moves the K/V of tokens within their slots; see `engine.model.Model.move_kv`."""
-        return move_kv(cache, sources, targets, moved)

@@ -5,7 +5,7 @@ row of the text sees the rows before it. A row of a draft sees those before the 
 one at the place, and the draft's own rows.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,14 +64,10 @@ def head_context(
         q: jax.Array,
         cache: HeadRows,
         *,
-        layer: jax.Array,
         scale: float,
-        window: int | jax.Array | None = None,
-        sink_tokens: int | jax.Array | None = None,
-        soft_cap: float | None = None,
-        sinks: jax.Array | None = None,
+        **others: Any,
     ) -> jax.Array:
-        del layer, window, sink_tokens, soft_cap, sinks
+        del others  # the head has one layer, and nothing that these change
         assert cache.text is not None
         assert cache.own is not None
         known = jnp.arange(cache.text[0].shape[1], dtype=jnp.int32)

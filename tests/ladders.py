@@ -22,6 +22,13 @@ def _shortened(ladder: tuple[Rung, ...], draft_length: int) -> tuple[Rung, ...]:
     return tuple(sorted({ladder[0], *drafts[:1], *drafts[-1:], ladder[-1]}))
 
 
+def two_rungs_for(
+    platform: str, num_slots: int, draft_length: int, *, exact: bool = False
+) -> tuple[Rung, ...]:
+    """Returns the last two rungs of `short_ladder_for`."""
+    return short_ladder_for(platform, num_slots, draft_length, exact=exact)[-2:]
+
+
 def two_rungs(num_slots: int, draft_length: int, **options: Any) -> tuple[Rung, ...]:
     """Returns the rung of most draft tokens, or the plain one, and that of most prompt tokens."""
     return short_ladder(num_slots, draft_length, **options)[-2:]

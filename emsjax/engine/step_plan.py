@@ -21,7 +21,7 @@ from emsjax.engine.ladder import Rung, for_drafts
 from emsjax.engine.policy import EMS, Policy
 from emsjax.engine.state import DecodeState
 from emsjax.engine.tree import Tree
-from emsjax.engine.worth import Economics, most_worth
+from emsjax.engine.worth import Economics, Worth, most_worth
 
 # While a prompt is read, a draft token takes a row from it only if it is at least this likely to be
 # accepted.
@@ -93,21 +93,17 @@ def make_plan(
     """
     if economics is not None and policy.pad_inputs:
         raise ValueError("a policy that pads inputs cannot be planned by costs; pass no economics")
-    capacity = max(rung.capacity for rung in ladder)
-    first = state.live.astype(jnp.int32)
-    # Known tokens without K/V, not counting the one that has its row in `first`.
-    unread = jnp.where(state.live, state.lens - state.kv_lens - 1, 0)
-    decoding = state.live & (unread == 0)
+    first, unread = _first(state), _unread(state)
+    decoding, reading = state.live & (unread == 0), (unread > 0).any()
+    free = _capacity(ladder) - first.sum()
     # The bonus token needs room too, so a draft must stay one token short of the limit.
     room = jnp.maximum(state.max_lens - state.lens - 1, 0)
     wanted = jnp.where(decoding, jnp.minimum(draft.lens, room), 0)
     if policy.pad_inputs:
         # Every decoding slot is padded to the longest draft, and all of these rows must fit.
-        widest = (capacity - first.sum()) // jnp.maximum(decoding.sum(dtype=jnp.int32), 1)
-        wanted = jnp.minimum(wanted, widest)
+        wanted = jnp.minimum(wanted, free // jnp.maximum(decoding.sum(dtype=jnp.int32), 1))
     survival = survival_of(likely, wanted, draft.parents)
-    reading, budget = (unread > 0).any(), capacity - first.sum()
-    worth = None
+    budget, worth = free, None
     if economics is not None:
         # Likely enough is judged by probability alone, before the slots' values are applied.
         too_unlikely = reading & (survival < MIN_SURVIVAL_WHILE_READING)
@@ -119,30 +115,58 @@ def make_plan(
     pad_lens = jnp.zeros_like(first)
     if policy.pad_inputs:
         pad_lens = _padding(state, draft_lens, decoding)
-    emitting = first + draft_lens + pad_lens
-    prefill = _share_in_order(unread, capacity - emitting.sum())
-    q_lens = emitting + prefill
-    complete = state.live & (prefill == unread)
-    rung = first_fit(ladder, q_lens, likely.shape[1])
-    if worth is not None:
-        rung = jnp.where(reading, rung, worth.rung)
-    return Plan(q_lens, draft_lens, pad_lens, complete, rung)
+    return _with_prompts(state, ladder, likely.shape[1], draft_lens, pad_lens, worth)
 
 
 def plan_without_drafts(
     state: DecodeState, ladder: Sequence[Rung], draft_length: int, economics: Economics
 ) -> Plan:
     """Returns what `make_plan` does if nothing is drafted and nothing is padded."""
-    first = state.live.astype(jnp.int32)
-    unread = jnp.where(state.live, state.lens - state.kv_lens - 1, 0)
-    capacity = max(rung.capacity for rung in ladder)
-    prefill = _share_in_order(unread, capacity - first.sum())
-    q_lens, none = first + prefill, jnp.zeros_like(first)
-    fits = first_fit(ladder, q_lens, draft_length)
-    cheapest = most_worth(jnp.zeros((1, 1), jnp.float32), ladder, economics).rung
-    rung = jnp.where((unread > 0).any(), fits, cheapest)
-    complete = state.live & (prefill == unread)
-    return Plan(q_lens, none, none, complete, rung)
+    none = jnp.zeros_like(state.lens)
+    worth = most_worth(jnp.zeros((1, 1), jnp.float32), ladder, economics)
+    return _with_prompts(state, ladder, draft_length, none, none, worth)
+
+
+def _with_prompts(
+    state: DecodeState,
+    ladder: Sequence[Rung],
+    draft_length: int,
+    draft_lens: jax.Array,
+    pad_lens: jax.Array,
+    worth: Worth | None,
+) -> Plan:
+    """Gives prompts the rows that tokens, drafts and padding leave, and picks the rung.
+
+    Args:
+      state: the state of all slots.
+      ladder: the shapes that a step may take, cheapest first.
+      draft_length: k.
+      draft_lens: int32[B].
+      pad_lens: int32[B].
+      worth: the rung for a step that reads no prompt; None for the first that fits.
+    """
+    unread = _unread(state)
+    emitting = _first(state) + draft_lens + pad_lens
+    prefill = _share_in_order(unread, _capacity(ladder) - emitting.sum())
+    q_lens = emitting + prefill
+    rung = first_fit(ladder, q_lens, draft_length)
+    if worth is not None:
+        rung = jnp.where((unread > 0).any(), rung, worth.rung)
+    return Plan(q_lens, draft_lens, pad_lens, state.live & (prefill == unread), rung)
+
+
+def _first(state: DecodeState) -> jax.Array:
+    """Returns the row of each live slot that comes before all others, int32[B] of 0 and 1."""
+    return state.live.astype(jnp.int32)
+
+
+def _unread(state: DecodeState) -> jax.Array:
+    """Returns the known tokens without K/V, int32[B], but for the one whose row is in `_first`."""
+    return jnp.where(state.live, state.lens - state.kv_lens - 1, 0)
+
+
+def _capacity(ladder: Sequence[Rung]) -> int:
+    return max(rung.capacity for rung in ladder)
 
 
 def first_fit(ladder: Sequence[Rung], q_lens: jax.Array, draft_length: int) -> jax.Array:

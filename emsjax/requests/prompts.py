@@ -7,7 +7,8 @@ from typing import Any
 from emsjax.errors import UserError, short
 from emsjax.requests.content import is_message, joined_parts
 from emsjax.requests.sampling_params import SamplingParams
-from emsjax.requests.vllm_names import PROMPT, refuse
+from emsjax.requests.vllm_names import refuse
+from emsjax.requests.vllm_requests import PROMPT
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message] | Mapping[str, Any]

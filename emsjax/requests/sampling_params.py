@@ -16,7 +16,8 @@ from emsjax.limits import (
     MAX_SEED,
 )
 from emsjax.requests.structured import StructuredOutputsParams, structured
-from emsjax.requests.vllm_names import SAMPLING_PARAMS, takes_vllm_names
+from emsjax.requests.vllm_names import takes_vllm_names
+from emsjax.requests.vllm_requests import SAMPLING_PARAMS
 
 # Token counts and ids live in int32 arrays on the device.
 _INT32_MAX = 2**31 - 1

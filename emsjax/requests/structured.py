@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from emsjax.errors import UserError, short
-from emsjax.requests.vllm_names import STRUCTURED_OUTPUTS, takes_vllm_names
+from emsjax.requests.vllm_names import takes_vllm_names
+from emsjax.requests.vllm_requests import STRUCTURED_OUTPUTS
 
 _KINDS = ("json", "regex", "choice", "json_object")
 # JSON text of a schema, and other grammars, that anybody would write by hand.

@@ -68,9 +68,12 @@ def _serve(
     tensor_parallel: shared.TensorParallel = None,
     batch_size: shared.BatchSize = None,
     prefix_slots: shared.PrefixSlots = 0,
-    # A flag of one name: two as long as this would be cut in `--help`.
+    # Two flags: a pair of names as long as these would be cut in `--help`.
     no_enable_prefix_caching: Annotated[
         bool, option("--no-enable-prefix-caching", "Read all prompts in full.", "Model")
+    ] = False,
+    enable_prefix_caching: Annotated[
+        bool, option("--enable-prefix-caching", "As by default.", "Model", hidden=True)
     ] = False,
     max_model_len: shared.MaxModelLen = None,
     exact: shared.Exact = False,
@@ -88,6 +91,11 @@ def _serve(
 ) -> Options:
     """Serve a model to clients of the OpenAI API."""
     given = locals()
+    if enable_prefix_caching and no_enable_prefix_caching:
+        raise UserError(
+            "--enable-prefix-caching and --no-enable-prefix-caching contradict each other; give "
+            "one of them."
+        )
     given["enable_prefix_caching"] = not given.pop("no_enable_prefix_caching")
     return Options(**given)
 

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import PartitionSpec
 from safetensors.numpy import save_file
 
-from emsjax import LLM, SamplingParams, StructuredOutputsParams
+from emsjax import LLM, SamplingParams, StructuredOutputsParams, build_engine
 from emsjax.bench import __main__ as bench
 from emsjax.bench.records import read_records
 from emsjax.costs.measure import measure_costs
@@ -44,7 +44,7 @@ from tests.engine.setup import (
     run_all,
 )
 from tests.engine.switches import PLAIN, SWITCHES
-from tests.ladders import one_rung, two_rungs
+from tests.ladders import one_rung, two_rungs, two_rungs_for
 from tests.loading.packed_formats import CASES as PACKED
 from tests.loading.tiny_checkpoints import llama_weights, write_config
 from tests.models.logits import our_logits
@@ -54,6 +54,12 @@ SLOW = pytest.mark.slow
 AS_FOR_USERS = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
 # Of a tiny model that eight devices can share, with fewer key/value heads than devices.
 tiny.TINY["eight"] = ("llama", tiny.LLAMA_SIZES | {"num_attention_heads": 8, "head_dim": 8})
+
+
+@pytest.fixture(autouse=True)
+def _short_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Overrides that of other tests: a rung for several devices takes even longer to compile."""
+    monkeypatch.setattr(build_engine, "ladder_for", two_rungs_for)
 
 
 def test_there_are_eight_devices():

@@ -9,6 +9,7 @@ from emsjax import LLM, Report, SamplingParams
 from emsjax.errors import UserError
 from emsjax.requests import jsonl
 from emsjax.requests.prompt_line import parse
+from emsjax.requests.token_texts import TokenTexts
 from tests.tiny import chat_checkpoint
 
 pytest.importorskip("torch")
@@ -98,7 +99,7 @@ def undecodable(sound: LLM, monkeypatch: pytest.MonkeyPatch) -> int:
         return decode(tokens, **options)
 
     monkeypatch.setattr(sound.tokenizer, "decode", failing)
-    monkeypatch.setattr(sound, "_token_texts", {})
+    monkeypatch.setattr(sound, "_token_text", TokenTexts(sound.tokenizer))
     return token
 
 

@@ -9,7 +9,7 @@ from emsjax import LLM, llm
 from emsjax.engine.devices import Devices
 from emsjax.loading.dtypes import check_kv_dtype, check_quantize
 from emsjax.loading.load import LoadedModel, load_model
-from emsjax.requests.vllm_names import LLM_OPTIONS
+from emsjax.requests.vllm_llm import LLM_OPTIONS
 from tests.fuzzing import INPUTS, ODD, survives
 
 pytest.importorskip("torch")

@@ -14,13 +14,10 @@ from emsjax.requests.chat import ChatOptions
 from emsjax.requests.prompts import conversations, prompt_list
 from emsjax.requests.reader import RequestReader
 from emsjax.requests.request import Request
-from emsjax.requests.vllm_names import (
-    LLM_OPTIONS,
-    SAMPLING_PARAMS,
-    SPECULATIVE_CONFIG,
-    drafting_options,
-    takes_vllm_names,
-)
+from emsjax.requests.speculative_config import SPECULATIVE_CONFIG, drafting_options
+from emsjax.requests.vllm_llm import LLM_OPTIONS
+from emsjax.requests.vllm_names import takes_vllm_names
+from emsjax.requests.vllm_requests import SAMPLING_PARAMS
 from tests.fuzzing import FUZZ, is_one_sentence
 from tests.tiny import VOCAB_SIZE, words
 

@@ -17,21 +17,22 @@ from emsjax import (
     StructuredOutputsParams,
     UserError,
 )
-from emsjax.requests import vllm_names
+from emsjax.requests import speculative_config, vllm_llm, vllm_requests
 from emsjax.requests.prompts import _KEYS
-from emsjax.requests.vllm_names import Foreign, drafting_options, takes_vllm_names
+from emsjax.requests.speculative_config import drafting_options
+from emsjax.requests.vllm_names import Foreign, takes_vllm_names
 
 PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
 # The first column of the page's table, and the table of the code.
 TABLES: dict[str, Sequence[Foreign]] = {
-    "`LLM(...)`": vllm_names.LLM_OPTIONS,
-    "`speculative_config`": vllm_names.SPECULATIVE_CONFIG,
-    "`SamplingParams(...)`": vllm_names.SAMPLING_PARAMS,
-    "`StructuredOutputsParams(...)`": vllm_names.STRUCTURED_OUTPUTS,
-    "`llm.generate(...)`": vllm_names.GENERATE,
-    "`llm.chat(...)`": vllm_names.CHAT,
-    "a prompt": vllm_names.PROMPT,
-    "`llm`": vllm_names.LLM_ATTRIBUTES,
+    "`LLM(...)`": vllm_llm.LLM_OPTIONS,
+    "`speculative_config`": speculative_config.SPECULATIVE_CONFIG,
+    "`SamplingParams(...)`": vllm_requests.SAMPLING_PARAMS,
+    "`StructuredOutputsParams(...)`": vllm_requests.STRUCTURED_OUTPUTS,
+    "`llm.generate(...)`": vllm_requests.GENERATE,
+    "`llm.chat(...)`": vllm_requests.CHAT,
+    "a prompt": vllm_requests.PROMPT,
+    "`llm`": vllm_llm.LLM_ATTRIBUTES,
 }
 # The fields of vLLM 0.25 and of its earlier versions since 0.6.
 ENGINE_ARGS = """
@@ -84,7 +85,7 @@ VLLM = {
 }
 OWN: dict[str, set[str]] = {
     "`LLM(...)`": set(inspect.signature(LLM).parameters),
-    "`speculative_config`": {"method", "model", *vllm_names._RENAMED},
+    "`speculative_config`": {"method", "model", *speculative_config._RENAMED},
     "`SamplingParams(...)`": set(inspect.signature(SamplingParams).parameters),
     "`StructuredOutputsParams(...)`": set(inspect.signature(StructuredOutputsParams).parameters),
     "`llm.generate(...)`": set(inspect.signature(LLM.generate).parameters),
@@ -167,7 +168,7 @@ def test_a_name_is_in_one_entry():
 
 
 def test_true_is_not_one():
-    take = takes_vllm_names("an option", vllm_names.LLM_OPTIONS)(lambda: None)
+    take = takes_vllm_names("an option", vllm_llm.LLM_OPTIONS)(lambda: None)
     with pytest.raises(UserError, match="pipeline_parallel_size=True"):
         take(pipeline_parallel_size=True)
     take(swap_space=0.0)
@@ -291,9 +292,9 @@ def test_harmless_sampling_parameters_change_nothing():
     ("dtype", "name"), [("half", "float16"), ("float", "float32"), ("auto", "auto"), ("x", "x")]
 )
 def test_names_of_dtypes(dtype: str, name: str):
-    assert vllm_names.dtype_name(dtype) == name
+    assert vllm_llm.dtype_name(dtype) == name
 
 
 def test_dtypes_of_other_libraries():
     torch = pytest.importorskip("torch")
-    assert vllm_names.dtype_name(torch.bfloat16) == "bfloat16"
+    assert vllm_llm.dtype_name(torch.bfloat16) == "bfloat16"

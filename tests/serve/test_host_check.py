@@ -55,3 +55,10 @@ def test_slots_that_share_nothing_are_refused(capsys):
     assert "--prefix-slots 2 keeps texts that --no-enable-prefix" in capsys.readouterr().err
     assert Options(enable_prefix_caching=False).engine()["enable_prefix_caching"] is False
     assert "enable_prefix_caching" not in Options().engine()
+
+
+def test_prefix_caching_is_named_as_in_vllm(capsys):
+    assert main(["--enable-prefix-caching", "--port", "-1"]) == 2
+    assert "--port -1 is not a port" in capsys.readouterr().err
+    assert main(["--enable-prefix-caching", "--no-enable-prefix-caching"]) == 2
+    assert "--no-enable-prefix-caching contradict" in capsys.readouterr().err
