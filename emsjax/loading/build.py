@@ -11,6 +11,7 @@ from flax import nnx
 from emsjax.engine.devices import ONE, Devices
 from emsjax.errors import UserError
 from emsjax.loading.families import family, model_config
+from emsjax.loading.grouped import order_of
 from emsjax.loading.kept import check_kept
 from emsjax.loading.opened import OpenedModel
 from emsjax.loading.parameters import Parameter, plan_parameters
@@ -236,7 +237,15 @@ def _groups(
     size = math.gcd(share, *(groups.size for groups in found))
     if size < _SMALLEST_GROUP or share % multiple:
         return None
-    return Groups(size, any(each.offsets for each in found))
+    orders = [{int4[name].order for name in names} for names in parameter.pieces]
+    ordered = any(each != {None} for each in orders)
+    # A product takes its inputs in one order. Tensors that were quantised together have the same,
+    # and devices that divide the inputs would lack those that others have.
+    if ordered and (share != num_in or any(len(each) > 1 for each in orders)):
+        return None
+    columns = (order_of(int4[names[0]], num_in).tobytes() for names in parameter.pieces)
+    order = b"".join(columns) if ordered else None
+    return Groups(size, any(each.offsets for each in found), order)
 
 
 def _quantised(graphdef: Any, abstract: nnx.State, kept: _Kept) -> tuple[Any, nnx.State]:

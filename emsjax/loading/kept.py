@@ -44,5 +44,5 @@ def check_kept(
     if not kept:
         raise UserError(
             f"{opened.name} has weights in 4 bits, but no product whose tensors all are, in all "
-            f"layers, in groups of 16 inputs or more; {_OTHERWISE}."
+            f"layers, in groups of 16 inputs or more and in one order of inputs; {_OTHERWISE}."
         )

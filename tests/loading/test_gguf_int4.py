@@ -112,5 +112,7 @@ def test_a_scale_that_is_not_finite(tmp_path: Path, weights: Weights) -> None:
     content = bytearray(path.read_bytes())
     content[where : where + 2] = np.float16(np.nan).tobytes()
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"tensor model\.layers\.0\.self_attn\.q_proj\.weight in .*"):
+    with pytest.raises(
+        UserError, match=r"tensor model\.layers\.0\.self_attn\.q_proj\.weight in .*"
+    ):
         load_model(path, quantize="int4")

@@ -55,11 +55,15 @@ class Numbers(NamedTuple):
     def int4(self, middle: int, offsets: bool) -> Int4:
         """Returns the same weights with offsets for zeros, which is exact for scales of 16 bits.
 
+        Columns are sorted by their groups.
+
         Args:
           middle: the value that becomes 0.
           offsets: whether there are offsets; if not, all zeros are the middle.
         """
         values = self.values.astype(np.int8) - np.int8(middle)
+        if self.group_of is not None:
+            values = values[:, _sorted(self.group_of)]
         if not offsets:
             return Int4(values, self.scales)
         zeros = np.float32(0) if self.zeros is None else self.zeros.astype(np.float32)
@@ -98,8 +102,20 @@ def groups_of(
     size = size or num_in
     # A product of a scale of 16 bits and a zero is exact, and so is a weight with this offset.
     exact = not offsets or dtype in ("F16", "BF16")
-    in_order = group_of is None or np.array_equal(group_of, np.arange(num_in) // size)
-    return Groups(size, offsets) if exact and in_order and num_in % size == 0 else None
+    if not exact or num_in % size:
+        return None
+    in_order = np.arange(num_in) // size
+    if group_of is None or np.array_equal(group_of, in_order):
+        return Groups(size, offsets)
+    order = _sorted(group_of)
+    # Groups of other sizes, or that do not exist, are left to what makes floats of them.
+    whole = np.array_equal(group_of[order], in_order)
+    return Groups(size, offsets, order.tobytes()) if whole else None
+
+
+def _sorted(group_of: np.ndarray) -> np.ndarray:
+    """Returns the input of each column, int32[in], if columns are sorted by their groups."""
+    return np.argsort(group_of, kind="stable").astype(np.int32)
 
 
 @dataclass(frozen=True)
