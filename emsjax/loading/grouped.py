@@ -56,7 +56,7 @@ def read_grouped(
         for place, names in enumerate(parameter.pieces):
             tensors = [read(tensor) for tensor in names]
             for end, array in arrays.items():
-                piece = array.reshape(-1, *array.shape[len(stack) :])[place]
+                piece = array.reshape(-1, *array.shape[parameter.rule.stacked_axes :])[place]
                 parts[end].copy(_joined(end, tensors, num_in, num_in // groups), piece)
         for end, array in arrays.items():
             if cuts[end] is not None or not held[end]:  # all devices may have the same
@@ -69,16 +69,17 @@ def _joined(end: str, tensors: Sequence[tuple[Int4, Groups]], num_in: int, size:
     if end == ORDER:
         return order_of(tensors[0][1], num_in)
     if not end:
-        return np.concatenate([each.values for each, _ in tensors])
+        return np.concatenate([each.values for each, _ in tensors], axis=-2)
     parts = [
         regrouped(each.scales if end == SCALES else each.offsets, each.scales, num_in, size)
         for each, _ in tensors
     ]
-    return np.concatenate(parts, axis=1)
+    return np.concatenate(parts, axis=-1)
 
 
 def order_of(groups: Groups, num_in: int) -> np.ndarray:
-    """Returns the input of each column, int32[in]."""
+    """Returns the input of each column, int32[in], or int32[L, in] for a stack of layers."""
     if groups.order is None:
         return np.arange(num_in, dtype=np.int32)
-    return np.frombuffer(groups.order, np.int32)
+    order = np.frombuffer(groups.order, np.int32)
+    return order if len(order) == num_in else order.reshape(-1, num_in)
