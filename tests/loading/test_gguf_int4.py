@@ -12,6 +12,7 @@ from tiny_checkpoints import write_gguf
 from emsjax.errors import UserError
 from emsjax.loading import build
 from emsjax.loading.gguf.file import GgufFile
+from emsjax.loading.gguf.scales import are_finite
 from emsjax.loading.load import find_model, load_model
 from emsjax.loading.sources.int4 import Int4
 from emsjax.pallas_kernels.quantised import Grouped, floats
@@ -105,14 +106,30 @@ def test_a_product_of_mixed_types_is_not_kept(tmp_path: Path, weights: Weights) 
         build.read_weights(opened, "float32", quantize="int4")
 
 
-def test_a_scale_that_is_not_finite(tmp_path: Path, weights: Weights) -> None:
+KINDS = "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS".split()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_scales_are_where_they_are_looked_for(name: str) -> None:
+    """A number there that is not finite makes weights that are not, and no other does."""
+    kind = Kind[name]
+    _, nbytes = gguf.GGML_QUANT_SIZES[kind]
+    for place in range(0, nbytes, 2):
+        block = np.zeros((1, nbytes), np.uint8)
+        block[0, place : place + 2] = np.array([np.inf], np.float16).view(np.uint8)
+        with np.errstate(invalid="ignore"):
+            weights = gguf.dequantize(block, kind)
+        assert are_finite(block, kind) == np.isfinite(weights).all(), place
+
+
+@pytest.mark.parametrize("quantize", ["int4", None])
+def test_a_scale_that_is_not_finite(tmp_path: Path, weights: Weights, quantize: str | None) -> None:
     path = write_gguf(tmp_path / "m.gguf", weights, kind=Kind.Q4_0)
-    file = GgufFile(path)
-    where = int(file._tensors[QUERIES].data_offset)
+    where = int(GgufFile(path)._tensors[QUERIES].data_offset)
     content = bytearray(path.read_bytes())
     content[where : where + 2] = np.float16(np.nan).tobytes()
     path.write_bytes(content)
     with pytest.raises(
-        UserError, match=r"tensor model\.layers\.0\.self_attn\.q_proj\.weight in .*"
+        UserError, match=r"tensor model\.layers\.0\.self_attn\.q_proj\.weight in .* a"
     ):
-        load_model(path, quantize="int4")
+        load_model(path, quantize=quantize)

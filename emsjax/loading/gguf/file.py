@@ -13,6 +13,7 @@ from emsjax.errors import UserError, foreign
 from emsjax.loading.gguf.architectures import ARCHITECTURES
 from emsjax.loading.gguf.int4 import KEPT, read_int4
 from emsjax.loading.gguf.reader import GgufReader
+from emsjax.loading.gguf.scales import are_finite
 from emsjax.loading.hf.keys import shown
 from emsjax.loading.sources.buffers import aligned_empty
 from emsjax.loading.sources.dtypes import own_dtype
@@ -157,12 +158,12 @@ class GgufFile(OnlyFloats):
         """Returns one tensor, dequantised to float32 and in Hugging Face's order of rows.
 
         Raises:
-          UserError: the gguf package cannot dequantise the tensor.
+          UserError: the gguf package cannot dequantise the tensor, or a scale is not finite.
         """
         tensor = self._tensors[name]
         shape = tuple(tensor.shape[::-1].tolist())
         try:
-            weight = _dequantised(self._mapped(tensor), tensor.tensor_type, shape)
+            weight = _dequantised(self._mapped(name, tensor), tensor.tensor_type, shape)
         except NotImplementedError as error:
             raise UserError(
                 f"tensor {name} in {self.path} is quantised as {tensor.tensor_type.name}, which "
@@ -179,19 +180,19 @@ class GgufFile(OnlyFloats):
           UserError: a scale is not a finite number.
         """
         tensor = self._tensors[name]
-        try:
-            found = read_int4(self._mapped(tensor), tensor.tensor_type)
-        except ValueError as error:
-            raise UserError(
-                f"tensor {name} in {self.path} cannot be kept in 4 bits ({error}); download the "
-                "model again."
-            ) from error
+        found = read_int4(self._mapped(name, tensor), tensor.tensor_type)
         return Int4(*(None if part is None else self._in_order(name, part) for part in found))
 
-    def _mapped(self, tensor: Any) -> np.ndarray:
+    def _mapped(self, name: str, tensor: Any) -> np.ndarray:
         """Maps a tensor's bytes: a mapping of its own leaves memory together with the tensor."""
         where = int(tensor.data_offset)
-        return np.memmap(self.path, tensor.data.dtype, "r", where, tensor.data.shape)
+        data = np.memmap(self.path, tensor.data.dtype, "r", where, tensor.data.shape)
+        if not are_finite(data, tensor.tensor_type):
+            raise UserError(
+                f"tensor {name} in {self.path} holds a scale that is not a finite number; download "
+                "the model again."
+            )
+        return data
 
     def _in_order(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Returns what belongs to a tensor's rows in Hugging Face's order."""

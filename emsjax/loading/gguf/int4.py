@@ -78,15 +78,10 @@ def read_int4(data: np.ndarray, kind: Kind) -> Int4:
     Args:
       data: uint8[out, bytes of a row].
       kind: one of `KEPT`.
-
-    Raises:
-      ValueError: a scale or a minimum is not a finite number.
     """
     layout = _LAYOUTS[kind]
     found = layout.read(data.reshape(len(data), -1, layout.nbytes))
     scales, minima = (None if x is None else x.reshape(len(data), -1) for x in found[1:])
-    if not all(np.isfinite(each).all() for each in (scales, minima) if each is not None):
-        raise ValueError("a scale is not a finite number")
     values = found.numbers.reshape(len(data), -1).view(np.int8) - np.int8(_MIDDLE)
     offsets = None if minima is None else minima + np.float32(_MIDDLE) * scales
     return Int4(values, scales, offsets)
