@@ -12,6 +12,7 @@ from tiny_checkpoints import write_gguf
 from emsjax.errors import UserError
 from emsjax.loading import build
 from emsjax.loading.gguf.file import GgufFile
+from emsjax.loading.gguf.int4 import read_int4
 from emsjax.loading.gguf.scales import are_finite
 from emsjax.loading.load import find_model, load_model
 from emsjax.loading.sources.int4 import Int4
@@ -24,13 +25,14 @@ Weights = dict[str, np.ndarray]
 QUERIES = "model.layers.0.self_attn.q_proj.weight"
 
 
-def blocks(kind: Kind, rows: int, num_in: int) -> np.ndarray:
+def blocks(kind: Kind, rows: int, num_in: int, smallest: float = 0.01) -> np.ndarray:
     """Returns rows of a type: random bytes, but sound scales, of which some are negative."""
     rng = np.random.default_rng(0)
     inputs, nbytes = gguf.GGML_QUANT_SIZES[kind]
     made = rng.integers(0, 256, (rows, num_in // inputs, nbytes), np.uint8)
     for place in range(1 if kind == Kind.Q4_0 else 2):
-        scales = rng.uniform(-0.04, 0.04, made.shape[:2]).astype("<f2")
+        scales = np.exp(rng.uniform(np.log(smallest), np.log(0.04), made.shape[:2]))
+        scales = (scales * rng.choice([-1, 1], scales.shape)).astype("<f2")
         made[..., 2 * place : 2 * place + 2] = scales[..., None].view(np.uint8)
     return made.reshape(rows, -1)
 
@@ -59,6 +61,15 @@ def test_numbers_are_those_of_the_package(tmp_path: Path, kind: Kind) -> None:
     assert (up.offsets is None) == (kind == Kind.Q4_0)
     np.testing.assert_array_equal(wide(file.read_int4(QUERIES)), file.read(QUERIES))
     assert not np.array_equal(file.read(QUERIES), meant)
+
+
+def test_scales_and_minima_of_very_different_sizes() -> None:
+    """Then float32 rounds their sum, the offset, but no more than it rounds the weights."""
+    data = blocks(Kind.Q4_K, 64, 512, smallest=1e-6)
+    found, meant = wide(read_int4(data, Kind.Q4_K)), gguf.dequantize(data, Kind.Q4_K)
+    assert not np.array_equal(found, meant)
+    largest = np.abs(meant).max(axis=1, keepdims=True)
+    assert (np.abs(found - meant) <= 2**-23 * largest).all()
 
 
 def kernels(model: Any) -> dict[str, Any]:

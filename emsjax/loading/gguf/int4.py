@@ -73,7 +73,10 @@ KEPT: Mapping[Kind, Groups] = MappingProxyType(
 
 
 def read_int4(data: np.ndarray, kind: Kind) -> Int4:
-    """Returns weights of 4 bits with offsets for minima, which float32 rounds as it does weights.
+    """Returns weights of 4 bits with offsets for minima.
+
+    An offset is exact unless a block's scale and minimum are of very different sizes (more than
+    about 16 times). Then float32 rounds it, as it rounds weights.
 
     Args:
       data: uint8[out, bytes of a row].
