@@ -26,7 +26,8 @@ def parameters(directory: Path, quantize: str | None = "int4") -> dict[str, np.n
 
 def converted(directory: Path) -> Path:
     output = directory.parent / "converted"
-    assert convert.main([str(directory), str(output), "--quantize", "int4"]) == 0
+    options = ["--quantize", "int4", "--dtype", "float32"]
+    assert convert.main([str(directory), str(output), *options]) == 0
     return output
 
 
