@@ -55,7 +55,7 @@ def test_what_a_parameter_needs(tmp_path: Path, weights: dict[str, np.ndarray]) 
     (chunk,) = (file for file in down.iterdir() if not file.name.startswith("."))
     sound = chunk.read_bytes()
     chunk.write_bytes(np.full(len(sound) // 4, np.nan, np.float32).tobytes())
-    with pytest.raises(UserError, match=r"^blocks\.mlp\.down\.kernel_offsets in .* not a finite"):
+    with pytest.raises(UserError, match=r"^blocks\.mlp\.down\.kernel_offsets in .* are not finite"):
         load_model(output)
     (output / "params/blocks.mlp.up.kernel_scales/.zarray").rename(output / "else")
     with pytest.raises(UserError, match=r"^blocks\.mlp\.up\.kernel_scales in .* must be there"):

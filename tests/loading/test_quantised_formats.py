@@ -293,7 +293,7 @@ def test_groups_of_columns_that_do_not_exist(tmp_path: Path, column: int) -> Non
     tensors, _ = written(tmp_path, CASES["gptq-v2"])
     tensors["model.layers.1.self_attn.q_proj.g_idx"][3] = column
     save(tmp_path, tensors)
-    with pytest.raises(UserError, match=r"1\.self_attn\.q_proj\.weight in .* dequantised"):
+    with pytest.raises(UserError, match=r"1\.self_attn\.q_proj\.g_idx names groups besides 0 to 1"):
         load_model(tmp_path)
 
 
@@ -327,12 +327,14 @@ def test_all_that_is_wrong_with_the_tensors_in_one_error(tmp_path: Path) -> None
     layer = "model.layers.1."
     del tensors[f"{layer}mlp.up_proj.scales"]
     tensors[f"{layer}self_attn.q_proj.qzeros"] = np.zeros((3, 8), np.int32)
+    tensors[f"{layer}self_attn.k_proj.scales"][0, 0] = np.nan
     save(tmp_path, tensors)
     with pytest.raises(UserError) as caught:
         load_model(tmp_path)
     message = str(caught.value)
     assert f"{layer}mlp.up_proj.scales is missing" in message
     assert f"{layer}self_attn.q_proj.qzeros has [3, 8], not [2, 8]" in message
+    assert f"{layer}self_attn.k_proj.scales holds a number that is not finite" in message
     assert len(message) < 500
 
 

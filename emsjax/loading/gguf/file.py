@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gguf.quants import dequantize
 
-from emsjax.errors import UserError, foreign
+from emsjax.errors import UserError, first_of, foreign
 from emsjax.loading.gguf.architectures import ARCHITECTURES
 from emsjax.loading.gguf.int4 import KEPT, read_int4
 from emsjax.loading.gguf.reader import GgufReader
@@ -163,7 +163,7 @@ class GgufFile(OnlyFloats):
         tensor = self._tensors[name]
         shape = tuple(tensor.shape[::-1].tolist())
         try:
-            weight = _dequantised(self._mapped(name, tensor), tensor.tensor_type, shape)
+            weight = _dequantised(self._mapped(tensor), tensor.tensor_type, shape)
         except NotImplementedError as error:
             raise UserError(
                 f"tensor {name} in {self.path} is quantised as {tensor.tensor_type.name}, which "
@@ -180,17 +180,19 @@ class GgufFile(OnlyFloats):
           UserError: a scale is not a finite number.
         """
         tensor = self._tensors[name]
-        found = read_int4(self._mapped(name, tensor), tensor.tensor_type)
+        found = read_int4(self._mapped(tensor), tensor.tensor_type)
         return Int4(*(None if part is None else self._in_order(name, part) for part in found))
 
-    def _mapped(self, name: str, tensor: Any) -> np.ndarray:
+    def _mapped(self, tensor: Any) -> np.ndarray:
         """Maps a tensor's bytes: a mapping of its own leaves memory together with the tensor."""
         where = int(tensor.data_offset)
         data = np.memmap(self.path, tensor.data.dtype, "r", where, tensor.data.shape)
         if not are_finite(data, tensor.tensor_type):
+            whole = self._tensors.items()
+            found = [name for name, t in whole if not are_finite(t.data, t.tensor_type)]
             raise UserError(
-                f"tensor {name} in {self.path} holds a scale that is not a finite number; download "
-                "the model again."
+                f"{first_of(found)} in {self.path}: scales are not finite numbers; download the "
+                "model again."
             )
         return data
 

@@ -21,10 +21,12 @@ class Layout(NamedTuple):
     Attributes:
       shape: of the weights that they hold, (out, in).
       parts: the shapes that each part may have; a part that is not named may have any.
+      groups: the number of groups of inputs, if a part may hold the group of each; otherwise 0.
     """
 
     shape: Shape
     parts: Mapping[str, Collection[Shape]]
+    groups: int = 0
 
 
 class Numbers(NamedTuple):
@@ -135,6 +137,7 @@ class Format:
       aliases: parts that some checkpoints call by another name, and that name.
       int4: for modules that may be kept in 4 bits; None for other formats.
       header: a part that describes the others beyond their shapes; None if there is none.
+      group_of: a part that holds the group of each input, or -1 throughout; None if there is none.
       layout: takes the shapes of a module's parts, and the content of the header if there is one,
         and returns its `Layout`. It raises `ValueError` or `IndexError` if the shape of the marker
         is impossible or the header is damaged.
@@ -161,6 +164,7 @@ class Format:
     int8: Callable[[Parts], Int8] | None = None
     int4: Grid | None = None
     header: str | None = None
+    group_of: str | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import ml_dtypes  # noqa: F401  (registers the name "bfloat16" with numpy)
 import numpy as np
 
-from emsjax.errors import UserError
+from emsjax.errors import UserError, first_of
 from emsjax.loading.hf.config import read_json
 from emsjax.loading.sources.int4 import Int4, unpacked
 from emsjax.loading.sources.int8 import Int8
@@ -111,8 +111,10 @@ class OrbaxSource(OnlyFloats):
     def _scales(self, name: str) -> np.ndarray:
         found = self._mapped(name)
         if not np.isfinite(found).all():
+            names = sorted(self._companions & self._arrays.keys())
+            wrong = [each for each in names if not np.isfinite(self._mapped(each)).all()]
             raise UserError(
-                f"{name} in {self.name} holds a scale that is not a finite number; convert the "
+                f"{first_of(wrong)} in {self.name}: scales are not finite numbers; convert the "
                 "original model again."
             )
         return found
@@ -126,11 +128,10 @@ class OrbaxSource(OnlyFloats):
         wrong = [each for name in self.int8 for each in self._misfits_of_int8(name)]
         wrong += [each for name in pairs for each in self._misfits_of_int4(name)]
         if wrong:
-            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
             raise UserError(
-                f"{', '.join(sorted(wrong)[:3])}{more} in {self.name} must be there, with one "
-                "number per row of int8 weights, or per row and group of 4-bit weights; convert "
-                "the original model again."
+                f"{first_of(sorted(wrong))} in {self.name} must be there, with one number per row "
+                "of int8 weights, or per row and group of 4-bit weights; convert the original "
+                "model again."
             )
 
     def _misfits_of_int8(self, name: str) -> Iterator[str]:
