@@ -27,6 +27,7 @@ from benchmarks.common import (
     write_json,
 )
 from emsjax.cli.markdown import table
+from emsjax.limits import KV_DTYPES, QUANTIZATIONS
 
 CHECKS = ("exact", "ladder")
 
@@ -132,6 +133,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--input", type=Path, required=True, help="prompts in Spec-Bench's format")
     parser.add_argument("--category", default="all", help="a category of the input, or all")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--quantize", choices=QUANTIZATIONS, help="as for LLM")
+    parser.add_argument("--kv-dtype", choices=KV_DTYPES, help="as for LLM")
     parser.add_argument("--checks", type=_checks, default=list(CHECKS), metavar="exact,ladder")
     parser.add_argument(
         "--min-tokens", type=int, default=10_000, help="tokens to compare in each check"
@@ -213,6 +216,8 @@ def _llm(drafter: str, batch_size: int, exact: bool, options: argparse.Namespace
         options.model,
         drafter=drafter,
         dtype=options.dtype,
+        quantize=options.quantize,
+        kv_dtype=options.kv_dtype,
         max_batch_size=batch_size,
         max_model_len=options.max_model_len,
         exact=exact,
@@ -232,7 +237,8 @@ def _with_gaps(
     """Adds the logit gaps. A small one is a near tie that rounding decided, a wide one is a bug."""
     from emsjax.loading.load import load_model
 
-    model = load_model(options.model, dtype=options.dtype).model
+    kinds = {"quantize": options.quantize, "kv_dtype": options.kv_dtype}
+    model = load_model(options.model, dtype=options.dtype, **kinds).model
     found = []
     for each in differences:
         gap = None
@@ -262,9 +268,9 @@ def _next_logits(model: Any, tokens: list[int]) -> Any:
     @nnx.jit
     def logits(model: Any, history: jax.Array, length: jax.Array) -> jax.Array:
         with jax.default_matmul_precision(precision):
-            spec = model.cache_spec(1, capacity)
+            cache = jax.tree.map(jnp.zeros_like, model.cache_spec(1, capacity))
             batch = pack(history, jnp.zeros(1, jnp.int32), length[None], capacity)
-            hidden, _ = model(batch, jnp.zeros(spec.shape, spec.dtype), max_q_len=capacity)
+            hidden, _ = model(batch, cache, max_q_len=capacity)
             return model.logits(hidden[length - 1][None])[0]
 
     return np.asarray(logits(model, history, np.int32(len(tokens))), np.float32)
@@ -273,9 +279,12 @@ def _next_logits(model: Any, tokens: list[int]) -> Any:
 def _report(
     records: list[dict[str, Any]], options: argparse.Namespace, facts: dict[str, Any]
 ) -> str:
+    kinds = [options.dtype]
+    kinds += [f"{options.quantize} weights"] if options.quantize else []
+    kinds += [f"{options.kv_dtype} cache"] if options.kv_dtype else []
     title = (
         f"Prompt lookup at batch {options.batch_size} against plain decoding of each prompt "
-        f"alone, {options.dtype}, up to {options.max_tokens} tokens per prompt:"
+        f"alone, {', '.join(kinds)}, up to {options.max_tokens} tokens per prompt:"
     )
     header = (
         "check",

@@ -2,9 +2,9 @@
 
 python -m benchmarks.plans
 
-Three models are planned in bfloat16 and with int8 weights, for each chip, and a large one for
-slices of eight chips. A plan is made once: a later run keeps what it finds there, unless `--again`
-is given. The tables of `docs/planning-hardware.md` and the README are printed.
+Three models are planned in bfloat16 and with weights in int8 and in 4 bits, for each chip, and a
+large one for slices of eight chips. A plan is made once: a later run keeps what it finds there,
+unless `--again` is given. The tables of `docs/planning-hardware.md` and the README are printed.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from emsjax.host.provenance import commit_of
 NAMES = {"opt-6.7b": "OPT-6.7B", "llama-3-8b": "Llama-3-8B", "smollm2-135m": "SmolLM2-135M"}
 LARGE = {"llama-3-70b": "Llama-3-70B"}
 CHIPS = ("v5e", "v6e")
-WEIGHTS = ("bfloat16", "int8")
+WEIGHTS = ("bfloat16", "int8", "int4")
 # Slices that hold the large model with these weights.
 SLICES = (("v6e-8", "bfloat16"), ("v5e-8", "int8"))
 BATCH_SIZE, MAX_MODEL_LEN, CONTEXT = 8, 2048, 1024

@@ -1,14 +1,15 @@
-"""Perplexity and greedy agreement of a model with int8 weights and K/V cache, next to itself.
+"""Perplexity and greedy agreement of a model with int8 or 4-bit weights and an int8 K/V cache.
 
 python -m benchmarks.quantised --input spec_bench.jsonl
 
 All models read the same text, in windows that begin with an empty cache. The text is the prompts'
-own, from all categories. The report replaces the one of the same model in the output.
+own, from all categories. Weights are in 4 bits only if the model's file has them so, since nothing
+rounds weights to 4 bits. The report replaces the one of the same model in the output.
 """
 
 import argparse
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
     from emsjax.engine.model import Model
 
 _RESULTS = Path("benchmarks/results/quantised.md")
-# What is int8 in each row after the first: options of `load_model`, by the row's name.
+# What is quantised in each row after the first: options of `load_model`, by the row's name.
 _KINDS = {
     "int8 weights": {"quantize": "int8"},
     "int8 cache": {"kv_dtype": "int8"},
     "int8 weights and cache": {"quantize": "int8", "kv_dtype": "int8"},
+    "the file's 4-bit weights": {"quantize": "int4"},
+    "the file's 4-bit weights, int8 cache": {"quantize": "int4", "kv_dtype": "int8"},
 }
-# Log-probabilities float32[window, V] of the tokens after each of a window's.
-Predict = Callable[[np.ndarray], np.ndarray]
 
 
 class Window(NamedTuple):
@@ -55,20 +56,18 @@ def main() -> None:
     from emsjax.loading.load import load_model
 
     plain = load_model(options.model)
-    predict = _predictor(plain.model, options.window)
-    others = {
-        name: _predictor(load_model(options.model, **kind).model, options.window)
-        for name, kind in _KINDS.items()
-    }
-    windows: dict[str, list[Window]] = {name: [] for name in _KINDS}
-    for number, tokens in enumerate(_windows(plain.tokenizer, options), 1):
-        expected = predict(tokens)
-        for name, predict_other in others.items():
-            windows[name].append(_compared(expected, predict_other(tokens), tokens))
-        say(f"{number} of {options.windows} windows")
-    if not all(windows.values()):
+    about = plain.name, str(plain.model.dtype)
+    windows = list(_windows(plain.tokenizer, options))
+    if not windows:
         raise SystemExit(f"{options.input} is shorter than one window; give a smaller --window")
-    report = _report(plain.name, str(plain.model.dtype), windows, options)
+    expected = list(_predicted(plain.model, windows))
+    del plain  # models are large, and so one is in memory at a time
+    compared = {}
+    for name, kind in _KINDS.items():
+        if found := _compared_with(kind, expected, windows, options.model):
+            compared[name] = found
+            say(f"{name}: {len(windows)} windows")
+    report = _report(*about, compared, options)
     options.output.write_text(_replaced(options.output, report), encoding="utf-8")
     print(report)
 
@@ -83,6 +82,24 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _compared_with(
+    kind: dict[str, str], expected: list[np.ndarray], windows: list[np.ndarray], name: str | None
+) -> list[Window]:
+    """Compares a quantised model with what is expected; returns nothing if it has no 4 bits."""
+    from emsjax.errors import UserError
+    from emsjax.loading.load import load_model
+
+    try:
+        model = load_model(name, **kind).model
+    except UserError as error:
+        if kind.get("quantize") != "int4":
+            raise
+        say(str(error))
+        return []
+    found = _predicted(model, windows)
+    return [_compared(*each) for each in zip(expected, found, windows, strict=True)]
+
+
 def _windows(tokenizer: Any, options: argparse.Namespace) -> Iterator[np.ndarray]:
     """Yields windows of tokens int32[window], at even distances in the text."""
     text = "\n\n".join(prompt.text for prompt in read_prompts(options.input))
@@ -92,13 +109,15 @@ def _windows(tokenizer: Any, options: argparse.Namespace) -> Iterator[np.ndarray
         yield tokens[number * options.window :][: options.window]
 
 
-def _predictor(model: "Model", window: int) -> Predict:
+def _predicted(model: "Model", windows: list[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yields log-probabilities float32[window, V] of the tokens after each of every window's."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
 
     from emsjax.engine.packing import pack
 
+    window = len(windows[0])
     graphdef, params = nnx.split(model)
     cache = jax.tree.map(jnp.zeros_like, model.cache_spec(1, window))
 
@@ -109,7 +128,8 @@ def _predictor(model: "Model", window: int) -> Predict:
         hidden, _ = whole(batch, cache, max_q_len=window)
         return jax.nn.log_softmax(whole.logits(hidden), axis=1)
 
-    return lambda tokens: np.asarray(predict(params, jnp.asarray(tokens)[None]))
+    for tokens in windows:
+        yield np.asarray(predict(params, jnp.asarray(tokens)[None]))
 
 
 def _compared(plain: np.ndarray, quantised: np.ndarray, tokens: np.ndarray) -> Window:
@@ -137,7 +157,7 @@ def _report(
         f"{positions} positions in {len(first)} windows of {options.window} tokens of "
         f"{options.input.name}, by `python -m benchmarks.quantised`; {describe(machine())}."
     )
-    title = f"# int8 weights and cache of {name}"
+    title = f"# Quantised weights and cache of {name}"
     return "\n\n".join([title, about, table(header, rows)]) + "\n"
 
 

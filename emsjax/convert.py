@@ -20,7 +20,10 @@ def convert(
         str, typer.Option(help="auto (the model's own), float32, bfloat16 or float16.")
     ] = "auto",
     quantize: Annotated[
-        str | None, typer.Option(metavar="int8", help="Turn weights into int8. (default: none)")
+        str | None,
+        typer.Option(
+            metavar="KIND", help="int8: turn weights into int8. int4: keep 4 bits. none: floats."
+        ),
     ] = None,
 ) -> None:
     """Convert a model to a checkpoint that loads fast, for use as `--model OUTPUT`."""

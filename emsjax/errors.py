@@ -3,7 +3,7 @@
 import os
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,6 +34,12 @@ def brief(text: str, longest: int) -> str:
         return line
     head = (longest - 5) * 2 // 3
     return f"{line[:head].rstrip()} ... {line[head + 5 - longest :].lstrip()}"
+
+
+def first_of(names: Sequence[str], most: int = 3) -> str:
+    """Returns the first of some names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 @contextmanager

@@ -100,7 +100,8 @@ class LLM(RequestRunner):
             channel. This halves their memory and the time of a step on an accelerator; on a CPU it
             only saves memory. "none" makes floats of weights that are quantised, "int4" keeps a
             checkpoint's 4 bits. The default leaves weights as the checkpoint has them, but makes
-            floats of 4 bits on a CPU, where 4 bits save memory and cost time.
+            floats of 4 bits where these save memory and cost time: on a CPU, and if no kernel suits
+            their sizes.
           kv_dtype: "int8" to keep the K/V cache in int8, one scale per token and head. This halves
             its memory, at a small loss of quality. The default is the model's dtype. The cache of a
             draft model is not changed.

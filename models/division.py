@@ -125,6 +125,8 @@ def cut_of(path: str, shape: Sequence[int], config: DecoderConfig, shards: int) 
       shards: the number of devices.
     """
     *_, module, name = ("", *path.split("."))
+    if name == "kernel_order":
+        return None
     axis = _ROWS if name in ("kernel", "tokens") else _COLUMNS
     if path in ("embedder.tokens", "embedder.tokens_scale") or module == "head":
         return Cut(axis, (config.vocab_size,), piece=replace(config, shards=shards).vocab_rows)

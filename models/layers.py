@@ -70,7 +70,7 @@ class Linear(nnx.Module):
     """Computes x @ kernel.T + bias. The kernel is [out, in], as in checkpoints.
 
     `models.quantised` turns the kernel into int8 and adds `kernel_scale`, or into 4 bits and adds
-    `kernel_scales` and `kernel_offsets`.
+    `kernel_scales`, `kernel_offsets` and `kernel_order`.
     """
 
     quantisable: ClassVar[str] = "kernel"
@@ -99,6 +99,7 @@ class Linear(nnx.Module):
         self.kernel_scale: nnx.Param | None = None
         self.kernel_scales: nnx.Param | None = None
         self.kernel_offsets: nnx.Param | None = None
+        self.kernel_order: nnx.Param | None = None
         self.bias = nnx.Param(jnp.zeros((num_out,), jnp.float32)) if bias else None
 
     @property

@@ -9,7 +9,7 @@ from flax import nnx
 from emsjax.models.family import dotted
 from emsjax.models.groups import Groups
 from emsjax.models.layers import Linear
-from emsjax.pallas_kernels.quantised import OFFSETS, SCALE, SCALES, Weights, floats
+from emsjax.pallas_kernels.quantised import OFFSETS, ORDER, SCALE, SCALES, Weights, floats
 
 
 def quantise_shapes(model: nnx.Module, chosen: Container[str] | None = None) -> None:
@@ -33,7 +33,7 @@ def quantise_shapes(model: nnx.Module, chosen: Container[str] | None = None) -> 
 
 
 def group_shapes(model: nnx.Module, groups: Mapping[str, Groups]) -> None:
-    """Makes kernels 4-bit weights in groups, and adds their scales and offsets.
+    """Makes kernels 4-bit weights in groups, and adds their scales, offsets and orders.
 
     Args:
       model: a model whose parameters are `jax.ShapeDtypeStruct`s; it is changed.
@@ -42,13 +42,16 @@ def group_shapes(model: nnx.Module, groups: Mapping[str, Groups]) -> None:
     for path, module in in_groups(model).items():
         if path not in groups:
             continue
-        name, (size, offsets) = path.rpartition(".")[2], groups[path]
+        name, (size, offsets, order) = path.rpartition(".")[2], groups[path]
         *stack, num_out, num_in = getattr(module, name).shape
         parts = jax.ShapeDtypeStruct((*stack, num_in // size, num_out), jnp.float32)
         setattr(module, name, nnx.Param(jax.ShapeDtypeStruct((*stack, num_out, num_in), jnp.int4)))
         setattr(module, name + SCALES, nnx.data(nnx.Param(parts)))
         if offsets:
             setattr(module, name + OFFSETS, nnx.data(nnx.Param(parts)))
+        if order is not None:
+            columns = jax.ShapeDtypeStruct((*stack, num_in), jnp.int32)
+            setattr(module, name + ORDER, nnx.data(nnx.Param(columns)))
 
 
 def in_groups(model: nnx.Module) -> dict[str, nnx.Module]:

@@ -144,6 +144,9 @@ def check_grouped_matmul(x: jax.Array, kernels: Grouped, layer: jax.Array) -> No
                     f"kernels.{name} has {groups.shape[1]} groups, which do not divide "
                     f"{num_in} inputs as the scales do"
                 )
+    if kernels.order is not None:
+        _check_shape("kernels.order", kernels.order, (num_layers, num_in), "[L, in]")
+        _check_type("kernels.order", kernels.order, (jnp.int32,))
     _check_layer(layer)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# What the names of a quantised parameter's scales and offsets have after that of the parameter: one
-# scale per output channel of int8, or scales and offsets per group of 4 bits.
-SCALE, SCALES, OFFSETS = "_scale", "_scales", "_offsets"
+# What the names of a quantised parameter's companions have after its own: one scale per output
+# channel of int8; or scales and offsets per group of 4 bits, and the order of inputs.
+SCALE, SCALES, OFFSETS, ORDER = "_scale", "_scales", "_offsets", "_order"
 
 
 @jax.tree_util.register_dataclass
@@ -33,19 +33,22 @@ class Quantised:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Grouped:
-    """Weights in 4 bits: the inputs of each output are in G groups of equal size, one by one.
+    """Weights in 4 bits: the columns of each output are in G groups of equal size, one by one.
 
-    A weight is `value * scale + offset`, with the scale and the offset of its group.
+    A weight is `value * scale + offset`, with the scale and the offset of its group. Columns are
+    inputs, in another order if groups would not lie one after another otherwise.
 
     Attributes:
       values: int4[..., out, in].
       scales: float32[..., G, out].
       offsets: float32[..., G, out]; None for none.
+      order: int32[..., in], the input of each column; None if they are in order.
     """
 
     values: jax.Array
     scales: jax.Array
     offsets: jax.Array | None = None
+    order: jax.Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -70,8 +73,8 @@ def weights_of(module: Any, name: str) -> Weights:
     """
     values = getattr(module, name)[...]
     if (scales := getattr(module, name + SCALES, None)) is not None:
-        offsets = getattr(module, name + OFFSETS)
-        return Grouped(values, scales[...], None if offsets is None else offsets[...])
+        others = (getattr(module, name + end) for end in (OFFSETS, ORDER))
+        return Grouped(values, scales[...], *(None if x is None else x[...] for x in others))
     scale = getattr(module, name + SCALE)
     return values if scale is None else Quantised(values, scale[...])
 
@@ -82,12 +85,20 @@ def bits_of(dtype: jnp.dtype) -> int:
 
 
 def floats(weights: Weights) -> jax.Array:
-    """Returns the weights as they are if they are not quantised, otherwise in float32."""
+    """Returns the weights as they are if they are not quantised, otherwise in float32.
+
+    Their columns are in the order of inputs.
+    """
     if isinstance(weights, Quantised):
         return weights.values.astype(jnp.float32) * weights.scale[..., None]
     if isinstance(weights, Grouped):
         wide = weights.values.astype(jnp.float32) * _per_input(weights.scales, weights.size)
-        return wide if weights.offsets is None else wide + _per_input(weights.offsets, weights.size)
+        if weights.offsets is not None:
+            wide = wide + _per_input(weights.offsets, weights.size)
+        if weights.order is None:
+            return wide
+        columns = jnp.argsort(weights.order, axis=-1)
+        return jnp.take_along_axis(wide, columns[..., None, :], axis=-1)
     return weights
 
 
@@ -113,5 +124,5 @@ def some_rows(weights: Weights, rows: slice) -> Weights:
     """Returns some of the rows of a stack of weights [L, out, in]."""
     if isinstance(weights, Grouped):
         per_row = jax.tree.map(lambda groups: groups[..., rows], (weights.scales, weights.offsets))
-        return Grouped(weights.values[:, rows], *per_row)
+        return Grouped(weights.values[:, rows], *per_row, weights.order)
     return jax.tree.map(lambda array: array[:, rows], weights)

@@ -11,6 +11,8 @@ from flax import nnx
 from emsjax.engine.devices import ONE, Devices
 from emsjax.errors import UserError
 from emsjax.loading.families import family, model_config
+from emsjax.loading.grouped import order_of
+from emsjax.loading.kept import check_kept
 from emsjax.loading.opened import OpenedModel
 from emsjax.loading.parameters import Parameter, plan_parameters
 from emsjax.loading.parts import Division
@@ -25,6 +27,9 @@ from emsjax.models.sizes import planned_group
 
 # Inputs that share a scale. With fewer, scales take more memory than they save.
 _SMALLEST_GROUP = 16
+# Kernels read inputs in multiples of these. Without a kernel, products with 4 bits take longer than
+# with floats.
+_KERNEL_INPUTS = 128
 
 
 def abstract_model(
@@ -106,8 +111,9 @@ def read_weights(
     If devices share the model, the definition is that of each device's part.
 
     Weights are int8 if `quantize` says so. Otherwise they are int8 or 4 bits if the checkpoint has
-    them in int8 with one scale per row, or in 4 bits with scales per group (on a CPU if `quantize`
-    is "int4"), unless `quantize` is "none". All other parameters have `dtype`.
+    them in int8 with one scale per row, or in 4 bits with scales per group (on a CPU, or if no
+    kernel suits them, only if `quantize` is "int4"), unless `quantize` is "none". All other
+    parameters have `dtype`.
 
     Args:
       opened: the model.
@@ -120,7 +126,8 @@ def read_weights(
 
     Raises:
       UserError: the configuration is unsupported, the weights are damaged or do not match it,
-        they are in int8 already and `quantize` is given, or so many devices cannot share them.
+        they are in int8 already or have no 4 bits to keep and `quantize` is given, or so many
+        devices cannot share them.
     """
     graphdef, abstract, weight_map = abstract_model(opened.hf_config, dtype)
     if opened.own_names:
@@ -129,14 +136,11 @@ def read_weights(
     parameters = plan_parameters(shapes, weight_map, opened.source)
     if quantize == "int8" and opened.source.int8:
         raise UserError(f"{opened.name} has int8 weights already; load it without quantising it.")
-    if quantize == "int4" and not opened.source.int4:
-        raise UserError(
-            f"{opened.name} has no weights in 4 bits to keep, and rounding to them costs much "
-            "quality; use a GPTQ, AWQ or compressed-tensors copy of the model, or quantise to int8."
-        )
     whole = model_config(opened.hf_config)
     division = Division(devices, whole, divided)
     kept = _kept(quantize, graphdef, abstract, parameters, opened.source, division)
+    if quantize == "int4":
+        check_kept(opened, parameters, kept.int4)
     graphdef, abstract = _quantised(graphdef, abstract, kept)
     if divided and devices.number > 1:
         own = share_of_each(whole, devices, opened.name)
@@ -190,22 +194,40 @@ def _kept(
     """Returns the parameters that are not floats."""
     if quantize in ("int8", "none"):
         return _Kept(None if quantize == "int8" else (), {})
-    if quantize is None and jax.default_backend() == "cpu":
-        return _Kept(_held_in_int8(parameters, source.int8), {})  # floats are faster there
+    if quantize is None and _floats_are_faster():
+        return _Kept(_held_in_int8(parameters, source.int8), {})
+    # What an option asks for is kept even if no kernel suits it.
+    multiple = 1 if quantize == "int4" else _KERNEL_INPUTS
     int4 = {}
     for path in in_groups(nnx.merge(graphdef, abstract)) if source.int4 else ():
-        if (groups := _groups(path, parameters[path], source.int4, division)) is not None:
+        if (groups := _groups(path, parameters[path], source.int4, division, multiple)) is not None:
             int4[path] = groups
     return _Kept(_held_in_int8(parameters, source.int8), int4)
 
 
+def _floats_are_faster() -> bool:
+    """Returns whether the device multiplies with floats faster than with 4 bits."""
+    return jax.default_backend() == "cpu"
+
+
 def _groups(
-    path: str, parameter: Parameter, int4: Mapping[str, Groups], division: Division
+    path: str,
+    parameter: Parameter,
+    int4: Mapping[str, Groups],
+    division: Division,
+    multiple: int,
 ) -> Groups | None:
     """Returns the groups of a parameter that is kept in 4 bits, or None if it is not.
 
     Tensors of other groups than their neighbours' get groups that suit all of them, and so do those
     whose groups devices would divide.
+
+    Args:
+      path: the parameter's path.
+      parameter: the parameter.
+      int4: the tensors in 4 bits, and their groups.
+      division: the devices.
+      multiple: what divides a device's inputs.
     """
     if not (parameter.tensors <= int4.keys() and parameter.rule.joins):
         return None
@@ -213,7 +235,17 @@ def _groups(
     cut, num_in = division.cut(path, parameter.shape), parameter.shape[-1]
     share = num_in if cut is None or cut.axis != -1 else cut.size(division.devices.number)
     size = math.gcd(share, *(groups.size for groups in found))
-    return Groups(size, any(each.offsets for each in found)) if size >= _SMALLEST_GROUP else None
+    if size < _SMALLEST_GROUP or share % multiple:
+        return None
+    orders = [{int4[name].order for name in names} for names in parameter.pieces]
+    ordered = any(each != {None} for each in orders)
+    # A product takes its inputs in one order. Tensors that were quantised together have the same,
+    # and devices that divide the inputs would lack those that others have.
+    if ordered and (share != num_in or any(len(each) > 1 for each in orders)):
+        return None
+    columns = (order_of(int4[names[0]], num_in).tobytes() for names in parameter.pieces)
+    order = b"".join(columns) if ordered else None
+    return Groups(size, any(each.offsets for each in found), order)
 
 
 def _quantised(graphdef: Any, abstract: nnx.State, kept: _Kept) -> tuple[Any, nnx.State]:

@@ -8,11 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from emsjax.host.files import new_directory
 from emsjax.host.json_text import to_json
 from emsjax.loading.manifest import MANIFEST, Manifest, read_manifest
+from emsjax.loading.sources.int4 import packed
 from emsjax.loading.sources.orbax import OrbaxSource
 
 _PARAMS = "params"
@@ -49,12 +53,19 @@ def save_checkpoint(
 
 
 def _save_params(directory: Path, params: nnx.State) -> None:
-    """Saves with orbax, uncompressed and unsharded so that `OrbaxSource` can map the files."""
+    """Saves with orbax, uncompressed and unsharded so that `OrbaxSource` can map the files.
+
+    Weights in 4 bits are stored two to a byte.
+    """
     import orbax.checkpoint as ocp
 
+    def stored(leaf: jax.Array) -> Any:
+        return packed(np.asarray(leaf)) if leaf.dtype == jnp.int4 else leaf
+
+    content = jax.tree.map(stored, nnx.to_pure_dict(params))
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
     with _quiet(), ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(directory, args=ocp.args.PyTreeSave(nnx.to_pure_dict(params)))
+        checkpointer.save(directory, args=ocp.args.PyTreeSave(content))
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from emsjax.errors import UserError
 from emsjax.host.device import check_device
 from emsjax.host.files import check_free
 from emsjax.loading.build import read_weights
@@ -30,7 +29,8 @@ def convert_model(
       output: target directory; if it exists, it must be empty.
       dtype: dtype of the stored parameters that are not quantised; "auto" keeps the model's own.
       progress: called with (tensors read, total tensors).
-      quantize: as for `load_model`, but 4 bits become floats. int8 stays int8 unless it is "none".
+      quantize: as for `load_model`, but 4 bits become floats unless it is "int4". int8 stays int8
+        unless it is "none".
 
     Raises:
       UserError: the model is damaged or unsupported, the dtype or `quantize` is unknown, jax has no
@@ -40,18 +40,17 @@ def convert_model(
     check_device()
     stored = opened.source.dtype if check_dtype(dtype) == "auto" else dtype
     tokenizer = opened.tokenizer()
-    if check_quantize(quantize) == "int4":
-        raise UserError("quantize 'int4' cannot be converted to; choose int8 or none.")
-    if quantize is None and opened.source.int4:
+    if check_quantize(quantize) is None and opened.source.int4:
         quantize = "none"
     _, params = read_weights(opened, stored, progress, quantize)
-    quantised = any(leaf.dtype == jnp.int8 for leaf in jax.tree.leaves(params))
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(params)}
+    kinds = (kind for kind in ("int4", "int8") if jnp.dtype(kind) in dtypes)
     manifest = Manifest(
         model_type=opened.hf_config["model_type"],
         config=opened.hf_config,
         dtype=stored,
         eos_token_ids=opened.eos_token_ids,
         source=opened.name,
-        quantize="int8" if quantised else None,
+        quantize=next(kinds, None),
     )
     save_checkpoint(output, params, manifest, tokenizer, opened.extra_files)

@@ -12,7 +12,14 @@ from emsjax.loading.build import abstract_model
 from emsjax.loading.load import LoadedModel
 from emsjax.loading.parameters import bare, rule_for
 from emsjax.models.family import dotted
-from emsjax.pallas_kernels.quantised import OFFSETS, SCALE, SCALES, Grouped, floats
+from emsjax.pallas_kernels.quantised import (
+    OFFSETS,
+    ORDER,
+    SCALE,
+    SCALES,
+    Grouped,
+    floats,
+)
 
 
 def export_hugging_face(loaded: LoadedModel, directory: Path) -> None:
@@ -71,10 +78,10 @@ def _tensors(
 
 def _floats(parameter: str, leaves: Mapping[str, Any]) -> np.ndarray:
     """Returns a parameter in float32."""
-    held = {end: leaves.get(parameter + end) for end in ("", SCALE, SCALES, OFFSETS)}
-    values, scale, scales, offsets = (None if x is None else x[...] for x in held.values())
+    held = [leaves.get(parameter + end) for end in ("", SCALE, SCALES, OFFSETS, ORDER)]
+    values, scale, scales, *others = (None if x is None else x[...] for x in held)
     if values is not None and scales is not None:
-        return np.array(floats(Grouped(values, scales, offsets)))
+        return np.array(floats(Grouped(values, scales, *others)))
     value = np.asarray(values, np.float32)
     return value if scale is None else value * np.asarray(scale)[..., None]
 

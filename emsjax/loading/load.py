@@ -68,7 +68,8 @@ def load_model(
         it means the checkpoint's dtype, or bfloat16 for float32 and quantised checkpoints.
       quantize: "int8" to turn the weights of all products and the token embedding into int8, with
         one scale per output channel; "int4" to keep a checkpoint's 4 bits; "none" for floats; None
-        to leave them as the checkpoint has them, but floats for 4 bits on a CPU.
+        to leave them as the checkpoint has them, but floats for 4 bits on a CPU, or if no kernel
+        suits their sizes.
       kv_dtype: "int8" for an int8 K/V cache; None for one in the dtype of the activations.
       tokenizer: directory, GGUF file or hub id of a tokenizer to use instead of the model's.
       progress: called with (tensors read, total tensors).

@@ -9,8 +9,9 @@ from emsjax.loading.hf.config import read_json
 from emsjax.loading.hf.numbers import check_eos
 
 MANIFEST = "emsjax.json"
-# 2 has quantised weights, which versions that know 1 only cannot read.
-FORMATS = (1, 2)
+# 2 has weights in int8, and 3 in 4 bits, which versions that know less cannot read.
+_FORMAT_OF = {None: 1, "int8": 2, "int4": 3}
+FORMATS = tuple(_FORMAT_OF.values())
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Manifest:
       dtype: dtype of the stored parameters that are not quantised.
       eos_token_ids: end-of-text token ids.
       source: name of the model that was converted.
-      quantize: "int8" if the weights are quantised, otherwise None.
+      quantize: "int8" or "int4" if weights are quantised, otherwise None.
     """
 
     model_type: str
@@ -36,7 +37,7 @@ class Manifest:
     @property
     def format(self) -> int:
         """The oldest format that can hold the checkpoint."""
-        return 1 if self.quantize is None else 2
+        return _FORMAT_OF[self.quantize]
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -69,8 +70,8 @@ def _check_manifest(manifest: Manifest) -> None:
         raise ValueError("model_type is not that of config")
     if manifest.dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError("dtype is not one of float32, bfloat16 and float16")
-    if manifest.quantize not in (None, "int8"):
-        raise ValueError("quantize is not int8")
+    if manifest.quantize not in _FORMAT_OF:
+        raise ValueError("quantize is neither int8 nor int4")
     if not isinstance(manifest.eos_token_ids, list | tuple):
         raise ValueError("eos_token_ids is not a list")
     check_eos({"eos_token_id": manifest.eos_token_ids}, MANIFEST)

@@ -15,15 +15,17 @@ import numpy as np
 from flax import nnx
 
 from emsjax.errors import UserError
+from emsjax.loading.grouped import ENDS, read_grouped
 from emsjax.loading.parameters import Parameter
 from emsjax.loading.parts import Division, Part
 from emsjax.loading.sources.buffers import aligned_empty
-from emsjax.loading.sources.int4 import Int4, regrouped
+from emsjax.loading.sources.int4 import Int4
 from emsjax.loading.sources.int8 import Int8, quantise
 from emsjax.loading.sources.source import TensorSource
 from emsjax.models.division import Cut
 from emsjax.models.family import dotted
-from emsjax.pallas_kernels.quantised import OFFSETS, SCALE, SCALES
+from emsjax.models.groups import Groups
+from emsjax.pallas_kernels.quantised import SCALE, SCALES
 
 Progress = Callable[[int, int], None]
 
@@ -59,9 +61,10 @@ def load_params(
     reader = _Reader(source, total, progress)
     filled = []
     for name, parameter in parameters.items():
-        if (scales := leaves.get(name + SCALES)) is not None:
-            groups = scales[1].shape[-2], name + OFFSETS in leaves
-            made = _read_int4(name, parameter, reader, groups, division)
+        if name + SCALES in leaves:
+            ends = [end for end in ENDS if name + end in leaves]
+            groups = leaves[name + SCALES][1].shape[-2]
+            made = read_grouped(name, parameter, reader.int4, groups, ends, division)
         else:
             read = _read_int8 if name + SCALE in leaves else _read_floats
             made = read(name, parameter, reader, dtype, division)
@@ -98,56 +101,6 @@ def _read_int8(
     return {name: division.join(values, cut), name + SCALE: division.join(scales, scale_cut)}
 
 
-def _read_int4(
-    name: str,
-    parameter: Parameter,
-    reader: "_Reader",
-    groups: tuple[int, bool],
-    division: Division,
-) -> dict[str, jax.Array]:
-    """Reads a parameter in 4 bits and its scales and offsets, and puts them on their devices.
-
-    Args:
-      name: the parameter's path.
-      parameter: the parameter.
-      reader: of its tensors.
-      groups: the number of groups of all inputs, and whether they have offsets.
-      division: the devices.
-    """
-    *stack, num_out, num_in = parameter.shape
-    shape = (*stack, groups[0], num_out)
-    ends = (SCALES, OFFSETS) if groups[1] else (SCALES,)
-    held: dict[str, list[jax.Array]] = {name: [], **{name + end: [] for end in ends}}
-    cuts = {name: division.cut(name, parameter.shape)}
-    cuts |= {name + end: division.cut(name + end, shape) for end in ends}
-    for part in division.parts(name, parameter.shape):
-        parts = {each: replace(part, cut=cut) for each, cut in cuts.items()}
-        shapes = {
-            each: parts[each].shape(shape if each != name else parameter.shape) for each in held
-        }
-        arrays = {
-            each: aligned_empty(size, jnp.int4 if each == name else np.float32)
-            for each, size in shapes.items()
-        }
-        for place, names in enumerate(parameter.pieces):
-            read = [reader.int4(tensor) for tensor in names]
-            joined = _joined(read, num_in, num_in // groups[0])
-            for each, value in zip(held, joined, strict=False):
-                piece = arrays[each].reshape(-1, *shapes[each][-2:])[place]
-                parts[each].copy(value, piece)
-        for each, array in arrays.items():
-            held[each].append(division.put(array, parts[each]))
-    return {each: division.join(arrays, cuts[each]) for each, arrays in held.items()}
-
-
-def _joined(read: Sequence[Int4], num_in: int, size: int) -> tuple[np.ndarray, ...]:
-    """Joins the rows of tensors: values [out, in], and scales and offsets [in / size, out]."""
-    values = np.concatenate([each.values for each in read])
-    scales = [regrouped(each.scales, each.scales, num_in, size) for each in read]
-    offsets = [regrouped(each.offsets, each.scales, num_in, size) for each in read]
-    return values, np.concatenate(scales, axis=1), np.concatenate(offsets, axis=1)
-
-
 class _Reader:
     """Reads tensors, reports progress and checks the values."""
 
@@ -176,10 +129,10 @@ class _Reader:
         self._count(name)
         return self.source.read_int8(name)
 
-    def int4(self, name: str) -> Int4:
-        """Returns a tensor that the source holds in 4 bits."""
+    def int4(self, name: str) -> tuple[Int4, Groups]:
+        """Returns a tensor that the source holds in 4 bits, and its groups."""
         self._count(name)
-        return self.source.read_int4(name)
+        return self.source.read_int4(name), self.source.int4[name]
 
     def _count(self, name: str) -> None:
         if self._progress is not None and name not in self._seen:

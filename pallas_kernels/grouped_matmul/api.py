@@ -1,5 +1,6 @@
 """Multiplies rows with one layer's 4-bit weights, read in place from the stack of all layers."""
 
+from dataclasses import replace
 from types import MappingProxyType
 
 import jax
@@ -79,5 +80,10 @@ def grouped_matmul(
     """
     layer, dtype = jnp.asarray(layer), jnp.dtype(dtype or x.dtype)
     check_grouped_matmul(x, kernels, layer)
+    if kernels.order is not None:
+        # There are fewer rows than outputs: their inputs are moved, and the weights stay in groups.
+        order = jax.lax.dynamic_index_in_dim(kernels.order, layer, keepdims=False)
+        x = jnp.take(x, order, axis=1, mode="clip", unique_indices=True)
+        kernels = replace(kernels, order=None)
     multiply = pick("grouped_matmul", BACKENDS, backend, x, kernels)
     return multiply(x, kernels, layer, dtype)

@@ -343,8 +343,8 @@ def test_greedy_text_of_other_engines_is_that_of_one_device(options: dict):
     assert text_of(2, params, **options) == text_of(1, params, **options)
 
 
-def write_in_4_bits(directory: Path) -> None:
-    case, tensors = PACKED["awq"], {}
+def write_in_4_bits(directory: Path, form: str = "awq") -> None:
+    case, tensors = PACKED[form], {}
     write_config(directory, quantization_config=case.config)
     for name, value in llama_weights().items():
         parts = case.write(*value.shape)[0] if "_proj" in name else {"weight": value}
@@ -362,6 +362,19 @@ def test_logits_of_4_bit_weights(tmp_path: Path, number: int):
     down = divided.blocks.mlp.down
     assert down.kernel.dtype == (jnp.int4 if number == 2 else jnp.float32)
     assert divided.blocks.attention.out.kernel_scales.shape == (3, number, 64)
+    alone = our_logits(load_model(tmp_path, quantize="int4").model, tokens, 20)
+    np.testing.assert_allclose(
+        our_logits(divided, tokens, 20, devices), alone, atol=1e-4 * np.abs(alone).max(), rtol=1e-4
+    )
+
+
+def test_logits_of_4_bit_weights_with_inputs_in_another_order(tmp_path: Path):
+    """Devices that have some of the inputs lack those of others, so these products have floats."""
+    write_in_4_bits(tmp_path, "gptq-act-order")
+    tokens, devices = np.random.default_rng(0).integers(3, 64, (2, 20)), shared_by(2)
+    divided = load_model(tmp_path, quantize="int4", devices=devices).model
+    assert divided.blocks.mlp.down.kernel.dtype == jnp.float32
+    assert divided.blocks.mlp.up.kernel_order.shape == (3, 64)
     alone = our_logits(load_model(tmp_path, quantize="int4").model, tokens, 20)
     np.testing.assert_allclose(
         our_logits(divided, tokens, 20, devices), alone, atol=1e-4 * np.abs(alone).max(), rtol=1e-4

@@ -1,5 +1,6 @@
 """`layer_matmul` with 4-bit weights in groups, in XLA and in the kernels, interpreted on a CPU."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 import jax
@@ -20,6 +21,8 @@ from tests.kernels.contract_layer_matmul import (
 )
 from tests.kernels.interpreted_products import product_of_pairs
 from tests.kernels.lowering import lower_for_hopper
+
+NUMBERS = np.random.default_rng(0)
 
 
 class TestReference(LayerMatmulContract):
@@ -115,6 +118,23 @@ def test_each_device_has_its_kernel(
     assert picked == {"grouped_matmul": chosen}
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_inputs_in_another_order(backend: str):
+    """Each layer has its own; what is in the columns' places would give another product."""
+    case = GROUPED["offsets"]
+    x, layer, rng = jnp.asarray(numbers(case)[0][:5], jnp.float32), jnp.int32(LAYER), NUMBERS
+    orders = np.stack([rng.permutation(case.num_in) for _ in range(len(grouped(case).values))])
+    kernels = replace(grouped(case), order=jnp.asarray(orders, jnp.int32))
+    # Column c of the weights multiplies input orders[c], so the columns' inputs are these.
+    moved = x[:, orders[LAYER]]
+    expected = grouped_matmul(moved, grouped(case), layer=layer, backend=backend)
+    np.testing.assert_array_equal(
+        grouped_matmul(x, kernels, layer=layer, backend=backend), expected
+    )
+    wide = np.asarray(floats(kernels))[LAYER]
+    np.testing.assert_allclose(np.asarray(x) @ wide.T, expected, rtol=1e-4, atol=1e-3)
+
+
 def test_derivatives_by_rows():
     """Training differentiates by rows."""
     case = GROUPED["offsets"]
@@ -132,6 +152,7 @@ def test_derivatives_by_rows():
         ({"values": jnp.zeros((2, 64, 128), jnp.int8)}, r"^kernels\.values"),
         ({"scales": jnp.zeros((2, 3, 64))}, r"^kernels\.scales has 3 groups"),
         ({"offsets": jnp.zeros((2, 1, 64))}, r"^kernels\.offsets has 1 groups"),
+        ({"order": jnp.zeros((2, 64), jnp.int32)}, r"^kernels\.order"),
     ],
 )
 def test_errors_name_the_wrong_argument(changed: dict, message: str):

@@ -4,6 +4,7 @@ Each function makes up the numbers of a module's weights [out, in] and returns i
 the format's definition, the weights that they stand for.
 """
 
+import itertools
 import json
 from collections.abc import Callable
 from functools import partial
@@ -53,13 +54,15 @@ def in_order(num_in: int) -> np.ndarray:
     return (np.arange(num_in) // GROUP).astype(np.int32)
 
 
-def gptq(num_out: int, num_in: int, above: int = 1, act_order: bool = False) -> Module:
+def gptq(
+    num_out: int, num_in: int, above: int = 1, act_order: np.random.Generator | None = None
+) -> Module:
     """Stores zeros less `above`, 1 in the first version of the format and 0 in the second."""
     numbers, groups = drawn(num_out, num_in, 0, 16), -(-num_in // GROUP)
     zeros, scales = drawn(num_out, groups, 1, 16), scales_of(num_out, groups)
     group_of = in_order(num_in)
-    if act_order:
-        group_of = RNG.permutation(group_of)
+    if act_order is not None:
+        group_of = act_order.permutation(group_of)
     tensors = {
         "qweight": words(numbers).T,
         "qzeros": words(zeros.T - above),
@@ -68,6 +71,17 @@ def gptq(num_out: int, num_in: int, above: int = 1, act_order: bool = False) -> 
         "bias": np.zeros(num_out, np.float16),
     }
     return tensors, weights(numbers, zeros, scales, group_of)
+
+
+def gptq_act_order() -> Callable[[int, int], Module]:
+    """Returns a writer of a Llama's layers, in which modules of the same inputs have one order."""
+    seen, of_layer = itertools.count(), len("qkvogud")
+
+    def write(num_out: int, num_in: int) -> Module:
+        layer = next(seen) // of_layer
+        return gptq(num_out, num_in, act_order=np.random.default_rng((num_in, layer)))
+
+    return write
 
 
 def gptq_with_zeros_of_0(num_out: int, num_in: int) -> Module:
@@ -256,8 +270,10 @@ CASES = {
     "gptq-zeros-of-0": Case(_GPTQ | {"sym": False}, gptq_with_zeros_of_0, kept=4),
     "gptq-v2": Case(
         _GPTQ | {"sym": False, "checkpoint_format": "gptq_v2", "desc_act": True},
-        lambda *shape: gptq(*shape, above=0, act_order=True),
+        lambda *shape: gptq(*shape, above=0, act_order=RNG),
+        kept=4,
     ),
+    "gptq-act-order": Case(_GPTQ | {"sym": False, "desc_act": True}, gptq_act_order(), kept=4),
     "gptq-symmetric": Case(_GPTQ | {"sym": True}, gptq_symmetric(7), kept=4),
     "gptq-v2-by-the-wrong-name": Case(
         _GPTQ | {"sym": True, "checkpoint_format": "gptq"}, gptq_symmetric(8), kept=4

@@ -8,6 +8,8 @@ import pytest
 from flax import nnx
 from packed_formats import CASES, Tensors
 
+from emsjax.errors import UserError
+from emsjax.loading import build
 from emsjax.loading.load import load_model
 from emsjax.models.family import dotted
 from emsjax.pallas_kernels.quantised import Grouped, floats
@@ -68,10 +70,13 @@ def parameters(directory: Path, **options: str | None) -> dict[str, np.ndarray]:
     ],
 )
 def test_experts_are_those_that_the_format_defines(
-    tmp_path: Path, model_type: str, form: str
+    tmp_path: Path, model_type: str, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meant = written(tmp_path, model_type, form)
-    ours = parameters(tmp_path, quantize="int4" if CASES[form].kept == 4 else None)
+    with monkeypatch.context() as accelerator:
+        accelerator.setattr(build, "_floats_are_faster", lambda: False)
+        accelerator.setattr(build, "_KERNEL_INPUTS", 32)
+        ours = parameters(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     del config["quantization_config"]
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -87,6 +92,15 @@ def test_experts_are_those_that_the_format_defines(
         if scales is not None:
             made = np.asarray(floats(Grouped(ours[name], scales, ours.get(f"{name}_offsets"))))
         np.testing.assert_array_equal(made, value, err_msg=name)
+
+
+def test_experts_are_not_kept_in_4_bits(tmp_path: Path) -> None:
+    written(tmp_path, "mixtral", "awq")
+    with pytest.raises(UserError) as caught:
+        load_model(tmp_path, quantize="int4")
+    message = str(caught.value)
+    assert "experts in 4 bits (model.layers.0.block_sparse_moe.experts.0." in message
+    assert "and 17 more), which are not kept; quantise it to int8" in message
 
 
 def test_experts_of_4_bits_can_be_taken_to_int8(tmp_path: Path) -> None:

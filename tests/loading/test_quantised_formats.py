@@ -68,7 +68,7 @@ def test_weights_are_those_that_the_format_defines(tmp_path: Path, name: str) ->
 
 
 # Formats whose numbers are kept in 4 bits and in int8, and one that is dequantised.
-@pytest.mark.parametrize("name", ["awq", "int8", "gptq-v2"])
+@pytest.mark.parametrize("name", ["awq", "int8", "gptq-act-order", "fp8-blocks"])
 def test_logits_equal_those_of_transformers(tmp_path: Path, name: str) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -119,8 +119,17 @@ def test_4_bits_are_kept_and_stand_for_the_same_numbers(tmp_path: Path, name: st
             np.testing.assert_array_equal(made[layer], np.concatenate(tensors))
     down = model.blocks.mlp.down
     assert (str(down.kernel.dtype), down.kernel_scales.shape) == ("int4", (3, 3, 64))
-    asymmetric = name in ("gptq", "gptq-zeros-of-0", "awq", "packed-asymmetric")
-    assert (down.kernel_offsets is not None) == asymmetric
+    symmetric = name in ("gptq-symmetric", "gptq-v2-by-the-wrong-name", "packed")
+    assert (down.kernel_offsets is None) == symmetric
+    assert (down.kernel_order is None) == (name not in ("gptq-act-order", "gptq-v2"))
+
+
+def test_inputs_in_several_orders_are_not_kept(tmp_path: Path) -> None:
+    """A product takes its inputs in one order, which queries, keys and values do not share here."""
+    written(tmp_path, CASES["gptq-v2"])
+    blocks = load_model(tmp_path, quantize="int4").model.blocks  # type: ignore[attr-defined]
+    assert blocks.attention.qkv.kernel.dtype == blocks.mlp.up.kernel.dtype == np.float32
+    assert blocks.attention.out.kernel.dtype == blocks.mlp.down.kernel.dtype == "int4"
 
 
 def test_4_bits_can_be_made_floats(tmp_path: Path) -> None:
@@ -284,7 +293,7 @@ def test_groups_of_columns_that_do_not_exist(tmp_path: Path, column: int) -> Non
     tensors, _ = written(tmp_path, CASES["gptq-v2"])
     tensors["model.layers.1.self_attn.q_proj.g_idx"][3] = column
     save(tmp_path, tensors)
-    with pytest.raises(UserError, match=r"1\.self_attn\.q_proj\.weight in .* dequantised"):
+    with pytest.raises(UserError, match=r"1\.self_attn\.q_proj\.g_idx names groups besides 0 to 1"):
         load_model(tmp_path)
 
 
@@ -318,12 +327,14 @@ def test_all_that_is_wrong_with_the_tensors_in_one_error(tmp_path: Path) -> None
     layer = "model.layers.1."
     del tensors[f"{layer}mlp.up_proj.scales"]
     tensors[f"{layer}self_attn.q_proj.qzeros"] = np.zeros((3, 8), np.int32)
+    tensors[f"{layer}self_attn.k_proj.scales"][0, 0] = np.nan
     save(tmp_path, tensors)
     with pytest.raises(UserError) as caught:
         load_model(tmp_path)
     message = str(caught.value)
     assert f"{layer}mlp.up_proj.scales is missing" in message
     assert f"{layer}self_attn.q_proj.qzeros has [3, 8], not [2, 8]" in message
+    assert f"{layer}self_attn.k_proj.scales holds a number that is not finite" in message
     assert len(message) < 500
 
 

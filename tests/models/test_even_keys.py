@@ -90,8 +90,10 @@ def test_a_model_is_loaded_with_even_keys_for_an_int8_cache(tmp_path: Path):
 
 def test_4_bit_weights_keep_their_numbers():
     model, path = uneven("qwen2"), "blocks.attention.qkv.kernel"
-    group_shapes(model, {path: Groups(16, offsets=True)})
+    group_shapes(model, {path: Groups(16, offsets=True, order=b"")})
     qkv, rng = model.blocks.attention.qkv, np.random.default_rng(0)
+    orders = [rng.permutation(qkv.kernel.shape[2]) for _ in range(len(qkv.kernel))]
+    qkv.kernel_order.set_value(jnp.asarray(np.stack(orders), jnp.int32))
     numbers = jnp.asarray(rng.integers(-8, 8, qkv.kernel.shape), jnp.int4)
     scales = jnp.asarray(rng.uniform(0.001, 0.1, (2, *qkv.kernel_scales.shape)), jnp.float32)
     for part, value in zip(("", "_scales", "_offsets"), (numbers, *scales), strict=True):

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 from gguf.quants import dequantize
 
-from emsjax.errors import UserError, foreign
+from emsjax.errors import UserError, first_of, foreign
 from emsjax.loading.gguf.architectures import ARCHITECTURES
+from emsjax.loading.gguf.int4 import KEPT, read_int4
 from emsjax.loading.gguf.reader import GgufReader
+from emsjax.loading.gguf.scales import are_finite
 from emsjax.loading.hf.keys import shown
 from emsjax.loading.sources.buffers import aligned_empty
 from emsjax.loading.sources.dtypes import own_dtype
+from emsjax.loading.sources.int4 import Int4
 from emsjax.loading.sources.only_floats import OnlyFloats
 from emsjax.loading.sources.shards import damaged
 
@@ -40,6 +43,7 @@ class GgufFile(OnlyFloats):
       layout: how the architecture's tensors are stored.
       truncated: tensors whose data is incomplete.
       dtype: the 16-bit dtype that all matrices have, otherwise "float32".
+      int4: matrices of types whose 4 bits can be kept, and their groups.
     """
 
     def __init__(self, path: Path):
@@ -58,6 +62,11 @@ class GgufFile(OnlyFloats):
         matrices = {t.tensor_type.name for t in self._tensors.values() if len(t.shape) > 1}
         # In a file of mixed types the quantised ones would lose precision in 16 bits.
         self.dtype = own_dtype(matrices) if len(matrices) == 1 else "float32"
+        self.int4 = {
+            name: KEPT[tensor.tensor_type]
+            for name, tensor in self._tensors.items()
+            if tensor.tensor_type in KEPT and len(tensor.shape) == 2
+        }
 
     def get(self, key: str, default: Any = None) -> Any:
         """Returns a metadata value, or `default`; `{arch}` in the key means the architecture."""
@@ -149,16 +158,12 @@ class GgufFile(OnlyFloats):
         """Returns one tensor, dequantised to float32 and in Hugging Face's order of rows.
 
         Raises:
-          UserError: the gguf package cannot dequantise the tensor.
+          UserError: the gguf package cannot dequantise the tensor, or a scale is not finite.
         """
         tensor = self._tensors[name]
-        # A separate mapping, so that the tensor's pages leave memory together with it.
-        data = np.memmap(
-            self.path, tensor.data.dtype, "r", int(tensor.data_offset), tensor.data.shape
-        )
         shape = tuple(tensor.shape[::-1].tolist())
         try:
-            weight = _dequantised(data, tensor.tensor_type, shape)
+            weight = _dequantised(self._mapped(tensor), tensor.tensor_type, shape)
         except NotImplementedError as error:
             raise UserError(
                 f"tensor {name} in {self.path} is quantised as {tensor.tensor_type.name}, which "
@@ -166,8 +171,35 @@ class GgufFile(OnlyFloats):
             ) from error
         if self.layout.norm_offset and name.endswith("norm.weight"):
             return weight - np.float32(self.layout.norm_offset)
+        return self._in_order(name, weight)
+
+    def read_int4(self, name: str) -> Int4:
+        """Returns one of the tensors of `int4` in the file's numbers, with rows as `read` does.
+
+        Raises:
+          UserError: a scale is not a finite number.
+        """
+        tensor = self._tensors[name]
+        found = read_int4(self._mapped(tensor), tensor.tensor_type)
+        return Int4(*(None if part is None else self._in_order(name, part) for part in found))
+
+    def _mapped(self, tensor: Any) -> np.ndarray:
+        """Maps a tensor's bytes: a mapping of its own leaves memory together with the tensor."""
+        where = int(tensor.data_offset)
+        data = np.memmap(self.path, tensor.data.dtype, "r", where, tensor.data.shape)
+        if not are_finite(data, tensor.tensor_type):
+            whole = self._tensors.items()
+            found = [name for name, t in whole if not are_finite(t.data, t.tensor_type)]
+            raise UserError(
+                f"{first_of(found)} in {self.path}: scales are not finite numbers; download the "
+                "model again."
+            )
+        return data
+
+    def _in_order(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Returns what belongs to a tensor's rows in Hugging Face's order."""
         heads = self._permuted_heads(name)
-        return _unpermuted(weight, heads) if heads else weight
+        return _unpermuted(rows, heads) if heads else rows
 
     def _permuted_heads(self, name: str) -> int:
         """Returns the heads of a tensor whose rows llama.cpp's converter permuted, otherwise 0."""

@@ -131,6 +131,7 @@ def _packed(name: str, bits: int, size: int | None, symmetric: bool, ordered: bo
         dtypes=frozenset({"I32"}),
         needed=(_SCALE, *(() if symmetric else (_ZERO,)), *((_GROUP_OF,) if ordered else ())),
         optional=() if ordered else (_GROUP_OF,),
+        group_of=_GROUP_OF,
         ignored=_IGNORED + ((_ZERO,) if symmetric else ()),
         scales=(_SCALE,),
         layout=partial(_layout, "weight_packed", 32 // bits, size, 32 // bits),
@@ -151,7 +152,8 @@ def _layout(
     if size is None:
         scales += [(), (1,), (num_out,)]
     zeros = [(-(-num_out // packed_zeros), groups)] if packed_zeros > 1 else scales
-    return Layout((num_out, num_in), {_SCALE: scales, _ZERO: zeros, _GROUP_OF: [(num_in,)]})
+    parts = {_SCALE: scales, _ZERO: zeros, _GROUP_OF: [(num_in,)]}
+    return Layout((num_out, num_in), parts, groups)
 
 
 def _numbers(parts: Parts, values: np.ndarray, zeros: np.ndarray | None) -> Numbers:

@@ -21,10 +21,12 @@ class Layout(NamedTuple):
     Attributes:
       shape: of the weights that they hold, (out, in).
       parts: the shapes that each part may have; a part that is not named may have any.
+      groups: the number of groups of inputs, if a part may hold the group of each; otherwise 0.
     """
 
     shape: Shape
     parts: Mapping[str, Collection[Shape]]
+    groups: int = 0
 
 
 class Numbers(NamedTuple):
@@ -55,11 +57,15 @@ class Numbers(NamedTuple):
     def int4(self, middle: int, offsets: bool) -> Int4:
         """Returns the same weights with offsets for zeros, which is exact for scales of 16 bits.
 
+        Columns are sorted by their groups.
+
         Args:
           middle: the value that becomes 0.
           offsets: whether there are offsets; if not, all zeros are the middle.
         """
         values = self.values.astype(np.int8) - np.int8(middle)
+        if self.group_of is not None:
+            values = values[:, _sorted(self.group_of)]
         if not offsets:
             return Int4(values, self.scales)
         zeros = np.float32(0) if self.zeros is None else self.zeros.astype(np.float32)
@@ -98,8 +104,20 @@ def groups_of(
     size = size or num_in
     # A product of a scale of 16 bits and a zero is exact, and so is a weight with this offset.
     exact = not offsets or dtype in ("F16", "BF16")
-    in_order = group_of is None or np.array_equal(group_of, np.arange(num_in) // size)
-    return Groups(size, offsets) if exact and in_order and num_in % size == 0 else None
+    if not exact or num_in % size:
+        return None
+    in_order = np.arange(num_in) // size
+    if group_of is None or np.array_equal(group_of, in_order):
+        return Groups(size, offsets)
+    order = _sorted(group_of)
+    # Groups of other sizes, or that do not exist, are left to what makes floats of them.
+    whole = np.array_equal(group_of[order], in_order)
+    return Groups(size, offsets, order.tobytes()) if whole else None
+
+
+def _sorted(group_of: np.ndarray) -> np.ndarray:
+    """Returns the input of each column, int32[in], if columns are sorted by their groups."""
+    return np.argsort(group_of, kind="stable").astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -119,6 +137,7 @@ class Format:
       aliases: parts that some checkpoints call by another name, and that name.
       int4: for modules that may be kept in 4 bits; None for other formats.
       header: a part that describes the others beyond their shapes; None if there is none.
+      group_of: a part that holds the group of each input, or -1 throughout; None if there is none.
       layout: takes the shapes of a module's parts, and the content of the header if there is one,
         and returns its `Layout`. It raises `ValueError` or `IndexError` if the shape of the marker
         is impossible or the header is damaged.
@@ -145,6 +164,7 @@ class Format:
     int8: Callable[[Parts], Int8] | None = None
     int4: Grid | None = None
     header: str | None = None
+    group_of: str | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:

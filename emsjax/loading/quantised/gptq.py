@@ -50,6 +50,7 @@ def gptq(fields: Fields) -> Format:
         needed=("qzeros", "scales", "g_idx") if ordered else ("qzeros", "scales"),
         optional=() if ordered else ("g_idx",),
         scales=("scales",),
+        group_of="g_idx",
         layout=partial(_layout, 32 // bits, size),
         dequantised=lambda parts: numbers(parts).dequantised(size),
         int4=Grid(
@@ -72,6 +73,7 @@ def _layout(packed: int, size: int | None, shapes: Mapping[str, Shape]) -> Layou
             "scales": [(groups, num_out)],
             "g_idx": [(num_in,)],
         },
+        groups,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from emsjax.errors import UserError, foreign
-from emsjax.loading.quantised.format import Format, Shape
+from emsjax.loading.quantised.format import Format, Layout, Shape
 from emsjax.loading.sources.dtypes import own_dtype
 from emsjax.loading.sources.int4 import Int4
 from emsjax.loading.sources.int8 import Int8
@@ -41,13 +41,14 @@ class QuantisedSource:
         self._shapes, problems = {}, []
         for weight, parts in self._parts.items():
             found = {part: shapes[tensor] for part, tensor in parts.items()}
-            shape, wrong = self._checked(weight, found)
-            self._shapes[weight] = shape
+            layout, wrong = self._checked(weight, found)
+            self._shapes[weight] = layout.shape
             problems += [*wrong, *_mistyped(parts, dtypes, its_format)]
+            problems += self._misplaced(parts, layout.groups)
         hidden = {its_format.tensor(m, part) for m in modules for part in its_format.ignored}
         hidden |= {name for parts in self._parts.values() for name in parts.values()}
         wide = {name: shape for name, shape in shapes.items() if name not in hidden}
-        problems += self._infinite() if not problems else []
+        problems += self._infinite()
         self._raise(problems if modules else [f"no {its_format.marker} of a module"])
         self._shapes |= wide
         self.spare = frozenset(self._empty_biases(modules, shapes))
@@ -96,8 +97,8 @@ class QuantisedSource:
     def _read_parts(self, name: str) -> dict[str, np.ndarray]:
         return {part: self._source.read(tensor) for part, tensor in self._parts[name].items()}
 
-    def _checked(self, weight: str, shapes: Mapping[str, Shape]) -> tuple[Shape, list[str]]:
-        """Returns the shape of a module's weights, and what is wrong with its parts.
+    def _checked(self, weight: str, shapes: Mapping[str, Shape]) -> tuple[Layout, list[str]]:
+        """Returns the shapes of a module, and what is wrong with its parts.
 
         Args:
           weight: the name of the weights.
@@ -107,22 +108,23 @@ class QuantisedSource:
         tensor = functools.partial(its_format.tensor, weight.removesuffix(its_format.weight))
         missing = [f"{tensor(part)} is missing" for part in its_format.needed if part not in shapes]
         marker = shapes[its_format.marker]
+        unknown = Layout(marker, {})
         try:
             if header is None:
                 found = its_format.layout(shapes)
             elif header not in shapes:
-                return marker, missing
+                return unknown, missing
             else:
                 found = its_format.layout(shapes, self._source.read(self._parts[weight][header]))
         except (ValueError, IndexError, ZeroDivisionError):
             wrong = f"{tensor(its_format.marker)} has {list(marker)}"
-            return marker, [*missing, f"{tensor(header)} is damaged" if header else wrong]
+            return unknown, [*missing, f"{tensor(header)} is damaged" if header else wrong]
         misshapen = [
             f"{tensor(part)} has {list(shapes[part])}, not {list(next(iter(allowed)))}"
             for part, allowed in found.parts.items()
             if part in shapes and shapes[part] not in allowed
         ]
-        return found.shape, missing + misshapen
+        return found, missing + misshapen
 
     def _empty_biases(self, modules: list[str], shapes: Mapping[str, Shape]) -> Iterator[str]:
         """Yields biases of zeros, which some libraries add to modules that have none."""
@@ -130,10 +132,20 @@ class QuantisedSource:
             if bias in shapes and bias not in self.truncated and not self._source.read(bias).any():
                 yield bias
 
+    def _misplaced(self, parts: Mapping[str, str], groups: int) -> Iterator[str]:
+        """Yields the part that names the group of each input if it names some that do not exist."""
+        tensor = parts.get(self._format.group_of or "")
+        if tensor is None or not groups or tensor in self.truncated:
+            return
+        named = self._source.read(tensor)
+        # Some files have it but never filled it in.
+        if not (named == -1).all() and not ((named >= 0) & (named < groups)).all():
+            yield f"{tensor} names groups besides 0 to {groups - 1}"
+
     def _infinite(self) -> Iterator[str]:
         """Yields what is wrong with scales that are not finite numbers."""
         for parts in self._parts.values():
-            for tensor in (parts[part] for part in self._format.scales):
+            for tensor in (parts[part] for part in self._format.scales if part in parts):
                 if tensor in self.truncated:
                     continue
                 if not np.isfinite(self._source.read(tensor).astype(np.float32)).all():
