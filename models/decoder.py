@@ -26,6 +26,7 @@ from emsjax.models.layers import (
     rotate,
     soft_capped,
 )
+from emsjax.models.residual import sums_wait, total, total_and_norm
 from emsjax.models.shared_rows import Table, part_of_shard, without_padding
 from emsjax.models.sizes import exchanges
 from emsjax.pallas_kernels.backends import target_platform
@@ -89,7 +90,17 @@ class Attention(nnx.Module):
     def __call__(
         self, x: jax.Array, cache: Cache, context: LayerContext
     ) -> tuple[jax.Array, Cache]:
-        """Returns the sublayer's output [T, D] for x [T, D], and the cache with the rows' K/V.
+        """Returns the sublayer's output [T, D] for x [T, D], and the cache with the rows' K/V."""
+        mixed, cache = self._mix(x, cache, context)
+        return self.out(mixed, context.stacked), cache
+
+    def terms(self, x: jax.Array, cache: Cache, context: LayerContext) -> tuple[jax.Array, Cache]:
+        """Returns terms that add up to the output, see `Linear.terms`, and the cache."""
+        mixed, cache = self._mix(x, cache, context)
+        return self.out.terms(mixed, context.stacked), cache
+
+    def _mix(self, x: jax.Array, cache: Cache, context: LayerContext) -> tuple[jax.Array, Cache]:
+        """Returns what the rows see, [T, N * H], and the cache with their K/V.
 
         The K/V are written before attention, so that a row also sees the rows before it.
         """
@@ -105,7 +116,7 @@ class Attention(nnx.Module):
             soft_cap=self.soft_cap,
             sinks=None if self.sinks is None else self.sinks[...].astype(jnp.float32),
         )
-        return self.out(mixed.reshape(x.shape[0], -1), context.stacked), cache
+        return mixed.reshape(x.shape[0], -1), cache
 
 
 def contained(k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -134,6 +145,9 @@ class Block(nnx.Module):
         self.of_sum = place == "residual"
         self.parallel, self.one_norm = config.parallel, config.one_norm
         self.residual_scale = config.residual_scale
+        # Whether sums may wait for the next norm, see `models.residual`.
+        self.patient = place == "before" and not (config.parallel or config.one_norm)
+        self.patient &= config.residual_scale == 1
 
     def __call__(
         self, x: jax.Array, cache: Cache, context: LayerContext
@@ -151,6 +165,24 @@ class Block(nnx.Module):
         mixed = self.mlp(normal, context)
         return attended + self._scaled(normed(self.mlp_out_norm, mixed)), cache
 
+    def after_norm(
+        self, x: jax.Array, normal: jax.Array, cache: Cache, context: LayerContext
+    ) -> tuple[jax.Array, jax.Array, Cache]:
+        """Does what `__call__` does, without the first norm and the last sum.
+
+        Args:
+          x: [T, D].
+          normal: its norm.
+          cache: K/V.
+          context: of the layer. The factors of the norms are those of the whole stack.
+
+        Returns:
+          x [T, D], the terms that are still to be added to it, see `Linear.terms`, and the cache.
+        """
+        terms, cache = self.attention.terms(normal, cache, context)
+        x, normal = total_and_norm(x, terms, self.mlp_norm, context.stacked)
+        return x, self.mlp.terms(normal, context), cache
+
     def _scaled(self, added: jax.Array) -> jax.Array:
         return added if self.residual_scale == 1 else added * self.residual_scale
 
@@ -158,6 +190,11 @@ class Block(nnx.Module):
 def _is_kernel(path: tuple, value: object) -> bool:
     del value
     return str(path[-1]).startswith("kernel")
+
+
+def _is_read_in_place(path: tuple, value: object) -> bool:
+    """Whether a kernel reads a parameter in the stack if sums wait for the next norm."""
+    return _is_kernel(path, value) or path[0] in ("attention_norm", "mlp_norm")
 
 
 # The sliding window of a layer without one, next to layers with one.
@@ -171,11 +208,14 @@ class _Carry(NamedTuple):
       x: [T, D], the hidden states.
       cache: K/V.
       kept: the inputs [T, D] of the layers that are kept.
+      terms: [P, at least T, D], what is still to be added to x, see `models.residual`; None for
+        nothing.
     """
 
     x: jax.Array
     cache: Any
     kept: tuple[jax.Array, ...]
+    terms: jax.Array | None = None
 
 
 class DecoderLM(nnx.Module):
@@ -380,7 +420,7 @@ class DecoderLM(nnx.Module):
                     stack, some, carry, context, first, seen, tables, keep, differentiable
                 )
             first += layers
-        x, cache, kept = carry
+        x, cache, kept, _ = carry
         x = x if self.final_norm is None else self.final_norm(x)
         project_out = self.embedder.project_out
         hidden = x if project_out is None else project_out(x)
@@ -445,7 +485,9 @@ def _run_stack(
     """
     # The loop does not slice the kernels. A product that reads its layer's part of the stack in
     # place saves a copy of it.
-    block_def, kernels, others = nnx.split(stack, _is_kernel, ...)
+    waits = stack.patient and not differentiable and sums_wait(stack.attention_norm, carry.x)
+    in_place = _is_read_in_place if waits else _is_kernel
+    block_def, kernels, others = nnx.split(stack, in_place, ...)
     windows, sinks = map(_by_layer, seen, (UNLIMITED, 0))
 
     def run_layer(stacked: jax.Array, carry: _Carry) -> _Carry:
@@ -465,19 +507,28 @@ def _run_stack(
         )
         if table is not None:
             here = here._replace(angles=jax.tree.map(lambda x: x[table], context.angles))
+        x = normal = carry.x
+        if waits:
+            x, normal = total_and_norm(x, carry.terms, block.attention_norm, stacked)
         kept = tuple(
-            jnp.where(layer == at, carry.x, before)
-            for at, before in zip(keep, carry.kept, strict=True)
+            jnp.where(layer == at, x, before) for at, before in zip(keep, carry.kept, strict=True)
         )
-        x, cache = block(carry.x, carry.cache, here)
-        return _Carry(x, cache, kept)
+        if waits:
+            x, terms, cache = block.after_norm(x, normal, carry.cache, here)
+            return _Carry(x, cache, kept, terms)
+        return _Carry(*block(x, carry.cache, here), kept)
 
     # A scan over the layers' numbers would look each of them up, in a launch of its own.
     table_of_layer = jnp.asarray(tables, jnp.int32) if tables else None
     bounds = layers.start, layers.stop
     # With bounds that are known to Python, JAX makes a loop that has derivatives.
     start, stop = bounds if differentiable else map(jnp.int32, bounds)
-    return jax.lax.fori_loop(start, stop, run_layer, carry)
+    if waits:
+        carry = carry._replace(terms=carry.x[None])
+        waiting = jax.eval_shape(run_layer, jnp.int32(layers.start), carry).terms
+        carry = carry._replace(terms=jnp.zeros(waiting.shape, waiting.dtype))
+    done = jax.lax.fori_loop(start, stop, run_layer, carry)
+    return done._replace(x=total(done.x, done.terms), terms=None)
 
 
 class _ByLayer(NamedTuple):

@@ -81,6 +81,10 @@ class ExpertMLP(nnx.Module):
         y = from_tiles(self.down(inner, layer, tiles), shares, tiles)
         return y if self.summed is None else sum_of_shards(y, self.summed)
 
+    def terms(self, x: jax.Array, context: LayerContext) -> jax.Array:
+        """Returns `self(x, context)` as [1, T, D], see `Linear.terms`."""
+        return self(x, context)[None]
+
     def _choose(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the share [T, C] in float32 and the number of each row's experts."""
         logits = matmul(x, self.router[...], jnp.dtype(jnp.float32))

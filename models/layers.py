@@ -13,7 +13,8 @@ from emsjax.models.config import Activation, ClampedGate, DecoderConfig, Rope, S
 from emsjax.models.shared_rows import sum_of_shards
 from emsjax.pallas_kernels.backends import target_platform
 from emsjax.pallas_kernels.int8_cache import Cache
-from emsjax.pallas_kernels.layer_matmul.api import layer_matmul, matmul
+from emsjax.pallas_kernels.layer_matmul.api import layer_matmul, layer_sums, matmul
+from emsjax.pallas_kernels.norms import rms_scaled
 from emsjax.pallas_kernels.quantised import Weights, weights_of
 from emsjax.pallas_kernels.ragged_attention.api import Attend
 from emsjax.shapes import SHARDS
@@ -121,6 +122,12 @@ class Linear(nnx.Module):
             y = sum_of_shards(y, self.summed)
         return y if self.bias is None else y + self.bias[...][None].astype(y.dtype)
 
+    def terms(self, x: jax.Array, layer: jax.Array | None) -> jax.Array:
+        """Returns terms that add up to `self(x, layer)`: [P, at least T, out], see `layer_sums`."""
+        if layer is None or self.summed is not None or self.bias is not None:
+            return self(x, layer)[None]
+        return layer_sums(x, self.weights, layer=layer)
+
 
 class RMSNorm(nnx.Module):
     """Computes x / rms(x) * scale over the last axis, in float32; with offset, * (1 + scale).
@@ -140,11 +147,8 @@ class RMSNorm(nnx.Module):
         square = jnp.mean(wide**2, axis=-1, keepdims=True)
         if self.summed is not None:
             square = sum_of_shards(square, self.summed) / jax.lax.axis_size(SHARDS)
-        normal = wide * jax.lax.rsqrt(square + self.eps)
-        if self.offset:  # the families that do this multiply before they round
-            scale = 1 + self.scale[...].astype(jnp.float32)
-            return (normal * jnp.broadcast_to(scale, x.shape)).astype(x.dtype)
-        return normal.astype(x.dtype) * jnp.broadcast_to(self.scale[...].astype(x.dtype), x.shape)
+        scale = jnp.broadcast_to(self.scale[...], x.shape)
+        return rms_scaled(wide, square, scale, self.eps, self.offset, x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -307,5 +311,11 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array, context: LayerContext) -> jax.Array:
         """Turns x [T, D] into [T, D]."""
-        layer = context.stacked
-        return self.down(activated(self.up(x, layer), *self.kind), layer)
+        return self.down(self._inner(x, context), context.stacked)
+
+    def terms(self, x: jax.Array, context: LayerContext) -> jax.Array:
+        """Returns terms that add up to `self(x, context)`, see `Linear.terms`."""
+        return self.down.terms(self._inner(x, context), context.stacked)
+
+    def _inner(self, x: jax.Array, context: LayerContext) -> jax.Array:
+        return activated(self.up(x, context.stacked), *self.kind)

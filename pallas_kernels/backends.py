@@ -112,12 +112,17 @@ def pick(
         _check_usable(operation, backends, backend, *args, **kwargs)
         name = backend
     else:
-        own = (each for each in backends if each.split("-")[0] == target_platform())
-        usable = (each for each in own if not backends[each]().unsupported(*args, **kwargs))
-        name = next(usable, "reference")
+        name = suited(backends, *args, **kwargs)
     if (picked := _PICKED.get()) is not None:
         picked[operation] = name
     return backends[name]().run
+
+
+def suited(backends: Backends, *args: Any, **kwargs: Any) -> str:
+    """Returns the name of the backend that `pick` uses if none is named."""
+    own = (each for each in backends if each.split("-")[0] == target_platform())
+    usable = (each for each in own if not backends[each]().unsupported(*args, **kwargs))
+    return next(usable, "reference")
 
 
 def _check_usable(

@@ -124,6 +124,25 @@ def check_layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array) -> No
     _check_layer(layer)
 
 
+def check_residual_norm(
+    x: jax.Array, parts: jax.Array, scales: jax.Array, layer: jax.Array
+) -> None:
+    """Checks shapes and types of `residual_norm`.
+
+    Raises:
+      ValueError: an argument does not fit; the message begins with its name.
+    """
+    _check_shape("x", x, (None, None), "[T, D]")
+    _check_type("x", x, FLOATS)
+    _check_shape("parts", parts, (None, None, x.shape[1]), "[P, at least T, D]")
+    _check_type("parts", parts, FLOATS)
+    if parts.shape[1] < x.shape[0]:
+        raise ValueError(f"parts has {parts.shape[1]} rows, but x has {x.shape[0]}")
+    _check_shape("scales", scales, (None, x.shape[1]), "[L, D]")
+    _check_type("scales", scales, FLOATS)
+    _check_layer(layer)
+
+
 def check_grouped_matmul(x: jax.Array, kernels: Grouped, layer: jax.Array) -> None:
     """Checks shapes and types of `grouped_matmul`.
 

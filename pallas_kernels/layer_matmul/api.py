@@ -41,6 +41,22 @@ def _gpu_sums() -> Backend:
     return Backend(gpu_sums.layer_matmul, gpu_sums.unsupported)
 
 
+def _summed() -> Backend:
+    return Backend(_added_already, always_supported)
+
+
+def _unsummed_on_gpu() -> Backend:
+    from emsjax.pallas_kernels.layer_matmul import gpu
+
+    return Backend(gpu.layer_sums, gpu.unsupported)
+
+
+def _unsummed_in_triton() -> Backend:
+    from emsjax.pallas_kernels.layer_matmul import gpu_triton
+
+    return Backend(gpu_triton.layer_sums, gpu_triton.unsupported)
+
+
 BACKENDS: Backends = MappingProxyType(
     {
         "reference": _reference,
@@ -49,6 +65,10 @@ BACKENDS: Backends = MappingProxyType(
         "gpu-triton": _gpu_triton,
         "gpu-sums": _gpu_sums,
     }
+)
+# Those that leave the addition of their sums to others.
+SUMS: Backends = MappingProxyType(
+    {"reference": _summed, "gpu": _unsummed_on_gpu, "gpu-triton": _unsummed_in_triton}
 )
 
 
@@ -89,6 +109,28 @@ def layer_matmul(
         return (sums * scale).astype(dtype)
     check_layer_matmul(x, kernels, layer)
     return pick("layer_matmul", BACKENDS, backend, x, kernels)(x, kernels, layer, dtype)
+
+
+def layer_sums(x: jax.Array, kernels: Weights, *, layer: jax.Array) -> jax.Array:
+    """Computes terms that add up to `x @ kernels[layer].T`, for who adds more to it anyway.
+
+    Args:
+      x: rows [T, in].
+      kernels: as for `layer_matmul`.
+      layer: int32[], the layer to use.
+
+    Returns:
+      float32[P, at least T, out], P terms. Rows past T mean nothing.
+    """
+    layer = jnp.asarray(layer)
+    if isinstance(kernels, Grouped | Quantised):
+        return _added_already(x, kernels, layer)
+    check_layer_matmul(x, kernels, layer)
+    return pick("layer_sums", SUMS, None, x, kernels)(x, kernels, layer)
+
+
+def _added_already(x: jax.Array, kernels: Weights, layer: jax.Array) -> jax.Array:
+    return layer_matmul(x, kernels, layer=layer, dtype=jnp.float32)[None]
 
 
 def matmul(x: jax.Array, kernel: Weights, dtype: jax.typing.DTypeLike | None = None) -> jax.Array:

@@ -16,8 +16,12 @@ def unsupported(x: Given, kernels: Given) -> str | None:
 
 def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """See `api.layer_matmul`."""
+    return added(layer_sums(x, kernels, layer))[: len(x)].astype(dtype)
+
+
+def layer_sums(x: jax.Array, kernels: jax.Array, layer: jax.Array) -> jax.Array:
+    """See `api.layer_sums`."""
     num_rows, (_, num_out, num_in) = x.shape[0], kernels.shape
     blocks = blocks_for(num_out, num_in, num_rows)
     x = jnp.pad(x, ((0, -num_rows % blocks.rows), (0, 0)))
-    parts = sums_of(x, kernels, jnp.reshape(layer, 1), blocks)
-    return added(parts)[:num_rows].astype(dtype)
+    return sums_of(x, kernels, jnp.reshape(layer, 1), blocks)

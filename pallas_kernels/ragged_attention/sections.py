@@ -201,13 +201,17 @@ def _combine(
 ) -> jax.Array:
     """Combines the softmaxes of all sections, see `Sums`, into one: float32[tiles, K, rows, H].
 
-    Sinks, float32[1, K, rows], are like a section without values.
+    Sinks, float32[1, K, rows], are like a section without values. The sections are added one after
+    another, which XLA does in a single launch. Reductions would take two or three.
     """
-    most = top.max(axis=2)
+    sections = range(top.shape[2])
+    most = functools.reduce(jnp.maximum, [top[:, :, n] for n in sections])
     most = most if sinks is None else jnp.maximum(most, sinks)
-    share = jnp.where(total > 0, jnp.exp2(top - most[:, :, None]), 0.0)
-    # A section without tokens does not write `out`, which may then be NaN.
-    summed = jnp.where((share > 0)[..., None], out * share[..., None], 0.0).sum(axis=2)
-    total = (total * share).sum(axis=2)
-    total = total if sinks is None else total + jnp.exp2(sinks - most)
-    return summed / jnp.where(total == 0, 1.0, total)[..., None]
+    summed, weights = jnp.zeros_like(out[:, :, 0]), jnp.zeros_like(most)
+    for n in sections:
+        share = jnp.where(total[:, :, n] > 0, jnp.exp2(top[:, :, n] - most), 0.0)
+        # A section without tokens does not write `out`, which may then be NaN.
+        summed += jnp.where((share > 0)[..., None], out[:, :, n] * share[..., None], 0.0)
+        weights += total[:, :, n] * share
+    weights = weights if sinks is None else weights + jnp.exp2(sinks - most)
+    return summed / jnp.where(weights == 0, 1.0, weights)[..., None]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 # What our kernels are called in programs. XLA numbers equal names.
-KERNELS = ("ragged_attention", "layer_matmul", "grouped_matmul", "expert_matmul")
+KERNELS = ("ragged_attention", "layer_matmul", "grouped_matmul", "expert_matmul", "residual_norm")
 _ASSEMBLED = re.compile(
     r"Compiling entry function '(?P<name>\w+?)(?:_mosaic_gpu_kernel)?' for '\w+'"
     r"(?:(?!Compiling entry).)*?(?P<stores>\d+) bytes spill stores, "

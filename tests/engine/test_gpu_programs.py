@@ -36,7 +36,7 @@ LARGE_OPERATIONS = re.compile(r"= (\w+)\[([0-9,]+)\]\S* (?:copy|transpose|conver
 
 
 # The most launches a layer, of both rungs. A T4's attention is a loop.
-MOST_LAUNCHES = {"h100": 17, "a100": 19, "l4": 21, "b200": 21, "g4": 21}
+MOST_LAUNCHES = {"h100": 13, "a100": 14, "l4": 16, "b200": 16, "g4": 16}
 
 
 def steps_of_a_batch(*args: int, **options: Any) -> tuple[Rung, ...]:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from emsjax.pallas_kernels.ahead import compile_on
@@ -14,6 +16,7 @@ from emsjax.pallas_kernels.report.ahead import attention_arguments, attention_ca
 from emsjax.pallas_kernels.report.gpu_kernels import GPURow, measure
 from emsjax.pallas_kernels.report.registers import read_kernels
 from emsjax.pallas_kernels.report.work import MODELS, ragged
+from emsjax.pallas_kernels.residual_norm.api import residual_norm
 from tests.kernels.test_tpu_compiled import OPTIONS
 
 pytestmark = [pytest.mark.gpu_compiler, pytest.mark.usefixtures("no_compile_cache")]
@@ -51,6 +54,20 @@ def test_attention_with_every_option(gpu: str, int8: bool, tmp_path: Path):
     compile_on(gpu, call, functools.partial(attention_arguments, work), dump=tmp_path)
     (found,) = read_kernels(tmp_path)
     check(gpu, GPURow("llama-3-8b", "int8 cache" if int8 else "", found))
+
+
+@pytest.mark.parametrize("width", [576, 4096, 16384])
+@pytest.mark.parametrize("gpu", ["h100", "a100", "l4"])
+def test_sums_with_norms(gpu: str, width: int, tmp_path: Path):
+    shapes = ((8, width), jnp.bfloat16), ((4, 16, width), jnp.float32), ((2, width), jnp.bfloat16)
+
+    def call(*arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return residual_norm(*arrays, layer=jnp.int32(1), eps=1e-5)
+
+    given = tuple(jax.ShapeDtypeStruct(*each) for each in shapes)
+    compile_on(gpu, call, lambda: given, dump=tmp_path)
+    (found,) = read_kernels(tmp_path)
+    check(gpu, GPURow("", "", found))
 
 
 def test_command(tmp_path: Path):

@@ -1,0 +1,136 @@
+"""`residual_norm` in XLA and as a Triton kernel, which is interpreted if there is no GPU."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emsjax.pallas_kernels.backends import compiling_for, noting_backends
+from emsjax.pallas_kernels.residual_norm.api import residual_norm
+
+LAYERS, LAYER, EPS = 3, 1, 1e-3
+
+
+class Case(NamedTuple):
+    """Sizes and types of one call."""
+
+    width: int
+    parts: int
+    rows: int = 5
+    dtype: str = "bfloat16"
+    of_parts: str = "float32"
+    of_scales: str = "float32"
+    offset: bool = False
+
+
+CASES = {
+    "one": Case(width=128, parts=1),
+    "odd-width": Case(width=576, parts=4, of_scales="bfloat16"),
+    "offset": Case(width=320, parts=2, offset=True),
+    "float16": Case(width=64, parts=3, dtype="float16", of_scales="float16"),
+    "summed-already": Case(width=256, parts=1, of_parts="bfloat16"),
+}
+
+
+def numbers(case: Case) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns arguments, with NaN in what must not be read."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(case.rows, case.width))
+    parts = rng.normal(size=(case.parts, case.rows + 3, case.width))
+    parts[:, case.rows :] = np.nan
+    scales = np.full((LAYERS, case.width), np.nan)
+    scales[LAYER] = rng.normal(size=case.width)
+    types = case.dtype, case.of_parts, case.of_scales
+    given = zip((x, parts, scales), types, strict=True)
+    return tuple(jnp.asarray(array, dtype) for array, dtype in given)
+
+
+def oracle(case: Case, x: jax.Array, parts: jax.Array, scales: jax.Array) -> tuple:
+    """Returns both results in float64, the second one from the sum as x's type holds it."""
+    wide = [np.asarray(array, np.float64) for array in (x, parts, scales)]
+    total = wide[0] + wide[1][:, : case.rows].sum(axis=0)
+    rounded = np.asarray(jnp.asarray(total, x.dtype), np.float64)
+    factor = (1 if case.offset else 0) + wide[2][LAYER]
+    return total, rounded / np.sqrt((rounded**2).mean(axis=1, keepdims=True) + EPS) * factor
+
+
+class ResidualNormContract:
+    backend = ""
+
+    def run(self, case: Case, x: jax.Array, parts: jax.Array, scales: jax.Array) -> tuple:
+        layer, options = jnp.int32(LAYER), {"eps": EPS, "offset": case.offset}
+        return residual_norm(x, parts, scales, layer=layer, backend=self.backend, **options)
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_equals_the_oracle(self, name: str):
+        case = CASES[name]
+        given = numbers(case)
+        results = self.run(case, *given)
+        # Three roundings to 8 or 11 bits: of the terms' sum, of the total and of its norm.
+        tolerance = 3 * float(jnp.finfo(case.dtype).eps)
+        for result, wanted in zip(results, oracle(case, *given), strict=True):
+            assert result.dtype == case.dtype
+            np.testing.assert_allclose(
+                np.asarray(result, np.float64), wanted, rtol=tolerance, atol=2 * tolerance
+            )
+
+    def test_a_row_is_the_same_whatever_the_others_are(self):
+        case = CASES["odd-width"]
+        x, parts, scales = numbers(case)
+        whole = self.run(case, x, parts, scales)
+        alone = self.run(case, x[2:3], parts[:, 2:3], scales)
+        for some, every in zip(alone, whole, strict=True):
+            np.testing.assert_array_equal(some.view(np.uint16), every[2:3].view(np.uint16))
+
+
+class TestReference(ResidualNormContract):
+    backend = "reference"
+
+
+@pytest.mark.usefixtures("interpreting_triton")
+class TestTriton(ResidualNormContract):
+    backend = "gpu-triton"
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_rounds_like_the_reference(self, name: str):
+        """The sums have the same bits: the same terms are added in the same order."""
+        given = numbers(CASES[name])
+        total = self.run(CASES[name], *given)[0]
+        reference = TestReference().run(CASES[name], *given)[0]
+        np.testing.assert_array_equal(total.view(np.uint16), reference.view(np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "dtype", "width", "chosen"),
+    [
+        ("gpu", "9.0", "bfloat16", 4096, "gpu-triton"),
+        ("gpu", "8.0", "float16", 576, "gpu-triton"),
+        ("gpu", "7.5", "float16", 576, "reference"),
+        ("gpu", "9.0", "float32", 576, "reference"),
+        ("gpu", "9.0", "bfloat16", 16448, "reference"),
+        ("tpu", None, "bfloat16", 4096, "reference"),
+    ],
+)
+def test_each_device_has_its_backend(
+    platform: str, capability: str | None, dtype: str, width: int, chosen: str
+):
+    given = (jnp.zeros(shape, dtype) for shape in ((8, width), (1, 8, width), (2, width)))
+    with compiling_for(platform, capability), noting_backends() as picked:
+        jax.eval_shape(lambda *a: residual_norm(*a, layer=jnp.int32(0), eps=EPS), *given)
+    assert picked == {"residual_norm": chosen}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((8,), (1, 8, 64), (2, 64)), "^x has shape"),
+        (((8, 64), (1, 8, 32), (2, 64)), "^parts has shape"),
+        (((8, 64), (1, 7, 64), (2, 64)), "^parts has 7 rows"),
+        (((8, 64), (1, 8, 64), (64,)), "^scales has shape"),
+    ],
+)
+def test_errors_name_the_wrong_argument(shapes: tuple, message: str):
+    with pytest.raises(ValueError, match=message):
+        residual_norm(*map(jnp.zeros, shapes), layer=jnp.int32(0), eps=EPS)
