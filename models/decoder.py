@@ -321,6 +321,12 @@ class DecoderLM(nnx.Module):
         return self.embedding_kernel if self.head is None else self.head.weights
 
     @property
+    def output_table(self) -> Table:
+        """The matrix that turns hidden states into logits, which devices may share."""
+        rows = self.output_kernel
+        return DividedRows(rows) if self.embedder.divided else rows
+
+    @property
     def sizes(self) -> Sizes:
         """The bytes and operations of a step, see `Sizes`; works with shapes instead of weights.
 

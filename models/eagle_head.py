@@ -22,10 +22,10 @@ from emsjax.models.config import DecoderConfig
 from emsjax.models.context import cache_spec, layer_context
 from emsjax.models.decoder import Attention, Block
 from emsjax.models.layers import MLP, LayerContext, Linear, RMSNorm, normed
+from emsjax.models.shared_rows import Table, look_up
 from emsjax.pallas_kernels.cache_update.api import move_kv
 from emsjax.pallas_kernels.int8_cache import Cache
 from emsjax.pallas_kernels.layer_matmul.api import matmul
-from emsjax.pallas_kernels.quantised import Weights, take_rows
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,13 @@ class EagleHead(nnx.Module):
         """Returns the shape and type of the head's K/V cache for B slots of S tokens."""
         return cache_spec(self.config.layers, self.dtype, num_slots, capacity)
 
-    def embed(self, tokens: jax.Array, embedding: Weights) -> jax.Array:
+    def embed(self, tokens: jax.Array, embedding: Table) -> jax.Array:
         """Returns the embedding [W, D] of tokens int32[W], by the target's unless it has its own.
 
         No format scales it, not even for targets that do.
         """
         table = embedding if self.tokens is None else self.tokens[...]
-        return take_rows(table, tokens).astype(self.dtype)
+        return look_up(table, tokens).astype(self.dtype)
 
     def fuse(self, read: jax.Array) -> jax.Array:
         """Turns the target's states [T, E] into states of the head [T, D]."""
