@@ -27,7 +27,7 @@ from emsjax.models.layers import (
     soft_capped,
 )
 from emsjax.models.residual import sums_wait, total, total_and_norm
-from emsjax.models.shared_rows import Table, part_of_shard, without_padding
+from emsjax.models.shared_rows import DividedRows, Table, part_of_shard, without_padding
 from emsjax.models.sizes import exchanges
 from emsjax.pallas_kernels.backends import target_platform
 from emsjax.pallas_kernels.cache_update.api import move_kv
@@ -303,6 +303,12 @@ class DecoderLM(nnx.Module):
     def output_kernel(self) -> Weights:
         """The matrix that turns hidden states into logits, [V, E]; the embedding if tied."""
         return self.embedding_kernel if self.head is None else self.head.weights
+
+    @property
+    def output_table(self) -> Table:
+        """The matrix that turns hidden states into logits, which devices may share."""
+        rows = self.output_kernel
+        return DividedRows(rows) if self.embedder.divided else rows
 
     @property
     def sizes(self) -> Sizes:

@@ -23,9 +23,9 @@ from emsjax.models.layers import (
     rotate,
     soft_capped,
 )
+from emsjax.models.shared_rows import DividedRows, Table, look_up, without_padding
 from emsjax.pallas_kernels.int8_cache import Cache
 from emsjax.pallas_kernels.layer_matmul.api import matmul
-from emsjax.pallas_kernels.quantised import Weights, take_rows
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ class DFlashHead(CachedHead):
             cache = context.write(cache, k, v, layer=jnp.int32(number))
         return cache
 
-    def embed(self, tokens: jax.Array, embedding: Weights) -> jax.Array:
+    def embed(self, tokens: jax.Array, embedding: Table) -> jax.Array:
         """Returns the embedding [W, D] of tokens int32[W], by the target's embedding."""
-        found = take_rows(embedding, tokens).astype(self.dtype)
+        found = look_up(embedding, tokens).astype(self.dtype)
         scale = self.config.embedding_scale
         return found if scale == 1 else found * jnp.asarray(scale, self.dtype)
 
@@ -117,12 +117,17 @@ class DFlashHead(CachedHead):
             x, cache = layer(x, cache, context)
         return self.norm(x), cache
 
-    def logits(self, states: jax.Array, output: Weights) -> jax.Array:
-        """Returns logits float32[W, V] of states [W, D], by the target's output projection."""
-        logits = matmul(states, output, jnp.dtype(jnp.float32))
-        scale = self.config.logit_scale
-        logits = logits if scale == 1 else logits * scale
-        return soft_capped(logits, self.config.soft_cap)
+    def logits(self, states: jax.Array, output: Table) -> jax.Array:
+        """Returns logits float32[W, V] of states [W, D], by the target's output projection.
+
+        If devices share that, each one returns its part of the vocabulary, padded with -inf.
+        """
+        config = self.config
+        rows = output.rows if isinstance(output, DividedRows) else output
+        logits = matmul(states, rows, jnp.dtype(jnp.float32))
+        logits = logits if config.logit_scale == 1 else logits * config.logit_scale
+        logits = soft_capped(logits, config.soft_cap)
+        return without_padding(logits, config.layers.vocab_size) if rows is not output else logits
 
     def _contexts(
         self, batch: PackedBatch, cache: Cache, block: int

@@ -23,9 +23,9 @@ from emsjax.models.config import DecoderConfig
 from emsjax.models.context import layer_context
 from emsjax.models.decoder import Attention, Block
 from emsjax.models.layers import MLP, LayerContext, Linear, RMSNorm, normed
+from emsjax.models.shared_rows import Table, look_up
 from emsjax.pallas_kernels.int8_cache import Cache
 from emsjax.pallas_kernels.layer_matmul.api import matmul
-from emsjax.pallas_kernels.quantised import Weights, take_rows
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,13 @@ class EagleHead(CachedHead):
         own = config.own_embedding
         self.tokens = nnx.Param(init(rngs.params(), shape, jnp.float32)) if own else None
 
-    def embed(self, tokens: jax.Array, embedding: Weights) -> jax.Array:
+    def embed(self, tokens: jax.Array, embedding: Table) -> jax.Array:
         """Returns the embedding [W, D] of tokens int32[W], by the target's unless it has its own.
 
         No format scales it, not even for targets that do.
         """
         table = embedding if self.tokens is None else self.tokens[...]
-        return take_rows(table, tokens).astype(self.dtype)
+        return look_up(table, tokens).astype(self.dtype)
 
     def fuse(self, read: jax.Array) -> jax.Array:
         """Turns the target's states [T, E] into states of the head [T, D]."""

@@ -179,7 +179,8 @@ class Hosts(ABC):
     def _abandon(self, why: str) -> None:
         """Ends the process if the main thread does not: it waits for what nothing can end."""
         if not self._left:
-            print(f"error: {why}", file=sys.stderr, flush=True)
+            with suppress(OSError, ValueError):  # whoever reads it is gone, too
+                print(f"error: {why}", file=sys.stderr, flush=True)
             _leave_now(2)
 
     def _listen(self, peer: Peer) -> None:
@@ -341,6 +342,7 @@ def _leave_late(status: int) -> None:
 
 
 def _leave_now(status: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in sys.stdout, sys.stderr:
+        with suppress(OSError, ValueError):
+            stream.flush()
     os._exit(status)

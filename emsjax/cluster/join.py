@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from emsjax.cluster.aborts import delay_aborts
 from emsjax.cluster.hosts import CHECK, Follower, Hosts, Leader, checks
 from emsjax.cluster.meet import coordinator, gather, report, told
 from emsjax.cluster.place import find_place
@@ -50,6 +51,7 @@ def join_hosts(
         leader = report(place, facts, patience)
         address = told(leader, patience)
         hosts = Follower(place.index, leader, place.number, patience)
+        delay_aborts()
     # jax would wait for a host that is gone by now, so they already watch each other.
     remedy = "let connections between their ports pass"
     with foreign("jax cannot connect the hosts", remedy), hosts.starting():
@@ -59,5 +61,7 @@ def join_hosts(
             place.index,
             local_device_ids=place.local_devices,
             initialization_timeout=int(patience),
+            # We miss a host before, and say which.
+            heartbeat_timeout_seconds=int(2 * patience) + 1,
         )
     return hosts

@@ -11,6 +11,7 @@ from emsjax.drafters.from_states import FromStates
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import WorthDrafting
 from emsjax.engine.state import DecodeState
+from emsjax.sampling.vocabulary import WHOLE, Vocabulary
 
 
 class Guessable(NamedTuple):
@@ -19,10 +20,12 @@ class Guessable(NamedTuple):
     Attributes:
       token_ids: int32[Vd], these tokens; None if they are the whole vocabulary.
       vocab_size: V of the target.
+      vocabulary: which tokens the logits are of, if they may be of all.
     """
 
     token_ids: jax.Array | None
     vocab_size: int
+    vocabulary: Vocabulary = WHOLE
 
 
 class AtOnce(FromStates):
@@ -68,8 +71,9 @@ class AtOnce(FromStates):
 
         def guess_place(beam: Beam) -> Beam:
             here = jax.lax.dynamic_index_in_dim(logits, beam.done, axis=1, keepdims=False)
-            rows, (ids, size) = prefixes(beam, state), guessable
-            found = guess_frequent(jnp.repeat(here, width, axis=0), ids, rows, state, size, count)
+            rows, (ids, size, vocabulary) = prefixes(beam, state), guessable
+            wide = jnp.repeat(here, width, axis=0)
+            found = guess_frequent(wide, ids, rows, state, size, count, vocabulary)
             return grow(beam, (), found)
 
         places = min(logits.shape[1], self.draft_length)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from emsjax.drafters.merge import merge
 from emsjax.engine.acceptance import expect, predict, survival_of
+from emsjax.engine.devices import SAME
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import (
     COSTLY_SOURCE,
@@ -16,6 +17,7 @@ from emsjax.engine.drafter import (
     Sharing,
     WorthDrafting,
     observer,
+    places_of,
 )
 from emsjax.engine.state import DecodeState
 
@@ -62,6 +64,11 @@ class Combined:
     def weights(self) -> Any:
         """The model's weights."""
         return self.model.weights
+
+    @property
+    def state_places(self) -> Any:
+        """The places of both drafters' states on devices that share the target."""
+        return SAME, places_of(self.model)
 
     def init(self, num_slots: int, capacity: int) -> Any:
         """Returns the states of both drafters."""

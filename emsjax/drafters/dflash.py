@@ -20,6 +20,7 @@ from emsjax.engine.holes import after_holes
 from emsjax.engine.ladder import row_capacity
 from emsjax.engine.packing import PackedBatch, pack
 from emsjax.engine.state import DecodeState
+from emsjax.sampling.vocabulary import WHOLE, Vocabulary
 
 
 class Head(CachedHead, Protocol):
@@ -45,8 +46,8 @@ class Parts(NamedTuple):
 
     Attributes:
       head: parameters of the head.
-      embedding: the target's token embedding, not a copy.
-      output: the target's output projection, not a copy.
+      embedding: the target's token embedding, not a copy. Devices may share it.
+      output: the target's output projection, not a copy. Devices may share it.
     """
 
     head: Any
@@ -70,6 +71,7 @@ class DFlash(OwnCache, AtOnce):
       draft_length: k, the most guesses of a slot.
       narrowest: the fewest rows that are worth a separate shape, apart from a single row.
       beam_rows: the most paths in all slots for which drafts branch.
+      vocabulary: which tokens the logits are of.
     """
 
     name: str
@@ -83,6 +85,7 @@ class DFlash(OwnCache, AtOnce):
     draft_length: int = 7
     narrowest: int = 8
     beam_rows: int = 1
+    vocabulary: Vocabulary = WHOLE
     # Drafts begin with nothing but the cache.
     hidden_size: int = field(default=0, init=False)
 
@@ -108,7 +111,7 @@ class DFlash(OwnCache, AtOnce):
         past += 0 if state.holes is None else state.holes.counts
         depths = jnp.where(past <= state.tokens.shape[1], depths, 0)
         num_slots = depths.shape[0]
-        shape = num_slots, self.block - 1, self.vocab_size
+        shape = num_slots, self.block - 1, weights.output.shape[0]
 
         def run(carry: tuple[jax.Array, jax.Array, Any]) -> tuple[jax.Array, jax.Array, Any]:
             pending, _, cache = carry
@@ -127,6 +130,8 @@ class DFlash(OwnCache, AtOnce):
             return jnp.zeros_like(pending), logits.reshape(shape), cache
 
         # A while loop of at most one trip, because a `cond` would copy the cache, see `loop`.
-        carry = ((depths > 0).any(), jnp.zeros(shape, jnp.float32), state.drafter)
+        nothing = self.vocabulary.of_part(jnp.zeros(shape, jnp.float32))
+        carry = ((depths > 0).any(), nothing, state.drafter)
         _, logits, cache = jax.lax.while_loop(lambda carry: carry[0], run, carry)
-        return self.draft_from(logits, depths, state, Guessable(None, self.vocab_size)), cache
+        guessable = Guessable(None, self.vocab_size, self.vocabulary)
+        return self.draft_from(logits, depths, state, guessable), cache

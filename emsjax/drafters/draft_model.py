@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.engine.acceptance import expect
+from emsjax.engine.devices import CACHE, SAME, bytes_of_device
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import COSTLY_SOURCE, WorthDrafting
 from emsjax.engine.ladder import row_capacity
@@ -21,6 +22,7 @@ from emsjax.engine.packing import Guesses, pack
 from emsjax.engine.state import DecodeState, copy_prefix
 from emsjax.sampling.guess import guess
 from emsjax.sampling.rows import rows_after
+from emsjax.sampling.vocabulary import WHOLE, Vocabulary
 
 # The most unread tokens with which a slot may draft: its newest token, and the last draft token of
 # a fully accepted draft.
@@ -71,6 +73,7 @@ class DraftModel:
       draft_length: k.
       prefill_chunk: the most prompt tokens that are read in one step.
       narrowest: the fewest rows that are worth a separate shape, apart from a single row.
+      vocabulary: which tokens the model's logits are of. If it is divided, so is the model.
     """
 
     name: str
@@ -80,13 +83,21 @@ class DraftModel:
     draft_length: int = 4
     prefill_chunk: int = 256
     narrowest: int = 8
+    vocabulary: Vocabulary = WHOLE
     hidden_size: int = field(default=0, init=False)
     hidden_layers: tuple[int, ...] = field(default=(), init=False)
 
     @property
     def read_bytes(self) -> int:
-        """Bytes of all weights."""
-        return sum(x.nbytes for x in jax.tree.leaves(self.weights))
+        """Bytes of all weights that a device has."""
+        return bytes_of_device(self.weights)
+
+    @property
+    def state_places(self) -> Any:
+        """The place of its state on devices that share the target."""
+        cache: Any = SAME if self.vocabulary is WHOLE else CACHE
+        same: Any = SAME
+        return DraftModelState(cache, same, same, same)
 
     def init(self, num_slots: int, capacity: int) -> DraftModelState:
         """Returns a state with an empty cache."""
@@ -200,9 +211,9 @@ class DraftModel:
 
     def _guess(self, now: _Drafting, logits: jax.Array, state: DecodeState) -> _Drafting:
         """Adds one guess per slot, chosen as the target will choose, with the same noise."""
-        logits = _fit(logits, self.vocab_size)
+        logits = self.vocabulary.fitted(logits, self.vocab_size)
         rows = rows_after(state.tokens, state.lens, now.guesses, now.done)
-        found = guess(logits, rows, state)
+        found = guess(logits, rows, state, vocabulary=self.vocabulary)
         return now._replace(
             done=now.done + 1,
             guesses=now.guesses.at[:, now.done].set(found.tokens[:, 0]),
@@ -224,11 +235,3 @@ def _without_wrong_guesses(mine: DraftModelState, state: DecodeState) -> DraftMo
     right = jnp.cumprod(right, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
     known = jnp.minimum(mine.guessed_from + right, state.lens - 1)
     return mine._replace(kv_lens=jnp.minimum(mine.kv_lens, known))
-
-
-def _fit(logits: jax.Array, vocab_size: int) -> jax.Array:
-    """Cuts or pads logits to the target's vocabulary [B, V]; some models have unused entries."""
-    missing = vocab_size - logits.shape[1]
-    if missing <= 0:
-        return logits[:, :vocab_size]
-    return jnp.pad(logits, ((0, 0), (0, missing)), constant_values=-jnp.inf)

@@ -29,6 +29,7 @@ from emsjax.engine.ladder import row_capacity
 from emsjax.engine.model import Model
 from emsjax.engine.packing import PackedBatch, pack
 from emsjax.engine.state import DecodeState
+from emsjax.sampling.vocabulary import WHOLE, Vocabulary
 
 # The most rows of a slot's draft, each of which has a bit in 32.
 _ROWS = 32
@@ -63,7 +64,7 @@ class Parts(NamedTuple):
 
     Attributes:
       head: parameters of the head.
-      embedding: the target's token embedding, not a copy.
+      embedding: the target's token embedding, not a copy. Devices may share it.
       token_ids: int32[Vd], the tokens that the head can guess; None if it can guess all.
       target: parameters of the target, if its output projection turns states into logits; else
         nothing. They are the engine's own, not copies.
@@ -114,6 +115,7 @@ class Eagle(OwnCache, FromStates):
       narrowest: the fewest rows that are worth a separate shape, apart from a single row.
       beam_rows: the most rows of a pass for which a slot's draft branches. With more slots, drafts
         are chains.
+      vocabulary: which tokens the logits are of, if they may be of all.
     """
 
     name: str
@@ -126,6 +128,7 @@ class Eagle(OwnCache, FromStates):
     draft_length: int = 7
     narrowest: int = 8
     beam_rows: int = 1
+    vocabulary: Vocabulary = WHOLE
 
     def built(self) -> Head:
         """Returns the head."""
@@ -214,7 +217,9 @@ class Eagle(OwnCache, FromStates):
         num_slots, width, _ = ends.states.shape
         logits = self._logits(ends.states.reshape(num_slots * width, -1), weights)
         rows, count = prefixes(now.beam, state), choices_of(width)
-        found = guess_frequent(logits, weights.token_ids, rows, state, self.vocab_size, count)
+        found = guess_frequent(
+            logits, weights.token_ids, rows, state, self.vocab_size, count, self.vocabulary
+        )
         return Drafting(grow(now.beam, ends, found), now.cache)
 
     def _logits(self, states: jax.Array, weights: Parts) -> jax.Array:
@@ -228,5 +233,5 @@ class Eagle(OwnCache, FromStates):
 
     def likeliest(self, states: jax.Array, weights: Parts) -> jax.Array:
         """Returns the likeliest tokens int32[W] after states [W, D] of `observe`."""
-        found = jnp.argmax(self._logits(states, weights), axis=1).astype(jnp.int32)
+        found, _ = self.vocabulary.first_max(self._logits(states, weights))
         return found if weights.token_ids is None else weights.token_ids[found]

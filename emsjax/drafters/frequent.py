@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from emsjax.engine.state import DecodeState
 from emsjax.sampling.guess import Guesses, guess, likeliest
 from emsjax.sampling.rows import Rows
+from emsjax.sampling.vocabulary import WHOLE, Vocabulary
 
 
 def guess_frequent(
@@ -15,6 +16,7 @@ def guess_frequent(
     state: DecodeState,
     vocab_size: int,
     count: int = 1,
+    vocabulary: Vocabulary = WHOLE,
 ) -> Guesses:
     """Guesses the target's choice after each row, with the same noise.
 
@@ -25,9 +27,10 @@ def guess_frequent(
       state: the state of all slots.
       vocab_size: V of the target.
       count: how many tokens to guess for each row.
+      vocabulary: which tokens the logits are of, if they may be of all.
     """
     if token_ids is None:
-        return guess(logits, rows, state, count)
+        return guess(logits, rows, state, count, vocabulary)
     if state.sampling is None:
         found = likeliest(logits, count)
         return found._replace(tokens=token_ids[found.tokens])

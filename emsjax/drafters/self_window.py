@@ -24,6 +24,7 @@ from emsjax.engine.packing import Guesses, pack
 from emsjax.engine.state import DecodeState
 from emsjax.sampling.guess import guess
 from emsjax.sampling.rows import rows_after
+from emsjax.sampling.vocabulary import WHOLE, Vocabulary
 
 # StreamingLLM keeps four sink tokens.
 DEFAULT_VIEW = View(sink_tokens=4, window=512)
@@ -60,6 +61,7 @@ class SelfWindow(Memoryless):
       view: what a row sees of the text before it.
       draft_length: k.
       narrowest: the fewest rows that are worth a separate shape, apart from a single row.
+      vocabulary: which tokens the target's logits are of.
     """
 
     weights: Any = field(repr=False)
@@ -68,6 +70,7 @@ class SelfWindow(Memoryless):
     view: View = DEFAULT_VIEW
     draft_length: int = 7
     narrowest: int = 8
+    vocabulary: Vocabulary = WHOLE
     hidden_size: int = field(default=0, init=False)
     hidden_layers: tuple[int, ...] = field(default=(), init=False)
 
@@ -108,7 +111,7 @@ class SelfWindow(Memoryless):
         done = target.run(batch, now.cache, max_q_len=1, view=self.view)
         newest = done.hidden[jnp.maximum(batch.cu_q_lens[1:] - 1, 0)]
         rows = rows_after(state.tokens, state.lens, now.guesses, now.done)
-        found = guess(target.logits(newest), rows, state)
+        found = guess(target.logits(newest), rows, state, vocabulary=self.vocabulary)
         return _Drafting(
             done=now.done + 1,
             cache=done.cache,

@@ -7,6 +7,7 @@ ever. With one device, programs are what they would be without this module.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from emsjax.errors import UserError
+from emsjax.sampling.vocabulary import WHOLE, DividedVocabulary, Vocabulary
 from emsjax.shapes import SHARDS
 
 SAME = PartitionSpec()
@@ -40,6 +42,10 @@ class Devices:
     def number(self) -> int:
         """How many devices there are."""
         return 1 if self.mesh is None else self.mesh.size
+
+    def vocabulary(self, size: int) -> Vocabulary:
+        """Returns which of a model's `size` tokens the logits are of that each device makes."""
+        return WHOLE if self.mesh is None else DividedVocabulary(size)
 
     @property
     def of_this_process(self) -> list[int]:
@@ -153,6 +159,16 @@ class Devices:
 
 
 ONE = Devices()
+
+
+def bytes_of_device(tree: Any) -> int:
+    """Returns the bytes that each device has of a tree of arrays, or of their shapes."""
+    return sum(math.prod(_own_shape(x)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _own_shape(x: Any) -> tuple[int, ...]:
+    place = getattr(x, "sharding", None)
+    return x.shape if place is None else place.shard_shape(x.shape)
 
 
 def here(tree: Any) -> Any:

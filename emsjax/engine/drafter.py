@@ -4,6 +4,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
+from emsjax.engine.devices import SAME
 from emsjax.engine.draft import Draft
 from emsjax.engine.packing import PackedBatch
 from emsjax.engine.state import DecodeState
@@ -98,6 +99,20 @@ class Sharing(Protocol):
           source: int32[], a slot whose text begins like the request's prompt, possibly the same.
           length: int32[], the tokens of that beginning; 0 if there is none.
         """
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """A drafter whose state is not the same on all devices that share the target."""
+
+    @property
+    def state_places(self) -> Any:
+        """A prefix of the state's tree, with the places on the mesh."""
+
+
+def places_of(drafter: Drafter) -> Any:
+    """Returns the places of a drafter's state on devices that share the target."""
+    return drafter.state_places if isinstance(drafter, Placed) else SAME
 
 
 class Observation(NamedTuple):

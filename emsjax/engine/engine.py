@@ -13,7 +13,7 @@ from jax.experimental.layout import Format, Layout
 
 from emsjax.engine.beside import Beside
 from emsjax.engine.devices import CACHE, ONE, SAME, Devices
-from emsjax.engine.drafter import Drafter, Sharing, observer
+from emsjax.engine.drafter import Drafter, Sharing, observer, places_of
 from emsjax.engine.grammar_table import GrammarTable, Places, empty_tables, table_size
 from emsjax.engine.holes import no_holes
 from emsjax.engine.job import Finished, Job
@@ -33,7 +33,6 @@ from emsjax.sampling.choose import Chosen, choose
 from emsjax.sampling.grammar import NO_ROW
 from emsjax.sampling.logprobs import Logprobs
 from emsjax.sampling.state import SamplingState, empty_sampling, with_tables
-from emsjax.sampling.vocabulary import WHOLE, DividedVocabulary
 
 # The place of the tokens that are cached already in `Engine._request`.
 _CACHED = 2
@@ -84,7 +83,7 @@ class Engine:
         self.trace, self._new_cache = trace, new_cache
         # Devices that share a model have their own part of the logits each.
         divided = devices.number > 1
-        vocabulary = DividedVocabulary(model.vocab_size) if divided else WHOLE
+        vocabulary = devices.vocabulary(model.vocab_size)
         self._choose = partial(choose, vocabulary=vocabulary) if divided else choose
         self._token_classes = np.zeros(model.vocab_size, np.uint8)
         self._graphdef, self.params = nnx.split(model)
@@ -119,14 +118,15 @@ class Engine:
             return state.replace(drafter=drafter.admit(state.drafter, slot))
 
         program, held = devices.program, devices.specs_of((self.params, self._weights))
-        run_specs = (*held, SAME, _STATE, SAME, SAME)
-        self._decode = program(decode, run_specs, _STATE, donate=(3,))
-        self._decode_sampled = program(decode_sampled, run_specs, _STATE, donate=(3,))
-        self._admit = program(admit_job, (_STATE, *[SAME] * 9), _STATE, donate=(0,))
-        self._release = program(_release, (_STATE, SAME), _STATE, donate=(0,))
+        self._state_places = state = _STATE.replace(drafter=places_of(drafter))
+        run_specs = (*held, SAME, state, SAME, SAME)
+        self._decode = program(decode, run_specs, state, donate=(3,))
+        self._decode_sampled = program(decode_sampled, run_specs, state, donate=(3,))
+        self._admit = program(admit_job, (state, *[SAME] * 9), state, donate=(0,))
+        self._release = program(_release, (state, SAME), state, donate=(0,))
         self._copy_prefix = program(copy_prefix, (CACHE, SAME, SAME, SAME), CACHE, donate=(0,))
-        self.empty = program(self._empty, (), _STATE)
-        self.around = program(self._around, (CACHE,), _STATE, donate=(0,))
+        self.empty = program(self._empty, (), state)
+        self.around = program(self._around, (CACHE,), state, donate=(0,))
         self._make_sampling = program(self._empty_sampling, (SAME,), SAME)
         self._grammars = GrammarTable(devices)
         self._scorer = Scorer(
@@ -247,7 +247,7 @@ class Engine:
                     lambda made: with_tables(made, empty_tables(grammar.vocabulary)), state.sampling
                 )
             )
-        return self.devices.abstract(state, _STATE)
+        return self.devices.abstract(state, self._state_places)
 
     def _empty(self) -> DecodeState:
         return self._around(jax.tree.map(self._new_cache, self.cache_spec))
@@ -426,7 +426,7 @@ class Engine:
         return prompt, *map(np.int32, (length, cached, max_len)), stop_ids, job.choice, row
 
 
-# The place of the state on devices that share a model.
+# The place of the state on devices that share a model, but for the drafter's part.
 _PLACES: dict[str, Any] = {field.name: SAME for field in fields(DecodeState)}
 _STATE = DecodeState(**_PLACES | {"cache": CACHE})
 

@@ -6,10 +6,10 @@ files, and tells the others to make the same calls of their engines.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ from emsjax.engine.job import Job
 from emsjax.engine.state import DecodeState
 from emsjax.engine.step_costs import StepCosts
 from emsjax.errors import UserError
-from emsjax.sampling.automaton import Vocabulary
+from emsjax.sampling.automaton import Automaton, Vocabulary
 from emsjax.sampling.logprobs import Logprobs
 
 _OTHERWISE = (
@@ -56,6 +56,46 @@ class Leading(Hosts, Protocol):
         """Yields what the leader says."""
 
 
+class _Call(NamedTuple):
+    """How every host makes a call of its engine.
+
+    Attributes:
+      takes_state: whether the state is its first argument.
+      state: what is held afterwards: the state as it was, the call's result, or none.
+      runs_devices: whether it may wait for devices of another host.
+    """
+
+    takes_state: bool = False
+    state: Literal["same", "result", "none"] = "same"
+    runs_devices: bool = False
+
+
+# All calls that change a state, or that other hosts make for another reason.
+_CALLS = {
+    "take_state": _Call(state="result"),
+    "keep_state": _Call(takes_state=True, state="none"),
+    "forget": _Call(),
+    "use_costs": _Call(),
+    "use_token_classes": _Call(),
+    "ready_for": _Call(takes_state=True),  # so that all hosts compile at the same time
+    "admit": _Call(takes_state=True, state="result", runs_devices=True),
+    "advance": _Call(takes_state=True, state="result", runs_devices=True),
+    "release": _Call(takes_state=True, state="result"),
+    "score": _Call(runs_devices=True),
+}
+
+
+def _make(name: str, method: Callable[..., Any], hosts: Hosts, *given: Any) -> Any:
+    """Makes a call with the same effect on every host, and returns its result."""
+    with hosts.devices_run() if _CALLS[name].runs_devices else nullcontext():
+        result = method(*given)
+        if name == "advance":
+            jax.block_until_ready(result)
+    if name == "advance" and hosts.checks:
+        hosts.agree(digest_of(result), _OTHERWISE)
+    return result
+
+
 class LeadingEngine(Engine):
     """The engine of the leader. It holds one state at a time, as the others do."""
 
@@ -75,46 +115,53 @@ class LeadingEngine(Engine):
         self._told_classes = self.token_classes
         self._told_vocabulary: Vocabulary | None = None
 
+    def _lead(self, name: str, *given: Any, sent: tuple[Any, ...] | None = None) -> Any:
+        """Makes a call on all hosts.
+
+        Args:
+          name: one of `_CALLS`.
+          given: its arguments.
+          sent: what the others are told instead of them, without the state.
+        """
+        call = _CALLS[name]
+        if call.takes_state:
+            self._check(given[0])
+        self._hosts.say(name, *(given[call.takes_state :] if sent is None else sent))
+        result = _make(name, getattr(super(), name), self._hosts, *given)
+        if call.state != "same":
+            self._cache = result.cache if call.state == "result" else None
+        return result
+
     def take_state(self) -> DecodeState:
         """See `Engine.take_state`."""
-        self._hosts.say("take_state")
-        return self._held(super().take_state())
+        return cast("DecodeState", self._lead("take_state"))
 
     def keep_state(self, state: DecodeState) -> None:
         """See `Engine.keep_state`."""
-        self._check(state)
-        self._hosts.say("keep_state")
-        super().keep_state(state)
-        self._cache = None
+        self._lead("keep_state", state)
 
     def forget(self) -> None:
         """See `Engine.forget`."""
-        self._hosts.say("forget")
-        super().forget()
+        self._lead("forget")
 
     def advance(self, state: DecodeState, max_steps: int, others_wait: bool) -> DecodeState:
         """See `Engine.advance`. Returns when the devices are done."""
         self._check(state)
         self._tell_changes()
-        made = self._made_here(state)
-        state = _with_arrays(state, made)
-        self._hosts.say("advance", made, max_steps, others_wait)
-        with self._hosts.devices_run():
-            state = jax.block_until_ready(super().advance(state, max_steps, others_wait))
-        if self._hosts.checks:
-            self._hosts.agree(digest_of(state), _OTHERWISE)
-        return self._held(state)
+        if made := self._made_here(state):
+            self._hosts.say("use_arrays", made)
+            state = _with_arrays(state, made)
+        return cast("DecodeState", self._lead("advance", state, max_steps, others_wait))
 
     def ready_for(self, state: DecodeState, job: Job) -> bool:
         """See `Engine.ready_for`."""
-        self._check(state)
         kind = (job.choice.greedy, job.grammar is None, job.scores_prompt)
-        if kind not in self._prepared:
-            # The others compile meanwhile, too.
-            self._prepared.add(kind)
-            self._tell_changes(job)
-            self._hosts.say("ready_for", _sent(job))
-        return super().ready_for(state, job)
+        if kind in self._prepared:
+            self._check(state)
+            return super().ready_for(state, job)
+        self._prepared.add(kind)
+        self._tell_changes(job)
+        return bool(self._lead("ready_for", state, job, sent=(_sent(job),)))
 
     def admit(
         self,
@@ -126,32 +173,23 @@ class LeadingEngine(Engine):
         places: Places | None = None,
     ) -> DecodeState:
         """See `Engine.admit`."""
-        self._check(state)
         self._tell_changes(job)
         sent, place = _sent(job), None
         if job.grammar is not None and sent.grammar is not None:
             assert places is not None
             place = places.of(job.grammar, sent.grammar)
+        given = state, slot, job, source, shared, places
         # In one message, in which the place's grammar is still that of the job.
-        self._hosts.say("admit", slot, sent, source, shared, place)
-        with self._hosts.devices_run():
-            return self._held(super().admit(state, slot, job, source, shared, places))
+        found = self._lead("admit", *given, sent=(slot, sent, source, shared, place))
+        return cast("DecodeState", found)
 
     def score(self, prompt: Sequence[int]) -> Logprobs:
         """See `Engine.score`."""
-        self._hosts.say("score", tuple(prompt))
-        with self._hosts.devices_run():
-            return super().score(prompt)
+        return cast("Logprobs", self._lead("score", tuple(prompt)))
 
     def release(self, state: DecodeState, slot: int) -> DecodeState:
         """See `Engine.release`."""
-        self._check(state)
-        self._hosts.say("release", slot)
-        return self._held(super().release(state, slot))
-
-    def _held(self, state: DecodeState) -> DecodeState:
-        self._cache = state.cache
-        return state
+        return cast("DecodeState", self._lead("release", state, slot))
 
     def _check(self, state: DecodeState) -> None:
         if state.cache is not self._cache:
@@ -184,63 +222,54 @@ def follow(engine: Engine, hosts: Leading) -> None:
       UserError: the leader is gone, or has ended because of an error.
     """
     follower = _Follower(engine, hosts)
-    for name, *arguments in hosts.messages():
-        getattr(follower, name)(*arguments)
+    for name, *given in hosts.messages():
+        follower.make(name, *given)
 
 
 class _Follower:
-    """An engine that does what the leader's does; each method is that of `LeadingEngine`."""
+    """An engine that does what the leader's does, and what it needs of the messages before."""
 
     def __init__(self, engine: Engine, hosts: Hosts):
         self._engine, self._hosts = engine, hosts
         self._state: DecodeState | None = None
         self._vocabulary = _NO_VOCABULARY
-        self.forget = engine.forget
-        self.use_token_classes = engine.use_token_classes
-        self.use_costs = engine.use_costs
+
+    def make(self, name: str, *given: Any) -> None:
+        """Does what a message says."""
+        if name == "use_vocabulary":
+            (self._vocabulary,) = given
+        elif name == "use_arrays":
+            self._state = _with_arrays(self._held, *given)
+        else:
+            self._call(name, *self._whole(*given))
+
+    def _call(self, name: str, *given: Any) -> None:
+        call = _CALLS[name]
+        if name == "take_state":
+            self._state = None  # one that a failed run has left behind
+        state = (self._held,) if call.takes_state else ()
+        result = _make(name, getattr(self._engine, name), self._hosts, *state, *given)
+        if call.state != "same":
+            self._state = result if call.state == "result" else None
 
     @property
     def _held(self) -> DecodeState:
         assert self._state is not None
         return self._state
 
-    def take_state(self) -> None:
-        self._state = None  # one that a failed run has left behind
-        self._state = self._engine.take_state()
-
-    def keep_state(self) -> None:
-        self._engine.keep_state(self._held)
-        self._state = None
-
-    def advance(self, made: dict[int, np.ndarray], max_steps: int, others_wait: bool) -> None:
-        state = _with_arrays(self._held, made)
-        with self._hosts.devices_run():
-            state = self._engine.advance(state, max_steps, others_wait)
-            self._state = jax.block_until_ready(state)
-        if self._hosts.checks:
-            self._hosts.agree(digest_of(self._held), _OTHERWISE)
-
-    def use_vocabulary(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
-
-    def ready_for(self, job: Job) -> None:
-        self._engine.ready_for(self._held, _with_vocabulary(job, self._vocabulary))
-
-    def admit(
-        self, slot: int, job: Job, source: int | None, shared: int | None, place: Places | None
-    ) -> None:
-        whole = _with_vocabulary(job, self._vocabulary)
-        if place is not None and job.grammar is not None and whole.grammar is not None:
-            place = place.of(job.grammar, whole.grammar)
-        with self._hosts.devices_run():
-            self._state = self._engine.admit(self._held, slot, whole, source, shared, place)
-
-    def score(self, prompt: Sequence[int]) -> None:
-        with self._hosts.devices_run():
-            self._engine.score(prompt)
-
-    def release(self, slot: int) -> None:
-        self._state = self._engine.release(self._held, slot)
+    def _whole(self, *given: Any) -> Iterator[Any]:
+        """Yields arguments in which a job, and the place of its grammar, have the vocabulary."""
+        grammar: Automaton | None = None
+        whole: Automaton | None = None
+        for each in given:
+            if isinstance(each, Job):
+                job = _with_vocabulary(each, self._vocabulary)
+                grammar, whole = each.grammar, job.grammar
+                yield job
+            elif isinstance(each, Places) and grammar is not None and whole is not None:
+                yield each.of(grammar, whole)
+            else:
+                yield each
 
 
 def digest_of(state: DecodeState) -> str:
@@ -254,8 +283,6 @@ def digest_of(state: DecodeState) -> str:
 
 def _with_arrays(state: DecodeState, made: dict[int, np.ndarray]) -> DecodeState:
     """Returns a state in which arrays from the host have their places, by their number."""
-    if not made:
-        return state
     leaves, tree = jax.tree.flatten(state)
     places = [made.get(n, leaf) for n, leaf in enumerate(leaves)]
     changed: DecodeState = jax.tree.unflatten(tree, places)

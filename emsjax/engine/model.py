@@ -108,6 +108,10 @@ class Model(Protocol):
         """The matrix that turns hidden states into logits, [V, E]; the embedding if tied."""
 
     @property
+    def output_table(self) -> Any:
+        """The same as programs use it, of which each device may have a part."""
+
+    @property
     def sizes(self) -> Sizes:
         """The bytes and operations of a step, see `Sizes`."""
 

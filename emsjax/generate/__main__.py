@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from emsjax.cli import command
+from emsjax.cli import hosts_options as hosts
 from emsjax.cli import model_options as shared
 from emsjax.cli.declare import number, option
 from emsjax.generate import run as job
@@ -25,7 +26,7 @@ def _show_version(requested: bool) -> None:
 
 # The default of options that a model's generation config may set.
 _MODELS = "(default: the model's, else off)"
-_IO, _SAMPLING, _HOSTS = "Input and output", "Sampling", "Several hosts"
+_IO, _SAMPLING = "Input and output", "Sampling"
 
 
 @_app.command()
@@ -80,20 +81,10 @@ def _generate(
         int,
         number("--data-parallel", "Copies of the model, each on a device of its own.", "Model"),
     ] = 1,
-    distributed: Annotated[
-        bool,
-        option("--distributed", "Share the model with other hosts, which jax finds.", _HOSTS),
-    ] = False,
-    coordinator_address: Annotated[
-        str | None,
-        option("--coordinator-address", "A free port of host 0.", _HOSTS, "HOST:PORT"),
-    ] = None,
-    num_processes: Annotated[
-        int | None, number("--num-processes", "Hosts that share the model.", _HOSTS)
-    ] = None,
-    process_id: Annotated[
-        int | None, number("--process-id", "Which host this is, from 0.", _HOSTS)
-    ] = None,
+    distributed: hosts.Distributed = False,
+    coordinator_address: hosts.CoordinatorAddress = None,
+    num_processes: hosts.NumProcesses = None,
+    process_id: hosts.ProcessId = None,
     max_tokens: Annotated[
         int, number("--max-tokens", "Maximum tokens to generate per output.", _SAMPLING)
     ] = 128,

@@ -5,7 +5,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from emsjax.cli.model_options import ModelOptions, check_model_options, check_not_empty
+from emsjax.cli.hosts_options import HostsOptions
+from emsjax.cli.model_options import check_model_options, check_not_empty
 from emsjax.errors import UserError, reason
 from emsjax.limits import MAX_REPLICAS
 from emsjax.requests.prompt_line import check_text
@@ -21,7 +22,7 @@ _COMPANIONS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Options(ModelOptions):
+class Options(HostsOptions):
     """The options of `python -m emsjax.generate`, one field per option."""
 
     prompt: tuple[str, ...] = ()
@@ -30,10 +31,6 @@ class Options(ModelOptions):
     chat: bool = False
     system: str | None = None
     data_parallel: int = 1
-    distributed: bool = False
-    coordinator_address: str | None = None
-    num_processes: int | None = None
-    process_id: int | None = None
     max_tokens: int = 128
     min_tokens: int | None = None
     temperature: float = 0.0
@@ -55,16 +52,6 @@ class Options(ModelOptions):
     overwrite: bool = False
     stream: bool = False
     report: str | None = None
-
-    @property
-    def several_hosts(self) -> bool:
-        """Whether hosts share the model."""
-        return self.distributed or any(value is not None for value in self.hosts().values())
-
-    def hosts(self) -> dict[str, Any]:
-        """Returns the arguments for `emsjax.cluster.join.join_hosts`."""
-        names = "coordinator_address", "num_processes", "process_id"
-        return {name: getattr(self, name) for name in names}
 
     def sampling(self) -> dict[str, Any]:
         """Returns the sampling parameters by name, as defaults for every prompt."""

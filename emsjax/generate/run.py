@@ -51,17 +51,16 @@ def run(options: Options, command_started: float) -> int:
 def _run_on_hosts(options: Options, command_started: float) -> int:
     """Runs the command as one of several hosts: the first as usual, the others work for it."""
     with interrupts_wait():
-        from emsjax.cluster.join import join_hosts
+        from emsjax.cluster.command import run_on_hosts
 
-    with join_hosts(**options.hosts(), facts=options.engine()) as hosts:
-        if hosts.leads:
-            return _run(options, command_started, hosts)
-        say = partial(print, file=sys.stderr, flush=True)
-        say(f"host {hosts.index} of {hosts.number} works for host 0, which shows the progress")
+    def follow(hosts: "Hosts") -> None:
         with interrupts_wait():
             from emsjax.llm import LLM
         LLM(**options.engine(), hosts=hosts).follow()
-    return 0
+
+    lead = partial(_run, options, command_started)
+    facts = options.engine()
+    return run_on_hosts(options.hosts(), facts, lead, follow, "shows the progress")
 
 
 def _run(options: Options, command_started: float, hosts: "Hosts | None") -> int:

@@ -6,11 +6,12 @@ from typing import Any
 from flax import nnx
 
 from emsjax.drafters.dflash import DFlash, Parts
+from emsjax.engine.devices import bytes_of_device
 from emsjax.errors import UserError, foreign
 from emsjax.loading.eagle_form import layer_sizes, read_size
 from emsjax.loading.eagle_tensors import layer_rules
 from emsjax.loading.head_kind import PREFIXES
-from emsjax.loading.head_parts import Head, nbytes, read_head, wrong_layers
+from emsjax.loading.head_parts import Head, read_head, wrong_layers
 from emsjax.loading.load import LoadedModel
 from emsjax.models.dflash_head import DFlashConfig, DFlashHead
 from emsjax.models.family import WeightMap, rule
@@ -40,15 +41,16 @@ def load_dflash(head: Head, target: LoadedModel, draft_length: int, narrowest: i
     guesses = min(draft_length, block - 1)
     return DFlash(
         name=head.label,
-        weights=Parts(params, model.embedding_kernel, model.output_kernel),
+        weights=Parts(params, model.embedding_table, model.output_table),
         merge=lambda params: nnx.merge(graphdef, params),
         vocab_size=model.vocab_size,
         hidden_layers=ids,
         block=block,
         mask_token=mask_token,
-        read_bytes=(nbytes(params) + nbytes(model.output_kernel)) // guesses,
+        read_bytes=bytes_of_device((params, model.output_kernel)) // guesses,
         draft_length=draft_length,
         narrowest=narrowest,
+        vocabulary=target.devices.vocabulary(model.vocab_size),
     )
 
 

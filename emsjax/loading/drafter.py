@@ -10,13 +10,17 @@ from flax import nnx
 
 from emsjax.drafters.draft_model import DraftModel
 from emsjax.drafters.self_window import SelfWindow
+from emsjax.engine.devices import ONE, Devices
 from emsjax.errors import UserError, about, foreign
 from emsjax.limits import OWN_LAYERS, RECURRENT, SELF_WINDOW
 from emsjax.loading.draft_checkpoint import MANIFEST, is_for, read_manifest
+from emsjax.loading.families import model_config
 from emsjax.loading.fit import check_draft_fits
 from emsjax.loading.head_load import PublishedHead, find_head, load_head
 from emsjax.loading.load import LoadedModel, find_model, load_model, locate
+from emsjax.loading.opened import OpenedModel
 from emsjax.loading.trained_draft import Trained, load_trained
+from emsjax.models.division import possible_shares
 
 _SHIPPED = Path(__file__).parents[1] / "drafts"
 
@@ -72,10 +76,9 @@ def load_drafter(
     with about("draft_model", str(draft)):
         head = find_head(locate(draft))
         if head is None:
-            if target.devices.number > 1:
-                check_draft_fits(find_model(draft), target.devices.number, dtype, quantize)
+            divided = _is_divided(find_model(draft), target.devices, dtype, quantize)
             loaded = load_model(
-                draft, dtype=dtype, quantize=quantize, devices=target.devices, divided=False
+                draft, dtype=dtype, quantize=quantize, devices=target.devices, divided=divided
             )
         elif quantize is None:
             return load_head(head, target, draft_length, narrowest)
@@ -93,7 +96,19 @@ def load_drafter(
         vocab_size=target.model.vocab_size,
         draft_length=draft_length,
         narrowest=narrowest,
+        vocabulary=(target.devices if divided else ONE).vocabulary(target.model.vocab_size),
     )
+
+
+def _is_divided(opened: OpenedModel, devices: Devices, dtype: str, quantize: str | None) -> bool:
+    """Returns whether devices share a draft model as they share the target, and says so."""
+    if devices.number == 1:
+        return False
+    divided = devices.number in possible_shares(model_config(opened.hf_config))
+    check_draft_fits(opened, devices.number, dtype, quantize, divided=divided)
+    how = "is divided among" if divided else "cannot be divided and is whole on each of"
+    print(f"note: the draft model {opened.name} {how} {devices.number} devices", file=sys.stderr)
+    return divided
 
 
 def check_vocabulary(draft: LoadedModel, target: LoadedModel) -> None:
@@ -151,11 +166,6 @@ def _self_window(
         raise UserError(
             "self-window drafts with the weights of the model itself; leave out draft_quantize"
         )
-    if target.devices.number > 1:
-        raise UserError(
-            "self-window drafts for a model on one device; load the model with "
-            "tensor_parallel_size=1, or choose another drafter"
-        )
     graphdef, weights = nnx.split(target.model)
     return SelfWindow(
         weights,
@@ -163,6 +173,7 @@ def _self_window(
         round(target.model.sizes.step_bytes(1)),
         draft_length=draft_length,
         narrowest=narrowest,
+        vocabulary=target.devices.vocabulary(target.model.vocab_size),
     )
 
 

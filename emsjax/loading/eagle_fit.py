@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from emsjax.engine.devices import Devices
 from emsjax.loading.eagle_form import Form
 from emsjax.loading.head_parts import Head, wrong_ids, wrong_layers
 from emsjax.loading.load import LoadedModel
@@ -74,9 +75,10 @@ def vocabulary(form: Form, head: Head, target: LoadedModel) -> tuple[Vocabulary,
             wrong.append(f"it has no embedding of width {width}, and the target's is another")
         return Vocabulary(ids, False), wrong
     tokens = head.read("embed_tokens.weight")
-    if tokens.shape != theirs.shape:  # the loader checks its shape
+    # The loader checks its shape. Devices that share the target's have further rows.
+    if tokens.shape != (target.model.vocab_size, theirs.shape[1]):
         return Vocabulary(ids, True), wrong
-    difference = _difference(tokens, theirs)
+    difference = _difference(tokens, theirs, target.devices)
     if difference > _ANOTHER:
         wrong.append("its embedding is that of another model")
     return Vocabulary(ids, difference > _ROUNDING), wrong
@@ -95,12 +97,12 @@ def _token_ids(size: int, head: Head, vocab_size: int) -> tuple[np.ndarray | Non
     return None if every else ids.astype(np.int32), list(wrong_ids("d2t", ids, vocab_size))
 
 
-def _difference(tokens: np.ndarray, theirs: Any) -> float:
+def _difference(tokens: np.ndarray, theirs: Any, devices: Devices) -> float:
     """Returns how much two embeddings [V, D] differ, as a share of their norm."""
     apart = whole = 0.0
     for first in range(0, len(tokens), _ROWS):
         rows = np.arange(first, min(first + _ROWS, len(tokens)))
-        ours = np.asarray(picked_floats(theirs, rows), np.float32)
+        ours = np.asarray(devices.to_all(picked_floats(theirs, rows)), np.float32)
         found = tokens[rows].astype(np.float32)
         apart += float(np.square(found - ours).sum())
         whole += float(np.square(ours).sum())

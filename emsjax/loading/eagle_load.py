@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from emsjax.drafters.eagle import Eagle, Parts
+from emsjax.engine.devices import ONE, bytes_of_device
 from emsjax.loading.eagle_fit import Vocabulary, layers_read, sizes_that_differ, vocabulary
 from emsjax.loading.eagle_form import read_form
 from emsjax.loading.eagle_tensors import head_weights
-from emsjax.loading.head_parts import Head, nbytes, read_head
+from emsjax.loading.head_parts import Head, read_head
 from emsjax.loading.load import LoadedModel
 from emsjax.models.eagle_head import EagleHead
 
@@ -37,18 +38,20 @@ def load_eagle(head: Head, target: LoadedModel, draft_length: int, narrowest: in
         return nnx.merge(graphdef, head), nnx.merge(target_def, target) if target else None
 
     ids = None if found.token_ids is None else jnp.asarray(found.token_ids)
-    own, borrowed = nbytes(params), 0 if config.head_size else nbytes(model.output_kernel)
-    looked_up = nbytes(params["tokens"]) if config.own_embedding else 0
+    borrowed = () if config.head_size else model.output_kernel
+    looked_up = params["tokens"] if config.own_embedding else ()
     return Eagle(
         name=head.label,
         weights=Parts(
-            params, model.embedding_kernel, ids, {} if config.head_size else target_params
+            params, model.embedding_table, ids, {} if config.head_size else target_params
         ),
         merge=merge,
         vocab_size=model.vocab_size,
         hidden_size=config.layers.hidden_size,
         hidden_layers=layers_read(form, model.num_layers),
-        read_bytes=own + borrowed - looked_up,
+        read_bytes=bytes_of_device((params, borrowed)) - bytes_of_device(looked_up),
         draft_length=draft_length,
         narrowest=narrowest,
+        # A head with a projection of its own has it on every device.
+        vocabulary=(ONE if config.head_size else target.devices).vocabulary(model.vocab_size),
     )

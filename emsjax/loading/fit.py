@@ -60,28 +60,31 @@ def fewest_devices(
     )
 
 
-def check_draft_fits(opened: OpenedModel, number: int, dtype: str, quantize: str | None) -> None:
+def check_draft_fits(
+    opened: OpenedModel, number: int, dtype: str, quantize: str | None, *, divided: bool
+) -> None:
     """Checks that the weights of a draft model fit beside those of the target's parts.
 
     Args:
-      opened: the draft model, of which every device has all.
+      opened: the draft model.
       number: how many devices share the target, which is loaded.
       dtype: as for `load_model`.
       quantize: as for `load_model`.
+      divided: whether the devices share the draft model, too; if not, each has all of it.
 
     Raises:
       UserError: they do not fit.
     """
     itemsize = jnp.dtype(dtype_for_device(dtype, opened.source.dtype)).itemsize
     platform, free = jax.default_backend(), free_bytes()
-    needed = decoder_sizes(
-        model_config(opened.hf_config), itemsize, platform, quantize
-    ).weights_bytes
+    config = model_config(opened.hf_config)
+    each = share_of(config, number) if divided else config
+    needed = decoder_sizes(each, itemsize, platform, quantize).weights_bytes
     # Devices made of one CPU share its memory.
     if free is None or needed <= _SHARE_OF_MEMORY * free / (number if platform == "cpu" else 1):
         return
     raise UserError(
         f"the draft model {opened.name} needs {needed / 2**30:.1f} GiB on each of {number} "
-        f"devices, since only the target is divided among them, and {free / 2**30:.1f} GiB are "
+        f"devices{'' if divided else ', which cannot divide it'}, and {free / 2**30:.1f} GiB are "
         "free; quantise it, or choose a smaller one"
     )

@@ -6,7 +6,6 @@ from pathlib import Path
 from emsjax.drafters.dflash import DFlash
 from emsjax.drafters.eagle import Eagle
 from emsjax.drafters.medusa import Medusa
-from emsjax.errors import UserError
 from emsjax.loading.dflash_load import load_dflash
 from emsjax.loading.eagle_load import load_eagle
 from emsjax.loading.head_kind import DFLASH, EAGLE_1, EAGLE_3, MEDUSA, PREFIXES, kind_of
@@ -58,11 +57,6 @@ def load_head(head: Head, target: LoadedModel, draft_length: int, narrowest: int
     Raises:
       UserError: it does not fit the target, or is not whole; all that is wrong is in one message.
     """
-    if target.devices.number > 1:
-        raise UserError(
-            f"a published {head.kind} head drafts for a model on one device; load the model with "
-            "tensor_parallel_size=1, or choose another drafter"
-        )
     return _LOADERS[head.kind](head, target, draft_length, narrowest)
 
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from flax import nnx
 
@@ -56,7 +55,7 @@ def read_head(
     target: LoadedModel,
     wrong: Sequence[str],
 ) -> tuple[Any, Any]:
-    """Returns the definition and the parameters of a head.
+    """Returns the definition and the parameters of a head, which all of the target's devices have.
 
     Args:
       head: the head.
@@ -82,7 +81,8 @@ def read_head(
             f"{'; '.join(wrong)}; use a head that was trained for {target.name}"
         )
     dtype = target.model.dtype
-    return graphdef, load_params(abstract, parameters, head.source, dtype, Division())
+    division = Division(target.devices)
+    return graphdef, load_params(abstract, parameters, head.source, dtype, division)
 
 
 def wrong_ids(name: str, ids: np.ndarray, vocab_size: int) -> Iterator[str]:
@@ -96,8 +96,3 @@ def wrong_layers(ids: Sequence[int], num_layers: int) -> Iterator[str]:
     if any(not 0 <= number < num_layers for number in ids):
         numbers = ", ".join(map(str, ids))
         yield f"it reads the inputs of the layers {numbers}, of which there are {num_layers}"
-
-
-def nbytes(arrays: Any) -> int:
-    """Returns the bytes of a pytree of arrays."""
-    return sum(x.nbytes for x in jax.tree.leaves(arrays))

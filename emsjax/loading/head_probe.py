@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from emsjax.drafters.eagle import Eagle
+from emsjax.engine.devices import SAME
 from emsjax.engine.drafter import Observation
 from emsjax.engine.ladder import CAPACITY_MULTIPLE
 from emsjax.engine.packing import pack
@@ -93,20 +94,20 @@ def guess_all(
       For each choice int32[T], the token that the head guesses two places after each one; and
       int32[T], the token that the target chooses after each one.
     """
-    count = len(tokens)
+    count, devices = len(tokens), target.devices
     capacity = round_up(count, CAPACITY_MULTIPLE)
     keep = sorted({layer for layers in choices for layer in layers})
     graphdef, params = nnx.split(target.model)
+    vocabulary = devices.vocabulary(target.model.vocab_size)
 
-    @jax.jit
     def run(params: Any, weights: Any, text: jax.Array) -> tuple[list[jax.Array], jax.Array]:
         model = nnx.merge(graphdef, params)
         start, rows = jnp.zeros(1, jnp.int32), jnp.full(1, count, jnp.int32)
         batch = pack(text[None], start, rows, count)
         spec = model.cache_spec(1, capacity)
-        empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), spec)
+        empty = jax.tree.map(lambda x: vocabulary.of_part(jnp.zeros(x.shape, x.dtype)), spec)
         done = model.run(batch, empty, max_q_len=count, keep=keep)
-        chosen = jnp.argmax(model.logits(done.hidden), axis=1).astype(jnp.int32)
+        chosen, _ = vocabulary.first_max(model.logits(done.hidden))
         following = jnp.concatenate([text[1:], chosen[-1:]])
         guesses = []
         for layers in choices:
@@ -119,8 +120,10 @@ def guess_all(
             guesses.append(head.likeliest(states, weights))
         return guesses, chosen
 
-    found = run(params, head.weights, jnp.asarray(tokens, jnp.int32))
-    return jax.device_get(found)
+    weights = devices.on_all(head.weights)
+    places = *devices.specs_of((params, weights)), SAME
+    text = devices.to_all(jnp.asarray(tokens, jnp.int32))
+    return jax.device_get(devices.program(run, places, SAME)(params, weights, text))
 
 
 def _shifted(layers: tuple[int, ...], num_layers: int) -> list[tuple[int, ...]]:

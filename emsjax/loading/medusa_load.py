@@ -9,8 +9,9 @@ import numpy as np
 from flax import nnx
 
 from emsjax.drafters.medusa import Medusa, Parts
+from emsjax.engine.devices import bytes_of_device
 from emsjax.loading.head_kind import PREFIXES
-from emsjax.loading.head_parts import Head, nbytes, read_head, wrong_ids
+from emsjax.loading.head_parts import Head, read_head, wrong_ids
 from emsjax.loading.load import LoadedModel
 from emsjax.models.family import Rule, WeightMap, affine, rule
 from emsjax.models.medusa_heads import MedusaConfig, MedusaHeads
@@ -56,7 +57,7 @@ def load_medusa(head: Head, target: LoadedModel, draft_length: int, narrowest: i
         vocab_size=model.vocab_size,
         hidden_size=width,
         num_heads=config.num_heads,
-        read_bytes=nbytes(params) // config.num_heads,
+        read_bytes=bytes_of_device(params) // config.num_heads,
         draft_length=draft_length,
     )
 

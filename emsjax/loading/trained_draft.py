@@ -13,6 +13,7 @@ from emsjax.drafters.hidden_transfer import HiddenTransfer
 from emsjax.drafters.jakiro import Jakiro
 from emsjax.drafters.own_layers import OwnLayers, Parts
 from emsjax.drafters.recurrent import Recurrent
+from emsjax.engine.devices import bytes_of_device
 from emsjax.errors import UserError
 from emsjax.host.device import put_by_row
 from emsjax.limits import HIDDEN_TRANSFER, JAKIRO, OWN_LAYERS
@@ -63,11 +64,6 @@ def load_trained(
             f"the draft {directory} was trained for {manifest.target}, not for {target.name}"
             f"{difference}; train a draft for {target.name} with `python -m emsjax.train`"
         )
-    if manifest.kind == JAKIRO and target.devices.number > 1:
-        raise UserError(
-            f"the Jakiro head {directory} drafts for a model on one device; load the model with "
-            "tensor_parallel_size=1, or choose another drafter"
-        )
     draft, token_ids = read_draft(directory, model.dtype)
     if token_ids[-1] >= model.vocab_size:
         raise UserError(
@@ -112,9 +108,9 @@ def _inner(
     """Makes a drafter of the target's layers from `read.config.first_layer` on."""
     config, model = read.config, target.model
     # A row reads its experts only, and the target's whole output projection not at all.
-    layers = model.sizes.step_bytes(1) - _nbytes(model.output_kernel)
+    layers = model.sizes.step_bytes(1) - bytes_of_device(model.output_kernel)
     run = layers * (model.num_layers - config.first_layer) / model.num_layers
-    once = round(run) + _nbytes((read.params, read.shared.head))
+    once = round(run) + bytes_of_device((read.params, read.shared.head))
     target_def, target_params = nnx.split(model)
 
     def merge(draft: Any, target: Any) -> tuple[Any, Any]:
@@ -148,20 +144,16 @@ def _jakiro(read: _Read, target: LoadedModel, draft_length: int, narrowest: int)
     return Jakiro(
         name=read.name,
         weights=HeadParts(
-            read.params, model.embedding_kernel, shared.token_ids, target_params, shared
+            read.params, model.embedding_table, shared.token_ids, target_params, shared
         ),
         merge=merge,
         vocab_size=model.vocab_size,
         hidden_size=2 * model.embedding_kernel.shape[1],
         hidden_layers=(),
-        read_bytes=_nbytes((read.params, shared.head)),
+        read_bytes=bytes_of_device((read.params, shared.head)),
         draft_length=draft_length,
         narrowest=narrowest,
     )
-
-
-def _nbytes(arrays: Any) -> int:
-    return sum(x.nbytes for x in jax.tree.leaves(arrays))
 
 
 def share(target: LoadedModel, token_ids: Any) -> Shared:

@@ -50,7 +50,12 @@ class Drawn(NamedTuple):
 
 
 def likeliest_draws(
-    x: jax.Array, temperature: jax.Array, keys: jax.Array, positions: jax.Array, count: int
+    x: jax.Array,
+    temperature: jax.Array,
+    keys: jax.Array,
+    positions: jax.Array,
+    count: int,
+    vocabulary: Vocabulary = WHOLE,
 ) -> Drawn:
     """Returns what a draw with these keys and nearly equal x is likely to yield.
 
@@ -61,15 +66,18 @@ def likeliest_draws(
       keys: as for `draw`.
       positions: as for `draw`.
       count: C.
+      vocabulary: as for `draw`.
     """
     blocks = by_blocks(x)
-    noise = _gumbel(keys, positions, blocks.shape[1] + BLOCK)
+    here = blocks.shape[1]
+    noise = _gumbel(keys, positions, vocabulary.blocks(here) + BLOCK)
     unit = temperature[:, None]
-    mass = unit * (jnp.log(jnp.exp(blocks).sum(axis=2)) + noise[:, :-BLOCK])
+    of_blocks = vocabulary.own(noise[:, :-BLOCK], here)
+    mass = unit * (jnp.log(jnp.exp(blocks).sum(axis=2)) + of_blocks)
     # Tokens of further blocks are hardly ever among the likeliest.
-    among, found = jax.lax.top_k(mass, min(count, mass.shape[1]))
-    among -= jax.nn.logsumexp(mass, axis=1, keepdims=True)
-    inside = jnp.take_along_axis(blocks, found[:, :, None], axis=1)
+    among, found = vocabulary.top(mass, count)
+    among -= vocabulary.log_total(mass)[:, None]
+    inside = vocabulary.at(blocks, found)
     lanes = unit[:, :, None] * (inside + noise[:, None, -BLOCK:])
     score = among[:, :, None] + jax.nn.log_softmax(lanes, axis=2)
     score = jnp.where(inside > -jnp.inf, score, -jnp.inf).reshape(x.shape[0], -1)

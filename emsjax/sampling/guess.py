@@ -11,10 +11,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from emsjax.sampling.blocks import first_max
 from emsjax.sampling.choose import scaled, weighed
 from emsjax.sampling.draw import likeliest_draws
 from emsjax.sampling.rows import Rows, Slots
+from emsjax.sampling.vocabulary import WHOLE, Vocabulary
 
 # The log-odds that the first guess is right, and that one further guess is: a constant, and the
 # weights of the log-odds of its share without the noise and with it. Fitted to 4,222 places of
@@ -35,31 +35,40 @@ class Guesses(NamedTuple):
     confidence: jax.Array
 
 
-def guess(logits: jax.Array, rows: Rows, state: Slots, count: int = 1) -> Guesses:
+def guess(
+    logits: jax.Array,
+    rows: Rows,
+    state: Slots,
+    count: int = 1,
+    vocabulary: Vocabulary = WHOLE,
+) -> Guesses:
     """Guesses the token that follows each row. The first guess is the one `choose` would choose.
 
     Logits of a drafter that are not numbers cost time and change no text.
 
     Args:
-      logits: float32[W, V], of the drafter; -inf for tokens that it cannot guess.
+      logits: float32[W, V], of the drafter, or this device's part of them; -inf for tokens that it
+        cannot guess.
       rows: the prefixes that the logits follow.
       state: the state of all slots.
       count: C.
+      vocabulary: which tokens the logits are of.
     """
     if state.sampling is None:
-        return likeliest(logits, count)
-    given = weighed(logits, rows, state, state.sampling)
+        return likeliest(logits, count, vocabulary)
+    given = weighed(logits, rows, state, state.sampling, vocabulary)
     keys = state.sampling.keys[rows.slots]
 
     def sampled() -> Guesses:
-        x = scaled(given.logits, given.temperature, given.settings)
-        drawn = likeliest_draws(x, given.temperature, keys, rows.positions, count)
-        share = jnp.take_along_axis(jax.nn.softmax(given.logits, axis=1), drawn.tokens, axis=1)
+        unit = given.temperature
+        x = scaled(given.logits, unit, given.settings, vocabulary)
+        drawn = likeliest_draws(x, unit, keys, rows.positions, count, vocabulary)
+        share = _shares(given.logits, drawn.tokens, vocabulary)
         always, without, with_noise = jnp.asarray([FIRST] + [FURTHER] * (count - 1)).T[:, None]
         odds = always + without * _odds(share) + with_noise * _odds(drawn.share)
         return Guesses(drawn.tokens, jnp.where(drawn.share > 0, jax.nn.sigmoid(odds), 0.0))
 
-    greedy = likeliest(given.logits, count)
+    greedy = likeliest(given.logits, count, vocabulary)
     hot = given.hot[:, None]
     return jax.lax.cond(
         hot.any(),
@@ -68,16 +77,21 @@ def guess(logits: jax.Array, rows: Rows, state: Slots, count: int = 1) -> Guesse
     )
 
 
-def likeliest(logits: jax.Array, count: int) -> Guesses:
+def likeliest(logits: jax.Array, count: int, vocabulary: Vocabulary = WHOLE) -> Guesses:
     """Returns the tokens with the largest logits [W, V], and their probability."""
-    columns = jnp.arange(logits.shape[1], dtype=jnp.int32)[None]
-    shares = jax.nn.softmax(logits, axis=1)
+    width = logits.shape[1]
+    columns = jnp.arange(width, dtype=jnp.int32)[None]
     left, tokens = logits, []
     for _ in range(count):
-        tokens.append(first_max(left)[:, None])
-        left = jnp.where(columns == tokens[-1], -jnp.inf, left)
+        tokens.append(vocabulary.first_max(left)[0][:, None])
+        left = jnp.where(columns == vocabulary.places(tokens[-1], width), -jnp.inf, left)
     found = jnp.concatenate(tokens, axis=1)
-    return Guesses(found, jnp.take_along_axis(shares, found, axis=1))
+    return Guesses(found, _shares(logits, found, vocabulary))
+
+
+def _shares(logits: jax.Array, tokens: jax.Array, vocabulary: Vocabulary) -> jax.Array:
+    """Returns the probabilities float32[W, C] of tokens int32[W, C] by logits [W, V]."""
+    return jnp.exp(vocabulary.at(logits, tokens) - vocabulary.log_total(logits)[:, None])
 
 
 def _odds(share: jax.Array) -> jax.Array:

@@ -49,13 +49,8 @@ def logprobs_of(logits: jax.Array, tokens: jax.Array, vocabulary: Vocabulary = W
       tokens: the tokens.
       vocabulary: which tokens the logits are of.
     """
-    here = jax.nn.logsumexp(logits, axis=1)
-    largest = vocabulary.largest(here)
-    total = largest + jnp.log(vocabulary.total(jnp.exp(here - largest)))
-    width = logits.shape[1]
-    place = vocabulary.places(tokens, width)[:, None]
-    found = jnp.take_along_axis(logits, place, axis=1, mode="fill", fill_value=-jnp.inf)
-    chosen = vocabulary.largest(found)
+    total = vocabulary.log_total(logits)
+    chosen = vocabulary.at(logits, tokens[:, None])
     likelier = vocabulary.total((logits > chosen).sum(axis=1, dtype=jnp.int32))
     top, top_ids = vocabulary.top(logits, MAX_LOGPROBS)
     missing = ((0, 0), (0, MAX_LOGPROBS - top.shape[1]))

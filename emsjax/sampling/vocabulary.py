@@ -50,6 +50,28 @@ class Vocabulary:
         values, tokens = jax.lax.top_k(rows, min(count, rows.shape[1]))
         return values, tokens.astype(jnp.int32)
 
+    def log_total(self, rows: jax.Array) -> jax.Array:
+        """Returns log(sum(exp(row))) over all parts of each row, [W]."""
+        return jax.nn.logsumexp(rows, axis=1)
+
+    def at(self, values: jax.Array, tokens: jax.Array) -> jax.Array:
+        """Returns the values [W, C, ...] of tokens int32[W, C], from all parts' [W, n, ...]."""
+        places = self.places(tokens, values.shape[1])
+        places = places.reshape(*tokens.shape, *[1] * (values.ndim - 2))
+        found = jnp.take_along_axis(values, places, axis=1, mode="fill", fill_value=-jnp.inf)
+        return self.largest(found)
+
+    def fitted(self, logits: jax.Array, size: int) -> jax.Array:
+        """Cuts or pads a draft model's logits [W, n] to the target's V; some have unused tokens."""
+        missing = size - logits.shape[1]
+        if missing <= 0:
+            return logits[:, :size]
+        return jnp.pad(logits, ((0, 0), (0, missing)), constant_values=-jnp.inf)
+
+    def of_part(self, array: jax.Array) -> jax.Array:
+        """Returns an array as one of which each part may have another, to begin a loop with."""
+        return array
+
     def at_best(self, scores: jax.Array, places: jax.Array, width: int) -> jax.Array:
         """Returns the token of the part with the best score, int32[W].
 
@@ -91,7 +113,8 @@ class DividedVocabulary(Vocabulary):
 
     def own(self, table: jax.Array, width: int) -> jax.Array:
         """Implements `Vocabulary.own`; columns that belong to no token are zeros."""
-        missing = jax.lax.axis_size(SHARDS) * width - table.shape[-1]
+        # A draft model may have fewer tokens than the table.
+        missing = max(jax.lax.axis_size(SHARDS) * width - table.shape[-1], 0)
         padded = jnp.pad(table, ((0, 0),) * (table.ndim - 1) + ((0, missing),))
         first = jax.lax.axis_index(SHARDS) * width
         return jax.lax.dynamic_slice_in_dim(padded, first, width, axis=table.ndim - 1)
@@ -103,6 +126,21 @@ class DividedVocabulary(Vocabulary):
     def total(self, values: jax.Array) -> jax.Array:
         """Implements `Vocabulary.total`."""
         return jax.lax.psum(values, SHARDS)
+
+    def log_total(self, rows: jax.Array) -> jax.Array:
+        """Implements `Vocabulary.log_total`."""
+        here = super().log_total(rows)
+        largest = self.largest(here)
+        return largest + jnp.log(self.total(jnp.exp(here - largest)))
+
+    def fitted(self, logits: jax.Array, size: int) -> jax.Array:
+        """Implements `Vocabulary.fitted`; the parts stay those of the draft model."""
+        tokens = self._tokens(jnp.arange(logits.shape[1], dtype=jnp.int32), logits.shape[1])
+        return jnp.where(tokens[None] < size, logits, -jnp.inf)
+
+    def of_part(self, array: jax.Array) -> jax.Array:
+        """Implements `Vocabulary.of_part`."""
+        return jax.lax.pcast(array, (SHARDS,), to="varying")
 
     def first_max(self, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Implements `Vocabulary.first_max` in one exchange."""
@@ -122,7 +160,7 @@ class DividedVocabulary(Vocabulary):
         found = self._exchange(values, self._tokens(places.astype(jnp.int32), rows.shape[1]))
         # Part after part, so that the first of equal numbers stays the first.
         values, tokens = (x.swapaxes(0, 1).reshape(rows.shape[0], -1) for x in found)
-        values, order = jax.lax.top_k(values, min(count, self.tokens))
+        values, order = jax.lax.top_k(values, min(count, self.tokens, values.shape[1]))
         return values, jnp.take_along_axis(tokens, order, axis=1)
 
     def at_best(self, scores: jax.Array, places: jax.Array, width: int) -> jax.Array:

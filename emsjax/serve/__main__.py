@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import Annotated
 
 from emsjax.cli import command
+from emsjax.cli import hosts_options as hosts
 from emsjax.cli import model_options as shared
 from emsjax.cli.declare import number, option
 from emsjax.errors import UserError
@@ -85,6 +86,10 @@ def _serve(
     max_ngram: shared.MaxNgram = None,
     min_ngram: shared.MinNgram = None,
     planner: shared.Planner = True,
+    distributed: hosts.Distributed = False,
+    coordinator_address: hosts.CoordinatorAddress = None,
+    num_processes: hosts.NumProcesses = None,
+    process_id: hosts.ProcessId = None,
     seed: Annotated[
         int, number("--seed", "Requests without a seed derive theirs from it.", _SERVER)
     ] = 0,

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from emsjax.cli.model_options import ModelOptions, check_model_options
+from emsjax.cli.hosts_options import HostsOptions
+from emsjax.cli.model_options import check_model_options
 from emsjax.errors import UserError
 from emsjax.serve.hosts import own_names
 
@@ -30,7 +31,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Options(ModelOptions):
+class Options(HostsOptions):
     """The options of `python -m emsjax.serve`, one field per option."""
 
     host: str = "127.0.0.1"

@@ -2,6 +2,8 @@
 
 import socket
 import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -10,6 +12,9 @@ from emsjax.errors import UserError, reason
 from emsjax.serve.connections import ImpatientProtocol
 from emsjax.serve.options import Options
 
+if TYPE_CHECKING:
+    from emsjax.cluster.hosts import Hosts
+
 # The most open files of the process, each connection among them.
 _MOST_FILES = 65_536
 
@@ -17,13 +22,30 @@ _MOST_FILES = 65_536
 def run(options: Options) -> int:
     """Serves until SIGINT or SIGTERM; requests that are open then have some time to finish.
 
+    If hosts share the model, host 0 serves and the others work for it.
+
     Returns:
       The exit status, 0.
 
     Raises:
-      UserError: the port cannot be used, or the model cannot be loaded.
+      UserError: the port cannot be used, the model cannot be loaded, or a host is gone.
       KeyboardInterrupt: the command was interrupted before it served.
     """
+    if not options.several_hosts:
+        return _serve(options, None)
+    with interrupts_wait():
+        from emsjax.cluster.command import run_on_hosts
+
+    def follow(hosts: "Hosts") -> None:
+        with interrupts_wait():
+            from emsjax.llm import LLM
+        LLM(**options.engine(), hosts=hosts).follow()
+
+    lead, facts = partial(_serve, options), options.engine()
+    return run_on_hosts(options.hosts(), facts, lead, follow, "answers requests")
+
+
+def _serve(options: Options, hosts: "Hosts | None") -> int:
     _allow_many_files()
     # Bound first, because loading a model for a port that is taken would be a waste.
     with _bound(options.host, options.port) as listener:
@@ -32,7 +54,8 @@ def run(options: Options) -> int:
             from emsjax.serve.app import make_app
             from emsjax.serve.backend import Backend
 
-        backend = Backend(LLM(**options.engine()), options.settings())
+        shared: dict[str, Any] = {} if hosts is None else {"hosts": hosts}
+        backend = Backend(LLM(**options.engine(), **shared), options.settings())
         server = uvicorn.Server(
             uvicorn.Config(
                 make_app(backend),
@@ -46,7 +69,8 @@ def run(options: Options) -> int:
         address = f"http://{_shown(options.host)}:{listener.getsockname()[1]}"
         key = "with" if options.api_key else "without"
         page = f"; chat at {address}" if options.page else ""
-        said = f"serving {backend.name} at {address}/v1 {key} a key{page}"
+        where = "" if hosts is None else f" on {hosts.number} hosts"
+        said = f"serving {backend.name}{where} at {address}/v1 {key} a key{page}"
         print(said, file=sys.stderr, flush=True)
         try:
             server.run(sockets=[listener])

@@ -178,6 +178,16 @@ def test_no_thread_keeps_a_process(lead, gone, waits, said):
     assert said in ended.stderr
 
 
+def test_a_host_ends_whoever_reads_what_it_says():
+    """The thread that ends it could not write, and the main thread would wait for ever."""
+    read, write = os.pipe()
+    given = [sys.executable, "-c", HOST, "True", "True", "True"]
+    os.close(read)
+    ended = subprocess.run(given, check=False, stderr=write, stdout=write, timeout=LONG_S)
+    os.close(write)
+    assert ended.returncode == 2
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_host_that_is_gone_while_jax_connects_is_missed(monkeypatch, wires, ends, which):
     """Else jax would wait for it for minutes."""

@@ -1,7 +1,9 @@
 """Cases for `test_divided.py`, which runs them in a process with eight devices."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,6 @@ from emsjax.engine.engine import Engine
 from emsjax.errors import UserError
 from emsjax.loading import fit
 from emsjax.loading.build import shape_of_model
-from emsjax.loading.drafter import load_drafter
 from emsjax.loading.families import model_config
 from emsjax.loading.load import find_model, load_model
 from emsjax.models.division import share_of
@@ -140,17 +141,19 @@ def test_what_differs_between_devices_cannot_pass_for_the_same():
 
 
 def choose_in_parts(number: int, logits: np.ndarray, rows: Any, state: Any) -> Any:
-    """Chooses as devices do that have a part of the logits each, padded as a model pads them."""
-    vocab_size, part = logits.shape[1], 128
-    padding = ((0, 0), (0, number * part - vocab_size))
+    """Chooses as devices do that have a part of the logits each."""
+    choosing = partial(choose, vocabulary=DividedVocabulary(logits.shape[1]))
+    return in_parts(number, choosing, logits, rows, state)
+
+
+def in_parts(
+    number: int, function: Callable[..., Any], logits: np.ndarray, rows: Any, state: Any
+) -> Any:
+    """Calls a function on devices with a part of the logits each, padded as a model pads them."""
+    padding = ((0, 0), (0, number * 128 - logits.shape[1]))
     padded = np.pad(logits, padding, constant_values=-np.inf)
-    vocabulary = DividedVocabulary(vocab_size)
-
-    def chosen(logits: jax.Array, rows: Any, state: Any) -> Any:
-        return choose(logits, rows, state, vocabulary)
-
     places = PartitionSpec(None, SHARDS), SAME, SAME
-    return shared_by(number).program(chosen, places, SAME)(padded, rows, state)
+    return shared_by(number).program(function, places, SAME)(padded, rows, state)
 
 
 @pytest.mark.parametrize("number", [2, 8])
@@ -194,8 +197,8 @@ CHOICES = (
 )
 
 
-def test_a_sampled_token_of_parts_is_that_of_all_logits():
-    """With every setting, in a batch of all."""
+def sampling_slots() -> tuple[Any, Any]:
+    """Returns eight rows for each of `CHOICES`, and the state of slots with these."""
     rng, slots, length = np.random.default_rng(0), len(CHOICES), 12
     vocab_size = len(BIAS)
     text = rng.integers(0, vocab_size, (slots, 32)).astype(np.int32)
@@ -214,8 +217,14 @@ def test_a_sampled_token_of_parts_is_that_of_all_logits():
     )
     repeated = np.repeat(np.arange(slots, dtype=np.int32), 8)
     after = rows_after(state.tokens, state.lens, jnp.zeros((slots, 1), jnp.int32), jnp.int32(0))
-    rows = jax.tree.map(lambda x: x[repeated], after)
-    logits = (4 * rng.normal(size=(8 * slots, vocab_size))).astype(np.float32)
+    return jax.tree.map(lambda x: x[repeated], after), state
+
+
+def test_a_sampled_token_of_parts_is_that_of_all_logits():
+    """With every setting, in a batch of all."""
+    rows, state = sampling_slots()
+    size, rng = (8 * len(CHOICES), len(BIAS)), np.random.default_rng(1)
+    logits = (4 * rng.normal(size=size)).astype(np.float32)
     alone = jax.jit(choose)(logits, rows, state)
     parts = choose_in_parts(4, logits, rows, state)
     np.testing.assert_array_equal(parts.tokens, alone.tokens)
@@ -225,22 +234,6 @@ def test_a_sampled_token_of_parts_is_that_of_all_logits():
     for name in ("chosen", "top"):
         ours, theirs = getattr(parts.logprobs, name), getattr(alone.logprobs, name)
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
-
-
-@SLOW
-def test_a_draft_model_is_on_every_device():
-    draft = str(tiny.checkpoint("llama3"))
-    options = {"draft_model": draft, "drafter": "draft-model"}
-    params = SamplingParams(max_tokens=24)
-    assert text_of(2, params, **options) == text_of(1, params, **options)
-
-
-def test_a_draft_model_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch):
-    target = load_model(tiny.checkpoint("llama3"), devices=shared_by(2))
-    draft = str(tiny.checkpoint("llama"))
-    monkeypatch.setattr(fit, "free_bytes", lambda: 2000)
-    with pytest.raises(UserError, match=r"draft model .* GiB on each of 2 devices, since only"):
-        load_drafter(draft, target, 3, dtype="float32", narrowest=1)
 
 
 @SLOW

@@ -14,7 +14,11 @@ import pytest
 pytest.importorskip("torch")
 
 ROOT = Path(__file__).parents[2]
-CASES = ("tests/engine/divided_cases.py", "tests/loading/divided_loading_cases.py")
+CASES = (
+    "tests/engine/divided_cases.py",
+    "tests/engine/divided_drafter_cases.py",
+    "tests/loading/divided_loading_cases.py",
+)
 
 
 @pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])

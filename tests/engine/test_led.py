@@ -155,7 +155,7 @@ def test_a_state_that_differs_is_seen(make):
     leading = make(kind=partial(LeadingEngine, hosts=told))
     run_all(leading, jobs(3))
     again.said = [
-        pickle.dumps(("advance", message[1], 1, False)) if message[0] == "advance" else said
+        pickle.dumps(("advance", 1, False)) if message[0] == "advance" else said
         for message, said in zip(told.messages(), told.said, strict=True)
     ]
     follow(make(), again)

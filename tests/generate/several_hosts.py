@@ -11,23 +11,31 @@ ROOT = Path(__file__).parents[2]
 
 
 def start(
-    models: Sequence[Path], arguments: Sequence[object], devices: int = 4, **variables: str
+    models: Sequence[Path],
+    arguments: Sequence[object],
+    devices: int = 4,
+    command: str = "generate",
+    **variables: str,
 ) -> "list[subprocess.Popen[str]]":
-    """Starts `emsjax generate` on a host for each path of a model; the first host leads."""
+    """Starts a command on a host for each path of a model; the first host leads."""
     with socket.socket() as free:
         free.bind(("", 0))
         address = f"localhost:{free.getsockname()[1]}"
     given = [f"--coordinator-address={address}", f"--num-processes={len(models)}", *arguments]
     return [
-        start_one(model, [*given, f"--process-id={index}"], devices, **variables)
+        start_one(model, [*given, f"--process-id={index}"], devices, command, **variables)
         for index, model in enumerate(models)
     ]
 
 
 def start_one(
-    model: Path, arguments: Sequence[object], devices: int = 1, **variables: str
+    model: Path,
+    arguments: Sequence[object],
+    devices: int = 1,
+    command: str = "generate",
+    **variables: str,
 ) -> "subprocess.Popen[str]":
-    """Starts `emsjax generate` in a process that sees so many devices."""
+    """Starts a command of `emsjax` in a process that sees so many devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     environment = {
         "PYTHONPATH": str(ROOT),
@@ -36,9 +44,9 @@ def start_one(
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XLA_FLAGS": flags.strip(),
     }
-    command = [sys.executable, "-m", "emsjax", "generate", f"--model={model}"]
+    begun = [sys.executable, "-m", "emsjax", command, f"--model={model}"]
     return subprocess.Popen(
-        [*command, *map(str, arguments)],
+        [*begun, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

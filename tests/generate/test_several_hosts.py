@@ -1,7 +1,7 @@
 """`--coordinator-address`: hosts that share a model write what one device writes.
 
 `EMSJAX_TEST_ROUNDS=20 scripts/test -m slow tests/generate/test_several_hosts.py` kills a host at 20
-random moments.
+random moments of jobs of 200 prompts; `EMSJAX_TEST_SEED` chooses others.
 """
 
 import json
@@ -25,7 +25,8 @@ from tests.generate.several_hosts import start, start_one
 # A tiny model that eight devices can share.
 tiny.TINY["eight"] = ("llama", tiny.LLAMA_SIZES | {"num_attention_heads": 8, "head_dim": 8})
 ROUNDS = int(os.environ.get("EMSJAX_TEST_ROUNDS", "2"))
-JOB = 60
+JOB = 200 if "EMSJAX_TEST_ROUNDS" in os.environ else 60
+SEED = os.environ.get("EMSJAX_TEST_SEED", "26")
 CHOICE = ["yes", "yes, of course", "no"]
 # Few shapes of a step: each host compiles its own programs.
 SMALL = ("--batch-size=2", "--drafter=prompt-lookup", "--draft-length=1", "--max-model-len=128")
@@ -131,7 +132,7 @@ def test_a_host_with_other_weights_is_refused(model, tmp_path):
 @pytest.mark.slow
 def test_a_host_may_be_killed_at_any_moment(model, tmp_path):
     """Jobs on two hosts, of which one is killed; each is continued."""
-    chance = random.Random(26)
+    chance = random.Random(SEED)
     file, one, two = (tmp_path / name for name in ("in", "one", "two"))
     write_prompts(file, JOB, 30)
     given = ["--input", file, *SMALL]
