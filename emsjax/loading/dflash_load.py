@@ -37,7 +37,6 @@ def load_dflash(head: Head, target: LoadedModel, draft_length: int, narrowest: i
         target,
         wrong,
     )
-    guesses = min(draft_length, block - 1)
     return DFlash(
         name=head.label,
         weights=Parts(params, model.embedding_kernel, model.output_kernel),
@@ -46,7 +45,7 @@ def load_dflash(head: Head, target: LoadedModel, draft_length: int, narrowest: i
         hidden_layers=ids,
         block=block,
         mask_token=mask_token,
-        read_bytes=(nbytes(params) + nbytes(model.output_kernel)) // guesses,
+        read_bytes=nbytes(params) + nbytes(model.output_kernel),
         draft_length=draft_length,
         narrowest=narrowest,
     )

@@ -56,7 +56,7 @@ def load_medusa(head: Head, target: LoadedModel, draft_length: int, narrowest: i
         vocab_size=model.vocab_size,
         hidden_size=width,
         num_heads=config.num_heads,
-        read_bytes=nbytes(params) // config.num_heads,
+        read_bytes=nbytes(params),
         draft_length=draft_length,
     )
 
