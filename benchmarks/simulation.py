@@ -70,6 +70,14 @@ class Place:
             return "SmolLM2-135M on 2 cores"
         return f"{self.model} on {self.device}{' in int8' if self.quantize else ''}"
 
+    @property
+    def sizes(self) -> Sizes:
+        """Of the model, in bfloat16 unless it is quantised."""
+        assert self.model is not None
+        config, dtype = named_config(self.model), jnp.dtype("bfloat16")
+        sizes: Sizes = shape_of_model(config, dtype, self.quantize).sizes
+        return sizes
+
     def costs(self, ladder: Sequence[Rung], size: int, length: int, rows: int) -> StepCosts:
         """Returns the costs of steps.
 
@@ -82,9 +90,7 @@ class Place:
         if self.model is None:
             costs = _measured(ladder, size)
         else:
-            config, dtype = named_config(self.model), jnp.dtype("bfloat16")
-            sizes: Sizes = shape_of_model(config, dtype, self.quantize).sizes
-            hardware = HARDWARE[self.device]
+            sizes, hardware = self.sizes, HARDWARE[self.device]
             costs = estimated_costs(sizes, hardware, ladder, num_slots=size, draft_length=length)
             weights = DRAFT_SHARE * sizes.read_bytes
             reading = weights / (hardware.bytes_per_second * BANDWIDTH_SHARE)
@@ -170,7 +176,7 @@ def main() -> None:
     if options.append and options.output.is_file():
         results = json.loads(options.output.read_text(encoding="utf-8"))["results"] + results
     results.sort(key=lambda r: (r["place"], r["batch_size"]))
-    settings = {"texts": len(texts.texts), "ways": [way.name for way in ways]}
+    settings = {"ways": [way.name for way in ways]}
     content = {"benchmark": "simulation", "machine": facts, "settings": settings}
     write_json(options.output, content | {"results": results})
     print(table_of(results), describe(facts), sep="\n\n")
@@ -191,7 +197,8 @@ def _simulate(texts: Texts, size: int, ways: Sequence[Way]) -> list[dict[str, An
     bare = _ladder("other", size, 0)
     plain = Simulation(texts, NoDrafter(), bare, size).run(None)
     results = [
-        {"place": place.name, "batch_size": size, "speedup": {}, "tokens_a_step": {}}
+        {"place": place.name, "batch_size": size, "texts": len(texts.texts)}
+        | {"speedup": {}, "tokens_a_step": {}}
         for place in PLACES
     ]
     for way in ways:
