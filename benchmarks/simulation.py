@@ -70,6 +70,14 @@ class Place:
             return "SmolLM2-135M on 2 cores"
         return f"{self.model} on {self.device}{' in int8' if self.quantize else ''}"
 
+    @property
+    def sizes(self) -> Sizes:
+        """Of the model, in bfloat16 unless it is quantised."""
+        assert self.model is not None
+        config, dtype = named_config(self.model), jnp.dtype("bfloat16")
+        sizes: Sizes = shape_of_model(config, dtype, self.quantize).sizes
+        return sizes
+
     def costs(self, ladder: Sequence[Rung], size: int, length: int, rows: int) -> StepCosts:
         """Returns the costs of steps.
 
@@ -82,9 +90,7 @@ class Place:
         if self.model is None:
             costs = _measured(ladder, size)
         else:
-            config, dtype = named_config(self.model), jnp.dtype("bfloat16")
-            sizes: Sizes = shape_of_model(config, dtype, self.quantize).sizes
-            hardware = HARDWARE[self.device]
+            sizes, hardware = self.sizes, HARDWARE[self.device]
             costs = estimated_costs(sizes, hardware, ladder, num_slots=size, draft_length=length)
             weights = DRAFT_SHARE * sizes.read_bytes
             reading = weights / (hardware.bytes_per_second * BANDWIDTH_SHARE)
@@ -163,14 +169,15 @@ def main() -> None:
     options = _options()
     facts, texts = machine(), Texts.of(read(options.drafts))
     ways = [way for way in WAYS if options.ways is None or way.name in options.ways.split(";")]
+    places = [place for place in PLACES if place.model is not None or not options.accelerators]
     results = []
     for size in options.batch_sizes:
-        results += _simulate(texts, size, ways)
-        say(table_of(results[-len(PLACES) :]))
+        results += _simulate(texts, size, ways, places)
+        say(table_of(results[-len(places) :]))
     if options.append and options.output.is_file():
         results = json.loads(options.output.read_text(encoding="utf-8"))["results"] + results
     results.sort(key=lambda r: (r["place"], r["batch_size"]))
-    settings = {"texts": len(texts.texts), "ways": [way.name for way in ways]}
+    settings = {"ways": [way.name for way in ways]}
     content = {"benchmark": "simulation", "machine": facts, "settings": settings}
     write_json(options.output, content | {"results": results})
     print(table_of(results), describe(facts), sep="\n\n")
@@ -181,26 +188,33 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--drafts", type=Path, required=True, help="made by benchmarks.drafts")
     parser.add_argument("--batch-sizes", type=numbers, default=[1, 4, 8, 16, 32, 64])
     parser.add_argument("--ways", help="names separated by semicolons; all by default")
+    parser.add_argument(
+        "--accelerators", action="store_true", help="leave out the default model on two cores"
+    )
     parser.add_argument("--append", action="store_true", help="to the results in the file")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/simulation.json"))
     return parser.parse_args()
 
 
-def _simulate(texts: Texts, size: int, ways: Sequence[Way]) -> list[dict[str, Any]]:
-    """Speedups over plain decoding of each way of drafting on all hardware, at one batch size."""
+def _simulate(
+    texts: Texts, size: int, ways: Sequence[Way], places: Sequence[Place]
+) -> list[dict[str, Any]]:
+    """Speedups over plain decoding of each way of drafting in all places, at one batch size."""
     bare = _ladder("other", size, 0)
     plain = Simulation(texts, NoDrafter(), bare, size).run(None)
     results = [
-        {"place": place.name, "batch_size": size, "speedup": {}, "tokens_a_step": {}}
-        for place in PLACES
+        {"place": place.name, "batch_size": size, "texts": len(texts.texts)}
+        | {"speedup": {}, "tokens_a_step": {}}
+        for place in places
     ]
+    kinds = dict.fromkeys("cpu" if place.model is None else "other" for place in places)
     for way in ways:
-        ladders = {kind: _ladder(kind, size, way.length) for kind in ("cpu", "other")}
+        ladders = {kind: _ladder(kind, size, way.length) for kind in kinds}
         runs = {
             ladder: Simulation(texts, way.make(texts), ladder, size) for ladder in ladders.values()
         }
         whole = {} if way.planned else {ladder: run.run(None) for ladder, run in runs.items()}
-        for place, result in zip(PLACES, results, strict=True):
+        for place, result in zip(places, results, strict=True):
             ladder = ladders["cpu" if place.model is None else "other"]
             rows = size * (WIDEST if way.tree else 1)
             costs = place.costs(ladder, size, way.length, rows)
@@ -221,21 +235,21 @@ def _ladder(kind: str, size: int, length: int) -> tuple[Rung, ...]:
 
 def table_of(results: Sequence[dict[str, Any]]) -> str:
     """A Markdown table of the best fixed draft and of each planned one."""
-    fixed = [name for name in results[0]["speedup"] if "planned" not in name]
-    planned = [name for name in results[0]["speedup"] if "planned" in name]
+    names = dict.fromkeys(name for r in results for name in r["speedup"])
+    planned = [name for name in names if "planned" in name]
     rows = []
     for r in results:
-        best = max(fixed, key=lambda name: r["speedup"][name]) if fixed else "none"
-        cells = [f"{r['speedup'][best]:.2f} ({best})"] if fixed else []
+        speedup = r["speedup"]
+        fixed = [name for name in speedup if name not in planned]
+        best = max(fixed, key=lambda name: speedup[name], default=None)
         rows.append(
             [
                 f"{r['place']}, {r['batch_size']}",
-                *cells,
-                *(f"{r['speedup'][name]:.2f}" for name in planned),
+                "" if best is None else f"{speedup[best]:.2f} ({best})",
+                *(f"{speedup[name]:.2f}" if name in speedup else "" for name in planned),
             ]
         )
-    head = ["speedup, simulated; batch", *(["best fixed"] if fixed else []), *planned]
-    return table(head, rows)
+    return table(["speedup, simulated; batch", "best fixed", *planned], rows)
 
 
 if __name__ == "__main__":

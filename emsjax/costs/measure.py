@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emsjax.engine.acceptance import SOURCES, no_experience
-from emsjax.engine.drafter import COSTLY_SOURCE
+from emsjax.engine.drafter import COSTLY_SOURCE, passes_of
 from emsjax.engine.engine import Engine
 from emsjax.engine.ladder import for_drafts
 from emsjax.engine.load import KV_BLOCK
@@ -292,8 +292,9 @@ def _caught_up(engine: Engine, state: DecodeState) -> tuple[DecodeState, int]:
         drafted = np.asarray(state.stats.drafted)
         if (drafted[:, 0] > 0).all():
             break
-    # A tree is less deep than it is long, but a draft of k guesses always takes k passes.
-    return state, engine.drafter.draft_length if drafted[0].any() else 0
+    # A tree is less deep than it is long, but what is timed are the passes of the deepest draft.
+    passes = passes_of(engine.drafter, engine.num_slots)
+    return state, passes.needed(passes.depth) if drafted[0].any() else 0
 
 
 def _time_steps(

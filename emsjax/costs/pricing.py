@@ -13,6 +13,7 @@ import jax
 from emsjax.costs.hardware import hardware_like
 from emsjax.costs.roofline import estimated_costs
 from emsjax.costs.table import CostTable, Known
+from emsjax.engine.drafter import passes_of
 from emsjax.engine.engine import Engine
 from emsjax.engine.step_costs import StepCosts, without_prompts
 from emsjax.requests.request import Request
@@ -154,5 +155,6 @@ def guessed_costs(engine: Engine) -> StepCosts:
         num_slots=engine.num_slots,
         draft_length=drafter.draft_length,
         drafter_bytes=drafter.read_bytes,
+        passes=passes_of(drafter, engine.num_slots),
     )
     return without_prompts(costs, engine.ladder, drafter.draft_length)

@@ -19,9 +19,11 @@ import numpy as np
 from emsjax.costs.hardware import Hardware
 from emsjax.engine.ladder import Rung
 from emsjax.engine.sizes import Sizes
-from emsjax.engine.step_costs import StepCosts
+from emsjax.engine.step_costs import Passes, StepCosts
 
 BANDWIDTH_SHARE, COMPUTE_SHARE = 0.8, 0.6
+# Passes of a row for each slot, as far as their cost goes.
+ONE_TOKEN = Passes(depth=1)
 
 
 def attended(windows: Sequence[int], context: float) -> float:
@@ -76,6 +78,7 @@ def estimated_costs(
     num_slots: int,
     draft_length: int,
     drafter_bytes: int = 0,
+    passes: Passes = ONE_TOKEN,
 ) -> StepCosts:
     """Estimates the costs of steps on every rung.
 
@@ -85,15 +88,18 @@ def estimated_costs(
       ladder: rungs.
       num_slots: B.
       draft_length: k.
-      drafter_bytes: bytes of weights that drafting one token reads; 0 for drafters that look drafts
+      drafter_bytes: bytes of weights that a pass of drafting reads; 0 for drafters that look drafts
         up.
+      passes: in which drafts are made.
     """
     least = bounds(sizes, hardware, ladder, num_slots=num_slots, draft_length=draft_length)
     seconds = _together(hardware, *least) + exchange_seconds(sizes, hardware, ladder)
     # In a draft model, too, every row is multiplied with every weight.
-    computing = 2 * num_slots * drafter_bytes / sizes.itemsize / _matrix_rate(hardware, sizes)
+    rows = num_slots * passes.rows
+    computing = 2 * rows * drafter_bytes / sizes.itemsize / _matrix_rate(hardware, sizes)
     draft = _together(hardware, drafter_bytes / _bandwidth(hardware), computing)
     cached = cached_costs(sizes, hardware, ladder, num_slots)
+    draft = draft + cached[0] * num_slots * passes.tokens
     return StepCosts(seconds.astype(np.float32), cached, np.float32(draft))
 
 

@@ -11,6 +11,7 @@ from emsjax.drafters.from_states import FromStates
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import WorthDrafting
 from emsjax.engine.state import DecodeState
+from emsjax.engine.step_costs import Passes
 from emsjax.sampling.vocabulary import WHOLE, Vocabulary
 
 
@@ -33,6 +34,11 @@ class AtOnce(FromStates):
 
     beam_rows: int
 
+    def one_pass(self, places: int, rows: int = 1) -> Passes:
+        """Returns that a pass of so many rows of a slot guesses all places."""
+        depth = min(places, self.draft_length)
+        return Passes(depth, guesses=depth, rows=rows)
+
     def depths(self, state: DecodeState, worth: WorthDrafting, places: int) -> jax.Array:
         """Returns how many of the places are worth a guess in each slot, int32[B], 0 for none.
 
@@ -41,15 +47,7 @@ class AtOnce(FromStates):
           worth: see `Drafter.propose`.
           places: how many places there are logits for.
         """
-        there = jnp.arange(self.draft_length, dtype=jnp.int32)[None] < places
-
-        def worth_of_places(
-            survival: jax.Array, found: jax.Array | None = None, compete: bool = False
-        ) -> jax.Array:
-            del found, compete
-            return worth(jnp.where(there, survival, 0.0))
-
-        ready, length = self.plan(state, worth_of_places)
+        ready, length = self.plan(state, worth)
         room = jnp.maximum(state.max_lens - state.lens - 1, 0)
         depths = jnp.minimum(jnp.minimum(length, room), min(places, self.draft_length))
         return jnp.where(ready, depths, 0)

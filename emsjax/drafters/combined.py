@@ -17,9 +17,11 @@ from emsjax.engine.drafter import (
     Sharing,
     WorthDrafting,
     observer,
+    passes_of,
     places_of,
 )
 from emsjax.engine.state import DecodeState
+from emsjax.engine.step_costs import Passes
 
 # By how many accepted tokens the model must beat what was found. Drafting takes time: about a
 # quarter of a plain step (SmolLM2-135M-Instruct with the draft that comes with it, on a CPU).
@@ -47,8 +49,12 @@ class Combined:
 
     @property
     def read_bytes(self) -> int:
-        """Bytes of weights that the model reads to draft a token."""
+        """Bytes of weights that a pass of the model reads."""
         return self.model.read_bytes
+
+    def passes(self, num_slots: int) -> Passes:
+        """Returns the model's passes."""
+        return passes_of(self.model, num_slots)
 
     @property
     def hidden_size(self) -> int:

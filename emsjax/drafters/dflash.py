@@ -20,6 +20,7 @@ from emsjax.engine.holes import after_holes
 from emsjax.engine.ladder import row_capacity
 from emsjax.engine.packing import PackedBatch, pack
 from emsjax.engine.state import DecodeState
+from emsjax.engine.step_costs import Passes
 from emsjax.sampling.vocabulary import WHOLE, Vocabulary
 
 
@@ -67,7 +68,7 @@ class DFlash(OwnCache, AtOnce):
       hidden_layers: the target's layers whose inputs the head reads.
       block: rows of a block: the newest token and one for each guess.
       mask_token: the token of a row that guesses.
-      read_bytes: bytes of weights read, divided by the guesses of a pass.
+      read_bytes: bytes of weights that a pass reads.
       draft_length: k, the most guesses of a slot.
       narrowest: the fewest rows that are worth a separate shape, apart from a single row.
       beam_rows: the most paths in all slots for which drafts branch.
@@ -88,6 +89,11 @@ class DFlash(OwnCache, AtOnce):
     vocabulary: Vocabulary = WHOLE
     # Drafts begin with nothing but the cache.
     hidden_size: int = field(default=0, init=False)
+
+    def passes(self, num_slots: int) -> Passes:
+        """Returns that a block is one pass."""
+        del num_slots
+        return self.one_pass(self.block - 1, rows=self.block)
 
     def built(self) -> Head:
         """Returns the head."""

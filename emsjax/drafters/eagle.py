@@ -29,6 +29,7 @@ from emsjax.engine.ladder import row_capacity
 from emsjax.engine.model import Model
 from emsjax.engine.packing import PackedBatch, pack
 from emsjax.engine.state import DecodeState
+from emsjax.engine.step_costs import Passes
 from emsjax.sampling.vocabulary import WHOLE, Vocabulary
 
 # The most rows of a slot's draft, each of which has a bit in 32.
@@ -110,7 +111,7 @@ class Eagle(OwnCache, FromStates):
       vocab_size: V of the target.
       hidden_size: D, the width of the head's states.
       hidden_layers: the target's layers whose inputs the head reads; empty for its final states.
-      read_bytes: bytes of weights that a draft token reads.
+      read_bytes: bytes of weights that a pass reads.
       draft_length: k.
       narrowest: the fewest rows that are worth a separate shape, apart from a single row.
       beam_rows: the most rows of a pass for which a slot's draft branches. With more slots, drafts
@@ -130,6 +131,13 @@ class Eagle(OwnCache, FromStates):
     beam_rows: int = 1
     vocabulary: Vocabulary = WHOLE
 
+    def passes(self, num_slots: int) -> Passes:
+        """Returns that a pass continues all paths by a token, as far as there are bits for rows."""
+        width = width_of(self.beam_rows, num_slots)
+        # The first guesses need no rows.
+        deepest = 1 + _ROWS // width if width > 1 else self.draft_length
+        return Passes(min(self.draft_length, deepest), rows=width)
+
     def built(self) -> Head:
         """Returns the head."""
         return self.merge(self.weights.head, self.weights.target)[0]
@@ -148,16 +156,16 @@ class Eagle(OwnCache, FromStates):
         assert state.hidden is not None
         ready, length = self.plan(state, worth)
         num_slots = ready.shape[0]
-        widest = max(_ROWS // max(self.draft_length - 1, 1), 1)
-        width = min(width_of(self.beam_rows, num_slots), widest)
+        passes = self.passes(num_slots)
+        width = passes.rows
         # Rows have places in the cache only as far as the text may grow, and branches only as far
         # as the cache reaches.
         room = jnp.maximum(state.max_lens - state.lens - 1, 0)
         if width > 1:
             room = jnp.minimum(room, (state.tokens.shape[1] - state.lens + 1) // width + 1)
-        depths = jnp.where(ready, jnp.minimum(length, room), 0)
+        depths = jnp.where(ready, jnp.minimum(jnp.minimum(length, room), passes.depth), 0)
         begin = Ends(state.hidden, jnp.zeros(num_slots, jnp.uint32))
-        beam = start(begin, num_slots, self.draft_length, width)
+        beam = start(begin, num_slots, passes.depth, width)
         drafted = jax.lax.while_loop(
             lambda now: (now.beam.done < depths).any(),
             lambda now: self._guess(self._continued(now, state, weights, depths), state, weights),

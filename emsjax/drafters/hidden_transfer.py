@@ -19,6 +19,7 @@ from emsjax.engine.holes import after_holes
 from emsjax.engine.model import Inner
 from emsjax.engine.packing import pack
 from emsjax.engine.state import DecodeState
+from emsjax.engine.step_costs import Passes
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class HiddenTransfer(OwnLayers, AtOnce):
 
     places: int = 1
     beam_rows: int = 1
+
+    def passes(self, num_slots: int) -> Passes:
+        """Returns that all places are one pass."""
+        del num_slots
+        return self.one_pass(self.places, rows=self.places)
 
     def propose(self, state: DecodeState, weights: Any, worth: WorthDrafting) -> tuple[Draft, Any]:
         """Drafts for each slot that has emitted its first token."""

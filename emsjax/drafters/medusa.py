@@ -11,6 +11,7 @@ from emsjax.drafters.at_once import AtOnce, Guessable
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import WorthDrafting
 from emsjax.engine.state import DecodeState
+from emsjax.engine.step_costs import Passes
 
 
 class Heads(Protocol):
@@ -43,7 +44,7 @@ class Medusa(AtOnce):
       vocab_size: V of the target.
       hidden_size: D of the target.
       num_heads: G, the most guesses on a path.
-      read_bytes: bytes of weights read, divided by G, because one pass guesses for all places.
+      read_bytes: bytes of weights that a pass of all heads reads.
       draft_length: k, the most guesses of a slot.
       beam_rows: the most paths in all slots for which drafts branch.
     """
@@ -58,6 +59,11 @@ class Medusa(AtOnce):
     draft_length: int = 7
     beam_rows: int = 1
     hidden_layers: tuple[int, ...] = field(default=(), init=False)
+
+    def passes(self, num_slots: int) -> Passes:
+        """Returns that all heads are one pass."""
+        del num_slots
+        return self.one_pass(self.num_heads)
 
     def propose(
         self, state: DecodeState, weights: Parts, worth: WorthDrafting

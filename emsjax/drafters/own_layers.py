@@ -58,7 +58,7 @@ class OwnLayers(FromStates):
       vocab_size: V of the target.
       hidden_size: D of the target.
       first_layer: the first of the target's layers that run.
-      read_bytes: bytes of weights that a draft token reads: map, last layers, output projection.
+      read_bytes: bytes of weights that a pass reads: map, last layers, output projection.
       draft_length: k.
       narrowest: the fewest rows that are worth a separate shape, apart from a single row.
     """

@@ -13,6 +13,7 @@ from emsjax.drafters.from_states import FromStates
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import WorthDrafting
 from emsjax.engine.state import DecodeState
+from emsjax.engine.step_costs import Passes
 
 
 class Cell(Protocol):
@@ -54,6 +55,10 @@ class Recurrent(FromStates):
         """Bytes of all weights except the embedding, of which each token reads one row."""
         params, shared = self.weights
         return sum(x.nbytes for x in jax.tree.leaves((params, shared.head)))
+
+    def passes(self, num_slots: int) -> Passes:
+        """Returns that a pass continues all paths by a token."""
+        return Passes(self.draft_length, rows=width_of(self.beam_rows, num_slots))
 
     def propose(
         self, state: DecodeState, weights: Any, worth: WorthDrafting

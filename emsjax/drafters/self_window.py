@@ -22,6 +22,7 @@ from emsjax.engine.ladder import row_capacity
 from emsjax.engine.model import Model, View
 from emsjax.engine.packing import Guesses, pack
 from emsjax.engine.state import DecodeState
+from emsjax.engine.step_costs import Passes
 from emsjax.sampling.guess import guess
 from emsjax.sampling.rows import rows_after
 from emsjax.sampling.vocabulary import WHOLE, Vocabulary
@@ -57,7 +58,7 @@ class SelfWindow(Memoryless):
     Attributes:
       weights: the target's parameters. They are the engine's own, not copies.
       merge: builds the target from its parameters.
-      read_bytes: bytes of weights that a draft token reads, all that a step reads.
+      read_bytes: bytes of weights that a pass reads, all that a step reads.
       view: what a row sees of the text before it.
       draft_length: k.
       narrowest: the fewest rows that are worth a separate shape, apart from a single row.
@@ -73,6 +74,11 @@ class SelfWindow(Memoryless):
     vocabulary: Vocabulary = WHOLE
     hidden_size: int = field(default=0, init=False)
     hidden_layers: tuple[int, ...] = field(default=(), init=False)
+
+    def passes(self, num_slots: int) -> Passes:
+        """Returns that a pass reads the K/V that its rows see."""
+        del num_slots
+        return Passes(self.draft_length, tokens=self.view.sink_tokens + self.view.window)
 
     def propose(self, state: DecodeState, weights: Any, worth: WorthDrafting) -> tuple[Draft, Any]:
         """Drafts for each slot that decodes."""

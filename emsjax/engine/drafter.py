@@ -8,6 +8,7 @@ from emsjax.engine.devices import SAME
 from emsjax.engine.draft import Draft
 from emsjax.engine.packing import PackedBatch
 from emsjax.engine.state import DecodeState
+from emsjax.engine.step_costs import Passes
 
 # The source (`Draft.source`) of what was found at next to no cost.
 FOUND_SOURCE = 0
@@ -44,7 +45,7 @@ class Drafter(Protocol):
 
     @property
     def read_bytes(self) -> int:
-        """Bytes of weights that drafting a token reads; 0 if drafting takes next to no time.
+        """Bytes of weights that a pass of drafting reads; 0 if drafting takes next to no time.
 
         The first estimate of the drafting time is based on it. If it is not 0, the planner may
         ask for fewer tokens than the drafter can produce.
@@ -82,6 +83,21 @@ class Drafter(Protocol):
           worth: returns how many tokens per slot are worth drafting. Drafters that take next to no
             time can ignore it.
         """
+
+
+@runtime_checkable
+class InPasses(Protocol):
+    """A drafter of which a pass does not simply guess one token for each slot."""
+
+    def passes(self, num_slots: int) -> Passes:
+        """Returns the passes that draft for B slots."""
+
+
+def passes_of(drafter: Drafter, num_slots: int) -> Passes:
+    """Returns the passes in which a drafter drafts for B slots: one a token unless it says so."""
+    if isinstance(drafter, InPasses):
+        return drafter.passes(num_slots)
+    return Passes(drafter.draft_length)
 
 
 @runtime_checkable

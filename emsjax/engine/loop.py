@@ -40,7 +40,7 @@ from emsjax.engine.choices import (
     take,
 )
 from emsjax.engine.draft import ROOT, Draft
-from emsjax.engine.drafter import Drafter, Observation, WorthDrafting, observer
+from emsjax.engine.drafter import Drafter, Observation, WorthDrafting, observer, passes_of
 from emsjax.engine.grammar_drafts import in_grammar
 from emsjax.engine.holes import after_holes
 from emsjax.engine.ladder import Rung
@@ -172,7 +172,7 @@ def draft_tokens(
     setup: Setup, weights: Any, state: DecodeState, economics: Economics | None = None
 ) -> tuple[DecodeState, Draft]:
     """Drafts for every slot; returns the state with the drafter's part updated, and the draft."""
-    worth = _length_worth_drafting(setup.ladder, state, economics)
+    worth = _length_worth_drafting(setup, state, economics)
     propose = partial(setup.drafter.propose, worth=worth)
     if economics is None or setup.drafter.draft_length == 0:
         draft, drafter_state = propose(state, weights)
@@ -194,16 +194,17 @@ def draft_tokens(
 
 
 def _length_worth_drafting(
-    ladder: Sequence[Rung], state: DecodeState, economics: Economics | None
+    setup: Setup, state: DecodeState, economics: Economics | None
 ) -> WorthDrafting:
     """Returns the function that tells a drafter how many tokens to draft for each slot.
 
     A drafter whose tokens take time calls it before drafting. Without costs it answers k, so that
     everything is drafted.
     """
+    passes = passes_of(setup.drafter, state.lens.shape[0])
     if economics is None:
         return lambda survival, found=None, compete=False: jnp.full(
-            (), survival.shape[1], jnp.int32
+            (), min(survival.shape[1], passes.depth), jnp.int32
         )
     values = economics.load.values[:, None]
     # A slot emits nothing past its limit, so draft tokens there are worth nothing.
@@ -217,7 +218,8 @@ def _length_worth_drafting(
         survival: jax.Array, found: jax.Array | None = None, compete: bool = False
     ) -> jax.Array:
         found = jnp.zeros_like(survival) if found is None else found
-        return worth_drafting(value_of(survival), value_of(found), ladder, economics, compete)
+        both = value_of(survival), value_of(found)
+        return worth_drafting(*both, setup.ladder, economics, passes, compete)
 
     return worth
 

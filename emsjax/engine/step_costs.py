@@ -4,7 +4,7 @@ Imports jax only for types, so that forecasts need not wait for it.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -19,13 +19,33 @@ if TYPE_CHECKING:
 CAUTION = 1.15
 
 
+class Passes(NamedTuple):
+    """The passes of a model in which drafts are made, of all slots at once.
+
+    Attributes:
+      depth: how many tokens ahead of the text a draft reaches, at most.
+      guesses: how many of these places one pass guesses.
+      rows: the rows of a slot in a pass.
+      tokens: the tokens of a slot's text of which a pass reads K/V in all the target's layers.
+    """
+
+    depth: int
+    guesses: int = 1
+    rows: int = 1
+    tokens: int = 0
+
+    def needed(self, length: Any) -> Any:
+        """Returns how many passes guess `length` places, a number or array of at most `depth`."""
+        return -(-length // self.guesses)
+
+
 class StepCosts(NamedTuple):
     """The cost of a step, in seconds.
 
     Attributes:
       rungs: float32[R], the cost on each rung of the ladder if the cache were empty.
       cached: float32[R], the additional cost of each cached position that is read, in whole blocks.
-      draft: float32[], the cost of drafting one token for every slot; 0 if drafting costs next to
+      draft: float32[], the cost of a pass that drafts for every slot; 0 if drafting costs next to
         nothing.
     """
 

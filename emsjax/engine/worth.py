@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from emsjax.engine.ladder import Rung
 from emsjax.engine.load import Load
-from emsjax.engine.step_costs import CAUTION, StepCosts
+from emsjax.engine.step_costs import CAUTION, Passes, StepCosts
 
 
 class Economics(NamedTuple):
@@ -46,12 +46,7 @@ class Worth(NamedTuple):
     promise: jax.Array
 
 
-def most_worth(
-    survival: jax.Array,
-    ladder: Sequence[Rung],
-    economics: Economics,
-    drafted: jax.Array | float = 0.0,
-) -> Worth:
+def most_worth(survival: jax.Array, ladder: Sequence[Rung], economics: Economics) -> Worth:
     """Finds the rung with the most expected tokens per second.
 
     Args:
@@ -59,7 +54,6 @@ def most_worth(
         times the value of a token of its slot; 0 for entries that may not be verified.
       ladder: the rungs. A rung for drafts has a `max_q_len` of at least k + 1, a plain one of 1.
       economics: of this step and ladder; no more live slots than the largest capacity.
-      drafted: the number of tokens drafted for each slot, whose cost is added to the step's.
     """
     room = _rooms(ladder, economics)
     counts = jnp.minimum(room, (survival > 0).sum(dtype=jnp.int32))
@@ -67,7 +61,7 @@ def most_worth(
     # Survival falls along each draft, so the n best never skip a token of a draft.
     likeliest = -jnp.sort(-survival.ravel())
     added = jnp.concatenate([jnp.zeros(1, jnp.float32), jnp.cumsum(likeliest)])
-    rates, promises = _rates(added[jnp.maximum(counts, 0)], ladder, economics, drafted)
+    rates, promises = _rates(added[jnp.maximum(counts, 0)], ladder, economics, 0)
     rung = jnp.argmax(promises).astype(jnp.int32)
     return Worth(rung, counts[rung], rates[rung], promises[rung])
 
@@ -84,7 +78,7 @@ def _plain(ladder: Sequence[Rung]) -> jax.Array:
 
 
 def _rates(
-    gains: jax.Array, ladder: Sequence[Rung], economics: Economics, drafted: jax.Array | float
+    gains: jax.Array, ladder: Sequence[Rung], economics: Economics, passes: jax.Array | int
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the expected tokens per second on each rung, and what they are compared by.
 
@@ -92,11 +86,11 @@ def _rates(
       gains: float32[R], tokens that draft tokens are expected to yield on each rung.
       ladder: the rungs.
       economics: of this step and ladder.
-      drafted: the number of tokens drafted for each slot.
+      passes: int32[], how many passes draft.
     """
     costs, load = economics
     seconds = costs.rungs + costs.cached * load.cached.astype(jnp.float32)
-    seconds += costs.draft * jnp.asarray(drafted, jnp.float32)
+    seconds += costs.draft * jnp.asarray(passes, jnp.float32)
     rates = (load.values.sum() + gains) / seconds
     # A rung without a row for every live slot is out.
     rates = jnp.where(_rooms(ladder, economics) >= 0, rates, -1.0)
@@ -108,9 +102,12 @@ def worth_drafting(
     found: jax.Array,
     ladder: Sequence[Rung],
     economics: Economics,
+    passes: Passes,
     compete: bool = False,
 ) -> jax.Array:
     """Returns how many tokens to draft for each slot, 0 to k, before any is drafted; int32[].
+
+    What a pass guesses besides the tokens that pay off is there for nothing, and drafted, too.
 
     Args:
       survival: float32[B, k], as for `most_worth`, estimated before drafting.
@@ -118,9 +115,12 @@ def worth_drafting(
         the two.
       ladder: the rungs.
       economics: of this step and ladder.
+      passes: in which the tokens are drafted.
       compete: whether slots take the best of both, as branches of a tree.
     """
-    lengths = jnp.arange(survival.shape[1] + 1, dtype=jnp.int32)
+    deepest = min(survival.shape[1], passes.depth)
+    survival = survival[:, :deepest]
+    lengths = jnp.arange(deepest + 1, dtype=jnp.int32)
     # [lengths, B, k] and [lengths, B, f]: what would be there to verify.
     shown = jnp.broadcast_to(
         lengths[None, None, :-1] < lengths[:, None, None], (len(lengths), *survival.shape)
@@ -140,6 +140,7 @@ def worth_drafting(
     gains = jnp.where(fits, best[None, None], 0.0).sum(axis=2)
 
     def promise(gains: jax.Array, length: jax.Array) -> jax.Array:
-        return _rates(gains, ladder, economics, length)[1].max()
+        return _rates(gains, ladder, economics, passes.needed(length))[1].max()
 
-    return jnp.argmax(jax.vmap(promise)(gains, lengths)).astype(jnp.int32)
+    best = jnp.argmax(jax.vmap(promise)(gains, lengths)).astype(jnp.int32)
+    return jnp.minimum(passes.needed(best) * passes.guesses, deepest)

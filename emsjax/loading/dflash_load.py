@@ -38,7 +38,6 @@ def load_dflash(head: Head, target: LoadedModel, draft_length: int, narrowest: i
         target,
         wrong,
     )
-    guesses = min(draft_length, block - 1)
     return DFlash(
         name=head.label,
         weights=Parts(params, model.embedding_table, model.output_table),
@@ -47,7 +46,7 @@ def load_dflash(head: Head, target: LoadedModel, draft_length: int, narrowest: i
         hidden_layers=ids,
         block=block,
         mask_token=mask_token,
-        read_bytes=bytes_of_device((params, model.output_kernel)) // guesses,
+        read_bytes=bytes_of_device((params, model.output_kernel)),
         draft_length=draft_length,
         narrowest=narrowest,
         vocabulary=target.devices.vocabulary(model.vocab_size),

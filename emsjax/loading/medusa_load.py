@@ -57,7 +57,7 @@ def load_medusa(head: Head, target: LoadedModel, draft_length: int, narrowest: i
         vocab_size=model.vocab_size,
         hidden_size=width,
         num_heads=config.num_heads,
-        read_bytes=bytes_of_device(params) // config.num_heads,
+        read_bytes=bytes_of_device(params),
         draft_length=draft_length,
     )
 

@@ -110,7 +110,6 @@ def _inner(
     # A row reads its experts only, and the target's whole output projection not at all.
     layers = model.sizes.step_bytes(1) - bytes_of_device(model.output_kernel)
     run = layers * (model.num_layers - config.first_layer) / model.num_layers
-    once = round(run) + bytes_of_device((read.params, read.shared.head))
     target_def, target_params = nnx.split(model)
 
     def merge(draft: Any, target: Any) -> tuple[Any, Any]:
@@ -118,6 +117,7 @@ def _inner(
 
     fields: dict[str, Any] = {
         "name": read.name,
+        "read_bytes": round(run) + bytes_of_device((read.params, read.shared.head)),
         "weights": Parts(read.params, read.shared, target_params),
         "merge": merge,
         "vocab_size": model.vocab_size,
@@ -127,10 +127,8 @@ def _inner(
         "narrowest": narrowest,
     }
     if kind == OWN_LAYERS:
-        return OwnLayers(**fields, read_bytes=once)
-    # One pass drafts all tokens.
-    shared_out = -(-once // config.places)
-    return HiddenTransfer(**fields, read_bytes=shared_out, places=config.places)
+        return OwnLayers(**fields)
+    return HiddenTransfer(**fields, places=config.places)
 
 
 def _jakiro(read: _Read, target: LoadedModel, draft_length: int, narrowest: int) -> Jakiro:

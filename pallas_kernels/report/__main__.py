@@ -74,6 +74,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="also write all figures to this file"
     )
+    parser.add_argument(
+        "--ours", action="store_true", help="for a TPU: leave out jax's kernel, which takes longer"
+    )
     parser.add_argument("--models", metavar="A,B", help="models to compile for; default: all")
     parser.add_argument("--batch", type=int, default=8, help="number of slots")
     parser.add_argument("--rows", type=int, default=8, help="most rows of a slot")
@@ -94,7 +97,7 @@ def _tpu_rows(options: argparse.Namespace, dump: Path) -> Iterator["Row"]:
 
     for model in options.models:
         work = ragged(MODELS[model], **options.work)
-        for kernel in (ours, peer):
+        for kernel in (ours,) if options.ours else (ours, peer):
             print(f"compiling {kernel.__name__.split('.')[-1]}: {model}", file=sys.stderr)
             yield from kernel.measure(options.topology, model, work, dump)
 

@@ -62,9 +62,10 @@ def measure(gpu: str, model: str, work: Work) -> Iterator[GPURow]:
         for int8, cache in ((False, "bfloat16"), (True, "int8")):
             given = one._replace(int8=int8)
             arguments = functools.partial(attention_arguments, given)
-            for found in _kernels(gpu, attention_call(given, None), arguments):
-                name = f"{rows} row{'s' * (rows > 1)} a slot, {cache} cache"
-                yield GPURow(model, name, found)
+            for tree in (False, True) if rows > 1 else (False,):
+                name = f"{rows} row{'s' * (rows > 1)} a slot, {cache} cache{', trees' * tree}"
+                for found in _kernels(gpu, attention_call(given, None, tree=tree), arguments):
+                    yield GPURow(model, name, found)
         for dtype in WEIGHTS:
             for num_out, num_in in weights_of(model):
                 shape = one.num_rows, num_out, num_in

@@ -16,7 +16,7 @@ from emsjax.pallas_kernels.report.work import Work
 
 
 def measure(generation: str, model: str, work: Work, dump: Path) -> Iterator[Row]:
-    """Compiles our kernel for some work, and yields one row of figures.
+    """Compiles our kernel for some work, and yields a row of figures for chains and one for trees.
 
     Args:
       generation: of the TPU.
@@ -24,7 +24,12 @@ def measure(generation: str, model: str, work: Work, dump: Path) -> Iterator[Row
       work: the attention to compute.
       dump: the directory that this process's TPU compiler writes into.
     """
-    compile_attention(generation, work)
+    for tree in (False, True):
+        yield _measure(generation, model, work, dump, tree)
+
+
+def _measure(generation: str, model: str, work: Work, dump: Path, tree: bool) -> Row:
+    compile_attention(generation, work, tree=tree)
     loop = read_loop(dump, "ragged_attention")
     blocks, token_rows = _sizes(work)
     token_bytes = token_rows * LANES * work.itemsize
@@ -37,9 +42,9 @@ def measure(generation: str, model: str, work: Work, dump: Path) -> Iterator[Row
     # single tokens, clear several tokens at once.
     start, wait, one, several = loop.inner
     cleared = [_cleared(end, blocks) for end in tiles]
-    yield Row(
+    return Row(
         model=model,
-        kernel="emsjax",
+        kernel="emsjax, token trees" if tree else "emsjax",
         vmem_bytes=loop.vmem_bytes,
         block=blocks.kv,
         bundles=loop.bundles,

@@ -26,7 +26,7 @@ class Row(NamedTuple):
 
     Attributes:
       model: its name.
-      kernel: "emsjax", or "jax" with its block sizes.
+      kernel: "emsjax", for chains or for token trees, or "jax" with its block sizes.
       vmem_bytes: scratch memory.
       block: tokens of keys and values in a trip.
       bundles: bundles of a trip.

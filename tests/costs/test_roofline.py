@@ -13,7 +13,7 @@ from emsjax.costs.roofline import (
 )
 from emsjax.engine.ladder import Rung
 from emsjax.engine.sizes import Sizes
-from emsjax.engine.step_costs import StepCosts
+from emsjax.engine.step_costs import Passes, StepCosts
 from emsjax.loading.build import shape_of_model
 from emsjax.loading.named import named_config
 from emsjax.pallas_kernels.backends import compiling_for
@@ -84,6 +84,25 @@ def test_a_cached_token_is_read_once_and_multiplied_with_the_rows_of_its_slot():
     reading = counted.token_bytes / (819e9 * BANDWIDTH_SHARE)
     computing = 512 * counted.token_flops / (197e12 * COMPUTE_SHARE)
     np.testing.assert_allclose(found.cached, [reading, reading, computing], rtol=1e-6)
+
+
+def test_a_pass_of_drafting_reads_its_weights_and_the_text_that_it_sees():
+    """With few rows a pass takes as long as reading, with many as long as multiplying."""
+    counted, size, share = sizes("llama-3-8b"), 8, 10**9
+    for passes in (Passes(7), Passes(15, 15, rows=64), Passes(7, tokens=516)):
+        found = estimated_costs(
+            counted,
+            HARDWARE["v5e"],
+            LADDER,
+            num_slots=size,
+            draft_length=7,
+            drafter_bytes=share,
+            passes=passes,
+        ).draft
+        reading = (share + size * passes.tokens * counted.token_bytes) / (819e9 * BANDWIDTH_SHARE)
+        computing = 2 * size * passes.rows * (share / 2) / (197e12 * COMPUTE_SHARE)
+        assert found == pytest.approx(max(reading, computing))
+        assert (computing > reading) == (passes.rows == 64)
 
 
 def test_float32_doubles_the_reads_and_slows_the_products():

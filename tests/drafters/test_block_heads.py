@@ -7,6 +7,7 @@ import pytest
 
 from emsjax.drafters import DFlash, Medusa
 from emsjax.drafters.beam import choices_of
+from emsjax.engine.drafter import passes_of
 from emsjax.loading.drafter import load_drafter
 from tests.drafters.block_heads import expected_chances, head_directory
 from tests.drafters.coached import LENGTH, SLOTS, WIDTH, check_drafts, target, watched
@@ -27,6 +28,8 @@ CASES = [
 def test_drafts_equal_those_of_an_oracle(name: str, kind: str):
     loaded = load_drafter(head_directory(name), target(), LENGTH, dtype="auto", narrowest=4)
     assert isinstance(loaded, DFlash if name.startswith("dflash") else Medusa)
+    passes = passes_of(loaded, SLOTS)
+    assert passes.needed(passes.depth) == 1, "all places are guessed at once"
     if kind == "beam":
         loaded = dataclasses.replace(loaded, beam_rows=WIDTH * SLOTS)
 

@@ -9,6 +9,7 @@ import pytest
 from emsjax import LLM, SamplingParams
 from emsjax.drafters import Eagle
 from emsjax.drafters.beam import choices_of
+from emsjax.engine.drafter import passes_of
 from emsjax.engine.job import Job
 from emsjax.loading.drafter import load_drafter
 from tests.drafters.coached import HEADER, LENGTH, SLOTS, WIDTH, check_drafts, target, watched
@@ -58,6 +59,16 @@ def test_drafts_equal_those_of_an_oracle(name: str, kind: str):
     method = "vanilla" if kind == "vanilla" else "ems"
     engine = watched(eagle, tree=kind in ("tree", "beam"), method=method)
     check_drafts(engine, equals, shares=kind != "vanilla")
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_a_tree_is_as_wide_as_asked_for_and_no_deeper_than_its_rows_have_bits(width: int):
+    eagle = dataclasses.replace(head("eagle3"), draft_length=31, beam_rows=width * SLOTS)
+    passes = passes_of(eagle, SLOTS)
+    assert passes.rows == width
+    if width > 1:
+        assert 32 - width < (passes.depth - 1) * width <= 32
+    assert passes_of(dataclasses.replace(eagle, draft_length=5), SLOTS).depth == 5
 
 
 def test_outputs_that_share_a_prompt_say_so():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from emsjax.engine.ladder import Rung
 from emsjax.engine.load import Load
-from emsjax.engine.step_costs import CAUTION, StepCosts
+from emsjax.engine.step_costs import CAUTION, Passes, StepCosts
 from emsjax.engine.worth import Economics, most_worth, worth_drafting
 from tests.engine.states import int32s
 
@@ -50,12 +50,17 @@ def best_by_hand(survival: np.ndarray, live: int, costs: StepCosts, cached: int)
     return best
 
 
+# A pass a token, passes of two tokens, and drafts that reach no further than one token.
+PASSES = (Passes(K), Passes(K, guesses=2), Passes(1))
+
+
 @functools.cache
-def program(drafting: bool):
-    function = worth_drafting if drafting else most_worth
+def program(passes: Passes | None = None):
+    """Returns `worth_drafting` in these passes, or `most_worth`."""
+    function, more = (most_worth, ()) if passes is None else (worth_drafting, (passes,))
     return jax.jit(
         lambda *arguments: function(
-            *arguments[:-2], LADDER, Economics(arguments[-1], arguments[-2])
+            *arguments[:-2], LADDER, Economics(arguments[-1], arguments[-2]), *more
         )
     )
 
@@ -65,7 +70,7 @@ def program(drafting: bool):
 def test_the_chosen_rung_and_drafts_are_the_best(survival, live, seconds, cached, tokens):
     costs = costs_of(seconds, cached=cached)
     load = load_of(live, tokens)
-    rung, drafts, rate, promise = map(np.asarray, program(False)(survival, load, costs))
+    rung, drafts, rate, promise = map(np.asarray, program()(survival, load, costs))
     assert live + drafts <= LADDER[rung].capacity
     assert LADDER[rung].max_q_len > K or drafts == 0
     best = best_by_hand(survival, live, costs, tokens)
@@ -75,16 +80,19 @@ def test_the_chosen_rung_and_drafts_are_the_best(survival, live, seconds, cached
     assert rate == pytest.approx(promise / (CAUTION if rung == 0 else 1), rel=1e-5)
 
 
-@settings(max_examples=200)
+@pytest.mark.parametrize("passes", PASSES)
+@settings(max_examples=100)
 @given(survivals(), survivals(), st.integers(1, B), SECONDS, st.floats(0, 5))
-def test_the_chosen_draft_length_is_the_best(survival, found, live, seconds, draft):
+def test_the_chosen_draft_length_is_the_best(passes, survival, found, live, seconds, draft):
     """Plain decoding, which drafts nothing, counts `CAUTION` times."""
     costs = costs_of(seconds, draft)
-    length = int(program(True)(survival, found, load_of(live, 0), costs))
+    length = int(program(passes)(survival, found, load_of(live, 0), costs))
+    assert length in range(0, passes.depth + 1, passes.guesses)
     rates = []
-    for n in range(K + 1):
+    for n in range(passes.depth + 1):
         shown = np.where(np.arange(K)[None] < n, survival, 0)
-        all_rungs = np.asarray(costs.rungs) + np.float32(n * draft)
+        pay = sum(1 for first in range(0, n, passes.guesses))
+        all_rungs = np.asarray(costs.rungs) + np.float32(pay * draft)
         better = shown.sum(axis=1, keepdims=True) > found.sum(axis=1, keepdims=True)
         expected = gains(np.where(better, shown, found), live)
         rates.append(max(CAUTION * live / all_rungs[0], *(expected / all_rungs)[1:]))
@@ -107,16 +115,16 @@ def test_drafting_must_beat_plain_decoding_by_the_caution():
         # The rungs for shorter drafts are too expensive.
         draft = (gain / promise - 1) / K
         costs = costs_of([1.0, 99.0, 99.0, 1.0], draft)
-        assert int(program(True)(survival, nothing, load, costs)) == drafted
+        assert int(program(PASSES[0])(survival, nothing, load, costs)) == drafted
 
 
 def test_drafts_that_cost_more_than_they_give_are_left_out():
     survival = np.full((B, K), 0.5, np.float32)
     expensive = costs_of([1.0, 1.9, 2.8, 4.0])
-    rung, drafts, *_ = program(False)(survival, load_of(3, 0), expensive)
+    rung, drafts, *_ = program()(survival, load_of(3, 0), expensive)
     assert (int(rung), int(drafts)) == (0, 0)
     cheap = costs_of([1.0, 1.01, 1.02, 1.03])
-    rung, drafts, *_ = program(False)(survival, load_of(3, 0), cheap)
+    rung, drafts, *_ = program()(survival, load_of(3, 0), cheap)
     assert (int(rung), int(drafts)) == (3, B * K)
 
 
@@ -126,7 +134,15 @@ def test_drafting_must_beat_the_drafts_that_exist_already():
     costs = costs_of([1.0, 99.0, 99.0, 1.0], draft)
     likely = np.tile(np.float32([0.8, 0.6]), (B, 1))
     nothing = np.zeros_like(likely)
-    assert int(program(True)(likely, nothing, load, costs)) == K
-    assert int(program(True)(likely, 0.9 * likely, load, costs)) == 0
+    assert int(program(PASSES[0])(likely, nothing, load, costs)) == K
+    assert int(program(PASSES[0])(likely, 0.9 * likely, load, costs)) == 0
     only_one = 0.9 * likely * np.float32([[1], [0], [0]])
-    assert int(program(True)(likely, only_one, load, costs)) == K
+    assert int(program(PASSES[0])(likely, only_one, load, costs)) == K
+
+
+def test_a_pass_costs_the_same_whatever_is_taken_of_it():
+    """Two tokens of a pass each would not pay off, but two of one pass do."""
+    survival, nothing = np.full((B, K), 0.5, np.float32), np.zeros((B, K), np.float32)
+    load, costs = load_of(3, 0), costs_of([1.0, 99.0, 99.0, 1.0], 0.5)
+    assert int(program(PASSES[0])(survival, nothing, load, costs)) == 0
+    assert int(program(PASSES[1])(survival, nothing, load, costs)) == K

@@ -115,10 +115,13 @@ def test_command(tmp_path: Path):
     result = run("--models", "llama-3-8b", "--json", str(file))
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("Compiled for TPU v5e, not run")
-    our_row, *peer_rows = json.loads(file.read_text())["rows"]
-    assert our_row["kernel"] == "emsjax"
+    our_row, tree_row, *peer_rows = json.loads(file.read_text())["rows"]
+    assert (our_row["kernel"], tree_row["kernel"]) == ("emsjax", "emsjax, token trees")
+    # A mask takes instructions, and reads no more of the cache.
+    assert our_row["bundles"] < tree_row["bundles"] < 1.25 * our_row["bundles"]
+    assert tree_row["all_bytes"] == our_row["all_bytes"]
     assert [row["kernel"][:3] for row in peer_rows] == ["jax"] * len(peer.SIZES)
-    for row in (our_row, *peer_rows):
+    for row in (our_row, tree_row, *peer_rows):
         assert row["all_bytes"] >= row["least_bytes"] > 0
         assert row["bundles"] >= row["least"] > 0
         assert 0 < row["vmem_bytes"] < 16 << 20
