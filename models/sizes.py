@@ -9,7 +9,7 @@ from typing import NamedTuple
 from emsjax.engine.sizes import Exchange, Sizes
 from emsjax.limits import PLANNED_GROUP
 from emsjax.models.config import DecoderConfig
-from emsjax.pallas_kernels.kv_rows import token_bytes
+from emsjax.pallas_kernels.kv_rows import LANES, token_bytes
 
 _SCALE_BYTES = 4
 # Each device's largest logit of a row, and its place.
@@ -117,6 +117,26 @@ def decoder_sizes(
         devices=config.shards,
         exchanges=exchanges(config, itemsize),
     )
+
+
+def grouped_sizes(config: DecoderConfig) -> tuple[int, int]:
+    """Returns the bytes that a TPU's kernel of products with 4-bit weights reads, scales included.
+
+    And the operations for each row. Products whose inputs are no multiple of a tile have no kernel.
+    """
+    attention = [
+        (config.hidden_size, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim),
+        (config.num_heads * config.head_dim, config.hidden_size),
+    ]
+    up = config.intermediate_size * (2 if config.gated else 1)
+    mlp = [(config.hidden_size, up), (config.intermediate_size, config.hidden_size)]
+    plain = config.num_layers if config.experts is None else len(config.dense_layers)
+    found = _Count()
+    for products, layers in ((attention, config.num_layers), (mlp, plain)):
+        for num_in, num_out in products:
+            if num_in % LANES == 0:
+                found = found.plus(_matrix(num_in, num_out).times(layers))
+    return found.weights // 2 + found.groups * _SCALE_BYTES, 2 * found.weights
 
 
 def exchanges(config: DecoderConfig, itemsize: int) -> tuple[Exchange, ...]:

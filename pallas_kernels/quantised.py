@@ -123,6 +123,7 @@ def take_rows(weights: Weights, rows: jax.Array) -> jax.Array:
 def some_rows(weights: Weights, rows: slice) -> Weights:
     """Returns some of the rows of a stack of weights [L, out, in]."""
     if isinstance(weights, Grouped):
-        per_row = jax.tree.map(lambda groups: groups[..., rows], (weights.scales, weights.offsets))
-        return Grouped(weights.values[:, rows], *per_row, weights.order)
+        groups = (weights.scales, weights.offsets)
+        scales, offsets = jax.tree.map(lambda per_row: per_row[..., rows], groups)
+        return Grouped(weights.values[:, rows], scales, offsets, weights.order)
     return jax.tree.map(lambda array: array[:, rows], weights)

@@ -141,6 +141,23 @@ def expert_seconds(
     return (weights_read(sizes, ladder, num_slots) - sizes.read_bytes) / _bandwidth(hardware)
 
 
+def product_seconds(
+    nbytes: int, row_flops: int, sizes: Sizes, hardware: Hardware, ladder: Sequence[Rung]
+) -> np.ndarray:
+    """Returns the seconds of products with some of the weights on each rung, float64[R].
+
+    Args:
+      nbytes: bytes of these weights.
+      row_flops: operations for one row with them.
+      sizes: of the model.
+      hardware: the device.
+      ladder: rungs.
+    """
+    rows = np.asarray([rung.capacity for rung in ladder], np.float64)
+    computing = row_flops * rows / _matrix_rate(hardware, sizes)
+    return _together(hardware, nbytes / _bandwidth(hardware), computing)
+
+
 def exchange_seconds(sizes: Sizes, hardware: Hardware, ladder: Sequence[Rung]) -> np.ndarray:
     """Returns the seconds in which devices exchange rows in a step on each rung, float64[R].
 

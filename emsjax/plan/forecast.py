@@ -11,6 +11,7 @@ from emsjax.costs.roofline import (
     cached_costs,
     exchange_seconds,
     expert_seconds,
+    product_seconds,
     weights_read,
 )
 from emsjax.engine.ladder import Rung
@@ -36,8 +37,8 @@ class StepTime(NamedTuple):
       purpose: what the rung is for, "plain", "drafts" or "prompts".
       seconds: estimate from bytes and operations.
       bound: what limits `seconds`, "memory" or "matrix units".
-      compiler_seconds: the compiler's own estimate, plus attention and experts estimated from
-        bytes; None if nothing was compiled.
+      compiler_seconds: the compiler's own estimate, plus attention, experts and products with 4-bit
+        weights estimated from bytes and operations; None if nothing was compiled.
       weights_bytes: bytes of weights that a device reads in the step.
       exchange_seconds: the part of both estimates in which devices exchange what they computed.
     """
@@ -199,8 +200,8 @@ def _purpose(rung: Rung, draft_length: int) -> str:
 def _compiler_costs(setting: Setting, program: Program) -> StepCosts | None:
     """Returns step costs from the compiler's cycle estimates, or None if there are none.
 
-    The compiler has no estimate for the kernels of attention and experts, nor for what devices
-    exchange, so these are estimated from bytes.
+    The compiler has no estimate for the kernels of attention, experts and products with 4-bit
+    weights, nor for what devices exchange, so these are estimated from bytes and operations.
     """
     if program.cycles is None:
         return None
@@ -209,6 +210,9 @@ def _compiler_costs(setting: Setting, program: Program) -> StepCosts | None:
     seconds = cycles / hardware.hertz
     seconds += expert_seconds(sizes, hardware, program.ladder, setting.num_slots)
     seconds += exchange_seconds(sizes, hardware, program.ladder)
+    if setting.quantize == "int4":
+        nbytes, flops = setting.grouped_sizes()
+        seconds += product_seconds(nbytes, flops, sizes, hardware, program.ladder)
     attending = cached_costs(sizes, hardware, program.ladder, setting.num_slots)
     return StepCosts(seconds.astype(np.float32), attending, np.float32(0))
 

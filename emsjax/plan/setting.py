@@ -12,7 +12,7 @@ from emsjax.engine.sizes import Sizes
 from emsjax.engine.step_costs import StepCosts
 from emsjax.models.config import DecoderConfig
 from emsjax.models.division import share_of
-from emsjax.models.sizes import decoder_sizes
+from emsjax.models.sizes import decoder_sizes, grouped_sizes
 from emsjax.plan.slices import Slice
 from emsjax.shapes import round_up
 
@@ -98,6 +98,10 @@ class Setting:
         """Returns the sizes of the model, or of a device's share of it."""
         share, kinds = share_of(self.config, self.shards), (self.quantize, self.kv_dtype)
         return decoder_sizes(share, self.itemsize, self.platform, *kinds)
+
+    def grouped_sizes(self) -> tuple[int, int]:
+        """Returns the bytes and operations of a TPU's kernel of products with 4-bit weights."""
+        return grouped_sizes(share_of(self.config, self.shards))
 
     def ladder(self) -> tuple[Rung, ...]:
         """Returns the shapes of a step."""

@@ -13,8 +13,9 @@ from emsjax.pallas_kernels import ahead
 from emsjax.pallas_kernels.backends import compiling_for
 from emsjax.pallas_kernels.gpu_targets import GPUS
 from emsjax.plan.compiler import check_compiler
+from emsjax.plan.cycles import StepCycles
 from emsjax.plan.estimate import estimate
-from emsjax.plan.forecast import make_forecast
+from emsjax.plan.forecast import _compiler_costs, make_forecast
 from emsjax.plan.memory import Memory
 from emsjax.plan.program import _engine, _too_large, compile_program, usable_bytes
 from emsjax.plan.setting import Setting
@@ -85,6 +86,21 @@ def parameters_by_hand() -> int:
     """Parameters of `SMALL`: per layer attention, two feed-forward matrices and two norms."""
     layer = 4 * 512 * 512 + 2 * 512 * 1024 + 2 * 512
     return 4 * layer + (2048 + 4096) * 512 + 512
+
+
+def test_what_the_compiler_leaves_out_of_4_bit_weights_is_added():
+    """It has no estimate for their kernel, which must read them."""
+    asked = [setting(), replace(setting(), quantize="int4")]
+    nothing = [StepCycles(0, (0,) * len(each.ladder())) for each in asked]
+    programs = [
+        estimate(each)._replace(cycles=none) for each, none in zip(asked, nothing, strict=True)
+    ]
+    plain, kept = map(_compiler_costs, asked, programs)
+    assert not plain.rungs.any()
+    weights = 4 * (4 * 512 * 512 + 2 * 512 * 1024)
+    reading = (weights / 2 + weights / 128 * 4) / setting().hardware.bytes_per_second
+    assert reading < kept.rungs[0] < 2 * reading
+    assert kept.rungs[-1] > kept.rungs[0]
 
 
 @pytest.mark.usefixtures("no_compile_cache")

@@ -181,7 +181,7 @@ class GgufFile(OnlyFloats):
         """
         tensor = self._tensors[name]
         found = read_int4(self._mapped(tensor), tensor.tensor_type)
-        return Int4(*(None if part is None else self._in_order(name, part) for part in found))
+        return found.changed(lambda rows: self._in_order(name, rows))
 
     def _mapped(self, tensor: Any) -> np.ndarray:
         """Maps a tensor's bytes: a mapping of its own leaves memory together with the tensor."""

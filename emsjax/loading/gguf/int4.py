@@ -84,10 +84,11 @@ def read_int4(data: np.ndarray, kind: Kind) -> Int4:
     """
     layout = _LAYOUTS[kind]
     found = layout.read(data.reshape(len(data), -1, layout.nbytes))
-    scales, minima = (None if x is None else x.reshape(len(data), -1) for x in found[1:])
     values = found.numbers.reshape(len(data), -1).view(np.int8) - np.int8(_MIDDLE)
-    offsets = None if minima is None else minima + np.float32(_MIDDLE) * scales
-    return Int4(values, scales, offsets)
+    scales = found.scales.reshape(len(data), -1)
+    if found.minima is None:
+        return Int4(values, scales)
+    return Int4(values, scales, found.minima.reshape(scales.shape) + np.float32(_MIDDLE) * scales)
 
 
 def _floats(halves: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Weights in 4 bits with scales and offsets per group of inputs, before they are on a device."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,11 @@ class Int4(NamedTuple):
     values: np.ndarray
     scales: np.ndarray
     offsets: np.ndarray | None = None
+
+    def changed(self, change: Callable[[np.ndarray], np.ndarray]) -> "Int4":
+        """Returns the same with each of its arrays changed."""
+        offsets = None if self.offsets is None else change(self.offsets)
+        return Int4(change(self.values), change(self.scales), offsets)
 
 
 def regrouped(per_group: np.ndarray | None, like: np.ndarray, num_in: int, size: int) -> np.ndarray:

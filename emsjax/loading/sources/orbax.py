@@ -76,12 +76,9 @@ class OrbaxSource(OnlyFloats):
         Raises:
           UserError: a scale is not a finite number.
         """
-        offsets = self._scales(name + OFFSETS) if self.int4[name].offsets else None
-        parts = (self._scales(name + SCALES), offsets)
-        return Int4(
-            unpacked(self._mapped(name)),
-            *(None if part is None else part.swapaxes(-1, -2) for part in parts),
-        )
+        offsets = self._scales(name + OFFSETS).swapaxes(-1, -2) if self.int4[name].offsets else None
+        scales = self._scales(name + SCALES).swapaxes(-1, -2)
+        return Int4(unpacked(self._mapped(name)), scales, offsets)
 
     def _dequantised(self, name: str) -> np.ndarray:
         found, size = self.read_int4(name), self.int4[name].size
