@@ -70,7 +70,8 @@ def _options() -> argparse.Namespace:
 def _prompts(options: argparse.Namespace, tokenizer: Any) -> dict[str, list[str]]:
     """Returns prompts of each dataset."""
     every, found = read_datasets([options.input], options.datasets.split(",")), {}
-    for dataset, texts in every.items():
+    for dataset, chats in every.items():
+        texts = [messages[0]["content"] for messages in chats]
         found[dataset] = texts[:: max(len(texts) // options.prompts, 1)][: options.prompts]
         if options.prompt_tokens:
             joined = _joined(texts, tokenizer, options.prompt_tokens)

@@ -21,7 +21,8 @@ from emsjax.drafters import (
 from emsjax.drafters.combined import Combined
 from emsjax.drafters.prompt_lookup import MOST_MATCHES
 from emsjax.engine.drafter import Drafter
-from emsjax.engine.ladder import narrowest_rows
+from emsjax.engine.ladder import default_draft_length, narrowest_rows
+from emsjax.engine.policy import EMS, POLICIES
 from emsjax.errors import UserError, about, check_whole, short
 from emsjax.limits import (
     DRAFT_LENGTH,
@@ -46,7 +47,7 @@ _TAKES = {
 }
 
 # A pass of a draft model takes little longer for this many rows than for one, so drafts may branch.
-_FREE_ROWS, _FREE_ROWS_OF_OTHERS = {"cpu": 8}, 64
+_FREE_ROWS, _FREE_ROWS_OF_OTHERS = {"cpu": 8}, 128
 
 _KINDS = {
     NoDrafter: "none",
@@ -76,12 +77,11 @@ class Drafting:
     name: str | Drafter | None
     given: Mapping[str, Any]
 
-    @property
-    def lookup(self) -> PromptLookup:
-        """Makes prompt lookup with these options."""
+    def lookup(self, draft_length: int = DRAFT_LENGTH) -> PromptLookup:
+        """Makes prompt lookup with these options, and with this length if none is given."""
         takes = _TAKES["prompt-lookup"]
         given = {name: self.given[name] for name in takes if name in self.given}
-        return PromptLookup(**given, matches=MOST_MATCHES)
+        return PromptLookup(**{"draft_length": draft_length} | given, matches=MOST_MATCHES)
 
 
 def check_drafting(
@@ -120,7 +120,7 @@ def check_drafting(
         if option in _TAKES["prompt-lookup"]:
             check_whole(option, value, 1, MAX_DRAFT_LENGTH)
     drafting = Drafting(name, given)
-    _ = drafting.lookup  # raises if the sizes contradict each other
+    drafting.lookup()  # raises if the sizes contradict each other
     return drafting
 
 
@@ -146,11 +146,19 @@ def takers(option: str) -> list[str]:
     return [drafter for drafter, takes in _TAKES.items() if option in takes]
 
 
+def default_length(method: str, exact: bool, num_slots: int) -> int:
+    """Returns k for this platform and B slots; `exact` and the methods that pad draft chains."""
+    trees = POLICIES[method] == EMS and not exact
+    return default_draft_length(target_platform(), num_slots) if trees else DRAFT_LENGTH
+
+
 def _either(names: list[str]) -> str:
     return " or ".join(repr(name) for name in names)
 
 
-def build_drafter(drafting: Drafting, target: LoadedModel, dtype: str) -> Drafter:
+def build_drafter(
+    drafting: Drafting, target: LoadedModel, dtype: str, draft_length: int = DRAFT_LENGTH
+) -> Drafter:
     """Builds the drafter for a target.
 
     Args:
@@ -158,6 +166,7 @@ def build_drafter(drafting: Drafting, target: LoadedModel, dtype: str) -> Drafte
         comes with a draft model, else "prompt-lookup".
       target: the model to draft for.
       dtype: the type of the draft model's weights, see `LLM`.
+      draft_length: k, unless it is among the options.
 
     Raises:
       UserError: a draft model is needed but missing, cannot be loaded, or does not fit the target.
@@ -169,13 +178,13 @@ def build_drafter(drafting: Drafting, target: LoadedModel, dtype: str) -> Drafte
     if name == "none":
         return NoDrafter()
     if name == "prompt-lookup":
-        return drafting.lookup
+        return drafting.lookup(draft_length)
     if draft is None:
         raise UserError(
             f"the drafter {name!r} needs a draft model for {target.name}; name one with "
             "draft_model, or train one with `python -m emsjax.train`"
         )
-    length = drafting.given.get("draft_length", DRAFT_LENGTH)
+    length = drafting.given.get("draft_length", draft_length)
     narrowest = narrowest_rows(target_platform())
     quantize = drafting.given.get("draft_quantize")
     model = load_drafter(draft, target, length, dtype=dtype, quantize=quantize, narrowest=narrowest)
@@ -184,4 +193,8 @@ def build_drafter(drafting: Drafting, target: LoadedModel, dtype: str) -> Drafte
     if isinstance(model, Recurrent | HiddenTransfer | PublishedHead):
         rows = _FREE_ROWS.get(target_platform(), _FREE_ROWS_OF_OTHERS)
         model = dataclasses.replace(model, beam_rows=rows)
-    return model if name == "draft-model" else Combined(drafting.lookup, model, tree=True)
+    return (
+        model
+        if name == "draft-model"
+        else Combined(drafting.lookup(draft_length), model, tree=True)
+    )

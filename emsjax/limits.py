@@ -6,6 +6,8 @@ This module imports nothing, so that a wrong option is reported without waiting 
 # Longer drafts never pay off, and each doubling of the length adds a program to compile.
 MAX_DRAFT_LENGTH = 64
 DRAFT_LENGTH = 7
+# Where rows cost little, see `engine.ladder.default_draft_length`.
+LONG_DRAFT_LENGTH = 15
 
 # The batch size where none is given.
 BATCH_SIZE = 8

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import jax
 
-from emsjax.build_drafter import build_drafter, check_drafting, drafter_name, find_draft
+from emsjax.build_drafter import (
+    build_drafter,
+    check_drafting,
+    default_length,
+    drafter_name,
+    find_draft,
+)
 from emsjax.build_engine import build_engine, compile_ahead
 from emsjax.costs.pricing import Pricing
 from emsjax.engine.devices import shared_by
@@ -116,7 +122,8 @@ class LLM(RequestRunner):
             in the cache. The outputs of one prompt share it all the same.
           max_model_len: the most tokens of a sample, prompt plus output. The default is the
             model's own limit, but at most 4096.
-          draft_length: k, the most tokens to draft for a sample in a step; 7 by default.
+          draft_length: k, the most tokens to draft for a sample in a step. The default is 7, and 15
+            on a GPU or TPU with at most 32 samples (not with `exact` or the methods that pad).
           max_ngram: the longest n-gram that prompt lookup searches for; 16 by default.
           min_ngram: the shortest n-gram that prompt lookup searches for; 1 by default.
           planner: whether each step verifies only the drafts that pay off, judged by the cost of
@@ -181,7 +188,8 @@ class LLM(RequestRunner):
         compile_ahead(kv_dtype or dtype)
         loaded = load_model(model, **kinds, tokenizer=tokenizer, devices=devices)
         self.target = loaded.model
-        self._drafter = build_drafter(drafting, loaded, dtype)
+        length = default_length(method, exact, num_slots)
+        self._drafter = build_drafter(drafting, loaded, dtype, length)
         self._hosts = hosts
         self._requests = 0
         self.max_model_len = self._max_model_len(max_model_len)

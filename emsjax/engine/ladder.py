@@ -10,6 +10,7 @@ This module imports no jax, so that forecasts need not wait for it.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from emsjax.limits import DRAFT_LENGTH, LONG_DRAFT_LENGTH
 from emsjax.shapes import round_up
 
 # Matrix units and vector registers handle this many rows at full speed; fewer rows save little.
@@ -81,6 +82,21 @@ def narrowest_rows(platform: str) -> int:
     return 4 if platform == "cpu" else ROW_MULTIPLE
 
 
+def prompt_rows(platform: str) -> int:
+    """Returns the most rows of a prompt that a step reads."""
+    return 256 if platform == "cpu" else 512
+
+
+def default_draft_length(platform: str, num_slots: int) -> int:
+    """Returns k, the most tokens to draft for each of B slots, where nobody has chosen it.
+
+    On a GPU or TPU a small step mostly reads the weights, so that more rows cost little. Drafts are
+    longer there while the longest of all slots fit the rows that are there for prompts anyway.
+    """
+    fits = num_slots * (LONG_DRAFT_LENGTH + 1) <= prompt_rows(platform)
+    return LONG_DRAFT_LENGTH if fits and platform != "cpu" else DRAFT_LENGTH
+
+
 def ladder_for(
     platform: str, num_slots: int, draft_length: int, *, exact: bool = False
 ) -> tuple[Rung, ...]:
@@ -96,7 +112,7 @@ def ladder_for(
         exact=exact,
         exact_capacity=16 if cpu else 64,
         narrowest=narrowest_rows(platform),
-        prefill_chunk=256 if cpu else 512,
+        prefill_chunk=prompt_rows(platform),
     )
 
 

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emsjax.engine.ladder import EXACT_CAPACITY, Rung, make_ladder
+from emsjax.engine.ladder import (
+    EXACT_CAPACITY,
+    Rung,
+    default_draft_length,
+    ladder_for,
+    make_ladder,
+)
 from emsjax.engine.step_plan import first_fit
 from tests.engine.states import int32s
 
@@ -79,3 +85,12 @@ def test_first_fit_takes_a_rung_for_prompts_only_if_no_other_fits(q_lens):
     )[1]
     found = np.asarray(fit(int32s(q_lens)))
     assert (found, found.dtype) == (expected, np.int32)
+
+
+def test_longer_drafts_add_no_rows_to_the_widest_program():
+    """On a GPU or TPU they are the default as long as prompts need as many rows."""
+    for platform, num_slots in itertools.product(("cpu", "gpu", "tpu"), BATCH_SIZES):
+        length = default_draft_length(platform, num_slots)
+        assert length == (15 if platform != "cpu" and num_slots <= 32 else 7)
+        widest, as_before = (ladder_for(platform, num_slots, k)[-1] for k in (length, 7))
+        assert widest == as_before

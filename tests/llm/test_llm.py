@@ -95,7 +95,7 @@ def test_a_drafter_object_is_used_unchanged(model_dir: str, llm: LLM):
 
 
 def test_a_single_token_may_be_looked_up():
-    lookup = check_drafting("ems", None, {"max_ngram": 1}).lookup
+    lookup = check_drafting("ems", None, {"max_ngram": 1}).lookup()
     assert lookup == PromptLookup(7, 1, 1, MOST_MATCHES)
 
 
