@@ -522,7 +522,8 @@ def _run_stack(
         if waits:
             x, terms, cache = block.after_norm(x, normal, carry.cache, here)
             return _Carry(x, cache, kept, terms)
-        return _Carry(*block(x, carry.cache, here), kept)
+        x, cache = block(x, carry.cache, here)
+        return _Carry(x, cache, kept)
 
     # A scan over the layers' numbers would look each of them up, in a launch of its own.
     table_of_layer = jnp.asarray(tables, jnp.int32) if tables else None

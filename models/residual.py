@@ -21,7 +21,7 @@ def total(x: jax.Array, terms: jax.Array | None) -> jax.Array:
 
 
 def total_and_norm(
-    x: jax.Array, terms: jax.Array, norm: RMSNorm | None, layer: jax.Array | None
+    x: jax.Array, terms: jax.Array | None, norm: RMSNorm | None, layer: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
     """Returns `total(x, terms)` and its norm, [T, D] each.
 
@@ -31,7 +31,8 @@ def total_and_norm(
       norm: with the factors of a stack of layers.
       layer: int32[], whose factors to use.
     """
+    assert terms is not None, "something is to be added"
     assert norm is not None, "only layers with norms wait"
     assert layer is not None, "only layers in a stack wait"
-    sizes = {"eps": norm.eps, "offset": norm.offset}
-    return residual_norm(x, terms, norm.scale[...], layer=layer, **sizes)
+    scales = norm.scale[...]
+    return residual_norm(x, terms, scales, layer=layer, eps=norm.eps, offset=norm.offset)

@@ -13,9 +13,10 @@ def result_like(shape: tuple[int, ...], dtype: Any, *operands: Any) -> jax.Shape
       dtype: of the result.
       *operands: trees of the arrays that the kernel reads.
     """
-    if not (axes := _varying(operands)):
+    if not _kinds(operands):
         return jax.ShapeDtypeStruct(shape, dtype)
-    kind = jax.sharding.ManualAxisType(varying=axes)
+    # Inside a `jax.shard_map`, a result that is the same everywhere must say so, too.
+    kind = jax.sharding.ManualAxisType(varying=_varying(operands))
     return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=kind)
 
 
@@ -30,6 +31,10 @@ def varying_like(array: jax.Array, *others: Any) -> jax.Array:
 
 def _varying(arrays: Any) -> frozenset[Any]:
     """Returns the axes of the mesh along which any of the arrays differs."""
-    # Not every version of jax says so.
+    return frozenset().union(*(kind.varying for kind in _kinds(arrays)))
+
+
+def _kinds(arrays: Any) -> list[Any]:
+    """Returns how each array differs between devices. Not every version of jax says so."""
     kinds = (getattr(jax.typeof(x), "mat", None) for x in jax.tree.leaves(arrays))
-    return frozenset().union(*(kind.varying for kind in kinds if kind is not None))
+    return [kind for kind in kinds if kind is not None]

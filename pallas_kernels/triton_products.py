@@ -112,7 +112,7 @@ def sums_of(
     """Multiplies rows with weights from a stack.
 
     Args:
-      x: rows [T, in], a multiple of `blocks.rows`.
+      x: rows [T, in].
       kernels: a stack of weights [L, out, in].
       numbers: which weights to use, int32[1].
       blocks: the sizes.
@@ -123,9 +123,10 @@ def sums_of(
       name: of the kernel in programs.
 
     Returns:
-      The sums over each part of the columns, float32[parts, T, out].
+      The sums over each part of the columns, float32[parts, T, out], T rounded up to a multiple of
+      `blocks.rows`.
     """
-    num_rows, num_out = x.shape[0], kernels.shape[1]
+    shares, num_out = pl.cdiv(x.shape[0], blocks.rows), kernels.shape[1]
     whole = pl.BlockSpec(memory_space=pl.ANY)
     if kernels.dtype == jnp.int4:
         # With the columns of a step on an axis of their own, they are read as bytes.
@@ -133,9 +134,11 @@ def sums_of(
     given = () if scales is None else (scales,)
     call = pl.pallas_call(
         functools.partial(_kernel, blocks=blocks, each=each),
-        out_shape=result_like((blocks.parts, num_rows, num_out), jnp.float32, x, kernels),
+        out_shape=result_like(
+            (blocks.parts, shares * blocks.rows, num_out), jnp.float32, x, kernels
+        ),
         # Programs that read the same weights for different rows are next to each other.
-        grid=(num_rows // blocks.rows, num_out // OUT, blocks.parts),
+        grid=(shares, num_out // OUT, blocks.parts),
         in_specs=[whole] * (3 + len(given)),
         out_specs=pl.BlockSpec(
             (None, blocks.rows, OUT), lambda share, tile, part: (part, share, tile)
@@ -162,7 +165,7 @@ def _kernel(
         by_step = kernels.dtype == jnp.int4
         place = (part * steps + step, slice(None)) if by_step else (columns,)
         weights = kernels[(number, outs, *place)]
-        rows = x[pl.ds(share * blocks.rows, blocks.rows), columns]
+        rows = _read_rows(x, share * blocks.rows, blocks.rows, columns)
         product = product_transposed(rows, weights.astype(rows.dtype))
         for held in scales:
             steps_of_group = x.shape[1] // blocks.depth // held.shape[1]
@@ -170,6 +173,16 @@ def _kernel(
         return sums + product
 
     out[...] = jax.lax.fori_loop(0, end, add, jnp.zeros((blocks.rows, OUT), jnp.float32))
+
+
+def _read_rows(x: Any, first: jax.Array, count: int, columns: Any) -> jax.Array:
+    """Returns some rows of x, and zeros after its last one."""
+    place = x.at[pl.ds(first, count), columns]
+    if x.shape[0] % count == 0:
+        return place[...]
+    there = first + jnp.arange(count) < x.shape[0]
+    mask = jnp.broadcast_to(there[:, None], (count, columns.size))
+    return triton.load(place, mask=mask, other=0)
 
 
 def product_transposed(left: jax.Array, right: jax.Array) -> jax.Array:

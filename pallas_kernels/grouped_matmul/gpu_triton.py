@@ -28,9 +28,6 @@ def grouped_matmul(x: jax.Array, kernels: Grouped, layer: jax.Array, dtype: jnp.
     num_rows, (_, num_out, num_in) = x.shape[0], kernels.shape
     blocks = blocks_for(num_out, num_in, num_rows)
     blocks = blocks._replace(depth=math.gcd(blocks.depth, kernels.size))
-    padded = jnp.pad(x, ((0, -num_rows % blocks.rows), (0, 0)))
     number = jnp.reshape(layer, 1)
-    parts = sums_of(
-        padded, kernels.values, number, blocks, scales=kernels.scales, name="grouped_matmul"
-    )
+    parts = sums_of(x, kernels.values, number, blocks, scales=kernels.scales, name="grouped_matmul")
     return with_offsets(added(parts)[:num_rows], x, kernels, layer).astype(dtype)

@@ -21,7 +21,6 @@ def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.
 
 def layer_sums(x: jax.Array, kernels: jax.Array, layer: jax.Array) -> jax.Array:
     """See `api.layer_sums`."""
-    num_rows, (_, num_out, num_in) = x.shape[0], kernels.shape
-    blocks = blocks_for(num_out, num_in, num_rows)
-    x = jnp.pad(x, ((0, -num_rows % blocks.rows), (0, 0)))
+    _, num_out, num_in = kernels.shape
+    blocks = blocks_for(num_out, num_in, len(x))
     return sums_of(x, kernels, jnp.reshape(layer, 1), blocks)

@@ -202,16 +202,18 @@ def _combine(
     """Combines the softmaxes of all sections, see `Sums`, into one: float32[tiles, K, rows, H].
 
     Sinks, float32[1, K, rows], are like a section without values. The sections are added one after
-    another, which XLA does in a single launch. Reductions would take two or three.
+    another, which is mostly a single launch in XLA. Reductions would take two or three.
     """
-    sections = range(top.shape[2])
-    most = functools.reduce(jnp.maximum, [top[:, :, n] for n in sections])
-    most = most if sinks is None else jnp.maximum(most, sinks)
-    summed, weights = jnp.zeros_like(out[:, :, 0]), jnp.zeros_like(most)
-    for n in sections:
+    most, summed = jnp.full_like(top[:, :, 0], MASKED), jnp.zeros_like(out[:, :, 0])
+    weights = jnp.zeros_like(most)
+    if sinks is not None:
+        most, weights = jnp.broadcast_to(sinks, most.shape), weights + 1
+    for n in range(top.shape[2]):
+        before, most = most, jnp.maximum(most, top[:, :, n])
+        decay = jnp.exp2(before - most)
         share = jnp.where(total[:, :, n] > 0, jnp.exp2(top[:, :, n] - most), 0.0)
         # A section without tokens does not write `out`, which may then be NaN.
-        summed += jnp.where((share > 0)[..., None], out[:, :, n] * share[..., None], 0.0)
-        weights += total[:, :, n] * share
-    weights = weights if sinks is None else weights + jnp.exp2(sinks - most)
+        gained = jnp.where((share > 0)[..., None], out[:, :, n] * share[..., None], 0.0)
+        summed = summed * decay[..., None] + gained
+        weights = weights * decay + total[:, :, n] * share
     return summed / jnp.where(weights == 0, 1.0, weights)[..., None]

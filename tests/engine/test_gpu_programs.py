@@ -36,7 +36,7 @@ LARGE_OPERATIONS = re.compile(r"= (\w+)\[([0-9,]+)\]\S* (?:copy|transpose|conver
 
 
 # The most launches a layer, of both rungs. A T4's attention is a loop.
-MOST_LAUNCHES = {"h100": 12, "a100": 14, "l4": 14, "b200": 14, "g4": 14}
+MOST_LAUNCHES = {"h100": 12, "a100": 12, "l4": 14, "b200": 12, "g4": 12}
 
 
 def steps_of_a_batch(*args: int, **options: Any) -> tuple[Rung, ...]:
