@@ -37,7 +37,9 @@ def main() -> None:
     facts, results = machine(), []
     for name in options.drafters.split(","):
         results += _figures(name, options)
+    shown = dict.fromkeys(f"{r['drafter']}@{r['draft_length']}" for r in results)
     names = {"input": options.input.name, "output": options.output.name}
+    names |= {"drafters": ",".join(shown)}
     content = {"benchmark": "tokens_a_step", "machine": facts, "settings": vars(options) | names}
     write_json(options.output, content | {"results": results})
     print(_table(results, options.datasets.split(",")), describe(facts), sep="\n\n")
