@@ -9,6 +9,7 @@ Every draft is verified, so a figure depends on the texts and the drafts, not on
 
 import argparse
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,25 @@ DRAFTERS = {
 def main() -> None:
     """Runs all drafters, prints a Markdown table and writes JSON."""
     options = _options()
-    facts, results = machine(), []
+    facts, results = machine(), _earlier(options)
     for name in options.drafters.split(","):
-        results += _figures(name, options)
-    names = {"input": options.input.name, "output": options.output.name}
-    content = {"benchmark": "tokens_a_step", "machine": facts, "settings": vars(options) | names}
-    write_json(options.output, content | {"results": results})
+        for result in _figures(name, options):
+            results.append(result)
+            shown = dict.fromkeys(f"{r['drafter']}@{r['draft_length']}" for r in results)
+            names = {"input": options.input.name, "output": options.output.name}
+            names |= {"drafters": ",".join(shown)}
+            settings = vars(options) | names
+            content = {"benchmark": "tokens_a_step", "machine": facts, "settings": settings}
+            write_json(options.output, content | {"results": results})
     print(_table(results, options.datasets.split(",")), describe(facts), sep="\n\n")
+
+
+def _earlier(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Returns the results in the file that are to be kept."""
+    if not (options.append and options.output.is_file()):
+        return []
+    found: list[dict[str, Any]] = json.loads(options.output.read_text(encoding="utf-8"))["results"]
+    return found
 
 
 def _options() -> argparse.Namespace:
@@ -63,6 +76,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--draft-length", type=int, default=7)
+    parser.add_argument("--append", action="store_true", help="to the results in the file")
     parser.add_argument("--output", type=Path, default=_RESULTS)
     return parser.parse_args()
 
