@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any, cast
 import jax
 import numpy as np
 
-from emsjax.build_drafter import build_drafter, check_drafting, drafter_name, find_draft
+from emsjax.build_drafter import (
+    build_drafter,
+    check_drafting,
+    draft_model_of,
+    drafter_name,
+    find_draft,
+)
 from emsjax.build_engine import build_engine, compile_ahead
 from emsjax.costs.pricing import Pricing
 from emsjax.engine.devices import shared_by
@@ -218,8 +224,9 @@ class LLM:
             hosts=hosts if hosts is not None and hosts.leads else None,
         )
         if hosts is not None:
+            models = find_model(model), draft_model_of(drafting, self._drafter)
             hosts.agree(
-                fingerprint(find_model(model), self._drafter.weights),
+                fingerprint([each for each in models if each is not None], self._drafter.weights),
                 f"has another model or draft than host 0, which has {self.name}; name the same on "
                 "all hosts",
             )
