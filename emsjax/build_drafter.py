@@ -35,7 +35,8 @@ from emsjax.limits import (
 from emsjax.loading.drafter import load_drafter, shipped_draft
 from emsjax.loading.head_load import PublishedHead
 from emsjax.loading.head_probe import settle
-from emsjax.loading.load import LoadedModel, locate
+from emsjax.loading.load import LoadedModel, find_model, locate
+from emsjax.loading.opened import OpenedModel
 from emsjax.pallas_kernels.backends import target_platform
 
 # The options that each drafter takes.
@@ -134,6 +135,13 @@ def find_draft(drafting: Drafting) -> None:
     if draft is not None and draft not in (OWN_LAYERS, SELF_WINDOW):
         with about("draft_model", str(draft)):
             locate(draft)
+
+
+def draft_model_of(drafting: Drafting, drafter: Drafter) -> OpenedModel | None:
+    """Returns the files of a drafter's draft model; None if it has none."""
+    model = drafter.model if isinstance(drafter, Combined) else drafter
+    draft = drafting.given.get("draft_model")
+    return find_model(draft) if isinstance(model, DraftModel) and draft is not None else None
 
 
 def drafter_name(drafter: Drafter) -> str:

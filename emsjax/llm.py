@@ -10,6 +10,7 @@ from emsjax.build_drafter import (
     build_drafter,
     check_drafting,
     default_length,
+    draft_model_of,
     drafter_name,
     find_draft,
 )
@@ -207,8 +208,9 @@ class LLM(RequestRunner):
             hosts=hosts if hosts is not None and hosts.leads else None,
         )
         if hosts is not None:
+            models = find_model(model), draft_model_of(drafting, self._drafter)
             hosts.agree(
-                fingerprint(find_model(model), self._drafter.weights),
+                fingerprint([each for each in models if each is not None], self._drafter.weights),
                 f"has another model or draft than host 0, which has {loaded.name}; name the same "
                 "on all hosts",
             )

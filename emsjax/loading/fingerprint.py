@@ -1,6 +1,7 @@
 """A short name for a model's content, to see whether two hosts have the same."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,14 +15,24 @@ from emsjax.loading.opened import OpenedModel
 _TENSORS, _ELEMENTS = 3, 1 << 14
 
 
-def fingerprint(opened: OpenedModel, draft: Any) -> str:
-    """Returns a digest of a model's configuration, of some of its weights, and of a draft's.
+def fingerprint(models: Sequence[OpenedModel], draft: Any) -> str:
+    """Returns a digest of models' configurations, of some of their weights, and of a drafter's.
 
     Args:
-      opened: the model.
-      draft: a tree of arrays that all devices have.
+      models: the model, and the draft model if there is one.
+      draft: a tree of arrays. Hosts have different parts of those that devices share, which are the
+        models'.
     """
     digest = hashlib.sha256()
+    for opened in models:
+        _add_model(digest, opened)
+    for leaf in jax.tree.leaves(draft):
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_replicated:
+            digest.update(np.ascontiguousarray(np.ravel(here(leaf))[:_ELEMENTS]).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _add_model(digest: Any, opened: OpenedModel) -> None:
     shapes = {name: list(shape) for name, shape in opened.source.shapes().items()}
     digest.update(to_json([opened.hf_config, shapes], sort_keys=True).encode())
     matrices = sorted(name for name, shape in shapes.items() if len(shape) > 1)
@@ -29,6 +40,3 @@ def fingerprint(opened: OpenedModel, draft: Any) -> str:
     small = sorted(matrices, key=lambda name: np.prod(shapes[name]))[: len(matrices) // 2 + 1]
     for name in sorted(small)[:: max(len(small) // _TENSORS, 1)][:_TENSORS]:
         digest.update(np.ascontiguousarray(opened.source.read(name)).tobytes())
-    for leaf in jax.tree.leaves(here(draft)):
-        digest.update(np.ascontiguousarray(np.ravel(leaf)[:_ELEMENTS]).tobytes())
-    return digest.hexdigest()[:16]

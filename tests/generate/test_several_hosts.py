@@ -98,7 +98,9 @@ def texts_in_grammar(file):
 def test_two_hosts_with_four_devices_each_write_the_same(model, tmp_path):
     file, one, two = (tmp_path / name for name in ("in", "one", "two"))
     write_prompts(file, 12, 20, in_turn)
-    given = ["--input", file, *SMALL]
+    # A draft model is divided like its target, which it is itself here.
+    drafts = f"--draft-model={model}", "--drafter=draft-model"
+    given = ["--input", file, *SMALL, *drafts]
     alone = start_one(model, [*given, "--output", one])
     ((status, said),) = ended([alone])
     assert status == 0, said
@@ -112,7 +114,8 @@ def test_two_hosts_with_four_devices_each_write_the_same(model, tmp_path):
     for n, logprobs in found.items():
         np.testing.assert_allclose(logprobs, expected[n], atol=1e-4)
     assert f", by {model.name} on 2 hosts\n" in said
-    assert said_there == "host 1 of 2 works for host 0, which shows the progress\n"
+    assert said_there.startswith("host 1 of 2 works for host 0, which shows the progress\n")
+    assert " is divided among 8 devices\n" in said_there
 
 
 @pytest.mark.slow
