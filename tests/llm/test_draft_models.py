@@ -167,6 +167,3 @@ def test_the_target_drafts_for_itself_by_name():
     assert sum(m.accepted_tokens for m in metrics) > 0.8 * sum(m.drafted_tokens for m in metrics)
     with pytest.raises(UserError, match="leave out draft_quantize"):
         LLM(target, draft_quantize="int8", **options)
-    two = SimpleNamespace(devices=SimpleNamespace(number=2))
-    with pytest.raises(UserError, match="a model on one device"):
-        load_drafter("self-window", two, 4, dtype="auto", narrowest=1)  # type: ignore[arg-type]
