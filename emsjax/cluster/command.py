@@ -2,26 +2,33 @@
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from emsjax.cluster.hosts import Hosts
 from emsjax.cluster.join import join_hosts
+
+
+class Follows(Protocol):
+    """The part of `emsjax.llm.LLM` that hosts but the first use."""
+
+    def follow(self) -> None:
+        """Works for host 0 until that one has ended."""
 
 
 def run_on_hosts(
     where: Mapping[str, Any],
     facts: Mapping[str, Any],
     lead: Callable[[Hosts], int],
-    follow: Callable[[Hosts], None],
+    build: Callable[..., Follows],
     leader_does: str,
 ) -> int:
     """Joins this process to the other hosts and returns its exit status.
 
     Args:
       where: arguments of `join_hosts`.
-      facts: what must be the same on all hosts, by name.
+      facts: the options of `build`, which must be the same on all hosts.
       lead: what host 0 does; returns the exit status.
-      follow: what the others do.
+      build: makes what the others do it with, given `facts` and the hosts.
       leader_does: what the others say of host 0, such as "answers requests".
 
     Raises:
@@ -32,5 +39,5 @@ def run_on_hosts(
             return lead(hosts)
         said = f"host {hosts.index} of {hosts.number} works for host 0, which {leader_does}"
         print(said, file=sys.stderr, flush=True)
-        follow(hosts)
+        build(**facts, hosts=hosts).follow()
     return 0

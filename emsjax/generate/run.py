@@ -24,6 +24,7 @@ from emsjax.token_view.file import reserved
 
 if TYPE_CHECKING:
     from emsjax.cluster.hosts import Hosts
+    from emsjax.llm import LLM
 
 
 def run(options: Options, command_started: float) -> int:
@@ -53,14 +54,8 @@ def _run_on_hosts(options: Options, command_started: float) -> int:
     with interrupts_wait():
         from emsjax.cluster.command import run_on_hosts
 
-    def follow(hosts: "Hosts") -> None:
-        with interrupts_wait():
-            from emsjax.llm import LLM
-        LLM(**options.engine(), hosts=hosts).follow()
-
-    lead = partial(_run, options, command_started)
-    facts = options.engine()
-    return run_on_hosts(options.hosts(), facts, lead, follow, "shows the progress")
+    lead, facts = partial(_run, options, command_started), options.engine()
+    return run_on_hosts(options.hosts(), facts, lead, _llm, "shows the progress")
 
 
 def _run(options: Options, command_started: float, hosts: "Hosts | None") -> int:
@@ -142,12 +137,14 @@ def _load(options: Options, progress: Progress, hosts: "Hosts | None") -> Iterat
         with Replicas(options.data_parallel, options.engine(), progress) as replicas:
             yield replicas
         return
+    llm = _llm(**options.engine(), hosts=hosts)
+    with when_compiling(progress.compiling):
+        yield llm
+
+
+def _llm(**options: Any) -> "LLM":
     # Imported here because jax and transformers take seconds to import, which `--help` and usage
     # errors should not cost.
     with interrupts_wait():
         from emsjax.llm import LLM
-
-    shared: dict[str, Any] = {} if hosts is None else {"hosts": hosts}
-    llm = LLM(**options.engine(), **shared)
-    with when_compiling(progress.compiling):
-        yield llm
+    return LLM(**options)

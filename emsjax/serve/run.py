@@ -14,6 +14,7 @@ from emsjax.serve.options import Options
 
 if TYPE_CHECKING:
     from emsjax.cluster.hosts import Hosts
+    from emsjax.llm import LLM
 
 # The most open files of the process, each connection among them.
 _MOST_FILES = 65_536
@@ -36,13 +37,14 @@ def run(options: Options) -> int:
     with interrupts_wait():
         from emsjax.cluster.command import run_on_hosts
 
-    def follow(hosts: "Hosts") -> None:
-        with interrupts_wait():
-            from emsjax.llm import LLM
-        LLM(**options.engine(), hosts=hosts).follow()
-
     lead, facts = partial(_serve, options), options.engine()
-    return run_on_hosts(options.hosts(), facts, lead, follow, "answers requests")
+    return run_on_hosts(options.hosts(), facts, lead, _llm, "answers requests")
+
+
+def _llm(**options: Any) -> "LLM":
+    with interrupts_wait():
+        from emsjax.llm import LLM
+    return LLM(**options)
 
 
 def _serve(options: Options, hosts: "Hosts | None") -> int:
@@ -50,12 +52,10 @@ def _serve(options: Options, hosts: "Hosts | None") -> int:
     # Bound first, because loading a model for a port that is taken would be a waste.
     with _bound(options.host, options.port) as listener:
         with interrupts_wait():  # these import jax
-            from emsjax.llm import LLM
             from emsjax.serve.app import make_app
             from emsjax.serve.backend import Backend
 
-        shared: dict[str, Any] = {} if hosts is None else {"hosts": hosts}
-        backend = Backend(LLM(**options.engine(), **shared), options.settings())
+        backend = Backend(_llm(**options.engine(), hosts=hosts), options.settings())
         server = uvicorn.Server(
             uvicorn.Config(
                 make_app(backend),
