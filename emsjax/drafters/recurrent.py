@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from emsjax.drafters.beam import Beam, choices_of, draft_of, grow, prefixes, start, width_of
 from emsjax.drafters.frequent import guess_frequent
 from emsjax.drafters.from_states import FromStates
+from emsjax.engine.devices import bytes_of_device
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import WorthDrafting
 from emsjax.engine.state import DecodeState
@@ -54,7 +55,7 @@ class Recurrent(FromStates):
     def read_bytes(self) -> int:
         """Bytes of all weights except the embedding, of which each token reads one row."""
         params, shared = self.weights
-        return sum(x.nbytes for x in jax.tree.leaves((params, shared.head)))
+        return bytes_of_device((params, shared.head))
 
     def passes(self, num_slots: int) -> Passes:
         """Returns that a pass continues all paths by a token."""
