@@ -8,7 +8,7 @@ from emsjax.requests.vllm_names import foreign_names, refuse, unknown_name
 
 SPECULATIVE_CONFIG = (
     foreign_names(
-        "there is no counterpart: every device has all of a draft model",
+        "there is no counterpart: devices share a draft model as they share the model, if they can",
         draft_tensor_parallel_size=(None, 1),
     ),
     foreign_names(
