@@ -63,11 +63,13 @@ class _Call(NamedTuple):
       takes_state: whether the state is its first argument.
       state: what is held afterwards: the state as it was, the call's result, or none.
       runs_devices: whether it may wait for devices of another host.
+      settles: whether hosts wait for the result, and compare it if they check each other.
     """
 
     takes_state: bool = False
     state: Literal["same", "result", "none"] = "same"
     runs_devices: bool = False
+    settles: bool = False
 
 
 # All calls that change a state, or that other hosts make for another reason.
@@ -79,7 +81,7 @@ _CALLS = {
     "use_token_classes": _Call(),
     "ready_for": _Call(takes_state=True),  # so that all hosts compile at the same time
     "admit": _Call(takes_state=True, state="result", runs_devices=True),
-    "advance": _Call(takes_state=True, state="result", runs_devices=True),
+    "advance": _Call(takes_state=True, state="result", runs_devices=True, settles=True),
     "release": _Call(takes_state=True, state="result"),
     "score": _Call(runs_devices=True),
 }
@@ -87,11 +89,12 @@ _CALLS = {
 
 def _make(name: str, method: Callable[..., Any], hosts: Hosts, *given: Any) -> Any:
     """Makes a call with the same effect on every host, and returns its result."""
-    with hosts.devices_run() if _CALLS[name].runs_devices else nullcontext():
+    call = _CALLS[name]
+    with hosts.devices_run() if call.runs_devices else nullcontext():
         result = method(*given)
-        if name == "advance":
+        if call.settles:
             jax.block_until_ready(result)
-    if name == "advance" and hosts.checks:
+    if call.settles and hosts.checks:
         hosts.agree(digest_of(result), _OTHERWISE)
     return result
 
