@@ -185,8 +185,9 @@ def build_drafter(
     name = drafting.name or ("prompt-lookup" if draft is None else "combined")
     if name == "none":
         return NoDrafter()
+    lookup = drafting.lookup(draft_length)
     if name == "prompt-lookup":
-        return drafting.lookup(draft_length)
+        return lookup
     if draft is None:
         raise UserError(
             f"the drafter {name!r} needs a draft model for {target.name}; name one with "
@@ -201,8 +202,4 @@ def build_drafter(
     if isinstance(model, Recurrent | HiddenTransfer | PublishedHead):
         rows = _FREE_ROWS.get(target_platform(), _FREE_ROWS_OF_OTHERS)
         model = dataclasses.replace(model, beam_rows=rows)
-    return (
-        model
-        if name == "draft-model"
-        else Combined(drafting.lookup(draft_length), model, tree=True)
-    )
+    return model if name == "draft-model" else Combined(lookup, model, tree=True)

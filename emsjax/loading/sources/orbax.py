@@ -53,8 +53,7 @@ class OrbaxSource(OnlyFloats):
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Returns the shape of every parameter; scales belong to the parameters they scale."""
-        names = self._arrays.keys() - self._companions
-        return {name: self._shape(name) for name in self._arrays if name in names}
+        return {name: self._shape(name) for name in self._arrays if name not in self._companions}
 
     def read(self, name: str) -> np.ndarray:
         """Returns one parameter, mapped read-only unless it is computed from quantised numbers."""
