@@ -137,7 +137,8 @@ def _load(options: Options, progress: Progress, hosts: "Hosts | None") -> Iterat
         with Replicas(options.data_parallel, options.engine(), progress) as replicas:
             yield replicas
         return
-    llm = _llm(**options.engine(), hosts=hosts)
+    shared = {} if hosts is None else {"hosts": hosts}
+    llm = _llm(**options.engine(), **shared)
     with when_compiling(progress.compiling):
         yield llm
 

@@ -55,7 +55,8 @@ def _serve(options: Options, hosts: "Hosts | None") -> int:
             from emsjax.serve.app import make_app
             from emsjax.serve.backend import Backend
 
-        backend = Backend(_llm(**options.engine(), hosts=hosts), options.settings())
+        shared = {} if hosts is None else {"hosts": hosts}
+        backend = Backend(_llm(**options.engine(), **shared), options.settings())
         server = uvicorn.Server(
             uvicorn.Config(
                 make_app(backend),
