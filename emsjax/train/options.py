@@ -1,0 +1,94 @@
+"""The options of the training's command, one type each."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emsjax.limits import DRAFT_KINDS, MAX_BATCH_SIZE, MAX_SEED
+
+Output = Annotated[Path, typer.Option(help="Directory of the run; continues a run that it holds.")]
+Inputs = Annotated[
+    list[Path] | None,
+    typer.Option("--input", help="Prompts, as JSON lines or plain text; may be repeated."),
+]
+OwnPrompts = Annotated[
+    int,
+    typer.Option(min=0, metavar="N", help="Number of additional prompts that the model makes up."),
+]
+Model = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Target model. (default: as generate)")
+]
+Dtype = Annotated[str, typer.Option(help="Dtype of the target.")]
+Kind = Annotated[str, typer.Option(help=f"Kind of draft: {', '.join(DRAFT_KINDS)}.")]
+Outputs = Annotated[int, typer.Option(min=1, metavar="N", help="Texts per prompt.")]
+MaxTokens = Annotated[int, typer.Option(min=8, metavar="N", help="Maximum tokens per text.")]
+LongestPrompt = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Leave out prompts of more tokens than this.")
+]
+BatchSize = Annotated[
+    int,
+    typer.Option(min=1, max=MAX_BATCH_SIZE, metavar="N", help="Texts written at a time."),
+]
+IgnoreEos = Annotated[bool, typer.Option(help="Do not stop at end-of-text tokens.")]
+Layers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Layers of the draft; of own-layers and hidden-transfer, the target's last N. "
+        "(default: 2; half of the target's for hidden-transfer)",
+    ),
+]
+Width = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="Feed-forward width of the draft. (default: the target's)"
+    ),
+]
+Vocabulary = Annotated[
+    int,
+    typer.Option(
+        min=2, metavar="N", help="Number of tokens the draft can propose: the most frequent."
+    ),
+]
+HeldOut = Annotated[
+    float, typer.Option(min=0.001, max=0.5, help="Share of prompts kept for evaluation.")
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Number of updates. (default: 2000; 0 for own-layers and hidden-transfer, which "
+        "are solved for)",
+    ),
+]
+Rows = Annotated[int, typer.Option(min=1, metavar="N", help="Texts per update.")]
+Unroll = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Tokens per draft in the last part of the training; the most that hidden-transfer "
+        "drafts.",
+    ),
+]
+LearningRate = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        help="Highest learning rate. (default: 0.002; 0.001 for jakiro; 0.0005 for own-layers "
+        "and hidden-transfer)",
+    ),
+]
+EvaluateEvery = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Updates between evaluations and checkpoints.")
+]
+Seed = Annotated[
+    int,
+    typer.Option(
+        min=0, max=MAX_SEED, metavar="N", help="Seed of the weights and of the order of texts."
+    ),
+]
+TensorParallel = Annotated[int | None, typer.Option(hidden=True)]
