@@ -28,6 +28,7 @@ from emsjax.loading.dtypes import check_quantize
 from emsjax.loading.fingerprint import fingerprint
 from emsjax.loading.fit import fewest_devices
 from emsjax.loading.load import find_model, load_model
+from emsjax.loading.opened import OpenedModel
 from emsjax.requests.bar import shown_progress
 from emsjax.requests.chat import ChatOptions
 from emsjax.requests.outputs import Piece, RequestOutput
@@ -148,6 +149,11 @@ class LLM(RequestRunner):
           UserError: the model cannot be found or loaded, the cache does not fit in memory, or
             options are invalid or contradict each other.
         """
+        _check_names(model=model, tokenizer=tokenizer, draft_model=draft_model)
+        _check_names(quantize=quantize, kv_dtype=kv_dtype, draft_quantize=draft_quantize)
+        check_quantize(draft_quantize, "draft_quantize")
+        shares = enable_prefix_caching is None or enable_prefix_caching
+        _check_flags(planner=planner, exact=exact, trace=trace, enable_prefix_caching=shares)
         given = {
             "drafter": drafter,
             "draft_model": draft_model,
@@ -156,36 +162,24 @@ class LLM(RequestRunner):
             "max_ngram": max_ngram,
             "min_ngram": min_ngram,
         }
-        names = {"model": model, "tokenizer": tokenizer, "draft_model": draft_model}
-        names |= {"quantize": quantize, "kv_dtype": kv_dtype, "draft_quantize": draft_quantize}
-        for option, name in names.items():
-            check_name(option, name)
-        check_quantize(draft_quantize, "draft_quantize")
-        shares = enable_prefix_caching is None or enable_prefix_caching
-        flags = {"planner": planner, "exact": exact, "trace": trace}
-        for option, flag in (flags | {"enable_prefix_caching": shares}).items():
-            check_flag(option, flag)
         options = drafting_options(given, speculative_config)
         drafting = check_drafting(method, options.pop("drafter"), options)
         max_batch_size = batch_size(max_batch_size, max_num_seqs, BATCH_SIZE)
         dtype = dtype_name(dtype)
         check_whole("max_batch_size", max_batch_size, 1, MAX_BATCH_SIZE)
         check_whole("prefix_slots", prefix_slots, 0, MAX_BATCH_SIZE - max_batch_size)
-        if hosts is not None:
-            tensor_parallel_size = _devices_of(hosts, tensor_parallel_size)
-        elif tensor_parallel_size != "auto":
-            check_whole("tensor_parallel_size", tensor_parallel_size, 1, MAX_DEVICES)
+        number = _devices(hosts, tensor_parallel_size)
         check_whole("seed", seed, 0, MAX_SEED)
         find_draft(drafting)
         use_compile_cache()
         check_device()
         num_slots = max_batch_size + prefix_slots
         kinds: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "kv_dtype": kv_dtype}
-        if tensor_parallel_size == "auto":
-            tensor_parallel_size = fewest_devices(
+        if number == "auto":
+            number = fewest_devices(
                 find_model(model), num_slots=num_slots, max_model_len=max_model_len, **kinds
             )
-        devices = shared_by(int(tensor_parallel_size), ordered_sums=exact)
+        devices = shared_by(int(number), ordered_sums=exact)
         compile_ahead(kv_dtype or dtype)
         loaded = load_model(model, **kinds, tokenizer=tokenizer, devices=devices)
         self.target = loaded.model
@@ -194,7 +188,6 @@ class LLM(RequestRunner):
         self._hosts = hosts
         self._requests = 0
         self.max_model_len = self._max_model_len(max_model_len)
-        reader = RequestReader(loaded, self.target.vocab_size, self.max_model_len, seed)
         engine = build_engine(
             self.target,
             self._drafter,
@@ -209,16 +202,11 @@ class LLM(RequestRunner):
         )
         if hosts is not None:
             models = find_model(model), draft_model_of(drafting, self._drafter)
-            hosts.agree(
-                fingerprint([each for each in models if each is not None], self._drafter.weights),
-                f"has another model or draft than host 0, which has {loaded.name}; name the same "
-                "on all hosts",
-            )
-        plans = planner and not exact and self._drafter.draft_length > 0
-        plans = plans and engine.policy == EMS
+            _check_agreed(hosts, loaded.name, models, self._drafter)
+        plans = planner and not exact and self._drafter.draft_length > 0 and engine.policy == EMS
         super().__init__(
             engine,
-            reader,
+            RequestReader(loaded, self.target.vocab_size, self.max_model_len, seed),
             loaded.tokenizer,
             loaded.name,
             max_batch_size=max_batch_size,
@@ -385,6 +373,50 @@ class LLM(RequestRunner):
         )
         requests = self._all_requests(conversations(messages), sampling_params, options)
         return self._outputs(requests, use_tqdm)
+
+
+def _check_names(**options: Any) -> None:
+    for option, name in options.items():
+        check_name(option, name)
+
+
+def _check_flags(**options: Any) -> None:
+    for option, flag in options.items():
+        check_flag(option, flag)
+
+
+def _check_agreed(
+    hosts: "Hosts", name: str, models: Sequence[OpenedModel | None], drafter: Drafter
+) -> None:
+    """Checks that all hosts have the same model and draft.
+
+    Args:
+      hosts: who must agree.
+      name: of the model.
+      models: the files of the model, and those of the draft model if there is one.
+      drafter: whose weights are compared, too.
+
+    Raises:
+      UserError: a host has others.
+    """
+    found = fingerprint([each for each in models if each is not None], drafter.weights)
+    hosts.agree(
+        found,
+        f"has another model or draft than host 0, which has {name}; name the same on all hosts",
+    )
+
+
+def _devices(hosts: "Hosts | None", asked: int | str) -> int | str:
+    """Returns how many devices share the model: a number, or "auto".
+
+    Raises:
+      UserError: the number is not one, or not that of all devices of the hosts.
+    """
+    if hosts is not None:
+        return _devices_of(hosts, asked)
+    if asked != "auto":
+        check_whole("tensor_parallel_size", asked, 1, MAX_DEVICES)
+    return asked
 
 
 def _devices_of(hosts: "Hosts", asked: int | str) -> int:
