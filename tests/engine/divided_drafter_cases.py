@@ -12,6 +12,7 @@ from flax import nnx
 
 from emsjax.drafters import Combined, DraftModel, PromptLookup
 from emsjax.engine.devices import CACHE, SAME, shared_by
+from emsjax.engine.drafter import passes_of
 from emsjax.engine.engine import Engine
 from emsjax.engine.job import Job
 from emsjax.engine.model import View
@@ -151,6 +152,24 @@ def test_drafting_exchanges_embeddings_and_choices_alone():
         "all-reduce f32[8,1]": 1,
         "all-reduce f32[8]": 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        ("llama3", (6, 1, 1)),
+        (SELF_WINDOW, (6, 1, 1)),
+        (HIDDEN_TRANSFER, (4, 1, 1)),
+        ("eagle1", ()),
+    ],
+)
+def test_the_planner_knows_what_drafting_exchanges(kind: str, part: tuple[int, ...]):
+    """Two sums of each layer that runs, the embedding and the choice; heads exchange little."""
+    draft = checkpoint(kind) if kind == "llama3" else directory_of(kind)
+    for number in (1, 2):
+        drafter = load_drafter(draft, target(number), LENGTH, dtype="auto", narrowest=4)
+        found = passes_of(drafter, SLOTS).exchanges
+        assert tuple(each.times for each in found) == (part if number > 1 else ())
 
 
 @SLOW
