@@ -128,7 +128,8 @@ def results_of(number: int, drafter: Any, greedy: bool = False) -> list[tuple]:
 )
 def test_texts_and_drafts_are_those_of_one_device(kind: str, number: int):
     """All weights of a head are on every device. Some guess among the target's divided logits."""
-    greedy = kind not in ("eagle1", "dflash-sliding", SELF_WINDOW)
+    # The program for greedy batches takes as long to compile, and drafts in few ways.
+    greedy = kind in ("eagle3", "medusa")
     alone, shared = (results_of(each, drafter_of(kind, each), greedy) for each in (1, number))
     for half in (alone[:6], alone[-6:]):
         assert sum(len(step.drafted) for _, steps in half for step in steps) > 20
