@@ -1,6 +1,9 @@
 """Joins this process to the hosts of a model."""
 
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from emsjax.cluster.aborts import delay_aborts
@@ -54,7 +57,7 @@ def join_hosts(
         delay_aborts()
     # jax would wait for a host that is gone by now, so they already watch each other.
     remedy = "let connections between their ports pass"
-    with foreign("jax cannot connect the hosts", remedy), hosts.starting():
+    with foreign("jax cannot connect the hosts", remedy), hosts.starting(), _sigterm_stays():
         jax.distributed.initialize(
             address,
             place.number,
@@ -65,3 +68,15 @@ def join_hosts(
             heartbeat_timeout_seconds=int(2 * patience) + 1,
         )
     return hosts
+
+
+@contextmanager
+def _sigterm_stays() -> Iterator[None]:
+    """Gives SIGTERM its meaning back, which jax takes as a mere announcement that an end is near.
+
+    Outside the main thread this does nothing, because handlers are only set in the main thread.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)

@@ -8,7 +8,7 @@ are assumptions.
 
 Devices that share a model add up their rows in a ring: each sends its part of the sum to the next
 device, N - 1 times until every part is a sum and N - 1 times until all have all sums. Nothing else
-is done meanwhile.
+is done meanwhile. A draft model that is divided does the same in each of its passes.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ import numpy as np
 
 from emsjax.costs.hardware import Hardware
 from emsjax.engine.ladder import Rung
-from emsjax.engine.sizes import Sizes
+from emsjax.engine.sizes import Exchange, Sizes
 from emsjax.engine.step_costs import Passes, StepCosts
 
 BANDWIDTH_SHARE, COMPUTE_SHARE = 0.8, 0.6
@@ -100,6 +100,7 @@ def estimated_costs(
     draft = _together(hardware, drafter_bytes / _bandwidth(hardware), computing)
     cached = cached_costs(sizes, hardware, ladder, num_slots)
     draft = draft + cached[0] * num_slots * passes.tokens
+    draft = draft + _exchanging(passes.exchanges, sizes.devices, hardware, rows)
     return StepCosts(seconds.astype(np.float32), cached, np.float32(draft))
 
 
@@ -164,11 +165,18 @@ def exchange_seconds(sizes: Sizes, hardware: Hardware, ladder: Sequence[Rung]) -
     They are 0 for one device, and for devices whose link is not known.
     """
     rows = np.asarray([rung.capacity for rung in ladder], np.float64)
-    seconds, link, others = np.zeros_like(rows), hardware.link, sizes.devices - 1
+    return _exchanging(sizes.exchanges, sizes.devices, hardware, rows)
+
+
+def _exchanging(
+    exchanges: Sequence[Exchange], devices: int, hardware: Hardware, rows: Any
+) -> np.ndarray:
+    """Returns the seconds in which devices exchange so many rows, a number or an array."""
+    seconds, link, others = np.zeros_like(rows, np.float64), hardware.link, devices - 1
     if link is None:
         return seconds
-    for times, row_bytes in sizes.exchanges:
-        sent = 2 * others / sizes.devices * rows * row_bytes
+    for times, row_bytes in exchanges:
+        sent = 2 * others / devices * rows * row_bytes
         waiting = link.start_seconds + 2 * others * link.hop_seconds
         seconds += times * (waiting + sent / (link.bytes_per_second * BANDWIDTH_SHARE))
     return seconds

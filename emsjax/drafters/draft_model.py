@@ -19,7 +19,9 @@ from emsjax.engine.drafter import COSTLY_SOURCE, WorthDrafting
 from emsjax.engine.ladder import row_capacity
 from emsjax.engine.model import Model
 from emsjax.engine.packing import Guesses, pack
+from emsjax.engine.sizes import Exchange
 from emsjax.engine.state import DecodeState, copy_prefix
+from emsjax.engine.step_costs import Passes
 from emsjax.sampling.guess import guess
 from emsjax.sampling.rows import rows_after
 from emsjax.sampling.vocabulary import WHOLE, Vocabulary
@@ -74,6 +76,7 @@ class DraftModel:
       prefill_chunk: the most prompt tokens that are read in one step.
       narrowest: the fewest rows that are worth a separate shape, apart from a single row.
       vocabulary: which tokens the model's logits are of. If it is divided, so is the model.
+      exchanges: what devices exchange in a pass, if the model is divided.
     """
 
     name: str
@@ -84,6 +87,7 @@ class DraftModel:
     prefill_chunk: int = 256
     narrowest: int = 8
     vocabulary: Vocabulary = WHOLE
+    exchanges: tuple[Exchange, ...] = ()
     hidden_size: int = field(default=0, init=False)
     hidden_layers: tuple[int, ...] = field(default=(), init=False)
 
@@ -91,6 +95,11 @@ class DraftModel:
     def read_bytes(self) -> int:
         """Bytes of all weights that a device has."""
         return bytes_of_device(self.weights)
+
+    def passes(self, num_slots: int) -> Passes:
+        """Returns that a pass of all layers guesses one token."""
+        del num_slots
+        return Passes(self.draft_length, exchanges=self.exchanges)
 
     @property
     def state_places(self) -> Any:

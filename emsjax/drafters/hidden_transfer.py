@@ -39,7 +39,8 @@ class HiddenTransfer(OwnLayers, AtOnce):
     def passes(self, num_slots: int) -> Passes:
         """Returns that all places are one pass."""
         del num_slots
-        return self.one_pass(self.places, rows=self.places)
+        every = self.one_pass(self.places, rows=self.places)
+        return every._replace(exchanges=self.exchanges)
 
     def propose(self, state: DecodeState, weights: Any, worth: WorthDrafting) -> tuple[Draft, Any]:
         """Drafts for each slot that has emitted its first token."""

@@ -22,7 +22,9 @@ from emsjax.engine.holes import after_holes
 from emsjax.engine.ladder import row_capacity
 from emsjax.engine.model import Inner, Model
 from emsjax.engine.packing import Guesses, pack
+from emsjax.engine.sizes import Exchange
 from emsjax.engine.state import DecodeState
+from emsjax.engine.step_costs import Passes
 from emsjax.sampling.rows import rows_after
 
 
@@ -61,6 +63,7 @@ class OwnLayers(FromStates):
       read_bytes: bytes of weights that a pass reads: map, last layers, output projection.
       draft_length: k.
       narrowest: the fewest rows that are worth a separate shape, apart from a single row.
+      exchanges: what devices that share the target exchange in a pass.
     """
 
     name: str
@@ -72,11 +75,17 @@ class OwnLayers(FromStates):
     read_bytes: int
     draft_length: int = 7
     narrowest: int = 8
+    exchanges: tuple[Exchange, ...] = ()
 
     @property
     def hidden_layers(self) -> tuple[int, ...]:
         """The layer whose input it continues."""
         return (self.first_layer,)
+
+    def passes(self, num_slots: int) -> Passes:
+        """Returns that a pass of the last layers guesses one token."""
+        del num_slots
+        return Passes(self.draft_length, exchanges=self.exchanges)
 
     def propose(self, state: DecodeState, weights: Any, worth: WorthDrafting) -> tuple[Draft, Any]:
         """Drafts for each slot that has emitted its first token."""

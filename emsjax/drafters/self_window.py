@@ -21,6 +21,7 @@ from emsjax.engine.holes import after_holes
 from emsjax.engine.ladder import row_capacity
 from emsjax.engine.model import Model, View
 from emsjax.engine.packing import Guesses, pack
+from emsjax.engine.sizes import Exchange
 from emsjax.engine.state import DecodeState
 from emsjax.engine.step_costs import Passes
 from emsjax.sampling.guess import guess
@@ -63,6 +64,7 @@ class SelfWindow(Memoryless):
       draft_length: k.
       narrowest: the fewest rows that are worth a separate shape, apart from a single row.
       vocabulary: which tokens the target's logits are of.
+      exchanges: what devices that share the target exchange in a pass, all of a step.
     """
 
     weights: Any = field(repr=False)
@@ -72,13 +74,15 @@ class SelfWindow(Memoryless):
     draft_length: int = 7
     narrowest: int = 8
     vocabulary: Vocabulary = WHOLE
+    exchanges: tuple[Exchange, ...] = ()
     hidden_size: int = field(default=0, init=False)
     hidden_layers: tuple[int, ...] = field(default=(), init=False)
 
     def passes(self, num_slots: int) -> Passes:
-        """Returns that a pass reads the K/V that its rows see."""
+        """Returns that a pass reads the K/V that its rows see, and what devices exchange."""
         del num_slots
-        return Passes(self.draft_length, tokens=self.view.sink_tokens + self.view.window)
+        seen = self.view.sink_tokens + self.view.window
+        return Passes(self.draft_length, tokens=seen, exchanges=self.exchanges)
 
     def propose(self, state: DecodeState, weights: Any, worth: WorthDrafting) -> tuple[Draft, Any]:
         """Drafts for each slot that decodes."""

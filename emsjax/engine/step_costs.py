@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from emsjax.engine.ladder import Rung, for_drafts
+from emsjax.engine.sizes import Exchange
 
 if TYPE_CHECKING:
     import jax
@@ -27,12 +28,14 @@ class Passes(NamedTuple):
       guesses: how many of these places one pass guesses.
       rows: the rows of a slot in a pass.
       tokens: the tokens of a slot's text of which a pass reads K/V in all the target's layers.
+      exchanges: what the devices that share the target exchange in a pass.
     """
 
     depth: int
     guesses: int = 1
     rows: int = 1
     tokens: int = 0
+    exchanges: tuple[Exchange, ...] = ()
 
     def needed(self, length: Any) -> Any:
         """Returns how many passes guess `length` places, a number or array of at most `depth`."""

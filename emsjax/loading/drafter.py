@@ -97,6 +97,7 @@ def load_drafter(
         draft_length=draft_length,
         narrowest=narrowest,
         vocabulary=(target.devices if divided else ONE).vocabulary(target.model.vocab_size),
+        exchanges=loaded.model.sizes.exchanges,
     )
 
 
@@ -167,13 +168,15 @@ def _self_window(
             "self-window drafts with the weights of the model itself; leave out draft_quantize"
         )
     graphdef, weights = nnx.split(target.model)
+    sizes = target.model.sizes
     return SelfWindow(
         weights,
         partial(nnx.merge, graphdef),
-        round(target.model.sizes.step_bytes(1)),
+        round(sizes.step_bytes(1)),
         draft_length=draft_length,
         narrowest=narrowest,
         vocabulary=target.devices.vocabulary(target.model.vocab_size),
+        exchanges=sizes.exchanges,
     )
 
 

@@ -109,7 +109,7 @@ def _inner(
     config, model = read.config, target.model
     # A row reads its experts only, and the target's whole output projection not at all.
     layers = model.sizes.step_bytes(1) - bytes_of_device(model.output_kernel)
-    run = layers * (model.num_layers - config.first_layer) / model.num_layers
+    number = model.num_layers - config.first_layer
     target_def, target_params = nnx.split(model)
 
     def merge(draft: Any, target: Any) -> tuple[Any, Any]:
@@ -117,7 +117,8 @@ def _inner(
 
     fields: dict[str, Any] = {
         "name": read.name,
-        "read_bytes": round(run) + bytes_of_device((read.params, read.shared.head)),
+        "read_bytes": round(layers * number / model.num_layers)
+        + bytes_of_device((read.params, read.shared.head)),
         "weights": Parts(read.params, read.shared, target_params),
         "merge": merge,
         "vocab_size": model.vocab_size,
@@ -125,6 +126,11 @@ def _inner(
         "first_layer": config.first_layer,
         "draft_length": draft_length,
         "narrowest": narrowest,
+        # Those of the layers that run, and those that a pass has once.
+        "exchanges": tuple(
+            each._replace(times=-(-each.times * number // model.num_layers))
+            for each in model.sizes.exchanges
+        ),
     }
     if kind == OWN_LAYERS:
         return OwnLayers(**fields)

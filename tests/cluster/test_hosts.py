@@ -188,6 +188,31 @@ def test_a_host_ends_whoever_reads_what_it_says():
     assert ended.returncode == 2
 
 
+TERMINATED = """
+import os, signal, socket, sys, threading
+from emsjax.cli.command import run
+from emsjax.cluster.join import join_hosts
+
+with socket.socket() as free:
+    free.bind(("", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+
+def body():
+    with join_hosts(address, 1, 0):
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait()
+
+sys.exit(run(body))
+"""
+
+
+def test_a_host_can_be_terminated():
+    """jax would only take note of the signal."""
+    command = [sys.executable, "-c", TERMINATED]
+    ended = subprocess.run(command, check=False, stderr=subprocess.DEVNULL, timeout=LONG_S)
+    assert ended.returncode == 130
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_host_that_is_gone_while_jax_connects_is_missed(monkeypatch, wires, ends, which):
     """Else jax would wait for it for minutes."""

@@ -12,7 +12,7 @@ from emsjax.costs.roofline import (
     estimated_costs,
 )
 from emsjax.engine.ladder import Rung
-from emsjax.engine.sizes import Sizes
+from emsjax.engine.sizes import Exchange, Sizes
 from emsjax.engine.step_costs import Passes, StepCosts
 from emsjax.loading.build import shape_of_model
 from emsjax.loading.named import named_config
@@ -103,6 +103,25 @@ def test_a_pass_of_drafting_reads_its_weights_and_the_text_that_it_sees():
         computing = 2 * size * passes.rows * (share / 2) / (197e12 * COMPUTE_SHARE)
         assert found == pytest.approx(max(reading, computing))
         assert (computing > reading) == (passes.rows == 64)
+
+
+def test_a_pass_of_drafting_waits_for_what_devices_exchange():
+    """Eight chips add up the rows of a pass, one a slot, 64 times in a ring."""
+    counted = sizes("llama-3-8b")._replace(devices=8)
+    alone, shared = (
+        estimated_costs(
+            counted,
+            HARDWARE["v5e"],
+            LADDER,
+            num_slots=8,
+            draft_length=7,
+            drafter_bytes=10**9,
+            passes=Passes(7, exchanges=exchanges),
+        ).draft
+        for exchanges in ((), (Exchange(64, 8192),))
+    )
+    seconds = 64 * (14e-6 + 2 * 7 / 8 * 8 * 8192 / 80e9)
+    assert shared - alone == pytest.approx(seconds, rel=1e-3)
 
 
 def test_float32_doubles_the_reads_and_slows_the_products():

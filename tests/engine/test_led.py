@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import Mesh
 
 from emsjax.costs import measure
-from emsjax.engine import grammar_table
+from emsjax.engine import grammar_table, led
 from emsjax.engine import slots as slots_module
 from emsjax.engine.devices import Devices
 from emsjax.engine.led import LeadingEngine, follow
@@ -73,12 +73,15 @@ def mixed(count):
 def test_the_others_have_the_same_state_after_every_call(make):
     told, again = Told(), Told()
     leading = make(costs=0.5, kind=partial(LeadingEngine, hosts=told))
+    leading.use_token_classes(np.arange(VOCAB_SIZE) % 3)
     run_all(leading, mixed(7))
     run_all(leading, jobs(2))  # takes the state of the first run
     again.said = told.said
     follow(make(), again)
     assert len(told.digests) > 10
     assert again.digests == told.digests
+    # Otherwise the others would begin to compile when the devices of the first wait for theirs.
+    assert "ready_for" in [message[0] for message in told.messages()]
 
 
 def test_measured_costs_reach_the_others(make, monkeypatch):
@@ -160,6 +163,15 @@ def test_a_state_that_differs_is_seen(make):
     ]
     follow(make(), again)
     assert again.digests != told.digests
+
+
+def test_whatever_the_slots_do_to_a_state_is_led():
+    """What they ask besides is the same on all hosts, or the leader's own."""
+    asked = {"cache_is_text", "read_again", "grammar_places"}
+    called = {name for name in vars(slots_module.Device) if not name.startswith("_")}
+    told_before = {"use_costs", "use_token_classes"}
+    led_calls = vars(led)["_CALLS"].keys() - told_before
+    assert called - asked <= led_calls <= vars(LeadingEngine).keys()
 
 
 def test_two_runs_at_a_time_are_refused(make):

@@ -224,6 +224,14 @@ def test_texts_come_in_order():
     assert [line for line in out.splitlines() if line[-1:] == "p"] == [f"{n}p" for n in range(9)]
 
 
+def test_a_lost_replica_is_in_the_status_of_a_run_without_bad_lines(tmp_path):
+    prompts = [f"--prompt=p{n}" for n in range(9)]
+    status, out, err = run(*prompts, DIE_AT=2, DIE_ONCE=tmp_path / "once")
+    assert status == 1, err
+    assert [line for line in out.splitlines() if line[-1:] == "p"] == [f"{n}p" for n in range(9)]
+    assert "1 replica ended early" in err
+
+
 def test_a_text_that_does_not_fit_ends_the_run():
     status, _, err = run("--prompt=a", f"--prompt={'x' * 99}")
     assert status == 2
