@@ -111,7 +111,7 @@ NAME = EXPERTS.format(0) + "down_proj"
             {f"{NAME}_blocks": torch.zeros(5, 32, 2, 8, dtype=torch.uint8)},
             rf"{NAME}_blocks has \[5, 32, 2, 8\]",
         ),
-        ({f"{NAME}_scales": torch.zeros(5, 32, 2)}, f"{NAME}_scales holds F32, not whole numbers"),
+        ({f"{NAME}_scales": torch.zeros(5, 32, 2)}, f"{NAME}_scales holds F32, not U8"),
     ],
 )
 def test_tensors_that_do_not_fit(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
