@@ -398,6 +398,17 @@ def test_biases_of_zeros_where_the_model_has_biases(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+def test_biases_that_are_cut_off(tmp_path: Path) -> None:
+    """Whether they are zeros, which the model need not have, is not known."""
+    written(tmp_path, CASES["gptq"])
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: -file.stat().st_size // 20])
+    source = find_model(tmp_path).source
+    assert any(name.endswith(".bias") for name in source.truncated)
+    with pytest.raises(UserError, match=r"do not fit its configuration: truncated model\.layers"):
+        load_model(tmp_path)
+
+
 def test_all_that_is_wrong_with_the_tensors_in_one_error(tmp_path: Path) -> None:
     tensors, _ = written(tmp_path, CASES["gptq"])
     layer = "model.layers.1."

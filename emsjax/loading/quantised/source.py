@@ -141,7 +141,8 @@ class QuantisedSource:
     def _empty_biases(self, modules: list[str], shapes: Mapping[str, Shape]) -> Iterator[str]:
         """Yields biases of zeros, which some libraries add to modules that have none."""
         for bias in (f"{module}.bias" for module in modules):
-            if bias in shapes and bias not in self.truncated and not self._source.read(bias).any():
+            # That one is truncated is said by itself.
+            if bias in shapes and (bias in self.truncated or not self._source.read(bias).any()):
                 yield bias
 
     def _misplaced(self, parts: Mapping[str, str], groups: int) -> Iterator[Problem]:
