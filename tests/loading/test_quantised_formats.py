@@ -190,7 +190,8 @@ REFUSED = [
     (CASES["gptq"].config | {"group_size": 0}, "group_size=0"),
     (CASES["gptq"].config | {"desc_act": "false"}, "desc_act='false'"),
     (described("pack-quantized", "int", 4, actorder="random"), "actorder='random'"),
-    (CASES["gptq"].config | {"dynamic": {"a": {}}}, "dynamic="),
+    (CASES["gptq"].config | {"dynamic": {"a": {"bits": 8}}}, "dynamic="),
+    (CASES["gptq"].config | {"dynamic": ["-:a"]}, "dynamic="),
     (CASES["gptq"].config | {"rotation": "hadamard"}, "'rotation'='hadamard'"),
     (CASES["awq"].config | {"version": "gemv"}, "version='gemv'"),
     (CASES["fp8-blocks"].config | {"weight_block_size": [128]}, r"weight_block_size=\[128\]"),
@@ -235,6 +236,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
     "GPTQModel": CASES["gptq"].config
     | {"lm_head": False, "hyb_act": False, "pack_dtype": "int32", "meta": {"mse": 0.0}},
+    "GPTQModel with modules that stay wide": CASES["gptq"].config
+    | {"dynamic": {"lm_head": {}, "-:.*attn.*": {}, "-:.*mtp.*": {"bits": 8}}},
     "GPTQ by transformers": CASES["gptq"].config
     | {"act_group_aware": True, "backend": "auto", "format": "gptq", "checkpoint_format": "gptq"},
     "AWQ by transformers": CASES["awq"].config

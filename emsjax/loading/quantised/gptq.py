@@ -36,7 +36,7 @@ def gptq(fields: Fields) -> Format:
     bits = fields.one_of("bits", _BITS)
     size = fields.group_size("group_size")
     fields.one_of("pack_dtype", ("int32", None))
-    fields.absent("dynamic")
+    fields.no_overrides("dynamic")
     versions = [
         fields.one_of(name, ("gptq", "gptq_v2", None)) for name in ("checkpoint_format", "format")
     ]
