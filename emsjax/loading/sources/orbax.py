@@ -49,6 +49,7 @@ class OrbaxSource(OnlyFloats):
             for name, (chunk, dtype, shape) in self._arrays.items()
             if _size(chunk) != math.prod(shape) * dtype.itemsize
         )
+        self._check_orders(pairs)
         self.int4: Mapping[str, Groups] = {name: self._groups(name) for name in pairs}
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -119,6 +120,20 @@ class OrbaxSource(OnlyFloats):
             raise UserError(
                 f"{first_of(sorted(wrong))} in {self.name} must be there, with one number per row "
                 "of int8 weights, or per row and group of 4-bit weights; convert the original "
+                "model again."
+            )
+
+    def _check_orders(self, pairs: frozenset[str]) -> None:
+        """Checks that each input has a column of its own."""
+        orders = {name + ORDER for name in pairs} & self._arrays.keys() - self.truncated
+        wrong = []
+        for name in sorted(orders):
+            columns = np.sort(self._mapped(name), axis=-1)
+            if not (columns == np.arange(columns.shape[-1])).all():
+                wrong.append(name)
+        if wrong:
+            raise UserError(
+                f"{first_of(wrong)} in {self.name} must name each input once; convert the original "
                 "model again."
             )
 
