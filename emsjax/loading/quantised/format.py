@@ -135,6 +135,7 @@ class Format:
         repeat what is known.
       fixed: ignored parts that must hold a certain number if they are there, and that number.
       scales: parts that must be finite numbers.
+      undefined: parts of whole numbers that stand for scales, and the number that stands for NaN.
       aliases: parts that some checkpoints call by another name, and that name.
       int4: for modules that may be kept in 4 bits; None for other formats.
       header: a part that describes the others beyond their shapes; None if there is none.
@@ -160,6 +161,7 @@ class Format:
     ignored: tuple[str, ...] = ()
     fixed: Mapping[str, int] = field(default_factory=dict)
     scales: tuple[str, ...] = ()
+    undefined: Mapping[str, int] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     joint: str = "."
     weight: str = ".weight"

@@ -165,11 +165,18 @@ class QuantisedSource:
 
     def _infinite(self) -> Iterator[Problem]:
         """Yields what is wrong with scales that are not finite numbers."""
+        undefined = self._format.undefined
         for parts in self._parts.values():
-            for tensor in (parts[part] for part in self._format.scales if part in parts):
-                if tensor in self.truncated:
+            for part, tensor in parts.items():
+                of_scales = part in self._format.scales or part in undefined
+                if not of_scales or tensor in self.truncated:
                     continue
-                if not np.isfinite(self._source.read(tensor).astype(np.float32)).all():
+                found = self._source.read(tensor)
+                if part in undefined:
+                    sound = found != undefined[part]
+                else:
+                    sound = np.isfinite(found.astype(np.float32))
+                if not sound.all():
                     yield tensor, "holds a number that is not finite"
 
     def _raise(self, problems: list[Problem]) -> None:
