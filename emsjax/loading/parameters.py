@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from emsjax.errors import UserError, brief
+from emsjax.loading.folded import folded
 from emsjax.loading.sources.source import TensorSource
 from emsjax.models.family import Rule, WeightMap
 
 _ROOM = 240  # characters of names in a message
-_MOST = 6  # layers or experts to list one by one
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Problems:
     def raise_if_any(self, source: TensorSource) -> None:
         """Raises one `UserError` that names the affected tensors, the first of many, if any."""
         kinds = {
-            "missing": _folded(self.missing),
-            "not part of this model": _folded(self.surplus),
-            "truncated": _folded(self.truncated),
+            "missing": folded(self.missing),
+            "not part of this model": folded(self.surplus),
+            "truncated": folded(self.truncated),
             "misshapen": self.misshapen,
         }
         found = {kind: names for kind, names in kinds.items() if names}
@@ -205,7 +205,7 @@ def _misshapen(
             if made and len(key) == 1 and made != key[0]:
                 # The tensor is turned, and may have the shape that its parameter needs.
                 said = f"gives {list(made)}"
-            yield f"{', '.join(_folded(names))} {said} where {path} needs {list(parameter.piece)}"
+            yield f"{', '.join(folded(names))} {said} where {path} needs {list(parameter.piece)}"
 
 
 def _made(parameter: Parameter, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
@@ -215,32 +215,6 @@ def _made(parameter: Parameter, shapes: Sequence[tuple[int, ...]]) -> tuple[int,
         return np.shape(parameter.rule.transform(zeros))
     except (ValueError, IndexError):
         return None
-
-
-def _folded(names: Sequence[str]) -> list[str]:
-    """Merges names that differ only in the layer: `model.layers.{0,1,2}.norm.weight`.
-
-    Names that differ only in the expert, the second number, are merged before.
-    """
-    return _folded_at(0, _folded_at(1, list(dict.fromkeys(names))))
-
-
-def _folded_at(place: int, names: Sequence[str]) -> list[str]:
-    """Merges names that differ only in their number at this place, counted from 0."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for name in names:
-        numbers = list(re.finditer(r"(?<=\.)\d+(?=\.)", name))
-        start, end = numbers[place].span() if place < len(numbers) else (len(name), len(name))
-        groups.setdefault((name[:start], name[end:]), []).append(name[start:end])
-    return [
-        before + ("{" + _numbers(each) + "}" if len(each) > 1 else each[0]) + after
-        for (before, after), each in groups.items()
-    ]
-
-
-def _numbers(numbers: Sequence[str]) -> str:
-    """Lists numbers, only the first and the last of many."""
-    return ",".join(numbers if len(numbers) <= _MOST else [*numbers[:2], "...", numbers[-1]])
 
 
 def _listed(names: Sequence[str], room: int) -> str:

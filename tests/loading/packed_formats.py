@@ -22,8 +22,12 @@ RNG = np.random.default_rng(0)
 
 
 def words(numbers: np.ndarray, order: tuple[int, ...] = tuple(range(8)), bits: int = 4) -> Any:
-    """Packs numbers [rows, n] into int32[rows, n * bits / 32]; field j holds number order[j]."""
+    """Packs numbers [rows, n] into int32[rows, n * bits / 32]; field j holds number order[j].
+
+    The last word is filled up with zeros.
+    """
     per = 32 // bits
+    numbers = np.pad(numbers, ((0, 0), (0, -numbers.shape[1] % per)))
     packed = np.zeros((numbers.shape[0], numbers.shape[1] // per), np.uint32)
     for row, word in np.ndindex(packed.shape):
         for field in range(per):
@@ -121,7 +125,7 @@ def awq(num_out: int, num_in: int) -> Module:
 
 
 def packed(num_out: int, num_in: int, asymmetric: bool = False) -> Module:
-    numbers, groups = drawn(num_out, num_in, -8, 8), num_in // GROUP
+    numbers, groups = drawn(num_out, num_in, -8, 8), -(-num_in // GROUP)
     scales = scales_of(num_out, groups, dtype=ml_dtypes.bfloat16)
     tensors = {
         "weight_packed": words(numbers + 8),

@@ -51,14 +51,33 @@ def test_what_a_parameter_needs(tmp_path: Path, weights: dict[str, np.ndarray]) 
     from gguf import GGMLQuantizationType as Kind
 
     output = converted(write_gguf(tmp_path / "m.gguf", weights, kind=Kind.Q4_1))
-    down = output / "params/blocks.mlp.down.kernel_offsets"
-    (chunk,) = (file for file in down.iterdir() if not file.name.startswith("."))
+    chunk = chunk_of(output / "params/blocks.mlp.down.kernel_offsets")
     sound = chunk.read_bytes()
     chunk.write_bytes(np.full(len(sound) // 4, np.nan, np.float32).tobytes())
     with pytest.raises(UserError, match=r"^blocks\.mlp\.down\.kernel_offsets in .* are not finite"):
         load_model(output)
     (output / "params/blocks.mlp.up.kernel_scales/.zarray").rename(output / "else")
     with pytest.raises(UserError, match=r"^blocks\.mlp\.up\.kernel_scales in .* must be there"):
+        load_model(output)
+
+
+def chunk_of(parameter: Path) -> Path:
+    (chunk,) = (file for file in parameter.iterdir() if not file.name.startswith("."))
+    return chunk
+
+
+def test_an_order_names_each_input_once(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    written(source, CASES["gptq-act-order"])
+    output = converted(source)
+    names = ("blocks.attention.out.kernel_order", "blocks.mlp.down.kernel_order")
+    for name in names:
+        chunk = chunk_of(output / "params" / name)
+        order = np.frombuffer(chunk.read_bytes(), np.int32).copy()
+        order[0] = order[1]
+        chunk.write_bytes(order.tobytes())
+    with pytest.raises(UserError, match=f"^{', '.join(names)} in .* must name each input once"):
         load_model(output)
 
 

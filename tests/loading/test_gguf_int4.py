@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
-from tiny_checkpoints import write_gguf
+from tiny_checkpoints import permuted, write_gguf
 
 from emsjax.errors import UserError
 from emsjax.loading import build
@@ -119,6 +119,31 @@ def test_a_product_of_mixed_types_is_not_kept(tmp_path: Path, weights: Weights) 
 
 KINDS = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "IQ4_XS"]
 KINDS += ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
+
+
+def sound_blocks(kind: Kind, rows: int, num_in: int) -> np.ndarray:
+    """Returns rows of a type: random bytes, but those of which a number is not finite again."""
+    rng = np.random.default_rng(0)
+    inputs, nbytes = gguf.GGML_QUANT_SIZES[kind]
+    made = rng.integers(0, 256, (rows * num_in // inputs, nbytes), np.uint8)
+    with np.errstate(invalid="ignore", over="ignore"):
+        while not (sound := np.isfinite(gguf.dequantize(made, kind)).all(axis=1)).all():
+            made[~sound] = rng.integers(0, 256, (int((~sound).sum()), nbytes), np.uint8)
+    return made.reshape(rows, -1)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_weights_of_every_type_are_those_of_the_package(tmp_path: Path, name: str) -> None:
+    data = sound_blocks(Kind[name], 64, 256)
+
+    def extra(writer: gguf.GGUFWriter) -> None:
+        writer.add_tensor("blk.0.attn_q.weight", data, raw_dtype=Kind[name])
+        writer.add_tensor("blk.0.ffn_up.weight", data, raw_dtype=Kind[name])
+
+    file = GgufFile(write_gguf(tmp_path / "m.gguf", {}, extra=extra))
+    meant = gguf.dequantize(data, Kind[name])
+    np.testing.assert_array_equal(file.read("model.layers.0.mlp.up_proj.weight"), meant)
+    np.testing.assert_array_equal(permuted(QUERIES, file.read(QUERIES), 4, 2), meant)
 
 
 @pytest.mark.parametrize("name", KINDS)

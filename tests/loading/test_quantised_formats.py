@@ -15,8 +15,11 @@ from emsjax.errors import UserError
 from emsjax.loading.conversion import convert_model
 from emsjax.loading.load import find_model, load_model
 from emsjax.loading.named import named_config
+from emsjax.loading.quantised.choose import split_format
 from emsjax.loading.quantised.format import per_column
+from emsjax.loading.quantised.source import QuantisedSource
 from emsjax.loading.sources.int4 import regrouped
+from emsjax.loading.sources.safetensors import SafetensorsSource
 from emsjax.pallas_kernels.quantised import floats
 
 torch = pytest.importorskip("torch")
@@ -187,12 +190,14 @@ REFUSED = [
     (CASES["gptq"].config | {"group_size": 0}, "group_size=0"),
     (CASES["gptq"].config | {"desc_act": "false"}, "desc_act='false'"),
     (described("pack-quantized", "int", 4, actorder="random"), "actorder='random'"),
-    (CASES["gptq"].config | {"dynamic": {"a": {}}}, "dynamic="),
+    (CASES["gptq"].config | {"dynamic": {"a": {"bits": 8}}}, "dynamic="),
+    (CASES["gptq"].config | {"dynamic": ["-:a"]}, "dynamic="),
     (CASES["gptq"].config | {"rotation": "hadamard"}, "'rotation'='hadamard'"),
     (CASES["awq"].config | {"version": "gemv"}, "version='gemv'"),
     (CASES["fp8-blocks"].config | {"weight_block_size": [128]}, r"weight_block_size=\[128\]"),
     (CASES["int8"].config | {"format": "marlin-24"}, "format='marlin-24'"),
     (CASES["int8"].config | {"config_groups": {}}, "config_groups="),
+    (described("float-quantized", "float", 8, symmetric=False), "floats that are not symmetric"),
     (CASES["int8"].config | {"sparsity_config": {"format": "24"}}, "sparsity_config="),
     (
         CASES["bitsandbytes"].config | {"load_in_4bit": True},
@@ -231,6 +236,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
     "GPTQModel": CASES["gptq"].config
     | {"lm_head": False, "hyb_act": False, "pack_dtype": "int32", "meta": {"mse": 0.0}},
+    "GPTQModel with modules that stay wide": CASES["gptq"].config
+    | {"dynamic": {"lm_head": {}, "-:.*attn.*": {}, "-:.*mtp.*": {"bits": 8}}},
     "GPTQ by transformers": CASES["gptq"].config
     | {"act_group_aware": True, "backend": "auto", "format": "gptq", "checkpoint_format": "gptq"},
     "AWQ by transformers": CASES["awq"].config
@@ -276,7 +283,12 @@ def test_columns_in_another_order_need_their_groups(
 
 @pytest.mark.parametrize(
     ("part", "dtype", "wanted"),
-    [("qzeros", np.float32, "F32, not whole numbers"), ("scales", np.int32, "I32, not floats")],
+    [
+        ("qzeros", np.float32, "F32, not I32"),
+        ("qzeros", np.int16, "I16, not I32"),
+        ("g_idx", np.float32, "F32, not whole numbers"),
+        ("scales", np.int32, "I32, not floats"),
+    ],
 )
 def test_parts_of_another_type(tmp_path: Path, part: str, dtype: Any, wanted: str) -> None:
     tensors, _ = written(tmp_path, CASES["gptq"])
@@ -297,15 +309,82 @@ def test_groups_of_columns_that_do_not_exist(tmp_path: Path, column: int) -> Non
         load_model(tmp_path)
 
 
-def test_groups_that_were_never_filled_in_are_in_order(tmp_path: Path) -> None:
-    tensors, meant = written(tmp_path, CASES["packed"])
-    for name, value in meant.items():
-        if "_proj" in name:
-            tensors[name.replace("weight", "weight_g_idx")] = np.full(value.shape[1], -1, np.int32)
+@pytest.mark.parametrize(
+    ("name", "part", "number"),
+    [("packed", "weight_g_idx", -1), ("gptq", "g_idx", -1), ("gptq", "g_idx", 0)],
+)
+def test_groups_that_were_never_filled_in_are_in_order(
+    tmp_path: Path, name: str, part: str, number: int
+) -> None:
+    tensors, meant = written(tmp_path, CASES[name])
+    for tensor, value in meant.items():
+        if "_proj" in tensor:
+            unfilled = np.full(value.shape[1], number, np.int32)
+            tensors[f"{tensor.removesuffix('.weight')}.{part}"] = unfilled
     save(tmp_path, tensors)
     source = find_model(tmp_path).source
-    for name, value in meant.items():
-        np.testing.assert_array_equal(source.read(name), value)
+    assert {groups.order for groups in source.int4.values()} == {None}
+    for tensor, value in meant.items():
+        np.testing.assert_array_equal(source.read(tensor), value)
+
+
+def source_of(directory: Path, config: dict[str, Any], tensors: Tensors) -> QuantisedSource:
+    """Returns the tensors of the only module, "m"."""
+    _, its_format = split_format({"quantization_config": config}, "config.json")
+    assert its_format is not None
+    save(directory, {f"m.{part}": content for part, content in tensors.items()})
+    files = SafetensorsSource.find(directory)
+    return QuantisedSource(SafetensorsSource(directory, files), its_format)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("packed", (12, 99)), ("packed-asymmetric", (12, 99)), ("gptq", (12, 96))]
+)
+def test_last_words_may_hold_fewer_numbers(
+    tmp_path: Path, name: str, shape: tuple[int, int]
+) -> None:
+    tensors, meant = CASES[name].write(*shape)
+    source = source_of(tmp_path, CASES[name].config, tensors)
+    np.testing.assert_array_equal(source.read("m.weight"), meant)
+    if source.int4:
+        found = source.read_int4("m.weight")
+        assert found.offsets is not None
+        assert found.values.shape == shape
+        assert found.offsets.shape == found.scales.shape == (12, 3)
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        ([12, 70], r"m\.weight_packed has \[12, 8\], not \[12, 9\]"),
+        ([12.0, np.inf], r"m\.weight_shape is damaged"),
+        ([[12], [64]], r"m\.weight_shape has \[2, 1\], not \[2\]"),
+    ],
+)
+def test_a_shape_that_does_not_fit(tmp_path: Path, stored: Any, message: str) -> None:
+    tensors, _ = CASES["packed"].write(12, 64)
+    with pytest.raises(UserError, match=message):
+        source_of(tmp_path, CASES["packed"].config, tensors | {"weight_shape": np.array(stored)})
+
+
+@pytest.mark.parametrize("name", ["int8", "fp8-blocks"])
+def test_scales_of_a_cache_are_left_out(tmp_path: Path, name: str) -> None:
+    """Files for a cache of 8-bit floats have them; emsjax finds scales itself, if any."""
+    tensors, _ = written(tmp_path, CASES[name])
+    for part in ("self_attn.k_scale", "self_attn.v_scale", "self_attn.k_proj.k_scale"):
+        tensors[f"model.layers.1.{part}"] = np.ones(1, np.float32)
+    save(tmp_path, tensors)
+    assert load_model(tmp_path).model is not None
+
+
+def test_tiles_are_not_taken_for_rows(tmp_path: Path) -> None:
+    tensors, _ = written(tmp_path, CASES["bitsandbytes"])
+    for layer in range(3):
+        tensors[f"model.layers.{layer}.mlp.up_proj.weight_format"] = np.array(3, np.uint8)
+    save(tmp_path, tensors)
+    name = "model.layers.{0,1,2}.mlp.up_proj.weight_format"
+    with pytest.raises(UserError, match=f"{re.escape(name)} is 3, not 0"):
+        load_model(tmp_path)
 
 
 def test_biases_of_zeros_where_the_model_has_biases(tmp_path: Path) -> None:
@@ -319,6 +398,17 @@ def test_biases_of_zeros_where_the_model_has_biases(tmp_path: Path) -> None:
     del tensors["model.layers.0.self_attn.q_proj.bias"]
     save(tmp_path, tensors)
     with pytest.raises(UserError, match=r"missing layers\.0\.self_attn\.q_proj\.bias"):
+        load_model(tmp_path)
+
+
+def test_biases_that_are_cut_off(tmp_path: Path) -> None:
+    """Whether they are zeros, which the model need not have, is not known."""
+    written(tmp_path, CASES["gptq"])
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: -file.stat().st_size // 20])
+    source = find_model(tmp_path).source
+    assert any(name.endswith(".bias") for name in source.truncated)
+    with pytest.raises(UserError, match=r"do not fit its configuration: truncated model\.layers"):
         load_model(tmp_path)
 
 
@@ -373,13 +463,12 @@ def test_a_damaged_description_of_4_bits(tmp_path: Path, changed: dict[str, Any]
 
 def test_scales_that_are_not_finite(tmp_path: Path) -> None:
     tensors, _ = written(tmp_path, CASES["fp8-blocks"])
-    names = [f"model.layers.{n}.mlp.up_proj.weight_scale_inv" for n in (0, 2)]
-    for name, value in zip(names, (np.nan, np.inf), strict=True):
-        tensors[name][0, 0] = value
+    for layer, value in {0: np.nan, 2: np.inf}.items():
+        tensors[f"model.layers.{layer}.mlp.up_proj.weight_scale_inv"][0, 0] = value
     save(tmp_path, tensors)
-    with pytest.raises(UserError) as caught:
+    name = re.escape("model.layers.{0,2}.mlp.up_proj.weight_scale_inv")
+    with pytest.raises(UserError, match=f"{name} holds a number that is not finite"):
         load_model(tmp_path)
-    assert all(f"{name} holds a number that is not finite" in str(caught.value) for name in names)
 
 
 def test_weights_without_their_scales(tmp_path: Path) -> None:

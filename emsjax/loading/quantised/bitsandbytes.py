@@ -33,6 +33,7 @@ def bitsandbytes(fields: Fields) -> Format:
         dtypes=frozenset({"I8"}),
         needed=("SCB",),
         ignored=("weight_format",),
+        fixed={"weight_format": 0},  # others are tiles in the order of a GPU's kernels
         scales=("SCB",),
         layout=_layout,
         dequantised=lambda parts: _kept(parts).dequantised(),

@@ -17,6 +17,7 @@ from emsjax.loading.quantised.format import (
     Numbers,
     Parts,
     Shape,
+    filled_in,
     groups_of,
     unpacked,
 )
@@ -24,7 +25,8 @@ from emsjax.loading.sources.int8 import Int8
 from emsjax.models.groups import Groups
 
 _SCALE, _ZERO, _GROUP_OF = "weight_scale", "weight_zero_point", "weight_g_idx"
-_IGNORED = (*fp8.IGNORED, "input_zero_point", "weight_shape")
+_PACKED, _SHAPE = "weight_packed", "weight_shape"
+_IGNORED = (*fp8.IGNORED, "input_zero_point")
 _PACKED_BITS = (2, 4, 8)
 _FORMATS = ("int-quantized", "pack-quantized", "float-quantized", "naive-quantized")
 
@@ -58,6 +60,7 @@ def compressed_tensors(fields: Fields) -> Format:
         f"{bits} bits of type {number} for {kind}",
     )
     if kind == "float-quantized":
+        weights.check(symmetric, "8-bit floats that are not symmetric")
         return _floats(block if strategy == "block" else None)
     # A scale per row is one group of all columns.
     grouped = size if strategy in ("group", None) else None
@@ -97,7 +100,7 @@ def _whole(name: str, size: int | None, symmetric: bool) -> Format:
         needed=(_SCALE,) if symmetric else (_SCALE, _ZERO),
         ignored=_IGNORED + ((_ZERO,) if symmetric else ()),
         scales=(_SCALE,),
-        layout=partial(_layout, "weight", 1, size, 1),
+        layout=lambda shapes: _layout(shapes["weight"], size),
         dequantised=lambda parts: _numbers(parts, parts["weight"], parts.get(_ZERO)).dequantised(
             size
         ),
@@ -116,25 +119,30 @@ def _packed(name: str, bits: int, size: int | None, symmetric: bool, ordered: bo
         zeros = parts.get(_ZERO)
         if zeros is not None:
             zeros = numbers(zeros.T).T  # packed along the outputs
-        return _numbers(parts, numbers(parts["weight_packed"]), zeros)
+        num_in = int(parts[_SHAPE][1])
+        return _numbers(parts, numbers(parts[_PACKED])[:, :num_in], zeros)
 
     def groups(
         shapes: Mapping[str, Shape], dtypes: Mapping[str, str], part: Callable[[str], np.ndarray]
     ) -> Groups | None:
-        group_of = _group_of(part(_GROUP_OF)) if _GROUP_OF in shapes else None
-        num_in = 8 * shapes["weight_packed"][1]
+        group_of = filled_in(part(_GROUP_OF)) if _GROUP_OF in shapes else None
+        num_in = int(part(_SHAPE)[1])
+        if num_in < 8 * shapes[_PACKED][1]:  # the last word holds fewer
+            return None
         return groups_of(size, not symmetric, num_in, dtypes[_SCALE], group_of)
 
+    zero, group = () if symmetric else (_ZERO,), (_GROUP_OF,) if ordered else ()
     return Format(
         name=name,
-        marker="weight_packed",
+        marker=_PACKED,
         dtypes=frozenset({"I32"}),
-        needed=(_SCALE, *(() if symmetric else (_ZERO,)), *((_GROUP_OF,) if ordered else ())),
+        needed=(_SHAPE, _SCALE, *zero, *group),
         optional=() if ordered else (_GROUP_OF,),
         group_of=_GROUP_OF,
         ignored=_IGNORED + ((_ZERO,) if symmetric else ()),
         scales=(_SCALE,),
-        layout=partial(_layout, "weight_packed", 32 // bits, size, 32 // bits),
+        header=_SHAPE,
+        layout=partial(_packed_layout, 32 // bits, size),
         dequantised=lambda parts: read(parts).dequantised(size),
         int4=Grid(groups, lambda parts, offsets: read(parts).int4(0, offsets))
         if bits == 4
@@ -142,11 +150,9 @@ def _packed(name: str, bits: int, size: int | None, symmetric: bool, ordered: bo
     )
 
 
-def _layout(
-    marker: str, packed: int, size: int | None, packed_zeros: int, shapes: Mapping[str, Shape]
-) -> Layout:
-    num_out, words = shapes[marker]
-    num_in = words * packed
+def _layout(shape: Shape, size: int | None, packed_zeros: int = 1) -> Layout:
+    """Returns the layout of weights of a shape, with so many zeros to a word."""
+    num_out, num_in = shape
     groups = -(-num_in // (size or num_in))
     scales: list[Shape] = [(num_out, groups)]
     if size is None:
@@ -156,19 +162,24 @@ def _layout(
     return Layout((num_out, num_in), parts, groups)
 
 
+def _packed_layout(
+    packed: int, size: int | None, shapes: Mapping[str, Shape], stored: np.ndarray
+) -> Layout:
+    """Returns the layout of weights whose shape a part holds; a row's last word may hold fewer."""
+    num_out, num_in = map(int, stored.reshape(-1))
+    found = _layout((num_out, num_in), size, packed)
+    words = [(num_out, -(-num_in // packed))]
+    return Layout(found.shape, {_SHAPE: [(2,)], _PACKED: words, **found.parts}, found.groups)
+
+
 def _numbers(parts: Parts, values: np.ndarray, zeros: np.ndarray | None) -> Numbers:
     num_out = len(values)
     return Numbers(
         values,
         _rows(parts[_SCALE].astype(np.float32), num_out),
         None if zeros is None else _rows(zeros, num_out),
-        _group_of(parts.get(_GROUP_OF)),
+        filled_in(parts.get(_GROUP_OF)),
     )
-
-
-def _group_of(stored: np.ndarray | None) -> np.ndarray | None:
-    """Returns the group of each input; None if it was never filled in: they are in order."""
-    return None if stored is None or (stored == -1).any() else stored
 
 
 def _rows(values: np.ndarray, num_out: int) -> np.ndarray:

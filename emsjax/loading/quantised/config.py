@@ -75,6 +75,17 @@ class Fields:
         if value:
             self.refuse(f"{name}={shown(value)}", "use a copy without it")
 
+    def no_overrides(self, name: str) -> None:
+        """Refuses a field of settings for modules by their names, unless they change none.
+
+        A name after "-:" keeps modules wide, which their tensors show.
+        """
+        value = self.get(name, {})
+        if not isinstance(value, dict) or any(
+            changes and not key.startswith("-:") for key, changes in value.items()
+        ):
+            self.refuse(f"{name}={shown(value)}", "use a copy whose modules are all alike")
+
     def inside(self, name: str) -> "Fields":
         """Returns the fields of a field."""
         value = self.get(name)

@@ -133,11 +133,13 @@ class Format:
       optional: parts that a module may have.
       ignored: parts that belong to quantised activations or caches, which emsjax does not have, or
         repeat what is known.
+      fixed: ignored parts that must hold a certain number if they are there, and that number.
       scales: parts that must be finite numbers.
+      undefined: parts of whole numbers that stand for scales, and the number that stands for NaN.
       aliases: parts that some checkpoints call by another name, and that name.
       int4: for modules that may be kept in 4 bits; None for other formats.
       header: a part that describes the others beyond their shapes; None if there is none.
-      group_of: a part that holds the group of each input, or -1 throughout; None if there is none.
+      group_of: a part that holds the group of each input, see `filled_in`; None if there is none.
       layout: takes the shapes of a module's parts, and the content of the header if there is one,
         and returns its `Layout`. It raises `ValueError` or `IndexError` if the shape of the marker
         is impossible or the header is damaged.
@@ -157,7 +159,9 @@ class Format:
     dequantised: Callable[[Parts], np.ndarray]
     optional: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    fixed: Mapping[str, int] = field(default_factory=dict)
     scales: tuple[str, ...] = ()
+    undefined: Mapping[str, int] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     joint: str = "."
     weight: str = ".weight"
@@ -174,6 +178,17 @@ class Format:
     def tensor(self, module: str, part: str) -> str:
         """Returns the name of the tensor that holds a module's part."""
         return f"{module}{self.joint}{part}"
+
+
+def filled_in(group_of: np.ndarray | None) -> np.ndarray | None:
+    """Returns the group of each input; None if they lie one after another.
+
+    Some files have the part and never filled it in: it is -1 throughout in those of
+    compressed-tensors, and 0 in some of GPTQ, whose kernels (ExLlama's) then go by the order.
+    """
+    if group_of is None or (group_of == -1).all() or (group_of == 0).all():
+        return None
+    return group_of
 
 
 def unpacked(words: np.ndarray, bits: int) -> np.ndarray:
@@ -204,7 +219,5 @@ def per_column(
       group_of: int[in], the group of each column; None if columns are in order.
     """
     if group_of is not None:
-        if group_of.min(initial=0) < 0:
-            raise ValueError("a column is in a group below 0")
         return groups[:, group_of]
     return np.repeat(groups, size or num_in, axis=1)[:, :num_in]

@@ -9,8 +9,8 @@ from emsjax.loading.quantised.config import Fields
 from emsjax.loading.quantised.format import Format, Layout, Parts, Shape
 
 DTYPES = frozenset({"F8_E4M3", "F8_E5M2"})
-# Scales of activations and of a quantised cache, of which emsjax has none.
-IGNORED = ("input_scale", "activation_scale", "output_scale", "k_scale", "v_scale")
+# Scales of activations, which emsjax does not quantise.
+IGNORED = ("input_scale", "activation_scale", "output_scale")
 
 
 def fp8(fields: Fields) -> Format:

@@ -18,6 +18,7 @@ from emsjax.loading.quantised.format import (
     Numbers,
     Parts,
     Shape,
+    filled_in,
     groups_of,
     unpacked,
 )
@@ -35,7 +36,7 @@ def gptq(fields: Fields) -> Format:
     bits = fields.one_of("bits", _BITS)
     size = fields.group_size("group_size")
     fields.one_of("pack_dtype", ("int32", None))
-    fields.absent("dynamic")
+    fields.no_overrides("dynamic")
     versions = [
         fields.one_of(name, ("gptq", "gptq_v2", None)) for name in ("checkpoint_format", "format")
     ]
@@ -69,7 +70,7 @@ def _layout(packed: int, size: int | None, shapes: Mapping[str, Shape]) -> Layou
     return Layout(
         (num_out, num_in),
         {
-            "qzeros": [(groups, num_out // packed)],
+            "qzeros": [(groups, -(-num_out // packed))],
             "scales": [(groups, num_out)],
             "g_idx": [(num_in,)],
         },
@@ -85,30 +86,31 @@ def _groups(
     dtypes: Mapping[str, str],
     read: Callable[[str], np.ndarray],
 ) -> Groups | None:
-    zeros = _zeros(4, second, symmetric, read("qzeros")) if symmetric else None
+    num_in, num_out = 8 * shapes["qweight"][0], shapes["qweight"][1]
+    zeros = _zeros(4, second, symmetric, read("qzeros"), num_out) if symmetric else None
     offsets = zeros is None or bool((zeros != 8).any())
-    num_in = 8 * shapes["qweight"][0]
-    group_of = read("g_idx") if "g_idx" in shapes else None
+    group_of = filled_in(read("g_idx")) if "g_idx" in shapes else None
     return groups_of(size, offsets, num_in, dtypes["scales"], group_of)
 
 
 def _numbers(bits: int, second: bool, symmetric: bool, parts: Parts) -> Numbers:
+    num_out = parts["qweight"].shape[1]
     return Numbers(
         unpacked(parts["qweight"].T, bits),
         parts["scales"].astype(np.float32).T,
-        _zeros(bits, second, symmetric, parts["qzeros"]).T,
-        parts.get("g_idx"),
+        _zeros(bits, second, symmetric, parts["qzeros"], num_out).T,
+        filled_in(parts.get("g_idx")),
     )
 
 
-def _zeros(bits: int, second: bool, symmetric: bool, words: np.ndarray) -> np.ndarray:
-    """Unpacks zeros uint8[groups, out]."""
-    zeros = unpacked(words, bits)
+def _zeros(bits: int, second: bool, symmetric: bool, words: np.ndarray, num_out: int) -> np.ndarray:
+    """Unpacks zeros uint8[groups, out], of which the last word may hold fewer."""
+    zeros = unpacked(words, bits)[:, :num_out]
     middle = 2 ** (bits - 1)
     # The first version stores one less than the zero. Some newer files that call themselves the
     # first version do not, which shows if zeros must be the middle.
     if not second and not (symmetric and (zeros == middle).all()):
-        zeros = unpacked(_one_more(words, bits), bits)
+        zeros = unpacked(_one_more(words, bits), bits)[:, :num_out]
     return zeros
 
 

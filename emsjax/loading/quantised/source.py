@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from emsjax.errors import UserError, foreign
-from emsjax.loading.quantised.format import Format, Layout, Shape
+from emsjax.loading.folded import folded
+from emsjax.loading.quantised.format import Format, Layout, Shape, filled_in
 from emsjax.loading.sources.dtypes import own_dtype
 from emsjax.loading.sources.int4 import Int4
 from emsjax.loading.sources.int8 import Int8
@@ -14,6 +15,14 @@ from emsjax.loading.sources.safetensors import SafetensorsSource
 from emsjax.models.groups import Groups
 
 _MOST = 4  # problems to list
+# What quantised caches and attention have, and emsjax has not. It belongs to no weights.
+_OF_ATTENTION = frozenset(
+    {
+        *("k_scale", "v_scale", "q_scale", "kv_scale"),
+        *("k_zero_point", "v_zero_point", "q_zero_point"),
+    }
+)
+Problem = tuple[str, str]  # a tensor, and what is wrong with it
 
 
 class QuantisedSource:
@@ -38,18 +47,21 @@ class QuantisedSource:
         self._parts = {
             module + its_format.weight: _parts(module, shapes, its_format) for module in modules
         }
-        self._shapes, problems = {}, []
+        self._shapes = {}
+        problems: list[Problem] = []
         for weight, parts in self._parts.items():
             found = {part: shapes[tensor] for part, tensor in parts.items()}
             layout, wrong = self._checked(weight, found)
             self._shapes[weight] = layout.shape
             problems += [*wrong, *_mistyped(parts, dtypes, its_format)]
             problems += self._misplaced(parts, layout.groups)
-        hidden = {its_format.tensor(m, part) for m in modules for part in its_format.ignored}
+        hidden = {name for name in shapes if name.rpartition(".")[2] in _OF_ATTENTION}
+        hidden |= {its_format.tensor(m, part) for m in modules for part in its_format.ignored}
         hidden |= {name for parts in self._parts.values() for name in parts.values()}
         wide = {name: shape for name, shape in shapes.items() if name not in hidden}
         problems += self._infinite()
-        self._raise(problems if modules else [f"no {its_format.marker} of a module"])
+        problems += self._unlike(modules, shapes)
+        self._raise(problems if modules else [("no", f"{its_format.marker} of a module")])
         self._shapes |= wide
         self.spare = frozenset(self._empty_biases(modules, shapes))
         self.dtype = own_dtype(dtypes[name] for name in wide)
@@ -97,7 +109,7 @@ class QuantisedSource:
     def _read_parts(self, name: str) -> dict[str, np.ndarray]:
         return {part: self._source.read(tensor) for part, tensor in self._parts[name].items()}
 
-    def _checked(self, weight: str, shapes: Mapping[str, Shape]) -> tuple[Layout, list[str]]:
+    def _checked(self, weight: str, shapes: Mapping[str, Shape]) -> tuple[Layout, list[Problem]]:
         """Returns the shapes of a module, and what is wrong with its parts.
 
         Args:
@@ -106,7 +118,7 @@ class QuantisedSource:
         """
         its_format, header = self._format, self._format.header
         tensor = functools.partial(its_format.tensor, weight.removesuffix(its_format.weight))
-        missing = [f"{tensor(part)} is missing" for part in its_format.needed if part not in shapes]
+        missing = [(tensor(part), "is missing") for part in its_format.needed if part not in shapes]
         marker = shapes[its_format.marker]
         unknown = Layout(marker, {})
         try:
@@ -116,11 +128,11 @@ class QuantisedSource:
                 return unknown, missing
             else:
                 found = its_format.layout(shapes, self._source.read(self._parts[weight][header]))
-        except (ValueError, IndexError, ZeroDivisionError):
-            wrong = f"{tensor(its_format.marker)} has {list(marker)}"
-            return unknown, [*missing, f"{tensor(header)} is damaged" if header else wrong]
+        except (ValueError, IndexError, ArithmeticError):
+            wrong = tensor(its_format.marker), f"has {list(marker)}"
+            return unknown, [*missing, (tensor(header), "is damaged") if header else wrong]
         misshapen = [
-            f"{tensor(part)} has {list(shapes[part])}, not {list(next(iter(allowed)))}"
+            (tensor(part), f"has {list(shapes[part])}, not {list(next(iter(allowed)))}")
             for part, allowed in found.parts.items()
             if part in shapes and shapes[part] not in allowed
         ]
@@ -129,34 +141,56 @@ class QuantisedSource:
     def _empty_biases(self, modules: list[str], shapes: Mapping[str, Shape]) -> Iterator[str]:
         """Yields biases of zeros, which some libraries add to modules that have none."""
         for bias in (f"{module}.bias" for module in modules):
-            if bias in shapes and bias not in self.truncated and not self._source.read(bias).any():
+            # That one is truncated is said by itself.
+            if bias in shapes and (bias in self.truncated or not self._source.read(bias).any()):
                 yield bias
 
-    def _misplaced(self, parts: Mapping[str, str], groups: int) -> Iterator[str]:
+    def _misplaced(self, parts: Mapping[str, str], groups: int) -> Iterator[Problem]:
         """Yields the part that names the group of each input if it names some that do not exist."""
         tensor = parts.get(self._format.group_of or "")
         if tensor is None or not groups or tensor in self.truncated:
             return
-        named = self._source.read(tensor)
-        # Some files have it but never filled it in.
-        if not (named == -1).all() and not ((named >= 0) & (named < groups)).all():
-            yield f"{tensor} names groups besides 0 to {groups - 1}"
+        named = filled_in(self._source.read(tensor))
+        if named is not None and not ((named >= 0) & (named < groups)).all():
+            yield tensor, f"names groups besides 0 to {groups - 1}"
 
-    def _infinite(self) -> Iterator[str]:
+    def _unlike(self, modules: list[str], shapes: Mapping[str, Shape]) -> Iterator[Problem]:
+        """Yields the parts that must hold a certain number and hold another."""
+        for part, number in self._format.fixed.items():
+            for tensor in (self._format.tensor(module, part) for module in modules):
+                if tensor in shapes and tensor not in self.truncated:
+                    found = self._source.read(tensor)
+                    if (found != number).any():
+                        yield tensor, f"is {found.max()}, not {number}"
+
+    def _infinite(self) -> Iterator[Problem]:
         """Yields what is wrong with scales that are not finite numbers."""
+        undefined = self._format.undefined
         for parts in self._parts.values():
-            for tensor in (parts[part] for part in self._format.scales if part in parts):
-                if tensor in self.truncated:
+            for part, tensor in parts.items():
+                of_scales = part in self._format.scales or part in undefined
+                if not of_scales or tensor in self.truncated:
                     continue
-                if not np.isfinite(self._source.read(tensor).astype(np.float32)).all():
-                    yield f"{tensor} holds a number that is not finite"
+                found = self._source.read(tensor)
+                if part in undefined:
+                    sound = found != undefined[part]
+                else:
+                    sound = np.isfinite(found.astype(np.float32))
+                if not sound.all():
+                    yield tensor, "holds a number that is not finite"
 
-    def _raise(self, problems: list[str]) -> None:
+    def _raise(self, problems: list[Problem]) -> None:
         if problems:
-            more = f" and {len(problems) - _MOST} more" if len(problems) > _MOST else ""
+            said = dict.fromkeys(what for _, what in problems)
+            listed = [
+                f"{tensor} {what}"
+                for what in said
+                for tensor in folded([tensor for tensor, each in problems if each == what])
+            ]
+            more = f" and {len(listed) - _MOST} more" if len(listed) > _MOST else ""
             raise UserError(
                 f"the weights in {self.name} are not what its quantization_config describes "
-                f"({self._format.name}): {'; '.join(problems[:_MOST])}{more}; download the model "
+                f"({self._format.name}): {'; '.join(listed[:_MOST])}{more}; download the model "
                 "again, or use another copy."
             )
 
@@ -172,10 +206,16 @@ def _parts(module: str, shapes: Mapping[str, Shape], its_format: Format) -> dict
 
 def _mistyped(
     parts: Mapping[str, str], dtypes: Mapping[str, str], its_format: Format
-) -> Iterator[str]:
-    """Yields the parts of a module that hold floats for whole numbers, or the other way round."""
+) -> Iterator[Problem]:
+    """Yields the parts of a module that hold numbers of another type."""
     for part, tensor in parts.items():
-        scales = part in its_format.scales
-        if part != its_format.marker and dtypes[tensor].startswith(("F", "BF")) != scales:
-            wanted = "floats" if scales else "whole numbers"
-            yield f"{tensor} holds {dtypes[tensor]}, not {wanted}"
+        dtype, is_float = dtypes[tensor], dtypes[tensor].startswith(("F", "BF"))
+        if part in its_format.scales:
+            fits, wanted = is_float, "floats"
+        elif part in (its_format.group_of, its_format.header):
+            fits, wanted = not is_float, "whole numbers"
+        else:  # packed like the numbers themselves
+            wanted = dtypes[parts[its_format.marker]]
+            fits = dtype == wanted
+        if part != its_format.marker and not fits:
+            yield tensor, f"holds {dtype}, not {wanted}"

@@ -24,6 +24,20 @@ class Int4(NamedTuple):
         offsets = None if self.offsets is None else change(self.offsets)
         return Int4(change(self.values), change(self.scales), offsets)
 
+    def dequantised(self, order: np.ndarray | None = None) -> np.ndarray:
+        """Returns the weights in float32, with columns in the order of inputs.
+
+        Args:
+          order: int32[..., in], the input of each column; None if columns are in order.
+        """
+        size = self.values.shape[-1] // self.scales.shape[-1]
+        wide = self.values * np.repeat(self.scales, size, axis=-1)
+        if self.offsets is not None:
+            wide += np.repeat(self.offsets, size, axis=-1)
+        if order is None:
+            return wide
+        return np.take_along_axis(wide, np.argsort(order, axis=-1)[..., None, :], axis=-1)
+
 
 def regrouped(per_group: np.ndarray | None, like: np.ndarray, num_in: int, size: int) -> np.ndarray:
     """Returns numbers per smaller group of inputs, as float32[..., in / size, out].

@@ -49,6 +49,7 @@ class OrbaxSource(OnlyFloats):
             for name, (chunk, dtype, shape) in self._arrays.items()
             if _size(chunk) != math.prod(shape) * dtype.itemsize
         )
+        self._check_orders(pairs)
         self.int4: Mapping[str, Groups] = {name: self._groups(name) for name in pairs}
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -58,7 +59,9 @@ class OrbaxSource(OnlyFloats):
     def read(self, name: str) -> np.ndarray:
         """Returns one parameter, mapped read-only unless it is computed from quantised numbers."""
         if name in self.int4:
-            return self._dequantised(name)
+            ordered = self.int4[name].order is not None
+            order = self._mapped(name + ORDER) if ordered else None
+            return self.read_int4(name).dequantised(order)
         return self.read_int8(name).dequantised() if name in self.int8 else self._mapped(name)
 
     def read_int8(self, name: str) -> Int8:
@@ -78,16 +81,6 @@ class OrbaxSource(OnlyFloats):
         offsets = self._scales(name + OFFSETS).swapaxes(-1, -2) if self.int4[name].offsets else None
         scales = self._scales(name + SCALES).swapaxes(-1, -2)
         return Int4(unpacked(self._mapped(name)), scales, offsets)
-
-    def _dequantised(self, name: str) -> np.ndarray:
-        found, size = self.read_int4(name), self.int4[name].size
-        wide = found.values * np.repeat(found.scales, size, axis=-1)
-        if found.offsets is not None:
-            wide += np.repeat(found.offsets, size, axis=-1)
-        if self.int4[name].order is None:
-            return wide
-        columns = np.argsort(self._mapped(name + ORDER), axis=-1)
-        return np.take_along_axis(wide, columns[..., None, :], axis=-1)
 
     def _of_dtype(self, dtype: Any) -> frozenset[str]:
         return frozenset(name for name, each in self._arrays.items() if each.dtype == dtype)
@@ -127,6 +120,20 @@ class OrbaxSource(OnlyFloats):
             raise UserError(
                 f"{first_of(sorted(wrong))} in {self.name} must be there, with one number per row "
                 "of int8 weights, or per row and group of 4-bit weights; convert the original "
+                "model again."
+            )
+
+    def _check_orders(self, pairs: frozenset[str]) -> None:
+        """Checks that each input has a column of its own."""
+        orders = {name + ORDER for name in pairs} & self._arrays.keys() - self.truncated
+        wrong = []
+        for name in sorted(orders):
+            columns = np.sort(self._mapped(name), axis=-1)
+            if not (columns == np.arange(columns.shape[-1])).all():
+                wrong.append(name)
+        if wrong:
+            raise UserError(
+                f"{first_of(wrong)} in {self.name} must name each input once; convert the original "
                 "model again."
             )
 
