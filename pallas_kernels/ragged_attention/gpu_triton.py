@@ -14,13 +14,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from emsjax.pallas_kernels.backends import target_capability
-from emsjax.pallas_kernels.int8_cache import Cache, Int8Cache
+from emsjax.pallas_kernels.int8_cache import RESTORED, Cache, Int8Cache
 from emsjax.pallas_kernels.manual_axes import result_like
 from emsjax.pallas_kernels.ragged_attention.sections import (
     LOG2_E,
     MASKED,
-    RESTORED,
     Inputs,
     Options,
     Sums,
@@ -31,10 +29,9 @@ from emsjax.pallas_kernels.ragged_attention.sections import prepare as prepare_s
 from emsjax.pallas_kernels.ragged_attention.tiles import Walk, Window, lag
 from emsjax.pallas_kernels.ragged_attention.tuning import GPUBlocks, gpu_blocks, most_height
 from emsjax.pallas_kernels.tensor_cores import DTYPES
+from emsjax.pallas_kernels.triton_gpus import no_triton
 from emsjax.pallas_kernels.triton_products import MISCOUNTED
 
-# Triton makes code for compute capability 8.0, Ampere, and newer.
-OLDEST = 8
 # Triton's arrays are powers of two long, and a product has at least 16 rows and columns.
 NARROWEST_HEAD, WIDEST_HEAD, LEAST_HEIGHT = 16, 256, 16
 # Rows of a tile from which on its running sums take the registers of twice as many threads.
@@ -52,11 +49,10 @@ class _Running(NamedTuple):
 def unsupported(q: jax.Array, cache: Cache, num_kv_heads: int) -> str | None:
     """Returns why the kernel does not support these arguments, or None if it does."""
     _, num_heads, head_dim = q.shape
-    group, capacity, found = num_heads // num_kv_heads, cache.shape[2], target_capability()
-    too_old = found is not None and int(found.split(".")[0]) < OLDEST
+    group, capacity, too_old = num_heads // num_kv_heads, cache.shape[2], no_triton()
     int8 = isinstance(cache, Int8Cache)
     problems = (
-        (too_old, f"the GPU has compute capability {found}; Triton requires {OLDEST}.0"),
+        (too_old, too_old),
         (q.dtype not in DTYPES, f"q is {q.dtype}; the kernel requires bfloat16 or float16"),
         (
             not int8 and cache.dtype != q.dtype,

@@ -12,7 +12,7 @@ import pytest
 from emsjax.engine.engine import Engine
 from emsjax.engine.ladder import Rung
 from emsjax.models.config import DecoderConfig
-from emsjax.pallas_kernels import triton_products
+from emsjax.pallas_kernels import triton_gpus
 from emsjax.pallas_kernels.ahead import compile_lowered, compile_on, on_device
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
 from emsjax.plan.copies import copied_slices
@@ -157,7 +157,7 @@ def test_only_wider_steps_copy_weights_on_a_t4(make: Any, copies: int, quantize:
 
 def test_triton_has_no_code_for_a_t4(monkeypatch: pytest.MonkeyPatch):
     """Once this fails, its kernels can replace XLA's sums and copies."""
-    monkeypatch.setattr(triton_products, "OLDEST", 7)
+    monkeypatch.setattr(triton_gpus, "OLDEST", 7)
     x = jax.ShapeDtypeStruct((64, 512), jnp.float16)
     kernels, layer = jax.ShapeDtypeStruct((2, 512, 512), jnp.float16), jnp.int32(0)
     with pytest.raises(jax.errors.JaxRuntimeError, match="only enabled for Ampere"):
