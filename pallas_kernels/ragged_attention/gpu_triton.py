@@ -32,8 +32,11 @@ from emsjax.pallas_kernels.tensor_cores import DTYPES
 from emsjax.pallas_kernels.triton_gpus import no_triton
 from emsjax.pallas_kernels.triton_products import MISCOUNTED
 
-# Triton's arrays are powers of two long, and a product has at least 16 rows and columns.
-NARROWEST_HEAD, WIDEST_HEAD, LEAST_HEIGHT = 16, 256, 16
+# The width of a head is a multiple of this. Triton's arrays are powers of two long, so other heads
+# get zeros for the rest, which are not in memory.
+WIDTH_MULTIPLE, WIDEST_HEAD = 16, 256
+# A product has at least this many rows.
+LEAST_HEIGHT = 16
 # Rows of a tile from which on its running sums take the registers of twice as many threads.
 TALL, WARPS = 32, 4
 
@@ -65,9 +68,9 @@ def unsupported(q: jax.Array, cache: Cache, num_kv_heads: int) -> str | None:
         ),
         (capacity % 64, f"S is {capacity}; the kernel requires a multiple of 64"),
         (
-            head_dim & (head_dim - 1) or not NARROWEST_HEAD <= head_dim <= WIDEST_HEAD,
-            f"heads are {head_dim} wide; the kernel requires a power of two from "
-            f"{NARROWEST_HEAD} to {WIDEST_HEAD}",
+            head_dim % WIDTH_MULTIPLE or head_dim > WIDEST_HEAD,
+            f"heads are {head_dim} wide; the kernel requires a multiple of {WIDTH_MULTIPLE} up to "
+            f"{WIDEST_HEAD}",
         ),
         (
             group > most_height(head_dim),
@@ -95,23 +98,26 @@ def _call(inputs: Inputs, options: Options) -> Sums:
     """Runs the kernel for all tiles, KV heads and sections."""
     blocks = options.blocks
     num_tiles, num_kv_heads, height, head_dim = inputs.q.shape
+    lanes = pl.next_power_of_2(head_dim)
+    rest = (0, 0), (0, 0), (0, 0), (0, lanes - head_dim)
+    inputs = inputs._replace(q=jnp.pad(inputs.q, rest))
     grid = (num_tiles, num_kv_heads, pl.cdiv(options.capacity, blocks.section))
     arrays = inputs.arrays()
     rows = result_like((*grid, height), jnp.float32, arrays)
-    sums = Sums(result_like((*rows.shape, head_dim), jnp.float32, arrays), rows, rows)
+    sums = Sums(result_like((*rows.shape, lanes), jnp.float32, arrays), rows, rows)
     of_program = pl.BlockSpec(
         (None, None, None, height), lambda tile, head, section: (tile, head, section, 0)
     )
     specs = Sums(
         pl.BlockSpec(
-            (None, None, None, height, head_dim),
+            (None, None, None, height, lanes),
             lambda tile, head, section: (tile, head, section, 0, 0),
         ),
         of_program,
         of_program,
     )
     call = pl.pallas_call(
-        functools.partial(_kernel, options=options),
+        functools.partial(_kernel, options=options, head_dim=head_dim),
         out_shape=sums,
         grid=grid,
         in_specs=[pl.BlockSpec(memory_space=pl.ANY)] * len(arrays),
@@ -121,10 +127,11 @@ def _call(inputs: Inputs, options: Options) -> Sums:
         ),
         name="ragged_attention",
     )
-    return call(*arrays)
+    found: Sums = call(*arrays)
+    return found._replace(out=found.out[..., :head_dim])
 
 
-def _kernel(*refs: Any, options: Options) -> None:
+def _kernel(*refs: Any, options: Options, head_dim: int) -> None:
     """Processes one tile, KV head and section."""
     given = iter(refs)
     inputs, sums = Inputs.of(given, options), Sums(*given)
@@ -132,10 +139,10 @@ def _kernel(*refs: Any, options: Options) -> None:
     facts = [fact[tile] for fact in inputs.facts]
     window = Window.read(inputs.window)
     steps = walk_of(inputs, options, window, tile, section)
-    height, head_dim = sums.out.shape
-    add = functools.partial(_add_block, inputs, options, facts, (tile, head, steps))
+    height, lanes = sums.out.shape
+    add = functools.partial(_add_block, inputs, options, head_dim, facts, (tile, head, steps))
     empty = _Running(
-        jnp.zeros((height, head_dim), jnp.float32),
+        jnp.zeros((height, lanes), jnp.float32),
         jnp.full((height,), MASKED, jnp.float32),
         jnp.zeros((height,), jnp.float32),
     )
@@ -150,6 +157,7 @@ def _kernel(*refs: Any, options: Options) -> None:
 def _add_block(
     inputs: Inputs,
     options: Options,
+    head_dim: int,
     facts: list[jax.Array],
     at: tuple[jax.Array, jax.Array, Walk],
     step: jax.Array,
@@ -161,10 +169,11 @@ def _add_block(
     tokens = pl.ds(slot * options.capacity + start, kv)
     q = inputs.q[tile, head]
     places, layer = (head, options.num_kv_heads + head), inputs.layer[0]
-    k, v = (
-        inputs.cache[layer, tokens, pl.ds(place * q.shape[1], q.shape[1])].astype(q.dtype)
+    heads = (
+        _read_head(inputs.cache.at[layer, tokens, pl.ds(place * head_dim, q.shape[1])], head_dim)
         for place in places
     )
+    k, v = (head.astype(q.dtype) for head in heads)
     scores = product(q, k.T)
     if inputs.scales is not None:
         k_scale, v_scale = (
@@ -192,6 +201,15 @@ def _add_block(
         gained = product(scaled.astype(v.dtype), v) / RESTORED
     out = running.out * decay[:, None] + gained
     return _Running(out, top, running.total * decay + weights.sum(axis=1))
+
+
+def _read_head(place: Any, head_dim: int) -> jax.Array:
+    """Returns a head of a block of tokens, [tokens, lanes], with zeros after its last number."""
+    tokens, lanes = place.shape
+    if lanes == head_dim:
+        return place[...]
+    there = jnp.broadcast_to((jnp.arange(lanes) < head_dim)[None], (tokens, lanes))
+    return triton.load(place, mask=there, other=0)
 
 
 def _visible(
