@@ -27,7 +27,7 @@ from emsjax.pallas_kernels.ragged_attention.sections import (
 )
 from emsjax.pallas_kernels.ragged_attention.sections import prepare as prepare_sections
 from emsjax.pallas_kernels.ragged_attention.tiles import Walk, Window, lag
-from emsjax.pallas_kernels.ragged_attention.tuning import GPUBlocks, gpu_blocks, most_height
+from emsjax.pallas_kernels.ragged_attention.tuning import WIDE, GPUBlocks, gpu_blocks, most_height
 from emsjax.pallas_kernels.tensor_cores import DTYPES
 from emsjax.pallas_kernels.triton_gpus import no_triton
 from emsjax.pallas_kernels.triton_products import MISCOUNTED
@@ -35,6 +35,8 @@ from emsjax.pallas_kernels.triton_products import MISCOUNTED
 # The width of a head is a multiple of this. Triton's arrays are powers of two long, so other heads
 # get zeros for the rest, which are not in memory.
 WIDTH_MULTIPLE, WIDEST_HEAD = 16, 256
+# Tokens of a block of heads wider than `WIDE`: of more, an L4's shared memory does not hold two.
+KV_OF_WIDE_HEADS = 32
 # A product has at least this many rows.
 LEAST_HEIGHT = 16
 # Rows of a tile from which on its running sums take the registers of twice as many threads.
@@ -88,10 +90,14 @@ def prepare(*arguments: Any, **sizes: Any) -> Callable[..., jax.Array]:
 def triton_blocks(
     capacity: int, head_dim: int, group: int, max_q_len: int, caches: int
 ) -> GPUBlocks:
-    """Returns the kernel's block sizes: those for Hopper, but heights are powers of two."""
+    """Returns the kernel's block sizes: those for Hopper, but heights are powers of two.
+
+    Wide heads have shorter blocks.
+    """
     blocks = gpu_blocks(capacity, head_dim, group, max_q_len, caches, backend="gpu-triton")
     height = max(pl.next_power_of_2(blocks.q * group), LEAST_HEIGHT)
-    return blocks._replace(height=height, stages=2)
+    kv = blocks.kv if head_dim <= WIDE else KV_OF_WIDE_HEADS
+    return blocks._replace(kv=kv, height=height, stages=2)
 
 
 def _call(inputs: Inputs, options: Options) -> Sums:
