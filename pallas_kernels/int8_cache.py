@@ -20,6 +20,9 @@ from emsjax.pallas_kernels.kv_rows import LANES, scale_rows
 _STEP = 1 / 127
 # The reciprocals of smaller scales are infinite, or differ between platforms. Such heads are zeros.
 _SMALLEST = 1e-37
+# About the largest int8 number, and a power of two, so that no product with it is rounded. Weights
+# as large as the values were keep float16 from rounding small ones to nothing in attention.
+RESTORED = 128.0
 
 
 @jax.tree_util.register_dataclass

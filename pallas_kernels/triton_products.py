@@ -14,12 +14,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from emsjax.pallas_kernels.backends import target_capability
 from emsjax.pallas_kernels.manual_axes import result_like
+from emsjax.pallas_kernels.triton_gpus import no_triton
 from emsjax.pallas_kernels.tuned import tuned
 
-# Triton makes code for compute capability 8.0, Ampere, and newer.
-OLDEST = 8
 # Outputs of a program, and the number of columns that it multiplies at a time, or half as many.
 OUT, DEPTH = 64, 128
 # Most rows of a program, and most programs that read the same weights for different rows. The
@@ -77,8 +75,13 @@ def blocks_for(num_out: int, num_in: int, num_rows: int, parts: int | None = Non
     if parts is None:
         parts = _parts(num_out, num_in)
     depth = DEPTH if num_in // parts % DEPTH == 0 else DEPTH // 2
-    rows = min(pl.next_power_of_2(max(num_rows, ROW_MULTIPLE)), MOST_ROWS)
+    rows = rows_of_program(num_rows)
     return Blocks(depth, parts, rows, min(SHARED_BYTES // ((OUT + rows) * depth * 2), STAGES))
+
+
+def rows_of_program(num_rows: int) -> int:
+    """Returns how many of T rows a program multiplies, a power of two."""
+    return min(pl.next_power_of_2(max(num_rows, ROW_MULTIPLE)), MOST_ROWS)
 
 
 def _parts(num_out: int, num_in: int) -> int:
@@ -90,9 +93,8 @@ def _parts(num_out: int, num_in: int) -> int:
 
 def unsupported(kernels: Any) -> str | None:
     """Why the kernel cannot read this stack, or None if it can."""
-    capability = target_capability()
-    if capability is not None and int(capability.split(".")[0]) < OLDEST:
-        return f"the GPU has compute capability {capability}; Triton requires {OLDEST}.0"
+    if reason := no_triton():
+        return reason
     nbytes = kernels.size // (2 if kernels.dtype == jnp.int4 else 1)
     if kernels.dtype.itemsize == 1 and nbytes in MISCOUNTED:
         return f"the stack has {nbytes} bytes, which jax would count in 32 bits with a sign"

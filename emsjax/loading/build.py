@@ -24,12 +24,10 @@ from emsjax.models.family import WeightMap, dotted, rule
 from emsjax.models.groups import Groups
 from emsjax.models.quantised import group_shapes, in_groups, quantise_shapes
 from emsjax.models.sizes import planned_group
+from emsjax.pallas_kernels.kv_rows import LANES
 
 # Inputs that share a scale. With fewer, scales take more memory than they save.
 _SMALLEST_GROUP = 16
-# Kernels read inputs in multiples of these. Without a kernel, products with 4 bits take longer than
-# with floats.
-_KERNEL_INPUTS = 128
 
 
 def abstract_model(
@@ -196,8 +194,9 @@ def _kept(
         return _Kept(None if quantize == "int8" else (), {})
     if quantize is None and _floats_are_faster():
         return _Kept(_held_in_int8(parameters, source.int8), {})
+    # A TPU's kernel takes whole rows of lanes. Without one, products take longer than with floats.
     # What an option asks for is kept even if no kernel suits it.
-    multiple = 1 if quantize == "int4" else _KERNEL_INPUTS
+    multiple = 1 if quantize == "int4" else LANES
     int4 = {}
     for path in in_groups(nnx.merge(graphdef, abstract)) if source.int4 else ():
         if (groups := _groups(path, parameters[path], source.int4, division, multiple)) is not None:

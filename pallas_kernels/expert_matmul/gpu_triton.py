@@ -10,16 +10,24 @@ import jax.numpy as jnp
 from emsjax.pallas_kernels import triton_products
 from emsjax.pallas_kernels.expert_matmul.tiles import Tiles
 from emsjax.pallas_kernels.few_rows import unsuitable
-from emsjax.pallas_kernels.triton_products import MOST_ROWS, MOST_SHARES, OUT, blocks_for, sums_of
+from emsjax.pallas_kernels.triton_products import (
+    MOST_ROWS,
+    OUT,
+    blocks_for,
+    rows_of_program,
+    sums_of,
+)
 
 
 def unsupported(x: jax.Array, kernels: jax.Array) -> str | None:
     """Why the kernel cannot be used, or None if it can."""
+    size = x.shape[1]
+    if size != rows_of_program(size):
+        return f"tiles have {size} rows; the kernel takes powers of two from 16 to {MOST_ROWS}"
     rows = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
     layers, experts, *shape = kernels.shape
     stack = jax.ShapeDtypeStruct((layers * experts, *shape), kernels.dtype)
-    most = MOST_ROWS * MOST_SHARES
-    return triton_products.unsupported(stack) or unsuitable(rows, stack, most, OUT)
+    return triton_products.unsupported(stack) or unsuitable(rows, stack, MOST_ROWS, OUT)
 
 
 def expert_matmul(

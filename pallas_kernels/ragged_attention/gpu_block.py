@@ -9,7 +9,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from emsjax.pallas_kernels import hopper
-from emsjax.pallas_kernels.ragged_attention.sections import LOG2_E, MASKED, RESTORED, Options
+from emsjax.pallas_kernels.int8_cache import RESTORED
+from emsjax.pallas_kernels.ragged_attention.sections import LOG2_E, MASKED, Options
 from emsjax.pallas_kernels.ragged_attention.tiles import Window, lag
 
 # Numbers of an int8 head that are converted at a time.

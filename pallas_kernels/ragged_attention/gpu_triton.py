@@ -14,13 +14,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from emsjax.pallas_kernels.backends import target_capability
-from emsjax.pallas_kernels.int8_cache import Cache, Int8Cache
+from emsjax.pallas_kernels.int8_cache import RESTORED, Cache, Int8Cache
 from emsjax.pallas_kernels.manual_axes import result_like
 from emsjax.pallas_kernels.ragged_attention.sections import (
     LOG2_E,
     MASKED,
-    RESTORED,
     Inputs,
     Options,
     Sums,
@@ -29,14 +27,18 @@ from emsjax.pallas_kernels.ragged_attention.sections import (
 )
 from emsjax.pallas_kernels.ragged_attention.sections import prepare as prepare_sections
 from emsjax.pallas_kernels.ragged_attention.tiles import Walk, Window, lag
-from emsjax.pallas_kernels.ragged_attention.tuning import GPUBlocks, gpu_blocks, most_height
+from emsjax.pallas_kernels.ragged_attention.tuning import WIDE, GPUBlocks, gpu_blocks, most_height
 from emsjax.pallas_kernels.tensor_cores import DTYPES
+from emsjax.pallas_kernels.triton_gpus import no_triton
 from emsjax.pallas_kernels.triton_products import MISCOUNTED
 
-# Triton makes code for compute capability 8.0, Ampere, and newer.
-OLDEST = 8
-# Triton's arrays are powers of two long, and a product has at least 16 rows and columns.
-NARROWEST_HEAD, WIDEST_HEAD, LEAST_HEIGHT = 16, 256, 16
+# The width of a head is a multiple of this. Triton's arrays are powers of two long, so other heads
+# get zeros for the rest, which are not in memory.
+WIDTH_MULTIPLE, WIDEST_HEAD = 16, 256
+# Tokens of a block of heads wider than `WIDE`: of more, an L4's shared memory does not hold two.
+KV_OF_WIDE_HEADS = 32
+# A product has at least this many rows.
+LEAST_HEIGHT = 16
 # Rows of a tile from which on its running sums take the registers of twice as many threads.
 TALL, WARPS = 32, 4
 
@@ -52,11 +54,10 @@ class _Running(NamedTuple):
 def unsupported(q: jax.Array, cache: Cache, num_kv_heads: int) -> str | None:
     """Returns why the kernel does not support these arguments, or None if it does."""
     _, num_heads, head_dim = q.shape
-    group, capacity, found = num_heads // num_kv_heads, cache.shape[2], target_capability()
-    too_old = found is not None and int(found.split(".")[0]) < OLDEST
+    group, capacity, too_old = num_heads // num_kv_heads, cache.shape[2], no_triton()
     int8 = isinstance(cache, Int8Cache)
     problems = (
-        (too_old, f"the GPU has compute capability {found}; Triton requires {OLDEST}.0"),
+        (too_old, too_old),
         (q.dtype not in DTYPES, f"q is {q.dtype}; the kernel requires bfloat16 or float16"),
         (
             not int8 and cache.dtype != q.dtype,
@@ -69,9 +70,9 @@ def unsupported(q: jax.Array, cache: Cache, num_kv_heads: int) -> str | None:
         ),
         (capacity % 64, f"S is {capacity}; the kernel requires a multiple of 64"),
         (
-            head_dim & (head_dim - 1) or not NARROWEST_HEAD <= head_dim <= WIDEST_HEAD,
-            f"heads are {head_dim} wide; the kernel requires a power of two from "
-            f"{NARROWEST_HEAD} to {WIDEST_HEAD}",
+            head_dim % WIDTH_MULTIPLE or head_dim > WIDEST_HEAD,
+            f"heads are {head_dim} wide; the kernel requires a multiple of {WIDTH_MULTIPLE} up to "
+            f"{WIDEST_HEAD}",
         ),
         (
             group > most_height(head_dim),
@@ -89,33 +90,40 @@ def prepare(*arguments: Any, **sizes: Any) -> Callable[..., jax.Array]:
 def triton_blocks(
     capacity: int, head_dim: int, group: int, max_q_len: int, caches: int
 ) -> GPUBlocks:
-    """Returns the kernel's block sizes: those for Hopper, but heights are powers of two."""
+    """Returns the kernel's block sizes: those for Hopper, but heights are powers of two.
+
+    Wide heads have shorter blocks.
+    """
     blocks = gpu_blocks(capacity, head_dim, group, max_q_len, caches, backend="gpu-triton")
     height = max(pl.next_power_of_2(blocks.q * group), LEAST_HEIGHT)
-    return blocks._replace(height=height, stages=2)
+    kv = blocks.kv if head_dim <= WIDE else KV_OF_WIDE_HEADS
+    return blocks._replace(kv=kv, height=height, stages=2)
 
 
 def _call(inputs: Inputs, options: Options) -> Sums:
     """Runs the kernel for all tiles, KV heads and sections."""
     blocks = options.blocks
     num_tiles, num_kv_heads, height, head_dim = inputs.q.shape
+    lanes = pl.next_power_of_2(head_dim)
+    rest = (0, 0), (0, 0), (0, 0), (0, lanes - head_dim)
+    inputs = inputs._replace(q=jnp.pad(inputs.q, rest))
     grid = (num_tiles, num_kv_heads, pl.cdiv(options.capacity, blocks.section))
     arrays = inputs.arrays()
     rows = result_like((*grid, height), jnp.float32, arrays)
-    sums = Sums(result_like((*rows.shape, head_dim), jnp.float32, arrays), rows, rows)
+    sums = Sums(result_like((*rows.shape, lanes), jnp.float32, arrays), rows, rows)
     of_program = pl.BlockSpec(
         (None, None, None, height), lambda tile, head, section: (tile, head, section, 0)
     )
     specs = Sums(
         pl.BlockSpec(
-            (None, None, None, height, head_dim),
+            (None, None, None, height, lanes),
             lambda tile, head, section: (tile, head, section, 0, 0),
         ),
         of_program,
         of_program,
     )
     call = pl.pallas_call(
-        functools.partial(_kernel, options=options),
+        functools.partial(_kernel, options=options, head_dim=head_dim),
         out_shape=sums,
         grid=grid,
         in_specs=[pl.BlockSpec(memory_space=pl.ANY)] * len(arrays),
@@ -125,10 +133,11 @@ def _call(inputs: Inputs, options: Options) -> Sums:
         ),
         name="ragged_attention",
     )
-    return call(*arrays)
+    found: Sums = call(*arrays)
+    return found._replace(out=found.out[..., :head_dim])
 
 
-def _kernel(*refs: Any, options: Options) -> None:
+def _kernel(*refs: Any, options: Options, head_dim: int) -> None:
     """Processes one tile, KV head and section."""
     given = iter(refs)
     inputs, sums = Inputs.of(given, options), Sums(*given)
@@ -136,10 +145,10 @@ def _kernel(*refs: Any, options: Options) -> None:
     facts = [fact[tile] for fact in inputs.facts]
     window = Window.read(inputs.window)
     steps = walk_of(inputs, options, window, tile, section)
-    height, head_dim = sums.out.shape
-    add = functools.partial(_add_block, inputs, options, facts, (tile, head, steps))
+    height, lanes = sums.out.shape
+    add = functools.partial(_add_block, inputs, options, head_dim, facts, (tile, head, steps))
     empty = _Running(
-        jnp.zeros((height, head_dim), jnp.float32),
+        jnp.zeros((height, lanes), jnp.float32),
         jnp.full((height,), MASKED, jnp.float32),
         jnp.zeros((height,), jnp.float32),
     )
@@ -154,6 +163,7 @@ def _kernel(*refs: Any, options: Options) -> None:
 def _add_block(
     inputs: Inputs,
     options: Options,
+    head_dim: int,
     facts: list[jax.Array],
     at: tuple[jax.Array, jax.Array, Walk],
     step: jax.Array,
@@ -165,10 +175,11 @@ def _add_block(
     tokens = pl.ds(slot * options.capacity + start, kv)
     q = inputs.q[tile, head]
     places, layer = (head, options.num_kv_heads + head), inputs.layer[0]
-    k, v = (
-        inputs.cache[layer, tokens, pl.ds(place * q.shape[1], q.shape[1])].astype(q.dtype)
+    heads = (
+        _read_head(inputs.cache.at[layer, tokens, pl.ds(place * head_dim, q.shape[1])], head_dim)
         for place in places
     )
+    k, v = (head.astype(q.dtype) for head in heads)
     scores = product(q, k.T)
     if inputs.scales is not None:
         k_scale, v_scale = (
@@ -196,6 +207,15 @@ def _add_block(
         gained = product(scaled.astype(v.dtype), v) / RESTORED
     out = running.out * decay[:, None] + gained
     return _Running(out, top, running.total * decay + weights.sum(axis=1))
+
+
+def _read_head(place: Any, head_dim: int) -> jax.Array:
+    """Returns a head of a block of tokens, [tokens, lanes], with zeros after its last number."""
+    tokens, lanes = place.shape
+    if lanes == head_dim:
+        return place[...]
+    there = jnp.broadcast_to((jnp.arange(lanes) < head_dim)[None], (tokens, lanes))
+    return triton.load(place, mask=there, other=0)
 
 
 def _visible(

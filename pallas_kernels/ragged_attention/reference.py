@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.pallas_kernels.backends import target_platform
-from emsjax.pallas_kernels.int8_cache import Cache, read_block
+from emsjax.pallas_kernels.int8_cache import RESTORED, Cache, read_block
 from emsjax.pallas_kernels.manual_axes import varying_like
 from emsjax.pallas_kernels.ragged_attention.tiles import (
     Prepared,
@@ -33,8 +33,6 @@ from emsjax.pallas_kernels.ragged_attention.tuning import BLOCKS, tile_height
 # The score of a masked token. It is finite because a row whose first blocks are all masked would
 # otherwise compute inf - inf.
 MASKED = -1e30
-# About the largest int8 number, and a power of two, so that no product with it is rounded.
-_RESTORED = 128.0
 
 
 class _Tile(NamedTuple):
@@ -112,13 +110,12 @@ def _attend_tile(
         decay = jnp.exp(top - new_top)
         v, scaled = jnp.where(there[None, :, None], read.v, jnp.zeros((), dtype)), weights
         if read.v_scale is not None:
-            # Weights as large as the values were keep float16 from rounding small ones to nothing.
-            scaled = weights * jnp.where(there, read.v_scale * _RESTORED, 0)[:, None]
+            scaled = weights * jnp.where(there, read.v_scale * RESTORED, 0)[:, None]
         gained = jnp.einsum(
             "KMS,KSH->KMH", scaled.astype(dtype), v, preferred_element_type=jnp.float32
         )
         if read.v_scale is not None:
-            gained /= _RESTORED
+            gained /= RESTORED
         return new_top, total * decay + weights.sum(axis=2), out * decay[..., None] + gained
 
     end = (tile.facts.kv_end + block - 1) // block

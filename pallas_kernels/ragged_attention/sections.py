@@ -33,9 +33,6 @@ from emsjax.pallas_kernels.ragged_attention.tuning import GPUBlocks
 # otherwise compute inf - inf.
 MASKED = -1e30
 LOG2_E = math.log2(math.e)
-# About the largest int8 number, and a power of two, so that no product with it is rounded. Weights
-# as large as the values were keep float16 from rounding small ones to nothing.
-RESTORED = 128.0
 
 
 class Options(NamedTuple):

@@ -12,12 +12,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from emsjax.pallas_kernels.backends import target_capability
 from emsjax.pallas_kernels.few_rows import Given
 from emsjax.pallas_kernels.manual_axes import result_like
 from emsjax.pallas_kernels.norms import rms_scaled
 from emsjax.pallas_kernels.tensor_cores import DTYPES
-from emsjax.pallas_kernels.triton_products import OLDEST
+from emsjax.pallas_kernels.triton_gpus import no_triton
 
 # The widest rows, of which a program holds several copies in registers.
 WIDEST = 16384
@@ -28,9 +27,8 @@ NUMBERS_OF_A_WARP, MOST_WARPS = 512, 16
 def unsupported(x: Given, scales: Given) -> str | None:
     """Why the kernel cannot be used, or None if it can."""
     del scales
-    capability = target_capability()
-    if capability is not None and int(capability.split(".")[0]) < OLDEST:
-        return f"the GPU has compute capability {capability}; Triton requires {OLDEST}.0"
+    if reason := no_triton():
+        return reason
     if x.dtype not in DTYPES:
         return f"x is {x.dtype}; the kernel takes bfloat16 and float16"
     return f"rows are {x.shape[1]} wide; it takes {WIDEST}" if x.shape[1] > WIDEST else None

@@ -20,6 +20,8 @@ from emsjax.drafters import (
     Recurrent,
     SelfWindow,
 )
+from emsjax.drafters.eagle import Eagle
+from emsjax.drafters.eagle import Parts as EagleParts
 from emsjax.drafters.own_layers import Parts
 from emsjax.engine.devices import ONE, Devices
 from emsjax.engine.drafter import Drafter
@@ -31,6 +33,7 @@ from emsjax.engine.policy import POLICIES
 from emsjax.engine.step_costs import StepCosts
 from emsjax.loading.load import load_model
 from emsjax.models.decoder import DecoderLM
+from emsjax.models.eagle_head import EagleConfig, EagleHead
 from emsjax.models.recurrent_draft import RecurrentConfig, RecurrentDraft, Shared
 from emsjax.models.registry import FAMILIES
 from emsjax.models.shared_rows import DividedRows
@@ -112,7 +115,7 @@ def make_drafter(model: Any, name: str) -> Drafter:
     if name == "combined-own-layers":
         return Combined(lookup, own_layers(model))
     kinds = {"itself": itself, "draft-model": another, "alike": alike, "recurrent": recurrent}
-    kinds |= {"own-layers": own_layers, "self-window": self_window}
+    kinds |= {"own-layers": own_layers, "self-window": self_window, "eagle": eagle}
     return kinds[name](model)
 
 
@@ -178,6 +181,26 @@ def own_layers(model: Any, state_map: Any = None, first_layer: int = 1) -> OwnLa
         read_bytes=1,
         draft_length=5,
         narrowest=4,
+    )
+
+
+def eagle(model: Any) -> Eagle:
+    """Makes an EAGLE-3 head with random weights that can guess every other token."""
+    sizes = model.hidden_size, model.vocab_size // 2
+    config = EagleConfig(replace(model.config, num_layers=1), 3, *sizes)
+    graphdef, params = nnx.split(EagleHead(config, rngs=nnx.Rngs(0), dtype=model.dtype))
+    params = jax.tree.map(lambda x: x.astype(model.dtype), params)
+    ids = jnp.arange(0, model.vocab_size, 2, dtype=jnp.int32)
+    embedding = shared_with(model, ids, model.embedder.tokens).embedding
+    return Eagle(
+        "random",
+        EagleParts(params, embedding, ids, {}),
+        lambda head, _: (nnx.merge(graphdef, head), None),
+        model.vocab_size,
+        model.hidden_size,
+        hidden_layers=(1, model.num_layers // 2, model.num_layers - 1),
+        read_bytes=1,
+        draft_length=5,
     )
 
 

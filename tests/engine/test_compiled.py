@@ -16,6 +16,7 @@ import pytest
 from flax import nnx
 
 from emsjax.drafters import DraftModel
+from emsjax.engine.drafter import Drafter
 from emsjax.engine.engine import Engine
 from emsjax.engine.ladder import Rung, make_ladder
 from emsjax.loading.build import shape_of_model
@@ -46,7 +47,7 @@ WRITERS = {"cpu": "scatter", "tpu": "custom-call"}
 
 def abstract_engine(
     dtype: jnp.dtype,
-    drafter: str,
+    drafter: str | Drafter,
     config: DecoderConfig = CONFIG,
     method: str = "ems",
     make: Callable[..., tuple[Rung, ...]] = two_rungs,

@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from emsjax.drafters import PromptLookup
+from emsjax.engine.drafter import Drafter
 from emsjax.engine.engine import Engine
 from emsjax.engine.ladder import Rung
+from emsjax.limits import LONG_DRAFT_LENGTH
 from emsjax.models.config import DecoderConfig
-from emsjax.pallas_kernels import triton_products
+from emsjax.pallas_kernels import triton_gpus
 from emsjax.pallas_kernels.ahead import compile_lowered, compile_on, on_device
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
 from emsjax.plan.copies import copied_slices
@@ -36,7 +39,7 @@ LARGE_OPERATIONS = re.compile(r"= (\w+)\[([0-9,]+)\]\S* (?:copy|transpose|conver
 
 
 # The most launches a layer, of both rungs. A T4's attention is a loop.
-MOST_LAUNCHES = {"h100": 12, "a100": 12, "l4": 14, "b200": 12, "g4": 12}
+MOST_LAUNCHES = {"h100": 12, "a100": 12, "l4": 15, "b200": 12, "g4": 12}
 
 
 def steps_of_a_batch(*args: int, **options: Any) -> tuple[Rung, ...]:
@@ -44,15 +47,20 @@ def steps_of_a_batch(*args: int, **options: Any) -> tuple[Rung, ...]:
     return short_ladder(*args, **options)[:3:2]
 
 
+# As long as they are on a GPU by default.
+LOOKUP = PromptLookup(LONG_DRAFT_LENGTH)
+
+
 def compile_for(
     gpu: str,
     config: DecoderConfig = CONFIG,
     quantize: str | None = None,
     make: Callable[..., tuple[Rung, ...]] = steps_of_a_batch,
+    drafter: str | Drafter = LOOKUP,
 ) -> tuple[Engine, jax.stages.Compiled]:
     dtype = jnp.dtype("float16" if gpu == "t4" else "bfloat16")
     with on_device(gpu) as sharding:
-        engine = abstract_engine(dtype, "prompt-lookup", config, make=make, quantize=quantize)
+        engine = abstract_engine(dtype, drafter, config, make=make, quantize=quantize)
         return engine, compile_lowered(gpu, engine.lower(sharding))
 
 
@@ -98,6 +106,15 @@ def test_hopper_with_every_switch(name: str):
     engine, compiled = compile_for("h100", SWITCHES[name])
     check_no_copy_of_a_slot(engine, compiled)
     check_no_kernel_is_copied(engine, compiled)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "drafter"), [("h100", "eagle"), ("a100", "recurrent"), ("l4", "own-layers")]
+)
+def test_drafters_that_compute(gpu: str, drafter: str):
+    engine, compiled = compile_for(gpu, make=one_rung, drafter=drafter)
+    check_no_copy_of_a_slot(engine, compiled)
+    check_no_weight_is_copied(engine, compiled)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +174,7 @@ def test_only_wider_steps_copy_weights_on_a_t4(make: Any, copies: int, quantize:
 
 def test_triton_has_no_code_for_a_t4(monkeypatch: pytest.MonkeyPatch):
     """Once this fails, its kernels can replace XLA's sums and copies."""
-    monkeypatch.setattr(triton_products, "OLDEST", 7)
+    monkeypatch.setattr(triton_gpus, "OLDEST", 7)
     x = jax.ShapeDtypeStruct((64, 512), jnp.float16)
     kernels, layer = jax.ShapeDtypeStruct((2, 512, 512), jnp.float16), jnp.int32(0)
     with pytest.raises(jax.errors.JaxRuntimeError, match="only enabled for Ampere"):

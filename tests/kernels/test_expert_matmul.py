@@ -1,5 +1,6 @@
 """`expert_matmul` with a product for each tile and as a TPU kernel, and how rows are grouped."""
 
+import functools
 import itertools
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from emsjax.pallas_kernels import triton_products
 from emsjax.pallas_kernels.ahead import compile_on
+from emsjax.pallas_kernels.backends import compiling_for, noting_backends
 from emsjax.pallas_kernels.expert_matmul.api import expert_matmul
 from emsjax.pallas_kernels.expert_matmul.tiles import (
     MOST_ROWS,
@@ -64,6 +66,21 @@ class TestTriton(ExpertMatmulContract):
         if jax.default_backend() != "gpu":
             # XLA's products on a CPU depend on the number of rows.
             monkeypatch.setattr(triton_products, "product_transposed", product_of_pairs)
+
+
+@pytest.mark.parametrize(
+    ("size", "chosen"), [(16, "gpu-triton"), (64, "gpu-triton"), (8, "reference"), (24, "reference")]
+)
+def test_tiles_that_are_no_program_of_triton_are_left_to_the_reference(size: int, chosen: str):
+    """A program would take rows of two tiles, and multiply them with one expert."""
+    tiles = tiles_of(jnp.zeros((3, 1), jnp.int32), jnp.ones(3, bool), 2)
+    x = jax.ShapeDtypeStruct((len(tiles.experts), size, 64), jnp.bfloat16)
+    kernels = jax.ShapeDtypeStruct((2, 2, 64, 64), jnp.bfloat16)
+    with compiling_for("gpu", "8.0"), noting_backends() as picked:
+        jax.eval_shape(
+            functools.partial(expert_matmul, layer=jnp.int32(0), tiles=tiles), x, kernels
+        )
+    assert picked["expert_matmul"] == chosen
 
 
 # One program for all examples of a shape.

@@ -19,24 +19,28 @@ from tests.kernels.test_tpu_compiled import OPTIONS
 
 
 def on_gpu(name: str, case: Case) -> Case:
-    """Only 16-bit dtypes, capacities of multiples of 64 tokens, and int8 heads of 64 numbers."""
-    width = 64 if case.int8 else case.head_dim
-    dtype = "float16" if name == "float16" else "bfloat16"
-    return replace(case, cache_len=192, dtype=dtype, head_dim=width)
+    """Only 16-bit dtypes, and capacities of multiples of 64 tokens."""
+    return replace(case, cache_len=192, dtype="float16" if name == "float16" else "bfloat16")
+
+
+def on_hopper(case: Case) -> Case:
+    """Int8 heads of 64 numbers."""
+    return replace(case, head_dim=64) if case.int8 else case
 
 
 GPU_CASES = {name: on_gpu(name, case) for name, case in CASES.items()}
+HOPPER_CASES = {name: on_hopper(case) for name, case in GPU_CASES.items()}
 
 
 class TestAttention(AttentionContract):
     backend = "gpu"
-    cases: ClassVar = tuple(GPU_CASES)
+    cases: ClassVar = tuple(HOPPER_CASES)
     examples = 2
     quick: ClassVar = ("all",)
 
     @pytest.fixture(autouse=True)
     def _interpreted(self, interpreting_gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(contract_attention, "CASES", GPU_CASES)
+        monkeypatch.setattr(contract_attention, "CASES", HOPPER_CASES)
 
 
 def small_sections(*args, **options) -> GPUBlocks:
@@ -57,17 +61,17 @@ class TestAttentionSections(AttentionContract):
 
     @pytest.fixture(autouse=True)
     def _interpreted(self, interpreting_gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(contract_attention, "CASES", GPU_CASES)
+        monkeypatch.setattr(contract_attention, "CASES", HOPPER_CASES)
         monkeypatch.setattr(gpu, "gpu_blocks", small_sections)
 
 
 class TestTriton(AttentionContract):
     backend = "gpu-triton"
-    cases: ClassVar = tuple(name for name in GPU_CASES if name not in ("mqa", "h96"))
+    cases: ClassVar = tuple(GPU_CASES)
     examples = 2
     quick: ClassVar = (
         *("all", "single-rows", "holes-and-all", "prompts", "int8-and-all"),
-        "sink-tokens",
+        *("sink-tokens", "h96"),
     )
 
     @pytest.fixture(autouse=True)
@@ -82,11 +86,12 @@ class TestTriton(AttentionContract):
         ("9.0", 64, False, "gpu"),
         ("9.0", 96, False, "gpu"),
         ("9.0", 128, True, "gpu"),
-        ("9.0", 80, True, "reference"),
+        ("9.0", 80, True, "gpu-triton"),
         ("8.0", 64, False, "gpu-triton"),
         ("8.0", 64, True, "gpu-triton"),
         ("12.0", 128, False, "gpu-triton"),
-        ("8.9", 96, False, "reference"),
+        ("8.9", 96, False, "gpu-triton"),
+        ("8.9", 40, False, "reference"),
         ("7.5", 64, False, "reference"),
     ],
 )

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from emsjax.limits import LONG_DRAFT_LENGTH
 from emsjax.pallas_kernels.ahead import compile_on
 from emsjax.pallas_kernels.gpu_targets import GPUS
 from emsjax.pallas_kernels.report.ahead import attention_arguments, attention_call
 from emsjax.pallas_kernels.report.gpu_kernels import GPURow, measure
 from emsjax.pallas_kernels.report.registers import read_kernels
-from emsjax.pallas_kernels.report.work import MODELS, ragged
+from emsjax.pallas_kernels.report.work import MODELS, Heads, ragged
 from emsjax.pallas_kernels.residual_norm.api import residual_norm
 from tests.kernels.test_tpu_compiled import OPTIONS
 
@@ -30,8 +31,8 @@ MOST_REGISTERS, MOST_WITH_INT8_CACHE = 224, 248
 @pytest.mark.parametrize("model", ["smollm2-135m", "llama-3-8b"])
 @pytest.mark.parametrize("gpu", ["h100", "a100", "l4"])
 def test_kernels_keep_their_registers(gpu: str, model: str):
-    rows = list(measure(gpu, model, ragged(MODELS[model], 8, 8, 2048)))
-    # Attention in two dtypes, with 8 rows a slot for trees, too, and four products in three.
+    rows = list(measure(gpu, model, ragged(MODELS[model], 8, LONG_DRAFT_LENGTH + 1, 2048)))
+    # Attention in two dtypes, with 16 rows a slot for trees, too, and four products in three.
     names = [row.found.kernel for row in rows]
     products = [*8 * ["layer_matmul"], *4 * ["grouped_matmul"]]
     attention = ["ragged_attention"]
@@ -47,14 +48,25 @@ def check(gpu: str, row: GPURow) -> None:
     assert 0 < row.found.shared_bytes <= GPUS[gpu].block_bytes, row
 
 
+# The widest heads that there are, as many as share a tile, and some whose width is no power of two.
+GEMMA_2B, OPT_2_7B = Heads(8, 1, 256), Heads(32, 32, 80)
+
+
 @pytest.mark.parametrize("int8", [False, True])
-@pytest.mark.parametrize("gpu", ["h100", "a100", "l4"])
-def test_attention_with_every_option(gpu: str, int8: bool, tmp_path: Path):
-    work = ragged(MODELS["llama-3-8b"], 8, 8, 2048)._replace(int8=int8)
+@pytest.mark.parametrize(
+    ("gpu", "heads"),
+    [
+        *((gpu, MODELS["llama-3-8b"]) for gpu in ("h100", "a100", "l4")),
+        *((gpu, GEMMA_2B) for gpu in ("l4", "g4")),
+        ("l4", OPT_2_7B),
+    ],
+)
+def test_attention_with_every_option(gpu: str, heads: Heads, int8: bool, tmp_path: Path):
+    work = ragged(heads, 8, 8, 2048)._replace(int8=int8)
     call = attention_call(work, "gpu" if gpu == "h100" else "gpu-triton", **OPTIONS["all"])
     compile_on(gpu, call, functools.partial(attention_arguments, work), dump=tmp_path)
     (found,) = read_kernels(tmp_path)
-    check(gpu, GPURow("llama-3-8b", "int8 cache" if int8 else "", found))
+    check(gpu, GPURow("", "int8 cache" if int8 else "", found))
 
 
 @pytest.mark.parametrize("width", [576, 4096, 16384])
