@@ -9,10 +9,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emsjax.engine.draft import Draft
+from emsjax.engine.draft import ROOT, Draft
 from emsjax.engine.state import DecodeState
 from emsjax.engine.step_plan import Plan, Planned
-from emsjax.engine.verify import commit, verify
+from emsjax.engine.tree import tree_of
+from emsjax.engine.verify import Verdict, commit, verify
 from emsjax.limits import MAX_STOP_IDS
 from emsjax.sampling.choose import Chosen
 from emsjax.sampling.rows import NO_TOKEN
@@ -48,6 +49,20 @@ def steps(draw: Any) -> tuple[dict, Draft, Plan, np.ndarray]:
         int32s(q_lens), int32s(draft_lens), int32s(unpadded), np.asarray(complete), int32s(0)
     )
     return fields, Draft(draft_tokens, int32s(draft_lens)), plan, predicted
+
+
+@st.composite
+def tree_steps(draw: Any) -> tuple[dict, Draft, Plan, np.ndarray]:
+    """Draws what `steps` draws, with the guesses of each slot in a tree."""
+    fields, draft, plan, predicted = draw(steps())
+    tokens, parents = draft.tokens.copy(), np.full((NUM_SLOTS, K), ROOT, np.int32)
+    for slot in range(NUM_SLOTS):
+        for guess in range(1, K):
+            parents[slot, guess] = draw(st.integers(ROOT, guess - 1))
+            siblings = tokens[slot, :guess][parents[slot, :guess] == parents[slot, guess]]
+            while tokens[slot, guess] in siblings:
+                tokens[slot, guess] = (tokens[slot, guess] + 1) % VOCAB
+    return fields, draft._replace(tokens=tokens, parents=parents), plan, predicted
 
 
 @dataclass
@@ -105,17 +120,21 @@ def commit_by_hand(
 
 @jax.jit
 def step(state: DecodeState, draft: Draft, plan: Plan, predicted: jax.Array) -> Any:
-    verdict = verify(draft.tokens, plan.draft_lens, predicted)
-    planned = Planned(plan, draft, jnp.zeros(draft.tokens.shape))
-    after = commit(state, planned, verdict, Chosen(predicted, None))
-    return verdict.accepted, after
+    tree = tree_of(draft)
+    verdict = verify(draft.tokens, plan.draft_lens, predicted, tree)
+    planned = Planned(plan, draft, jnp.zeros(draft.tokens.shape), tree)
+    return verdict, commit(state, planned, verdict, Chosen(predicted, None))
 
 
 def check(fields: dict, draft: Draft, plan: Plan, predicted: np.ndarray) -> DecodeState:
     state = make_state(NUM_SLOTS, CACHE_LEN, K, **fields)
-    accepted, after = jax.device_get(step(state, draft, plan, predicted))
+    verdict, after = jax.device_get(step(state, draft, plan, predicted))
+    if draft.parents is not None:
+        draft, predicted, depths = as_chains(draft, plan, predicted, verdict)
     for slot in range(NUM_SLOTS):
         expected = commit_by_hand(fields, draft, plan, predicted, slot)
+        if draft.parents is not None and expected.emitted_at:
+            expected.drafted = depths[slot]
         count = accepted_by_hand(
             draft.tokens[slot].tolist(), int(plan.draft_lens[slot]), predicted[slot].tolist()
         )
@@ -130,11 +149,48 @@ def check(fields: dict, draft: Draft, plan: Plan, predicted: np.ndarray) -> Deco
             after.stats.accepted[slot].tolist(),
             int(after.stats.failed[slot]),
         )
-        assert accepted[slot] == count
+        assert verdict.accepted[slot] == count
         assert found == expected, f"slot {slot}"
     for name in ("prompt_lens", "max_lens", "stop_ids"):
         np.testing.assert_array_equal(getattr(after, name), getattr(state, name))
     return after
+
+
+def as_chains(
+    draft: Draft, plan: Plan, predicted: np.ndarray, verdict: Verdict
+) -> tuple[Draft, np.ndarray, list[list[int]]]:
+    """Walks trees from their roots, and checks the verdict about each guess.
+
+    Returns:
+      The right paths as chains, with a wrong guess after each; the choices after their tokens; and
+      how many guesses of each depth were verified, for each slot.
+    """
+    tokens, choices, depths = np.full((NUM_SLOTS, K), VOCAB), np.zeros((NUM_SLOTS, K + 1)), []
+    for slot, length in enumerate(plan.draft_lens.tolist()):
+        parents, guesses = draft.parents[slot, :length], draft.tokens[slot, :length]
+        rows, tried, depth = [0], np.zeros(K, np.bool), [0] * K
+        for guess, parent in enumerate(parents):  # a child comes after its parent
+            tried[guess] = parent + 1 in rows
+            if tried[guess] and guesses[guess] == predicted[slot, parent + 1]:
+                rows.append(guess + 1)
+            above, number = parent, 0
+            while above != ROOT:
+                above, number = parents[above], number + 1
+            depth[number] += 1
+        right = np.isin(np.arange(1, K + 1), rows[1:])
+        np.testing.assert_array_equal(verdict.tried[slot], tried)
+        np.testing.assert_array_equal(verdict.right[slot], right)
+        assert verdict.path[slot, : len(rows)].tolist() == rows
+        tokens[slot, : len(rows) - 1] = draft.tokens[slot][right]
+        choices[slot, : len(rows)] = predicted[slot, rows]
+        depths.append(depth)
+    return draft._replace(tokens=int32s(tokens)), int32s(choices), depths
+
+
+@settings(max_examples=300)
+@given(tree_steps())
+def test_a_step_with_trees_equals_walking_them_from_their_roots(drawn):
+    check(*drawn)
 
 
 @settings(max_examples=300)
