@@ -1,5 +1,6 @@
 """Attention of packed rows in two kernels for TPUs, interpreted with the race detector on."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,9 @@ from emsjax.pallas_kernels.cache_update.api import cache_places, update_kv_cache
 from emsjax.pallas_kernels.int8_cache import int8_cache_spec
 from emsjax.pallas_kernels.kv_layout import rows_per_token
 from emsjax.pallas_kernels.kv_rows import LANES
-from emsjax.pallas_kernels.ragged_attention import tpu
+from emsjax.pallas_kernels.ragged_attention import tpu, tpu_heads
 from emsjax.pallas_kernels.ragged_attention.api import prepare_packed, ragged_attention
+from emsjax.pallas_kernels.ragged_attention.tpu_joined import Joined
 from emsjax.pallas_kernels.ragged_attention.tuning import TPUBlocks
 from tests.kernels.caches import Ragged
 
@@ -156,19 +158,23 @@ def _interpreted(interpreting_tpu: list[str]) -> None:
 def test_equals_the_steps_on_their_own(name: str):
     case = CASES[name]
     given = packed_rows(case), old_cache(case), angles_of(case)
-    seen, cache = run(case, *given, case.ragged)
-    expected, expected_cache = separately(case, *given)
+    found = run(case, *given, case.ragged)
+    assert [x.dtype for x in found] == [case.dtype] * 2
     # The first slot's rows see an infinite value. Heads that share 128 lanes also share its NaN.
-    assert np.isnan(seen[0]).any()
-    seen, expected = seen[case.q_lens[0] :], expected[case.q_lens[0] :]
+    assert np.isnan(found[0][0].astype(np.float32)).any()
+    assert agree(case, found, separately(case, *given))
+
+
+def agree(case: Case, found: tuple[Any, Any], wanted: tuple[Any, Any]) -> bool:
+    """Returns whether caches agree, and the rows of all slots but the first, which are numbers."""
     # Products of attention round weights, and the rotation may round a sum once or twice.
     tolerance = 1e-5 if case.dtype == "float32" else 2e-2
-    for found, wanted in ((cache, expected_cache), (seen, expected)):
-        assert found.dtype == wanted.dtype
-        np.testing.assert_allclose(
-            found.astype(np.float32), wanted.astype(np.float32), rtol=tolerance, atol=tolerance
-        )
-    assert not np.isnan(seen).any()
+    rows, caches = (
+        [x.astype(np.float32) for x in both] for both in zip(found, wanted, strict=True)
+    )
+    rows = [x[case.q_lens[0] :] for x in rows]
+    options = {"rtol": tolerance, "atol": tolerance}
+    return np.allclose(*rows, **options) and np.allclose(*caches, **options, equal_nan=True)
 
 
 @pytest.mark.parametrize("tile_rows", [2, pytest.param(1, marks=SLOW), pytest.param(4, marks=SLOW)])
@@ -189,6 +195,24 @@ def test_a_row_is_the_same_alone_and_in_another_place(
     np.testing.assert_array_equal(seen_alone[: end - first], seen[first:end])
     np.testing.assert_array_equal(written_alone[LAYER, slot], written[LAYER, slot])
     assert not seen_alone[end - first :].any()
+
+
+FAULTS: dict[str, tuple[Any, str, Callable[[Callable], Callable]]] = {
+    "turns the wrong way": (tpu_heads, "_is_first", lambda f: lambda *args: ~f(*args)),
+    "takes another head": (tpu_heads, "places", lambda f: lambda *a: (f(*a)[0][::-1], f(*a)[1])),
+    "unused rows are anything": (Joined, "begin", lambda _: lambda _: None),
+    "values keep NaN": (tpu_heads, "_token", lambda _: lambda x, n, s: x.at(s.keys + 128 * n)),
+}
+
+
+@SLOW
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_found(name: str, monkeypatch: pytest.MonkeyPatch):
+    place, attribute, fault = FAULTS[name]
+    monkeypatch.setattr(place, attribute, fault(getattr(place, attribute)))
+    case = CASES["smollm2"]
+    given = packed_rows(case), old_cache(case), angles_of(case)
+    assert not agree(case, run(case, *given, case.ragged), separately(case, *given))
 
 
 def test_what_has_no_kernel():
