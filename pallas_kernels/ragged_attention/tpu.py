@@ -351,10 +351,10 @@ def attend_tiles(
     max_q_len: int,
     packed: bool,
     scale: float,
-    window: int | jax.Array | None,
-    sink_tokens: int | jax.Array | None,
-    soft_cap: float | None,
-    sinks: jax.Array | None,
+    window: int | jax.Array | None = None,
+    sink_tokens: int | jax.Array | None = None,
+    soft_cap: float | None = None,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
     """Returns what the queries see as [T, N * H] if `packed`, else as [tiles, K, height, W]."""
     num_kv_heads, height = queries.shape[1:3]
