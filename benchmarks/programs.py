@@ -34,9 +34,11 @@ NOTES = """\
 Compiled, never run. Figures in brackets are those of the first time that the cell was compiled,
 where they differ. Each slot has 2,048 tokens, and numbers are bfloat16, on a T4 float16.
 
-- *cycles / least*: the TPU compiler's estimate of the forward pass without its attention, divided
-  by the cycles in which the weights cross the memory at its published bandwidth.
-- *launches a layer*: kernels that a GPU starts for a layer. Inner loops count as one.
+- *cycles / least*: the TPU compiler's estimate of the forward pass without hand-written kernels,
+  divided by the cycles in which the weights cross the memory at its published bandwidth. What the
+  kernels of a layer take is in `pallas_kernels/README.md`.
+- *launches a layer*: operations that a device starts for a layer, hand-written kernels included.
+  Inner loops count as one.
 - *bytes / least*: what all operations of the forward pass read from memory and write to it, divided
   by the bytes of the weights. The K/V cache, inner loops, and what stays on the chip are left out:
   where attention was such a loop, the figure in brackets knows nothing of it.
@@ -128,7 +130,7 @@ def _compile(setting: Setting) -> dict[str, Any]:
             "rows": rung.capacity,
             "bytes": traffic.of(body) + layers * traffic.of(layer),
             "cycles": cycles and cycles.rungs[number],
-            "launches_a_layer": None if hardware.hertz else launches(program[layer]),
+            "launches_a_layer": launches(program[layer]),
         }
         found.append(figures)
     return {
@@ -182,6 +184,8 @@ def _figure(now: dict[str, Any], first: dict[str, Any], name: str, unit: float, 
     """Returns a figure in a unit, and in brackets that of the first time if it was another."""
     if now[name] is None:
         return "-"
+    # What was not counted at first has no figure in brackets.
+    first = now if first[name] is None else first
     shown, before = (format(each[name] / unit, digits) for each in (now, first))
     return shown if shown == before else f"{shown} ({before})"
 

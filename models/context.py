@@ -13,7 +13,7 @@ from emsjax.pallas_kernels.cache_update.api import cache_places, update_kv_cache
 from emsjax.pallas_kernels.int8_cache import Cache
 from emsjax.pallas_kernels.kv_layout import rows_per_token, storage_dtype
 from emsjax.pallas_kernels.kv_rows import LANES
-from emsjax.pallas_kernels.ragged_attention.api import prepare
+from emsjax.pallas_kernels.ragged_attention.api import prepare, prepare_packed
 
 
 def layer_context(
@@ -30,17 +30,17 @@ def layer_context(
     """
     none = jnp.zeros((), jnp.int32)
     heads = (batch.tokens.shape[0], config.num_heads, config.head_dim)
-    attend = prepare(
-        jax.ShapeDtypeStruct(heads, dtype),
-        cache,
-        cu_q_lens=batch.cu_q_lens,
-        kv_lens=batch.kv_lens,
-        num_kv_heads=config.num_kv_heads,
-        max_q_len=max_q_len,
-        ancestors=batch.ancestors,
-        tree_starts=batch.tree_starts,
-        holes=batch.holes,
-    )
+    q = jax.ShapeDtypeStruct(heads, dtype)
+    given: dict[str, Any] = {
+        "cu_q_lens": batch.cu_q_lens,
+        "kv_lens": batch.kv_lens,
+        "num_kv_heads": config.num_kv_heads,
+        "max_q_len": max_q_len,
+        "ancestors": batch.ancestors,
+        "tree_starts": batch.tree_starts,
+        "holes": batch.holes,
+    }
+    places = cache_places(batch.slot_ids, batch.cu_q_lens, batch.kv_lens)
     return LayerContext(
         layer=none,
         stacked=none,
@@ -53,9 +53,10 @@ def layer_context(
             slot_ids=batch.slot_ids,
             cu_q_lens=batch.cu_q_lens,
             kv_lens=batch.kv_lens,
-            places=cache_places(batch.slot_ids, batch.cu_q_lens, batch.kv_lens),
+            places=places,
         ),
-        attend=attend,
+        attend=prepare(q, cache, **given),
+        attend_packed=prepare_packed(q, cache, **given, slot_ids=batch.slot_ids, places=places),
     )
 
 

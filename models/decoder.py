@@ -104,18 +104,22 @@ class Attention(nnx.Module):
 
         The K/V are written before attention, so that a row also sees the rows before it.
         """
+        options: dict[str, Any] = {
+            "layer": context.layer,
+            "scale": self.scale,
+            "window": context.window,
+            "sink_tokens": context.sink_tokens,
+            "soft_cap": self.soft_cap,
+            "sinks": None if self.sinks is None else self.sinks[...].astype(jnp.float32),
+        }
+        attend, plain = context.attend_packed, self.q_norm is None and self.bound is None
+        if attend is not None and plain and context.query_factor is None:
+            packed = self.qkv(x, context.stacked)
+            turn: dict[str, Any] = {"angles": context.angles, "interleaved": self.interleaved}
+            return attend(packed, cache, **turn, **options)
         q, k, v = self._project(x, context)
         cache = context.write(cache, k, v, layer=context.layer)
-        mixed = context.attend(
-            q,
-            cache,
-            layer=context.layer,
-            scale=self.scale,
-            window=context.window,
-            sink_tokens=context.sink_tokens,
-            soft_cap=self.soft_cap,
-            sinks=None if self.sinks is None else self.sinks[...].astype(jnp.float32),
-        )
+        mixed = context.attend(q, cache, **options)
         return mixed.reshape(x.shape[0], -1), cache
 
 

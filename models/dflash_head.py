@@ -148,7 +148,7 @@ class DFlashHead(CachedHead):
             cache = shifted.write(cache, k, v, layer=layer)
             return causal.write(cache, k, v, layer=layer)
 
-        return causal._replace(write=write, attend=shifted.attend), causal
+        return causal._replace(write=write, attend=shifted.attend, attend_packed=None), causal
 
 
 def _keys_and_values(

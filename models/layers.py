@@ -16,7 +16,7 @@ from emsjax.pallas_kernels.int8_cache import Cache
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul, layer_sums, matmul
 from emsjax.pallas_kernels.norms import rms_scaled
 from emsjax.pallas_kernels.quantised import Weights, weights_of
-from emsjax.pallas_kernels.ragged_attention.api import Attend
+from emsjax.pallas_kernels.ragged_attention.api import Attend, AttendPacked
 from emsjax.shapes import SHARDS
 
 ACTIVATIONS: MappingProxyType[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
@@ -54,6 +54,7 @@ class LayerContext(NamedTuple):
       attend: attention over the caches of this step's slots.
       sink_tokens: the first tokens of a slot, so many of which the window does not hide; None for
         none.
+      attend_packed: rotation, `write` and `attend` in one; None if there is no kernel for it.
     """
 
     layer: jax.Array
@@ -65,6 +66,7 @@ class LayerContext(NamedTuple):
     write: Write
     attend: Attend
     sink_tokens: jax.Array | int | None = None
+    attend_packed: AttendPacked | None = None
 
 
 class Linear(nnx.Module):

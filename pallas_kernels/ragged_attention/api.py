@@ -1,12 +1,13 @@
 """Ragged attention: each packed row attends to its own slot's cache, up to its own position."""
 
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, cast
 
 import jax
 import jax.numpy as jnp
 
-from emsjax.pallas_kernels.backends import Backend, Backends, always_supported, pick
+from emsjax.pallas_kernels.backends import Backend, Backends, always_supported, pick, suited
+from emsjax.pallas_kernels.cache_update.api import Places
 from emsjax.pallas_kernels.checks import check_attention, check_lengths, check_values
 from emsjax.pallas_kernels.int8_cache import Cache
 from emsjax.pallas_kernels.ragged_attention import reference
@@ -51,6 +52,16 @@ BACKENDS: Backends = MappingProxyType(
 )
 
 
+def _packed_on_tpu() -> Backend:
+    from emsjax.pallas_kernels.ragged_attention import tpu
+
+    return Backend(tpu.prepare_packed, tpu.unsupported_packed)
+
+
+# Those that begin with the rows of a fused query/key/value product.
+PACKED: Backends = MappingProxyType({"tpu": _packed_on_tpu})
+
+
 class Attend(Protocol):
     """`ragged_attention` without the arguments that `prepare` has already received."""
 
@@ -67,6 +78,43 @@ class Attend(Protocol):
         sinks: jax.Array | None = None,
     ) -> jax.Array:
         """Returns [T, N, H] in q's dtype; see `ragged_attention`."""
+
+
+class AttendPacked(Protocol):
+    """The part of an attention sublayer between its two products, in one layer."""
+
+    def __call__(
+        self,
+        packed: jax.Array,
+        cache: Cache,
+        *,
+        angles: tuple[jax.Array, jax.Array] | None,
+        interleaved: bool,
+        layer: jax.Array,
+        scale: float,
+        window: int | jax.Array | None = None,
+        sink_tokens: int | jax.Array | None = None,
+        soft_cap: float | None = None,
+        sinks: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache]:
+        """Rotates queries and keys, writes keys and values, and attends.
+
+        Args:
+          packed: [T, (N + 2K)H], the heads of each row's queries, keys and values side by side.
+          cache: as `prepare_packed` was given.
+          angles: cosine and sine, float32[T, 1, pairs] each, of the first lanes of a head; None
+            rotates nothing.
+          interleaved: whether pairs of lanes are neighbours, and not halves apart.
+          layer: as for `ragged_attention`, and so are the others.
+          scale: see there.
+          window: see there.
+          sink_tokens: see there.
+          soft_cap: see there.
+          sinks: see there.
+
+        Returns:
+          [T, N * H] in packed's dtype; and the cache.
+        """
 
 
 def ragged_attention(
@@ -238,3 +286,53 @@ def prepare(
         )
 
     return attend
+
+
+def prepare_packed(
+    q: jax.ShapeDtypeStruct,
+    cache: Cache | jax.ShapeDtypeStruct,
+    *,
+    cu_q_lens: jax.Array,
+    kv_lens: jax.Array,
+    num_kv_heads: int,
+    max_q_len: int,
+    slot_ids: jax.Array,
+    places: Places,
+    ancestors: jax.Array | None = None,
+    tree_starts: jax.Array | None = None,
+    holes: jax.Array | None = None,
+) -> AttendPacked | None:
+    """As `prepare`, for the rows of a fused product; None if the platform has no kernel for them.
+
+    Rotation, cache update and attention on their own then do the same in more launches.
+
+    Args:
+      q: the shape [T, N, H] and dtype of the queries.
+      cache: as for `prepare`, and so are all but two of the others.
+      cu_q_lens: see there.
+      kv_lens: see there.
+      num_kv_heads: see there.
+      max_q_len: see there.
+      slot_ids: int32[T], the slot of each row; B for an unused row.
+      places: see `cache_update.api.cache_places`.
+      ancestors: see there.
+      tree_starts: see there.
+      holes: see there.
+    """
+    name = suited(PACKED, q, cache, num_kv_heads, max_q_len)
+    if name not in PACKED:
+        return None
+    attend = PACKED[name]().run(
+        q,
+        cache,
+        cu_q_lens,
+        kv_lens,
+        ancestors,
+        holes,
+        slot_ids,
+        places,
+        num_kv_heads=num_kv_heads,
+        max_q_len=max_q_len,
+        tree_starts=tree_starts,
+    )
+    return cast(AttendPacked, attend)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from emsjax.pallas_kernels.cache_update.api import Places
 from emsjax.pallas_kernels.int8_cache import Cache, Int8Cache
 from emsjax.pallas_kernels.kv_rows import LANES
 from emsjax.pallas_kernels.manual_axes import result_like
@@ -29,6 +30,7 @@ from emsjax.pallas_kernels.ragged_attention.tiles import (
     join_rows,
     least_position,
     query_tiles,
+    tile_count,
     tile_facts,
     window_scalars,
 )
@@ -40,6 +42,12 @@ from emsjax.pallas_kernels.ragged_attention.tpu_block import (
     clear_scales,
     visible_tokens,
 )
+from emsjax.pallas_kernels.ragged_attention.tpu_heads import (
+    HeadsShape,
+    bytes_of_heads,
+    split_heads,
+)
+from emsjax.pallas_kernels.ragged_attention.tpu_joined import Joined
 from emsjax.pallas_kernels.ragged_attention.tuning import (
     SUBLANES,
     TPUBlocks,
@@ -52,6 +60,8 @@ DTYPES = (jnp.float32, jnp.bfloat16)
 CAPACITY_MULTIPLE = 32
 # The scales of this many tokens of an int8 cache share a tile, which a block cannot cut.
 INT8_CAPACITY_MULTIPLE = LANES
+# Of everything that grows with the rows of a step if they are packed: it lies in VMEM whole.
+MOST_BYTES = 6 << 20
 
 
 class _Stream(NamedTuple):
@@ -147,7 +157,7 @@ class _Stream(NamedTuple):
         getattr(pltpu.make_async_copy(source, target, self.arrived.at[buffer]), act)()
 
 
-def unsupported(q: jax.Array, cache: Cache, num_kv_heads: int) -> str | None:
+def unsupported(q: jax.Array | jax.ShapeDtypeStruct, cache: Cache, num_kv_heads: int) -> str | None:
     """Returns why the kernel does not support these arguments, or None if it does."""
     del num_kv_heads
     if q.dtype not in DTYPES:
@@ -161,11 +171,26 @@ def unsupported(q: jax.Array, cache: Cache, num_kv_heads: int) -> str | None:
     return None
 
 
-def _kernel(*refs: Any, options: Options) -> None:
-    """Processes one tile; see the module's docstring."""
+class _Given(NamedTuple):
+    """The references of a call; None for what its options leave out."""
+
+    q: Any  # [K, M, W] in VMEM
+    ancestors: Any
+    sinks: Any
+    holes: Any
+    out: Any
+    blocks_done: Any  # int32[1]
+    stream: _Stream
+    joined: Joined | None
+    running: Running
+
+
+def _read(refs: tuple[Any, ...], options: Options) -> _Given:
+    """Names the references of a call, which are in the order of `_call`."""
     given = iter(refs)
     layer = next(given)[0]
     tiles = TileFacts(*(next(given) for _ in TileFacts._fields))
+    first_row, num_rows = (next(given), next(given)) if options.packed else (None, None)
     window = Window.read(next(given)) if options.windowed else None
     q = next(given)
     ancestors = next(given) if options.tree else None
@@ -178,13 +203,22 @@ def _kernel(*refs: Any, options: Options) -> None:
     stream = _Stream(layer, tiles, cache, window, buffers, arrived, *sizes)
     if options.int8:
         stream = stream._replace(scale=scale, scale_buffers=next(given))
+    joined = Joined(first_row, num_rows, next(given)) if options.packed else None
     running = Running(*given)
+    return _Given(q, ancestors, sinks, holes, out, blocks_done, stream, joined, running)
+
+
+def _kernel(*refs: Any, options: Options) -> None:
+    """Processes one tile; see the module's docstring."""
+    q, ancestors, sinks, holes, out, blocks_done, stream, joined, running = _read(refs, options)
     tile = pl.program_id(0)
     following = jnp.minimum(tile + 1, pl.num_programs(0) - 1)
 
     @pl.when(tile == 0)
     def _begin() -> None:
         blocks_done[0] = 0
+        if joined is not None:
+            joined.begin()
         stream.copy("start", tile, stream.first_block(tile), jnp.zeros((), jnp.int32))
 
     running.begin(sinks)
@@ -204,7 +238,7 @@ def _kernel(*refs: Any, options: Options) -> None:
             stream.copy("start", jnp.where(last, following, tile), next_block, 1 - buffer)
 
         stream.copy("wait", tile, number, buffer)
-        block = buffers.at[buffer]
+        block = stream.buffers.at[buffer]
         scales = stream.scale_buffers.at[buffer] if options.int8 else None
 
         # Blocks before the last one are fetched whole and hold only valid tokens.
@@ -218,9 +252,9 @@ def _kernel(*refs: Any, options: Options) -> None:
         visible = visible_tokens(
             (q.shape[1], stream.block),
             number * stream.block,
-            tiles.q_start[tile],
-            tiles.row_start[tile],
-            window,
+            stream.tiles.q_start[tile],
+            stream.tiles.row_start[tile],
+            stream.window,
             ancestors,
             options.blocks.q,
         )
@@ -230,7 +264,12 @@ def _kernel(*refs: Any, options: Options) -> None:
 
     jax.lax.fori_loop(steps.start, steps.end, attend, None)
     blocks_done[0] = done + jnp.maximum(steps.end - steps.start, 0)
-    running.finish(out)
+    if joined is None:
+        running.finish(out)
+        return
+    running.finish(running.out)
+    joined.add(tile, running.out, options)
+    pl.when(tile + 1 == pl.num_programs(0))(functools.partial(joined.finish, out))
 
 
 def prepare(
@@ -246,9 +285,29 @@ def prepare(
     tree_starts: jax.Array | None = None,  # int32[B]
 ) -> Callable[..., jax.Array]:
     """Implements `api.prepare`."""
+    sizes: dict[str, Any] = {"num_kv_heads": num_kv_heads, "max_q_len": max_q_len}
+    prepared = prepare_tiles(
+        q, cache, cu_q_lens, kv_lens, ancestors, holes, tree_starts=tree_starts, **sizes
+    )
+    return functools.partial(_attend, prepared=prepared, **sizes)
+
+
+def prepare_tiles(
+    q: jax.ShapeDtypeStruct,
+    cache: Cache,
+    cu_q_lens: jax.Array,
+    kv_lens: jax.Array,
+    ancestors: jax.Array | None,
+    holes: jax.Array | None,
+    *,
+    num_kv_heads: int,
+    max_q_len: int,
+    tree_starts: jax.Array | None = None,
+) -> Prepared:
+    """Cuts the rows into tiles; see `prepare` for the arguments."""
     num_rows, num_heads, _ = q.shape
     group = num_heads // num_kv_heads
-    blocks = _blocks(q, cache, num_kv_heads, max_q_len)
+    blocks = blocks_of(q, cache, num_kv_heads, max_q_len)
     tiles = query_tiles(cu_q_lens, num_rows, max_q_len, blocks.q)
     if ancestors is not None:
         bits = jax.lax.bitcast_convert_type(ancestors, jnp.int32)
@@ -258,10 +317,7 @@ def prepare(
         # One row for each block: VMEM can be sliced at any row, but not at any lane.
         holes = holes.astype(jnp.int32).reshape(holes.shape[0], -1, blocks.kv)
     facts = tile_facts(tiles, cu_q_lens, kv_lens, tree_starts)
-    prepared = Prepared(tiles, facts, ancestors, holes)
-    return functools.partial(
-        _attend, prepared=prepared, num_kv_heads=num_kv_heads, max_q_len=max_q_len
-    )
+    return Prepared(tiles, facts, ancestors, holes)
 
 
 def _attend(
@@ -272,17 +328,40 @@ def _attend(
     prepared: Prepared,
     num_kv_heads: int,
     max_q_len: int,
-    scale: float,
-    window: int | jax.Array | None,
-    sink_tokens: int | jax.Array | None,
-    soft_cap: float | None,
-    sinks: jax.Array | None,
+    **options: Any,
 ) -> jax.Array:
     """Implements `api.ragged_attention`."""
     _, num_heads, head_dim = q.shape
     group = num_heads // num_kv_heads
+    height = tpu_tile_height(blocks_of(q, cache, num_kv_heads, max_q_len).q, group)
+    queries = cut_rows(spread_queries(q, num_kv_heads), prepared.tiles, height)
+    out = attend_tiles(
+        queries, q, cache, layer, prepared=prepared, max_q_len=max_q_len, packed=False, **options
+    )
+    return join_rows(gather_values(out, head_dim), prepared.tiles, group)
+
+
+def attend_tiles(
+    queries: jax.Array,  # [tiles, K, height, W], see `cut_rows`
+    q: jax.Array | jax.ShapeDtypeStruct,  # [T, N, H], only their shape
+    cache: Cache,  # [L, B, S, R, 128]
+    layer: jax.Array,  # int32[]
+    *,
+    prepared: Prepared,
+    max_q_len: int,
+    packed: bool,
+    scale: float,
+    window: int | jax.Array | None = None,
+    sink_tokens: int | jax.Array | None = None,
+    soft_cap: float | None = None,
+    sinks: jax.Array | None = None,
+) -> jax.Array:
+    """Returns what the queries see as [T, N * H] if `packed`, else as [tiles, K, height, W]."""
+    num_kv_heads, height = queries.shape[1:3]
+    _, num_heads, head_dim = q.shape
     tiles, facts, ancestors, holes = prepared
     options = Options(
+        num_heads,
         num_kv_heads,
         head_dim,
         scale,
@@ -292,19 +371,101 @@ def _attend(
         int8=isinstance(cache, Int8Cache),
         sinks=sinks is not None,
         soft_cap=soft_cap,
-        blocks=_blocks(q, cache, num_kv_heads, max_q_len),
+        blocks=blocks_of(q, cache, num_kv_heads, max_q_len),
+        packed=packed,
     )
-    height = tpu_tile_height(options.blocks.q, group)
     scalars = [jnp.reshape(layer, 1), *facts]
+    if packed:
+        scalars += [tiles.first_row, tiles.num_rows]
     if (given := window_scalars(window, sink_tokens)) is not None:
         scalars.append(given)
-    inputs = [cut_rows(spread_queries(q, num_kv_heads), tiles, height)]
+    inputs = [queries]
     if ancestors is not None:
         inputs.append(ancestors)
     if sinks is not None:
-        sinks = _rows_of_sinks(sinks.reshape(num_kv_heads, group), options.blocks.q, height)
-    out = gather_values(_call(scalars, inputs, sinks, holes, cache, options), head_dim)
-    return join_rows(out, tiles, group)
+        sinks = _rows_of_sinks(sinks.reshape(num_kv_heads, -1), options.blocks.q, height)
+    return _call(scalars, inputs, sinks, holes, cache, options, q.shape[0])
+
+
+def unsupported_packed(
+    q: jax.ShapeDtypeStruct, cache: Cache, num_kv_heads: int, max_q_len: int
+) -> str | None:
+    """Returns why `prepare_packed` does not support these arguments, or None if it does."""
+    if isinstance(cache, Int8Cache):
+        return "the cache is int8; the TPU kernel takes packed rows only for one in q's dtype"
+    if reason := unsupported(q, cache, num_kv_heads):
+        return reason
+    num_rows, num_heads, head_dim = q.shape
+    if num_rows % SUBLANES:
+        return f"there are {num_rows} rows; the TPU kernel takes multiples of {SUBLANES}"
+    blocks = blocks_of(q, cache, num_kv_heads, max_q_len)
+    shape = _shape_of_heads(num_heads, num_kv_heads, head_dim, blocks)
+    tiles = tile_count(num_rows, cache.shape[1], max_q_len, blocks.q)
+    needed = bytes_of_heads(shape, num_rows, tiles, cache.shape[3], q.dtype.itemsize)
+    if needed > MOST_BYTES:
+        return f"{num_rows} rows need {needed} bytes of VMEM; the TPU kernel takes {MOST_BYTES}"
+    return None
+
+
+def prepare_packed(
+    q: jax.ShapeDtypeStruct,  # [T, N, H]
+    cache: jax.Array,  # [L, B, S, R, 128], or only its shape
+    cu_q_lens: jax.Array,  # int32[B+1]
+    kv_lens: jax.Array,  # int32[B]
+    ancestors: jax.Array | None,  # uint32[T]
+    holes: jax.Array | None,  # bool[B, S]
+    slot_ids: jax.Array,  # int32[T]
+    places: Places,
+    *,
+    num_kv_heads: int,
+    max_q_len: int,
+    tree_starts: jax.Array | None = None,  # int32[B]
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Implements `api.prepare_packed`."""
+    sizes: dict[str, Any] = {"num_kv_heads": num_kv_heads, "max_q_len": max_q_len}
+    prepared = prepare_tiles(
+        q, cache, cu_q_lens, kv_lens, ancestors, holes, tree_starts=tree_starts, **sizes
+    )
+    return functools.partial(
+        _attend_packed, q=q, prepared=prepared, slot_ids=slot_ids, places=places, **sizes
+    )
+
+
+def _attend_packed(
+    packed: jax.Array,  # [T, (N + 2K)H]
+    cache: jax.Array,  # [L, B, S, R, 128]
+    *,
+    angles: tuple[jax.Array, jax.Array] | None,  # [T, 1, pairs] each
+    interleaved: bool,
+    layer: jax.Array,  # int32[]
+    q: jax.ShapeDtypeStruct,
+    prepared: Prepared,
+    slot_ids: jax.Array,
+    places: Places,
+    num_kv_heads: int,
+    max_q_len: int,
+    **options: Any,
+) -> tuple[jax.Array, jax.Array]:
+    """Implements `api.AttendPacked`."""
+    _, num_heads, head_dim = q.shape
+    blocks = blocks_of(q, cache, num_kv_heads, max_q_len)
+    shape = _shape_of_heads(num_heads, num_kv_heads, head_dim, blocks)
+    if angles is not None:
+        shape = shape._replace(turned=2 * angles[0].shape[-1], interleaved=interleaved)
+    first_rows = prepared.tiles.first_row
+    where = slot_ids, places.of_row, places.used, first_rows
+    queries, cache = split_heads(packed, angles, cache, layer, *where, shape)
+    seen = attend_tiles(
+        queries, q, cache, layer, prepared=prepared, max_q_len=max_q_len, packed=True, **options
+    )
+    return seen, cache
+
+
+def _shape_of_heads(
+    num_heads: int, num_kv_heads: int, head_dim: int, blocks: TPUBlocks
+) -> HeadsShape:
+    height = tpu_tile_height(blocks.q, num_heads // num_kv_heads)
+    return HeadsShape(num_heads, num_kv_heads, head_dim, blocks.q, height)
 
 
 def _rows_of_sinks(sinks: jax.Array, rows: int, height: int) -> jax.Array:
@@ -314,12 +475,13 @@ def _rows_of_sinks(sinks: jax.Array, rows: int, height: int) -> jax.Array:
     return jnp.broadcast_to(of_rows[..., None], (*of_rows.shape, LANES))
 
 
-def _blocks(
+def blocks_of(
     q: jax.ShapeDtypeStruct | jax.Array,
     cache: Cache,
     num_kv_heads: int,
     max_q_len: int,
 ) -> TPUBlocks:
+    """Returns the kernel's block sizes for these arguments of `prepare`."""
     _, num_heads, head_dim = q.shape
     lanes = width(num_kv_heads, head_dim)
     sizes = cache.dtype.itemsize, q.dtype.itemsize
@@ -333,8 +495,9 @@ def _call(
     holes: jax.Array | None,
     cache: Cache,
     options: Options,
+    num_rows: int,
 ) -> jax.Array:
-    """Runs the kernel over all tiles and returns [tiles, K, M, W] in the queries' dtype."""
+    """Runs the kernel over all tiles; see `attend_tiles` for the result."""
     num_tiles, num_kv_heads, heads, lanes = inputs[0].shape
 
     def of_tile(array: jax.Array) -> pl.BlockSpec:
@@ -360,8 +523,13 @@ def _call(
             pltpu.VMEM((2, blocks.kv // LANES, *scale.shape[3:]), scale.dtype)
             for scale in caches[1:]
         ),
-        *Running.scratch(num_kv_heads, heads, lanes, blocks.kv),
     ]
+    shape, of_result = inputs[0].shape, of_tile(inputs[0])
+    if options.packed:
+        shape = num_rows, options.num_heads * options.head_dim
+        of_result = pl.BlockSpec(memory_space=pltpu.VMEM)
+        scratch.append(Joined.scratch(num_rows, options))
+    scratch += Running.scratch(num_kv_heads, heads, lanes, blocks.kv)
     # An upper bound: how long the slots are is unknown at compile time.
     longest = cache.shape[2]
     slot_bytes = sum(math.prod(array.shape[2:]) * array.dtype.itemsize for array in caches)
@@ -381,10 +549,10 @@ def _call(
                 *map(of_slot, by_slot),
                 *(pl.BlockSpec(memory_space=pl.ANY) for _ in caches),
             ],
-            out_specs=of_tile(inputs[0]),
+            out_specs=of_result,
             scratch_shapes=scratch,
         ),
-        out_shape=result_like(inputs[0].shape, inputs[0].dtype, inputs, caches),
+        out_shape=result_like(shape, inputs[0].dtype, inputs, caches),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
         cost_estimate=cost,
         name="ragged_attention",

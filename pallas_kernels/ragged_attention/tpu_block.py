@@ -25,8 +25,12 @@ CLEARED_AT_ONCE = 8
 
 
 class Options(NamedTuple):
-    """The static arguments of a call."""
+    """The static arguments of a call.
 
+    `packed` is whether the results leave the kernel as packed rows, and not as tiles.
+    """
+
+    num_heads: int
     num_kv_heads: int
     head_dim: int
     scale: float
@@ -37,6 +41,7 @@ class Options(NamedTuple):
     sinks: bool
     soft_cap: float | None
     blocks: TPUBlocks
+    packed: bool
 
 
 class Running(NamedTuple):

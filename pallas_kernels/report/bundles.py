@@ -73,6 +73,24 @@ def read_loop(dump: Path, kernel: str) -> Loop:
     )
 
 
+def read_bundles(dump: Path, kernel: str, trips: list[int]) -> int:
+    """Returns the bundles of the newest kernel of a name whose loops have no loops inside them.
+
+    Args:
+      dump: directory that the compiler wrote into.
+      kernel: the kernel's name.
+      trips: of each of its loops, in order.
+
+    Raises:
+      FileNotFoundError: the compiler wrote nothing about such a kernel.
+      ValueError: the kernel has another number of loops.
+    """
+    depths, heads = _depths(_newest(dump, f"*-{kernel}*-final_bundles.txt").read_text())
+    loops = list(_loops(depths, heads))
+    in_loops = sum(n * size for n, (_, size) in zip(trips, loops, strict=True))
+    return len(depths) - sum(size for _, size in loops) + in_loops
+
+
 def _newest(dump: Path, pattern: str) -> Path:
     """The file with the highest number at the start of its name."""
     found = [path for path in dump.glob(pattern) if "schedule-analysis" not in path.name]

@@ -21,7 +21,15 @@ def _gpu_triton() -> Backend:
     return Backend(gpu_triton.residual_norm, gpu_triton.unsupported)
 
 
-BACKENDS: Backends = MappingProxyType({"reference": _reference, "gpu-triton": _gpu_triton})
+def _tpu() -> Backend:
+    from emsjax.pallas_kernels.residual_norm import tpu
+
+    return Backend(tpu.residual_norm, tpu.unsupported)
+
+
+BACKENDS: Backends = MappingProxyType(
+    {"reference": _reference, "gpu-triton": _gpu_triton, "tpu": _tpu}
+)
 
 
 def residual_norm(
@@ -46,8 +54,8 @@ def residual_norm(
       layer: int32[], the layer whose factors to use.
       eps: added to the mean square.
       offset: whether a factor is 1 + scale.
-      backend: "reference" (XLA, on any platform) or "gpu-triton" (since Ampere). None uses the
-        platform's if it supports the arguments, else the reference.
+      backend: "reference" (XLA, on any platform), "gpu-triton" (since Ampere) or "tpu". None uses
+        the platform's if it supports the arguments, else the reference.
 
     Returns:
       The sum and its norm, [T, D] in x's type each.

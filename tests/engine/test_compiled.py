@@ -24,6 +24,8 @@ from emsjax.loading.named import named_config
 from emsjax.models.config import DecoderConfig
 from emsjax.pallas_kernels.ahead import TOPOLOGIES, on_device
 from emsjax.plan.copies import copied_slices, copied_stacks, copied_weights
+from emsjax.plan.loops import computations, layer_bodies, rung_bodies
+from emsjax.plan.traffic import launches
 from tests.engine.setup import make_engine
 from tests.engine.switches import PLAIN as CONFIG
 from tests.engine.switches import SWITCHES
@@ -164,6 +166,21 @@ def test_tpu_v5e():
 
 def test_tpu_v5e_copies_no_weight():
     check_no_weight_is_copied(*every_rung_on_v5e())
+
+
+def test_tpu_v5e_starts_few_operations_a_layer():
+    """Four products and four kernels, and no operation around them; each costs microseconds."""
+    engine, compiled = every_rung_on_v5e()
+    program = computations(compiled.as_text())
+    rungs = zip(engine.ladder, rung_bodies(program), strict=True)
+    few = [body for rung, body in rungs if rung.capacity <= 64]
+    assert len(few) > 3
+    for (layer,) in (layer_bodies(program, body) for body in few):
+        lines = "\n".join(program[layer])
+        kernels = re.findall(r"%([a-z_]+)[.\d]* = .* custom-call\(", lines)
+        assert kernels == ["residual_norm", "split_heads", "ragged_attention", "residual_norm"]
+        # The counter of the layers takes one, and its copy another.
+        assert launches(program[layer]) <= 10
 
 
 def check_no_kernel_is_copied(engine: Engine, compiled: jax.stages.Compiled) -> None:

@@ -1,6 +1,7 @@
-"""`residual_norm` in XLA and as a Triton kernel, which is interpreted if there is no GPU."""
+"""`residual_norm` in XLA and as kernels, which are interpreted without their device."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,9 @@ def oracle(case: Case, x: jax.Array, parts: jax.Array, scales: jax.Array) -> tup
 
 class ResidualNormContract:
     backend = ""
+    cases: ClassVar[Mapping[str, Case]] = CASES
+    # Rows that are computed alone and next to others.
+    some = slice(2, 3)
 
     def run(self, case: Case, x: jax.Array, parts: jax.Array, scales: jax.Array) -> tuple:
         layer, options = jnp.int32(LAYER), {"eps": EPS, "offset": case.offset}
@@ -65,7 +69,7 @@ class ResidualNormContract:
 
     @pytest.mark.parametrize("name", CASES)
     def test_equals_the_oracle(self, name: str):
-        case = CASES[name]
+        case = self.cases[name]
         given = numbers(case)
         results = self.run(case, *given)
         # Three roundings to 8 or 11 bits: of the terms' sum, of the total and of its norm.
@@ -77,12 +81,21 @@ class ResidualNormContract:
             )
 
     def test_a_row_is_the_same_whatever_the_others_are(self):
-        case = CASES["odd-width"]
+        case, some = self.cases["odd-width"], self.some
         x, parts, scales = numbers(case)
         whole = self.run(case, x, parts, scales)
-        alone = self.run(case, x[2:3], parts[:, 2:3], scales)
-        for some, every in zip(alone, whole, strict=True):
-            np.testing.assert_array_equal(some.view(np.uint16), every[2:3].view(np.uint16))
+        alone = self.run(case, x[some], parts[:, some], scales)
+        for few, every in zip(alone, whole, strict=True):
+            np.testing.assert_array_equal(few.view(np.uint16), every[some].view(np.uint16))
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_rounds_like_the_reference(self, name: str):
+        """The sums have the same bits: the same terms are added in the same order."""
+        case = self.cases[name]
+        given = numbers(case)
+        total, reference = (run(case, *given)[0] for run in (self.run, TestReference().run))
+        bits = np.uint16 if total.dtype.itemsize == 2 else np.uint32
+        np.testing.assert_array_equal(total.view(bits), reference.view(bits))
 
 
 class TestReference(ResidualNormContract):
@@ -93,13 +106,16 @@ class TestReference(ResidualNormContract):
 class TestTriton(ResidualNormContract):
     backend = "gpu-triton"
 
-    @pytest.mark.parametrize("name", CASES)
-    def test_rounds_like_the_reference(self, name: str):
-        """The sums have the same bits: the same terms are added in the same order."""
-        given = numbers(CASES[name])
-        total = self.run(CASES[name], *given)[0]
-        reference = TestReference().run(CASES[name], *given)[0]
-        np.testing.assert_array_equal(total.view(np.uint16), reference.view(np.uint16))
+
+@pytest.mark.usefixtures("interpreting_tpu")
+class TestTPU(ResidualNormContract):
+    """Eight rows at a time, and float32 instead of float16."""
+
+    backend = "tpu"
+    cases: ClassVar = {name: case._replace(rows=16) for name, case in CASES.items()} | {
+        "float16": Case(width=64, parts=3, rows=8, dtype="float32")
+    }
+    some = slice(8, 16)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +126,10 @@ class TestTriton(ResidualNormContract):
         ("gpu", "7.5", "float16", 576, "reference"),
         ("gpu", "9.0", "float32", 576, "reference"),
         ("gpu", "9.0", "bfloat16", 16448, "reference"),
-        ("tpu", None, "bfloat16", 4096, "reference"),
+        ("tpu", None, "bfloat16", 4096, "tpu"),
+        ("tpu", None, "float32", 576, "tpu"),
+        ("tpu", None, "float16", 576, "reference"),
+        ("tpu", None, "bfloat16", 131072, "reference"),
     ],
 )
 def test_each_device_has_its_backend(

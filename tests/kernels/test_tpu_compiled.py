@@ -1,6 +1,7 @@
 """The real TPU compiler compiles the TPU kernels for the shapes of known models. Nothing runs."""
 
 import itertools
+import re
 from typing import Any
 
 import jax
@@ -10,15 +11,18 @@ import pytest
 from emsjax.loading.named import named_config
 from emsjax.pallas_kernels.ahead import TOPOLOGIES, compile_on
 from emsjax.pallas_kernels.backends import compiling_for
-from emsjax.pallas_kernels.cache_update.api import update_kv_cache
+from emsjax.pallas_kernels.cache_update.api import cache_places, update_kv_cache
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
 from emsjax.pallas_kernels.quantised import Grouped
+from emsjax.pallas_kernels.ragged_attention.api import prepare_packed
 from emsjax.pallas_kernels.report.ahead import cache_of, compile_attention
 from emsjax.pallas_kernels.report.work import MODELS, Heads, Work, heads_of, ragged
+from emsjax.shapes import round_up
 
 pytestmark = pytest.mark.usefixtures("no_compile_cache")
 
 CONTEXT = 2048
+KERNEL = re.compile(r"%([a-z_]+)[.\d]* = .* custom-call\(")
 # (slots, most rows of a slot)
 BATCHES = ((1, 16), (8, 8), (64, 2))
 OTHER_HEADS = {
@@ -125,6 +129,57 @@ def test_cache_update_is_in_place(model: str, int8: bool):
 @pytest.mark.parametrize("heads", OTHER_HEADS)
 def test_int8_cache_update_of_other_heads(heads: str, generation: str):
     check_cache_update(generation, OTHER_HEADS[heads], int8=True)
+
+
+# For each TPU heads and the lanes that turn, some in pairs of neighbours; plain steps and drafts.
+PACKED = [
+    ("v4", heads_of(named_config("smollm2-135m")), 64, False, (8, 1)),
+    ("v5e", OTHER_HEADS["h96"], 96, False, (8, 8)),
+    ("v5p", OTHER_HEADS["h256"], 64, True, (8, 8)),
+    ("v6e", OTHER_HEADS["mqa"], 0, False, (3, 8)),
+]
+
+
+@pytest.mark.parametrize(("generation", "heads", "turned", "interleaved", "batch"), PACKED)
+def test_packed_rows(
+    generation: str, heads: Heads, turned: int, interleaved: bool, batch: tuple[int, int]
+):
+    """The cache is updated in place, and XLA adds no operation around the two kernels."""
+    slots, rows = batch
+    num_rows, num_heads = round_up(slots * rows, 8), heads.num_heads + 2 * heads.num_kv_heads
+
+    def call(packed, cache, angles, layer, slot_ids, cu_q_lens, kv_lens):
+        attend = prepare_packed(
+            jax.ShapeDtypeStruct((num_rows, heads.num_heads, heads.head_dim), packed.dtype),
+            cache,
+            cu_q_lens=cu_q_lens,
+            kv_lens=kv_lens,
+            num_kv_heads=heads.num_kv_heads,
+            max_q_len=rows,
+            slot_ids=slot_ids,
+            places=cache_places(slot_ids, cu_q_lens, kv_lens),
+        )
+        assert attend is not None
+        turn = {"angles": angles if turned else None, "interleaved": interleaved}
+        return attend(packed, cache, **turn, layer=layer, scale=0.1)
+
+    def arguments() -> tuple:
+        packed = jax.ShapeDtypeStruct((num_rows, num_heads * heads.head_dim), jnp.bfloat16)
+        work = ragged(heads, slots, rows, CONTEXT)
+        angles = jax.ShapeDtypeStruct((num_rows, 1, turned // 2), jnp.float32)
+        counts = [jax.ShapeDtypeStruct(s, jnp.int32) for s in ((), (num_rows,), (slots + 1,))]
+        return (
+            packed,
+            cache_of(work),
+            (angles, angles),
+            *counts,
+            jax.ShapeDtypeStruct((slots,), jnp.int32),
+        )
+
+    compiled = compile_on(generation, call, arguments, donate=1)
+    text = compiled.as_text()
+    assert KERNEL.findall(text) == ["split_heads", "ragged_attention"]
+    assert not re.search(rf"bf16\[{num_rows},\S* (?:copy|transpose|fusion)\(", text)
 
 
 # Three products of Llama-3-8B, of Qwen2.5-7B and of a part of a layer. Of 1,024 rows several blocks
