@@ -67,7 +67,28 @@ def join_hosts(
             # We miss a host before, and say which.
             heartbeat_timeout_seconds=int(2 * patience) + 1,
         )
+        with hosts.devices_run():
+            _connect_devices()
     return hosts
+
+
+def _connect_devices() -> None:
+    """Has all devices add something up, for which they connect.
+
+    Now all hosts are here. Later, one may compile or read for a minute longer than another, and
+    CPUs wait for each other's addresses for half a minute only.
+    """
+    import jax
+    import numpy as np
+
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("devices",))
+    everywhere = jax.sharding.PartitionSpec()
+
+    def count() -> jax.Array:
+        return jax.lax.psum(jax.lax.axis_index("devices"), "devices")
+
+    program = jax.shard_map(count, mesh=mesh, in_specs=(), out_specs=everywhere)
+    jax.block_until_ready(jax.jit(program)())
 
 
 @contextmanager

@@ -213,6 +213,29 @@ def test_a_host_can_be_terminated():
     assert ended.returncode == 130
 
 
+JOINED = """
+import sys
+from emsjax.cluster.join import join_hosts
+
+with join_hosts(sys.argv[1], 2, int(sys.argv[2])):
+    print("joined", flush=True)
+"""
+
+
+def test_devices_are_connected_when_hosts_have_joined():
+    """CPUs say so themselves. They wait for half a minute, less than a host may take to compile."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    commands = [[sys.executable, "-c", JOINED, address, str(index)] for index in range(2)]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    processes = [subprocess.Popen(each, **output) for each in commands]
+    for process in processes:
+        said = process.communicate(timeout=LONG_S)[0]
+        assert process.returncode == 0, said
+        assert "is connected to 1 peer ranks" in said.partition("joined")[0]
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_host_that_is_gone_while_jax_connects_is_missed(monkeypatch, wires, ends, which):
     """Else jax would wait for it for minutes."""

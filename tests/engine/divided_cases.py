@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from emsjax.loading import fit
 from emsjax.loading.build import shape_of_model
 from emsjax.loading.families import model_config
 from emsjax.loading.load import find_model, load_model
+from emsjax.models.config import Experts
 from emsjax.models.division import share_of
 from emsjax.models.sizes import decoder_sizes
 from emsjax.sampling.choice import make_choice
@@ -101,9 +102,11 @@ def test_texts_are_those_of_transformers(name: str, drafter: str, number: int):
     assert drafter == "none" or sum(r.metrics.drafted_tokens for r in results) > 0
 
 
-def test_a_step_exchanges_two_sums_a_layer_and_one_choice():
+@pytest.mark.parametrize("experts", [None, Experts(4, 2, 256, normalised=True)])
+def test_a_step_exchanges_two_sums_a_layer_and_one_choice(experts: Experts | None):
     devices = shared_by(2)
-    model = shape_of_model(PLAIN, jnp.dtype(jnp.float32), devices=devices)
+    config = replace(PLAIN, experts=experts)
+    model = shape_of_model(config, jnp.dtype(jnp.float32), devices=devices)
     engine = make_engine(
         model, "prompt-lookup", 8, capacity=2048, costs=1.0, devices=devices, make=one_rung
     )
@@ -288,7 +291,7 @@ def test_auto_takes_as_few_devices_as_hold_the_model(monkeypatch: pytest.MonkeyP
         fewest(int(needed[-1] / 0.85) - 1)
 
 
-FAST_FAMILIES = ("opt-350m", "olmo2")
+FAST_FAMILIES = ("opt-350m", "olmo2", "gpt-oss")
 
 
 def number_for(name: str) -> int:
