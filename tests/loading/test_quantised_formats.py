@@ -471,6 +471,17 @@ def test_scales_that_are_not_finite(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+def test_scales_that_are_too_large(tmp_path: Path) -> None:
+    """They are finite, and their products with numbers are not."""
+    tensors, _ = written(tmp_path, CASES["fp8-blocks"])
+    tensors["model.layers.1.mlp.up_proj.weight_scale_inv"][0, 0] = 3e38
+    save(tmp_path, tensors)
+    with pytest.raises(
+        UserError, match=r"layers\.1\.mlp\.up_proj\.weight in .* cannot be deq.*over"
+    ):
+        load_model(tmp_path)
+
+
 def test_weights_without_their_scales(tmp_path: Path) -> None:
     """Neither 8-bit floats nor packed bits are taken for weights."""
     tensors, _ = written(tmp_path, CASES["floats"])

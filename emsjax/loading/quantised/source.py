@@ -76,7 +76,8 @@ class QuantisedSource:
         """Returns one tensor; a quantised weight in float32."""
         if name not in self._parts:
             return self._source.read(name)
-        with foreign(f"{name} in {self.name} cannot be dequantised", "download the model again."):
+        problem = f"{name} in {self.name} cannot be dequantised"
+        with foreign(problem, "download the model again."), np.errstate(over="raise"):
             return self._format.dequantised(self._read_parts(name))
 
     def read_int8(self, name: str) -> Int8:
