@@ -123,6 +123,7 @@ def test_cpu(drafter: str):
     engine = abstract_engine(jnp.float32, drafter, make=make)
     compiled = engine.lower().compile(AS_FOR_USERS)
     check_no_copy_of_the_cache(engine, compiled, "cpu")
+    check_no_weight_is_copied(engine, compiled)
 
 
 def test_cpu_sampling():

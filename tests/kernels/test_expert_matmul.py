@@ -69,7 +69,8 @@ class TestTriton(ExpertMatmulContract):
 
 
 @pytest.mark.parametrize(
-    ("size", "chosen"), [(16, "gpu-triton"), (64, "gpu-triton"), (8, "reference"), (24, "reference")]
+    ("size", "chosen"),
+    [(16, "gpu-triton"), (64, "gpu-triton"), (8, "reference"), (24, "reference")],
 )
 def test_tiles_that_are_no_program_of_triton_are_left_to_the_reference(size: int, chosen: str):
     """A program would take rows of two tiles, and multiply them with one expert."""
