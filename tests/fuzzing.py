@@ -1,6 +1,6 @@
 """What all fuzzers share: the number of inputs, their seeds, mutations, and the verdict.
 
-Each of the sixteen fuzzers tries about 140 inputs, which is over 2,000 in all.
+Each of the seventeen fuzzers tries about 140 inputs, which is over 2,000 in all.
 `EMSJAX_FUZZ_INPUTS=1400 scripts/test -k fuzz` tries ten times as many. Seeds are fixed.
 """
 

@@ -20,22 +20,12 @@ pytest.importorskip("torch")
 
 # Names that other kinds, other layouts or other numbers of heads would have.
 STRANGE = (
-    *("0.0.linear.weight", "9.0.linear.weight", "123456789.0.linear.weight", "0.0.linear.bias"),
-    *(
-        "blocks.0.layers.0.weight",
-        "blocks.0.layers.77777777.weight",
-        "blocks.x",
-        "lm_heads.0.weight",
-    ),
-    *(
-        "midlayer.mlp.up_proj.weight",
-        "hidden_norm.weight",
-        "fc.weight",
-        "fc.bias",
-        "lm_head.weight",
-    ),
-    *("fc_norm.7.weight", "layers.1.mlp.up_proj.weight", "d2t", "token_map", "embed_tokens.weight"),
-    *("model.fc.weight", "medusa_heads.0.0.linear.weight", "layers.0.self_attn.q_norm.weight"),
+    *("0.0.linear.weight", "0.0.linear.bias", "9.0.linear.weight", "123456789.0.linear.weight"),
+    *("blocks.x", "blocks.0.layers.0.weight", "blocks.0.layers.77777777.weight"),
+    *("lm_head.weight", "lm_heads.0.weight", "medusa_heads.0.0.linear.weight", "token_map", "d2t"),
+    *("fc.weight", "model.fc.weight", "fc.bias", "fc_norm.7.weight", "hidden_norm.weight"),
+    *("midlayer.mlp.up_proj.weight", "layers.1.mlp.up_proj.weight", "embed_tokens.weight"),
+    "layers.0.self_attn.q_norm.weight",
 )
 
 
