@@ -151,7 +151,7 @@ def _shown(name: str) -> str:
 def _megabytes(engine: Any) -> float:
     """Returns the megabytes of weights that the passes of the longest draft read."""
     passes = passes_of(engine.drafter, engine.num_slots)
-    return round(passes.needed(passes.depth) * engine.drafter.read_bytes / 1e6, 1)
+    return round(passes.price(passes.depth) * engine.drafter.read_bytes / 1e6, 1)
 
 
 def _table(results: Sequence[dict[str, Any]], datasets: Sequence[str]) -> str:

@@ -24,16 +24,15 @@ from emsjax.models.layers import (
     normed,
     normed_heads,
     rotate,
-    soft_capped,
 )
+from emsjax.models.output import logits_of
 from emsjax.models.residual import sums_wait, total, total_and_norm
-from emsjax.models.shared_rows import DividedRows, Table, part_of_shard, without_padding
+from emsjax.models.shared_rows import Table, table_of
 from emsjax.models.sizes import exchanges
 from emsjax.pallas_kernels.backends import target_platform
 from emsjax.pallas_kernels.cache_update.api import move_kv
 from emsjax.pallas_kernels.int8_cache import Cache, int8_cache_spec
 from emsjax.pallas_kernels.kv_rows import LANES
-from emsjax.pallas_kernels.layer_matmul.api import matmul
 from emsjax.pallas_kernels.quantised import Weights, bits_of
 
 
@@ -311,8 +310,7 @@ class DecoderLM(nnx.Module):
     @property
     def output_table(self) -> Table:
         """The matrix that turns hidden states into logits, which devices may share."""
-        rows = self.output_kernel
-        return DividedRows(rows) if self.embedder.divided else rows
+        return table_of(self.output_kernel, divided=self.embedder.divided)
 
     @property
     def sizes(self) -> Sizes:
@@ -448,18 +446,17 @@ class DecoderLM(nnx.Module):
         If devices share the model, each one returns its part of the vocabulary, padded with -inf.
         """
         config = self.config
-        parts = None if some is not None or config.shards == 1 else config.vocab_rows
-        kernel = self.output_kernel if some is None else some.head
-        logits = matmul(hidden, kernel, jnp.dtype(jnp.float32))
-        if self.logit_bias is not None:
-            bias = self.logit_bias[...].astype(jnp.float32)
-            bias = bias if some is None else bias[some.token_ids]
-            bias = bias if parts is None else part_of_shard(bias, config.shards, parts)
-            logits = logits + bias[None]
-        if config.logit_scale != 1:
-            logits = logits * config.logit_scale
-        logits = soft_capped(logits, config.logit_soft_cap)
-        return logits if parts is None else without_padding(logits, self.vocab_size)
+        bias = None if self.logit_bias is None else self.logit_bias[...]
+        if some is not None and bias is not None:
+            bias = bias[some.token_ids]
+        return logits_of(
+            hidden,
+            self.output_table if some is None else some.head,
+            self.vocab_size,
+            bias=bias,
+            scale=config.logit_scale,
+            soft_cap=config.logit_soft_cap,
+        )
 
 
 def _make_stack(

@@ -21,9 +21,9 @@ from emsjax.models.layers import (
     RMSNorm,
     normed_heads,
     rotate,
-    soft_capped,
 )
-from emsjax.models.shared_rows import DividedRows, Table, look_up, without_padding
+from emsjax.models.output import logits_of
+from emsjax.models.shared_rows import Table, look_up
 from emsjax.pallas_kernels.int8_cache import Cache
 from emsjax.pallas_kernels.layer_matmul.api import matmul
 
@@ -123,11 +123,8 @@ class DFlashHead(CachedHead):
         If devices share that, each one returns its part of the vocabulary, padded with -inf.
         """
         config = self.config
-        rows = output.rows if isinstance(output, DividedRows) else output
-        logits = matmul(states, rows, jnp.dtype(jnp.float32))
-        logits = logits if config.logit_scale == 1 else logits * config.logit_scale
-        logits = soft_capped(logits, config.soft_cap)
-        return without_padding(logits, config.layers.vocab_size) if rows is not output else logits
+        size, scale, cap = config.layers.vocab_size, config.logit_scale, config.soft_cap
+        return logits_of(states, output, size, scale=scale, soft_cap=cap)
 
     def _contexts(
         self, batch: PackedBatch, cache: Cache, block: int

@@ -9,7 +9,7 @@ from flax import nnx
 from emsjax.engine.packing import PackedBatch
 from emsjax.models.config import DecoderConfig
 from emsjax.models.layers import Linear
-from emsjax.models.shared_rows import DividedRows, Table, look_up
+from emsjax.models.shared_rows import Table, look_up, table_of
 from emsjax.pallas_kernels.quantised import Weights, weights_of
 
 
@@ -50,7 +50,7 @@ class Embedder(nnx.Module):
     @property
     def table(self) -> Table:
         """The token embedding, to look rows up in."""
-        return DividedRows(self.weights) if self.divided else self.weights
+        return table_of(self.weights, divided=self.divided)
 
     def __call__(self, batch: PackedBatch, dtype: jnp.dtype) -> jax.Array:
         """Returns the hidden states [T, D] before the first layer, in `dtype`."""

@@ -31,8 +31,13 @@ class DividedRows:
         return self.rows.shape
 
 
-# An embedding to look rows up in.
+# An embedding, to look rows up in or to turn hidden states into logits.
 Table = Weights | DividedRows
+
+
+def table_of(rows: Weights, *, divided: bool) -> Table:
+    """Returns an embedding [V, E], of which each device may hold a part."""
+    return DividedRows(rows) if divided else rows
 
 
 def sum_of_shards(part: jax.Array, sums: Sums = "in any order") -> jax.Array:
@@ -65,9 +70,9 @@ def look_up(table: Table, tokens: jax.Array) -> jax.Array:
     return sum_of_shards(jnp.where(mine[..., None], found, jnp.zeros((), found.dtype)))
 
 
-def part_of_shard(values: jax.Array, shards: int, count: int) -> jax.Array:
+def part_of_shard(values: jax.Array, count: int) -> jax.Array:
     """Returns this device's `count` of values [V] that all devices have, padded with zeros."""
-    padded = jnp.pad(values, (0, shards * count - values.shape[0]))
+    padded = jnp.pad(values, (0, jax.lax.axis_size(SHARDS) * count - values.shape[0]))
     return jax.lax.dynamic_slice(padded, (jax.lax.axis_index(SHARDS) * count,), (count,))
 
 

@@ -194,13 +194,13 @@ def _prices_of(engine: Engine, case: _Case) -> StepCosts:
     return _prices(engine, case.rung, -gain if case.drafting else EXPENSIVE)
 
 
-def _table(engine: Engine, seconds: dict[_Case, float], drafted: int) -> StepCosts:
+def _table(engine: Engine, seconds: dict[_Case, float], drafted: float) -> StepCosts:
     """Splits the measured seconds into costs of rungs, of cached tokens and of drafting.
 
     Args:
       engine: that was timed.
       seconds: of a step in each case of `_cases`.
-      drafted: passes of the draft model in the cases that draft.
+      drafted: passes of the draft model in the cases that draft, see `Passes.price`.
     """
     useful, (short, long) = _useful(engine), _lengths(engine)
     read_short, read_long = (engine.num_slots * round_up(n, KV_BLOCK) for n in (short, long))
@@ -225,7 +225,7 @@ def _table(engine: Engine, seconds: dict[_Case, float], drafted: int) -> StepCos
     if engine.drafter.read_bytes:
         plain = useful[0]
         more_time = seconds[_Case(plain, short, True)] - seconds[_Case(plain, short, False)]
-        draft = max(more_time, 0.0) / max(drafted, 1)
+        draft = max(more_time, 0.0) / (drafted or 1)
     return StepCosts(rungs, cached, np.float32(draft))
 
 
@@ -276,7 +276,7 @@ def _texts(engine: Engine, length: int) -> jax.Array:
     return jnp.asarray(tokens % engine.setup(engine.params).model.vocab_size, jnp.int32)
 
 
-def _caught_up(engine: Engine, state: DecodeState) -> tuple[DecodeState, int]:
+def _caught_up(engine: Engine, state: DecodeState) -> tuple[DecodeState, float]:
     """Steps until the draft model, which must read the texts first, drafts for every slot.
 
     Returns:
@@ -294,7 +294,7 @@ def _caught_up(engine: Engine, state: DecodeState) -> tuple[DecodeState, int]:
             break
     # A tree is less deep than it is long, but what is timed are the passes of the deepest draft.
     passes = passes_of(engine.drafter, engine.num_slots)
-    return state, passes.needed(passes.depth) if drafted[0].any() else 0
+    return state, passes.price(passes.depth) if drafted[0].any() else 0
 
 
 def _time_steps(

@@ -13,7 +13,7 @@ kept: the head reads the accepted tokens again, with the target's states instead
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -112,6 +112,7 @@ class Eagle(OwnCache, FromStates):
       hidden_size: D, the width of the head's states.
       hidden_layers: the target's layers whose inputs the head reads; empty for its final states.
       read_bytes: bytes of weights that a pass reads.
+      output_bytes: the bytes of these that turn states into logits.
       draft_length: k.
       narrowest: the fewest rows that are worth a separate shape, apart from a single row.
       beam_rows: the most rows of a pass for which a slot's draft branches. With more slots, drafts
@@ -126,17 +127,24 @@ class Eagle(OwnCache, FromStates):
     hidden_size: int
     hidden_layers: tuple[int, ...]
     read_bytes: int
+    output_bytes: int
     draft_length: int = 7
     narrowest: int = 8
     beam_rows: int = 1
     vocabulary: Vocabulary = WHOLE
+    # The first guesses follow from states that are already there.
+    _spared: ClassVar[int] = 1
 
     def passes(self, num_slots: int) -> Passes:
         """Returns that a pass continues all paths by a token, as far as there are bits for rows."""
         width = width_of(self.beam_rows, num_slots)
-        # The first guesses need no rows.
-        deepest = 1 + _ROWS // width if width > 1 else self.draft_length
-        return Passes(min(self.draft_length, deepest), rows=width)
+        deepest = self._spared + _ROWS // width if width > 1 else self.draft_length
+        return Passes(
+            min(self.draft_length, deepest),
+            rows=width,
+            spared=self._spared,
+            share=1 - self.output_bytes / self.read_bytes,
+        )
 
     def built(self) -> Head:
         """Returns the head."""

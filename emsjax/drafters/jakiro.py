@@ -1,7 +1,7 @@
 """Drafts by a Jakiro head, see `models.jakiro_head`: like an EAGLE head, with a pass less."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,9 @@ class Jakiro(Eagle):
     `Eagle` has the attributes. A state is twice as wide as the target's: its first half guesses the
     next token, its second half the one after that.
     """
+
+    # The first guesses, and the last ones if there are others.
+    _spared: ClassVar[int] = 2
 
     def _continued(
         self, now: Drafting, state: DecodeState, weights: Any, depths: jax.Array

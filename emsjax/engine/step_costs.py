@@ -29,6 +29,8 @@ class Passes(NamedTuple):
       rows: the rows of a slot in a pass.
       tokens: the tokens of a slot's text of which a pass reads K/V in all the target's layers.
       exchanges: what the devices that share the target exchange in a pass.
+      spared: how many guesses of a draft need no rows, as what they are made of is there already.
+      share: the share of a pass's cost that its rows cause. The rest is for guessing.
     """
 
     depth: int
@@ -36,10 +38,16 @@ class Passes(NamedTuple):
     rows: int = 1
     tokens: int = 0
     exchanges: tuple[Exchange, ...] = ()
+    spared: int = 0
+    share: float = 1.0
 
     def needed(self, length: Any) -> Any:
         """Returns how many passes guess `length` places, a number or array of at most `depth`."""
         return -(-length // self.guesses)
+
+    def price(self, length: int) -> float:
+        """Returns what the passes for `length` places cost, in passes with rows."""
+        return float(self.needed(length)) - self.share * min(length, self.spared)
 
 
 class StepCosts(NamedTuple):

@@ -78,7 +78,7 @@ def _plain(ladder: Sequence[Rung]) -> jax.Array:
 
 
 def _rates(
-    gains: jax.Array, ladder: Sequence[Rung], economics: Economics, passes: jax.Array | int
+    gains: jax.Array, ladder: Sequence[Rung], economics: Economics, passes: jax.Array | float
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the expected tokens per second on each rung, and what they are compared by.
 
@@ -86,7 +86,7 @@ def _rates(
       gains: float32[R], tokens that draft tokens are expected to yield on each rung.
       ladder: the rungs.
       economics: of this step and ladder.
-      passes: int32[], how many passes draft.
+      passes: float32[], how many passes draft, see `Passes.price`.
     """
     costs, load = economics
     seconds = costs.rungs + costs.cached * load.cached.astype(jnp.float32)
@@ -139,8 +139,9 @@ def worth_drafting(
     fits = there[:, None] & (number[:, None] <= _rooms(ladder, economics)[None, :, None])
     gains = jnp.where(fits, best[None, None], 0.0).sum(axis=2)
 
-    def promise(gains: jax.Array, length: jax.Array) -> jax.Array:
-        return _rates(gains, ladder, economics, passes.needed(length))[1].max()
+    def promise(gains: jax.Array, price: jax.Array) -> jax.Array:
+        return _rates(gains, ladder, economics, price)[1].max()
 
-    best = jnp.argmax(jax.vmap(promise)(gains, lengths)).astype(jnp.int32)
+    prices = jnp.asarray([passes.price(length) for length in range(deepest + 1)], jnp.float32)
+    best = jnp.argmax(jax.vmap(promise)(gains, prices)).astype(jnp.int32)
     return jnp.minimum(passes.needed(best) * passes.guesses, deepest)

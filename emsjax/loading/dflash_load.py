@@ -17,6 +17,7 @@ from emsjax.models.dflash_head import DFlashConfig, DFlashHead
 from emsjax.models.family import WeightMap, rule
 
 _BLOCK = 16  # where the configuration leaves it out
+_LARGEST_BLOCK = 1024  # far above any head's, and all of its rows run in every draft
 _SLIDING = "sliding_attention"
 
 
@@ -28,7 +29,7 @@ def load_dflash(head: Head, target: LoadedModel, draft_length: int, narrowest: i
         config = _read_form(head, len(ids), origin)
         block = read_size(_settings(head.config), "block_size", _BLOCK)
         mask_token = _settings(head.config).get("mask_token_id")
-        if not isinstance(mask_token, int) or block < 2:
+        if not isinstance(mask_token, int) or not 2 <= block <= _LARGEST_BLOCK:
             raise ValueError(f"mask_token_id is {mask_token} and block_size {block}")
     wrong = list(_differences(config, ids, mask_token, target))
     graphdef, params = read_head(
@@ -79,8 +80,9 @@ def _read_form(head: Head, fused: int, origin: str) -> DFlashConfig:
     kinds = list(config.get("layer_types") or [""] * layers.num_layers)
     if len(kinds) != layers.num_layers:
         raise ValueError(f"layer_types has {len(kinds)} entries for {layers.num_layers} layers")
-    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-    windows = tuple(window if kind == _SLIDING else None for kind in kinds)
+    slides = _SLIDING in kinds and config.get("use_sliding_window", True)
+    window = read_size(config, "sliding_window", 0) if slides else 0
+    windows = tuple((window or None) if kind == _SLIDING else None for kind in kinds)
     causal = tuple(
         kind == _SLIDING if config.get("is_causal") is None else bool(config["is_causal"])
         for kind in kinds

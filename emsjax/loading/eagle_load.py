@@ -38,8 +38,13 @@ def load_eagle(head: Head, target: LoadedModel, draft_length: int, narrowest: in
         return nnx.merge(graphdef, head), nnx.merge(target_def, target) if target else None
 
     ids = None if found.token_ids is None else jnp.asarray(found.token_ids)
-    borrowed = () if config.head_size else model.output_kernel
-    looked_up = params["tokens"] if config.own_embedding else ()
+    output = params["head"] if config.head_size else model.output_kernel
+    borrowed = () if config.head_size else output
+    # Rows are looked up in the one, and only the target's states go through the other.
+    not_in_a_pass = (
+        params["tokens"] if config.own_embedding else (),
+        params["fc"] if config.fused else (),
+    )
     return Eagle(
         name=head.label,
         weights=Parts(
@@ -49,7 +54,8 @@ def load_eagle(head: Head, target: LoadedModel, draft_length: int, narrowest: in
         vocab_size=model.vocab_size,
         hidden_size=config.layers.hidden_size,
         hidden_layers=layers_read(form, model.num_layers),
-        read_bytes=bytes_of_device((params, borrowed)) - bytes_of_device(looked_up),
+        read_bytes=bytes_of_device((params, borrowed)) - bytes_of_device(not_in_a_pass),
+        output_bytes=bytes_of_device(output),
         draft_length=draft_length,
         narrowest=narrowest,
         # A head with a projection of its own has it on every device.

@@ -10,6 +10,7 @@ from flax import nnx
 
 from emsjax.drafters.medusa import Medusa, Parts
 from emsjax.engine.devices import bytes_of_device
+from emsjax.errors import UserError
 from emsjax.loading.head_kind import PREFIXES
 from emsjax.loading.head_parts import Head, read_head, wrong_ids
 from emsjax.loading.load import LoadedModel
@@ -63,13 +64,18 @@ def load_medusa(head: Head, target: LoadedModel, draft_length: int, narrowest: i
 
 
 def _layout(head: Head) -> Layout:
-    return _VLLM if any(name.startswith("blocks.") for name in head.names) else _MEDUSA
+    return _VLLM if any(_numbers(head, _VLLM)) else _MEDUSA
 
 
 def _read_form(head: Head, layout: Layout) -> MedusaConfig:
     """Returns the form of heads by their tensors; what configurations say is often wrong."""
     found = set(_numbers(head, layout))
     heads, layers = (1 + max(numbers) for numbers in zip(*found, strict=True))
+    if len(found) < heads * layers:
+        raise UserError(
+            f"the Medusa heads {head.directory} are damaged: by their numbers there are {heads} of "
+            f"{layers} layers each, of which {len(found)} layers are there; download them again"
+        )
     first = layout.layer.format(0, 0)
     bias = f"{first}.bias" in head.names
     one = heads > 1 and _output(head, layout, 1, layers) not in head.names

@@ -155,6 +155,7 @@ def _jakiro(read: _Read, target: LoadedModel, draft_length: int, narrowest: int)
         hidden_size=2 * model.embedding_kernel.shape[1],
         hidden_layers=(),
         read_bytes=bytes_of_device((read.params, shared.head)),
+        output_bytes=bytes_of_device(shared.head),
         draft_length=draft_length,
         narrowest=narrowest,
     )

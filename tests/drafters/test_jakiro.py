@@ -50,6 +50,7 @@ def jakiro(model: Any, head: JakiroHead | None = None) -> Jakiro:
         hidden_size=2 * model.embedder.tokens.shape[1],
         hidden_layers=(),
         read_bytes=1,
+        output_bytes=0,
         draft_length=5,
         narrowest=4,
     )

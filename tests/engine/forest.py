@@ -32,16 +32,22 @@ class Forest(Stateless):
     seed: int = 0
     draft_length: int = 7
 
+    @property
+    def weights(self) -> Any:
+        """The texts and the seed, so that one program serves for all of them."""
+        return self.texts, np.int32(self.seed)
+
     def propose(self, state: DecodeState, weights: Any, worth: Any) -> tuple[Draft, Any]:
         """Grows trees that depend on nothing but the slot, its length and the seed."""
-        del weights, worth
+        del worth
+        texts, seed = weights
         num_slots, k = state.lens.shape[0], self.draft_length
         slots = jnp.arange(num_slots, dtype=jnp.int32)
 
         def draw(index: Any, most: Any) -> jax.Array:
             keys = jax.vmap(
                 lambda slot, lens: jax.random.fold_in(
-                    jax.random.fold_in(jax.random.key(self.seed + 100 * index), slot), lens
+                    jax.random.fold_in(jax.random.key(seed + 100 * index), slot), lens
                 )
             )(slots, state.lens)
             return jax.vmap(lambda key: jax.random.randint(key, (k,), 0, 1 << 20))(keys) % most
@@ -55,10 +61,10 @@ class Forest(Stateless):
         blank = jnp.zeros((num_slots, k), jnp.int32)
         tree = tree_of(Draft(blank, state.lens, parents=parents))
         assert tree is not None
-        job = jnp.clip(state.tokens[:, 0] - self.first, 0, len(self.texts) - 1)
+        job = jnp.clip(state.tokens[:, 0] - self.first, 0, len(texts) - 1)
         columns = state.lens[:, None] + tree.depths[:, 1:] - 1
-        columns = jnp.minimum(columns, self.texts.shape[1] - 1)
-        truth = jnp.asarray(self.texts)[job[:, None], columns]
+        columns = jnp.minimum(columns, texts.shape[1] - 1)
+        truth = texts[job[:, None], columns]
         # Each parent has a sibling number that is right. Without that many children, none is.
         right = jnp.take_along_axis(draw(3, 2), jnp.maximum(parents, 0), axis=1)
         tokens = (truth + sibling - right) % self.vocab_size

@@ -50,8 +50,9 @@ def best_by_hand(survival: np.ndarray, live: int, costs: StepCosts, cached: int)
     return best
 
 
-# A pass a token, passes of two tokens, and drafts that reach no further than one token.
-PASSES = (Passes(K), Passes(K, guesses=2), Passes(1))
+# A pass a token, passes of two tokens, drafts of one token at most, and drafts whose first guess
+# needs no rows.
+PASSES = (Passes(K), Passes(K, guesses=2), Passes(1), Passes(K, spared=1, share=0.75))
 
 
 @functools.cache
@@ -91,7 +92,8 @@ def test_the_chosen_draft_length_is_the_best(passes, survival, found, live, seco
     rates = []
     for n in range(passes.depth + 1):
         shown = np.where(np.arange(K)[None] < n, survival, 0)
-        pay = sum(1 for first in range(0, n, passes.guesses))
+        pay = sum(1.0 for first in range(0, n, passes.guesses))
+        pay -= passes.share * min(n, passes.spared)
         all_rungs = np.asarray(costs.rungs) + np.float32(pay * draft)
         better = shown.sum(axis=1, keepdims=True) > found.sum(axis=1, keepdims=True)
         expected = gains(np.where(better, shown, found), live)
@@ -146,3 +148,12 @@ def test_a_pass_costs_the_same_whatever_is_taken_of_it():
     load, costs = load_of(3, 0), costs_of([1.0, 99.0, 99.0, 1.0], 0.5)
     assert int(program(PASSES[0])(survival, nothing, load, costs)) == 0
     assert int(program(PASSES[1])(survival, nothing, load, costs)) == K
+
+
+def test_a_guess_that_needs_no_rows_pays_off_sooner():
+    survival, nothing = np.full((B, K), 0.5, np.float32), np.zeros((B, K), np.float32)
+    load, costs = load_of(3, 0), costs_of([1.0, 99.0, 99.0, 1.0], 0.5)
+    assert int(program(PASSES[0])(survival, nothing, load, costs)) == 0
+    assert int(program(PASSES[3])(survival, nothing, load, costs)) == 1
+    cheap = costs_of([1.0, 99.0, 99.0, 1.0], 0.3)
+    assert int(program(PASSES[3])(survival, nothing, load, cheap)) == K

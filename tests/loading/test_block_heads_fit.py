@@ -82,6 +82,30 @@ WRONG: Mapping[str, tuple[str, dict[str, Any], Callable[[Tensors], Tensors] | No
         None,
         ["looks both ways within a sliding window"],
     ),
+    "a window that is none": (
+        "dflash-sliding",
+        {"sliding_window": "wide"},
+        None,
+        ["sliding_window is wide, not a size"],
+    ),
+    "a block that is too large": (
+        "dflash",
+        settings(block_size=10**6),
+        None,
+        ["block_size 1000000"],
+    ),
+    "Medusa with a number that is none": (
+        "medusa",
+        {},
+        lambda held: held | {"123456789.0.linear.weight": held["0.0.linear.weight"]},
+        ["by their numbers there are 123456790 of 1 layers each", "5 layers are there"],
+    ),
+    "Medusa in two layouts": (
+        "medusa",
+        {},
+        lambda held: held | {"blocks.0.layers.0.weight": held["0.0.linear.weight"]},
+        ["check that configuration and weights belong together"],
+    ),
     "DFlash-2": (
         "dflash",
         {},
