@@ -154,9 +154,11 @@ def _page(cells: dict[str, Any]) -> str:
     order = [f"{model} {chip}" for model in MODELS for chip in CHIPS]
     known = sorted(cells, key=lambda name: order.index(name) if name in order else len(order))
     rows = (row for name in known for row in _rows(cells[name]))
-    versions = {tuple(cell["versions"].items()) for cell in cells.values()}
+    # An environment without the compiler for GPUs knows fewer versions.
+    every = {tuple(x for x in cell["versions"].items() if x[1]) for cell in cells.values()}
+    versions = [some for some in every if not any(set(some) < set(more) for more in every)]
     of_each = "\n".join(
-        f"Versions: {', '.join(f'{name} {version}' for name, version in found if version)}."
+        f"Versions: {', '.join(f'{name} {version}' for name, version in found)}."
         for found in sorted(versions)
     )
     title = "# What the compilers make of the decode program"
