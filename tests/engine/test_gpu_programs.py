@@ -47,7 +47,7 @@ def steps_of_a_batch(*args: int, **options: Any) -> tuple[Rung, ...]:
     return short_ladder(*args, **options)[:3:2]
 
 
-# As long as they are on a GPU by default.
+# With drafts as long as they are on a GPU by default.
 LOOKUP = PromptLookup(LONG_DRAFT_LENGTH)
 
 
@@ -56,7 +56,7 @@ def compile_for(
     config: DecoderConfig = CONFIG,
     quantize: str | None = None,
     make: Callable[..., tuple[Rung, ...]] = steps_of_a_batch,
-    drafter: str | Drafter = LOOKUP,
+    drafter: str | Drafter = "prompt-lookup",
 ) -> tuple[Engine, jax.stages.Compiled]:
     dtype = jnp.dtype("float16" if gpu == "t4" else "bfloat16")
     with on_device(gpu) as sharding:
@@ -92,7 +92,7 @@ def check_launches(engine: Engine, compiled: jax.stages.Compiled, most: int) -> 
 
 
 def test_hopper():
-    engine, compiled = compile_for("h100")
+    engine, compiled = compile_for("h100", drafter=LOOKUP)
     check_launches(engine, compiled, MOST_LAUNCHES["h100"])
     # The attention and the four products of a layer, in each rung's loop.
     assert compiled.as_text().count('custom_call_target="mosaic_gpu') == 5 * len(engine.ladder)
@@ -156,7 +156,7 @@ def test_experts_are_read_in_place_in_one_launch(gpu: str):
 
 @pytest.mark.parametrize("gpu", ["a100", "l4", "b200", "g4"])
 def test_other_gpus_copy_no_weight_and_launch_little(gpu: str):
-    engine, compiled = compile_for(gpu)
+    engine, compiled = compile_for(gpu, drafter=LOOKUP)
     check_launches(engine, compiled, MOST_LAUNCHES[gpu])
     assert not copied_slices(compiled.as_text(), least_weight())
 
@@ -165,7 +165,7 @@ def test_other_gpus_copy_no_weight_and_launch_little(gpu: str):
 @pytest.mark.parametrize(("make", "copies"), [(one_rung, 0), (steps_of_a_batch, 4)])
 def test_only_wider_steps_copy_weights_on_a_t4(make: Any, copies: int, quantize: str | None):
     """Their rows are too many for sums, and XLA has Triton only since Ampere."""
-    _, compiled = compile_for("t4", quantize=quantize, make=make)
+    _, compiled = compile_for("t4", quantize=quantize, make=make, drafter=LOOKUP)
     found = copied_slices(compiled.as_text(), least_weight())
     assert len(found) == copies
     # int8 weights are read as bytes, and only what the product reads is wide.
