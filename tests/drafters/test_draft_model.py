@@ -100,3 +100,14 @@ def test_it_continues_from_the_text_whoever_guessed_it(right: int):
     stale = without_cache([*prompt, *first, 11])
     assert without_cache(text) != stale or right == k, "stale K/V would not show"
     assert drafts(text, memory)[0] == without_cache(text)
+
+
+def test_a_new_request_has_no_more_read_than_it_shares():
+    """Not what the text before it in the slot had, nor K/V of guesses that may be wrong."""
+    drafter = make_drafter(tiny_model("llama3"), "draft-model")
+    mine = drafter.init(2, 256)
+    mine = mine._replace(kv_lens=jnp.asarray([9, 7]), guessed_from=jnp.asarray([8, 256]))
+    for source, length, read in ((0, 5, 5), (0, 20, 8), (1, 0, 0), (1, 3, 3)):
+        after = drafter.share(mine, *map(jnp.int32, (1, source, length)))
+        assert after.kv_lens.tolist() == [9, read]
+        assert after.guessed_from.tolist() == [8, 256]
