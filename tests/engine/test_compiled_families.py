@@ -1,10 +1,11 @@
-"""The decode program of every family, few layers of its built-in configuration, for a TPU.
+"""The decode program of every family, few layers of its built-in configuration, for two TPUs.
 
 `test_compiled` compiles every switch, but not with the heads, windows and rotary tables that
 families combine them with.
 """
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 
@@ -22,9 +23,7 @@ from tests.ladders import one_rung
 pytestmark = pytest.mark.usefixtures("no_compile_cache")
 
 # The most layers after which a pattern of windows repeats.
-LAYERS, QUICK = 6, "falcon"
-# Each kind of TPU has its turn.
-TPUS = "v5e", "v6e"
+LAYERS, QUICK = 6, [("v5e", "falcon")]
 BUILT_IN = {config["model_type"]: name for name, config in PUBLISHED.items()}
 
 
@@ -52,8 +51,8 @@ def test_every_family_has_a_built_in_configuration():
 @pytest.mark.parametrize(
     ("generation", "family"),
     [
-        pytest.param(TPUS[at % 2], family, marks=() if family == QUICK else pytest.mark.slow)
-        for at, family in enumerate(FAMILIES)
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+        for case in product(("v5e", "v6e"), FAMILIES)
     ],
 )
 def test_tpu(generation: str, family: str):
