@@ -24,9 +24,12 @@ def collectives(text: str) -> Counter[str]:
 
 
 def _result(types: str, operation: str) -> str:
-    """Returns the type of an exchange's result; what begins a gather has its operand first."""
+    """Returns the type of an exchange's result, without a leading axis of length 1.
+
+    What begins a gather has its operand first.
+    """
     arrays = re.findall(r"\w+\[[\d,]*\]", types)
-    return arrays[1 if operation == "all-gather-start" else 0]
+    return arrays[1 if operation == "all-gather-start" else 0].replace("[1,", "[")
 
 
 def expected_collectives(engine: Engine, number: int, config: DecoderConfig) -> dict[str, int]:
