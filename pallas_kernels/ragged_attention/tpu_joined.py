@@ -55,8 +55,10 @@ class Joined(NamedTuple):
             end = min(-(-(start + LANES) // head_dim), options.num_heads)
             for head in range(start // head_dim, end):
                 key, place = divmod(head, heads_of_key)
-                mine = out.at[key, pl.ds(place * height, height)]
-                pieces = [mine[:, lane : lane + LANES] for lane in range(0, out.shape[2], LANES)]
+                # The compiler cannot cut lanes from a view of fewer rows than a register has.
+                mine = slice(place * height, (place + 1) * height)
+                lanes = range(0, out.shape[2], LANES)
+                pieces = [out[key, mine, lane : lane + LANES] for lane in lanes]
                 first = head * head_dim - start
                 own = LanePieces(pieces).at(values[key].lane - first)
                 found = jnp.where(within(lane_of(own), first, first + head_dim), own, found)

@@ -134,7 +134,7 @@ def test_int8_cache_update_of_other_heads(heads: str, generation: str):
 # For each TPU heads and the lanes that turn, some in pairs of neighbours; plain steps and drafts.
 PACKED = [
     ("v4", heads_of(named_config("smollm2-135m")), 64, False, (8, 1)),
-    ("v5e", OTHER_HEADS["h96"], 96, False, (8, 8)),
+    ("v5e", OTHER_HEADS["h96"], 96, False, (8, 4)),
     ("v5p", OTHER_HEADS["h256"], 64, True, (8, 8)),
     ("v6e", OTHER_HEADS["mqa"], 0, False, (3, 8)),
 ]
