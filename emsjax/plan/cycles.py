@@ -1,6 +1,7 @@
 """Reads the TPU compiler's estimate of a step's cycles from a compiled decode program.
 
-XLA annotates each operation with the cycles it expects. Hand-written kernels have no annotation.
+XLA annotates each operation with the cycles it expects. Hand-written kernels have no annotation, so
+they are counted.
 """
 
 import re
@@ -8,7 +9,11 @@ from typing import NamedTuple
 
 from emsjax.plan.loops import Computations, computations, loops_in, rung_bodies, step_body
 
+# Of each hand-written kernel. The smallest of XLA's own operations has this many.
+START_CYCLES = 1800
+
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_KERNEL = 'custom_call_target="tpu_custom_call"'
 
 
 class StepCycles(NamedTuple):
@@ -17,10 +22,17 @@ class StepCycles(NamedTuple):
     Attributes:
       around: cycles of drafting, planning, verifying and committing.
       rungs: cycles of the target's forward pass on each rung, without hand-written kernels.
+      kernels: how many hand-written kernels such a pass starts.
     """
 
     around: int
     rungs: tuple[int, ...]
+    kernels: tuple[int, ...]
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Cycles in which the kernels of a pass start, but do nothing yet."""
+        return tuple(START_CYCLES * kernels for kernels in self.kernels)
 
 
 def read_cycles(program: str, num_rungs: int, num_layers: int) -> StepCycles | None:
@@ -41,18 +53,21 @@ def read_cycles(program: str, num_rungs: int, num_layers: int) -> StepCycles | N
     rungs = rung_bodies(found)
     if len(rungs) != num_rungs:
         return None
-    forward = tuple(_cycles(found, body, num_layers) for body in rungs)
-    everything = _cycles(found, step_body(found), num_layers)
-    return StepCycles(everything - sum(forward), forward)
+    forward = [_cycles_and_kernels(found, body, num_layers) for body in rungs]
+    everything, _ = _cycles_and_kernels(found, step_body(found), num_layers)
+    cycles, kernels = zip(*forward, strict=True)
+    return StepCycles(everything - sum(cycles), cycles, kernels)
 
 
-def _cycles(program: Computations, name: str, num_layers: int) -> int:
-    """Returns the cycles of one run of a computation."""
-    total = 0
+def _cycles_and_kernels(program: Computations, name: str, num_layers: int) -> tuple[int, int]:
+    """Returns the cycles of one run of a computation, and how many kernels it starts."""
+    cycles = kernels = 0
     for line in program.get(name, ()):
         if found := _CYCLES.search(line):
-            total += int(found[1])
+            cycles += int(found[1])
+        kernels += _KERNEL in line
         for loop in loops_in(line):
             turns = num_layers if loop.over_layers else 1
-            total += turns * _cycles(program, loop.body, num_layers)
-    return total
+            more = _cycles_and_kernels(program, loop.body, num_layers)
+            cycles, kernels = cycles + turns * more[0], kernels + turns * more[1]
+    return cycles, kernels

@@ -206,7 +206,8 @@ def _compiler_costs(setting: Setting, program: Program) -> StepCosts | None:
     if program.cycles is None:
         return None
     hardware, sizes = setting.hardware, program.sizes
-    cycles = np.asarray(program.cycles.rungs, np.float64) + program.cycles.around
+    found = program.cycles
+    cycles = np.add(found.rungs, found.starts, dtype=np.float64) + found.around
     seconds = cycles / hardware.hertz
     seconds += expert_seconds(sizes, hardware, program.ladder, setting.num_slots)
     seconds += exchange_seconds(sizes, hardware, program.ladder)

@@ -1,6 +1,6 @@
 """The compiler's cycles are read from a program's text."""
 
-from emsjax.plan.cycles import StepCycles, read_cycles
+from emsjax.plan.cycles import START_CYCLES, StepCycles, read_cycles
 
 LOOP = (
     '%while.{n} = (s32[]) while(%t), condition=%c.{n}, body=%{body}, metadata={{op_name="{scope}"}}'
@@ -13,6 +13,9 @@ SEARCH = f"{LAYERS}/body/closed_call/jit(searchsorted)/while"
 
 def fusion(cycles: int) -> str:
     return f'  %fusion = f32[] fusion(%p), backend_config={{"estimated_cycles":"{cycles}"}}'
+
+
+KERNEL = '  %kernel = f32[] custom-call(%p), custom_call_target="tpu_custom_call"'
 
 
 def loop(number: int, body: str, scope: str) -> str:
@@ -28,9 +31,9 @@ PROGRAM = "\n\n".join(
     [
         computation("search", fusion(1)),
         computation("layers.1", fusion(100), loop(1, "search", SEARCH)),
-        computation("layers.2", fusion(200)),
+        computation("layers.2", fusion(200), KERNEL, KERNEL),
         computation("rung.1", fusion(10), loop(2, "layers.1", LAYERS)),
-        computation("rung.2", fusion(20), fusion(3), loop(3, "layers.2", LAYERS)),
+        computation("rung.2", fusion(20), KERNEL, fusion(3), loop(3, "layers.2", LAYERS)),
         computation(
             "step.0", fusion(7), loop(4, "rung.1", RUNG), loop(5, "rung.2", RUNG), fusion(6)
         ),
@@ -40,7 +43,9 @@ PROGRAM = "\n\n".join(
 
 
 def test_the_layer_loop_counts_once_per_layer():
-    assert read_cycles(PROGRAM, 2, 30) == StepCycles(13, (10 + 30 * 101, 23 + 30 * 200))
+    cycles = read_cycles(PROGRAM, 2, 30)
+    assert cycles == StepCycles(13, (10 + 30 * 101, 23 + 30 * 200), kernels=(0, 1 + 30 * 2))
+    assert cycles.starts == (0, 61 * START_CYCLES)
 
 
 def test_a_program_with_another_structure_has_no_estimate():

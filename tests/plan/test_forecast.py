@@ -91,7 +91,8 @@ def parameters_by_hand() -> int:
 def test_what_the_compiler_leaves_out_of_4_bit_weights_is_added():
     """It has no estimate for their kernel, which must read them."""
     asked = [setting(), replace(setting(), quantize="int4")]
-    nothing = [StepCycles(0, (0,) * len(each.ladder())) for each in asked]
+    none = [(0,) * len(each.ladder()) for each in asked]
+    nothing = [StepCycles(0, rungs, kernels=rungs) for rungs in none]
     programs = [
         estimate(each)._replace(cycles=none) for each, none in zip(asked, nothing, strict=True)
     ]
