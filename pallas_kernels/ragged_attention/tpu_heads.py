@@ -76,22 +76,25 @@ def _factors(shape: HeadsShape, cos: jax.Array, sin: jax.Array) -> list[jax.Arra
         cos, sin = (jnp.concatenate(pair, axis=-1) for pair in ((cos, cos), (-sin, sin)))
     copies = shape.period // shape.head_dim
 
-    def laid_out(x: jax.Array, of_still: float) -> jax.Array:
-        x = x.reshape(x.shape[0], -1)
-        x = jnp.pad(x, ((0, 0), (0, still)), constant_values=of_still)
+    def laid_out(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x.reshape(x.shape[0], -1), ((0, 0), (0, still)))
         return jnp.concatenate([x] * copies, axis=1)
 
-    return [laid_out(cos, 1.0), laid_out(sin, 0.0)]
+    return [laid_out(cos), laid_out(sin)]
 
 
 def _is_first(lane: jax.Array, start: int, shape: HeadsShape) -> jax.Array:
     """Returns which lanes are the first of their pair, in 128 lanes of the product."""
     if shape.interleaved:
         return lane & 1 == 0
+    return _begins_head(lane, start, shape, shape.turned // 2)
+
+
+def _begins_head(lane: jax.Array, start: int, shape: HeadsShape, count: int) -> jax.Array:
+    """Returns which lanes are among the first `count` of their head."""
     heads = range(start // shape.head_dim, (start + LANES - 1) // shape.head_dim + 1)
     starts = [head * shape.head_dim - start for head in heads]
-    halves = [within(lane, first, first + shape.turned // 2) for first in starts]
-    return functools.reduce(jnp.logical_or, halves)
+    return functools.reduce(jnp.logical_or, [within(lane, n, n + count) for n in starts])
 
 
 def _rotated(
@@ -112,6 +115,9 @@ def _rotated(
         angle = start % shape.period
         result = piece * cos.at(angle) + partner * sin.at(angle)
         result = result.astype(dtype).astype(jnp.float32)
+        # A factor of 0 would not keep an infinite partner out.
+        if shape.turned < shape.head_dim:
+            result = jnp.where(_begins_head(lane, start, shape, shape.turned), result, piece)
         if start + LANES > shape.values:
             result = jnp.where(lane < shape.values - start, result, piece)
         turned.append(result)

@@ -73,10 +73,15 @@ SLOW = pytest.mark.slow
 
 
 def packed_rows(case: Case) -> np.ndarray:
-    """Returns the rows of the product, NaN in unused ones; one value of a used row is infinite."""
+    """Returns the rows of the product, NaN in unused ones.
+
+    One value of the first row is infinite, and so is a lane of a key that does not turn.
+    """
     rows = np.random.default_rng(0).standard_normal((case.num_rows, case.width))
     rows[case.ragged.cu_q_lens[-1] :] = np.nan
     rows[0, -3] = np.inf
+    if case.turned < case.head_dim:
+        rows[0, case.num_heads * case.head_dim + case.turned] = np.inf
     return rows.astype(ml_dtypes.finfo(case.dtype).dtype)
 
 
