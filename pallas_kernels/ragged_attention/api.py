@@ -1,7 +1,7 @@
 """Ragged attention: each packed row attends to its own slot's cache, up to its own position."""
 
 from types import MappingProxyType
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -322,7 +322,7 @@ def prepare_packed(
     name = suited(PACKED, q, cache, num_kv_heads, max_q_len)
     if name not in PACKED:
         return None
-    attend = PACKED[name]().run(
+    run = PACKED[name]().run(
         q,
         cache,
         cu_q_lens,
@@ -335,4 +335,27 @@ def prepare_packed(
         max_q_len=max_q_len,
         tree_starts=tree_starts,
     )
-    return cast(AttendPacked, attend)
+
+    def attend(
+        packed: jax.Array,
+        cache: Cache,
+        *,
+        layer: jax.Array,
+        window: int | jax.Array | None = None,
+        **options: Any,
+    ) -> tuple[jax.Array, Cache]:
+        check_values(
+            cu_q_lens,
+            kv_lens,
+            layer,
+            slot_ids,
+            window,
+            places,
+            num_rows=q.shape[0],
+            max_q_len=max_q_len,
+            cache_shape=cache.shape,
+        )
+        found = run(packed, cache, layer=layer, window=window, **options)
+        return cast(tuple[jax.Array, Cache], found)
+
+    return attend

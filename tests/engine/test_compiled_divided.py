@@ -71,7 +71,7 @@ def test_chips_of_a_tpu(chip: str, number: int, drafter: str, sampling: bool):
     """With eight chips, two share a key/value head."""
     engine, compiled = compile_divided(chip, number, drafter, sampling=sampling)
     text = compiled.as_text()
-    for kernel in ("ragged_attention", "split_heads"):
+    for kernel in ("ragged_attention", "split_heads", "residual_norm"):
         assert f"%{kernel}" in text
     check_no_copy_of_the_share(engine, compiled, "custom-call", 28_000_000 if sampling else 0)
     if not sampling:

@@ -14,6 +14,7 @@ from emsjax.models.decoder import contained
 from emsjax.models.layers import rotate
 from emsjax.pallas_kernels.backends import compiling_for
 from emsjax.pallas_kernels.cache_update.api import cache_places, update_kv_cache
+from emsjax.pallas_kernels.checks import checking_lengths
 from emsjax.pallas_kernels.int8_cache import int8_cache_spec
 from emsjax.pallas_kernels.kv_layout import rows_per_token
 from emsjax.pallas_kernels.kv_rows import LANES
@@ -117,6 +118,12 @@ def options_of(case: Case) -> dict[str, Any]:
 
 
 def run(case: Case, packed: Any, cache: Any, angles: Any, ragged: Ragged) -> tuple[Any, Any]:
+    found = jax.jit(program(case, angles, ragged))(packed, cache)
+    return np.asarray(found[0]), np.asarray(found[1])
+
+
+def program(case: Case, angles: Any, ragged: Ragged) -> Callable[[jax.Array, jax.Array], tuple]:
+    """Returns the function of packed rows and a cache that is tested."""
     given, slot_ids = lengths(case, ragged)
 
     def call(packed: jax.Array, cache: jax.Array) -> tuple:
@@ -132,8 +139,7 @@ def run(case: Case, packed: Any, cache: Any, angles: Any, ragged: Ragged) -> tup
         turn = {"angles": angles, "interleaved": case.interleaved}
         return attend(packed, cache, layer=jnp.int32(LAYER), **turn, **options_of(case))
 
-    found = jax.jit(call)(packed, cache)
-    return np.asarray(found[0]), np.asarray(found[1])
+    return call
 
 
 def separately(case: Case, packed: Any, cache: Any, angles: Any) -> tuple[Any, Any]:
@@ -223,6 +229,18 @@ def test_a_fault_is_found(name: str, monkeypatch: pytest.MonkeyPatch):
     case = CASES["single-rows" if place is Joined else "smollm2"]
     given = packed_rows(case), old_cache(case), angles_of(case)
     assert not agree(case, run(case, *given, case.ragged), separately(case, *given))
+
+
+def test_lengths_are_checked_inside_checking_lengths():
+    case = CASES["single-rows"]
+
+    def traced() -> str:
+        given = packed_rows(case), old_cache(case)
+        return str(jax.make_jaxpr(program(case, angles_of(case), case.ragged))(*given))
+
+    assert "debug_callback" not in traced()
+    with checking_lengths():
+        assert "debug_callback" in traced()
 
 
 def test_what_has_no_kernel():
