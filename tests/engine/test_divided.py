@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cpu_devices import flags_for
+
 pytest.importorskip("torch")
 
 ROOT = Path(__file__).parents[2]
@@ -23,11 +25,10 @@ CASES = (
 
 @pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_on_eight_devices(which: str):
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, "-m", which, *CASES],
-        env=os.environ | {"XLA_FLAGS": flags.strip()},
+        env=os.environ | {"XLA_FLAGS": flags_for(8)},
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.cpu_devices import flags_for
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -36,13 +38,12 @@ def start_one(
     **variables: str,
 ) -> "subprocess.Popen[str]":
     """Starts a command of `emsjax` in a process that sees so many devices."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     environment = {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
         "HF_HUB_OFFLINE": "1",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XLA_FLAGS": flags.strip(),
+        "XLA_FLAGS": flags_for(devices),
     }
     begun = [sys.executable, "-m", "emsjax", command, f"--model={model}"]
     return subprocess.Popen(
