@@ -200,6 +200,7 @@ def eagle(model: Any) -> Eagle:
         model.hidden_size,
         hidden_layers=(1, model.num_layers // 2, model.num_layers - 1),
         read_bytes=1,
+        output_bytes=0,
         draft_length=5,
     )
 
