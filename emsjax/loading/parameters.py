@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from emsjax.errors import UserError, brief
-from emsjax.loading.folded import folded
+from emsjax.loading.sources.folded import folded
 from emsjax.loading.sources.source import TensorSource
 from emsjax.models.family import Rule, WeightMap
 

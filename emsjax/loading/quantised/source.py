@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from emsjax.errors import UserError, foreign
-from emsjax.loading.folded import folded
 from emsjax.loading.quantised.format import Format, Layout, Shape, filled_in
 from emsjax.loading.sources.dtypes import own_dtype
+from emsjax.loading.sources.folded import folded
 from emsjax.loading.sources.int4 import Int4
 from emsjax.loading.sources.int8 import Int8
 from emsjax.loading.sources.safetensors import SafetensorsSource
