@@ -100,7 +100,7 @@ def test_an_accelerator_keeps_what_its_kernels_read(
     assert {str(m.kernel[...].dtype) for m in kernels(load_model(path).model).values()} == {
         "float32"
     }
-    monkeypatch.setattr(build, "_KERNEL_INPUTS", 32)
+    monkeypatch.setattr(build, "LANES", 32)
     assert {str(m.kernel[...].dtype) for m in kernels(load_model(path).model).values()} == {"int4"}
 
 

@@ -75,7 +75,7 @@ def test_experts_are_those_that_the_format_defines(
     meant = written(tmp_path, model_type, form)
     with monkeypatch.context() as accelerator:
         accelerator.setattr(build, "_floats_are_faster", lambda: False)
-        accelerator.setattr(build, "_KERNEL_INPUTS", 32)
+        accelerator.setattr(build, "LANES", 32)
         ours = parameters(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     del config["quantization_config"]
