@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from emsjax.pallas_kernels.few_rows import Given, added
+from emsjax.pallas_kernels.few_rows import Given
 from emsjax.pallas_kernels.manual_axes import result_like
 from emsjax.pallas_kernels.norms import rms_scaled
 
@@ -85,8 +85,8 @@ def _kernel(
 
     def some(step: Any, _: None) -> None:
         rows = pl.ds(step * SUBLANES, SUBLANES)
-        terms = jnp.stack([parts[part, rows].astype(jnp.float32) for part in range(len(parts))])
-        more = added(terms).astype(x.dtype).astype(jnp.float32)
+        terms = [parts[part, rows].astype(jnp.float32) for part in range(len(parts))]
+        more = functools.reduce(jnp.add, terms).astype(x.dtype).astype(jnp.float32)
         both = (x[rows].astype(jnp.float32) + more).astype(x.dtype)
         wide = both.astype(jnp.float32)
         square = jnp.mean(wide * wide, axis=1, keepdims=True)
