@@ -57,18 +57,20 @@ def _keep(x: jax.Array, filters: Filters, vocabulary: Vocabulary) -> jax.Array:
     # The barrier keeps XLA from computing exp twice. A second one may round differently and lose
     # the last token.
     weights = jax.lax.optimization_barrier(jnp.exp(x))
+    nothing = jnp.zeros_like(filters.min_p)
     few = (filters.top_k > 0) & (filters.top_k <= CANDIDATES)
     many = ~few & ((filters.top_k > 0) | (filters.top_p < 1))
-    among_few = _if_any(few, lambda: _among_candidates(weights, filters, vocabulary))
-    by_halving = _if_any(many, lambda: _by_halving(weights, filters, vocabulary))
-    found = jnp.where(few, among_few, jnp.where(many, by_halving, 0.0))
+    found = _if_any(few, lambda: _among_candidates(weights, filters, vocabulary), nothing)
+    # This one takes what that one found, so that devices of a CPU finish its exchanges first, see
+    # `docs/scale.md`.
+    found = _if_any(many, lambda: _by_halving(weights, filters, vocabulary), found)
     threshold = jnp.maximum(found, filters.min_p)
     return jnp.where(weights >= threshold[:, None], x, -jnp.inf)
 
 
-def _if_any(wanted: jax.Array, find: Callable[[], jax.Array]) -> jax.Array:
-    """Returns `find()`, float32[W], if any row wants it, else zeros."""
-    return jax.lax.cond(wanted.any(), find, lambda: jnp.zeros(wanted.shape, jnp.float32))
+def _if_any(wanted: jax.Array, find: Callable[[], jax.Array], others: jax.Array) -> jax.Array:
+    """Returns `find()`, float32[W], for the rows that want it, if any, and `others` for the rest."""
+    return jax.lax.cond(wanted.any(), lambda: jnp.where(wanted, find(), others), lambda: others)
 
 
 def _among_candidates(
@@ -99,8 +101,8 @@ def _by_halving(weights: jax.Array, filters: Filters, vocabulary: Vocabulary = W
     def mass(bound: jax.Array) -> jax.Array:
         return vocabulary.total(_mass(weights, bound))
 
-    kth = _if_any(limit > 0, lambda: _largest_that(count, jnp.zeros_like(filters.top_p)))
-    kth = jnp.where(limit > 0, kth, 0.0)
+    nothing = jnp.zeros_like(filters.top_p)
+    kth = _if_any(limit > 0, lambda: _largest_that(count, nothing), nothing)
     enough = filters.top_p * mass(kth)
     # All tokens below (1 - p) / V weigh less than 1 - p together. Half of it allows for rounding.
     lowest = jnp.maximum(kth, 0.5 * (1 - filters.top_p) / size)
