@@ -62,14 +62,14 @@ def _keep(x: jax.Array, filters: Filters, vocabulary: Vocabulary) -> jax.Array:
     many = ~few & ((filters.top_k > 0) | (filters.top_p < 1))
     found = _if_any(few, lambda: _among_candidates(weights, filters, vocabulary), nothing)
     # This one takes what that one found, so that devices of a CPU finish its exchanges first, see
-    # `docs/scale.md`.
+    # `docs/several-devices.md`.
     found = _if_any(many, lambda: _by_halving(weights, filters, vocabulary), found)
     threshold = jnp.maximum(found, filters.min_p)
     return jnp.where(weights >= threshold[:, None], x, -jnp.inf)
 
 
 def _if_any(wanted: jax.Array, find: Callable[[], jax.Array], others: jax.Array) -> jax.Array:
-    """Returns `find()`, float32[W], for the rows that want it, if any, and `others` for the rest."""
+    """Returns `find()`, float32[W], for the rows that want it, and `others` for the rest."""
     return jax.lax.cond(wanted.any(), lambda: jnp.where(wanted, find(), others), lambda: others)
 
 

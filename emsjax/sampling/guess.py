@@ -58,17 +58,19 @@ def guess(
         return likeliest(logits, count, vocabulary)
     given = weighed(logits, rows, state, state.sampling, vocabulary)
     keys = state.sampling.keys[rows.slots]
+    # Exchanged before the branch, for both of its sides, see `docs/several-devices.md`.
+    total = vocabulary.log_total(given.logits)
 
     def sampled() -> Guesses:
         unit = given.temperature
         x = scaled(given.logits, unit, given.settings, vocabulary)
         drawn = likeliest_draws(x, unit, keys, rows.positions, count, vocabulary)
-        share = _shares(given.logits, drawn.tokens, vocabulary)
+        share = _shares(given.logits, drawn.tokens, total, vocabulary)
         always, without, with_noise = jnp.asarray([FIRST] + [FURTHER] * (count - 1)).T[:, None]
         odds = always + without * _odds(share) + with_noise * _odds(drawn.share)
         return Guesses(drawn.tokens, jnp.where(drawn.share > 0, jax.nn.sigmoid(odds), 0.0))
 
-    greedy = likeliest(given.logits, count, vocabulary)
+    greedy = _likeliest(given.logits, total, count, vocabulary)
     hot = given.hot[:, None]
     return jax.lax.cond(
         hot.any(),
@@ -79,6 +81,10 @@ def guess(
 
 def likeliest(logits: jax.Array, count: int, vocabulary: Vocabulary = WHOLE) -> Guesses:
     """Returns the tokens with the largest logits [W, V], and their probability."""
+    return _likeliest(logits, vocabulary.log_total(logits), count, vocabulary)
+
+
+def _likeliest(logits: jax.Array, total: jax.Array, count: int, vocabulary: Vocabulary) -> Guesses:
     width = logits.shape[1]
     columns = jnp.arange(width, dtype=jnp.int32)[None]
     left, tokens = logits, []
@@ -86,12 +92,17 @@ def likeliest(logits: jax.Array, count: int, vocabulary: Vocabulary = WHOLE) -> 
         tokens.append(vocabulary.first_max(left)[0][:, None])
         left = jnp.where(columns == vocabulary.places(tokens[-1], width), -jnp.inf, left)
     found = jnp.concatenate(tokens, axis=1)
-    return Guesses(found, _shares(logits, found, vocabulary))
+    return Guesses(found, _shares(logits, found, total, vocabulary))
 
 
-def _shares(logits: jax.Array, tokens: jax.Array, vocabulary: Vocabulary) -> jax.Array:
-    """Returns the probabilities float32[W, C] of tokens int32[W, C] by logits [W, V]."""
-    return jnp.exp(vocabulary.at(logits, tokens) - vocabulary.log_total(logits)[:, None])
+def _shares(
+    logits: jax.Array, tokens: jax.Array, total: jax.Array, vocabulary: Vocabulary
+) -> jax.Array:
+    """Returns the probabilities float32[W, C] of tokens int32[W, C] by logits [W, V].
+
+    `total` is the logits' `Vocabulary.log_total`, float32[W].
+    """
+    return jnp.exp(vocabulary.at(logits, tokens) - total[:, None])
 
 
 def _odds(share: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from functools import cache
 
 import jax
 
@@ -11,6 +12,8 @@ from emsjax.plan.copies import copied_weights
 from tests.engine.switches import PLAIN
 
 _KINDS = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+_COMPUTATION = re.compile(r"(?:ENTRY )?%([\w.-]+) \(.*\{$")
+_OPERATION = re.compile(r"  (?:ROOT )?%([\w.-]+) = .*? ([a-z][\w-]*)\((.*)$")
 _TYPES = {"float32": "f32", "bfloat16": "bf16"}
 
 
@@ -21,6 +24,52 @@ def collectives(text: str) -> Counter[str]:
     """
     found = re.findall(rf"= ([^=]*?) ({_KINDS})(-start)?\(", text)
     return Counter(f"{kind} {_result(types, kind + start)}" for types, kind, start in found)
+
+
+def overtaking(text: str) -> list[str]:
+    """Returns the exchanges of a compiled program that may overtake those of a branch or loop.
+
+    They follow it without a need for its result, see `docs/several-devices.md`. What follows an
+    exchange that waits for the branch or loop waits with it.
+
+    Args:
+      text: of the program, whose operations are in the order in which they start.
+    """
+    computations: dict[str, dict[str, tuple[str, list[str]]]] = {}
+    for line in text.splitlines():
+        if begins := _COMPUTATION.match(line):
+            operations = computations[begins[1]] = {}
+        elif found := _OPERATION.match(line):
+            names = re.findall(r"%([\w.-]+)", found[3].partition(", metadata=")[0])
+            operations[found[1]] = found[2], names
+
+    @cache
+    def exchanges(computation: str) -> bool:
+        return any(
+            is_exchange(kind) or any(map(exchanges, called(names)))
+            for kind, names in computations[computation].values()
+        )
+
+    def called(names: list[str]) -> list[str]:
+        return [name for name in names if name in computations]
+
+    def is_exchange(kind: str) -> bool:
+        return re.fullmatch(_KINDS, kind.removesuffix("-start")) is not None
+
+    found = []
+    for operations in computations.values():
+        pending, waiting = None, set[str]()  # a branch or loop, and what needs its result
+        for name, (kind, names) in operations.items():
+            if not waiting.isdisjoint(names):
+                waiting.add(name)
+            nested = any(map(exchanges, called(names)))
+            if not (nested or is_exchange(kind)):
+                continue
+            if pending and name not in waiting:
+                found.append(f"{name} may overtake {pending}")
+            elif nested or pending:
+                pending, waiting = (name, {name}) if nested else (None, set())
+    return found
 
 
 def _result(types: str, operation: str) -> str:

@@ -35,7 +35,7 @@ from emsjax.sampling.state import admit_choice, empty_sampling, note_tokens
 from emsjax.sampling.vocabulary import DividedVocabulary
 from emsjax.shapes import SHARDS
 from tests import tiny
-from tests.engine.collectives import check_no_copy_of_the_share, collectives
+from tests.engine.collectives import check_no_copy_of_the_share, collectives, overtaking
 from tests.engine.setup import (
     check_greedy,
     jobs,
@@ -139,6 +139,23 @@ def test_what_differs_between_devices_cannot_pass_for_the_same():
         program.lower()
 
 
+def test_what_may_overtake_a_branch_is_found():
+    """As devices of a CPU do, which then take one exchange for another."""
+
+    def if_wanted(wanted: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.lax.cond(wanted, lambda: jax.lax.psum(x, SHARDS), lambda: jnp.zeros(4))
+
+    def both(x: jax.Array, wanted: jax.Array, in_turn: bool) -> tuple[jax.Array, jax.Array]:
+        first = if_wanted(wanted, x)
+        return first, if_wanted(wanted, x + first if in_turn else x + 1)
+
+    for in_turn in (True, False):
+        function = partial(both, in_turn=in_turn)
+        program = shared_by(2).program(function, (PartitionSpec(SHARDS), SAME), SAME)
+        text = program.lower(jnp.ones(8), jnp.array(True)).compile().as_text()
+        assert len(overtaking(text)) == (0 if in_turn else 1), text
+
+
 def choose_in_parts(number: int, logits: np.ndarray, rows: Any, state: Any) -> Any:
     """Chooses as devices do that have a part of the logits each."""
     choosing = partial(choose, vocabulary=DividedVocabulary(logits.shape[1]))
@@ -152,7 +169,10 @@ def in_parts(
     padding = ((0, 0), (0, number * 128 - logits.shape[1]))
     padded = np.pad(logits, padding, constant_values=-np.inf)
     places = PartitionSpec(None, SHARDS), SAME, SAME
-    return shared_by(number).program(function, places, SAME)(padded, rows, state)
+    program = shared_by(number).program(function, places, SAME)
+    compiled = program.lower(padded, rows, state).compile()
+    assert not overtaking(compiled.as_text())
+    return compiled(padded, rows, state)
 
 
 @pytest.mark.parametrize("number", [2, 8])

@@ -29,7 +29,7 @@ from emsjax.sampling.guess import Guesses, guess
 from emsjax.sampling.vocabulary import WHOLE, DividedVocabulary, Vocabulary
 from tests.drafters import block_heads, eagle_heads
 from tests.drafters.test_jakiro import jakiro_head
-from tests.engine.collectives import collectives
+from tests.engine.collectives import collectives, overtaking
 from tests.engine.divided_cases import BIAS, CHOICES, in_parts, sampling_slots
 from tests.engine.setup import jobs, make_engine, oracle_model, run_all
 from tests.ladders import one_rung, two_rungs
@@ -106,6 +106,7 @@ def results_of(number: int, drafter: Any, greedy: bool = False) -> list[tuple]:
     engine = engine_of(number, drafter)
     done = run_all(engine, jobs(6, longest=60)) if greedy else []
     done += run_all(engine, half_sampled())
+    assert number == 1 or not overtaking(engine.lower(sampling=True).compile().as_text())
     return [(each.token_ids, each.trace.steps) for each in done if each.trace is not None]
 
 
