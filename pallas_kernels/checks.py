@@ -120,7 +120,8 @@ def check_layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array) -> No
     _check_shape("x", x, (None, None), "[T, in]")
     _check_type("x", x, FLOATS)
     _check_shape("kernels", kernels, (None, None, x.shape[1]), "[L, out, in]")
-    _check_type("kernels", kernels, (x.dtype, jnp.int8))
+    narrower = (jnp.bfloat16,) if x.dtype == jnp.float32 else ()
+    _check_type("kernels", kernels, (x.dtype, *narrower, jnp.int8))
     _check_layer(layer)
 
 

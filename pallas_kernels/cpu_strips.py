@@ -1,10 +1,8 @@
-"""Products of rows with one layer's weights on CPU, compiled by Numba, a strip of outputs an item.
+"""Products of rows with float32 weights on CPU, compiled by Numba, a strip of outputs an item.
 
 An item multiplies its weights with all rows, so that the weights come from memory once. A row's
 terms are added in the same order however many rows there are.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 from numba import carray
@@ -19,6 +17,8 @@ _DEPTH = 2048  # inputs at a time, whose part of the rows stays in the second ca
 # int32[]. The result has the same panels, float32[P, out, W].
 X, KERNELS, LAYER = range(3)
 
+_multiply = product_of(np.dtype(np.float32))
+
 
 @compiled
 def count(frame: int) -> int:
@@ -26,45 +26,29 @@ def count(frame: int) -> int:
     return (size(frame, KERNELS, 1) + _STRIP - 1) // _STRIP
 
 
-def strip(dtype: np.dtype, block_of: Callable, converts: bool) -> Callable:
-    """Returns the function that computes an item.
-
-    Args:
-      dtype: of the weights that are multiplied: float32, or uint16 for bfloat16.
-      block_of: the compiled function that finds a block of weights. It takes the frame, the layer,
-        the block's first output and input, its numbers of outputs and inputs, and an array
-        float32[outputs, inputs]. It returns the block's address and the stride between its outputs,
-        of the array if it wrote the block there.
-      converts: whether it uses the array.
-    """
-    term, multiply = dtype.itemsize, product_of(dtype)
-    converted = _TOGETHER if converts else 0
-
-    @compiled
-    def compute(frame: int, item: int) -> None:
-        panels, width = size(frame, X, 0), size(frame, X, 2)
-        num_out, num_in = size(frame, KERNELS, 1), size(frame, KERNELS, 2)
-        layer = np.int64(carray(pointer(argument(frame, LAYER)), (1,), np.int32)[0])
-        first = item * _STRIP
-        outs = min(_STRIP, num_out - first)
-        out_row = 4 * width
-        wide = np.empty((converted, min(num_in, _DEPTH)), np.float32)
-        for done in range(0, num_in, _DEPTH):
-            terms = min(_DEPTH, num_in - done)
-            for out in range(0, outs, _TOGETHER):
-                rows = min(_TOGETHER, outs - out)
-                block, stride = block_of(frame, layer, first + out, done, rows, terms, wide)
-                for panel in range(panels):
-                    product = Product(
-                        block,
-                        stride,
-                        term,
-                        argument(frame, X) + (panel * num_in + done) * out_row,
-                        out_row,
-                        result(frame, 0) + (panel * num_out + first + out) * out_row,
-                        out_row,
-                        terms,
-                    )
-                    multiply(product, rows, width, done > 0)
-
-    return compute
+@compiled
+def strip(frame: int, item: int) -> None:
+    """Computes an item."""
+    panels, width = size(frame, X, 0), size(frame, X, 2)
+    num_out, num_in = size(frame, KERNELS, 1), size(frame, KERNELS, 2)
+    layer = np.int64(carray(pointer(argument(frame, LAYER)), (1,), np.int32)[0])
+    first = item * _STRIP
+    outs = min(_STRIP, num_out - first)
+    begin = argument(frame, KERNELS) + 4 * (layer * num_out + first) * num_in
+    out_row = 4 * width
+    for done in range(0, num_in, _DEPTH):
+        terms = min(_DEPTH, num_in - done)
+        for out in range(0, outs, _TOGETHER):
+            rows = min(_TOGETHER, outs - out)
+            for panel in range(panels):
+                product = Product(
+                    begin + 4 * (out * num_in + done),
+                    4 * num_in,
+                    4,
+                    argument(frame, X) + (panel * num_in + done) * out_row,
+                    out_row,
+                    result(frame, 0) + (panel * num_out + first + out) * out_row,
+                    out_row,
+                    terms,
+                )
+                _multiply(product, rows, width, done > 0)

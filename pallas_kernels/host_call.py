@@ -75,6 +75,15 @@ pointer = _pointer_of(types.voidptr, 8)  # what `carray` takes
 _words = _pointer_of(types.CPointer(types.int64), 64)
 
 
+def generate_prefetch(builder: Any, address: Any) -> None:
+    """Generates the instruction that starts to load the cache line at an address."""
+    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    place = builder.inttoptr(address, byte)
+    builder.call(function, [place, number(0), number(3), number(1)])
+
+
 @intrinsic
 def prefetch(typing: Any, address: Any) -> Any:
     """Starts to load the cache line at an address."""
@@ -82,12 +91,7 @@ def prefetch(typing: Any, address: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         del signature
-        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        name = "llvm.prefetch.p0i8"
-        function = cgutils.get_or_insert_function(builder.module, kind, name)
-        place = builder.inttoptr(args[0], byte)
-        builder.call(function, [place, number(0), number(3), number(1)])
+        generate_prefetch(builder, args[0])
         return context.get_dummy_value()
 
     return types.void(types.int64), generate

@@ -53,6 +53,17 @@ def vector_function(builder: Any, name: str, vector: Any, operands: int) -> Any:
     return cgutils.get_or_insert_function(builder.module, kind, full_name)
 
 
+def load_number(builder: Any, address: Any, dtype: np.dtype) -> Any:
+    """Loads a float32, a bfloat16 stored as uint16, or an int8 as a float32."""
+    if dtype == np.float32:
+        return builder.load(builder.inttoptr(address, FLOAT.as_pointer()), align=4)
+    stored = ir.IntType(8 * dtype.itemsize).as_pointer()
+    number = builder.load(builder.inttoptr(address, stored), align=dtype.itemsize)
+    if dtype == np.int8:
+        return builder.sitofp(number, FLOAT)
+    return builder.bitcast(builder.shl(builder.zext(number, INDEX), INDEX(16)), FLOAT)
+
+
 def _block(rows: int, lanes: int, dtype: np.dtype) -> Any:
     """Returns a compiled function that computes a block [rows, lanes] of a product.
 
@@ -62,13 +73,6 @@ def _block(rows: int, lanes: int, dtype: np.dtype) -> Any:
     vector = ir.VectorType(FLOAT, lanes)
     zeros = ir.Constant(vector, [0.0] * lanes)
     first_lane = ir.Constant(ir.VectorType(INDEX, lanes), [0] * lanes)
-
-    def load_number(builder: Any, address: Any) -> Any:
-        """Loads a float32, or a bfloat16 stored as uint16, as a float32."""
-        if dtype == np.float32:
-            return builder.load(builder.inttoptr(address, FLOAT.as_pointer()), align=4)
-        half = builder.load(builder.inttoptr(address, ir.IntType(16).as_pointer()), align=2)
-        return builder.bitcast(builder.shl(builder.zext(half, INDEX), INDEX(16)), FLOAT)
 
     @intrinsic
     def multiply(typing: Any, product: Any, first: Any, column: Any, adds: Any) -> Any:
@@ -99,7 +103,7 @@ def _block(rows: int, lanes: int, dtype: np.dtype) -> Any:
                 start = builder.load(left)
                 numbers = builder.load(vector_at(builder.load(right)), align=4)
                 for row, total in enumerate(sums):
-                    factor = load_number(builder, row_of(start, p.left_row, WORD(row)))
+                    factor = load_number(builder, row_of(start, p.left_row, WORD(row)), dtype)
                     single = builder.insert_element(zeros, factor, INDEX(0))
                     factors = builder.shuffle_vector(single, zeros, first_lane)
                     added = builder.call(multiply_add, [factors, numbers, builder.load(total)])

@@ -9,7 +9,7 @@ import jax
 from emsjax.plan.loops import Computations, computations
 
 _SLICE = re.compile(r"= (\w+)\[([0-9,]+)\]\S* dynamic-slice\(")
-_COPY = re.compile(r"= (\w+)\[([0-9,]+)\]\S* (?:copy|transpose)\(")
+_COPY = re.compile(r"= (\w+)\[([0-9,]+)\]\S* (?:copy|transpose|bitcast-convert)\(")
 _FUSED = re.compile(r" fusion\(.* calls=%?([\w.-]+)")
 # How the compilers write a product: for GPUs, for TPUs, as a kernel, and as plain sums.
 _PRODUCTS = (" dot(", " convolution(", " custom-call(", " reduce(")

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emsjax.pallas_kernels import cpu_panels
+from emsjax.pallas_kernels import cpu_rows
 from emsjax.pallas_kernels.foreign import name_of, registered
 from emsjax.pallas_kernels.grouped_matmul.as_floats import multiply
 from emsjax.pallas_kernels.quantised import Grouped
@@ -35,7 +35,7 @@ def grouped_matmul(x: jax.Array, kernels: Grouped, layer: jax.Array, dtype: jnp.
     offsets = none if kernels.offsets is None else kernels.offsets
     layer = jnp.clip(layer, 0, len(kernels.values) - 1)
     name = name_of("grouped_matmul", kernels.values.dtype)
-    sums = cpu_panels.multiply(name, x, kernels.values, layer, kernels.scales, offsets)
+    sums = cpu_rows.multiply(name, x, kernels.values, layer, kernels.scales, offsets)
     return sums.astype(dtype)
 
 

@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.pallas_kernels import products
-from emsjax.pallas_kernels.backends import Backend, Backends, always_supported, pick
+from emsjax.pallas_kernels.backends import (
+    Backend,
+    Backends,
+    always_supported,
+    pick,
+    target_platform,
+)
 from emsjax.pallas_kernels.checks import check_layer_matmul
 from emsjax.pallas_kernels.grouped_matmul.api import grouped_matmul
 from emsjax.pallas_kernels.layer_matmul import reference
@@ -86,7 +92,8 @@ def layer_matmul(
 
     Args:
       x: rows [T, in].
-      kernels: weights of all layers [L, out, in], of x's type or quantised.
+      kernels: weights of all layers [L, out, in], of x's type or quantised; of float32 rows also
+        bfloat16.
       layer: int32[], the layer to use.
       dtype: of the result; x's by default.
       backend: "reference" (XLA, on any platform), "cpu" (Numba), or for few rows "gpu" (Hopper),
@@ -144,7 +151,10 @@ def matmul(x: jax.Array, kernel: Weights, dtype: jax.typing.DTypeLike | None = N
     Returns:
       [T, out] in `dtype`.
     """
-    if not isinstance(kernel, Quantised | Grouped) and x.dtype != kernel.dtype:
+    mixed = not isinstance(kernel, Quantised | Grouped) and x.dtype != kernel.dtype
+    # XLA reads the shorter numbers of the two, but on a CPU it makes longer ones of them first.
+    widened = target_platform() == "cpu" and (x.dtype, kernel.dtype) == (jnp.float32, jnp.bfloat16)
+    if mixed and not widened:
         return products.matmul(x, kernel, dtype)
     stack = jax.tree.map(lambda array: array[None], kernel)
     return layer_matmul(x, stack, layer=jnp.zeros((), jnp.int32), dtype=dtype)

@@ -6,14 +6,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from emsjax.pallas_kernels import cpu_panels
-from emsjax.pallas_kernels.foreign import STORED, name_of, registered
+from emsjax.pallas_kernels import cpu_panels, cpu_rows
+from emsjax.pallas_kernels.foreign import name_of, registered
 from emsjax.pallas_kernels.products import matmul
 
 
 def unsupported(x: jax.Array, kernels: jax.Array) -> str | None:
     """Returns why the kernel cannot be used for these arguments, or None if it can."""
-    if kernels.dtype not in (x.dtype, jnp.int8) or str(x.dtype) not in STORED:
+    floats = (jnp.float32, jnp.bfloat16)
+    if x.dtype not in floats or kernels.dtype not in (*floats, jnp.int8):
         return f"it takes float32, bfloat16 and int8, not {x.dtype} times {kernels.dtype}"
     return registered("layer_matmul", kernels.dtype, _load)
 
@@ -28,10 +29,9 @@ def _load() -> Callable:
 def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """See `api.layer_matmul`. Its derivatives, which training needs, are XLA's."""
     name = name_of("layer_matmul", kernels.dtype)
-    if kernels.dtype == jnp.bfloat16:
-        kernels = jax.lax.bitcast_convert_type(kernels, jnp.uint16)
     layer = jnp.clip(layer, 0, len(kernels) - 1)
-    return cpu_panels.multiply(name, x, kernels, layer).astype(dtype)
+    multiply = cpu_panels.multiply if kernels.dtype == jnp.float32 else cpu_rows.multiply
+    return multiply(name, x, kernels, layer).astype(dtype)
 
 
 @layer_matmul.defjvp

@@ -1,43 +1,29 @@
-"""Products with one layer's weights on CPU, see `cpu_strips`; weights are used where they lie."""
+"""Products with one layer's weights on CPU, see `cpu_strips` and `cpu_narrow`."""
 
 from collections.abc import Callable
 
 import numpy as np
-from numba import carray
 
-from emsjax.pallas_kernels import cpu_strips, small_products
-from emsjax.pallas_kernels.cpu_strips import KERNELS, count, strip
-from emsjax.pallas_kernels.host_call import argument, compiled, pointer, register, size
+from emsjax.pallas_kernels import cpu_dots, cpu_narrow, cpu_strips, small_products
+from emsjax.pallas_kernels.cpu_dots import widen_of
+from emsjax.pallas_kernels.host_call import argument, compiled, register, size
 
 
-def _block_of(storage: type) -> Callable:
-    """Returns the function that finds a block of weights with elements of a type.
-
-    Converting int8 in the fastest cache is quicker than in the product, which would convert each
-    number on its own and again for every panel.
-    """
-    itemsize = np.dtype(storage).itemsize
+def _fill_of(stored: np.dtype) -> Callable:
+    """Returns the function that makes floats of a block of weights of a type."""
+    widen, itemsize, kernels = widen_of(stored), stored.itemsize, cpu_narrow.KERNELS
 
     @compiled
-    def as_it_is(
-        frame: int, layer: int, out: int, done: int, rows: int, terms: int, wide: np.ndarray
-    ) -> tuple:
-        num_out, num_in = size(frame, KERNELS, 1), size(frame, KERNELS, 2)
-        start = (layer * num_out + out) * num_in + done
-        return argument(frame, KERNELS) + start * itemsize, num_in * itemsize
+    def fill(
+        frame: int, layer: int, out: int, done: int, outs: int, terms: int, wide: np.ndarray
+    ) -> None:
+        num_out, num_in = size(frame, kernels, 1), size(frame, kernels, 2)
+        for row in range(outs):
+            start = (layer * num_out + out + row) * num_in + done
+            target = np.int64(wide.ctypes.data) + row * wide.strides[0]
+            widen(argument(frame, kernels) + start * itemsize, target, terms)
 
-    @compiled
-    def convert(
-        frame: int, layer: int, out: int, done: int, rows: int, terms: int, wide: np.ndarray
-    ) -> tuple:
-        block, stride = as_it_is(frame, layer, out, done, rows, terms, wide)
-        for row in range(rows):
-            numbers = carray(pointer(block + row * stride), (terms,), np.int8)
-            for column in range(terms):
-                wide[row, column] = numbers[column]
-        return wide.ctypes.data, wide.strides[0]
-
-    return convert if storage is np.int8 else as_it_is
+    return fill
 
 
 def register_kernel(name: str, dtype: np.dtype, register: Callable[..., object] = register) -> None:
@@ -48,7 +34,11 @@ def register_kernel(name: str, dtype: np.dtype, register: Callable[..., object] 
       dtype: of the weights.
       register: `host_call.register`, or `compile_run` only to compile.
     """
-    storage, converts = dtype.type, dtype == np.int8
-    multiplied = np.dtype(np.float32 if converts else storage)
-    sources = (__file__, cpu_strips.__file__, small_products.__file__)
-    register(name, count, strip(multiplied, _block_of(storage), converts), sources)
+    if dtype == np.float32:
+        sources = (__file__, cpu_strips.__file__, small_products.__file__)
+        register(name, cpu_strips.count, cpu_strips.strip, sources)
+        return
+    modules = cpu_dots, cpu_narrow, small_products
+    sources = (__file__, *(str(each.__file__) for each in modules))
+    strip = cpu_narrow.strip(_fill_of(dtype), 8 * dtype.itemsize, dtype)
+    register(name, cpu_narrow.count, strip, sources)

@@ -29,7 +29,7 @@ from emsjax.plan.traffic import launches
 from tests.engine.setup import make_engine
 from tests.engine.switches import PLAIN as CONFIG
 from tests.engine.switches import SWITCHES
-from tests.ladders import two_rungs
+from tests.ladders import one_rung, two_rungs
 
 pytestmark = pytest.mark.usefixtures("no_compile_cache")
 
@@ -126,6 +126,14 @@ def test_cpu(drafter: str):
     compiled = engine.lower().compile(AS_FOR_USERS)
     check_no_copy_of_the_cache(engine, compiled, "cpu")
     check_no_weight_is_copied(engine, compiled)
+
+
+def test_cpu_bfloat16():
+    """Only kernels multiply, because XLA would make float32 of all weights first."""
+    engine = abstract_engine(jnp.bfloat16, "none", make=one_rung)
+    compiled = engine.lower().compile(AS_FOR_USERS)
+    check_no_weight_is_copied(engine, compiled)
+    assert not re.findall(r"= f32\[\S+ .* dot\(", compiled.as_text())
 
 
 def test_cpu_sampling():

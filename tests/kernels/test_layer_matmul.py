@@ -16,6 +16,7 @@ from emsjax.pallas_kernels import hopper, triton_products
 from emsjax.pallas_kernels.backends import compiling_for, noting_backends
 from emsjax.pallas_kernels.hopper_products import ENOUGH_BLOCKS, blocks_for
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
+from tests.kernels.contract_attention import FLOAT32_ERROR
 from tests.kernels.contract_layer_matmul import (
     CASES,
     LAYER,
@@ -41,7 +42,7 @@ class TestCpu(LayerMatmulContract):
         """A row keeps every bit, though vectors are wider when there are more rows."""
         case = CASES[name]
         whole = self.multiply(case, numbers(case)[0])
-        for rows in (1, 8, 13, 32, 133):
+        for rows in (1, 2, 5, 8, 13, 24, 25, 32, 133):
             part = self.multiply(case, numbers(case)[0][:rows])
             np.testing.assert_array_equal(part.view(np.uint8), whole[:rows].view(np.uint8))
 
@@ -83,6 +84,22 @@ class TestCpu(LayerMatmulContract):
             for b in ("cpu", "reference")
         )
         np.testing.assert_allclose(ours, xla, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 9, 30])
+@pytest.mark.parametrize("shape", [(1, 16), (13, 40), (34, 7), (31, 1600)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_a_cpu_multiplies_weights_of_any_shape(dtype: str, shape: tuple[int, int], rows: int):
+    """Also those that do not fill vectors, next to other layers' NaN."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((rows, shape[1])).astype(np.float32)
+    weights = (20 * rng.standard_normal(shape)).astype(dtype)
+    stack = np.full((3, *shape), 99 if dtype == "int8" else np.nan, dtype)
+    stack[LAYER] = weights
+    out = layer_matmul(x, jnp.asarray(stack), layer=LAYER, dtype=jnp.float32, backend="cpu")
+    exact = np.float64(x), weights.astype(np.float64)
+    allowed = FLOAT32_ERROR * (np.abs(exact[0]) @ np.abs(exact[1]).T)
+    assert (np.abs(out - exact[0] @ exact[1].T) <= allowed).all()
 
 
 # XLA multiplies the others on GPUs.

@@ -1,0 +1,110 @@
+"""Products of rows with weights of fewer bits on CPU, a strip of outputs an item.
+
+`cpu_strips` reads weights number by number, and widening each would take longer than float32's
+memory. Here they are read and widened in vectors, see `cpu_dots`: once for all rows into the
+fastest cache, or in registers if there are only a few rows. While an item multiplies its weights,
+it reads the next ones ahead.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numba import carray
+
+from emsjax.pallas_kernels.cpu_dots import OUTS, ROWS, Dots, dots_of
+from emsjax.pallas_kernels.cpu_rows import LANES
+from emsjax.pallas_kernels.host_call import argument, compiled, pointer, result, size
+
+_STRIP = 32  # outputs of an item
+_DEPTH = 768  # inputs at a time, so that what is multiplied stays in the fastest cache
+_FEW = 4 * ROWS  # rows with which widening weights in registers, each time anew, is faster
+# The first operands, in order: rows float32[T, in], whose width is filled up with zeros to whole
+# vectors, kernels [L, out, in] and layer int32[]. The result is float32[T, out].
+X, KERNELS, LAYER = range(3)
+
+
+@compiled
+def count(frame: int) -> int:
+    """Returns the number of items."""
+    return (size(frame, KERNELS, 1) + _STRIP - 1) // _STRIP
+
+
+def strip(fill: Callable, bits: int, stored: np.dtype | None) -> Callable:
+    """Returns the function that computes an item.
+
+    Args:
+      fill: a compiled function that makes floats of a block of weights. It takes the frame, the
+        layer, the block's first output and input, its numbers of outputs and inputs, and an array
+        float32[outputs, inputs], whose rows it fills up with zeros to whole vectors.
+      bits: of a weight.
+      stored: the type of the weights if `cpu_dots` can read it, else None.
+    """
+    readable, filled = stored is not None, dots_of(np.dtype(np.float32))
+    direct = dots_of(stored) if readable else filled
+
+    @compiled
+    def compute(frame: int, item: int) -> None:
+        rows, width = size(frame, X, 0), size(frame, X, 1)
+        num_out, num_in = size(frame, KERNELS, 1), size(frame, KERNELS, 2)
+        layer = np.int64(carray(pointer(argument(frame, LAYER)), (1,), np.int32)[0])
+        first, row_bytes = item * _STRIP, num_in * bits // 8
+        begin = argument(frame, KERNELS) + (layer * num_out + first) * row_bytes
+        outs = min(_STRIP, num_out - first)
+        lies = readable and num_in == width and rows <= _FEW
+        depth = width if lies else min(width, _DEPTH)
+        wide = np.empty((OUTS, 0 if lies and outs % OUTS == 0 else depth), np.float32)
+        sums = np.empty((rows if width > depth else 1, OUTS, LANES), np.float32)
+        sums_row = sums.strides[0] if width > depth else 0
+        last = np.empty((rows if outs % OUTS else 0, OUTS), np.float32)
+        passes = (rows + ROWS - 1) // ROWS
+        for out in range(0, outs, OUTS):
+            whole = outs - out >= OUTS
+            here = lies and whole
+            target, target_row = result(frame, 0) + 4 * (first + out), 4 * num_out
+            if not whole:
+                target, target_row = np.int64(last.ctypes.data), 4 * OUTS
+            for done in range(0, width, depth):
+                terms = min(depth, num_in - done)
+                weights = begin + out * row_bytes + done * bits // 8
+                ahead, weights_row = weights + OUTS * row_bytes, row_bytes
+                if not here:
+                    fill(frame, layer, first + out, done, min(OUTS, outs - out), terms, wide)
+                    weights, weights_row = np.int64(wide.ctypes.data), wide.strides[0]
+                begins, ends = np.bool_(done == 0), np.bool_(done + depth >= width)
+                row, fetched = 0, 0
+                while row < rows:
+                    # Reading ahead is spread over the passes, or it would wait for itself.
+                    fetches = min((OUTS + passes - 1) // passes, OUTS - fetched)
+                    dots = Dots(
+                        weights,
+                        weights_row,
+                        argument(frame, X) + 4 * (row * width + done),
+                        4 * width,
+                        (terms + LANES - 1) // LANES,
+                        np.int64(sums.ctypes.data) + row * sums_row,
+                        target + row * target_row,
+                        target_row,
+                        ahead + fetched * row_bytes,
+                        row_bytes,
+                        LANES * bits // 8,
+                        fetches,
+                    )
+                    fetched += fetches
+                    if here:
+                        row += direct(dots, rows - row, begins, ends)
+                    else:
+                        row += filled(dots, rows - row, begins, ends)
+            if not whole:
+                _copy(frame, last, first + out, outs - out)
+
+    return compute
+
+
+@compiled
+def _copy(frame: int, last: np.ndarray, first: int, count: int) -> None:
+    """Copies the last outputs, which are fewer than are multiplied at once, into the result."""
+    rows, num_out = size(frame, X, 0), size(frame, KERNELS, 1)
+    out = carray(pointer(result(frame, 0)), (rows, num_out), np.float32)
+    for row in range(rows):
+        for number in range(count):
+            out[row, first + number] = last[row, number]
