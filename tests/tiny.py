@@ -135,8 +135,8 @@ def random_model(model_type: str, settings: dict[str, Any], seed: int) -> Any:
 
     Args:
       model_type: its type in `transformers`.
-      settings: its configuration; the vocabulary, the special tokens and the width of the weights
-        are added.
+      settings: its configuration; the special tokens and the width of the weights are added, and
+        the vocabulary if it has none.
       seed: of the weights.
     """
     import torch
@@ -145,8 +145,8 @@ def random_model(model_type: str, settings: dict[str, Any], seed: int) -> Any:
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
         model_type,
-        **copy.deepcopy(settings),  # `transformers` fills in what its dictionaries lack
-        vocab_size=VOCAB_SIZE,
+        # A copy, because `transformers` fills in what its dictionaries lack.
+        **({"vocab_size": VOCAB_SIZE} | copy.deepcopy(settings)),
         # So wide that logits are apart, and greedy text does not repeat one token for ever.
         **{"init_std" if model_type == "opt" else "initializer_range": 0.3},
         pad_token_id=0,

@@ -4,18 +4,12 @@ The cases need several devices, which a CPU can pretend to be from the start of 
 are in files of their own, which pytest runs in another process.
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-from tests.cpu_devices import flags_for
+from tests.cpu_devices import check_on_devices
 
 pytest.importorskip("torch")
 
-ROOT = Path(__file__).parents[2]
 CASES = (
     "tests/engine/divided_cases.py",
     "tests/engine/divided_drafter_cases.py",
@@ -25,13 +19,4 @@ CASES = (
 
 @pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_on_eight_devices(which: str):
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [*command, "-m", which, *CASES],
-        env=os.environ | {"XLA_FLAGS": flags_for(8)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    check_on_devices(8, "-m", which, *CASES)
