@@ -94,6 +94,8 @@ def estimated_costs(
     """
     least = bounds(sizes, hardware, ladder, num_slots=num_slots, draft_length=draft_length)
     seconds = _together(hardware, *least) + exchange_seconds(sizes, hardware, ladder)
+    flops = 2 * passes.observing // sizes.itemsize
+    seconds += product_seconds(passes.observing, flops, sizes, hardware, ladder)
     # In a draft model, too, every row is multiplied with every weight.
     rows = num_slots * passes.rows
     computing = 2 * rows * drafter_bytes / sizes.itemsize / _matrix_rate(hardware, sizes)

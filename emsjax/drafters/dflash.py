@@ -69,6 +69,7 @@ class DFlash(OwnCache, AtOnce):
       block: rows of a block: the newest token and one for each guess.
       mask_token: the token of a row that guesses.
       read_bytes: bytes of weights that a pass reads.
+      observed_bytes: bytes of weights with which `observe` multiplies rows.
       draft_length: k, the most guesses of a slot.
       narrowest: the fewest rows that are worth a separate shape, apart from a single row.
       beam_rows: the most paths in all slots for which drafts branch.
@@ -83,6 +84,7 @@ class DFlash(OwnCache, AtOnce):
     block: int
     mask_token: int
     read_bytes: int
+    observed_bytes: int = 0
     draft_length: int = 7
     narrowest: int = 8
     beam_rows: int = 1
@@ -93,7 +95,8 @@ class DFlash(OwnCache, AtOnce):
     def passes(self, num_slots: int) -> Passes:
         """Returns that a block is one pass."""
         del num_slots
-        return self.one_pass(self.block - 1, rows=self.block)
+        passes = self.one_pass(self.block - 1, rows=self.block)
+        return passes._replace(observing=self.observed_bytes)
 
     def built(self) -> Head:
         """Returns the head."""

@@ -113,6 +113,7 @@ class Eagle(OwnCache, FromStates):
       hidden_layers: the target's layers whose inputs the head reads; empty for its final states.
       read_bytes: bytes of weights that a pass reads.
       output_bytes: the bytes of these that turn states into logits.
+      observed_bytes: bytes of weights with which `observe` multiplies rows.
       draft_length: k.
       narrowest: the fewest rows that are worth a separate shape, apart from a single row.
       beam_rows: the most rows of a pass for which a slot's draft branches. With more slots, drafts
@@ -128,6 +129,7 @@ class Eagle(OwnCache, FromStates):
     hidden_layers: tuple[int, ...]
     read_bytes: int
     output_bytes: int
+    observed_bytes: int = 0
     draft_length: int = 7
     narrowest: int = 8
     beam_rows: int = 1
@@ -144,6 +146,7 @@ class Eagle(OwnCache, FromStates):
             rows=width,
             spared=self._spared,
             share=1 - self.output_bytes / self.read_bytes,
+            observing=self.observed_bytes,
         )
 
     def built(self) -> Head:

@@ -31,6 +31,8 @@ class Passes(NamedTuple):
       exchanges: what the devices that share the target exchange in a pass.
       spared: how many guesses of a draft need no rows, as what they are made of is there already.
       share: the share of a pass's cost that its rows cause. The rest is for guessing.
+      observing: the bytes of weights with which the rows of every step are multiplied, besides the
+        target's, whether or not anything is drafted.
     """
 
     depth: int
@@ -40,6 +42,7 @@ class Passes(NamedTuple):
     exchanges: tuple[Exchange, ...] = ()
     spared: int = 0
     share: float = 1.0
+    observing: int = 0
 
     def needed(self, length: Any) -> Any:
         """Returns how many passes guess `length` places, a number or array of at most `depth`."""

@@ -48,10 +48,20 @@ def load_dflash(head: Head, target: LoadedModel, draft_length: int, narrowest: i
         block=block,
         mask_token=mask_token,
         read_bytes=bytes_of_device((params, model.output_kernel)),
+        observed_bytes=_observed_bytes(config, params),
         draft_length=draft_length,
         narrowest=narrowest,
         vocabulary=target.devices.vocabulary(model.vocab_size),
     )
+
+
+def _observed_bytes(config: DFlashConfig, params: Any) -> int:
+    """Returns the bytes of the weights that make K/V of what the target has read."""
+    sizes, layers = config.layers, params["layers"]
+    qkv = [layers[number]["attention"]["qkv"] for number in range(sizes.num_layers)]
+    kv, queries = 2 * sizes.num_kv_heads, sizes.num_heads
+    of_kv = bytes_of_device(qkv) * kv // (queries + kv)
+    return bytes_of_device(params["fc"]) + of_kv
 
 
 def _settings(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -45,6 +45,7 @@ def load_eagle(head: Head, target: LoadedModel, draft_length: int, narrowest: in
         params["tokens"] if config.own_embedding else (),
         params["fc"] if config.fused else (),
     )
+    not_observed = (not_in_a_pass[0], params["head"] if config.head_size else ())
     return Eagle(
         name=head.label,
         weights=Parts(
@@ -56,6 +57,7 @@ def load_eagle(head: Head, target: LoadedModel, draft_length: int, narrowest: in
         hidden_layers=layers_read(form, model.num_layers),
         read_bytes=bytes_of_device((params, borrowed)) - bytes_of_device(not_in_a_pass),
         output_bytes=bytes_of_device(output),
+        observed_bytes=bytes_of_device(params) - bytes_of_device(not_observed),
         draft_length=draft_length,
         narrowest=narrowest,
         # A head with a projection of its own has it on every device.

@@ -167,6 +167,7 @@ def _jakiro(read: _Read, target: LoadedModel, draft_length: int, narrowest: int)
         hidden_layers=(),
         read_bytes=bytes_of_device((read.params, shared.head)),
         output_bytes=bytes_of_device(shared.head),
+        observed_bytes=bytes_of_device(read.params),
         draft_length=draft_length,
         narrowest=narrowest,
     )

@@ -105,6 +105,24 @@ def test_a_pass_of_drafting_reads_its_weights_and_the_text_that_it_sees():
         assert (computing > reading) == (passes.rows == 64)
 
 
+def test_what_a_head_reads_of_every_step_is_part_of_the_step():
+    counted, head = sizes("llama-3-8b"), 10**9
+    without, found = (
+        estimated_costs(
+            *(counted, HARDWARE["v5e"], LADDER),
+            num_slots=8,
+            draft_length=7,
+            passes=Passes(7, observing=observing),
+        )
+        for observing in (0, head)
+    )
+    reading = head / (819e9 * BANDWIDTH_SHARE)
+    computing = 4096 * head / (197e12 * COMPUTE_SHARE)
+    more = found.rungs - without.rungs
+    np.testing.assert_allclose(more, [reading, reading, computing], rtol=1e-4)
+    assert found.draft == without.draft
+
+
 def test_a_pass_of_drafting_waits_for_what_devices_exchange():
     """Eight chips add up the rows of a pass, one a slot, 64 times in a ring."""
     counted = sizes("llama-3-8b")._replace(devices=8)

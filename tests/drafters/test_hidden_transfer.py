@@ -16,7 +16,7 @@ from emsjax.drafters.chains import as_chains
 from emsjax.engine.draft import ROOT, Draft
 from emsjax.models.hidden_transfer import HiddenTransfer as Maps
 from emsjax.models.hidden_transfer import TransferConfig
-from tests.drafters.test_own_layers import SLOTS, assert_same_texts, busy_state, results
+from tests.drafters.test_own_layers import SLOTS, busy_state
 from tests.engine.setup import (
     jobs,
     make_engine,
@@ -115,16 +115,6 @@ def test_drafts_equal_those_of_the_layers_of_transformers(name: str, first_layer
     assert len(seen) > 4, "drafts of one token show little"
     near_the_end = state.replace(max_lens=state.lens + jnp.asarray([0, 1, 3], jnp.int32))
     assert drafted(drafter, near_the_end).tokens[2, :2].tolist() == draft.tokens[2, :2].tolist()
-
-
-@pytest.mark.slow
-def test_sampled_texts_and_their_logprobs_are_those_of_plain_decoding():
-    """The jobs refill the slots, some stop early, and some layers have windows."""
-    model = tiny_model("qwen2-mixed")
-    alone = results(make_engine(model, "none", 1), 14)
-    tree = hidden_transfer(model, beam_rows=2 * SLOTS)
-    engine = make_engine(model, Combined(PromptLookup(7, 3, 1), tree, tree=True), SLOTS, costs=0.5)
-    assert_same_texts(engine, alone)
 
 
 @pytest.mark.parametrize("method", ["ems", pytest.param("vanilla", marks=pytest.mark.slow)])

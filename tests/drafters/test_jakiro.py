@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from emsjax.drafters import Combined, Jakiro, PromptLookup
+from emsjax.drafters import Jakiro
 from emsjax.drafters.beam import choices_of
 from emsjax.drafters.eagle import Parts
 from emsjax.engine.draft import Draft
 from emsjax.models.jakiro_head import JakiroConfig, JakiroHead
-from tests.drafters.test_own_layers import SLOTS, assert_same_texts, busy_state, results
+from tests.drafters.test_own_layers import SLOTS, busy_state
 from tests.drafters.trees import Paths, equal_paths, paths_of
 from tests.engine.setup import jobs, make_engine, oracle_model, own_layers, run_all, tiny_model
 from tests.tiny import oracle
@@ -165,16 +165,6 @@ def test_drafts_equal_those_of_pytorch(length: int, width: int):
             assert max(map(len, found)) == length
         seen |= {path[-1] for path in expected}
     assert len(seen) > min(length, 3), "drafts of one token show little"
-
-
-@pytest.mark.slow
-def test_sampled_texts_and_their_logprobs_are_those_of_plain_decoding():
-    """The jobs refill the slots, some stop early, and some layers have windows."""
-    model = tiny_model("qwen2-mixed")
-    alone = results(make_engine(model, "none", 1), 14)
-    tree = dataclasses.replace(jakiro(model), beam_rows=2 * SLOTS)
-    engine = make_engine(model, Combined(PromptLookup(7, 3, 1), tree, tree=True), SLOTS, costs=0.5)
-    assert_same_texts(engine, alone)
 
 
 def test_a_head_that_computes_nothing_but_nan_changes_no_text():

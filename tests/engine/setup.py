@@ -186,7 +186,7 @@ def own_layers(model: Any, state_map: Any = None, first_layer: int = 1) -> OwnLa
 
 def eagle(model: Any) -> Eagle:
     """Makes an EAGLE-3 head with random weights that can guess every other token."""
-    sizes = model.hidden_size, model.vocab_size // 2
+    sizes = model.hidden_size, (model.vocab_size + 1) // 2
     config = EagleConfig(replace(model.config, num_layers=1), 3, *sizes)
     graphdef, params = nnx.split(EagleHead(config, rngs=nnx.Rngs(0), dtype=model.dtype))
     params = jax.tree.map(lambda x: x.astype(model.dtype), params)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from emsjax import UserError
+from emsjax.engine.drafter import passes_of
 from emsjax.loading.drafter import load_drafter
 from emsjax.loading.load import LoadedModel, load_model
 from tests.drafters.block_heads import CONFIGS, MASK, head_directory, tensors, write_head
@@ -31,6 +32,14 @@ def test_medusa_heads_are_counted_by_their_tensors(target: LoadedModel):
     assert [each.num_heads for each in found.values()] == [4, 3, 3]
     heads = found["medusa-one-output"].weights.heads
     assert len(heads["outputs"]) == 1
+
+
+@pytest.mark.parametrize("name", ["dflash", "medusa"])
+def test_the_planner_knows_what_reading_every_step_costs(name: str, target: LoadedModel):
+    """A DFlash head makes K/V of what the target has read; Medusa heads read nothing."""
+    made = ("fc.weight", "k_proj.weight", "v_proj.weight")
+    numbers = sum(x.size for key, x in tensors(name).items() if key.endswith(made))
+    assert passes_of(load(head_directory(name), target), 1).observing == 4 * numbers
 
 
 def test_layers_that_are_not_named_are_evenly_spaced(tmp_path: Path, target: LoadedModel):

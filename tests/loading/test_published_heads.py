@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from emsjax import UserError
+from emsjax.engine.drafter import passes_of
 from emsjax.loading.drafter import load_drafter
 from emsjax.loading.head_load import find_head
 from emsjax.loading.load import LoadedModel, load_model
@@ -45,6 +46,15 @@ def test_an_embedding_that_is_the_targets_is_not_kept_twice(name: str, target: L
     own = "tokens" in drafter.weights.head
     assert own == (name == "specforge"), "that head is narrower than its target"
     assert drafter.read_bytes > 0
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_planner_knows_what_reading_every_step_costs(name: str, target: LoadedModel):
+    """Rows of a step go through all of a head but its embedding and its output projection."""
+    drafter = load(head_directory(name), target)
+    others = ("lm_head.weight", "embed_tokens.weight", "d2t", "t2d")
+    numbers = sum(x.size for key, x in tensors(name).items() if key not in others)
+    assert passes_of(drafter, 1).observing == 4 * numbers
 
 
 def test_an_embedding_that_was_trained_further_is_kept(tmp_path: Path, target: LoadedModel):
