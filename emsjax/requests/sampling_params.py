@@ -29,14 +29,14 @@ _LOWEST_TEMPERATURE = 1e-6
 class SamplingParams:
     """The parameters of one request; names and meanings are those of vLLM.
 
-    Names of vLLM that are not here are accepted with the values that change nothing, and refused
-    with a message that names the counterpart otherwise.
+    Other names of vLLM are accepted with values that change nothing here; with any other value they
+    are refused with a message that says what to use instead.
 
     The logits of the next token pass through these parameters in this order:
 
     1. `logit_bias`, allowed and banned tokens, `structured_outputs`, `min_tokens`
     2. the repetition, frequency and presence penalties
-    3. `no_repeat_ngram_size`, bad words, and what is forced or suppressed at an end of the output
+    3. `no_repeat_ngram_size`, bad words, and tokens forced or suppressed at the ends of the output
     4. if the temperature is above 0: temperature, `top_k`, `top_p`, `min_p`
 
     Speculation does not change the result: a draft token is accepted only if the target would have
@@ -45,14 +45,13 @@ class SamplingParams:
     Attributes:
       max_tokens: the most tokens to generate, at least 1; None for the rest of the context.
       min_tokens: the number of tokens before the output may end: an end of text or a stop token
-        comes after them, and a stop string is not complete before the last of them. None uses the
-        `min_new_tokens` of the model's generation config, or its `min_length` less the prompt, at
-        most `max_tokens` of them, else 0.
-      temperature: 0 is greedy; higher values, from 1e-6 on, make the choice more even.
-      adapt_temperature: the temperature for the first token of an indented line, that is after a
-        line break and blanks, where code is hardest to predict (AdapT, arXiv 2309.02772, which
-        uses 0.8 there and 0.6 elsewhere); requires a temperature above 0. None uses `temperature`
-        there too.
+        comes after them, and no stop string is complete before the last of them. None uses
+        `min_new_tokens` of the model's generation config, or `min_length` less the prompt, but at
+        most `max_tokens`; else 0.
+      temperature: 0 is greedy; higher values, from 1e-6 to 100, make the choice more even.
+      adapt_temperature: the temperature for the first token of an indented line (after a line break
+        and blanks), where code is hardest to predict (AdapT, arXiv 2309.02772, which uses 0.8 there
+        and 0.6 elsewhere). Requires a temperature above 0. None uses `temperature` there too.
       top_k: keep the k likeliest tokens (and those as likely as the last of them). 0 or -1 keeps
         all; None uses the model's generation config if it sets `top_k`, else keeps all.
       top_p: keep the likeliest tokens that together have this probability (and those as likely as
@@ -61,43 +60,43 @@ class SamplingParams:
         None uses the model's generation config, else keeps all.
       seed: 0 to 2**63 - 1. The tokens depend only on the seed, the prompt, these parameters and
         the model. None derives a seed for each request from that of the `LLM`.
-      stop: strings that end the output, which is cut before them.
+      stop: a string or strings that end the output, which is cut before them.
       include_stop_str_in_output: whether the text includes the stop string, or the text of the stop
         token, that ended it.
       stop_token_ids: ids that end the output, in addition to the model's end of text; stored as a
         tuple.
-      ignore_eos: whether to continue to `max_tokens` after the model ends its text.
-      logprobs: return the log-probability of each token and of this many of the likeliest, 0 to
-        20, from the model itself, before bias, penalties and temperature; None returns none.
-      prompt_logprobs: the same for each token of the prompt but the first, in
+      ignore_eos: whether to continue past an end of text, up to `max_tokens`.
+      logprobs: return the natural log-probability of each token and of this many of the likeliest,
+        0 to 20, from the model itself, before bias, penalties and temperature; None returns none.
+      prompt_logprobs: the same for each token of the prompt except the first, in
         `RequestOutput.prompt_logprobs`; the prompt is then read twice.
       n: the number of outputs for the prompt; more than one requires a temperature above 0.
       presence_penalty: subtracted from the logits of tokens in the output, -2 to 2.
       frequency_penalty: subtracted from a token's logit for each occurrence in the output, -2 to 2.
       repetition_penalty: divides positive logits of tokens in the prompt or output and multiplies
         negative ones, 0.01 to 100. None uses the model's generation config, else 1.
-      logit_bias: values to add to logits, by token id.
+      logit_bias: values to add to logits, by token id, -1000 to 1000.
       allowed_token_ids: the only tokens that may be chosen; None allows all.
-      bad_words: words that may not be written, at the start of the text or after a space. A word
-        of several tokens loses its last token where the others stand before it, in the prompt too.
-      bad_words_ids: the same as lists of token ids; a list of an end of text alone is ignored. At
+      bad_words: words that may not be written, at the start of the text or after a space. The last
+        token of a word of several tokens is banned where the others precede it, even in the prompt.
+      bad_words_ids: the same as lists of token ids; a list of only an end of text is ignored. At
         most 32 words of more than one token, of at most 8 tokens each. None uses the model's
         generation config, else bans none.
-      no_repeat_ngram_size: no n-gram of this many tokens occurs twice in prompt and output; 0
+      no_repeat_ngram_size: no sequence of this many tokens occurs twice in prompt and output; 0
         allows repetitions. None uses the model's generation config, else 0.
       skip_special_tokens: whether the text leaves out special tokens, such as the end of text.
-      detokenize: whether tokens are decoded; the text is None otherwise.
+      detokenize: whether tokens are decoded; if not, the text is None.
       banned_token_ids: tokens that may not be chosen. None uses those of the model's generation
         config (`suppress_tokens`), else none.
       begin_suppress_tokens: tokens that may not be the first of the output, at most 32. None uses
         the model's generation config, else none.
-      forced_bos_token_id: the first token of the output if the prompt is a single token, or a list
-        of equally likely ones, at most 16. None uses the model's generation config, else none.
-      forced_eos_token_id: the last token if the output reaches `max_tokens`, or a list of equally
-        likely ones, at most 16. None uses the model's generation config, else none.
+      forced_bos_token_id: the first token of the output after a prompt of a single token, or a list
+        of at most 16 equally likely ones. None uses the model's generation config, else none.
+      forced_eos_token_id: the last token of an output that reaches `max_tokens`, or a list of at
+        most 16 equally likely ones. None uses the model's generation config, else none.
       structured_outputs: what the output may be: `StructuredOutputsParams`, or a mapping with the
         same names, such as {"json": schema}. An output that reaches `max_tokens` may be incomplete.
-        `min_tokens` gives way where the output must end.
+        It overrides `min_tokens` where the output must end.
 
     Raises:
       UserError: a value has the wrong type or is out of range, or two contradict each other.
