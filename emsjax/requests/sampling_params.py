@@ -1,26 +1,26 @@
 """The parameters that choose a request's tokens and its end."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import pairwise
 from typing import Any
 
 from emsjax.errors import UserError, short
-from emsjax.limits import (
-    MAX_BAD_WORD_TOKENS,
-    MAX_BAD_WORDS,
-    MAX_BEGIN_SUPPRESSED,
-    MAX_FORCED,
-    MAX_LOGPROBS,
-    MAX_SEED,
+from emsjax.requests.param_values import (
+    NUMBERS,
+    TOKEN_LISTS,
+    WHOLE,
+    biases_of,
+    check_number,
+    check_whole_number,
+    is_whole,
+    strings_of,
+    token_ids_of,
+    words_of,
 )
 from emsjax.requests.structured import StructuredOutputsParams, structured
 from emsjax.requests.vllm_names import takes_vllm_names
 from emsjax.requests.vllm_requests import SAMPLING_PARAMS
 
-# Token counts and ids live in int32 arrays on the device.
-_INT32_MAX = 2**31 - 1
 # Logits divided by a lower temperature leave the range of float32.
 _LOWEST_TEMPERATURE = 1e-6
 
@@ -134,24 +134,24 @@ class SamplingParams:
     structured_outputs: StructuredOutputsParams | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _WHOLE.items():
-            _check_optional(name, getattr(self, name), low, high, _check_whole)
-        for name, (low, high) in _NUMBERS.items():
-            _check_optional(name, getattr(self, name), low, high, _check_number)
+        for name, (low, high) in WHOLE.items():
+            _check_optional(name, getattr(self, name), low, high, check_whole_number)
+        for name, (low, high) in NUMBERS.items():
+            _check_optional(name, getattr(self, name), low, high, check_number)
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name}={short(getattr(self, name))} must be true or false.")
         # Fields of a frozen dataclass can only be set this way. Tuples, unlike the caller's lists,
         # cannot change during a run.
-        object.__setattr__(self, "stop", _strings("stop", "stop string", self.stop))
-        object.__setattr__(self, "bad_words", _strings("bad_words", "bad word", self.bad_words))
+        object.__setattr__(self, "stop", strings_of("stop", "stop string", self.stop))
+        object.__setattr__(self, "bad_words", strings_of("bad_words", "bad word", self.bad_words))
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
-            if _is_whole(getattr(self, name)):
+            if is_whole(getattr(self, name)):
                 object.__setattr__(self, name, (getattr(self, name),))
-        for name in _TOKEN_LISTS:
-            object.__setattr__(self, name, _token_ids(name, getattr(self, name)))
-        object.__setattr__(self, "bad_words_ids", _words(self.bad_words_ids))
-        object.__setattr__(self, "logit_bias", _bias(self.logit_bias))
+        for name in TOKEN_LISTS:
+            object.__setattr__(self, name, token_ids_of(name, getattr(self, name)))
+        object.__setattr__(self, "bad_words_ids", words_of(self.bad_words_ids))
+        object.__setattr__(self, "logit_bias", biases_of(self.logit_bias))
         object.__setattr__(self, "structured_outputs", structured(self.structured_outputs))
         _check_together(self)
 
@@ -200,156 +200,12 @@ _INIT = takes_vllm_names("a sampling parameter", SAMPLING_PARAMS)(SamplingParams
 SamplingParams.__init__ = _INIT  # type: ignore[method-assign]
 
 _OPTIONAL = {f.name for f in fields(SamplingParams) if f.default is None} | {"max_tokens"}
-# Lists of token ids, and the most entries of each.
-_TOKEN_LISTS: dict[str, int | None] = {
-    "stop_token_ids": None,
-    "allowed_token_ids": None,
-    "banned_token_ids": None,
-    "begin_suppress_tokens": MAX_BEGIN_SUPPRESSED,
-    "forced_bos_token_id": MAX_FORCED,
-    "forced_eos_token_id": MAX_FORCED,
-}
 _SWITCHES = [f.name for f in fields(SamplingParams) if isinstance(f.default, bool)]
-# The smallest and the largest value; a smallest value in a tuple is excluded.
-_WHOLE: dict[str, tuple[Any, Any]] = {
-    "max_tokens": (1, _INT32_MAX),
-    "min_tokens": (0, _INT32_MAX),
-    "top_k": (-1, _INT32_MAX),
-    "seed": (0, MAX_SEED),
-    "logprobs": (0, MAX_LOGPROBS),
-    "prompt_logprobs": (0, MAX_LOGPROBS),
-    "n": (1, 1024),
-    "no_repeat_ngram_size": (0, _INT32_MAX),
-}
-_NUMBERS: dict[str, tuple[Any, Any]] = {
-    "temperature": (0, 100),
-    "adapt_temperature": (0, 100),
-    "top_p": ((0,), 1),
-    "min_p": (0, 1),
-    "presence_penalty": (-2, 2),
-    "frequency_penalty": (-2, 2),
-    "repetition_penalty": (0.01, 100),
-}
 
 
 def _check_optional(name: str, value: object, low: Any, high: Any, check: Any) -> None:
     if value is not None or name not in _OPTIONAL:
         check(name, value, low, high)
-
-
-def _is_whole(value: object) -> bool:
-    """Whether `value` is an int but not a bool: `max_tokens=True` is a mistake, not 1."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_whole(name: str, value: Any, low: int, high: int = _INT32_MAX) -> None:
-    if not _is_whole(value):
-        raise UserError(f"{name}={short(value)} must be a whole number.")
-    if not low <= value <= high:
-        raise UserError(
-            f"{name}={short(value)} is out of range; give a number from {low} to {high}."
-        )
-
-
-def _check_number(name: str, value: Any, low: Any, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{name}={short(value)} must be a number.")
-    above = value > low[0] if isinstance(low, tuple) else value >= low
-    if not (above and value <= high):  # written so that NaN fails too
-        lowest = f"above {low[0]}" if isinstance(low, tuple) else f"from {low}"
-        raise UserError(f"{name}={short(value)} is out of range; give a number {lowest} to {high}.")
-
-
-def _strings(name: str, one: str, value: object) -> tuple[str, ...] | None:
-    given = (value,) if isinstance(value, str) else value
-    if given is None:
-        return None
-    if isinstance(given, bytes) or not isinstance(given, Sequence):
-        raise UserError(f"{name}={short(value)} must be text or a list of texts.")
-    for each in given:
-        if not isinstance(each, str):
-            raise UserError(f"a {one} is {short(each)}; it must be text.")
-        if not each:
-            raise UserError(f"a {one} is empty; give it at least one character.")
-        if any("\ud800" <= letter <= "\udfff" for letter in each):
-            raise UserError(
-                f"the {one} {short(each)} has half a surrogate pair, which no text contains; "
-                "remove it."
-            )
-    return tuple(given) or None
-
-
-def _token_ids(name: str, value: object) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise UserError(f"{name}={short(value)} must be a list of token ids.")
-    for token_id in value:
-        _check_whole(f"a {name} entry", token_id, low=0)
-    most = _TOKEN_LISTS[name]
-    if most is not None and len(value) > most:
-        raise UserError(f"{name} has {len(value)} tokens; give at most {most}.")
-    return tuple(value)
-
-
-def _words(value: object) -> tuple[tuple[int, ...], ...] | None:
-    """Checks `bad_words_ids`."""
-    if value is None:
-        return None
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise UserError(f"bad_words_ids={short(value)} must be a list of lists of token ids.")
-    words = tuple(dict.fromkeys(map(_word, value)))
-    longer = sum(len(word) > 1 for word in words)
-    if longer > MAX_BAD_WORDS:
-        raise UserError(
-            f"bad_words and bad_words_ids have {longer} words of several tokens, with and without "
-            f"a space before them; give at most {MAX_BAD_WORDS}."
-        )
-    return words
-
-
-def _word(value: object) -> tuple[int, ...]:
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence) or not value:
-        raise UserError(
-            f"a word of bad_words_ids is {short(value)}; it must be a list of token ids."
-        )
-    for token_id in value:
-        _check_whole("a bad_words_ids entry", token_id, low=0)
-    if len(value) > MAX_BAD_WORD_TOKENS:
-        raise UserError(
-            f"the bad word {short(list(value))} has {len(value)} tokens; give words of at most "
-            f"{MAX_BAD_WORD_TOKENS}."
-        )
-    return tuple(value)
-
-
-class _Biases(tuple):
-    """A checked `logit_bias` as pairs, which unlike a dictionary are hashable."""
-
-
-def _bias(value: Any) -> _Biases | None:
-    """Checks and sorts the biases; ids may be text, as keys are in JSON."""
-    if value is None or isinstance(value, _Biases):
-        return value
-    if not isinstance(value, Mapping):
-        raise UserError(f"logit_bias={short(value)} must map token ids to numbers.")
-    pairs = sorted((_bias_id(token), _bias_value(bias)) for token, bias in value.items())
-    for (token, _), (other, _) in pairwise(pairs):
-        if token == other:
-            raise UserError(f"logit_bias has the token id {token} twice; give it once.")
-    return _Biases(pairs) or None
-
-
-def _bias_id(token: Any) -> int:
-    if isinstance(token, str) and re.fullmatch("[0-9]{1,10}", token):
-        token = int(token)
-    _check_whole("a token id of logit_bias", token, low=0)
-    return token
-
-
-def _bias_value(value: Any) -> float:
-    _check_number("a value of logit_bias", value, -1000, 1000)
-    return float(value)
 
 
 def _check_together(params: SamplingParams) -> None:
