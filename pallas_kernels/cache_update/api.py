@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from emsjax.pallas_kernels.backends import Backend, Backends, always_supported, pick
 from emsjax.pallas_kernels.cache_update import move, reference
-from emsjax.pallas_kernels.checks import check_update, check_values
+from emsjax.pallas_kernels.checks import check_update
 from emsjax.pallas_kernels.int8_cache import Cache, Int8Cache, pack_scales, quantise
+from emsjax.pallas_kernels.value_checks import check_values
 
 
 def _reference() -> Backend:

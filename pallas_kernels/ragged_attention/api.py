@@ -8,9 +8,10 @@ import jax.numpy as jnp
 
 from emsjax.pallas_kernels.backends import Backend, Backends, always_supported, pick, suited
 from emsjax.pallas_kernels.cache_update.api import Places
-from emsjax.pallas_kernels.checks import check_attention, check_lengths, check_values
+from emsjax.pallas_kernels.checks import check_attention, check_lengths
 from emsjax.pallas_kernels.int8_cache import Cache
 from emsjax.pallas_kernels.ragged_attention import reference
+from emsjax.pallas_kernels.value_checks import check_values
 
 
 def _reference() -> Backend:
