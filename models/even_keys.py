@@ -11,8 +11,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from emsjax.models.block import Block
 from emsjax.models.config import DecoderConfig
-from emsjax.models.decoder import Block, DecoderLM
+from emsjax.models.decoder import DecoderLM
 from emsjax.models.layers import LayerNorm, RMSNorm
 from emsjax.pallas_kernels.quantised import Weights, floats, some_rows
 

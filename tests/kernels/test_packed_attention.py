@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from emsjax.models.decoder import contained
+from emsjax.models.attention import contained
 from emsjax.models.layers import rotate
 from emsjax.pallas_kernels.backends import compiling_for
 from emsjax.pallas_kernels.cache_update.api import cache_places, update_kv_cache
