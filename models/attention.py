@@ -7,7 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from emsjax.models.config import DecoderConfig
-from emsjax.models.layers import LayerContext, Linear, heads_norm, normed_heads, rotate
+from emsjax.models.layer_context import LayerContext
+from emsjax.models.linear import Linear
+from emsjax.models.norms import heads_norm, normed_heads
+from emsjax.models.rotation import rotate
 from emsjax.pallas_kernels.backends import target_platform
 from emsjax.pallas_kernels.int8_cache import Cache
 

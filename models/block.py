@@ -6,7 +6,9 @@ from flax import nnx
 from emsjax.models.attention import Attention
 from emsjax.models.config import DecoderConfig, Experts
 from emsjax.models.experts import ExpertMLP
-from emsjax.models.layers import MLP, LayerContext, norm, normed
+from emsjax.models.layer_context import LayerContext
+from emsjax.models.mlp import MLP
+from emsjax.models.norms import norm, normed
 from emsjax.models.residual import total_and_norm
 from emsjax.pallas_kernels.int8_cache import Cache
 

@@ -16,7 +16,9 @@ from emsjax.models.context import cache_spec, layer_context
 from emsjax.models.embedder import Embedder
 from emsjax.models.experts import ExpertLinear
 from emsjax.models.held import bytes_held, numbers_held
-from emsjax.models.layers import LayerContext, Linear, norm
+from emsjax.models.layer_context import LayerContext
+from emsjax.models.linear import Linear
+from emsjax.models.norms import norm
 from emsjax.models.output import logits_of
 from emsjax.models.shared_rows import Table, table_of
 from emsjax.models.sizes import exchanges

@@ -10,7 +10,7 @@ from flax import nnx
 from emsjax.engine.model import View
 from emsjax.models.block import Block
 from emsjax.models.config import DecoderConfig, Experts
-from emsjax.models.layers import LayerContext
+from emsjax.models.layer_context import LayerContext
 from emsjax.models.residual import sums_wait, total, total_and_norm
 
 # The sliding window of a layer without one, beside layers that have one.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from emsjax.models.attention import contained
-from emsjax.models.layers import rotate
+from emsjax.models.rotation import rotate
 from emsjax.pallas_kernels.backends import compiling_for
 from emsjax.pallas_kernels.cache_update.api import cache_places, update_kv_cache
 from emsjax.pallas_kernels.int8_cache import int8_cache_spec
