@@ -32,12 +32,12 @@ __all__ = [
     "join_hosts",
 ]
 
-# In a checkout, `models/` and `pallas_kernels/` are next to `emsjax/`; once built, they are in it.
+# `models/` and `pallas_kernels/` lie next to `emsjax/` in a checkout, and inside it once built.
 _HERE = Path(__file__).parent
 if not (_HERE / "models").is_dir():
     __path__.append(str(_HERE.parent))
 
-# Imported on first use, because jax takes seconds to import, which `--help` should not cost.
+# Imported on first use: jax takes seconds to import, and `--help` should not wait for it.
 _LAZY = {
     "LLM": "emsjax.llm",
     "join_hosts": "emsjax.cluster.join",

@@ -60,12 +60,13 @@ def build_engine(
       target: the model.
       drafter: the drafter.
       name: the model's name for messages.
-      max_batch_size: B.
-      max_model_len: the most tokens of a sample.
+      max_batch_size: B, the number of slots.
+      max_model_len: the most tokens of a sample, prompt plus output; rounded up to a multiple of
+        `CAPACITY_MULTIPLE`.
       method: one of `POLICIES`.
       exact: whether every step has the same shape.
-      devices: that share the model.
-      hosts: that follow this process, see `LeadingEngine`; None if none does.
+      devices: those that share the model.
+      hosts: those that follow this process, see `LeadingEngine`; None for none.
       options: further options of `Engine`.
 
     Raises:
@@ -97,7 +98,7 @@ def build_engine(
 
 
 def _takes_trees(target: Model, policy: Policy, draft_length: int) -> bool:
-    """Returns whether steps may verify trees of k guesses; the padded methods are for chains."""
+    """Returns whether steps may verify trees of k guesses; the padded methods take chains only."""
     seen_whole = not any(0 < window <= draft_length for window in target.windows)
     return policy == EMS and draft_length <= MOST_GUESSES and seen_whole
 

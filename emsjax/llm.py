@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 class LLM(RequestRunner):
     """A language model that generates text for batches of prompts with speculative decoding.
 
-    Names of vLLM that are not here are accepted with the values that change nothing, and refused
-    with a message that names the counterpart otherwise.
+    Other names of vLLM are accepted with values that change nothing here; with any other value they
+    are refused with a message that says what to use instead.
     """
 
     @takes_vllm_names("an option of LLM", LLM_OPTIONS)
@@ -84,7 +84,7 @@ class LLM(RequestRunner):
         speculative_config: Mapping[str, Any] | None = None,
         hosts: "Hosts | None" = None,
     ):
-        """Loads the model, which is compiled when the first prompt runs.
+        """Loads the model; the first prompt compiles it.
 
         Args:
           model: a directory, a GGUF file, a checkpoint made by `python -m emsjax.convert`, or a hub
@@ -94,34 +94,36 @@ class LLM(RequestRunner):
             confident match, the draft model elsewhere), "none", or an object that implements
             `engine.drafter.Drafter`. The default is "combined" if there is a draft model (the
             default model comes with one), else "prompt-lookup".
-          draft_model: a smaller model with the same vocabulary, a published head for this model
-            (EAGLE, DFlash or Medusa), or a draft trained for it (`python -m emsjax.train`): a
-            directory or a hub id. Or "self-window", the model itself on a part of its cache.
+          draft_model: the directory or hub id of a smaller model with the same vocabulary, of a
+            published head for this model (EAGLE, DFlash or Medusa), or of a draft trained for it
+            (`python -m emsjax.train`). Or "self-window", the model itself on a part of its cache,
+            or "own-layers", the shipped draft of this kind, if there is one for the model.
           draft_quantize: "int8" to turn a smaller model's weights into int8, whatever the target's
-            are. Its drafts then cost less memory and time and are right a little less often.
-          method: "ems", "none" for plain decoding, or one of three methods for comparison:
+            are. Its drafts then cost less memory and time, and are right a little less often.
+          method: "ems"; "none" for plain decoding; or one of three methods for comparison:
             "vanilla" pads the inputs and aligns the cache as most implementations do, "unpad-kv"
-            only pads the inputs, "unpad-input" only aligns the cache. The text is the same with
-            all of them.
-          dtype: "auto", "float32", "bfloat16" or "float16".
+            only pads the inputs, and "unpad-input" only aligns the cache. All write the same text.
+          dtype: type of weights and activations: "float32", "bfloat16", "float16", or "auto" for
+            the checkpoint's own (on a CPU float32; elsewhere bfloat16 for float32 and quantised
+            checkpoints).
           quantize: "int8" to turn the weights into int8 when they are loaded, one scale per output
             channel. This halves their memory and the time of a step on an accelerator; on a CPU it
-            only saves memory. "none" makes floats of weights that are quantised, "int4" keeps a
-            checkpoint's 4 bits. The default leaves weights as the checkpoint has them, but makes
-            floats of 4 bits where these save memory and cost time: on a CPU, and if no kernel suits
+            only saves memory. "int4" keeps a checkpoint's 4-bit weights, "none" makes floats of all
+            quantised weights. The default leaves weights as the checkpoint has them, but makes
+            floats of 4-bit weights where those would be slower: on a CPU, and if no kernel suits
             their sizes.
           kv_dtype: "int8" to keep the K/V cache in int8, one scale per token and head. This halves
             its memory, at a small loss of quality. The default is the model's dtype. The cache of a
             draft model is not changed.
-          tensor_parallel_size: how many devices of this machine share the model. Each has its part
+          tensor_parallel_size: how many devices of this machine share the model, each with its part
             of the weights and of the cache. It must divide the model's heads and widths. "auto"
-            takes as few as hold the model and the cache.
+            takes as few as can hold the model and the cache.
           max_batch_size: B, the samples decoded together; 8 by default, and at most 65536. Further
             prompts wait for a free slot.
-          prefix_slots: slots beyond these that only keep texts, so that prompts which begin like
-            them later need not be read in full. Each costs the memory of a sample.
-          enable_prefix_caching: false to read the beginning again that a prompt shares with a text
-            in the cache. The outputs of one prompt share it all the same.
+          prefix_slots: additional slots that only keep texts, so that later prompts that begin like
+            them need not be read in full. Each costs the memory of a sample.
+          enable_prefix_caching: false to read prompts in full even if they share their beginning
+            with a text in the cache. The outputs of one prompt still share it.
           max_model_len: the most tokens of a sample, prompt plus output. The default is the
             model's own limit, but at most 4096.
           draft_length: k, the most tokens to draft for a sample in a step. The default is 7, and 15
@@ -129,20 +131,20 @@ class LLM(RequestRunner):
           max_ngram: the longest n-gram that prompt lookup searches for; 16 by default.
           min_ngram: the shortest n-gram that prompt lookup searches for; 1 by default.
           planner: whether each step verifies only the drafts that pay off, judged by the cost of
-            steps on this device, which is estimated, and measured for long runs. If false, all
-            drafts are verified. Neither `exact` nor the methods that pad use the planner.
+            steps on this device, which is estimated for short runs and measured for long ones. If
+            false, all drafts are verified. Neither `exact` nor the methods that pad use it.
           exact: whether all steps have the same shape, which is slower. The output then equals
-            that of plain decoding with `exact` bit for bit. On a CPU this holds across all values
-            of `max_batch_size` up to 16 and on a TPU up to 64; for larger values and on a GPU it
-            holds for equal values.
-          seed: the seed from which requests without one derive theirs, 0 to 2**63 - 1.
+            that of plain decoding with `exact`, bit for bit: on a CPU for any two values of
+            `max_batch_size` up to 16, on a TPU up to 64; beyond that, and on a GPU, for equal
+            values.
+          seed: 0 to 2**63 - 1; requests without a seed derive theirs from it.
           trace: whether outputs record the origin of each token and what was drafted
             (`CompletionOutput.trace`), for `Report` to show.
           max_num_seqs: vLLM's name for `max_batch_size`.
           speculative_config: vLLM's form of `drafter` and its options: a mapping with `method`
-            ("ngram" or "draft_model"), `model`, `num_speculative_tokens`, `prompt_lookup_max` and
-            `prompt_lookup_min`.
-          hosts: whose devices together hold the model, as `join_hosts` returns them. Host 0
+            ("ngram", "draft_model", "eagle", "eagle3", "dflash" or "medusa"), `model`,
+            `num_speculative_tokens`, `prompt_lookup_max` and `prompt_lookup_min`.
+          hosts: the hosts whose devices share the model, as `join_hosts` returns them. Host 0
             generates, and the others call `follow`. All must give the same options.
 
         Raises:
@@ -237,10 +239,10 @@ class LLM(RequestRunner):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def follow(self) -> None:
-        """Has the devices of this host work for host 0, until that one has ended.
+        """Lets the devices of this host work for host 0, and returns when host 0 has ended.
 
         Raises:
-          UserError: host 0 is gone, or has ended because of an error.
+          UserError: this host does not follow; or host 0 is lost, or has ended because of an error.
         """
         if self._hosts is None or self._hosts.leads:
             raise UserError("host 0 generates; only the others call follow()")
@@ -281,8 +283,9 @@ class LLM(RequestRunner):
           use_tqdm: whether to show a progress bar on standard error, if that is a terminal.
 
         Returns:
-          The results, in the order of the prompts. An output during which the model failed has the
-          `finish_reason` "error" and an `error`; the others are not affected.
+          The results, in the order of the prompts. If the model or its tokenizer fails during an
+          output, that output has the `finish_reason` "error" and an `error`; the others are not
+          affected.
 
         Raises:
           UserError: a prompt is empty, too long or outside the vocabulary, or the parameters do
@@ -306,14 +309,14 @@ class LLM(RequestRunner):
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> Iterator[Piece]:
-        """Generates outputs for all prompts, yielding each piece of text as soon as it is final.
+        """Generates outputs for all prompts and yields each piece of text as soon as it is final.
 
         Args:
           prompts: as for `generate`.
           sampling_params: as for `generate`.
 
         Yields:
-          Pieces of all outputs as they are generated. The pieces of one output together are its
+          Pieces of all outputs as they are generated. Joined, the pieces of an output are its
           text. `request_id` counts up in the order of the prompts.
 
         Raises:
@@ -349,8 +352,9 @@ class LLM(RequestRunner):
         """Generates the next message of one conversation or several.
 
         Args:
-          messages: one conversation, a list of mappings with `role` and `content`, or a list of
-            conversations. The content is text or a list of parts `{"type": "text", "text": ...}`.
+          messages: a conversation, which is a list of mappings with `role` and `content`, or a list
+            of conversations. The content is text or a list of parts
+            `{"type": "text", "text": ...}`.
           sampling_params: as for `generate`.
           use_tqdm: as for `generate`.
           chat_template: a template in Jinja to use instead of the model's.
@@ -360,8 +364,11 @@ class LLM(RequestRunner):
           tools: JSON schemas of the functions that the model may call, for the template.
           chat_template_kwargs: further variables of the template, such as `enable_thinking`.
 
+        Returns:
+          As `generate`, in the order of the conversations.
+
         Raises:
-          UserError: as for `generate`, the model has no chat template, or the template does not
+          UserError: as for `generate`; or the model has no chat template, or the template does not
             read the tools or a variable.
         """
         options = ChatOptions(

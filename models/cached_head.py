@@ -8,7 +8,7 @@ from flax import nnx
 
 from emsjax.models.config import DecoderConfig
 from emsjax.models.context import cache_spec
-from emsjax.models.layers import Linear
+from emsjax.models.linear import Linear
 from emsjax.pallas_kernels.cache_update.api import move_kv
 from emsjax.pallas_kernels.int8_cache import Cache
 

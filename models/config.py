@@ -1,4 +1,4 @@
-"""The configuration of a decoder: only the settings in which families differ."""
+"""The configuration of a decoder: the settings in which model families differ."""
 
 from dataclasses import dataclass
 from itertools import accumulate, groupby
@@ -35,7 +35,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class Experts:
-    """A feed-forward layer of which each row uses only a few parts.
+    """A feed-forward layer made of experts, of which each row uses only a few.
 
     Attributes:
       number: E, the number of experts.
@@ -62,7 +62,7 @@ class ClampedGate:
 
     Attributes:
       slope: the slope.
-      limit: bound on g, and on the absolute value of u, before.
+      limit: upper bound on g, and bound on the absolute value of u, applied first.
     """
 
     slope: float
@@ -104,7 +104,7 @@ class DecoderConfig:
       qkv_bound: bound on the absolute values of queries, keys and values before the rotation; None
         for none.
       attention_scale: factor on the scores; None for H**-0.5.
-      sinks: whether each head has a score of its own in the softmax, which adds no value.
+      sinks: whether each head has an additional score in the softmax, which adds no value.
       attention_soft_cap: soft cap of the scores; None for none.
       logit_soft_cap: soft cap of the logits; None for none.
       query_growth: (beta, length): a query at position p is multiplied by
@@ -124,7 +124,7 @@ class DecoderConfig:
       stacks: number of layers in each stack of equal layers, first layers first; empty for as few
         stacks as possible.
       shards: the number of devices that share the model. If there are several, heads and widths are
-        those of one device, see `division`; the vocabulary is always the whole one.
+        those of one device, see `division`; `vocab_size` is always the whole vocabulary.
       ordered_sums: whether devices add their parts one after another, so that a row's result does
         not depend on its place among the rows.
     """

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from emsjax.engine.packing import PackedBatch
 from emsjax.models.config import DecoderConfig
-from emsjax.models.layers import LayerContext, query_factor, rotary_angles
+from emsjax.models.layer_context import LayerContext
+from emsjax.models.rotation import query_factor, rotary_angles
 from emsjax.pallas_kernels.cache_update.api import cache_places, update_kv_cache
 from emsjax.pallas_kernels.int8_cache import Cache
 from emsjax.pallas_kernels.kv_layout import rows_per_token, storage_dtype

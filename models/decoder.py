@@ -1,8 +1,7 @@
-"""The packed forward pass: one decoder for all families, with a scan over stacked layers."""
+"""The packed forward pass: one decoder for all families, a loop over stacks of equal layers."""
 
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,214 +10,23 @@ from flax import nnx
 from emsjax.engine.model import Inner, Pass, SomeTokens, View
 from emsjax.engine.packing import PackedBatch
 from emsjax.engine.sizes import Sizes
-from emsjax.models.config import DecoderConfig, Experts
+from emsjax.models.block import Block
+from emsjax.models.config import DecoderConfig
 from emsjax.models.context import cache_spec, layer_context
 from emsjax.models.embedder import Embedder
-from emsjax.models.experts import ExpertLinear, ExpertMLP
-from emsjax.models.layers import (
-    MLP,
-    LayerContext,
-    Linear,
-    heads_norm,
-    norm,
-    normed,
-    normed_heads,
-    rotate,
-)
+from emsjax.models.experts import ExpertLinear
+from emsjax.models.held import bytes_held, numbers_held
+from emsjax.models.layer_context import LayerContext
+from emsjax.models.linear import Linear
+from emsjax.models.norms import norm
 from emsjax.models.output import logits_of
-from emsjax.models.residual import sums_wait, total, total_and_norm
 from emsjax.models.shared_rows import Table, table_of
 from emsjax.models.sizes import exchanges
-from emsjax.pallas_kernels.backends import target_platform
+from emsjax.models.stack import Carry, make_stack, run_stack, seen_by_layer
 from emsjax.pallas_kernels.cache_update.api import move_kv
 from emsjax.pallas_kernels.int8_cache import Cache, int8_cache_spec
 from emsjax.pallas_kernels.kv_rows import LANES
-from emsjax.pallas_kernels.quantised import Weights, bits_of
-
-
-class Attention(nnx.Module):
-    """Self-attention of packed rows over their slots' caches."""
-
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, num_in: int | None = None):
-        """Makes the sublayer; its rows are `num_in` wide, by default as wide as hidden states."""
-        self.heads = (config.num_heads, config.num_kv_heads, config.head_dim)
-        num_heads, num_kv_heads, head_dim = self.heads
-        width = (num_heads + 2 * num_kv_heads) * head_dim
-        self.qkv = Linear(num_in or config.hidden_size, width, bias=config.qkv_bias, rngs=rngs)
-        self.out = Linear(
-            num_heads * head_dim,
-            config.hidden_size,
-            bias=config.out_bias,
-            rngs=rngs,
-            summed=config.sums,
-        )
-        self.q_norm = heads_norm(config, num_heads)
-        self.k_norm = heads_norm(config, num_kv_heads)
-        self.interleaved = config.rope_interleaved
-        self.scale = config.attention_scale or head_dim**-0.5
-        self.soft_cap = config.attention_soft_cap
-        self.sinks = nnx.Param(jnp.zeros((num_heads,), jnp.float32)) if config.sinks else None
-        self.bound = config.qkv_bound
-
-    def _project(
-        self, x: jax.Array, context: LayerContext
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Returns queries [T, N, H], keys and values [T, K, H], ready for attention.
-
-        Queries and keys are normalised, if the model does so, and rotated.
-        """
-        num_heads, num_kv_heads, head_dim = self.heads
-        packed = self.qkv(x, context.stacked)
-        if target_platform() == "tpu":
-            # XLA would draw the reshape into the product, whose weights it then copies out of
-            # their stack and lays out anew: a sixth of a step of Llama-3-8B on v5e.
-            packed = jax.lax.optimization_barrier(packed)
-        packed = packed.reshape(x.shape[0], -1, head_dim)
-        qk, v = jnp.split(packed, (num_heads + num_kv_heads,), axis=1)
-        if self.q_norm is not None:
-            q, k = jnp.split(qk, (num_heads,), axis=1)
-            normal = normed_heads(self.q_norm, q), normed_heads(self.k_norm, k)
-            qk = jnp.concatenate(normal, axis=1)
-        if self.bound is not None:
-            qk, v = (jnp.clip(x, -self.bound, self.bound) for x in (qk, v))
-        q, k = jnp.split(rotate(qk, context.angles, self.interleaved), (num_heads,), axis=1)
-        if context.query_factor is not None:
-            q = q * context.query_factor.astype(q.dtype)
-        return q, *contained(k, v)
-
-    def __call__(
-        self, x: jax.Array, cache: Cache, context: LayerContext
-    ) -> tuple[jax.Array, Cache]:
-        """Returns the sublayer's output [T, D] for x [T, D], and the cache with the rows' K/V."""
-        mixed, cache = self._mix(x, cache, context)
-        return self.out(mixed, context.stacked), cache
-
-    def terms(self, x: jax.Array, cache: Cache, context: LayerContext) -> tuple[jax.Array, Cache]:
-        """Returns terms that add up to the output, see `Linear.terms`, and the cache."""
-        mixed, cache = self._mix(x, cache, context)
-        return self.out.terms(mixed, context.stacked), cache
-
-    def _mix(self, x: jax.Array, cache: Cache, context: LayerContext) -> tuple[jax.Array, Cache]:
-        """Returns what the rows see, [T, N * H], and the cache with their K/V.
-
-        The K/V are written before attention, so that a row also sees the rows before it.
-        """
-        options: dict[str, Any] = {
-            "layer": context.layer,
-            "scale": self.scale,
-            "window": context.window,
-            "sink_tokens": context.sink_tokens,
-            "soft_cap": self.soft_cap,
-            "sinks": None if self.sinks is None else self.sinks[...].astype(jnp.float32),
-        }
-        attend, plain = context.attend_packed, self.q_norm is None and self.bound is None
-        if attend is not None and plain and context.query_factor is None:
-            packed = self.qkv(x, context.stacked)
-            turn: dict[str, Any] = {"angles": context.angles, "interleaved": self.interleaved}
-            return attend(packed, cache, **turn, **options)
-        q, k, v = self._project(x, context)
-        cache = context.write(cache, k, v, layer=context.layer)
-        mixed = context.attend(q, cache, **options)
-        return mixed.reshape(x.shape[0], -1), cache
-
-
-def contained(k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Moves NaN and infinity from values [T, K, H] to the same lanes of their keys; returns both.
-
-    A row must not be harmed by draft tokens after it, which may be wrong. Attention replaces the
-    scores of those, but only multiplies their values by 0, and 0 * NaN is NaN. Rows that do attend
-    to such a token become NaN by its score.
-    """
-    sound = jnp.isfinite(v)
-    return jnp.where(sound, k, jnp.nan), jnp.where(sound, v, 0)
-
-
-class Block(nnx.Module):
-    """One layer: attention and feed-forward, each with a norm and a residual."""
-
-    def __init__(self, config: DecoderConfig, experts: Experts | None, *, rngs: nnx.Rngs):
-        width, place = config.hidden_size, config.norm_place
-        first, last = place != "after", place in ("after", "around")
-        self.attention_norm = norm(config, width) if first else None
-        self.attention = Attention(config, rngs=rngs)
-        self.attention_out_norm = norm(config, width) if last else None
-        self.mlp_norm = norm(config, width) if first and not config.one_norm else None
-        self.mlp = ExpertMLP(config, experts, rngs=rngs) if experts else MLP(config, rngs=rngs)
-        self.mlp_out_norm = norm(config, width) if last else None
-        self.of_sum = place == "residual"
-        self.parallel, self.one_norm = config.parallel, config.one_norm
-        self.residual_scale = config.residual_scale
-        # Whether sums may wait for the next norm, see `models.residual`.
-        self.patient = place == "before" and not (config.parallel or config.one_norm)
-        self.patient &= config.residual_scale == 1
-
-    def __call__(
-        self, x: jax.Array, cache: Cache, context: LayerContext
-    ) -> tuple[jax.Array, Cache]:
-        """Returns x [T, D] and the cache after this layer."""
-        if self.of_sum:
-            mixed, cache = self.attention(x, cache, context)
-            x = normed(self.attention_norm, x + mixed)
-            return normed(self.mlp_norm, x + self.mlp(x, context)), cache
-        normal = normed(self.attention_norm, x)
-        mixed, cache = self.attention(normal, cache, context)
-        attended = x + self._scaled(normed(self.attention_out_norm, mixed))
-        if not self.one_norm:
-            normal = normed(self.mlp_norm, x if self.parallel else attended)
-        mixed = self.mlp(normal, context)
-        return attended + self._scaled(normed(self.mlp_out_norm, mixed)), cache
-
-    def after_norm(
-        self, x: jax.Array, normal: jax.Array, cache: Cache, context: LayerContext
-    ) -> tuple[jax.Array, jax.Array, Cache]:
-        """Does what `__call__` does, without the first norm and the last sum.
-
-        Args:
-          x: [T, D].
-          normal: its norm.
-          cache: K/V.
-          context: of the layer. The factors of the norms are those of the whole stack.
-
-        Returns:
-          x [T, D], the terms that are still to be added to it, see `Linear.terms`, and the cache.
-        """
-        terms, cache = self.attention.terms(normal, cache, context)
-        x, normal = total_and_norm(x, terms, self.mlp_norm, context.stacked)
-        return x, self.mlp.terms(normal, context), cache
-
-    def _scaled(self, added: jax.Array) -> jax.Array:
-        return added if self.residual_scale == 1 else added * self.residual_scale
-
-
-def _is_kernel(path: tuple, value: object) -> bool:
-    del value
-    return str(path[-1]).startswith("kernel")
-
-
-def _is_read_in_place(path: tuple, value: object) -> bool:
-    """Whether a kernel reads a parameter in the stack if sums wait for the next norm."""
-    return _is_kernel(path, value) or path[0] in ("attention_norm", "mlp_norm")
-
-
-# The sliding window of a layer without one, next to layers with one.
-UNLIMITED = jnp.iinfo(jnp.int32).max // 2
-
-
-class _Carry(NamedTuple):
-    """What one layer passes on to the next.
-
-    Attributes:
-      x: [T, D], the hidden states.
-      cache: K/V.
-      kept: the inputs [T, D] of the layers that are kept.
-      terms: [P, at least T, D], what is still to be added to x, see `models.residual`; None for
-        nothing.
-    """
-
-    x: jax.Array
-    cache: Any
-    kept: tuple[jax.Array, ...]
-    terms: jax.Array | None = None
+from emsjax.pallas_kernels.quantised import Weights
 
 
 class DecoderLM(nnx.Module):
@@ -249,7 +57,7 @@ class DecoderLM(nnx.Module):
         self.dtype = jnp.dtype(dtype)
         self.embedder = Embedder(config, rngs=rngs)
         sizes = zip(config.layers_of_stacks, config.experts_of_stacks, strict=True)
-        stacks = [_make_stack(config, experts, layers, rngs) for layers, experts in sizes]
+        stacks = [make_stack(config, experts, layers, rngs) for layers, experts in sizes]
         self.blocks = stacks[0] if len(stacks) == 1 else nnx.List(stacks)
         self.final_norm = norm(config, config.hidden_size) if config.final_norm else None
         width = config.embedding_size or config.hidden_size
@@ -322,18 +130,19 @@ class DecoderLM(nnx.Module):
         # A tied embedding is read in full for the logits, so it is no table of looked-up rows.
         embedder = self.embedder
         tables = [] if config.tied else [embedder.tokens, embedder.tokens_scale]
-        looked_up = _nbytes([*tables, embedder.positions])
-        weights_bytes = _nbytes(nnx.state(self))
+        looked_up = bytes_held([*tables, embedder.positions])
+        weights_bytes = bytes_held(nnx.state(self))
         experts = [m for _, m in nnx.iter_modules(self) if isinstance(m, ExpertLinear)]
-        expert_bytes, share = sum(_nbytes(nnx.state(m)) for m in experts), config.expert_share
-        numbers = _size(self.blocks) - sum(_size(m) * (1 - share) for m in experts)
+        expert_bytes, share = sum(bytes_held(nnx.state(m)) for m in experts), config.expert_share
+        unused = sum(numbers_held(nnx.state(m)) * (1 - share) for m in experts)
+        numbers = numbers_held(nnx.state(self.blocks)) - unused
         width = config.embedding_size or config.hidden_size
         return Sizes(
             weights_bytes=weights_bytes,
             read_bytes=weights_bytes - looked_up - expert_bytes,
             row_flops=round(2 * numbers),
             logit_flops=2 * config.vocab_rows * width,
-            token_bytes=_nbytes(cached) // LANES,
+            token_bytes=bytes_held(cached) // LANES,
             token_flops=4 * config.num_layers * config.num_heads * config.head_dim,
             itemsize=self.dtype.itemsize,
             expert_bytes=expert_bytes,
@@ -417,14 +226,14 @@ class DecoderLM(nnx.Module):
             the hidden states between layers.
         """
         kept = tuple(jnp.zeros_like(start.states) for _ in keep)
-        carry, first = _Carry(start.states, cache, kept), 0
-        all_windows, all_sinks = _seen(self.windows, view, self.num_layers)
+        carry, first = Carry(start.states, cache, kept), 0
+        all_windows, all_sinks = seen_by_layer(self.windows, view, self.num_layers)
         for stack, layers in zip(self.stacks, self.config.layers_of_stacks, strict=True):
             here = slice(first, first + layers)
             seen, tables = (all_windows[here], all_sinks[here]), self.config.table_of_layers[here]
             # No loop is compiled for a stack of which no layer runs.
             if some := range(max(start.layer - first, 0), layers):
-                carry = _run_stack(
+                carry = run_stack(
                     stack, some, carry, context, first, seen, tables, keep, differentiable
                 )
             first += layers
@@ -457,128 +266,3 @@ class DecoderLM(nnx.Module):
             scale=config.logit_scale,
             soft_cap=config.logit_soft_cap,
         )
-
-
-def _make_stack(
-    config: DecoderConfig, experts: Experts | None, layers: int, rngs: nnx.Rngs
-) -> Block:
-    """Returns a stack of equal layers, with parameters [layers, ...]."""
-    return nnx.vmap(lambda rngs: Block(config, experts, rngs=rngs))(rngs.split(layers))
-
-
-def _run_stack(
-    stack: Block,
-    layers: range,
-    carry: _Carry,
-    context: LayerContext,
-    first: int,
-    seen: tuple[tuple[int, ...], tuple[int, ...]],
-    tables: tuple[int, ...],
-    keep: Sequence[int],
-    differentiable: bool,
-) -> _Carry:
-    """Runs some layers of a stack of equal layers.
-
-    Args:
-      stack: the layers, with parameters [layers, ...].
-      layers: the layers of the stack to run.
-      carry: hidden states, cache and kept inputs.
-      context: what the layers share.
-      first: index of the stack's first layer in the cache.
-      seen: sliding window of each layer of the stack, or empty; and its sink tokens, or empty.
-      tables: rotary table of each layer of the stack, or empty.
-      keep: the layers whose inputs are kept.
-      differentiable: whether the loop shall have derivatives.
-    """
-    # The loop does not slice the kernels. A product that reads its layer's part of the stack in
-    # place saves a copy of it.
-    waits = stack.patient and not differentiable and sums_wait(stack.attention_norm, carry.x)
-    in_place = _is_read_in_place if waits else _is_kernel
-    block_def, kernels, others = nnx.split(stack, in_place, ...)
-    windows, sinks = map(_by_layer, seen, (UNLIMITED, 0))
-
-    def run_layer(stacked: jax.Array, carry: _Carry) -> _Carry:
-        mine, window, sink_tokens, table = jax.tree.map(
-            lambda x: jax.lax.dynamic_index_in_dim(
-                x, stacked, keepdims=False, allow_negative_indices=False
-            ),
-            (others, windows.of_layer, sinks.of_layer, table_of_layer),
-        )
-        block = nnx.merge(block_def, kernels, mine)
-        layer = first + stacked
-        here = context._replace(
-            layer=layer,
-            stacked=stacked,
-            window=windows.of_all if window is None else window,
-            sink_tokens=sinks.of_all if sink_tokens is None else sink_tokens,
-        )
-        if table is not None:
-            here = here._replace(angles=jax.tree.map(lambda x: x[table], context.angles))
-        x = normal = carry.x
-        if waits:
-            x, normal = total_and_norm(x, carry.terms, block.attention_norm, stacked)
-        kept = tuple(
-            jnp.where(layer == at, x, before) for at, before in zip(keep, carry.kept, strict=True)
-        )
-        if waits:
-            x, terms, cache = block.after_norm(x, normal, carry.cache, here)
-            return _Carry(x, cache, kept, terms)
-        x, cache = block(x, carry.cache, here)
-        return _Carry(x, cache, kept)
-
-    # A scan over the layers' numbers would look each of them up, in a launch of its own.
-    table_of_layer = jnp.asarray(tables, jnp.int32) if tables else None
-    bounds = layers.start, layers.stop
-    # With bounds that are known to Python, JAX makes a loop that has derivatives.
-    start, stop = bounds if differentiable else map(jnp.int32, bounds)
-    if waits:
-        carry = carry._replace(terms=carry.x[None])
-        waiting = jax.eval_shape(run_layer, jnp.int32(layers.start), carry).terms
-        carry = carry._replace(terms=jnp.zeros(waiting.shape, waiting.dtype))
-    done = jax.lax.fori_loop(start, stop, run_layer, carry)
-    return done._replace(x=total(done.x, done.terms), terms=None)
-
-
-class _ByLayer(NamedTuple):
-    """A number of each layer: an array if they differ, else the one of all layers."""
-
-    of_layer: jax.Array | None
-    of_all: int | None
-
-
-def _by_layer(numbers: tuple[int, ...], none: int) -> _ByLayer:
-    """Returns the numbers, of which 0 stands for none.
-
-    The scan passes one number per layer, so a layer without gets `none`.
-    """
-    if len(set(numbers)) <= 1:
-        return _ByLayer(None, (numbers[0] or None) if numbers else None)
-    return _ByLayer(jnp.asarray([n or none for n in numbers], jnp.int32), None)
-
-
-def _seen(
-    windows: tuple[int, ...], view: View | None, num_layers: int
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns each layer's window and sink tokens, 0 or empty for none."""
-    if view is None:
-        return windows, ()
-    own = windows or (0,) * num_layers
-    wider = [not 0 < window <= view.window for window in own]
-    return (
-        tuple(view.window if w else window for w, window in zip(wider, own, strict=True)),
-        tuple(view.sink_tokens if w else 0 for w in wider),
-    )
-
-
-def _size(module: nnx.Module) -> int:
-    return sum(math.prod(_own_shape(x)) for x in jax.tree.leaves(nnx.state(module)))
-
-
-def _nbytes(part: Any) -> int:
-    return sum(math.prod(_own_shape(x)) * bits_of(x.dtype) for x in jax.tree.leaves(part)) // 8
-
-
-def _own_shape(array: Any) -> tuple[int, ...]:
-    """Returns the shape of what one device holds of an array, or of an array's shape."""
-    place = getattr(array, "sharding", None)
-    return array.shape if place is None else place.shard_shape(array.shape)

@@ -12,17 +12,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from emsjax.engine.packing import PackedBatch
+from emsjax.models.attention import Attention, contained
+from emsjax.models.block import Block
 from emsjax.models.cached_head import CachedHead
 from emsjax.models.config import DecoderConfig
 from emsjax.models.context import layer_context
-from emsjax.models.decoder import Attention, Block, contained
-from emsjax.models.layers import (
-    LayerContext,
-    RMSNorm,
-    normed_heads,
-    rotate,
-)
+from emsjax.models.layer_context import LayerContext
+from emsjax.models.norms import RMSNorm, normed_heads
 from emsjax.models.output import logits_of
+from emsjax.models.rotation import rotate
 from emsjax.models.shared_rows import Table, look_up
 from emsjax.pallas_kernels.int8_cache import Cache
 from emsjax.pallas_kernels.layer_matmul.api import matmul

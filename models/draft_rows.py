@@ -12,7 +12,9 @@ import jax.numpy as jnp
 
 from emsjax.engine.packing import NO_PARENT, PackedBatch
 from emsjax.models.config import DecoderConfig
-from emsjax.models.layers import LayerContext, query_factor, rotary_angles, soft_capped
+from emsjax.models.layer_context import LayerContext
+from emsjax.models.output import soft_capped
+from emsjax.models.rotation import query_factor, rotary_angles
 from emsjax.pallas_kernels.kv_layout import unpack_kv
 
 _HIDDEN = -1e30

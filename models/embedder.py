@@ -8,7 +8,7 @@ from flax import nnx
 
 from emsjax.engine.packing import PackedBatch
 from emsjax.models.config import DecoderConfig
-from emsjax.models.layers import Linear
+from emsjax.models.linear import Linear
 from emsjax.models.shared_rows import Table, look_up, table_of
 from emsjax.pallas_kernels.quantised import Weights, weights_of
 

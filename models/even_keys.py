@@ -11,9 +11,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from emsjax.models.block import Block
 from emsjax.models.config import DecoderConfig
-from emsjax.models.decoder import Block, DecoderLM
-from emsjax.models.layers import LayerNorm, RMSNorm
+from emsjax.models.decoder import DecoderLM
+from emsjax.models.norms import LayerNorm, RMSNorm
 from emsjax.pallas_kernels.quantised import Weights, floats, some_rows
 
 # The largest factor, and one over the smallest: far more than models need, and safe in float16.

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from emsjax.models.config import DecoderConfig, Experts
-from emsjax.models.layers import LayerContext, activated
+from emsjax.models.layer_context import LayerContext
+from emsjax.models.mlp import activated
 from emsjax.models.shared_rows import only_on_first, sum_of_shards
 from emsjax.pallas_kernels.expert_matmul.api import expert_matmul
 from emsjax.pallas_kernels.expert_matmul.tiles import Tiles, from_tiles, tiles_of, to_tiles

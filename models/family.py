@@ -53,7 +53,7 @@ class Rule:
 
 
 def rule(*sources: str, transform: Transform = _concat_rows) -> Rule:
-    """Returns a `Rule`; shorter to write in weight maps."""
+    """Returns a `Rule`, in a form that keeps weight maps short."""
     return Rule(sources, transform)
 
 
@@ -119,11 +119,11 @@ class Family:
       config: converts a Hugging Face configuration (a dict with every default filled in) to a
         `DecoderConfig`; raises `UserError` if the configuration uses an unsupported feature.
       weights: returns the weight map for a `DecoderConfig`.
-      harmless: keys of the configuration that `config` need not read, because no value of theirs
-        changes the text. The loader refuses all others that `config` did not read, unless this is
-        None.
-      implied: keys of published checkpoints that `transformers` does not read because they
-        describe what the family always does, and the values that say so. Others are refused.
+      harmless: keys of the configuration that `config` need not read, because none of their values
+        changes the text. The loader refuses any other key that `config` did not read, unless this
+        is None.
+      implied: keys of published checkpoints that `transformers` does not read because they describe
+        what the family always does, with the values that say so. Other values are refused.
     """
 
     name: str

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from emsjax.models.config import DecoderConfig
 from emsjax.models.draft_rows import Seen, mixed, rows_context
-from emsjax.models.layers import LayerContext
+from emsjax.models.layer_context import LayerContext
 
 
 class HeadRows(NamedTuple):

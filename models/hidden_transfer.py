@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from emsjax.models.layers import Linear
+from emsjax.models.linear import Linear
 
 
 @dataclass(frozen=True)

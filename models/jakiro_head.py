@@ -21,7 +21,9 @@ from flax import nnx
 
 from emsjax.models.config import DecoderConfig, Rope
 from emsjax.models.eagle_head import EagleConfig, EagleHead, FirstLayer
-from emsjax.models.layers import MLP, LayerContext, Linear
+from emsjax.models.layer_context import LayerContext
+from emsjax.models.linear import Linear
+from emsjax.models.mlp import MLP
 from emsjax.pallas_kernels.int8_cache import Cache
 
 # As in EAGLE-1, whatever the target's is.

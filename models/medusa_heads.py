@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from emsjax.models.layers import Linear
+from emsjax.models.linear import Linear
 from emsjax.pallas_kernels.layer_matmul.api import matmul
 
 

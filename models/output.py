@@ -3,9 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from emsjax.models.layers import soft_capped
 from emsjax.models.shared_rows import DividedRows, Table, part_of_shard, without_padding
 from emsjax.pallas_kernels.layer_matmul.api import matmul
+
+
+def soft_capped(x: jax.Array, cap: float | None) -> jax.Array:
+    """Keeps x between -cap and cap; returns it unchanged for None."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def logits_of(

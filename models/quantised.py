@@ -8,7 +8,7 @@ from flax import nnx
 
 from emsjax.models.family import dotted
 from emsjax.models.groups import Groups
-from emsjax.models.layers import Linear
+from emsjax.models.linear import Linear
 from emsjax.pallas_kernels.quantised import OFFSETS, ORDER, SCALE, SCALES, Weights, floats
 
 

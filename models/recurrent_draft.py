@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from emsjax.models.layers import Linear, RMSNorm
+from emsjax.models.linear import Linear
+from emsjax.models.norms import RMSNorm
 from emsjax.models.shared_rows import Table, look_up
 from emsjax.pallas_kernels.layer_matmul.api import matmul
 from emsjax.pallas_kernels.quantised import Weights

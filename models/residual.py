@@ -5,7 +5,7 @@ One kernel then adds and normalises. What still waits is the terms of `Linear.te
 
 import jax
 
-from emsjax.models.layers import RMSNorm
+from emsjax.models.norms import RMSNorm
 from emsjax.pallas_kernels.norms import residual_sum
 from emsjax.pallas_kernels.residual_norm.api import has_kernel, residual_norm
 

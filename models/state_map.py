@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from emsjax.models.layers import Linear, RMSNorm
+from emsjax.models.linear import Linear
+from emsjax.models.norms import RMSNorm
 
 
 @dataclass(frozen=True)

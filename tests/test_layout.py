@@ -139,6 +139,7 @@ def test_the_checks_find_the_sources():
         "emsjax.pallas_kernels.cache_update.tpu_scales",
         "emsjax.pallas_kernels.checks",
         "emsjax.pallas_kernels.int8_cache",
+        "emsjax.pallas_kernels.value_checks",
     }
 
 

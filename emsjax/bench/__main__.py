@@ -7,6 +7,7 @@ import typer
 
 from emsjax.bench import options
 from emsjax.cli import command
+from emsjax.cli import model_options as shared
 
 _app = command.new_app()
 
@@ -26,12 +27,12 @@ def bench(
     steps_per_turn: options.StepsPerTurn = 0,
     ignore_eos: options.IgnoreEos = False,
     chat: options.Chat = False,
-    model: options.Model = None,
-    draft_model: options.DraftModel = None,
-    draft_quantize: options.DraftQuantize = None,
-    dtype: options.Dtype = "auto",
-    quantize: options.Quantize = None,
-    kv_dtype: options.KvDtype = None,
+    model: shared.Model = None,
+    draft_model: shared.DraftModel = None,
+    draft_quantize: shared.DraftQuantize = None,
+    dtype: shared.Dtype = "auto",
+    quantize: shared.Quantize = None,
+    kv_dtype: shared.KvDtype = None,
     tensor_parallel: options.TensorParallel = 1,
     config: options.Config = None,
     random_weights: options.RandomWeights = False,

@@ -1,4 +1,4 @@
-"""The options of the benchmark's command, one type each."""
+"""The options that only the benchmark has, one type each."""
 
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +30,7 @@ Methods = Annotated[
         metavar="LIST",
         show_default=False,
         help="Comma-separated. ems plans what to verify; ems-fixed verifies every draft. "
-        f"(default: all, {METHODS.replace(',', ', ')})",
+        f"(default: all, which are {METHODS.replace(',', ', ')})",
     ),
 ]
 Drafters = Annotated[
@@ -47,7 +47,7 @@ BatchSizes = Annotated[
 Prompts = Annotated[
     int,
     typer.Option(
-        min=1, metavar="N", help="Fewest prompts per dataset, rounded up to full batches."
+        min=1, metavar="N", help="Minimum prompts per dataset, rounded up to full batches."
     ),
 ]
 MaxTokens = Annotated[int, typer.Option(min=2, metavar="N", help="Maximum new tokens per prompt.")]
@@ -59,8 +59,8 @@ Jobs = Annotated[
     typer.Option(
         min=0,
         metavar="N",
-        help="Time whole jobs of N prompts per slot: reading prompts and refilling slots "
-        "included. 0: batches, whose prompts are read before.",
+        help="Time whole jobs of N prompts per slot, including reading prompts and refilling "
+        "slots. 0: batches whose prompts are already read.",
     ),
 ]
 StepsPerTurn = Annotated[
@@ -68,26 +68,17 @@ StepsPerTurn = Annotated[
     typer.Option(
         min=0,
         metavar="N",
-        help="Steps per turn; each method then has its own cache. 0: a turn is a whole text.",
+        help="Steps per turn, with a cache for each method. 0: a turn is a whole text.",
     ),
 ]
 IgnoreEos = Annotated[
     bool,
     typer.Option("--ignore-eos", help="Continue past the end-of-text token, up to --max-tokens."),
 ]
-Chat = Annotated[
-    bool, typer.Option("--chat", help="Put text prompts into the model's chat template.")
+Chat = Annotated[bool, typer.Option("--chat", help="Wrap text prompts in the chat template.")]
+TensorParallel = Annotated[
+    int, typer.Option(metavar="N", help="Devices that share the model.", rich_help_panel="Model")
 ]
-Model = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="As for generate. (default: the same)"),
-]
-DraftModel = Annotated[str | None, typer.Option(metavar="NAME", help="As for generate.")]
-DraftQuantize = Annotated[str | None, typer.Option(metavar="int8", help="As for generate.")]
-Dtype = Annotated[str, typer.Option(metavar="TYPE", help="As for generate.")]
-Quantize = Annotated[str | None, typer.Option(metavar="int8", help="As for generate.")]
-KvDtype = Annotated[str | None, typer.Option(metavar="int8", help="As for generate.")]
-TensorParallel = Annotated[int, typer.Option(metavar="N", help="Devices that share the model.")]
 Config = Annotated[
     str | None,
     typer.Option(

@@ -9,7 +9,7 @@ from emsjax.cli.model_options import ModelOptions
 _HOSTS = "Several hosts"
 
 Distributed = Annotated[
-    bool, option("--distributed", "Share the model with other hosts, which jax finds.", _HOSTS)
+    bool, option("--distributed", "Share the model with other hosts, found by jax.", _HOSTS)
 ]
 CoordinatorAddress = Annotated[
     str | None, option("--coordinator-address", "A free port of host 0.", _HOSTS, "HOST:PORT")

@@ -33,7 +33,10 @@ Dtype = Annotated[str, option("--dtype", "auto, float32, bfloat16 or float16.", 
 Quantize = Annotated[
     str | None,
     option(
-        "--quantize", "int8: half the weights' memory. int4: kept. none: floats.", _MODEL, "KIND"
+        "--quantize",
+        "int8: half the memory; int4: keep 4 bits; none: floats.",
+        _MODEL,
+        "KIND",
     ),
 ]
 KvDtype = Annotated[
@@ -45,7 +48,7 @@ BatchSize = Annotated[
     int | None, number("--batch-size", "Samples decoded together. (default: 8)", _MODEL)
 ]
 PrefixSlots = Annotated[
-    int, number("--prefix-slots", "More slots that keep texts to share.", _MODEL)
+    int, number("--prefix-slots", "Extra slots that keep texts for reuse.", _MODEL)
 ]
 MaxModelLen = Annotated[
     int | None, number("--max-model-len", "Limit on prompt plus output, in tokens.", _MODEL)
@@ -73,7 +76,7 @@ DraftModel = Annotated[
     ),
 ]
 DraftQuantize = Annotated[
-    str | None, option("--draft-quantize", "As --quantize, of a draft model.", _DRAFTING, "int8")
+    str | None, option("--draft-quantize", "Like --quantize, for a draft model.", _DRAFTING, "int8")
 ]
 DraftLength = Annotated[
     int | None,

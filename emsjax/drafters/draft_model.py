@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from emsjax.drafters.token_by_token import Drafting
 from emsjax.engine.acceptance import expect
 from emsjax.engine.devices import CACHE, SAME, bytes_of_device
 from emsjax.engine.draft import Draft
@@ -45,22 +46,6 @@ class DraftModelState(NamedTuple):
     kv_lens: jax.Array
     guesses: jax.Array
     guessed_from: jax.Array
-
-
-class _Drafting(NamedTuple):
-    """The carry of the loop over draft tokens.
-
-    Attributes:
-      done: int32[], tokens drafted so far.
-      cache: K/V of the draft model.
-      guesses: int32[B, k].
-      confidence: float32[B, k].
-    """
-
-    done: jax.Array
-    cache: Any
-    guesses: jax.Array
-    confidence: jax.Array
 
 
 @dataclass(frozen=True)
@@ -186,27 +171,21 @@ class DraftModel:
 
     def _draft(
         self, model: Model, state: DecodeState, mine: DraftModelState, lens: jax.Array
-    ) -> _Drafting:
+    ) -> Drafting:
         """Drafts `lens` int32[B] tokens for the slots."""
         num_slots = lens.shape[0]
-        shape = (num_slots, self.draft_length)
-        start = _Drafting(
-            jnp.zeros((), jnp.int32),
-            mine.cache,
-            jnp.zeros(shape, jnp.int32),
-            jnp.zeros(shape, jnp.float32),
-        )
+        drafted = Drafting.begin(num_slots, self.draft_length, mine.cache)
         unread = jnp.where(lens > 0, state.lens - mine.kv_lens, 0)
         # The first loop runs only for a first token, and only if some slot has two unread tokens.
         # All other passes need one row per slot, which is a cheaper shape.
         for rows in (READY, 1):
             capacity = row_capacity(num_slots * rows, self.narrowest)
 
-            def keep_going(now: _Drafting, rows: int = rows) -> jax.Array:
+            def keep_going(now: Drafting, rows: int = rows) -> jax.Array:
                 more = (now.done < lens).any()
                 return more & (now.done == 0) & (unread.max() > 1) if rows > 1 else more
 
-            def step(now: _Drafting, rows: int = rows, capacity: int = capacity) -> _Drafting:
+            def step(now: Drafting, rows: int = rows, capacity: int = capacity) -> Drafting:
                 q_lens = jnp.where(now.done < lens, jnp.where(now.done == 0, unread, 1), 0)
                 starts = state.lens + now.done - q_lens
                 guesses = Guesses(now.guesses, state.lens)
@@ -215,19 +194,15 @@ class DraftModel:
                 newest = hidden[jnp.maximum(batch.cu_q_lens[1:] - 1, 0)]
                 return self._guess(now._replace(cache=cache), model.logits(newest), state)
 
-            start = jax.lax.while_loop(keep_going, step, start)
-        return start
+            drafted = jax.lax.while_loop(keep_going, step, drafted)
+        return drafted
 
-    def _guess(self, now: _Drafting, logits: jax.Array, state: DecodeState) -> _Drafting:
+    def _guess(self, now: Drafting, logits: jax.Array, state: DecodeState) -> Drafting:
         """Adds one guess per slot, chosen as the target will choose, with the same noise."""
         logits = self.vocabulary.fitted(logits, self.vocab_size)
         rows = rows_after(state.tokens, state.lens, now.guesses, now.done)
         found = guess(logits, rows, state, vocabulary=self.vocabulary)
-        return now._replace(
-            done=now.done + 1,
-            guesses=now.guesses.at[:, now.done].set(found.tokens[:, 0]),
-            confidence=now.confidence.at[:, now.done].set(found.confidence[:, 0]),
-        )
+        return now.add(found)
 
 
 def _without_wrong_guesses(mine: DraftModelState, state: DecodeState) -> DraftModelState:

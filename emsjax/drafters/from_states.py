@@ -1,31 +1,11 @@
 """What drafters have in common that begin with the target's hidden states."""
 
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 
 from emsjax.engine.acceptance import expect
 from emsjax.engine.drafter import COSTLY_SOURCE, Memoryless, WorthDrafting
 from emsjax.engine.state import DecodeState
-
-
-class Drafting(NamedTuple):
-    """The carry of the loop over draft tokens of a drafter with layers that attend.
-
-    Attributes:
-      done: int32[], tokens drafted so far.
-      states: [B, D], the drafter's states from which the next tokens are guessed.
-      cache: the K/V that its layers read and extend.
-      guesses: int32[B, k].
-      confidence: float32[B, k].
-    """
-
-    done: jax.Array
-    states: jax.Array
-    cache: Any
-    guesses: jax.Array
-    confidence: jax.Array
 
 
 class FromStates(Memoryless):

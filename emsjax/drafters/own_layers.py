@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from emsjax.drafters.frequent import guess_frequent
-from emsjax.drafters.from_states import Drafting, FromStates
+from emsjax.drafters.from_states import FromStates
+from emsjax.drafters.token_by_token import Drafting
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import COSTLY_SOURCE, WorthDrafting
 from emsjax.engine.holes import after_holes
@@ -94,14 +95,7 @@ class OwnLayers(FromStates):
         # Rows have places in the cache only as far as the text may grow.
         room = jnp.maximum(state.max_lens - state.lens - 1, 0)
         lens = jnp.where(ready, jnp.minimum(length, room), 0)
-        shape = (ready.shape[0], self.draft_length)
-        start = Drafting(
-            jnp.zeros((), jnp.int32),
-            state.hidden,
-            state.cache,
-            jnp.zeros(shape, jnp.int32),
-            jnp.zeros(shape, jnp.float32),
-        )
+        start = Drafting.begin(ready.shape[0], self.draft_length, state.cache, state.hidden)
         state_map, target = self.merge(weights.state_map, weights.target)
         drafted = jax.lax.while_loop(
             lambda now: (now.done < lens).any(),
@@ -122,6 +116,7 @@ class OwnLayers(FromStates):
         now: Drafting,
     ) -> Drafting:
         """Adds one guess per slot."""
+        assert now.states is not None
         num_slots = lens.shape[0]
         rows = rows_after(state.tokens, state.lens, now.guesses, now.done)
         states = state_map(now.states, shared.embed(rows.tokens))
@@ -135,10 +130,4 @@ class OwnLayers(FromStates):
         newest = done.hidden[jnp.maximum(batch.cu_q_lens[1:] - 1, 0)]
         logits = target.logits(newest, shared)
         found = guess_frequent(logits, shared.token_ids, rows, state, self.vocab_size)
-        return Drafting(
-            done=now.done + 1,
-            states=states,
-            cache=done.cache,
-            guesses=now.guesses.at[:, now.done].set(found.tokens[:, 0]),
-            confidence=now.confidence.at[:, now.done].set(found.confidence[:, 0]),
-        )
+        return now._replace(states=states, cache=done.cache).add(found)

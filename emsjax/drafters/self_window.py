@@ -9,11 +9,12 @@ reads. So drafting needs no cache, no training, and nothing of the prompt.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from emsjax.drafters.token_by_token import Drafting
 from emsjax.engine.acceptance import expect
 from emsjax.engine.draft import Draft
 from emsjax.engine.drafter import COSTLY_SOURCE, Memoryless, WorthDrafting
@@ -34,22 +35,6 @@ DEFAULT_VIEW = View(sink_tokens=4, window=512)
 # begins at less (`acceptance.UNKNOWN`), with which drafts this costly would never begin to pay off.
 # It is the mean of `benchmarks/results/window_agreement.json` for this window.
 LIKELY, FIRST_STEPS = 0.85, 16
-
-
-class _Drafting(NamedTuple):
-    """The carry of the loop over draft tokens.
-
-    Attributes:
-      done: int32[], tokens drafted so far.
-      cache: the target's K/V.
-      guesses: int32[B, k].
-      confidence: float32[B, k].
-    """
-
-    done: jax.Array
-    cache: Any
-    guesses: jax.Array
-    confidence: jax.Array
 
 
 @dataclass(frozen=True)
@@ -94,24 +79,17 @@ class SelfWindow(Memoryless):
         # Rows have places in the cache only as far as the text may grow.
         room = jnp.maximum(state.max_lens - state.lens - 1, 0)
         lens = jnp.where(ready, jnp.minimum(length, room), 0)
-        shape, target = (ready.shape[0], self.draft_length), self.merge(weights)
+        target = self.merge(weights)
         drafted = jax.lax.while_loop(
             lambda now: (now.done < lens).any(),
             lambda now: self._guess(target, state, lens, now),
-            _Drafting(
-                jnp.zeros((), jnp.int32),
-                state.cache,
-                jnp.zeros(shape, jnp.int32),
-                jnp.zeros(shape, jnp.float32),
-            ),
+            Drafting.begin(ready.shape[0], self.draft_length, state.cache),
         )
         source = jnp.full_like(drafted.guesses, COSTLY_SOURCE)
         draft = Draft(drafted.guesses, lens, drafted.confidence, source, cache=drafted.cache)
         return draft, ()
 
-    def _guess(
-        self, target: Model, state: DecodeState, lens: jax.Array, now: _Drafting
-    ) -> _Drafting:
+    def _guess(self, target: Model, state: DecodeState, lens: jax.Array, now: Drafting) -> Drafting:
         """Adds one guess per slot."""
         capacity = row_capacity(lens.shape[0], self.narrowest)
         q_lens = (now.done < lens).astype(jnp.int32)
@@ -122,9 +100,4 @@ class SelfWindow(Memoryless):
         newest = done.hidden[jnp.maximum(batch.cu_q_lens[1:] - 1, 0)]
         rows = rows_after(state.tokens, state.lens, now.guesses, now.done)
         found = guess(target.logits(newest), rows, state, vocabulary=self.vocabulary)
-        return _Drafting(
-            done=now.done + 1,
-            cache=done.cache,
-            guesses=now.guesses.at[:, now.done].set(found.tokens[:, 0]),
-            confidence=now.confidence.at[:, now.done].set(found.confidence[:, 0]),
-        )
+        return now._replace(cache=done.cache).add(found)

@@ -9,33 +9,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental.layout import Format, Layout
 
+from emsjax.engine.admission import Request, admit_request
 from emsjax.engine.beside import Beside
 from emsjax.engine.devices import CACHE, ONE, SAME, Devices
-from emsjax.engine.drafter import Drafter, Sharing, observer, places_of
+from emsjax.engine.drafter import Drafter, observer, places_of
 from emsjax.engine.grammar_table import GrammarTable, Places, empty_tables, table_size
 from emsjax.engine.holes import no_holes
 from emsjax.engine.job import Finished, Job
 from emsjax.engine.ladder import Rung
 from emsjax.engine.loop import Setup, run
+from emsjax.engine.lowering import lower
 from emsjax.engine.model import Model
 from emsjax.engine.policy import EMS, Policy
 from emsjax.engine.scoring import Scorer
 from emsjax.engine.slots import Slots
-from emsjax.engine.state import DecodeState, admit, copy_prefix, empty_state
+from emsjax.engine.state import DecodeState, copy_prefix, empty_state
 from emsjax.engine.step_costs import StepCosts
 from emsjax.engine.stream import decode_stream
 from emsjax.engine.trace_record import no_drafts
-from emsjax.limits import MAX_STOP_IDS
 from emsjax.sampling.automaton import Automaton
 from emsjax.sampling.choose import Chosen, choose
-from emsjax.sampling.grammar import NO_ROW
 from emsjax.sampling.logprobs import Logprobs
 from emsjax.sampling.state import SamplingState, empty_sampling, with_tables
-
-# The place of the tokens that are cached already in `Engine._request`.
-_CACHED = 2
 
 
 class Engine:
@@ -111,11 +107,7 @@ class Engine:
         def admit_job(
             state: DecodeState, slot: jax.Array, source: jax.Array, *request: Any
         ) -> DecodeState:
-            cached = request[_CACHED]
-            state = admit(state, slot, *request)
-            if isinstance(drafter, Sharing):
-                return state.replace(drafter=drafter.share(state.drafter, slot, source, cached))
-            return state.replace(drafter=drafter.admit(state.drafter, slot))
+            return admit_request(state, drafter, slot, source, Request(*request))
 
         program, held = devices.program, devices.specs_of((self.params, self._weights))
         self._state_places = state = _STATE.replace(drafter=places_of(drafter))
@@ -221,20 +213,8 @@ class Engine:
         state = self._abstract_state(sampling=sampling, grammar=grammar)
         others = (self.costs, state, scalar, flag)
         program = self._decode_sampled if sampling else self._decode
-        divided = self.devices.number > 1
-
-        def put(x: Any, place: Format | jax.sharding.Sharding | None) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-
-        def put_by_row(x: Any) -> jax.ShapeDtypeStruct:
-            # As `host.device` places weights on a TPU; other devices order axes so anyway.
-            by_row, place = Layout(tuple(range(x.ndim))), x.sharding if divided else sharding
-            return put(x, None if place is None else Format(by_row, place))
-
-        weights = jax.tree.map(put_by_row, (self.params, self._weights))
-        if not divided:
-            others = jax.tree.map(lambda x: put(x, sharding), others)
-        return program.lower(*weights, *others)
+        weights, divided = (self.params, self._weights), self.devices.number > 1
+        return lower(program, weights, others, sharding, divided=divided)
 
     def _abstract_state(self, *, sampling: bool, grammar: Automaton | None = None) -> DecodeState:
         """Returns the shapes of the state, and their places if devices share the model."""
@@ -340,7 +320,8 @@ class Engine:
         self._make_sampling.lower(self.token_classes).compile()
         state = self._abstract_state(sampling=True, grammar=job.grammar)
         slot = np.int32(0)
-        self._admit.lower(state, slot, slot, *self._request(job, 0, slot)).compile()
+        request = Request.of(job, self.capacity, 0, slot)
+        self._admit.lower(state, slot, slot, *request).compile()
         self._release.lower(state, slot).compile()
         if job.grammar is not None:
             assert state.sampling is not None
@@ -385,7 +366,7 @@ class Engine:
                 span = map(np.int32, (source, slot, cached))
                 state = state.replace(cache=self._copy_prefix(state.cache, *span))
         slots = np.int32(slot), np.int32(slot if source is None else source)
-        return self._admit(state, *slots, *self._request(job, cached, row))
+        return self._admit(state, *slots, *Request.of(job, self.capacity, cached, row))
 
     def score(self, prompt: Sequence[int]) -> Logprobs:
         """Returns the log-probabilities of a prompt's tokens, see `Scorer.score`."""
@@ -406,24 +387,6 @@ class Engine:
     def grammar_places(self) -> Places:
         """Returns the places of the grammars of a state that has none yet."""
         return Places(table_size(len(self.token_classes)))
-
-    def _request(self, job: Job, cached: int, row: Any = None) -> tuple[Any, ...]:
-        """Returns the job as the arguments of `state.admit`.
-
-        Args:
-          job: the job.
-          cached: the tokens of its prompt that the slot's cache holds.
-          row: where its grammar begins in the table; None if it has none.
-        """
-        length = len(job.prompt)
-        # All prompts have the same shape, so that `admit` compiles once.
-        prompt = np.zeros(self.capacity, np.int32)
-        prompt[:length] = job.prompt
-        stop_ids = np.full(MAX_STOP_IDS, -1, np.int32)
-        stop_ids[: len(job.stop_ids)] = job.stop_ids
-        max_len = min(length + job.max_tokens, self.capacity)
-        row = np.int32(NO_ROW) if row is None else row
-        return prompt, *map(np.int32, (length, cached, max_len)), stop_ids, job.choice, row
 
 
 # The place of the state on devices that share a model, but for the drafter's part.

@@ -24,7 +24,7 @@ Report = Annotated[
     str | None,
     option("--report", "Write an HTML page that shows each token's origin.", _IO, "FILE.html"),
 ]
-Chat = Annotated[bool, option("--chat", "Put text prompts into the chat template.", _IO)]
+Chat = Annotated[bool, option("--chat", "Wrap text prompts in the chat template.", _IO)]
 System = Annotated[
     str | None, option("--system", "System message of text prompts; with --chat.", _IO, "TEXT")
 ]
@@ -32,32 +32,32 @@ Resume = Annotated[bool, option("--resume", "Continue --output, skipping finishe
 Overwrite = Annotated[bool, option("--overwrite", "Replace --output if it holds results.", _IO)]
 DataParallel = Annotated[
     int,
-    number("--data-parallel", "Copies of the model, each on a device of its own.", "Model"),
+    number("--data-parallel", "Copies of the model, each on its own device.", "Model"),
 ]
 MaxTokens = Annotated[
     int, number("--max-tokens", "Maximum tokens to generate per output.", _SAMPLING)
 ]
 MinTokens = Annotated[
     int | None,
-    number("--min-tokens", "Fewest tokens before the output may end. (default: 0)", _SAMPLING),
+    number("--min-tokens", "Minimum tokens to generate per output. (default: 0)", _SAMPLING),
 ]
 Temperature = Annotated[
     float, number("--temperature", "0 always takes the likeliest token.", _SAMPLING, float)
 ]
 AdaptTemperature = Annotated[
     float | None,
-    number("--adapt-temperature", "The same, at the start of indented lines.", _SAMPLING, float),
+    number("--adapt-temperature", "Temperature at the start of indented lines.", _SAMPLING, float),
 ]
 TopK = Annotated[
     int | None, number("--top-k", f"Keep the N likeliest tokens. {_MODELS}", _SAMPLING)
 ]
 TopP = Annotated[
     float | None,
-    number("--top-p", f"Keep the likeliest that sum to N. {_MODELS}", _SAMPLING, float),
+    number("--top-p", f"Keep the likeliest tokens that sum to N. {_MODELS}", _SAMPLING, float),
 ]
 MinP = Annotated[
     float | None,
-    number("--min-p", f"Keep those N times as likely as the top. {_MODELS}", _SAMPLING, float),
+    number("--min-p", f"Keep tokens N times as likely as the top one. {_MODELS}", _SAMPLING, float),
 ]
 N = Annotated[int, number("--n", "Outputs per prompt.", _SAMPLING)]
 PresencePenalty = Annotated[
@@ -68,7 +68,9 @@ FrequencyPenalty = Annotated[
 ]
 RepetitionPenalty = Annotated[
     float | None,
-    number("--repetition-penalty", f"Penalise prompt and output. {_MODELS}", _SAMPLING, float),
+    number(
+        "--repetition-penalty", f"Penalise tokens in prompt and output. {_MODELS}", _SAMPLING, float
+    ),
 ]
 NoRepeatNgramSize = Annotated[
     int | None,
@@ -80,18 +82,18 @@ Stop = Annotated[
 ]
 Logprobs = Annotated[
     int | None,
-    number("--logprobs", "Add those of the token and the N likeliest to JSON.", _SAMPLING),
+    number("--logprobs", "Add log-probabilities of the token and the N likeliest.", _SAMPLING),
 ]
 PromptLogprobs = Annotated[
     int | None,
-    number("--prompt-logprobs", "The same for the prompt's own tokens.", _SAMPLING),
+    number("--prompt-logprobs", "The same for the prompt's tokens.", _SAMPLING),
 ]
 JsonSchema = Annotated[
     str | None,
     option("--json-schema", "Write JSON that fits this schema.", _SAMPLING, "FILE"),
 ]
 Seed = Annotated[
-    int, number("--seed", "Each prompt's seed derives from this and its id.", _SAMPLING)
+    int, number("--seed", "Each prompt's seed follows from this and its id.", _SAMPLING)
 ]
 IgnoreEos = Annotated[bool, option("--ignore-eos", "Continue past the end of text.", _SAMPLING)]
 Stream = Annotated[bool, option("--stream", "Print text as it is generated.", _IO)]

@@ -28,14 +28,14 @@ def plan(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="Built-in name such as opt-6.7b, config.json, or any model that generate accepts; "
+            help="Built-in name such as opt-6.7b, a config.json, or any model that generate takes; "
             f"may be repeated. (default: {DEFAULT_MODEL})"
         ),
     ] = None,
     topology: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"Device: {', '.join(HARDWARE)}; or several that are linked, such as v5e-8 and "
+            help=f"Device: {', '.join(HARDWARE)}; or several linked ones, such as v5e-8 and "
             "h100x8. May be repeated. (default: v5e)"
         ),
     ] = None,
@@ -66,8 +66,8 @@ def plan(
     acceptance: Annotated[
         float,
         typer.Option(
-            help="Probability that a draft token is accepted if those before it are. One model on "
-            "one device is shown with others, too."
+            help="Probability that a draft token is accepted if those before it are. For one model "
+            "on one device, other values are shown, too."
         ),
     ] = 0.7,
     draft_length: Annotated[
@@ -85,8 +85,8 @@ def plan(
 ) -> None:
     """Forecast whether a model fits on a device, how long a step takes, and the speedup.
 
-    You do not need the device. Its compiler compiles the program without it, and nothing runs.
-    Several models or devices are compared in one table.
+    You do not need the device: its compiler works without it, and nothing runs.
+    One table compares several models or devices.
     """
     devices = [slice_named(name) for name in topology or ["v5e"]]
     _check_name("--dtype", dtype, _DTYPES)

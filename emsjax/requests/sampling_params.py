@@ -1,26 +1,26 @@
 """The parameters that choose a request's tokens and its end."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import pairwise
 from typing import Any
 
 from emsjax.errors import UserError, short
-from emsjax.limits import (
-    MAX_BAD_WORD_TOKENS,
-    MAX_BAD_WORDS,
-    MAX_BEGIN_SUPPRESSED,
-    MAX_FORCED,
-    MAX_LOGPROBS,
-    MAX_SEED,
+from emsjax.requests.param_values import (
+    NUMBERS,
+    TOKEN_LISTS,
+    WHOLE,
+    biases_of,
+    check_number,
+    check_whole_number,
+    is_whole,
+    strings_of,
+    token_ids_of,
+    words_of,
 )
 from emsjax.requests.structured import StructuredOutputsParams, structured
 from emsjax.requests.vllm_names import takes_vllm_names
 from emsjax.requests.vllm_requests import SAMPLING_PARAMS
 
-# Token counts and ids live in int32 arrays on the device.
-_INT32_MAX = 2**31 - 1
 # Logits divided by a lower temperature leave the range of float32.
 _LOWEST_TEMPERATURE = 1e-6
 
@@ -29,14 +29,14 @@ _LOWEST_TEMPERATURE = 1e-6
 class SamplingParams:
     """The parameters of one request; names and meanings are those of vLLM.
 
-    Names of vLLM that are not here are accepted with the values that change nothing, and refused
-    with a message that names the counterpart otherwise.
+    Other names of vLLM are accepted with values that change nothing here; with any other value they
+    are refused with a message that says what to use instead.
 
     The logits of the next token pass through these parameters in this order:
 
     1. `logit_bias`, allowed and banned tokens, `structured_outputs`, `min_tokens`
     2. the repetition, frequency and presence penalties
-    3. `no_repeat_ngram_size`, bad words, and what is forced or suppressed at an end of the output
+    3. `no_repeat_ngram_size`, bad words, and tokens forced or suppressed at the ends of the output
     4. if the temperature is above 0: temperature, `top_k`, `top_p`, `min_p`
 
     Speculation does not change the result: a draft token is accepted only if the target would have
@@ -45,14 +45,13 @@ class SamplingParams:
     Attributes:
       max_tokens: the most tokens to generate, at least 1; None for the rest of the context.
       min_tokens: the number of tokens before the output may end: an end of text or a stop token
-        comes after them, and a stop string is not complete before the last of them. None uses the
-        `min_new_tokens` of the model's generation config, or its `min_length` less the prompt, at
-        most `max_tokens` of them, else 0.
-      temperature: 0 is greedy; higher values, from 1e-6 on, make the choice more even.
-      adapt_temperature: the temperature for the first token of an indented line, that is after a
-        line break and blanks, where code is hardest to predict (AdapT, arXiv 2309.02772, which
-        uses 0.8 there and 0.6 elsewhere); requires a temperature above 0. None uses `temperature`
-        there too.
+        comes after them, and no stop string is complete before the last of them. None uses
+        `min_new_tokens` of the model's generation config, or `min_length` less the prompt, but at
+        most `max_tokens`; else 0.
+      temperature: 0 is greedy; higher values, from 1e-6 to 100, make the choice more even.
+      adapt_temperature: the temperature for the first token of an indented line (after a line break
+        and blanks), where code is hardest to predict (AdapT, arXiv 2309.02772, which uses 0.8 there
+        and 0.6 elsewhere). Requires a temperature above 0. None uses `temperature` there too.
       top_k: keep the k likeliest tokens (and those as likely as the last of them). 0 or -1 keeps
         all; None uses the model's generation config if it sets `top_k`, else keeps all.
       top_p: keep the likeliest tokens that together have this probability (and those as likely as
@@ -61,43 +60,43 @@ class SamplingParams:
         None uses the model's generation config, else keeps all.
       seed: 0 to 2**63 - 1. The tokens depend only on the seed, the prompt, these parameters and
         the model. None derives a seed for each request from that of the `LLM`.
-      stop: strings that end the output, which is cut before them.
+      stop: a string or strings that end the output, which is cut before them.
       include_stop_str_in_output: whether the text includes the stop string, or the text of the stop
         token, that ended it.
       stop_token_ids: ids that end the output, in addition to the model's end of text; stored as a
         tuple.
-      ignore_eos: whether to continue to `max_tokens` after the model ends its text.
-      logprobs: return the log-probability of each token and of this many of the likeliest, 0 to
-        20, from the model itself, before bias, penalties and temperature; None returns none.
-      prompt_logprobs: the same for each token of the prompt but the first, in
+      ignore_eos: whether to continue past an end of text, up to `max_tokens`.
+      logprobs: return the natural log-probability of each token and of this many of the likeliest,
+        0 to 20, from the model itself, before bias, penalties and temperature; None returns none.
+      prompt_logprobs: the same for each token of the prompt except the first, in
         `RequestOutput.prompt_logprobs`; the prompt is then read twice.
       n: the number of outputs for the prompt; more than one requires a temperature above 0.
       presence_penalty: subtracted from the logits of tokens in the output, -2 to 2.
       frequency_penalty: subtracted from a token's logit for each occurrence in the output, -2 to 2.
       repetition_penalty: divides positive logits of tokens in the prompt or output and multiplies
         negative ones, 0.01 to 100. None uses the model's generation config, else 1.
-      logit_bias: values to add to logits, by token id.
+      logit_bias: values to add to logits, by token id, -1000 to 1000.
       allowed_token_ids: the only tokens that may be chosen; None allows all.
-      bad_words: words that may not be written, at the start of the text or after a space. A word
-        of several tokens loses its last token where the others stand before it, in the prompt too.
-      bad_words_ids: the same as lists of token ids; a list of an end of text alone is ignored. At
+      bad_words: words that may not be written, at the start of the text or after a space. The last
+        token of a word of several tokens is banned where the others precede it, even in the prompt.
+      bad_words_ids: the same as lists of token ids; a list of only an end of text is ignored. At
         most 32 words of more than one token, of at most 8 tokens each. None uses the model's
         generation config, else bans none.
-      no_repeat_ngram_size: no n-gram of this many tokens occurs twice in prompt and output; 0
+      no_repeat_ngram_size: no sequence of this many tokens occurs twice in prompt and output; 0
         allows repetitions. None uses the model's generation config, else 0.
       skip_special_tokens: whether the text leaves out special tokens, such as the end of text.
-      detokenize: whether tokens are decoded; the text is None otherwise.
+      detokenize: whether tokens are decoded; if not, the text is None.
       banned_token_ids: tokens that may not be chosen. None uses those of the model's generation
         config (`suppress_tokens`), else none.
       begin_suppress_tokens: tokens that may not be the first of the output, at most 32. None uses
         the model's generation config, else none.
-      forced_bos_token_id: the first token of the output if the prompt is a single token, or a list
-        of equally likely ones, at most 16. None uses the model's generation config, else none.
-      forced_eos_token_id: the last token if the output reaches `max_tokens`, or a list of equally
-        likely ones, at most 16. None uses the model's generation config, else none.
+      forced_bos_token_id: the first token of the output after a prompt of a single token, or a list
+        of at most 16 equally likely ones. None uses the model's generation config, else none.
+      forced_eos_token_id: the last token of an output that reaches `max_tokens`, or a list of at
+        most 16 equally likely ones. None uses the model's generation config, else none.
       structured_outputs: what the output may be: `StructuredOutputsParams`, or a mapping with the
         same names, such as {"json": schema}. An output that reaches `max_tokens` may be incomplete.
-        `min_tokens` gives way where the output must end.
+        It overrides `min_tokens` where the output must end.
 
     Raises:
       UserError: a value has the wrong type or is out of range, or two contradict each other.
@@ -135,24 +134,24 @@ class SamplingParams:
     structured_outputs: StructuredOutputsParams | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _WHOLE.items():
-            _check_optional(name, getattr(self, name), low, high, _check_whole)
-        for name, (low, high) in _NUMBERS.items():
-            _check_optional(name, getattr(self, name), low, high, _check_number)
+        for name, (low, high) in WHOLE.items():
+            _check_optional(name, getattr(self, name), low, high, check_whole_number)
+        for name, (low, high) in NUMBERS.items():
+            _check_optional(name, getattr(self, name), low, high, check_number)
         for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name}={short(getattr(self, name))} must be true or false.")
         # Fields of a frozen dataclass can only be set this way. Tuples, unlike the caller's lists,
         # cannot change during a run.
-        object.__setattr__(self, "stop", _strings("stop", "stop string", self.stop))
-        object.__setattr__(self, "bad_words", _strings("bad_words", "bad word", self.bad_words))
+        object.__setattr__(self, "stop", strings_of("stop", "stop string", self.stop))
+        object.__setattr__(self, "bad_words", strings_of("bad_words", "bad word", self.bad_words))
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
-            if _is_whole(getattr(self, name)):
+            if is_whole(getattr(self, name)):
                 object.__setattr__(self, name, (getattr(self, name),))
-        for name in _TOKEN_LISTS:
-            object.__setattr__(self, name, _token_ids(name, getattr(self, name)))
-        object.__setattr__(self, "bad_words_ids", _words(self.bad_words_ids))
-        object.__setattr__(self, "logit_bias", _bias(self.logit_bias))
+        for name in TOKEN_LISTS:
+            object.__setattr__(self, name, token_ids_of(name, getattr(self, name)))
+        object.__setattr__(self, "bad_words_ids", words_of(self.bad_words_ids))
+        object.__setattr__(self, "logit_bias", biases_of(self.logit_bias))
         object.__setattr__(self, "structured_outputs", structured(self.structured_outputs))
         _check_together(self)
 
@@ -201,156 +200,12 @@ _INIT = takes_vllm_names("a sampling parameter", SAMPLING_PARAMS)(SamplingParams
 SamplingParams.__init__ = _INIT  # type: ignore[method-assign]
 
 _OPTIONAL = {f.name for f in fields(SamplingParams) if f.default is None} | {"max_tokens"}
-# Lists of token ids, and the most entries of each.
-_TOKEN_LISTS: dict[str, int | None] = {
-    "stop_token_ids": None,
-    "allowed_token_ids": None,
-    "banned_token_ids": None,
-    "begin_suppress_tokens": MAX_BEGIN_SUPPRESSED,
-    "forced_bos_token_id": MAX_FORCED,
-    "forced_eos_token_id": MAX_FORCED,
-}
 _SWITCHES = [f.name for f in fields(SamplingParams) if isinstance(f.default, bool)]
-# The smallest and the largest value; a smallest value in a tuple is excluded.
-_WHOLE: dict[str, tuple[Any, Any]] = {
-    "max_tokens": (1, _INT32_MAX),
-    "min_tokens": (0, _INT32_MAX),
-    "top_k": (-1, _INT32_MAX),
-    "seed": (0, MAX_SEED),
-    "logprobs": (0, MAX_LOGPROBS),
-    "prompt_logprobs": (0, MAX_LOGPROBS),
-    "n": (1, 1024),
-    "no_repeat_ngram_size": (0, _INT32_MAX),
-}
-_NUMBERS: dict[str, tuple[Any, Any]] = {
-    "temperature": (0, 100),
-    "adapt_temperature": (0, 100),
-    "top_p": ((0,), 1),
-    "min_p": (0, 1),
-    "presence_penalty": (-2, 2),
-    "frequency_penalty": (-2, 2),
-    "repetition_penalty": (0.01, 100),
-}
 
 
 def _check_optional(name: str, value: object, low: Any, high: Any, check: Any) -> None:
     if value is not None or name not in _OPTIONAL:
         check(name, value, low, high)
-
-
-def _is_whole(value: object) -> bool:
-    """Whether `value` is an int but not a bool: `max_tokens=True` is a mistake, not 1."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_whole(name: str, value: Any, low: int, high: int = _INT32_MAX) -> None:
-    if not _is_whole(value):
-        raise UserError(f"{name}={short(value)} must be a whole number.")
-    if not low <= value <= high:
-        raise UserError(
-            f"{name}={short(value)} is out of range; give a number from {low} to {high}."
-        )
-
-
-def _check_number(name: str, value: Any, low: Any, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{name}={short(value)} must be a number.")
-    above = value > low[0] if isinstance(low, tuple) else value >= low
-    if not (above and value <= high):  # written so that NaN fails too
-        lowest = f"above {low[0]}" if isinstance(low, tuple) else f"from {low}"
-        raise UserError(f"{name}={short(value)} is out of range; give a number {lowest} to {high}.")
-
-
-def _strings(name: str, one: str, value: object) -> tuple[str, ...] | None:
-    given = (value,) if isinstance(value, str) else value
-    if given is None:
-        return None
-    if isinstance(given, bytes) or not isinstance(given, Sequence):
-        raise UserError(f"{name}={short(value)} must be text or a list of texts.")
-    for each in given:
-        if not isinstance(each, str):
-            raise UserError(f"a {one} is {short(each)}; it must be text.")
-        if not each:
-            raise UserError(f"a {one} is empty; give it at least one character.")
-        if any("\ud800" <= letter <= "\udfff" for letter in each):
-            raise UserError(
-                f"the {one} {short(each)} has half a surrogate pair, which no text contains; "
-                "remove it."
-            )
-    return tuple(given) or None
-
-
-def _token_ids(name: str, value: object) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise UserError(f"{name}={short(value)} must be a list of token ids.")
-    for token_id in value:
-        _check_whole(f"a {name} entry", token_id, low=0)
-    most = _TOKEN_LISTS[name]
-    if most is not None and len(value) > most:
-        raise UserError(f"{name} has {len(value)} tokens; give at most {most}.")
-    return tuple(value)
-
-
-def _words(value: object) -> tuple[tuple[int, ...], ...] | None:
-    """Checks `bad_words_ids`."""
-    if value is None:
-        return None
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise UserError(f"bad_words_ids={short(value)} must be a list of lists of token ids.")
-    words = tuple(dict.fromkeys(map(_word, value)))
-    longer = sum(len(word) > 1 for word in words)
-    if longer > MAX_BAD_WORDS:
-        raise UserError(
-            f"bad_words and bad_words_ids have {longer} words of several tokens, with and without "
-            f"a space before them; give at most {MAX_BAD_WORDS}."
-        )
-    return words
-
-
-def _word(value: object) -> tuple[int, ...]:
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence) or not value:
-        raise UserError(
-            f"a word of bad_words_ids is {short(value)}; it must be a list of token ids."
-        )
-    for token_id in value:
-        _check_whole("a bad_words_ids entry", token_id, low=0)
-    if len(value) > MAX_BAD_WORD_TOKENS:
-        raise UserError(
-            f"the bad word {short(list(value))} has {len(value)} tokens; give words of at most "
-            f"{MAX_BAD_WORD_TOKENS}."
-        )
-    return tuple(value)
-
-
-class _Biases(tuple):
-    """A checked `logit_bias` as pairs, which unlike a dictionary are hashable."""
-
-
-def _bias(value: Any) -> _Biases | None:
-    """Checks and sorts the biases; ids may be text, as keys are in JSON."""
-    if value is None or isinstance(value, _Biases):
-        return value
-    if not isinstance(value, Mapping):
-        raise UserError(f"logit_bias={short(value)} must map token ids to numbers.")
-    pairs = sorted((_bias_id(token), _bias_value(bias)) for token, bias in value.items())
-    for (token, _), (other, _) in pairwise(pairs):
-        if token == other:
-            raise UserError(f"logit_bias has the token id {token} twice; give it once.")
-    return _Biases(pairs) or None
-
-
-def _bias_id(token: Any) -> int:
-    if isinstance(token, str) and re.fullmatch("[0-9]{1,10}", token):
-        token = int(token)
-    _check_whole("a token id of logit_bias", token, low=0)
-    return token
-
-
-def _bias_value(value: Any) -> float:
-    _check_number("a value of logit_bias", value, -1000, 1000)
-    return float(value)
 
 
 def _check_together(params: SamplingParams) -> None:

@@ -20,14 +20,14 @@ _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 @_app.command()
 def _serve(
     host: Annotated[
-        str, option("--host", "Address to listen at; 0.0.0.0 for other machines.", _SERVER)
+        str, option("--host", "Address to listen on; 0.0.0.0 for other machines.", _SERVER)
     ] = "127.0.0.1",
-    port: Annotated[int, number("--port", "Port to listen at.", _SERVER)] = 8000,
+    port: Annotated[int, number("--port", "Port to listen on.", _SERVER)] = 8000,
     allowed_hosts: Annotated[
         str,
         option(
             "--allowed-hosts",
-            "More names that clients may call it by, with commas; * for any.",
+            "Further names for clients to call it by, comma-separated; * for any.",
             _SERVER,
             "NAMES",
         ),
@@ -47,20 +47,18 @@ def _serve(
         option("--served-model-name", "The model's name for clients. (default: its own)", _SERVER),
     ] = None,
     max_body_mb: Annotated[
-        int, number("--max-body-mb", "Most megabytes of a request.", _SERVER)
+        int, number("--max-body-mb", "Largest request body, in megabytes.", _SERVER)
     ] = 8,
     max_waiting: Annotated[
-        int, number("--max-waiting", "Most outputs that wait; then 429.", _SERVER)
+        int, number("--max-waiting", "Outputs that may wait for a slot; more get 429.", _SERVER)
     ] = 1024,
     time_limit: Annotated[
-        float, number("--time-limit", "Seconds until a request is given up.", _SERVER, float)
+        float, number("--time-limit", "Seconds before a request is abandoned.", _SERVER, float)
     ] = 600.0,
     shutdown_time: Annotated[
-        float, number("--shutdown-time", "Seconds to finish after Ctrl-C.", _SERVER, float)
+        float, number("--shutdown-time", "Seconds for open requests after Ctrl-C.", _SERVER, float)
     ] = 30.0,
-    page: Annotated[
-        bool, option("--page/--no-page", "A page to chat with the model, at /.", _SERVER)
-    ] = True,
+    page: Annotated[bool, option("--page/--no-page", "Serve a chat page at /.", _SERVER)] = True,
     model: shared.Model = None,
     tokenizer: shared.Tokenizer = None,
     dtype: shared.Dtype = "auto",
@@ -91,7 +89,7 @@ def _serve(
     num_processes: hosts.NumProcesses = None,
     process_id: hosts.ProcessId = None,
     seed: Annotated[
-        int, number("--seed", "Requests without a seed derive theirs from it.", _SERVER)
+        int, number("--seed", "Requests without a seed derive theirs from this.", _SERVER)
     ] = 0,
 ) -> Options:
     """Serve a model to clients of the OpenAI API."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from emsjax.cli import command
+from emsjax.cli import model_options as shared
 from emsjax.errors import UserError
 from emsjax.limits import DRAFT_KINDS, HIDDEN_TRANSFER, JAKIRO, OWN_LAYERS, RECURRENT
 from emsjax.train import options
@@ -23,8 +24,8 @@ def train(
     output: options.Output,
     inputs: options.Inputs = None,
     own_prompts: options.OwnPrompts = 0,
-    model: options.Model = None,
-    dtype: options.Dtype = "auto",
+    model: shared.Model = None,
+    dtype: shared.Dtype = "auto",
     kind: options.Kind = RECURRENT,
     outputs: options.Outputs = 3,
     max_tokens: options.MaxTokens = 160,

@@ -1,11 +1,8 @@
 """Trains drafts that run the target's own last layers on guesses of their input."""
 
-from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flax import nnx
 
 from emsjax.errors import UserError
@@ -13,11 +10,11 @@ from emsjax.loading.load import LoadedModel
 from emsjax.loading.trained_draft import share
 from emsjax.models.hidden_transfer import HiddenTransfer, TransferConfig
 from emsjax.models.state_map import StateMap, StateMapConfig
-from emsjax.train.batches import Split
-from emsjax.train.fit import EVALUATED_LENGTH, Fitting, Progress, Task, fit
+from emsjax.train.fit import EVALUATED_LENGTH, Task
 from emsjax.train.least_squares import pairs, pairs_ahead, solve
+from emsjax.train.lesson import Lesson
 from emsjax.train.state_loss import Frozen, Guess, unroll_states
-from emsjax.train.whole_texts import WholeTexts, all_whole_batches, whole_batch_number
+from emsjax.train.whole_texts import WholeTexts
 
 
 def state_map_config(target: LoadedModel, layers: int, width: int) -> StateMapConfig:
@@ -77,31 +74,13 @@ def check_trainable(target: LoadedModel, steps: int) -> None:
         )
 
 
-def fit_inner_states(
-    config: StateMapConfig | TransferConfig,
-    target: LoadedModel,
-    token_ids: np.ndarray,
-    prompts: Sequence[Sequence[int]],
-    split: Split,
-    fitting: Fitting,
-    directory: Path,
-    on_progress: Callable[[Progress], None],
-) -> StateMap | HiddenTransfer:
-    """Solves for the linear part of a guess, and trains all of it for `fitting.steps` updates.
-
-    Args:
-      config: its sizes.
-      target: the model to draft for.
-      token_ids: int32[Vd], the tokens that the draft can propose.
-      prompts: token ids of each prompt.
-      split: the texts.
-      fitting: training settings.
-      directory: directory of the checkpoints.
-      on_progress: called after each evaluation; the first is that of the solution.
-    """
-    target_def, params = nnx.split(target.model)
-    frozen = Frozen(share(target, token_ids), params)
-    rows, longest = fitting.rows, fitting.width
+def inner_states_task(
+    config: StateMapConfig | TransferConfig, lesson: Lesson
+) -> tuple[StateMap | HiddenTransfer, Task]:
+    """Returns a guess whose linear part is solved for, and what it learns by updates."""
+    target_def, params = nnx.split(lesson.target.model)
+    frozen = Frozen(share(lesson.target, lesson.token_ids), params)
+    longest, seed = lesson.fitting.width, lesson.fitting.seed
 
     def unroll(guess: Guess, frozen: Frozen, texts: WholeTexts, steps: int) -> list:
         model = nnx.merge(target_def, frozen.target)
@@ -110,26 +89,18 @@ def fit_inner_states(
     guess: Any
     where: dict[str, Any] = {"layer": config.first_layer, "places": longest}
     if isinstance(config, StateMapConfig):
-        guess, deepest = StateMap(config, rngs=nnx.Rngs(fitting.seed)), EVALUATED_LENGTH
+        guess, deepest = StateMap(config, rngs=nnx.Rngs(seed)), EVALUATED_LENGTH
         learnt = partial(pairs, **where)
     else:
-        guess, deepest = HiddenTransfer(config, rngs=nnx.Rngs(fitting.seed)), config.places
+        guess, deepest = HiddenTransfer(config, rngs=nnx.Rngs(seed)), config.places
         learnt = partial(pairs_ahead, **where, ahead=config.places)
-    batches = all_whole_batches(split.learn, prompts, rows, longest)
-    solve(guess.linear, learnt, target_def, frozen, batches)
+    solve(guess.linear, learnt, target_def, frozen, lesson.whole_batches(lesson.split.learn))
     task = Task(
         frozen,
         unroll,
-        partial(whole_batch_of_step, split.learn, prompts, fitting),
-        lambda: all_whole_batches(split.held_out, prompts, rows, longest),
+        lesson.whole_batch,
+        lesson.held_out,
         starts_well=True,
         deepest=deepest,
     )
-    return fit(guess, task, fitting, directory, on_progress)
-
-
-def whole_batch_of_step(
-    texts: Sequence, prompts: Sequence[Sequence[int]], fitting: Fitting, number: int
-) -> WholeTexts:
-    """Returns the batch of whole texts of an update, see `Task.batch_number`."""
-    return whole_batch_number(texts, prompts, number, fitting.rows, fitting.width, fitting.seed)
+    return guess, task

@@ -1,23 +1,18 @@
 """Trains a Jakiro head, see `models.jakiro_head`."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flax import nnx
 
 from emsjax.errors import UserError
 from emsjax.loading.load import LoadedModel
 from emsjax.loading.trained_draft import share
 from emsjax.models.jakiro_head import JakiroConfig, JakiroHead
-from emsjax.train.batches import Split
-from emsjax.train.fit import Fitting, Progress, Task, fit
+from emsjax.train.fit import Task
 from emsjax.train.head_loss import unroll_head
-from emsjax.train.inner_states import whole_batch_of_step
+from emsjax.train.lesson import Lesson
 from emsjax.train.state_loss import Frozen
-from emsjax.train.whole_texts import WholeTexts, all_whole_batches
+from emsjax.train.whole_texts import WholeTexts
 
 
 def jakiro_config(target: LoadedModel, width: int | None) -> JakiroConfig:
@@ -49,29 +44,14 @@ def check_single_layer(layers: int | None) -> None:
         raise UserError(f"layers is {layers}, but a Jakiro head has one layer; leave out --layers")
 
 
-def fit_jakiro(
-    config: JakiroConfig,
-    target: LoadedModel,
-    token_ids: np.ndarray,
-    prompts: Sequence[Sequence[int]],
-    split: Split,
-    fitting: Fitting,
-    directory: Path,
-    on_progress: Callable[[Progress], None],
-) -> Any:
-    """Trains a head for `fitting.steps` updates; `fit_inner_states` has the same arguments."""
-    target_def, params = nnx.split(target.model)
-    rows, longest = fitting.rows, fitting.width
+def jakiro_task(config: JakiroConfig, lesson: Lesson) -> tuple[JakiroHead, Task]:
+    """Returns a head with random weights, and what it learns."""
+    target_def, params = nnx.split(lesson.target.model)
 
     def unroll(head: JakiroHead, frozen: Frozen, texts: WholeTexts, steps: int) -> list:
         model = nnx.merge(target_def, frozen.target)
-        return unroll_head(head, model, frozen.shared, texts, steps, longest)
+        return unroll_head(head, model, frozen.shared, texts, steps, lesson.fitting.width)
 
-    task = Task(
-        Frozen(share(target, token_ids), params),
-        unroll,
-        partial(whole_batch_of_step, split.learn, prompts, fitting),
-        lambda: all_whole_batches(split.held_out, prompts, rows, longest),
-    )
-    head = JakiroHead(config, rngs=nnx.Rngs(fitting.seed))
-    return fit(head, task, fitting, directory, on_progress)
+    frozen = Frozen(share(lesson.target, lesson.token_ids), params)
+    head = JakiroHead(config, rngs=nnx.Rngs(lesson.fitting.seed))
+    return head, Task(frozen, unroll, lesson.whole_batch, lesson.held_out)

@@ -1,11 +1,7 @@
 """The kinds of drafts that can be trained: their sizes, and what they learn."""
 
-from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 from flax import nnx
 
 from emsjax.errors import UserError
@@ -16,15 +12,16 @@ from emsjax.models.hidden_transfer import TransferConfig
 from emsjax.models.jakiro_head import JakiroConfig
 from emsjax.models.recurrent_draft import RecurrentConfig, RecurrentDraft
 from emsjax.models.state_map import StateMapConfig
-from emsjax.train.batches import Split, all_batches, batch_number
-from emsjax.train.fit import Fitting, Progress, Task, fit
+from emsjax.train.batches import all_batches, batch_number
+from emsjax.train.fit import Task
 from emsjax.train.inner_states import (
     check_trainable,
-    fit_inner_states,
+    inner_states_task,
     state_map_config,
     transfer_config,
 )
-from emsjax.train.jakiro import check_single_layer, fit_jakiro, jakiro_config
+from emsjax.train.jakiro import check_single_layer, jakiro_config, jakiro_task
+from emsjax.train.lesson import Lesson
 from emsjax.train.loss import Texts, unroll
 from emsjax.train.settings import Training
 
@@ -58,35 +55,23 @@ def config_of(training: Training, target: LoadedModel) -> Config:
     return RecurrentConfig(model.embedding_kernel.shape[1], width, layers or 2)
 
 
-def fit_kind(
-    config: Config,
-    target: LoadedModel,
-    token_ids: np.ndarray,
-    prompts: Sequence[Sequence[int]],
-    split: Split,
-    fitting: Fitting,
-    directory: Path,
-    on_progress: Callable[[Progress], None],
-) -> Any:
-    """Trains a draft of any kind; `fit_inner_states` has the same arguments."""
-    more = target, token_ids, prompts, split, fitting, directory, on_progress
+def task_of(config: Config, lesson: Lesson) -> tuple[nnx.Module, Task]:
+    """Returns a draft of any kind before the first update, and what it learns."""
     if isinstance(config, JakiroConfig):
-        return fit_jakiro(config, *more)
+        return jakiro_task(config, lesson)
     if isinstance(config, StateMapConfig | TransferConfig):
-        return fit_inner_states(config, *more)
-    task = _recurrent_task(target, token_ids, split, fitting)
-    draft = RecurrentDraft(config, rngs=nnx.Rngs(fitting.seed))
-    return fit(draft, task, fitting, directory, on_progress)
+        return inner_states_task(config, lesson)
+    draft = RecurrentDraft(config, rngs=nnx.Rngs(lesson.fitting.seed))
+    return draft, _recurrent_task(lesson)
 
 
-def _recurrent_task(
-    target: LoadedModel, token_ids: np.ndarray, split: Split, fitting: Fitting
-) -> Task:
-    """Returns what a recurrent draft learns."""
+def _recurrent_task(lesson: Lesson) -> Task:
+    """Returns what a recurrent draft learns: it reads no prompts."""
+    split, fitting = lesson.split, lesson.fitting
     rows, width = fitting.rows, fitting.width
 
     def batch(number: int) -> Texts:
         return batch_number(split.learn, number, rows, width, fitting.seed)
 
     held_out = partial(all_batches, split.held_out, rows, width)
-    return Task(share(target, token_ids), unroll, batch, held_out)
+    return Task(share(lesson.target, lesson.token_ids), unroll, batch, held_out)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from emsjax.models.layers import Linear
+from emsjax.models.linear import Linear
 from emsjax.train.state_loss import Frozen
 from emsjax.train.whole_texts import WholeTexts, read_whole
 

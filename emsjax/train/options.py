@@ -1,4 +1,4 @@
-"""The options of the training's command, one type each."""
+"""The options that only training has, one type each."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,36 +7,32 @@ import typer
 
 from emsjax.limits import DRAFT_KINDS, MAX_BATCH_SIZE, MAX_SEED
 
-Output = Annotated[Path, typer.Option(help="Directory of the run; continues a run that it holds.")]
+Output = Annotated[Path, typer.Option(help="Directory of the run; a run already there continues.")]
 Inputs = Annotated[
     list[Path] | None,
     typer.Option("--input", help="Prompts, as JSON lines or plain text; may be repeated."),
 ]
 OwnPrompts = Annotated[
     int,
-    typer.Option(min=0, metavar="N", help="Number of additional prompts that the model makes up."),
+    typer.Option(min=0, metavar="N", help="Additional prompts for the model to make up."),
 ]
-Model = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Target model. (default: as generate)")
-]
-Dtype = Annotated[str, typer.Option(help="Dtype of the target.")]
 Kind = Annotated[str, typer.Option(help=f"Kind of draft: {', '.join(DRAFT_KINDS)}.")]
 Outputs = Annotated[int, typer.Option(min=1, metavar="N", help="Texts per prompt.")]
 MaxTokens = Annotated[int, typer.Option(min=8, metavar="N", help="Maximum tokens per text.")]
 LongestPrompt = Annotated[
-    int, typer.Option(min=1, metavar="N", help="Leave out prompts of more tokens than this.")
+    int, typer.Option(min=1, metavar="N", help="Skip prompts longer than N tokens.")
 ]
 BatchSize = Annotated[
     int,
     typer.Option(min=1, max=MAX_BATCH_SIZE, metavar="N", help="Texts written at a time."),
 ]
-IgnoreEos = Annotated[bool, typer.Option(help="Do not stop at end-of-text tokens.")]
+IgnoreEos = Annotated[bool, typer.Option(help="Continue past end-of-text tokens.")]
 Layers = Annotated[
     int | None,
     typer.Option(
         min=1,
         metavar="N",
-        help="Layers of the draft; of own-layers and hidden-transfer, the target's last N. "
+        help="Layers of the draft; for own-layers and hidden-transfer, the target's last N. "
         "(default: 2; half of the target's for hidden-transfer)",
     ),
 ]
@@ -48,9 +44,7 @@ Width = Annotated[
 ]
 Vocabulary = Annotated[
     int,
-    typer.Option(
-        min=2, metavar="N", help="Number of tokens the draft can propose: the most frequent."
-    ),
+    typer.Option(min=2, metavar="N", help="Tokens the draft can propose: the N most frequent."),
 ]
 HeldOut = Annotated[
     float, typer.Option(min=0.001, max=0.5, help="Share of prompts kept for evaluation.")
@@ -70,8 +64,8 @@ Unroll = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="Tokens per draft in the last part of the training; the most that hidden-transfer "
-        "drafts.",
+        help="Tokens per draft in the last part of the training; hidden-transfer drafts at most "
+        "as many.",
     ),
 ]
 LearningRate = Annotated[

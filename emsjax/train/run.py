@@ -16,8 +16,9 @@ from emsjax.loading.load import LoadedModel, load_model
 from emsjax.train.batches import Split, frequent_tokens, is_held_out
 from emsjax.train.corpus import read_prompts
 from emsjax.train.curves import can_draw, draw_curves
-from emsjax.train.fit import Progress
-from emsjax.train.kinds import Config, config_of, fit_kind
+from emsjax.train.fit import Progress, fit
+from emsjax.train.kinds import Config, config_of, task_of
+from emsjax.train.lesson import Lesson
 from emsjax.train.own_prompts import start_of_message, write_own_prompts
 from emsjax.train.record import Text, write_texts
 from emsjax.train.settings import OWN_PROMPTS, Training, settings_before, settle, write_settings
@@ -86,8 +87,8 @@ def _train(
     model = target.model
     token_ids = frequent_tokens(learn, model.vocab_size, min(training.vocabulary, model.vocab_size))
     log, split = _Log(training.output, on_progress), Split(learn, held_out)
-    learnt = token_ids, prompts, split, training.fitting
-    draft = fit_kind(config, target, *learnt, training.output / CHECKPOINTS, log.add)
+    lesson = Lesson(target, token_ids, prompts, split, training.fitting)
+    draft = fit(*task_of(config, lesson), training.fitting, training.output / CHECKPOINTS, log.add)
     directory = training.output / DRAFT
     save_draft(directory, draft, token_ids, _manifest(training, target, config, learn, log))
     return directory

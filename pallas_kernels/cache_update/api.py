@@ -1,4 +1,4 @@
-"""The cache: a new one, and its update, which writes each packed row's K/V to its slot."""
+"""The K/V cache: makes a new one, writes each packed row's K/V to its slot, and moves tokens."""
 
 from types import MappingProxyType
 from typing import NamedTuple
@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from emsjax.pallas_kernels.backends import Backend, Backends, always_supported, pick
 from emsjax.pallas_kernels.cache_update import move, reference
-from emsjax.pallas_kernels.checks import check_update, check_values
+from emsjax.pallas_kernels.checks import check_update
 from emsjax.pallas_kernels.int8_cache import Cache, Int8Cache, pack_scales, quantise
+from emsjax.pallas_kernels.value_checks import check_values
 
 
 def _reference() -> Backend:
@@ -52,7 +53,7 @@ class Places(NamedTuple):
     """Where the K/V of packed rows belong; the same in every layer.
 
     Attributes:
-      of_row: int32[T], place in its slot's cache; of an unused row it means nothing.
+      of_row: int32[T], each row's position in its slot's cache; meaningless for an unused row.
       used: int32[1], how many rows belong to a slot.
     """
 
@@ -61,12 +62,12 @@ class Places(NamedTuple):
 
 
 def cache_places(slot_ids: jax.Array, cu_q_lens: jax.Array, kv_lens: jax.Array) -> Places:
-    """Where in its slot's cache each packed row's K/V belongs.
+    """Returns where in its slot's cache each packed row's K/V belongs.
 
     Args:
       slot_ids: int32[T], the slot of each row; B for an unused row.
       cu_q_lens: int32[B+1], where each slot's rows start.
-      kv_lens: int32[B], tokens of each slot valid once these rows are written.
+      kv_lens: int32[B], the valid tokens of each slot once these rows are written.
     """
     rows_after = cu_q_lens[slot_ids + 1] - jnp.arange(slot_ids.shape[0], dtype=jnp.int32)
     return Places(kv_lens[slot_ids] - rows_after, cu_q_lens[-1:])
@@ -94,9 +95,9 @@ def update_kv_cache(
       v: new values [T, K, H].
       layer: int32[], the layer of the cache to write.
       slot_ids: int32[T], the slot of each row; B for an unused row, which writes nothing.
-      cu_q_lens: int32[B+1], the first row of each slot, and the number of used rows.
-      kv_lens: int32[B], valid tokens of each slot, these rows included.
-      places: `cache_places` of the last three; None computes them here.
+      cu_q_lens: int32[B+1], the first row of each slot, and then the number of used rows.
+      kv_lens: int32[B], valid tokens of each slot, including these rows.
+      places: the result of `cache_places` for the last three arguments; None computes it here.
       backend: "reference" (XLA, on any platform) or "tpu". None uses the platform's own if it
         supports the arguments, else the reference.
 
@@ -135,9 +136,9 @@ def move_kv(cache: Cache, sources: jax.Array, targets: jax.Array, moved: jax.Arr
 
     Args:
       cache: [L, B, S, R, 128] or an `Int8Cache`.
-      sources: int32[B, n], the place of each token in its slot's cache.
-      targets: int32[B, n], where it belongs; a slot's targets differ from each other.
-      moved: bool[B, n], which tokens to move; entries of the others mean nothing.
+      sources: int32[B, n], the position of each token in its slot's cache.
+      targets: int32[B, n], its new position; a slot's targets differ from each other.
+      moved: bool[B, n], which tokens to move; the others' entries mean nothing.
 
     Returns:
       The updated cache. It is updated in place if the caller donates it.
@@ -146,7 +147,7 @@ def move_kv(cache: Cache, sources: jax.Array, targets: jax.Array, moved: jax.Arr
 
 
 def new_cache(spec: jax.ShapeDtypeStruct, backend: str | None = None) -> jax.Array:
-    """Returns an array into which nothing has been written; its elements may be anything.
+    """Returns an array for a cache into which nothing has been written, with any contents.
 
     Args:
       spec: shape and type of the cache, or of the scales of an int8 cache.

@@ -1,4 +1,4 @@
-"""Multiplies tiles of rows with their experts' weights, which are read in place from the stack."""
+"""Multiplies tiles of rows with their experts' weights, read in place from the stack."""
 
 from types import MappingProxyType
 
@@ -50,7 +50,7 @@ def expert_matmul(
       x: rows in tiles [X, Y, in], see `tiles.to_tiles`.
       kernels: weights of all layers [L, E, out, in], of x's type or quantised.
       layer: int32[], the layer to use.
-      tiles: the expert of each tile, and how many tiles have rows.
+      tiles: the expert of each tile, and the number of tiles with rows, see `tiles.tiles_of`.
       dtype: of the result; x's by default.
       backend: "reference" (a `layer_matmul` for each tile, on any platform), "tpu" or "gpu-triton"
         (since Ampere). None uses the platform's own if it supports the arguments, else the
@@ -64,7 +64,7 @@ def expert_matmul(
     """
     layer, dtype = jnp.asarray(layer), jnp.dtype(dtype or x.dtype)
     if isinstance(kernels, Quantised):
-        # Scales multiply the sums, which are as many as there are results, and not the weights.
+        # Scales multiply the sums rather than the weights, because there are fewer sums.
         sums = expert_matmul(
             x, kernels.values, layer=layer, tiles=tiles, dtype=jnp.float32, backend=backend
         )

@@ -65,7 +65,7 @@ def grouped_matmul(
 
     Args:
       x: rows [T, in].
-      kernels: weights of all layers [L, out, in] in 4 bits.
+      kernels: weights of all layers [L, out, in] in 4 bits, with a scale for each group of inputs.
       layer: int32[], the layer to use.
       dtype: of the result; x's by default.
       backend: "reference" (XLA, on any platform), "cpu" (Numba), "tpu", or for few rows "gpu"
@@ -81,7 +81,7 @@ def grouped_matmul(
     layer, dtype = jnp.asarray(layer), jnp.dtype(dtype or x.dtype)
     check_grouped_matmul(x, kernels, layer)
     if kernels.order is not None:
-        # There are fewer rows than outputs: their inputs are moved, and the weights stay in groups.
+        # Rows are fewer than outputs, so their inputs are reordered rather than the weights.
         order = jax.lax.dynamic_index_in_dim(kernels.order, layer, keepdims=False)
         x = jnp.take(x, order, axis=1, mode="clip", unique_indices=True)
         kernels = replace(kernels, order=None)

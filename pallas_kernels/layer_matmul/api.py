@@ -72,7 +72,7 @@ BACKENDS: Backends = MappingProxyType(
         "gpu-sums": _gpu_sums,
     }
 )
-# Those that leave the addition of their sums to others.
+# Backends that leave the addition of their partial sums to the caller.
 SUMS: Backends = MappingProxyType(
     {"reference": _summed, "gpu": _unsummed_on_gpu, "gpu-triton": _unsummed_in_triton}
 )
@@ -110,7 +110,7 @@ def layer_matmul(
     if isinstance(kernels, Grouped):
         return grouped_matmul(x, kernels, layer=layer, dtype=dtype, backend=backend)
     if isinstance(kernels, Quantised):
-        # Scales multiply the sums, which are as many as there are results, and not the weights.
+        # Scales multiply the sums rather than the weights, because there are fewer sums.
         sums = layer_matmul(x, kernels.values, layer=layer, dtype=jnp.float32, backend=backend)
         scale = jax.lax.dynamic_index_in_dim(kernels.scale, layer)
         return (sums * scale).astype(dtype)
@@ -119,7 +119,7 @@ def layer_matmul(
 
 
 def layer_sums(x: jax.Array, kernels: Weights, *, layer: jax.Array) -> jax.Array:
-    """Computes terms that add up to `x @ kernels[layer].T`, for who adds more to it anyway.
+    """Computes terms that add up to `x @ kernels[layer].T`, for callers that add to it anyway.
 
     Args:
       x: rows [T, in].
@@ -127,7 +127,10 @@ def layer_sums(x: jax.Array, kernels: Weights, *, layer: jax.Array) -> jax.Array
       layer: int32[], the layer to use.
 
     Returns:
-      float32[P, at least T, out], P terms. Rows past T mean nothing.
+      P terms, float32[P, at least T, out]. Rows past T mean nothing.
+
+    Raises:
+      ValueError: an argument has a wrong shape or type.
     """
     layer = jnp.asarray(layer)
     if isinstance(kernels, Grouped | Quantised):

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 
 from emsjax.pallas_kernels.backends import Backend, Backends, always_supported, pick, suited
 from emsjax.pallas_kernels.cache_update.api import Places
-from emsjax.pallas_kernels.checks import check_attention, check_lengths, check_values
+from emsjax.pallas_kernels.checks import check_attention, check_lengths
 from emsjax.pallas_kernels.int8_cache import Cache
 from emsjax.pallas_kernels.ragged_attention import reference
+from emsjax.pallas_kernels.value_checks import check_values
 
 
 def _reference() -> Backend:
@@ -58,7 +59,7 @@ def _packed_on_tpu() -> Backend:
     return Backend(tpu.prepare_packed, tpu.unsupported_packed)
 
 
-# Those that begin with the rows of a fused query/key/value product.
+# Backends that begin with the rows of a fused query/key/value product.
 PACKED: Backends = MappingProxyType({"tpu": _packed_on_tpu})
 
 
@@ -102,18 +103,18 @@ class AttendPacked(Protocol):
         Args:
           packed: [T, (N + 2K)H], the heads of each row's queries, keys and values side by side.
           cache: as `prepare_packed` was given.
-          angles: cosine and sine, float32[T, 1, pairs] each, of the first lanes of a head; None
+          angles: cosine and sine, float32[T, 1, pairs] each, for the first lanes of a head; None
             rotates nothing.
-          interleaved: whether pairs of lanes are neighbours, and not halves apart.
-          layer: as for `ragged_attention`, and so are the others.
-          scale: see there.
-          window: see there.
-          sink_tokens: see there.
-          soft_cap: see there.
-          sinks: see there.
+          interleaved: whether the lanes of a pair are neighbours rather than half a head apart.
+          layer: as for `ragged_attention`.
+          scale: as for `ragged_attention`.
+          window: as for `ragged_attention`.
+          sink_tokens: as for `ragged_attention`.
+          soft_cap: as for `ragged_attention`.
+          sinks: as for `ragged_attention`.
 
         Returns:
-          [T, N * H] in packed's dtype; and the cache.
+          [T, N * H] in packed's dtype; and the updated cache.
         """
 
 
@@ -145,35 +146,35 @@ def ragged_attention(
         s = soft_cap * tanh(scale * (k @ q) / soft_cap)      # plain scale * (k @ q) without cap
         softmax(s where position <= p and (position > p - window or position < sink_tokens)) @ v
 
-    With `sinks`, the softmax has one more score, which takes its share of the weights and adds no
-    value. Cache positions at or after `kv_lens` are never used. Blocks of the cache that a window
-    hides from some rows are not read for these rows. A row's result does not depend on other slots.
-    It does not depend on later rows of its slot either, as long as their values are
-    finite.
+    With `sinks`, the softmax has one more score, which takes a share of the weights but adds no
+    value. Cache positions at or after `kv_lens` are never used, and blocks that a window hides from
+    some rows are not read for these rows. A row's result does not depend on other slots, nor on
+    later rows of its slot if their values are finite.
 
     Args:
       q: packed queries [T, N, H].
       cache: keys and values [L, B, S, R, 128], see `kv_layout`, or an `Int8Cache` of them. It is
         neither copied nor sliced as a whole.
       layer: int32[], the layer of the cache to read.
-      cu_q_lens: int32[B+1], the first row of each slot; T >= cu_q_lens[B].
+      cu_q_lens: int32[B+1], the first row of each slot, and then the number of used rows, which is
+        at most T.
       kv_lens: int32[B], valid tokens of each slot, including its rows; at most S.
       num_kv_heads: K, a divisor of N.
       max_q_len: static bound on the rows of one slot; changing it recompiles.
       scale: factor on the scores.
       window: sliding window in tokens, including the row's own; None for no window.
-      sink_tokens: the first positions of each slot, so many of which a window does not hide; None
-        for none. Requires a window.
+      sink_tokens: how many of each slot's first positions the window does not hide; None for none.
+        Requires a window.
       soft_cap: logit soft cap; None for none.
-      sinks: float32[N], each head's further score in the softmax; None for none. Neither `scale`
+      sinks: float32[N], each head's additional score in the softmax; None for none. Neither `scale`
         nor `soft_cap` changes it.
       ancestors: uint32[T], for token trees. A row attends to the j-th row of its slot in this
         buffer if its bit j is set. Its own bit must be set. A slot with more than 32 rows must be a
-        chain, whose masks have all bits set. A window counts only rows that are attended to, and
-        must be at least as long as a tree has rows. None if each slot's rows are a chain.
-      tree_starts: int32[B], the cache position of each tree's first row, if rows before this buffer
-        belong to it; row j then counts from there. At most `kv_lens` less the slot's rows. None if
-        trees start with the buffer's rows.
+        chain, with all bits set. A window counts only rows that are attended to, and must be at
+        least as long as a tree has rows. None if each slot's rows are a chain.
+      tree_starts: int32[B], the cache position of each tree's first row if earlier rows than this
+        buffer's belong to it; row j then counts from there. At most `kv_lens` less the slot's rows.
+        None if trees start with the buffer's rows.
       holes: bool[B, S], positions before `kv_lens` that hold no token and are not attended to.
         Their contents must be finite. A window counts them. None if there are no holes.
       backend: "reference" (XLA, on any platform), "cpu", "tpu", "gpu" (Hopper) or "gpu-triton"
@@ -225,9 +226,8 @@ def prepare(
 ) -> Attend:
     """Cuts the rows into tiles once for all layers of a step and returns the layers' attention.
 
-    Call it outside the scan over layers, which would otherwise cut the tiles again in every layer.
-
-    All arguments are the same as for `ragged_attention`.
+    Call it outside the loop over layers, which would otherwise cut the tiles again in every layer.
+    The arguments have the meaning they have for `ragged_attention`.
 
     Args:
       q: queries, or only their shape [T, N, H] and dtype.
@@ -302,22 +302,26 @@ def prepare_packed(
     tree_starts: jax.Array | None = None,
     holes: jax.Array | None = None,
 ) -> AttendPacked | None:
-    """As `prepare`, for the rows of a fused product; None if the platform has no kernel for them.
+    """Returns an attention that begins with the rows of a fused product; otherwise as `prepare`.
 
-    Rotation, cache update and attention on their own then do the same in more launches.
+    It also rotates queries and keys and writes the cache. Done separately, rotation, cache update
+    and attention take more launches.
 
     Args:
       q: the shape [T, N, H] and dtype of the queries.
-      cache: as for `prepare`, and so are all but two of the others.
-      cu_q_lens: see there.
-      kv_lens: see there.
-      num_kv_heads: see there.
-      max_q_len: see there.
+      cache: as for `prepare`.
+      cu_q_lens: as for `prepare`.
+      kv_lens: as for `prepare`.
+      num_kv_heads: as for `prepare`.
+      max_q_len: as for `prepare`.
       slot_ids: int32[T], the slot of each row; B for an unused row.
-      places: see `cache_update.api.cache_places`.
-      ancestors: see there.
-      tree_starts: see there.
-      holes: see there.
+      places: where the rows' K/V belong, see `cache_update.api.cache_places`.
+      ancestors: as for `prepare`.
+      tree_starts: as for `prepare`.
+      holes: as for `prepare`.
+
+    Returns:
+      The layers' attention; None if the platform has no kernel for these arguments.
     """
     name = suited(PACKED, q, cache, num_kv_heads, max_q_len)
     if name not in PACKED:

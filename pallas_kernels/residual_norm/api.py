@@ -48,12 +48,12 @@ def residual_norm(
 
     Args:
       x: rows [T, D].
-      parts: what is added to them, [P, at least T, D]; P terms, which are added in float32, in
-        order, and rounded to x's type. Further rows are not read.
+      parts: P terms to add to them, [P, at least T, D]. They are summed in float32, in order, and
+        the sum is rounded to x's type. Rows past T are not read.
       scales: factors of all layers [L, D].
       layer: int32[], the layer whose factors to use.
       eps: added to the mean square.
-      offset: whether a factor is 1 + scale.
+      offset: whether the factor is 1 + scale instead of the scale.
       backend: "reference" (XLA, on any platform), "gpu-triton" (since Ampere) or "tpu". None uses
         the platform's if it supports the arguments, else the reference.
 
@@ -70,5 +70,5 @@ def residual_norm(
 
 
 def has_kernel(x: Given, scales: Given) -> bool:
-    """Returns whether these arguments have a kernel on the platform, so that XLA is not used."""
+    """Returns whether the platform has a kernel for these arguments, so that XLA is not used."""
     return suited(BACKENDS, x, scales) != "reference"

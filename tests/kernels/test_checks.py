@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from emsjax.pallas_kernels.cache_update.api import Places, update_kv_cache
-from emsjax.pallas_kernels.checks import checking_lengths, values_must_fit
 from emsjax.pallas_kernels.int8_cache import Int8Cache
 from emsjax.pallas_kernels.ragged_attention.api import prepare, ragged_attention
+from emsjax.pallas_kernels.value_checks import checking_lengths, values_must_fit
 
 T, N, K, H, B, S = 8, 4, 2, 64, 3, 32
 

@@ -10,11 +10,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from emsjax.models.decoder import contained
-from emsjax.models.layers import rotate
+from emsjax.models.attention import contained
+from emsjax.models.rotation import rotate
 from emsjax.pallas_kernels.backends import compiling_for
 from emsjax.pallas_kernels.cache_update.api import cache_places, update_kv_cache
-from emsjax.pallas_kernels.checks import checking_lengths
 from emsjax.pallas_kernels.int8_cache import int8_cache_spec
 from emsjax.pallas_kernels.kv_layout import rows_per_token
 from emsjax.pallas_kernels.kv_rows import LANES
@@ -22,6 +21,7 @@ from emsjax.pallas_kernels.ragged_attention import tpu, tpu_heads
 from emsjax.pallas_kernels.ragged_attention.api import prepare_packed, ragged_attention
 from emsjax.pallas_kernels.ragged_attention.tpu_joined import Joined
 from emsjax.pallas_kernels.ragged_attention.tuning import TPUBlocks
+from emsjax.pallas_kernels.value_checks import checking_lengths
 from tests.kernels.caches import Ragged
 
 NUM_LAYERS, LAYER, CACHE_LEN = 2, 1, 64

@@ -16,7 +16,7 @@ from flax import nnx
 from emsjax import LLM, SamplingParams, UserError
 from emsjax.engine.packing import pack
 from emsjax.loading.draft_checkpoint import read_manifest
-from emsjax.models.layers import Linear
+from emsjax.models.linear import Linear
 from emsjax.models.recurrent_draft import Shared
 from emsjax.train import least_squares
 from emsjax.train.fit import Fitting
