@@ -173,7 +173,7 @@ def _block(rows: int, dtype: np.dtype) -> Any:
     return multiply
 
 
-def dots_of(dtype: np.dtype) -> Callable[[Dots, int, bool, bool], int]:
+def dots_of(dtype: np.dtype) -> Callable[[Dots, int, Any, Any], int]:
     """Returns the compiled product for weights of float32, bfloat16 as uint16, or int8.
 
     It takes the product, the number of rows, whether its sums begin with 0, and whether they are
@@ -188,7 +188,7 @@ def _tallest_of(heights: tuple[int, ...], dtype: np.dtype) -> Callable:
     others = _tallest_of(tuple(lower), dtype) if lower else None
 
     @compiled
-    def multiply(dots: Dots, rows: int, begins: bool, ends: bool) -> int:
+    def multiply(dots: Dots, rows: int, begins: Any, ends: Any) -> int:
         if others is None or rows >= height:
             block(dots, begins, ends)
             return height

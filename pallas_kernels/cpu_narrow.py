@@ -40,7 +40,7 @@ def strip(fill: Callable, bits: int, stored: np.dtype | None) -> Callable:
       stored: the type of the weights if `cpu_dots` can read it, else None.
     """
     readable, filled = stored is not None, dots_of(np.dtype(np.float32))
-    direct = dots_of(stored) if readable else filled
+    direct = filled if stored is None else dots_of(stored)
 
     @compiled
     def compute(frame: int, item: int) -> None:

@@ -154,10 +154,16 @@ def matmul(x: jax.Array, kernel: Weights, dtype: jax.typing.DTypeLike | None = N
     Returns:
       [T, out] in `dtype`.
     """
-    mixed = not isinstance(kernel, Quantised | Grouped) and x.dtype != kernel.dtype
-    # XLA reads the shorter numbers of the two, but on a CPU it makes longer ones of them first.
-    widened = target_platform() == "cpu" and (x.dtype, kernel.dtype) == (jnp.float32, jnp.bfloat16)
-    if mixed and not widened:
+    if not isinstance(kernel, Quantised | Grouped) and not _multiplies(x.dtype, kernel.dtype):
         return products.matmul(x, kernel, dtype)
     stack = jax.tree.map(lambda array: array[None], kernel)
     return layer_matmul(x, stack, layer=jnp.zeros((), jnp.int32), dtype=dtype)
+
+
+def _multiplies(rows: jnp.dtype, weights: jnp.dtype) -> bool:
+    """Returns whether kernels multiply numbers of these types, rather than XLA.
+
+    XLA reads the shorter ones of two types, but on a CPU it makes longer ones of them first.
+    """
+    widened = target_platform() == "cpu" and (rows, weights) == (jnp.float32, jnp.bfloat16)
+    return rows == weights or widened

@@ -1,6 +1,7 @@
 """Products with one layer's weights on CPU, see `cpu_strips` and `cpu_narrow`."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ def _fill_of(stored: np.dtype) -> Callable:
         num_out, num_in = size(frame, kernels, 1), size(frame, kernels, 2)
         for row in range(outs):
             start = (layer * num_out + out + row) * num_in + done
-            target = np.int64(wide.ctypes.data) + row * wide.strides[0]
+            target: Any = np.int64(wide.ctypes.data) + row * wide.strides[0]
             widen(argument(frame, kernels) + start * itemsize, target, terms)
 
     return fill
@@ -35,10 +36,9 @@ def register_kernel(name: str, dtype: np.dtype, register: Callable[..., object] 
       register: `host_call.register`, or `compile_run` only to compile.
     """
     if dtype == np.float32:
-        sources = (__file__, cpu_strips.__file__, small_products.__file__)
+        sources: tuple[str, ...] = (__file__, cpu_strips.__file__, small_products.__file__)
         register(name, cpu_strips.count, cpu_strips.strip, sources)
-        return
-    modules = cpu_dots, cpu_narrow, small_products
-    sources = (__file__, *(str(each.__file__) for each in modules))
-    strip = cpu_narrow.strip(_fill_of(dtype), 8 * dtype.itemsize, dtype)
-    register(name, cpu_narrow.count, strip, sources)
+    else:
+        sources = (__file__, cpu_dots.__file__, cpu_narrow.__file__, small_products.__file__)
+        strip = cpu_narrow.strip(_fill_of(dtype), 8 * dtype.itemsize, dtype)
+        register(name, cpu_narrow.count, strip, sources)
