@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from emsjax.drafters.eagle import Parts as HeadParts
@@ -19,8 +20,10 @@ from emsjax.host.device import put_by_row
 from emsjax.limits import HIDDEN_TRANSFER, JAKIRO, OWN_LAYERS, RECURRENT
 from emsjax.loading.draft_checkpoint import DraftManifest, is_for, read_draft, read_manifest
 from emsjax.loading.load import LoadedModel
+from emsjax.loading.sources.int8 import Int8, quantise
 from emsjax.models.quantised import picked
 from emsjax.models.recurrent_draft import Shared
+from emsjax.pallas_kernels.quantised import Quantised
 
 Trained = Recurrent | OwnLayers | HiddenTransfer | Jakiro
 
@@ -64,7 +67,9 @@ def load_trained(
             f"the draft {directory} was trained for {manifest.target}, not for {target.name}"
             f"{difference}; train a draft for {target.name} with `python -m emsjax.train`"
         )
-    dtype = _narrowed(model.dtype) if manifest.kind == RECURRENT else model.dtype
+    # Neither changes a text, and a CPU takes as long as there are bytes to read.
+    narrow = jax.default_backend() == "cpu" and model.dtype == jnp.float32
+    dtype = jnp.bfloat16 if narrow and manifest.kind == RECURRENT else model.dtype
     draft, token_ids = read_draft(directory, dtype)
     if token_ids[-1] >= model.vocab_size:
         raise UserError(
@@ -77,8 +82,8 @@ def load_trained(
     graphdef, params = nnx.split(draft)
     params = jax.tree.map(partial(put_by_row, place=target.devices.everywhere), params)
     name, shared = f"{directory.name} {manifest.sizes}", share(target, token_ids)
-    if isinstance(shared.head, jax.Array):
-        shared = shared._replace(head=shared.head.astype(_narrowed(shared.head.dtype)))
+    if narrow and isinstance(shared.head, jax.Array):
+        shared = shared._replace(head=target.devices.to_all(_in_int8(shared.head)))
     read = _Read(name, draft.config, graphdef, params, shared)
     if manifest.kind in (OWN_LAYERS, HIDDEN_TRANSFER):
         return _inner(manifest.kind, read, target, draft_length, narrowest)
@@ -94,12 +99,11 @@ def load_trained(
     )
 
 
-def _narrowed(dtype: Any) -> Any:
-    """Returns the type in which to keep a draft's weights for a target of a type.
-
-    A CPU reads half of the bytes in half of the time, and the draft's last bits change no text.
-    """
-    return jnp.bfloat16 if jax.default_backend() == "cpu" and dtype == jnp.float32 else dtype
+def _in_int8(head: jax.Array) -> Quantised:
+    """Rounds an output projection [Vd, D] to int8, with one scale per token."""
+    held = Int8(np.empty(head.shape, np.int8), np.empty(head.shape[:1], np.float32))
+    quantise(np.asarray(head), held)
+    return Quantised(jnp.asarray(held.values), jnp.asarray(held.scale))
 
 
 def _difference(manifest: DraftManifest, target: LoadedModel) -> str | None:
