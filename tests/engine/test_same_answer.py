@@ -74,8 +74,8 @@ DRAFTING = (
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "drafter", "num_slots"),
-    # One per family, so that every kind of drafting meets several families.
-    [(name, *DRAFTING[at % len(DRAFTING)]) for at, name in enumerate(TINY)],
+    # Every other family, so that every kind of drafting meets several families.
+    [(name, *DRAFTING[at % len(DRAFTING)]) for at, name in enumerate([*TINY][::2])],
 )
-def test_every_family_every_drafter_and_every_batch_size(name: str, drafter: str, num_slots: int):
+def test_every_drafter_and_every_batch_size(name: str, drafter: str, num_slots: int):
     check(name, drafter, num_slots, costs=0.5)
