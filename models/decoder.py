@@ -1,7 +1,7 @@
 """The packed forward pass: one decoder for all families, with a scan over stacked layers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ from emsjax.models.layers import (
     MLP,
     LayerContext,
     Linear,
+    RMSNorm,
     heads_norm,
     norm,
     normed,
@@ -33,6 +34,7 @@ from emsjax.pallas_kernels.backends import target_platform
 from emsjax.pallas_kernels.cache_update.api import move_kv
 from emsjax.pallas_kernels.int8_cache import Cache, int8_cache_spec
 from emsjax.pallas_kernels.kv_rows import LANES
+from emsjax.pallas_kernels.norms import HeadNorms
 from emsjax.pallas_kernels.quantised import Weights, bits_of
 
 
@@ -60,6 +62,24 @@ class Attention(nnx.Module):
         self.sinks = nnx.Param(jnp.zeros((num_heads,), jnp.float32)) if config.sinks else None
         self.bound = config.qkv_bound
 
+    @property
+    def packs(self) -> bool:
+        """Whether a kernel for packed rows may do what is between the two products."""
+        norm = self.q_norm
+        local = norm is None or (isinstance(norm, RMSNorm) and norm.summed is None)
+        return local and self.bound is None
+
+    def _head_norms(self, context: LayerContext) -> HeadNorms | None:
+        """Returns the norms of queries and keys for the kernel, which reads them in the stack."""
+        queries, keys = self.q_norm, self.k_norm
+        if queries is None or keys is None:
+            return None
+        assert isinstance(queries, RMSNorm), "others are left to XLA"
+        scales, layer = [norm.scale[...] for norm in (queries, keys)], context.stacked
+        if layer is None:
+            scales, layer = [scale[None] for scale in scales], jnp.int32(0)
+        return HeadNorms(*scales, layer, queries.eps, queries.offset)
+
     def _project(
         self, x: jax.Array, context: LayerContext
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -81,7 +101,7 @@ class Attention(nnx.Module):
             qk = jnp.concatenate(normal, axis=1)
         if self.bound is not None:
             qk, v = (jnp.clip(x, -self.bound, self.bound) for x in (qk, v))
-        q, k = jnp.split(rotate(qk, context.angles, self.interleaved), (num_heads,), axis=1)
+        q, k = jnp.split(rotate(qk, context.own_angles, self.interleaved), (num_heads,), axis=1)
         if context.query_factor is not None:
             q = q * context.query_factor.astype(q.dtype)
         return q, *contained(k, v)
@@ -111,11 +131,17 @@ class Attention(nnx.Module):
             "soft_cap": self.soft_cap,
             "sinks": None if self.sinks is None else self.sinks[...].astype(jnp.float32),
         }
-        attend, plain = context.attend_packed, self.q_norm is None and self.bound is None
-        if attend is not None and plain and context.query_factor is None:
-            packed = self.qkv(x, context.stacked)
-            turn: dict[str, Any] = {"angles": context.angles, "interleaved": self.interleaved}
-            return attend(packed, cache, **turn, **options)
+        if context.attend_packed is not None and self.packs:
+            return context.attend_packed(
+                self.qkv(x, context.stacked),
+                cache,
+                norms=self._head_norms(context),
+                angles=context.angles,
+                table=context.table,
+                interleaved=self.interleaved,
+                factor=context.query_factor,
+                **options,
+            )
         q, k, v = self._project(x, context)
         cache = context.write(cache, k, v, layer=context.layer)
         mixed = context.attend(q, cache, **options)
@@ -190,14 +216,21 @@ class Block(nnx.Module):
         return added if self.residual_scale == 1 else added * self.residual_scale
 
 
-def _is_kernel(path: tuple, value: object) -> bool:
-    del value
-    return str(path[-1]).startswith("kernel")
+def _read_in_place(waits: bool, packs: bool) -> Callable[[tuple, object], bool]:
+    """Returns which parameters kernels read in the stack: those of products, and of some norms.
 
+    Args:
+      waits: whether sums wait for the next norm.
+      packs: whether a kernel normalises queries and keys.
+    """
+    norms = {"attention_norm", "mlp_norm"} if waits else set()
+    norms |= {"q_norm", "k_norm"} if packs else set()
 
-def _is_read_in_place(path: tuple, value: object) -> bool:
-    """Whether a kernel reads a parameter in the stack if sums wait for the next norm."""
-    return _is_kernel(path, value) or path[0] in ("attention_norm", "mlp_norm")
+    def is_read(path: tuple, value: object) -> bool:
+        del value
+        return str(path[-1]).startswith("kernel") or not norms.isdisjoint(path)
+
+    return is_read
 
 
 # The sliding window of a layer without one, next to layers with one.
@@ -493,8 +526,8 @@ def _run_stack(
     # The loop does not slice the kernels. A product that reads its layer's part of the stack in
     # place saves a copy of it.
     waits = stack.patient and not differentiable and sums_wait(stack.attention_norm, carry.x)
-    in_place = _is_read_in_place if waits else _is_kernel
-    block_def, kernels, others = nnx.split(stack, in_place, ...)
+    packs = context.attend_packed is not None and stack.attention.packs
+    block_def, kernels, others = nnx.split(stack, _read_in_place(waits, packs), ...)
     windows, sinks = map(_by_layer, seen, (UNLIMITED, 0))
 
     def run_layer(stacked: jax.Array, carry: _Carry) -> _Carry:
@@ -511,9 +544,8 @@ def _run_stack(
             stacked=stacked,
             window=windows.of_all if window is None else window,
             sink_tokens=sinks.of_all if sink_tokens is None else sink_tokens,
+            table=table,
         )
-        if table is not None:
-            here = here._replace(angles=jax.tree.map(lambda x: x[table], context.angles))
         x = normal = carry.x
         if waits:
             x, normal = total_and_norm(x, carry.terms, block.attention_norm, stacked)
