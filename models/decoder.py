@@ -75,10 +75,10 @@ class Attention(nnx.Module):
         if queries is None or keys is None:
             return None
         assert isinstance(queries, RMSNorm), "others are left to XLA"
-        scales, layer = [norm.scale[...] for norm in (queries, keys)], context.stacked
+        of_queries, of_keys, layer = queries.scale[...], keys.scale[...], context.stacked
         if layer is None:
-            scales, layer = [scale[None] for scale in scales], jnp.int32(0)
-        return HeadNorms(*scales, layer, queries.eps, queries.offset)
+            of_queries, of_keys, layer = of_queries[None], of_keys[None], jnp.int32(0)
+        return HeadNorms(of_queries, of_keys, layer, queries.eps, queries.offset)
 
     def _project(
         self, x: jax.Array, context: LayerContext

@@ -222,8 +222,8 @@ def _kernel(
         rows = pl.ds(number * SUBLANES, SUBLANES)
         lanes = LanePieces(_pieces(x, rows))
         if shape.norm is not None:
-            eps, offset, _ = shape.norm
-            lanes = normed(lanes, spread_scales, shape.normed, eps, offset, dtype)
+            how = shape.norm.eps, shape.norm.offset, dtype
+            lanes = normed(lanes, spread_scales, shape.normed, *how)
         if shape.turned:
             there = pl.ds(table[0] * num_rows + number * SUBLANES, SUBLANES)
             cos, sin = (LanePieces(_pieces(angle, there)) for angle in angles)
