@@ -19,7 +19,7 @@ from emsjax.host.provenance import version_of
 from emsjax.loading.named import named_config
 from emsjax.pallas_kernels.environment import tpu_compiler
 
-MODELS = ("smollm2-135m", "llama-3.2-1b", "llama-3-8b")
+MODELS = ("smollm2-135m", "llama-3.2-1b", "llama-3-8b", "qwen3-0.6b", "qwen3-8b", "gemma-3-1b")
 CHIPS = ("v5e", "v6e")
 SLOTS, CAPACITY, LAYERS = 8, 2048, 4
 # Rows of a slot.
@@ -68,32 +68,37 @@ def _compile(chip: str, call: Callable, arguments: Callable[[], tuple], donate: 
 
 
 def _heads(model: str, rows: int) -> tuple[Callable, Callable[[], tuple], Any]:
-    """Returns rotation, update and attention of a step, its abstract arguments, and the cache's."""
+    """Returns norms, rotation, update and attention of a step, its arguments, and the cache's."""
     import jax
     import jax.numpy as jnp
 
     from emsjax.pallas_kernels.cache_update.api import cache_places
     from emsjax.pallas_kernels.kv_layout import rows_per_token
+    from emsjax.pallas_kernels.norms import HeadNorms
     from emsjax.pallas_kernels.ragged_attention.api import prepare_packed
 
     config, num_rows = named_config(model), SLOTS * rows
     heads, keys, width = config.num_heads, config.num_kv_heads, config.head_dim
     given = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
 
-    def call(packed, cache, angles, layer, slot_ids, cu_q_lens, kv_lens):  # type: ignore[no-untyped-def]
+    def call(packed, cache, angles, scales, layer, slot_ids, cu_q_lens, kv_lens):  # type: ignore[no-untyped-def]
         lengths = {"cu_q_lens": cu_q_lens, "kv_lens": kv_lens}
         places = cache_places(slot_ids, **lengths)
         q, where = given((num_rows, heads, width)), {"slot_ids": slot_ids, "places": places}
         attend = prepare_packed(q, cache, **lengths, num_kv_heads=keys, max_q_len=rows, **where)
         assert attend is not None
-        return attend(packed, cache, angles=angles, interleaved=False, layer=layer, scale=1.0)
+        turn: dict[str, Any] = {"angles": angles, "interleaved": False}
+        if config.qk_norm == "head":
+            turn["norms"] = HeadNorms(scales, scales, layer, config.norm_eps, config.norm_offset)
+        return attend(packed, cache, **turn, layer=layer, scale=1.0)
 
     def arguments() -> tuple:
         cache = given((LAYERS, SLOTS, CAPACITY, rows_per_token(keys, width), 128))
         angles = jax.ShapeDtypeStruct((num_rows, 1, width // 2), jnp.float32)
         shapes = (), (num_rows,), (SLOTS + 1,), (SLOTS,)
         numbers = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in shapes)
-        return given((num_rows, (heads + 2 * keys) * width)), cache, (angles, angles), *numbers
+        packed, scales = given((num_rows, (heads + 2 * keys) * width)), given((LAYERS, width))
+        return packed, cache, (angles, angles), scales, *numbers
 
     return call, arguments, 1
 

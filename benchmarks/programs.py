@@ -162,7 +162,10 @@ def _page(cells: dict[str, Any]) -> str:
         for found in sorted(versions)
     )
     title = "# What the compilers make of the decode program"
-    made = "Made by `python -m benchmarks.programs`."
+    made = (
+        "Made by `python -m benchmarks.programs`, and for models with norms of their queries by\n"
+        "`python -m benchmarks.programs --models qwen3-4b,gemma-3-4b --chips v5e,v6e`."
+    )
     return "\n\n".join([title, NOTES, made, table(HEADER, rows), of_each]) + "\n"
 
 

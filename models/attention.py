@@ -9,10 +9,11 @@ from flax import nnx
 from emsjax.models.config import DecoderConfig
 from emsjax.models.layer_context import LayerContext
 from emsjax.models.linear import Linear
-from emsjax.models.norms import heads_norm, normed_heads
+from emsjax.models.norms import RMSNorm, heads_norm, normed_heads
 from emsjax.models.rotation import rotate
 from emsjax.pallas_kernels.backends import target_platform
 from emsjax.pallas_kernels.int8_cache import Cache
+from emsjax.pallas_kernels.norms import HeadNorms
 
 
 class Attention(nnx.Module):
@@ -39,6 +40,24 @@ class Attention(nnx.Module):
         self.sinks = nnx.Param(jnp.zeros((num_heads,), jnp.float32)) if config.sinks else None
         self.bound = config.qkv_bound
 
+    @property
+    def packs(self) -> bool:
+        """Whether a kernel for packed rows may do what is between the two products."""
+        norm = self.q_norm
+        local = norm is None or (isinstance(norm, RMSNorm) and norm.summed is None)
+        return local and self.bound is None
+
+    def _head_norms(self, context: LayerContext) -> HeadNorms | None:
+        """Returns the norms of queries and keys for the kernel, which reads them in the stack."""
+        queries, keys = self.q_norm, self.k_norm
+        if queries is None or keys is None:
+            return None
+        assert isinstance(queries, RMSNorm), "others are left to XLA"
+        of_queries, of_keys, layer = queries.scale[...], keys.scale[...], context.stacked
+        if layer is None:
+            of_queries, of_keys, layer = of_queries[None], of_keys[None], jnp.int32(0)
+        return HeadNorms(of_queries, of_keys, layer, queries.eps, queries.offset)
+
     def _project(
         self, x: jax.Array, context: LayerContext
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -60,7 +79,7 @@ class Attention(nnx.Module):
             qk = jnp.concatenate(normal, axis=1)
         if self.bound is not None:
             qk, v = (jnp.clip(x, -self.bound, self.bound) for x in (qk, v))
-        q, k = jnp.split(rotate(qk, context.angles, self.interleaved), (num_heads,), axis=1)
+        q, k = jnp.split(rotate(qk, context.own_angles, self.interleaved), (num_heads,), axis=1)
         if context.query_factor is not None:
             q = q * context.query_factor.astype(q.dtype)
         return q, *contained(k, v)
@@ -90,11 +109,17 @@ class Attention(nnx.Module):
             "soft_cap": self.soft_cap,
             "sinks": None if self.sinks is None else self.sinks[...].astype(jnp.float32),
         }
-        attend, plain = context.attend_packed, self.q_norm is None and self.bound is None
-        if attend is not None and plain and context.query_factor is None:
-            packed = self.qkv(x, context.stacked)
-            turn: dict[str, Any] = {"angles": context.angles, "interleaved": self.interleaved}
-            return attend(packed, cache, **turn, **options)
+        if context.attend_packed is not None and self.packs:
+            return context.attend_packed(
+                self.qkv(x, context.stacked),
+                cache,
+                norms=self._head_norms(context),
+                angles=context.angles,
+                table=context.table,
+                interleaved=self.interleaved,
+                factor=context.query_factor,
+                **options,
+            )
         q, k, v = self._project(x, context)
         cache = context.write(cache, k, v, layer=context.layer)
         mixed = context.attend(q, cache, **options)

@@ -156,5 +156,5 @@ def _keys_and_values(
     if attention.qkv.bias is not None:
         found = found + attention.qkv.bias[...][None, first:].astype(found.dtype)
     k, v = jnp.split(found.reshape(x.shape[0], 2 * num_kv_heads, head_dim), 2, axis=1)
-    k = rotate(normed_heads(attention.k_norm, k), context.angles, attention.interleaved)
+    k = rotate(normed_heads(attention.k_norm, k), context.own_angles, attention.interleaved)
     return contained(k, v)

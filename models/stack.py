@@ -1,6 +1,6 @@
 """A stack of equal layers: one loop whose trips differ only in the layer's number."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -68,8 +68,8 @@ def run_stack(
     # The loop does not slice the kernels: a product reads its layer's part of the stack in place,
     # which saves a copy.
     waits = stack.patient and not differentiable and sums_wait(stack.attention_norm, carry.x)
-    in_place = _is_read_in_place if waits else _is_kernel
-    block_def, kernels, others = nnx.split(stack, in_place, ...)
+    packs = context.attend_packed is not None and stack.attention.packs
+    block_def, kernels, others = nnx.split(stack, _read_in_place(waits, packs), ...)
     windows, sinks = map(_by_layer, seen, (UNLIMITED, 0))
 
     def run_layer(stacked: jax.Array, carry: Carry) -> Carry:
@@ -86,9 +86,8 @@ def run_stack(
             stacked=stacked,
             window=windows.of_all if window is None else window,
             sink_tokens=sinks.of_all if sink_tokens is None else sink_tokens,
+            table=table,
         )
-        if table is not None:
-            here = here._replace(angles=jax.tree.map(lambda x: x[table], context.angles))
         x = normal = carry.x
         if waits:
             x, normal = total_and_norm(x, carry.terms, block.attention_norm, stacked)
@@ -114,14 +113,21 @@ def run_stack(
     return done._replace(x=total(done.x, done.terms), terms=None)
 
 
-def _is_kernel(path: tuple, value: object) -> bool:
-    del value
-    return str(path[-1]).startswith("kernel")
+def _read_in_place(waits: bool, packs: bool) -> Callable[[tuple, object], bool]:
+    """Returns which parameters kernels read in the stack: those of products, and of some norms.
 
+    Args:
+      waits: whether sums wait for the next norm.
+      packs: whether a kernel normalises queries and keys.
+    """
+    norms = {"attention_norm", "mlp_norm"} if waits else set()
+    norms |= {"q_norm", "k_norm"} if packs else set()
 
-def _is_read_in_place(path: tuple, value: object) -> bool:
-    """Whether a kernel reads a parameter in the stack if sums wait for the next norm."""
-    return _is_kernel(path, value) or path[0] in ("attention_norm", "mlp_norm")
+    def is_read(path: tuple, value: object) -> bool:
+        del value
+        return str(path[-1]).startswith("kernel") or not norms.isdisjoint(path)
+
+    return is_read
 
 
 class _ByLayer(NamedTuple):

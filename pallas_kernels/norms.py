@@ -1,9 +1,29 @@
 """What all implementations of residual sums and of the RMS norm have in common."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from emsjax.pallas_kernels.few_rows import added
+
+
+class HeadNorms(NamedTuple):
+    """RMS norms of queries and of keys, of each head or of all heads together.
+
+    Attributes:
+      queries: factors of all layers, [L, H], or [L, N * H] for all heads together.
+      keys: the same of keys, [L, H] or [L, K * H].
+      layer: int32[], the layer whose factors to use.
+      eps: see `rms_scaled`.
+      offset: see there.
+    """
+
+    queries: jax.Array
+    keys: jax.Array
+    layer: jax.Array
+    eps: float
+    offset: bool
 
 
 def rms_scaled(

@@ -10,6 +10,7 @@ from emsjax.pallas_kernels.backends import Backend, Backends, always_supported, 
 from emsjax.pallas_kernels.cache_update.api import Places
 from emsjax.pallas_kernels.checks import check_attention, check_lengths
 from emsjax.pallas_kernels.int8_cache import Cache
+from emsjax.pallas_kernels.norms import HeadNorms
 from emsjax.pallas_kernels.ragged_attention import reference
 from emsjax.pallas_kernels.value_checks import check_values
 
@@ -93,21 +94,27 @@ class AttendPacked(Protocol):
         interleaved: bool,
         layer: jax.Array,
         scale: float,
+        norms: HeadNorms | None = None,
+        table: jax.Array | None = None,
+        factor: jax.Array | None = None,
         window: int | jax.Array | None = None,
         sink_tokens: int | jax.Array | None = None,
         soft_cap: float | None = None,
         sinks: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache]:
-        """Rotates queries and keys, writes keys and values, and attends.
+        """Normalises and rotates queries and keys, writes keys and values, and attends.
 
         Args:
           packed: [T, (N + 2K)H], the heads of each row's queries, keys and values side by side.
           cache: as `prepare_packed` was given.
-          angles: cosine and sine, float32[T, 1, pairs] each, for the first lanes of a head; None
-            rotates nothing.
+          angles: cosine and sine, float32[T, 1, pairs] each, of the first lanes of a head; or
+            tables of them, float32[tables, T, 1, pairs]. None rotates nothing.
           interleaved: whether the lanes of a pair are neighbours rather than half a head apart.
           layer: as for `ragged_attention`.
           scale: as for `ragged_attention`.
+          norms: of queries and keys before the rotation; None for none.
+          table: int32[], which of the tables to use if there are several.
+          factor: float32[T, 1, 1], factor on the queries after the rotation; None for none.
           window: as for `ragged_attention`.
           sink_tokens: as for `ragged_attention`.
           soft_cap: as for `ragged_attention`.

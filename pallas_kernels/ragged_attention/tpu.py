@@ -20,6 +20,7 @@ from emsjax.pallas_kernels.cache_update.api import Places
 from emsjax.pallas_kernels.int8_cache import Cache, Int8Cache
 from emsjax.pallas_kernels.kv_rows import LANES
 from emsjax.pallas_kernels.manual_axes import result_like
+from emsjax.pallas_kernels.norms import HeadNorms
 from emsjax.pallas_kernels.ragged_attention.lanes import gather_values, spread_queries, width
 from emsjax.pallas_kernels.ragged_attention.tiles import (
     Prepared,
@@ -44,6 +45,7 @@ from emsjax.pallas_kernels.ragged_attention.tpu_block import (
 )
 from emsjax.pallas_kernels.ragged_attention.tpu_heads import (
     HeadsShape,
+    NormShape,
     bytes_of_heads,
     split_heads,
 )
@@ -435,9 +437,12 @@ def _attend_packed(
     packed: jax.Array,  # [T, (N + 2K)H]
     cache: jax.Array,  # [L, B, S, R, 128]
     *,
-    angles: tuple[jax.Array, jax.Array] | None,  # [T, 1, pairs] each
+    angles: tuple[jax.Array, jax.Array] | None,  # [T, 1, pairs] or [tables, T, 1, pairs] each
     interleaved: bool,
     layer: jax.Array,  # int32[]
+    norms: HeadNorms | None = None,
+    table: jax.Array | None = None,  # int32[]
+    factor: jax.Array | None = None,  # float32[T, 1, 1]
     q: jax.ShapeDtypeStruct,
     prepared: Prepared,
     slot_ids: jax.Array,
@@ -452,9 +457,13 @@ def _attend_packed(
     shape = _shape_of_heads(num_heads, num_kv_heads, head_dim, blocks)
     if angles is not None:
         shape = shape._replace(turned=2 * angles[0].shape[-1], interleaved=interleaved)
-    first_rows = prepared.tiles.first_row
-    where = slot_ids, places.of_row, places.used, first_rows
-    queries, cache = split_heads(packed, angles, cache, layer, *where, shape)
+    if norms is not None:
+        whole = norms.queries.shape[1] > head_dim
+        shape = shape._replace(norm=NormShape(norms.eps, norms.offset, whole))
+    shape = shape._replace(scaled=factor is not None)
+    given = packed, norms, angles, table, factor
+    where = slot_ids, places.of_row, places.used, prepared.tiles.first_row
+    queries, cache = split_heads(*given, cache, layer, *where, shape)
     seen = attend_tiles(
         queries, q, cache, layer, prepared=prepared, max_q_len=max_q_len, packed=True, **options
     )

@@ -2,8 +2,8 @@
 
 XLA takes ten operations a layer for this, each of which costs a TPU more than a microsecond: most
 of them change the place of a head among lanes, sublanes and tiles. Here a head is rolled to its
-lanes once. The kernel rotates queries and keys, lays out the queries as the attention kernel reads
-them, and copies each row's K/V to its place in the cache.
+lanes once. The kernel normalises and rotates queries and keys, scales queries, lays them out as the
+attention kernel reads them, and copies each row's K/V to its place in the cache.
 """
 
 import functools
@@ -17,9 +17,25 @@ from jax.experimental.pallas import tpu as pltpu
 
 from emsjax.pallas_kernels.kv_rows import LANES
 from emsjax.pallas_kernels.manual_axes import result_like
+from emsjax.pallas_kernels.norms import HeadNorms
 from emsjax.pallas_kernels.ragged_attention.lane_pieces import LanePieces, lane_of, within
 from emsjax.pallas_kernels.ragged_attention.lanes import places, width
+from emsjax.pallas_kernels.ragged_attention.tpu_head_norms import Group, normed, scales_of
 from emsjax.pallas_kernels.ragged_attention.tuning import SUBLANES
+
+
+class NormShape(NamedTuple):
+    """The static part of `HeadNorms`.
+
+    Attributes:
+      eps: see there.
+      offset: see there.
+      whole: whether all heads of a row are normalised together.
+    """
+
+    eps: float
+    offset: bool
+    whole: bool
 
 
 class HeadsShape(NamedTuple):
@@ -33,6 +49,8 @@ class HeadsShape(NamedTuple):
       height: of a tile, see `cut_rows`.
       turned: lanes of a head that are rotated.
       interleaved: whether pairs of lanes are neighbours, and not halves apart.
+      norm: of queries and keys; None for none.
+      scaled: whether queries have a factor.
     """
 
     num_heads: int
@@ -42,6 +60,8 @@ class HeadsShape(NamedTuple):
     height: int
     turned: int = 0
     interleaved: bool = False
+    norm: NormShape | None = None
+    scaled: bool = False
 
     @property
     def lanes(self) -> int:
@@ -63,9 +83,17 @@ class HeadsShape(NamedTuple):
         """Lanes after which the rotation's angles repeat, in whole rows of 128."""
         return math.lcm(self.head_dim, LANES)
 
+    @property
+    def normed(self) -> list[Group]:
+        """The lanes that are normalised together."""
+        if self.norm is not None and self.norm.whole:
+            return [Group(0, self.keys), Group(self.keys, self.values)]
+        starts = range(0, self.values, self.head_dim)
+        return [Group(start, start + self.head_dim) for start in starts]
+
 
 def _factors(shape: HeadsShape, cos: jax.Array, sin: jax.Array) -> list[jax.Array]:
-    """Returns the factors of a row's lanes and of their partners, float32[T, period] each.
+    """Returns factors of a row's lanes and of their partners, float32[tables * T, period] each.
 
     They are the same in all layers, so XLA computes them before the loop over the layers.
     """
@@ -77,7 +105,7 @@ def _factors(shape: HeadsShape, cos: jax.Array, sin: jax.Array) -> list[jax.Arra
     copies = shape.period // shape.head_dim
 
     def laid_out(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x.reshape(x.shape[0], -1), ((0, 0), (0, still)))
+        x = jnp.pad(x.reshape(-1, shape.turned), ((0, 0), (0, still)))
         return jnp.concatenate([x] * copies, axis=1)
 
     return [laid_out(cos), laid_out(sin)]
@@ -124,6 +152,16 @@ def _rotated(
     return LanePieces(turned)
 
 
+def _scaled(lanes: LanePieces, factor: jax.Array, shape: HeadsShape, dtype: Any) -> LanePieces:
+    """Multiplies queries by a factor float32[rows, 1] of their row."""
+    found = list(lanes.pieces)
+    for number in range(pl.cdiv(shape.keys, LANES)):
+        piece, left = found[number], shape.keys - number * LANES
+        product = (piece * factor).astype(dtype).astype(jnp.float32)
+        found[number] = jnp.where(lane_of(piece) < left, product, piece)
+    return LanePieces(found)
+
+
 def _token(lanes: LanePieces, number: int, shape: HeadsShape) -> jax.Array:
     """Returns 128 lanes of the tokens' K/V, see `kv_layout`; `contained` has the rule for NaN."""
     size, start = shape.values - shape.keys, number * LANES
@@ -142,6 +180,8 @@ def _token(lanes: LanePieces, number: int, shape: HeadsShape) -> jax.Array:
 
 def _kernel(
     layer: Any,
+    stacked: Any,
+    table: Any,
     slots: Any,
     positions: Any,
     used: Any,
@@ -154,28 +194,42 @@ def _kernel(
 
     Args:
       layer: the cache's layer.
+      stacked: the layer whose factors of norms to use.
+      table: which of the tables of the rotation to use.
       slots: int32[T].
       positions: int32[T], each row's place in its slot's cache.
       used: int32[1].
       first_rows: int32[tiles].
       x: rows of the product [T, (N + 2K)H].
-      *refs: factors of the rotation, if there are any, and the cache; the results; and scratch.
+      *refs: factors of norms, of the rotation and of queries, if there are any, and the cache; the
+        results; and scratch.
       shape: static arguments.
     """
     given = iter(refs)
+    scales = [next(given), next(given)] if shape.norm else []
     angles = [next(given), next(given)] if shape.turned else []
+    factors = next(given) if shape.scaled else None
     next(given)
     queries, cache, spread, tile, new_wide, new, written = given
     num_rows, dtype = x.shape[0], x.dtype
     heads_of_key = shape.num_heads // shape.num_kv_heads
     keys, _ = places(shape.num_kv_heads, shape.head_dim)
 
+    rows_of_scales = [LanePieces(_row(each, stacked[0] % SUBLANES)) for each in scales]
+    spread_scales = scales_of(shape.normed, shape.keys, *rows_of_scales) if scales else []
+
     def split(number: Any, _: None) -> None:
         rows = pl.ds(number * SUBLANES, SUBLANES)
         lanes = LanePieces(_pieces(x, rows))
+        if shape.norm is not None:
+            how = shape.norm.eps, shape.norm.offset, dtype
+            lanes = normed(lanes, spread_scales, shape.normed, *how)
         if shape.turned:
-            cos, sin = (LanePieces(_pieces(angle, rows)) for angle in angles)
+            there = pl.ds(table[0] * num_rows + number * SUBLANES, SUBLANES)
+            cos, sin = (LanePieces(_pieces(angle, there)) for angle in angles)
             lanes = _rotated(lanes, cos, sin, shape, dtype)
+        if factors is not None:
+            lanes = _scaled(lanes, factors[rows], shape, dtype)
         for part in range(new_wide.shape[1]):
             new_wide[rows, part, :] = _token(lanes, part, shape)
         for head in range(shape.num_heads):
@@ -222,9 +276,26 @@ def _pieces(array: Any, rows: Any) -> list[jax.Array]:
     return found
 
 
+def _row(array: Any, row: Any) -> list[jax.Array]:
+    """Returns one of eight rows in pieces of 128 lanes, in all eight rows."""
+    found = []
+    for piece in _pieces(array, slice(None)):
+        own = jax.lax.broadcasted_iota(jnp.int32, piece.shape, 0) == row
+        one = jnp.where(own, piece, 0.0).sum(axis=0, keepdims=True)
+        found.append(jnp.broadcast_to(one, piece.shape))
+    return found
+
+
+def _block_of_layer(_: Any, __: Any, layer: Any, *___: Any) -> tuple[Any, int]:
+    return layer[0] // SUBLANES, 0
+
+
 def split_heads(
     x: jax.Array,  # [T, (N + 2K)H]
-    angles: tuple[jax.Array, jax.Array] | None,  # [T, 1, pairs] each
+    norms: HeadNorms | None,
+    angles: tuple[jax.Array, jax.Array] | None,  # [T, 1, pairs] or [tables, T, 1, pairs] each
+    table: jax.Array | None,  # int32[]
+    factor: jax.Array | None,  # float32[T, 1, 1]
     cache: jax.Array,  # [L, B, S, R, 128]
     layer: jax.Array,  # int32[]
     slot_ids: jax.Array,  # int32[T]
@@ -238,9 +309,20 @@ def split_heads(
     A tile's rows past its last one hold anything.
     """
     num_rows = x.shape[0]
-    scalars = (jnp.reshape(layer, 1), slot_ids, places, used, first_rows)
-    inputs = [x] if angles is None else [x, *_factors(shape, *angles)]
     here, anywhere = (pl.BlockSpec(memory_space=space) for space in (pltpu.VMEM, pl.ANY))
+    inputs, specs, stacked = [x], [here], layer
+    if norms is not None:
+        # As many layers as a register has rows, so that blocks are whole tiles of the arrays.
+        scales = [norms.queries, norms.keys]
+        specs += [pl.BlockSpec((SUBLANES, each.shape[1]), _block_of_layer) for each in scales]
+        inputs, stacked = [x, *scales], norms.layer
+    if angles is not None:
+        inputs += _factors(shape, *angles)
+    if factor is not None:
+        inputs.append(factor.astype(x.dtype).astype(jnp.float32).reshape(num_rows, 1))
+    specs += [here] * (len(inputs) - len(specs))
+    numbers = (jnp.reshape(n, 1) for n in (layer, stacked, 0 if table is None else table))
+    scalars = (*numbers, slot_ids, places, used, first_rows)
     tile = (shape.num_kv_heads, shape.height, shape.lanes)
     token, parts = (num_rows, *cache.shape[3:]), shape.lanes // LANES
     queries = result_like((first_rows.shape[0], *tile), x.dtype, inputs, cache)
@@ -248,7 +330,8 @@ def split_heads(
         functools.partial(_kernel, shape=shape),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
-            in_specs=[*(here for _ in inputs), anywhere],
+            grid=(1,),
+            in_specs=[*specs, anywhere],
             out_specs=[here, anywhere],
             scratch_shapes=[
                 pltpu.VMEM((shape.num_heads, parts, num_rows + shape.rows, LANES), jnp.float32),

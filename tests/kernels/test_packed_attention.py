@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 
 from emsjax.models.attention import contained
+from emsjax.models.norms import RMSNorm, normed_heads
 from emsjax.models.rotation import rotate
 from emsjax.pallas_kernels.backends import compiling_for
 from emsjax.pallas_kernels.cache_update.api import cache_places, update_kv_cache
 from emsjax.pallas_kernels.int8_cache import int8_cache_spec
 from emsjax.pallas_kernels.kv_layout import rows_per_token
 from emsjax.pallas_kernels.kv_rows import LANES
-from emsjax.pallas_kernels.ragged_attention import tpu, tpu_heads
+from emsjax.pallas_kernels.norms import HeadNorms
+from emsjax.pallas_kernels.ragged_attention import tpu, tpu_head_norms, tpu_heads
 from emsjax.pallas_kernels.ragged_attention.api import prepare_packed, ragged_attention
 from emsjax.pallas_kernels.ragged_attention.tpu_joined import Joined
 from emsjax.pallas_kernels.ragged_attention.tuning import TPUBlocks
@@ -39,6 +41,12 @@ class Case:
     dtype: str = "float32"
     window: int | None = None
     sinks: bool = False
+    # Whether each head is normalised, or all together; and by 1 + scale.
+    norm: str | None = None
+    offset: bool = False
+    # Tables of the rotation, of which the last is used.
+    tables: int = 1
+    factor: bool = False
     q_lens: tuple[int, ...] = (1, 0, 4, 2)
     kv_lens: tuple[int, ...] = (1, 9, 40, 64)
     num_rows: int = 8
@@ -68,8 +76,21 @@ CASES = {
     "interleaved": Case(interleaved=True),
     "partial-interleaved": Case(interleaved=True, turned=32, head_dim=128),
     "still": Case(turned=0),
+    # Qwen3 and Gemma 3, heads that begin anywhere, and OLMo 2, whose keys do.
+    "norms": Case(**SINGLE, head_dim=128, turned=128, dtype="bfloat16", norm="head"),
+    "norms-h256": Case(
+        **{"num_heads": 2, "num_kv_heads": 1, "head_dim": 256, "turned": 256},
+        **{"norm": "head", "offset": True, "tables": 2, "num_rows": 16},
+    ),
+    "norms-h80": Case(
+        **{"head_dim": 80, "turned": 40, "num_heads": 3, "num_kv_heads": 1, "norm": "head"},
+        factor=True,
+    ),
+    "norms-smollm2": Case(**SMOLLM2, norm="head"),
+    "whole": Case(**SMOLLM2, norm="whole", dtype="bfloat16", factor=True),
 }
-QUICK = ("smollm2", "single-rows", "bfloat16", "h80", "partial-interleaved")
+QUICK = ("smollm2", "single-rows", "bfloat16", "h80", "partial-interleaved", "norms", "norms-h80")
+QUICK += ("norms-h256", "whole")
 SLOW = pytest.mark.slow
 
 
@@ -100,8 +121,28 @@ def old_cache(case: Case) -> np.ndarray:
 def angles_of(case: Case) -> tuple[jax.Array, jax.Array] | None:
     if not case.turned:
         return None
-    angles = np.random.default_rng(2).uniform(0, 6, (case.num_rows, 1, case.turned // 2))
+    tables = (case.tables,) if case.tables > 1 else ()
+    shape = *tables, case.num_rows, 1, case.turned // 2
+    angles = np.random.default_rng(2).uniform(0, 6, shape)
     return jnp.cos(angles).astype(jnp.float32), jnp.sin(angles).astype(jnp.float32)
+
+
+def norms_of(case: Case) -> HeadNorms | None:
+    """Returns norms of ten layers; NaN in all but one, which is in the second block of eight."""
+    if case.norm is None:
+        return None
+    rng, layer, scales = np.random.default_rng(3), 9, []
+    for heads in (case.num_heads, case.num_kv_heads):
+        width = case.head_dim * (heads if case.norm == "whole" else 1)
+        each = np.full((10, width), np.nan, np.float32)
+        each[layer] = rng.standard_normal(width)
+        scales.append(jnp.asarray(each, case.dtype))
+    return HeadNorms(*scales, jnp.int32(layer), 1e-5, case.offset)
+
+
+def factor_of(case: Case) -> jax.Array | None:
+    factors = np.random.default_rng(4).uniform(1, 2, (case.num_rows, 1, 1))
+    return jnp.asarray(factors, jnp.float32) if case.factor else None
 
 
 def lengths(case: Case, ragged: Ragged) -> tuple[dict[str, Any], jax.Array]:
@@ -136,7 +177,8 @@ def program(case: Case, angles: Any, ragged: Ragged) -> Callable[[jax.Array, jax
             places=cache_places(slot_ids, *given.values()),
         )
         assert attend is not None
-        turn = {"angles": angles, "interleaved": case.interleaved}
+        turn = {"angles": angles, "interleaved": case.interleaved, "factor": factor_of(case)}
+        turn |= {"table": jnp.int32(case.tables - 1), "norms": norms_of(case)}
         return attend(packed, cache, layer=jnp.int32(LAYER), **turn, **options_of(case))
 
     return call
@@ -147,15 +189,25 @@ def separately(case: Case, packed: Any, cache: Any, angles: Any) -> tuple[Any, A
     given, slot_ids = lengths(case, case.ragged)
     heads = jnp.asarray(packed).reshape(case.num_rows, -1, case.head_dim)
     first = case.num_heads + case.num_kv_heads
-    qk, v = heads[:, :first], heads[:, first:]
-    turned = rotate(qk, angles, case.interleaved)
-    q, k = turned[:, : case.num_heads], turned[:, case.num_heads :]
+    q, k, v = jnp.split(heads, (case.num_heads, first), axis=1)
+    if (norms := norms_of(case)) is not None:
+        q, k = (normed_by(norms, *each) for each in ((norms.queries, q), (norms.keys, k)))
+    angles = jax.tree.map(lambda x: x[-1], angles) if case.tables > 1 else angles
+    q, k = (rotate(x, angles, case.interleaved) for x in (q, k))
+    if (factor := factor_of(case)) is not None:
+        q = q * factor.astype(q.dtype)
     k, v = contained(k, v)
     where = {"layer": jnp.int32(LAYER), **given, "backend": "reference"}
     cache = update_kv_cache(jnp.asarray(cache), k, v, slot_ids=slot_ids, **where)
     sizes = {"num_kv_heads": case.num_kv_heads, "max_q_len": case.max_q_len}
     seen = ragged_attention(q, cache, **where, **sizes, **options_of(case))
     return np.asarray(seen.reshape(case.num_rows, -1)), np.asarray(cache)
+
+
+def normed_by(norms: HeadNorms, scales: jax.Array, heads: jax.Array) -> jax.Array:
+    norm = RMSNorm(scales.shape[1], norms.eps, offset=norms.offset)
+    norm.scale[...] = scales[norms.layer].astype(jnp.float32)
+    return normed_heads(norm, heads)
 
 
 @pytest.fixture(autouse=True)
@@ -216,6 +268,18 @@ FAULTS: dict[str, tuple[Any, str, Callable[[Callable], Callable]]] = {
         lambda f: lambda *args: ([*f(*args)[0][1:], f(*args)[0][0]], f(*args)[1]),
     ),
     "unused rows are anything": (Joined, "begin", lambda _: lambda _: None),
+    "norms of other heads": (
+        tpu_head_norms,
+        "_mean_square",
+        lambda f: lambda lanes, group: f(lanes, tpu_head_norms.Group(0, group.end)),
+    ),
+    "factors of queries for keys": (
+        tpu_heads,
+        "scales_of",
+        lambda f: lambda groups, border, queries, keys: f(groups, border, queries, queries),
+    ),
+    "factors of another layer": (tpu_heads, "_row", lambda f: lambda x, row: f(x, row - 1)),
+    "no factor of queries": (tpu_heads, "_scaled", lambda _: lambda lanes, *_: lanes),
     "values keep NaN": (tpu_heads, "_token", lambda _: lambda x, n, s: x.at(s.keys + 128 * n)),
 }
 
@@ -227,6 +291,8 @@ def test_a_fault_is_found(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(place, attribute, fault(getattr(place, attribute)))
     # The tiles of the other case leave no row out.
     case = CASES["single-rows" if place is Joined else "smollm2"]
+    if "norms" in name or "factor" in name:
+        case = CASES["norms-h80"]
     given = packed_rows(case), old_cache(case), angles_of(case)
     assert not agree(case, run(case, *given, case.ragged), separately(case, *given))
 

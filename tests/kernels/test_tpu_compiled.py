@@ -13,6 +13,7 @@ from emsjax.pallas_kernels.ahead import TOPOLOGIES, compile_on
 from emsjax.pallas_kernels.backends import compiling_for
 from emsjax.pallas_kernels.cache_update.api import cache_places, update_kv_cache
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
+from emsjax.pallas_kernels.norms import HeadNorms
 from emsjax.pallas_kernels.quantised import Grouped
 from emsjax.pallas_kernels.ragged_attention.api import prepare_packed
 from emsjax.pallas_kernels.report.ahead import cache_of, compile_attention
@@ -131,24 +132,30 @@ def test_int8_cache_update_of_other_heads(heads: str, generation: str):
     check_cache_update(generation, OTHER_HEADS[heads], int8=True)
 
 
-# For each TPU heads and the lanes that turn, some in pairs of neighbours; plain steps and drafts.
+# For each TPU heads and the lanes that turn, some in pairs of neighbours; plain steps and drafts;
+# and what is normalised. With norms, queries have factors, and there are two rotary tables.
 PACKED = [
-    ("v4", heads_of(named_config("smollm2-135m")), 64, False, (8, 1)),
-    ("v5e", OTHER_HEADS["h96"], 96, False, (8, 4)),
-    ("v5p", OTHER_HEADS["h256"], 64, True, (8, 8)),
-    ("v6e", OTHER_HEADS["mqa"], 0, False, (3, 8)),
+    ("v4", heads_of(named_config("smollm2-135m")), 64, False, (8, 1), None),
+    ("v5e", OTHER_HEADS["h96"], 96, False, (8, 4), "head"),
+    ("v5p", OTHER_HEADS["h256"], 64, True, (8, 8), "whole"),
+    ("v6e", OTHER_HEADS["mqa"], 0, False, (3, 8), "head"),
 ]
 
 
-@pytest.mark.parametrize(("generation", "heads", "turned", "interleaved", "batch"), PACKED)
+@pytest.mark.parametrize(("generation", "heads", "turned", "interleaved", "batch", "norm"), PACKED)
 def test_packed_rows(
-    generation: str, heads: Heads, turned: int, interleaved: bool, batch: tuple[int, int]
+    generation: str,
+    heads: Heads,
+    turned: int,
+    interleaved: bool,
+    batch: tuple[int, int],
+    norm: str | None,
 ):
     """The cache is updated in place, and XLA adds no operation around the two kernels."""
     slots, rows = batch
     num_rows, num_heads = round_up(slots * rows, 8), heads.num_heads + 2 * heads.num_kv_heads
 
-    def call(packed, cache, angles, layer, slot_ids, cu_q_lens, kv_lens):
+    def call(packed, cache, angles, scales, layer, slot_ids, cu_q_lens, kv_lens):
         attend = prepare_packed(
             jax.ShapeDtypeStruct((num_rows, heads.num_heads, heads.head_dim), packed.dtype),
             cache,
@@ -161,17 +168,28 @@ def test_packed_rows(
         )
         assert attend is not None
         turn = {"angles": angles if turned else None, "interleaved": interleaved}
+        if norm is not None:
+            factor = slot_ids.astype(jnp.float32)[:, None, None]
+            turn |= {"norms": HeadNorms(*scales, layer, 1e-5, True), "factor": factor}
+            turn |= {"table": layer % 2}
         return attend(packed, cache, **turn, layer=layer, scale=0.1)
 
     def arguments() -> tuple:
         packed = jax.ShapeDtypeStruct((num_rows, num_heads * heads.head_dim), jnp.bfloat16)
         work = ragged(heads, slots, rows, CONTEXT)
-        angles = jax.ShapeDtypeStruct((num_rows, 1, turned // 2), jnp.float32)
+        tables = () if norm is None else (2,)
+        angles = jax.ShapeDtypeStruct((*tables, num_rows, 1, turned // 2), jnp.float32)
+        widths = [
+            heads.head_dim * (count if norm == "whole" else 1)
+            for count in (heads.num_heads, heads.num_kv_heads)
+        ]
+        scales = [jax.ShapeDtypeStruct((20, width), jnp.bfloat16) for width in widths]
         counts = [jax.ShapeDtypeStruct(s, jnp.int32) for s in ((), (num_rows,), (slots + 1,))]
         return (
             packed,
             cache_of(work),
             (angles, angles),
+            scales,
             *counts,
             jax.ShapeDtypeStruct((slots,), jnp.int32),
         )
