@@ -12,7 +12,7 @@ from emsjax.engine.job import Finished, Job
 from emsjax.engine.ladder import Rung
 from emsjax.sampling.choice import make_choice
 from tests import tiny
-from tests.engine.setup import jobs, make_engine, oracle_model, run_all
+from tests.engine.setup import check_greedy, jobs, make_engine, oracle_model, run_all
 
 SLOTS, NUMBERS = 3, (2, 4, 8)
 NAMES = tuple(tiny.TINY)
@@ -78,7 +78,10 @@ def texts_of(results: list[Finished]) -> list[tuple[int, ...]]:
 
 @cache
 def texts_of_one_device(name: str) -> list[tuple[int, ...]]:
-    return texts_of(results_of(name, 1))
+    """Returns the texts, after comparing the greedy ones with those of `transformers`."""
+    results = results_of(name, 1)
+    check_greedy(tiny.oracle(wide(name)), [each for each in results if each.job.choice.greedy])
+    return texts_of(results)
 
 
 def cases() -> Iterator[tuple[str, int]]:

@@ -21,13 +21,8 @@ def accepted_share(results: list[Finished]) -> float:
 
 
 # One family with learned positions, one with windows on some layers, and one with experts in some.
-# The others are slow tests.
-QUICK = ("opt", "qwen2-mixed", "qwen3-moe-mixed")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in TINY]
-)
+# `divided_family_cases` has fewer prompts for all.
+@pytest.mark.parametrize("name", ["opt", "qwen2-mixed", "qwen3-moe-mixed"])
 def test_20_prompts_through_3_slots_with_prompt_lookup(name: str):
     assert accepted_share(check(name, "prompt-lookup", 3)) > 0
 
@@ -74,8 +69,8 @@ DRAFTING = (
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "drafter", "num_slots"),
-    # Every other family, so that every kind of drafting meets several families.
-    [(name, *DRAFTING[at % len(DRAFTING)]) for at, name in enumerate([*TINY][::2])],
+    # One per family, so that every kind of drafting meets several families.
+    [(name, *DRAFTING[at % len(DRAFTING)]) for at, name in enumerate(TINY)],
 )
-def test_every_drafter_and_every_batch_size(name: str, drafter: str, num_slots: int):
+def test_every_family_every_drafter_and_every_batch_size(name: str, drafter: str, num_slots: int):
     check(name, drafter, num_slots, costs=0.5)
