@@ -29,8 +29,8 @@ def collectives(text: str) -> Counter[str]:
 def overtaking(text: str) -> list[str]:
     """Returns the exchanges of a compiled program that may overtake those of a branch or loop.
 
-    They follow it without a need for its result, see `docs/several-devices.md`. What follows an
-    exchange that waits for the branch or loop waits with it.
+    They follow it and do not need its result, see `docs/several-devices.md`. What follows an
+    exchange that waits for the branch or loop waits as well.
 
     Args:
       text: of the program, whose operations are in the order in which they start.
