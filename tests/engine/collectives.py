@@ -35,6 +35,7 @@ def overtaking(text: str) -> list[str]:
     Args:
       text: of the program, whose operations are in the order in which they start.
     """
+    assert "is_scheduled=true" in text.partition("\n")[0], "the order of operations is unknown"
     computations: dict[str, dict[str, tuple[str, list[str]]]] = {}
     for line in text.splitlines():
         if begins := _COMPUTATION.match(line):
