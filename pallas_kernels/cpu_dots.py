@@ -3,8 +3,8 @@
 Both are read in vectors along the terms that are added, where they lie in memory. Lane l of a sum
 adds the terms l, l + 16, l + 32, ... in order, and the lanes are added up in halves at the end. So
 a result depends on its own row and weights alone, neither on how many rows there are nor on the
-processor's vectors. Weights of fewer bits become floats in registers, which costs less than the
-memory that they save.
+processor's vectors. Weights of fewer bits become floats in registers, which takes less time than
+reading wider ones from memory.
 """
 
 from collections.abc import Callable
@@ -22,10 +22,9 @@ from emsjax.pallas_kernels.host_call import compiled, generate_prefetch
 from emsjax.pallas_kernels.small_products import FLOAT, INDEX, WORD, load_number, vector_function
 
 _VECTOR = ir.VectorType(FLOAT, LANES)
-_FLOAT32 = np.dtype(np.float32)
 _ZEROS = ir.Constant(_VECTOR, [0.0] * LANES)
-# How many rows of weights, a power of two, and how many other rows are multiplied at once: the sums
-# of the most fill the registers but not more, 32 of 16 lanes with AVX-512, else 16 of 8.
+# How many rows of weights, a power of two, are multiplied at once, and with how many other rows.
+# The largest block's sums nearly fill the registers: 32 of 16 lanes with AVX-512, else 16 of 8.
 _FEATURES = str(cpu_target.target_context.codegen().magic_tuple())
 OUTS, HEIGHTS = (4, (6, 4, 2, 1)) if "+avx512f" in _FEATURES else (2, (3, 2, 1))
 ROWS = HEIGHTS[0]

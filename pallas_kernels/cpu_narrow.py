@@ -1,7 +1,7 @@
 """Products of rows with weights of fewer bits on CPU, a strip of outputs an item.
 
-`cpu_strips` reads weights number by number, and widening each would take longer than float32's
-memory. Here they are read and widened in vectors, see `cpu_dots`: once for all rows into the
+`cpu_strips` reads weights number by number, and widening each would take longer than reading
+float32. Here they are read and widened in vectors, see `cpu_dots`: once for all rows into the
 fastest cache, or in registers if there are only a few rows. While an item multiplies its weights,
 it reads the next ones ahead.
 """
@@ -17,7 +17,7 @@ from emsjax.pallas_kernels.host_call import argument, compiled, pointer, result,
 
 _STRIP = 32  # outputs of an item
 _DEPTH = 768  # inputs at a time, so that what is multiplied stays in the fastest cache
-_FEW = 4 * ROWS  # rows with which widening weights in registers, each time anew, is faster
+_FEW = 4 * ROWS  # the most rows for which it is faster to widen weights anew for every few of them
 # The first operands, in order: rows float32[T, in], whose width is filled up with zeros to whole
 # vectors, kernels [L, out, in] and layer int32[]. The result is float32[T, out].
 X, KERNELS, LAYER = range(3)

@@ -1,4 +1,4 @@
-"""Calls of the products on CPU, see `cpu_strips`, with rows as they take them."""
+"""Calls of the products of `cpu_narrow`, with rows as they take them."""
 
 import jax
 import jax.numpy as jnp

@@ -23,7 +23,7 @@ from emsjax.loading.load import LoadedModel
 from emsjax.loading.sources.int8 import Int8, quantise
 from emsjax.models.quantised import picked
 from emsjax.models.recurrent_draft import Shared
-from emsjax.pallas_kernels.quantised import Quantised
+from emsjax.pallas_kernels.quantised import Quantised, Weights
 
 Trained = Recurrent | OwnLayers | HiddenTransfer | Jakiro
 
@@ -67,7 +67,7 @@ def load_trained(
             f"the draft {directory} was trained for {manifest.target}, not for {target.name}"
             f"{difference}; train a draft for {target.name} with `python -m emsjax.train`"
         )
-    # Neither changes a text, and a CPU takes as long as there are bytes to read.
+    # On a CPU a pass takes as long as its bytes take to read. Rounded guesses change no text.
     narrow = jax.default_backend() == "cpu" and model.dtype == jnp.float32
     dtype = jnp.bfloat16 if narrow and manifest.kind == RECURRENT else model.dtype
     draft, token_ids = read_draft(directory, dtype)
@@ -99,10 +99,16 @@ def load_trained(
     )
 
 
-def _in_int8(head: jax.Array) -> Quantised:
-    """Rounds an output projection [Vd, D] to int8, with one scale per token."""
+def _in_int8(head: jax.Array) -> Weights:
+    """Rounds an output projection [Vd, D] to int8, with one scale per token.
+
+    One that holds NaN or infinity stays as it is: the target can write without these tokens.
+    """
+    floats = np.asarray(head)
+    if not np.isfinite(floats).all():
+        return head
     held = Int8(np.empty(head.shape, np.int8), np.empty(head.shape[:1], np.float32))
-    quantise(np.asarray(head), held)
+    quantise(floats, held)
     return Quantised(jnp.asarray(held.values), jnp.asarray(held.scale))
 
 

@@ -61,8 +61,8 @@ def _keep(x: jax.Array, filters: Filters, vocabulary: Vocabulary) -> jax.Array:
     few = (filters.top_k > 0) & (filters.top_k <= CANDIDATES)
     many = ~few & ((filters.top_k > 0) | (filters.top_p < 1))
     found = _if_any(few, lambda: _among_candidates(weights, filters, vocabulary), nothing)
-    # This one takes what that one found, so that devices of a CPU finish its exchanges first, see
-    # `docs/several-devices.md`.
+    # The second search takes what the first one found, so that a CPU's devices finish the first
+    # one's exchanges before, see `docs/several-devices.md`.
     found = _if_any(many, lambda: _by_halving(weights, filters, vocabulary), found)
     threshold = jnp.maximum(found, filters.min_p)
     return jnp.where(weights >= threshold[:, None], x, -jnp.inf)

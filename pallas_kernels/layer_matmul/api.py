@@ -163,7 +163,7 @@ def matmul(x: jax.Array, kernel: Weights, dtype: jax.typing.DTypeLike | None = N
 def _multiplies(rows: jnp.dtype, weights: jnp.dtype) -> bool:
     """Returns whether kernels multiply numbers of these types, rather than XLA.
 
-    XLA reads the shorter ones of two types, but on a CPU it makes longer ones of them first.
+    XLA reads weights of fewer bits as they are, but on a CPU it widens all of them first.
     """
     widened = target_platform() == "cpu" and (rows, weights) == (jnp.float32, jnp.bfloat16)
     return rows == weights or widened

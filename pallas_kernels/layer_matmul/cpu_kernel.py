@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from emsjax.pallas_kernels import cpu_dots, cpu_narrow, cpu_strips, small_products
+from emsjax.pallas_kernels import cpu_dots, cpu_narrow, cpu_rows, cpu_strips, small_products
 from emsjax.pallas_kernels.cpu_dots import widen_of
 from emsjax.pallas_kernels.host_call import argument, compiled, register, size
 
@@ -39,6 +39,7 @@ def register_kernel(name: str, dtype: np.dtype, register: Callable[..., object] 
         sources: tuple[str, ...] = (__file__, cpu_strips.__file__, small_products.__file__)
         register(name, cpu_strips.count, cpu_strips.strip, sources)
     else:
-        sources = (__file__, cpu_dots.__file__, cpu_narrow.__file__, small_products.__file__)
+        modules = (cpu_dots, cpu_narrow, cpu_rows, small_products)
+        sources = (__file__, *(str(each.__file__) for each in modules))
         strip = cpu_narrow.strip(_fill_of(dtype), 8 * dtype.itemsize, dtype)
         register(name, cpu_narrow.count, strip, sources)

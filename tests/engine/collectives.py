@@ -29,12 +29,13 @@ def collectives(text: str) -> Counter[str]:
 def overtaking(text: str) -> list[str]:
     """Returns the exchanges of a compiled program that may overtake those of a branch or loop.
 
-    They follow it without a need for its result, see `docs/several-devices.md`. What follows an
-    exchange that waits for the branch or loop waits with it.
+    They follow it and do not need its result, see `docs/several-devices.md`. What follows an
+    exchange that waits for the branch or loop waits as well.
 
     Args:
       text: of the program, whose operations are in the order in which they start.
     """
+    assert "is_scheduled=true" in text.partition("\n")[0], "the order of operations is unknown"
     computations: dict[str, dict[str, tuple[str, list[str]]]] = {}
     for line in text.splitlines():
         if begins := _COMPUTATION.match(line):
