@@ -48,6 +48,9 @@ def choose(logits: jax.Array, rows: Rows, state: Slots, vocabulary: Vocabulary =
         lambda: logprobs_of(logits, tokens, vocabulary),
         lambda: empty_logprobs(tokens.shape),
     )
+    # So no exchange that needs the tokens can overtake those of the branch, see
+    # `docs/several-devices.md`. Logits that leave no choice give NaN here, and no others do.
+    sound &= ~jnp.isnan(logprobs.chosen)
     return Chosen(jnp.where(sound, tokens, NO_TOKEN), logprobs)
 
 
