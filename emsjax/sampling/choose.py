@@ -48,9 +48,9 @@ def choose(logits: jax.Array, rows: Rows, state: Slots, vocabulary: Vocabulary =
         lambda: logprobs_of(logits, tokens, vocabulary),
         lambda: empty_logprobs(tokens.shape),
     )
-    # So no exchange that needs the tokens can overtake those of the branch, see
-    # `docs/several-devices.md`. Logits that leave no choice give NaN here, and no others do.
-    sound &= ~jnp.isnan(logprobs.chosen)
+    # Always true, and known only after the branch, so that no exchange which needs the tokens can
+    # overtake those inside, see `docs/several-devices.md`.
+    sound &= logprobs.rank >= 0
     return Chosen(jnp.where(sound, tokens, NO_TOKEN), logprobs)
 
 
