@@ -7,7 +7,7 @@ processor's vectors. Weights of fewer bits become floats in registers, which tak
 reading wider ones from memory.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,6 +102,15 @@ def _added_up(builder: Any, vectors: list[Any]) -> Any:
     return sums
 
 
+def _powers_of_two(count: int, most: int) -> Iterator[tuple[int, int]]:
+    """Divides `count` into powers of two up to `most`; returns where each begins, and its size."""
+    start = 0
+    while start < count:
+        size = min(most, 1 << (count - start).bit_length() - 1)
+        yield start, size
+        start += size
+
+
 def _block(rows: int, dtype: np.dtype) -> Any:
     """Returns a compiled function that multiplies `rows` rows with `OUTS` rows of weights.
 
@@ -142,7 +151,8 @@ def _block(rows: int, dtype: np.dtype) -> Any:
                 next_ahead = take(ahead, p.ahead_step)
                 with cgutils.for_range(builder, p.fetches) as row:
                     further = builder.mul(p.ahead_row, row.index)
-                    generate_prefetch(builder, builder.add(next_ahead, further))
+                    # Into the second cache: the first one holds what is multiplied now.
+                    generate_prefetch(builder, builder.add(next_ahead, further), level=2)
                 step = WORD(4 * LANES)
                 numbers = [
                     _load_vector(builder, take(row, step), np.dtype(np.float32)) for row in x
@@ -156,12 +166,16 @@ def _block(rows: int, dtype: np.dtype) -> Any:
                         builder.store(builder.call(multiply_add, terms), total)
             with builder.if_else(ends) as (complete, incomplete):
                 with complete:
-                    for row in range(rows):
-                        here = sums[row * OUTS : (row + 1) * OUTS]
+                    for row, count in _powers_of_two(rows, LANES // OUTS):
+                        here = sums[row * OUTS : (row + count) * OUTS]
                         total = _added_up(builder, [builder.load(each) for each in here])
-                        place = builder.add(p.out, builder.mul(p.out_row, WORD(row)))
-                        pointer = builder.inttoptr(place, total.type.as_pointer())
-                        builder.store(total, pointer, align=4)
+                        for each in range(count):
+                            lanes = [each * OUTS + out for out in range(OUTS)]
+                            own = ir.Constant(ir.VectorType(INDEX, OUTS), lanes)
+                            outs = builder.shuffle_vector(total, total, own)
+                            place = builder.add(p.out, builder.mul(p.out_row, WORD(row + each)))
+                            pointer = builder.inttoptr(place, outs.type.as_pointer())
+                            builder.store(outs, pointer, align=4)
                 with incomplete:
                     for number, total in enumerate(sums):
                         builder.store(builder.load(total), vector_at(number), align=4)

@@ -75,13 +75,19 @@ pointer = _pointer_of(types.voidptr, 8)  # what `carray` takes
 _words = _pointer_of(types.CPointer(types.int64), 64)
 
 
-def generate_prefetch(builder: Any, address: Any) -> None:
-    """Generates the instruction that starts to load the cache line at an address."""
+def generate_prefetch(builder: Any, address: Any, level: int = 1) -> None:
+    """Generates the instruction that starts to load the cache line at an address.
+
+    Args:
+      builder: of the function.
+      address: of a byte in the line.
+      level: of the cache to load it into, from 1 to 3.
+    """
     byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
     place = builder.inttoptr(address, byte)
-    builder.call(function, [place, number(0), number(3), number(1)])
+    builder.call(function, [place, number(0), number(4 - level), number(1)])
 
 
 @intrinsic

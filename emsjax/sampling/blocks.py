@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 
 BLOCK = 128
+# A CPU looks for the largest number in blocks of so many, in vectors of so many.
+_SEARCHED, _LANES = 512, 16
 
 
 def by_blocks(rows: jax.Array) -> jax.Array:
@@ -14,7 +16,7 @@ def by_blocks(rows: jax.Array) -> jax.Array:
 
 
 def block_of(block: jax.Array, blocks: jax.Array) -> jax.Array:
-    """Picks block number `block` int32[W] of each row of `blocks` [W, n, 128]; float32[W, 128]."""
+    """Picks block number `block` int32[W] of each row of `blocks` [W, n, B]; float32[W, B]."""
     return jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
 
 
@@ -51,8 +53,7 @@ def are_bounded(rows: jax.Array, largest: jax.Array) -> jax.Array:
     def compare_all(rows: jax.Array, largest: jax.Array) -> jax.Array:
         # XLA's maximum passes over NaN on a CPU, unlike that of other devices.
         del largest
-        columns = rows.T
-        return (columns < jnp.inf).all(axis=0)
+        return (rows < jnp.inf).all(axis=1)
 
     def compare_largest(rows: jax.Array, largest: jax.Array) -> jax.Array:
         del rows
@@ -66,11 +67,10 @@ def _argmax(rows: jax.Array) -> jax.Array:
 
 
 def _first_max_by_blocks(rows: jax.Array) -> jax.Array:
-    # The CPU's products leave logits column by column, see `cpu_panels`. Read so, they need not be
-    # laid out anew, which takes longer than finding the largest.
+    # XLA compares vectors with vectors, but looks along a row number by number.
     count, width = rows.shape
-    columns = jnp.pad(rows.T, ((0, -width % BLOCK), (0, 0)), constant_values=-jnp.inf)
-    blocks = columns.reshape(-1, BLOCK, count)
-    block = jnp.argmax(blocks.max(axis=1), axis=0).astype(jnp.int32)
-    within = jnp.take_along_axis(blocks, block[None, None], axis=0)[0]
-    return block * BLOCK + jnp.argmax(within, axis=0).astype(jnp.int32)
+    padded = jnp.pad(rows, ((0, 0), (0, -width % _SEARCHED)), constant_values=-jnp.inf)
+    blocks = padded.reshape(count, -1, _SEARCHED)
+    largest = blocks.reshape(count, -1, _SEARCHED // _LANES, _LANES).max(axis=2)
+    block = jnp.argmax(largest.reshape(count, -1), axis=1).astype(jnp.int32) // _LANES
+    return block * _SEARCHED + jnp.argmax(block_of(block, blocks), axis=1).astype(jnp.int32)

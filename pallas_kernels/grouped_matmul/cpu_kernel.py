@@ -1,4 +1,4 @@
-"""Products with one layer's 4-bit weights on CPU, see `cpu_narrow`.
+"""Products with one layer's 4-bit weights on CPU, see `cpu_strips`.
 
 A block of weights becomes floats in the fastest cache, so memory is read 4 bits a weight.
 """
@@ -8,13 +8,13 @@ from collections.abc import Callable
 import numpy as np
 from numba import carray
 
-from emsjax.pallas_kernels import cpu_dots, cpu_narrow, cpu_rows, small_products
+from emsjax.pallas_kernels import cpu_dots, cpu_rows, cpu_strips, small_products
 from emsjax.pallas_kernels.cpu_dots import widen_pairs
-from emsjax.pallas_kernels.cpu_narrow import KERNELS, count, strip
+from emsjax.pallas_kernels.cpu_strips import KERNELS, count, strip
 from emsjax.pallas_kernels.cpu_rows import LANES
 from emsjax.pallas_kernels.host_call import argument, compiled, pointer, register, size
 
-# Operands besides those of `cpu_narrow`: scales [L, G, out], and offsets like them or [0, 0, 0].
+# Operands besides those of `cpu_strips`: scales [L, G, out], and offsets like them or [0, 0, 0].
 _SCALES, _OFFSETS = 3, 4
 
 
@@ -55,6 +55,6 @@ def _fill(
 def register_kernel(name: str, dtype: np.dtype, register: Callable[..., object] = register) -> None:
     """Makes the kernel available to XLA as `name`; arguments as for `layer_matmul`."""
     del dtype
-    modules = (cpu_dots, cpu_narrow, cpu_rows, small_products)
+    modules = (cpu_dots, cpu_rows, cpu_strips, small_products)
     sources = (__file__, *(str(each.__file__) for each in modules))
     register(name, count, strip(_fill, 4, None), sources)

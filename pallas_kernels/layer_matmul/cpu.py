@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from emsjax.pallas_kernels import cpu_panels, cpu_rows
+from emsjax.pallas_kernels import cpu_rows
 from emsjax.pallas_kernels.foreign import name_of, registered
 from emsjax.pallas_kernels.products import matmul
 
@@ -30,8 +30,7 @@ def layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array, dtype: jnp.
     """See `api.layer_matmul`. Its derivatives, which training needs, are XLA's."""
     name = name_of("layer_matmul", kernels.dtype)
     layer = jnp.clip(layer, 0, len(kernels) - 1)
-    multiply = cpu_panels.multiply if kernels.dtype == jnp.float32 else cpu_rows.multiply
-    return multiply(name, x, kernels, layer).astype(dtype)
+    return cpu_rows.multiply(name, x, kernels, layer).astype(dtype)
 
 
 @layer_matmul.defjvp

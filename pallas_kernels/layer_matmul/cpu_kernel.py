@@ -1,18 +1,18 @@
-"""Products with one layer's weights on CPU, see `cpu_strips` and `cpu_narrow`."""
+"""Products with one layer's weights on CPU, see `cpu_strips`."""
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from emsjax.pallas_kernels import cpu_dots, cpu_narrow, cpu_rows, cpu_strips, small_products
+from emsjax.pallas_kernels import cpu_dots, cpu_rows, cpu_strips, small_products
 from emsjax.pallas_kernels.cpu_dots import widen_of
 from emsjax.pallas_kernels.host_call import argument, compiled, register, size
 
 
 def _fill_of(stored: np.dtype) -> Callable:
     """Returns the function that makes floats of a block of weights of a type."""
-    widen, itemsize, kernels = widen_of(stored), stored.itemsize, cpu_narrow.KERNELS
+    widen, itemsize, kernels = widen_of(stored), stored.itemsize, cpu_strips.KERNELS
 
     @compiled
     def fill(
@@ -35,11 +35,7 @@ def register_kernel(name: str, dtype: np.dtype, register: Callable[..., object] 
       dtype: of the weights.
       register: `host_call.register`, or `compile_run` only to compile.
     """
-    if dtype == np.float32:
-        sources: tuple[str, ...] = (__file__, cpu_strips.__file__, small_products.__file__)
-        register(name, cpu_strips.count, cpu_strips.strip, sources)
-    else:
-        modules = (cpu_dots, cpu_narrow, cpu_rows, small_products)
-        sources = (__file__, *(str(each.__file__) for each in modules))
-        strip = cpu_narrow.strip(_fill_of(dtype), 8 * dtype.itemsize, dtype)
-        register(name, cpu_narrow.count, strip, sources)
+    modules = (cpu_dots, cpu_rows, cpu_strips, small_products)
+    sources = (__file__, *(str(each.__file__) for each in modules))
+    strip = cpu_strips.strip(_fill_of(dtype), 8 * dtype.itemsize, dtype)
+    register(name, cpu_strips.count, strip, sources)

@@ -1,4 +1,4 @@
-"""Products with narrow weights on CPU keep every bit of a row on any processor."""
+"""Products on CPU keep every bit of a row on any processor."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ def check_rows() -> None:
     """Checks that a row is right, and the same next to any number of rows."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((26, 800)).astype(np.float32)
-    for dtype in ("bfloat16", "int8"):
+    for dtype in ("float32", "bfloat16", "int8"):
         weights = jnp.asarray(9 * rng.standard_normal((1, 21, 800)), jnp.dtype(dtype))
 
         def multiply(rows: np.ndarray, weights=weights) -> np.ndarray:
