@@ -40,6 +40,8 @@ use_compile_cache()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
+MAPPINGS = Path("/proc/self/maps")
+
 # Slow tests in these places run real models or long loops. Programs compiled in a hurry would cost
 # them more time than they save, so `.ci/run` has them compiled as for users.
 OPTIMISED = (
@@ -74,6 +76,18 @@ def _short_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives each `LLM` a short ladder; only commands, notebooks and real models need all rungs."""
     for module in (build_engine, setting):
         monkeypatch.setattr(module, "ladder_for", short_ladder_for)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_mappings() -> Iterator[None]:
+    """Forgets compiled programs before the process has too many of them.
+
+    Each program takes some mappings of memory. Linux allows a process 65,530, and XLA crashes
+    without a word if it gets no more.
+    """
+    yield
+    if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
 
 
 @pytest.fixture
