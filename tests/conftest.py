@@ -40,7 +40,7 @@ use_compile_cache()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
-MAPPINGS = Path("/proc/self/maps")
+_MAPPINGS = Path("/proc/self/maps")
 
 # Slow tests in these places run real models or long loops. Programs compiled in a hurry would cost
 # them more time than they save, so `.ci/run` has them compiled as for users.
@@ -86,7 +86,7 @@ def _few_mappings() -> Iterator[None]:
     without a word if it gets no more.
     """
     yield
-    if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > 20_000:
+    if _MAPPINGS.exists() and _MAPPINGS.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
 
 

@@ -10,8 +10,8 @@ from numba import carray
 
 from emsjax.pallas_kernels import cpu_dots, cpu_rows, cpu_strips, small_products
 from emsjax.pallas_kernels.cpu_dots import widen_pairs
-from emsjax.pallas_kernels.cpu_strips import KERNELS, count, strip
 from emsjax.pallas_kernels.cpu_rows import LANES
+from emsjax.pallas_kernels.cpu_strips import KERNELS, count, strip
 from emsjax.pallas_kernels.host_call import argument, compiled, pointer, register, size
 
 # Operands besides those of `cpu_strips`: scales [L, G, out], and offsets like them or [0, 0, 0].
