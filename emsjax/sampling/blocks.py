@@ -8,11 +8,11 @@ BLOCK = 128
 _SEARCHED, _LANES = 512, 16
 
 
-def by_blocks(rows: jax.Array) -> jax.Array:
-    """Reshapes float32[W, V] to [W, V / 128 rounded up, 128], padded with -inf."""
+def by_blocks(rows: jax.Array, block: int = BLOCK) -> jax.Array:
+    """Reshapes float32[W, V] to [W, V / block rounded up, block], padded with -inf."""
     count, width = rows.shape
-    padded = jnp.pad(rows, ((0, 0), (0, -width % BLOCK)), constant_values=-jnp.inf)
-    return padded.reshape(count, -1, BLOCK)
+    padded = jnp.pad(rows, ((0, 0), (0, -width % block)), constant_values=-jnp.inf)
+    return padded.reshape(count, -1, block)
 
 
 def block_of(block: jax.Array, blocks: jax.Array) -> jax.Array:
@@ -68,9 +68,7 @@ def _argmax(rows: jax.Array) -> jax.Array:
 
 def _first_max_by_blocks(rows: jax.Array) -> jax.Array:
     # XLA compares vectors with vectors, but looks along a row number by number.
-    count, width = rows.shape
-    padded = jnp.pad(rows, ((0, 0), (0, -width % _SEARCHED)), constant_values=-jnp.inf)
-    blocks = padded.reshape(count, -1, _SEARCHED)
-    largest = blocks.reshape(count, -1, _SEARCHED // _LANES, _LANES).max(axis=2)
-    block = jnp.argmax(largest.reshape(count, -1), axis=1).astype(jnp.int32) // _LANES
+    blocks = by_blocks(rows, _SEARCHED)
+    largest = blocks.reshape(len(rows), -1, _SEARCHED // _LANES, _LANES).max(axis=2)
+    block = jnp.argmax(largest.reshape(len(rows), -1), axis=1).astype(jnp.int32) // _LANES
     return block * _SEARCHED + jnp.argmax(block_of(block, blocks), axis=1).astype(jnp.int32)
