@@ -1,4 +1,4 @@
-"""Products of small matrices on CPU: the inner loop of every CPU kernel, in vector instructions.
+"""Products of small matrices on CPU: the inner loop of attention, in vector instructions.
 
 The left matrix is read number by number with any stride, so weights and caches are used where they
 lie. The right one is read in vectors along its rows. A block of the result stays in registers while
