@@ -14,19 +14,25 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from emsjax.pallas_kernels.cpu_rows import LANES
 from emsjax.pallas_kernels.host_call import compiled, generate_prefetch
-from emsjax.pallas_kernels.small_products import FLOAT, INDEX, WORD, load_number, vector_function
+from emsjax.pallas_kernels.small_products import (
+    FLOAT,
+    HAS_AVX512,
+    INDEX,
+    WORD,
+    load_number,
+    load_numbers,
+    vector_function,
+)
 
 _VECTOR = ir.VectorType(FLOAT, LANES)
 _ZEROS = ir.Constant(_VECTOR, [0.0] * LANES)
 # How many rows of weights, a power of two, are multiplied at once, and with how many other rows.
 # The largest block's sums nearly fill the registers: 32 of 16 lanes with AVX-512, else 16 of 8.
-_FEATURES = str(cpu_target.target_context.codegen().magic_tuple())
-OUTS, HEIGHTS = (4, (6, 4, 2, 1)) if "+avx512f" in _FEATURES else (2, (3, 2, 1))
+OUTS, HEIGHTS = (4, (6, 4, 2, 1)) if HAS_AVX512 else (2, (3, 2, 1))
 ROWS = HEIGHTS[0]
 
 
@@ -60,19 +66,6 @@ class Dots(NamedTuple):
     ahead_row: Any
     ahead_step: Any
     fetches: Any
-
-
-def _load_vector(builder: Any, address: Any, dtype: np.dtype) -> Any:
-    """Loads numbers of float32, of bfloat16 stored as uint16, or of int8 as float32."""
-    if dtype == np.float32:
-        return builder.load(builder.inttoptr(address, _VECTOR.as_pointer()), align=4)
-    stored = ir.VectorType(ir.IntType(8 * dtype.itemsize), LANES).as_pointer()
-    wide = ir.VectorType(INDEX, LANES)
-    numbers = builder.load(builder.inttoptr(address, stored), align=dtype.itemsize)
-    if dtype == np.int8:
-        return builder.sitofp(builder.sext(numbers, wide), _VECTOR)
-    shift = ir.Constant(wide, [16] * LANES)
-    return builder.bitcast(builder.shl(builder.zext(numbers, wide), shift), _VECTOR)
 
 
 def _added_up(builder: Any, vectors: list[Any]) -> Any:
@@ -151,15 +144,14 @@ def _block(rows: int, dtype: np.dtype) -> Any:
                 next_ahead = take(ahead, p.ahead_step)
                 with cgutils.for_range(builder, p.fetches) as row:
                     further = builder.mul(p.ahead_row, row.index)
-                    # Into the second cache: the first one holds what is multiplied now.
-                    generate_prefetch(builder, builder.add(next_ahead, further), level=2)
+                    generate_prefetch(builder, builder.add(next_ahead, further))
                 step = WORD(4 * LANES)
                 numbers = [
-                    _load_vector(builder, take(row, step), np.dtype(np.float32)) for row in x
+                    load_numbers(builder, take(row, step), np.dtype(np.float32), LANES) for row in x
                 ]
                 for out in range(OUTS):
                     address = take(weights[out], WORD(LANES * dtype.itemsize))
-                    factors = _load_vector(builder, address, dtype)
+                    factors = load_numbers(builder, address, dtype, LANES)
                     for row in range(rows):
                         total = sums[row * OUTS + out]
                         terms = [factors, numbers[row], builder.load(total)]
@@ -237,7 +229,8 @@ def widen_of(dtype: np.dtype) -> Callable[[int, int, int], None]:
             whole = builder.mul(builder.udiv(terms, lanes), lanes)
             with cgutils.for_range(builder, builder.udiv(terms, lanes)) as loop:
                 index = builder.mul(loop.index, lanes)
-                write(_load_vector(builder, place(source, index, dtype.itemsize), dtype), index)
+                numbers = place(source, index, dtype.itemsize)
+                write(load_numbers(builder, numbers, dtype, LANES), index)
             with builder.if_then(builder.icmp_signed("<", whole, terms)):
                 write(_ZEROS, whole)
                 with cgutils.for_range(builder, builder.sub(terms, whole)) as loop:

@@ -75,32 +75,16 @@ pointer = _pointer_of(types.voidptr, 8)  # what `carray` takes
 _words = _pointer_of(types.CPointer(types.int64), 64)
 
 
-def generate_prefetch(builder: Any, address: Any, level: int = 1) -> None:
+def generate_prefetch(builder: Any, address: Any) -> None:
     """Generates the instruction that starts to load the cache line at an address.
 
-    Args:
-      builder: of the function.
-      address: of a byte in the line.
-      level: of the cache to load it into, from 1 to 3.
+    It goes into the second cache. The first one is small, and holds what is worked on.
     """
     byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-    place = builder.inttoptr(address, byte)
-    builder.call(function, [place, number(0), number(4 - level), number(1)])
-
-
-@intrinsic
-def prefetch(typing: Any, address: Any) -> Any:
-    """Starts to load the cache line at an address."""
-    del typing, address
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        del signature
-        generate_prefetch(builder, args[0])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
+    reads, second_cache, data = number(0), number(2), number(1)
+    builder.call(function, [builder.inttoptr(address, byte), reads, second_cache, data])
 
 
 @intrinsic

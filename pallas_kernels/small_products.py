@@ -16,10 +16,13 @@ from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
+from emsjax.pallas_kernels.cpu_ahead import Ahead, reader
 from emsjax.pallas_kernels.host_call import compiled
 
 LANES = 8  # the number of columns is a multiple of this
 FLOAT, WORD, INDEX = ir.FloatType(), ir.IntType(64), ir.IntType(32)
+# Whether there are 32 registers of 16 numbers; otherwise there are 16 of 8.
+HAS_AVX512 = "+avx512f" in str(cpu_target.target_context.codegen().magic_tuple())
 
 
 class Product(NamedTuple):
@@ -34,6 +37,7 @@ class Product(NamedTuple):
       out: address of the result, float32[rows, columns].
       out_row: stride between its rows.
       terms: how many products are added for each number of the result.
+      ahead: what to read ahead, a step for each term of the first rows and columns.
     """
 
     left: Any
@@ -44,6 +48,7 @@ class Product(NamedTuple):
     out: Any
     out_row: Any
     terms: Any
+    ahead: Any
 
 
 def vector_function(builder: Any, name: str, vector: Any, operands: int) -> Any:
@@ -64,23 +69,36 @@ def load_number(builder: Any, address: Any, dtype: np.dtype) -> Any:
     return builder.bitcast(builder.shl(builder.zext(number, INDEX), INDEX(16)), FLOAT)
 
 
+def load_numbers(builder: Any, address: Any, dtype: np.dtype, lanes: int) -> Any:
+    """Loads as many numbers as a vector has lanes, of the same types, as float32."""
+    vector, wide = ir.VectorType(FLOAT, lanes), ir.VectorType(INDEX, lanes)
+    if dtype == np.float32:
+        return builder.load(builder.inttoptr(address, vector.as_pointer()), align=4)
+    stored = ir.VectorType(ir.IntType(8 * dtype.itemsize), lanes).as_pointer()
+    numbers = builder.load(builder.inttoptr(address, stored), align=dtype.itemsize)
+    if dtype == np.int8:
+        return builder.sitofp(builder.sext(numbers, wide), vector)
+    shift = ir.Constant(wide, [16] * lanes)
+    return builder.bitcast(builder.shl(builder.zext(numbers, wide), shift), vector)
+
+
 def _block(rows: int, lanes: int, dtype: np.dtype) -> Any:
     """Returns a compiled function that computes a block [rows, lanes] of a product.
 
-    It takes the product, the block's first row and column, and whether to add to what the result
-    holds.
+    It takes the product, and the block's first row and column.
     """
     vector = ir.VectorType(FLOAT, lanes)
     zeros = ir.Constant(vector, [0.0] * lanes)
     first_lane = ir.Constant(ir.VectorType(INDEX, lanes), [0] * lanes)
 
     @intrinsic
-    def multiply(typing: Any, product: Any, first: Any, column: Any, adds: Any) -> Any:
+    def multiply(typing: Any, product: Any, first: Any, column: Any) -> Any:
         del typing
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             del signature
             p = Product(*cgutils.unpack_tuple(builder, args[0]))
+            read_ahead = reader(builder, Ahead(*cgutils.unpack_tuple(builder, p.ahead)))
             multiply_add = vector_function(builder, "fmuladd", vector, 3)
 
             def row_of(start: Any, stride: Any, row: Any) -> Any:
@@ -94,12 +112,10 @@ def _block(rows: int, lanes: int, dtype: np.dtype) -> Any:
             out = builder.add(row_of(p.out, p.out_row, args[1]), offset)
             sums = [cgutils.alloca_once_value(builder, zeros) for _ in range(rows)]
             outs = [vector_at(row_of(out, p.out_row, WORD(row))) for row in range(rows)]
-            with builder.if_then(args[3]):
-                for total, place in zip(sums, outs, strict=True):
-                    builder.store(builder.load(place, align=4), total)
             left = cgutils.alloca_once_value(builder, first_row)
             right = cgutils.alloca_once_value(builder, builder.add(p.right, offset))
             with cgutils.for_range(builder, p.terms):
+                read_ahead()
                 start = builder.load(left)
                 numbers = builder.load(vector_at(builder.load(right)), align=4)
                 for row, total in enumerate(sums):
@@ -114,25 +130,23 @@ def _block(rows: int, lanes: int, dtype: np.dtype) -> Any:
                 builder.store(builder.load(total), place, align=4)
             return context.get_dummy_value()
 
-        return types.void(product, types.int64, types.int64, types.boolean), generate
+        return types.void(product, types.int64, types.int64), generate
 
     return multiply
 
 
-def product_of(dtype: np.dtype) -> Callable[[Product, int, int, bool], None]:
+def product_of(dtype: np.dtype) -> Callable[[Product, int, int], None]:
     """Returns the compiled product for a left matrix of float32, or bfloat16 stored as uint16.
 
-    It takes the matrices, the numbers of rows and columns, and whether to add to what the result
-    holds.
+    It takes the matrices, and the numbers of rows and columns.
     """
     # A block should fill the registers but not more: 32 of 16 lanes with AVX-512, else 16 of 8.
-    features = str(cpu_target.target_context.codegen().magic_tuple())
-    height, widest = (8, 32) if "+avx512f" in features else (4, 16)
+    height, widest = (8, 32) if HAS_AVX512 else (4, 16)
     wide, middle, narrow = (_block(height, lanes, dtype) for lanes in (widest, 16, LANES))
     wide_row, middle_row, narrow_row = (_block(1, lanes, dtype) for lanes in (widest, 16, LANES))
 
     @compiled
-    def multiply(p: Product, rows: int, columns: int, adds: bool) -> None:
+    def multiply(p: Product, rows: int, columns: int) -> None:
         row = 0
         while row < rows:
             few, column = rows - row < height, 0
@@ -140,21 +154,21 @@ def product_of(dtype: np.dtype) -> Callable[[Product, int, int, bool], None]:
                 rest = columns - column
                 if rest >= widest:
                     if few:
-                        wide_row(p, row, column, adds)
+                        wide_row(p, row, column)
                     else:
-                        wide(p, row, column, adds)
+                        wide(p, row, column)
                     column += widest
                 elif rest >= 16:
                     if few:
-                        middle_row(p, row, column, adds)
+                        middle_row(p, row, column)
                     else:
-                        middle(p, row, column, adds)
+                        middle(p, row, column)
                     column += 16
                 else:
                     if few:
-                        narrow_row(p, row, column, adds)
+                        narrow_row(p, row, column)
                     else:
-                        narrow(p, row, column, adds)
+                        narrow(p, row, column)
                     column += LANES
             row += 1 if few else height
 

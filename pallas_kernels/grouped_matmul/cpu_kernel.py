@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numba import carray
 
-from emsjax.pallas_kernels import cpu_dots, cpu_rows, cpu_strips, small_products
+from emsjax.pallas_kernels import cpu_ahead, cpu_dots, cpu_rows, cpu_strips, small_products
 from emsjax.pallas_kernels.cpu_dots import widen_pairs
 from emsjax.pallas_kernels.cpu_rows import LANES
 from emsjax.pallas_kernels.cpu_strips import KERNELS, count, strip
@@ -55,6 +55,6 @@ def _fill(
 def register_kernel(name: str, dtype: np.dtype, register: Callable[..., object] = register) -> None:
     """Makes the kernel available to XLA as `name`; arguments as for `layer_matmul`."""
     del dtype
-    modules = (cpu_dots, cpu_rows, cpu_strips, small_products)
+    modules = (cpu_ahead, cpu_dots, cpu_rows, cpu_strips, small_products)
     sources = (__file__, *(str(each.__file__) for each in modules))
     register(name, count, strip(_fill, 4, None), sources)

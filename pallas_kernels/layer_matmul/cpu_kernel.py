@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from emsjax.pallas_kernels import cpu_dots, cpu_rows, cpu_strips, small_products
+from emsjax.pallas_kernels import cpu_ahead, cpu_dots, cpu_rows, cpu_strips, small_products
 from emsjax.pallas_kernels.cpu_dots import widen_of
 from emsjax.pallas_kernels.host_call import argument, compiled, register, size
 
@@ -35,7 +35,7 @@ def register_kernel(name: str, dtype: np.dtype, register: Callable[..., object] 
       dtype: of the weights.
       register: `host_call.register`, or `compile_run` only to compile.
     """
-    modules = (cpu_dots, cpu_rows, cpu_strips, small_products)
+    modules = (cpu_ahead, cpu_dots, cpu_rows, cpu_strips, small_products)
     sources = (__file__, *(str(each.__file__) for each in modules))
     strip = cpu_strips.strip(_fill_of(dtype), 8 * dtype.itemsize, dtype)
     register(name, cpu_strips.count, strip, sources)

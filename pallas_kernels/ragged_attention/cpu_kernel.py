@@ -10,22 +10,27 @@ the order of the tokens, and tokens that a row does not see weigh exactly 0.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import carray
 
-from emsjax.pallas_kernels import small_products
+from emsjax.pallas_kernels import cpu_ahead, small_products
+from emsjax.pallas_kernels.cpu_ahead import LINE, Ahead
 from emsjax.pallas_kernels.host_call import (
     argument,
     compiled,
     pointer,
-    prefetch,
     register,
     result,
     size,
 )
-from emsjax.pallas_kernels.ragged_attention import cpu_softmax, cpu_tiles, cpu_widened
+from emsjax.pallas_kernels.ragged_attention import (
+    cpu_softmax,
+    cpu_tiles,
+    cpu_values,
+    cpu_widened,
+)
 from emsjax.pallas_kernels.ragged_attention.cpu_softmax import MASKED, Block, soften, softmax
 from emsjax.pallas_kernels.ragged_attention.cpu_tiles import (
     ANCESTORS,
@@ -41,12 +46,12 @@ from emsjax.pallas_kernels.ragged_attention.cpu_tiles import (
     find,
     whole,
 )
+from emsjax.pallas_kernels.ragged_attention.cpu_values import Values, add_values_of
 from emsjax.pallas_kernels.ragged_attention.cpu_widened import Place, widened_for
 from emsjax.pallas_kernels.small_products import LANES, Product, product_of
 
 _BLOCK = 32  # tokens whose keys and values fit into the fastest cache
-_TOGETHER = 8  # rows of a product between two steps of reading ahead
-_LINE = 64  # bytes that a processor reads at a time
+_TOGETHER = 8  # tokens of a product, so that a step of reading ahead is one for each term
 
 
 @compiled
@@ -127,16 +132,17 @@ def _mask(frame: int, tile: Tile, group: int, first: int, tokens: int, scores: n
 def _scratch(frame: int, tile: Tile, group: int, columns: int, scale: float) -> np.ndarray:
     """Returns the memory of an item, float32[rows, columns].
 
-    Its rows are the tile's queries times the scale [heads * H], the sums of weighted values
-    [heads * H], which are 0, the largest scores [heads], which are MASKED, the sums of weights
-    [heads], which are 0, and one row for each score of a block. With sinks, a head's largest score
-    is its sink, which weighs 1. One array is compiled faster than five.
+    Its rows are the tile's queries times the scale [heads * H], the memory of the sums of weighted
+    values, which are 0, [heads * H], the largest scores [heads], which are MASKED, the sums of
+    weights [heads], which are 0, factors on the sums, and one row for each score of a block. With
+    sinks, a head's largest score is its sink, which weighs 1. One array is compiled faster than
+    six.
     """
     num_rows, num_heads, width = size(frame, Q, 0), size(frame, Q, 1), size(frame, Q, 2)
     q = carray(pointer(argument(frame, Q)), (num_rows, num_heads, width), np.float32)
     sinks = carray(pointer(argument(frame, SINKS)), (size(frame, SINKS, 0),), np.float32)
     tops = 2 * tile.heads * width
-    scratch = np.empty((tops + 2 * tile.heads + _BLOCK, columns), np.float32)
+    scratch = np.empty((tops + 2 * tile.heads + 1 + _BLOCK, columns), np.float32)
     for row in range(tops + 2 * tile.heads):
         for m in range(columns):
             scratch[row, m] = MASKED if tops <= row < tops + tile.heads else np.float32(0)
@@ -157,14 +163,17 @@ def _write(frame: int, tile: Tile, group: int, scratch: np.ndarray) -> None:
     """Divides the sums of weighted values by those of weights, and writes the result."""
     num_rows, num_heads, width = size(frame, Q, 0), size(frame, Q, 1), size(frame, Q, 2)
     out = carray(pointer(result(frame, 0)), (num_rows, num_heads, width), np.float32)
-    mixed, totals = tile.heads * width, (2 * width + 1) * tile.heads
+    shape = tile.heads, scratch.shape[1], width
+    start = np.int64(scratch.ctypes.data) + tile.heads * width * scratch.strides[0]
+    sums = carray(pointer(start), shape, np.float32)
+    totals = (2 * width + 1) * tile.heads
     for head in range(tile.heads):
         for m in range(tile.rows * group):
             total = scratch[totals + head, m]
             share = np.float32(1) / (total if total != 0 else np.float32(1))
             target = out[tile.row + m // group, (tile.head + head) * group + m % group]
             for h in range(width):
-                target[h] = scratch[mixed + head * width + h, m] * share
+                target[h] = sums[head, m, h] * share
 
 
 @compiled
@@ -174,52 +183,31 @@ def _clear(frame: int, first: int) -> None:
     carray(pointer(result(frame, 0)), (num_rows, num_heads, width), np.float32)[first:] = 0
 
 
-class Ahead(NamedTuple):
-    """What to read of the next block while this one is computed, in runs of cache lines.
-
-    Attributes:
-      start: address of the first run.
-      pair: bytes from a run to the second next one.
-      half: bytes from the first run of a pair to the second one.
-      lines: cache lines of a run.
-      runs: how many to read before each band of rows of a product.
-    """
-
-    start: Any
-    pair: Any
-    half: Any
-    lines: Any
-    runs: Any
-
-
 @compiled
-def _ahead(frame: int, tile: Tile, block: int, stride: int, itemsize: int) -> Ahead:
-    """Returns what to read ahead of the block at an address, whose tokens are a stride apart.
+def _ahead(frame: int, tile: Tile, block: int, stride: int, itemsize: int, part: Any) -> Ahead:
+    """Returns what to read of the block after the one at an address, all in one step.
 
-    A tile of many rows computes for so long that nothing needs to be read ahead.
+    Its tokens are a stride apart. Each head's scores and each head's values have a part of it to
+    read, numbered in this order. A tile of many rows computes for so long that nothing needs to be
+    read ahead.
     """
     kv_heads, width = whole(frame, 0), size(frame, Q, 2)
-    start, bands = block + _BLOCK * stride, tile.heads * (_BLOCK + width) // _TOGETHER
-    if tile.heads == kv_heads:  # all of it in order, in one run for each band
-        lines, runs = -(-_BLOCK * stride // (_LINE * bands)), 1
-        half = _LINE * lines
-        pair = 2 * half
-    else:  # a run is the head's key or value of a token
-        run = width * itemsize
-        start += tile.head * run
-        pair, half = stride, kv_heads * run
-        lines, runs = -(-run // _LINE), -(-2 * _BLOCK // bands)
-    return Ahead(start, pair, half, lines, runs if tile.rows <= FEW_ROWS else 0)
+    start, run = block + _BLOCK * stride, width * itemsize
+    if tile.heads == kv_heads:  # a part is some tokens
+        tokens = (_BLOCK + 2 * kv_heads - 1) // (2 * kv_heads)
+        start, run = start + part * tokens * stride, 2 * kv_heads * run
+    else:  # a part is a head's keys or values
+        tokens = _BLOCK
+        start += (tile.head + part // 2 + part % 2 * kv_heads) * run
+    step = tokens * run if tile.rows <= FEW_ROWS else 0
+    return Ahead(start, np.int64(0), run, stride, step)
 
 
 @compiled
-def _fetch(ahead: Ahead, run: int) -> Any:
-    """Starts to read runs from a number on; returns the number of the run after them."""
-    for number in range(run, run + ahead.runs):
-        address = ahead.start + (number >> 1) * ahead.pair + (number & 1) * ahead.half
-        for line in range(ahead.lines):
-            prefetch(address + _LINE * line)
-    return run + ahead.runs
+def _rest(part: Ahead, steps: Any, done: Any) -> Ahead:
+    """Divides a part's bytes among steps; returns what is left to read when some are done."""
+    step = min((part.step + steps - 1) // max(steps, 1), LINE)
+    return Ahead(part.start, done * step, part.run, part.stride, step)
 
 
 @compiled
@@ -235,33 +223,70 @@ def _factors(frame: int) -> tuple:
     return factors[0], factors[1]
 
 
-def _product_reading_ahead(dtype: np.dtype) -> Callable:
-    """Returns a compiled product with a block of the cache, whose elements are of a type.
+def _scores_of(dtype: np.dtype) -> Callable[[Product, int, int], None]:
+    """Returns a compiled product with a block's keys, whose elements are of a type.
 
-    It takes the matrices, the numbers of rows and columns, whether to add to the result, what to
-    read ahead, and how many runs of that have been read. It returns how many there are now.
+    It takes the matrices, with what to read ahead in one step, and the numbers of rows and columns.
     """
     multiply = product_of(dtype)
 
     @compiled
-    def product(p: Product, rows: int, columns: int, adds: bool, ahead: Ahead, run: int) -> Any:
+    def multiply_all(p: Product, rows: int, columns: int) -> None:
         for row in range(0, rows, _TOGETHER):
-            run = _fetch(ahead, run)
             left, out = p.left + row * p.left_row, p.out + row * p.out_row
-            band = Product(
-                left, p.left_row, p.left_term, p.right, p.right_term, out, p.out_row, p.terms
+            rest = _rest(p.ahead, _BLOCK // _TOGETHER * p.terms, row // _TOGETHER * p.terms)
+            some = Product(
+                left, p.left_row, p.left_term, p.right, p.right_term, out, p.out_row, p.terms, rest
             )
-            multiply(band, min(_TOGETHER, rows - row), columns, adds)
-        return run
+            multiply(some, min(_TOGETHER, rows - row), columns)
 
-    return product
+    return multiply_all
+
+
+def _values_of(dtype: np.dtype) -> Callable[[Values, int, np.ndarray], None]:
+    """Returns a compiled function that adds a block's values, whose elements are of a type.
+
+    It takes the values, with what to read ahead in one step, the number of columns, and which
+    tokens are holes, empty if none is. Holes may hold NaN, and 0 * NaN is NaN, so they are left
+    out.
+    """
+    add = add_values_of(dtype)
+
+    @compiled
+    def add_all(p: Values, columns: int, holes: np.ndarray) -> None:
+        steps = (p.ahead.step + _BLOCK * LINE - 1) // (_BLOCK * LINE)
+        decays = carray(pointer(p.decays), (columns,), np.float32)
+        token: Any = 0
+        while token < p.tokens or token == 0:
+            first = token
+            while token < p.tokens and not (len(holes) > 0 and holes[token]):
+                token += 1
+            values, weights = p.values + first * p.values_row, p.weights + first * p.weights_row
+            rest = _rest(p.ahead, _BLOCK * steps, first * steps)
+            some = Values(
+                values,
+                p.values_row,
+                weights,
+                p.weights_row,
+                p.decays,
+                p.sums,
+                token - first,
+                p.width,
+                rest,
+                steps,
+            )
+            add(some, columns)
+            decays[:] = 1  # the next ones are added to sums of the same scale
+            token += 1
+
+    return add_all
 
 
 def _attention(storage: type) -> Callable:
     """Returns the function that computes an item, for a cache with elements of a type."""
     widened, multiplied = widened_for(storage)
     itemsize, term = np.dtype(storage).itemsize, multiplied.itemsize
-    weigh, product = softmax(), _product_reading_ahead(multiplied)
+    score, weigh, add_values = _scores_of(multiplied), softmax(), _values_of(multiplied)
 
     @compiled
     def attend(frame: int, item: int) -> None:
@@ -283,38 +308,30 @@ def _attention(storage: type) -> Callable:
         queries = np.int64(scratch.ctypes.data)
         mixed = queries + tile.heads * width * row
         tops, each = mixed + tile.heads * width * row, tile.heads * row
-        totals, at, scores = tops + each, tops + 2 * each, scratch[2 * tile.heads * (width + 1) :]
-        # Numba would compile the product twice, once for the literal True and once for False.
-        replaces, adds = np.bool_(False), np.bool_(True)
+        totals, decays, at = tops + each, tops + 2 * each, tops + 2 * each + row
+        scores = scratch[2 * tile.heads * (width + 1) + 1 :]
         wide = np.empty((_BLOCK, width), np.float32)
         sinks, hidden = _hidden(frame, tile)
         for place in range(hidden, end, _BLOCK):
             first = place if place >= sinks + hidden else place - hidden
             tokens, block = min(_BLOCK, end - first), start + first * stride
-            ahead, run = _ahead(frame, tile, block, stride, itemsize), np.int64(0)
             for head in range(tile.heads):
                 source = Place(layer, tile.slot, first, tokens, tile.head + head)
                 keys, step = widened(frame, block, stride, source, wide)
-                q, out = queries + head * width * row, mixed + head * width * row
-                scored = Product(keys, step, term, q, row, at, row, width)
-                run = product(scored, tokens, columns, replaces, ahead, run)
+                q, sums = queries + head * width * row, mixed + head * width * row
+                part = _ahead(frame, tile, block, stride, itemsize, 2 * head)
+                scored = Product(keys, step, term, q, row, at, row, width, part)
+                score(scored, tokens, columns)
                 if soft_cap > 0:
                     soften(scores, tokens, soft_cap)
                 _mask(frame, tile, group, first, tokens, scores)
                 top, total = tops + head * row, totals + head * row
-                weigh(Block(at, row, tokens, top, total, out, width), columns)
+                weigh(Block(at, row, tokens, top, total, decays), columns)
                 source = Place(layer, tile.slot, first, tokens, kv_heads + tile.head + head)
                 values, step = widened(frame, block, stride, source, wide)
-                j = 0
-                while j < tokens:
-                    # Holes may hold NaN, and 0 * NaN is NaN, so they are left out.
-                    from_here = j
-                    while j < tokens and not (len(holes) > 0 and holes[first + j]):
-                        j += 1
-                    weights, there = at + from_here * row, values + from_here * step
-                    seen = Product(there, term, step, weights, row, out, row, j - from_here)
-                    run = product(seen, width, columns, adds, ahead, run)
-                    j += 1
+                part = _ahead(frame, tile, block, stride, itemsize, 2 * head + 1)
+                seen = Values(values, step, at, row, decays, sums, tokens, width, part, 1)
+                add_values(seen, tile.rows * group, holes[first:])
         _write(frame, tile, group, scratch)
 
     return attend
@@ -328,6 +345,6 @@ def register_kernel(name: str, dtype: np.dtype, register: Callable[..., object] 
       dtype: of the cache's elements.
       register: `host_call.register`, or `compile_run` only to compile.
     """
-    modules = (cpu_softmax, cpu_tiles, cpu_widened, small_products)
+    modules = (cpu_ahead, cpu_softmax, cpu_tiles, cpu_values, cpu_widened, small_products)
     sources = [__file__, *(str(each.__file__) for each in modules)]
     register(name, count, _attention(dtype.type), sources)

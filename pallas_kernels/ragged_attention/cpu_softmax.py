@@ -39,14 +39,13 @@ class Block(NamedTuple):
     Attributes:
       scores: address of float32[tokens, columns], MASKED where a column does not see a token;
         becomes the weights.
-      row: stride between the rows of `scores` and of `out`.
+      row: stride between the rows of `scores`.
       tokens: how many tokens there are.
       top: address of float32[columns], the largest score so far.
       total: address of float32[columns], the sum of weights so far; NaN once a visible score is NaN
         or infinite.
-      out: address of float32[width, columns], the sum of weighted values so far, which is brought
-        to the scale of the new weights.
-      width: H, how many rows `out` has.
+      decay: address of float32[columns], set to the factors that bring the sums of weighted values
+        so far to the scale of the new weights.
     """
 
     scores: Any
@@ -54,8 +53,7 @@ class Block(NamedTuple):
     tokens: Any
     top: Any
     total: Any
-    out: Any
-    width: Any
+    decay: Any
 
 
 def _all_lanes(lanes: int, number: Any) -> Any:
@@ -124,13 +122,7 @@ def _softmax(lanes: int) -> Any:
                 builder.store(builder.fadd(builder.load(total), weight), total)
             builder.store(top, vector_at(b.top), align=4)
             builder.store(builder.load(total), vector_at(b.total), align=4)
-            grown = builder.bitcast(builder.fcmp_ordered(">", top, before), ir.IntType(lanes))
-            with (
-                builder.if_then(builder.icmp_unsigned("!=", grown, ir.IntType(lanes)(0))),
-                cgutils.for_range(builder, b.width) as loop,
-            ):
-                place = vector_at(b.out, loop.index)
-                builder.store(builder.fmul(load(place), decay), place, align=4)
+            builder.store(decay, vector_at(b.decay), align=4)
             return context.get_dummy_value()
 
         return types.void(block, types.int64), generate
