@@ -158,3 +158,20 @@ class LayerMatmulContract:
         moved[:5] = np.nan
         out = self.multiply(case, moved)
         np.testing.assert_array_equal(out[5:].view(np.uint8), expected[:11].view(np.uint8))
+
+
+class SameForAnyNumber:
+    """For backends whose sums do not depend on how many rows there are."""
+
+    most_rows: ClassVar[int] = 256
+    numbers_of_rows: ClassVar[tuple[int, ...]]
+    multiply: Any
+
+    def test_a_row_is_the_same_for_any_number_of_rows(self, name):
+        """A row keeps every bit."""
+        case = ALL[name]
+        x = numbers(case)[0][: self.most_rows]
+        whole = self.multiply(case, x)
+        for rows in self.numbers_of_rows:
+            part = self.multiply(case, x[:rows])
+            np.testing.assert_array_equal(part.view(np.uint8), whole[:rows].view(np.uint8))

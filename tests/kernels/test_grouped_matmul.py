@@ -16,6 +16,7 @@ from tests.kernels.contract_layer_matmul import (
     GROUPED,
     LAYER,
     LayerMatmulContract,
+    SameForAnyNumber,
     grouped,
     numbers,
 )
@@ -31,9 +32,10 @@ class TestReference(LayerMatmulContract):
     rounds_weights = True
 
 
-class TestCpu(LayerMatmulContract):
+class TestCpu(SameForAnyNumber, LayerMatmulContract):
     backend = "cpu"
     cases: ClassVar = tuple(name for name in GROUPED if name != "groups-float16")
+    numbers_of_rows = (1, 2, 5, 8, 133)
 
     def test_weights_are_those_of_floats_bit_for_bit(self, name):
         """Rows with a single 1 pick them out of the sums."""

@@ -21,6 +21,7 @@ from tests.kernels.contract_layer_matmul import (
     CASES,
     LAYER,
     LayerMatmulContract,
+    SameForAnyNumber,
     int8,
     numbers,
 )
@@ -34,17 +35,10 @@ class TestReference(LayerMatmulContract):
     backend = "reference"
 
 
-class TestCpu(LayerMatmulContract):
+class TestCpu(SameForAnyNumber, LayerMatmulContract):
     backend = "cpu"
     cases: ClassVar = tuple(name for name in CASES if name != "float16")
-
-    def test_a_row_is_the_same_for_any_number_of_rows(self, name):
-        """A row keeps every bit, though vectors are wider when there are more rows."""
-        case = CASES[name]
-        whole = self.multiply(case, numbers(case)[0])
-        for rows in (1, 2, 5, 8, 13, 24, 25, 32, 133):
-            part = self.multiply(case, numbers(case)[0][:rows])
-            np.testing.assert_array_equal(part.view(np.uint8), whole[:rows].view(np.uint8))
+    numbers_of_rows = (1, 2, 5, 8, 13, 24, 25, 32, 133)
 
     def test_may_be_mapped(self):
         """`vmap` over rows or layers computes what single calls do."""
@@ -106,9 +100,12 @@ def test_a_cpu_multiplies_weights_of_any_shape(dtype: str, shape: tuple[int, int
 FOR_GPUS = tuple(name for name, case in CASES.items() if case.dtype != "float32")
 
 
-class TestHopper(LayerMatmulContract):
+class TestHopper(SameForAnyNumber, LayerMatmulContract):
+    """Interpreted, a row keeps every bit if the kernel divides its sums alike."""
+
     backend = "gpu"
     cases: ClassVar = FOR_GPUS
+    most_rows, numbers_of_rows = 192, (1, 8, 32, 128)
 
     @pytest.fixture(autouse=True)
     def _interpreted(self, interpreting_gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,18 +114,6 @@ class TestHopper(LayerMatmulContract):
             monkeypatch.setattr(hopper, "product_transposed", product_of_pairs)
             # The interpreter knows no layouts of registers.
             monkeypatch.setattr(hopper, "widened", lambda source, dtype: source[...].astype(dtype))
-
-    def test_a_row_is_the_same_for_any_number_of_rows(self, name):
-        """A row keeps every bit.
-
-        Interpreted, this checks only that the kernel divides the sums alike.
-        """
-        case = CASES[name]
-        x = numbers(case)[0][:192]
-        whole = self.multiply(case, x)
-        for rows in (1, 8, 32, 128):
-            part = self.multiply(case, x[:rows])
-            np.testing.assert_array_equal(part.view(np.uint8), whole[:rows].view(np.uint8))
 
 
 class TestTriton(LayerMatmulContract):
