@@ -3,85 +3,35 @@
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from emsjax.cli import command
 from emsjax.cli.interrupts import interrupts_wait
-from emsjax.costs.hardware import HARDWARE
 from emsjax.errors import UserError
 from emsjax.limits import KV_DTYPES, PLANNED_QUANTIZATIONS
+from emsjax.plan import own_options as own
 from emsjax.plan.slices import slice_named
 
 if TYPE_CHECKING:
     from emsjax.plan.forecast import Forecast
-
-DEFAULT_MODEL = "smollm2-135m"
-_DTYPES = ("bfloat16", "float16", "float32")
 
 _app = command.new_app()
 
 
 @_app.command()
 def plan(
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Built-in name such as opt-6.7b, a config.json, or any model that generate takes; "
-            f"may be repeated. (default: {DEFAULT_MODEL})"
-        ),
-    ] = None,
-    topology: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"Device: {', '.join(HARDWARE)}; or several linked ones, such as v5e-8 and "
-            "h100x8. May be repeated. (default: v5e)"
-        ),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Samples decoded together, on all devices.")] = 8,
-    max_model_len: Annotated[
-        int | None,
-        typer.Option(help="Maximum tokens of prompt and output together. (default: as generate)"),
-    ] = None,
-    context: Annotated[
-        int | None,
-        typer.Option(
-            help="Cached tokens per sample in the timed step. (default: half of --max-model-len)"
-        ),
-    ] = None,
-    dtype: Annotated[
-        str, typer.Option(help=f"Dtype of weights, activations and cache: {', '.join(_DTYPES)}.")
-    ] = "bfloat16",
-    quantize: Annotated[
-        str | None,
-        typer.Option(
-            metavar="int8|int4",
-            help="Dtype of weights, if not that of --dtype; int4 for a file in groups of 128.",
-        ),
-    ] = None,
-    kv_dtype: Annotated[
-        str | None, typer.Option(metavar="int8", help="Dtype of the cache, if not that of --dtype.")
-    ] = None,
-    acceptance: Annotated[
-        float,
-        typer.Option(
-            help="Probability that a draft token is accepted if those before it are. For one model "
-            "on one device, other values are shown, too."
-        ),
-    ] = 0.7,
-    draft_length: Annotated[
-        int, typer.Option(help="Maximum draft tokens per sample and step.")
-    ] = 7,
-    compile: Annotated[
-        bool | None,
-        typer.Option(
-            "--compile/--no-compile",
-            help="Compile with the device's own compiler, or only estimate. (default: compile if "
-            "the compiler is installed)",
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+    model: own.Model = None,
+    topology: own.Topology = None,
+    batch_size: own.BatchSize = 8,
+    max_model_len: own.MaxModelLen = None,
+    context: own.Context = None,
+    dtype: own.Dtype = "bfloat16",
+    quantize: own.Quantize = None,
+    kv_dtype: own.KvDtype = None,
+    acceptance: own.Acceptance = 0.7,
+    draft_length: own.DraftLength = 7,
+    compile: own.Compile = None,
+    as_json: own.AsJson = False,
 ) -> None:
     """Forecast whether a model fits on a device, how long a step takes, and the speedup.
 
@@ -89,7 +39,7 @@ def plan(
     One table compares several models or devices.
     """
     devices = [slice_named(name) for name in topology or ["v5e"]]
-    _check_name("--dtype", dtype, _DTYPES)
+    _check_name("--dtype", dtype, own.DTYPES)
     if quantize is not None:
         _check_name("--quantize", quantize, PLANNED_QUANTIZATIONS)
     if kv_dtype is not None:
@@ -111,7 +61,7 @@ def plan(
         draft_length=draft_length,
         compile=compile,
     )
-    models = model or [DEFAULT_MODEL]
+    models = model or [own.DEFAULT_MODEL]
     forecasts: list[Forecast] = []
     try:
         for each in make_forecasts(models, devices, options, _say):
