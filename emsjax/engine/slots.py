@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 import jax
 
+from emsjax.engine.candidates import Candidates
 from emsjax.engine.grammar_table import Places
 from emsjax.engine.job import Failed, Finished, Job
 from emsjax.engine.occupant import Occupant, Snapshot, result_of, take_snapshot
@@ -91,7 +92,7 @@ class Slots:
     one thread that steps.
 
     While jobs wait for a program to be compiled, others are taken in their place, as many as there
-    are slots.
+    are slots, see `Candidates`.
     """
 
     def __init__(
@@ -125,8 +126,7 @@ class Slots:
         # Other slots of the same device have a state, and so a table of grammars, of their own.
         self._places = device.grammar_places()
         self._line = WaitingLine(most_waiting)
-        # Jobs that wait for a program, while others pass them and run; at most one for each slot.
-        self._aside: deque[Job] = deque()
+        self._candidates = Candidates(self._line, self._most_running)
         # Added to by any thread and emptied by the one that steps. Both operations are atomic.
         self._cancelled: deque[Job] = deque()
         self._failed: list[Failed] = []
@@ -170,8 +170,7 @@ class Slots:
         """Whether `step` has something to do."""
         return bool(
             any(self._slots)
-            or self._line
-            or self._aside
+            or self._candidates
             or self._failed
             or self._cancelled
             or self._when_empty
@@ -180,7 +179,7 @@ class Slots:
     @property
     def hungry(self) -> bool:
         """Whether another job would be looked at by the next `fill`."""
-        return not self._line and len(self._aside) < self._most_running
+        return self._candidates.hungry
 
     @property
     def running(self) -> int:
@@ -194,7 +193,7 @@ class Slots:
     @property
     def waiting(self) -> int:
         """The number of jobs without a slot."""
-        return len(self._line) + len(self._aside)
+        return len(self._candidates)
 
     def when_empty(self, call: Callable[[], None]) -> None:
         """Admits nothing until all slots are free, then calls `call` and continues.
@@ -218,7 +217,7 @@ class Slots:
         watched = any(occupant.job.watch for _, occupant in occupied)
         ended: list[Finished | Failed] = []
         if occupied:
-            others = more or bool(self._line) or bool(self._aside)
+            others = more or bool(self._candidates)
             try:
                 self._state = self._device.advance(
                     self._taken(), self._max_steps(others, watched), others
@@ -247,7 +246,7 @@ class Slots:
                 return
             if job.grammar is not None and not self._has_room(job.grammar):
                 return  # others will end, and leave its grammar room
-            if self._take(job):  # another thread may have cancelled it meanwhile
+            if self._candidates.take(job):  # another thread may have cancelled it meanwhile
                 self._admit(job)
         # No slot may be taken. The program that the next job needs is compiled meanwhile.
         self._candidate()
@@ -284,27 +283,14 @@ class Slots:
         return STEPS_PER_CALL_WAITING if waiting or watched else STEPS_PER_CALL
 
     def _candidate(self) -> Job | None:
-        """Returns the job that gets the next slot, and leaves it where it is; None if none can.
-
-        A job that needs a program which is not compiled yet is set aside as long as others run.
-        """
-        if self._aside and self._device.ready_for(self._taken(), self._aside[0]):
-            return self._aside[0]
-        while len(self._aside) < self._most_running and (job := self._line.first()) is not None:
-            if not self._would_wait() or self._device.ready_for(self._taken(), job):
-                return job
-            if self._line.remove(job):
-                self._aside.append(job)
-        if self._aside and not any(self._slots):
-            return self._aside[0]  # nothing is left to run meanwhile
-        return None
-
-    def _take(self, job: Job) -> bool:
-        """Takes a candidate from where it waits; returns whether it was still there."""
-        if self._aside and self._aside[0] is job:
-            self._aside.popleft()
-            return True
-        return self._line.remove(job)
+        """Returns the job that gets the next slot, and leaves it where it is; None if none can."""
+        # Jobs that start together wait for a program together.
+        stepping = any(o is not None and o.first_step < self._steps for o in self._slots)
+        return self._candidates.first(
+            lambda job: self._device.ready_for(self._taken(), job),
+            running=any(self._slots),
+            held_up=stepping or self._full,
+        )
 
     def _admit(self, job: Job) -> None:
         """Puts a job into the best free slot; if that fails, the job ends."""
@@ -327,11 +313,6 @@ class Slots:
             job, time.perf_counter(), self._steps, length, whole, prompt_logprobs=scores
         )
         self._slots[slot] = self._latest[slot] = admitted
-
-    def _would_wait(self) -> bool:
-        """Whether compiling at once would hold up jobs: others than those that start together."""
-        stepping = any(o is not None and o.first_step < self._steps for o in self._slots)
-        return stepping or self._full or bool(self._aside)
 
     def _siblings(self, job: Job) -> list[int]:
         """Returns the slots whose cache belongs to a job of the same group."""
@@ -360,9 +341,7 @@ class Slots:
     def _drop_cancelled(self) -> None:
         while self._cancelled:
             job = self._cancelled.popleft()
-            waits = [each for each in self._aside if each is not job]
-            if len(waits) < len(self._aside):
-                self._aside = deque(waits)
+            self._candidates.drop(job)
             for slot, occupant in self._occupied():
                 if occupant.job is job:
                     self._free(slot)
