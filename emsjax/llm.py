@@ -1,6 +1,5 @@
 """`LLM`, the Python interface, with the names of vLLM."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,8 +14,9 @@ from emsjax.build_drafter import (
     find_draft,
 )
 from emsjax.build_engine import build_engine, compile_ahead
+from emsjax.cluster.devices import devices_of_hosts
 from emsjax.costs.pricing import Pricing
-from emsjax.engine.devices import shared_by
+from emsjax.engine.devices import Devices, shared_by
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.led import follow
 from emsjax.engine.policy import EMS
@@ -107,8 +107,8 @@ class LLM(RequestRunner):
             the checkpoint's own (on a CPU float32; elsewhere bfloat16 for float32 and quantised
             checkpoints).
           quantize: "int8" to turn the weights into int8 when they are loaded, one scale per output
-            channel. This halves their memory and the time of a step on an accelerator; on a CPU it
-            only saves memory. "int4" keeps a checkpoint's 4-bit weights, "none" makes floats of all
+            channel. This halves the memory of 16-bit weights and shortens steps, on a CPU only
+            those of few rows. "int4" keeps a checkpoint's 4-bit weights, "none" makes floats of all
             quantised weights. The default leaves weights as the checkpoint has them, but makes
             floats of 4-bit weights where those would be slower: on a CPU, and if no kernel suits
             their sizes.
@@ -170,25 +170,25 @@ class LLM(RequestRunner):
         dtype = dtype_name(dtype)
         check_whole("max_batch_size", max_batch_size, 1, MAX_BATCH_SIZE)
         check_whole("prefix_slots", prefix_slots, 0, MAX_BATCH_SIZE - max_batch_size)
-        number = _devices(hosts, tensor_parallel_size)
+        asked = _devices_asked(hosts, tensor_parallel_size)
         check_whole("seed", seed, 0, MAX_SEED)
+
+        # All values are possible. What follows takes time.
         find_draft(drafting)
         use_compile_cache()
         check_device()
         num_slots = max_batch_size + prefix_slots
         kinds: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "kv_dtype": kv_dtype}
-        if number == "auto":
-            number = fewest_devices(
-                find_model(model), num_slots=num_slots, max_model_len=max_model_len, **kinds
-            )
-        devices = shared_by(int(number), ordered_sums=exact)
+        devices = _devices_taken(
+            asked, model, exact, num_slots=num_slots, max_model_len=max_model_len, **kinds
+        )
         compile_ahead(kv_dtype or dtype)
         loaded = load_model(model, **kinds, tokenizer=tokenizer, devices=devices)
-        self.target = loaded.model
         length = default_length(method, exact, num_slots)
+
+        self.target = loaded.model
         self._drafter = build_drafter(drafting, loaded, dtype, length)
-        self._hosts = hosts
-        self._requests = 0
+        self._hosts, self._requests = hosts, 0
         self.max_model_len = self._max_model_len(max_model_len)
         engine = build_engine(
             self.target,
@@ -413,31 +413,31 @@ def _check_agreed(
     )
 
 
-def _devices(hosts: "Hosts | None", asked: int | str) -> int | str:
+def _devices_asked(hosts: "Hosts | None", asked: int | str) -> int | str:
     """Returns how many devices share the model: a number, or "auto".
 
     Raises:
       UserError: the number is not one, or not that of all devices of the hosts.
     """
     if hosts is not None:
-        return _devices_of(hosts, asked)
+        return devices_of_hosts(asked)
     if asked != "auto":
         check_whole("tensor_parallel_size", asked, 1, MAX_DEVICES)
     return asked
 
 
-def _devices_of(hosts: "Hosts", asked: int | str) -> int:
-    """Returns how many devices the hosts have together.
+def _devices_taken(asked: int | str, model: str | None, exact: bool, **needs: Any) -> Devices:
+    """Returns the devices that share the model: as many as asked for, or as few as hold it.
+
+    Args:
+      asked: see `_devices_asked`.
+      model: as for `LLM`.
+      exact: as for `LLM`.
+      needs: what they must hold, see `fewest_devices`.
 
     Raises:
-      UserError: another number is asked for.
+      UserError: there are too few devices.
     """
-    found = jax.devices()
-    if asked not in (1, "auto", len(found)):
-        have = Counter(device.process_index for device in found)
-        each = ", ".join(f"{have[index]} on host {index}" for index in sorted(have))
-        raise UserError(
-            f"tensor_parallel_size={asked} is not the number of all devices of the hosts ({each}); "
-            f"leave it out, or give {len(found)}"
-        )
-    return len(found)
+    if asked == "auto":
+        asked = fewest_devices(find_model(model), **needs)
+    return shared_by(int(asked), ordered_sums=exact)
