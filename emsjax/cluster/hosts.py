@@ -127,7 +127,7 @@ class Hosts(ABC):
 
     @contextmanager
     def devices_run(self) -> Iterator[None]:
-        """Has the devices watched, which may wait for those of another host for ever."""
+        """Has the devices watched, which may wait for those of another host forever."""
         self.check()
         self._busy_since = time.monotonic()
         try:

@@ -2,8 +2,8 @@
 
 Weights and the K/V cache are divided among the devices, and everything else is the same on all of
 them. A program is one `jax.shard_map`, whose check proves the second half when it is compiled: what
-decides how a loop goes on cannot differ between devices, which would then wait for each other for
-ever. With one device, programs are what they would be without this module.
+decides how a loop goes on cannot differ between devices, which would then wait for each other
+forever. With one device, programs are what they would be without this module.
 """
 
 import functools

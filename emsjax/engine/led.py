@@ -36,7 +36,7 @@ class Hosts(Protocol):
     checks: bool
 
     def devices_run(self) -> AbstractContextManager[None]:
-        """Has the devices watched, which may wait for those of another host for ever."""
+        """Has the devices watched, which may wait for those of another host forever."""
 
     def agree(self, mine: str, otherwise: str) -> None:
         """Compares something with what the other hosts have; the leader raises an error."""

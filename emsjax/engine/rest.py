@@ -1,9 +1,9 @@
 """Rests from drafting: while no draft is worth verifying, most steps do not look for one.
 
 Looking drafts up, weighing them and planning take about 1 ms of a step of 27 (SmolLM2-135M-Instruct
-in 16 slots on two cores), which is lost if all of them are left out in the end. That goes on for
-long: large batches fill the device, and some texts cannot be guessed. So after several steps that
-verified nothing, drafting rests, for one step more each time that the next try is in vain, too.
+in 16 slots on two cores), which is lost if none of them is verified in the end. That can last:
+large batches fill the device, and some texts cannot be guessed. So after several steps that
+verified nothing, drafting rests for one step, and for one step more after each further try in vain.
 """
 
 import dataclasses
