@@ -133,16 +133,21 @@ def test_int8_cache_update_of_other_heads(heads: str, generation: str):
 
 
 # For each TPU heads and the lanes that turn, some in pairs of neighbours; plain steps and drafts;
-# and what is normalised. With norms, queries have factors, and there are two rotary tables.
+# what is normalised; and whether the cache is int8. With norms, queries have factors, and there are
+# two rotary tables.
 PACKED = [
-    ("v4", heads_of(named_config("smollm2-135m")), 64, False, (8, 1), None),
-    ("v5e", OTHER_HEADS["h96"], 96, False, (8, 4), "head"),
-    ("v5p", OTHER_HEADS["h256"], 64, True, (8, 8), "whole"),
-    ("v6e", OTHER_HEADS["mqa"], 0, False, (3, 8), "head"),
+    ("v4", heads_of(named_config("smollm2-135m")), 64, False, (8, 1), None, False),
+    ("v5e", OTHER_HEADS["h96"], 96, False, (8, 4), "head", False),
+    ("v5p", OTHER_HEADS["h256"], 64, True, (8, 8), "whole", False),
+    ("v6e", OTHER_HEADS["mqa"], 0, False, (3, 8), "head", False),
+    ("v5e", heads_of(named_config("smollm2-135m")), 64, False, (8, 1), None, True),
+    ("v6e", heads_of(named_config("llama-3-8b")), 128, False, (8, 8), None, True),
 ]
 
 
-@pytest.mark.parametrize(("generation", "heads", "turned", "interleaved", "batch", "norm"), PACKED)
+@pytest.mark.parametrize(
+    ("generation", "heads", "turned", "interleaved", "batch", "norm", "int8"), PACKED
+)
 def test_packed_rows(
     generation: str,
     heads: Heads,
@@ -150,8 +155,9 @@ def test_packed_rows(
     interleaved: bool,
     batch: tuple[int, int],
     norm: str | None,
+    int8: bool,
 ):
-    """The cache is updated in place, and XLA adds no operation around the two kernels."""
+    """The cache is updated in place, and XLA adds no operation around the kernels."""
     slots, rows = batch
     num_rows, num_heads = round_up(slots * rows, 8), heads.num_heads + 2 * heads.num_kv_heads
 
@@ -176,7 +182,7 @@ def test_packed_rows(
 
     def arguments() -> tuple:
         packed = jax.ShapeDtypeStruct((num_rows, num_heads * heads.head_dim), jnp.bfloat16)
-        work = ragged(heads, slots, rows, CONTEXT)
+        work = ragged(heads, slots, rows, CONTEXT)._replace(int8=int8)
         tables = () if norm is None else (2,)
         angles = jax.ShapeDtypeStruct((*tables, num_rows, 1, turned // 2), jnp.float32)
         widths = [
@@ -196,7 +202,8 @@ def test_packed_rows(
 
     compiled = compile_on(generation, call, arguments, donate=1)
     text = compiled.as_text()
-    assert KERNEL.findall(text) == ["split_heads", "ragged_attention"]
+    scales = ["update_scales"] if int8 else []
+    assert KERNEL.findall(text) == ["split_heads", *scales, "ragged_attention"]
     assert not re.search(rf"bf16\[{num_rows},\S* (?:copy|transpose|fusion)\(", text)
 
 
