@@ -1,5 +1,6 @@
 """The real TPU compiler compiles the TPU kernels for the shapes of known models. Nothing runs."""
 
+import functools
 import itertools
 import re
 from typing import Any
@@ -16,7 +17,12 @@ from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
 from emsjax.pallas_kernels.norms import HeadNorms
 from emsjax.pallas_kernels.quantised import Grouped
 from emsjax.pallas_kernels.ragged_attention.api import prepare_packed
-from emsjax.pallas_kernels.report.ahead import cache_of, compile_attention
+from emsjax.pallas_kernels.report.ahead import (
+    attention_arguments,
+    attention_call,
+    cache_of,
+    compile_attention,
+)
 from emsjax.pallas_kernels.report.work import MODELS, Heads, Work, heads_of, ragged
 from emsjax.shapes import round_up
 
@@ -45,6 +51,12 @@ TPU_OPTIONS = OPTIONS | {"holes": {"holed": True}}
 
 def check(compiled: jax.stages.Compiled, work: Work) -> None:
     """Checks that the program uses the kernel and makes no copy of the cache in any layout."""
+    check_no_copy(compiled, work)
+    assert "tpu_custom_call" in compiled.as_text()
+
+
+def check_no_copy(compiled: jax.stages.Compiled, work: Work) -> None:
+    """Checks that the program makes no copy of the cache in any layout."""
     with compiling_for("tpu"):
         arrays = jax.tree.leaves(cache_of(work))
     cache_bytes = sum(array.size * array.dtype.itemsize for array in arrays)
@@ -53,7 +65,6 @@ def check(compiled: jax.stages.Compiled, work: Work) -> None:
     # The temporary memory holds queries and results in padded tiles. They exceed a tenth of the
     # cache only for prompts, which fill the cache.
     assert memory.temp_size_in_bytes <= cache_bytes / (10 if work.max_q_len <= 16 else 2)
-    assert "tpu_custom_call" in compiled.as_text()
 
 
 @pytest.mark.parametrize("model", ["smollm2-135m", "opt-13b", "llama-3-8b"])
@@ -67,6 +78,14 @@ def test_step_of_drafts(model: str):
 def test_step_of_drafts_with_an_int8_cache(model: str, generation: str):
     work = ragged(heads_of(named_config(model)), 8, 8, CONTEXT)._replace(int8=True)
     check(compile_attention(generation, work), work)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_attention_without_a_kernel_does_not_copy_the_cache(int8: bool):
+    """XLA would change the layout of all of it, see `kv_layout.read_kv`."""
+    work = ragged(heads_of(named_config("llama-3-8b")), 8, 8, CONTEXT)._replace(int8=int8)
+    call = attention_call(work, "reference")
+    check_no_copy(compile_on("v5e", call, functools.partial(attention_arguments, work)), work)
 
 
 def test_matmul_precision_set_by_the_caller_is_accepted():
