@@ -108,12 +108,15 @@ def _norm(model: str, num_rows: int) -> tuple[Callable, Callable[[], tuple], Any
     import jax
     import jax.numpy as jnp
 
+    from emsjax.pallas_kernels.norms import PartsNorm
     from emsjax.pallas_kernels.residual_norm.api import residual_norm
 
-    width = named_config(model).hidden_size
+    config = named_config(model)
+    width, options = config.hidden_size, {"eps": config.norm_eps, "offset": config.norm_offset}
 
     def call(x, parts, scales, layer):  # type: ignore[no-untyped-def]
-        return residual_norm(x, parts, scales, layer=layer, eps=1e-5)
+        of_parts = PartsNorm(scales, 1) if config.norm_place == "around" else None
+        return residual_norm(x, parts, scales, layer=layer, of_parts=of_parts, **options)
 
     def arguments() -> tuple:
         x = jax.ShapeDtypeStruct((num_rows, width), jnp.bfloat16)

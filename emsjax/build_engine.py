@@ -20,6 +20,7 @@ from emsjax.host.device import check_device, free_bytes
 from emsjax.pallas_kernels.backends import target_platform
 from emsjax.pallas_kernels.beside import compile_beside
 from emsjax.pallas_kernels.cache_update.api import new_cache
+from emsjax.pallas_kernels.scoped_vmem import compiler_options
 from emsjax.shapes import round_up
 
 
@@ -93,6 +94,7 @@ def build_engine(
         policy=policy,
         new_cache=new_cache,
         devices=devices,
+        compiler_options=compiler_options(),
         **options,
     )
 

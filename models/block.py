@@ -29,7 +29,7 @@ class Block(nnx.Module):
         self.parallel, self.one_norm = config.parallel, config.one_norm
         self.residual_scale = config.residual_scale
         # Whether sums may wait for the next norm, see `models.residual`.
-        self.patient = place == "before" and not (config.parallel or config.one_norm)
+        self.patient = first and not (self.of_sum or config.parallel or config.one_norm)
         self.patient &= config.residual_scale == 1
 
     def __call__(
@@ -60,10 +60,12 @@ class Block(nnx.Module):
           context: of the layer. The factors of the norms are those of the whole stack.
 
         Returns:
-          x [T, D], the terms that are still to be added to it, see `Linear.terms`, and the cache.
+          x [T, D], the terms that are still to be added to it, see `Linear.terms`, by way of
+          `mlp_out_norm` if there is one, and the cache.
         """
         terms, cache = self.attention.terms(normal, cache, context)
-        x, normal = total_and_norm(x, terms, self.mlp_norm, context.stacked)
+        sublayer = self.mlp_norm, context.stacked, self.attention_out_norm
+        x, normal = total_and_norm(x, terms, *sublayer)
         return x, self.mlp.terms(normal, context), cache
 
     def _scaled(self, added: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ One kernel then adds and normalises. What still waits is the terms of `Linear.te
 import jax
 
 from emsjax.models.norms import RMSNorm
-from emsjax.pallas_kernels.norms import residual_sum
+from emsjax.pallas_kernels.norms import PartsNorm, rms_norm, sum_of
 from emsjax.pallas_kernels.residual_norm.api import has_kernel, residual_norm
 
 
@@ -15,24 +15,46 @@ def sums_wait(norm: object, x: jax.Array) -> bool:
     return isinstance(norm, RMSNorm) and has_kernel(x, norm.scale[...])
 
 
-def total(x: jax.Array, terms: jax.Array | None) -> jax.Array:
-    """Returns x [T, D] and what is still to be added to it, if anything is, in x's type."""
-    return x if terms is None else residual_sum(x, terms)
+def total(
+    x: jax.Array, terms: jax.Array | None, of_terms: RMSNorm | None, layer: jax.Array
+) -> jax.Array:
+    """Returns x [T, D] and what is still to be added to it, if anything is, in x's type.
+
+    Args:
+      x: [T, D].
+      terms: [P, at least T, D]; None for nothing.
+      of_terms: the norm of the terms' sum, with the factors of a stack of layers; None for none.
+      layer: int32[], the layer that the terms are of.
+    """
+    if terms is None:
+        return x
+    more = sum_of(terms, x)
+    if of_terms is None:
+        return x + more
+    return x + rms_norm(more, of_terms.scale[...], layer, of_terms.eps, of_terms.offset)
 
 
 def total_and_norm(
-    x: jax.Array, terms: jax.Array | None, norm: RMSNorm | None, layer: jax.Array | None
+    x: jax.Array,
+    terms: jax.Array | None,
+    norm: RMSNorm | None,
+    layer: jax.Array | None,
+    of_terms: RMSNorm | None,
+    lag: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns `total(x, terms)` and its norm, [T, D] each.
+    """Returns x with the terms added, and the norm of that, [T, D] each.
 
     Args:
       x: [T, D].
       terms: [P, at least T, D].
       norm: with the factors of a stack of layers.
       layer: int32[], whose factors to use.
+      of_terms: the norm of the terms' sum, likewise; None for none.
+      lag: how many layers before `layer` the terms were computed.
     """
     assert terms is not None, "something is to be added"
     assert norm is not None, "only layers with norms wait"
     assert layer is not None, "only layers in a stack wait"
-    scales = norm.scale[...]
-    return residual_norm(x, terms, scales, layer=layer, eps=norm.eps, offset=norm.offset)
+    of_parts = None if of_terms is None else PartsNorm(of_terms.scale[...], lag)
+    options = {"eps": norm.eps, "offset": norm.offset, "of_parts": of_parts}
+    return residual_norm(x, terms, norm.scale[...], layer=layer, **options)

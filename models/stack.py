@@ -15,6 +15,8 @@ from emsjax.models.residual import sums_wait, total, total_and_norm
 
 # The sliding window of a layer without one, beside layers that have one.
 UNLIMITED = jnp.iinfo(jnp.int32).max // 2
+# The norms of the residual stream and of what is added to it.
+NORMS = {"attention_norm", "attention_out_norm", "mlp_norm", "mlp_out_norm"}
 
 
 class Carry(NamedTuple):
@@ -90,7 +92,8 @@ def run_stack(
         )
         x = normal = carry.x
         if waits:
-            x, normal = total_and_norm(x, carry.terms, block.attention_norm, stacked)
+            norms = block.attention_norm, stacked, block.mlp_out_norm
+            x, normal = total_and_norm(x, carry.terms, *norms, lag=1)
         kept = tuple(
             jnp.where(layer == at, x, before) for at, before in zip(keep, carry.kept, strict=True)
         )
@@ -110,7 +113,8 @@ def run_stack(
         waiting = jax.eval_shape(run_layer, jnp.int32(layers.start), carry).terms
         carry = carry._replace(terms=jnp.zeros(waiting.shape, waiting.dtype))
     done = jax.lax.fori_loop(start, stop, run_layer, carry)
-    return done._replace(x=total(done.x, done.terms), terms=None)
+    x = total(done.x, done.terms, stack.mlp_out_norm, jnp.int32(layers.stop - 1))
+    return done._replace(x=x, terms=None)
 
 
 def _read_in_place(waits: bool, packs: bool) -> Callable[[tuple, object], bool]:
@@ -120,8 +124,8 @@ def _read_in_place(waits: bool, packs: bool) -> Callable[[tuple, object], bool]:
       waits: whether sums wait for the next norm.
       packs: whether a kernel normalises queries and keys.
     """
-    norms = {"attention_norm", "mlp_norm"} if waits else set()
-    norms |= {"q_norm", "k_norm"} if packs else set()
+    norms = NORMS if waits else set()
+    norms = norms | ({"q_norm", "k_norm"} if packs else set())
 
     def is_read(path: tuple, value: object) -> bool:
         del value

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from emsjax.pallas_kernels.int8_cache import Cache, Int8Cache
 from emsjax.pallas_kernels.kv_layout import storage_dtypes
 from emsjax.pallas_kernels.kv_rows import LANES, rows_needed
+from emsjax.pallas_kernels.norms import PartsNorm
 from emsjax.pallas_kernels.quantised import Grouped
 
 Shaped = jax.Array | jax.ShapeDtypeStruct | Int8Cache
@@ -104,7 +105,11 @@ def check_layer_matmul(x: jax.Array, kernels: jax.Array, layer: jax.Array) -> No
 
 
 def check_residual_norm(
-    x: jax.Array, parts: jax.Array, scales: jax.Array, layer: jax.Array
+    x: jax.Array,
+    parts: jax.Array,
+    scales: jax.Array,
+    layer: jax.Array,
+    of_parts: PartsNorm | None,
 ) -> None:
     """Checks shapes and types of `residual_norm`.
 
@@ -117,8 +122,10 @@ def check_residual_norm(
     _check_type("parts", parts, FLOATS)
     if parts.shape[1] < x.shape[0]:
         raise ValueError(f"parts has {parts.shape[1]} rows, but x has {x.shape[0]}")
-    _check_shape("scales", scales, (None, x.shape[1]), "[L, D]")
-    _check_type("scales", scales, FLOATS)
+    every = {"scales": scales} | ({} if of_parts is None else {"of_parts.scales": of_parts.scales})
+    for name, each in every.items():
+        _check_shape(name, each, (None, x.shape[1]), "[L, D]")
+        _check_type(name, each, FLOATS)
     _check_layer(layer)
 
 

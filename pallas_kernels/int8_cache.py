@@ -92,11 +92,19 @@ def quantise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
       int8[T, K, H] and float32[T, K]. The scale of a head that holds NaN or infinity is NaN.
     """
     wide = x.astype(jnp.float32)
-    largest = jnp.abs(wide).max(axis=2)
-    scale = jnp.where(jnp.isfinite(largest), largest * _STEP, jnp.nan)
-    finer = jnp.where(scale > _SMALLEST, 1 / scale, 0.0)
+    scale, finer = scale_of_largest(jnp.abs(wide).max(axis=2))
     values = jnp.round(jnp.where(finer[..., None] > 0, wide * finer[..., None], 0.0))
     return values.astype(jnp.int8), scale
+
+
+def scale_of_largest(largest: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns scales, and what to multiply numbers by, for the largest magnitudes of heads.
+
+    Args:
+      largest: float32; NaN or infinity for a head whose scale is to be NaN.
+    """
+    scale = jnp.where(largest < jnp.inf, largest * _STEP, jnp.nan)
+    return scale, jnp.where(scale > _SMALLEST, 1 / scale, 0.0)
 
 
 def pack_scales(k_scale: jax.Array, v_scale: jax.Array, cache: Int8Cache) -> jax.Array:

@@ -26,6 +26,23 @@ class HeadNorms(NamedTuple):
     offset: bool
 
 
+class PartsNorm(NamedTuple):
+    """The RMS norm of what is added to the residual stream.
+
+    Attributes:
+      scales: factors of all layers, [L, D].
+      lag: how many layers before the current one the addends were computed, 0 or 1. The factors are
+        that layer's, or those of layer 0 if there is no such layer.
+    """
+
+    scales: jax.Array
+    lag: int
+
+    def layer(self, current: jax.Array) -> jax.Array:
+        """Returns the layer whose factors to use, int32[]."""
+        return jnp.maximum(current - self.lag, 0) if self.lag else current
+
+
 def rms_scaled(
     wide: jax.Array,
     square: jax.Array,
@@ -50,6 +67,16 @@ def rms_scaled(
     return normal.astype(dtype) * scale.astype(dtype)
 
 
-def residual_sum(x: jax.Array, parts: jax.Array) -> jax.Array:
-    """Returns x [T, D] plus the sum of P parts [P, at least T, D], in x's type."""
-    return x + added(parts.astype(jnp.float32))[: len(x)].astype(x.dtype)
+def rms_norm(
+    x: jax.Array, scales: jax.Array, layer: jax.Array, eps: float, offset: bool
+) -> jax.Array:
+    """Returns the RMS norm of rows [T, D] in XLA, times `scales[layer]`; see `rms_scaled`."""
+    wide = x.astype(jnp.float32)
+    square = jnp.mean(wide**2, axis=-1, keepdims=True)
+    scale = jnp.broadcast_to(jax.lax.dynamic_index_in_dim(scales, layer), x.shape)
+    return rms_scaled(wide, square, scale, eps, offset, x.dtype)
+
+
+def sum_of(parts: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns the sum of P parts [P, at least T, D] to be added to x [T, D], in x's type."""
+    return added(parts.astype(jnp.float32))[: len(x)].astype(x.dtype)

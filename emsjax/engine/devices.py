@@ -61,6 +61,7 @@ class Devices:
         arguments: Sequence[Any],
         result: Any,
         donate: tuple[int, ...] = (),
+        options: dict[str, str] | None = None,
     ) -> Any:
         """Returns a function that is compiled for all devices, as `jax.jit` does for one.
 
@@ -69,9 +70,11 @@ class Devices:
           arguments: for each argument a prefix of its tree, with the places on the mesh.
           result: the same for the result.
           donate: numbers of the arguments whose memory the result may have.
+          options: of the compiler.
         """
+        how: dict[str, Any] = {"donate_argnums": donate, "compiler_options": options}
         if self.mesh is None:
-            return jax.jit(function, donate_argnums=donate)
+            return jax.jit(function, **how)
         divided = jax.shard_map(
             function,
             mesh=self.mesh,
@@ -84,7 +87,7 @@ class Devices:
         def named(*given: Any) -> Any:
             return divided(*given)
 
-        return jax.jit(named, donate_argnums=donate, out_shardings=self.places(result))
+        return jax.jit(named, **how, out_shardings=self.places(result))
 
     def places(self, specs: Any) -> Any:
         """Returns a tree of places on the mesh as shardings."""

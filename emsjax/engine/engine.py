@@ -54,6 +54,7 @@ class Engine:
         choose: Callable[..., Chosen] = choose,
         new_cache: Callable[[jax.ShapeDtypeStruct], jax.Array] = jnp.zeros_like,
         devices: Devices = ONE,
+        compiler_options: dict[str, str] | None = None,
     ):
         """Prepares the programs; the first `run` compiles them and allocates the state.
 
@@ -72,6 +73,7 @@ class Engine:
           new_cache: makes an array of the K/V cache, of this shape and type. Its elements may be
             anything.
           devices: that share the model. If there are several, the model's weights must lie on them.
+          compiler_options: of the decode programs.
         """
         self.num_slots, self.capacity = num_slots, capacity
         self.ladder = tuple(ladder)
@@ -112,8 +114,9 @@ class Engine:
         program, held = devices.program, devices.specs_of((self.params, self._weights))
         self._state_places = state = _STATE.replace(drafter=places_of(drafter))
         run_specs = (*held, SAME, state, SAME, SAME)
-        self._decode = program(decode, run_specs, state, donate=(3,))
-        self._decode_sampled = program(decode_sampled, run_specs, state, donate=(3,))
+        how: dict[str, Any] = {"donate": (3,), "options": compiler_options}
+        self._decode = program(decode, run_specs, state, **how)
+        self._decode_sampled = program(decode_sampled, run_specs, state, **how)
         self._admit = program(admit_job, (state, *[SAME] * 9), state, donate=(0,))
         self._release = program(_release, (state, SAME), state, donate=(0,))
         self._copy_prefix = program(copy_prefix, (CACHE, SAME, SAME, SAME), CACHE, donate=(0,))

@@ -17,6 +17,7 @@ from emsjax.errors import UserError
 from emsjax.loading.build import shape_of_model
 from emsjax.pallas_kernels.ahead import compile_lowered, on_device, on_devices
 from emsjax.pallas_kernels.gpu_targets import GPUS
+from emsjax.pallas_kernels.scoped_vmem import compiler_options
 from emsjax.plan.cycles import read_cycles
 from emsjax.plan.estimate import Program, estimate, published_bytes
 from emsjax.plan.memory import Memory
@@ -91,6 +92,7 @@ def _engine(setting: Setting, ladder: Sequence[Rung], devices: Devices = ONE) ->
         capacity=setting.capacity,
         costs=setting.costs(setting.sizes(), ladder),
         devices=devices,
+        compiler_options=compiler_options(),
     )
 
 

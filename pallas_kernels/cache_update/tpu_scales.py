@@ -22,15 +22,20 @@ MOST_BYTES = 8 << 20
 
 def unsupported(scale: jax.Array, new: jax.Array) -> str | None:
     """Returns why the kernel cannot be used, or None if it can."""
-    needed = (_most_tiles(scale, new) + pl.cdiv(new.shape[0], LANES)) * _tile_bytes(scale)
+    return too_many(scale, new.shape[0])
+
+
+def too_many(scale: jax.Array, num_rows: int) -> str | None:
+    """Returns why the kernel cannot take so many rows, or None if it can."""
+    needed = (_most_tiles(scale, num_rows) + pl.cdiv(num_rows, LANES)) * _tile_bytes(scale)
     if needed > MOST_BYTES:
-        return f"{new.shape[0]} rows need {needed} bytes of VMEM, and {MOST_BYTES} are there"
+        return f"{num_rows} rows need {needed} bytes of VMEM, and {MOST_BYTES} are there"
     return None
 
 
-def _most_tiles(scale: jax.Array, new: jax.Array) -> int:
+def _most_tiles(scale: jax.Array, num_rows: int) -> int:
     """Returns the most tiles of 128 tokens that the T rows of B slots can lie in."""
-    num_rows, num_slots = new.shape[0], scale.shape[1]
+    num_slots = scale.shape[1]
     # The rows of a slot begin anywhere in a tile.
     return min(num_rows, 2 * num_slots + num_rows // LANES)
 
@@ -99,12 +104,23 @@ def update_scales(
     used: jax.Array,  # int32[1], rows that belong to a slot
 ) -> jax.Array:
     """Writes the scales of packed rows into `Int8Cache.scale`."""
-    scalars = (jnp.reshape(layer, 1), slot_ids, places, used)
     num_rows, rows = new.shape
-    # Tokens along the lanes, as in the cache.
     across = jnp.pad(new, ((0, -num_rows % LANES), (0, 0)))
     across = across.reshape(-1, LANES, rows).swapaxes(1, 2)
-    most = _most_tiles(scale, new)
+    return write_scales(scale, across, layer, slot_ids, places, used)
+
+
+def write_scales(
+    scale: jax.Array,  # float32[L, B, S / 128, R, 128]
+    across: jax.Array,  # float32[T / 128, R, 128]
+    layer: jax.Array,  # int32[]
+    slot_ids: jax.Array,  # int32[T]
+    places: jax.Array,  # int32[T]
+    used: jax.Array,  # int32[1], rows that belong to a slot
+) -> jax.Array:
+    """Writes the scales of packed rows, which lie along the lanes as in the cache."""
+    scalars = (jnp.reshape(layer, 1), slot_ids, places, used)
+    rows, most = across.shape[1], _most_tiles(scale, slot_ids.shape[0])
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
     call = pl.pallas_call(
         _kernel,

@@ -17,6 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from emsjax.pallas_kernels.cache_update.api import Places
+from emsjax.pallas_kernels.cache_update.tpu_scales import too_many, write_scales
 from emsjax.pallas_kernels.int8_cache import Cache, Int8Cache
 from emsjax.pallas_kernels.kv_rows import LANES
 from emsjax.pallas_kernels.manual_axes import result_like
@@ -393,10 +394,13 @@ def unsupported_packed(
     q: jax.ShapeDtypeStruct, cache: Cache, num_kv_heads: int, max_q_len: int
 ) -> str | None:
     """Returns why `prepare_packed` does not support these arguments, or None if it does."""
-    if isinstance(cache, Int8Cache):
-        return "the cache is int8; the TPU kernel takes packed rows only for one in q's dtype"
     if reason := unsupported(q, cache, num_kv_heads):
         return reason
+    if isinstance(cache, Int8Cache):
+        if 2 * num_kv_heads > LANES:
+            return f"there are {num_kv_heads} key heads; the TPU kernel takes {LANES // 2}"
+        if reason := too_many(cache.scale, q.shape[0]):
+            return reason
     num_rows, num_heads, head_dim = q.shape
     if num_rows % SUBLANES:
         return f"there are {num_rows} rows; the TPU kernel takes multiples of {SUBLANES}"
@@ -411,7 +415,7 @@ def unsupported_packed(
 
 def prepare_packed(
     q: jax.ShapeDtypeStruct,  # [T, N, H]
-    cache: jax.Array,  # [L, B, S, R, 128], or only its shape
+    cache: Cache,  # [L, B, S, R, 128], or only its shape
     cu_q_lens: jax.Array,  # int32[B+1]
     kv_lens: jax.Array,  # int32[B]
     ancestors: jax.Array | None,  # uint32[T]
@@ -422,7 +426,7 @@ def prepare_packed(
     num_kv_heads: int,
     max_q_len: int,
     tree_starts: jax.Array | None = None,  # int32[B]
-) -> Callable[..., tuple[jax.Array, jax.Array]]:
+) -> Callable[..., tuple[jax.Array, Cache]]:
     """Implements `api.prepare_packed`."""
     sizes: dict[str, Any] = {"num_kv_heads": num_kv_heads, "max_q_len": max_q_len}
     prepared = prepare_tiles(
@@ -435,7 +439,7 @@ def prepare_packed(
 
 def _attend_packed(
     packed: jax.Array,  # [T, (N + 2K)H]
-    cache: jax.Array,  # [L, B, S, R, 128]
+    cache: Cache,  # [L, B, S, R, 128]
     *,
     angles: tuple[jax.Array, jax.Array] | None,  # [T, 1, pairs] or [tables, T, 1, pairs] each
     interleaved: bool,
@@ -450,7 +454,7 @@ def _attend_packed(
     num_kv_heads: int,
     max_q_len: int,
     **options: Any,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, Cache]:
     """Implements `api.AttendPacked`."""
     _, num_heads, head_dim = q.shape
     blocks = blocks_of(q, cache, num_kv_heads, max_q_len)
@@ -460,10 +464,16 @@ def _attend_packed(
     if norms is not None:
         whole = norms.queries.shape[1] > head_dim
         shape = shape._replace(norm=NormShape(norms.eps, norms.offset, whole))
-    shape = shape._replace(scaled=factor is not None)
+    shape = shape._replace(scaled=factor is not None, int8=isinstance(cache, Int8Cache))
     given = packed, norms, angles, table, factor
-    where = slot_ids, places.of_row, places.used, prepared.tiles.first_row
-    queries, cache = split_heads(*given, cache, layer, *where, shape)
+    where = slot_ids, places.of_row, places.used
+    tiles = prepared.tiles.first_row
+    if isinstance(cache, Int8Cache):
+        split = split_heads(*given, cache.values, layer, *where, tiles, shape)
+        queries, values, scales = split
+        cache = Int8Cache(values, write_scales(cache.scale, scales, layer, *where))
+    else:
+        queries, cache = split_heads(*given, cache, layer, *where, tiles, shape)
     seen = attend_tiles(
         queries, q, cache, layer, prepared=prepared, max_q_len=max_q_len, packed=True, **options
     )

@@ -39,13 +39,19 @@ def scales_of(
         first = groups[number].first
         return (queries if first < border else keys).at(start - first)
 
-    return [_joined(groups, start, of_group) for start in range(0, groups[-1].end, LANES)]
+    return [joined(groups, start, of_group) for start in range(0, groups[-1].end, LANES)]
 
 
-def _joined(
+def joined(
     groups: Sequence[Group], start: int, of_group: Callable[[int, int], jax.Array]
 ) -> jax.Array:
-    """Joins the 128 lanes from `start` on, of which each group has those from its first one on."""
+    """Joins the 128 lanes from `start` on, of which each group has those from its first one on.
+
+    Args:
+      groups: one after the other.
+      start: a lane before the last group's end.
+      of_group: returns a group's lanes from `start` on, given the group's number and `start`.
+    """
     here = [n for n, x in enumerate(groups) if x.first < start + LANES and x.end > start]
     found = of_group(here[0], start)
     for number in here[1:]:
@@ -81,7 +87,7 @@ def normed(
         if left <= 0:
             found.append(piece)
             continue
-        square = _joined(groups, start, lambda number, _: squares[number])
+        square = joined(groups, start, lambda number, _: squares[number])
         normal = rms_scaled(piece, square, scales[number], eps, offset, dtype)
         wide = normal.astype(jnp.float32)
         found.append(wide if left >= LANES else jnp.where(lane_of(piece) < left, wide, piece))

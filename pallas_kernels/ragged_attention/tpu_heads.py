@@ -3,7 +3,8 @@
 XLA takes ten operations a layer for this, each of which costs a TPU more than a microsecond: most
 of them change the place of a head among lanes, sublanes and tiles. Here a head is rolled to its
 lanes once. The kernel normalises and rotates queries and keys, scales queries, lays them out as the
-attention kernel reads them, and copies each row's K/V to its place in the cache.
+attention kernel reads them, and copies each row's K/V to its place in the cache, quantised for an
+int8 cache.
 """
 
 import functools
@@ -15,12 +16,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from emsjax.pallas_kernels.kv_rows import LANES
+from emsjax.pallas_kernels.kv_rows import LANES, scale_rows
 from emsjax.pallas_kernels.manual_axes import result_like
 from emsjax.pallas_kernels.norms import HeadNorms
 from emsjax.pallas_kernels.ragged_attention.lane_pieces import LanePieces, lane_of, within
 from emsjax.pallas_kernels.ragged_attention.lanes import places, width
 from emsjax.pallas_kernels.ragged_attention.tpu_head_norms import Group, normed, scales_of
+from emsjax.pallas_kernels.ragged_attention.tpu_head_scales import quantised, turn
 from emsjax.pallas_kernels.ragged_attention.tuning import SUBLANES
 
 
@@ -51,6 +53,7 @@ class HeadsShape(NamedTuple):
       interleaved: whether pairs of lanes are neighbours, and not halves apart.
       norm: of queries and keys; None for none.
       scaled: whether queries have a factor.
+      int8: whether K/V are quantised.
     """
 
     num_heads: int
@@ -62,6 +65,12 @@ class HeadsShape(NamedTuple):
     interleaved: bool = False
     norm: NormShape | None = None
     scaled: bool = False
+    int8: bool = False
+
+    @property
+    def heads_of_key(self) -> int:
+        """The query heads that share a key head."""
+        return self.num_heads // self.num_kv_heads
 
     @property
     def lanes(self) -> int:
@@ -82,6 +91,12 @@ class HeadsShape(NamedTuple):
     def period(self) -> int:
         """Lanes after which the rotation's angles repeat, in whole rows of 128."""
         return math.lcm(self.head_dim, LANES)
+
+    @property
+    def cached(self) -> list[Group]:
+        """The lanes of a token's K/V that are quantised together."""
+        starts = range(0, 2 * (self.values - self.keys), self.head_dim)
+        return [Group(start, start + self.head_dim) for start in starts]
 
     @property
     def normed(self) -> list[Group]:
@@ -210,10 +225,11 @@ def _kernel(
     angles = [next(given), next(given)] if shape.turned else []
     factors = next(given) if shape.scaled else None
     next(given)
-    queries, cache, spread, tile, new_wide, new, written = given
+    queries, cache = next(given), next(given)
+    scales_across, new_scales = (next(given), next(given)) if shape.int8 else (None, None)
+    spread, tile, new_wide, new, written = given
     num_rows, dtype = x.shape[0], x.dtype
-    heads_of_key = shape.num_heads // shape.num_kv_heads
-    keys, _ = places(shape.num_kv_heads, shape.head_dim)
+    keys, heads_of_key = places(shape.num_kv_heads, shape.head_dim)[0], shape.heads_of_key
 
     rows_of_scales = [LanePieces(_row(each, stacked[0] % SUBLANES)) for each in scales]
     spread_scales = scales_of(shape.normed, shape.keys, *rows_of_scales) if scales else []
@@ -230,8 +246,11 @@ def _kernel(
             lanes = _rotated(lanes, cos, sin, shape, dtype)
         if factors is not None:
             lanes = _scaled(lanes, factors[rows], shape, dtype)
-        for part in range(new_wide.shape[1]):
-            new_wide[rows, part, :] = _token(lanes, part, shape)
+        token = [_token(lanes, part, shape) for part in range(new_wide.shape[1])]
+        if new_scales is not None:
+            token, new_scales[rows] = quantised(token, shape.cached)
+        for part, numbers in enumerate(token):
+            new_wide[rows, part, :] = numbers
         for head in range(shape.num_heads):
             place = keys[head // heads_of_key]
             for part in range(shape.lanes // LANES):
@@ -241,7 +260,9 @@ def _kernel(
                 spread[head, part, rows] = jnp.where(own, found, 0.0)
 
     jax.lax.fori_loop(0, num_rows // SUBLANES, split, None)
-    new[...] = new_wide[...].astype(dtype)
+    new[...] = new_wide[...].astype(new.dtype)
+    if scales_across is not None:
+        turn(new_scales, scales_across)
 
     def copy(row: Any) -> Any:
         target = cache.at[layer[0], slots[row], positions[row]]
@@ -296,17 +317,18 @@ def split_heads(
     angles: tuple[jax.Array, jax.Array] | None,  # [T, 1, pairs] or [tables, T, 1, pairs] each
     table: jax.Array | None,  # int32[]
     factor: jax.Array | None,  # float32[T, 1, 1]
-    cache: jax.Array,  # [L, B, S, R, 128]
+    cache: jax.Array,  # [L, B, S, R, 128], or the values of an int8 cache
     layer: jax.Array,  # int32[]
     slot_ids: jax.Array,  # int32[T]
     places: jax.Array,  # int32[T]
     used: jax.Array,  # int32[1]
     first_rows: jax.Array,  # int32[tiles]
     shape: HeadsShape,
-) -> tuple[jax.Array, jax.Array]:
+) -> list[jax.Array]:
     """Returns the queries in tiles [tiles, K, height, W], see `cut_rows`, and the cache.
 
-    A tile's rows past its last one hold anything.
+    A tile's rows past its last one hold anything. For an int8 cache the scales are the third
+    result, a row for each head and a lane for each of the packed rows, float32[T / 128, R, 128].
     """
     num_rows = x.shape[0]
     here, anywhere = (pl.BlockSpec(memory_space=space) for space in (pltpu.VMEM, pl.ANY))
@@ -326,14 +348,17 @@ def split_heads(
     tile = (shape.num_kv_heads, shape.height, shape.lanes)
     token, parts = (num_rows, *cache.shape[3:]), shape.lanes // LANES
     queries = result_like((first_rows.shape[0], *tile), x.dtype, inputs, cache)
+    scales_shape = pl.cdiv(num_rows, LANES), scale_rows(shape.num_kv_heads, "tpu"), LANES
+    of_scales = [result_like(scales_shape, jnp.float32, inputs, cache)] if shape.int8 else []
     call = pl.pallas_call(
         functools.partial(_kernel, shape=shape),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
             grid=(1,),
             in_specs=[*specs, anywhere],
-            out_specs=[here, anywhere],
+            out_specs=[here, anywhere, *(here for _ in of_scales)],
             scratch_shapes=[
+                *(pltpu.VMEM((scales_shape[0] * LANES, LANES), each.dtype) for each in of_scales),
                 pltpu.VMEM((shape.num_heads, parts, num_rows + shape.rows, LANES), jnp.float32),
                 pltpu.VMEM(tile, jnp.float32),
                 pltpu.VMEM(token, jnp.float32),
@@ -341,7 +366,7 @@ def split_heads(
                 pltpu.SemaphoreType.DMA(()),
             ],
         ),
-        out_shape=(queries, result_like(cache.shape, cache.dtype, inputs, cache)),
+        out_shape=[queries, result_like(cache.shape, cache.dtype, inputs, cache), *of_scales],
         input_output_aliases={len(scalars) + len(inputs): 1},
         cost_estimate=pl.CostEstimate(
             flops=6 * x.size,
@@ -350,8 +375,7 @@ def split_heads(
         ),
         name="split_heads",
     )
-    found = call(*scalars, *inputs, cache)
-    return found[0], found[1]
+    return list(call(*scalars, *inputs, cache))
 
 
 def bytes_of_heads(

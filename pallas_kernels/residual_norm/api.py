@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from emsjax.pallas_kernels.backends import Backend, Backends, always_supported, pick, suited
 from emsjax.pallas_kernels.checks import check_residual_norm
 from emsjax.pallas_kernels.few_rows import Given
+from emsjax.pallas_kernels.norms import PartsNorm
 from emsjax.pallas_kernels.residual_norm import reference
 
 
@@ -40,9 +41,12 @@ def residual_norm(
     layer: jax.Array,
     eps: float,
     offset: bool = False,
+    of_parts: PartsNorm | None = None,
     backend: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Computes `total = x + parts.sum(0)[:T]` and its RMS norm, times `scales[layer]`.
+
+    With `of_parts`, the norm of the parts' sum is added instead of the sum.
 
     A row's results do not depend on the other rows.
 
@@ -54,6 +58,7 @@ def residual_norm(
       layer: int32[], the layer whose factors to use.
       eps: added to the mean square.
       offset: whether the factor is 1 + scale instead of the scale.
+      of_parts: the norm of the parts' sum, with the same `eps` and `offset`; None for none.
       backend: "reference" (XLA, on any platform), "gpu-triton" (since Ampere) or "tpu". None uses
         the platform's if it supports the arguments, else the reference.
 
@@ -64,9 +69,9 @@ def residual_norm(
       ValueError: an argument has a wrong shape or type, or the named backend cannot be used.
     """
     layer = jnp.asarray(layer)
-    check_residual_norm(x, parts, scales, layer)
+    check_residual_norm(x, parts, scales, layer, of_parts)
     run = pick("residual_norm", BACKENDS, backend, x, scales)
-    return run(x, parts, scales, layer, eps, offset)
+    return run(x, parts, scales, layer, of_parts, eps, offset)
 
 
 def has_kernel(x: Given, scales: Given) -> bool:

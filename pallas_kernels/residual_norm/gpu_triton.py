@@ -14,7 +14,7 @@ from jax.experimental.pallas import triton
 
 from emsjax.pallas_kernels.few_rows import Given
 from emsjax.pallas_kernels.manual_axes import result_like
-from emsjax.pallas_kernels.norms import rms_scaled
+from emsjax.pallas_kernels.norms import PartsNorm, rms_scaled
 from emsjax.pallas_kernels.tensor_cores import DTYPES
 from emsjax.pallas_kernels.triton_gpus import no_triton
 
@@ -39,41 +39,47 @@ def residual_norm(
     parts: jax.Array,  # [P, at least T, D]
     scales: jax.Array,  # [L, D]
     layer: jax.Array,  # int32[]
+    of_parts: PartsNorm | None,
     eps: float,
     offset: bool,
 ) -> tuple[jax.Array, jax.Array]:
     """See `api.residual_norm`."""
     num_rows, width = x.shape
     whole, result = pl.BlockSpec(memory_space=pl.ANY), result_like(x.shape, x.dtype, x, parts)
+    norms = [PartsNorm(scales, 0), *([] if of_parts is None else [of_parts])]
     # Triton's arrays are powers of two long.
     lanes = pl.next_power_of_2(width)
     call = pl.pallas_call(
-        functools.partial(_kernel, lanes=lanes, eps=eps, offset=offset),
+        functools.partial(
+            _kernel, lanes=lanes, lags=[norm.lag for norm in norms], eps=eps, offset=offset
+        ),
         out_shape=(result, result),
         grid=(num_rows,),
-        in_specs=[whole] * 4,
+        in_specs=[whole] * (3 + len(norms)),
         out_specs=(whole, whole),
         compiler_params=triton.CompilerParams(
             num_warps=min(max(lanes // NUMBERS_OF_A_WARP, 1), MOST_WARPS)
         ),
         name="residual_norm",
     )
-    return call(jnp.reshape(layer, 1), x, parts, scales)
+    given = x, parts, *(norm.scales for norm in norms)
+    total, normal = call(jnp.reshape(layer, 1), *given)
+    return total, normal
 
 
 def _kernel(
     layer: Any,
     x: Any,
     parts: Any,
-    scales: Any,
-    total: Any,
-    normal: Any,
-    *,
+    *refs: Any,
     lanes: int,
+    lags: list[int],
     eps: float,
     offset: bool,
 ) -> None:
-    """One program: one row."""
+    """One program: one row; `refs` are the factors of each norm and both results."""
+    *scales, total, normal = refs
+    own, *of_parts = (PartsNorm(*each) for each in zip(scales, lags, strict=True))
     row, width, dtype = pl.program_id(0), x.shape[1], x.dtype
     lane = jnp.arange(lanes)
     there = lane < width
@@ -81,13 +87,17 @@ def _kernel(
     def read(place: Any) -> jax.Array:
         return triton.load(place, mask=there, other=0).astype(jnp.float32)
 
+    def normed(both: jax.Array, norm: PartsNorm) -> jax.Array:
+        wide = both.astype(jnp.float32)
+        square = jnp.sum(wide * wide) / width
+        scale = read(norm.scales.at[norm.layer(layer[0]), lane])
+        return rms_scaled(wide, square, scale, eps, offset, dtype)
+
     terms = [read(parts.at[part, row, lane]) for part in range(parts.shape[0])]
     added = functools.reduce(jnp.add, terms).astype(dtype)
+    for norm in of_parts:
+        added = normed(added, norm)
     # As in XLA, where both the sum of the parts and the residual sum are rounded.
     both = (read(x.at[row, lane]) + added.astype(jnp.float32)).astype(dtype)
-    wide = both.astype(jnp.float32)
-    square = jnp.sum(wide * wide) / width
-    scale = read(scales.at[layer[0], lane])
     triton.store(total.at[row, lane], both, mask=there)
-    result = rms_scaled(wide, square, scale, eps, offset, dtype)
-    triton.store(normal.at[row, lane], result, mask=there)
+    triton.store(normal.at[row, lane], normed(both, own), mask=there)

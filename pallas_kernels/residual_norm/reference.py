@@ -1,9 +1,8 @@
 """A residual sum and its RMS norm in XLA."""
 
 import jax
-import jax.numpy as jnp
 
-from emsjax.pallas_kernels.norms import residual_sum, rms_scaled
+from emsjax.pallas_kernels.norms import PartsNorm, rms_norm, sum_of
 
 
 def residual_norm(
@@ -11,12 +10,13 @@ def residual_norm(
     parts: jax.Array,  # [P, at least T, D]
     scales: jax.Array,  # [L, D]
     layer: jax.Array,  # int32[]
+    of_parts: PartsNorm | None,
     eps: float,
     offset: bool,
 ) -> tuple[jax.Array, jax.Array]:
     """See `api.residual_norm`."""
-    total = residual_sum(x, parts)
-    wide = total.astype(jnp.float32)
-    square = jnp.mean(wide**2, axis=-1, keepdims=True)
-    scale = jnp.broadcast_to(jax.lax.dynamic_index_in_dim(scales, layer), x.shape)
-    return total, rms_scaled(wide, square, scale, eps, offset, x.dtype)
+    more = sum_of(parts, x)
+    if of_parts is not None:
+        more = rms_norm(more, of_parts.scales, of_parts.layer(layer), eps, offset)
+    total = x + more
+    return total, rms_norm(total, scales, layer, eps, offset)

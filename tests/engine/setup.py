@@ -38,6 +38,7 @@ from emsjax.models.recurrent_draft import RecurrentConfig, RecurrentDraft, Share
 from emsjax.models.registry import FAMILIES
 from emsjax.models.shared_rows import DividedRows
 from emsjax.models.state_map import StateMap, StateMapConfig
+from emsjax.pallas_kernels.scoped_vmem import compiler_options
 from tests.ladders import short_ladder
 from tests.tiny import TINY, VOCAB_SIZE, checkpoint, oracle
 
@@ -87,6 +88,7 @@ def make_engine(
         policy=POLICIES[method],
         trace=trace,
         devices=devices,
+        compiler_options=compiler_options(),
     )
 
 

@@ -7,7 +7,7 @@ import functools
 import math
 import re
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import get_args, get_type_hints
 
 import jax
@@ -175,6 +175,15 @@ def test_tpu_v5e():
     check_no_copy_of_the_cache(*every_rung_on_v5e(), "tpu")
 
 
+def test_tpu_v5e_reads_weights_in_large_blocks():
+    """See `scoped_vmem`."""
+    wide = replace(CONFIG, hidden_size=2048, intermediate_size=8192, num_layers=2)
+    _, compiled = compile_for_tpu("v5e", "none", wide, make=one_rung)
+    used = re.findall(r'used_scoped_memory_configs":\[[^\]]*"size":"(\d+)"', compiled.as_text())
+    default = 16 << 20
+    assert max(map(int, used)) > default
+
+
 def test_tpu_v5e_copies_no_weight():
     check_no_weight_is_copied(*every_rung_on_v5e())
 
@@ -216,6 +225,8 @@ def test_tpu_v5e_with_every_switch(name: str):
     assert len(products) == (2 * len(engine.ladder) if name == "experts" else 0)
     # The others bound queries and keys, or have layer norms of them.
     assert ("%split_heads" in text) == (name in ("around", "residual"))
+    # The others have no RMS norms in front of both sublayers.
+    assert ("%residual_norm" in text) == (name == "around")
 
 
 def test_every_switch_is_compiled():

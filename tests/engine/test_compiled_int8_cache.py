@@ -60,6 +60,7 @@ def compile_for(generation: str, config: DecoderConfig, quantize: str | None = N
         # The cache's shape depends on the platform.
         check_no_copy_of_the_cache(engine, compiled, "tpu")
         check_nothing_is_widened(engine, compiled)
+        assert "%split_heads" in compiled.as_text()
         if quantize is not None:
             assert widened(engine, compiled) == []
 

@@ -106,6 +106,7 @@ def test_hopper_with_every_switch(name: str):
     engine, compiled = compile_for("h100", SWITCHES[name])
     check_no_copy_of_a_slot(engine, compiled)
     check_no_kernel_is_copied(engine, compiled)
+    assert ("residual_norm" in compiled.as_text()) == (name == "around")
 
 
 @pytest.mark.parametrize(

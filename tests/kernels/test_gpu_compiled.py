@@ -12,6 +12,7 @@ import pytest
 
 from emsjax.pallas_kernels.ahead import compile_on
 from emsjax.pallas_kernels.gpu_targets import GPUS
+from emsjax.pallas_kernels.norms import PartsNorm
 from emsjax.pallas_kernels.report.ahead import attention_arguments, attention_call
 from emsjax.pallas_kernels.report.gpu_kernels import GPURow, measure
 from emsjax.pallas_kernels.report.registers import read_kernels
@@ -71,10 +72,12 @@ def test_attention_with_every_option(gpu: str, heads: Heads, int8: bool, tmp_pat
 @pytest.mark.parametrize("width", [576, 4096, 16384])
 @pytest.mark.parametrize("gpu", ["h100", "a100", "l4"])
 def test_sums_with_norms(gpu: str, width: int, tmp_path: Path):
+    """With the norm of what is added, which takes more registers than without it."""
     shapes = ((8, width), jnp.bfloat16), ((4, 16, width), jnp.float32), ((2, width), jnp.bfloat16)
 
-    def call(*arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return residual_norm(*arrays, layer=jnp.int32(1), eps=1e-5)
+    def call(x: jax.Array, parts: jax.Array, scales: jax.Array) -> tuple[jax.Array, jax.Array]:
+        options = {"eps": 1e-5, "of_parts": PartsNorm(scales, 1)}
+        return residual_norm(x, parts, scales, layer=jnp.int32(1), **options)
 
     given = tuple(jax.ShapeDtypeStruct(*each) for each in shapes)
     compile_on(gpu, call, lambda: given, dump=tmp_path)

@@ -15,18 +15,23 @@ from emsjax.models.norms import RMSNorm, normed_heads
 from emsjax.models.rotation import rotate
 from emsjax.pallas_kernels.backends import compiling_for
 from emsjax.pallas_kernels.cache_update.api import cache_places, update_kv_cache
-from emsjax.pallas_kernels.int8_cache import int8_cache_spec
+from emsjax.pallas_kernels.int8_cache import Int8Cache, int8_cache_spec
 from emsjax.pallas_kernels.kv_layout import rows_per_token
 from emsjax.pallas_kernels.kv_rows import LANES
 from emsjax.pallas_kernels.norms import HeadNorms
-from emsjax.pallas_kernels.ragged_attention import tpu, tpu_head_norms, tpu_heads
+from emsjax.pallas_kernels.ragged_attention import (
+    tpu,
+    tpu_head_norms,
+    tpu_head_scales,
+    tpu_heads,
+)
 from emsjax.pallas_kernels.ragged_attention.api import prepare_packed, ragged_attention
 from emsjax.pallas_kernels.ragged_attention.tpu_joined import Joined
 from emsjax.pallas_kernels.ragged_attention.tuning import TPUBlocks
 from emsjax.pallas_kernels.value_checks import checking_lengths
 from tests.kernels.caches import Ragged
 
-NUM_LAYERS, LAYER, CACHE_LEN = 2, 1, 64
+NUM_LAYERS, LAYER = 2, 1
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Case:
     # Tables of the rotation, of which the last is used.
     tables: int = 1
     factor: bool = False
+    int8: bool = False
     q_lens: tuple[int, ...] = (1, 0, 4, 2)
     kv_lens: tuple[int, ...] = (1, 9, 40, 64)
     num_rows: int = 8
@@ -55,6 +61,10 @@ class Case:
     @property
     def ragged(self) -> Ragged:
         return Ragged(self.q_lens, self.kv_lens)
+
+    @property
+    def capacity(self) -> int:
+        return 128 if self.int8 else 64
 
     @property
     def width(self) -> int:
@@ -88,9 +98,12 @@ CASES = {
     ),
     "norms-smollm2": Case(**SMOLLM2, norm="head"),
     "whole": Case(**SMOLLM2, norm="whole", dtype="bfloat16", factor=True),
+    # Heads that share 128 lanes, and heads that cross them.
+    "int8": Case(**SMOLLM2, int8=True),
+    "int8-h80": Case(head_dim=80, turned=16, num_heads=3, num_kv_heads=1, int8=True, num_rows=136),
 }
 QUICK = ("smollm2", "single-rows", "bfloat16", "h80", "partial-interleaved", "norms", "norms-h80")
-QUICK += ("norms-h256", "whole")
+QUICK += ("norms-h256", "whole", "int8")
 SLOW = pytest.mark.slow
 
 
@@ -107,15 +120,39 @@ def packed_rows(case: Case) -> np.ndarray:
     return rows.astype(ml_dtypes.finfo(case.dtype).dtype)
 
 
-def old_cache(case: Case) -> np.ndarray:
+def old_cache(case: Case) -> Any:
     """Returns what is written before; NaN where nothing is."""
     rng = np.random.default_rng(1)
+    if case.int8:
+        return old_int8_cache(case, rng)
     rows = rows_per_token(case.num_kv_heads, case.head_dim)
-    shape = NUM_LAYERS, len(case.q_lens), CACHE_LEN, rows, LANES
+    shape = NUM_LAYERS, len(case.q_lens), case.capacity, rows, LANES
     cache = np.full(shape, np.nan)
     for slot, (q_len, kv_len) in enumerate(zip(case.q_lens, case.kv_lens, strict=True)):
         cache[LAYER, slot, : kv_len - q_len] = rng.standard_normal((kv_len - q_len, rows, LANES))
     return cache.astype(ml_dtypes.finfo(case.dtype).dtype)
+
+
+def old_int8_cache(case: Case, rng: np.random.Generator) -> Int8Cache:
+    sizes = case.capacity, case.num_kv_heads, case.head_dim
+    spec = int8_cache_spec(NUM_LAYERS, len(case.q_lens), *sizes)
+    values = rng.integers(-127, 128, spec.values.shape, np.int8)
+    scale = np.full(spec.scale.shape, np.nan, np.float32)
+    for slot, (q_len, kv_len) in enumerate(zip(case.q_lens, case.kv_lens, strict=True)):
+        written = scale[LAYER, slot, 0, :, : kv_len - q_len]
+        written[:] = rng.uniform(0.001, 0.02, written.shape)
+    return Int8Cache(jnp.asarray(values), jnp.asarray(scale))
+
+
+def numbers_in(case: Case, cache: Any) -> np.ndarray:
+    """Returns the numbers that a cache holds, of an int8 cache by head [L, B, S, 2K, H]."""
+    if not case.int8:
+        return np.asarray(cache)
+    heads = 2 * case.num_kv_heads
+    values = np.asarray(cache.values)
+    by_head = values.reshape(*values.shape[:3], -1)[..., : heads * case.head_dim]
+    scale = np.asarray(cache.scale)[:, :, 0, :heads].swapaxes(2, 3)
+    return by_head.reshape(*values.shape[:3], heads, -1) * scale[..., None]
 
 
 def angles_of(case: Case) -> tuple[jax.Array, jax.Array] | None:
@@ -160,7 +197,7 @@ def options_of(case: Case) -> dict[str, Any]:
 
 def run(case: Case, packed: Any, cache: Any, angles: Any, ragged: Ragged) -> tuple[Any, Any]:
     found = jax.jit(program(case, angles, ragged))(packed, cache)
-    return np.asarray(found[0]), np.asarray(found[1])
+    return np.asarray(found[0]), numbers_in(case, found[1])
 
 
 def program(case: Case, angles: Any, ragged: Ragged) -> Callable[[jax.Array, jax.Array], tuple]:
@@ -198,10 +235,11 @@ def separately(case: Case, packed: Any, cache: Any, angles: Any) -> tuple[Any, A
         q = q * factor.astype(q.dtype)
     k, v = contained(k, v)
     where = {"layer": jnp.int32(LAYER), **given, "backend": "reference"}
-    cache = update_kv_cache(jnp.asarray(cache), k, v, slot_ids=slot_ids, **where)
+    cache = jax.tree.map(jnp.asarray, cache)
+    cache = update_kv_cache(cache, k, v, slot_ids=slot_ids, **where)
     sizes = {"num_kv_heads": case.num_kv_heads, "max_q_len": case.max_q_len}
     seen = ragged_attention(q, cache, **where, **sizes, **options_of(case))
-    return np.asarray(seen.reshape(case.num_rows, -1)), np.asarray(cache)
+    return np.asarray(seen.reshape(case.num_rows, -1)), numbers_in(case, cache)
 
 
 def normed_by(norms: HeadNorms, scales: jax.Array, heads: jax.Array) -> jax.Array:
@@ -280,6 +318,11 @@ FAULTS: dict[str, tuple[Any, str, Callable[[Callable], Callable]]] = {
     ),
     "factors of another layer": (tpu_heads, "_row", lambda f: lambda x, row: f(x, row - 1)),
     "no factor of queries": (tpu_heads, "_scaled", lambda _: lambda lanes, *_: lanes),
+    "int8 scales of other heads": (
+        tpu_head_scales,
+        "_largest",
+        lambda f: lambda pieces, group: f(pieces, tpu_head_norms.Group(0, group.end)),
+    ),
     "values keep NaN": (tpu_heads, "_token", lambda _: lambda x, n, s: x.at(s.keys + 128 * n)),
 }
 
@@ -293,6 +336,8 @@ def test_a_fault_is_found(name: str, monkeypatch: pytest.MonkeyPatch):
     case = CASES["single-rows" if place is Joined else "smollm2"]
     if "norms" in name or "factor" in name:
         case = CASES["norms-h80"]
+    if "int8" in name:
+        case = CASES["int8"]
     given = packed_rows(case), old_cache(case), angles_of(case)
     assert not agree(case, run(case, *given, case.ragged), separately(case, *given))
 
@@ -328,4 +373,5 @@ def test_what_has_no_kernel():
     assert not found("tpu", 8, "float16")
     assert not found("tpu", 7, "bfloat16")
     assert not found("tpu", 4096, "bfloat16")
-    assert not found("tpu", 8, "bfloat16", int8=True)
+    assert found("tpu", 8, "bfloat16", int8=True)
+    assert not found("cpu", 8, "float32", int8=True)

@@ -1,5 +1,6 @@
 """The real TPU compiler compiles the TPU kernels for the shapes of known models. Nothing runs."""
 
+import functools
 import itertools
 import re
 from typing import Any
@@ -16,7 +17,12 @@ from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
 from emsjax.pallas_kernels.norms import HeadNorms
 from emsjax.pallas_kernels.quantised import Grouped
 from emsjax.pallas_kernels.ragged_attention.api import prepare_packed
-from emsjax.pallas_kernels.report.ahead import cache_of, compile_attention
+from emsjax.pallas_kernels.report.ahead import (
+    attention_arguments,
+    attention_call,
+    cache_of,
+    compile_attention,
+)
 from emsjax.pallas_kernels.report.work import MODELS, Heads, Work, heads_of, ragged
 from emsjax.shapes import round_up
 
@@ -45,6 +51,12 @@ TPU_OPTIONS = OPTIONS | {"holes": {"holed": True}}
 
 def check(compiled: jax.stages.Compiled, work: Work) -> None:
     """Checks that the program uses the kernel and makes no copy of the cache in any layout."""
+    check_no_copy(compiled, work)
+    assert "tpu_custom_call" in compiled.as_text()
+
+
+def check_no_copy(compiled: jax.stages.Compiled, work: Work) -> None:
+    """Checks that the program makes no copy of the cache in any layout."""
     with compiling_for("tpu"):
         arrays = jax.tree.leaves(cache_of(work))
     cache_bytes = sum(array.size * array.dtype.itemsize for array in arrays)
@@ -53,7 +65,6 @@ def check(compiled: jax.stages.Compiled, work: Work) -> None:
     # The temporary memory holds queries and results in padded tiles. They exceed a tenth of the
     # cache only for prompts, which fill the cache.
     assert memory.temp_size_in_bytes <= cache_bytes / (10 if work.max_q_len <= 16 else 2)
-    assert "tpu_custom_call" in compiled.as_text()
 
 
 @pytest.mark.parametrize("model", ["smollm2-135m", "opt-13b", "llama-3-8b"])
@@ -67,6 +78,14 @@ def test_step_of_drafts(model: str):
 def test_step_of_drafts_with_an_int8_cache(model: str, generation: str):
     work = ragged(heads_of(named_config(model)), 8, 8, CONTEXT)._replace(int8=True)
     check(compile_attention(generation, work), work)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_attention_without_a_kernel_does_not_copy_the_cache(int8: bool):
+    """XLA would change the layout of all of it, see `kv_layout.read_kv`."""
+    work = ragged(heads_of(named_config("llama-3-8b")), 8, 8, CONTEXT)._replace(int8=int8)
+    call = attention_call(work, "reference")
+    check_no_copy(compile_on("v5e", call, functools.partial(attention_arguments, work)), work)
 
 
 def test_matmul_precision_set_by_the_caller_is_accepted():
@@ -133,16 +152,21 @@ def test_int8_cache_update_of_other_heads(heads: str, generation: str):
 
 
 # For each TPU heads and the lanes that turn, some in pairs of neighbours; plain steps and drafts;
-# and what is normalised. With norms, queries have factors, and there are two rotary tables.
+# what is normalised; and whether the cache is int8. With norms, queries have factors, and there are
+# two rotary tables.
 PACKED = [
-    ("v4", heads_of(named_config("smollm2-135m")), 64, False, (8, 1), None),
-    ("v5e", OTHER_HEADS["h96"], 96, False, (8, 4), "head"),
-    ("v5p", OTHER_HEADS["h256"], 64, True, (8, 8), "whole"),
-    ("v6e", OTHER_HEADS["mqa"], 0, False, (3, 8), "head"),
+    ("v4", heads_of(named_config("smollm2-135m")), 64, False, (8, 1), None, False),
+    ("v5e", OTHER_HEADS["h96"], 96, False, (8, 4), "head", False),
+    ("v5p", OTHER_HEADS["h256"], 64, True, (8, 8), "whole", False),
+    ("v6e", OTHER_HEADS["mqa"], 0, False, (3, 8), "head", False),
+    ("v5e", heads_of(named_config("smollm2-135m")), 64, False, (8, 1), None, True),
+    ("v6e", heads_of(named_config("llama-3-8b")), 128, False, (8, 8), None, True),
 ]
 
 
-@pytest.mark.parametrize(("generation", "heads", "turned", "interleaved", "batch", "norm"), PACKED)
+@pytest.mark.parametrize(
+    ("generation", "heads", "turned", "interleaved", "batch", "norm", "int8"), PACKED
+)
 def test_packed_rows(
     generation: str,
     heads: Heads,
@@ -150,8 +174,9 @@ def test_packed_rows(
     interleaved: bool,
     batch: tuple[int, int],
     norm: str | None,
+    int8: bool,
 ):
-    """The cache is updated in place, and XLA adds no operation around the two kernels."""
+    """The cache is updated in place, and XLA adds no operation around the kernels."""
     slots, rows = batch
     num_rows, num_heads = round_up(slots * rows, 8), heads.num_heads + 2 * heads.num_kv_heads
 
@@ -176,7 +201,7 @@ def test_packed_rows(
 
     def arguments() -> tuple:
         packed = jax.ShapeDtypeStruct((num_rows, num_heads * heads.head_dim), jnp.bfloat16)
-        work = ragged(heads, slots, rows, CONTEXT)
+        work = ragged(heads, slots, rows, CONTEXT)._replace(int8=int8)
         tables = () if norm is None else (2,)
         angles = jax.ShapeDtypeStruct((*tables, num_rows, 1, turned // 2), jnp.float32)
         widths = [
@@ -196,7 +221,8 @@ def test_packed_rows(
 
     compiled = compile_on(generation, call, arguments, donate=1)
     text = compiled.as_text()
-    assert KERNEL.findall(text) == ["split_heads", "ragged_attention"]
+    scales = ["update_scales"] if int8 else []
+    assert KERNEL.findall(text) == ["split_heads", *scales, "ragged_attention"]
     assert not re.search(rf"bf16\[{num_rows},\S* (?:copy|transpose|fusion)\(", text)
 
 

@@ -53,9 +53,10 @@ def run(config: DecoderConfig, capability: str) -> tuple[Pass, dict[str, str]]:
         return model.run(batch, empty, max_q_len=LENGTH, keep=range(LAYERS)), picked
 
 
+@pytest.mark.parametrize("place", ["before", "around"])
 @pytest.mark.usefixtures("interpreting_triton")
-def test_sums_may_wait(monkeypatch: pytest.MonkeyPatch):
-    config = replace(WIDE, stacks=(1, 2), norm_offset=True)
+def test_sums_may_wait(place: str, monkeypatch: pytest.MonkeyPatch):
+    config = replace(WIDE, stacks=(1, 2), norm_offset=True, norm_place=place)
     monkeypatch.setattr(triton_products, "product_transposed", product_of_pairs)
     (waited, kernels), (expected, others) = run(config, "8.0"), run(config, "7.5")
     assert kernels["residual_norm"] == kernels["layer_sums"] == "gpu-triton"
