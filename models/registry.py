@@ -17,6 +17,7 @@ from emsjax.models.gpt_oss import GPT_OSS
 from emsjax.models.granite import GRANITE
 from emsjax.models.helium import HELIUM
 from emsjax.models.llama import LLAMA
+from emsjax.models.mimo import MIMO
 from emsjax.models.ministral3 import MINISTRAL3
 from emsjax.models.mistral import MISTRAL
 from emsjax.models.mixtral import MIXTRAL
@@ -51,6 +52,6 @@ _ALL = (
     ),
     *(PHI3, MINISTRAL3, GPT_NEOX, STARCODER2, COHERE, COHERE2),
     *(QWEN3_MOE, MIXTRAL, OLMOE, GPT_OSS),
-    *(GLM4, EXAONE4, NEMOTRON, PHI, STABLELM, FALCON, HELIUM),
+    *(GLM4, EXAONE4, NEMOTRON, PHI, STABLELM, FALCON, HELIUM, MIMO),
 )
 FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in _ALL})

@@ -15,6 +15,7 @@ from emsjax.errors import UserError
 from emsjax.loading.conversion import convert_model
 from emsjax.loading.families import model_config, supported
 from emsjax.loading.hf.config import complete_config, read_json
+from emsjax.loading.hf.defaults import type_of_transformers
 from emsjax.loading.hf.keys import HARMLESS, ReadKeys
 from emsjax.loading.hf.tokenizer import load_tokenizer
 from emsjax.loading.load import find_model, load_model
@@ -39,7 +40,8 @@ def test_every_key_of_the_config_class_is_accounted_for(name: str) -> None:
     """A key that a new version of `transformers` adds must be looked at here."""
     from transformers import CONFIG_MAPPING
 
-    fields = {field.name for field in dataclasses.fields(CONFIG_MAPPING[name])}
+    known = CONFIG_MAPPING[type_of_transformers(name)]
+    fields = {field.name for field in dataclasses.fields(known)}
     keys = ReadKeys(complete_config({"model_type": name}, [name], "config.json"))
     FAMILIES[name].config(keys)
     known = keys.read | HARMLESS | FAMILIES[name].harmless
