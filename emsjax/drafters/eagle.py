@@ -1,4 +1,4 @@
-"""Drafts by an EAGLE head, see `models.eagle_head`.
+"""Drafts by an EAGLE head, see `models.eagle_head`, or an MTP module, see `models.mtp_head`.
 
 The head has K/V of its own for every token of which the target has K/V, at the same places. It
 reads the rows of a step right after the target, those of prompts too: by then the token after each
