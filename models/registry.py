@@ -17,7 +17,6 @@ from emsjax.models.gpt_oss import GPT_OSS
 from emsjax.models.granite import GRANITE
 from emsjax.models.helium import HELIUM
 from emsjax.models.llama import LLAMA
-from emsjax.models.mimo import MIMO
 from emsjax.models.ministral3 import MINISTRAL3
 from emsjax.models.mistral import MISTRAL
 from emsjax.models.mixtral import MIXTRAL
@@ -27,7 +26,7 @@ from emsjax.models.olmoe import OLMOE
 from emsjax.models.opt import OPT
 from emsjax.models.phi import PHI
 from emsjax.models.phi3 import PHI3
-from emsjax.models.qwen2 import QWEN2
+from emsjax.models.qwen2 import MIMO, QWEN2
 from emsjax.models.qwen3 import QWEN3
 from emsjax.models.qwen3_moe import QWEN3_MOE
 from emsjax.models.smollm3 import SMOLLM3
