@@ -29,8 +29,7 @@ from emsjax.limits import (
     DRAFTERS,
     MAX_DRAFT_LENGTH,
     METHODS,
-    OWN_LAYERS,
-    SELF_WINDOW,
+    NAMED_DRAFTS,
 )
 from emsjax.loading.drafter import load_drafter, shipped_draft
 from emsjax.loading.head_load import PublishedHead
@@ -132,7 +131,7 @@ def find_draft(drafting: Drafting) -> None:
       UserError: there is no such draft model.
     """
     draft = drafting.given.get("draft_model")
-    if draft is not None and draft not in (OWN_LAYERS, SELF_WINDOW):
+    if draft is not None and draft not in NAMED_DRAFTS:
         with about("draft_model", str(draft)):
             locate(draft)
 

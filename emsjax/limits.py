@@ -59,4 +59,8 @@ HIDDEN_TRANSFER, JAKIRO = "hidden-transfer", "jakiro"
 DRAFT_KINDS = (RECURRENT, OWN_LAYERS, HIDDEN_TRANSFER, JAKIRO)
 # The target as its own draft model, on a part of its cache.
 SELF_WINDOW = "self-window"
+# The module for multi-token prediction in the target's own checkpoint.
+MTP = "mtp"
+# Draft models that are no directories.
+NAMED_DRAFTS = (OWN_LAYERS, SELF_WINDOW, MTP)
 DRAFTERS = ("prompt-lookup", "draft-model", "combined", "none")

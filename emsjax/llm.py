@@ -96,8 +96,9 @@ class LLM(RequestRunner):
             default model comes with one), else "prompt-lookup".
           draft_model: the directory or hub id of a smaller model with the same vocabulary, of a
             published head for this model (EAGLE, DFlash or Medusa), or of a draft trained for it
-            (`python -m emsjax.train`). Or "self-window", the model itself on a part of its cache,
-            or "own-layers", the shipped draft of this kind, if there is one for the model.
+            (`python -m emsjax.train`). Or "mtp", the MTP module in the model's own checkpoint, if
+            it has one; "self-window", the model itself on a part of its cache; or "own-layers", the
+            shipped draft of this kind, if there is one for the model.
           draft_quantize: "int8" to turn a smaller model's weights into int8, whatever the target's
             are. Its drafts then cost less memory and time, and are right a little less often.
           method: "ems"; "none" for plain decoding; or one of three methods for comparison:

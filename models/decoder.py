@@ -197,7 +197,7 @@ class DecoderLM(nnx.Module):
           cache: as for `__call__`.
           max_q_len: as for `__call__`.
           start: hidden states of the rows to begin with; None begins with the tokens' embedding.
-          keep: the layers whose inputs are returned, none before `start`.
+          keep: the layers whose inputs are returned, none before `start`; see `Model.run`.
           view: see `Model.run`.
         """
         context = layer_context(self.config, self.dtype, batch, cache, max_q_len)
@@ -238,6 +238,9 @@ class DecoderLM(nnx.Module):
                 )
             first += layers
         x, cache, kept, _ = carry
+        kept = tuple(
+            x if at == self.num_layers else found for at, found in zip(keep, kept, strict=True)
+        )
         x = x if self.final_norm is None else self.final_norm(x)
         project_out = self.embedder.project_out
         hidden = x if project_out is None else project_out(x)

@@ -26,7 +26,7 @@ from emsjax.models.olmoe import OLMOE
 from emsjax.models.opt import OPT
 from emsjax.models.phi import PHI
 from emsjax.models.phi3 import PHI3
-from emsjax.models.qwen2 import QWEN2
+from emsjax.models.qwen2 import MIMO, QWEN2
 from emsjax.models.qwen3 import QWEN3
 from emsjax.models.qwen3_moe import QWEN3_MOE
 from emsjax.models.smollm3 import SMOLLM3
@@ -51,6 +51,6 @@ _ALL = (
     ),
     *(PHI3, MINISTRAL3, GPT_NEOX, STARCODER2, COHERE, COHERE2),
     *(QWEN3_MOE, MIXTRAL, OLMOE, GPT_OSS),
-    *(GLM4, EXAONE4, NEMOTRON, PHI, STABLELM, FALCON, HELIUM),
+    *(GLM4, EXAONE4, NEMOTRON, PHI, STABLELM, FALCON, HELIUM, MIMO),
 )
 FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in _ALL})

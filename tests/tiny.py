@@ -119,6 +119,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm": ("stablelm", LLAMA_SIZES | {"qk_layernorm": True, "use_parallel_residual": True}),
     "falcon": ("falcon", FALCON_SIZES | {"new_decoder_architecture": True, "num_kv_heads": 2}),
     "helium": ("helium", LLAMA_SIZES | {"head_dim": 8}),
+    "mimo": ("mimo", LLAMA_SIZES | {"head_dim": 16, "num_nextn_predict_layers": 1}),
     "gemma3": ("gemma3_text", LLAMA_SIZES | GEMMA_SIZES | {"layer_types": LAYER_TYPES}),
 }
 VOCAB_SIZE = 101
@@ -142,6 +143,7 @@ def random_model(model_type: str, settings: dict[str, Any], seed: int) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    _make_mimo_known()
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
         model_type,
@@ -161,6 +163,25 @@ def random_model(model_type: str, settings: dict[str, Any], seed: int) -> Any:
             if parameter.ndim == 1 or "norm" in name or "bias" in name:
                 parameter.add_(torch.randn_like(parameter), alpha=0.2)
     return model
+
+
+@functools.cache
+def _make_mimo_known() -> None:
+    """Tells `transformers` of MiMo, whose class it reads from the authors' repository only.
+
+    The model is Qwen2, and has a module that Qwen2 does not run (`tests.drafters.eagle_heads`).
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    class MiMoConfig(Qwen2Config):
+        model_type = "mimo"
+        num_nextn_predict_layers: int = 0
+
+    class MiMoForCausalLM(Qwen2ForCausalLM):
+        config_class = MiMoConfig
+
+    AutoConfig.register("mimo", MiMoConfig)
+    AutoModelForCausalLM.register(MiMoConfig, MiMoForCausalLM)
 
 
 def temporary_directory(prefix: str) -> Path:

@@ -71,7 +71,7 @@ DraftModel = Annotated[
     str | None,
     option(
         "--draft-model",
-        "Smaller model, published head, trained draft, own-layers, or self-window.",
+        "Smaller model, published head, trained draft, mtp, own-layers, or self-window.",
         _DRAFTING,
     ),
 ]

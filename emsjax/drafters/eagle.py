@@ -1,4 +1,4 @@
-"""Drafts by an EAGLE head, see `models.eagle_head`.
+"""Drafts by an EAGLE head, see `models.eagle_head`, or an MTP module, see `models.mtp_head`.
 
 The head has K/V of its own for every token of which the target has K/V, at the same places. It
 reads the rows of a step right after the target, those of prompts too: by then the token after each
@@ -110,7 +110,7 @@ class Eagle(OwnCache, FromStates):
       merge: builds the head, and the target if its parameters are given, from parameters.
       vocab_size: V of the target.
       hidden_size: D, the width of the head's states.
-      hidden_layers: the target's layers whose inputs the head reads; empty for its final states.
+      hidden_layers: the target's layers whose inputs the head reads, see `Drafter.hidden_layers`.
       read_bytes: bytes of weights that a pass reads.
       output_bytes: the bytes of these that turn states into logits.
       observed_bytes: bytes of weights with which `observe` multiplies rows.

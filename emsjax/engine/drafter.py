@@ -60,7 +60,10 @@ class Drafter(Protocol):
 
     @property
     def hidden_layers(self) -> tuple[int, ...]:
-        """The target's layers whose inputs it reads, side by side; empty for the final states."""
+        """The target's layers whose inputs it reads, side by side; empty for the final states.
+
+        The one after the last is the final norm.
+        """
 
     @property
     def weights(self) -> Any:

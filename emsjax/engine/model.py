@@ -145,7 +145,7 @@ class Model(Protocol):
           max_q_len: static bound on the rows of one slot.
           start: states to begin with, so that only the layers from there on run and write K/V;
             None begins with the tokens.
-          keep: the layers whose inputs are returned.
+          keep: the layers whose inputs are returned. The one after the last is the final norm.
           view: what the rows see at most; None for the whole text. Layers with a shorter window see
             no sink tokens.
         """

@@ -12,7 +12,8 @@ from emsjax.drafters.draft_model import DraftModel
 from emsjax.drafters.self_window import SelfWindow
 from emsjax.engine.devices import ONE, Devices
 from emsjax.errors import UserError, about, foreign
-from emsjax.limits import OWN_LAYERS, RECURRENT, SELF_WINDOW
+from emsjax.limits import MTP, OWN_LAYERS, RECURRENT, SELF_WINDOW
+from emsjax.loading import head_kind
 from emsjax.loading.draft_checkpoint import MANIFEST, is_for, read_manifest
 from emsjax.loading.families import model_config
 from emsjax.loading.fit import check_draft_fits
@@ -48,7 +49,8 @@ def load_drafter(
     Args:
       draft: directory of a trained draft, directory or hub id of a published head, or anything that
         `load_model` accepts; "own-layers" for the draft of that kind that this package ships;
-        "self-window" for the target itself, see `SelfWindow`.
+        "self-window" for the target itself, see `SelfWindow`; "mtp" for the MTP module in the
+        target's checkpoint.
       target: the model to draft for.
       draft_length: k, the most draft tokens per step.
       dtype: dtype of a draft model, as for `load_model`; heads and trained drafts use the target's.
@@ -63,6 +65,8 @@ def load_drafter(
         return _self_window(target, draft_length, quantize, narrowest)
     if draft == OWN_LAYERS:
         draft = _own_layers_shipped(target)
+    if draft == MTP:
+        draft = _with_mtp(target)
     with foreign(f"draft {str(draft)[:100]!r} cannot be looked up", "name a directory"):
         directory = Path(draft).expanduser()
         trained = (directory / MANIFEST).is_file()
@@ -188,3 +192,14 @@ def _own_layers_shipped(target: LoadedModel) -> Path:
             "-m emsjax.train --kind own-layers` and give its directory"
         )
     return shipped
+
+
+def _with_mtp(target: LoadedModel) -> Path:
+    """Returns the directory of a target that comes with an MTP module."""
+    head = None if target.path is None else find_head(target.path)
+    if head is None or head.kind != head_kind.MTP:
+        raise UserError(
+            f"the checkpoint of {target.name} has no MTP module, as MiMo's have; use another draft "
+            "model, or name the directory of a checkpoint that has the module"
+        )
+    return head.directory

@@ -1,20 +1,20 @@
 """Checks that an EAGLE head fits a target."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from emsjax.engine.devices import Devices
 from emsjax.loading.eagle_form import Form
-from emsjax.loading.head_parts import Head, wrong_ids, wrong_layers
+from emsjax.loading.head_parts import (
+    ANOTHER,
+    ROUNDING,
+    Head,
+    embedding_difference,
+    wrong_ids,
+    wrong_layers,
+)
 from emsjax.loading.load import LoadedModel
-from emsjax.models.quantised import picked_floats
-
-# Rows of an embedding that are compared at a time.
-_ROWS = 4096
-# Copies in another dtype differ by less, in the norm; embeddings of different models by far more.
-_ROUNDING, _ANOTHER = 0.02, 0.5
 
 
 class Vocabulary(NamedTuple):
@@ -78,10 +78,10 @@ def vocabulary(form: Form, head: Head, target: LoadedModel) -> tuple[Vocabulary,
     # The loader checks its shape. Devices that share the target's have further rows.
     if tokens.shape != (target.model.vocab_size, theirs.shape[1]):
         return Vocabulary(ids, True), wrong
-    difference = _difference(tokens, theirs, target.devices)
-    if difference > _ANOTHER:
+    difference = embedding_difference(tokens, target)
+    if difference > ANOTHER:
         wrong.append("its embedding is that of another model")
-    return Vocabulary(ids, difference > _ROUNDING), wrong
+    return Vocabulary(ids, difference > ROUNDING), wrong
 
 
 def _token_ids(size: int, head: Head, vocab_size: int) -> tuple[np.ndarray | None, list[str]]:
@@ -95,15 +95,3 @@ def _token_ids(size: int, head: Head, vocab_size: int) -> tuple[np.ndarray | Non
     ids = np.arange(size, dtype=np.int64) + offsets
     every = size == vocab_size and not offsets.any()
     return None if every else ids.astype(np.int32), list(wrong_ids("d2t", ids, vocab_size))
-
-
-def _difference(tokens: np.ndarray, theirs: Any, devices: Devices) -> float:
-    """Returns how much two embeddings [V, D] differ, as a share of their norm."""
-    apart = whole = 0.0
-    for first in range(0, len(tokens), _ROWS):
-        rows = np.arange(first, min(first + _ROWS, len(tokens)))
-        ours = np.asarray(devices.to_all(picked_floats(theirs, rows)), np.float32)
-        found = tokens[rows].astype(np.float32)
-        apart += float(np.square(found - ours).sum())
-        whole += float(np.square(ours).sum())
-    return (apart / whole) ** 0.5 if whole else 1.0

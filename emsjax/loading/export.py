@@ -9,6 +9,7 @@ from flax import nnx
 
 from emsjax.errors import UserError
 from emsjax.loading.build import abstract_model
+from emsjax.loading.hf.defaults import type_of_transformers
 from emsjax.loading.load import LoadedModel
 from emsjax.loading.parameters import bare, rule_for
 from emsjax.models.family import dotted
@@ -40,7 +41,8 @@ def export_hugging_face(loaded: LoadedModel, directory: Path) -> None:
     from safetensors.torch import save_file
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(**loaded.hf_config)
+    known = {"model_type": type_of_transformers(loaded.hf_config["model_type"])}
+    config = AutoConfig.for_model(**loaded.hf_config | known)
     with torch.device("meta"):
         shapes = {
             name: tuple(tensor.shape)

@@ -6,7 +6,7 @@ from typing import Any
 
 from emsjax.errors import UserError
 
-EAGLE_1, EAGLE_3, DFLASH, MEDUSA = "EAGLE-1", "EAGLE-3", "DFlash", "Medusa"
+EAGLE_1, EAGLE_3, DFLASH, MEDUSA, MTP = "EAGLE-1", "EAGLE-3", "DFlash", "Medusa", "MTP"
 # Optional prefixes of tensor names, and the name of the only layer in EAGLE's own checkpoints.
 PREFIXES = ("model.", "medusa_heads.")
 MIDLAYER = "midlayer"
@@ -16,17 +16,18 @@ _REFUSED: Mapping[str, str] = {
     "a Jakiro head": r"layers\.0\.mlp_moe\..*",
     "a P-EAGLE head": r"mask_hidden",
     "a DFlash-2 head": r"candidate_selector\..*",
-    "an MTP module": r"(.*\.)?(eh_proj|mtp_layers\.\d+\.input_proj)\.weight",
+    "an MTP module of another form than MiMo's": r"(.*\.)?eh_proj\.weight|mtp\.fc\.weight",
     "an EAGLE-1 head of speculators": r"fusion_fc\.weight",
     "a HASS head with norms of its own": r"(embedding|hidden_states)_layernorm\.weight",
 }
 # Heads that are known by a tensor, the first that fits.
 _KNOWN: Mapping[str, str] = {
+    MTP: r"mtp_layers\.\d+\..*",
     MEDUSA: r"(\d+\.0\.linear|blocks\.\d+\.layers\.\d+)\.weight",
     DFLASH: r"hidden_norm\.weight",
     EAGLE_3: rf"{MIDLAYER}\..*|layers\.0\.hidden_norm\.weight",
 }
-_SUPPORTED = "use an EAGLE, DFlash or Medusa head, or a smaller model"
+_SUPPORTED = "use an EAGLE, DFlash or Medusa head, MiMo's MTP module, or a smaller model"
 
 
 def kind_of(names: Iterable[str], config: Mapping[str, Any], origin: str) -> str | None:

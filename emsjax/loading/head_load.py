@@ -8,11 +8,12 @@ from emsjax.drafters.eagle import Eagle
 from emsjax.drafters.medusa import Medusa
 from emsjax.loading.dflash_load import load_dflash
 from emsjax.loading.eagle_load import load_eagle
-from emsjax.loading.head_kind import DFLASH, EAGLE_1, EAGLE_3, MEDUSA, PREFIXES, kind_of
+from emsjax.loading.head_kind import DFLASH, EAGLE_1, EAGLE_3, MEDUSA, MTP, PREFIXES, kind_of
 from emsjax.loading.head_parts import Head
 from emsjax.loading.hf.config import read_json
 from emsjax.loading.load import LoadedModel
 from emsjax.loading.medusa_load import load_medusa
+from emsjax.loading.mtp_load import load_mtp
 from emsjax.loading.parameters import bare
 from emsjax.loading.sources.safetensors import SafetensorsSource
 from emsjax.loading.sources.source import TensorSource, open_directory
@@ -27,6 +28,7 @@ _LOADERS: Mapping[str, Callable[[Head, LoadedModel, int, int], PublishedHead]] =
     EAGLE_3: load_eagle,
     DFLASH: load_dflash,
     MEDUSA: load_medusa,
+    MTP: load_mtp,
 }
 
 

@@ -15,6 +15,12 @@ from emsjax.loading.parts import Division
 from emsjax.loading.sources.source import TensorSource
 from emsjax.loading.weights import load_params
 from emsjax.models.family import WeightMap, dotted
+from emsjax.models.quantised import picked_floats
+
+# Rows of an embedding that are compared at a time.
+_ROWS = 4096
+# Copies in another dtype differ by less, in the norm; embeddings of different models by far more.
+ROUNDING, ANOTHER = 0.02, 0.5
 
 
 class Head(NamedTuple):
@@ -83,6 +89,19 @@ def read_head(
     dtype = target.model.dtype
     division = Division(target.devices)
     return graphdef, load_params(abstract, parameters, head.source, dtype, division)
+
+
+def embedding_difference(tokens: np.ndarray, target: LoadedModel) -> float:
+    """Returns how much an embedding [V, D] differs from the target's, as a share of its norm."""
+    theirs, devices = target.model.embedding_kernel, target.devices
+    apart = whole = 0.0
+    for first in range(0, len(tokens), _ROWS):
+        rows = np.arange(first, min(first + _ROWS, len(tokens)))
+        ours = np.asarray(devices.to_all(picked_floats(theirs, rows)), np.float32)
+        found = tokens[rows].astype(np.float32)
+        apart += float(np.square(found - ours).sum())
+        whole += float(np.square(ours).sum())
+    return (apart / whole) ** 0.5 if whole else 1.0
 
 
 def wrong_ids(name: str, ids: np.ndarray, vocab_size: int) -> Iterator[str]:

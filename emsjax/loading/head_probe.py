@@ -1,8 +1,8 @@
-"""Tries an EAGLE head on a short text, because its files leave two things open.
+"""Tries an EAGLE head or an MTP module on a short text, because its files leave two things open.
 
-They do not say which model a head was trained for. And programs number the layers that it reads
-differently, by one, so that a head may be read as another program meant it. Both cost nothing but
-speed, and so would go unnoticed.
+They do not say which model a head was trained for. And programs differ in what it reads: they
+number layers differently, by one, and give MTP modules the state before the target's final norm
+(vLLM) or after it (SGLang). Both cost nothing but speed, and so would go unnoticed.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ _BETTER = 0.1
 
 
 def settle(head: Eagle, target: LoadedModel) -> Eagle:
-    """Returns a head that reads the layers with which it guesses best; warns if it guesses badly.
+    """Returns a head that reads the states with which it guesses best; warns if it guesses badly.
 
     Without a tokenizer there is no text to try, and the head is returned as it is.
     """
@@ -48,14 +48,15 @@ def settle(head: Eagle, target: LoadedModel) -> Eagle:
     tokens = target.tokenizer.encode(_TEXT * 2, add_special_tokens=True)[:_LENGTH]
     if len(tokens) < 2:
         return head
-    choices = [head.hidden_layers, *_shifted(head.hidden_layers, target.model.num_layers)]
+    num_layers = target.model.num_layers
+    choices = [head.hidden_layers, *_others(head.hidden_layers, num_layers)]
     shares = agreement(head, target, tokens, choices)
     best = int(np.argmax(shares))
     if best and shares[best] > shares[0] + _BETTER:
         print(
             f"note: {head.name} is right at {shares[best]:.0%} of the places of a short text if it "
-            f"reads the inputs of the layers {_listed(choices[best])}, and at {shares[0]:.0%} with "
-            f"{_listed(choices[0])}, as its configuration says; the former are used",
+            f"reads {_named(choices[best], num_layers)}, and at {shares[0]:.0%} with "
+            f"{_named(choices[0], num_layers)}, as its kind does; the former are used",
             file=sys.stderr,
         )
         head = dataclasses.replace(head, hidden_layers=choices[best])
@@ -112,7 +113,8 @@ def guess_all(
         guesses = []
         for layers in choices:
             read = done.hidden
-            if done.inner is not None:
+            if layers:
+                assert done.inner is not None
                 inner = jnp.split(done.inner, len(keep), axis=1)
                 read = jnp.concatenate([inner[keep.index(layer)] for layer in layers], axis=1)
             seen = Observation(batch, read, following, count)
@@ -126,11 +128,18 @@ def guess_all(
     return jax.device_get(devices.program(run, places, SAME)(params, weights, text))
 
 
-def _shifted(layers: tuple[int, ...], num_layers: int) -> list[tuple[int, ...]]:
-    """Returns the layers before and after some layers, as far as there are such."""
+def _others(layers: tuple[int, ...], num_layers: int) -> list[tuple[int, ...]]:
+    """Returns what else a head may have been meant to read.
+
+    For some layers, those before and after them, as far as there are such.
+    """
+    if layers == (num_layers,):
+        return [()]
     moved = [tuple(layer + by for layer in layers) for by in (-1, 1)]
     return [each for each in moved if each and min(each) >= 0 and max(each) < num_layers]
 
 
-def _listed(layers: Sequence[int]) -> str:
-    return ", ".join(map(str, layers))
+def _named(layers: Sequence[int], num_layers: int) -> str:
+    if not layers or layers[0] == num_layers:
+        return f"the states {'before' if layers else 'after'} the final norm"
+    return f"the inputs of the layers {', '.join(map(str, layers))}"

@@ -37,6 +37,7 @@ class LoadedModel:
       hf_config: the Hugging Face configuration with every default filled in.
       generation_config: the contents of `generation_config.json`; empty if there is no such file.
       devices: the devices that hold the model.
+      path: its directory or file; None if it has none.
     """
 
     model: Model
@@ -46,6 +47,7 @@ class LoadedModel:
     hf_config: dict[str, Any]
     generation_config: dict[str, Any]
     devices: Devices = ONE
+    path: Path | None = None
 
 
 def load_model(
@@ -109,6 +111,7 @@ def load_model(
         hf_config=opened.hf_config,
         generation_config=opened.generation_config,
         devices=devices,
+        path=opened.path,
     )
 
 

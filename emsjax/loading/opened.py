@@ -34,6 +34,7 @@ class OpenedModel:
 
     Attributes:
       name: display name.
+      path: its directory or file.
       source: the checkpoint's tensors.
       own_names: whether the tensors are named after emsjax's parameters, as in its checkpoints.
       hf_config: the Hugging Face configuration with every default filled in.
@@ -45,6 +46,7 @@ class OpenedModel:
     """
 
     name: str
+    path: Path
     source: TensorSource
     own_names: bool
     hf_config: dict[str, Any]
@@ -104,6 +106,7 @@ def _open_ours(directory: Path, supported: Collection[str]) -> OpenedModel:
     check_supported(manifest.model_type, supported, str(directory))
     return OpenedModel(
         name=manifest.source,
+        path=directory,
         source=source,
         own_names=True,
         hf_config=manifest.config,
@@ -126,6 +129,7 @@ def _open_hugging_face(directory: Path, supported: Collection[str]) -> OpenedMod
     part = " (text part)" if is_multimodal(read_json(directory / "config.json")) else ""
     return OpenedModel(
         name=name_of(directory) + part,
+        path=directory,
         source=source,
         own_names=False,
         hf_config=config,
@@ -159,6 +163,7 @@ def _open_gguf(path: Path, supported: Collection[str], beside: Path | None = Non
         config |= {key: given[key] for key in given if key in GENERATION_KEYS or key not in config}
     return OpenedModel(
         name=path.stem,
+        path=path,
         source=file,
         own_names=False,
         hf_config=config,

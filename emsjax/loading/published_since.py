@@ -269,6 +269,17 @@ PUBLISHED_SINCE: Mapping[str, Config] = MappingProxyType(
         "stablelm-3b-4e1t": sizes("stablelm", 2560, 6912, 32, (32, 32)),
         "falcon-7b": _falcon(4544, 32, 71),
         "falcon-40b": _falcon(8192, 60, 128, num_kv_heads=8, new_decoder_architecture=True),
+        "mimo-7b": sizes(
+            "mimo",
+            4096,
+            11008,
+            36,
+            (32, 8),
+            head_dim=128,
+            vocab_size=151680,
+            rms_norm_eps=1e-5,
+            rope_theta=640000.0,
+        ),
         "helium-1-preview-2b": sizes("helium", 2560, 7040, 24, (20, 20), rope_theta=100000.0),
     }
 )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from emsjax.errors import UserError, short
+from emsjax.limits import MTP
 from emsjax.requests.vllm_names import foreign_names, refuse, unknown_name
 
 SPECULATIVE_CONFIG = (
@@ -44,10 +45,13 @@ SPECULATIVE_CONFIG = (
     ),
 )
 
+# Methods whose draft is in the model's own checkpoint, unless they name another model.
+_MTP = ("mtp", "mimo_mtp")
 # The methods of `speculative_config` that emsjax has under another name.
 _DRAFTERS = {
     **dict.fromkeys(("ngram", "ngram_gpu"), "prompt-lookup"),
     **dict.fromkeys(("draft_model", "eagle", "eagle3", "dflash", "medusa"), "draft-model"),
+    **dict.fromkeys(_MTP, "draft-model"),
 }
 _RENAMED = {
     "model": "draft_model",
@@ -88,7 +92,10 @@ def drafting_options(given: Mapping[str, Any], config: Any) -> dict[str, Any]:
             wanted[name] = value
         elif not refuse(name, value, SPECULATIVE_CONFIG):
             raise UserError(unknown_name(str(name), "a key of speculative_config", known))
-    drafter = _drafter(wanted.pop("method", None), wanted.get("model"))
+    method = wanted.pop("method", None)
+    if method in _MTP and wanted.get("model") is None:
+        wanted["model"] = MTP
+    drafter = _drafter(method, wanted.get("model"))
     if drafter == "prompt-lookup":  # vLLM's old configurations name the model "[ngram]"
         wanted.pop("model", None)
     options = {_RENAMED[name]: value for name, value in wanted.items()}

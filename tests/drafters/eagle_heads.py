@@ -1,5 +1,7 @@
 """Random tiny EAGLE heads in the formats in which they are published, and an oracle in PyTorch.
 
+MiMo's MTP module is one of them, because it drafts like an EAGLE-1 head.
+
 The oracle follows the published algorithms with layers of `transformers`. It reads the whole text
 for every draft, so it has no cache, no rows and no slots.
 """
@@ -34,6 +36,8 @@ LLAMA = {
     "vocab_size": VOCAB_SIZE,
     "hidden_act": "silu",
 }
+MODULE = "model.mtp_layers.0"
+MODULE_NORMS = ("input", "token", "hidden", "final")
 VERIFIER = {"name_or_path": "tiny", "architectures": ["LlamaForCausalLM"]}
 
 
@@ -49,6 +53,7 @@ class Form(NamedTuple):
       model_type: the kind of its layers in `transformers`.
       residual_is_normed: whether the first layer adds to normalised states.
       feeds_normed: whether the next row gets the normalised state.
+      mtp: whether it is an MTP module.
     """
 
     config: Mapping[str, Any]
@@ -59,6 +64,7 @@ class Form(NamedTuple):
     model_type: str = "llama"
     residual_is_normed: bool = False
     feeds_normed: bool = False
+    mtp: bool = False
 
 
 def layer_shapes(name: str, sizes: Mapping[str, Any], wide: int) -> dict[str, tuple[int, ...]]:
@@ -150,7 +156,29 @@ def eagle1() -> Form:
     return Form(config, LLAMA, shapes)
 
 
-FORMS = {form.__name__: form for form in (eagle3, specforge, speculators, eagle1)}
+def mtp() -> Form:
+    """MiMo's MTP module in a directory of its own, with the target's embedding."""
+    sizes = LLAMA | {"head_dim": 16, "intermediate_size": 48, "rope_theta": 500.0}
+    config = {
+        **sizes,
+        "architectures": ["MiMoForCausalLM"],
+        "model_type": "mimo",
+        "attention_bias": True,
+        "num_nextn_predict_layers": 1,
+        "use_sliding_window": False,
+    }
+    shapes = layer_shapes(MODULE, sizes, WIDE) | {
+        f"{MODULE}.input_proj.weight": (WIDE, 2 * WIDE),
+        "model.embed_tokens.weight": (VOCAB_SIZE, WIDE),
+    }
+    shapes |= {f"{MODULE}.{name}_layernorm.weight": (WIDE,) for name in MODULE_NORMS}
+    for name in ("q_proj", "k_proj", "v_proj"):
+        projection = f"{MODULE}.self_attn.{name}"
+        shapes[f"{projection}.bias"] = shapes[f"{projection}.weight"][:1]
+    return Form(config, sizes, shapes, MODULE, model_type="qwen2", mtp=True)
+
+
+FORMS = {form.__name__: form for form in (eagle3, specforge, speculators, eagle1, mtp)}
 
 
 @functools.cache
@@ -163,8 +191,9 @@ def tensors(name: str) -> dict[str, np.ndarray]:
     if "d2t" in made:
         made["d2t"] = GUESSED - np.arange(len(GUESSED))
         made["t2d"] = np.isin(np.arange(VOCAB_SIZE), GUESSED)
-    if made.get("embed_tokens.weight", np.zeros((0, 0))).shape[1] == WIDE:  # a copy
-        made["embed_tokens.weight"] = oracle(TARGET).model.embed_tokens.weight.detach().numpy()
+    for each in ("embed_tokens.weight", "model.embed_tokens.weight"):
+        if each in made and made[each].shape[1] == WIDE:  # a copy
+            made[each] = oracle(TARGET).model.embed_tokens.weight.detach().numpy()
     return made
 
 
@@ -231,6 +260,11 @@ def read_states(name: str, text: Sequence[int]) -> "torch.Tensor":
     form = FORMS[name]()
     model = oracle(TARGET).model
     read = model(torch.tensor([list(text)]), output_hidden_states=True, use_cache=False)
+    if form.mtp:
+        # `transformers` hands the last layer's output out after the final norm only.
+        inner = read.hidden_states[-2]
+        angles = model.rotary_emb(inner, torch.arange(len(text))[None])
+        return causal(model.layers[-1], inner[0], angles)[:-1]
     if form.reads is None:
         return read.last_hidden_state[0, :-1]
     inner = [read.hidden_states[layer][0, :-1] for layer in form.reads]
@@ -245,7 +279,8 @@ def guess_next(
 
     form, parts, target = FORMS[name](), torch_tensors(name), oracle(TARGET)
     embedding = parts.get("embed_tokens.weight", target.model.embed_tokens.weight)
-    out = run_layers(name, states, embedding[torch.tensor(list(following))])[-1:]
+    run = run_module if form.mtp else run_layers
+    out = run(name, states, embedding[torch.tensor(list(following))])[-1:]
     if form.reads is None:
         return target.lm_head(out)[0].softmax(-1), torch.arange(VOCAB_SIZE), out
     normal = normed(out, parts["norm.weight"])
@@ -284,11 +319,13 @@ def layers_of(name: str) -> tuple[list[Any], Any]:
     import torch
     from transformers import AutoConfig
     from transformers.models.llama import modeling_llama
+    from transformers.models.qwen2 import modeling_qwen2
     from transformers.models.qwen3 import modeling_qwen3
 
     form = FORMS[name]()
     config = AutoConfig.for_model(form.model_type, **form.sizes, attn_implementation="eager")
-    module = {"llama": modeling_llama, "qwen3": modeling_qwen3}[form.model_type]
+    modules = {"llama": modeling_llama, "qwen2": modeling_qwen2, "qwen3": modeling_qwen3}
+    module = modules[form.model_type]
     kind = form.model_type.capitalize()
     rotary = getattr(module, f"{kind}RotaryEmbedding")(config)
     made = []
@@ -296,7 +333,7 @@ def layers_of(name: str) -> tuple[list[Any], Any]:
         layer = getattr(module, f"{kind}DecoderLayer")(config, number).eval()
         for each in ("q_proj", "k_proj", "v_proj"):
             weight = torch_tensors(name)[f"{form.layer}.self_attn.{each}.weight"]
-            if number == 0:
+            if number == 0 and not form.mtp:
                 linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
                 setattr(layer.self_attn, each, linear)
         prefix = form.layer if number == 0 else f"layers.{number}"
@@ -306,7 +343,8 @@ def layers_of(name: str) -> tuple[list[Any], Any]:
             if key.startswith(f"{prefix}.") and "hidden_norm" not in key
         }
         missing, surplus = layer.load_state_dict(held, strict=False)
-        assert not surplus
+        fronts = {f"{each}_layernorm.weight" for each in MODULE_NORMS} | {"input_proj.weight"}
+        assert set(surplus) <= (fronts if form.mtp else set())
         assert set(missing) <= {"input_layernorm.weight"}
         made.append(layer)
     return made, rotary
@@ -336,3 +374,26 @@ def run_layers(name: str, states: "torch.Tensor", embedded: "torch.Tensor") -> "
         x = layer(x, **options)
         x = x if isinstance(x, torch.Tensor) else x[0]
     return x[0]
+
+
+def run_module(name: str, states: "torch.Tensor", embedded: "torch.Tensor") -> "torch.Tensor":
+    """Runs all rows through an MTP module as vLLM does."""
+    import torch
+
+    parts, ((layer,), rotary) = torch_tensors(name), layers_of(name)
+    # The first row does not see its token.
+    embedded = torch.cat([torch.zeros_like(embedded[:1]), embedded[1:]])
+    state = normed(states, parts[f"{MODULE}.hidden_layernorm.weight"])
+    token = normed(embedded, parts[f"{MODULE}.token_layernorm.weight"])
+    x = torch.cat([state, token], dim=-1) @ parts[f"{MODULE}.input_proj.weight"].T
+    x = causal(layer, x, rotary(x[None], torch.arange(len(x))[None]))
+    return normed(x, parts[f"{MODULE}.final_layernorm.weight"])
+
+
+def causal(layer: Any, x: "torch.Tensor", angles: Any) -> "torch.Tensor":
+    """Runs all rows of a text through a layer of `transformers`."""
+    import torch
+
+    mask = torch.full((len(x), len(x)), -torch.inf).triu(1)[None, None]
+    x = layer(x[None], attention_mask=mask, position_embeddings=angles)
+    return (x if isinstance(x, torch.Tensor) else x[0])[0]

@@ -41,6 +41,7 @@ CASES = [
     *(pytest.param(name, "chain", marks=pytest.mark.slow) for name in BRANCHING),
     pytest.param("speculators", "tree", marks=pytest.mark.slow),
     pytest.param("eagle1", "vanilla", marks=pytest.mark.slow),
+    pytest.param("mtp", "beam", marks=pytest.mark.slow),
 ]
 
 

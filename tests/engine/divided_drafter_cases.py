@@ -120,6 +120,7 @@ def results_of(number: int, drafter: Any, greedy: bool = False) -> list[tuple]:
                 "eagle3",
                 "dflash-sliding",
                 "medusa",
+                "mtp",
                 JAKIRO,
                 HIDDEN_TRANSFER,
                 SELF_WINDOW,

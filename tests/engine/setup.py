@@ -31,9 +31,11 @@ from emsjax.engine.ladder import Rung
 from emsjax.engine.model import View
 from emsjax.engine.policy import POLICIES
 from emsjax.engine.step_costs import StepCosts
+from emsjax.loading.hf.defaults import type_of_transformers
 from emsjax.loading.load import load_model
 from emsjax.models.decoder import DecoderLM
 from emsjax.models.eagle_head import EagleConfig, EagleHead
+from emsjax.models.mtp_head import MtpHead
 from emsjax.models.recurrent_draft import RecurrentConfig, RecurrentDraft, Shared
 from emsjax.models.registry import FAMILIES
 from emsjax.models.shared_rows import DividedRows
@@ -57,7 +59,8 @@ def oracle_model(name: str, devices: Devices = ONE) -> Any:
 def tiny_model(name: str) -> Any:
     """Returns a tiny model with weights from a JAX seed, without PyTorch."""
     model_type, settings = TINY[name]
-    config = AutoConfig.for_model(model_type, **settings, vocab_size=VOCAB_SIZE)
+    known = type_of_transformers(model_type)
+    config = AutoConfig.for_model(known, **settings, vocab_size=VOCAB_SIZE)
     return DecoderLM(FAMILIES[model_type].config(config.to_dict()), rngs=nnx.Rngs(0))
 
 
@@ -201,6 +204,24 @@ def eagle(model: Any) -> Eagle:
         model.vocab_size,
         model.hidden_size,
         hidden_layers=(1, model.num_layers // 2, model.num_layers - 1),
+        read_bytes=1,
+        output_bytes=0,
+        draft_length=5,
+    )
+
+
+def mtp(model: Any) -> Eagle:
+    """Makes an MTP module with random weights, which guesses with the model's output projection."""
+    sizes = replace(model.config, num_layers=1, windows=())
+    graphdef, params = nnx.split(MtpHead(sizes, rngs=nnx.Rngs(4), dtype=model.dtype))
+    target_def, target = nnx.split(model)
+    return Eagle(
+        "random",
+        EagleParts(params, model.embedding_table, None, target),
+        lambda head, target: (nnx.merge(graphdef, head), nnx.merge(target_def, target)),
+        model.vocab_size,
+        model.hidden_size,
+        hidden_layers=(model.num_layers,),
         read_bytes=1,
         output_bytes=0,
         draft_length=5,

@@ -29,6 +29,7 @@ from tests.engine.setup import (
     alike,
     costs_of,
     eagle,
+    mtp,
     own_layers,
     recurrent,
     self_window,
@@ -72,6 +73,7 @@ KINDS: Mapping[str, Callable[[Any], Drafter]] = {
     "jakiro": lambda model: replace(jakiro(model), **ROOM),
     "dflash": dflash,
     "medusa": medusa,
+    "mtp": lambda model: replace(mtp(model), **ROOM),
     "own-layers": own_layers,
     "draft-model": alike,
 }

@@ -1,17 +1,22 @@
 """Draft models by name: they must fit the target, and they do not change its text."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from emsjax import LLM, SamplingParams, UserError, build_engine
+from emsjax.drafters import Eagle
 from emsjax.loading import load
 from emsjax.loading.draft_checkpoint import MANIFEST
 from emsjax.loading.drafter import check_vocabulary, load_drafter
-from emsjax.loading.load import LoadedModel
+from emsjax.loading.load import LoadedModel, load_model
+from tests.drafters.eagle_heads import MODULE, tensors
 from tests.tiny import checkpoint
 
 OPTIONS = {"max_batch_size": 2, "max_model_len": 100}
@@ -167,3 +172,43 @@ def test_the_target_drafts_for_itself_by_name():
     assert sum(m.accepted_tokens for m in metrics) > 0.8 * sum(m.drafted_tokens for m in metrics)
     with pytest.raises(UserError, match="leave out draft_quantize"):
         LLM(target, draft_quantize="int8", **options)
+
+
+def with_module(directory: Path) -> str:
+    """Writes a MiMo model with its MTP module, in a directory that is made."""
+    shutil.copytree(checkpoint("mimo"), directory)
+    file = directory / "model.safetensors"
+    module = {name: x for name, x in tensors("mtp").items() if name.startswith(MODULE)}
+    # A second module, which is not used.
+    more = {name.replace(".0.", ".1."): x for name, x in module.items()}
+    save_file(load_file(file) | module | more, file, metadata={"format": "pt"})
+    return str(directory)
+
+
+def test_the_module_in_a_models_own_checkpoint_drafts_by_name(tmp_path: Path):
+    target = with_module(tmp_path / "mimo")
+    params = [SamplingParams(max_tokens=30, temperature=t, seed=3) for t in (0, 0.8, 1.2)]
+    plain = LLM(target, drafter="none", **OPTIONS).generate(PROMPTS, params)
+    asked = {"method": "mtp", "num_speculative_tokens": 3}
+    llm = LLM(target, speculative_config=asked, planner=False, **OPTIONS)
+    outputs = llm.generate(PROMPTS, params)
+    assert [o.outputs[0].token_ids for o in outputs] == [p.outputs[0].token_ids for p in plain]
+    assert sum(o.metrics.drafted_tokens for o in outputs) > 100
+    drafter = llm.engine.drafter
+    assert isinstance(drafter, Eagle)
+    assert drafter.name == "mimo (MTP)"
+    found = drafter.weights.head["fc"]["kernel"][...]
+    np.testing.assert_array_equal(found, tensors("mtp")[f"{MODULE}.input_proj.weight"])
+    # Named by its directory, it is no model that is as large as the target.
+    loaded = load_model(target)
+    named = load_drafter(target, loaded, 3, dtype="auto", narrowest=8)
+    assert isinstance(named, Eagle)
+    with pytest.raises(UserError, match="MTP head stays as it is; leave out draft_quantize"):
+        load_drafter("mtp", loaded, 3, dtype="auto", quantize="int8", narrowest=8)
+
+
+@pytest.mark.parametrize("name", ["mimo", "opt"])
+def test_a_model_may_have_no_module(name: str):
+    message = f"checkpoint of {checkpoint(name).name} has no MTP module, as MiMo's have; use"
+    with pytest.raises(UserError, match=message):
+        LLM(str(checkpoint(name)), draft_model="mtp", **OPTIONS)

@@ -8,7 +8,7 @@ import pytest
 from emsjax.errors import UserError
 from emsjax.loading.families import family, model_config, supported
 from emsjax.loading.hf.config import complete_config
-from emsjax.loading.hf.defaults import DEFAULTS, completed_from_table
+from emsjax.loading.hf.defaults import DEFAULTS, completed_from_table, type_of_transformers
 from emsjax.loading.published import PUBLISHED
 from emsjax.models.registry import FAMILIES
 
@@ -17,6 +17,13 @@ pytestmark = pytest.mark.usefixtures("real_models")
 
 def from_table(given: dict[str, Any]) -> dict[str, Any] | None:
     return completed_from_table(given, family(given).harmless)
+
+
+def class_of(name: str) -> Any:
+    """Returns the class of `transformers` for the configuration of a model type."""
+    from transformers import CONFIG_MAPPING
+
+    return CONFIG_MAPPING[type_of_transformers(name)]
 
 
 def by_transformers(given: dict[str, Any]) -> Any:
@@ -29,9 +36,7 @@ def test_the_table_has_every_family():
 
 @pytest.mark.parametrize("name", DEFAULTS)
 def test_defaults_are_those_of_transformers(name: str):
-    from transformers import CONFIG_MAPPING
-
-    fields = CONFIG_MAPPING[name].__dataclass_fields__
+    fields = class_of(name).__dataclass_fields__
     assert {key: fields[key].default for key in DEFAULTS[name]} == DEFAULTS[name]
     assert model_config(from_table({"model_type": name})) == by_transformers({"model_type": name})
 
@@ -44,20 +49,16 @@ def test_built_in_models_are_as_by_transformers(name: str):
 
 
 def families_with_layer_types() -> list[str]:
-    from transformers import CONFIG_MAPPING
-
-    return [n for n in DEFAULTS if "layer_types" in CONFIG_MAPPING[n].__dataclass_fields__]
+    return [n for n in DEFAULTS if "layer_types" in class_of(n).__dataclass_fields__]
 
 
 @pytest.mark.parametrize("name", families_with_layer_types())
 def test_layers_without_types_have_the_windows_that_transformers_gives_them(name: str):
-    from transformers import CONFIG_MAPPING
-
-    fields = CONFIG_MAPPING[name].__dataclass_fields__
+    fields = class_of(name).__dataclass_fields__
     sizes = {"num_hidden_layers": 9, "sliding_window": 7, "max_window_layers": 4}
     sizes |= {"use_sliding_window": True}
     sizes = {key: value for key, value in sizes.items() if key in fields}
-    kinds = CONFIG_MAPPING[name](**sizes).layer_types
+    kinds = class_of(name)(**sizes).layer_types
     windows = tuple(7 if kind == "sliding_attention" else 0 for kind in kinds)
     given = {"model_type": name} | sizes
     assert by_transformers(given).windows == windows

@@ -15,6 +15,7 @@ from emsjax.errors import UserError
 from emsjax.loading.conversion import convert_model
 from emsjax.loading.families import model_config, supported
 from emsjax.loading.hf.config import complete_config, read_json
+from emsjax.loading.hf.defaults import type_of_transformers
 from emsjax.loading.hf.keys import HARMLESS, ReadKeys
 from emsjax.loading.hf.tokenizer import load_tokenizer
 from emsjax.loading.load import find_model, load_model
@@ -39,7 +40,8 @@ def test_every_key_of_the_config_class_is_accounted_for(name: str) -> None:
     """A key that a new version of `transformers` adds must be looked at here."""
     from transformers import CONFIG_MAPPING
 
-    fields = {field.name for field in dataclasses.fields(CONFIG_MAPPING[name])}
+    known = CONFIG_MAPPING[type_of_transformers(name)]
+    fields = {field.name for field in dataclasses.fields(known)}
     keys = ReadKeys(complete_config({"model_type": name}, [name], "config.json"))
     FAMILIES[name].config(keys)
     known = keys.read | HARMLESS | FAMILIES[name].harmless
@@ -79,6 +81,18 @@ PUBLISHED = {
         "use_mrope": False,
         "max_window_layers": 21,
         "sliding_window": 9,
+    },
+    "MiMo": {
+        "model_type": "mimo",
+        "attention_bias": True,
+        "auto_map": {
+            "AutoConfig": "configuration_mimo.MiMoConfig",
+            "AutoModel": "modeling_mimo.MiMoModel",
+            "AutoModelForCausalLM": "modeling_mimo.MiMoForCausalLM",
+        },
+        "head_dim": 128,
+        "num_nextn_predict_layers": 1,
+        "use_mrope": False,
     },
     "OPT": {"model_type": "opt", "prefix": "</s>", "activation_dropout": 0.1, "layerdrop": 0.0},
     "GPT-2": {"model_type": "gpt2", "n_ctx": 1024, "task_specific_params": {"text-generation": {}}},
@@ -363,6 +377,22 @@ def test_tokenizer_with_code_of_its_own(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"tokenizer_config\.json names code of its own"):
         load_tokenizer(tmp_path)
+
+
+def test_a_type_that_transformers_does_not_know_causes_no_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import CONFIG_MAPPING
+
+    monkeypatch.delitem(CONFIG_MAPPING._extra_content, "mimo", raising=False)
+    tiny.byte_level().save_pretrained(tmp_path)
+    config = {"model_type": "mimo"} | PUBLISHED["MiMo"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer is not None
+    assert tokenizer.decode(tokenizer.encode("abc")) == "abc"
+    assert config_of(config).qkv_bias
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

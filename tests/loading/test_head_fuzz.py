@@ -17,6 +17,7 @@ from tests.fuzzing import INPUTS, survives, text_of
 from tests.tiny import checkpoint
 
 pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("real_models")
 
 # Names that other kinds, other layouts or other numbers of heads would have.
 STRANGE = (
@@ -25,7 +26,8 @@ STRANGE = (
     *("lm_head.weight", "lm_heads.0.weight", "medusa_heads.0.0.linear.weight", "token_map", "d2t"),
     *("fc.weight", "model.fc.weight", "fc.bias", "fc_norm.7.weight", "hidden_norm.weight"),
     *("midlayer.mlp.up_proj.weight", "layers.1.mlp.up_proj.weight", "embed_tokens.weight"),
-    "layers.0.self_attn.q_norm.weight",
+    *("layers.0.self_attn.q_norm.weight", "mtp_layers.0.input_proj.weight"),
+    *("model.mtp_layers.7.x", "layers.61.eh_proj.weight"),
 )
 
 

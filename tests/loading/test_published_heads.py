@@ -12,10 +12,11 @@ from emsjax.engine.drafter import passes_of
 from emsjax.loading.drafter import load_drafter
 from emsjax.loading.head_load import find_head
 from emsjax.loading.load import LoadedModel, load_model
-from tests.drafters.eagle_heads import FORMS, TARGET, head_directory, tensors, write_head
+from tests.drafters.eagle_heads import FORMS, MODULE, TARGET, head_directory, tensors, write_head
 from tests.tiny import checkpoint
 
 pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("real_models")
 Tensors = dict[str, np.ndarray]
 
 
@@ -53,7 +54,7 @@ def test_the_planner_knows_what_reading_every_step_costs(name: str, target: Load
     """Rows of a step go through all of a head but its embedding and its output projection."""
     drafter = load(head_directory(name), target)
     others = ("lm_head.weight", "embed_tokens.weight", "d2t", "t2d")
-    numbers = sum(x.size for key, x in tensors(name).items() if key not in others)
+    numbers = sum(x.size for key, x in tensors(name).items() if not key.endswith(others))
     assert passes_of(drafter, 1).observing == 4 * numbers
 
 
@@ -145,6 +146,48 @@ WRONG: Mapping[str, tuple[str, dict[str, Any], Callable[[Tensors], Tensors] | No
         {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
         None,
         ["rope scaling 'dynamic' is not supported"],
+    ),
+    "an MTP module for another target": (
+        "mtp",
+        {"hidden_size": 24, "vocab_size": 99},
+        None,
+        ["hidden states of size 24, not 32", "vocabulary has 99 tokens, not 101"],
+    ),
+    "an MTP module for another model of the same sizes": (
+        "mtp",
+        {},
+        lambda held: held | {f"model.{EMBEDDING}": held[f"model.{EMBEDDING}"][::-1]},
+        ["its embedding is that of another model"],
+    ),
+    "half of an MTP module": (
+        "mtp",
+        {},
+        without(f"{MODULE}.input_proj.weight", f"{MODULE}.mlp.up_proj.weight"),
+        ["missing", "mtp_layers.0.input_proj.weight, mtp_layers.0.mlp.up_proj.weight"],
+    ),
+    "more than an MTP module": (
+        "mtp",
+        {},
+        lambda held: held | {f"{MODULE}.self_attn.q_norm.weight": np.zeros(16)},
+        ["not part of this model", f"{MODULE}.self_attn.q_norm.weight"],
+    ),
+    "an MTP module with a map from states alone": (
+        "mtp",
+        {},
+        lambda held: held | {f"{MODULE}.input_proj.weight": np.zeros((32, 32), np.float32)},
+        [f"{MODULE}.input_proj.weight has [32, 32] where fc.kernel needs [32, 64]"],
+    ),
+    "an MTP module of another family": (
+        "mtp",
+        {"model_type": "qwen2", "num_nextn_predict_layers": None},
+        None,
+        ["is that of a qwen2, but only those of MiMo (mimo) are supported"],
+    ),
+    "an MTP module as DeepSeek has it": (
+        "mtp",
+        {},
+        lambda _: {"model.layers.61.eh_proj.weight": np.zeros((32, 64), np.float32)},
+        ["is an MTP module of another form than MiMo's, which is not supported; use"],
     ),
     "another activation": ("eagle3", {"hidden_act": "tanh"}, None, ["activation 'tanh'"]),
 }

@@ -133,7 +133,7 @@ def test_loading_needs_the_result_and_one_tensor(tmp_path: Path) -> None:
         f"model.{name}.weight": tuple(factor * size for size in shape)
         for name, shape in shapes.items()
     }
-    opened = OpenedModel("made", _Made(shapes), False, config, (), lambda: None)
+    opened = OpenedModel("made", Path(), _Made(shapes), False, config, (), lambda: None)
     read_weights(opened, "float32", quantize="int8")  # imports and traces
     tracemalloc.start()
     _, params = read_weights(opened, "float32", quantize="int8")

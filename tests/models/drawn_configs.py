@@ -8,6 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from emsjax.loading.hf.defaults import type_of_transformers
 from tests.models.drawn_flags import FLAGS, LAYERS, WIDTH
 from tests.models.drawn_ropes import POSITIONS, ropes_of
 
@@ -46,7 +47,8 @@ def _sizes(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
         # Helium's heads fill the hidden size.
         "head_dim": WIDTH // heads if model_type == "helium" else draw(st.sampled_from([8, 16])),
     }
-    keys = {field.name for field in dataclasses.fields(CONFIG_MAPPING[model_type])}
+    known = CONFIG_MAPPING[type_of_transformers(model_type)]
+    keys = {field.name for field in dataclasses.fields(known)}
     return {key: sizes[key] for key in sizes if key in keys}
 
 

@@ -74,6 +74,7 @@ FLAGS: Mapping[str, Flags] = {
     "llama": LLAMA,
     "mistral": _NO_BIAS | {"sliding_window": st.none() | WINDOW},
     "qwen2": _NO_BIAS | _SOMETIMES,
+    "mimo": _NO_BIAS | _SOMETIMES,
     "qwen3": _NO_MLP_BIAS | _SOMETIMES,
     "gemma": _GEMMA,
     "gemma2": _GEMMA2 | {"attn_logit_softcapping": st.none() | st.sampled_from([1.0, 5.0])},

@@ -193,7 +193,7 @@ def test_true_is_not_one():
         ({"max_num_seqs": 0}, "max_batch_size is 0"),
         ({"speculative_config": {}}, "names neither a method nor a model"),
         ({"speculative_config": "ngram"}, "speculative_config='ngram' must be a dictionary"),
-        ({"speculative_config": {"method": "mtp"}}, "'mtp' is not emsjax's; use 'ngram', or"),
+        ({"speculative_config": {"method": "ernie_mtp"}}, "'ernie_mtp' is not emsjax's; use"),
         ({"speculative_config": {"method": "eagle3"}}, "'eagle3' needs a draft"),
         ({"speculative_config": {"method": "suffix"}}, "'suffix' is not emsjax's; use 'ngram', w"),
         ({"speculative_config": {"method": ["ngram"]}}, r"\['ngram'\] is not emsjax's"),
@@ -251,6 +251,11 @@ NONE = dict.fromkeys(("drafter", "draft_model", "draft_length", "max_ngram", "mi
         (
             {"method": "eagle3", "model": "head"},
             {"drafter": "draft-model", "draft_model": "head"},
+        ),
+        ({"method": "mtp"}, {"drafter": "draft-model", "draft_model": "mtp"}),
+        (
+            {"method": "mimo_mtp", "model": "MiMo", "num_speculative_tokens": 1},
+            {"drafter": "draft-model", "draft_model": "MiMo", "draft_length": 1},
         ),
     ],
 )

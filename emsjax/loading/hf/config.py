@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emsjax.errors import UserError, foreign, reason
+from emsjax.loading.hf.defaults import type_of_transformers
 from emsjax.loading.hf.keys import REPLACED, check_code, shown
 from emsjax.loading.hf.multimodal import text_part
 from emsjax.loading.hf.numbers import check_eos, check_ranges
@@ -54,12 +55,13 @@ def complete_config(
         from transformers import CONFIG_MAPPING
 
     with foreign(f"{origin} is rejected by transformers", "fix it or download it again"):
-        config_class = CONFIG_MAPPING[given["model_type"]]
-        completed = config_class.from_dict(copy.deepcopy(dict(given))).to_dict()
+        known = {"model_type": type_of_transformers(given["model_type"])}
+        config_class = CONFIG_MAPPING[known["model_type"]]
+        completed = config_class.from_dict(copy.deepcopy(dict(given) | known)).to_dict()
     # transformers drops the keys of generation and some that it does not know.
     replaced = REPLACED | config_class.attribute_map.keys()
     lost = {key: given[key] for key in given if key not in completed and key not in replaced}
-    return completed | lost
+    return completed | lost | {"model_type": given["model_type"]}
 
 
 def check_given(given: Mapping[str, Any], supported: Collection[str], origin: str) -> None:

@@ -387,8 +387,11 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "stablelm": _STABLELM,
         "falcon": _FALCON,
         "helium": _HELIUM,
+        "mimo": _QWEN2,
     }
 )
+# Types that `transformers` does not know, and the type whose configuration they have.
+_LIKE: Mapping[str, str] = MappingProxyType({"mimo": "qwen2"})
 # Types with rotary settings of their own, and which of the older keys only `transformers` can read.
 _BASE_AND_SCALING = frozenset({"rope_theta", "rope_scaling"})
 _OWN_ROPE: Mapping[str, frozenset[str]] = MappingProxyType(
@@ -419,6 +422,11 @@ _TYPES: Mapping[str, tuple[type, ...]] = MappingProxyType(
         "final_logit_softcapping": (float, type(None)),
     }
 )
+
+
+def type_of_transformers(model_type: str) -> str:
+    """Returns the type under which `transformers` has a configuration and a model for a type."""
+    return _LIKE.get(model_type, model_type)
 
 
 def completed_from_table(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from emsjax.errors import UserError, foreign, reason
 from emsjax.loading.hf.config import read_json
+from emsjax.loading.hf.defaults import type_of_transformers
 from emsjax.loading.hf.unadvised import without_advice
 
 if TYPE_CHECKING:
@@ -37,9 +38,23 @@ def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase | None":
             from transformers import AutoTokenizer
 
         # Without `trust_remote_code`, transformers asks on the terminal whether to run code.
-        return AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        )
+        options = {"local_files_only": True, "trust_remote_code": False}
+        return AutoTokenizer.from_pretrained(directory, **options, **_known_config(directory))
+
+
+def _known_config(directory: Path) -> dict[str, Any]:
+    """Returns a configuration of a type that `transformers` knows, if it does not know the model's.
+
+    Otherwise it would warn that they differ.
+    """
+    file = directory / "config.json"
+    model_type = str(read_json(file).get("model_type")) if file.is_file() else ""
+    known = type_of_transformers(model_type)
+    if known == model_type:
+        return {}
+    from transformers import CONFIG_MAPPING
+
+    return {"config": CONFIG_MAPPING[known]()}
 
 
 def _check_code(directory: Path) -> None:
