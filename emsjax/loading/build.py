@@ -303,8 +303,10 @@ def _groups(
     orders = [{int4[name].order for name in names} for names in parameter.pieces]
     ordered = any(each != {None} for each in orders)
     # A product takes its inputs in one order. Tensors that were quantised together have the same,
-    # and devices that divide the inputs would lack those that others have.
-    if ordered and (share != num_in or any(len(each) > 1 for each in orders)):
+    # and devices that divide the inputs would lack those that others have. Experts take inputs as
+    # they are.
+    experts = len(parameter.shape) > 3
+    if ordered and (experts or share != num_in or any(len(each) > 1 for each in orders)):
         return None
     columns = (order_of(int4[names[0]], num_in).tobytes() for names in parameter.pieces)
     order = b"".join(columns) if ordered else None
