@@ -47,6 +47,7 @@ from tests.engine.setup import (
 from tests.engine.switches import PLAIN, SWITCHES
 from tests.ladders import one_rung, two_rungs, two_rungs_for
 from tests.loading.packed_formats import CASES as PACKED
+from tests.loading.test_quantised_experts import written as write_experts
 from tests.loading.tiny_checkpoints import llama_weights, write_config
 from tests.models.logits import our_logits
 
@@ -399,6 +400,15 @@ def test_logits_of_4_bit_weights_with_inputs_in_another_order(tmp_path: Path):
     mlp = divided_in_4_bits(tmp_path, 2).blocks.mlp
     assert mlp.down.kernel.dtype == jnp.float32
     assert mlp.up.kernel_order.shape == (3, 64)
+
+
+@SLOW
+def test_logits_of_experts_in_4_bits(tmp_path: Path):
+    """Groups of 32 of 32 inputs are not those of 16."""
+    write_experts(tmp_path, "mixtral", "awq")
+    mlp = divided_in_4_bits(tmp_path, 2).blocks.mlp
+    assert mlp.up.kernel.dtype == mlp.down.kernel.dtype == jnp.int4
+    assert mlp.down.kernel_scales.shape == (2, 3, 2, 64)
 
 
 @SLOW
