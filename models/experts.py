@@ -19,7 +19,8 @@ from emsjax.pallas_kernels.quantised import Weights, weights_of
 class ExpertLinear(nnx.Module):
     """Computes x @ kernel[e].T + bias[e] for the rows of each expert e. The kernel is [E, out, in].
 
-    `models.quantised` turns the kernel into int8 and adds `kernel_scale`.
+    `models.quantised` turns the kernel into int8 and adds `kernel_scale`, or into 4 bits and adds
+    `kernel_scales` and `kernel_offsets`.
     """
 
     quantisable: ClassVar[str] = "kernel"
@@ -28,6 +29,8 @@ class ExpertLinear(nnx.Module):
         init = nnx.initializers.normal(num_in**-0.5)
         self.kernel = nnx.Param(init(rngs.params(), (num_experts, num_out, num_in), jnp.float32))
         self.kernel_scale: nnx.Param | None = None
+        self.kernel_scales: nnx.Param | None = None
+        self.kernel_offsets: nnx.Param | None = None
         self.bias = nnx.Param(jnp.zeros((num_experts, num_out), jnp.float32)) if bias else None
         self.summed = False  # whether the devices' results will be added
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from emsjax.models.experts import ExpertLinear
 from emsjax.models.family import dotted
 from emsjax.models.groups import Groups
 from emsjax.models.linear import Linear
@@ -55,11 +56,14 @@ def group_shapes(model: nnx.Module, groups: Mapping[str, Groups]) -> None:
 
 
 def in_groups(model: nnx.Module) -> dict[str, nnx.Module]:
-    """Returns the modules whose kernels may be in 4 bits, the products of layers, by its path."""
+    """Returns the modules whose kernels may be in 4 bits, the products of layers.
+
+    The keys are the paths of their kernels.
+    """
     return {
         dotted((*path, "kernel")): module
         for path, module in nnx.iter_modules(model)
-        if isinstance(module, Linear) and path[:1] == ("blocks",)
+        if isinstance(module, Linear | ExpertLinear) and path[:1] == ("blocks",)
     }
 
 

@@ -82,12 +82,12 @@ def decoder_sizes(
     """
     heads, int8 = (config.num_kv_heads, config.head_dim), kv_dtype is not None
     width = config.embedding_size or config.hidden_size
-    # Files of 4 bits keep what is outside of layers wide, and experts are made wide.
+    # Files of 4 bits keep what is outside of layers wide.
     outside = _Count.wide if quantize == _INT4 else _Count.plus
     embedding = outside(_matrix(width, config.vocab_rows))
     rows = 0 if config.rope is not None else config.max_positions + config.position_offset
     positions = _Count(others=rows * config.hidden_size)
-    experts, mlps = outside(_experts(config)), _mlps(config)
+    experts, mlps = _experts(config), _mlps(config)
     blocks = _attention(config).times(config.num_layers).plus(mlps, experts)
     parts = [embedding, positions, blocks]
     if config.embedding_size is not None:

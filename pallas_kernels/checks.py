@@ -139,24 +139,29 @@ def check_grouped_matmul(x: jax.Array, kernels: Grouped, layer: jax.Array) -> No
     _check_type("x", x, FLOATS)
     _check_shape("kernels.values", kernels.values, (None, None, x.shape[1]), "[L, out, in]")
     _check_type("kernels.values", kernels.values, (jnp.int4,))
-    num_layers, num_out, num_in = kernels.shape
-    for name, groups in (("scales", kernels.scales), ("offsets", kernels.offsets)):
-        if groups is not None:
-            _check_shape(f"kernels.{name}", groups, (num_layers, None, num_out), "[L, G, out]")
-            _check_type(f"kernels.{name}", groups, (jnp.float32,))
-            if groups.shape[1] != kernels.scales.shape[1] or num_in % groups.shape[1]:
-                raise ValueError(
-                    f"kernels.{name} has {groups.shape[1]} groups, which do not divide "
-                    f"{num_in} inputs as the scales do"
-                )
+    _check_groups(kernels, "[L, G, out]")
     if kernels.order is not None:
-        _check_shape("kernels.order", kernels.order, (num_layers, num_in), "[L, in]")
+        _check_shape("kernels.order", kernels.order, (len(kernels.values), x.shape[1]), "[L, in]")
         _check_type("kernels.order", kernels.order, (jnp.int32,))
     _check_layer(layer)
 
 
+def _check_groups(kernels: Grouped, meaning: str) -> None:
+    *stack, num_out, num_in = kernels.shape
+    for name, groups in (("scales", kernels.scales), ("offsets", kernels.offsets)):
+        if groups is not None:
+            _check_shape(f"kernels.{name}", groups, (*stack, None, num_out), meaning)
+            _check_type(f"kernels.{name}", groups, (jnp.float32,))
+            number = groups.shape[-2]
+            if number != kernels.scales.shape[-2] or num_in % number:
+                raise ValueError(
+                    f"kernels.{name} has {number} groups, which do not divide "
+                    f"{num_in} inputs as the scales do"
+                )
+
+
 def check_expert_matmul(
-    x: jax.Array, kernels: jax.Array, layer: jax.Array, experts: jax.Array
+    x: jax.Array, kernels: jax.Array | Grouped, layer: jax.Array, experts: jax.Array
 ) -> None:
     """Checks shapes and types of `expert_matmul`.
 
@@ -165,8 +170,16 @@ def check_expert_matmul(
     """
     _check_shape("x", x, (None, None, None), "[X, Y, in]")
     _check_type("x", x, FLOATS)
-    _check_shape("kernels", kernels, (None, None, None, x.shape[2]), "[L, E, out, in]")
-    _check_type("kernels", kernels, (x.dtype, jnp.int8))
+    shape, meaning = (None, None, None, x.shape[2]), "[L, E, out, in]"
+    if isinstance(kernels, Grouped):
+        _check_shape("kernels.values", kernels.values, shape, meaning)
+        _check_type("kernels.values", kernels.values, (jnp.int4,))
+        _check_groups(kernels, "[L, E, G, out]")
+        if kernels.order is not None:
+            raise ValueError("kernels.order is there, but experts take inputs in their order")
+    else:
+        _check_shape("kernels", kernels, shape, meaning)
+        _check_type("kernels", kernels, (x.dtype, jnp.int8))
     _check_layer(layer)
     _check_shape("tiles.experts", experts, (x.shape[0],), "[X]")
     _check_type("tiles.experts", experts, (jnp.int32,))

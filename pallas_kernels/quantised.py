@@ -73,7 +73,7 @@ def weights_of(module: Any, name: str) -> Weights:
     """
     values = getattr(module, name)[...]
     if (scales := getattr(module, name + SCALES, None)) is not None:
-        others = (getattr(module, name + end) for end in (OFFSETS, ORDER))
+        others = (getattr(module, name + end, None) for end in (OFFSETS, ORDER))
         return Grouped(values, scales[...], *(None if x is None else x[...] for x in others))
     scale = getattr(module, name + SCALE)
     return values if scale is None else Quantised(values, scale[...])

@@ -23,8 +23,8 @@ OUT, DEPTH = 64, 128
 # Most rows of a program, and most programs that read the same weights for different rows. The
 # weights then come from memory once for all of them.
 MOST_ROWS, MOST_SHARES = 64, 4
-# A matrix unit multiplies this many rows.
-ROW_MULTIPLE = 16
+# A matrix unit multiplies this many rows, and so many inputs at least.
+ROW_MULTIPLE = SMALLEST_GROUP = 16
 # Enough programs to keep the memory of any GPU busy.
 ENOUGH_PROGRAMS = 192
 # jax counts the elements of arrays of up to 2**32 bytes in 32 bits, which for Triton have a sign.
@@ -98,6 +98,13 @@ def unsupported(kernels: Any) -> str | None:
     nbytes = kernels.size // (2 if kernels.dtype == jnp.int4 else 1)
     if kernels.dtype.itemsize == 1 and nbytes in MISCOUNTED:
         return f"the stack has {nbytes} bytes, which jax would count in 32 bits with a sign"
+    return None
+
+
+def unsuitable_groups(size: int) -> str | None:
+    """Why the kernel cannot have groups of so many inputs, or None if it can."""
+    if size % SMALLEST_GROUP or (size & (size - 1) and size % 128):
+        return f"the kernel takes groups of 16, 32, 64 or multiples of 128, not {size}"
     return None
 
 

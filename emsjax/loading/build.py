@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from emsjax.engine.devices import ONE, Devices
+from emsjax.engine.sizes import Sizes
 from emsjax.errors import UserError
 from emsjax.loading.families import family, model_config
 from emsjax.loading.grouped import order_of
@@ -69,8 +70,7 @@ def shape_of_model(
     graphdef, params = _split(
         share_of(config, devices.number, ordered_sums=devices.ordered_sums), dtype
     )
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params)
-    model = nnx.merge(graphdef, params)
+    model = nnx.merge(graphdef, _of_dtype(params, dtype))
     if quantize == "int8":
         quantise_shapes(model)
     elif quantize == "int4":
@@ -93,6 +93,12 @@ def _split(config: DecoderConfig, dtype: jax.typing.DTypeLike) -> tuple[Any, nnx
     from emsjax.models.decoder import DecoderLM
 
     return nnx.split(nnx.eval_shape(lambda: DecoderLM(config, rngs=nnx.Rngs(0), dtype=dtype)))
+
+
+def _of_dtype(params: nnx.State, dtype: jax.typing.DTypeLike) -> nnx.State:
+    """Returns the same shapes with another type."""
+    typed: nnx.State = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params)
+    return typed
 
 
 def read_weights(
@@ -127,6 +133,64 @@ def read_weights(
         they are in int8 already or have no 4 bits to keep and `quantize` is given, or so many
         devices cannot share them.
     """
+    plan = _plan(opened, dtype, quantize, devices, divided=divided)
+    params = load_params(
+        plan.whole, plan.parameters, opened.source, jnp.dtype(dtype), plan.division, progress
+    )
+    return plan.graphdef, params
+
+
+def planned_sizes(
+    opened: OpenedModel,
+    dtype: str,
+    quantize: str | None = None,
+    kv_dtype: str | None = None,
+    devices: Devices = ONE,
+    *,
+    divided: bool = True,
+) -> Sizes:
+    """Returns the sizes that a model will have on each device, without reading its weights.
+
+    Args:
+      opened: the model.
+      dtype: as for `read_weights`, as all else but `kv_dtype`.
+      quantize: which weights are quantised.
+      kv_dtype: "int8" for an int8 K/V cache, or None.
+      devices: the devices.
+      divided: whether each of them gets its part.
+
+    Raises:
+      UserError: as for `read_weights`.
+    """
+    plan = _plan(opened, dtype, quantize, devices, divided=divided)
+    model = nnx.merge(plan.graphdef, plan.share)
+    model.kv_dtype = kv_dtype
+    sizes: Sizes = model.sizes
+    return sizes
+
+
+class _Plan(NamedTuple):
+    """What a model will be, before its weights are read.
+
+    Attributes:
+      graphdef: of the model, or of each device's part of it.
+      share: the shapes of the parameters that each device has.
+      whole: those of all devices' parameters together.
+      parameters: where they come from.
+      division: how they are divided.
+    """
+
+    graphdef: Any
+    share: nnx.State
+    whole: nnx.State
+    parameters: Mapping[str, Parameter]
+    division: Division
+
+
+def _plan(
+    opened: OpenedModel, dtype: str, quantize: str | None, devices: Devices, *, divided: bool
+) -> _Plan:
+    """Finds out what each of a model's parameters will be, see `read_weights`."""
     graphdef, abstract, weight_map = abstract_model(opened.hf_config, dtype)
     if opened.own_names:
         weight_map = _own_names(abstract)
@@ -139,12 +203,12 @@ def read_weights(
     kept = _kept(quantize, graphdef, abstract, parameters, opened.source, division)
     if quantize == "int4":
         check_kept(opened, parameters, kept.int4)
-    graphdef, abstract = _quantised(graphdef, abstract, kept)
+    graphdef, abstract = _quantised(graphdef, _of_dtype(abstract, dtype), kept)
+    share = abstract
     if divided and devices.number > 1:
-        own = share_of_each(whole, devices, opened.name)
-        graphdef, _ = _quantised(*_split(own, dtype), kept)
-    params = load_params(abstract, parameters, opened.source, jnp.dtype(dtype), division, progress)
-    return graphdef, params
+        graphdef, share = _split(share_of_each(whole, devices, opened.name), dtype)
+        graphdef, share = _quantised(graphdef, _of_dtype(share, dtype), kept)
+    return _Plan(graphdef, share, abstract, parameters, division)
 
 
 def share_of_each(config: DecoderConfig, devices: Devices, name: str) -> DecoderConfig:
@@ -239,8 +303,10 @@ def _groups(
     orders = [{int4[name].order for name in names} for names in parameter.pieces]
     ordered = any(each != {None} for each in orders)
     # A product takes its inputs in one order. Tensors that were quantised together have the same,
-    # and devices that divide the inputs would lack those that others have.
-    if ordered and (share != num_in or any(len(each) > 1 for each in orders)):
+    # and devices that divide the inputs would lack those that others have. Experts take inputs as
+    # they are.
+    experts = len(parameter.shape) > 3
+    if ordered and (experts or share != num_in or any(len(each) > 1 for each in orders)):
         return None
     columns = (order_of(int4[names[0]], num_in).tobytes() for names in parameter.pieces)
     order = b"".join(columns) if ordered else None

@@ -110,7 +110,7 @@ def _is_divided(opened: OpenedModel, devices: Devices, dtype: str, quantize: str
     if devices.number == 1:
         return False
     divided = devices.number in possible_shares(model_config(opened.hf_config))
-    check_draft_fits(opened, devices.number, dtype, quantize, divided=divided)
+    check_draft_fits(opened, devices, dtype, quantize, divided=divided)
     how = "is divided among" if divided else "cannot be divided and is whole on each of"
     print(f"note: the draft model {opened.name} {how} {devices.number} devices", file=sys.stderr)
     return divided

@@ -1,17 +1,17 @@
-"""How many devices a model needs, and whether they hold a draft model, by configuration alone."""
+"""How many devices a model needs, and whether they hold a draft model, before it is loaded."""
 
 import jax
-import jax.numpy as jnp
 
+from emsjax.engine.devices import Devices, shared_by
 from emsjax.engine.ladder import CAPACITY_MULTIPLE
 from emsjax.errors import UserError
 from emsjax.host.device import free_bytes
 from emsjax.limits import DEFAULT_MAX_MODEL_LEN
+from emsjax.loading.build import planned_sizes
 from emsjax.loading.dtypes import dtype_for_device
 from emsjax.loading.families import model_config
 from emsjax.loading.opened import OpenedModel
-from emsjax.models.division import possible_shares, share_of
-from emsjax.models.sizes import decoder_sizes
+from emsjax.models.division import possible_shares
 from emsjax.shapes import round_up
 
 # The rest is for a drafter, for logits and for what the compiler needs besides.
@@ -41,15 +41,13 @@ def fewest_devices(
       UserError: they do not fit on as many devices as there are.
     """
     config = model_config(opened.hf_config)
-    itemsize = jnp.dtype(dtype_for_device(dtype, opened.source.dtype)).itemsize
-    platform, free = jax.default_backend(), free_bytes()
+    computed, free = dtype_for_device(dtype, opened.source.dtype), free_bytes()
     longest = max_model_len or min(config.max_positions, DEFAULT_MAX_MODEL_LEN)
     tokens = num_slots * round_up(longest, CAPACITY_MULTIPLE)
     numbers = [number for number in possible_shares(config) if number <= len(jax.devices())]
     needed = 0
     for number in numbers:
-        each = share_of(config, number)
-        sizes = decoder_sizes(each, itemsize, platform, quantize, kv_dtype)
+        sizes = planned_sizes(opened, computed, quantize, kv_dtype, shared_by(number))
         needed = sizes.weights_bytes + tokens * sizes.token_bytes
         if free is None or needed <= _SHARE_OF_MEMORY * free:
             return number
@@ -61,13 +59,13 @@ def fewest_devices(
 
 
 def check_draft_fits(
-    opened: OpenedModel, number: int, dtype: str, quantize: str | None, *, divided: bool
+    opened: OpenedModel, devices: Devices, dtype: str, quantize: str | None, *, divided: bool
 ) -> None:
     """Checks that the weights of a draft model fit beside those of the target's parts.
 
     Args:
       opened: the draft model.
-      number: how many devices share the target, which is loaded.
+      devices: those that share the target, which is loaded.
       dtype: as for `load_model`.
       quantize: as for `load_model`.
       divided: whether the devices share the draft model, too; if not, each has all of it.
@@ -75,13 +73,12 @@ def check_draft_fits(
     Raises:
       UserError: they do not fit.
     """
-    itemsize = jnp.dtype(dtype_for_device(dtype, opened.source.dtype)).itemsize
-    platform, free = jax.default_backend(), free_bytes()
-    config = model_config(opened.hf_config)
-    each = share_of(config, number) if divided else config
-    needed = decoder_sizes(each, itemsize, platform, quantize).weights_bytes
+    computed, free = dtype_for_device(dtype, opened.source.dtype), free_bytes()
+    sizes = planned_sizes(opened, computed, quantize, devices=devices, divided=divided)
+    needed, number = sizes.weights_bytes, devices.number
     # Devices made of one CPU share its memory.
-    if free is None or needed <= _SHARE_OF_MEMORY * free / (number if platform == "cpu" else 1):
+    sharing = number if jax.default_backend() == "cpu" else 1
+    if free is None or needed <= _SHARE_OF_MEMORY * free / sharing:
         return
     raise UserError(
         f"the draft model {opened.name} needs {needed / 2**30:.1f} GiB on each of {number} "

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
-from emsjax.errors import UserError, brief
+from emsjax.errors import UserError
 from emsjax.loading.opened import OpenedModel
 from emsjax.loading.parameters import Parameter
 
@@ -20,7 +20,7 @@ def check_kept(
       kept: those that are kept in 4 bits.
 
     Raises:
-      UserError: the checkpoint has no 4 bits, or none that can be kept, or has them in experts.
+      UserError: the checkpoint has no 4 bits, or none that can be kept.
     """
     int4 = opened.source.int4
     if not int4:
@@ -28,18 +28,6 @@ def check_kept(
             f"{opened.name} has no weights in 4 bits to keep, and rounding to them costs much "
             "quality; use a GPTQ, AWQ, compressed-tensors or GGUF (Q4_0, Q4_1, Q4_K) copy of the "
             "model, or quantise to int8."
-        )
-    experts = sorted(
-        name
-        for each in parameters.values()
-        if each.rule.stacked_axes == 2
-        for name in each.tensors & int4.keys()
-    )
-    if experts:
-        raise UserError(
-            f"{opened.name} has experts in 4 bits ({brief(experts[0], 100)} and "
-            f"{len(experts) - 1} more), which are not kept; {_OTHERWISE}, which makes floats of "
-            "them."
         )
     if not kept:
         raise UserError(

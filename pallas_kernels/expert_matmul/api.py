@@ -1,5 +1,6 @@
 """Multiplies tiles of rows with their experts' weights, read in place from the stack."""
 
+from dataclasses import replace
 from types import MappingProxyType
 
 import jax
@@ -9,6 +10,7 @@ from emsjax.pallas_kernels.backends import Backend, Backends, always_supported, 
 from emsjax.pallas_kernels.checks import check_expert_matmul
 from emsjax.pallas_kernels.expert_matmul import reference
 from emsjax.pallas_kernels.expert_matmul.tiles import Tiles
+from emsjax.pallas_kernels.grouped_matmul.offsets import of_offsets
 from emsjax.pallas_kernels.quantised import Grouped, Quantised, Weights
 
 
@@ -48,7 +50,8 @@ def expert_matmul(
 
     Args:
       x: rows in tiles [X, Y, in], see `tiles.to_tiles`.
-      kernels: weights of all layers [L, E, out, in], of x's type or quantised.
+      kernels: weights of all layers [L, E, out, in], of x's type or quantised; in 4 bits with
+        inputs in their order.
       layer: int32[], the layer to use.
       tiles: the expert of each tile, and the number of tiles with rows, see `tiles.tiles_of`.
       dtype: of the result; x's by default.
@@ -69,7 +72,13 @@ def expert_matmul(
             x, kernels.values, layer=layer, tiles=tiles, dtype=jnp.float32, backend=backend
         )
         return (sums * kernels.scale[layer, tiles.experts][:, None]).astype(dtype)
-    assert not isinstance(kernels, Grouped), "experts are not kept in 4 bits"
     check_expert_matmul(x, kernels, layer, tiles.experts)
+    if isinstance(kernels, Grouped) and kernels.offsets is not None:
+        without = replace(kernels, offsets=None)
+        sums = expert_matmul(
+            x, without, layer=layer, tiles=tiles, dtype=jnp.float32, backend=backend
+        )
+        offsets = kernels.offsets[layer, tiles.experts]
+        return (sums + of_offsets(x, offsets, kernels.size)).astype(dtype)
     multiply = pick("expert_matmul", BACKENDS, backend, x, kernels)
     return multiply(x, kernels, layer, tiles, dtype)

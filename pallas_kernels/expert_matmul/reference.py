@@ -10,14 +10,15 @@ import jax.numpy as jnp
 from emsjax.pallas_kernels.backends import target_platform
 from emsjax.pallas_kernels.expert_matmul.tiles import Tiles
 from emsjax.pallas_kernels.layer_matmul.api import layer_matmul
+from emsjax.pallas_kernels.quantised import Grouped
 
 
 def expert_matmul(
-    x: jax.Array, kernels: jax.Array, layer: jax.Array, tiles: Tiles, dtype: jnp.dtype
+    x: jax.Array, kernels: jax.Array | Grouped, layer: jax.Array, tiles: Tiles, dtype: jnp.dtype
 ) -> jax.Array:
     """See `api.expert_matmul`."""
-    num_experts, num_out, num_in = kernels.shape[1:]
-    stack = kernels.reshape(-1, num_out, num_in)
+    _, num_experts, num_out, _ = kernels.shape
+    stack = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), kernels)
 
     def multiply(tile: jax.Array, out: jax.Array) -> jax.Array:
         rows = jax.lax.dynamic_index_in_dim(x, tile, keepdims=False)

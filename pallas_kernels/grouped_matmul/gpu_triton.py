@@ -9,18 +9,21 @@ from emsjax.pallas_kernels import triton_products
 from emsjax.pallas_kernels.few_rows import added, unsuitable
 from emsjax.pallas_kernels.grouped_matmul.offsets import with_offsets
 from emsjax.pallas_kernels.quantised import Grouped
-from emsjax.pallas_kernels.triton_products import MOST_ROWS, MOST_SHARES, OUT, blocks_for, sums_of
-
-# The fewest inputs that a product of the tensor cores takes.
-SMALLEST_GROUP = 16
+from emsjax.pallas_kernels.triton_products import (
+    MOST_ROWS,
+    MOST_SHARES,
+    OUT,
+    blocks_for,
+    sums_of,
+    unsuitable_groups,
+)
 
 
 def unsupported(x: jax.Array, kernels: Grouped) -> str | None:
     """Why the kernel cannot be used, or None if it can."""
-    if kernels.size % SMALLEST_GROUP or (kernels.size & (kernels.size - 1) and kernels.size % 128):
-        return f"the kernel takes groups of 16, 32, 64 or multiples of 128, not {kernels.size}"
     values, most = kernels.values, MOST_ROWS * MOST_SHARES
-    return triton_products.unsupported(values) or unsuitable(x, values, most, OUT)
+    reason = unsuitable_groups(kernels.size) or triton_products.unsupported(values)
+    return reason or unsuitable(x, values, most, OUT)
 
 
 def grouped_matmul(x: jax.Array, kernels: Grouped, layer: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -17,6 +17,17 @@ def with_offsets(sums: jax.Array, x: jax.Array, kernels: Grouped, layer: jax.Arr
     """
     if kernels.offsets is None:
         return sums
-    inputs = x.astype(jnp.float32).reshape(len(x), -1, kernels.size).sum(axis=2)
     offsets = jax.lax.dynamic_index_in_dim(kernels.offsets, layer, keepdims=False)
-    return sums + jnp.matmul(inputs, offsets, precision=jax.lax.Precision.HIGHEST)
+    return sums + of_offsets(x, offsets, kernels.size)
+
+
+def of_offsets(x: jax.Array, offsets: jax.Array, size: int) -> jax.Array:
+    """Returns the offsets' part of a product, float32[..., T, out].
+
+    Args:
+      x: rows [..., T, in].
+      offsets: float32[..., G, out].
+      size: inputs of a group.
+    """
+    inputs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, size).sum(axis=-1)
+    return jnp.matmul(inputs, offsets, precision=jax.lax.Precision.HIGHEST)

@@ -1,9 +1,6 @@
 """Products with 4-bit weights as a Mosaic kernel, which streams them straight from the stack.
 
-Weights are widened where they are multiplied, and a group's scales multiply its sums, of which
-there are fewer than weights. The matrix unit multiplies 128 inputs at a time. Of smaller groups
-there are several among them: rows are then repeated, once for each, with zeros for the inputs of
-the other groups, so that weights go into the unit once.
+How groups are multiplied, `tpu_products` says.
 """
 
 import math
@@ -19,6 +16,7 @@ from emsjax.pallas_kernels.grouped_matmul.offsets import with_offsets
 from emsjax.pallas_kernels.kv_rows import LANES
 from emsjax.pallas_kernels.manual_axes import result_like
 from emsjax.pallas_kernels.quantised import Grouped
+from emsjax.pallas_kernels.tpu_products import repeated, unsuitable_groups, with_groups
 
 DTYPES = (jnp.float32, jnp.bfloat16)
 # Most outputs and rows of a block, and bytes for the blocks of weights, rows, scales and results.
@@ -46,8 +44,8 @@ def unsupported(x: jax.Array, kernels: Grouped) -> str | None:
     if x.dtype not in DTYPES:
         return f"the kernel takes float32 and bfloat16, not {x.dtype}"
     size, num_in = kernels.size, x.shape[1]
-    if num_in % LANES or (size % LANES and LANES % size):
-        return f"{num_in} inputs in groups of {size} are not multiples of {LANES}"
+    if (reason := unsuitable_groups(num_in, size)) is not None:
+        return reason
     if blocks_for(x, kernels) is None:
         return f"{num_in} inputs in groups of {size} do not fit {MOST_BYTES} bytes"
     return None
@@ -96,20 +94,10 @@ def grouped_matmul(x: jax.Array, kernels: Grouped, layer: jax.Array, dtype: jnp.
     assert blocks is not None
     num_rows = len(x)
     padded = jnp.pad(x, ((0, -num_rows % blocks.rows), (0, 0)))
-    repeated = _repeated(padded, kernels.size)
+    copies = repeated(padded, kernels.size)
     asked = jnp.float32 if kernels.offsets is not None else dtype
-    sums = _call(jnp.reshape(layer, 1), repeated, kernels, blocks, jnp.dtype(asked))[:num_rows]
+    sums = _call(jnp.reshape(layer, 1), copies, kernels, blocks, jnp.dtype(asked))[:num_rows]
     return with_offsets(sums, x, kernels, layer).astype(dtype)
-
-
-def _repeated(x: jax.Array, size: int) -> jax.Array:
-    """Repeats rows [T, in] for each group among so many lanes, [N, T, in], zero but for its own."""
-    if size >= LANES:
-        return x[None]
-    number = LANES // size
-    group = jnp.arange(x.shape[1], dtype=jnp.int32) // size % number
-    mine = group[None, None] == jnp.arange(number, dtype=jnp.int32)[:, None, None]
-    return jnp.where(mine, x[None], jnp.zeros((), x.dtype))
 
 
 def _call(
@@ -145,40 +133,16 @@ def _call(
 def _kernel(layer: Any, x: Any, values: Any, scales: Any, out: Any, sums: Any) -> None:
     """One block of rows, outputs and inputs."""
     del layer
-    repeats, rows, depth = x.shape
-    outs = out.shape[1]
-    # Inputs that are multiplied at once: a group, or all groups among the lanes.
-    together = max(depth // scales.shape[0], LANES)
 
     @pl.when(pl.program_id(2) == 0)
     def begin() -> None:
         sums[...] = jnp.zeros_like(sums)
 
-    total = sums[...]
-    for step in range(depth // together):
-        inputs = slice(step * together, (step + 1) * together)
-        left = x[:, :, inputs].reshape(repeats * rows, together)
-        product = _product(left, values[:, inputs].astype(x.dtype)).reshape(repeats, rows, outs)
-        for repeat in range(repeats):
-            group = step * repeats + repeat
-            total = total + product[repeat] * scales[group : group + 1, :]
-    sums[...] = total
+    sums[...] = with_groups(sums[...], x, values, scales)
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def write() -> None:
         out[...] = sums[...].astype(out.dtype)
-
-
-def _product(left: jax.Array, right: jax.Array) -> jax.Array:
-    # Always set, because the compiler rejects a caller's other precisions for 16-bit numbers.
-    exact = left.dtype == jnp.float32
-    return jax.lax.dot_general(
-        left,
-        right,
-        (((1,), (1,)), ((), ())),
-        precision=jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT,
-        preferred_element_type=jnp.float32,
-    )
 
 
 def _cost(x: jax.Array, kernels: Grouped, times: int) -> pl.CostEstimate:

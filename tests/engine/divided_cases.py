@@ -47,6 +47,7 @@ from tests.engine.setup import (
 from tests.engine.switches import PLAIN, SWITCHES
 from tests.ladders import one_rung, two_rungs, two_rungs_for
 from tests.loading.packed_formats import CASES as PACKED
+from tests.loading.test_quantised_experts import written as write_experts
 from tests.loading.tiny_checkpoints import llama_weights, write_config
 from tests.models.logits import our_logits
 
@@ -306,6 +307,23 @@ def test_auto_takes_as_few_devices_as_hold_the_model(monkeypatch: pytest.MonkeyP
         fewest(int(needed[-1] / 0.85) - 1)
 
 
+@pytest.mark.parametrize(
+    ("form", "quantize"), [("int8", None), ("awq", "int4"), ("awq", None), ("int8", "none")]
+)
+def test_auto_knows_what_a_checkpoint_has_quantised(
+    tmp_path: Path, form: str, quantize: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    """A model whose weights are wide in the end needs more than one that keeps int8 or 4 bits."""
+    write_quantised(tmp_path, form)
+    sizes = load_model(tmp_path, quantize=quantize).model.sizes
+    needed = sizes.weights_bytes + 2 * 256 * sizes.token_bytes
+    options = {"dtype": "auto", "quantize": quantize, "kv_dtype": None}
+    for more in (1, -1):
+        monkeypatch.setattr(fit, "free_bytes", lambda more=more: int(needed / 0.85) + more)
+        found = fit.fewest_devices(find_model(tmp_path), num_slots=2, max_model_len=200, **options)
+        assert (found == 1) == (more > 0)
+
+
 @pytest.mark.parametrize(("name", "number"), [("opt-350m", 2), ("olmo2", 2), ("gpt-oss", 4)])
 def test_logits(name: str, number: int):
     """Texts show less, but `divided_family_cases` has those of every family."""
@@ -346,7 +364,7 @@ def test_greedy_text_of_other_engines_is_that_of_one_device(options: dict):
     assert text_of(2, params, **options) == text_of(1, params, **options)
 
 
-def write_in_4_bits(directory: Path, form: str = "awq") -> None:
+def write_quantised(directory: Path, form: str = "awq") -> None:
     case, tensors = PACKED[form], {}
     write_config(directory, quantization_config=case.config)
     for name, value in llama_weights().items():
@@ -356,32 +374,41 @@ def write_in_4_bits(directory: Path, form: str = "awq") -> None:
     save_file(tensors, directory / "model.safetensors")
 
 
-@pytest.mark.parametrize("number", [2, pytest.param(4, marks=SLOW)])
-def test_logits_of_4_bit_weights(tmp_path: Path, number: int):
-    """Groups of 32 of 96 inputs are not those of 48 or 24."""
-    write_in_4_bits(tmp_path)
+def divided_in_4_bits(directory: Path, number: int) -> Any:
+    """Returns a model that devices share, after comparing its logits with those of one device."""
     tokens, devices = np.random.default_rng(0).integers(3, 64, (2, 20)), shared_by(number)
-    divided = load_model(tmp_path, quantize="int4", devices=devices).model
-    down = divided.blocks.mlp.down
-    assert down.kernel.dtype == (jnp.int4 if number == 2 else jnp.float32)
-    assert divided.blocks.attention.out.kernel_scales.shape == (3, number, 64)
-    alone = our_logits(load_model(tmp_path, quantize="int4").model, tokens, 20)
+    divided = load_model(directory, quantize="int4", devices=devices).model
+    alone = our_logits(load_model(directory, quantize="int4").model, tokens, 20)
     np.testing.assert_allclose(
         our_logits(divided, tokens, 20, devices), alone, atol=1e-4 * np.abs(alone).max(), rtol=1e-4
     )
+    return divided
+
+
+@pytest.mark.parametrize("number", [2, pytest.param(4, marks=SLOW)])
+def test_logits_of_4_bit_weights(tmp_path: Path, number: int):
+    """Groups of 32 of 96 inputs are not those of 48 or 24."""
+    write_quantised(tmp_path)
+    blocks = divided_in_4_bits(tmp_path, number).blocks
+    assert blocks.mlp.down.kernel.dtype == (jnp.int4 if number == 2 else jnp.float32)
+    assert blocks.attention.out.kernel_scales.shape == (3, number, 64)
 
 
 def test_logits_of_4_bit_weights_with_inputs_in_another_order(tmp_path: Path):
     """Devices that have some of the inputs lack those of others, so these products have floats."""
-    write_in_4_bits(tmp_path, "gptq-act-order")
-    tokens, devices = np.random.default_rng(0).integers(3, 64, (2, 20)), shared_by(2)
-    divided = load_model(tmp_path, quantize="int4", devices=devices).model
-    assert divided.blocks.mlp.down.kernel.dtype == jnp.float32
-    assert divided.blocks.mlp.up.kernel_order.shape == (3, 64)
-    alone = our_logits(load_model(tmp_path, quantize="int4").model, tokens, 20)
-    np.testing.assert_allclose(
-        our_logits(divided, tokens, 20, devices), alone, atol=1e-4 * np.abs(alone).max(), rtol=1e-4
-    )
+    write_quantised(tmp_path, "gptq-act-order")
+    mlp = divided_in_4_bits(tmp_path, 2).blocks.mlp
+    assert mlp.down.kernel.dtype == jnp.float32
+    assert mlp.up.kernel_order.shape == (3, 64)
+
+
+@SLOW
+def test_logits_of_experts_in_4_bits(tmp_path: Path):
+    """Groups of 32 of 32 inputs are not those of 16."""
+    write_experts(tmp_path, "mixtral", "awq")
+    mlp = divided_in_4_bits(tmp_path, 2).blocks.mlp
+    assert mlp.up.kernel.dtype == mlp.down.kernel.dtype == jnp.int4
+    assert mlp.down.kernel_scales.shape == (2, 3, 2, 64)
 
 
 @SLOW

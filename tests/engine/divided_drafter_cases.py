@@ -206,10 +206,14 @@ def test_a_draft_model_that_cannot_be_divided_is_on_every_device(
     assert " cannot be divided and is whole on each of 8 devices\n" in capsys.readouterr().err
 
 
-def test_a_draft_model_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("quantize", [None, "int8", "none"])
+def test_a_draft_model_that_does_not_fit_is_refused(
+    quantize: str | None, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(fit, "free_bytes", lambda: 2000)
+    options = {"dtype": "float32", "quantize": quantize, "narrowest": 1}
     with pytest.raises(UserError, match=r"draft model .* GiB on each of 2 devices, and 0\.0 GiB"):
-        load_drafter(checkpoint("llama3"), target(2), 3, dtype="float32", narrowest=1)
+        load_drafter(checkpoint("llama3"), target(2), 3, **options)
 
 
 @pytest.mark.parametrize("width", [303, 120])

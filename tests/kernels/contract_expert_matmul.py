@@ -12,7 +12,7 @@ import pytest
 
 from emsjax.pallas_kernels.expert_matmul.api import expert_matmul
 from emsjax.pallas_kernels.expert_matmul.tiles import tiles_of, to_tiles
-from emsjax.pallas_kernels.quantised import Quantised, Weights
+from emsjax.pallas_kernels.quantised import Grouped, Quantised, Weights
 from tests.kernels.contract_attention import FLOAT32_ERROR, ROUNDING
 
 NUM_LAYERS, LAYER = 2, 1
@@ -22,7 +22,7 @@ USED = 33
 
 @dataclass(frozen=True)
 class Case:
-    """Shape of one layer's experts, how many a row chooses, and the dtypes."""
+    """Shape of one layer's experts, how many a row chooses, and the types."""
 
     num_experts: int = 5
     num_chosen: int = 2
@@ -30,6 +30,8 @@ class Case:
     num_in: int = 256
     dtype: str = "bfloat16"
     int8: bool = False
+    group: int | None = None  # inputs of a group of weights in 4 bits
+    offsets: bool = False
 
 
 CASES = {
@@ -38,6 +40,8 @@ CASES = {
     "many-experts": Case(num_experts=64, num_chosen=3, num_out=64, num_in=128),
     "one-expert": Case(num_experts=1, num_chosen=1, num_in=128),
     "int8": Case(int8=True),
+    "groups": Case(group=128),
+    "offsets": Case(group=32, offsets=True),
 }
 
 
@@ -68,9 +72,30 @@ def weights(case: Case) -> tuple[Weights, np.ndarray]:
         scale[unread] = np.nan
         exact = values[LAYER].astype(np.float64) * scale[LAYER][..., None]
         return Quantised(jnp.asarray(values), jnp.asarray(scale)), exact
+    if case.group is not None:
+        return in_groups(case, rng, shape, unread)
     kernels = rng.standard_normal(shape).astype(ml_dtypes.finfo(case.dtype).dtype)
     kernels[unread] = np.nan
     return jnp.asarray(kernels), kernels[LAYER].astype(np.float64)
+
+
+def in_groups(
+    case: Case, rng: np.random.Generator, shape: tuple[int, ...], unread: np.ndarray
+) -> tuple[Grouped, np.ndarray]:
+    """Returns weights in 4 bits with scales per group, and those of `LAYER` in float64."""
+    assert case.group is not None
+    *stack, num_out, num_in = shape
+    values = rng.integers(-8, 8, shape).astype(np.int8)
+    parts = [rng.uniform(0.1, 0.4, (*stack, num_in // case.group, num_out)) for _ in range(2)]
+    scales, offsets = (part.astype(np.float32) for part in parts)
+    scales[unread] = offsets[unread] = np.nan
+    wide, added = (
+        np.repeat(part[LAYER].astype(np.float64).swapaxes(-1, -2), case.group, axis=-1)
+        for part in (scales, offsets)
+    )
+    exact = values[LAYER] * wide + (added if case.offsets else 0)
+    held = jnp.asarray(offsets) if case.offsets else None
+    return Grouped(jnp.asarray(values, jnp.int4), jnp.asarray(scales), held), exact
 
 
 class ExpertMatmulContract:

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from emsjax.pallas_kernels.expert_matmul.tiles import (
     tiles_of,
     to_tiles,
 )
+from emsjax.pallas_kernels.quantised import Grouped
 from emsjax.plan.copies import copied_slices
 from tests.kernels.contract_expert_matmul import (
     CASES,
@@ -48,7 +49,7 @@ class TestTpu(ExpertMatmulContract):
     """Interpreted on a CPU."""
 
     backend = "tpu"
-    cases: ClassVar = ("bfloat16", "float32", "many-experts", "int8")
+    cases: ClassVar = ("bfloat16", "float32", "many-experts", "int8", "groups", "offsets")
 
     @pytest.fixture(autouse=True)
     def _interpreted(self, interpreting_tpu: list[str]) -> None:
@@ -59,7 +60,7 @@ class TestTriton(ExpertMatmulContract):
     """Interpreted on a CPU."""
 
     backend = "gpu-triton"
-    cases: ClassVar = ("bfloat16", "many-experts", "one-expert", "int8")
+    cases: ClassVar = ("bfloat16", "many-experts", "one-expert", "int8", "groups", "offsets")
 
     @pytest.fixture(autouse=True)
     def _interpreted(self, interpreting_triton: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,11 +146,29 @@ SHAPES = [(64, 8, 128, 1536, 2048, 4), (512, 2, 8, 6144, 16384, 2)]
 
 
 @pytest.mark.usefixtures("no_compile_cache")
-@pytest.mark.parametrize(("shape", "dtype"), [*zip(SHAPES, ("bfloat16", "int8"), strict=True)])
-def test_tpu_v5e_reads_experts_where_they_lie(shape: tuple[int, ...], dtype: str):
+@pytest.mark.parametrize(
+    ("shape", "dtype", "group"),
+    [
+        (SHAPES[0], "bfloat16", None),
+        (SHAPES[1], "int8", None),
+        (SHAPES[0], "int4", 32),
+        (SHAPES[1], "int4", 128),
+    ],
+)
+def test_tpu_v5e_reads_experts_where_they_lie(
+    shape: tuple[int, ...], dtype: str, group: int | None
+):
     num_rows, num_chosen, num_experts, num_out, num_in, num_layers = shape
 
-    def call(x: jax.Array, chosen: jax.Array, kernels: jax.Array, layer: jax.Array) -> jax.Array:
+    def kernels() -> Any:
+        stack = (num_layers, num_experts, num_out, num_in)
+        values = jax.ShapeDtypeStruct(stack, dtype)
+        if group is None:
+            return values
+        scales = (*stack[:2], num_in // group, num_out)
+        return Grouped(values, jax.ShapeDtypeStruct(scales, jnp.float32))  # type: ignore[arg-type]
+
+    def call(x: jax.Array, chosen: jax.Array, kernels: Any, layer: jax.Array) -> jax.Array:
         tiles = tiles_of(chosen, jnp.ones(num_rows, bool), num_experts)
         x = to_tiles(x, tiles)
         return expert_matmul(x, kernels, layer=layer, tiles=tiles, backend="tpu")
@@ -160,7 +179,7 @@ def test_tpu_v5e_reads_experts_where_they_lie(shape: tuple[int, ...], dtype: str
         lambda: (
             jax.ShapeDtypeStruct((num_rows, num_in), jnp.bfloat16),
             jax.ShapeDtypeStruct((num_rows, num_chosen), jnp.int32),
-            jax.ShapeDtypeStruct((num_layers, num_experts, num_out, num_in), dtype),
+            kernels(),
             jax.ShapeDtypeStruct((), jnp.int32),
         ),
     )
@@ -168,5 +187,6 @@ def test_tpu_v5e_reads_experts_where_they_lie(shape: tuple[int, ...], dtype: str
     assert not copied_slices(compiled.as_text(), num_out * num_in)
     # The rows in tiles and the results, but no layer's and no expert's weights.
     tiles, size = tile_shape(num_rows * num_chosen, num_experts)
-    most = tiles * size * (num_in + num_out) * 2
+    copies = 1 if group is None else max(128 // group, 1)
+    most = tiles * size * (copies * num_in + num_out) * 2
     assert compiled.memory_analysis().temp_size_in_bytes < 1.5 * most

@@ -2,18 +2,20 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from flax import nnx
-from packed_formats import CASES, Tensors
 
-from emsjax.errors import UserError
 from emsjax.loading import build
-from emsjax.loading.load import load_model
+from emsjax.loading.conversion import convert_model
+from emsjax.loading.load import find_model, load_model
 from emsjax.models.family import dotted
 from emsjax.pallas_kernels.quantised import Grouped, floats
+from tests.loading.packed_formats import CASES, Tensors
 from tests.loading.test_quantised_formats import save
+from tests.models.logits import our_logits
 from tests.tiny import LLAMA_SIZES, random_model
 
 pytest.importorskip("torch")
@@ -86,21 +88,32 @@ def test_experts_are_those_that_the_format_defines(
         scale, scales = ours.get(f"{name}_scale"), ours.get(f"{name}_scales")
         kept = CASES[form].kept if name.endswith(".kernel") and name.startswith("blocks") else None
         assert (scale is not None) == (kept == 8), name
-        # Experts are not kept in 4 bits.
-        assert (scales is not None) == (kept == 4 and value.ndim == 3), name
+        assert (scales is not None) == (kept == 4), name
         made = ours[name] if scale is None else ours[name] * scale[..., None]
         if scales is not None:
             made = np.asarray(floats(Grouped(ours[name], scales, ours.get(f"{name}_offsets"))))
         np.testing.assert_array_equal(made, value, err_msg=name)
 
 
-def test_experts_are_not_kept_in_4_bits(tmp_path: Path) -> None:
-    written(tmp_path, "mixtral", "awq")
-    with pytest.raises(UserError) as caught:
-        load_model(tmp_path, quantize="int4")
-    message = str(caught.value)
-    assert "experts in 4 bits (model.layers.0.block_sparse_moe.experts.0." in message
-    assert "and 17 more), which are not kept; quantise it to int8" in message
+def test_a_model_with_experts_in_4_bits_computes_what_floats_do(tmp_path: Path) -> None:
+    """The experts are read from the file, and from a conversion that keeps 4 bits."""
+    written(tmp_path / "m", "mixtral", "awq")
+    convert_model(find_model(tmp_path / "m"), tmp_path / "converted", quantize="int4")
+    tokens = np.random.default_rng(0).integers(3, 64, (2, 20))
+    expected = our_logits(load_model(tmp_path / "m").model, tokens, 20)
+    for name in ("m", "converted"):
+        model: Any = load_model(tmp_path / name, quantize="int4").model
+        assert model.blocks.mlp.down.kernel.dtype == "int4"
+        found = our_logits(model, tokens, 20)
+        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max(), rtol=1e-4)
+
+
+def test_experts_with_inputs_in_another_order_are_floats(tmp_path: Path) -> None:
+    meant = written(tmp_path, "mixtral", "gptq-act-order")
+    model: Any = load_model(tmp_path, quantize="int4").model
+    assert model.blocks.attention.out.kernel.dtype == "int4"
+    gate = meant["model.layers.1.block_sparse_moe.experts.2.w1.weight"]
+    np.testing.assert_array_equal(model.blocks.mlp.up.kernel[1, 2][: len(gate)], gate)
 
 
 def test_experts_of_4_bits_can_be_taken_to_int8(tmp_path: Path) -> None:

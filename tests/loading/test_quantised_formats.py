@@ -8,8 +8,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from packed_formats import CASES, Case, Tensors, bytes_of, described
-from tiny_checkpoints import CONFIG, llama_weights, write_config
 
 from emsjax.errors import UserError
 from emsjax.loading.conversion import convert_model
@@ -21,6 +19,8 @@ from emsjax.loading.quantised.source import QuantisedSource
 from emsjax.loading.sources.int4 import regrouped
 from emsjax.loading.sources.safetensors import SafetensorsSource
 from emsjax.pallas_kernels.quantised import floats
+from tests.loading.packed_formats import CASES, Case, Tensors, bytes_of, described
+from tests.loading.tiny_checkpoints import CONFIG, llama_weights, write_config
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.usefixtures("real_models")
