@@ -90,6 +90,25 @@ class Engine:
         self._weights = devices.on_all(drafter.weights)
         # TPUs and newer GPUs would round float32 operands of a product to fewer bits.
         self.precision = "highest" if model.dtype == jnp.float32 else None
+        self._prepare_programs(compiler_options)
+        self._grammars = GrammarTable(devices)
+        self._scorer = Scorer(
+            self._merged,
+            self.ladder[-1],
+            capacity,
+            self.precision,
+            self._new_cache,
+            devices,
+            devices.specs_of(self.params),
+            vocabulary,
+        )
+        self._idle: DecodeState | None = None
+        # What only some jobs need, once it is being compiled beside a run.
+        self._beside = Beside()
+
+    def _prepare_programs(self, compiler_options: dict[str, str] | None) -> None:
+        """Makes the programs over the state; each is compiled when it first runs."""
+        devices, drafter = self.devices, self._drafter
 
         # The names of the two programs are shown while they compile, see `programs`.
         def decode(
@@ -111,9 +130,10 @@ class Engine:
         ) -> DecodeState:
             return admit_request(state, drafter, slot, source, Request(*request))
 
-        program, held = devices.program, devices.specs_of((self.params, self._weights))
+        held = devices.specs_of((self.params, self._weights))
         self._state_places = state = _STATE.replace(drafter=places_of(drafter))
         run_specs = (*held, SAME, state, SAME, SAME)
+        program = devices.program
         how: dict[str, Any] = {"donate": (3,), "options": compiler_options}
         self._decode = program(decode, run_specs, state, **how)
         self._decode_sampled = program(decode_sampled, run_specs, state, **how)
@@ -123,20 +143,6 @@ class Engine:
         self.empty = program(self._empty, (), state)
         self.around = program(self._around, (CACHE,), state, donate=(0,))
         self._make_sampling = program(self._empty_sampling, (SAME,), SAME)
-        self._grammars = GrammarTable(devices)
-        self._scorer = Scorer(
-            self._merged,
-            self.ladder[-1],
-            capacity,
-            self.precision,
-            self._new_cache,
-            devices,
-            held[0],
-            vocabulary,
-        )
-        self._idle: DecodeState | None = None
-        # What only some jobs need, once it is being compiled beside a run.
-        self._beside = Beside()
 
     @property
     def costs(self) -> StepCosts | None:
