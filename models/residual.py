@@ -56,5 +56,5 @@ def total_and_norm(
     assert norm is not None, "only layers with norms wait"
     assert layer is not None, "only layers in a stack wait"
     of_parts = None if of_terms is None else PartsNorm(of_terms.scale[...], lag)
-    options = {"eps": norm.eps, "offset": norm.offset, "of_parts": of_parts}
-    return residual_norm(x, terms, norm.scale[...], layer=layer, **options)
+    scale, eps, offset = norm.scale[...], norm.eps, norm.offset
+    return residual_norm(x, terms, scale, layer=layer, eps=eps, offset=offset, of_parts=of_parts)

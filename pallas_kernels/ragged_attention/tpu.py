@@ -52,11 +52,11 @@ from emsjax.pallas_kernels.ragged_attention.tpu_heads import (
 )
 from emsjax.pallas_kernels.ragged_attention.tpu_joined import Joined
 from emsjax.pallas_kernels.ragged_attention.tuning import (
-    SUBLANES,
     TPUBlocks,
     tpu_blocks,
     tpu_tile_height,
 )
+from emsjax.pallas_kernels.tpu_registers import SUBLANES
 
 DTYPES = (jnp.float32, jnp.bfloat16)
 # Blocks divide S. For a capacity without this divisor they would be tiny.

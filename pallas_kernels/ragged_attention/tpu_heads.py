@@ -23,7 +23,7 @@ from emsjax.pallas_kernels.ragged_attention.lane_pieces import LanePieces, lane_
 from emsjax.pallas_kernels.ragged_attention.lanes import places, width
 from emsjax.pallas_kernels.ragged_attention.tpu_head_norms import Group, normed, scales_of
 from emsjax.pallas_kernels.ragged_attention.tpu_head_scales import quantised, turn
-from emsjax.pallas_kernels.ragged_attention.tuning import SUBLANES
+from emsjax.pallas_kernels.tpu_registers import SUBLANES
 
 
 class NormShape(NamedTuple):

@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from emsjax.pallas_kernels.tensor_cores import TENSOR_CORE_ROWS
+from emsjax.pallas_kernels.tpu_registers import SUBLANES
 from emsjax.pallas_kernels.tuned import tuned
 
 
@@ -126,10 +127,6 @@ def tpu_blocks(
     row_bytes = num_heads * (4 * lanes * itemsize + 4 * (lanes + kv + 3 * row_lanes))
     fits = _power_of_two(TILE_BYTES // row_bytes)
     return TPUBlocks(kv, piece, min(_power_of_two(2 * max_q_len - 1), fits))
-
-
-# Rows of a vector register. A product with fewer rows costs as much.
-SUBLANES = 8
 
 
 def tpu_tile_height(rows: int, group: int) -> int:

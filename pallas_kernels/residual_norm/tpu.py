@@ -15,9 +15,8 @@ from jax.experimental.pallas import tpu as pltpu
 from emsjax.pallas_kernels.few_rows import Given
 from emsjax.pallas_kernels.manual_axes import result_like
 from emsjax.pallas_kernels.norms import PartsNorm, rms_scaled
+from emsjax.pallas_kernels.tpu_registers import SUBLANES
 
-# Rows of a register, which are processed at a time.
-SUBLANES = 8
 DTYPES = (jnp.float32, jnp.bfloat16)
 # Of the rows and results, which are all in VMEM at once; a core has at least 16 MiB.
 MOST_BYTES = 6 << 20
