@@ -7,8 +7,8 @@ from typing import Any
 
 from emsjax.errors import UserError, foreign
 from emsjax.loading.families import family, model_config, supported
+from emsjax.loading.hf.completed import completed_from_table
 from emsjax.loading.hf.config import check_given, complete_config, read_json
-from emsjax.loading.hf.defaults import completed_from_table
 from emsjax.loading.hf.multimodal import text_part
 from emsjax.loading.hub import hub_config, is_repo_id
 from emsjax.loading.manifest import MANIFEST

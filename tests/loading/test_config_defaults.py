@@ -7,8 +7,9 @@ import pytest
 
 from emsjax.errors import UserError
 from emsjax.loading.families import family, model_config, supported
+from emsjax.loading.hf.completed import completed_from_table
 from emsjax.loading.hf.config import complete_config
-from emsjax.loading.hf.defaults import DEFAULTS, completed_from_table, type_of_transformers
+from emsjax.loading.hf.defaults import DEFAULTS, type_of_transformers
 from emsjax.loading.published import PUBLISHED
 from emsjax.models.registry import FAMILIES
 
