@@ -299,6 +299,9 @@ NAMED = {"smollm2-135m": "v5e", "gemma-3-1b": "v5e", "opt-6.7b": "v6e", "llama-3
 @SLOW
 @pytest.mark.parametrize("name", NAMED)
 def test_named_models(name: str):
-    compiled = compile_for_tpu(NAMED[name], "prompt-lookup", named_config(name))
-    check_no_copy_of_the_cache(*compiled, "tpu")
+    config = named_config(name)
+    compiled = compile_for_tpu(NAMED[name], "prompt-lookup", config)
+    # With more on-chip memory for a product the compiler writes Gemma's logits, of 8 rows a slot.
+    logits = 8 * 8 * config.vocab_size * 4
+    check_no_copy_of_the_cache(*compiled, "tpu", logits)
     check_no_weight_is_copied(*compiled)
