@@ -23,6 +23,7 @@ from emsjax.pallas_kernels.small_products import (
     HAS_AVX512,
     INDEX,
     WORD,
+    in_all_lanes,
     load_number,
     load_numbers,
     vector_function,
@@ -261,7 +262,6 @@ def widen_pairs(typing: Any, source: Any, target: Any, steps: Any, scale: Any, o
         pairs = ir.VectorType(ir.IntType(8), LANES // 2)
         in_turn = np.arange(LANES).reshape(2, -1).T.ravel().tolist()
         order = ir.Constant(ir.VectorType(INDEX, LANES), in_turn)
-        first_lane = ir.Constant(ir.VectorType(INDEX, LANES), [0] * LANES)
 
         def each(number: int) -> Any:
             return ir.Constant(pairs, [number] * (LANES // 2))
@@ -270,10 +270,7 @@ def widen_pairs(typing: Any, source: Any, target: Any, steps: Any, scale: Any, o
             """The highest of four bits is the sign."""
             return builder.sub(builder.xor(bits, each(8)), each(8))
 
-        scale, offset = (
-            builder.shuffle_vector(builder.insert_element(_ZEROS, x, INDEX(0)), _ZEROS, first_lane)
-            for x in factors
-        )
+        scale, offset = (in_all_lanes(builder, x, LANES) for x in factors)
         with cgutils.for_range(builder, steps) as loop:
             place = builder.add(source, builder.mul(loop.index, WORD(LANES // 2)))
             both = builder.load(builder.inttoptr(place, pairs.as_pointer()), align=1)

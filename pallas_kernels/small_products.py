@@ -82,6 +82,15 @@ def load_numbers(builder: Any, address: Any, dtype: np.dtype, lanes: int) -> Any
     return builder.bitcast(builder.shl(builder.zext(numbers, wide), shift), vector)
 
 
+def in_all_lanes(builder: Any, number: Any, lanes: int) -> Any:
+    """Returns a vector that has a float32 in all lanes."""
+    single = builder.insert_element(
+        ir.Constant(ir.VectorType(FLOAT, lanes), None), number, INDEX(0)
+    )
+    first_lane = ir.Constant(ir.VectorType(INDEX, lanes), [0] * lanes)
+    return builder.shuffle_vector(single, single, first_lane)
+
+
 def _block(rows: int, lanes: int, dtype: np.dtype) -> Any:
     """Returns a compiled function that computes a block [rows, lanes] of a product.
 
@@ -89,7 +98,6 @@ def _block(rows: int, lanes: int, dtype: np.dtype) -> Any:
     """
     vector = ir.VectorType(FLOAT, lanes)
     zeros = ir.Constant(vector, [0.0] * lanes)
-    first_lane = ir.Constant(ir.VectorType(INDEX, lanes), [0] * lanes)
 
     @intrinsic
     def multiply(typing: Any, product: Any, first: Any, column: Any) -> Any:
@@ -120,8 +128,7 @@ def _block(rows: int, lanes: int, dtype: np.dtype) -> Any:
                 numbers = builder.load(vector_at(builder.load(right)), align=4)
                 for row, total in enumerate(sums):
                     factor = load_number(builder, row_of(start, p.left_row, WORD(row)), dtype)
-                    single = builder.insert_element(zeros, factor, INDEX(0))
-                    factors = builder.shuffle_vector(single, zeros, first_lane)
+                    factors = in_all_lanes(builder, factor, lanes)
                     added = builder.call(multiply_add, [factors, numbers, builder.load(total)])
                     builder.store(added, total)
                 builder.store(builder.add(start, p.left_term), left)

@@ -19,8 +19,8 @@ from emsjax.pallas_kernels.host_call import compiled
 from emsjax.pallas_kernels.small_products import (
     FLOAT,
     HAS_AVX512,
-    INDEX,
     WORD,
+    in_all_lanes,
     load_numbers,
     vector_function,
 )
@@ -64,7 +64,6 @@ def _block(columns: int, vectors: int, lanes: int, dtype: np.dtype) -> Any:
     It takes the values, the first column and the first number.
     """
     kind = ir.VectorType(FLOAT, lanes)
-    first_lane = ir.Constant(ir.VectorType(INDEX, lanes), [0] * lanes)
 
     @intrinsic
     def add(typing: Any, values: Any, column: Any, number: Any) -> Any:
@@ -82,10 +81,9 @@ def _block(columns: int, vectors: int, lanes: int, dtype: np.dtype) -> Any:
             def beyond(start: Any, numbers: int, itemsize: int = 4) -> Any:
                 return builder.add(start, WORD(numbers * itemsize))
 
-            def in_all_lanes(address: Any) -> Any:
+            def loaded_in_all_lanes(address: Any) -> Any:
                 number = builder.load(builder.inttoptr(address, FLOAT.as_pointer()), align=4)
-                single = builder.insert_element(ir.Constant(kind, None), number, INDEX(0))
-                return builder.shuffle_vector(single, single, first_lane)
+                return in_all_lanes(builder, number, lanes)
 
             decays, weights = (place(each, args[1], WORD(4)) for each in (p.decays, p.weights))
             first = builder.add(builder.mul(args[1], p.width), args[2])
@@ -100,7 +98,7 @@ def _block(columns: int, vectors: int, lanes: int, dtype: np.dtype) -> Any:
                 sums.append(each)
             totals = []
             for column, each in enumerate(sums):
-                decay = in_all_lanes(beyond(decays, column))
+                decay = loaded_in_all_lanes(beyond(decays, column))
                 kept = [builder.fmul(builder.load(one, align=4), decay) for one in each]
                 totals.append([cgutils.alloca_once_value(builder, one) for one in kept])
             values_of = place(p.values, args[2], WORD(dtype.itemsize))
@@ -114,7 +112,7 @@ def _block(columns: int, vectors: int, lanes: int, dtype: np.dtype) -> Any:
                 ]
                 row = place(weights, loop.index, p.weights_row)
                 for column, each in enumerate(totals):
-                    weight = in_all_lanes(beyond(row, column))
+                    weight = loaded_in_all_lanes(beyond(row, column))
                     for number, total in zip(numbers, each, strict=True):
                         added = builder.call(multiply_add, [number, weight, builder.load(total)])
                         builder.store(added, total)
