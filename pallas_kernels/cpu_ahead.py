@@ -6,43 +6,66 @@ A processor waits if it is told to read many lines at once, so each step of a lo
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
 
-from emsjax.pallas_kernels.host_call import generate_prefetch
+from emsjax.pallas_kernels.host_call import compiled, generate_prefetch
 
-LINE = 64  # bytes that a processor reads at a time
+_LINE = 64  # bytes that a processor reads at a time
 _WORD = ir.IntType(64)
 
 
 class Ahead(NamedTuple):
-    """Runs of bytes to read. Addresses and strides are in bytes.
+    """Runs of bytes to read in the steps of a loop. Addresses and strides are in bytes.
 
     Attributes:
       start: address of the first run.
-      done: how many bytes of the runs have been read before.
       run: bytes of a run.
       stride: from the beginning of a run to that of the next one.
-      step: bytes to read in a step, at most a line; 0 to read none.
+      done: how many bytes of the runs have been read before.
+      step: how many bytes to read at once, at most a line.
+      times: how often to do so in a step of the loop; 0 to read none.
     """
 
     start: Any
-    done: Any
     run: Any
     stride: Any
+    done: Any
     step: Any
+    times: Any
 
 
-def reader(builder: Any, ahead: Ahead) -> Callable[[], None]:
-    """Returns what generates a step's reading, to be called inside of a loop."""
+@compiled
+def at_once(start: Any, run: Any, stride: Any, size: Any) -> Ahead:
+    """Returns the reading of all bytes of some runs, which `spread` divides."""
+    return Ahead(start, run, stride, np.int64(0), size, np.int64(1))
+
+
+@compiled
+def spread(whole: Ahead, begin: Any, end: Any, steps: Any) -> Ahead:
+    """Spreads the reading of the bytes from `begin` to `end` over some steps of a loop."""
+    size, steps = end - begin, max(steps, 1)
+    times = (size + steps * _LINE - 1) // (steps * _LINE)
+    step = (size + steps * times - 1) // max(steps * times, 1)
+    return Ahead(whole.start, whole.run, whole.stride, begin, step, times)
+
+
+def reader(builder: Any, ahead: Ahead, once: bool = False) -> Callable[[], None]:
+    """Returns what generates a step's reading, to be called inside of a loop.
+
+    With `once`, a step reads at most once. A loop of a few instructions needs this: its compiler
+    takes a condition out of the loop, but not another loop.
+    """
     runs = builder.udiv(ahead.done, ahead.run)
     begin = builder.add(ahead.start, builder.mul(runs, ahead.stride))
     start = cgutils.alloca_once_value(builder, begin)
     place = cgutils.alloca_once_value(builder, builder.urem(ahead.done, ahead.run))
-    some = builder.icmp_signed(">", ahead.step, _WORD(0))
+    some = builder.icmp_signed(">", ahead.times, _WORD(0))
 
     def read() -> None:
-        with builder.if_then(some):
+        reading = builder.if_then(some) if once else cgutils.for_range(builder, ahead.times)
+        with reading:
             run, byte = builder.load(start), builder.load(place)
             generate_prefetch(builder, builder.add(run, byte))
             byte = builder.add(byte, ahead.step)

@@ -16,8 +16,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from emsjax.pallas_kernels.cpu_ahead import Ahead, reader
 from emsjax.pallas_kernels.cpu_rows import LANES
-from emsjax.pallas_kernels.host_call import compiled, generate_prefetch
+from emsjax.pallas_kernels.host_call import compiled
 from emsjax.pallas_kernels.small_products import (
     FLOAT,
     HAS_AVX512,
@@ -49,10 +50,7 @@ class Dots(NamedTuple):
       sums: address of the sums so far, float32[rows, OUTS, LANES].
       out: address of the result, float32[rows, OUTS].
       out_row: stride between its rows.
-      ahead: address of further weights to read ahead.
-      ahead_row: stride between their rows.
-      ahead_step: bytes of them to read ahead for each vector of terms.
-      fetches: how many of their rows to read ahead.
+      ahead: what to read ahead, a step for each vector of terms.
     """
 
     weights: Any
@@ -64,9 +62,6 @@ class Dots(NamedTuple):
     out: Any
     out_row: Any
     ahead: Any
-    ahead_row: Any
-    ahead_step: Any
-    fetches: Any
 
 
 def _added_up(builder: Any, vectors: list[Any]) -> Any:
@@ -118,6 +113,7 @@ def _block(rows: int, dtype: np.dtype) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             del signature
             p, (_, begins, ends) = Dots(*cgutils.unpack_tuple(builder, args[0])), args
+            read_ahead = reader(builder, Ahead(*cgutils.unpack_tuple(builder, p.ahead)))
             multiply_add = vector_function(builder, "fmuladd", _VECTOR, 3)
 
             def rows_at(start: Any, stride: Any, count: int) -> list[Any]:
@@ -140,12 +136,9 @@ def _block(rows: int, dtype: np.dtype) -> Any:
                 for number, total in enumerate(sums):
                     builder.store(builder.load(vector_at(number), align=4), total)
             weights = rows_at(p.weights, p.weights_row, OUTS)
-            x, (ahead,) = rows_at(p.x, p.x_row, rows), rows_at(p.ahead, WORD(0), 1)
+            x = rows_at(p.x, p.x_row, rows)
             with cgutils.for_range(builder, p.steps):
-                next_ahead = take(ahead, p.ahead_step)
-                with cgutils.for_range(builder, p.fetches) as row:
-                    further = builder.mul(p.ahead_row, row.index)
-                    generate_prefetch(builder, builder.add(next_ahead, further))
+                read_ahead()
                 step = WORD(4 * LANES)
                 numbers = [
                     load_numbers(builder, take(row, step), np.dtype(np.float32), LANES) for row in x
@@ -177,6 +170,15 @@ def _block(rows: int, dtype: np.dtype) -> Any:
         return types.void(dots, types.boolean, types.boolean), generate
 
     return multiply
+
+
+@compiled
+def height_of(rows: int) -> int:
+    """Returns how many rows a product with so many multiplies first."""
+    height: Any = 1
+    for each in HEIGHTS[::-1]:
+        height = each if rows >= each else height
+    return height
 
 
 def dots_of(dtype: np.dtype) -> Callable[[Dots, int, Any, Any], int]:

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import numpy as np
 from numba import carray
 
-from emsjax.pallas_kernels.cpu_dots import OUTS, ROWS, Dots, dots_of
+from emsjax.pallas_kernels.cpu_ahead import at_once, spread
+from emsjax.pallas_kernels.cpu_dots import OUTS, ROWS, Dots, dots_of, height_of
 from emsjax.pallas_kernels.cpu_rows import LANES
 from emsjax.pallas_kernels.host_call import argument, compiled, pointer, result, size
 
@@ -58,7 +59,6 @@ def strip(fill: Callable, bits: int, stored: np.dtype | None) -> Callable:
         sums = np.empty((most if width > depth else 1, OUTS, LANES), np.float32)
         sums_row = sums.strides[0] if width > depth else 0
         last = np.empty((rows if outs % OUTS else 0, OUTS), np.float32)
-        passes = (most + ROWS - 1) // ROWS
         for start in range(0, rows, _TOGETHER):
             end = min(start + _TOGETHER, rows)
             for out in range(0, outs, OUTS):
@@ -70,31 +70,30 @@ def strip(fill: Callable, bits: int, stored: np.dtype | None) -> Callable:
                 for done in range(0, width, depth):
                     terms = min(depth, num_in - done)
                     weights = begin + out * row_bytes + done * bits // 8
-                    ahead, weights_row = weights + OUTS * row_bytes, row_bytes
+                    run, weights_row = terms * bits // 8, row_bytes
+                    further = at_once(weights + OUTS * row_bytes, run, row_bytes, OUTS * run)
                     if not here:
                         fill(frame, layer, first + out, done, min(OUTS, outs - out), terms, wide)
                         weights, weights_row = np.int64(wide.ctypes.data), wide.strides[0]
                     begins, ends = np.bool_(done == 0), np.bool_(done + depth >= width)
-                    # All is read ahead beside the first rows, spread over the passes, or reading
-                    # would wait for itself.
-                    row, unread = start, OUTS if start == 0 else 0
+                    # All is read ahead beside the first rows, at the pace of the arithmetic: one
+                    # would wait for the other otherwise.
+                    row, steps = start, (terms + LANES - 1) // LANES
                     while row < end:
-                        fetches = min((OUTS + passes - 1) // passes, unread)
+                        after = row + height_of(end - row)
+                        begin_ahead = further.step * min(row, most) // most
+                        end_ahead = further.step * min(after, most) // most
                         dots = Dots(
                             weights,
                             weights_row,
                             argument(frame, X) + 4 * (row * width + done),
                             4 * width,
-                            (terms + LANES - 1) // LANES,
+                            steps,
                             np.int64(sums.ctypes.data) + (row - start) * sums_row,
                             target + row * target_row,
                             target_row,
-                            ahead + (OUTS - unread) * row_bytes,
-                            row_bytes,
-                            LANES * bits // 8,
-                            fetches,
+                            spread(further, begin_ahead, end_ahead, steps),
                         )
-                        unread -= fetches
                         if here:
                             row += direct(dots, end - row, begins, ends)
                         else:

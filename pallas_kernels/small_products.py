@@ -106,7 +106,7 @@ def _block(rows: int, lanes: int, dtype: np.dtype) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             del signature
             p = Product(*cgutils.unpack_tuple(builder, args[0]))
-            read_ahead = reader(builder, Ahead(*cgutils.unpack_tuple(builder, p.ahead)))
+            read_ahead = reader(builder, Ahead(*cgutils.unpack_tuple(builder, p.ahead)), once=True)
             multiply_add = vector_function(builder, "fmuladd", vector, 3)
 
             def row_of(start: Any, stride: Any, row: Any) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 from numba import carray
 
 from emsjax.pallas_kernels import cpu_ahead, small_products
-from emsjax.pallas_kernels.cpu_ahead import LINE, Ahead
+from emsjax.pallas_kernels.cpu_ahead import Ahead, at_once, spread
 from emsjax.pallas_kernels.host_call import (
     argument,
     compiled,
@@ -185,7 +185,7 @@ def _clear(frame: int, first: int) -> None:
 
 @compiled
 def _ahead(frame: int, tile: Tile, block: int, stride: int, itemsize: int, part: Any) -> Ahead:
-    """Returns what to read of the block after the one at an address, all in one step.
+    """Returns what to read of the block after the one at an address.
 
     Its tokens are a stride apart. Each head's scores and each head's values have a part of it to
     read, numbered in this order. A tile of many rows computes for so long that nothing needs to be
@@ -199,15 +199,14 @@ def _ahead(frame: int, tile: Tile, block: int, stride: int, itemsize: int, part:
     else:  # a part is a head's keys or values
         tokens = _BLOCK
         start += (tile.head + part // 2 + part % 2 * kv_heads) * run
-    step = tokens * run if tile.rows <= FEW_ROWS else 0
-    return Ahead(start, np.int64(0), run, stride, step)
+    return at_once(start, run, stride, tokens * run if tile.rows <= FEW_ROWS else 0)
 
 
 @compiled
-def _rest(part: Ahead, steps: Any, done: Any) -> Ahead:
-    """Divides a part's bytes among steps; returns what is left to read when some are done."""
-    step = min((part.step + steps - 1) // max(steps, 1), LINE)
-    return Ahead(part.start, done * step, part.run, part.stride, step)
+def _share(ahead: Ahead, first: Any, end: Any, steps: Any) -> Ahead:
+    """Returns what to read beside some tokens of a block, of what to read beside all of them."""
+    size = ahead.step
+    return spread(ahead, size * first // _BLOCK, size * end // _BLOCK, steps)
 
 
 @compiled
@@ -226,7 +225,7 @@ def _factors(frame: int) -> tuple:
 def _scores_of(dtype: np.dtype) -> Callable[[Product, int, int], None]:
     """Returns a compiled product with a block's keys, whose elements are of a type.
 
-    It takes the matrices, with what to read ahead in one step, and the numbers of rows and columns.
+    It takes the matrices, with what to read ahead, and the numbers of rows and columns.
     """
     multiply = product_of(dtype)
 
@@ -234,9 +233,9 @@ def _scores_of(dtype: np.dtype) -> Callable[[Product, int, int], None]:
     def multiply_all(p: Product, rows: int, columns: int) -> None:
         for row in range(0, rows, _TOGETHER):
             left, out = p.left + row * p.left_row, p.out + row * p.out_row
-            rest = _rest(p.ahead, _BLOCK // _TOGETHER * p.terms, row // _TOGETHER * p.terms)
+            ahead = _share(p.ahead, row, row + _TOGETHER, p.terms)
             some = Product(
-                left, p.left_row, p.left_term, p.right, p.right_term, out, p.out_row, p.terms, rest
+                left, p.left_row, p.left_term, p.right, p.right_term, out, p.out_row, p.terms, ahead
             )
             multiply(some, min(_TOGETHER, rows - row), columns)
 
@@ -246,15 +245,13 @@ def _scores_of(dtype: np.dtype) -> Callable[[Product, int, int], None]:
 def _values_of(dtype: np.dtype) -> Callable[[Values, int, np.ndarray], None]:
     """Returns a compiled function that adds a block's values, whose elements are of a type.
 
-    It takes the values, with what to read ahead in one step, the number of columns, and which
-    tokens are holes, empty if none is. Holes may hold NaN, and 0 * NaN is NaN, so they are left
-    out.
+    It takes the values, with what to read ahead, the number of columns, and which tokens are
+    holes, empty if none is. Holes may hold NaN, and 0 * NaN is NaN, so they are left out.
     """
     add = add_values_of(dtype)
 
     @compiled
     def add_all(p: Values, columns: int, holes: np.ndarray) -> None:
-        steps = (p.ahead.step + _BLOCK * LINE - 1) // (_BLOCK * LINE)
         decays = carray(pointer(p.decays), (columns,), np.float32)
         token: Any = 0
         while token < p.tokens or token == 0:
@@ -262,7 +259,7 @@ def _values_of(dtype: np.dtype) -> Callable[[Values, int, np.ndarray], None]:
             while token < p.tokens and not (len(holes) > 0 and holes[token]):
                 token += 1
             values, weights = p.values + first * p.values_row, p.weights + first * p.weights_row
-            rest = _rest(p.ahead, _BLOCK * steps, first * steps)
+            ahead = _share(p.ahead, first, token, token - first)
             some = Values(
                 values,
                 p.values_row,
@@ -272,8 +269,7 @@ def _values_of(dtype: np.dtype) -> Callable[[Values, int, np.ndarray], None]:
                 p.sums,
                 token - first,
                 p.width,
-                rest,
-                steps,
+                ahead,
             )
             add(some, columns)
             decays[:] = 1  # the next ones are added to sums of the same scale
@@ -330,7 +326,7 @@ def _attention(storage: type) -> Callable:
                 source = Place(layer, tile.slot, first, tokens, kv_heads + tile.head + head)
                 values, step = widened(frame, block, stride, source, wide)
                 part = _ahead(frame, tile, block, stride, itemsize, 2 * head + 1)
-                seen = Values(values, step, at, row, decays, sums, tokens, width, part, 1)
+                seen = Values(values, step, at, row, decays, sums, tokens, width, part)
                 add_values(seen, tile.rows * group, holes[first:])
         _write(frame, tile, group, scratch)
 

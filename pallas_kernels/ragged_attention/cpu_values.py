@@ -42,8 +42,7 @@ class Values(NamedTuple):
       sums: address of float32[columns, width], without gaps.
       tokens: how many tokens there are.
       width: H.
-      ahead: what to read ahead, some steps for each token.
-      steps: how many.
+      ahead: what to read ahead, a step for each token.
     """
 
     values: Any
@@ -55,7 +54,6 @@ class Values(NamedTuple):
     tokens: Any
     width: Any
     ahead: Any
-    steps: Any
 
 
 def _block(columns: int, vectors: int, lanes: int, dtype: np.dtype) -> Any:
@@ -103,8 +101,7 @@ def _block(columns: int, vectors: int, lanes: int, dtype: np.dtype) -> Any:
                 totals.append([cgutils.alloca_once_value(builder, one) for one in kept])
             values_of = place(p.values, args[2], WORD(dtype.itemsize))
             with cgutils.for_range(builder, p.tokens) as loop:
-                with cgutils.for_range(builder, p.steps):
-                    read_ahead()
+                read_ahead()
                 token = place(values_of, loop.index, p.values_row)
                 numbers = [
                     load_numbers(builder, beyond(token, n * lanes, dtype.itemsize), dtype, lanes)

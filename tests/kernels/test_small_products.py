@@ -26,7 +26,7 @@ def multiplication(dtype):
     @numba.njit
     def call(left, left_row, left_term, right, out, rows, columns, terms):
         row = 4 * columns
-        ahead = Ahead(right, 0, 4, row, 4)
+        ahead = Ahead(right, 4, row, 0, 4, 1)
         matrices = Product(left, left_row, left_term, right, row, out, row, terms, ahead)
         multiply(matrices, rows, columns)
 
@@ -149,8 +149,8 @@ def addition(dtype):
 
     @numba.njit
     def call(values, values_row, weights, decays, sums, tokens, width, columns):
-        row, ahead = 4 * columns, Ahead(values, 0, 4, values_row, 4)
-        p = Values(values, values_row, weights, row, decays, sums, tokens, width, ahead, 2)
+        row, ahead = 4 * columns, Ahead(values, 4, values_row, 0, 4, 2)
+        p = Values(values, values_row, weights, row, decays, sums, tokens, width, ahead)
         add(p, columns)
 
     return call
