@@ -1,5 +1,6 @@
 """Settings of the whole suite, such as strict promotion of types and ranks."""
 
+import gc
 import os
 
 from emsjax.pallas_kernels.environment import tpu_compiler
@@ -22,6 +23,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from emsjax import build_engine
 from emsjax.host.cache import use_compile_cache
+from emsjax.pallas_kernels.foreign import kept_in
 from emsjax.plan import setting
 from tests.browser import browser  # noqa: F401
 from tests.interpreters import (  # noqa: F401
@@ -55,14 +57,33 @@ OPTIMISED = (
 )
 
 
+def _is_optimised(path: Path) -> bool:
+    """Returns whether the slow tests of a file are compiled as for users."""
+    place = path.relative_to(Path(__file__).parent)
+    return any(place.is_relative_to(each) for each in OPTIMISED)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Spares `-m optimised` the import of files that have no such test."""
+    wanted = config.option.markexpr != "optimised" or collection_path.is_dir()
+    return None if wanted or _is_optimised(collection_path) else True
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the slow tests in `OPTIMISED` as such."""
-    here = Path(__file__).parent
     for item in items:
-        place = item.path.relative_to(here)
-        inside = any(place.is_relative_to(each) for each in OPTIMISED)
-        if inside and item.get_closest_marker("slow"):
+        if _is_optimised(item.path) and item.get_closest_marker("slow"):
             item.add_marker("optimised")
+
+
+def pytest_collection_finish() -> None:
+    """Lets Python look for garbage less often, which takes a quarter of the time of tracing.
+
+    Modules and tests stay to the end, so it need not look there at all.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
 
 
 @pytest.fixture(autouse=True)
@@ -88,11 +109,17 @@ def _few_mappings() -> Iterator[None]:
     yield
     if _MAPPINGS.exists() and _MAPPINGS.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
-def no_compile_cache() -> Iterator[None]:
-    """Turns the cache off: a program for an absent TPU can be written to it, but not read."""
+def no_compile_cache(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Turns the cache off: a program for an absent TPU can be written to it, but not read.
+
+    Numba's kernels for CPUs are still kept, since each takes seconds to compile.
+    """
+    directory = kept_in()
+    monkeypatch.setattr("emsjax.pallas_kernels.host_call.kept_in", lambda: directory)
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
     yield
