@@ -196,7 +196,8 @@ def build_drafter(
     narrowest = narrowest_rows(target_platform())
     quantize = drafting.given.get("draft_quantize")
     model = load_drafter(draft, target, length, dtype=dtype, quantize=quantize, narrowest=narrowest)
-    if type(model) is Eagle:  # one that was trained here says itself what it reads
+    # A Jakiro head is an Eagle, but was trained here and says itself what it reads.
+    if isinstance(model, PublishedHead) and not isinstance(model, Jakiro):
         model = settle(model, target)
     if isinstance(model, Recurrent | HiddenTransfer | PublishedHead):
         rows = _FREE_ROWS.get(target_platform(), _FREE_ROWS_OF_OTHERS)

@@ -29,7 +29,7 @@ def load_dflash(head: Head, target: LoadedModel, draft_length: int, narrowest: i
         config = _read_form(head, len(ids), origin)
         block = read_size(_settings(head.config), "block_size", _BLOCK)
         mask_token = _settings(head.config).get("mask_token_id")
-        if not isinstance(mask_token, int) or not 2 <= block <= _LARGEST_BLOCK:
+        if type(mask_token) is not int or not 2 <= block <= _LARGEST_BLOCK:
             raise ValueError(f"mask_token_id is {mask_token} and block_size {block}")
     wrong = list(_differences(config, ids, mask_token, target))
     graphdef, params = read_head(
@@ -78,7 +78,7 @@ def _layers_read(config: Mapping[str, Any], num_layers: int) -> tuple[int, ...]:
         last = num_layers - 3
         ids = [round(1 + n * (last - 1) / (count - 1)) for n in range(count)] if count > 1 else []
         ids = ids or [num_layers // 2]
-    if not all(isinstance(number, int) and not isinstance(number, bool) for number in ids):
+    if not ids or not all(type(number) is int for number in ids):
         raise ValueError(f"target_layer_ids is {ids}, not a list of whole numbers")
     return tuple(number + 1 for number in ids)
 

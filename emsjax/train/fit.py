@@ -13,7 +13,7 @@ import optax
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from emsjax.errors import foreign
+from emsjax.errors import UserError, foreign
 from emsjax.train.loss import Guessed, total
 
 EVALUATED_LENGTH = 8  # draft tokens per draft in an evaluation
@@ -107,7 +107,7 @@ def fit(
       on_progress: called after each evaluation.
 
     Raises:
-      UserError: the last checkpoint is damaged.
+      UserError: the last checkpoint is damaged, or the loss is no finite number any more.
     """
     graphdef, params = nnx.split(draft)
     optimizer = _optimizer(fitting)
@@ -134,8 +134,13 @@ def fit(
             losses.append(value)
             if (step + 1) % fitting.evaluate_every == 0 or step + 1 == fitting.steps:
                 mean = float(np.mean(jax.device_get(losses)))
-                accepted = accepted_by_length(evaluate(learner.params))
-                on_progress(Progress(step + 1, mean, accepted))
+                sums = evaluate(learner.params)
+                if not np.isfinite([mean, *sums.ravel()]).all():
+                    raise UserError(
+                        f"the training has diverged (at update {step + 1} the loss is no finite "
+                        "number); give a smaller --learning-rate and another --output"
+                    )
+                on_progress(Progress(step + 1, mean, accepted_by_length(sums)))
                 losses = []
                 with foreign(f"{directory} cannot be written", "free space and run again"):
                     checkpoints.save(step + 1, args=ocp.args.StandardSave(_pure(learner)))

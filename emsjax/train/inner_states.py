@@ -74,10 +74,28 @@ def check_trainable(target: LoadedModel, steps: int) -> None:
         )
 
 
+def _check_room(places: int, lesson: Lesson) -> None:
+    """Checks that a draft of `places` tokens has room in a text, or there is nothing to learn from.
+
+    Raises:
+      UserError: it has not.
+    """
+    longest = max(len(text.tokens) for text in lesson.split.learn)
+    if min(longest, lesson.fitting.width) < places:
+        raise UserError(
+            f"no text has room for a draft of {places} tokens, because the longest has {longest}; "
+            "give a smaller --unroll or more --max-tokens, and another --output"
+        )
+
+
 def inner_states_task(
     config: StateMapConfig | TransferConfig, lesson: Lesson
 ) -> tuple[StateMap | HiddenTransfer, Task]:
-    """Returns a guess whose linear part is solved for, and what it learns by updates."""
+    """Returns a guess whose linear part is solved for, and what it learns by updates.
+
+    Raises:
+      UserError: the texts are too short.
+    """
     target_def, params = nnx.split(lesson.target.model)
     frozen = Frozen(share(lesson.target, lesson.token_ids), params)
     longest, seed = lesson.fitting.width, lesson.fitting.seed
@@ -92,6 +110,7 @@ def inner_states_task(
         guess, deepest = StateMap(config, rngs=nnx.Rngs(seed)), EVALUATED_LENGTH
         learnt = partial(pairs, **where)
     else:
+        _check_room(config.places, lesson)
         guess, deepest = HiddenTransfer(config, rngs=nnx.Rngs(seed)), config.places
         learnt = partial(pairs_ahead, **where, ahead=config.places)
     solve(guess.linear, learnt, target_def, frozen, lesson.whole_batches(lesson.split.learn))

@@ -2,10 +2,12 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+
+import jax
 
 from emsjax.errors import UserError, foreign
 from emsjax.host.files import replace_text
@@ -88,17 +90,38 @@ def _train(
     token_ids = frequent_tokens(learn, model.vocab_size, min(training.vocabulary, model.vocab_size))
     log, split = _Log(training.output, on_progress), Split(learn, held_out)
     lesson = Lesson(target, token_ids, prompts, split, training.fitting)
-    draft = fit(*task_of(config, lesson), training.fitting, training.output / CHECKPOINTS, log.add)
+    with _memory_named():
+        draft = fit(
+            *task_of(config, lesson), training.fitting, training.output / CHECKPOINTS, log.add
+        )
     directory = training.output / DRAFT
     save_draft(directory, draft, token_ids, _manifest(training, target, config, learn, log))
     return directory
+
+
+@contextmanager
+def _memory_named() -> Iterator[None]:
+    """Names what to lower if the device runs out of memory.
+
+    Raises:
+      UserError: it does.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            "the device ran out of memory in the training; give fewer --rows or a smaller --width "
+            "or --vocabulary, and another --output"
+        ) from error
 
 
 def _check_held_out(held_out: Sequence[bool]) -> None:
     """Checks that there are prompts to train on and prompts to evaluate on."""
     if all(held_out) or not any(held_out):
         raise UserError(
-            f"{len(held_out)} prompts are too few to train on some and hold out others for "
+            f"there are too few prompts ({len(held_out)}) to train on some and hold out others for "
             "evaluation; give more prompts or another --held-out"
         )
 

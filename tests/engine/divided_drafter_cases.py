@@ -21,7 +21,7 @@ from emsjax.limits import HIDDEN_TRANSFER, JAKIRO, SELF_WINDOW
 from emsjax.loading import fit
 from emsjax.loading.draft_checkpoint import DraftManifest, probe, save_draft
 from emsjax.loading.drafter import load_drafter
-from emsjax.loading.head_probe import guess_all
+from emsjax.loading.head_guesses import first_guesses, guess_all
 from emsjax.loading.load import LoadedModel, load_model
 from emsjax.models.hidden_transfer import HiddenTransfer, TransferConfig
 from emsjax.sampling.choice import make_choice
@@ -140,10 +140,13 @@ def test_texts_and_drafts_are_those_of_one_device(kind: str, number: int):
 
 def test_a_head_is_tried_on_several_devices():
     text = np.random.default_rng(2).integers(3, VOCAB_SIZE, 40).tolist()
-    found = [
-        guess_all(drafter_of("eagle1", number), target(number), text, [()]) for number in (1, 2)
-    ]
-    for one, other in zip(*found, strict=True):
+
+    def tried(number: int) -> list[np.ndarray]:
+        eagle, dflash = (drafter_of(kind, number) for kind in ("eagle1", "dflash"))
+        (guesses,), chosen = guess_all(eagle, target(number), text, [()])
+        return [guesses, chosen, *first_guesses(dflash, target(number), text, range(30))]
+
+    for one, other in zip(tried(1), tried(2), strict=True):
         np.testing.assert_array_equal(one, other)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from emsjax.drafters import PromptLookup
+from emsjax.drafters.prompt_lookup import MOST_MATCHES
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.engine import Engine
 from emsjax.engine.ladder import Rung
@@ -47,8 +48,8 @@ def steps_of_a_batch(*args: int, **options: Any) -> tuple[Rung, ...]:
     return short_ladder(*args, **options)[:3:2]
 
 
-# With drafts as long as they are on a GPU by default.
-LOOKUP = PromptLookup(LONG_DRAFT_LENGTH)
+# With trees as large as they are on a GPU by default.
+LOOKUP = PromptLookup(LONG_DRAFT_LENGTH, matches=MOST_MATCHES)
 
 
 def compile_for(

@@ -4,8 +4,10 @@ import dataclasses
 import functools
 
 import numpy as np
+import pytest
 
 from emsjax.engine.job import Finished, Job
+from emsjax.engine.tree import MOST_GUESSES
 from emsjax.sampling.choice import GREEDY, Choice, make_choice
 from tests.engine.forest import Forest
 from tests.engine.setup import jobs, make_engine, run_all, tiny_model
@@ -77,3 +79,8 @@ def test_sampled_with_penalties():
 def test_a_window():
     """It counts the tokens of a row's path, not the rows before it in the cache."""
     check("mistral", seed=3)
+
+
+@pytest.mark.slow
+def test_as_many_guesses_as_there_are_bits():
+    check("llama3", "sampled", seed=4, draft_length=MOST_GUESSES)

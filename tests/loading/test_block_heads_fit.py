@@ -77,8 +77,20 @@ WRONG: Mapping[str, tuple[str, dict[str, Any], Callable[[Tensors], Tensors] | No
         None,
         ["reads the inputs of the layers 2, 10, of which there are 3"],
     ),
+    "no layers at all": (
+        "dflash",
+        settings(target_layer_ids=[]),
+        None,
+        ["target_layer_ids is [], not a list"],
+    ),
     "no such mask token": ("dflash", settings(mask_token_id=500), None, ["mask token is 500"]),
     "no mask token": ("dflash", settings(mask_token_id=None), None, ["mask_token_id is None"]),
+    "a mask token that is none": (
+        "dflash",
+        settings(mask_token_id=True),
+        None,
+        ["mask_token_id is True"],
+    ),
     "half a DFlash head": (
         "dflash",
         {},

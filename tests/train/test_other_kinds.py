@@ -143,6 +143,15 @@ def test_options_that_a_kind_does_not_have_are_refused(
         train(replace(training(corpus, tmp_path, kind), **given))
 
 
+def test_texts_without_room_for_a_draft_are_refused(
+    corpus: Path, trained: Callable[[str], Path], tmp_path: Path
+):
+    shutil.copytree(trained(TRANSFER) / "texts", tmp_path / "texts")
+    longer = replace(training(corpus, tmp_path, TRANSFER), fitting=replace(FITTING, unroll=41))
+    with pytest.raises(UserError, match=r"room for a draft of 41 tokens, .* longest has 40"):
+        train(longer)
+
+
 def test_the_maps_are_the_closest_to_every_state_that_far_ahead(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(least_squares, "RIDGE", 1e-7)
     model, ahead = tiny_model("llama3"), 2

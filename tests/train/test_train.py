@@ -139,7 +139,7 @@ def test_a_damaged_draft_is_refused(
             "token id 999999 is outside the vocabulary; give ids from 0 to",
         ),
         ('{"prompt_token_ids": "123"}\n', "must be a list of whole numbers"),
-        ('{"prompt_token_ids": [4, 5]}\n', "too few to train on some and hold out others"),
+        ('{"prompt_token_ids": [4, 5]}\n', r"too few prompts \(1\) to train on some and hold out"),
     ],
 )
 def test_invalid_prompt_files(tmp_path: Path, content: str, message: str):
@@ -158,6 +158,27 @@ def test_too_few_prompts_are_refused_before_the_target_writes(tmp_path: Path):
         train(settings)
     file.write_text("".join(json.dumps({"prompt_token_ids": p}) + "\n" for p in PROMPTS[:8]))
     train(settings)
+
+
+def test_a_training_that_diverges_writes_no_draft(corpus: Path, trained: Path, tmp_path: Path):
+    shutil.copytree(trained / "texts", tmp_path / "texts")
+    fitting = replace(FITTING, steps=2, evaluate_every=2, learning_rate=float("inf"))
+    settings = replace(training(corpus, tmp_path), fitting=fitting)
+    with pytest.raises(UserError, match=r"has diverged .at update 2 .* give a smaller --learning"):
+        train(settings)
+    assert not (tmp_path / "draft").exists()
+
+
+def test_what_to_lower_without_memory_is_named(
+    corpus: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: object) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    shutil.copytree(trained / "texts", tmp_path / "texts")
+    monkeypatch.setattr(run, "fit", fail)
+    with pytest.raises(UserError, match=r"ran out of memory .* give fewer --rows"):
+        train(training(corpus, tmp_path))
 
 
 def test_training_works_without_matplotlib(
