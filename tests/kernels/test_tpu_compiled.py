@@ -24,6 +24,7 @@ from emsjax.pallas_kernels.report.ahead import (
     compile_attention,
 )
 from emsjax.pallas_kernels.report.work import MODELS, Heads, Work, heads_of, ragged
+from emsjax.plan.copies import copied_stacks
 from emsjax.shapes import round_up
 
 pytestmark = pytest.mark.usefixtures("no_compile_cache")
@@ -66,6 +67,8 @@ def check_no_copy(compiled: jax.stages.Compiled, work: Work) -> None:
     # The temporary memory holds queries and results in padded tiles. They exceed a tenth of the
     # cache only for prompts, which fill the cache.
     assert memory.temp_size_in_bytes <= cache_bytes / (10 if work.max_q_len <= 16 else 2)
+    # Temporary memory does not include VMEM, which is large enough for a copy of the scales.
+    assert not copied_stacks(compiled.as_text(), [array.shape for array in arrays])
 
 
 @pytest.mark.parametrize("model", ["smollm2-135m", "opt-13b", "llama-3-8b"])
