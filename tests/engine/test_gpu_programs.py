@@ -163,12 +163,14 @@ def test_other_gpus_copy_no_weight_and_launch_little(gpu: str):
 
 
 @pytest.mark.parametrize("quantize", [None, "int8"])
-@pytest.mark.parametrize(("make", "copies"), [(one_rung, 0), (steps_of_a_batch, 4)])
-def test_only_wider_steps_copy_weights_on_a_t4(make: Any, copies: int, quantize: str | None):
+@pytest.mark.parametrize("make", [one_rung, steps_of_a_batch])
+def test_only_wider_steps_copy_weights_on_a_t4(make: Any, quantize: str | None):
     """Their rows are too many for sums, and XLA has Triton only since Ampere."""
     _, compiled = compile_for("t4", quantize=quantize, make=make, drafter=LOOKUP)
     found = copied_slices(compiled.as_text(), least_weight())
-    assert len(found) == copies
+    # XLA's library reads its part of a stack in place since jax 0.11.1, but not as int8.
+    wide_copies = 4 if quantize or jax.__version_info__ < (0, 11, 1) else 0
+    assert len(found) == (0 if make is one_rung else wide_copies)
     # int8 weights are read as bytes, and only what the product reads is wide.
     assert all(each.startswith("s8" if quantize else "f16") for each in found)
 
