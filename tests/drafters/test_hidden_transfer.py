@@ -9,53 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from emsjax.drafters import Combined, HiddenTransfer, PromptLookup
 from emsjax.drafters.chains import as_chains
 from emsjax.engine.draft import ROOT, Draft
-from emsjax.models.hidden_transfer import HiddenTransfer as Maps
-from emsjax.models.hidden_transfer import TransferConfig
 from tests.drafters.test_own_layers import SLOTS, busy_state
 from tests.engine.setup import (
+    hidden_transfer,
     jobs,
     make_engine,
     oracle_model,
-    own_layers,
     run_all,
     tiny_model,
 )
 from tests.tiny import oracle
-
-PLACES = 4
-
-
-def hidden_transfer(
-    model: Any, first_layer: int = 1, bias: float | None = None, beam_rows: int = 1
-) -> HiddenTransfer:
-    """Makes a draft of random maps, or of maps to `bias` alone."""
-    width, (vocab_size, embedded) = model.hidden_size, model.embedder.tokens.shape
-    sizes = width, embedded, vocab_size, model.num_layers, first_layer, PLACES
-    maps = Maps(TransferConfig(*sizes), rngs=nnx.Rngs(5))
-    if bias is None:
-        maps.linear.bias[...] = jnp.linspace(-1.0, 1.0, PLACES * width)
-    else:
-        maps.linear.bias[...] = jnp.full(PLACES * width, bias)
-    maps_def, params = nnx.split(maps)
-    params = jax.tree.map(lambda x: x.astype(model.dtype), params)
-    alike, target_def = own_layers(model, first_layer=first_layer), nnx.graphdef(model)
-    kept = {name: getattr(alike, name) for name in ("name", "vocab_size", "hidden_size")}
-    return HiddenTransfer(
-        **kept,
-        weights=alike.weights._replace(state_map=params),
-        merge=lambda maps, target: (nnx.merge(maps_def, maps), nnx.merge(target_def, target)),
-        first_layer=first_layer,
-        read_bytes=1,
-        draft_length=7,
-        narrowest=4,
-        places=PLACES,
-        beam_rows=beam_rows,
-    )
 
 
 def drafted(drafter: HiddenTransfer, state: Any, length: int = 7) -> Draft:
@@ -70,7 +37,7 @@ def reference(name: str, text: Sequence[int], drafter: HiddenTransfer) -> np.nda
     """Returns logits [K, Vd] by the layers of `transformers`, which read all rows at once."""
     import torch
 
-    model, first_layer = oracle(name).model, drafter.first_layer
+    model, first_layer, places = oracle(name).model, drafter.first_layer, drafter.places
     with torch.no_grad():
         inner = model(torch.tensor([text]), output_hidden_states=True, use_cache=False)
         # The newest token is known, but the target has not read it, and no pseudo state knows it.
@@ -83,9 +50,9 @@ def reference(name: str, text: Sequence[int], drafter: HiddenTransfer) -> np.nda
         kernel, bias = (
             torch.tensor(np.asarray(part[...])) for part in (maps.linear.kernel, maps.linear.bias)
         )
-        pseudo = (kernel @ states[-1] + bias).reshape(PLACES, -1)
+        pseudo = (kernel @ states[-1] + bias).reshape(places, -1)
         rows = torch.cat([states, pseudo])
-        hidden = last(inputs_embeds=rows[None], use_cache=False).last_hidden_state[0, -PLACES:]
+        hidden = last(inputs_embeds=rows[None], use_cache=False).last_hidden_state[0, -places:]
         ids = torch.tensor(np.asarray(drafter.weights.shared.token_ids))
         return oracle(name).lm_head(hidden)[:, ids].numpy()
 
@@ -102,8 +69,8 @@ def test_drafts_equal_those_of_the_layers_of_transformers(name: str, first_layer
     for slot in range(SLOTS):
         text = np.asarray(state.tokens[slot, : int(state.lens[slot])]).tolist()
         likely = ids[np.argsort(-reference(name, text, drafter), axis=1)]
-        assert int(draft.lens[slot]) == PLACES
-        assert draft.tokens[slot, :PLACES].tolist() == likely[:, 0].tolist()
+        assert int(draft.lens[slot]) == drafter.places
+        assert draft.tokens[slot, : drafter.places].tolist() == likely[:, 0].tolist()
         seen |= set(likely[:, 0].tolist())
         depths: list[int] = []
         for node in range(int(tree.lens[slot])):

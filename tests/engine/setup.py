@@ -14,12 +14,15 @@ from transformers import AutoConfig
 from emsjax.drafters import (
     Combined,
     DraftModel,
+    HiddenTransfer,
     NoDrafter,
     OwnLayers,
     PromptLookup,
     Recurrent,
     SelfWindow,
 )
+from emsjax.drafters.dflash import DFlash
+from emsjax.drafters.dflash import Parts as DFlashParts
 from emsjax.drafters.eagle import Eagle
 from emsjax.drafters.eagle import Parts as EagleParts
 from emsjax.drafters.own_layers import Parts
@@ -34,11 +37,14 @@ from emsjax.engine.step_costs import StepCosts
 from emsjax.loading.hf.defaults import type_of_transformers
 from emsjax.loading.load import load_model
 from emsjax.models.decoder import DecoderLM
+from emsjax.models.dflash_head import DFlashConfig, DFlashHead
 from emsjax.models.eagle_head import EagleConfig, EagleHead
+from emsjax.models.hidden_transfer import HiddenTransfer as TransferMaps
+from emsjax.models.hidden_transfer import TransferConfig
 from emsjax.models.mtp_head import MtpHead
 from emsjax.models.recurrent_draft import RecurrentConfig, RecurrentDraft, Shared
 from emsjax.models.registry import FAMILIES
-from emsjax.models.shared_rows import DividedRows
+from emsjax.models.shared_rows import DividedRows, table_of
 from emsjax.models.state_map import StateMap, StateMapConfig
 from emsjax.pallas_kernels.scoped_vmem import compiler_options
 from tests.ladders import short_ladder
@@ -121,6 +127,7 @@ def make_drafter(model: Any, name: str) -> Drafter:
         return Combined(lookup, own_layers(model))
     kinds = {"itself": itself, "draft-model": another, "alike": alike, "recurrent": recurrent}
     kinds |= {"own-layers": own_layers, "self-window": self_window, "eagle": eagle}
+    kinds |= {"hidden-transfer": hidden_transfer, "dflash": dflash}
     return kinds[name](model)
 
 
@@ -189,6 +196,34 @@ def own_layers(model: Any, state_map: Any = None, first_layer: int = 1) -> OwnLa
     )
 
 
+def hidden_transfer(
+    model: Any, first_layer: int = 1, bias: float | None = None, beam_rows: int = 1
+) -> HiddenTransfer:
+    """Makes a draft of random maps, or of maps to `bias` alone."""
+    width, (vocab_size, embedded), places = model.hidden_size, model.embedder.tokens.shape, 4
+    sizes = width, embedded, vocab_size, model.num_layers, first_layer, places
+    maps = TransferMaps(TransferConfig(*sizes), rngs=nnx.Rngs(5))
+    if bias is None:
+        maps.linear.bias[...] = jnp.linspace(-1.0, 1.0, places * width)
+    else:
+        maps.linear.bias[...] = jnp.full(places * width, bias)
+    maps_def, params = nnx.split(maps)
+    params = jax.tree.map(lambda x: x.astype(model.dtype), params)
+    alike, target_def = own_layers(model, first_layer=first_layer), nnx.graphdef(model)
+    kept = {name: getattr(alike, name) for name in ("name", "vocab_size", "hidden_size")}
+    return HiddenTransfer(
+        **kept,
+        weights=alike.weights._replace(state_map=params),
+        merge=lambda maps, target: (nnx.merge(maps_def, maps), nnx.merge(target_def, target)),
+        first_layer=first_layer,
+        read_bytes=1,
+        draft_length=7,
+        narrowest=4,
+        places=places,
+        beam_rows=beam_rows,
+    )
+
+
 def eagle(model: Any) -> Eagle:
     """Makes an EAGLE-3 head with random weights that can guess every other token."""
     sizes = model.hidden_size, (model.vocab_size + 1) // 2
@@ -225,6 +260,30 @@ def mtp(model: Any) -> Eagle:
         read_bytes=1,
         output_bytes=0,
         draft_length=5,
+    )
+
+
+def dflash(model: Any, beam_rows: int = 1) -> DFlash:
+    """Makes a DFlash head of one layer with random weights."""
+    config = DFlashConfig(replace(model.config, num_layers=1), 2, (None,), (False,))
+    graphdef, params = nnx.split(DFlashHead(config, rngs=nnx.Rngs(6), dtype=model.dtype))
+    params = jax.tree.map(lambda x: x.astype(model.dtype), params)
+    output = model.embedder.tokens if model.head is None else model.head.kernel
+    shared = [
+        table_of(param.get_value(), divided=model.embedder.divided)
+        for param in (model.embedder.tokens, output)
+    ]
+    return DFlash(
+        "random",
+        DFlashParts(params, *shared),
+        functools.partial(nnx.merge, graphdef),
+        model.vocab_size,
+        hidden_layers=(1, 2),
+        block=5,
+        mask_token=3,
+        read_bytes=1,
+        narrowest=4,
+        beam_rows=beam_rows,
     )
 
 

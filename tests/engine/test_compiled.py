@@ -86,11 +86,7 @@ def check_no_copy_of_the_cache(
     assert memory.alias_size_in_bytes >= cache_bytes * _caches(engine)
     text = compiled.as_text()
     for spec in specs:
-        shape = ",".join(map(str, spec.shape))
-        # A kernel with several results returns the cache as the last one.
-        cache = rf"{HLO_TYPES[spec.dtype.name]}\[{shape}\](?:{{\S*}})?"
-        pattern = rf"= (?:{cache}|\([^=]*, {cache}\)) ([a-z-]+)\("
-        operations = re.findall(pattern, text)
+        operations = operations_that_return(spec, text)
         assert WRITERS[platform] in operations, "the pattern no longer finds the cache"
         # XLA moves scales to VMEM for each step if they fit.
         moved = {"copy-done"} if spec is not specs[0] else set()
@@ -104,6 +100,13 @@ def check_no_copy_of_the_cache(
     elements = max(spec.size for spec in specs)
     for kind, sizes in re.findall(r"= (\w+)\[([0-9,]+)\]\S* (?:copy|convert|transpose)\(", text):
         assert math.prod(map(int, sizes.split(","))) < elements, f"{kind}[{sizes}]"
+
+
+def operations_that_return(cache: jax.ShapeDtypeStruct, text: str) -> list[str]:
+    """Returns the operations of a program whose result is a cache, or whose last one is."""
+    shape = ",".join(map(str, cache.shape))
+    kind = rf"{HLO_TYPES[cache.dtype.name]}\[{shape}\](?:{{\S*}})?"
+    return re.findall(rf"= (?:{kind}|\([^=]*, {kind}\)) ([a-z-]+)\(", text)
 
 
 def _caches(engine: Engine) -> int:
@@ -201,6 +204,20 @@ def test_tpu_v5e_starts_few_operations_a_layer():
         assert kernels == ["residual_norm", "split_heads", "ragged_attention", "residual_norm"]
         # The counter of the layers takes one, and its copy another.
         assert launches(program[layer]) <= 10
+
+
+@pytest.mark.parametrize("drafter", ["dflash", "hidden-transfer"])
+def test_tpu_v5e_guesses_at_once(drafter: str):
+    engine, compiled = compile_for_tpu("v5e", drafter, make=one_rung)
+    check_no_copy_of_the_cache(engine, compiled, "tpu")
+    check_no_weight_is_copied(engine, compiled)
+    if drafter == "dflash":
+        target = engine.cache_spec
+        own = jax.ShapeDtypeStruct((1, *target.shape[1:]), target.dtype)
+        operations = set(operations_that_return(own, compiled.as_text()))
+        # XLA moves a cache that fits to VMEM and back.
+        assert "custom-call" in operations
+        assert operations <= PASS_ON | {"custom-call", "copy-done"}
 
 
 def check_no_kernel_is_copied(engine: Engine, compiled: jax.stages.Compiled) -> None:

@@ -14,21 +14,19 @@ from flax import nnx
 from hypothesis import given, settings
 
 from emsjax.drafters import Combined, PromptLookup
-from emsjax.drafters.dflash import DFlash
-from emsjax.drafters.dflash import Parts as DFlashParts
 from emsjax.drafters.medusa import Medusa
 from emsjax.drafters.medusa import Parts as MedusaParts
 from emsjax.engine.drafter import Drafter
 from emsjax.engine.engine import Engine
-from emsjax.models.dflash_head import DFlashConfig, DFlashHead
 from emsjax.models.medusa_heads import MedusaConfig, MedusaHeads
-from tests.drafters.test_hidden_transfer import hidden_transfer
 from tests.drafters.test_jakiro import jakiro
 from tests.engine.drawn import MODEL, SLOTS, assert_same, batches, decode, engine_for, one_of
 from tests.engine.setup import (
     alike,
     costs_of,
+    dflash,
     eagle,
+    hidden_transfer,
     mtp,
     own_layers,
     recurrent,
@@ -38,23 +36,6 @@ from tests.engine.setup import (
 
 LOOKUP = PromptLookup(7, 3, 1, matches=4)
 ROOM = {"beam_rows": 2 * SLOTS}  # for two branches in every slot
-
-
-def dflash(model: Any) -> DFlash:
-    config = DFlashConfig(replace(model.config, num_layers=1), 2, (None,), (False,))
-    graphdef, params = nnx.split(DFlashHead(config, rngs=nnx.Rngs(6)))
-    return DFlash(
-        "random",
-        DFlashParts(params, model.embedding_table, model.output_table),
-        functools.partial(nnx.merge, graphdef),
-        model.vocab_size,
-        hidden_layers=(1, 2),
-        block=5,
-        mask_token=3,
-        read_bytes=1,
-        narrowest=4,
-        **ROOM,
-    )
 
 
 def medusa(model: Any) -> Medusa:
@@ -71,7 +52,7 @@ KINDS: Mapping[str, Callable[[Any], Drafter]] = {
     "hidden-transfer": lambda model: hidden_transfer(model, **ROOM),
     "self-window": self_window,
     "jakiro": lambda model: replace(jakiro(model), **ROOM),
-    "dflash": dflash,
+    "dflash": lambda model: dflash(model, **ROOM),
     "medusa": medusa,
     "mtp": lambda model: replace(mtp(model), **ROOM),
     "own-layers": own_layers,
