@@ -76,9 +76,7 @@ def run_stack(
 
     def run_layer(stacked: jax.Array, carry: Carry) -> Carry:
         mine, window, sink_tokens, table = jax.tree.map(
-            lambda x: jax.lax.dynamic_index_in_dim(
-                x, stacked, keepdims=False, allow_negative_indices=False
-            ),
+            lambda x: jax.lax.dynamic_index_in_dim(x, stacked, keepdims=False),
             (others, windows.of_layer, sinks.of_layer, table_of_layer),
         )
         block = nnx.merge(block_def, kernels, mine)
