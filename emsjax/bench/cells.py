@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from emsjax.bench.contenders import Spec
 from emsjax.bench.decoding import Run
 from emsjax.bench.parts import StepParts
 from emsjax.errors import UserError
+from emsjax.host.memory_error import is_out_of_memory
 
 
 class Spread(NamedTuple):
@@ -112,8 +112,8 @@ def catching_failures(on_error: Callable[[str], None]) -> Iterator[None]:
 
 def _out_of_memory(error: BaseException | None) -> bool:
     """Whether jax or PyTorch ran out of memory, found without importing PyTorch."""
-    if isinstance(error, jax.errors.JaxRuntimeError):
-        return "RESOURCE_EXHAUSTED" in str(error)
+    if is_out_of_memory(error):
+        return True
     if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
         return True  # On a CPU, PyTorch raises a plain RuntimeError.
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

@@ -14,6 +14,7 @@ from emsjax.engine.devices import ONE, SAME, Devices
 from emsjax.engine.engine import Engine
 from emsjax.engine.ladder import Rung
 from emsjax.errors import UserError
+from emsjax.host.memory_error import is_out_of_memory
 from emsjax.loading.build import shape_of_model
 from emsjax.pallas_kernels.ahead import compile_lowered, on_device, on_devices
 from emsjax.pallas_kernels.gpu_targets import GPUS
@@ -59,7 +60,7 @@ def compile_program(setting: Setting) -> Program:
     try:
         engine, compiled = compile_rungs(setting, setting.ladder())
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         return counted._replace(memory=_too_large(counted.memory, str(error)))
     counted = counted._replace(memory=_compiled(counted.memory, compiled))

@@ -1,16 +1,14 @@
 """Checks requests and runs them on an engine, for `LLM` and all that is built on it."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
-
-import jax
 
 from emsjax.engine.engine import Engine
 from emsjax.engine.job import Job
 from emsjax.engine.slots import Slots
 from emsjax.engine.stream import decode_stream
 from emsjax.errors import UserError
+from emsjax.host.memory_error import naming_memory
 from emsjax.requests.chat import ChatOptions
 from emsjax.requests.outputs import Piece, RequestOutput
 from emsjax.requests.prompts import Prompt
@@ -227,7 +225,8 @@ class RequestRunner:
           streamed: gets the samples that have started, whose tokens are watched then; None to watch
             none.
         """
-        with _memory_named(self.engine):
+        asked = f"with {self.engine.num_slots} samples of {self.engine.capacity} tokens"
+        with naming_memory(asked, "lower max_batch_size or max_model_len"):
             slots = self._slots(on_progress)
             if self._prices is not None:
                 requests = self._prices.before_run(requests, slots.when_empty)
@@ -252,21 +251,3 @@ class RequestRunner:
                     streamed[sample] = None
                 yield sample.job()
             number += 1
-
-
-@contextmanager
-def _memory_named(engine: Engine) -> Iterator[None]:
-    """Names what to lower if the device runs out of memory.
-
-    Raises:
-      UserError: it does.
-    """
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError(
-            f"the device ran out of memory with {engine.num_slots} samples of {engine.capacity} "
-            "tokens; lower max_batch_size or max_model_len"
-        ) from error

@@ -2,17 +2,16 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-
-import jax
 
 from emsjax.errors import UserError, foreign
 from emsjax.host.files import replace_text
 from emsjax.host.json_text import to_json
 from emsjax.host.locks import alone_in
+from emsjax.host.memory_error import naming_memory
 from emsjax.loading.draft_checkpoint import DraftManifest, probe, save_draft
 from emsjax.loading.load import LoadedModel, load_model
 from emsjax.train.batches import Split, frequent_tokens, is_held_out
@@ -90,31 +89,14 @@ def _train(
     token_ids = frequent_tokens(learn, model.vocab_size, min(training.vocabulary, model.vocab_size))
     log, split = _Log(training.output, on_progress), Split(learn, held_out)
     lesson = Lesson(target, token_ids, prompts, split, training.fitting)
-    with _memory_named():
+    fewer = "give fewer --rows or a smaller --width or --vocabulary, and another --output"
+    with naming_memory("in the training", fewer):
         draft = fit(
             *task_of(config, lesson), training.fitting, training.output / CHECKPOINTS, log.add
         )
     directory = training.output / DRAFT
     save_draft(directory, draft, token_ids, _manifest(training, target, config, learn, log))
     return directory
-
-
-@contextmanager
-def _memory_named() -> Iterator[None]:
-    """Names what to lower if the device runs out of memory.
-
-    Raises:
-      UserError: it does.
-    """
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError(
-            "the device ran out of memory in the training; give fewer --rows or a smaller --width "
-            "or --vocabulary, and another --output"
-        ) from error
 
 
 def _check_held_out(held_out: Sequence[bool]) -> None:
