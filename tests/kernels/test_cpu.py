@@ -11,7 +11,8 @@ from emsjax.pallas_kernels import foreign
 from emsjax.pallas_kernels.backends import noting_backends
 from emsjax.pallas_kernels.ragged_attention import cpu
 from emsjax.pallas_kernels.ragged_attention.api import prepare, ragged_attention
-from tests.kernels.contract_attention import CASES, AttentionContract
+from tests.kernels.caches import edge_cases
+from tests.kernels.contract_attention import CASES, AttentionContract, Case, draw_tree
 
 
 class TestAttention(AttentionContract):
@@ -19,6 +20,13 @@ class TestAttention(AttentionContract):
 
     backend = "cpu"
     cases = tuple(name for name in CASES if name != "float16")
+
+    def test_many_slots_whose_heads_are_read_together(self):
+        """With fewer slots, as in the cases above, and alone, each head is an item of its own."""
+        case = Case(num_heads=6, num_kv_heads=3, head_dim=20, num_slots=9, capacity=30)
+        for ragged in edge_cases(*case.sizes()):
+            self.check(case, draw_tree(case.max_q_len, seed=1), ragged)
+            self.check_independence(case, ragged, shift=1, place=2)
 
 
 def arguments(queries: str, cache: str) -> tuple:
