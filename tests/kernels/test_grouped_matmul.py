@@ -45,6 +45,17 @@ class TestCpu(SameForAnyNumber, LayerMatmulContract):
         np.testing.assert_array_equal(out.T, floats(weights)[LAYER])
 
 
+@pytest.mark.parametrize(("num_in", "group"), [(40, 10), (54, 18), (2100, 70)])
+def test_a_cpu_multiplies_groups_of_any_even_size(num_in: int, group: int):
+    """They may end within a vector, and on both sides of where the inputs are divided."""
+    values = jnp.asarray(NUMBERS.integers(-8, 8, (1, 5, num_in)), jnp.int4)
+    scales, offsets = NUMBERS.uniform(0.5, 1, (2, 1, num_in // group, 5)).astype(np.float32)
+    weights = Grouped(values, jnp.asarray(scales), jnp.asarray(offsets))
+    x = jnp.eye(num_in, dtype=jnp.float32)
+    out = grouped_matmul(x, weights, layer=jnp.int32(0), backend="cpu")
+    np.testing.assert_array_equal(out.T, floats(weights)[0])
+
+
 class TestTpu(LayerMatmulContract):
     backend = "tpu"
     cases: ClassVar = tuple(name for name in GROUPED if name != "groups-float16")
