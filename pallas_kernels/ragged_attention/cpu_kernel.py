@@ -59,7 +59,7 @@ def _holes(frame: int, slot: int) -> np.ndarray:
     """Returns which tokens of a slot are holes; empty if no slot has any."""
     slots, capacity = size(frame, HOLES, 0), size(frame, HOLES, 1)
     holes = carray(pointer(argument(frame, HOLES)), (slots, capacity), np.uint8)
-    return holes[min(slot, slots - 1)] if slots > 0 else np.empty(0, np.uint8)
+    return holes[slot] if slots > 0 else np.empty(0, np.uint8)
 
 
 @compiled
