@@ -24,7 +24,7 @@ class Ahead(NamedTuple):
       run: bytes of a run.
       stride: from the beginning of a run to that of the next one.
       done: how many bytes of the runs have been read before.
-      step: how many bytes to read at once, at most a line.
+      step: how many bytes to read at once; at most a line, but all of them before `spread`.
       times: how often to do so in a step of the loop; 0 to read none.
     """
 

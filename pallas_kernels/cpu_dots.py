@@ -174,33 +174,33 @@ def _block(rows: int, dtype: np.dtype) -> Any:
 
 @compiled
 def height_of(rows: int) -> int:
-    """Returns how many rows a product with so many multiplies first."""
+    """Returns how many of so many rows to multiply at once."""
     height: Any = 1
     for each in HEIGHTS[::-1]:
         height = each if rows >= each else height
     return height
 
 
-def dots_of(dtype: np.dtype) -> Callable[[Dots, int, Any, Any], int]:
+def dots_of(dtype: np.dtype) -> Callable[[Dots, int, Any, Any], None]:
     """Returns the compiled product for weights of float32, bfloat16 as uint16, or int8.
 
-    It takes the product, the number of rows, whether its sums begin with 0, and whether they are
-    complete after it. It multiplies the first rows, and returns how many.
+    It takes the product, the number of rows, which is one of `HEIGHTS`, whether its sums begin with
+    0, and whether they are complete after it.
     """
-    return _tallest_of(HEIGHTS, dtype)
+    return _block_of(HEIGHTS, dtype)
 
 
-def _tallest_of(heights: tuple[int, ...], dtype: np.dtype) -> Callable:
+def _block_of(heights: tuple[int, ...], dtype: np.dtype) -> Callable:
     height, *lower = heights
     block = _block(height, dtype)
-    others = _tallest_of(tuple(lower), dtype) if lower else None
+    others = _block_of(tuple(lower), dtype) if lower else None
 
     @compiled
-    def multiply(dots: Dots, rows: int, begins: Any, ends: Any) -> int:
-        if others is None or rows >= height:
+    def multiply(dots: Dots, rows: int, begins: Any, ends: Any) -> None:
+        if others is None or rows == height:
             block(dots, begins, ends)
-            return height
-        return others(dots, rows, begins, ends)
+        else:
+            others(dots, rows, begins, ends)
 
     return multiply
 

@@ -80,9 +80,9 @@ def strip(fill: Callable, bits: int, stored: np.dtype | None) -> Callable:
                     # would wait for the other otherwise.
                     row, steps = start, (terms + LANES - 1) // LANES
                     while row < end:
-                        after = row + height_of(end - row)
+                        height = height_of(end - row)
                         begin_ahead = further.step * min(row, most) // most
-                        end_ahead = further.step * min(after, most) // most
+                        end_ahead = further.step * min(row + height, most) // most
                         dots = Dots(
                             weights,
                             weights_row,
@@ -95,9 +95,10 @@ def strip(fill: Callable, bits: int, stored: np.dtype | None) -> Callable:
                             spread(further, begin_ahead, end_ahead, steps),
                         )
                         if here:
-                            row += direct(dots, end - row, begins, ends)
+                            direct(dots, height, begins, ends)
                         else:
-                            row += filled(dots, end - row, begins, ends)
+                            filled(dots, height, begins, ends)
+                        row += height
         if outs % OUTS:
             _copy(frame, last, first + outs // OUTS * OUTS, outs % OUTS)
 

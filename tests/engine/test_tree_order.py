@@ -31,9 +31,9 @@ def grown(seed: int) -> tuple[Draft, np.ndarray]:
         for guess, parent in enumerate(parents[slot]):
             survival[slot, guess] *= 1 if parent == ROOT else survival[slot, parent]
     tokens = 100 + rng.permuted(np.tile(np.arange(GUESSES), (SLOTS, 1)), axis=1)
-    whole = (jnp.asarray(x, jnp.int32) for x in (tokens, np.full(SLOTS, GUESSES), parents))
-    tokens, lens, parents = whole
-    return Draft(tokens, lens, parents=parents), survival
+    lens = jnp.full(SLOTS, GUESSES, jnp.int32)
+    draft = Draft(jnp.asarray(tokens, jnp.int32), lens, parents=jnp.asarray(parents, jnp.int32))
+    return draft, survival
 
 
 @pytest.mark.parametrize("seed", range(8))
