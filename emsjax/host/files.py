@@ -105,9 +105,11 @@ def _partial_directory(target: Path) -> tuple[Path, contextlib.AbstractContextMa
 def _locked_directory(directory: Path) -> tuple[Path, Lock] | None:
     """Makes and locks an empty directory; None if the file system has no locks."""
     while True:
-        directory.mkdir(mode=0o700, exist_ok=True)
+        # `Path.mkdir` would look again at what is there, which its owner may have renamed by then.
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory, mode=0o700)
         try:
-            descriptor, lock = open_alone(directory, os.O_RDONLY)
+            descriptor, lock = open_alone(directory, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
             continue  # its owner has finished
         os.close(descriptor)

@@ -152,6 +152,31 @@ def test_a_directory_that_another_process_removes_meanwhile(
     assert removed == [directory]
 
 
+def test_a_partial_directory_that_its_owner_renames_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    mkdir, partial, renamed = os.mkdir, tmp_path / ".made.partial", []
+
+    def late(path: Path, *arguments: Any, **options: Any) -> None:
+        if path == partial and not renamed:
+            renamed.append(path)
+            raise FileExistsError(path)
+        mkdir(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "mkdir", late)
+    with new_directory(tmp_path / "made") as made:
+        (made / "whole").touch()
+    assert renamed == [partial]
+    assert os.listdir(tmp_path / "made") == ["whole"]
+
+
+def test_a_file_in_place_of_a_partial_directory(tmp_path: Path):
+    (tmp_path / ".made.partial").touch()
+    with pytest.raises(UserError, match="Not a directory"), new_directory(tmp_path / "made"):
+        pass
+    assert os.listdir(tmp_path) == [".made.partial"]
+
+
 def test_a_file_in_place_of_the_directory(tmp_path: Path):
     (tmp_path / "run").touch()
     with pytest.raises(FileExistsError), alone_in(tmp_path / "run", "busy"):
