@@ -62,11 +62,7 @@ def load_trained(
     """
     manifest = read_manifest(directory)
     model = target.model
-    if (difference := _difference(manifest, target)) is not None:
-        raise UserError(
-            f"the draft {directory} was trained for {manifest.target}, not for {target.name}"
-            f"{difference}; train a draft for {target.name} with `python -m emsjax.train`"
-        )
+    check_target(directory, manifest, target)
     # On a CPU a pass takes as long as its bytes take to read. Rounded guesses change no text.
     narrow = jax.default_backend() == "cpu" and model.dtype == jnp.float32
     dtype = jnp.bfloat16 if narrow and manifest.kind == RECURRENT else model.dtype
@@ -97,6 +93,19 @@ def load_trained(
         hidden_size=model.embedding_kernel.shape[1],
         draft_length=draft_length,
     )
+
+
+def check_target(directory: Path, manifest: DraftManifest, target: LoadedModel) -> None:
+    """Checks that a draft was trained for this target.
+
+    Raises:
+      UserError: it was not.
+    """
+    if (difference := _difference(manifest, target)) is not None:
+        raise UserError(
+            f"the draft {directory} was trained for {manifest.target}, not for {target.name}"
+            f"{difference}; train a draft for {target.name} with `python -m emsjax.train`"
+        )
 
 
 def _in_int8(head: jax.Array) -> Weights:

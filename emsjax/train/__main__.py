@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 _app = command.new_app()
 _RATES = {RECURRENT: 2e-3, JAKIRO: 1e-3, OWN_LAYERS: 5e-4, HIDDEN_TRANSFER: 5e-4}
+# Of a draft that was trained before.
+_RATE_FURTHER = 5e-4
+_VOCABULARY = 8192
 # The kinds that need no updates.
 _SOLVED = (OWN_LAYERS, HIDDEN_TRANSFER)
 
@@ -27,6 +30,7 @@ def train(
     model: shared.Model = None,
     dtype: shared.Dtype = "auto",
     kind: options.Kind = RECURRENT,
+    start_from: options.StartFrom = None,
     outputs: options.Outputs = 3,
     max_tokens: options.MaxTokens = 160,
     longest_prompt: options.LongestPrompt = 512,
@@ -34,7 +38,7 @@ def train(
     ignore_eos: options.IgnoreEos = False,
     layers: options.Layers = None,
     width: options.Width = None,
-    vocabulary: options.Vocabulary = 8192,
+    vocabulary: options.Vocabulary = None,
     held_out: options.HeldOut = 0.05,
     steps: options.Steps = None,
     rows: options.Rows = 8,
@@ -49,6 +53,8 @@ def train(
     Use the result with --draft-model OUTPUT/draft.
     """
     _check(kind, steps, tensor_parallel)
+    if start_from is not None:
+        _check_start(kind, layers=layers, width=width, vocabulary=vocabulary)
     from emsjax.host.cache import use_compile_cache
     from emsjax.loading.progress import progress_bar
     from emsjax.train.record import Writing
@@ -65,14 +71,16 @@ def train(
         longest_prompt=longest_prompt,
         writing=Writing(outputs, max_tokens, batch_size=batch_size, ignore_eos=ignore_eos),
         kind=kind,
+        start_from=start_from,
         layers=2 if layers is None and kind in (RECURRENT, OWN_LAYERS) else layers,
         width=width,
-        vocabulary=vocabulary,
+        vocabulary=vocabulary or _VOCABULARY,
         held_out=held_out,
         fitting=_fitting(
             kind,
             steps,
             learning_rate,
+            start_from,
             rows=rows,
             width=max_tokens,
             unroll=unroll,
@@ -102,16 +110,32 @@ def _check(kind: str, steps: int | None, tensor_parallel: int | None) -> None:
         raise UserError(f"steps is 0, but a {kind} draft starts from nothing; give more --steps")
 
 
-def _fitting(kind: str, steps: int | None, learning_rate: float | None, **more: int) -> "Fitting":
+def _check_start(kind: str, **sizes: int | None) -> None:
+    if kind != RECURRENT:
+        raise UserError(
+            f"kind is {kind}, but only {RECURRENT} drafts can be trained further; leave out "
+            "--start-from"
+        )
+    for name, size in sizes.items():
+        if size is not None:
+            raise UserError(
+                f"{name} is {size}, but the draft to start from determines it; leave out --{name}"
+            )
+
+
+def _fitting(
+    kind: str, steps: int | None, rate: float | None, start_from: str | None, **more: int
+) -> "Fitting":
     """Returns how a draft is trained, with what suits its kind for what is None."""
     from emsjax.train.fit import Fitting
 
     solved = kind in _SOLVED
+    usual = _RATES[kind] if start_from is None else _RATE_FURTHER
     return Fitting(
         steps=(0 if solved else 2000) if steps is None else steps,
-        # A draft that was solved for is right at depth 1 before the first update.
-        one_ahead=0.0 if solved else 0.6,
-        learning_rate=_RATES[kind] if learning_rate is None else learning_rate,
+        # Such a draft is right at depth 1 before the first update.
+        one_ahead=0.0 if solved or start_from is not None else 0.6,
+        learning_rate=usual if rate is None else rate,
         **more,
     )
 

@@ -55,17 +55,25 @@ def config_of(training: Training, target: LoadedModel) -> Config:
     return RecurrentConfig(model.embedding_kernel.shape[1], width, layers or 2)
 
 
-def task_of(config: Config, lesson: Lesson) -> tuple[nnx.Module, Task]:
-    """Returns a draft of any kind before the first update, and what it learns."""
+def task_of(
+    config: Config, lesson: Lesson, start: RecurrentDraft | None
+) -> tuple[nnx.Module, Task]:
+    """Returns a draft of any kind before the first update, and what it learns.
+
+    Args:
+      config: the sizes of the draft.
+      lesson: what it is trained on.
+      start: the recurrent draft to go on from; None for a new draft.
+    """
     if isinstance(config, JakiroConfig):
         return jakiro_task(config, lesson)
     if isinstance(config, StateMapConfig | TransferConfig):
         return inner_states_task(config, lesson)
-    draft = RecurrentDraft(config, rngs=nnx.Rngs(lesson.fitting.seed))
-    return draft, _recurrent_task(lesson)
+    draft = start or RecurrentDraft(config, rngs=nnx.Rngs(lesson.fitting.seed))
+    return draft, _recurrent_task(lesson, starts_well=start is not None)
 
 
-def _recurrent_task(lesson: Lesson) -> Task:
+def _recurrent_task(lesson: Lesson, starts_well: bool) -> Task:
     """Returns what a recurrent draft learns: it reads no prompts."""
     split, fitting = lesson.split, lesson.fitting
     rows, width = fitting.rows, fitting.width
@@ -74,4 +82,5 @@ def _recurrent_task(lesson: Lesson) -> Task:
         return batch_number(split.learn, number, rows, width, fitting.seed)
 
     held_out = partial(all_batches, split.held_out, rows, width)
-    return Task(share(lesson.target, lesson.token_ids), unroll, batch, held_out)
+    shared = share(lesson.target, lesson.token_ids)
+    return Task(shared, unroll, batch, held_out, starts_well)

@@ -17,6 +17,14 @@ OwnPrompts = Annotated[
     typer.Option(min=0, metavar="N", help="Additional prompts for the model to make up."),
 ]
 Kind = Annotated[str, typer.Option(help=f"Kind of draft: {', '.join(DRAFT_KINDS)}.")]
+StartFrom = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DRAFT",
+        help="Recurrent draft to train further: its directory, or shipped for the one that comes "
+        "with emsjax. It determines --layers, --width and --vocabulary.",
+    ),
+]
 Outputs = Annotated[int, typer.Option(min=1, metavar="N", help="Texts per prompt.")]
 MaxTokens = Annotated[int, typer.Option(min=8, metavar="N", help="Maximum tokens per text.")]
 LongestPrompt = Annotated[
@@ -43,8 +51,12 @@ Width = Annotated[
     ),
 ]
 Vocabulary = Annotated[
-    int,
-    typer.Option(min=2, metavar="N", help="Tokens the draft can propose: the N most frequent."),
+    int | None,
+    typer.Option(
+        min=2,
+        metavar="N",
+        help="Tokens the draft can propose: the N most frequent. (default: 8192)",
+    ),
 ]
 HeldOut = Annotated[
     float, typer.Option(min=0.001, max=0.5, help="Share of prompts kept for evaluation.")

@@ -227,8 +227,9 @@ def _text(state: DecodeState, finished: Finished) -> Text:
     whole = np.asarray([*finished.job.prompt, *finished.token_ids], np.int32)
     # A finished job does not name its slot. Any slot with the same tokens will do, because it has
     # the same hidden states.
-    same = (np.asarray(state.tokens[:, : len(whole)]) == whole).all(axis=1)
+    same = (np.asarray(state.tokens)[:, : len(whole)] == whole).all(axis=1)
     slot = int(np.flatnonzero(same)[0])
-    hidden = state.drafter[slot, len(finished.job.prompt) : len(whole) - 1]
+    # Whole rows leave the device: jax would compile a slice for every length.
+    hidden = np.asarray(state.drafter[slot])[len(finished.job.prompt) : len(whole) - 1]
     tokens = np.asarray(finished.token_ids, np.int32)
-    return Text(key[0], key[1], tokens, np.asarray(hidden, np.float16))
+    return Text(key[0], key[1], tokens, hidden.astype(np.float16))

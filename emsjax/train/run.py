@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from emsjax.errors import UserError, foreign
@@ -23,6 +23,7 @@ from emsjax.train.lesson import Lesson
 from emsjax.train.own_prompts import start_of_message, write_own_prompts
 from emsjax.train.record import Text, write_texts
 from emsjax.train.settings import OWN_PROMPTS, Training, settings_before, settle, write_settings
+from emsjax.train.start import read_start
 
 # Files and directories of a run.
 TEXTS, CHECKPOINTS, DRAFT = "texts", "checkpoints", "draft"
@@ -67,12 +68,13 @@ def _train(
 ) -> Path:
     before = settings_before(training)
     target = load_model(training.model, dtype=training.dtype)
-    config = config_of(training, target)
+    start = read_start(training.start_from, target) if training.start_from else None
+    config = start.draft.config if start else config_of(training, target)
     prompts = _given_prompts(training, target)
-    start = start_of_message(target) if training.own_prompts else []
+    message = start_of_message(target) if training.own_prompts else []
     if before is None:
         write_settings(training, {})
-    prompts += _own_prompts(training, target, start, on_text)
+    prompts += _own_prompts(training, target, message, on_text)
     held_prompts = [is_held_out(prompt, training.held_out) for prompt in prompts]
     _check_held_out(held_prompts)
     settle(training, prompts, before or {})
@@ -86,16 +88,20 @@ def _train(
             f"{len(prompts)} prompts; give other prompts"
         )
     model = target.model
-    token_ids = frequent_tokens(learn, model.vocab_size, min(training.vocabulary, model.vocab_size))
+    count = min(training.vocabulary, model.vocab_size)
+    token_ids = start.token_ids if start else frequent_tokens(learn, model.vocab_size, count)
     log, split = _Log(training.output, on_progress), Split(learn, held_out)
     lesson = Lesson(target, token_ids, prompts, split, training.fitting)
     fewer = "give fewer --rows or a smaller --width or --vocabulary, and another --output"
     with naming_memory("in the training", fewer):
-        draft = fit(
-            *task_of(config, lesson), training.fitting, training.output / CHECKPOINTS, log.add
-        )
+        task = task_of(config, lesson, start.draft if start else None)
+        draft = fit(*task, training.fitting, training.output / CHECKPOINTS, log.add)
     directory = training.output / DRAFT
-    save_draft(directory, draft, token_ids, _manifest(training, target, config, learn, log))
+    manifest = _manifest(training, target, config, learn, log)
+    if start:
+        more = f". It went on from a draft that had learnt from: {start.trained_on}"
+        manifest = replace(manifest, trained_on=manifest.trained_on + more)
+    save_draft(directory, draft, token_ids, manifest)
     return directory
 
 

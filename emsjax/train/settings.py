@@ -16,6 +16,8 @@ from emsjax.train.fit import Fitting
 from emsjax.train.record import Writing
 
 OWN_PROMPTS, SETTINGS = "own-prompts.jsonl", "settings.json"
+# As a draft to start from, the one that the package ships.
+SHIPPED = "shipped"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Training:
       longest_prompt: most tokens of a prompt; longer prompts are left out.
       writing: how the target writes.
       kind: of the draft, one of `DRAFT_KINDS`.
+      start_from: directory of a recurrent draft to go on from, or "shipped" for the one that comes
+        with the package; None for a new draft. It determines `layers`, `width` and `vocabulary`.
       layers: feed-forward layers of a recurrent draft; how many of the target's last layers a draft
         of inner states runs. None for 2, for half of the target's with hidden transfer, and for the
         only one of a Jakiro head.
@@ -49,6 +53,7 @@ class Training:
     longest_prompt: int = 512
     writing: Writing = field(default_factory=Writing)
     kind: str = RECURRENT
+    start_from: str | None = None
     layers: int | None = 2
     width: int | None = None
     vocabulary: int = 8192

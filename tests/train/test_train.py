@@ -100,6 +100,68 @@ def test_the_draft_is_accepted_and_does_not_change_the_text(trained: Path):
         assert sum(out.metrics.accepted_tokens for out in outputs) > 0
 
 
+def test_a_draft_is_trained_further(corpus: Path, trained: Path, tmp_path: Path):
+    shutil.copytree(trained / "texts", tmp_path / "texts")
+    fitting = replace(FITTING, steps=20, one_ahead=0.0)
+    train(replace(further(corpus, trained, tmp_path), fitting=fitting))
+    before, after = log(tmp_path)
+    # The draft was rounded to bfloat16 in between.
+    assert before.step == 0
+    assert before.accepted == pytest.approx(log(trained)[-1].accepted, abs=0.02)
+    assert after.step == 20
+    (was, ids), (now, same_ids) = (
+        read_draft(run / "draft", np.float32) for run in (trained, tmp_path)
+    )
+    np.testing.assert_array_equal(ids, same_ids)
+    assert now.config == was.config
+    pairs = zip(*(jax.tree.leaves(nnx.state(draft)) for draft in (was, now)), strict=True)
+    assert not any(np.array_equal(one, other) for one, other in pairs)
+    assert f"had learnt from: {read_manifest(trained / 'draft').trained_on}" in (
+        read_manifest(tmp_path / "draft").trained_on
+    )
+
+
+def further(corpus: Path, trained: Path, output: Path) -> Training:
+    return replace(training(corpus, output), start_from=str(trained / "draft"))
+
+
+def test_a_draft_that_cannot_be_trained_further(corpus: Path, trained: Path, tmp_path: Path):
+    start = further(corpus, trained, tmp_path / "run")
+    with pytest.raises(UserError, match=r"was trained for .*, not for"):
+        train(replace(start, model=str(checkpoint("mistral"))))
+    with pytest.raises(UserError, match=r"is not the directory of a trained draft, because it has"):
+        train(replace(start, start_from=str(trained)))
+    with pytest.raises(UserError, match="emsjax comes with no draft for"):
+        train(replace(start, start_from="shipped"))
+    shutil.copytree(trained / "draft", tmp_path / "draft")
+    manifest = json.loads((tmp_path / "draft" / "draft.json").read_text())
+    sizes = manifest["sizes"] | {"num_heads": 2, "num_kv_heads": 1, "head_dim": 8, "vocab_size": 9}
+    del sizes["num_layers"]
+    (tmp_path / "draft" / "draft.json").write_text(
+        json.dumps(manifest | {"kind": "jakiro", "sizes": sizes})
+    )
+    with pytest.raises(UserError, match="is of the kind jakiro, but only recurrent drafts can"):
+        train(replace(start, start_from=str(tmp_path / "draft")))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--kind", "jakiro"], "kind is jakiro, but only recurrent drafts can be trained further"),
+        (["--width", "64"], "width is 64, but the draft to start from determines it"),
+        (["--vocabulary", "80"], "vocabulary is 80, but the draft to start from determines it"),
+    ],
+)
+def test_options_that_a_draft_to_start_from_determines(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    output = tmp_path / "run"
+    assert command.main(["--output", str(output), "--start-from", "shipped", *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not output.exists()
+
+
 def test_a_draft_for_another_target_is_refused(trained: Path):
     with pytest.raises(UserError, match=r"was trained for .*, not for"):
         LLM(str(checkpoint("mistral")), draft_model=str(trained / "draft"))

@@ -1,0 +1,71 @@
+"""A recurrent draft that a training run goes on from, instead of starting from nothing."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from emsjax.errors import UserError
+from emsjax.limits import RECURRENT
+from emsjax.loading.draft_checkpoint import MANIFEST, read_draft, read_manifest
+from emsjax.loading.drafter import shipped_draft
+from emsjax.loading.load import LoadedModel
+from emsjax.loading.trained_draft import check_target
+from emsjax.models.recurrent_draft import RecurrentDraft
+from emsjax.train.settings import SHIPPED
+
+
+@dataclass(frozen=True)
+class Start:
+    """A draft that was trained before.
+
+    Attributes:
+      draft: the draft, in float32.
+      token_ids: int32[Vd], the tokens that it can propose.
+      trained_on: what it learnt from.
+    """
+
+    draft: RecurrentDraft
+    token_ids: np.ndarray
+    trained_on: str
+
+
+def read_start(name: str, target: LoadedModel) -> Start:
+    """Reads the draft to go on from.
+
+    Args:
+      name: its directory, or "shipped" for the one that this package ships for the target.
+      target: the model that it must have been trained for.
+
+    Raises:
+      UserError: there is no such draft, it is damaged, of another kind or for another target.
+    """
+    directory = _directory(name, target)
+    manifest = read_manifest(directory)
+    check_target(directory, manifest, target)
+    if manifest.kind != RECURRENT:
+        raise UserError(
+            f"the draft {directory} is of the kind {manifest.kind}, but only {RECURRENT} drafts "
+            "can be trained further; leave out --start-from"
+        )
+    draft, token_ids = read_draft(directory, jnp.float32)
+    return Start(draft, token_ids, manifest.trained_on)
+
+
+def _directory(name: str, target: LoadedModel) -> Path:
+    if name == SHIPPED:
+        found = shipped_draft(target)
+        if found is None:
+            raise UserError(
+                f"emsjax comes with no draft for {target.name}; leave out --start-from, or give "
+                "the directory of a draft"
+            )
+        return found
+    directory = Path(name).expanduser()
+    if not (directory / MANIFEST).is_file():
+        raise UserError(
+            f"{name} is not the directory of a trained draft, because it has no {MANIFEST}; give "
+            f"one that `emsjax train` wrote, or {SHIPPED}"
+        )
+    return directory
