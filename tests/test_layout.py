@@ -18,7 +18,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = PYPROJECT["tool"]["setuptools"]["packages"]
 # The folders of packages that lie outside `emsjax/` in the checkout.
 MOVED = {"emsjax.models": "models", "emsjax.pallas_kernels": "pallas_kernels"}
-BACKENDS = {"reference", "cpu", "tpu", "gpu", "gpu_sums", "gpu_triton"}
+BACKENDS = {"reference", "cpu", "tpu", "tpu_packed", "gpu", "gpu_sums", "gpu_triton"}
 
 # The modules that every room may import. They import no room.
 COMMON = ("emsjax.limits", "emsjax.errors", "emsjax.shapes", "emsjax.version")

@@ -55,9 +55,9 @@ BACKENDS: Backends = MappingProxyType(
 
 
 def _packed_on_tpu() -> Backend:
-    from emsjax.pallas_kernels.ragged_attention import tpu
+    from emsjax.pallas_kernels.ragged_attention import tpu_packed
 
-    return Backend(tpu.prepare_packed, tpu.unsupported_packed)
+    return Backend(tpu_packed.prepare, tpu_packed.unsupported)
 
 
 # Backends that begin with the rows of a fused query/key/value product.

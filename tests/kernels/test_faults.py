@@ -14,7 +14,15 @@ from jax.experimental.pallas import tpu as pltpu
 
 from emsjax.pallas_kernels.cache_update import tpu as tpu_update
 from emsjax.pallas_kernels.layer_matmul import gpu as gpu_product
-from emsjax.pallas_kernels.ragged_attention import gpu, gpu_triton, sections, tpu, tpu_block
+from emsjax.pallas_kernels.ragged_attention import (
+    gpu,
+    gpu_triton,
+    sections,
+    tpu_block,
+    tpu_kernel,
+    tpu_tiles,
+)
+from emsjax.pallas_kernels.ragged_attention.tpu_stream import Stream
 from emsjax.pallas_kernels.ragged_attention.tuning import TPUBlocks
 from tests.kernels import contract_attention
 from tests.kernels.caches import Ragged
@@ -93,15 +101,19 @@ class OneMore:
 
 # Each fault: the module or class, the name of the function in it, and the change to that function.
 TPU_FAULTS: dict[str, tuple[Any, str, Fault]] = {
-    "a row sees the token after it": (tpu, "visible_tokens", change(3, lambda x: x + 1)),
-    "every block is taken for the first": (tpu, "visible_tokens", change(1, lambda x: x * 0)),
-    "copies are not awaited": (tpu._Stream, "copy", without("wait")),
-    "both blocks go into one buffer": (tpu._Stream, "copy", change(4, lambda x: x * 0)),
-    "a block ends a token early": (tpu._Stream, "valid", result(lambda x: x - 1)),
-    "every piece is the first": (tpu._Stream, "_copy_some", change(5, lambda x: x * 0)),
-    "a tile reads another slot": (tpu, "tile_facts", field(slot=lambda x: x * 0)),
-    "rows are taken for later ones": (tpu, "tile_facts", field(row_start=lambda x: x + 1)),
-    "tokens past the end are not cleared": (tpu, "clear", nothing),
+    "a row sees the token after it": (tpu_kernel, "visible_tokens", change(3, lambda x: x + 1)),
+    "every block is taken for the first": (
+        tpu_kernel,
+        "visible_tokens",
+        change(1, lambda x: x * 0),
+    ),
+    "copies are not awaited": (Stream, "copy", without("wait")),
+    "both blocks go into one buffer": (Stream, "copy", change(4, lambda x: x * 0)),
+    "a block ends a token early": (Stream, "valid", result(lambda x: x - 1)),
+    "every piece is the first": (Stream, "_copy_some", change(5, lambda x: x * 0)),
+    "a tile reads another slot": (tpu_tiles, "tile_facts", field(slot=lambda x: x * 0)),
+    "rows are taken for later ones": (tpu_tiles, "tile_facts", field(row_start=lambda x: x + 1)),
+    "tokens past the end are not cleared": (tpu_kernel, "clear", nothing),
     "earlier blocks do not decay": (tpu_block, "_weigh", keep_all),
 }
 GPU_FAULTS: dict[str, tuple[Any, str, Fault]] = {
@@ -160,7 +172,7 @@ def check_attention(backend: str) -> None:
 @pytest.fixture
 def tpu_races(interpreting_tpu: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The races of TPU kernels, interpreted with three blocks a slot."""
-    monkeypatch.setattr(tpu, "tpu_blocks", lambda *_: TPUBlocks(kv=32, piece=8, q=4))
+    monkeypatch.setattr(tpu_tiles, "tpu_blocks", lambda *_: TPUBlocks(kv=32, piece=8, q=4))
     return interpreting_tpu
 
 
@@ -181,7 +193,7 @@ def test_tpu_race_detector_sees_that_copies_are_not_awaited(
     tpu_races: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     """The interpreter is set to copy at once, so no number changes."""
-    put(tpu._Stream, "copy", without("wait"), monkeypatch)
+    put(Stream, "copy", without("wait"), monkeypatch)
     params = pltpu.InterpretParams(detect_races=True, dma_execution_mode="eager")
     with pltpu.force_tpu_interpret_mode(params):
         check_attention("tpu")

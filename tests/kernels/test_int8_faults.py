@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from emsjax.pallas_kernels.cache_update import api as update_api
-from emsjax.pallas_kernels.ragged_attention import gpu, gpu_triton, reference, tpu, tpu_block
+from emsjax.pallas_kernels.ragged_attention import (
+    gpu,
+    gpu_triton,
+    reference,
+    tpu_block,
+    tpu_kernel,
+    tpu_tiles,
+)
+from emsjax.pallas_kernels.ragged_attention.tpu_stream import Stream
 from emsjax.pallas_kernels.ragged_attention.tuning import TPUBlocks
 from tests.kernels.caches import Ragged
 from tests.kernels.contract_attention import CASES, AttentionContract
@@ -33,13 +41,13 @@ def swapped(pack: Callable) -> Callable:
 
 
 TPU_FAULTS: dict[str, tuple[Any, str, Fault]] = {
-    "scales past the end are not cleared": (tpu, "clear_scales", nothing),
+    "scales past the end are not cleared": (tpu_kernel, "clear_scales", nothing),
     "every block has the scales of the first": (
-        tpu._Stream,
+        Stream,
         "_copy_scales",
         change(3, lambda x: x * 0),
     ),
-    "scales are not awaited": (tpu._Stream, "_copy_scales", without("wait")),
+    "scales are not awaited": (Stream, "_copy_scales", without("wait")),
     "values are scaled as keys": (tpu_block, "_factors", of_keys),
 }
 # `first_scale` gets the options, the slot, the first token, and the head.
@@ -71,7 +79,7 @@ def check_attention(backend: str, dtype: str = "float32") -> None:
 
 @pytest.mark.parametrize("name", [None, *TPU_FAULTS])
 def test_tpu(name: str | None, interpreting_tpu: list[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tpu, "tpu_blocks", lambda *_: TPUBlocks(kv=128, piece=8, q=4))
+    monkeypatch.setattr(tpu_tiles, "tpu_blocks", lambda *_: TPUBlocks(kv=128, piece=8, q=4))
     if name is None:
         check_attention("tpu")
         assert not interpreting_tpu

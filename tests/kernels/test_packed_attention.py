@@ -20,10 +20,10 @@ from emsjax.pallas_kernels.kv_layout import rows_per_token
 from emsjax.pallas_kernels.kv_rows import LANES
 from emsjax.pallas_kernels.norms import HeadNorms
 from emsjax.pallas_kernels.ragged_attention import (
-    tpu,
     tpu_head_norms,
     tpu_head_scales,
     tpu_heads,
+    tpu_tiles,
 )
 from emsjax.pallas_kernels.ragged_attention.api import prepare_packed, ragged_attention
 from emsjax.pallas_kernels.ragged_attention.tpu_joined import Joined
@@ -283,7 +283,7 @@ def test_a_row_is_the_same_alone_and_in_another_place(
     tile_rows: int, monkeypatch: pytest.MonkeyPatch
 ):
     """With several tiles in a slot, and blocks that a tile shares with others."""
-    monkeypatch.setattr(tpu, "tpu_blocks", lambda *_: TPUBlocks(kv=32, piece=8, q=tile_rows))
+    monkeypatch.setattr(tpu_tiles, "tpu_blocks", lambda *_: TPUBlocks(kv=32, piece=8, q=tile_rows))
     case, slot = CASES["smollm2"], 2
     packed, cache, angles = packed_rows(case), old_cache(case), angles_of(case)
     seen, written = run(case, packed, cache, angles, case.ragged)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 
-from emsjax.pallas_kernels.ragged_attention import tpu
+from emsjax.pallas_kernels.ragged_attention import tpu_tiles
 from emsjax.pallas_kernels.ragged_attention.tuning import TPUBlocks
 from tests.kernels.contract_attention import CASES, INT8, AttentionContract
 from tests.kernels.contract_cache_update import CASES as UPDATE_CASES
@@ -40,7 +40,7 @@ class TestAttentionSmallBlocks(AttentionContract):
 
     @pytest.fixture(autouse=True)
     def _blocks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(tpu, "tpu_blocks", lambda *_: TPUBlocks(kv=32, piece=8, q=4))
+        monkeypatch.setattr(tpu_tiles, "tpu_blocks", lambda *_: TPUBlocks(kv=32, piece=8, q=4))
 
 
 class TestInt8AttentionSmallBlocks(AttentionContract):
@@ -57,7 +57,7 @@ class TestInt8AttentionSmallBlocks(AttentionContract):
             # Slots of other dtypes may be shorter than a tile of scales.
             return TPUBlocks(kv=128 if cache[2] % 128 == 0 else 32, piece=8, q=4)
 
-        monkeypatch.setattr(tpu, "tpu_blocks", blocks)
+        monkeypatch.setattr(tpu_tiles, "tpu_blocks", blocks)
 
 
 class TestCacheUpdate(CacheUpdateContract):

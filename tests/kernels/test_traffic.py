@@ -8,7 +8,8 @@ from dataclasses import replace
 import jax
 import pytest
 
-from emsjax.pallas_kernels.ragged_attention import tpu
+from emsjax.pallas_kernels.ragged_attention import tpu_tiles
+from emsjax.pallas_kernels.ragged_attention.tpu_stream import Stream
 from emsjax.pallas_kernels.ragged_attention.tuning import TPUBlocks
 from tests.kernels.caches import Ragged
 from tests.kernels.contract_attention import CASES, AttentionContract
@@ -26,15 +27,15 @@ class Attention(AttentionContract):
 def fetched(interpreting_tpu: list[str], monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of tokens in each copy that the kernel starts."""
     counts: list[int] = []
-    copy = tpu._Stream._copy_some
+    copy = Stream._copy_some
 
     def counted(self, act, tile, block, buffer, first, count):
         if act == "start":
             jax.debug.callback(lambda: counts.append(count))
         copy(self, act, tile, block, buffer, first, count)
 
-    monkeypatch.setattr(tpu._Stream, "_copy_some", counted)
-    monkeypatch.setattr(tpu, "tpu_blocks", lambda *_: BLOCKS)
+    monkeypatch.setattr(Stream, "_copy_some", counted)
+    monkeypatch.setattr(tpu_tiles, "tpu_blocks", lambda *_: BLOCKS)
     Attention.programs.clear()
     return counts
 
