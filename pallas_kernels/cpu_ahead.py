@@ -6,7 +6,6 @@ A processor waits if it is told to read many lines at once, so each step of a lo
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
 
@@ -16,15 +15,31 @@ _LINE = 64  # bytes that a processor reads at a time
 _WORD = ir.IntType(64)
 
 
-class Ahead(NamedTuple):
-    """Runs of bytes to read in the steps of a loop. Addresses and strides are in bytes.
+class Runs(NamedTuple):
+    """Runs of bytes to read. Addresses and strides are in bytes.
 
     Attributes:
       start: address of the first run.
       run: bytes of a run.
       stride: from the beginning of a run to that of the next one.
+      size: bytes of all runs.
+    """
+
+    start: Any
+    run: Any
+    stride: Any
+    size: Any
+
+
+class Ahead(NamedTuple):
+    """What to read of some runs in the steps of a loop.
+
+    Attributes:
+      start: see `Runs`.
+      run: see `Runs`.
+      stride: see `Runs`.
       done: how many bytes of the runs have been read before.
-      step: how many bytes to read at once; at most a line, but all of them before `spread`.
+      step: how many bytes to read at once, at most a line.
       times: how often to do so in a step of the loop; 0 to read none.
     """
 
@@ -37,18 +52,12 @@ class Ahead(NamedTuple):
 
 
 @compiled
-def at_once(start: Any, run: Any, stride: Any, size: Any) -> Ahead:
-    """Returns the reading of all bytes of some runs, which `spread` divides."""
-    return Ahead(start, run, stride, np.int64(0), size, np.int64(1))
-
-
-@compiled
-def spread(whole: Ahead, begin: Any, end: Any, steps: Any) -> Ahead:
-    """Spreads the reading of the bytes from `begin` to `end` over some steps of a loop."""
+def spread(runs: Runs, begin: Any, end: Any, steps: Any) -> Ahead:
+    """Spreads the reading of the runs' bytes from `begin` to `end` over some steps of a loop."""
     size, steps = end - begin, max(steps, 1)
     times = (size + steps * _LINE - 1) // (steps * _LINE)
     step = (size + steps * times - 1) // max(steps * times, 1)
-    return Ahead(whole.start, whole.run, whole.stride, begin, step, times)
+    return Ahead(runs.start, runs.run, runs.stride, begin, step, times)
 
 
 def reader(builder: Any, ahead: Ahead, once: bool = False) -> Callable[[], None]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from numba import carray
 
-from emsjax.pallas_kernels.cpu_ahead import at_once, spread
+from emsjax.pallas_kernels.cpu_ahead import Runs, spread
 from emsjax.pallas_kernels.cpu_dots import OUTS, ROWS, Dots, dots_of, height_of
 from emsjax.pallas_kernels.cpu_rows import LANES
 from emsjax.pallas_kernels.host_call import argument, compiled, pointer, result, size
@@ -71,7 +71,7 @@ def strip(fill: Callable, bits: int, stored: np.dtype | None) -> Callable:
                     terms = min(depth, num_in - done)
                     weights = begin + out * row_bytes + done * bits // 8
                     run, weights_row = terms * bits // 8, row_bytes
-                    further = at_once(weights + OUTS * row_bytes, run, row_bytes, OUTS * run)
+                    further = Runs(weights + OUTS * row_bytes, run, row_bytes, OUTS * run)
                     if not here:
                         fill(frame, layer, first + out, done, min(OUTS, outs - out), terms, wide)
                         weights, weights_row = np.int64(wide.ctypes.data), wide.strides[0]
@@ -81,8 +81,8 @@ def strip(fill: Callable, bits: int, stored: np.dtype | None) -> Callable:
                     row, steps = start, (terms + LANES - 1) // LANES
                     while row < end:
                         height = height_of(end - row)
-                        begin_ahead = further.step * min(row, most) // most
-                        end_ahead = further.step * min(row + height, most) // most
+                        begin_ahead = further.size * min(row, most) // most
+                        end_ahead = further.size * min(row + height, most) // most
                         dots = Dots(
                             weights,
                             weights_row,

@@ -16,7 +16,7 @@ import numpy as np
 from numba import carray
 
 from emsjax.pallas_kernels import cpu_ahead, small_products
-from emsjax.pallas_kernels.cpu_ahead import Ahead, at_once, spread
+from emsjax.pallas_kernels.cpu_ahead import Ahead, Runs, spread
 from emsjax.pallas_kernels.host_call import (
     argument,
     compiled,
@@ -184,7 +184,7 @@ def _clear(frame: int, first: int) -> None:
 
 
 @compiled
-def _ahead(frame: int, tile: Tile, block: int, stride: int, itemsize: int, part: Any) -> Ahead:
+def _runs(frame: int, tile: Tile, block: int, stride: int, itemsize: int, part: Any) -> Runs:
     """Returns what to read of the block after the one at an address.
 
     Its tokens are a stride apart. Each head's scores and each head's values have a part of it to
@@ -199,14 +199,13 @@ def _ahead(frame: int, tile: Tile, block: int, stride: int, itemsize: int, part:
     else:  # a part is a head's keys or values
         tokens = _BLOCK
         start += (tile.head + part // 2 + part % 2 * kv_heads) * run
-    return at_once(start, run, stride, tokens * run if tile.rows <= FEW_ROWS else 0)
+    return Runs(start, run, stride, tokens * run if tile.rows <= FEW_ROWS else 0)
 
 
 @compiled
-def _share(ahead: Ahead, first: Any, end: Any, steps: Any) -> Ahead:
+def _share(runs: Runs, first: Any, end: Any, steps: Any) -> Ahead:
     """Returns what to read beside some tokens of a block, of what to read beside all of them."""
-    size = ahead.step
-    return spread(ahead, size * first // _BLOCK, size * end // _BLOCK, steps)
+    return spread(runs, runs.size * first // _BLOCK, runs.size * end // _BLOCK, steps)
 
 
 @compiled
@@ -225,7 +224,8 @@ def _factors(frame: int) -> tuple:
 def _scores_of(dtype: np.dtype) -> Callable[[Product, int, int], None]:
     """Returns a compiled product with a block's keys, whose elements are of a type.
 
-    It takes the matrices, with what to read ahead, and the numbers of rows and columns.
+    It takes the matrices, whose `ahead` is `Runs` that it divides, and the numbers of rows and
+    columns.
     """
     multiply = product_of(dtype)
 
@@ -245,8 +245,9 @@ def _scores_of(dtype: np.dtype) -> Callable[[Product, int, int], None]:
 def _values_of(dtype: np.dtype) -> Callable[[Values, int, np.ndarray], None]:
     """Returns a compiled function that adds a block's values, whose elements are of a type.
 
-    It takes the values, with what to read ahead, the number of columns, and which tokens are
-    holes, empty if none is. Holes may hold NaN, and 0 * NaN is NaN, so they are left out.
+    It takes the values, whose `ahead` is `Runs` that it divides, the number of columns, and which
+    tokens are holes, empty if none is. Holes may hold NaN, and 0 * NaN is NaN, so they are left
+    out.
     """
     add = add_values_of(dtype)
 
@@ -315,8 +316,8 @@ def _attention(storage: type) -> Callable:
                 source = Place(layer, tile.slot, first, tokens, tile.head + head)
                 keys, step = widened(frame, block, stride, source, wide)
                 q, sums = queries + head * width * row, mixed + head * width * row
-                part = _ahead(frame, tile, block, stride, itemsize, 2 * head)
-                scored = Product(keys, step, term, q, row, at, row, width, part)
+                runs = _runs(frame, tile, block, stride, itemsize, 2 * head)
+                scored = Product(keys, step, term, q, row, at, row, width, runs)
                 score(scored, tokens, columns)
                 if soft_cap > 0:
                     soften(scores, tokens, soft_cap)
@@ -325,8 +326,8 @@ def _attention(storage: type) -> Callable:
                 weigh(Block(at, row, tokens, top, total, decays), columns)
                 source = Place(layer, tile.slot, first, tokens, kv_heads + tile.head + head)
                 values, step = widened(frame, block, stride, source, wide)
-                part = _ahead(frame, tile, block, stride, itemsize, 2 * head + 1)
-                seen = Values(values, step, at, row, decays, sums, tokens, width, part)
+                runs = _runs(frame, tile, block, stride, itemsize, 2 * head + 1)
+                seen = Values(values, step, at, row, decays, sums, tokens, width, runs)
                 add_values(seen, tile.rows * group, holes[first:])
         _write(frame, tile, group, scratch)
 
