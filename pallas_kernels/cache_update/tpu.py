@@ -13,6 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from emsjax.pallas_kernels.kv_layout import pack_kv
 from emsjax.pallas_kernels.manual_axes import result_like
+from emsjax.pallas_kernels.tpu_memory import last_in_hbm
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.int8)
 
@@ -65,4 +66,4 @@ def update_kv_cache(
         ),
         name="update_kv_cache",
     )
-    return call(*scalars, rows, cache)
+    return last_in_hbm(call)(*scalars, rows, cache)

@@ -23,6 +23,7 @@ from emsjax.pallas_kernels.ragged_attention.lane_pieces import LanePieces, lane_
 from emsjax.pallas_kernels.ragged_attention.lanes import places, width
 from emsjax.pallas_kernels.ragged_attention.tpu_head_norms import Group, normed, scales_of
 from emsjax.pallas_kernels.ragged_attention.tpu_head_scales import quantised, turn
+from emsjax.pallas_kernels.tpu_memory import last_in_hbm
 from emsjax.pallas_kernels.tpu_registers import SUBLANES
 
 
@@ -375,7 +376,7 @@ def split_heads(
         ),
         name="split_heads",
     )
-    return list(call(*scalars, *inputs, cache))
+    return list(last_in_hbm(call)(*scalars, *inputs, cache))
 
 
 def bytes_of_heads(

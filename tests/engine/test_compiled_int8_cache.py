@@ -17,7 +17,8 @@ from tests.engine.test_compiled import AS_FOR_USERS, CONFIG, check_no_copy_of_th
 from tests.engine.test_compiled_int8 import widened
 from tests.ladders import two_rungs
 
-# So many that the cache does not fit into VMEM, where XLA would move it for each step.
+# So many that the rows of prompts do not fit into VMEM: they are written by `update_kv_cache`, and
+# those of drafts by `split_heads`.
 SLOTS = 32
 pytestmark = pytest.mark.usefixtures("no_compile_cache")
 

@@ -198,3 +198,7 @@ class CacheUpdateContract:
 
     def test_a_donated_cache_is_updated_in_place(self):
         self.check(CASES["padded-row"], Ragged((1, 0, 4), (9, 3, 24)), layer=1, donated=True)
+
+    def test_a_call_outside_of_a_compiled_program(self, monkeypatch):
+        monkeypatch.setitem(self.programs, False, self.programs[False].__wrapped__)
+        self.check(CASES["padded-row"], Ragged((1, 0, 4), (9, 3, 24)), layer=1)
