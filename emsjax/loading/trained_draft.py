@@ -67,12 +67,7 @@ def load_trained(
     narrow = jax.default_backend() == "cpu" and model.dtype == jnp.float32
     dtype = jnp.bfloat16 if narrow and manifest.kind == RECURRENT else model.dtype
     draft, token_ids = read_draft(directory, dtype)
-    if token_ids[-1] >= model.vocab_size:
-        raise UserError(
-            f"the draft {directory} is damaged (its token ids go up to {token_ids[-1]}, but "
-            f"{target.name} has {model.vocab_size} tokens); train it again with "
-            "`python -m emsjax.train`"
-        )
+    check_ids(directory, token_ids, target)
     if manifest.kind == JAKIRO:
         draft.dtype = jnp.dtype(model.dtype)
     graphdef, params = nnx.split(draft)
@@ -105,6 +100,20 @@ def check_target(directory: Path, manifest: DraftManifest, target: LoadedModel) 
         raise UserError(
             f"the draft {directory} was trained for {manifest.target}, not for {target.name}"
             f"{difference}; train a draft for {target.name} with `python -m emsjax.train`"
+        )
+
+
+def check_ids(directory: Path, token_ids: np.ndarray, target: LoadedModel) -> None:
+    """Checks that the target has all tokens that a draft can propose, int32[Vd] in order.
+
+    Raises:
+      UserError: it has not.
+    """
+    if token_ids[-1] >= target.model.vocab_size:
+        raise UserError(
+            f"the draft {directory} is damaged (its token ids go up to {token_ids[-1]}, but "
+            f"{target.name} has {target.model.vocab_size} tokens); train it again with "
+            "`python -m emsjax.train`"
         )
 
 

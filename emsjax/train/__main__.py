@@ -107,7 +107,7 @@ def _check(kind: str, steps: int | None, tensor_parallel: int | None) -> None:
     if kind not in DRAFT_KINDS:
         raise UserError(f"kind {kind!r} is unknown; choose from {', '.join(DRAFT_KINDS)}")
     if steps == 0 and kind not in _SOLVED:
-        raise UserError(f"steps is 0, but a {kind} draft starts from nothing; give more --steps")
+        raise UserError(f"steps is 0, but a {kind} draft learns by updates only; give more --steps")
 
 
 def _check_start(kind: str, **sizes: int | None) -> None:

@@ -11,7 +11,7 @@ from emsjax.limits import RECURRENT
 from emsjax.loading.draft_checkpoint import MANIFEST, read_draft, read_manifest
 from emsjax.loading.drafter import shipped_draft
 from emsjax.loading.load import LoadedModel
-from emsjax.loading.trained_draft import check_target
+from emsjax.loading.trained_draft import check_ids, check_target
 from emsjax.models.recurrent_draft import RecurrentDraft
 from emsjax.train.settings import SHIPPED
 
@@ -50,6 +50,7 @@ def read_start(name: str, target: LoadedModel) -> Start:
             "can be trained further; leave out --start-from"
         )
     draft, token_ids = read_draft(directory, jnp.float32)
+    check_ids(directory, token_ids, target)
     return Start(draft, token_ids, manifest.trained_on)
 
 

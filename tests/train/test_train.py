@@ -150,10 +150,11 @@ def test_a_draft_that_cannot_be_trained_further(corpus: Path, trained: Path, tmp
     [
         (["--kind", "jakiro"], "kind is jakiro, but only recurrent drafts can be trained further"),
         (["--width", "64"], "width is 64, but the draft to start from determines it"),
+        (["--steps", "0"], "steps is 0, but a recurrent draft learns by updates only"),
         (["--vocabulary", "80"], "vocabulary is 80, but the draft to start from determines it"),
     ],
 )
-def test_options_that_a_draft_to_start_from_determines(
+def test_options_that_do_not_go_with_a_draft_to_start_from(
     options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     output = tmp_path / "run"
@@ -317,12 +318,17 @@ def test_a_manifest_with_invalid_values_is_refused(
 
 
 @pytest.mark.parametrize("ids", [[], [3, 2], [-1, 2], [[1, 2]], [1, 1], [5, 10**6]])
-def test_a_draft_with_invalid_token_ids_is_refused(trained: Path, tmp_path: Path, ids: list):
+def test_a_draft_with_invalid_token_ids_is_refused(
+    corpus: Path, trained: Path, tmp_path: Path, ids: list
+):
     shutil.copytree(trained / "draft", tmp_path / "draft")
     file = tmp_path / "draft" / "draft.safetensors"
     save_file(load_file(file) | {"token_ids": np.asarray(ids, np.int32)}, file)
     with pytest.raises(UserError, match="is damaged"):
         LLM(str(checkpoint("llama3")), draft_model=str(tmp_path / "draft"))
+    further = replace(training(corpus, tmp_path / "run"), start_from=str(tmp_path / "draft"))
+    with pytest.raises(UserError, match="is damaged"):
+        train(further)
 
 
 def test_duplicates_of_a_prompt_are_held_out_together():
