@@ -54,7 +54,7 @@ def train(
     """
     _check(kind, steps, tensor_parallel)
     if start_from is not None:
-        _check_start(kind, layers=layers, width=width, vocabulary=vocabulary)
+        _check_sizes(layers=layers, width=width, vocabulary=vocabulary)
     from emsjax.host.cache import use_compile_cache
     from emsjax.loading.progress import progress_bar
     from emsjax.train.record import Writing
@@ -110,12 +110,8 @@ def _check(kind: str, steps: int | None, tensor_parallel: int | None) -> None:
         raise UserError(f"steps is 0, but a {kind} draft learns by updates only; give more --steps")
 
 
-def _check_start(kind: str, **sizes: int | None) -> None:
-    if kind != RECURRENT:
-        raise UserError(
-            f"kind is {kind}, but only {RECURRENT} drafts can be trained further; leave out "
-            "--start-from"
-        )
+def _check_sizes(**sizes: int | None) -> None:
+    """Checks that nothing is given that the draft to start from determines."""
     for name, size in sizes.items():
         if size is not None:
             raise UserError(
@@ -129,12 +125,12 @@ def _fitting(
     """Returns how a draft is trained, with what suits its kind for what is None."""
     from emsjax.train.fit import Fitting
 
-    solved = kind in _SOLVED
-    usual = _RATES[kind] if start_from is None else _RATE_FURTHER
+    solved, further = kind in _SOLVED, start_from is not None
+    usual = _RATE_FURTHER if further else _RATES[kind]
     return Fitting(
         steps=(0 if solved else 2000) if steps is None else steps,
         # Such a draft is right at depth 1 before the first update.
-        one_ahead=0.0 if solved or start_from is not None else 0.6,
+        one_ahead=0.0 if solved or further else 0.6,
         learning_rate=usual if rate is None else rate,
         **more,
     )

@@ -12,6 +12,7 @@ from emsjax.host.files import replace_text
 from emsjax.host.json_text import to_json
 from emsjax.host.locks import alone_in
 from emsjax.host.memory_error import naming_memory
+from emsjax.limits import RECURRENT
 from emsjax.loading.draft_checkpoint import DraftManifest, probe, save_draft
 from emsjax.loading.load import LoadedModel, load_model
 from emsjax.train.batches import Split, frequent_tokens, is_held_out
@@ -46,10 +47,15 @@ def train(
       The directory of the draft, for `--draft-model`.
 
     Raises:
-      UserError: the target or the inputs cannot be read, there are too few prompts, another process
-        is training in the output, or the output holds a run that is damaged or has other settings
-        or prompts.
+      UserError: the target, the inputs or the draft to start from cannot be read, a draft of this
+        kind cannot be trained further, there are too few prompts, another process is training in
+        the output, or the output holds a run that is damaged or has other settings or prompts.
     """
+    if training.start_from and training.kind != RECURRENT:
+        raise UserError(
+            f"kind is {training.kind}, but only {RECURRENT} drafts can be trained further; leave "
+            "out --start-from"
+        )
     refusal = f"another process is training in {training.output}; give another --output"
     with ExitStack() as held:
         try:

@@ -103,7 +103,7 @@ def test_the_draft_is_accepted_and_does_not_change_the_text(trained: Path):
 def test_a_draft_is_trained_further(corpus: Path, trained: Path, tmp_path: Path):
     shutil.copytree(trained / "texts", tmp_path / "texts")
     fitting = replace(FITTING, steps=20, one_ahead=0.0)
-    train(replace(further(corpus, trained, tmp_path), fitting=fitting))
+    train(replace(further(corpus, trained / "draft", tmp_path), fitting=fitting))
     before, after = log(tmp_path)
     # The draft was rounded to bfloat16 in between.
     assert before.step == 0
@@ -121,12 +121,14 @@ def test_a_draft_is_trained_further(corpus: Path, trained: Path, tmp_path: Path)
     )
 
 
-def further(corpus: Path, trained: Path, output: Path) -> Training:
-    return replace(training(corpus, output), start_from=str(trained / "draft"))
+def further(corpus: Path, draft: Path, output: Path) -> Training:
+    return replace(training(corpus, output), start_from=str(draft))
 
 
 def test_a_draft_that_cannot_be_trained_further(corpus: Path, trained: Path, tmp_path: Path):
-    start = further(corpus, trained, tmp_path / "run")
+    start = further(corpus, trained / "draft", tmp_path / "run")
+    with pytest.raises(UserError, match="kind is jakiro, but only recurrent drafts can be trained"):
+        train(replace(start, kind="jakiro"))
     with pytest.raises(UserError, match=r"was trained for .*, not for"):
         train(replace(start, model=str(checkpoint("mistral"))))
     with pytest.raises(UserError, match=r"is not the directory of a trained draft, because it has"):
@@ -326,9 +328,8 @@ def test_a_draft_with_invalid_token_ids_is_refused(
     save_file(load_file(file) | {"token_ids": np.asarray(ids, np.int32)}, file)
     with pytest.raises(UserError, match="is damaged"):
         LLM(str(checkpoint("llama3")), draft_model=str(tmp_path / "draft"))
-    further = replace(training(corpus, tmp_path / "run"), start_from=str(tmp_path / "draft"))
     with pytest.raises(UserError, match="is damaged"):
-        train(further)
+        train(further(corpus, tmp_path / "draft", tmp_path / "run"))
 
 
 def test_duplicates_of_a_prompt_are_held_out_together():
