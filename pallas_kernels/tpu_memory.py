@@ -19,6 +19,10 @@ def last_in_hbm(call: Callable[..., Any]) -> Callable[..., Any]:
     @functools.partial(jax.jit, inline=True)
     def constrained(*operands: Any) -> Any:
         *others, cache = operands
-        return call(*others, pltpu.with_memory_space_constraint(cache, pltpu.HBM))
+        results = call(*others, pltpu.with_memory_space_constraint(cache, pltpu.HBM))
+        # XLA refuses to return from a program what is constrained; behind a barrier it returns it.
+        return jax.tree.map(
+            lambda x: jax.lax.optimization_barrier(x) if x.shape == cache.shape else x, results
+        )
 
     return constrained
