@@ -64,7 +64,9 @@ class Hosts(ABC):
         self.failure: str | None = None
         self.checks = checks()
         self._patience_s = patience_s
-        self._ended = self._over = self._left = False
+        self._ended = self._over = False
+        # Held by the thread that ends the process, so that one says why.
+        self._leaving = threading.Lock()
         self._busy_since: float | None = None
         for peer in peers:
             threading.Thread(target=self._listen, args=(peer,), daemon=True).start()
@@ -90,7 +92,8 @@ class Hosts(ABC):
             self._end()
             self._ended = True
             _disconnect()
-            self._over = self._left = True
+            self._over = True
+            self._leaves_first()
 
     @contextmanager
     def starting(self) -> Iterator[None]:
@@ -154,7 +157,8 @@ class Hosts(ABC):
             until = time.monotonic() + _GRACE_S
             while self.failure is None and time.monotonic() < until:
                 time.sleep(0.01)
-        self._left = True
+        if not self._leaves_first():
+            time.sleep(_GRACE_S)  # the thread that watches ends the process
         if self.failure is None:
             self._over = True
             self._give_up(_in_short(error))
@@ -178,10 +182,14 @@ class Hosts(ABC):
 
     def _abandon(self, why: str) -> None:
         """Ends the process if the main thread does not: it waits for what nothing can end."""
-        if not self._left:
+        if self._leaves_first():
             with suppress(OSError, ValueError):  # whoever reads it is gone, too
                 print(f"error: {why}", file=sys.stderr, flush=True)
             _leave_now(2)
+
+    def _leaves_first(self) -> bool:
+        """Returns whether no other thread has begun to leave the run."""
+        return self._leaving.acquire(blocking=False)
 
     def _listen(self, peer: Peer) -> None:
         while not self._over:

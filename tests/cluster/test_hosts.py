@@ -29,6 +29,13 @@ from emsjax.errors import UserError
 
 wait = threading.Event().wait
 hosts._GRACE_S = 0.5
+leave = hosts._leave_now
+
+def leave_slowly(status):
+    wait(0.2)  # in which another thread could say why once more
+    leave(status)
+
+hosts._leave_now = leave_slowly
 lead, gone, waits = (word == "True" for word in sys.argv[1:])
 with socket.create_server(("localhost", 0)) as door:
     here, there = socket.create_connection(door.getsockname()), door.accept()[0]
@@ -94,7 +101,8 @@ def lead(ends, wires):
 
     yield make
     for each in made:
-        each._over = each._left = True
+        each._over = True
+        each._leaves_first()
 
 
 @pytest.fixture
@@ -108,7 +116,8 @@ def pair(lead, wires):
 
     yield make
     for each in made:
-        each._over = each._left = True
+        each._over = True
+        each._leaves_first()
 
 
 def until(true):
