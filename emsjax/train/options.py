@@ -84,8 +84,8 @@ LearningRate = Annotated[
     float | None,
     typer.Option(
         min=0.0,
-        help="Highest learning rate. (default: 0.002; 0.001 for jakiro; 0.0005 for own-layers "
-        "and hidden-transfer)",
+        help="Highest learning rate. (default: 0.002; 0.001 for jakiro; 0.0005 for own-layers, "
+        "hidden-transfer and --start-from)",
     ),
 ]
 EvaluateEvery = Annotated[
