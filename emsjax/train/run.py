@@ -12,7 +12,6 @@ from emsjax.host.files import replace_text
 from emsjax.host.json_text import to_json
 from emsjax.host.locks import alone_in
 from emsjax.host.memory_error import naming_memory
-from emsjax.limits import RECURRENT
 from emsjax.loading.draft_checkpoint import DraftManifest, probe, save_draft
 from emsjax.loading.load import LoadedModel, load_model
 from emsjax.train.batches import Split, frequent_tokens, is_held_out
@@ -23,11 +22,18 @@ from emsjax.train.kinds import Config, config_of, task_of
 from emsjax.train.lesson import Lesson
 from emsjax.train.own_prompts import start_of_message, write_own_prompts
 from emsjax.train.record import Text, write_texts
-from emsjax.train.settings import OWN_PROMPTS, Training, settings_before, settle, write_settings
-from emsjax.train.start import read_start
+from emsjax.train.settings import (
+    DRAFT,
+    OWN_PROMPTS,
+    Training,
+    settings_before,
+    settle,
+    write_settings,
+)
+from emsjax.train.start import check_start, read_start
 
 # Files and directories of a run.
-TEXTS, CHECKPOINTS, DRAFT = "texts", "checkpoints", "draft"
+TEXTS, CHECKPOINTS = "texts", "checkpoints"
 LOG, CURVES = "log.jsonl", "curves.png"
 
 
@@ -49,13 +55,10 @@ def train(
     Raises:
       UserError: the target, the inputs or the draft to start from cannot be read, a draft of this
         kind cannot be trained further, there are too few prompts, another process is training in
-        the output, or the output holds a run that is damaged or has other settings or prompts.
+        the output, the output holds a run that is damaged or has other settings, prompts or another
+        draft to start from, or the run would overwrite that draft.
     """
-    if training.start_from and training.kind != RECURRENT:
-        raise UserError(
-            f"kind is {training.kind}, but only {RECURRENT} drafts can be trained further; leave "
-            "out --start-from"
-        )
+    check_start(training)
     refusal = f"another process is training in {training.output}; give another --output"
     with ExitStack() as held:
         try:
@@ -74,7 +77,7 @@ def _train(
 ) -> Path:
     before = settings_before(training)
     target = load_model(training.model, dtype=training.dtype)
-    start = read_start(training.start_from, target) if training.start_from else None
+    start = None if training.start_from is None else read_start(training.start_from, target)
     config = start.draft.config if start else config_of(training, target)
     prompts = _given_prompts(training, target)
     message = start_of_message(target) if training.own_prompts else []
@@ -83,7 +86,7 @@ def _train(
     prompts += _own_prompts(training, target, message, on_text)
     held_prompts = [is_held_out(prompt, training.held_out) for prompt in prompts]
     _check_held_out(held_prompts)
-    settle(training, prompts, before or {})
+    settle(training, prompts, start.digest() if start else None, before or {})
     texts = write_texts(target, prompts, training.output / TEXTS, training.writing, on_text)
     learn = [text for text in texts if not held_prompts[text.prompt]]
     # Only the greedy text of each prompt, so that every prompt has the same weight.

@@ -15,7 +15,7 @@ from emsjax.loading.hf.config import read_json
 from emsjax.train.fit import Fitting
 from emsjax.train.record import Writing
 
-OWN_PROMPTS, SETTINGS = "own-prompts.jsonl", "settings.json"
+OWN_PROMPTS, SETTINGS, DRAFT = "own-prompts.jsonl", "settings.json", "draft"
 # As a draft to start from, the one that the package ships.
 SHIPPED = "shipped"
 
@@ -34,7 +34,9 @@ class Training:
       writing: how the target writes.
       kind: of the draft, one of `DRAFT_KINDS`.
       start_from: directory of a recurrent draft to go on from, or "shipped" for the one that comes
-        with the package; None for a new draft. It determines `layers`, `width` and `vocabulary`.
+        with the package; None for a new draft. It determines `layers`, `width` and `vocabulary`;
+        the values here are ignored. The defaults of `Fitting` are for new drafts: to train
+        one further, the command sets `one_ahead` to 0 and `learning_rate` to 5e-4.
       layers: feed-forward layers of a recurrent draft; how many of the target's last layers a draft
         of inner states runs. None for 2, for half of the target's with hidden transfer, and for the
         only one of a Jakiro head.
@@ -85,16 +87,22 @@ def settings_before(training: Training) -> dict[str, Any] | None:
     return before
 
 
-def settle(training: Training, prompts: Sequence[Sequence[int]], before: dict[str, Any]) -> None:
-    """Records which prompts the run uses, after checking that they have not changed.
+def settle(
+    training: Training,
+    prompts: Sequence[Sequence[int]],
+    start: str | None,
+    before: dict[str, Any],
+) -> None:
+    """Records which prompts and draft the run uses, after checking that they have not changed.
 
     Args:
       training: the settings.
       prompts: token ids of each prompt.
+      start: the digest of the draft to start from, if there is one.
       before: the result of `settings_before`; empty for a new run.
 
     Raises:
-      UserError: the prompts differ from the run's, or the settings cannot be written.
+      UserError: the prompts or the draft differ from the run's, or the settings cannot be written.
     """
     digest = hashlib.sha256(repr([list(prompt) for prompt in prompts]).encode()).hexdigest()[:16]
     if before.get("prompts", digest) != digest:
@@ -103,10 +111,16 @@ def settle(training: Training, prompts: Sequence[Sequence[int]], before: dict[st
             f"{training.output} holds a run with other prompts than "
             f"{', '.join(map(str, files))} now contains; restore them, or give another --output"
         )
-    write_settings(training, {"prompts": digest})
+    # Checkpoints hold weights without the tokens that they propose, which are those of the draft.
+    if before.get("start", start) != start:
+        raise UserError(
+            f"{training.output} went on from another draft than {training.start_from} now is; "
+            "restore that one, or give another --output"
+        )
+    write_settings(training, {"prompts": digest, "start": start})
 
 
-def write_settings(training: Training, more: dict[str, str]) -> None:
+def write_settings(training: Training, more: dict[str, str | None]) -> None:
     """Writes the settings file; call it only after checking model and prompts.
 
     Args:

@@ -147,9 +147,45 @@ def test_a_draft_that_cannot_be_trained_further(corpus: Path, trained: Path, tmp
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["~nosuchuser/draft", "x" * 300, ""])
+def test_a_draft_to_start_from_that_cannot_be_looked_up(corpus: Path, tmp_path: Path, name: str):
+    with pytest.raises(UserError, match=r"^start_from (is )?'.*'(;| cannot be looked up) .*give"):
+        train(replace(training(corpus, tmp_path / "run"), start_from=name))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_draft_to_start_from_is_not_overwritten(corpus: Path, trained: Path, tmp_path: Path):
+    shutil.copytree(trained / "draft", tmp_path / "draft")
+    with pytest.raises(UserError, match="is where this run writes its own draft"):
+        train(further(corpus, tmp_path / "run" / ".." / "draft", tmp_path))
+    assert [each.name for each in tmp_path.iterdir()] == ["draft"]
+
+
+def test_a_training_does_not_continue_with_another_draft_to_start_from(
+    corpus: Path, trained: Path, tmp_path: Path
+):
+    shutil.copytree(trained / "draft", tmp_path / "draft")
+    shutil.copytree(trained / "texts", tmp_path / "run" / "texts")
+
+    def killed(_progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    start = further(corpus, tmp_path / "draft", tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        train(start, on_progress=killed)
+    file = tmp_path / "draft" / "draft.safetensors"
+    tensors = load_file(file)
+    ids = tensors["token_ids"]
+    unused = np.setdiff1d(np.arange(100, dtype=np.int32), ids)
+    save_file(tensors | {"token_ids": np.sort(np.append(ids[1:], unused[:1]))}, file)
+    with pytest.raises(UserError, match="went on from another draft than"):
+        train(start)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--start-from", ""], "--start-from is ''"),
         (["--kind", "jakiro"], "kind is jakiro, but only recurrent drafts can be trained further"),
         (["--width", "64"], "width is 64, but the draft to start from determines it"),
         (["--steps", "0"], "steps is 0, but a recurrent draft learns by updates only"),
