@@ -16,8 +16,9 @@ from tests.engine.setup import check_greedy, jobs, make_engine, oracle_model, ru
 
 SLOTS, NUMBERS = 3, (2, 4, 8)
 NAMES = tuple(tiny.TINY)
-# On every number of devices: heads that all have keys of their own, that share two and that share
-# one; norms over all heads and over each; experts, biases, sinks, and positions that are learnt.
+# On every number of devices, and with sampled texts: heads that all have keys of their own, that
+# share two and that share one; norms over all heads and over each; experts, biases, sinks, and
+# positions that are learnt.
 ON_ALL = ("gpt2", "llama", "gemma", "olmo2", "stablelm", "gpt-oss")
 # Eight devices need eight heads, experts of a width that they can divide, and so many tokens that
 # each has some: it has blocks of 128.
@@ -50,13 +51,14 @@ def wide(name: str) -> str:
     return f"{name}-wide"
 
 
-def half_sampled() -> list[Job]:
-    """Returns jobs of which the first is sampled, so that one program decodes all of them."""
+def jobs_of(name: str) -> list[Job]:
+    """Returns jobs, of which the first is sampled or none, so that one program decodes them."""
     # Steps of eight devices take longer than those of one.
     todo = [replace(job, max_tokens=min(job.max_tokens, 20)) for job in jobs(8, longest=60)]
-    for key, settings in enumerate(SAMPLED):
-        choice = make_choice(seed=key, temperature=0.8, **settings)
-        todo[2 * key] = replace(todo[2 * key], choice=choice)
+    if name in ON_ALL:
+        for key, settings in enumerate(SAMPLED):
+            choice = make_choice(seed=key, temperature=0.8, **settings)
+            todo[2 * key] = replace(todo[2 * key], choice=choice)
     return todo
 
 
@@ -69,18 +71,22 @@ def results_of(name: str, number: int) -> list[Finished]:
     devices = shared_by(number)
     model = oracle_model(wide(name), devices)
     options = {"capacity": 256, "devices": devices, "make": one_rung}
-    return run_all(make_engine(model, "prompt-lookup", SLOTS, **options), half_sampled())
+    return run_all(make_engine(model, "prompt-lookup", SLOTS, **options), jobs_of(name))
 
 
 def texts_of(results: list[Finished]) -> list[tuple[int, ...]]:
     return [each.token_ids for each in results]
 
 
+def check_greedy_ones(name: str, results: list[Finished]) -> None:
+    check_greedy(tiny.oracle(wide(name)), [each for each in results if each.job.choice.greedy])
+
+
 @cache
 def texts_of_one_device(name: str) -> list[tuple[int, ...]]:
     """Returns the texts, after comparing the greedy ones with those of `transformers`."""
     results = results_of(name, 1)
-    check_greedy(tiny.oracle(wide(name)), [each for each in results if each.job.choice.greedy])
+    check_greedy_ones(name, results)
     return texts_of(results)
 
 
@@ -93,7 +99,11 @@ def cases() -> Iterator[tuple[str, int]]:
 
 @pytest.mark.parametrize(("name", "number"), list(cases()))
 def test_texts_are_those_of_one_device(name: str, number: int):
-    """Greedy ones and sampled ones, through slots that are refilled, with drafts."""
+    """Through slots that are refilled, with drafts."""
     results = results_of(name, number)
-    assert texts_of(results) == texts_of_one_device(name)
+    if name in ON_ALL:
+        assert texts_of(results) == texts_of_one_device(name)
+    else:
+        # `transformers` says what one device writes, in half of the time.
+        check_greedy_ones(name, results)
     assert sum(each.metrics.drafted_tokens for each in results) > 0
