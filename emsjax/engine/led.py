@@ -5,7 +5,6 @@ the same arguments. The leader decides everything, with all that depends on time
 files, and tells the others to make the same calls of their engines.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol, cast
 import jax
 import numpy as np
 
+from emsjax.engine.array_digest import array_digest
 from emsjax.engine.engine import Engine
 from emsjax.engine.grammar_table import Places
 from emsjax.engine.job import Job
@@ -277,11 +277,8 @@ class _Follower:
 
 def digest_of(state: DecodeState) -> str:
     """Returns a short digest of all that devices have the same: texts, lengths and figures."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(state.replace(cache=())):
-        if leaf.is_fully_replicated:
-            digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
+    leaves = jax.tree.leaves(state.replace(cache=()))
+    return array_digest(leaf for leaf in leaves if leaf.is_fully_replicated)
 
 
 def _with_arrays(state: DecodeState, made: dict[int, np.ndarray]) -> DecodeState:

@@ -1,6 +1,5 @@
 """A recurrent draft that a training run goes on from, instead of starting from nothing."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from emsjax.engine.array_digest import array_digest
 from emsjax.errors import UserError, check_name, foreign, short
 from emsjax.limits import RECURRENT
 from emsjax.loading.draft_checkpoint import MANIFEST, read_draft, read_manifest
@@ -35,10 +35,7 @@ class Start:
 
     def digest(self) -> str:
         """Returns a text that differs for other parameters and other tokens."""
-        found = hashlib.sha256(self.token_ids.tobytes())
-        for leaf in jax.tree.leaves(nnx.state(self.draft)):
-            found.update(np.asarray(leaf).tobytes())
-        return found.hexdigest()[:16]
+        return array_digest([self.token_ids, *jax.tree.leaves(nnx.state(self.draft))])
 
 
 def check_start(training: Training) -> None:
