@@ -93,7 +93,7 @@ class Hosts(ABC):
             self._ended = True
             _disconnect()
             self._over = True
-            self._leaves_first()
+            self._claim_end()
 
     @contextmanager
     def starting(self) -> Iterator[None]:
@@ -157,7 +157,7 @@ class Hosts(ABC):
             until = time.monotonic() + _GRACE_S
             while self.failure is None and time.monotonic() < until:
                 time.sleep(0.01)
-        if not self._leaves_first():
+        if not self._claim_end():
             time.sleep(_GRACE_S)  # the thread that watches ends the process
         if self.failure is None:
             self._over = True
@@ -182,13 +182,13 @@ class Hosts(ABC):
 
     def _abandon(self, why: str) -> None:
         """Ends the process if the main thread does not: it waits for what nothing can end."""
-        if self._leaves_first():
+        if self._claim_end():
             with suppress(OSError, ValueError):  # whoever reads it is gone, too
                 print(f"error: {why}", file=sys.stderr, flush=True)
             _leave_now(2)
 
-    def _leaves_first(self) -> bool:
-        """Returns whether no other thread has begun to leave the run."""
+    def _claim_end(self) -> bool:
+        """Returns whether the calling thread is the first to end the run; no other will be."""
         return self._leaving.acquire(blocking=False)
 
     def _listen(self, peer: Peer) -> None:

@@ -102,7 +102,7 @@ def lead(ends, wires):
     yield make
     for each in made:
         each._over = True
-        each._leaves_first()
+        each._claim_end()
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def pair(lead, wires):
     yield make
     for each in made:
         each._over = True
-        each._leaves_first()
+        each._claim_end()
 
 
 def until(true):
